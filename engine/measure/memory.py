@@ -1,0 +1,212 @@
+"""Where a rank's memory goes, from the allocator's own events over one traced step.
+
+torch's profiler reports every allocation and every free of the C++ allocator with its address, size and time. Each block is
+put into a category by who owns its address, or else by the actions in which it was born and died:
+
+    parameters, gradients, optimizer   owned: the address is that of a tensor of that kind
+    activations                        born in a forward (or received for one), died in a backward
+    communication                      born in the door or in a transfer, or outlived its action without being an activation,
+                                       such as an output that waits to be sent
+    temporary                          born and died within one action, and whatever is none of the above
+"""
+
+from __future__ import annotations
+
+import gc
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from engine.measure.recorder import ACTION_MARK, DOOR_MARK, Recorder
+from engine.tables import CATEGORIES
+
+
+class ActionTime(NamedTuple):
+    start_ns: int
+    end_ns: int
+    phase: str
+    kind: str
+    text: str
+
+
+@dataclass(slots=True)
+class Block:
+    """One allocation. `born` and `died` are numbers of actions; −1 is before the step."""
+
+    size: int
+    born: int
+    in_door: bool
+    owner: str = ""
+    died: int | None = None
+
+
+class Change(NamedTuple):
+    """One event of the allocator: a block that comes (sign 1) or goes (sign −1)."""
+
+    t_ns: int
+    action: int
+    sign: int
+    block: Block
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """What was read from one step. The three totals are the allocator's own, in bytes, apart from our accounting."""
+
+    actions: list[ActionTime]
+    changes: list[Change]
+    standing: list[Block]  # blocks that were there when the step began
+    start_total: int
+    peak_total: int
+    unaccounted: int  # live tensors at the end that the events do not explain, less those they claim and that are gone
+
+    def curve(self) -> list[tuple[int, int, dict[str, int]]]:
+        """(t_ns from the step's start, number of the action, bytes by category): at each action's start and highest point."""
+        now = dict.fromkeys(CATEGORIES, 0)
+        for block in self.standing:
+            now[self._category(block)] += block.size
+        zero = self.actions[0].start_ns
+        points = [(0, 0, dict(now))]
+        current, best, best_at = 0, sum(now.values()), 0
+        best_now = dict(now)
+        for change in self.changes:
+            if change.action != current:
+                points.append((best_at, current, best_now))
+                current, best_now, best = change.action, dict(now), sum(now.values())
+                best_at = self.actions[current].start_ns - zero
+                points.append((best_at, current, dict(now)))
+            now[self._category(change.block)] += change.sign * change.block.size
+            if sum(now.values()) > best:
+                best, best_now, best_at = sum(now.values()), dict(now), change.t_ns - zero
+        points.append((best_at, current, best_now))
+        points.append((self.actions[-1].end_ns - zero, len(self.actions) - 1, dict(now)))
+        return _one_each_instant(points)
+
+    def peak_rows(self, rank: int, pp: int, dp: int, tp: int) -> list[dict[str, Any]]:
+        highest = max((composition for _, _, composition in self.curve()), key=lambda c: sum(c.values()))
+        return [{"rank": rank, "pp": pp, "dp": dp, "tp": tp, "category": c, "bytes": n} for c, n in highest.items()]
+
+    def curve_rows(self, rank: int) -> list[dict[str, Any]]:
+        return [
+            {"rank": rank, "t_ns": t, "action": self.actions[action].text, "category": category, "bytes": size}
+            for t, action, composition in self.curve()
+            for category, size in composition.items()
+        ]
+
+    def _category(self, block: Block) -> str:
+        if block.owner:
+            return block.owner
+        if block.born < 0:
+            return "temporary"
+        born = self.actions[block.born]
+        transfer = born.kind in ("send", "recv")
+        if block.died == block.born:
+            return "communication" if block.in_door or transfer else "temporary"
+        if block.died is None:
+            return "temporary"
+        if born.phase == "forward" and self.actions[block.died].kind in ("B", "I", "W"):
+            return "activations"
+        return "communication"
+
+
+def _one_each_instant(points: list[tuple[int, int, dict[str, int]]]) -> list[tuple[int, int, dict[str, int]]]:
+    """Points in order of time; of several at one instant, the highest."""
+    kept: dict[int, tuple[int, int, dict[str, int]]] = {}
+    for point in points:
+        known = kept.get(point[0])
+        if known is None or sum(point[2].values()) > sum(known[2].values()):
+            kept[point[0]] = point
+    return [kept[t] for t in sorted(kept)]
+
+
+class Tracer:
+    """Traces the memory of what runs inside `step`; afterwards `result` reads it."""
+
+    def __init__(self, owned: dict[str, Iterable[Tensor]], recorder: Recorder, device: torch.device) -> None:
+        """`owned[category]` are the tensors that stay over steps and belong to that category."""
+        self._owners = {t.untyped_storage().data_ptr(): category for category, tensors in owned.items() for t in tensors}
+        self._recorder, self._device = recorder, device
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._before: dict[int, int] = {}
+        self._after: dict[int, int] = {}
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        self._before = _live_storages(self._device)
+        self._recorder.tracing = True
+        try:
+            with self._profile:
+                yield
+        finally:
+            self._recorder.tracing = False
+        self._after = _live_storages(self._device)
+
+    def result(self) -> MemoryTrace:
+        assert self._profile.profiler is not None
+        actions, doors, memory = _events(self._profile.profiler.kineto_results.experimental_event_tree(), self._device.type)
+        raw, running = [m[:3] for m in memory], [m[3] for m in memory]
+        starts = [a.start_ns for a in actions]
+        door_starts = [start for start, _ in doors]
+        alive = {p: Block(size, -1, False, self._owners.get(p, "")) for p, size in self._before.items()}
+        standing = list(alive.values())
+        changes = []
+        for t_ns, pointer, size in raw:
+            action = max(0, bisect_right(starts, t_ns) - 1)
+            if size > 0:
+                door = bisect_right(door_starts, t_ns) - 1
+                block = Block(size, action, door >= 0 and t_ns <= doors[door][1], self._owners.get(pointer, ""))
+                alive[pointer] = block
+                changes.append(Change(t_ns, action, 1, block))
+            elif pointer in alive:
+                block = alive.pop(pointer)
+                block.died = action
+                changes.append(Change(t_ns, action, -1, block))
+        start = sum(self._before.values())
+        first = running[0] - raw[0][2]
+        unaccounted = sum(self._after.values()) - sum(b.size for b in alive.values())
+        return MemoryTrace(actions, changes, standing, start, start + max(0, max(running) - first), unaccounted)
+
+
+def _live_storages(device: torch.device) -> dict[int, int]:
+    """Address → bytes of every tensor storage on the device that Python can reach.
+
+    Between steps no tensor lives in C++ alone, so that is all of them. What was there when the ranks were forked is not
+    looked at (it is frozen out of the collector), and holds no tensor.
+    """
+    gc.collect()  # a tensor in a dead cycle would be counted as there, and go unseen later
+    found = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), Tensor) and thing.device.type == device.type:
+            storage = thing.untyped_storage()
+            if storage.nbytes():
+                found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+def _events(tree: list[Any], device: str) -> tuple[list[ActionTime], list[tuple[int, int]], list[tuple[int, int, int, int]]]:
+    """The profiler's tree, flattened: actions, (start, end) of the door's work, and (t_ns, address, ± bytes, running total)."""
+    actions: list[ActionTime] = []
+    doors: list[tuple[int, int]] = []
+    memory: list[tuple[int, int, int, int]] = []
+    stack = tree[::-1]
+    while stack:
+        event = stack.pop()
+        stack.extend(event.children[::-1])  # in order, so that events of one instant stay in theirs
+        name = event.name
+        if name == "[memory]":
+            fields = event.extra_fields
+            if fields.device.type == device:
+                memory.append((event.start_time_ns, fields.ptr, fields.alloc_size, fields.total_allocated))
+        elif name.startswith(ACTION_MARK):
+            phase, text = name.removeprefix(ACTION_MARK).split(" ", 1)
+            actions.append(ActionTime(event.start_time_ns, event.end_time_ns, phase, text.split(" ", 1)[0], text))
+        elif name.startswith(DOOR_MARK):
+            doors.append((event.start_time_ns, event.end_time_ns))
+    memory.sort(key=lambda m: m[0])
+    return sorted(actions), sorted(doors), memory

@@ -1,0 +1,191 @@
+"""The only door to torch.distributed's collectives, sends and receives. What passes is counted, by axis and purpose.
+
+Payload bytes are those of the tensor handed in on this rank. Wire bytes are what this rank would send under the ring
+algorithm for that collective, whatever the backend does inside:
+
+    all_reduce       2 (n − 1) / n × payload
+    reduce_scatter     (n − 1) / n × payload       (the payload is the whole input)
+    all_gather         (n − 1)     × payload       (the payload is this rank's shard)
+    send                             payload
+    recv                           0
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from engine.measure.recorder import Passage, Recorder, Span
+from engine.schedule import Flow
+from engine.topology import Axis, Mesh
+
+Reduction = Literal["sum", "max"]
+_REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+
+
+class CommError(RuntimeError):
+    """A collective or transfer failed, which means that another rank went away first."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    device: torch.device
+    why: str
+
+
+def choose_backend(ranks_here: int, local_rank: int) -> Backend:
+    """NCCL when this machine has a GPU for each of its ranks, otherwise gloo on the CPU."""
+    gpus = torch.cuda.device_count()
+    counted = f"{gpus} GPU{'' if gpus == 1 else 's'} for {ranks_here} rank{'' if ranks_here == 1 else 's'}"
+    if gpus >= ranks_here:
+        # Tensors on the CPU (none in a step) still need gloo.
+        return Backend("cpu:gloo,cuda:nccl", torch.device("cuda", local_rank), f"{counted}, so NCCL")
+    return Backend("gloo", torch.device("cpu"), f"{counted}, so gloo on the CPU")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None for a group of one."""
+
+    axis: Axis
+    ranks: tuple[int, ...]
+    handle: dist.ProcessGroup | None
+
+
+class Pending:
+    """A call under way. It must be waited for: gloo gives up a transfer whose handle is dropped."""
+
+    def __init__(self, work: dist.Work, tensor: torch.Tensor, span: Span, recorder: Recorder) -> None:
+        self._work, self._tensor, self._span, self._recorder = work, tensor, span, recorder
+
+    def wait(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+        self._recorder.close(self._span)
+
+
+class Comm:
+    """One rank's connections to the others. Made by `connect`; `Comm.alone` for a model that is not sharded."""
+
+    def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> None:
+        self.mesh, self.rank, self.recorder, self.device = mesh, rank, recorder, device
+        self.at = mesh.coordinate(rank)
+        self.groups: dict[str, Group] = {
+            axis: Group(axis, mesh.group(rank, axis), None)
+            for axis in ("dp", "tp", "pp")  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def alone(cls, device: torch.device) -> Comm:
+        return cls(Mesh(1, 1, 1), 0, Recorder(), device)
+
+    @classmethod
+    def connect(cls, store: dist.Store, mesh: Mesh, rank: int, backend: Backend, seconds: float, recorder: Recorder) -> Comm:
+        """Join the other ranks that meet at `store`. `seconds` bounds every wait from then on."""
+        limit = timedelta(seconds=seconds)
+        try:
+            dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
+            comm = cls(mesh, rank, recorder, backend.device)
+            for name, group in list(comm.groups.items()):
+                comm.groups[name] = comm._open(group.axis, group.ranks, limit)
+            stages = comm.groups["pp"].ranks
+            # The two flows get connections of their own: on NCCL, calls on one connection run one after the other,
+            # and an activation going down would wait for the gradient coming up.
+            comm.groups["activation"] = comm.groups["pp"]
+            comm.groups["gradient"] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
+            if comm.at.pp in (0, mesh.pp - 1):
+                comm.groups["tie"] = comm._open("pp", (stages[0], stages[-1]), limit) if mesh.pp > 1 else comm.groups["pp"]
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+        return comm
+
+    @staticmethod
+    def _open(axis: Axis, ranks: tuple[int, ...], limit: timedelta) -> Group:
+        if len(ranks) == 1:
+            return Group(axis, ranks, None)
+        return Group(axis, ranks, dist.new_group(ranks, timeout=limit, use_local_synchronization=True))
+
+    @staticmethod
+    def disconnect() -> None:
+        dist.destroy_process_group()
+
+    # ------------------------------------------------------------------------------------------------- what is counted
+
+    def all_reduce(self, tensor: torch.Tensor, group: str, reduction: Reduction = "sum") -> torch.Tensor:
+        """Reduce `tensor` in place over the group; nothing happens in a group of one. Returns `tensor`."""
+        if self.groups[group].handle is not None:
+            self.start_all_reduce(tensor, group, reduction).wait()
+        return tensor
+
+    def start_all_reduce(self, tensor: torch.Tensor, group: str, reduction: Reduction = "sum") -> Pending:
+        """The same, under way: `tensor` must be left alone until the returned call was waited for."""
+        to = self.groups[group]
+        payload, n = tensor.nbytes, len(to.ranks)
+        span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n)
+        return self._start(lambda lent: dist.all_reduce(lent, _REDUCTIONS[reduction], group=to.handle, async_op=True), tensor, span)
+
+    def send(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
+        """Start sending to the rank at pp coordinate `stage`. `tensor` must be left alone until the call was waited for."""
+        return self._transfer("send", tensor, flow, stage, tag)
+
+    def receive(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> torch.Tensor:
+        """Wait for what the rank at pp coordinate `stage` sent under `tag`, and put it into `tensor`."""
+        self._transfer("recv", tensor, flow, stage, tag).wait()
+        return tensor
+
+    def _transfer(self, kind: str, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
+        peer = self.mesh.rank(self.at._replace(pp=stage))
+        pair = (min(self.rank, peer), max(self.rank, peer))
+        span = self._count("pp", kind, pair, tensor.nbytes, tensor.nbytes if kind == "send" else 0)
+        transfer = dist.isend if kind == "send" else dist.irecv
+        return self._start(lambda lent: transfer(lent, peer, group=self.groups[flow].handle, tag=tag), tensor, span)
+
+    def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
+        return self.recorder.passage(Passage(axis, collective, self.recorder.phase, ranks), payload, wire)
+
+    def _start(self, call: Callable[[torch.Tensor], dist.Work], tensor: torch.Tensor, span: Span) -> Pending:
+        try:
+            with self.recorder.door(span.kind) or nullcontext():
+                return Pending(call(_lend(tensor)), tensor, span, self.recorder)
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+
+    # -------------------------------------------------------------------------------- what measuring needs, not counted
+
+    def common_instant(self) -> int:
+        """Wait for all ranks, and return the monotonic clock's reading at which the last one came, in nanoseconds.
+
+        On one machine all processes share that clock. Ranks on several machines each take their own reading.
+        """
+        if self.mesh.size == 1:
+            return time.perf_counter_ns()
+        try:
+            clock = torch.tensor([time.perf_counter_ns()], dtype=torch.int64, device=self.device)
+            dist.all_reduce(_lend(clock), dist.ReduceOp.MAX)
+        except RuntimeError as error:
+            raise CommError(str(error)) from error
+        return int(clock.item())
+
+
+def _lend(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor that does not own it; the caller keeps the owner until the call is complete.
+
+    gloo's threads let go of a tensor some time after the wait for it is over. Were theirs the last reference, memory would
+    be freed at a random instant and by a thread that the profiler does not see. NCCL keeps to the stream's order.
+    """
+    if tensor.device.type != "cpu":
+        return tensor
+    assert tensor.is_contiguous()
+    memory = (ctypes.c_byte * tensor.nbytes).from_address(tensor.data_ptr())
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)

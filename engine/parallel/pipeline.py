@@ -1,0 +1,163 @@
+"""The executor: carries out a schedule's actions for one rank, one handler and one span an action.
+
+It knows nothing of the model but that a chunk turns inputs into outputs, and nothing of the schedule but its list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from engine.measure.recorder import Recorder
+from engine.parallel.comm import Comm, Pending
+from engine.parallel.data import GradientAverager
+from engine.schedule import Action, Flow, Schedule
+
+Boundary = tuple[Tensor, ...]  # what one chunk hands to the next
+
+
+class Chunk(Protocol):
+    """A contiguous run of layers, as the executor sees it."""
+
+    def forward(self, inputs: Boundary, microbatch: int) -> Boundary:
+        """The chunk's outputs for one microbatch; the last chunk's is the mean loss, a scalar.
+
+        `inputs` is what the chunk before returned, and empty for the first chunk, which fetches the tokens itself.
+        """
+        ...
+
+    def boundary_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of what passes between two chunks."""
+        ...
+
+
+class Executor:
+    def __init__(
+        self,
+        schedule: Schedule,
+        chunks: dict[int, Chunk],
+        averager: GradientAverager,
+        comm: Comm,
+        recorder: Recorder,
+        at: Callable[[str], None],
+        tie: Callable[[], None],
+        update: Callable[[], None],
+    ) -> None:
+        """`at` is told what is about to be done; `tie` and `update` do the actions of the same names ("step" for update)."""
+        self.actions = schedule.stages[comm.at.pp]
+        self.placement = schedule.placement
+        self.last_backward = schedule.last_backward(comm.at.pp)
+        self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
+        self.chunks, self.averager, self.comm, self.recorder = chunks, averager, comm, recorder
+        self.at, self.tie, self.update = at, tie, update
+        self.microbatches = schedule.microbatches
+        self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
+        self._inputs: dict[tuple[int, int], Boundary] = {}
+        self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
+        self._arrived: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
+        self._leaving: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
+        self._sent: dict[tuple[Flow, int], list[tuple[Pending, Tensor]]] = {}  # on the way, by flow and stage
+        self._do = {"F": self._forward, "B": self._backward, "send": self._send, "recv": self._receive, "reduce": self._reduce}
+
+    def run(self, step: int) -> None:
+        """One step: every action of this rank's list. Afterwards `loss` holds this replica's share on the last stage."""
+        self.loss.zero_()
+        self.averager.clear()
+        for action in self.actions:
+            self.at(f"step {step}: {action}")
+            with self.recorder.action(action, _phase(action)):
+                if action.kind == "tie":
+                    self.tie()
+                elif action.kind == "step":
+                    self._drain()
+                    self.update()
+                else:
+                    self._do[action.kind](action)
+        assert not (self._inputs or self._roots or self._arrived or self._leaving or self._sent), "a step leaves nothing behind"
+
+    def _forward(self, action: Action) -> None:
+        key = (action.chunk, action.microbatch)
+        inputs = self._arrived.pop(("activation", *key), ())
+        outputs = self.chunks[action.chunk].forward(inputs, action.microbatch)
+        self._inputs[key] = inputs
+        if action.chunk == len(self.placement) - 1:
+            # Divided before backward: the sum over microbatches and replicas is then the mean over all of them.
+            outputs = (outputs[0] * self.loss_scale,)
+            self.loss += outputs[0].detach()
+        # Backward needs the graph, not the values: without a reference they can go once they are sent.
+        self._roots[key] = tuple(get_gradient_edge(t) for t in outputs)
+        if action.chunk < len(self.placement) - 1:
+            self._hand_over("activation", action.chunk, action.chunk + 1, action.microbatch, tuple(t.detach() for t in outputs))
+
+    def _backward(self, action: Action) -> None:
+        key = (action.chunk, action.microbatch)
+        last = action.chunk == len(self.placement) - 1
+        gradients = None if last else self._arrived.pop(("gradient", *key))
+        roots, inputs = self._roots.pop(key), self._inputs.pop(key)
+        if self.comm.mesh.dp > 1 and self.last_backward[action.chunk] == action.microbatch:
+            self.averager.expect_last_backward(action.chunk)
+        if last:
+            gradients = (torch.ones((), device=self.comm.device),)
+        torch.autograd.backward(roots, gradients)
+        if inputs:
+            outgoing = tuple(t.grad for t in inputs if t.grad is not None)
+            self._hand_over("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
+
+    def _hand_over(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
+        """To a chunk on this rank directly, to one elsewhere by the send that follows in the list."""
+        if self.placement[to] != self.placement[chunk]:
+            self._leaving[flow, chunk, microbatch] = tensors
+        else:
+            self._arrive(flow, to, microbatch, tensors)
+
+    def _arrive(self, flow: Flow, chunk: int, microbatch: int, tensors: Boundary) -> None:
+        if flow == "activation":
+            tensors = tuple(t.requires_grad_() for t in tensors)
+        self._arrived[flow, chunk, microbatch] = tensors
+
+    def _send(self, action: Action) -> None:
+        for pending, _ in self._sent.pop((action.flow, action.peer), []):
+            pending.wait()  # one message at a time is held back for a neighbour; `replay` keeps to the same rule
+        tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
+        to = action.chunk + (1 if action.flow == "activation" else -1)
+        self._sent[action.flow, action.peer] = [
+            (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(to, action.microbatch, part, len(tensors))), t)
+            for part, t in enumerate(tensors)
+        ]
+
+    def _receive(self, action: Action) -> None:
+        shapes = self.chunks[action.chunk].boundary_shapes()
+        tensors = tuple(
+            self.comm.receive(
+                torch.empty(shape, device=self.comm.device),
+                action.flow,
+                action.peer,
+                self._tag(action.chunk, action.microbatch, part, len(shapes)),
+            )
+            for part, shape in enumerate(shapes)
+        )
+        self._arrive(action.flow, action.chunk, action.microbatch, tensors)
+
+    def _tag(self, chunk: int, microbatch: int, part: int, parts: int) -> int:
+        """The same number on both ends: a message is named by the chunk that needs it."""
+        return (chunk * self.microbatches + microbatch) * parts + part
+
+    def _reduce(self, action: Action) -> None:
+        self.averager.finish(action.chunk)
+
+    def _drain(self) -> None:
+        for messages in self._sent.values():
+            for pending, _ in messages:
+                pending.wait()
+        self._sent.clear()
+
+
+def _phase(action: Action) -> str:
+    """The purpose under which what passes the door during this action is counted."""
+    if action.kind in ("send", "recv"):
+        return "forward" if action.flow == "activation" else "backward"
+    return {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}.get(action.kind, action.kind)

@@ -1,0 +1,269 @@
+"""What to run: the model, the layout, the workload. Validated, immutable, JSON both ways.
+
+Every mistake a user can make in a spec raises `RequestError` with one sentence that shows the arithmetic.
+`misfits` holds the rules that need more than one part of the spec, so that the form can show all of them at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+BYTE_VOCABULARY = 256  # the training text is read as bytes
+
+ScheduleName = Literal["naive", "gpipe", "1f1b"]
+
+
+class RequestError(Exception):
+    """The request is wrong. The message is one sentence for the user."""
+
+
+class Spec(BaseModel):
+    """A frozen record that refuses unknown fields and speaks in sentences."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _say_it_in_one_sentence(cls, value: Any, handler: Any) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise RequestError(_sentence(cls, error)) from None
+
+    @classmethod
+    def read_json(cls, text: str | bytes) -> Self:
+        """Read what `model_dump_json` wrote. Raises `RequestError`, for text that is not JSON too."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise RequestError(_sentence(cls, error)) from None
+
+
+class ModelSpec(Spec):
+    """The shape of a Transformer. `ffn` is the width of the MLP's inner layer; 0 means four times `hidden`."""
+
+    family: Literal["gpt"] = Field("gpt", description="model family")
+    layers: int = Field(4, ge=1, le=1024, description="Transformer layers")
+    hidden: int = Field(64, ge=1, le=65536, description="width of the residual stream")
+    heads: int = Field(4, ge=1, le=1024, description="attention heads")
+    vocab: int = Field(256, ge=1, le=1_000_000, description="vocabulary size")
+    seq: int = Field(64, ge=1, le=1_000_000, description="sequence length in tokens")
+    ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> Self:
+        if self.hidden % self.heads:
+            below = self.hidden - self.hidden % self.heads
+            near = [str(h) for h in (below, below + self.heads) if h]
+            raise RequestError(
+                f"heads={self.heads} does not divide hidden={self.hidden}: each head would be "
+                f"{self.hidden / self.heads:.4g} wide; hidden={' or '.join(near)} fits, "
+                f"or heads={_listed(_divisors(self.hidden), near=self.heads)}"
+            )
+        return self
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn or 4 * self.hidden
+
+    def parameters(self) -> int:
+        """Number of parameters of the whole model, the tied embedding counted once and nothing padded.
+
+        A layer has two norms (4H), qkv (3H² + 3H), the attention's output (H² + H) and the MLP (2HF + F + H);
+        around them stand the token and position embeddings and the last norm.
+        """
+        h, f = self.hidden, self.ffn_width
+        layer = 4 * h + 3 * h * h + 3 * h + h * h + h + 2 * h * f + f + h
+        return self.layers * layer + self.vocab * h + self.seq * h + 2 * h
+
+
+class LayoutSpec(Spec):
+    """How the work is split. Ranks = dp × tp × pp."""
+
+    dp: int = Field(1, ge=1, le=65536, description="data-parallel replicas")
+    tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights in that many slices")
+    pp: int = Field(1, ge=1, le=1024, description="pipeline stages: the layers in that many runs")
+    schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
+    split: tuple[int, ...] = Field((), description="layers of each stage, such as 3,3,2; empty means as even as can be")
+
+    @property
+    def ranks(self) -> int:
+        return self.dp * self.tp * self.pp
+
+    @property
+    def code(self) -> str:
+        """The short form, such as dp2.tp2.pp2."""
+        return f"dp{self.dp}.tp{self.tp}.pp{self.pp}"
+
+    @classmethod
+    def degrees(cls, code: str) -> dict[str, int]:
+        """Read a short form: "dp2.tp2.pp2" → {"dp": 2, "tp": 2, "pp": 2}. An axis left out is 1."""
+        found: dict[str, int] = {}
+        for part in code.split("."):
+            match = re.fullmatch(r"(dp|tp|pp)(\d{1,6})", part)
+            if not match or match[1] in found:
+                raise RequestError(f"layout {code!r} is not of the form dp2.tp2.pp2")
+            found[match[1]] = int(match[2])
+        return {"dp": 1, "tp": 1, "pp": 1} | found
+
+    def stage_layers(self, layers: int) -> tuple[int, ...]:
+        """Layers of each stage. Without a split, as even as can be, the earlier stages taking what is left over."""
+        if self.split:
+            return self.split
+        each, rest = divmod(layers, self.pp)
+        return tuple(each + (stage < rest) for stage in range(self.pp))
+
+
+class WorkloadSpec(Spec):
+    """What is done with the model: how much data, how many steps."""
+
+    steps: int = Field(20, ge=1, le=10_000, description="training steps")
+    microbatches: int = Field(4, ge=1, le=1024, description="microbatches of one replica in a step")
+    microbatch_size: int = Field(2, ge=1, le=4096, description="sequences in a microbatch")
+    learning_rate: float = Field(3e-3, gt=0, le=10, allow_inf_nan=False, description="AdamW's learning rate")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
+    text: str | None = Field(None, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts")
+    time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
+
+
+class FaultSpec(Spec):
+    """A drill: make one rank fail, to see what a run does then."""
+
+    kind: Literal["raise", "exit", "kill", "hang"]
+    rank: int = Field(ge=0)
+    step: int = Field(ge=1, description="the step, counted from 1, at whose start it happens")
+
+    @classmethod
+    def read(cls, text: str) -> FaultSpec:
+        """Read "raise:3@2": rank 3 raises in step 2."""
+        match = re.fullmatch(r"(\w+):(\d+)@(\d+)", text)
+        if not match:
+            raise RequestError(f"fault {text!r} is not of the form raise:3@2, which is kind:rank@step")
+        return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})
+
+
+class RunSpec(Spec):
+    """All of a request. Constructing one that does not fit together raises `RequestError`."""
+
+    model: ModelSpec = ModelSpec()
+    layout: LayoutSpec = LayoutSpec()
+    workload: WorkloadSpec = WorkloadSpec()
+    parity: bool = Field(False, description="also run the model unsharded and compare gradients and losses")
+    fault: FaultSpec | None = Field(None, description="a drill: kind:rank@step, where kind is raise, exit, kill or hang")
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        found = misfits(self.model, self.layout, self.workload)
+        if found:
+            raise RequestError("; ".join(m.sentence for m in found))
+        if self.fault and self.fault.rank >= self.layout.ranks:
+            raise RequestError(f"fault.rank={self.fault.rank} is not one of the {self.layout.ranks} ranks, 0 to {self.layout.ranks - 1}")
+        return self
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """One way in which the parts of a spec do not fit together."""
+
+    field: str  # dotted name of the field to change first, such as "layout.tp"
+    sentence: str  # with the arithmetic, and the nearest choices that fit
+    choices: tuple[int, ...] = ()  # values of that field that would fit, nearest first
+
+
+def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
+    """Everything in which the three do not fit together; empty when they do."""
+    found: list[Misfit] = []
+    if model.heads % layout.tp:
+        fits = _divisors(model.heads)
+        found.append(
+            Misfit(
+                "layout.tp",
+                f"tp={layout.tp} does not divide {model.heads} heads; {_listed(fits)} {'do' if len(fits) > 1 else 'does'}",
+                _nearest(fits, layout.tp),
+            )
+        )
+    elif model.ffn_width % layout.tp:
+        fits = [d for d in _divisors(model.ffn_width) if model.heads % d == 0]
+        found.append(
+            Misfit(
+                "layout.tp",
+                f"tp={layout.tp} does not divide the MLP's width of {model.ffn_width}; {_listed(fits)} would",
+                _nearest(fits, layout.tp),
+            )
+        )
+    found += _split_misfits(model, layout)
+    if model.vocab < BYTE_VOCABULARY:
+        found.append(
+            Misfit(
+                "model.vocab",
+                f"vocab={model.vocab} is too small: text is read as bytes, which take {BYTE_VOCABULARY} values",
+                (BYTE_VOCABULARY,),
+            )
+        )
+    return found
+
+
+def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
+    if not layout.split:
+        if layout.pp <= model.layers:
+            return []
+        return [
+            Misfit(
+                "layout.pp",
+                f"pp={layout.pp} needs at least {layout.pp} layers, one a stage, and the model has {model.layers}; "
+                f"pp up to {model.layers} fits",
+                _nearest(range(1, model.layers + 1), layout.pp),
+            )
+        ]
+    text = ",".join(map(str, layout.split))
+    even = LayoutSpec(pp=min(layout.pp, model.layers)).stage_layers(model.layers)
+    near = f"{','.join(map(str, even))} would fit" + (f" with pp={len(even)}" if len(even) != layout.pp else "")
+    if len(layout.split) != layout.pp:
+        return [Misfit("layout.split", f"split {text} names {len(layout.split)} stages and pp={layout.pp}; {near}")]
+    if sum(layout.split) != model.layers:
+        return [Misfit("layout.split", f"split {text} adds up to {sum(layout.split)} layers and the model has {model.layers}; {near}")]
+    if min(layout.split) < 0:
+        return [Misfit("layout.split", f"split {text} has a negative number of layers; {near}")]
+    # The first stage has the embedding and the last the head; a stage between them without a layer would do nothing.
+    if 0 in layout.split[1:-1]:
+        return [Misfit("layout.split", f"split {text} leaves a middle stage without a layer, so with nothing to do; {near}")]
+    return []
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _nearest(values: Any, to: int) -> tuple[int, ...]:
+    return tuple(sorted(values, key=lambda v: (abs(v - to), v))[:4])
+
+
+def _listed(values: list[int], near: int | None = None) -> str:
+    """ "1, 2, 4 and 8"; with `near`, only the four nearest to it."""
+    if near is not None:
+        values = sorted(_nearest(values, near))
+    words = [str(v) for v in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {'or' if near is not None else 'and'} {words[-1]}"
+
+
+def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
+    """The first thing pydantic found, in words, and how many more there are."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+    if first["type"] == "extra_forbidden":
+        text = f"there is no field {name!r}; {cls.__name__} has {', '.join(cls.model_fields)}"
+    elif first["type"] == "json_invalid":
+        text = f"this is not JSON: {first['ctx']['error']}"
+    else:
+        said = first["msg"].removeprefix("Input ").replace("should", "must", 1)
+        text = f"{name}={first['input']!r} {said}" if name != cls.__name__ else f"{cls.__name__} {said}"
+    more = len(error.errors()) - 1
+    return text + (f" (and {more} more)" if more else "")

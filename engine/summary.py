@@ -1,0 +1,43 @@
+"""The few numbers that sum a run up, from its tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from engine.topology import Mesh
+
+WORK = ("F", "B", "I", "W")
+
+
+def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
+    """1 − busy ÷ (pp × makespan) of the pipelines' compute, a share of total time: the mean over all pipelines."""
+    work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
+    # Ranks with the same dp and tp are one pipeline.
+    pipeline = work["rank"] % (mesh.dp * mesh.tp)
+    busy = (work["end_ns"] - work["start_ns"]).groupby(pipeline).sum()
+    makespan = work["end_ns"].groupby(pipeline).max() - work["start_ns"].groupby(pipeline).min()
+    return float((1 - busy / (mesh.pp * makespan)).mean())
+
+
+def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
+    """JSON-able numbers: first and last loss, fullest rank, bubble, traffic, speed, parity."""
+    steps = tables["steps"].sort_values("step")
+    memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
+    sent = tables["traffic"]["wire_bytes"].sum() if len(tables["traffic"]) else 0
+    steady = steps["step_ns"].iloc[len(steps) // 2 :].median()
+    summary = {
+        "loss_first": float(steps["loss"].iloc[0]),
+        "loss_last": float(steps["loss"].iloc[-1]),
+        "steps": len(steps),
+        "step_ns": int(steady),
+        "tokens_per_second": float(steps["tokens"].iloc[-1] / steady * 1e9),
+        "peak_bytes": int(memory.max()),
+        "peak_rank": int(memory.idxmax()),
+        "wire_bytes_per_rank": float(sent / mesh.size),
+        "bubble": bubble(tables["spans"], mesh),
+    }
+    if "parity" in tables:
+        summary["parity_max_rel"] = float(tables["parity"]["max_rel"].max())
+    return summary

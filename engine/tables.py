@@ -1,0 +1,62 @@
+"""The tidy tables that every answer comes in, and the result that carries them.
+
+Predicted and measured numbers share these schemas, so that comparing them is a join. Bytes are whole numbers;
+times are nanoseconds from the start of the step that the row describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from engine.spec import RunSpec
+
+Source = Literal["formula", "dry_run", "measured"]
+
+# In the order in which they are stacked and listed.
+CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")
+
+_TEXT, _WHOLE, _REAL = "str", "int64", "float64"
+
+SCHEMAS: dict[str, dict[str, str]] = {
+    # The composition at the instant of the rank's largest total in a steady step.
+    "memory_peak": {"source": _TEXT, "rank": _WHOLE, "pp": _WHOLE, "dp": _WHOLE, "tp": _WHOLE, "category": _TEXT, "bytes": _WHOLE},
+    # The composition over one steady step: at the start of each action, and at the highest point within it.
+    "memory_curve": {"source": _TEXT, "rank": _WHOLE, "t_ns": _WHOLE, "action": _TEXT, "category": _TEXT, "bytes": _WHOLE},
+    # The process as the operating system sees it: Python, torch and the allocator's own reserve included.
+    "process": {"source": _TEXT, "rank": _WHOLE, "rss_bytes": _WHOLE, "uss_bytes": _WHOLE, "baseline_bytes": _WHOLE, "peak_rss_bytes": _WHOLE},
+    # What passed the door in one steady step. `group` is the group's ranks, comma-separated.
+    "traffic": {
+        "source": _TEXT, "rank": _WHOLE, "axis": _TEXT, "collective": _TEXT, "phase": _TEXT, "group": _TEXT,
+        "calls": _WHOLE, "payload_bytes": _WHOLE, "wire_bytes": _WHOLE,
+    },
+    # One steady step. Lane "compute" holds actions, lane "comm" holds collectives and transfers.
+    "spans": {
+        "source": _TEXT, "rank": _WHOLE, "lane": _TEXT, "kind": _TEXT, "chunk": _WHOLE, "microbatch": _WHOLE, "step": _WHOLE,
+        "start_ns": _WHOLE, "end_ns": _WHOLE, "cpu_ns": _WHOLE,
+    },
+    "steps": {"source": _TEXT, "step": _WHOLE, "loss": _REAL, "grad_norm": _REAL, "step_ns": _WHOLE, "tokens": _WHOLE},
+    "parity": {"source": _TEXT, "parameter": _TEXT, "max_abs": _REAL, "max_rel": _REAL},
+}  # fmt: skip
+
+
+def table(name: str, rows: list[dict[str, Any]], source: Source) -> pd.DataFrame:
+    """Make the table `name` of `rows`, which give every column but `source`."""
+    schema = SCHEMAS[name]
+    columns = {column: [source if column == "source" else row[column] for row in rows] for column in schema}
+    return pd.DataFrame(columns).astype(schema)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One answer: what was asked, where it ran, what came out.
+
+    `environment` tells the machine and the backend; `summary` the few numbers that a list of runs shows.
+    """
+
+    spec: RunSpec
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)

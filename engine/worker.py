@@ -1,0 +1,247 @@
+"""What one rank does, from spec to tables: connect, build, train, trace, and hand the rows to rank 0, which saves the run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from engine.measure.memory import Tracer
+from engine.measure.process import process_row, resident_bytes
+from engine.measure.recorder import Recorder
+from engine.model.chunk import TIED, TransformerChunk, layer_ranges
+from engine.parallel.comm import Backend, Comm, choose_backend
+from engine.parallel.data import GradientAverager
+from engine.parallel.pipeline import Executor
+from engine.parallel.tensor import ShardedParameter
+from engine.reference import compare
+from engine.schedule import plan
+from engine.spec import FaultSpec, RunSpec
+from engine.store import save
+from engine.summary import summarize
+from engine.tables import RunResult, table
+from engine.text import batch, load
+from engine.topology import Mesh
+
+BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01
+
+
+class Link(Protocol):
+    """The worker's line to whoever launched it."""
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Tell something that a user wants to see. JSON-able."""
+        ...
+
+    def at(self, doing: str) -> None:
+        """Note what this rank is about to do, for the message if it fails there. Called for every action."""
+        ...
+
+
+def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | None, local: tuple[int, int] | None = None) -> None:
+    """Be rank `rank` of a run of `spec`, together with the others that meet at `store`. Rank 0 saves the run as `out`.
+
+    `local` is (rank on this machine, ranks on this machine), where that is not (rank, all of them).
+    Raises `CommError` when another rank went away, and whatever goes wrong in this one.
+    """
+    baseline = resident_bytes()
+    local_rank, ranks_here = local or (rank, spec.layout.ranks)
+    link.at("connecting")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+    backend = choose_backend(ranks_here, local_rank)
+    if backend.device.type == "cuda":
+        torch.cuda.set_device(backend.device)
+    recorder = Recorder()
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder)
+    link.at("building the model")
+    trainer = Trainer(spec, comm, recorder, link)
+    comm.common_instant()
+    if rank == 0:
+        link.report({"event": "ready", "rank": 0, "backend": backend.name, "why": backend.why})
+    rows = trainer.train(store)
+    _phase(link, rank, "tracing")
+    rows |= trainer.trace()
+    rows["process"] = [process_row(rank, baseline)]
+    store.set(f"rows/{rank}", pickle.dumps(rows))
+    if rank == 0:
+        _collect_and_save(spec, comm, backend, store, link, out)
+    comm.common_instant()  # rank 0 may host the store that the others still write to
+    comm.disconnect()
+    if rank == 0 and out is not None:
+        link.report({"event": "saved", "folder": str(out)})
+
+
+class Trainer:
+    """One rank's model, optimizer and executor, put together from the spec."""
+
+    def __init__(self, spec: RunSpec, comm: Comm, recorder: Recorder, link: Link) -> None:
+        self.spec, self.comm, self.recorder, self.link = spec, comm, recorder, link
+        self.text = load(spec.workload.text)
+        self.step = 0
+        self.grad_norm = torch.zeros((), device=comm.device)  # of the whole model, over all ranks
+        schedule = plan(spec.layout, spec.workload.microbatches)
+        ranges = layer_ranges(spec.layout.stage_layers(spec.model.layers))
+        mine = [chunk for chunk, stage in enumerate(schedule.placement) if stage == comm.at.pp]
+        shape = (spec.workload.microbatch_size, spec.model.seq, spec.model.hidden)
+        last = len(schedule.placement) - 1
+        self.chunks = {
+            c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, self._batch, comm, boundary=shape) for c in mine
+        }
+        for chunk in self.chunks.values():
+            chunk.draw(spec.workload.seed)
+        self.averager = GradientAverager({c: [list(p.parameters()) for p in chunk.parts()] for c, chunk in self.chunks.items()}, comm)
+        self.optimizer = self._make_optimizer()
+        self.executor = Executor(schedule, self.chunks, self.averager, comm, recorder, link.at, self._tie, self._update)
+        # The embedding that the first and the last stage share counts once in the norm, and so does what tp does not cut.
+        self._counted = [
+            p
+            for chunk in self.chunks.values()
+            for name, p in chunk.named_parameters()
+            if (p.cut.dim is not None or comm.at.tp == 0) and (name != TIED or chunk.first)
+        ]
+
+    def train(self, store: dist.Store) -> dict[str, list[dict[str, Any]]]:
+        """The timed steps. Returns rows of steps (from one rank), and spans and traffic of the last step."""
+        steps = []
+        workload, at, mesh = self.spec.workload, self.comm.at, self.comm.mesh
+        reporting = at.pp == mesh.pp - 1 and at.dp == 0 and at.tp == 0
+        tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
+        for step in range(1, workload.steps + 1):
+            _act_out(self.spec.fault, self.comm.rank, step)
+            origin = self._run_step(step)
+            took = time.perf_counter_ns() - origin
+            if self.spec.parity and step == 1:
+                self._publish_gradients(store)
+            if reporting:
+                row = {"step": step, "loss": float(self.executor.loss), "grad_norm": float(self.grad_norm), "step_ns": took}
+                steps.append(row | {"tokens": tokens})
+                self.link.report({"event": "step", **row})
+        return {
+            "steps": steps,
+            "spans": self.recorder.span_rows(self.comm.rank),
+            "traffic": self.recorder.traffic_rows(self.comm.rank),
+        }
+
+    def trace(self) -> dict[str, list[dict[str, Any]]]:
+        """One more step, under torch's profiler. Returns rows of memory, and the allocator's own totals."""
+        buckets = list(self.averager.all_buckets())
+        owned = {
+            "parameters": [b.values for b in buckets],
+            "gradients": [b.gradients for b in buckets],
+            "optimizer": [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)],
+        }
+        tracer = Tracer(owned, self.recorder, self.comm.device)  # type: ignore[arg-type]
+        with tracer.step():
+            self._run_step(self.spec.workload.steps + 1)
+        trace = tracer.result()
+        allocator = {"start_bytes": trace.start_total, "peak_bytes": trace.peak_total, "unaccounted_bytes": trace.unaccounted}
+        return {
+            "memory_peak": trace.peak_rows(self.comm.rank, *self.comm.at),
+            "memory_curve": trace.curve_rows(self.comm.rank),
+            "allocator": [{"rank": self.comm.rank, **allocator}],
+        }
+
+    def _run_step(self, step: int) -> int:
+        """Returns the instant at which all ranks began."""
+        self.step = step
+        origin = self.comm.common_instant()
+        self.recorder.begin_step(step, origin)
+        self.executor.run(step)
+        return origin
+
+    def _batch(self, microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        workload = self.spec.workload
+        index = self.comm.at.dp * workload.microbatches + microbatch
+        tokens, targets = batch(self.text, self.spec.model.seq, workload.microbatch_size, workload.seed, self.step, index)
+        return torch.tensor(tokens, device=self.comm.device), torch.tensor(targets, device=self.comm.device)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW on the flat buckets: a handful of large tensors in place of every parameter."""
+        flat = [bucket.values for bucket in self.averager.all_buckets()]
+        for bucket in self.averager.all_buckets():
+            bucket.values.grad = bucket.gradients
+        return torch.optim.AdamW(flat, lr=self.spec.workload.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def _tie(self) -> None:
+        for chunk in self.chunks.values():
+            for name, parameter in chunk.named_parameters():
+                if name == TIED:
+                    self.comm.all_reduce(parameter.grad, "tie")
+
+    def _update(self) -> None:
+        """The optimizer's step, with the two numbers that the user follows: the norm of all gradients and the loss."""
+        squared = torch.nn.utils.get_total_norm([p.grad for p in self._counted]).square() if self._counted else torch.zeros(())
+        self.comm.all_reduce(squared, "tp")
+        self.grad_norm.copy_(self.comm.all_reduce(squared, "pp").sqrt())
+        if self.comm.at.pp == self.comm.mesh.pp - 1:
+            self.comm.all_reduce(self.executor.loss, "dp")
+        self.optimizer.step()
+
+    def _publish_gradients(self, store: dist.Store) -> None:
+        """Hand this rank's gradients of step 1 to rank 0, for parity."""
+        for chunk in self.chunks.values():
+            for name, parameter in chunk.named_parameters():
+                assert isinstance(parameter, ShardedParameter)
+                key = "tied" if name == TIED and not chunk.first else name
+                store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(parameter.grad.cpu()))
+
+
+def _collect_and_save(spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None) -> None:
+    """On rank 0: wait for every rank's rows, compare with the unsharded model if asked, and write the folder."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for rank in range(comm.mesh.size):
+        for name, part in pickle.loads(store.get(f"rows/{rank}")).items():
+            rows.setdefault(name, []).extend(part)
+    allocator = rows.pop("allocator")
+    if spec.parity:
+        _phase(link, 0, "parity")
+        rows["parity"], reference_losses = compare(spec, store)
+        worst = max(abs(row["loss"] - loss) for row, loss in zip(rows["steps"], reference_losses, strict=True))
+    _phase(link, 0, "saving")
+    tables = {name: table(name, part, "measured") for name, part in rows.items()}
+    summary = summarize(tables, comm.mesh) | {"allocator": allocator}
+    if spec.parity:
+        summary |= {"reference_losses": reference_losses, "loss_max_abs": worst}
+    if out is not None:
+        save(RunResult(spec, _environment(backend), summary, tables), out)
+
+
+def _environment(backend: Backend) -> dict[str, Any]:
+    return {
+        "backend": backend.name,
+        "why": backend.why,
+        "device": backend.device.type,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads_per_rank": torch.get_num_threads(),
+    }
+
+
+def _phase(link: Link, rank: int, phase: str) -> None:
+    link.at(phase)
+    if rank == 0:
+        link.report({"event": "phase", "phase": phase})
+
+
+def _act_out(fault: FaultSpec | None, rank: int, step: int) -> None:
+    """The drill that the spec asks for, if it is this rank's turn."""
+    if fault is None or (fault.rank, fault.step) != (rank, step):
+        return
+    if fault.kind == "raise":
+        raise RuntimeError(f"drill: rank {rank} was told to raise in step {step}")
+    if fault.kind == "exit":
+        os._exit(3)
+    if fault.kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()  # hang
