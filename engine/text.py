@@ -1,11 +1,73 @@
+"""The text to train on, as bytes, and the microbatches cut from it. Imports no torch."""
+
 from __future__ import annotations
+
+import stat
+from codecs import BOM_UTF8
+from pathlib import Path
+from pydoc_data.topics import topics
+
 import numpy as np
-def load(path):
+from numpy.typing import NDArray
+
+from engine.spec import RequestError
+
+LARGEST = 1_000_000  # bytes of a text of the user's
+
+
+def load(path: str | None) -> bytes:
+    """The whole text as UTF-8: of the file at `path`, or without one the help texts that come with Python itself.
+
+    Raises `RequestError` if there is no such file, or it is not a text that can be trained on.
+    """
     if path is None:
-        from pydoc_data.topics import topics
-        return "\n".join(topics[k] for k in sorted(topics)).encode()
-    return open(path,'rb').read()
-def batch(text, seq, size, seed, step, index):
-    rng=np.random.default_rng([seed,step,index]); o=rng.integers(0,len(text)-seq,size)
-    a=np.frombuffer(text,dtype=np.uint8); w=np.stack([a[i:i+seq+1] for i in o]).astype(np.int64)
-    return w[:,:-1],w[:,1:]
+        return "\n".join(topics[name] for name in sorted(topics)).encode()
+    try:
+        file = Path(path)
+        found = file.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise RequestError(f"{path} is a folder, not a text file")
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device may have no end
+            raise RequestError(f"{path} is not a regular file")
+        if found.st_size > LARGEST:
+            raise RequestError(too_large(path, found.st_size))
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise RequestError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that no system could have, such as one with a null byte
+        raise RequestError(f"{path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return checked(content, path)
+
+
+def checked(content: bytes, name: str) -> bytes:
+    """The text in a file's content. Raises `RequestError`, calling it `name`, if it cannot be trained on.
+
+    A byte order mark at the start goes: it tells how a file is written and is no part of the text.
+    """
+    if len(content) > LARGEST:
+        raise RequestError(too_large(name, len(content)))
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8: byte {error.start:,} cannot be read ({error.reason}); save it as UTF-8") from error
+    text = content.removeprefix(BOM_UTF8)
+    if not text:
+        raise RequestError(f"{name} is empty")
+    return text
+
+
+def too_large(name: str, size: int) -> str:
+    return f"{name} has {size:,} bytes and a text may have {LARGEST:,} at most"
+
+
+def batch(text: bytes, seq: int, size: int, seed: int, step: int, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens and targets of one microbatch, both (size, seq): stretches of the text, and for each byte the one after it.
+
+    `index` counts the microbatches of a step over all replicas, so that a step's data is the same for every layout. The
+    stretches depend on `seed`, `step` and `index` alone; some may overlap. Raises `RequestError` if the text is too short.
+    """
+    if len(text) <= seq:
+        raise RequestError(f"the text has {len(text):,} bytes and seq={seq} needs at least {seq + 1:,}, one more for the last target")
+    starts = np.random.default_rng([seed, step, index]).integers(len(text) - seq, size=size)
+    stretches = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(seq + 1)].astype(np.int64)  # (size, seq + 1)
+    return stretches[:, :-1], stretches[:, 1:]
