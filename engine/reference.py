@@ -14,12 +14,11 @@ from torch import Tensor
 
 from engine.measure.parity import parity_row
 from engine.model.chunk import TIED, TransformerChunk
+from engine.optimizer import make_optimizer
 from engine.parallel.comm import Comm
-from engine.parallel.tensor import ShardedParameter
+from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.spec import RunSpec
 from engine.text import batch, load
-
-BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01
 
 
 def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict[str, ShardedParameter]]:
@@ -32,10 +31,12 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
         tokens, targets = batch(text, spec.model.seq, workload.microbatch_size, workload.seed, now[0], index)
         return torch.tensor(tokens), torch.tensor(targets)
 
-    comm = Comm.alone(torch.device("cpu"))
-    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, comm, boundary=())
+    low = workload.precision == "bf16"
+    tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
+    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp, recompute="none")
     model.draw(workload.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=workload.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
+    masters = {name: p.detach().float().clone() if low else p for name, p in model.named_parameters()}
+    optimizer = make_optimizer(workload, masters.values())
     microbatches = spec.layout.dp * workload.microbatches
     gradients: dict[str, Tensor] = {}
     losses = []
@@ -45,11 +46,19 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
         for index in range(microbatches):
             (loss,) = model((), index)
             (loss / microbatches).backward()
+            if low:  # added up in fp32, so that what is compared with is not itself the rounder of the two
+                for name, p in model.named_parameters():
+                    masters[name].grad = p.grad.float() + (0 if masters[name].grad is None else masters[name].grad)
+                    p.grad = None
             total += float(loss.detach()) / microbatches
         if step == 1:
-            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            gradients = {name: p.grad.clone() for name, p in masters.items()}
         optimizer.step()
         optimizer.zero_grad()
+        if low:
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    p.copy_(masters[name])
         losses.append(total)
     return gradients, losses, dict(model.named_parameters())  # type: ignore[arg-type]
 

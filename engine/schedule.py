@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from engine.spec import LayoutSpec, ScheduleName
 
-Kind = Literal["F", "B", "I", "W", "send", "recv", "reduce", "tie", "step"]
+Kind = Literal["F", "B", "I", "W", "send", "recv", "reduce", "tie", "step", "gather"]
 Flow = Literal["", "activation", "gradient"]
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
@@ -29,9 +29,10 @@ class Action:
     I, W      the two halves of B, where a schedule splits it: gradient of the input, gradient of the weights
     send      hand a chunk's output (flow "activation") or its input's gradient (flow "gradient") to stage `peer`
     recv      the other end of a send, seen from the chunk that needs it
-    reduce    finish averaging the chunk's gradients over dp
+    reduce    finish adding up the chunk's gradients over dp
     tie       sum the gradient of the embedding that the first and the last stage share
     step      the optimizer's step
+    gather    give every replica the values that the others updated (ZeRO 1 and 2)
     """
 
     kind: Kind
@@ -54,10 +55,6 @@ class Schedule:
     microbatches: int
     placement: tuple[int, ...]
     stages: tuple[tuple[Action, ...], ...]
-
-    def last_backward(self, stage: int) -> dict[int, int]:
-        """chunk → the microbatch whose backward completes that chunk's gradients."""
-        return {a.chunk: a.microbatch for a in self.stages[stage] if a.kind in ("B", "W")}
 
 
 class ScheduleError(Exception):
@@ -105,7 +102,7 @@ def in_flight_bound(name: ScheduleName, stage: int, pp: int, microbatches: int) 
 
 
 def plan(layout: LayoutSpec, microbatches: int, tied: bool = True) -> Schedule:
-    """The whole step of every stage: compute, sends and receives, reduction over dp, tie, step.
+    """The whole step of every stage: compute, sends and receives, reduction over dp, tie, step, gather.
 
     `tied`: the model's embedding and head share their weights, so the first and last stage must agree on its gradient.
     """
@@ -114,11 +111,14 @@ def plan(layout: LayoutSpec, microbatches: int, tied: bool = True) -> Schedule:
     stages = []
     for stage, order in enumerate(orders):
         actions = [entry for action in order for entry in _with_transfers(action, placement)]
-        if layout.dp > 1:
+        if layout.dp > 1 or layout.sequence_parallel:
             actions = _with_reduction(actions)
         if tied and layout.pp > 1 and stage in (placement[0], placement[-1]):
             actions.append(Action("tie"))
-        stages.append((*actions, Action("step")))
+        actions.append(Action("step"))
+        if layout.zero in (1, 2):
+            actions.append(Action("gather"))
+        stages.append(tuple(actions))
     return Schedule(layout.schedule, microbatches, placement, tuple(stages))
 
 

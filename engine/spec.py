@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 BYTE_VOCABULARY = 256  # the training text is read as bytes
 
 ScheduleName = Literal["naive", "gpipe", "1f1b"]
+Recompute = Literal["none", "selective", "full"]
+Precision = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "sgd"]
 
 
 class RequestError(Exception):
@@ -94,6 +97,10 @@ class LayoutSpec(Spec):
     schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
     split: tuple[int, ...] = Field((), description="layers of each stage, such as 3,3,2; empty means as even as can be")
 
+    zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
+    sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
+    recompute: Recompute = Field("none", description="activations to compute again in backward: none, attention only, whole layers")
+
     @property
     def ranks(self) -> int:
         return self.dp * self.tp * self.pp
@@ -128,7 +135,11 @@ class WorkloadSpec(Spec):
     steps: int = Field(20, ge=1, le=10_000, description="training steps")
     microbatches: int = Field(4, ge=1, le=1024, description="microbatches of one replica in a step")
     microbatch_size: int = Field(2, ge=1, le=4096, description="sequences in a microbatch")
-    learning_rate: float = Field(3e-3, gt=0, le=10, allow_inf_nan=False, description="AdamW's learning rate")
+    learning_rate: float = Field(3e-3, gt=0, le=10, allow_inf_nan=False, description="the optimizer's learning rate")
+    optimizer: OptimizerName = Field("adamw", description="adamw keeps two numbers a parameter, sgd one with momentum, else none")
+    momentum: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="momentum of sgd")
+    precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
+    accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     text: str | None = Field(None, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts")
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
@@ -199,7 +210,7 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
                 _nearest(fits, layout.tp),
             )
         )
-    found += _split_misfits(model, layout)
+    found += _split_misfits(model, layout) + _lever_misfits(model, layout, workload)
     if model.vocab < BYTE_VOCABULARY:
         found.append(
             Misfit(
@@ -208,6 +219,25 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
                 (BYTE_VOCABULARY,),
             )
         )
+    return found
+
+
+def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
+    found = []
+    if layout.zero and layout.dp == 1:
+        text = f"zero={layout.zero} shards over the dp replicas, and dp=1 leaves nothing to share; zero=0 fits, or dp of 2 and more"
+        found.append(Misfit("layout.zero", text, (0,)))
+    if layout.sequence_parallel and layout.tp == 1:
+        text = "sequence_parallel cuts the sequence over tp, and tp=1 leaves it whole; turn it off, or use tp of 2 and more"
+        found.append(Misfit("layout.sequence_parallel", text, (0,)))
+    if layout.sequence_parallel and model.seq % layout.tp:
+        near = [n for n in (model.seq - model.seq % layout.tp, model.seq + -model.seq % layout.tp) if n]
+        text = f"sequence_parallel cuts the {model.seq} tokens over tp={layout.tp}, which does not divide them; seq={' or '.join(map(str, near))} fits"
+        found.append(Misfit("model.seq", text, tuple(near)))
+    if workload.precision == "fp32" and workload.accumulate == "bf16":
+        found.append(Misfit("workload.accumulate", "accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32"))
+    if workload.momentum and workload.optimizer == "adamw":
+        found.append(Misfit("workload.momentum", f"momentum={workload.momentum:g} is a setting of sgd; adamw has its own two moments"))
     return found
 
 

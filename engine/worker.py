@@ -18,10 +18,11 @@ from engine.measure.memory import Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
 from engine.model.chunk import TIED, TransformerChunk, layer_ranges
+from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
-from engine.parallel.data import GradientAverager
+from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import ShardedParameter
+from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.reference import compare
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
@@ -31,7 +32,7 @@ from engine.tables import RunResult, table
 from engine.text import batch, load
 from engine.topology import Mesh
 
-BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Link(Protocol):
@@ -90,28 +91,30 @@ class Trainer:
         self.grad_norm = torch.zeros((), device=comm.device)  # of the whole model, over all ranks
         schedule = plan(spec.layout, spec.workload.microbatches)
         ranges = layer_ranges(spec.layout.stage_layers(spec.model.layers))
-        mine = [chunk for chunk, stage in enumerate(schedule.placement) if stage == comm.at.pp]
-        shape = (spec.workload.microbatch_size, spec.model.seq, spec.model.hidden)
         last = len(schedule.placement) - 1
+        layout, workload = spec.layout, spec.workload
+        tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision])
         self.chunks = {
-            c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, self._batch, comm, boundary=shape) for c in mine
+            c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, self._batch, tp, layout.recompute)
+            for c, stage in enumerate(schedule.placement)
+            if stage == comm.at.pp
         }
         for chunk in self.chunks.values():
-            chunk.draw(spec.workload.seed)
-        self.averager = GradientAverager({c: [list(p.parameters()) for p in chunk.parts()] for c, chunk in self.chunks.items()}, comm)
-        self.optimizer = self._make_optimizer()
-        self.executor = Executor(schedule, self.chunks, self.averager, comm, recorder, link.at, self._tie, self._update)
-        # The embedding that the first and the last stage share counts once in the norm, and so does what tp does not cut.
-        self._counted = [
-            p
-            for chunk in self.chunks.values()
-            for name, p in chunk.named_parameters()
-            if (p.cut.dim is not None or comm.at.tp == 0) and (name != TIED or chunk.first)
-        ]
+            chunk.draw(workload.seed)
+        parts = {c: chunk.parts() for c, chunk in self.chunks.items()}
+        accumulate = DTYPES[workload.accumulate if workload.precision == "bf16" else "fp32"]
+        self.data = DataParallel(parts, comm, layout.zero, layout.sequence_parallel, accumulate, workload.microbatches)
+        for chunk in self.chunks.values():
+            chunk.through = self.data.through
+        self.optimizer = make_optimizer(workload, [bucket.master for bucket in self.data.buckets.values()])
+        rows = spec.model.seq // (tp.degree if tp.cuts_sequence else 1)
+        boundary = [((workload.microbatch_size, rows, spec.model.hidden), tp.dtype)]
+        self.executor = Executor(schedule, self.chunks, self.data, comm, recorder, link.at, boundary, self._tie, self._update)
 
     def train(self, store: dist.Store) -> dict[str, list[dict[str, Any]]]:
         """The timed steps. Returns rows of steps (from one rank), and spans and traffic of the last step."""
         steps = []
+        rows: dict[str, list[dict[str, Any]]] = {}
         workload, at, mesh = self.spec.workload, self.comm.at, self.comm.mesh
         reporting = at.pp == mesh.pp - 1 and at.dp == 0 and at.tp == 0
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
@@ -119,25 +122,23 @@ class Trainer:
             _act_out(self.spec.fault, self.comm.rank, step)
             origin = self._run_step(step)
             took = time.perf_counter_ns() - origin
+            rows = {"spans": self.recorder.span_rows(self.comm.rank), "traffic": self.recorder.traffic_rows(self.comm.rank)}
             if self.spec.parity and step == 1:
                 self._publish_gradients(store)
             if reporting:
                 row = {"step": step, "loss": float(self.executor.loss), "grad_norm": float(self.grad_norm), "step_ns": took}
                 steps.append(row | {"tokens": tokens})
                 self.link.report({"event": "step", **row})
-        return {
-            "steps": steps,
-            "spans": self.recorder.span_rows(self.comm.rank),
-            "traffic": self.recorder.traffic_rows(self.comm.rank),
-        }
+        return rows | {"steps": steps}
 
     def trace(self) -> dict[str, list[dict[str, Any]]]:
         """One more step, under torch's profiler. Returns rows of memory, and the allocator's own totals."""
-        buckets = list(self.averager.all_buckets())
+        buckets = list(self.data.buckets.values())
+        states = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
         owned = {
-            "parameters": [b.values for b in buckets],
+            "optimizer": [*states, *(b.master for b in buckets)],
+            "parameters": [b.shard for b in buckets],  # after the masters: in fp32 the two are one
             "gradients": [b.gradients for b in buckets],
-            "optimizer": [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)],
         }
         tracer = Tracer(owned, self.recorder, self.comm.device)  # type: ignore[arg-type]
         with tracer.step():
@@ -164,35 +165,47 @@ class Trainer:
         tokens, targets = batch(self.text, self.spec.model.seq, workload.microbatch_size, workload.seed, self.step, index)
         return torch.tensor(tokens, device=self.comm.device), torch.tensor(targets, device=self.comm.device)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW on the flat buckets: a handful of large tensors in place of every parameter."""
-        flat = [bucket.values for bucket in self.averager.all_buckets()]
-        for bucket in self.averager.all_buckets():
-            bucket.values.grad = bucket.gradients
-        return torch.optim.AdamW(flat, lr=self.spec.workload.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
-
     def _tie(self) -> None:
+        """Add up the gradients of the token table over the two ends of the pipeline."""
         for chunk in self.chunks.values():
-            for name, parameter in chunk.named_parameters():
-                if name == TIED:
-                    self.comm.all_reduce(parameter.grad, "tie")
+            if chunk.embedding is not None:
+                self.comm.all_reduce(self.data.buckets[chunk.embedding.token].reduced, "tie")
 
     def _update(self) -> None:
         """The optimizer's step, with the two numbers that the user follows: the norm of all gradients and the loss."""
-        squared = torch.nn.utils.get_total_norm([p.grad for p in self._counted]).square() if self._counted else torch.zeros(())
+        pieces = [piece for chunk in self.chunks.values() for piece in self._counted(chunk)]
+        squared = torch.nn.utils.get_total_norm([p.float() for p in pieces]).square() if pieces else torch.zeros(())
+        if self.spec.layout.zero:
+            self.comm.all_reduce(squared, "dp")
         self.comm.all_reduce(squared, "tp")
         self.grad_norm.copy_(self.comm.all_reduce(squared, "pp").sqrt())
         if self.comm.at.pp == self.comm.mesh.pp - 1:
             self.comm.all_reduce(self.executor.loss, "dp")
+        for bucket in self.data.buckets.values():
+            bucket.master.grad = bucket.reduced.to(bucket.master.dtype)
         self.optimizer.step()
+        for bucket in self.data.buckets.values():
+            bucket.master.grad = None
+            bucket.round_values()
+
+    def _counted(self, chunk: TransformerChunk) -> list[torch.Tensor]:
+        """The chunk's gradients on this rank, without what another rank counts: the copy of the table at the pipeline's end,
+        and on all tp ranks but one what tp does not cut."""
+        pieces = []
+        for layer in chunk.parts():
+            if chunk.embedding is None or chunk.first or layer is not chunk.embedding.token:
+                pieces += self.data.buckets[layer].counted(lambda p: p.cut.dim is not None or self.comm.at.tp == 0)
+        return pieces
 
     def _publish_gradients(self, store: dist.Store) -> None:
         """Hand this rank's gradients of step 1 to rank 0, for parity."""
         for chunk in self.chunks.values():
-            for name, parameter in chunk.named_parameters():
-                assert isinstance(parameter, ShardedParameter)
-                key = "tied" if name == TIED and not chunk.first else name
-                store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(parameter.grad.cpu()))
+            names = {p: name for name, p in chunk.named_parameters()}
+            for layer in chunk.parts():
+                bucket = self.data.buckets[layer]
+                for p, gradient in bucket.whole_gradients().items():
+                    key = "tied" if names[p] == TIED and not chunk.first else names[p]
+                    store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))
 
 
 def _collect_and_save(spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,9 +94,9 @@ class Recorder:
         self.spans.append(span)
         return span
 
-    def door(self, collective: str) -> Any:
-        """A profiler mark around the work of the door itself, while tracing; otherwise None."""
-        return record_function(f"{DOOR_MARK}{collective}") if self.tracing else None
+    def door(self, collective: str) -> AbstractContextManager[Any]:
+        """Mark what happens inside as the door's own work, for the memory trace."""
+        return record_function(f"{DOOR_MARK}{collective}") if self.tracing else nullcontext()
 
     @property
     def phase(self) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -29,6 +28,12 @@ from engine.topology import Axis, Mesh
 
 Reduction = Literal["sum", "max"]
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+
+
+# A view of raw memory; an array type of ctypes, made anew for each size, would be garbage for the collector.
+_memoryview = ctypes.pythonapi.PyMemoryView_FromMemory
+_memoryview.argtypes, _memoryview.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
+_WRITABLE = 0x200  # PyBUF_WRITE
 
 
 class CommError(RuntimeError):
@@ -64,14 +69,20 @@ class Group:
 class Pending:
     """A call under way. It must be waited for: gloo gives up a transfer whose handle is dropped."""
 
-    def __init__(self, work: dist.Work, tensor: torch.Tensor, span: Span, recorder: Recorder) -> None:
-        self._work, self._tensor, self._span, self._recorder = work, tensor, span, recorder
+    def __init__(self, works: list[dist.Work], tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
+        """`tensors` are kept until the call is complete; see `_lend`."""
+        self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
+        self.afterwards: Callable[[], object] | None = None
 
     def wait(self) -> None:
         try:
-            self._work.wait()
+            for work in self._works:
+                work.wait()
         except RuntimeError as error:
             raise CommError(str(error)) from error
+        if self.afterwards is not None:
+            self.afterwards()
+        self._tensors, self.afterwards = (), None
         self._recorder.close(self._span)
 
 
@@ -81,6 +92,7 @@ class Comm:
     def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> None:
         self.mesh, self.rank, self.recorder, self.device = mesh, rank, recorder, device
         self.at = mesh.coordinate(rank)
+        self._gathers: dict[tuple[int, ...], int] = {}
         self.groups: dict[str, Group] = {
             axis: Group(axis, mesh.group(rank, axis), None)
             for axis in ("dp", "tp", "pp")  # type: ignore[arg-type]
@@ -133,7 +145,59 @@ class Comm:
         to = self.groups[group]
         payload, n = tensor.nbytes, len(to.ranks)
         span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n)
-        return self._start(lambda lent: dist.all_reduce(lent, _REDUCTIONS[reduction], group=to.handle, async_op=True), tensor, span)
+        return self._start(lambda lent: [dist.all_reduce(lent, _REDUCTIONS[reduction], group=to.handle, async_op=True)], tensor, span)
+
+    def all_gather(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
+        """The tensors of all ranks of the group, one behind the other along a new first dimension: (n, *shape)."""
+        to = self.groups[group]
+        out = tensor.new_empty((len(to.ranks), *tensor.shape))
+        self.start_all_gather(out, tensor, group).wait()
+        return out
+
+    def start_all_gather(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
+        """The same into `out`, under way. `tensor` may be this rank's own part of `out`."""
+        to = self.groups[group]
+        span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
+        start = self._gather_by_transfers if tensor.device.type == "cpu" else self._gather_at_once
+        return self._start(lambda lent: start(_lend(out), lent, to), tensor, span, out)
+
+    @staticmethod
+    def _gather_at_once(out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work]:
+        return [dist.all_gather_single(out, tensor, group=to.handle, async_op=True)]
+
+    def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work]:
+        """Everyone sends its part to everyone. gloo's own all-gather works in a copy of the whole, made and dropped by another
+        thread at an instant of its own, which no measurement of memory would come out of twice the same."""
+        parts = out.view(len(to.ranks), -1)
+        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # ranks gather in the same order
+        works: list[dist.Work] = []
+        for rank, part in zip(to.ranks, parts, strict=True):
+            if rank == self.rank:
+                part.copy_(tensor)
+            else:
+                works.append(dist.irecv(part, rank, group=to.handle, tag=tag))
+                works.append(dist.isend(tensor, rank, group=to.handle, tag=tag))
+        return works
+
+    def reduce_scatter(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
+        """Sum over the group of this rank's part of `tensor` (n, *shape); returns (*shape)."""
+        out = torch.empty_like(tensor[0])
+        self.start_reduce_scatter(out, tensor, group).wait()
+        return out
+
+    def start_reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
+        """The same into `out`, under way."""
+        to = self.groups[group]
+        n = len(to.ranks)
+        span = self._count(to.axis, "reduce_scatter", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
+        if tensor.device.type == "cpu":
+            # gloo would do the same inside: copy, all-reduce, keep a part. Done here, the copy goes when the wait is over.
+            copy, own = tensor.clone(), to.ranks.index(self.rank)
+            pending = self._start(lambda lent: [dist.all_reduce(lent, group=to.handle, async_op=True)], copy, span)
+            pending.afterwards = lambda: out.view(-1).copy_(copy.view(n, -1)[own])
+            return pending
+        part = _lend(out)
+        return self._start(lambda lent: [dist.reduce_scatter_single(part, lent, group=to.handle, async_op=True)], tensor, span, out)
 
     def send(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
         """Start sending to the rank at pp coordinate `stage`. `tensor` must be left alone until the call was waited for."""
@@ -149,15 +213,15 @@ class Comm:
         pair = (min(self.rank, peer), max(self.rank, peer))
         span = self._count("pp", kind, pair, tensor.nbytes, tensor.nbytes if kind == "send" else 0)
         transfer = dist.isend if kind == "send" else dist.irecv
-        return self._start(lambda lent: transfer(lent, peer, group=self.groups[flow].handle, tag=tag), tensor, span)
+        return self._start(lambda lent: [transfer(lent, peer, group=self.groups[flow].handle, tag=tag)], tensor, span)
 
     def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
         return self.recorder.passage(Passage(axis, collective, self.recorder.phase, ranks), payload, wire)
 
-    def _start(self, call: Callable[[torch.Tensor], dist.Work], tensor: torch.Tensor, span: Span) -> Pending:
+    def _start(self, call: Callable[[torch.Tensor], list[dist.Work]], tensor: torch.Tensor, span: Span, *kept: torch.Tensor) -> Pending:
         try:
-            with self.recorder.door(span.kind) or nullcontext():
-                return Pending(call(_lend(tensor)), tensor, span, self.recorder)
+            with self.recorder.door(span.kind):
+                return Pending(call(_lend(tensor)), (tensor, *kept), span, self.recorder)
         except RuntimeError as error:
             raise CommError(str(error)) from error
 
@@ -179,13 +243,12 @@ class Comm:
 
 
 def _lend(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a tensor that does not own it; the caller keeps the owner until the call is complete.
+    """The same memory as a flat tensor that does not own it; the caller keeps the owner until the call is complete.
 
     gloo's threads let go of a tensor some time after the wait for it is over. Were theirs the last reference, memory would
     be freed at a random instant and by a thread that the profiler does not see. NCCL keeps to the stream's order.
     """
-    if tensor.device.type != "cpu":
-        return tensor
     assert tensor.is_contiguous()
-    memory = (ctypes.c_byte * tensor.nbytes).from_address(tensor.data_ptr())
-    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
+    if tensor.device.type != "cpu":
+        return tensor.view(-1)
+    return torch.frombuffer(_memoryview(tensor.data_ptr(), tensor.nbytes, _WRITABLE), dtype=tensor.dtype)

@@ -1,83 +1,312 @@
-"""Data parallelism: what happens to a chunk's gradients between backward and the optimizer's step.
+"""Data parallelism, ZeRO included: where the values, gradients and optimizer state of each layer live, and when they travel.
 
-The parameters of one layer form a bucket: one flat tensor of values and one of gradients, of which the parameters and
-their gradients are views. A bucket is averaged over dp in one collective, started the moment its last gradient of the
-step is there, so that it runs beside the rest of the backward pass.
+The parameters of one layer form a bucket. A bucket's values and gradients are flat tensors of which the parameters and
+their gradients are views. One mechanism, three switches (Rajbhandari et al. 2020, ZeRO, section 5), Ψ the bucket's size:
+
+    zero  values      gradients   optimizer   collectives over dp
+    0     Ψ           Ψ           Ψ           all-reduce of the gradients, once a step
+    1     Ψ           Ψ           Ψ/dp        reduce-scatter of the gradients once a step, all-gather of the new values
+    2     Ψ           Ψ/dp        Ψ/dp        reduce-scatter of the gradients for each microbatch, all-gather of the new values
+    3     Ψ/dp        Ψ/dp        Ψ/dp        the same reduce-scatter; all-gather of the values around each use
+
+A collective starts as soon as its bucket is whole, so that it runs beside the rest of the backward pass. The loss of each
+replica is divided by dp before backward, so that the average is a plain sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from engine.parallel.comm import Comm, Pending
+from engine.parallel.tensor import ShardedParameter
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of some layers' parameters on the way through a chunk: `run` maps activations to activations."""
+
+    layers: tuple[nn.Module, ...]
+    run: Callable[[Tensor], Tensor]
+    borrowed: tuple[nn.Module, ...] = ()  # used as well, but their gradients come with another use of theirs
+    lookup: bool = False  # backward needs no values
+
+
+def straight_through(uses: Sequence[Use], x: Tensor) -> Tensor:
+    """Run `uses` one after the other, for values that are always there."""
+    for use in uses:
+        x = use.run(x)
+    return x
 
 
 class Bucket:
-    """The parameters of one layer, flat. `values` and `gradients` have one entry a parameter element."""
+    """The parameters of one layer, flat. Sizes are in elements; `size` is padded to a multiple of dp where zero > 0."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
-        size = sum(p.numel() for p in parameters)
-        self.values = torch.empty(size, dtype=parameters[0].dtype, device=parameters[0].device)
-        self.gradients = torch.zeros_like(self.values)
-        self.missing = 0  # gradients that are still to come in the last backward of this step
+    def __init__(self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype) -> None:
+        # What tp does not cut comes first: under sequence parallelism its gradients are summed over tp, in one piece.
+        self.parameters = sorted(parameters, key=lambda p: p.cut.dim is not None)
+        self.whole_over_tp = sum(p.numel() for p in self.parameters if p.cut.dim is None)
+        self.comm, self.zero = comm, zero
+        self.parts = comm.mesh.dp if zero else 1
+        used = sum(p.numel() for p in self.parameters)
+        self.size = -(-used // self.parts) * self.parts
+        share = self.size // self.parts
+        self.own = slice(comm.at.dp * share, (comm.at.dp + 1) * share) if zero else slice(0, self.size)
+        self.dtype, self.accumulate = self.parameters[0].dtype, accumulate
+        self.places: dict[ShardedParameter, slice] = {}
         offset = 0
-        for p in parameters:
-            here = slice(offset, offset + p.numel())
-            self.values[here].copy_(p.detach().flatten())
-            p.data = self.values[here].view(p.shape)
-            # Autograd adds into a gradient that is already there, so this view stays what backward writes to.
-            p.grad = self.gradients[here].view(p.shape)
+        for p in self.parameters:
+            self.places[p] = slice(offset, offset + p.numel())
             offset += p.numel()
+        self._make_values()
+        kept = self.size if zero < 2 else share
+        self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
+        self.incoming: Tensor | None = None  # what backward writes to, where that is not `gradients`
+        self.missing = 0  # gradients that are still to come before the bucket is whole
+        self.resident = zero < 3
+        if zero < 2 and accumulate == self.dtype:
+            self._point_gradients_at(self.gradients)
 
-    def clear(self) -> None:
-        self.gradients.zero_()
+    def _make_values(self) -> None:
+        self.values = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
+        for p, place in self.places.items():
+            self.values[place].copy_(p.detach().flatten())
+            p.data = self.values[place].view(p.shape)
+        self.shard = self.values[self.own] if self.zero < 3 else self.values[self.own].clone()
+        # The optimizer works in fp32, on a copy where the values are not.
+        self.master = self.shard if self.dtype == torch.float32 else self.shard.float()
+        if self.zero == 3:
+            self.values.untyped_storage().resize_(0)
+
+    def _point_gradients_at(self, flat: Tensor) -> None:
+        """Autograd adds into a gradient that is already there, so these views stay what backward writes to."""
+        for p, place in self.places.items():
+            p.grad = flat[place].view(p.shape)
+
+    @property
+    def reduced(self) -> Tensor:
+        """The part of the gradients that is this rank's to use: all of them, or its share."""
+        return self.gradients[self.own] if self.zero == 1 else self.gradients
+
+    # ------------------------------------------------------------------------------------------------ values (zero = 3)
+
+    def start_gather(self) -> Pending:
+        """Make room for the values and start filling it with everyone's share."""
+        with self.comm.recorder.door("all_gather"):  # so that the room counts as communication
+            self.values.untyped_storage().resize_(self.size * self.values.element_size())
+        return self.comm.start_all_gather(self.values, self.shard, "dp")
+
+    def drop_values(self) -> None:
+        self.values.untyped_storage().resize_(0)
+        self.resident = False
+
+    # ------------------------------------------------------------------------------------------------------- gradients
+
+    def expect(self, passes: int) -> None:
+        """That many more backward passes will each bring a gradient of every parameter."""
+        if self.zero == 2 or self.zero == 3:
+            if self.incoming is None:
+                self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
+                self._point_gradients_at(self.incoming)
+        self.missing += passes * len(self.parameters)
+
+    def take(self, p: ShardedParameter) -> bool:
+        """Note that a gradient of `p` arrived. Returns whether the bucket is now whole."""
+        if self.incoming is None and self.accumulate != self.dtype:
+            assert p.grad is not None
+            self.gradients[self.places[p]].view(p.shape).add_(p.grad)
+            p.grad = None
+        self.missing -= 1
+        return self.missing == 0
+
+    def add(self, p: ShardedParameter, gradient: Tensor) -> None:
+        """What autograd does, for a gradient that was computed apart from it."""
+        if p.grad is None:
+            p.grad = gradient
+        else:
+            p.grad += gradient
+
+    def sum_what_tp_holds_whole(self) -> None:
+        """Under sequence parallelism each tp rank saw its own part of the sequence, so these gradients are partial."""
+        flat = self.gradients if self.incoming is None else self.incoming
+        if self.whole_over_tp:
+            self.comm.all_reduce(flat[: self.whole_over_tp], "tp")
+
+    def start_reduce(self) -> tuple[Pending, Callable[[], None]]:
+        """Start adding up over dp. Returns the call under way and what to do once it is complete."""
+        if self.zero == 0:
+            return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
+        source = self.gradients if self.incoming is None else self.incoming
+        part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
+        pending = self.comm.start_reduce_scatter(part, source.view(self.parts, -1), "dp")
+        if self.zero >= 2:
+            self.incoming = None
+            for p in self.parameters:
+                p.grad = None
+
+        def keep_share() -> None:
+            if self.zero == 1:
+                self.reduced.copy_(part)
+            else:
+                self.gradients.add_(part)
+
+        return pending, keep_share
+
+    def round_values(self) -> None:
+        """After the optimizer's step: the new values, in the parameters' type."""
+        if self.master is not self.shard:
+            self.shard.copy_(self.master)
+
+    def whole_gradients(self) -> dict[ShardedParameter, Tensor]:
+        """The reduced gradients by parameter, with every replica's share. A collective where they are sharded."""
+        flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, "dp").flatten()
+        return {p: flat[place].view(p.shape) for p, place in self.places.items()}
+
+    def counted(self, count: Callable[[ShardedParameter], bool]) -> list[Tensor]:
+        """The pieces of `reduced` that belong to parameters for which `count` says yes."""
+        pieces = []
+        for p, place in self.places.items():
+            first, last = max(place.start, self.own.start), min(place.stop, self.own.stop)
+            if count(p) and first < last:
+                pieces.append(self.reduced[first - self.own.start : last - self.own.start])
+        return pieces
 
 
-class GradientAverager:
-    """Averages the gradients of one rank's chunks over dp, bucket by bucket.
+class _Before(Function):
+    """Put on a layer's output: tells that its backward is about to begin."""
 
-    The loss of each replica is divided by dp before backward, so that the average is a plain sum.
-    """
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tell: Callable[[], None]) -> Tensor:
+        ctx.tell = tell
+        return x.view_as(x)
 
-    def __init__(self, chunks: dict[int, list[list[nn.Parameter]]], comm: Comm) -> None:
-        """`chunks[c]` lists the parameters of each layer of chunk c."""
-        self.comm = comm
-        self.buckets = {chunk: [Bucket(layer) for layer in layers] for chunk, layers in chunks.items()}
-        self._started: dict[int, list[Pending]] = {}
-        if comm.mesh.dp > 1:
-            for chunk, buckets in self.buckets.items():
-                for bucket in buckets:
-                    for p in bucket.parameters:
-                        p.register_post_accumulate_grad_hook(self._arrival(chunk, bucket))
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        ctx.tell()
+        return gradient, None
 
-    def all_buckets(self) -> Iterable[Bucket]:
-        return (bucket for buckets in self.buckets.values() for bucket in buckets)
 
-    def clear(self) -> None:
-        """Set all gradients to zero; the start of a step."""
-        for bucket in self.all_buckets():
-            bucket.clear()
+_After = _Before  # put on a layer's input, the same tells that its backward is done
 
-    def expect_last_backward(self, chunk: int) -> None:
-        """From now on, gradients of `chunk` are final as they arrive."""
-        self._started[chunk] = []
-        for bucket in self.buckets[chunk]:
-            bucket.missing = len(bucket.parameters)
+
+class DataParallel:
+    """The buckets of one rank's chunks, and the collectives over dp (and for sequence parallelism, tp) they need."""
+
+    def __init__(
+        self, chunks: dict[int, list[nn.Module]], comm: Comm, zero: int, sequence: bool, accumulate: torch.dtype, microbatches: int
+    ) -> None:
+        """`chunks[c]` lists the layers of chunk c; each becomes a bucket.
+
+        `accumulate` is the type that gradients are added up in; `microbatches` how many backward passes make a step.
+        """
+        self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
+        self.buckets: dict[nn.Module, Bucket] = {}
+        self._chunk_of: dict[nn.Module, int] = {}
+        self._bucket_of: dict[nn.Parameter, Bucket] = {}
+        self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {c: [] for c in chunks}
+        self._gathering: dict[nn.Module, Pending] = {}
+        for chunk, layers in chunks.items():
+            for layer in layers:
+                self._chunk_of[layer] = chunk
+                self.buckets[layer] = bucket = Bucket(list(layer.parameters()), comm, zero, accumulate)  # type: ignore[arg-type]
+                for p in bucket.parameters:
+                    self._bucket_of[p] = bucket
+                    p.register_post_accumulate_grad_hook(lambda p, layer=layer: self._arrived(layer, p))  # type: ignore[misc]
+
+    # ------------------------------------------------------------------------------------------------- around each step
+
+    def begin_step(self) -> None:
+        for bucket in self.buckets.values():
+            bucket.gradients.zero_()
+            if self.zero < 2:
+                bucket.expect(self.microbatches)
+
+    def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
+        """A weight's gradient that was computed in an action of its own."""
+        assert isinstance(weight, ShardedParameter)
+        bucket = self._bucket_of[weight]
+        bucket.add(weight, gradient)
+        layer = next(layer for layer, b in self.buckets.items() if b is bucket)
+        self._arrived(layer, weight)
 
     def finish(self, chunk: int) -> None:
-        """Wait until every bucket of `chunk` is averaged."""
-        for pending in self._started.pop(chunk):
+        """Wait until every bucket of `chunk` is reduced."""
+        assert all(b.missing == 0 for layer, b in self.buckets.items() if self._chunk_of[layer] == chunk), "a gradient is missing"
+        self._settle(chunk)
+
+    def publish_values(self) -> None:
+        """Give every replica the shares that the others updated."""
+        for pending in [self.comm.start_all_gather(b.values, b.shard, "dp") for b in self.buckets.values()]:
             pending.wait()
 
-    def _arrival(self, chunk: int, bucket: Bucket) -> Callable[[Tensor], None]:
-        def arrived(_: Tensor) -> None:
-            if chunk in self._started:
-                bucket.missing -= 1
-                if bucket.missing == 0:
-                    self._started[chunk].append(self.comm.start_all_reduce(bucket.gradients, "dp"))
+    # ----------------------------------------------------------------------------------------------- around each layer
 
-        return arrived
+    def through(self, uses: Sequence[Use], x: Tensor) -> Tensor:
+        """Run `uses` one after the other on x, having each one's values there in forward and again in backward."""
+        if self.zero < 2:
+            return straight_through(uses, x)
+        for i, use in enumerate(uses):
+            before = uses[i - 1] if i and not uses[i - 1].lookup else None
+            after = uses[i + 1] if i + 1 < len(uses) else None
+            if x.requires_grad:
+                x = _After.apply(x, partial(self._leave, use))
+            self._enter(use, after)
+            x = use.run(x)
+            self._leave(use)
+            x = _Before.apply(x, partial(self._begin_backward, use, before))
+        return x
+
+    def _begin_backward(self, use: Use, before: Use | None) -> None:
+        for layer in use.layers:
+            self.buckets[layer].expect(1)
+        if not use.lookup:
+            self._enter(use, before)
+
+    def _enter(self, use: Use, following: Use | None) -> None:
+        """Have the values that `use` needs, and start fetching those of the one that follows."""
+        if self.zero < 3:
+            return
+        self._fetch(use)
+        for layer in (*use.layers, *use.borrowed):
+            if layer in self._gathering:
+                self._gathering.pop(layer).wait()
+        if following is not None:
+            self._fetch(following)
+
+    def _fetch(self, use: Use) -> None:
+        for layer in (*use.layers, *use.borrowed):
+            if not self.buckets[layer].resident:
+                self._gathering[layer] = self.buckets[layer].start_gather()
+                self.buckets[layer].resident = True
+
+    def _leave(self, use: Use) -> None:
+        if self.zero == 3:
+            for layer in (*use.layers, *use.borrowed):
+                self.buckets[layer].drop_values()
+
+    # ------------------------------------------------------------------------------------------------------- gradients
+
+    def _arrived(self, layer: nn.Module, p: nn.Parameter) -> None:
+        assert isinstance(p, ShardedParameter)
+        bucket = self.buckets[layer]
+        if not bucket.take(p):
+            return
+        if self.sequence:
+            bucket.sum_what_tp_holds_whole()
+        if self.comm.mesh.dp > 1:
+            chunk = self._chunk_of[layer]
+            if self.zero >= 2:
+                self._settle(chunk)  # one bucket at a time is under way, so that only one is held twice
+            self._reducing[chunk].append(bucket.start_reduce())
+
+    def _settle(self, chunk: int) -> None:
+        for pending, complete in self._reducing[chunk]:
+            pending.wait()
+            complete()
+        self._reducing[chunk].clear()

@@ -5,7 +5,7 @@ It knows nothing of the model but that a chunk turns inputs into outputs, and no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -14,8 +14,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm, Pending
-from engine.parallel.data import GradientAverager
-from engine.schedule import Action, Flow, Schedule
+from engine.parallel.data import DataParallel
+from engine.schedule import Action, Flow, Kind, Schedule
 
 Boundary = tuple[Tensor, ...]  # what one chunk hands to the next
 
@@ -30,9 +30,6 @@ class Chunk(Protocol):
         """
         ...
 
-    def boundary_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of what passes between two chunks."""
-        ...
 
 
 class Executor:
@@ -40,20 +37,23 @@ class Executor:
         self,
         schedule: Schedule,
         chunks: dict[int, Chunk],
-        averager: GradientAverager,
+        data: DataParallel,
         comm: Comm,
         recorder: Recorder,
         at: Callable[[str], None],
+        boundary: Sequence[tuple[tuple[int, ...], torch.dtype]],
         tie: Callable[[], None],
         update: Callable[[], None],
     ) -> None:
-        """`at` is told what is about to be done; `tie` and `update` do the actions of the same names ("step" for update)."""
+        """`at` is told what is about to be done. `boundary`: shape and type of each tensor that passes between two chunks.
+
+        `tie` and `update` do the actions tie and step.
+        """
         self.actions = schedule.stages[comm.at.pp]
         self.placement = schedule.placement
-        self.last_backward = schedule.last_backward(comm.at.pp)
         self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
-        self.chunks, self.averager, self.comm, self.recorder = chunks, averager, comm, recorder
-        self.at, self.tie, self.update = at, tie, update
+        self.chunks, self.data, self.comm, self.recorder = chunks, data, comm, recorder
+        self.at, self.boundary = at, boundary
         self.microbatches = schedule.microbatches
         self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
         self._inputs: dict[tuple[int, int], Boundary] = {}
@@ -61,22 +61,25 @@ class Executor:
         self._arrived: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
         self._leaving: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
         self._sent: dict[tuple[Flow, int], list[tuple[Pending, Tensor]]] = {}  # on the way, by flow and stage
-        self._do = {"F": self._forward, "B": self._backward, "send": self._send, "recv": self._receive, "reduce": self._reduce}
+        self._do: dict[Kind, Callable[[Action], None]] = {
+            "F": self._forward,
+            "B": self._backward,
+            "send": self._send,
+            "recv": self._receive,
+            "reduce": lambda action: data.finish(action.chunk),
+            "tie": lambda action: tie(),
+            "step": lambda action: self._step(update),
+            "gather": lambda action: data.publish_values(),
+        }
 
     def run(self, step: int) -> None:
         """One step: every action of this rank's list. Afterwards `loss` holds this replica's share on the last stage."""
         self.loss.zero_()
-        self.averager.clear()
+        self.data.begin_step()
         for action in self.actions:
             self.at(f"step {step}: {action}")
             with self.recorder.action(action, _phase(action)):
-                if action.kind == "tie":
-                    self.tie()
-                elif action.kind == "step":
-                    self._drain()
-                    self.update()
-                else:
-                    self._do[action.kind](action)
+                self._do[action.kind](action)
         assert not (self._inputs or self._roots or self._arrived or self._leaving or self._sent), "a step leaves nothing behind"
 
     def _forward(self, action: Action) -> None:
@@ -98,8 +101,6 @@ class Executor:
         last = action.chunk == len(self.placement) - 1
         gradients = None if last else self._arrived.pop(("gradient", *key))
         roots, inputs = self._roots.pop(key), self._inputs.pop(key)
-        if self.comm.mesh.dp > 1 and self.last_backward[action.chunk] == action.microbatch:
-            self.averager.expect_last_backward(action.chunk)
         if last:
             gradients = (torch.ones((), device=self.comm.device),)
         torch.autograd.backward(roots, gradients)
@@ -125,35 +126,32 @@ class Executor:
         tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
         to = action.chunk + (1 if action.flow == "activation" else -1)
         self._sent[action.flow, action.peer] = [
-            (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(to, action.microbatch, part, len(tensors))), t)
+            (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(to, action.microbatch, part)), t)
             for part, t in enumerate(tensors)
         ]
 
     def _receive(self, action: Action) -> None:
-        shapes = self.chunks[action.chunk].boundary_shapes()
         tensors = tuple(
             self.comm.receive(
-                torch.empty(shape, device=self.comm.device),
+                torch.empty(shape, dtype=dtype, device=self.comm.device),
                 action.flow,
                 action.peer,
-                self._tag(action.chunk, action.microbatch, part, len(shapes)),
+                self._tag(action.chunk, action.microbatch, part),
             )
-            for part, shape in enumerate(shapes)
+            for part, (shape, dtype) in enumerate(self.boundary)
         )
         self._arrive(action.flow, action.chunk, action.microbatch, tensors)
 
-    def _tag(self, chunk: int, microbatch: int, part: int, parts: int) -> int:
+    def _tag(self, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""
-        return (chunk * self.microbatches + microbatch) * parts + part
+        return (chunk * self.microbatches + microbatch) * len(self.boundary) + part
 
-    def _reduce(self, action: Action) -> None:
-        self.averager.finish(action.chunk)
-
-    def _drain(self) -> None:
+    def _step(self, update: Callable[[], None]) -> None:
         for messages in self._sent.values():
             for pending, _ in messages:
                 pending.wait()
         self._sent.clear()
+        update()
 
 
 def _phase(action: Action) -> str:

@@ -2,13 +2,18 @@
 
 A column-parallel layer cuts its output features, a row-parallel layer its input features. One after the other they need a
 single all-reduce forward (after the row-parallel) and a single one backward (before the column-parallel).
-Source: Shoeybi et al. 2019, Megatron-LM, section 3. Shapes: B batch, S sequence, H hidden, tp the number of slices.
+With sequence parallelism, what lies between them is cut along the sequence: the all-reduce becomes a reduce-scatter, and an
+all-gather stands before the column-parallel layer, which gathers again in backward rather than keep the whole.
+Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
+Shapes: B batch, S sequence, H hidden, tp the number of slices; s stands for S, or S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -17,6 +22,71 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
+
+
+class DeferredGradients:
+    """Weight gradients of linear layers that a schedule computes in an action of their own (W), apart from the inputs' (I)."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[nn.Parameter, Callable[[], Tensor]]] | None = None
+
+    @contextmanager
+    def collect(self) -> Iterator[list[tuple[nn.Parameter, Callable[[], Tensor]]]]:
+        """While inside, backward computes no weight gradient of a linear layer, and puts it on the list instead."""
+        self._waiting = []
+        try:
+            yield self._waiting
+        finally:
+            self._waiting = None
+
+    def now_or_later(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> Tensor | None:
+        """The gradient, or None if it was put on the list."""
+        if self._waiting is None:
+            return compute()
+        self._waiting.append((weight, compute))
+        return None
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """What a layer knows of the ranks it is cut over, and of what its weights are made of."""
+
+    comm: Comm
+    sequence: bool = False  # sequence parallelism: norms and residual stream are cut along the sequence
+    dtype: torch.dtype = torch.float32  # of parameters and activations
+    deferred: DeferredGradients = field(default_factory=DeferredGradients)
+
+    @property
+    def degree(self) -> int:
+        return self.comm.mesh.tp
+
+    @property
+    def index(self) -> int:
+        return self.comm.at.tp
+
+    @property
+    def cuts_sequence(self) -> bool:
+        return self.sequence and self.degree > 1
+
+    def gather_sequence(self, x: Tensor) -> Tensor:
+        """(B, S/tp, H) → (B, S, H)"""
+        parts = self.comm.all_gather(x.contiguous(), "tp")  # (tp, B, S/tp, H)
+        return parts.movedim(0, 1).reshape(x.shape[0], -1, x.shape[2])
+
+    def scatter_sequence_sum(self, x: Tensor) -> Tensor:
+        """Sum over tp, of which this rank keeps its part of the sequence. (B, S, H) → (B, S/tp, H)"""
+        parts = x.view(x.shape[0], self.degree, -1, x.shape[2]).movedim(1, 0).contiguous()  # (tp, B, S/tp, H)
+        return self.comm.reduce_scatter(parts, "tp")
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What a column-parallel layer reads. (B, s, H) → (B, S, H)"""
+        return self.gather_sequence(x) if self.cuts_sequence else x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """What becomes of a row-parallel layer's partial sums; they may be overwritten. (B, S, H) → (B, s, H)"""
+        if self.cuts_sequence:
+            return self.scatter_sequence_sum(x)
+        return self.comm.all_reduce(x, "tp")
 
 
 @dataclass(frozen=True)
@@ -67,12 +137,11 @@ class ShardedParameter(nn.Parameter):
     cut: Cut
 
     @staticmethod
-    def of(cut: Cut, comm: Comm) -> ShardedParameter:
-        tp = comm.mesh.tp
+    def of(cut: Cut, tp: TensorParallel) -> ShardedParameter:
         shape = list(cut.shape)
         if cut.dim is not None:
-            shape[cut.dim] = sum(-(-size // tp) for size in cut.blocks or (cut.shape[cut.dim],))
-        parameter = ShardedParameter(torch.empty(shape, device=comm.device))
+            shape[cut.dim] = sum(-(-size // tp.degree) for size in cut.blocks or (cut.shape[cut.dim],))
+        parameter = ShardedParameter(torch.empty(shape, dtype=tp.dtype, device=tp.comm.device))
         parameter.cut = cut
         return parameter
 
@@ -91,102 +160,119 @@ class ShardedParameter(nn.Parameter):
             self.copy_(self.cut.take(whole, index, of))
 
 
-# -------------------------------------------------------------------------------------------- the two conjugate operators
-
-
-class _CopyToSlices(Function):
-    """Forward nothing, backward an all-reduce: every slice reads the same input, so its gradients add up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, comm: Comm) -> Tensor:
-        ctx.comm = comm
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        # In place: the gradient is the fresh output of the one matrix product that reads this operator's output.
-        return ctx.comm.all_reduce(gradient.contiguous(), "tp"), None
-
-
-class _SumOfSlices(Function):
-    """Forward an all-reduce, backward nothing: each slice contributes a part of the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, comm: Comm) -> Tensor:
-        ctx.mark_dirty(x)
-        return comm.all_reduce(x, "tp")
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient, None
-
-
-def copy_to_slices(x: Tensor, comm: Comm) -> Tensor:
-    return _CopyToSlices.apply(x, comm) if comm.mesh.tp > 1 else x
-
-
-def sum_of_slices(x: Tensor, comm: Comm) -> Tensor:
-    return _SumOfSlices.apply(x, comm) if comm.mesh.tp > 1 else x
-
-
 # ------------------------------------------------------------------------------------------------------------- the layers
 
 
+class _ColumnLinear(Function):
+    """y = x Wᵀ + b where every slice reads the same x, so that the gradients of x from all slices add up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel) -> Tensor:
+        ctx.tp, ctx.has_bias, ctx.weight = tp, bias is not None, weight
+        ctx.save_for_backward(x, weight)
+        return F.linear(tp.enter(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        tp, (x, weight) = ctx.tp, ctx.saved_tensors
+        for_input = tp.leave(gradient @ weight)  # (B, s, in)
+        for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.enter(x)))
+        for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
+        return for_input, for_weight, for_bias, None
+
+
+class _RowLinear(Function):
+    """y = Σ over slices of x Wᵀ, where each slice has its own part of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel) -> Tensor:
+        ctx.tp, ctx.weight = tp, weight
+        ctx.save_for_backward(x, weight)
+        return tp.leave(F.linear(x, weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        tp, (x, weight) = ctx.tp, ctx.saved_tensors
+        whole = tp.enter(gradient)  # (B, S, out)
+        return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
+
+
+def _outer(gradient: Tensor, x: Tensor) -> Tensor:
+    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
+    return gradient.flatten(0, -2).T @ x.flatten(0, -2)
+
+
 class ColumnParallelLinear(nn.Module):
-    """y = x Wᵀ + b with the output features cut over tp. (B, S, in) → (B, S, out/tp)
+    """y = x Wᵀ + b with the output features cut over tp. (B, s, in) → (B, S, out/tp)
 
     `blocks`: the output is several features side by side (q, k, v), each cut on its own.
     """
 
-    def __init__(self, inputs: int, outputs: tuple[int, ...], comm: Comm) -> None:
+    def __init__(self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True) -> None:
         super().__init__()
-        self.comm = comm
-        self.weight = ShardedParameter.of(Cut((sum(outputs), inputs), 0, outputs), comm)
-        self.bias = ShardedParameter.of(Cut((sum(outputs),), 0, outputs, "zeros"), comm)
+        self.tp = tp
+        self.weight = ShardedParameter.of(Cut((sum(blocks), inputs), 0, blocks), tp)
+        self.bias = ShardedParameter.of(Cut((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(copy_to_slices(x, self.comm), self.weight, self.bias)
+        return _ColumnLinear.apply(x, self.weight, self.bias, self.tp)
 
 
 class RowParallelLinear(nn.Module):
-    """y = x Wᵀ + b with the input features cut over tp. (B, S, in/tp) → (B, S, out), the same on every tp rank.
+    """y = x Wᵀ + b with the input features cut over tp. (B, S, in/tp) → (B, s, out)
 
     The bias is whole on every rank and added once, after the sum.
     """
 
-    def __init__(self, inputs: int, outputs: int, comm: Comm, std: float) -> None:
+    def __init__(self, inputs: int, outputs: int, tp: TensorParallel, std: float, bias: bool = True) -> None:
         super().__init__()
-        self.comm = comm
-        self.weight = ShardedParameter.of(Cut((outputs, inputs), 1, std=std), comm)
-        self.bias = ShardedParameter.of(Cut((outputs,), draw="zeros"), comm)
+        self.tp = tp
+        self.weight = ShardedParameter.of(Cut((outputs, inputs), 1, std=std), tp)
+        self.bias = ShardedParameter.of(Cut((outputs,), draw="zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum_of_slices(F.linear(x, self.weight), self.comm) + self.bias
+        y = _RowLinear.apply(x, self.weight, self.tp)
+        return y if self.bias is None else y + self.bias
+
+
+class _SumOfSlices(Function):
+    """The sum over tp of what each slice contributes; backward hands the gradient to each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        if not tp.cuts_sequence:
+            ctx.mark_dirty(x)
+        return tp.leave(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.tp.enter(gradient), None
 
 
 class VocabParallelEmbedding(nn.Module):
-    """A lookup table whose rows are cut over tp, padded to a multiple of tp. tokens (B, S) → (B, S, H)
+    """A lookup table whose rows are cut over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
 
     A rank looks up the tokens whose rows it holds and contributes zeros for the others.
     """
 
-    def __init__(self, vocab: int, hidden: int, comm: Comm) -> None:
+    def __init__(self, vocab: int, hidden: int, tp: TensorParallel) -> None:
         super().__init__()
-        self.comm, self.vocab = comm, vocab
-        self.weight = ShardedParameter.of(Cut((vocab, hidden), 0), comm)  # (V/tp, H)
+        self.tp, self.vocab = tp, vocab
+        self.weight = ShardedParameter.of(Cut((vocab, hidden), 0), tp)  # (V/tp, H)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.comm.mesh.tp == 1:
+        if self.tp.degree == 1:
             return F.embedding(tokens, self.weight)
         rows = self.weight.shape[0]
-        local = tokens - rows * self.comm.at.tp
+        local = tokens - rows * self.tp.index
         elsewhere = (local < 0) | (local >= rows)
         x = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
-        return sum_of_slices(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.comm)
+        return _SumOfSlices.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The same table as output layer. (B, S, H) → (B, S, V/tp)"""
-        return F.linear(copy_to_slices(x, self.comm), self.weight)
+        """The same table as output layer. (B, s, H) → (B, S, V/tp)"""
+        return _ColumnLinear.apply(x, self.weight, None, self.tp)
 
 
 class _VocabParallelCrossEntropy(Function):
@@ -197,18 +283,18 @@ class _VocabParallelCrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, comm: Comm) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel) -> Tensor:
         columns = logits.shape[-1]  # V/tp
-        first = columns * comm.at.tp
+        first = columns * tp.index
         logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
-        largest = comm.all_reduce(logits.amax(-1), "tp", "max")  # (B, S)
+        largest = tp.comm.all_reduce(logits.amax(-1), "tp", "max")  # (B, S)
         logits.sub_(largest.unsqueeze(-1))
         local = targets - first
         elsewhere = (local < 0) | (local >= columns)
         local = local.masked_fill_(elsewhere, 0).unsqueeze(-1)  # (B, S, 1)
         at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(elsewhere, 0.0)
         logits.exp_()
-        sums = comm.all_reduce(torch.stack((logits.sum(-1), at_target)), "tp")  # (2, B, S)
+        sums = tp.comm.all_reduce(torch.stack((logits.sum(-1), at_target)), "tp")  # (2, B, S)
         loss = (sums[0].log() - sums[1]).mean()
         ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, elsewhere)
         return loss
@@ -221,6 +307,6 @@ class _VocabParallelCrossEntropy(Function):
         return softmax.mul_(gradient / local.numel()), None, None, None
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab: int, comm: Comm) -> Tensor:
+def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel) -> Tensor:
     """Mean over (B, S). `logits` (B, S, V/tp) are consumed; `vocab` is the number of real tokens."""
-    return _VocabParallelCrossEntropy.apply(logits, targets, vocab, comm)
+    return _VocabParallelCrossEntropy.apply(logits, targets, vocab, tp)
