@@ -7,9 +7,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 APP_ARGS ?=
 PYTEST_ARGS ?=
-CHROMIUMS := chromium chromium-browser google-chrome google-chrome-stable
+CHROMIUMS := chromium chromium-browser google-chrome
 
-.PHONY: app test lint bench screenshots clean chromium dev
+.PHONY: app test lint style types layers bench screenshots clean chromium dev
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app
@@ -18,10 +18,16 @@ app: $(VENV)/.app
 test: dev chromium
 	$(RUN) pytest $(PYTEST_ARGS)
 
-lint: dev
+lint: style types layers
+
+style: dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+
+types: dev
 	$(RUN) mypy
+
+layers: dev
 	$(VENV)/bin/lint-imports
 
 # Each benchmark prints one table. None is a test: what they print depends on the machine.
@@ -31,7 +37,7 @@ bench: $(VENV)/.app
 
 # The pictures in README.md, from a real run in a real browser.
 screenshots: dev chromium
-	$(RUN) tests.browser.screenshots docs
+	$(RUN) tests.browser.screenshots --readme
 
 clean:
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self, cast
 
 from engine.launch.queue import RunQueue, RunState
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, ScheduleName, WorkloadSpec
@@ -71,16 +71,16 @@ class Runs:
         while state is None or not state.finished:
             before = state
             state = self._queue.wait(id, before, timeout=spec.workload.time_limit + 30)
-            assert state is not None and state is not before, f"nothing heard of {spec.layout.code} for long after its time limit"
+            assert state is not before, f"nothing heard of {spec.layout.code} for long after its time limit"
+            assert state is not None
         return state
 
 
 def _broken(result: RunResult) -> list[str]:
     """What every run promises beyond the tables' own contract, whatever its spec; a sentence for each promise broken."""
-    ranks, broken = list(range(result.spec.layout.ranks)), []
-    for name in ("memory_peak", "memory_curve", "process", "spans"):
-        if sorted(result.tables[name]["rank"].unique()) != ranks:
-            broken.append(f"{name} has not every rank")
+    ranks = list(range(result.spec.layout.ranks))
+    of_each_rank = ("memory_peak", "memory_curve", "process", "spans")
+    broken = [f"{name} has not every rank" for name in of_each_rank if sorted(result.tables[name]["rank"].unique()) != ranks]
     if list(result.tables["steps"]["step"]) != list(range(1, result.spec.workload.steps + 1)):
         broken.append("steps has not every step once")
     peak = result.tables["memory_peak"]
@@ -88,11 +88,17 @@ def _broken(result: RunResult) -> list[str]:
         broken.append("memory_peak has not every category of every rank once")
     totals = peak.groupby("rank")["bytes"].sum()
     for entry in result.summary["allocator"]:
-        if entry["unaccounted_bytes"] != 0:
-            broken.append(f"rank {entry['rank']}: {entry['unaccounted_bytes']} bytes live that no event explains")
-        if totals[entry["rank"]] != entry["peak_bytes"]:
-            broken.append(f"rank {entry['rank']}: categories add up to {totals[entry['rank']]}, the allocator says {entry['peak_bytes']}")
+        rank, unaccounted, highest = entry["rank"], entry["unaccounted_bytes"], entry["peak_bytes"]
+        if unaccounted != 0:
+            broken.append(f"rank {rank}: {unaccounted} bytes live that no event explains")
+        if totals[rank] != highest:
+            broken.append(f"rank {rank}: categories add up to {totals[rank]}, the allocator says {highest}")
     return broken
+
+
+def rows_of(result: RunResult, table: str) -> list[SimpleNamespace]:
+    """The rows of a table, with a field for each column."""
+    return [SimpleNamespace(**cast(dict[str, Any], row)) for row in result.tables[table].to_dict("records")]
 
 
 def parameters_held(model: ModelSpec, tp: int, layers: int, first: bool, last: bool) -> int:

@@ -16,7 +16,7 @@ from pages.charts.look import MAX_BARS, Look, lane
 from pages.charts.units import in_time, percent, time_unit
 
 _BUBBLE = "The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time."
-_ZOOM = "Shift and wheel zoom, drag moves, double-click goes back."
+_ZOOM = "Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."
 # A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
 _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
 
@@ -159,5 +159,5 @@ def _chart(drawn: pd.DataFrame, names: list[str], time: alt.Axis, style: Look) -
         .mark_text(fontSize=11, fontWeight=600, color=style.on_colour, dy=thick.below, clip=True)
         .encode(x="middle:Q", y=y, text="label:N", opacity=alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0)))
     )
-    zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]")
+    zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
     return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(names))

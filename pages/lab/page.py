@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from engine.launch.queue import RunState
-from engine.spec import RunSpec
+from engine.spec import RequestError, RunSpec
 from pages.charts.units import plural
 from pages.lab import preview, result
 from pages.shared import form, links, runbar
@@ -36,6 +36,7 @@ def show(service: Service) -> None:
 
     if sentence := st.session_state.get(_BAD_LINK):
         st.warning(sentence + " The defaults are shown instead.", icon=":material/link_off:")
+    st.html('<h1 class="ss-unseen">Lab</h1>')
     _tell(run, found)
     if isinstance(verdict, RunSpec):
         preview.draw(verdict)
@@ -75,7 +76,10 @@ def _default(service: Service, found: RunState | Path | None) -> Choice:
     """Without a choice in the link: that of the run in it."""
     if isinstance(found, RunState):
         return Choice.of(found.spec, service.texts)
-    return Choice.of(result.load(found).spec, service.texts) if found else Choice.default()
+    try:
+        return Choice.of(result.load(found).spec, service.texts) if found else Choice.default()
+    except RequestError:  # which showing the run tells
+        return Choice.default()
 
 
 def _tell(run: str, found: RunState | Path | None) -> None:

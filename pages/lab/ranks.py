@@ -19,7 +19,7 @@ def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look) -> str:
     slices = min(mesh.tp, 4)
     replica = slices * _CELL_REM + (slices - 1) * _GAP_REM
     stages = "".join(_stage(model, layout, mesh, stage, replica, style) for stage in range(mesh.pp))
-    return f'<div role="list" aria-label="Who holds what">{_row(stages, replica + _PADDING_REM)}</div>'
+    return f'<div role="group" aria-label="Who holds what">{_row(stages, replica + _PADDING_REM)}</div>'
 
 
 def layers_of(model: ModelSpec, layout: LayoutSpec, stage: int) -> str:
@@ -54,7 +54,7 @@ def _stage(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, replica
     replicas = "".join(_replica(model, layout, mesh, stage, dp) for dp in range(mesh.dp))
     name = f"Stage {stage}" if mesh.pp > 1 else "One stage"
     return (
-        f'<section class="ss-stage" role="listitem" style="--stage:{style.stage(stage, mesh.pp)}">'
+        f'<section class="ss-stage" aria-label="{name}" style="--stage:{style.stage(stage, mesh.pp)}">'
         f"<header>{name}</header>{_row(replicas, replica_rem)}</section>"
     )
 
@@ -71,4 +71,4 @@ def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate) -> s
     told = escape(f"rank {rank}: stage {at.pp}, replica {at.dp}, slice {at.tp}; {', '.join([*ends, *held])}")
     chips = "".join(f"<i>{end}</i>" for end in ends)
     lines = "".join(f"<span>{escape(line)}</span>" for line in held)
-    return f'<div class="ss-rank" title="{told}" aria-label="{told}"><div><b>{rank}</b>{chips}</div>{lines}</div>'
+    return f'<div class="ss-rank" role="img" title="{told}" aria-label="{told}"><div><b>{rank}</b>{chips}</div>{lines}</div>'

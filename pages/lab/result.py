@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog, store
+from engine.spec import RequestError
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import loss, memory, timeline, traffic
@@ -22,13 +23,17 @@ from pages.shared.frame import theme
 
 _RANK, _MEASURE = "lab/rank", "lab/measure"
 MEASURES = ("wire", "payload")
+_NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps")
 _CHART_PX = 520  # two charts stand side by side where each has that much
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def load(folder: Path) -> RunResult:
-    """A saved run never changes, so all sessions read one copy. Nobody writes to its tables."""
-    return store.load(folder)
+    """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
+    result = store.load(folder)
+    if missing := [name for name in _NEEDED if name not in result.tables]:
+        raise RequestError(f"{folder.name} is not whole: it lacks {', '.join(missing)}")
+    return result
 
 
 def headline(result: RunResult) -> str:
@@ -40,7 +45,11 @@ def headline(result: RunResult) -> str:
 @st.fragment
 def draw(folder: Path) -> None:
     """The whole reading of a run. Its own controls redraw it alone."""
-    result = load(folder)
+    try:
+        result = load(folder)
+    except RequestError as error:
+        st.error(f"This run cannot be shown: {error}.", icon=":material/error:")
+        return
     st.markdown(f"### Measured: {headline(result)}", anchors=False)
     st.html(as_html(figures(result)))
     _parity(result)

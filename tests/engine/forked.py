@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -99,7 +100,7 @@ def _microbatches_add_up_undivided() -> None:
         init(self, *args, **kwargs)
         self.loss_scale *= self.microbatches
 
-    Executor.__init__ = mistaken  # type: ignore[method-assign]
+    pytest.MonkeyPatch().setattr(Executor, "__init__", mistaken)
 
 
 def _replicas_keep_their_own_gradients() -> None:
@@ -108,7 +109,7 @@ def _replicas_keep_their_own_gradients() -> None:
     def mistaken(self: Comm, tensor: torch.Tensor, group: str, *args: Any) -> Any:
         return start(self, tensor.clone() if group == "dp" else tensor, group, *args)
 
-    Comm.start_all_reduce = mistaken  # type: ignore[method-assign]
+    pytest.MonkeyPatch().setattr(Comm, "start_all_reduce", mistaken)
 
 
 def _unreduced(where: Callable[[Comm, str], bool]) -> None:
@@ -117,7 +118,7 @@ def _unreduced(where: Callable[[Comm, str], bool]) -> None:
     def mistaken(self: Comm, tensor: torch.Tensor, group: str, *args: Any) -> torch.Tensor:
         return tensor if where(self, group) else reduce(self, tensor, group, *args)
 
-    Comm.all_reduce = mistaken  # type: ignore[method-assign]
+    pytest.MonkeyPatch().setattr(Comm, "all_reduce", mistaken)
 
 
 def _slices_do_not_add_up_in_backward() -> None:
@@ -130,7 +131,7 @@ def _ends_of_the_pipeline_do_not_agree() -> None:
 
 def _every_rank_has_the_first_slice() -> None:
     take = Cut.take
-    Cut.take = lambda self, whole, index, of: take(self, whole, 0, of)  # type: ignore[method-assign]
+    pytest.MonkeyPatch().setattr(Cut, "take", lambda self, whole, index, of: take(self, whole, 0, of))
 
 
 def _microbatches_are_mixed_up() -> None:
@@ -143,7 +144,7 @@ def _microbatches_are_mixed_up() -> None:
             self._inputs[first], self._inputs[second] = self._inputs[second], self._inputs[first]
             self._roots[first], self._roots[second] = self._roots[second], self._roots[first]
 
-    Executor._forward = mistaken  # type: ignore[method-assign]
+    pytest.MonkeyPatch().setattr(Executor, "_forward", mistaken)
 
 
 MUTANTS: dict[str, Mutant] = {

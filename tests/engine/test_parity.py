@@ -39,7 +39,9 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "-".join(map(str, (self.layout, self.schedule, f"m{self.microbatches}x{self.microbatch_size}", self.split, self.vocab)))
+        return "-".join(
+            map(str, (self.layout, self.schedule, f"m{self.microbatches}x{self.microbatch_size}", self.split, self.vocab))
+        )
 
     @property
     def layout(self) -> str:
@@ -57,7 +59,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "microbatch_size": (1, 2),
 }
 MOST_RANKS = 8
-SPLITS = {  # layers of each stage, of five
+SPLITS: dict[int, dict[str, tuple[int, ...]]] = {  # layers of each stage, of five
     2: {"lopsided": (1, 4), "empty first": (0, 5), "empty last": (5, 0)},
     3: {"lopsided": (1, 1, 3), "empty first": (0, 2, 3), "empty last": (3, 2, 0), "empty ends": (0, 5, 0)},
     4: {"lopsided": (1, 1, 1, 2), "empty first": (0, 2, 2, 1), "empty last": (1, 3, 1, 0), "empty ends": (0, 3, 2, 0)},
@@ -80,7 +82,9 @@ def covering() -> tuple[Case, ...]:
     # A layout counts as one more thing to cover, so that none of them is left out.
     bits: dict[Any, int] = {}
     masks = {
-        case: sum(1 << bits.setdefault(thing, len(bits)) for thing in sorted(pairs(case) | {("layout", case.layout, "", "")}, key=str))
+        case: sum(
+            1 << bits.setdefault(thing, len(bits)) for thing in sorted(pairs(case) | {("layout", case.layout, "", "")}, key=str)
+        )
         for case in possible()
     }
     missing, chosen = (1 << len(bits)) - 1, []
@@ -171,9 +175,9 @@ def gpt(model: ModelSpec, weights: dict[str, Tensor], tokens: Tensor, targets: T
 
     x = weights[TIED][tokens] + weights["embedding.position.weight"]
     for i in range(model.layers):
-        heads = (part.unflatten(-1, (model.heads, -1)).transpose(1, 2) for part in
-                 linear(f"layers.{i}.attention.qkv", norm(f"layers.{i}.attention_norm", x)).chunk(3, -1))  # fmt: skip
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(-2)
+        qkv = linear(f"layers.{i}.attention.qkv", norm(f"layers.{i}.attention_norm", x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (model.heads, -1)).transpose(1, 2) for part in qkv)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
         x = x + linear(f"layers.{i}.attention.out", mixed)
         inner = F.gelu(linear(f"layers.{i}.mlp.inner", norm(f"layers.{i}.mlp_norm", x)), approximate="tanh")
         x = x + linear(f"layers.{i}.mlp.out", inner)
@@ -228,7 +232,7 @@ def sharded() -> tuple[RunSpec, dict[str, Tensor]]:
 def wrong_rows(spec: RunSpec, published: dict[str, Tensor]) -> list[str]:
     store = dist.HashStore()
     for key, gradient in published.items():
-        store.set(key, pickle.dumps(gradient))
+        store.set(key, pickle.dumps(gradient))  # type: ignore[arg-type]  # bytes do as well
     rows, _ = compare(spec, store)
     return [row["parameter"] for row in rows if not row["max_rel"] <= PARITY_LIMIT]
 
@@ -242,7 +246,7 @@ def test_right_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> Non
     [
         ("layers.2.mlp.inner.weight/0/1", lambda g: g * (1 + 1e-4)),
         ("layers.0.attention.qkv.weight/1/0", lambda g: g.roll(1, 0)),
-        ("layers.4.mlp_norm.bias/1/1", lambda g: torch.zeros_like(g)),  # what tp holds whole is compared on every rank of it
+        ("layers.4.mlp_norm.bias/1/1", torch.zeros_like),  # what tp holds whole is compared on every rank of it
         ("tied/1/1", lambda g: g / 2),  # the copy at the pipeline's end is compared too
         ("head.norm.weight/1/0", lambda g: g.index_fill(0, torch.tensor(3), math.nan)),
     ],

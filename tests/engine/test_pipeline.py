@@ -45,7 +45,9 @@ def actions(order: str) -> tuple[Action, ...]:
 
 
 BOTH_CHUNKS_ALTERNATING = " ".join(f"F0.{m} F1.{m} B1.{m} B0.{m}" for m in range(MICROBATCHES))
-ALL_FORWARD_FIRST = " ".join([f"F{c}.{m}" for c in (0, 1) for m in range(MICROBATCHES)] + [f"B{c}.{m}" for c in (1, 0) for m in (2, 0, 1)])
+ALL_FORWARD_FIRST = " ".join(
+    [f"F{c}.{m}" for c in (0, 1) for m in range(MICROBATCHES)] + [f"B{c}.{m}" for c in (1, 0) for m in (2, 0, 1)]
+)
 
 
 def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
@@ -55,7 +57,11 @@ def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
     data = DataParallel({c: [half.layer] for c, half in enumerate(halves)}, comm, 0, False, torch.float32, MICROBATCHES)  # type: ignore[list-item]
     plan = Schedule("naive", MICROBATCHES, (0, 0), ((*actions(order), Action("step")),))
     chunks: Any = dict(enumerate(halves))
-    return Executor(plan, chunks, data, comm, Recorder(), said.append, [((2, 4), torch.float32)], lambda: None, lambda: None), said, halves
+    return (
+        Executor(plan, chunks, data, comm, Recorder(), said.append, [((2, 4), torch.float32)], lambda: None, lambda: None),
+        said,
+        halves,
+    )
 
 
 @pytest.mark.parametrize("order", [BOTH_CHUNKS_ALTERNATING, ALL_FORWARD_FIRST], ids=["alternating", "all forward first"])
@@ -132,8 +138,6 @@ def test_a_text_of_the_users_is_what_is_trained_on(runs: Runs, tmp_path: Path) -
     text = tmp_path / "two letters.txt"
     text.write_text("ab" * 500, encoding="utf-8")
     own = RunSpec(workload=WorkloadSpec(text=str(text)))
-    print(losses(runs.result(RunSpec())))
-    print(losses(runs.result(own)))
     assert losses(runs.result(own))[-1] < 0.1 < 3 < losses(runs.result(RunSpec()))[-1]
 
 

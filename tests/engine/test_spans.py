@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
-from engine.schedule import compute_order
+from engine.schedule import SCHEDULES, compute_order
 from engine.spec import RunSpec, ScheduleName
 from engine.tables import RunResult
-from tests.runs import Runs, buckets_held, small
+from tests.runs import Runs, buckets_held, rows_of, small
 
-SCHEDULES: tuple[ScheduleName, ...] = ("naive", "gpipe", "1f1b")
 PIPELINES = [small("pp3", schedule, microbatches=4) for schedule in SCHEDULES]
 ALL_AXES = small("dp2.tp2.pp2", microbatches=3, model={"vocab": 257})
 EVERY = [*PIPELINES, ALL_AXES, small("dp2"), small("tp2", steps=1), small()]
@@ -23,24 +22,21 @@ def name(spec: RunSpec) -> str:
     return f"{spec.layout.code}-{spec.layout.schedule}-m{spec.workload.microbatches}"
 
 
-def lane(result: RunResult, rank: int, which: str) -> pd.DataFrame:
+def lane(result: RunResult, rank: int, which: str) -> list[SimpleNamespace]:
     """One lane of one rank, by start."""
-    rows = result.tables["spans"]
-    return rows[(rows["rank"] == rank) & (rows["lane"] == which)].sort_values("start_ns", ignore_index=True)
+    return sorted((s for s in rows_of(result, "spans") if (s.rank, s.lane) == (rank, which)), key=lambda s: s.start_ns)
 
 
-def only(result: RunResult, rank: int, kind: str, microbatch: int, which: str = "compute") -> pd.Series:
-    """The one span of that kind."""
-    rows = lane(result, rank, which)
-    found = rows[(rows["kind"] == kind) & (rows["microbatch"] == microbatch)]
+def only(result: RunResult, rank: int, kind: str, microbatch: int) -> SimpleNamespace:
+    """The one compute span of that kind."""
+    found = [s for s in lane(result, rank, "compute") if (s.kind, s.microbatch) == (kind, microbatch)]
     assert len(found) == 1, f"rank {rank}: {len(found)} spans of {kind}{microbatch}"
-    return found.iloc[0]
+    return found[0]
 
 
 def done(result: RunResult, rank: int) -> str:
     """What the rank's compute lane did, such as "F0 F1 B0 B1 step"."""
-    rows = lane(result, rank, "compute")
-    return " ".join(f"{kind}{m if m >= 0 else ''}" for kind, m in zip(rows["kind"], rows["microbatch"], strict=True))
+    return " ".join(f"{s.kind}{s.microbatch if s.microbatch >= 0 else ''}" for s in lane(result, rank, "compute"))
 
 
 # --------------------------------------------------------------------------------------------------------------- order
@@ -66,46 +62,38 @@ def test_each_pass_once_in_the_schedules_order_and_none_at_the_same_time(runs: R
     orders = compute_order(layout.schedule, layout.pp, spec.workload.microbatches)
     for rank in range(layout.ranks):
         stage = rank // (layout.dp * layout.tp)
-        rows = lane(result, rank, "compute")
-        passes = rows[rows["kind"].isin(["F", "B"])]
-        assert list(zip(passes["kind"], passes["microbatch"], strict=True)) == [(a.kind, a.microbatch) for a in orders[stage]]
-        assert set(passes["chunk"]) == {stage}
-        for before, after in pairwise(rows.itertuples()):
-            assert before.end_ns <= after.start_ns
+        spans = lane(result, rank, "compute")
+        passes = [s for s in spans if s.kind in ("F", "B")]
+        assert [(s.kind, s.microbatch) for s in passes] == [(a.kind, a.microbatch) for a in orders[stage]]
+        assert {s.chunk for s in passes} == {stage}
+        assert all(before.end_ns <= after.start_ns for before, after in pairwise(spans))
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
 def test_times_are_of_the_last_step_and_from_its_start(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
-    spans = result.tables["spans"]
-    assert set(spans["step"]) == {spec.workload.steps}
-    assert (spans["start_ns"] >= 0).all()
-    assert (spans["end_ns"] >= spans["start_ns"]).all()
+    spans = rows_of(result, "spans")
+    assert {s.step for s in spans} == {spec.workload.steps}
+    assert all(0 <= s.start_ns <= s.end_ns for s in spans)
     reporting = (spec.layout.pp - 1) * spec.layout.dp * spec.layout.tp  # the rank whose clock the steps table has
-    assert spans[spans["rank"] == reporting]["end_ns"].max() <= result.tables["steps"]["step_ns"].iloc[-1]
-    compute = spans[spans["lane"] == "compute"]
-    assert (compute["cpu_ns"] >= 0).all()
+    assert max(s.end_ns for s in spans if s.rank == reporting) <= result.tables["steps"]["step_ns"].iloc[-1]
     # One thread cannot compute for longer than the wall clock ran; the two clocks may differ by a hair.
-    assert (compute["cpu_ns"] <= (compute["end_ns"] - compute["start_ns"]) * 1.01 + 100_000).all()
+    assert all(0 <= s.cpu_ns <= (s.end_ns - s.start_ns) * 1.01 + 100_000 for s in spans if s.lane == "compute")
 
 
 # -------------------------------------------------------------------------------------------------------- across ranks
 
 
-def transfer(result: RunResult, rank: int, kind: str, microbatch: int, flow: str) -> pd.Series:
+def transfer(result: RunResult, rank: int, kind: str, microbatch: int, flow: str) -> SimpleNamespace:
     """The one send or recv of that flow. A rank in the middle has two of each kind, the activation's before the gradient's."""
     layout = result.spec.layout
     stage = rank // (layout.dp * layout.tp)
-    before, after = stage > 0, stage < layout.pp - 1
-    flows = [
-        f
-        for f, there in (("activation", after if kind == "send" else before), ("gradient", before if kind == "send" else after))
-        if there
-    ]
-    rows = lane(result, rank, "comm")
-    rows = rows[(rows["kind"] == kind) & (rows["microbatch"] == microbatch)]
-    assert len(rows) == len(flows)
-    return rows.iloc[flows.index(flow)]
+    above, below = stage > 0, stage < layout.pp - 1  # whether there is a stage on that side
+    there = {"activation": below, "gradient": above} if kind == "send" else {"activation": above, "gradient": below}
+    flows = [name for name in there if there[name]]
+    found = [s for s in lane(result, rank, "comm") if (s.kind, s.microbatch) == (kind, microbatch)]
+    assert len(found) == len(flows)
+    return found[flows.index(flow)]
 
 
 @pytest.mark.parametrize("spec", [*PIPELINES, ALL_AXES], ids=name)
@@ -120,7 +108,7 @@ def test_a_stage_waits_for_the_one_it_depends_on(runs: Runs, spec: RunSpec) -> N
                 made, used = only(result, giver, kind, microbatch), only(result, taker, kind, microbatch)
                 sent = transfer(result, giver, "send", microbatch, flow)
                 received = transfer(result, taker, "recv", microbatch, flow)
-                assert made["end_ns"] <= sent["start_ns"] <= received["end_ns"] <= used["start_ns"]
+                assert made.end_ns <= sent.start_ns <= received.end_ns <= used.start_ns
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
@@ -132,13 +120,10 @@ def test_the_bubble_is_the_idle_share_of_total_time(runs: Runs, spec: RunSpec) -
     shares = []
     for pipeline in range(width):
         spans = [
-            (row.start_ns, row.end_ns)
-            for rank in range(pipeline, layout.ranks, width)
-            for row in lane(result, rank, "compute").itertuples()
-            if row.kind in ("F", "B")
+            s for rank in range(pipeline, layout.ranks, width) for s in lane(result, rank, "compute") if s.kind in ("F", "B")
         ]
-        busy = sum(end - start for start, end in spans)
-        makespan = max(end for _, end in spans) - min(start for start, _ in spans)
+        busy = sum(s.end_ns - s.start_ns for s in spans)
+        makespan = max(s.end_ns for s in spans) - min(s.start_ns for s in spans)
         shares.append(1 - busy / (layout.pp * makespan))
     assert result.summary["bubble"] == pytest.approx(sum(shares) / width)
     assert 0 <= result.summary["bubble"] < 1
@@ -155,10 +140,9 @@ def test_one_microbatch_at_a_time_leaves_most_of_the_pipeline_idle(runs: Runs) -
 @pytest.mark.parametrize("spec", EVERY, ids=name)
 def test_every_call_that_was_counted_has_its_span(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
-    comm = result.tables["spans"].query("lane == 'comm'")
-    shown = Counter(zip(comm["rank"], comm["kind"], strict=True))
+    shown = Counter((s.rank, s.kind) for s in rows_of(result, "spans") if s.lane == "comm")
     counted: Counter[tuple[int, str]] = Counter()
-    for row in result.tables["traffic"].itertuples():
+    for row in rows_of(result, "traffic"):
         counted[row.rank, row.collective] += row.calls
     assert shown == counted
 
@@ -166,13 +150,11 @@ def test_every_call_that_was_counted_has_its_span(runs: Runs, spec: RunSpec) -> 
 def test_gradients_are_reduced_while_backward_still_runs(runs: Runs) -> None:
     """dp2: the layers' gradients set out one by one during the last backward, and never before it."""
     result = runs.result(small("dp2", microbatches=3))
-    layers = result.spec.model.layers
     for rank in range(2):
-        calls = lane(result, rank, "comm")
-        calls = calls[calls["microbatch"] >= 0]  # the loss is reduced in the optimizer's step
+        calls = [s for s in lane(result, rank, "comm") if s.microbatch >= 0]  # the loss is reduced in the optimizer's step
+        assert len(calls) == buckets_held(result.spec.model.layers, first=True, last=True)
         last, reduce = only(result, rank, "B", 2), only(result, rank, "reduce", -1)
-        assert len(calls) == buckets_held(layers, first=True, last=True)
-        assert calls["start_ns"].between(last["start_ns"], last["end_ns"]).all()
+        assert all(last.start_ns < call.start_ns < last.end_ns for call in calls)
+        assert all(call.end_ns <= reduce.end_ns for call in calls)
         # The last layer's set out before the first layer's backward was done.
-        assert calls["start_ns"].iloc[0] < calls["start_ns"].iloc[-1] <= last["end_ns"]
-        assert (calls["end_ns"] <= reduce["end_ns"]).all()
+        assert calls[0].start_ns < calls[-1].start_ns

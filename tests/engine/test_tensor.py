@@ -173,12 +173,9 @@ def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence:
 
     (whole,) = on_slices(1, body)
     slices = on_slices(tp, body, sequence)
-    for part in (0, 1):  # the output, and the input's gradient
-        found = [rank[part] for rank in slices]
-        if sequence:
-            found = [torch.cat(found, 1)]
-        for one in found:
-            torch.testing.assert_close(one, whole[part])  # type: ignore[arg-type]
+    for found, expected in (([y for y, _, _, _ in slices], whole[0]), ([gradient for _, gradient, _, _ in slices], whole[1])):
+        for one in [torch.cat(found, 1)] if sequence else found:
+            torch.testing.assert_close(one, expected)
     for name, gradient in whole[2].items():
         parts = [rank[2][name] for rank in slices]
         cut = whole[3][name]
@@ -249,4 +246,6 @@ def test_cross_entropy_of_cut_logits_is_that_of_whole_ones(
     ranks = on_slices(tp, body)
     for loss, _ in ranks:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5 + abs(shift) * 1e-6)
-    torch.testing.assert_close(cut.join([gradient for _, gradient in ranks]), whole.grad, rtol=1e-4, atol=1e-6 + abs(shift) * 1e-7)
+    torch.testing.assert_close(
+        cut.join([gradient for _, gradient in ranks]), whole.grad, rtol=1e-4, atol=1e-6 + abs(shift) * 1e-7
+    )

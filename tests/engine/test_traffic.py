@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from engine.schedule import SCHEDULES
 from engine.tables import RunResult
-from tests.runs import SMALL, Runs, buckets_held, parameters_held, small
+from tests.runs import SMALL, Runs, buckets_held, parameters_held, rows_of, small
 
 FLOAT = 4  # bytes of an fp32 number
 B, S, H, L = 2, SMALL.seq, SMALL.hidden, SMALL.layers  # sequences in a microbatch, tokens, width, layers
@@ -16,13 +17,10 @@ Amount = tuple[int, int, int]  # calls, payload bytes, wire bytes
 
 
 def table_of(result: RunResult) -> dict[Row, Amount]:
-    traffic = result.tables["traffic"]
-    rows = {
-        (row.rank, row.axis, row.collective, row.phase, row.group): (row.calls, row.payload_bytes, row.wire_bytes)
-        for row in traffic.itertuples()
-    }
-    assert len(rows) == len(traffic), "two rows for the same calls"
-    return rows  # type: ignore[return-value]
+    traffic = rows_of(result, "traffic")
+    table = {(t.rank, t.axis, t.collective, t.phase, t.group): (t.calls, t.payload_bytes, t.wire_bytes) for t in traffic}
+    assert len(table) == len(traffic), "two rows for the same calls"
+    return table
 
 
 def test_tensor_parallel(runs: Runs) -> None:
@@ -49,7 +47,8 @@ def test_data_parallel(runs: Runs) -> None:
     expected: dict[Row, Amount] = {}
     for rank in range(2):
         expected |= {
-            (rank, "dp", "all_reduce", "backward", "0,1"): (2 + L + 1, gradients, gradients),  # tokens, positions, layers, last norm
+            # A bucket for the token table, for the positions, for each layer and for the last norm.
+            (rank, "dp", "all_reduce", "backward", "0,1"): (2 + L + 1, gradients, gradients),
             (rank, "dp", "all_reduce", "step", "0,1"): (1, FLOAT, FLOAT),  # the loss
         }
     assert table_of(runs.result(small("dp2", microbatches=M, microbatch_size=B))) == expected
@@ -76,9 +75,8 @@ def test_pipeline_parallel(runs: Runs) -> None:
         (1, "pp", "all_reduce", "step", "0,1,2"): norm,
         (2, "pp", "all_reduce", "step", "0,1,2"): norm,
     }
-    for schedule in ("naive", "gpipe", "1f1b"):  # a schedule changes when, not what
-        result = runs.result(small("pp3", schedule, microbatches=M, microbatch_size=B))  # type: ignore[arg-type]
-        assert table_of(result) == expected, schedule
+    for schedule in SCHEDULES:  # a schedule changes when, not what
+        assert table_of(runs.result(small("pp3", schedule, microbatches=M, microbatch_size=B))) == expected, schedule
 
 
 def test_all_three_axes(runs: Runs) -> None:

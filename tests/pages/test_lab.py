@@ -152,9 +152,16 @@ def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
     assert "The loss fell from 5.500 to 4.250" in shown
 
 
+def test_a_run_that_is_not_whole_is_told(parts: tuple[Service, Queue]):
+    (saved(parts[0].home, PAIR) / "spans.parquet").unlink()
+    app = page(parts[0], run="20261124-101500-run")
+    assert not app.exception
+    assert app.error[0].value == "This run cannot be shown: 20261124-101500-run is not whole: it lacks spans."
+
+
 @pytest.mark.parametrize("run", ["../elsewhere", "..", "/etc", ".texts", "no-such-run"])
 def test_no_link_leads_out_of_the_runs(parts: tuple[Service, Queue], run: str):
-    saved(parts[0].home.parent / "elsewhere", PAIR, "..".replace("..", "run"))
+    saved(parts[0].home.parent / "elsewhere", PAIR, "run")
     app = page(parts[0], run=run)
     assert "not known here" in app.warning[0].value
     assert "Measured" not in text(app)
