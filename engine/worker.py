@@ -90,8 +90,9 @@ class Trainer:
         self.step = 0
         self.grad_norm = torch.zeros((), device=comm.device)  # of the whole model, over all ranks
         schedule = plan(spec.layout, spec.workload.microbatches)
-        ranges = layer_ranges(spec.layout.stage_layers(spec.model.layers))
+        ranges = layer_ranges(spec.layout.chunk_layers(spec.model.layers))
         last = len(schedule.placement) - 1
+        self.has_last = schedule.placement[last] == comm.at.pp
         layout, workload = spec.layout, spec.workload
         tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision])
         self.chunks = {
@@ -109,14 +110,16 @@ class Trainer:
         self.optimizer = make_optimizer(workload, [bucket.master for bucket in self.data.buckets.values()])
         rows = spec.model.seq // (tp.degree if tp.cuts_sequence else 1)
         boundary = [((workload.microbatch_size, rows, spec.model.hidden), tp.dtype)]
-        self.executor = Executor(schedule, self.chunks, self.data, comm, recorder, link.at, boundary, self._tie, self._update)
+        self.executor = Executor(
+            schedule, self.chunks, self.data, comm, recorder, link.at, boundary, self._tie, self._update, tp.deferred
+        )
 
     def train(self, store: dist.Store) -> dict[str, list[dict[str, Any]]]:
         """The timed steps. Returns rows of steps (from one rank), and spans and traffic of the last step."""
         steps = []
         rows: dict[str, list[dict[str, Any]]] = {}
         workload, at, mesh = self.spec.workload, self.comm.at, self.comm.mesh
-        reporting = at.pp == mesh.pp - 1 and at.dp == 0 and at.tp == 0
+        reporting = self.has_last and at.dp == 0 and at.tp == 0
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
         for step in range(1, workload.steps + 1):
             _act_out(self.spec.fault, self.comm.rank, step)
@@ -166,10 +169,13 @@ class Trainer:
         return torch.tensor(tokens, device=self.comm.device), torch.tensor(targets, device=self.comm.device)
 
     def _tie(self) -> None:
-        """Add up the gradients of the token table over the two ends of the pipeline."""
-        for chunk in self.chunks.values():
-            if chunk.embedding is not None:
-                self.comm.all_reduce(self.data.buckets[chunk.embedding.token].reduced, "tie")
+        """Add up the gradients of the token table's two copies, which the first and the last chunk have."""
+        copies = [self.data.buckets[c.embedding.token].reduced for c in self.chunks.values() if c.embedding is not None]
+        if len(copies) == 1:
+            self.comm.all_reduce(copies[0], "tie")
+        else:  # both are on this rank
+            copies[0].add_(copies[1])
+            copies[1].copy_(copies[0])
 
     def _update(self) -> None:
         """The optimizer's step, with the two numbers that the user follows: the norm of all gradients and the loss."""
@@ -179,7 +185,7 @@ class Trainer:
             self.comm.all_reduce(squared, "dp")
         self.comm.all_reduce(squared, "tp")
         self.grad_norm.copy_(self.comm.all_reduce(squared, "pp").sqrt())
-        if self.comm.at.pp == self.comm.mesh.pp - 1:
+        if self.has_last:
             self.comm.all_reduce(self.executor.loss, "dp")
         for bucket in self.data.buckets.values():
             bucket.master.grad = bucket.reduced.to(bucket.master.dtype)

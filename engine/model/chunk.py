@@ -36,7 +36,7 @@ class Position(nn.Module):
 class Embedding(nn.Module):
     """The token table, and on the first chunk the positions.
 
-    The last chunk has the token table as well, as the output layer; both ends keep it equal.
+    The last chunk has a token table as well, as the output layer; both ends keep theirs equal.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, first: bool) -> None:
@@ -88,7 +88,7 @@ class TransformerChunk(nn.Module):
 
     def _loss(self, targets: Tensor, x: Tensor) -> Tensor:
         assert self.embedding is not None and self.head is not None
-        logits = self.embedding.token.logits(self.head.norm(x)).float()  # (B, S, V/tp)
+        logits = self.embedding.token.logits(self.head.norm(x), looked_up=self.first).float()  # (B, S, V/tp)
         return vocab_parallel_cross_entropy(logits, targets, self.spec.vocab, self.tp)
 
     def parts(self) -> list[nn.Module]:
@@ -110,7 +110,7 @@ def _recomputed(layer: nn.Module, x: Tensor) -> Tensor:
     return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
 
 
-def layer_ranges(stage_layers: tuple[int, ...]) -> list[range]:
+def layer_ranges(chunk_layers: tuple[int, ...]) -> list[range]:
     """(3, 3, 2) → layers 0–2, 3–5, 6–7."""
-    ends = [sum(stage_layers[: i + 1]) for i in range(len(stage_layers))]
-    return [range(end - count, end) for end, count in zip(ends, stage_layers, strict=True)]
+    ends = [sum(chunk_layers[: i + 1]) for i in range(len(chunk_layers))]
+    return [range(end - count, end) for end, count in zip(ends, chunk_layers, strict=True)]

@@ -208,7 +208,7 @@ class DataParallel:
         self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
-        self._bucket_of: dict[nn.Parameter, Bucket] = {}
+        self._layer_of: dict[nn.Parameter, nn.Module] = {}
         self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {c: [] for c in chunks}
         self._gathering: dict[nn.Module, Pending] = {}
         for chunk, layers in chunks.items():
@@ -216,7 +216,7 @@ class DataParallel:
                 self._chunk_of[layer] = chunk
                 self.buckets[layer] = bucket = Bucket(list(layer.parameters()), comm, zero, accumulate)  # type: ignore[arg-type]
                 for p in bucket.parameters:
-                    self._bucket_of[p] = bucket
+                    self._layer_of[p] = layer
                     p.register_post_accumulate_grad_hook(lambda p, layer=layer: self._arrived(layer, p))  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------- around each step
@@ -230,9 +230,8 @@ class DataParallel:
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """A weight's gradient that was computed in an action of its own."""
         assert isinstance(weight, ShardedParameter)
-        bucket = self._bucket_of[weight]
-        bucket.add(weight, gradient)
-        layer = next(layer for layer, b in self.buckets.items() if b is bucket)
+        layer = self._layer_of[weight]
+        self.buckets[layer].add(weight, gradient)
         self._arrived(layer, weight)
 
     def finish(self, chunk: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -24,14 +24,17 @@ from torch.nn import functional as F
 from engine.parallel.comm import Comm
 
 
+Owed = list[tuple[nn.Parameter, Callable[[], Tensor]]]  # weights, and what computes a gradient of each
+
+
 class DeferredGradients:
     """Weight gradients of linear layers that a schedule computes in an action of their own (W), apart from the inputs' (I)."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[nn.Parameter, Callable[[], Tensor]]] | None = None
+        self._waiting: Owed | None = None
 
     @contextmanager
-    def collect(self) -> Iterator[list[tuple[nn.Parameter, Callable[[], Tensor]]]]:
+    def collect(self) -> Iterator[Owed]:
         """While inside, backward computes no weight gradient of a linear layer, and puts it on the list instead."""
         self._waiting = []
         try:
@@ -174,7 +177,8 @@ class _ColumnLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        tp, (x, weight) = ctx.tp, ctx.saved_tensors
+        # What waits for its W must not keep the graph that x came from.
+        tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
         for_input = tp.leave(gradient @ weight)  # (B, s, in)
         for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.enter(x)))
         for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
@@ -192,7 +196,7 @@ class _RowLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
-        tp, (x, weight) = ctx.tp, ctx.saved_tensors
+        tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
         whole = tp.enter(gradient)  # (B, S, out)
         return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
 
@@ -270,9 +274,14 @@ class VocabParallelEmbedding(nn.Module):
         x = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
         return _SumOfSlices.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The same table as output layer. (B, s, H) → (B, S, V/tp)"""
-        return _ColumnLinear.apply(x, self.weight, None, self.tp)
+    def logits(self, x: Tensor, looked_up: bool) -> Tensor:
+        """The same table as output layer. (B, s, H) → (B, S, V/tp)
+
+        `looked_up`: the same backward pass goes through `forward` too. Autograd then adds the two gradients of the table and
+        brings them as one, so this one cannot come later.
+        """
+        tp = replace(self.tp, deferred=DeferredGradients()) if looked_up else self.tp
+        return _ColumnLinear.apply(x, self.weight, None, tp)
 
 
 class _VocabParallelCrossEntropy(Function):
