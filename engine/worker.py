@@ -104,7 +104,9 @@ class Trainer:
             chunk.draw(workload.seed)
         parts = {c: chunk.parts() for c, chunk in self.chunks.items()}
         accumulate = DTYPES[workload.accumulate if workload.precision == "bf16" else "fp32"]
-        self.data = DataParallel(parts, comm, layout.zero, layout.sequence_parallel, accumulate, workload.microbatches)
+        self.data = DataParallel(
+            parts, comm, layout.zero, layout.sequence_parallel, accumulate, workload.microbatches, tp.deferred
+        )
         for chunk in self.chunks.values():
             chunk.through = self.data.through
         self.optimizer = make_optimizer(workload, [bucket.master for bucket in self.data.buckets.values()])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.parallel.comm import Comm, Pending
-from engine.parallel.tensor import ShardedParameter
+from engine.parallel.tensor import DeferredGradients, ShardedParameter
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,22 @@ class DataParallel:
     """The buckets of one rank's chunks, and the collectives over dp (and for sequence parallelism, tp) they need."""
 
     def __init__(
-        self, chunks: dict[int, list[nn.Module]], comm: Comm, zero: int, sequence: bool, accumulate: torch.dtype, microbatches: int
+        self,
+        chunks: dict[int, list[nn.Module]],
+        comm: Comm,
+        zero: int,
+        sequence: bool,
+        accumulate: torch.dtype,
+        microbatches: int,
+        deferred: DeferredGradients,
     ) -> None:
         """`chunks[c]` lists the layers of chunk c; each becomes a bucket.
 
         `accumulate` is the type that gradients are added up in; `microbatches` how many backward passes make a step.
+        The gradients in `deferred` come by `add`, later than their backward pass.
         """
         self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
+        self.deferred = deferred
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
         self._layer_of: dict[nn.Parameter, nn.Module] = {}
@@ -217,7 +226,7 @@ class DataParallel:
                 self.buckets[layer] = bucket = Bucket(list(layer.parameters()), comm, zero, accumulate)  # type: ignore[arg-type]
                 for p in bucket.parameters:
                     self._layer_of[p] = layer
-                    p.register_post_accumulate_grad_hook(lambda p, layer=layer: self._arrived(layer, p))  # type: ignore[misc]
+                    p.register_post_accumulate_grad_hook(self._passed)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -230,9 +239,8 @@ class DataParallel:
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """A weight's gradient that was computed in an action of its own."""
         assert isinstance(weight, ShardedParameter)
-        layer = self._layer_of[weight]
-        self.buckets[layer].add(weight, gradient)
-        self._arrived(layer, weight)
+        self.buckets[self._layer_of[weight]].add(weight, gradient)
+        self._arrived(weight)
 
     def finish(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
@@ -291,8 +299,14 @@ class DataParallel:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _arrived(self, layer: nn.Module, p: nn.Parameter) -> None:
+    def _passed(self, p: nn.Parameter) -> None:
+        """A backward pass is done with `p`."""
+        if p not in self.deferred:
+            self._arrived(p)
+
+    def _arrived(self, p: nn.Parameter) -> None:
         assert isinstance(p, ShardedParameter)
+        layer = self._layer_of[p]
         bucket = self.buckets[layer]
         if not bucket.take(p):
             return

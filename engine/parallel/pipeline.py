@@ -125,10 +125,8 @@ class Executor:
     @torch.no_grad()
     def _backward_of_weights(self, action: Action) -> None:
         owed = self._owed.pop((action.chunk, action.microbatch))
-        owed.reverse()
-        while owed:  # each goes with what it held, in the order of the backward pass
-            weight, compute = owed.pop()
-            self.data.add(weight, compute())
+        for weight in list(owed):
+            self.data.add(weight, owed.pop(weight)())  # and what it held is let go
 
     def _hand_over(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
         """To a chunk on this rank directly, to one elsewhere by the send that follows in the list."""

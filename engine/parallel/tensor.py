@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from engine.parallel.comm import Comm
 
 
-Owed = list[tuple[nn.Parameter, Callable[[], Tensor]]]  # weights, and what computes a gradient of each
+Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
 
 
 class DeferredGradients:
@@ -35,8 +35,8 @@ class DeferredGradients:
 
     @contextmanager
     def collect(self) -> Iterator[Owed]:
-        """While inside, backward computes no weight gradient of a linear layer, and puts it on the list instead."""
-        self._waiting = []
+        """While inside, backward computes no weight gradient of a linear layer, and puts on the list what would."""
+        self._waiting = {}
         try:
             yield self._waiting
         finally:
@@ -46,8 +46,13 @@ class DeferredGradients:
         """The gradient, or None if it was put on the list."""
         if self._waiting is None:
             return compute()
-        self._waiting.append((weight, compute))
+        assert weight not in self._waiting, "a weight that is used twice has its two gradients added by autograd"
+        self._waiting[weight] = compute
         return None
+
+    def __contains__(self, weight: nn.Parameter) -> bool:
+        """Whether the pass under way has put this weight on the list. Autograd tells of it all the same, with no gradient."""
+        return self._waiting is not None and weight in self._waiting
 
 
 @dataclass(frozen=True)
