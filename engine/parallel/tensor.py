@@ -286,6 +286,7 @@ class _VocabParallelCrossEntropy(Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int) -> Tensor:
+        logits = logits.detach()  # with a bias they may be a view, and a view that changed may not be kept for backward
         columns = logits.shape[-1]  # V/tp
         first = columns * tp.index
         logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
