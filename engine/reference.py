@@ -13,12 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.measure.parity import parity_row
-from engine.model.chunk import TIED, TransformerChunk
+from engine.model.chunk import TIED, TransformerChunk, to_tensors
+from engine.objective import Feed, feed
 from engine.optimizer import make_optimizer
 from engine.parallel.comm import Comm
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.spec import RunSpec
-from engine.text import batch, load
+from engine.text import load
 
 
 def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict[str, ShardedParameter]]:
@@ -27,9 +28,9 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
     text = load(workload.text)
     now = [0]  # the step whose data `fetch` gives
 
-    def fetch(index: int) -> tuple[Tensor, Tensor]:
-        tokens, targets = batch(text, spec.model.seq, workload.microbatch_size, workload.seed, now[0], index)
-        return torch.tensor(tokens), torch.tensor(targets)
+    def fetch(index: int) -> Feed:
+        arrays = feed(spec.model, text, workload.microbatch_size, workload.seed, now[0], index)
+        return to_tensors(arrays, torch.device("cpu"))
 
     low = workload.precision == "bf16"
     tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
@@ -69,7 +70,7 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     layout = spec.layout
     rows = []
     for name, whole in gradients.items():
-        copies = [name, "tied"] if name == TIED and len(layout.placement) > 1 else [name]
+        copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         cut = parameters[name].cut
         joined = []
         for key in copies:

@@ -12,6 +12,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from engine.families import FAMILIES, Family, FamilyName, predicted
+
 BYTE_VOCABULARY = 256  # the training text is read as bytes
 
 ScheduleName = Literal["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v"]
@@ -48,19 +50,22 @@ class Spec(BaseModel):
 
 
 class ModelSpec(Spec):
-    """The shape of a Transformer. `ffn` is the width of the MLP's inner layer; 0 means four times `hidden`."""
+    """The shape of a Transformer; `engine.families` says what its family is made of."""
 
-    family: Literal["gpt"] = Field("gpt", description="model family")
-    layers: int = Field(4, ge=1, le=1024, description="Transformer layers")
+    family: FamilyName = Field("gpt", description="model family")
+    layers: int = Field(4, ge=1, le=1024, description="Transformer layers; of encoder and decoder together, where there are both")
     hidden: int = Field(64, ge=1, le=65536, description="width of the residual stream")
     heads: int = Field(4, ge=1, le=1024, description="attention heads")
     vocab: int = Field(256, ge=1, le=1_000_000, description="vocabulary size")
-    seq: int = Field(64, ge=1, le=1_000_000, description="sequence length in tokens")
+    seq: int = Field(64, ge=1, le=1_000_000, description="sequence length in tokens; of source and target each")
     ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
+    kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, shared by groups of heads; 0 means as many as heads")
+    head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
+    decoder_layers: int = Field(0, ge=0, le=1024, description="of the layers, those of the decoder (transformer); 0 means half of them")
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
-        if self.hidden % self.heads:
+        if not self.head_dim and self.hidden % self.heads:
             below = self.hidden - self.hidden % self.heads
             near = [str(h) for h in (below, below + self.heads) if h]
             raise RequestError(
@@ -70,23 +75,62 @@ class ModelSpec(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _family_has_what_it_needs(self) -> Self:
+        if self.heads % self.key_heads:
+            raise RequestError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}, so the groups that share one would differ in size; "
+                f"{_listed(_divisors(self.heads))} would"
+            )
+        if self.parts.position == "relative" and self.key_heads != self.heads:
+            raise RequestError(f"{self.family} has a key for every head; kv_heads=0 fits, not {self.kv_heads}")
+        if self.parts.position == "rotary" and self.head_width % 2:
+            raise RequestError(f"rotary positions turn pairs of numbers, and a head is {self.head_width} wide; an even width fits")
+        if self.decoder_layers and not self.parts.encoder:
+            raise RequestError(f"decoder_layers={self.decoder_layers} is for encoder and decoder, and {self.family} has one stack; 0 fits")
+        if self.parts.encoder and not 0 < self.encoder_layers < self.layers:
+            raise RequestError(
+                f"layers={self.layers} are encoder and decoder together, and with decoder_layers={self.decoder_layers} one of them "
+                f"has none; layers of 2 and more fit, decoder_layers below that"
+            )
+        if self.parts.objective == "permuted" and self.seq < 2:
+            raise RequestError(f"{self.family} predicts some tokens from the others, and seq={self.seq} leaves none; 2 and more fit")
+        return self
+
+    @property
+    def parts(self) -> Family:
+        return FAMILIES[self.family]
+
     @property
     def head_width(self) -> int:
-        return self.hidden // self.heads
+        return self.head_dim or self.hidden // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
 
     @property
     def ffn_width(self) -> int:
         return self.ffn or 4 * self.hidden
 
-    def parameters(self) -> int:
-        """Number of parameters of the whole model, the tied embedding counted once and nothing padded.
+    @property
+    def encoder_layers(self) -> int:
+        """The layers before the first that attends to the encoder's output; 0 where there is no encoder."""
+        return self.layers - (self.decoder_layers or self.layers // 2) if self.parts.encoder else 0
 
-        A layer has two norms (4H), qkv (3H² + 3H), the attention's output (H² + H) and the MLP (2HF + F + H);
-        around them stand the token and position embeddings and the last norm.
-        """
-        h, f = self.hidden, self.ffn_width
-        layer = 4 * h + 3 * h * h + 3 * h + h * h + h + 2 * h * f + f + h
-        return self.layers * layer + self.vocab * h + self.seq * h + 2 * h
+    @property
+    def rows(self) -> int:
+        """Tokens of one sequence that go through a layer: `seq`, and with two-stream attention one more for each predicted."""
+        return self.seq + (predicted("permuted", self.seq) if self.parts.objective == "permuted" else 0)
+
+    def parameters(self) -> int:
+        """Number of parameters of the whole model, tied weights counted once and nothing padded."""
+        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
+        total = self.parts.outer_parameters(self.hidden, self.vocab, self.seq)
+        for count, cross in ((self.layers - crossing, False), (crossing, True)):
+            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, cross)
+        return total
 
 
 class LayoutSpec(Spec):
@@ -205,17 +249,19 @@ class Misfit:
 def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     """Everything in which the three do not fit together; empty when they do."""
     found: list[Misfit] = []
-    if model.heads % layout.tp:
-        fits = _divisors(model.heads)
+    keys = model.key_heads
+    if keys % layout.tp:
+        fits = _divisors(keys)
+        what = f"{keys} heads" if keys == model.heads else f"{keys} key and value heads"
         found.append(
             Misfit(
                 "layout.tp",
-                f"tp={layout.tp} does not divide {model.heads} heads; {_listed(fits)} {'do' if len(fits) > 1 else 'does'}",
+                f"tp={layout.tp} does not divide {what}; {_listed(fits)} {'do' if len(fits) > 1 else 'does'}",
                 _nearest(fits, layout.tp),
             )
         )
     elif model.ffn_width % layout.tp:
-        fits = [d for d in _divisors(model.ffn_width) if model.heads % d == 0]
+        fits = [d for d in _divisors(model.ffn_width) if keys % d == 0]
         found.append(
             Misfit(
                 "layout.tp",
@@ -224,14 +270,12 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
             )
         )
     found += _split_misfits(model, layout) + _schedule_misfits(model, layout, workload) + _lever_misfits(model, layout, workload)
-    if model.vocab < BYTE_VOCABULARY:
-        found.append(
-            Misfit(
-                "model.vocab",
-                f"vocab={model.vocab} is too small: text is read as bytes, which take {BYTE_VOCABULARY} values",
-                (BYTE_VOCABULARY,),
-            )
-        )
+    hides = model.parts.objective in ("masked", "permuted")
+    needed = BYTE_VOCABULARY + hides
+    if model.vocab < needed:
+        more = ", and the token that hides another takes one more" if hides else ""
+        text = f"vocab={model.vocab} is too small: text is read as bytes, which take {BYTE_VOCABULARY} values{more}"
+        found.append(Misfit("model.vocab", text, (needed,)))
     return found
 
 
@@ -243,10 +287,11 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
     if layout.sequence_parallel and layout.tp == 1:
         text = "sequence_parallel cuts the sequence over tp, and tp=1 leaves it whole; turn it off, or use tp of 2 and more"
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
-    if layout.sequence_parallel and model.seq % layout.tp:
-        near = [n for n in (model.seq - model.seq % layout.tp, model.seq + -model.seq % layout.tp) if n]
-        text = f"sequence_parallel cuts the {model.seq} tokens over tp={layout.tp}, which does not divide them; seq={' or '.join(map(str, near))} fits"
-        found.append(Misfit("model.seq", text, tuple(near)))
+    if layout.sequence_parallel and model.rows % layout.tp:
+        near = _cut_evenly(model, layout.tp)
+        what = f"{model.seq} tokens" + (f" and {model.rows - model.seq} queries" if model.rows > model.seq else "")
+        fits = f"; seq={' or '.join(map(str, near))} fits" if near else ""
+        found.append(Misfit("model.seq", f"sequence_parallel cuts the {what} over tp={layout.tp}, which does not divide them{fits}", near))
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         found.append(Misfit("workload.accumulate", "accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32"))
     if workload.momentum and workload.optimizer == "adamw":
@@ -279,6 +324,17 @@ def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSp
         text = f"dualpipe-v needs a microbatch for each of its 2 × {pp} = {2 * pp} chunks and has {microbatches}; microbatches={2 * pp} and more fits"
         found.append(Misfit("workload.microbatches", text, (2 * pp,)))
     return found
+
+
+def _cut_evenly(model: ModelSpec, tp: int) -> tuple[int, ...]:
+    """The next shorter and the next longer sequence whose rows tp divides, where there are such."""
+    found = []
+    for direction in (-1, 1):
+        for seq in range(model.seq, model.seq + direction * 48 * tp, direction):
+            if 2 <= seq <= 1_000_000 and model.model_copy(update={"seq": seq}).rows % tp == 0:
+                found.append(seq)
+                break
+    return tuple(found)
 
 
 def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:

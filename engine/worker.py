@@ -17,7 +17,8 @@ import torch.distributed as dist
 from engine.measure.memory import Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
-from engine.model.chunk import TIED, TransformerChunk, layer_ranges
+from engine.model.chunk import TIED, TransformerChunk, layer_ranges, streams_before, to_tensors
+from engine.objective import Feed, feed
 from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
@@ -29,7 +30,7 @@ from engine.spec import FaultSpec, RunSpec
 from engine.store import save
 from engine.summary import summarize
 from engine.tables import RunResult, table
-from engine.text import batch, load
+from engine.text import load
 from engine.topology import Mesh
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -89,7 +90,7 @@ class Trainer:
         self.text = load(spec.workload.text)
         self.step = 0
         self.grad_norm = torch.zeros((), device=comm.device)  # of the whole model, over all ranks
-        schedule = plan(spec.layout, spec.workload.microbatches)
+        schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
         ranges = layer_ranges(spec.layout.chunk_layers(spec.model.layers))
         last = len(schedule.placement) - 1
         self.has_last = schedule.placement[last] == comm.at.pp
@@ -110,10 +111,9 @@ class Trainer:
         for chunk in self.chunks.values():
             chunk.through = self.data.through
         self.optimizer = make_optimizer(workload, [bucket.master for bucket in self.data.buckets.values()])
-        rows = spec.model.seq // (tp.degree if tp.cuts_sequence else 1)
-        boundary = [((workload.microbatch_size, rows, spec.model.hidden), tp.dtype)]
+        entering = [streams_before(spec.model, layers.start, workload.microbatch_size, tp) for layers in ranges]
         self.executor = Executor(
-            schedule, self.chunks, self.data, comm, recorder, link.at, boundary, self._tie, self._update, tp.deferred
+            schedule, self.chunks, self.data, comm, recorder, link.at, entering, self._tie, self._update, tp.deferred
         )
 
     def train(self, store: dist.Store) -> dict[str, list[dict[str, Any]]]:
@@ -164,11 +164,11 @@ class Trainer:
         self.executor.run(step)
         return origin
 
-    def _batch(self, microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, microbatch: int) -> Feed:
         workload = self.spec.workload
         index = self.comm.at.dp * workload.microbatches + microbatch
-        tokens, targets = batch(self.text, self.spec.model.seq, workload.microbatch_size, workload.seed, self.step, index)
-        return torch.tensor(tokens, device=self.comm.device), torch.tensor(targets, device=self.comm.device)
+        arrays = feed(self.spec.model, self.text, workload.microbatch_size, workload.seed, self.step, index)
+        return to_tensors(arrays, self.comm.device)
 
     def _tie(self) -> None:
         """Add up the gradients of the token table's two copies, which the first and the last chunk have."""

@@ -44,12 +44,12 @@ class Executor:
         comm: Comm,
         recorder: Recorder,
         at: Callable[[str], None],
-        boundary: Sequence[tuple[tuple[int, ...], torch.dtype]],
+        entering: Sequence[Sequence[tuple[tuple[int, ...], torch.dtype]]],
         tie: Callable[[], None],
         update: Callable[[], None],
         deferred: DeferredGradients,
     ) -> None:
-        """`at` is told what is about to be done. `boundary`: shape and type of each tensor that passes between two chunks.
+        """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c takes from the one before.
 
         `tie` and `update` do the actions tie and step. `deferred` is where layers put the weight gradients that W computes.
         """
@@ -57,7 +57,8 @@ class Executor:
         self.placement = schedule.placement
         self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
         self.chunks, self.data, self.comm, self.recorder = chunks, data, comm, recorder
-        self.at, self.boundary, self.deferred, self.held = at, boundary, deferred, schedule.held
+        self.at, self.entering, self.deferred, self.held = at, entering, deferred, schedule.held
+        self.widest = max(len(tensors) for tensors in entering)
         self.microbatches = schedule.microbatches
         self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
         self._inputs: dict[tuple[int, int], Boundary] = {}
@@ -114,6 +115,7 @@ class Executor:
         torch.autograd.backward(roots, gradients)
         if inputs:
             outgoing = tuple(t.grad for t in inputs if t.grad is not None)
+            assert len(outgoing) == len(inputs), "a chunk uses everything that it takes"
             self._hand_over("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
 
     def _backward_of_inputs(self, action: Action) -> None:
@@ -154,6 +156,7 @@ class Executor:
         )
 
     def _receive(self, action: Action) -> None:
+        expected = self.entering[action.chunk if action.flow == "activation" else action.chunk + 1]
         tensors = tuple(
             self.comm.receive(
                 torch.empty(shape, dtype=dtype, device=self.comm.device),
@@ -161,13 +164,13 @@ class Executor:
                 action.peer,
                 self._tag(action.chunk, action.microbatch, part),
             )
-            for part, (shape, dtype) in enumerate(self.boundary)
+            for part, (shape, dtype) in enumerate(expected)
         )
         self._arrive(action.flow, action.chunk, action.microbatch, tensors)
 
     def _tag(self, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""
-        return (chunk * self.microbatches + microbatch) * len(self.boundary) + part
+        return (chunk * self.microbatches + microbatch) * self.widest + part
 
     def _step(self, update: Callable[[], None]) -> None:
         for messages in self._sent.values():
