@@ -202,6 +202,15 @@ class WorkloadSpec(Spec):
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
 
 
+class GenerateSpec(Spec):
+    """Continuing a prompt, after training or, with `steps` of the workload irrelevant, with the model as it was drawn."""
+
+    prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
+    new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token; above it, tokens are drawn")
+    only: bool = Field(False, description="generate without training, and measure the generation instead")
+
+
 class FaultSpec(Spec):
     """A drill: make one rank fail, to see what a run does then."""
 
@@ -224,12 +233,13 @@ class RunSpec(Spec):
     model: ModelSpec = ModelSpec()
     layout: LayoutSpec = LayoutSpec()
     workload: WorkloadSpec = WorkloadSpec()
+    generate: GenerateSpec = GenerateSpec()
     parity: bool = Field(False, description="also run the model unsharded and compare gradients and losses")
     fault: FaultSpec | None = Field(None, description="a drill: kind:rank@step, where kind is raise, exit, kill or hang")
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        found = misfits(self.model, self.layout, self.workload)
+        found = misfits(self.model, self.layout, self.workload) + generation_misfits(self)
         if found:
             raise RequestError("; ".join(m.sentence for m in found))
         if self.fault and self.fault.rank >= self.layout.ranks:
@@ -276,6 +286,30 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
         more = ", and the token that hides another takes one more" if hides else ""
         text = f"vocab={model.vocab} is too small: text is read as bytes, which take {BYTE_VOCABULARY} values{more}"
         found.append(Misfit("model.vocab", text, (needed,)))
+    return found
+
+
+def generation_misfits(spec: RunSpec) -> list[Misfit]:
+    """What stands in the way of generating the text that was asked for; empty when nothing was."""
+    generate, model, layout = spec.generate, spec.model, spec.layout
+    if not generate.prompt:
+        return [Misfit("generate.prompt", "there is no prompt to continue; give one, or train")] if generate.only else []
+    found = []
+    if model.parts.objective != "causal":
+        decoders = [name for name, family in FAMILIES.items() if family.objective == "causal"]
+        found.append(Misfit("model.family", f"{model.family} does not predict the next token; {' and '.join(decoders)} do"))
+    asked = len(generate.prompt.encode())
+    if asked + generate.new_tokens > model.seq:
+        text = f"a prompt of {asked} bytes and {generate.new_tokens} new tokens do not fit into seq={model.seq}; "
+        room = model.seq - asked
+        text += f"new_tokens up to {room} fits" if room > 0 else f"seq={asked + generate.new_tokens} fits"
+        found.append(Misfit("generate.new_tokens", text, (room,) if room > 0 else ()))
+    if layout.sequence_parallel:
+        text = "generating goes token by token, and one token cannot be cut along the sequence; turn sequence_parallel off"
+        found.append(Misfit("layout.sequence_parallel", text, (0,)))
+    if generate.only and (layout.zero or spec.parity):
+        what = f"zero={layout.zero} shards what training keeps" if layout.zero else "parity compares gradients"
+        found.append(Misfit("layout.zero", f"{what}, and without training there is nothing of it; leave it out", (0,)))
     return found
 
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from engine.generate import Generator, readable
+from engine.inference import Inference
 from engine.measure.memory import Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
@@ -23,7 +25,7 @@ from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import ShardedParameter, TensorParallel
+from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.reference import compare
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
@@ -33,7 +35,6 @@ from engine.tables import RunResult, table
 from engine.text import load
 from engine.topology import Mesh
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Link(Protocol):
@@ -65,17 +66,26 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder)
     link.at("building the model")
-    trainer = Trainer(spec, comm, recorder, link)
+    only = spec.generate.only
+    model = Inference(spec, comm, recorder, link.at) if only else Trainer(spec, comm, recorder, link)
     comm.common_instant()
     if rank == 0:
         link.report({"event": "ready", "rank": 0, "backend": backend.name, "why": backend.why})
-    rows = trainer.train(store)
+    generated: list[int] = []
+    if isinstance(model, Inference):
+        _phase(link, rank, "generating")
+        generated, rows = model.generate()
+    else:
+        rows = model.train(store)
     _phase(link, rank, "tracing")
-    rows |= trainer.trace()
+    rows |= model.trace()
+    if isinstance(model, Trainer) and spec.generate.prompt:
+        _phase(link, rank, "generating")
+        generated = model.go_on()
     rows["process"] = [process_row(rank, baseline)]
     store.set(f"rows/{rank}", pickle.dumps(rows))
     if rank == 0:
-        _collect_and_save(spec, comm, backend, store, link, out)
+        _collect_and_save(spec, comm, backend, store, link, out, generated)
     comm.common_instant()  # rank 0 may host the store that the others still write to
     comm.disconnect()
     if rank == 0 and out is not None:
@@ -148,13 +158,12 @@ class Trainer:
         tracer = Tracer(owned, self.recorder, self.comm.device)  # type: ignore[arg-type]
         with tracer.step():
             self._run_step(self.spec.workload.steps + 1)
-        trace = tracer.result()
-        allocator = {"start_bytes": trace.start_total, "peak_bytes": trace.peak_total, "unaccounted_bytes": trace.unaccounted}
-        return {
-            "memory_peak": trace.peak_rows(self.comm.rank, *self.comm.at),
-            "memory_curve": trace.curve_rows(self.comm.rank),
-            "allocator": [{"rank": self.comm.rank, **allocator}],
-        }
+        return tracer.result().rows(self.comm.rank, *self.comm.at)
+
+    def go_on(self) -> list[int]:
+        """Continue the prompt with the trained model: the new tokens, on the first stage's ranks."""
+        generator = Generator(self.spec, self.chunks, self.executor.placement, self.comm, self.recorder, self.link.at)
+        return generator.run()
 
     def _run_step(self, step: int) -> int:
         """Returns the instant at which all ranks began."""
@@ -216,7 +225,9 @@ class Trainer:
                     store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))
 
 
-def _collect_and_save(spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None) -> None:
+def _collect_and_save(
+    spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None, generated: list[int]
+) -> None:
     """On rank 0: wait for every rank's rows, compare with the unsharded model if asked, and write the folder."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for rank in range(comm.mesh.size):
@@ -232,6 +243,8 @@ def _collect_and_save(spec: RunSpec, comm: Comm, backend: Backend, store: dist.S
     summary = summarize(tables, comm.mesh) | {"allocator": allocator}
     if spec.parity:
         summary |= {"reference_losses": reference_losses, "loss_max_abs": worst}
+    if generated:
+        summary["generated"] = {"prompt": spec.generate.prompt, "tokens": generated, "text": readable(generated)}
     if out is not None:
         save(RunResult(spec, _environment(backend), summary, tables), out)
 

@@ -22,9 +22,13 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
+from engine.spec import Precision
 
 
 Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
+
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class DeferredGradients:
