@@ -203,12 +203,12 @@ class WorkloadSpec(Spec):
 
 
 class GenerateSpec(Spec):
-    """Continuing a prompt, after training or, with `steps` of the workload irrelevant, with the model as it was drawn."""
+    """Continuing a prompt, after training or without."""
 
     prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
     new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token; above it, tokens are drawn")
-    only: bool = Field(False, description="generate without training, and measure the generation instead")
+    skip_training: bool = Field(False, description="generate with the model as it was drawn, and measure that instead")
 
 
 class FaultSpec(Spec):
@@ -293,7 +293,7 @@ def generation_misfits(spec: RunSpec) -> list[Misfit]:
     """What stands in the way of generating the text that was asked for; empty when nothing was."""
     generate, model, layout = spec.generate, spec.model, spec.layout
     if not generate.prompt:
-        return [Misfit("generate.prompt", "there is no prompt to continue; give one, or train")] if generate.only else []
+        return [Misfit("generate.prompt", "there is no prompt to continue; give one, or train")] if generate.skip_training else []
     found = []
     if model.parts.objective != "causal":
         decoders = [name for name, family in FAMILIES.items() if family.objective == "causal"]
@@ -307,7 +307,7 @@ def generation_misfits(spec: RunSpec) -> list[Misfit]:
     if layout.sequence_parallel:
         text = "generating goes token by token, and one token cannot be cut along the sequence; turn sequence_parallel off"
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
-    if generate.only and (layout.zero or spec.parity):
+    if generate.skip_training and (layout.zero or spec.parity):
         what = f"zero={layout.zero} shards what training keeps" if layout.zero else "parity compares gradients"
         found.append(Misfit("layout.zero", f"{what}, and without training there is nothing of it; leave it out", (0,)))
     return found

@@ -66,7 +66,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder)
     link.at("building the model")
-    only = spec.generate.only
+    only = spec.generate.skip_training
     model = Inference(spec, comm, recorder, link.at) if only else Trainer(spec, comm, recorder, link)
     comm.common_instant()
     if rank == 0:
