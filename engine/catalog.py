@@ -43,16 +43,16 @@ MODELS: dict[str, ModelSpec] = {
     # Devlin et al. 2019, BERT, section 3; the vocabulary is that of the released uncased models.
     "bert-base": ModelSpec(family="bert", layers=12, hidden=768, heads=12, vocab=30522, seq=512),
     "bert-large": ModelSpec(family="bert", layers=24, hidden=1024, heads=16, vocab=30522, seq=512),
-    # Liu et al. 2019, RoBERTa, table 9; the vocabulary is that of the released model.
+    # Liu et al. 2019, RoBERTa, section 5; the vocabulary is that of the released model.
     "roberta-large": ModelSpec(family="roberta", layers=24, hidden=1024, heads=16, vocab=50265, seq=512),
-    # Vaswani et al. 2017, Attention Is All You Need, table 3: N = 6, so 6 + 6 layers; section 5.1 for the vocabulary. Its
-    # batches are counted in tokens; 512 is the longest sequence that fits the later uses of the same sizes.
+    # Vaswani et al. 2017, Attention Is All You Need, table 3: N = 6, so 6 + 6 layers; section 5.1 for the vocabulary. It
+    # counts batches in tokens and names no longest sequence; 512 is our choice.
     "transformer-base": ModelSpec(family="transformer", layers=12, hidden=512, heads=8, vocab=37000, seq=512),
     "transformer-big": ModelSpec(family="transformer", layers=12, hidden=1024, heads=16, vocab=37000, seq=512),
     # Raffel et al. 2020, T5, section 3.7 (11B): its shape, on the parts of Vaswani et al. where T5 has others of the same size
     # (pre-norm without biases, relative position biases). The vocabulary is that of the released model.
     "t5-11b-shape": ModelSpec(family="transformer", layers=48, hidden=1024, heads=128, head_dim=128, ffn=65536, vocab=32128, seq=512),
-    # Yang et al. 2019, XLNet, appendix A.5 (table 8); the vocabulary is that of the released model.
+    # Yang et al. 2019, XLNet, section 3.1: the sizes of BERT large; the vocabulary is that of the released model.
     "xlnet-large": ModelSpec(family="xlnet", layers=24, hidden=1024, heads=16, vocab=32000, seq=512),
     # Llama team 2024, The Llama 3 Herd of Models, table 3; the vocabulary is that of the released models, 256 special tokens
     # included; sequences of 8,192 as in the first stage of pre-training (section 3.4.1).
