@@ -70,7 +70,7 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     layout = spec.layout
     rows = []
     for name, whole in gradients.items():
-        copies = [name, "tied"] if name == TIED and spec.model.parts.tied and layout.pp > 1 else [name]
+        copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         cut = parameters[name].cut
         joined = []
         for key in copies:

@@ -16,7 +16,8 @@ from engine.families import FAMILIES, Family, FamilyName, predicted
 
 BYTE_VOCABULARY = 256  # the training text is read as bytes
 
-ScheduleName = Literal["naive", "gpipe", "1f1b"]
+ScheduleName = Literal["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v"]
+V_SHAPED: tuple[ScheduleName, ...] = ("zb-v", "dualpipe-v")
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "sgd"]
@@ -139,7 +140,8 @@ class LayoutSpec(Spec):
     tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights in that many slices")
     pp: int = Field(1, ge=1, le=1024, description="pipeline stages: the layers in that many runs")
     schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
-    split: tuple[int, ...] = Field((), description="layers of each stage, such as 3,3,2; empty means as even as can be")
+    chunks: int = Field(1, ge=1, le=1024, description="runs of layers on each stage; more than 1 for interleaved, zb-v and dualpipe-v")
+    split: tuple[int, ...] = Field((), description="layers of each chunk in the model's order, such as 3,3,2; empty means as even as can be")
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
@@ -165,12 +167,23 @@ class LayoutSpec(Spec):
             found[match[1]] = int(match[2])
         return {"dp": 1, "tp": 1, "pp": 1} | found
 
+    @property
+    def placement(self) -> tuple[int, ...]:
+        """The stage that holds each chunk: round and round, or down the stages and back up, in the shape of a V."""
+        down = tuple(range(self.pp))
+        up = down[::-1] if self.schedule in V_SHAPED else down
+        return tuple(stage for run in range(self.chunks) for stage in (up if run % 2 else down))
+
+    def chunk_layers(self, layers: int) -> tuple[int, ...]:
+        """Layers of each chunk. Without a split, as even as can be, the earlier chunks taking what is left over."""
+        return self.split or _evenly(layers, self.pp * self.chunks)
+
     def stage_layers(self, layers: int) -> tuple[int, ...]:
-        """Layers of each stage. Without a split, as even as can be, the earlier stages taking what is left over."""
-        if self.split:
-            return self.split
-        each, rest = divmod(layers, self.pp)
-        return tuple(each + (stage < rest) for stage in range(self.pp))
+        """Layers of each stage, over all of its chunks. For a layout that `misfits` finds nothing wrong with."""
+        counts = [0] * self.pp
+        for stage, count in zip(self.placement, self.chunk_layers(layers), strict=True):
+            counts[stage] += count
+        return tuple(counts)
 
 
 class WorkloadSpec(Spec):
@@ -187,6 +200,15 @@ class WorkloadSpec(Spec):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     text: str | None = Field(None, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts")
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
+
+
+class GenerateSpec(Spec):
+    """Continuing a prompt, after training or, with `steps` of the workload irrelevant, with the model as it was drawn."""
+
+    prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
+    new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token; above it, tokens are drawn")
+    only: bool = Field(False, description="generate without training, and measure the generation instead")
 
 
 class FaultSpec(Spec):
@@ -211,12 +233,13 @@ class RunSpec(Spec):
     model: ModelSpec = ModelSpec()
     layout: LayoutSpec = LayoutSpec()
     workload: WorkloadSpec = WorkloadSpec()
+    generate: GenerateSpec = GenerateSpec()
     parity: bool = Field(False, description="also run the model unsharded and compare gradients and losses")
     fault: FaultSpec | None = Field(None, description="a drill: kind:rank@step, where kind is raise, exit, kill or hang")
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        found = misfits(self.model, self.layout, self.workload)
+        found = misfits(self.model, self.layout, self.workload) + generation_misfits(self)
         if found:
             raise RequestError("; ".join(m.sentence for m in found))
         if self.fault and self.fault.rank >= self.layout.ranks:
@@ -256,13 +279,37 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
                 _nearest(fits, layout.tp),
             )
         )
-    found += _split_misfits(model, layout) + _lever_misfits(model, layout, workload)
+    found += _split_misfits(model, layout) + _schedule_misfits(model, layout, workload) + _lever_misfits(model, layout, workload)
     hides = model.parts.objective in ("masked", "permuted")
     needed = BYTE_VOCABULARY + hides
     if model.vocab < needed:
         more = ", and the token that hides another takes one more" if hides else ""
         text = f"vocab={model.vocab} is too small: text is read as bytes, which take {BYTE_VOCABULARY} values{more}"
         found.append(Misfit("model.vocab", text, (needed,)))
+    return found
+
+
+def generation_misfits(spec: RunSpec) -> list[Misfit]:
+    """What stands in the way of generating the text that was asked for; empty when nothing was."""
+    generate, model, layout = spec.generate, spec.model, spec.layout
+    if not generate.prompt:
+        return [Misfit("generate.prompt", "there is no prompt to continue; give one, or train")] if generate.only else []
+    found = []
+    if model.parts.objective != "causal":
+        decoders = [name for name, family in FAMILIES.items() if family.objective == "causal"]
+        found.append(Misfit("model.family", f"{model.family} does not predict the next token; {' and '.join(decoders)} do"))
+    asked = len(generate.prompt.encode())
+    if asked + generate.new_tokens > model.seq:
+        text = f"a prompt of {asked} bytes and {generate.new_tokens} new tokens do not fit into seq={model.seq}; "
+        room = model.seq - asked
+        text += f"new_tokens up to {room} fits" if room > 0 else f"seq={asked + generate.new_tokens} fits"
+        found.append(Misfit("generate.new_tokens", text, (room,) if room > 0 else ()))
+    if layout.sequence_parallel:
+        text = "generating goes token by token, and one token cannot be cut along the sequence; turn sequence_parallel off"
+        found.append(Misfit("layout.sequence_parallel", text, (0,)))
+    if generate.only and (layout.zero or spec.parity):
+        what = f"zero={layout.zero} shards what training keeps" if layout.zero else "parity compares gradients"
+        found.append(Misfit("layout.zero", f"{what}, and without training there is nothing of it; leave it out", (0,)))
     return found
 
 
@@ -286,6 +333,33 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
     return found
 
 
+def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
+    """What each schedule asks of the chunks on a stage and of the microbatches."""
+    name, pp, chunks, microbatches = layout.schedule, layout.pp, layout.chunks, workload.microbatches
+    found = []
+    if name in V_SHAPED and chunks != 2:
+        text = f"{name} runs down the stages and back up, so a stage has two chunks and not chunks={chunks}; chunks=2 fits"
+        found.append(Misfit("layout.chunks", text, (2,)))
+    elif name == "interleaved" and chunks == 1:
+        fits = tuple(range(2, max(2, min(4, model.layers // pp)) + 1))
+        text = f"interleaved takes turns between chunks of a stage, and chunks=1 leaves nothing to take turns with; chunks={_listed(list(fits), word='or')} fits"
+        found.append(Misfit("layout.chunks", text, fits))
+    elif name not in ("interleaved", *V_SHAPED) and chunks != 1:
+        text = f"{name} runs one chunk a stage and not chunks={chunks}; chunks=1 fits, or schedule=interleaved"
+        found.append(Misfit("layout.chunks", text, (1,)))
+    if name == "interleaved" and microbatches % (rounds := max(1, microbatches // pp)):
+        text = (
+            f"interleaved runs in equal rounds of pp={pp} microbatches or a few more, and {microbatches} do not make "
+            f"{microbatches} // {pp} = {rounds} equal rounds; "
+        )
+        fits = _nearest((m for m in range(1, microbatches + pp + 1) if m % max(1, m // pp) == 0), microbatches)
+        found.append(Misfit("workload.microbatches", text + f"microbatches={_listed(sorted(fits), word='or')} fits", fits))
+    if name == "dualpipe-v" and microbatches < 2 * pp:
+        text = f"dualpipe-v needs a microbatch for each of its 2 × {pp} = {2 * pp} chunks and has {microbatches}; microbatches={2 * pp} and more fits"
+        found.append(Misfit("workload.microbatches", text, (2 * pp,)))
+    return found
+
+
 def _cut_evenly(model: ModelSpec, tp: int) -> tuple[int, ...]:
     """The next shorter and the next longer sequence whose rows tp divides, where there are such."""
     found = []
@@ -298,30 +372,36 @@ def _cut_evenly(model: ModelSpec, tp: int) -> tuple[int, ...]:
 
 
 def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
+    chunks = layout.pp * layout.chunks
+    product = f"pp={layout.pp}" + (f" × chunks={layout.chunks} = {chunks}" if layout.chunks > 1 else "")
+    most = model.layers // layout.chunks  # stages that the model has layers for
+    place = "chunk" if layout.chunks > 1 else "stage"
     if not layout.split:
-        if layout.pp <= model.layers:
+        if chunks <= model.layers:
             return []
-        return [
-            Misfit(
-                "layout.pp",
-                f"pp={layout.pp} needs at least {layout.pp} layers, one a stage, and the model has {model.layers}; "
-                f"pp up to {model.layers} fits",
-                _nearest(range(1, model.layers + 1), layout.pp),
-            )
-        ]
+        needs = f"{product} needs at least {chunks} layers, one a {place}, and the model has {model.layers}; "
+        if most == 0:
+            return [Misfit("model.layers", needs + f"layers={chunks} and more fits", (chunks,))]
+        return [Misfit("layout.pp", needs + f"pp up to {most} fits", _nearest(range(1, most + 1), layout.pp))]
     text = ",".join(map(str, layout.split))
-    even = LayoutSpec(pp=min(layout.pp, model.layers)).stage_layers(model.layers)
-    near = f"{','.join(map(str, even))} would fit" + (f" with pp={len(even)}" if len(even) != layout.pp else "")
-    if len(layout.split) != layout.pp:
-        return [Misfit("layout.split", f"split {text} names {len(layout.split)} stages and pp={layout.pp}; {near}")]
+    pp = min(layout.pp, max(1, most))
+    even = ",".join(map(str, _evenly(model.layers, pp * layout.chunks)))
+    near = f"{even} would fit" + (f" with pp={pp}" if pp != layout.pp else "")
+    if len(layout.split) != chunks:
+        return [Misfit("layout.split", f"split {text} names {len(layout.split)} {place}s and {product}; {near}")]
     if sum(layout.split) != model.layers:
         return [Misfit("layout.split", f"split {text} adds up to {sum(layout.split)} layers and the model has {model.layers}; {near}")]
     if min(layout.split) < 0:
         return [Misfit("layout.split", f"split {text} has a negative number of layers; {near}")]
-    # The first stage has the embedding and the last the head; a stage between them without a layer would do nothing.
+    # The first has the embedding and the last the head; one between them without a layer would do nothing.
     if 0 in layout.split[1:-1]:
-        return [Misfit("layout.split", f"split {text} leaves a middle stage without a layer, so with nothing to do; {near}")]
+        return [Misfit("layout.split", f"split {text} leaves a middle {place} without a layer, so with nothing to do; {near}")]
     return []
+
+
+def _evenly(layers: int, parts: int) -> tuple[int, ...]:
+    each, rest = divmod(layers, parts)
+    return tuple(each + (part < rest) for part in range(parts))
 
 
 def _divisors(n: int) -> list[int]:
@@ -332,12 +412,12 @@ def _nearest(values: Any, to: int) -> tuple[int, ...]:
     return tuple(sorted(values, key=lambda v: (abs(v - to), v))[:4])
 
 
-def _listed(values: list[int], near: int | None = None) -> str:
-    """ "1, 2, 4 and 8"; with `near`, only the four nearest to it."""
+def _listed(values: list[int], near: int | None = None, word: str = "and") -> str:
+    """ "1, 2, 4 and 8"; with `near`, only the four nearest to it, and "or"."""
     if near is not None:
-        values = sorted(_nearest(values, near))
+        values, word = sorted(_nearest(values, near)), "or"
     words = [str(v) for v in values]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {'or' if near is not None else 'and'} {words[-1]}"
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {word} {words[-1]}"
 
 
 def _sentence(cls: type[BaseModel], error: ValidationError) -> str:

@@ -56,6 +56,8 @@ class SelfAttention(Attention):
         q, k, v = self.split(self.qkv(x), self.heads, self.key_heads, self.key_heads)
         if around.rotation is not None:
             q, k = around.rotation(q), around.rotation(k)
+        if around.cache is not None:
+            k, v = around.cache.extend(self, k, v)
         return self.leave(self.mix, q, k, v)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -113,14 +115,14 @@ class RelativeAttention(Attention):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """The attention proper. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal` needs R = S."""
+    """The attention proper. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal`: the rows are the last R tokens."""
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]
     # The heads that share a key head stand below one another, as more rows, so that keys and values are not copied.
     q = q.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, A/G · R, D)
     scores = (q @ k.transpose(-1, -2)).mul_(1 / math.sqrt(width))  # (B, G, A/G · R, S)
     if causal:
-        future = torch.ones(rows, seq, dtype=torch.bool, device=q.device).triu_(1)
+        future = torch.ones(rows, seq, dtype=torch.bool, device=q.device).triu_(1 + seq - rows)
         scores = scores.view(b, heads, rows, seq).masked_fill_(future, float("-inf")).view(scores.shape)
     return (scores.softmax(-1) @ v).view(b, heads, rows, width)
 

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
-from engine.model.position import Around
+from engine.model.position import Around, Cache
 from engine.objective import Feed
 from engine.parallel.data import Streams, Use, straight_through
-from engine.parallel.tensor import ShardedParameter, TensorParallel
+from engine.parallel.tensor import ShardedParameter, TensorParallel, VocabParallelEmbedding
 from engine.spec import ModelSpec, Recompute
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
@@ -57,6 +57,32 @@ class TransformerChunk(nn.Module):
             layers, borrowed = ((self.head,), table) if self.first else ((self.head, *table), ())
             yield Use(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
 
+    def extend(self, streams: Streams, tokens: Tensor | None, cache: Cache) -> Streams:
+        """Pass some more tokens of sequences whose earlier ones are in the cache, which keeps these as well.
+
+        The first chunk takes `tokens` (B, n), the others what the chunk before returned: (B, n, H). The last one returns the
+        logits of the last token (B, 1, V/tp).
+        """
+        return self.through(list(self._extending(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams)
+
+    def _extending(self, count: int, tokens: Tensor | None, cache: Cache) -> Iterator[Use]:
+        if self.first:
+            embedding = self.embedding
+            assert embedding is not None and embedding.places is not None
+            feed = Feed(tokens, None)
+            yield Use(_with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True)
+        around = Around.going_on(self.spec, cache, count, self.tp.comm.device)
+        for layer in self.layers.values():
+            yield Use((layer,), lambda streams, layer=layer: (layer(streams[0], around),))
+        if self.head is not None:
+            head, table = self.head, self._table()
+            layers = _with_parameters(head, *([] if table is None else [table]))
+            yield Use(layers, lambda streams: (head.logits(streams[0][:, -1:], table),))
+
+    def _table(self) -> VocabParallelEmbedding | None:
+        """The token table, where it is the output matrix."""
+        return self.embedding.token if self.embedding is not None and self.spec.parts.tied else None
+
     def _into(self, feed: Feed | None) -> Iterator[Use]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
@@ -86,8 +112,8 @@ class TransformerChunk(nn.Module):
 
     def _loss(self, targets: Tensor, streams: Streams) -> Streams:
         assert self.head is not None
-        table = self.embedding.token if self.embedding is not None and self.spec.parts.tied else None
-        return (self.head(streams[0], table, targets),)
+        table = self._table()
+        return (self.head(streams[0], table, targets, looked_up=self.first and table is not None),)
 
     def parts(self) -> list[nn.Module]:
         """What forms a bucket of its own, in the order of the forward pass. The token table is one, so that it is laid out
@@ -121,7 +147,7 @@ def to_tensors(feed: Feed, device: torch.device) -> Feed:
     return Feed(*(None if array is None else torch.tensor(array, device=device) for array in feed))
 
 
-def layer_ranges(stage_layers: tuple[int, ...]) -> list[range]:
+def layer_ranges(chunk_layers: tuple[int, ...]) -> list[range]:
     """(3, 3, 2) → layers 0–2, 3–5, 6–7."""
-    ends = [sum(stage_layers[: i + 1]) for i in range(len(stage_layers))]
-    return [range(end - count, end) for end, count in zip(ends, stage_layers, strict=True)]
+    ends = [sum(chunk_layers[: i + 1]) for i in range(len(chunk_layers))]
+    return [range(end - count, end) for end, count in zip(ends, chunk_layers, strict=True)]

@@ -35,9 +35,9 @@ class Places(nn.Module):
         self.position = {"learned": LearnedPosition, "sinusoidal": SinusoidalPosition}.get(kind, _nothing)(spec, tp)
         self.segment = Segment(spec, tp) if spec.parts.segments else None
 
-    def forward(self, x: Tensor, segments: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, segments: Tensor | None, first: int = 0) -> Tensor:
         if self.position is not None:
-            x = self.position(x)
+            x = self.position(x, first) if first else self.position(x)
         return x if self.segment is None or segments is None else self.segment(x, segments)
 
 
@@ -59,11 +59,11 @@ class Embedding(nn.Module):
         self.places = Places(spec, tp) if first else None
         self.norm = make_norm(spec, tp) if first and spec.parts.embedding_norm else None
 
-    def look_up(self, feed: Feed) -> tuple[Tensor, ...]:
-        """The first layer's input (B, r, H); of an encoder and decoder, both their inputs."""
+    def look_up(self, feed: Feed, first: int = 0) -> tuple[Tensor, ...]:
+        """The first layer's input (B, r, H); of an encoder and decoder, both their inputs. `first`: where the tokens begin."""
         assert self.places is not None
         if feed.following is None:
-            return (self.places(self.token(feed.tokens), feed.segments),)
+            return (self.places(self.token(feed.tokens), feed.segments, first),)
         both = self.places(self.token(torch.cat((feed.tokens, feed.following))), None)  # (2B, s, H)
         return both.chunk(2)
 
@@ -81,16 +81,20 @@ class Head(nn.Module):
         self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp)
         self.bias = ShardedParameter.of(Cut((spec.vocab,), 0, draw="zeros"), tp) if spec.parts.output_bias else None
 
-    def forward(self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor) -> Tensor:
-        """(B, r, H) → the mean loss. `table`: the tied token table, where it is the output matrix."""
+    def forward(self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool) -> Tensor:
+        """(B, r, H) → the mean loss. `table`: the tied token table, where it is the output matrix; `looked_up`: see `logits`."""
+        logits = self.logits(x, table, looked_up).float()  # (B, T, V/tp)
+        return vocab_parallel_cross_entropy(logits, targets, self.vocab, self.tp, targets.shape[0] * self.predicted)
+
+    def logits(self, x: Tensor, table: VocabParallelEmbedding | None, looked_up: bool = False) -> Tensor:
+        """(B, r, H) → (B, T, V/tp)"""
         if self.transform is not None:
             x = self.transform(x)
         if self.norm is not None:
             x = self.norm(x)
         output = self.output or table
         assert output is not None
-        logits = output.logits(x, self.bias, self.first).float()  # (B, T, V/tp)
-        return vocab_parallel_cross_entropy(logits, targets, self.vocab, self.tp, targets.shape[0] * self.predicted)
+        return output.logits(x, self.bias, self.first, looked_up)
 
 
 class Transform(nn.Module):

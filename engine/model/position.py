@@ -30,8 +30,10 @@ class LearnedPosition(nn.Module):
         self.tp = tp
         self.weight = ShardedParameter.of(Cut((spec.seq, spec.hidden)), tp)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight[own_rows(self.tp, x.shape[1])]
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """`first`: where in the sequence x begins."""
+        rows = own_rows(self.tp, x.shape[1])
+        return x + self.weight[first + rows.start : first + rows.stop]
 
 
 def sinusoid(places: Tensor, width: int) -> Tensor:
@@ -81,14 +83,31 @@ class Rotation(NamedTuple):
     sin: Tensor
 
     @staticmethod
-    def of(seq: int, width: int, device: torch.device) -> Rotation:
+    def of(seq: int, width: int, device: torch.device, first: int = 0) -> Rotation:
+        """For the tokens `first` to `seq` of a sequence."""
         exponents = torch.arange(0, width, 2, device=device) / width
-        angles = torch.arange(seq, device=device)[:, None] * ROTARY_BASE**-exponents
+        angles = torch.arange(first, seq, device=device)[:, None] * ROTARY_BASE**-exponents
         return Rotation(angles.cos(), angles.sin())
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, A, S, D) → (B, A, S, D)"""
         return _Rotate.apply(x, self.cos, self.sin)
+
+
+class Cache:
+    """Keys and values of the tokens so far, of every attention on this rank."""
+
+    def __init__(self, attentions: list[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        """`shape` (B, G/tp, S, D) is that of the keys of one attention when the sequence is complete."""
+        self.length = 0
+        self.kept = {a: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)) for a in attentions}
+
+    def extend(self, attention: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (B, G/tp, n, D) of n more tokens, and return those of all tokens so far."""
+        end = self.length + k.shape[2]
+        keys, values = self.kept[attention]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 class Around(NamedTuple):
@@ -98,6 +117,7 @@ class Around(NamedTuple):
     hidden: Tensor | None = None  # (B, 1, R, S) True where a row must not see a token
     waves: Tensor | None = None  # (2S − 1, H) the distances from 1 − S to S − 1, as waves
     distance: Tensor | None = None  # (B, 1, R, S) each row's distance to each token, as a row of `waves`
+    cache: Cache | None = None  # of the tokens before these, when generating
 
     @staticmethod
     def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> Around:
@@ -112,3 +132,10 @@ class Around(NamedTuple):
         waves = sinusoid(torch.arange(1 - spec.seq, spec.seq, device=device), spec.hidden).to(tp.dtype)
         distance = feed.positions[:, :, None] - places + (spec.seq - 1)
         return Around(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
+
+    @staticmethod
+    def going_on(spec: ModelSpec, cache: Cache, count: int, device: torch.device) -> Around:
+        """For `count` tokens behind those in the cache."""
+        rotary = spec.parts.position == "rotary"
+        end = cache.length + count
+        return Around(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.parallel.comm import Comm, Pending
-from engine.parallel.tensor import ShardedParameter
+from engine.parallel.tensor import DeferredGradients, ShardedParameter
 
 
 Streams = tuple[Tensor, ...]  # the activations that pass from one use to the next
@@ -202,16 +202,25 @@ class DataParallel:
     """The buckets of one rank's chunks, and the collectives over dp (and for sequence parallelism, tp) they need."""
 
     def __init__(
-        self, chunks: dict[int, list[nn.Module]], comm: Comm, zero: int, sequence: bool, accumulate: torch.dtype, microbatches: int
+        self,
+        chunks: dict[int, list[nn.Module]],
+        comm: Comm,
+        zero: int,
+        sequence: bool,
+        accumulate: torch.dtype,
+        microbatches: int,
+        deferred: DeferredGradients,
     ) -> None:
         """`chunks[c]` lists the layers of chunk c; each becomes a bucket.
 
         `accumulate` is the type that gradients are added up in; `microbatches` how many backward passes make a step.
+        The gradients in `deferred` come by `add`, later than their backward pass.
         """
         self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
+        self.deferred = deferred
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
-        self._bucket_of: dict[nn.Parameter, Bucket] = {}
+        self._layer_of: dict[nn.Parameter, nn.Module] = {}
         self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {c: [] for c in chunks}
         self._gathering: dict[nn.Module, Pending] = {}
         for chunk, layers in chunks.items():
@@ -219,8 +228,8 @@ class DataParallel:
                 self._chunk_of[layer] = chunk
                 self.buckets[layer] = bucket = Bucket(list(layer.parameters()), comm, zero, accumulate)  # type: ignore[arg-type]
                 for p in bucket.parameters:
-                    self._bucket_of[p] = bucket
-                    p.register_post_accumulate_grad_hook(lambda p, layer=layer: self._arrived(layer, p))  # type: ignore[misc]
+                    self._layer_of[p] = layer
+                    p.register_post_accumulate_grad_hook(self._passed)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -233,10 +242,8 @@ class DataParallel:
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """A weight's gradient that was computed in an action of its own."""
         assert isinstance(weight, ShardedParameter)
-        bucket = self._bucket_of[weight]
-        bucket.add(weight, gradient)
-        layer = next(layer for layer, b in self.buckets.items() if b is bucket)
-        self._arrived(layer, weight)
+        self.buckets[self._layer_of[weight]].add(weight, gradient)
+        self._arrived(weight)
 
     def finish(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
@@ -295,8 +302,14 @@ class DataParallel:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _arrived(self, layer: nn.Module, p: nn.Parameter) -> None:
+    def _passed(self, p: nn.Parameter) -> None:
+        """A backward pass is done with `p`."""
+        if p not in self.deferred:
+            self._arrived(p)
+
+    def _arrived(self, p: nn.Parameter) -> None:
         assert isinstance(p, ShardedParameter)
+        layer = self._layer_of[p]
         bucket = self.buckets[layer]
         if not bucket.take(p):
             return

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -22,18 +22,25 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
+from engine.spec import Precision
+
+
+Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
+
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class DeferredGradients:
     """Weight gradients of linear layers that a schedule computes in an action of their own (W), apart from the inputs' (I)."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[nn.Parameter, Callable[[], Tensor]]] | None = None
+        self._waiting: Owed | None = None
 
     @contextmanager
-    def collect(self) -> Iterator[list[tuple[nn.Parameter, Callable[[], Tensor]]]]:
-        """While inside, backward computes no weight gradient of a linear layer, and puts it on the list instead."""
-        self._waiting = []
+    def collect(self) -> Iterator[Owed]:
+        """While inside, backward computes no weight gradient of a linear layer, and puts on the list what would."""
+        self._waiting = {}
         try:
             yield self._waiting
         finally:
@@ -43,8 +50,13 @@ class DeferredGradients:
         """The gradient, or None if it was put on the list."""
         if self._waiting is None:
             return compute()
-        self._waiting.append((weight, compute))
+        assert weight not in self._waiting, "a weight that is used twice has its two gradients added by autograd"
+        self._waiting[weight] = compute
         return None
+
+    def __contains__(self, weight: nn.Parameter) -> bool:
+        """Whether the pass under way has put this weight on the list. Autograd tells of it all the same, with no gradient."""
+        return self._waiting is not None and weight in self._waiting
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,8 @@ class _ColumnLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        tp, first, (x, weight) = ctx.tp, ctx.first, ctx.saved_tensors
+        # What waits for its W must not keep the graph that x came from.
+        tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
         partial = gradient @ weight
         for_input = tp.leave(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
         for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.enter(x)[:, first:]))
@@ -194,7 +207,7 @@ class _RowLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
-        tp, (x, weight) = ctx.tp, ctx.saved_tensors
+        tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
         whole = tp.enter(gradient)  # (B, S, out)
         return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
 
@@ -272,9 +285,14 @@ class VocabParallelEmbedding(nn.Module):
         x = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
         return _SumOfSlices.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
 
-    def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0) -> Tensor:
-        """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)"""
-        return _ColumnLinear.apply(x, self.weight, bias, self.tp, first)
+    def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
+        """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
+
+        `looked_up`: the same backward pass goes through `forward` too. Autograd then adds the two gradients of the table and
+        brings them as one, so this one cannot come later.
+        """
+        tp = replace(self.tp, deferred=DeferredGradients()) if looked_up else self.tp
+        return _ColumnLinear.apply(x, self.weight, bias, tp, first)
 
 
 class _VocabParallelCrossEntropy(Function):
