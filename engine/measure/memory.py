@@ -4,7 +4,8 @@ torch's profiler reports every allocation and every free of the C++ allocator wi
 put into a category by who owns its address, or else by the actions in which it was born and died:
 
     parameters, gradients, optimizer   owned: the address is that of a tensor of that kind
-    activations                        born in a forward (or received for one), died in a backward
+    activations                        born in a forward (or received for one), died in a backward; and the gradients that an I
+                                       (or what was received for it) leaves to its W
     communication                      born in the door or in a transfer, or outlived its action without being an activation,
                                        such as an output that waits to be sent
     temporary                          born and died within one action, and whatever is none of the above
@@ -110,7 +111,10 @@ class MemoryTrace:
             return "communication" if block.in_door or transfer else "temporary"
         if block.died is None:
             return "temporary"
-        if born.phase == "forward" and self.actions[block.died].kind in ("B", "I", "W"):
+        died = self.actions[block.died].kind
+        if born.phase == "forward" and died in ("B", "I", "W"):
+            return "activations"
+        if born.kind in ("I", "recv") and died == "W" and not block.in_door:
             return "activations"
         return "communication"
 

@@ -148,7 +148,7 @@ class Executor:
         to = action.chunk + (1 if action.flow == "activation" else -1)
         sent.append(
             [
-                (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(to, action.microbatch, part)), t)
+                (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(action.flow, to, action.microbatch, part)), t)
                 for part, t in enumerate(tensors)
             ]
         )
@@ -159,15 +159,15 @@ class Executor:
                 torch.empty(shape, dtype=dtype, device=self.comm.device),
                 action.flow,
                 action.peer,
-                self._tag(action.chunk, action.microbatch, part),
+                self._tag(action.flow, action.chunk, action.microbatch, part),
             )
             for part, (shape, dtype) in enumerate(self.boundary)
         )
         self._arrive(action.flow, action.chunk, action.microbatch, tensors)
 
-    def _tag(self, chunk: int, microbatch: int, part: int) -> int:
+    def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""
-        return (chunk * self.microbatches + microbatch) * len(self.boundary) + part
+        return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * len(self.boundary) + part
 
     def _step(self, update: Callable[[], None]) -> None:
         for messages in self._sent.values():
