@@ -181,14 +181,15 @@ def _live_storages(device: torch.device) -> dict[int, int]:
     """Address → bytes of every tensor storage on the device that Python can reach.
 
     Between steps no tensor lives in C++ alone, so that is all of them. What was there when the ranks were forked is not
-    looked at (it is frozen out of the collector), and holds no tensor.
+    looked at (it is frozen out of the collector), and holds no tensor. Storage that cannot be resized did not come from the
+    allocator: it is what the door lent to a collective, and gloo's threads may hold that after its owner has gone.
     """
     gc.collect()  # a tensor in a dead cycle would be counted as there, and go unseen later
     found = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), Tensor) and thing.device.type == device.type:
             storage = thing.untyped_storage()
-            if storage.nbytes():
+            if storage.nbytes() and storage.resizable():
                 found[storage.data_ptr()] = storage.nbytes()
     return found
 
