@@ -49,13 +49,11 @@ def feed(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: 
 
 def _seq2seq(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: int) -> Feed:
     """The decoder reads from the source's last token on, so no token is needed to start with."""
-    if len(text) <= 2 * model.seq:
-        raise RequestError(
-            f"the text has {len(text):,} bytes and seq={model.seq} needs at least {2 * model.seq + 1:,}: "
-            f"a source, as long a target, and one more"
-        )
-    tokens, targets = batch(text, 2 * model.seq, size, seed, step, index)
-    return Feed(tokens[:, : model.seq], targets[:, model.seq :], following=tokens[:, model.seq :])
+    if len(text) < 2 * model.seq:
+        raise RequestError(f"the text has {len(text):,} bytes and seq={model.seq} needs at least {2 * model.seq:,}: a source and as long a target")
+    tokens, targets = batch(text, 2 * model.seq - 1, size, seed, step, index)
+    last = model.seq - 1
+    return Feed(tokens[:, : model.seq], targets[:, last:], following=tokens[:, last:])
 
 
 def _masked(model: ModelSpec, tokens: NDArray[np.int64], random: np.random.Generator) -> Feed:

@@ -135,7 +135,7 @@ class Trainer:
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
         for step in range(1, workload.steps + 1):
             _act_out(self.spec.fault, self.comm.rank, step)
-            origin = self._run_step(step)
+            origin = self.run_step(step)
             took = time.perf_counter_ns() - origin
             rows = {"spans": self.recorder.span_rows(self.comm.rank), "traffic": self.recorder.traffic_rows(self.comm.rank)}
             if self.spec.parity and step == 1:
@@ -157,7 +157,7 @@ class Trainer:
         }
         tracer = Tracer(owned, self.recorder, self.comm.device)  # type: ignore[arg-type]
         with tracer.step():
-            self._run_step(self.spec.workload.steps + 1)
+            self.run_step(self.spec.workload.steps + 1)
         return tracer.result().rows(self.comm.rank, *self.comm.at)
 
     def go_on(self) -> list[int]:
@@ -165,7 +165,7 @@ class Trainer:
         generator = Generator(self.spec, self.chunks, self.executor.placement, self.comm, self.recorder, self.link.at)
         return generator.run()
 
-    def _run_step(self, step: int) -> int:
+    def run_step(self, step: int) -> int:
         """Returns the instant at which all ranks began."""
         self.step = step
         origin = self.comm.common_instant()

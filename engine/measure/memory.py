@@ -5,7 +5,8 @@ put into a category by who owns its address, or else by the actions in which it 
 
     parameters, gradients, optimizer   owned: the address is that of a tensor of that kind
     kv_cache                           the same, when generating
-    activations                        born in a forward (or received for one), died in a backward
+    activations                        born in a forward (or received for one), died in a backward; and the gradients that an I
+                                       (or what was received for it) leaves to its W
     communication                      born in the door or in a transfer, or outlived its action without being an activation,
                                        such as an output that waits to be sent
     temporary                          born and died within one action, and whatever is none of the above
@@ -121,7 +122,10 @@ class MemoryTrace:
             return "communication" if block.in_door or transfer else "temporary"
         if block.died is None:
             return "temporary"
-        if born.phase == "forward" and self.actions[block.died].kind in ("B", "I", "W"):
+        died = self.actions[block.died].kind
+        if born.phase == "forward" and died in ("B", "I", "W"):
+            return "activations"
+        if born.kind in ("I", "recv") and died == "W" and not block.in_door:
             return "activations"
         return "communication"
 
@@ -188,14 +192,15 @@ def _live_storages(device: torch.device) -> dict[int, int]:
     """Address → bytes of every tensor storage on the device that Python can reach.
 
     Between steps no tensor lives in C++ alone, so that is all of them. What was there when the ranks were forked is not
-    looked at (it is frozen out of the collector), and holds no tensor.
+    looked at (it is frozen out of the collector), and holds no tensor. Storage that cannot be resized did not come from the
+    allocator: it is what the door lent to a collective, and gloo's threads may hold that after its owner has gone.
     """
     gc.collect()  # a tensor in a dead cycle would be counted as there, and go unseen later
     found = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), Tensor) and thing.device.type == device.type:
             storage = thing.untyped_storage()
-            if storage.nbytes():
+            if storage.nbytes() and storage.resizable():
                 found[storage.data_ptr()] = storage.nbytes()
     return found
 

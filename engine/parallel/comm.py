@@ -27,6 +27,7 @@ from engine.schedule import Flow
 from engine.topology import Axis, Mesh
 
 Reduction = Literal["sum", "max"]
+_LANES = ("activation onward", "activation back", "gradient onward", "gradient back")  # what flows, and to which stages
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -112,10 +113,10 @@ class Comm:
             for name, group in list(comm.groups.items()):
                 comm.groups[name] = comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
-            # The two flows get connections of their own: on NCCL, calls on one connection run one after the other,
-            # and an activation going down would wait for the gradient coming up.
-            comm.groups["activation"] = comm.groups["pp"]
-            comm.groups["gradient"] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
+            # Each flow gets a connection of its own in each direction: on NCCL, calls on one connection run one after the other,
+            # and a send does not end before it is received. Two neighbours that each send first would wait for each other.
+            for lane in _LANES:
+                comm.groups[lane] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):
                 comm.groups["tie"] = comm._open("pp", (stages[0], stages[-1]), limit) if mesh.pp > 1 else comm.groups["pp"]
         except RuntimeError as error:
@@ -192,7 +193,8 @@ class Comm:
         span = self._count(to.axis, "reduce_scatter", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
         if tensor.device.type == "cpu":
             # gloo would do the same inside: copy, all-reduce, keep a part. Done here, the copy goes when the wait is over.
-            copy, own = tensor.clone(), to.ranks.index(self.rank)
+            with self.recorder.door(span.kind):
+                copy, own = tensor.clone(), to.ranks.index(self.rank)
             pending = self._start(lambda lent: [dist.all_reduce(lent, group=to.handle, async_op=True)], copy, span)
             pending.afterwards = lambda: out.view(-1).copy_(copy.view(n, -1)[own])
             return pending
@@ -213,7 +215,9 @@ class Comm:
         pair = (min(self.rank, peer), max(self.rank, peer))
         span = self._count("pp", kind, pair, tensor.nbytes, tensor.nbytes if kind == "send" else 0)
         transfer = dist.isend if kind == "send" else dist.irecv
-        return self._start(lambda lent: [transfer(lent, peer, group=self.groups[flow].handle, tag=tag)], tensor, span)
+        onward = (self.at.pp < stage) == (kind == "send")
+        group = self.groups[f"{flow} {'onward' if onward else 'back'}"]
+        return self._start(lambda lent: [transfer(lent, peer, group=group.handle, tag=tag)], tensor, span)
 
     def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
         return self.recorder.passage(Passage(axis, collective, self.recorder.phase, ranks), payload, wire)

@@ -115,7 +115,8 @@ class Bucket:
         """That many more backward passes will each bring a gradient of every parameter."""
         if self.zero == 2 or self.zero == 3:
             if self.incoming is None:
-                self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
+                with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
+                    self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
                 self._point_gradients_at(self.incoming)
         self.missing += passes * len(self.parameters)
 
@@ -146,7 +147,8 @@ class Bucket:
         if self.zero == 0:
             return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
         source = self.gradients if self.incoming is None else self.incoming
-        part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
+        with self.comm.recorder.door("reduce_scatter"):
+            part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
         pending = self.comm.start_reduce_scatter(part, source.view(self.parts, -1), "dp")
         if self.zero >= 2:
             self.incoming = None

@@ -150,7 +150,7 @@ class Executor:
         to = action.chunk + (1 if action.flow == "activation" else -1)
         sent.append(
             [
-                (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(to, action.microbatch, part)), t)
+                (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(action.flow, to, action.microbatch, part)), t)
                 for part, t in enumerate(tensors)
             ]
         )
@@ -162,15 +162,15 @@ class Executor:
                 torch.empty(shape, dtype=dtype, device=self.comm.device),
                 action.flow,
                 action.peer,
-                self._tag(action.chunk, action.microbatch, part),
+                self._tag(action.flow, action.chunk, action.microbatch, part),
             )
             for part, (shape, dtype) in enumerate(expected)
         )
         self._arrive(action.flow, action.chunk, action.microbatch, tensors)
 
-    def _tag(self, chunk: int, microbatch: int, part: int) -> int:
+    def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""
-        return (chunk * self.microbatches + microbatch) * self.widest + part
+        return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * self.widest + part
 
     def _step(self, update: Callable[[], None]) -> None:
         for messages in self._sent.values():

@@ -1,0 +1,191 @@
+"""Each lever moves the bytes it says it moves, by the amount worked out here, and the run still equals the unsharded model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.measure.parity import PARITY_LIMIT
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from tests.runs import Runs, parameters_held
+
+MODEL = ModelSpec(layers=4, hidden=32, heads=4, vocab=256, seq=16)
+FLOAT, HALF = 4, 2
+STEP_COUNTER = 4  # bytes that AdamW keeps for each tensor it updates
+PARITY_LIMIT_BF16 = 2e-2
+
+
+def lever(code: str, parity: bool = False, model: ModelSpec = MODEL, workload: dict[str, Any] | None = None, **layout: Any) -> RunSpec:
+    return RunSpec(
+        model=model,
+        layout=LayoutSpec(**LayoutSpec.degrees(code), **layout),
+        workload=WorkloadSpec(**{"steps": 2, "microbatches": 2, "microbatch_size": 2, "time_limit": 60.0} | (workload or {})),
+        parity=parity,
+    )
+
+
+def at_peak(runs: Runs, spec: RunSpec, rank: int = 0) -> dict[str, int]:
+    """category → bytes of one rank."""
+    table = runs.result(spec).tables["memory_peak"]
+    return dict(table[table["rank"] == rank].set_index("category")["bytes"])
+
+
+class TestZeRO:
+    """Ψ is what a rank holds without ZeRO; each bucket's share is rounded up to whole elements."""
+
+    whole = parameters_held(MODEL, tp=1, layers=4, first=True, last=True)
+    buckets = 2 + MODEL.layers + 1  # token table, positions, each layer, last norm
+
+    @pytest.mark.parametrize("zero", [0, 1, 2, 3])
+    def test_shards_what_its_stage_says(self, runs: Runs, zero: int) -> None:
+        dp = 4
+        bytes_ = at_peak(runs, lever(f"dp{dp}", parity=True, zero=zero))
+        padding = self.buckets * (dp - 1)  # elements, at most, over all buckets; a share has its part of it
+
+        def held(numbers: int, sharded: bool) -> range:
+            """Bytes for `numbers` fp32 numbers a parameter: exactly that, or that over dp and at most the padding more."""
+            least = numbers * FLOAT * self.whole // (dp if sharded else 1)
+            return range(least, least + (numbers * FLOAT * padding if sharded else 0) + 1)
+
+        assert bytes_["parameters"] in held(1, zero >= 3)
+        assert bytes_["gradients"] in held(1, zero >= 2)
+        assert bytes_["optimizer"] - self.buckets * STEP_COUNTER in held(2, zero >= 1)
+
+    @pytest.mark.parametrize("zero", [0, 1, 2, 3])
+    def test_moves_what_its_stage_says(self, runs: Runs, zero: int) -> None:
+        """Calls on dp in one step: B buckets, L layers, m microbatches. The loss is averaged apart from the buckets."""
+        spec = lever("dp4", parity=True, zero=zero)
+        traffic = runs.result(spec).tables["traffic"]
+        mine = traffic[(traffic["rank"] == 0) & (traffic["axis"] == "dp")]
+        calls = mine.groupby(["collective", "phase"])["calls"].sum().to_dict()
+        b, layers, m = self.buckets, MODEL.layers, spec.workload.microbatches
+        norm_and_loss = {("all_reduce", "step"): 2 if zero else 1}
+        # In forward each bucket is gathered once, the token table once more for the head; in backward, layers and head.
+        forward, backward = b + 1, layers + 1 + 1
+        expected = {
+            0: {("all_reduce", "backward"): b},
+            1: {("reduce_scatter", "backward"): b, ("all_gather", "gather"): b},
+            2: {("reduce_scatter", "backward"): m * b, ("all_gather", "gather"): b},
+            3: {
+                ("reduce_scatter", "backward"): m * b,
+                ("all_gather", "forward"): m * forward,
+                ("all_gather", "backward"): m * backward,
+            },
+        }[zero]
+        assert calls == norm_and_loss | expected
+
+    def test_every_replica_measures_the_same(self, runs: Runs) -> None:
+        for zero in (1, 2, 3):
+            spec = lever("dp4", parity=True, zero=zero)
+            assert len({tuple(at_peak(runs, spec, rank).items()) for rank in range(4)}) == 1
+
+
+class TestSequenceParallelism:
+    def test_cuts_what_tp_leaves_whole(self, runs: Runs) -> None:
+        """Of each layer, four (B, S, H) tensors (both norms' inputs and outputs) and both norms' mean and deviation; the same
+        once for the last norm. The rest of a layer is cut by tp anyway."""
+        off, on = (at_peak(runs, lever("tp2", sequence_parallel=on, parity=True)) for on in (False, True))
+        b, s, h, layers = 2, MODEL.seq, MODEL.hidden, MODEL.layers
+        whole = (2 * layers + 1) * (2 * b * s * h + 2 * b * s) * FLOAT
+        assert off["activations"] - on["activations"] == whole // 2
+
+    def test_sends_the_same_bytes_by_other_collectives(self, runs: Runs) -> None:
+        """An all-reduce is a reduce-scatter and an all-gather; gathering again in backward is what comes on top."""
+        wire = {}
+        for on in (False, True):
+            traffic = runs.result(lever("tp2", sequence_parallel=on, parity=True)).tables["traffic"]
+            rows = traffic[(traffic["rank"] == 0) & (traffic["axis"] == "tp") & (traffic["phase"] != "step")]
+            wire[on] = rows.groupby("collective")["wire_bytes"].sum()
+        b, s, h, m = 2, MODEL.seq, MODEL.hidden, 2
+        assert "reduce_scatter" not in wire[False].index
+        half = b * s * h * FLOAT // 2  # what a ring of two sends for a gather or a scatter of (B, S, H)
+        # In backward each of a layer's two column-parallel layers gathers its input again, and so does the head.
+        again = (2 * MODEL.layers + 1) * m * half
+        # What tp holds whole saw a part of the sequence: its gradients are summed, a ring of two sends each byte once.
+        whole = MODEL.layers * 6 * h + MODEL.seq * h + 2 * h
+        assert wire[True].sum() - wire[False].sum() == again + whole * FLOAT
+
+
+class TestRecompute:
+    b, s, h, a = 2, MODEL.seq, MODEL.hidden, MODEL.heads
+
+    def test_selective_drops_what_attention_holds(self, runs: Runs) -> None:
+        """The softmax's result (B, A, S, S), and which scores were masked (S, S), a byte each, of every layer."""
+        none, selective = (at_peak(runs, lever("tp1", recompute=r, parity=True)) for r in ("none", "selective"))
+        dropped = self.b * self.a * self.s**2 * FLOAT + self.s**2
+        saved = none["activations"] - selective["activations"]
+        # q, k and v are kept as the one tensor they were cut from, instead of as three; the sum is the same.
+        assert saved == MODEL.layers * dropped
+
+    def test_full_keeps_only_each_layers_input(self, runs: Runs) -> None:
+        """One more layer costs one more (B, S, H), however much the layer itself would hold, and 8 bytes of torch's checkpoint."""
+        deeper = MODEL.model_copy(update={"layers": 5})
+        four, five = (at_peak(runs, lever("tp1", recompute="full", model=model, parity=True)) for model in (MODEL, deeper))
+        assert five["activations"] - four["activations"] == self.b * self.s * self.h * FLOAT + 8
+
+
+class TestPrecisionAndOptimizer:
+    whole, buckets = TestZeRO.whole, TestZeRO.buckets
+
+    @pytest.mark.parametrize(("accumulate", "gradient"), [("fp32", FLOAT), ("bf16", HALF)])
+    def test_bf16_keeps_2_bytes_of_parameters_and_12_of_optimizer(self, runs: Runs, accumulate: str, gradient: int) -> None:
+        """bf16 parameters; an fp32 copy and two moments for AdamW; gradients as they are added up: 16 or 18 in all."""
+        bytes_ = at_peak(runs, lever("tp1", workload={"precision": "bf16", "accumulate": accumulate}, parity=True))
+        assert bytes_["parameters"] == HALF * self.whole
+        assert bytes_["gradients"] == gradient * self.whole
+        assert bytes_["optimizer"] == 3 * FLOAT * self.whole + self.buckets * STEP_COUNTER
+
+    @pytest.mark.parametrize(("momentum", "numbers"), [(0.0, 0), (0.9, 1)])
+    def test_sgd_keeps_one_number_a_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
+        bytes_ = at_peak(runs, lever("tp1", workload={"optimizer": "sgd", "momentum": momentum}, parity=True))
+        assert bytes_["optimizer"] == numbers * FLOAT * self.whole
+
+
+COMBINED = (
+    lever("dp2.tp2.pp2", True, zero=1, sequence_parallel=True),
+    lever("dp2.tp2.pp2", True, zero=2, sequence_parallel=True, recompute="selective", schedule="gpipe"),
+    lever("dp2.tp2.pp2", True, zero=3, recompute="full", workload={"optimizer": "sgd", "momentum": 0.9}),
+    lever("dp4.pp2", True, zero=3, sequence_parallel=False, schedule="naive", workload={"microbatches": 3}),
+    lever("dp2.tp4", True, MODEL.model_copy(update={"vocab": 258}), zero=3, sequence_parallel=True, recompute="selective"),
+    lever("dp3.pp2", True, zero=2, recompute="full", workload={"microbatches": 1}),
+    lever("dp2.pp3", True, zero=1, split=(0, 4, 0), schedule="gpipe", workload={"optimizer": "sgd"}),
+    lever("tp4.pp2", True, sequence_parallel=True, recompute="full"),
+)
+COMBINED_BF16 = (
+    lever("dp2.pp2", True, zero=1, workload={"precision": "bf16"}),
+    lever("dp2", True, zero=3, recompute="full", workload={"precision": "bf16"}),
+    lever("dp2.pp2", True, zero=2, workload={"precision": "bf16", "accumulate": "bf16"}),
+)
+
+
+def name(spec: RunSpec) -> str:
+    layout, workload = spec.layout, spec.workload
+    return f"{layout.code}-zero{layout.zero}-{layout.schedule}-{layout.recompute}-{workload.precision}-{workload.optimizer}"
+
+
+@pytest.mark.parametrize("spec", COMBINED, ids=name)
+def test_levers_combine_exactly(runs: Runs, spec: RunSpec) -> None:
+    result = runs.result(spec)
+    assert result.tables["parity"]["max_rel"].max() <= PARITY_LIMIT
+    assert result.summary["loss_max_abs"] <= PARITY_LIMIT
+
+
+@pytest.mark.parametrize("spec", COMBINED_BF16, ids=name)
+def test_levers_combine_under_bf16(runs: Runs, spec: RunSpec) -> None:
+    assert runs.result(spec).tables["parity"]["max_rel"].max() <= PARITY_LIMIT_BF16
+
+
+@pytest.mark.parametrize(
+    ("layout", "workload", "reason"),
+    [
+        ({"zero": 1}, {}, "zero=1 shards over the dp replicas, and dp=1"),
+        ({"sequence_parallel": True}, {}, "tp=1 leaves it whole"),
+        ({}, {"accumulate": "bf16"}, "accumulate=bf16 needs precision=bf16"),
+        ({}, {"momentum": 0.9}, "a setting of sgd"),
+    ],
+)
+def test_a_lever_without_effect_is_refused_with_the_reason(layout: dict[str, Any], workload: dict[str, Any], reason: str) -> None:
+    # accumulate=fp32 is the default, so only what was asked for is refused
+    with pytest.raises(RequestError, match=reason):
+        RunSpec(model=MODEL, layout=LayoutSpec(**layout), workload=WorkloadSpec(**workload))
