@@ -112,9 +112,7 @@ class Trainer:
         self.optimizer = make_optimizer(workload, [bucket.master for bucket in self.data.buckets.values()])
         rows = spec.model.seq // (tp.degree if tp.cuts_sequence else 1)
         boundary = [((workload.microbatch_size, rows, spec.model.hidden), tp.dtype)]
-        self.executor = Executor(
-            schedule, self.chunks, self.data, comm, recorder, link.at, boundary, self._tie, self._update, tp.deferred
-        )
+        self.executor = Executor(schedule, self.chunks, self.data, comm, recorder, link.at, boundary, self._tie, self._update)
 
     def train(self, store: dist.Store) -> dict[str, list[dict[str, Any]]]:
         """The timed steps. Returns rows of steps (from one rank), and spans and traffic of the last step."""
