@@ -34,7 +34,6 @@ class Chunk(Protocol):
         ...
 
 
-
 class Executor:
     def __init__(
         self,

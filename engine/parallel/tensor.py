@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
 
-
 Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
 
 
