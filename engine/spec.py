@@ -7,7 +7,9 @@ Every mistake a user can make in a spec raises `RequestError` with one sentence 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from engine.families import FAMILIES, Family, FamilyName, predicted
 
 BYTE_VOCABULARY = 256  # the training text is read as bytes
+_MOST_HIDDEN, _MOST_HEADS, _MOST_SEQ = 65_536, 1024, 1_000_000
 
 ScheduleName = Literal["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v"]
 V_SHAPED: tuple[ScheduleName, ...] = ("zb-v", "dualpipe-v")
@@ -54,10 +57,10 @@ class ModelSpec(Spec):
 
     family: FamilyName = Field("gpt", description="model family")
     layers: int = Field(4, ge=1, le=1024, description="Transformer layers; of encoder and decoder together, where there are both")
-    hidden: int = Field(64, ge=1, le=65536, description="width of the residual stream")
-    heads: int = Field(4, ge=1, le=1024, description="attention heads")
+    hidden: int = Field(64, ge=1, le=_MOST_HIDDEN, description="width of the residual stream")
+    heads: int = Field(4, ge=1, le=_MOST_HEADS, description="attention heads")
     vocab: int = Field(256, ge=1, le=1_000_000, description="vocabulary size")
-    seq: int = Field(64, ge=1, le=1_000_000, description="sequence length in tokens; of source and target each")
+    seq: int = Field(64, ge=1, le=_MOST_SEQ, description="sequence length in tokens; of source and target each")
     ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
     kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, shared by groups of heads; 0 means as many as heads")
     head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
@@ -66,12 +69,11 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
         if not self.head_dim and self.hidden % self.heads:
-            below = self.hidden - self.hidden % self.heads
-            near = [str(h) for h in (below, below + self.heads) if h]
+            widths = _around(self.hidden, self.heads, _MOST_HIDDEN)
+            heads = _nearest((d for d in _divisors(self.hidden) if d <= _MOST_HEADS), self.heads)
             raise RequestError(
                 f"heads={self.heads} does not divide hidden={self.hidden}: each head would be "
-                f"{self.hidden / self.heads:.4g} wide; hidden={' or '.join(near)} fits, "
-                f"or heads={_listed(_divisors(self.hidden), near=self.heads)}"
+                f"{self.hidden / self.heads:.4g} wide; hidden={_either(widths)} fits, or heads={_either(sorted(heads))}"
             )
         return self
 
@@ -140,12 +142,14 @@ class LayoutSpec(Spec):
     tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights in that many slices")
     pp: int = Field(1, ge=1, le=1024, description="pipeline stages: the layers in that many runs")
     schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
-    chunks: int = Field(1, ge=1, le=1024, description="runs of layers on each stage; more than 1 for interleaved, zb-v and dualpipe-v")
-    split: tuple[int, ...] = Field((), description="layers of each chunk in the model's order, such as 3,3,2; empty means as even as can be")
+    chunks: int = Field(
+        1, ge=1, le=1024, description="runs of layers on a stage; 2 for zb-v and dualpipe-v, 2 or more for interleaved"
+    )
+    split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as can be")
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
-    recompute: Recompute = Field("none", description="activations to compute again in backward: none, attention only, whole layers")
+    recompute: Recompute = Field("none", description="what backward computes again: nothing, attention only, or whole layers")
 
     @property
     def ranks(self) -> int:
@@ -198,7 +202,9 @@ class WorkloadSpec(Spec):
     precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
-    text: str | None = Field(None, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts")
+    text: str | None = Field(
+        None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts"
+    )
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
 
 
@@ -221,7 +227,7 @@ class FaultSpec(Spec):
     @classmethod
     def read(cls, text: str) -> FaultSpec:
         """Read "raise:3@2": rank 3 raises in step 2."""
-        match = re.fullmatch(r"(\w+):(\d+)@(\d+)", text)
+        match = re.fullmatch(r"(\w+):(\d{1,9})@(\d{1,9})", text)
         if not match:
             raise RequestError(f"fault {text!r} is not of the form raise:3@2, which is kind:rank@step")
         return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})
@@ -242,8 +248,11 @@ class RunSpec(Spec):
         found = misfits(self.model, self.layout, self.workload) + generation_misfits(self)
         if found:
             raise RequestError("; ".join(m.sentence for m in found))
-        if self.fault and self.fault.rank >= self.layout.ranks:
-            raise RequestError(f"fault.rank={self.fault.rank} is not one of the {self.layout.ranks} ranks, 0 to {self.layout.ranks - 1}")
+        ranks, steps = self.layout.ranks, self.workload.steps
+        if self.fault and self.fault.rank >= ranks:
+            raise RequestError(f"fault.rank={self.fault.rank} is not one of the {ranks} ranks, 0 to {ranks - 1}")
+        if self.fault and self.fault.step > steps:
+            raise RequestError(f"fault.step={self.fault.step} never comes: the run has {steps} steps")
         return self
 
 
@@ -258,27 +267,7 @@ class Misfit:
 
 def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     """Everything in which the three do not fit together; empty when they do."""
-    found: list[Misfit] = []
-    keys = model.key_heads
-    if keys % layout.tp:
-        fits = _divisors(keys)
-        what = f"{keys} heads" if keys == model.heads else f"{keys} key and value heads"
-        found.append(
-            Misfit(
-                "layout.tp",
-                f"tp={layout.tp} does not divide {what}; {_listed(fits)} {'do' if len(fits) > 1 else 'does'}",
-                _nearest(fits, layout.tp),
-            )
-        )
-    elif model.ffn_width % layout.tp:
-        fits = [d for d in _divisors(model.ffn_width) if keys % d == 0]
-        found.append(
-            Misfit(
-                "layout.tp",
-                f"tp={layout.tp} does not divide the MLP's width of {model.ffn_width}; {_listed(fits)} would",
-                _nearest(fits, layout.tp),
-            )
-        )
+    found = _tp_misfits(model, layout)
     found += _split_misfits(model, layout) + _schedule_misfits(model, layout, workload) + _lever_misfits(model, layout, workload)
     hides = model.parts.objective in ("masked", "permuted")
     needed = BYTE_VOCABULARY + hides
@@ -313,13 +302,29 @@ def generation_misfits(spec: RunSpec) -> list[Misfit]:
     return found
 
 
+def _tp_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
+    """tp cuts the heads, those of keys and values too, and the MLP's inner width; so what it may be divides all of them."""
+    keys = model.key_heads  # which divide the heads
+    both = gcd(keys, model.ffn_width)
+    if both % layout.tp == 0:
+        return []
+    fits = _divisors(both)
+    heads = f"{keys} {'key and value ' if keys < model.heads else ''}head{'s' if keys > 1 else ''}"
+    width = f"the MLP's width of {model.ffn_width}"
+    do = "do" if len(fits) > 1 else "does"
+    if both < keys:  # what divides the heads alone would not be enough
+        do = f"{'divide' if len(fits) > 1 else 'divides'} both {heads} and {width}"
+    text = f"tp={layout.tp} does not divide {heads if keys % layout.tp else width}; {_listed(fits)} {do}"
+    return [Misfit("layout.tp", text, _nearest(fits, layout.tp))]
+
+
 def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     found = []
     if layout.zero and layout.dp == 1:
-        text = f"zero={layout.zero} shards over the dp replicas, and dp=1 leaves nothing to share; zero=0 fits, or dp of 2 and more"
+        text = f"zero={layout.zero} shards over the dp replicas, and dp=1 leaves nothing to share; zero=0 fits, or dp from 2 on"
         found.append(Misfit("layout.zero", text, (0,)))
     if layout.sequence_parallel and layout.tp == 1:
-        text = "sequence_parallel cuts the sequence over tp, and tp=1 leaves it whole; turn it off, or use tp of 2 and more"
+        text = "sequence_parallel cuts the sequence over tp, and tp=1 leaves it whole; turn it off, or use tp from 2 on"
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
     if layout.sequence_parallel and model.rows % layout.tp:
         near = _cut_evenly(model, layout.tp)
@@ -329,33 +334,34 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         found.append(Misfit("workload.accumulate", "accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32"))
     if workload.momentum and workload.optimizer == "adamw":
-        found.append(Misfit("workload.momentum", f"momentum={workload.momentum:g} is a setting of sgd; adamw has its own two moments"))
+        text = f"momentum={workload.momentum:g} is a setting of sgd; adamw has its own two moments"
+        found.append(Misfit("workload.momentum", text))
     return found
 
 
 def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     """What each schedule asks of the chunks on a stage and of the microbatches."""
-    name, pp, chunks, microbatches = layout.schedule, layout.pp, layout.chunks, workload.microbatches
     found = []
+    name, pp, chunks, microbatches = layout.schedule, layout.pp, layout.chunks, workload.microbatches
     if name in V_SHAPED and chunks != 2:
         text = f"{name} runs down the stages and back up, so a stage has two chunks and not chunks={chunks}; chunks=2 fits"
         found.append(Misfit("layout.chunks", text, (2,)))
     elif name == "interleaved" and chunks == 1:
         fits = tuple(range(2, max(2, min(4, model.layers // pp)) + 1))
-        text = f"interleaved takes turns between chunks of a stage, and chunks=1 leaves nothing to take turns with; chunks={_listed(list(fits), word='or')} fits"
+        text = f"interleaved goes from chunk to chunk of a stage, and chunks=1 leaves no other; chunks={_either(fits)} fits"
         found.append(Misfit("layout.chunks", text, fits))
     elif name not in ("interleaved", *V_SHAPED) and chunks != 1:
         text = f"{name} runs one chunk a stage and not chunks={chunks}; chunks=1 fits, or schedule=interleaved"
         found.append(Misfit("layout.chunks", text, (1,)))
     if name == "interleaved" and microbatches % (rounds := max(1, microbatches // pp)):
+        fits = _nearest((m for m in range(1, microbatches + pp + 1) if m % max(1, m // pp) == 0), microbatches)
         text = (
             f"interleaved runs in equal rounds of pp={pp} microbatches or a few more, and {microbatches} do not make "
-            f"{microbatches} // {pp} = {rounds} equal rounds; "
+            f"{microbatches} // {pp} = {rounds} equal rounds; microbatches={_either(sorted(fits))} fits"
         )
-        fits = _nearest((m for m in range(1, microbatches + pp + 1) if m % max(1, m // pp) == 0), microbatches)
-        found.append(Misfit("workload.microbatches", text + f"microbatches={_listed(sorted(fits), word='or')} fits", fits))
+        found.append(Misfit("workload.microbatches", text, fits))
     if name == "dualpipe-v" and microbatches < 2 * pp:
-        text = f"dualpipe-v needs a microbatch for each of its 2 × {pp} = {2 * pp} chunks and has {microbatches}; microbatches={2 * pp} and more fits"
+        text = f"dualpipe-v needs a microbatch for each of its 2 × {pp} chunks and has {microbatches}; {2 * pp} and more fit"
         found.append(Misfit("workload.microbatches", text, (2 * pp,)))
     return found
 
@@ -365,7 +371,7 @@ def _cut_evenly(model: ModelSpec, tp: int) -> tuple[int, ...]:
     found = []
     for direction in (-1, 1):
         for seq in range(model.seq, model.seq + direction * 48 * tp, direction):
-            if 2 <= seq <= 1_000_000 and model.model_copy(update={"seq": seq}).rows % tp == 0:
+            if 2 <= seq <= _MOST_SEQ and model.model_copy(update={"seq": seq}).rows % tp == 0:
                 found.append(seq)
                 break
     return tuple(found)
@@ -390,7 +396,8 @@ def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     if len(layout.split) != chunks:
         return [Misfit("layout.split", f"split {text} names {len(layout.split)} {place}s and {product}; {near}")]
     if sum(layout.split) != model.layers:
-        return [Misfit("layout.split", f"split {text} adds up to {sum(layout.split)} layers and the model has {model.layers}; {near}")]
+        total = f"adds up to {sum(layout.split)} layers and the model has {model.layers}"
+        return [Misfit("layout.split", f"split {text} {total}; {near}")]
     if min(layout.split) < 0:
         return [Misfit("layout.split", f"split {text} has a negative number of layers; {near}")]
     # The first has the embedding and the last the head; one between them without a layer would do nothing.
@@ -408,16 +415,24 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _nearest(values: Any, to: int) -> tuple[int, ...]:
+def _around(n: int, of: int, most: int) -> list[int]:
+    """The multiples of `of` next to n, at least 1 and at most `most`."""
+    below = n - n % of
+    return [m for m in (below, below + of) if 1 <= m <= most]
+
+
+def _nearest(values: Iterable[int], to: int) -> tuple[int, ...]:
     return tuple(sorted(values, key=lambda v: (abs(v - to), v))[:4])
 
 
-def _listed(values: list[int], near: int | None = None, word: str = "and") -> str:
-    """ "1, 2, 4 and 8"; with `near`, only the four nearest to it, and "or"."""
-    if near is not None:
-        values, word = sorted(_nearest(values, near)), "or"
-    words = [str(v) for v in values]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {word} {words[-1]}"
+def _listed(values: Iterable[int], last: str = "and") -> str:
+    """In words: 1, 2, 4 and 8."""
+    *words, end = map(str, values)
+    return f"{', '.join(words)} {last} {end}" if words else end
+
+
+def _either(values: Iterable[int]) -> str:
+    return _listed(values, "or")
 
 
 def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
@@ -426,10 +441,18 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"]) or cls.__name__
     if first["type"] == "extra_forbidden":
         text = f"there is no field {name!r}; {cls.__name__} has {', '.join(cls.model_fields)}"
+    elif first["type"] == "missing":
+        text = f"{cls.__name__} needs {name!r}"
     elif first["type"] == "json_invalid":
         text = f"this is not JSON: {first['ctx']['error']}"
     else:
-        said = first["msg"].removeprefix("Input ").replace("should", "must", 1)
-        text = f"{name}={first['input']!r} {said}" if name != cls.__name__ else f"{cls.__name__} {said}"
+        said = re.sub(r"^\w+ should", "must", first["msg"])  # "Input should be …", "String should have …"
+        text = f"{name}={_brief(first['input'])} {said}" if name != cls.__name__ else f"{cls.__name__} {said}"
     more = len(error.errors()) - 1
     return text + (f" (and {more} more)" if more else "")
+
+
+def _brief(value: Any) -> str:
+    """What was given, cut short: it may be a whole file that was put in the wrong place."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -122,9 +122,7 @@ class Trainer:
             chunk.through = self.data.through
         self.optimizer = make_optimizer(workload, [bucket.master for bucket in self.data.buckets.values()])
         entering = [streams_before(spec.model, layers.start, workload.microbatch_size, tp) for layers in ranges]
-        self.executor = Executor(
-            schedule, self.chunks, self.data, comm, recorder, link.at, entering, self._tie, self._update, tp.deferred
-        )
+        self.executor = Executor(schedule, self.chunks, self.data, comm, recorder, link.at, entering, self._tie, self._update)
 
     def train(self, store: dist.Store) -> dict[str, list[dict[str, Any]]]:
         """The timed steps. Returns rows of steps (from one rank), and spans and traffic of the last step."""

@@ -9,8 +9,10 @@ their gradients are views. One mechanism, three switches (Rajbhandari et al. 202
     2     Ψ           Ψ/dp        Ψ/dp        reduce-scatter of the gradients for each microbatch, all-gather of the new values
     3     Ψ/dp        Ψ/dp        Ψ/dp        the same reduce-scatter; all-gather of the values around each use
 
-A collective starts as soon as its bucket is whole, so that it runs beside the rest of the backward pass. The loss of each
-replica is divided by dp before backward, so that the average is a plain sum.
+A collective starts as soon as its bucket is whole, so that it runs beside the rest of the backward pass. Where a schedule
+puts off the weights' gradients (I and W), that is when no pass through the layer has any outstanding: with zero ≥ 2, passes
+that overlap are added up and reduced together. The loss of each replica is divided by dp before backward, so that the
+average is a plain sum.
 """
 
 from __future__ import annotations
@@ -211,15 +213,15 @@ class DataParallel:
         sequence: bool,
         accumulate: torch.dtype,
         microbatches: int,
-        deferred: DeferredGradients,
+        deferred: DeferredGradients | None = None,
     ) -> None:
         """`chunks[c]` lists the layers of chunk c; each becomes a bucket.
 
         `accumulate` is the type that gradients are added up in; `microbatches` how many backward passes make a step.
-        The gradients in `deferred` come by `add`, later than their backward pass.
+        The gradients in `deferred`, where layers put any there, come by `add`, later than their backward pass.
         """
         self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
-        self.deferred = deferred
+        self.deferred = DeferredGradients() if deferred is None else deferred
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
         self._layer_of: dict[nn.Parameter, nn.Module] = {}

@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.data import DataParallel
-from engine.parallel.tensor import DeferredGradients, Owed
+from engine.parallel.tensor import Owed
 from engine.schedule import Action, Flow, Kind, Schedule
 
 Boundary = tuple[Tensor, ...]  # what one chunk hands to the next
@@ -34,7 +34,6 @@ class Chunk(Protocol):
         ...
 
 
-
 class Executor:
     def __init__(
         self,
@@ -47,17 +46,16 @@ class Executor:
         entering: Sequence[Sequence[tuple[tuple[int, ...], torch.dtype]]],
         tie: Callable[[], None],
         update: Callable[[], None],
-        deferred: DeferredGradients,
     ) -> None:
         """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c takes from the one before.
 
-        `tie` and `update` do the actions tie and step. `deferred` is where layers put the weight gradients that W computes.
+        `tie` and `update` do the actions tie and step.
         """
         self.actions = schedule.stages[comm.at.pp]
         self.placement = schedule.placement
         self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
         self.chunks, self.data, self.comm, self.recorder = chunks, data, comm, recorder
-        self.at, self.entering, self.deferred, self.held = at, entering, deferred, schedule.held
+        self.at, self.entering, self.held = at, entering, schedule.held
         self.widest = max(len(tensors) for tensors in entering)
         self.microbatches = schedule.microbatches
         self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
@@ -120,7 +118,7 @@ class Executor:
 
     def _backward_of_inputs(self, action: Action) -> None:
         """A backward pass that leaves out the weight gradients of linear layers; whatever else has parameters gets its own."""
-        with self.deferred.collect() as owed:
+        with self.data.deferred.collect() as owed:
             self._backward(action)
         self._owed[action.chunk, action.microbatch] = owed
 

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from engine.parallel.comm import Comm
 from engine.spec import Precision
 
-
 Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
 
 

@@ -27,7 +27,8 @@ def plan(layout: LayoutSpec, microbatches: int, tied: bool = True) -> Schedule:
         if layout.zero in (1, 2):
             actions.append(Action("gather"))
         stages.append(tuple(actions))
-    return Schedule(layout.schedule, microbatches, placement, tuple(stages), messages_held(layout.schedule, layout.pp, microbatches))
+    held = messages_held(layout.schedule, layout.pp, microbatches)
+    return Schedule(layout.schedule, microbatches, placement, tuple(stages), held)
 
 
 def _with_transfers(action: Action, placement: Sequence[int]) -> list[Action]:
