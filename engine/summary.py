@@ -40,5 +40,5 @@ def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
         "bubble": bubble(tables["spans"], mesh),
     }
     if "parity" in tables:
-        summary["parity_max_rel"] = float(tables["parity"]["max_rel"].max())
+        summary["parity_max_rel"] = float(tables["parity"]["max_rel"].max(skipna=False))
     return summary

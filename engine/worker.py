@@ -235,7 +235,8 @@ def _collect_and_save(
     if spec.parity:
         _phase(link, 0, "parity")
         rows["parity"], reference_losses = compare(spec, store)
-        worst = max(abs(row["loss"] - loss) for row, loss in zip(rows["steps"], reference_losses, strict=True))
+        apart = [abs(row["loss"] - loss) for row, loss in zip(rows["steps"], reference_losses, strict=True)]
+        worst = float(torch.tensor(apart, dtype=torch.float64).max())  # which keeps NaN, as Python's max does not
     _phase(link, 0, "saving")
     tables = {name: table(name, part, "measured") for name, part in rows.items()}
     summary = summarize(tables, comm.mesh) | {"allocator": allocator}
