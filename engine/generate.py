@@ -45,7 +45,10 @@ class Generator:
 
     @torch.no_grad()
     def run(self, told: Callable[[int, int], None] = lambda number, ns: None) -> list[int]:
-        """Generate, and return the new tokens, on the ranks of the first stage. `told(number, ns)`: a token is there, it took so long."""
+        """Generate, and return the new tokens, on the ranks of the first stage.
+
+        `told(number, ns)` hears of each as it comes, and how long it took.
+        """
         self.cache.length = 0
         tokens, new = self.prompt, []
         for number in range(self.spec.generate.new_tokens):

@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from engine.generate import Generator
 from engine.measure.memory import Tracer
 from engine.measure.recorder import Recorder
@@ -49,7 +47,15 @@ class Inference:
         prompt, dp, rank = self.generator.prompt.shape[1], self.comm.mesh.dp, self.comm.rank
 
         def told(number: int, ns: int) -> None:
-            rows.append({"step": number, "loss": math.nan, "grad_norm": math.nan, "step_ns": ns, "tokens": dp * (1 if number > 1 else prompt)})
+            rows.append(
+                {
+                    "step": number,
+                    "loss": math.nan,
+                    "grad_norm": math.nan,
+                    "step_ns": ns,
+                    "tokens": dp * (1 if number > 1 else prompt),
+                }
+            )
 
         self.recorder.begin_step(1, self.comm.common_instant())
         tokens = self.generator.run(told)

@@ -25,7 +25,7 @@ from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
+from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.reference import compare
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
@@ -34,7 +34,6 @@ from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.text import load
 from engine.topology import Mesh
-
 
 
 class Link(Protocol):
@@ -83,7 +82,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
         _phase(link, rank, "generating")
         generated = model.go_on()
     rows["process"] = [process_row(rank, baseline)]
-    store.set(f"rows/{rank}", pickle.dumps(rows))
+    store.set(f"rows/{rank}", pickle.dumps(rows))  # type: ignore[arg-type]  # its stub forgets bytes
     if rank == 0:
         _collect_and_save(spec, comm, backend, store, link, out, generated)
     comm.common_instant()  # rank 0 may host the store that the others still write to
@@ -205,7 +204,8 @@ class Trainer:
 
     def _counted(self, chunk: TransformerChunk) -> list[torch.Tensor]:
         """The chunk's gradients on this rank, without what another rank counts: the copy of the table at the pipeline's end,
-        and on all tp ranks but one what tp does not cut."""
+        and on all tp ranks but one what tp does not cut.
+        """
         pieces = []
         for layer in chunk.parts():
             if chunk.embedding is None or chunk.first or layer is not chunk.embedding.token:
@@ -220,7 +220,7 @@ class Trainer:
                 bucket = self.data.buckets[layer]
                 for p, gradient in bucket.whole_gradients().items():
                     key = "tied" if names[p] == TIED and not chunk.first else names[p]
-                    store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))
+                    store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))  # type: ignore[arg-type]
 
 
 def _collect_and_save(
@@ -232,18 +232,18 @@ def _collect_and_save(
         for name, part in pickle.loads(store.get(f"rows/{rank}")).items():
             rows.setdefault(name, []).extend(part)
     allocator = rows.pop("allocator")
+    extra: dict[str, Any] = {"allocator": allocator}
     if spec.parity:
         _phase(link, 0, "parity")
-        rows["parity"], reference_losses = compare(spec, store)
-        apart = [abs(row["loss"] - loss) for row, loss in zip(rows["steps"], reference_losses, strict=True)]
-        worst = float(torch.tensor(apart, dtype=torch.float64).max())  # which keeps NaN, as Python's max does not
+        rows["parity"], losses = compare(spec, store)
+        apart = [abs(row["loss"] - loss) for row, loss in zip(rows["steps"], losses, strict=True)]
+        # torch's max keeps NaN, Python's does not.
+        extra |= {"reference_losses": losses, "loss_max_abs": float(torch.tensor(apart, dtype=torch.float64).max())}
+    if generated:
+        extra["generated"] = {"prompt": spec.generate.prompt, "tokens": generated, "text": readable(generated)}
     _phase(link, 0, "saving")
     tables = {name: table(name, part, "measured") for name, part in rows.items()}
-    summary = summarize(tables, comm.mesh) | {"allocator": allocator}
-    if spec.parity:
-        summary |= {"reference_losses": reference_losses, "loss_max_abs": worst}
-    if generated:
-        summary["generated"] = {"prompt": spec.generate.prompt, "tokens": generated, "text": readable(generated)}
+    summary = summarize(tables, comm.mesh) | extra
     if out is not None:
         save(RunResult(spec, _environment(backend), summary, tables), out)
 

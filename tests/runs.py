@@ -71,7 +71,8 @@ class Runs:
         while state is None or not state.finished:
             before = state
             state = self._queue.wait(id, before, timeout=spec.workload.time_limit + 30)
-            assert state is not None and state is not before, f"nothing heard of {spec.layout.code} for long after its time limit"
+            assert state is not None
+            assert state is not before, f"nothing heard of {spec.layout.code} for long after its time limit"
         return state
 
 
@@ -91,7 +92,9 @@ def _broken(result: RunResult) -> list[str]:
         if entry["unaccounted_bytes"] != 0:
             broken.append(f"rank {entry['rank']}: {entry['unaccounted_bytes']} bytes live that no event explains")
         if totals[entry["rank"]] != entry["peak_bytes"]:
-            broken.append(f"rank {entry['rank']}: categories add up to {totals[entry['rank']]}, the allocator says {entry['peak_bytes']}")
+            broken.append(
+                f"rank {entry['rank']}: categories add up to {totals[entry['rank']]}, the allocator says {entry['peak_bytes']}"
+            )
     return broken
 
 

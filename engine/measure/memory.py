@@ -163,8 +163,10 @@ class Tracer:
         self._after = _live_storages(self._device)
 
     def result(self) -> MemoryTrace:
-        assert self._profile.profiler is not None
-        actions, doors, memory = _events(self._profile.profiler.kineto_results.experimental_event_tree(), self._device.type)
+        profiler = self._profile.profiler
+        assert profiler is not None
+        assert profiler.kineto_results is not None
+        actions, doors, memory = _events(profiler.kineto_results.experimental_event_tree(), self._device.type)
         raw, running = [m[:3] for m in memory], [m[3] for m in memory]
         starts = [a.start_ns for a in actions]
         door_starts = [start for start, _ in doors]

@@ -20,7 +20,8 @@ from engine.spec import ModelSpec
 
 class Attention(nn.Module):
     """What all kinds share: the heads' sizes, the output layer, and whether the attention proper is computed again in backward
-    rather than keep what it holds, S² of it (`selective`)."""
+    rather than keep what it holds, S² of it (`selective`).
+    """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
@@ -129,5 +130,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 def output_std(spec: ModelSpec) -> float:
     """Spread of the layers that write to the residual stream. Before a norm, 2 × layers of them add up (Radford et al. 2019,
-    2.3); behind one they do not."""
+    2.3); behind one they do not.
+    """
     return 0.02 / math.sqrt(2 * spec.layers) if spec.parts.placement == "pre" else 0.02

@@ -30,7 +30,9 @@ class TransformerChunk(nn.Module):
     table is needed at the pipeline's two ends only); in the decoder its activations and the encoder's output.
     """
 
-    def __init__(self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute) -> None:
+    def __init__(
+        self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute
+    ) -> None:
         super().__init__()
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
@@ -63,17 +65,21 @@ class TransformerChunk(nn.Module):
         The first chunk takes `tokens` (B, n), the others what the chunk before returned: (B, n, H). The last one returns the
         logits of the last token (B, 1, V/tp).
         """
-        return self.through(list(self._extending(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams)
+        return self.through(
+            list(self._extending(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams
+        )
 
     def _extending(self, count: int, tokens: Tensor | None, cache: Cache) -> Iterator[Use]:
         if self.first:
             embedding = self.embedding
             assert embedding is not None and embedding.places is not None
             feed = Feed(tokens, None)
-            yield Use(_with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True)
+            yield Use(
+                _with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True
+            )
         around = Around.going_on(self.spec, cache, count, self.tp.comm.device)
         for layer in self.layers.values():
-            yield Use((layer,), lambda streams, layer=layer: (layer(streams[0], around),))
+            yield Use((layer,), partial(_one_stream, layer, around))
         if self.head is not None:
             head, table = self.head, self._table()
             layers = _with_parameters(head, *([] if table is None else [table]))
@@ -117,7 +123,8 @@ class TransformerChunk(nn.Module):
 
     def parts(self) -> list[nn.Module]:
         """What forms a bucket of its own, in the order of the forward pass. The token table is one, so that it is laid out
-        alike on both ends of the pipeline."""
+        alike on both ends of the pipeline.
+        """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
         return list(_with_parameters(*embedding, *self.layers.values(), self.head))
 
@@ -129,6 +136,10 @@ class TransformerChunk(nn.Module):
             parameter.draw(name, seed, self.tp.index, self.tp.degree)
 
 
+def _one_stream(layer: nn.Module, around: Around, streams: Streams) -> Streams:
+    return (layer(streams[0], around),)
+
+
 def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
     """Those that have any: a family may have no head to speak of, or positions that are not learned."""
     return tuple(module for module in modules if module is not None and next(module.parameters(), None) is not None)
@@ -136,7 +147,8 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
 
 def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of each tensor that passes from layer `layer` − 1 to `layer` (or, behind the last, to the head), for
-    microbatches of `size` sequences."""
+    microbatches of `size` sequences.
+    """
     rows = spec.rows // (tp.degree if tp.cuts_sequence else 1)
     count = 2 if spec.parts.encoder and layer < spec.layers else 1
     return [((size, rows, spec.hidden), tp.dtype)] * count

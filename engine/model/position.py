@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class _Rotate(Function):
         return _turn(x, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turn(gradient, cos, -sin), None, None
 
@@ -97,10 +98,13 @@ class Rotation(NamedTuple):
 class Cache:
     """Keys and values of the tokens so far, of every attention on this rank."""
 
-    def __init__(self, attentions: list[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, attentions: Sequence[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         """`shape` (B, G/tp, S, D) is that of the keys of one attention when the sequence is complete."""
         self.length = 0
-        self.kept = {a: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)) for a in attentions}
+        self.kept = {
+            a: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for a in attentions
+        }
 
     def extend(self, attention: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep (B, G/tp, n, D) of n more tokens, and return those of all tokens so far."""

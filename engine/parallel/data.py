@@ -29,7 +29,6 @@ from torch.autograd import Function
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.tensor import DeferredGradients, ShardedParameter
 
-
 Streams = tuple[Tensor, ...]  # the activations that pass from one use to the next
 
 
@@ -99,7 +98,7 @@ class Bucket:
         """The part of the gradients that is this rank's to use: all of them, or its share."""
         return self.gradients[self.own] if self.zero == 1 else self.gradients
 
-    # ------------------------------------------------------------------------------------------------ values (zero = 3)
+    # ------------------------------------------------------------------------------------------------ values where dp shards
 
     def start_gather(self) -> Pending:
         """Make room for the values and start filling it with everyone's share."""
@@ -115,11 +114,10 @@ class Bucket:
 
     def expect(self, passes: int) -> None:
         """That many more backward passes will each bring a gradient of every parameter."""
-        if self.zero == 2 or self.zero == 3:
-            if self.incoming is None:
-                with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
-                    self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
-                self._point_gradients_at(self.incoming)
+        if self.zero >= 2 and self.incoming is None:
+            with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
+                self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
+            self._point_gradients_at(self.incoming)
         self.missing += passes * len(self.parameters)
 
     def take(self, p: ShardedParameter) -> bool:
@@ -197,7 +195,7 @@ class _Tell(Function):
         return tuple(x.view_as(x) for x in streams)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.tell()
         return None, *gradients
 

@@ -6,7 +6,7 @@ It knows nothing of the model but that a chunk turns inputs into outputs, and no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -38,7 +38,7 @@ class Executor:
     def __init__(
         self,
         schedule: Schedule,
-        chunks: dict[int, Chunk],
+        chunks: Mapping[int, Chunk],
         data: DataParallel,
         comm: Comm,
         recorder: Recorder,
@@ -47,7 +47,7 @@ class Executor:
         tie: Callable[[], None],
         update: Callable[[], None],
     ) -> None:
-        """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c takes from the one before.
+        """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c is given.
 
         `tie` and `update` do the actions tie and step.
         """

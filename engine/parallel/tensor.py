@@ -185,7 +185,7 @@ class _ColumnLinear(Function):
         return F.linear(tp.enter(x)[:, first:], weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # What waits for its W must not keep the graph that x came from.
         tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
         partial = gradient @ weight
@@ -205,7 +205,7 @@ class _RowLinear(Function):
         return tp.leave(F.linear(x, weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
         whole = tp.enter(gradient)  # (B, S, out)
         return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
@@ -260,7 +260,7 @@ class _SumOfSlices(Function):
         return tp.leave(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.tp.enter(gradient), None
 
 
@@ -322,7 +322,7 @@ class _VocabParallelCrossEntropy(Function):
         return losses.mean() if ctx.nothing is None else losses.masked_fill_(ctx.nothing, 0.0).sum() / counted
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         softmax, local, elsewhere = ctx.saved_tensors
         hit = (~elsewhere).to(softmax.dtype).unsqueeze(-1)
         softmax.scatter_add_(-1, local, -hit)
@@ -331,7 +331,9 @@ class _VocabParallelCrossEntropy(Function):
         return softmax.mul_(gradient / ctx.counted), None, None, None, None
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None) -> Tensor:
+def vocab_parallel_cross_entropy(
+    logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None
+) -> Tensor:
     """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are consumed; `vocab` is the number of real tokens.
 
     `counted` says how many have a target, where that is not all; so nothing has to be read back from the device.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import cast
 
 from engine.schedule.actions import Action, Kind
 from engine.spec import ScheduleName
@@ -29,9 +30,10 @@ class _Writer:
         self._next: Counter[tuple[Kind, int]] = Counter()
         self._owed: deque[Action] = deque()  # the W of each I written, until it is written itself
 
-    def write(self, *entries: tuple[Kind, int]) -> None:
-        """Each entry is (kind, chunk). B is I and W in one."""
-        for kind, chunk in entries:
+    def write(self, *entries: tuple[str, int]) -> None:
+        """Each entry is (kind, chunk), the kind F, B, I or W. B is I and W in one."""
+        for name, chunk in entries:
+            kind = cast(Kind, name)
             counts: Kind = "I" if kind == "B" else kind
             microbatch = self._next[counts, chunk]
             self._next[counts, chunk] += 1
@@ -77,8 +79,8 @@ def _interleaved(stage: int, pp: int, microbatches: int, chunks: int) -> list[Ac
     """
     each, total = _round(pp, microbatches), microbatches * chunks
     warm = _interleaved_warm(stage, pp, microbatches, chunks)
-    forward: list[tuple[Kind, int]] = [("F", k // each % chunks * pp + stage) for k in range(total)]
-    backward: list[tuple[Kind, int]] = [("B", (chunks - 1 - k // each % chunks) * pp + stage) for k in range(total)]
+    forward = [("F", k // each % chunks * pp + stage) for k in range(total)]
+    backward = [("B", (chunks - 1 - k // each % chunks) * pp + stage) for k in range(total)]
     order = _Writer()
     order.write(*forward[:warm])
     for k in range(total):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_buckets_parameters_and_gradients_are_views_of_two_flat_tensors() -> N
     places = sorted((place.start, place.stop) for place in bucket.places.values())
     assert places[0][0] == 0
     assert places[-1][1] == bucket.size
-    assert all(a[1] == b[0] for a, b in zip(places, places[1:], strict=False)), "no gap and no overlap"
+    assert all(a[1] == b[0] for a, b in pairwise(places)), "no gap and no overlap"
 
 
 def test_backward_adds_into_the_flat_gradients() -> None:

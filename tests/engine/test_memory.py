@@ -122,7 +122,9 @@ def test_1f1b_holds_less_than_gpipe_where_it_should(runs: Runs) -> None:
 def test_activations_of_one_layer(runs: Runs, tp: int) -> None:
     """What backward needs of one layer, worked out by hand: the difference between two stages that differ by one layer."""
     three, two = (
-        start_of(curve(runs.result(small(f"tp{tp}.pp2", microbatches=1, split=split)), 0), "B chunk 0 microbatch 0")["activations"]
+        start_of(curve(runs.result(small(f"tp{tp}.pp2", microbatches=1, split=split)), 0), "B chunk 0 microbatch 0")[
+            "activations"
+        ]
         for split in ((3, 2), (2, 3))
     )
     s, h, f, heads = SMALL.seq, SMALL.hidden, SMALL.ffn_width, SMALL.heads

@@ -39,7 +39,9 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "-".join(map(str, (self.layout, self.schedule, f"m{self.microbatches}x{self.microbatch_size}", self.split, self.vocab)))
+        return "-".join(
+            map(str, (self.layout, self.schedule, f"m{self.microbatches}x{self.microbatch_size}", self.split, self.vocab))
+        )
 
     @property
     def layout(self) -> str:
@@ -80,7 +82,9 @@ def covering() -> tuple[Case, ...]:
     # A layout counts as one more thing to cover, so that none of them is left out.
     bits: dict[Any, int] = {}
     masks = {
-        case: sum(1 << bits.setdefault(thing, len(bits)) for thing in sorted(pairs(case) | {("layout", case.layout, "", "")}, key=str))
+        case: sum(
+            1 << bits.setdefault(thing, len(bits)) for thing in sorted(pairs(case) | {("layout", case.layout, "", "")}, key=str)
+        )
         for case in possible()
     }
     missing, chosen = (1 << len(bits)) - 1, []
@@ -242,7 +246,7 @@ def test_right_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> Non
     [
         ("layers.2.mlp.inner.weight/0/1", lambda g: g * (1 + 1e-4)),
         ("layers.0.attention.qkv.weight/1/0", lambda g: g.roll(1, 0)),
-        ("layers.4.mlp_norm.bias/1/1", lambda g: torch.zeros_like(g)),  # what tp holds whole is compared on every rank of it
+        ("layers.4.mlp_norm.bias/1/1", torch.zeros_like),  # what tp holds whole is compared on every rank of it
         ("tied/1/1", lambda g: g / 2),  # the copy at the pipeline's end is compared too
         ("head.norm.weight/1/0", lambda g: g.index_fill(0, torch.tensor(3), math.nan)),
     ],

@@ -45,7 +45,9 @@ def actions(order: str) -> tuple[Action, ...]:
 
 
 BOTH_CHUNKS_ALTERNATING = " ".join(f"F0.{m} F1.{m} B1.{m} B0.{m}" for m in range(MICROBATCHES))
-ALL_FORWARD_FIRST = " ".join([f"F{c}.{m}" for c in (0, 1) for m in range(MICROBATCHES)] + [f"B{c}.{m}" for c in (1, 0) for m in (2, 0, 1)])
+ALL_FORWARD_FIRST = " ".join(
+    [f"F{c}.{m}" for c in (0, 1) for m in range(MICROBATCHES)] + [f"B{c}.{m}" for c in (1, 0) for m in (2, 0, 1)]
+)
 
 
 def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
@@ -55,7 +57,11 @@ def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
     data = DataParallel({c: [half.layer] for c, half in enumerate(halves)}, comm, 0, False, torch.float32, MICROBATCHES)  # type: ignore[list-item]
     plan = Schedule("naive", MICROBATCHES, (0, 0), ((*actions(order), Action("step")),))
     chunks: Any = dict(enumerate(halves))
-    return Executor(plan, chunks, data, comm, Recorder(), said.append, [((2, 4), torch.float32)], lambda: None, lambda: None), said, halves
+    return (
+        Executor(plan, chunks, data, comm, Recorder(), said.append, [((2, 4), torch.float32)], lambda: None, lambda: None),
+        said,
+        halves,
+    )
 
 
 @pytest.mark.parametrize("order", [BOTH_CHUNKS_ALTERNATING, ALL_FORWARD_FIRST], ids=["alternating", "all forward first"])

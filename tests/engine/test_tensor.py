@@ -249,4 +249,6 @@ def test_cross_entropy_of_cut_logits_is_that_of_whole_ones(
     ranks = on_slices(tp, body)
     for loss, _ in ranks:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5 + abs(shift) * 1e-6)
-    torch.testing.assert_close(cut.join([gradient for _, gradient in ranks]), whole.grad, rtol=1e-4, atol=1e-6 + abs(shift) * 1e-7)
+    torch.testing.assert_close(
+        cut.join([gradient for _, gradient in ranks]), whole.grad, rtol=1e-4, atol=1e-6 + abs(shift) * 1e-7
+    )

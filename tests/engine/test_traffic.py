@@ -49,7 +49,11 @@ def test_data_parallel(runs: Runs) -> None:
     expected: dict[Row, Amount] = {}
     for rank in range(2):
         expected |= {
-            (rank, "dp", "all_reduce", "backward", "0,1"): (2 + L + 1, gradients, gradients),  # tokens, positions, layers, last norm
+            (rank, "dp", "all_reduce", "backward", "0,1"): (
+                2 + L + 1,
+                gradients,
+                gradients,
+            ),  # tokens, positions, layers, last norm
             (rank, "dp", "all_reduce", "step", "0,1"): (1, FLOAT, FLOAT),  # the loss
         }
     assert table_of(runs.result(small("dp2", microbatches=M, microbatch_size=B))) == expected

@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 def shape(family: FamilyName, **changes: Any) -> ModelSpec:
     """A small model of the family, grouped key heads where it has them."""
     grouped = {"kv_heads": 2} if family == "llama" else {}
-    return ModelSpec(**{"family": family, "layers": 4, "hidden": 32, "heads": 4, "vocab": 261, "seq": 16, "ffn": 48} | grouped | changes)
+    return ModelSpec(
+        **{"family": family, "layers": 4, "hidden": 32, "heads": 4, "vocab": 261, "seq": 16, "ffn": 48} | grouped | changes
+    )
 
 
 def microbatch(spec: ModelSpec, size: int = 2, index: int = 0) -> Feed:
@@ -28,7 +30,9 @@ def microbatch(spec: ModelSpec, size: int = 2, index: int = 0) -> Feed:
 
 
 def whole_model(spec: ModelSpec, tp: TensorParallel) -> TransformerChunk:
-    model = TransformerChunk(spec, range(spec.layers), True, True, lambda index: microbatch(spec, index=index), tp, recompute="none")
+    model = TransformerChunk(
+        spec, range(spec.layers), True, True, lambda index: microbatch(spec, index=index), tp, recompute="none"
+    )
     model.draw(seed=0)
     return model
 

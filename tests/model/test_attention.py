@@ -112,7 +112,9 @@ def test_swiglu_is_a_gated_product(alone):
     torch.testing.assert_close(mlp(x), expected)
 
 
-@pytest.mark.parametrize(("family", "between"), [("bert", F.gelu), ("transformer", F.relu), ("gpt", lambda x: F.gelu(x, approximate="tanh"))])
+@pytest.mark.parametrize(
+    ("family", "between"), [("bert", F.gelu), ("transformer", F.relu), ("gpt", lambda x: F.gelu(x, approximate="tanh"))]
+)
 def test_mlp_of_two_layers(alone, family, between):
     mlp = MLP(shape(family), alone)
     fill(mlp)

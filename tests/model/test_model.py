@@ -149,7 +149,9 @@ def test_layers_before_or_behind_the_norm_equal_torchs_encoder_layer(alone):
         "linear2": ours.mlp.out, "norm1": ours.attention_norm, "norm2": ours.mlp_norm,
     }  # fmt: skip
     join = {"self_attn.in_proj": "_"}
-    torchs.load_state_dict({f"{n}{join.get(n, '.')}{k}": getattr(m, k).detach() for n, m in named.items() for k in ("weight", "bias")})
+    torchs.load_state_dict(
+        {f"{n}{join.get(n, '.')}{k}": getattr(m, k).detach() for n, m in named.items() for k in ("weight", "bias")}
+    )
     x = torch.randn(2, 16, 32)
     torch.testing.assert_close(ours(x, Around()), torchs(x))
     pre = torch.nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -164,7 +166,13 @@ def test_a_decoder_layer_with_an_encoder_equals_torchs(alone):
     torchs = torch.nn.TransformerDecoderLayer(32, 4, 48, dropout=0.0, activation="relu", batch_first=True)
     torchs.eval()
     zero = {name: torch.zeros_like(p) for name, p in torchs.state_dict().items()}
-    named = {"linear1": ours.mlp.inner, "linear2": ours.mlp.out, "norm1": ours.attention_norm, "norm2": ours.cross_norm, "norm3": ours.mlp_norm}
+    named = {
+        "linear1": ours.mlp.inner,
+        "linear2": ours.mlp.out,
+        "norm1": ours.attention_norm,
+        "norm2": ours.cross_norm,
+        "norm3": ours.mlp_norm,
+    }
     values = {f"{n}.{k}": getattr(m, k).detach() for n, m in named.items() for k in ("weight", "bias")} | {
         "self_attn.in_proj_weight": ours.attention.qkv.weight.detach(),
         "self_attn.out_proj.weight": ours.attention.out.weight.detach(),
@@ -233,7 +241,12 @@ def test_a_model_that_does_not_fit_together_is_refused(family, changes, sentence
 
 
 def test_encoder_and_decoder_share_the_layers():
-    assert [shape("transformer", layers=n, decoder_layers=d).encoder_layers for n, d in ((4, 0), (5, 0), (5, 1), (2, 1))] == [2, 3, 4, 1]
+    assert [shape("transformer", layers=n, decoder_layers=d).encoder_layers for n, d in ((4, 0), (5, 0), (5, 1), (2, 1))] == [
+        2,
+        3,
+        4,
+        1,
+    ]
     assert shape("gpt").encoder_layers == 0
 
 

@@ -49,7 +49,9 @@ def test_a_rotated_score_depends_on_the_distance_alone():
     q, k = torch.randn(8), torch.randn(8)
     scores = rotation(q.expand(10, 8)) @ rotation(k.expand(10, 8)).T
     for distance in range(-4, 5):
-        torch.testing.assert_close(scores.diagonal(distance), scores.diagonal(distance)[0].expand(10 - abs(distance)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            scores.diagonal(distance), scores.diagonal(distance)[0].expand(10 - abs(distance)), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_relative_distances_point_at_the_wave_of_that_distance(alone):
