@@ -35,7 +35,7 @@ def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
         "step_ns": int(steady),
         "tokens_per_second": float(steps["tokens"].iloc[-1] / steady * 1e9),
         "peak_bytes": int(memory.max()),
-        "peak_rank": int(memory.sort_values().index[-1]),
+        "peak_rank": int(memory[memory == memory.max()].index[0]),
         "wire_bytes_per_rank": float(sent / mesh.size),
         "bubble": bubble(tables["spans"], mesh),
     }
