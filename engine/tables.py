@@ -17,6 +17,7 @@ Source = Literal["formula", "dry_run", "measured"]
 
 # In the order in which they are stacked and listed.
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")
+KV_CACHE = "kv_cache"  # one more, when generating
 
 _TEXT, _WHOLE, _REAL = "str", "int64", "float64"
 

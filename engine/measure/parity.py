@@ -15,6 +15,8 @@ def parity_row(name: str, sharded: list[Tensor], whole: Tensor) -> dict[str, Any
     """The worst of several copies (one a replica, all put together from slices) against the unsharded gradient."""
     largest = float(whole.abs().max())
     assert all(copy.shape == whole.shape for copy in sharded), name  # subtracting would stretch the smaller one
-    worst = float(torch.stack([(copy - whole).abs().max() for copy in sharded]).max())  # which keeps NaN, as Python's max does not
+    worst = float(
+        torch.stack([(copy - whole).abs().max() for copy in sharded]).max()
+    )  # which keeps NaN, as Python's max does not
     relative = worst / largest if largest else (0.0 if worst == 0 else math.inf)
     return {"parameter": name, "max_abs": worst, "max_rel": relative}

@@ -9,8 +9,10 @@ their gradients are views. One mechanism, three switches (Rajbhandari et al. 202
     2     Ψ           Ψ/dp        Ψ/dp        reduce-scatter of the gradients for each microbatch, all-gather of the new values
     3     Ψ/dp        Ψ/dp        Ψ/dp        the same reduce-scatter; all-gather of the values around each use
 
-A collective starts as soon as its bucket is whole, so that it runs beside the rest of the backward pass. The loss of each
-replica is divided by dp before backward, so that the average is a plain sum.
+A collective starts as soon as its bucket is whole, so that it runs beside the rest of the backward pass. Where a schedule
+puts off the weights' gradients (I and W), that is when no pass through the layer has any outstanding: with zero ≥ 2, passes
+that overlap are added up and reduced together. The loss of each replica is divided by dp before backward, so that the
+average is a plain sum.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.parallel.comm import Comm, Pending
-from engine.parallel.tensor import ShardedParameter
+from engine.parallel.tensor import DeferredGradients, ShardedParameter
+
+Streams = tuple[Tensor, ...]  # the activations that pass from one use to the next
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,16 @@ class Use:
     """One use of some layers' parameters on the way through a chunk: `run` maps activations to activations."""
 
     layers: tuple[nn.Module, ...]
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Streams], Streams]
     borrowed: tuple[nn.Module, ...] = ()  # used as well, but their gradients come with another use of theirs
     lookup: bool = False  # backward needs no values
 
 
-def straight_through(uses: Sequence[Use], x: Tensor) -> Tensor:
+def straight_through(uses: Sequence[Use], streams: Streams) -> Streams:
     """Run `uses` one after the other, for values that are always there."""
     for use in uses:
-        x = use.run(x)
-    return x
+        streams = use.run(streams)
+    return streams
 
 
 class Bucket:
@@ -94,7 +98,7 @@ class Bucket:
         """The part of the gradients that is this rank's to use: all of them, or its share."""
         return self.gradients[self.own] if self.zero == 1 else self.gradients
 
-    # ------------------------------------------------------------------------------------------------ values (zero = 3)
+    # ------------------------------------------------------------------------------------------------ values where dp shards
 
     def start_gather(self) -> Pending:
         """Make room for the values and start filling it with everyone's share."""
@@ -110,10 +114,10 @@ class Bucket:
 
     def expect(self, passes: int) -> None:
         """That many more backward passes will each bring a gradient of every parameter."""
-        if self.zero == 2 or self.zero == 3:
-            if self.incoming is None:
+        if self.zero >= 2 and self.incoming is None:
+            with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
                 self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
-                self._point_gradients_at(self.incoming)
+            self._point_gradients_at(self.incoming)
         self.missing += passes * len(self.parameters)
 
     def take(self, p: ShardedParameter) -> bool:
@@ -143,7 +147,8 @@ class Bucket:
         if self.zero == 0:
             return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
         source = self.gradients if self.incoming is None else self.incoming
-        part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
+        with self.comm.recorder.door("reduce_scatter"):
+            part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
         pending = self.comm.start_reduce_scatter(part, source.view(self.parts, -1), "dp")
         if self.zero >= 2:
             self.incoming = None
@@ -178,37 +183,46 @@ class Bucket:
         return pieces
 
 
-class _Before(Function):
-    """Put on a layer's output: tells that its backward is about to begin."""
+class _Tell(Function):
+    """Tells when backward comes by: when all the streams' gradients are there, and before any goes on.
+
+    Put on a layer's outputs, that its backward is about to begin; put on its inputs, that its backward is done.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tell: Callable[[], None]) -> Tensor:
+    def forward(ctx: Any, tell: Callable[[], None], *streams: Tensor) -> Streams:
         ctx.tell = tell
-        return x.view_as(x)
+        return tuple(x.view_as(x) for x in streams)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.tell()
-        return gradient, None
-
-
-_After = _Before  # put on a layer's input, the same tells that its backward is done
+        return None, *gradients
 
 
 class DataParallel:
     """The buckets of one rank's chunks, and the collectives over dp (and for sequence parallelism, tp) they need."""
 
     def __init__(
-        self, chunks: dict[int, list[nn.Module]], comm: Comm, zero: int, sequence: bool, accumulate: torch.dtype, microbatches: int
+        self,
+        chunks: dict[int, list[nn.Module]],
+        comm: Comm,
+        zero: int,
+        sequence: bool,
+        accumulate: torch.dtype,
+        microbatches: int,
+        deferred: DeferredGradients | None = None,
     ) -> None:
         """`chunks[c]` lists the layers of chunk c; each becomes a bucket.
 
         `accumulate` is the type that gradients are added up in; `microbatches` how many backward passes make a step.
+        The gradients in `deferred`, where layers put any there, come by `add`, later than their backward pass.
         """
         self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
+        self.deferred = DeferredGradients() if deferred is None else deferred
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
-        self._bucket_of: dict[nn.Parameter, Bucket] = {}
+        self._layer_of: dict[nn.Parameter, nn.Module] = {}
         self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {c: [] for c in chunks}
         self._gathering: dict[nn.Module, Pending] = {}
         for chunk, layers in chunks.items():
@@ -216,8 +230,8 @@ class DataParallel:
                 self._chunk_of[layer] = chunk
                 self.buckets[layer] = bucket = Bucket(list(layer.parameters()), comm, zero, accumulate)  # type: ignore[arg-type]
                 for p in bucket.parameters:
-                    self._bucket_of[p] = bucket
-                    p.register_post_accumulate_grad_hook(lambda p, layer=layer: self._arrived(layer, p))  # type: ignore[misc]
+                    self._layer_of[p] = layer
+                    p.register_post_accumulate_grad_hook(self._passed)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -230,10 +244,8 @@ class DataParallel:
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """A weight's gradient that was computed in an action of its own."""
         assert isinstance(weight, ShardedParameter)
-        bucket = self._bucket_of[weight]
-        bucket.add(weight, gradient)
-        layer = next(layer for layer, b in self.buckets.items() if b is bucket)
-        self._arrived(layer, weight)
+        self.buckets[self._layer_of[weight]].add(weight, gradient)
+        self._arrived(weight)
 
     def finish(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
@@ -247,20 +259,20 @@ class DataParallel:
 
     # ----------------------------------------------------------------------------------------------- around each layer
 
-    def through(self, uses: Sequence[Use], x: Tensor) -> Tensor:
-        """Run `uses` one after the other on x, having each one's values there in forward and again in backward."""
+    def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
+        """Run `uses` one after the other, having each one's values there in forward and again in backward."""
         if self.zero < 2:
-            return straight_through(uses, x)
+            return straight_through(uses, streams)
         for i, use in enumerate(uses):
             before = uses[i - 1] if i and not uses[i - 1].lookup else None
             after = uses[i + 1] if i + 1 < len(uses) else None
-            if x.requires_grad:
-                x = _After.apply(x, partial(self._leave, use))
+            if streams:  # the first use has none: it fetches the tokens, which have no gradient
+                streams = _Tell.apply(partial(self._leave, use), *streams)
             self._enter(use, after)
-            x = use.run(x)
+            streams = use.run(streams)
             self._leave(use)
-            x = _Before.apply(x, partial(self._begin_backward, use, before))
-        return x
+            streams = _Tell.apply(partial(self._begin_backward, use, before), *streams)
+        return streams
 
     def _begin_backward(self, use: Use, before: Use | None) -> None:
         for layer in use.layers:
@@ -292,8 +304,14 @@ class DataParallel:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _arrived(self, layer: nn.Module, p: nn.Parameter) -> None:
+    def _passed(self, p: nn.Parameter) -> None:
+        """A backward pass is done with `p`."""
+        if p not in self.deferred:
+            self._arrived(p)
+
+    def _arrived(self, p: nn.Parameter) -> None:
         assert isinstance(p, ShardedParameter)
+        layer = self._layer_of[p]
         bucket = self.buckets[layer]
         if not bucket.take(p):
             return

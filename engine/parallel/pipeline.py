@@ -5,7 +5,8 @@ It knows nothing of the model but that a chunk turns inputs into outputs, and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -15,9 +16,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.data import DataParallel
+from engine.parallel.tensor import Owed
 from engine.schedule import Action, Flow, Kind, Schedule
 
 Boundary = tuple[Tensor, ...]  # what one chunk hands to the next
+Message = list[tuple[Pending, Tensor]]  # a boundary on the way, tensor by tensor
 
 
 class Chunk(Protocol):
@@ -31,21 +34,20 @@ class Chunk(Protocol):
         ...
 
 
-
 class Executor:
     def __init__(
         self,
         schedule: Schedule,
-        chunks: dict[int, Chunk],
+        chunks: Mapping[int, Chunk],
         data: DataParallel,
         comm: Comm,
         recorder: Recorder,
         at: Callable[[str], None],
-        boundary: Sequence[tuple[tuple[int, ...], torch.dtype]],
+        entering: Sequence[Sequence[tuple[tuple[int, ...], torch.dtype]]],
         tie: Callable[[], None],
         update: Callable[[], None],
     ) -> None:
-        """`at` is told what is about to be done. `boundary`: shape and type of each tensor that passes between two chunks.
+        """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c is given.
 
         `tie` and `update` do the actions tie and step.
         """
@@ -53,17 +55,21 @@ class Executor:
         self.placement = schedule.placement
         self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
         self.chunks, self.data, self.comm, self.recorder = chunks, data, comm, recorder
-        self.at, self.boundary = at, boundary
+        self.at, self.entering, self.held = at, entering, schedule.held
+        self.widest = max(len(tensors) for tensors in entering)
         self.microbatches = schedule.microbatches
         self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
         self._arrived: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
         self._leaving: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
-        self._sent: dict[tuple[Flow, int], list[tuple[Pending, Tensor]]] = {}  # on the way, by flow and stage
+        self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # on the way, by flow and stage
+        self._owed: dict[tuple[int, int], Owed] = {}  # weight gradients that I left to W
         self._do: dict[Kind, Callable[[Action], None]] = {
             "F": self._forward,
             "B": self._backward,
+            "I": self._backward_of_inputs,
+            "W": self._backward_of_weights,
             "send": self._send,
             "recv": self._receive,
             "reduce": lambda action: data.finish(action.chunk),
@@ -80,7 +86,8 @@ class Executor:
             self.at(f"step {step}: {action}")
             with self.recorder.action(action, _phase(action)):
                 self._do[action.kind](action)
-        assert not (self._inputs or self._roots or self._arrived or self._leaving or self._sent), "a step leaves nothing behind"
+        left = (self._inputs, self._roots, self._arrived, self._leaving, self._sent, self._owed)
+        assert not any(left), "a step leaves nothing behind"
 
     def _forward(self, action: Action) -> None:
         key = (action.chunk, action.microbatch)
@@ -106,7 +113,20 @@ class Executor:
         torch.autograd.backward(roots, gradients)
         if inputs:
             outgoing = tuple(t.grad for t in inputs if t.grad is not None)
+            assert len(outgoing) == len(inputs), "a chunk uses everything that it takes"
             self._hand_over("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
+
+    def _backward_of_inputs(self, action: Action) -> None:
+        """A backward pass that leaves out the weight gradients of linear layers; whatever else has parameters gets its own."""
+        with self.data.deferred.collect() as owed:
+            self._backward(action)
+        self._owed[action.chunk, action.microbatch] = owed
+
+    @torch.no_grad()
+    def _backward_of_weights(self, action: Action) -> None:
+        owed = self._owed.pop((action.chunk, action.microbatch))
+        for weight in list(owed):
+            self.data.add(weight, owed.pop(weight)())  # and what it held is let go
 
     def _hand_over(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
         """To a chunk on this rank directly, to one elsewhere by the send that follows in the list."""
@@ -121,37 +141,46 @@ class Executor:
         self._arrived[flow, chunk, microbatch] = tensors
 
     def _send(self, action: Action) -> None:
-        for pending, _ in self._sent.pop((action.flow, action.peer), []):
-            pending.wait()  # one message at a time is held back for a neighbour; `replay` keeps to the same rule
+        sent = self._sent.setdefault((action.flow, action.peer), deque())
+        if len(sent) == self.held:  # so much is held back for a neighbour at a time; `replay` keeps to the same rule
+            _wait(sent.popleft())
         tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
         to = action.chunk + (1 if action.flow == "activation" else -1)
-        self._sent[action.flow, action.peer] = [
-            (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(to, action.microbatch, part)), t)
-            for part, t in enumerate(tensors)
-        ]
+        sent.append(
+            [
+                (self.comm.send(t.contiguous(), action.flow, action.peer, self._tag(action.flow, to, action.microbatch, part)), t)
+                for part, t in enumerate(tensors)
+            ]
+        )
 
     def _receive(self, action: Action) -> None:
+        expected = self.entering[action.chunk if action.flow == "activation" else action.chunk + 1]
         tensors = tuple(
             self.comm.receive(
                 torch.empty(shape, dtype=dtype, device=self.comm.device),
                 action.flow,
                 action.peer,
-                self._tag(action.chunk, action.microbatch, part),
+                self._tag(action.flow, action.chunk, action.microbatch, part),
             )
-            for part, (shape, dtype) in enumerate(self.boundary)
+            for part, (shape, dtype) in enumerate(expected)
         )
         self._arrive(action.flow, action.chunk, action.microbatch, tensors)
 
-    def _tag(self, chunk: int, microbatch: int, part: int) -> int:
+    def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""
-        return (chunk * self.microbatches + microbatch) * len(self.boundary) + part
+        return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * self.widest + part
 
     def _step(self, update: Callable[[], None]) -> None:
         for messages in self._sent.values():
-            for pending, _ in messages:
-                pending.wait()
+            for message in messages:
+                _wait(message)
         self._sent.clear()
         update()
+
+
+def _wait(message: Message) -> None:
+    for pending, _ in message:
+        pending.wait()
 
 
 def _phase(action: Action) -> str:
