@@ -11,9 +11,10 @@ _SMALL = {"layers": 8, "hidden": 256, "heads": 8, "seq": 128}
 _HIDING = 264
 
 
-def _sizes(family: FamilyName, vocab: int = 256, **more: int) -> dict[str, ModelSpec]:
-    """A family's sizes to run here. `more` changes them."""
-    return {f"{family}-{name}": ModelSpec(family=family, vocab=vocab, **size | more) for name, size in (("tiny", _TINY), ("small", _SMALL))}
+def _sizes(family: FamilyName, vocab: int = 256) -> dict[str, ModelSpec]:
+    """A family's sizes to run here."""
+    both = {"tiny": _TINY, "small": _SMALL}
+    return {f"{family}-{name}": ModelSpec(family=family, vocab=vocab, **size) for name, size in both.items()}
 
 
 def _gpt3(layers: int, hidden: int, heads: int) -> ModelSpec:
@@ -51,7 +52,9 @@ MODELS: dict[str, ModelSpec] = {
     "transformer-big": ModelSpec(family="transformer", layers=12, hidden=1024, heads=16, vocab=37000, seq=512),
     # Raffel et al. 2020, T5, section 3.7 (11B): its shape, on the parts of Vaswani et al. where T5 has others of the same size
     # (pre-norm without biases, relative position biases). The vocabulary is that of the released model.
-    "t5-11b-shape": ModelSpec(family="transformer", layers=48, hidden=1024, heads=128, head_dim=128, ffn=65536, vocab=32128, seq=512),
+    "t5-11b-shape": ModelSpec(
+        family="transformer", layers=48, hidden=1024, heads=128, head_dim=128, ffn=65536, vocab=32128, seq=512
+    ),
     # Yang et al. 2019, XLNet, section 3.1: the sizes of BERT large; the vocabulary is that of the released model.
     "xlnet-large": ModelSpec(family="xlnet", layers=24, hidden=1024, heads=16, vocab=32000, seq=512),
     # Llama team 2024, The Llama 3 Herd of Models, table 3; the vocabulary is that of the released models, 256 special tokens

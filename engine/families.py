@@ -7,7 +7,7 @@ Left out in every family: dropout, which would make two layouts draw different n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 FamilyName = Literal["gpt", "bert", "roberta", "transformer", "xlnet", "llama"]
@@ -74,14 +74,26 @@ FAMILIES: dict[FamilyName, Family] = {
     # Radford et al. 2019, section 2.3; Brown et al. 2020, without its alternating sparse layers.
     "gpt": Family(),
     "bert": _BERT,
-    "roberta": Family(placement="post", inner="gelu", objective="masked", head="transform", output_bias=True, embedding_norm=True),
+    "roberta": replace(_BERT, segments=False),
     # Vaswani et al. 2017, section 3: embeddings × √H, one table for source, target and output; projections without bias.
     "transformer": Family(
-        placement="post", position="sinusoidal", inner="relu", objective="seq2seq", head="bare", attention_bias=False, encoder=True
+        placement="post",
+        position="sinusoidal",
+        inner="relu",
+        objective="seq2seq",
+        head="bare",
+        attention_bias=False,
+        encoder=True,
     ),
     # Yang et al. 2019, sections 2.2 to 2.4, without segments and without memory of the text before.
     "xlnet": Family(
-        placement="post", position="relative", inner="gelu", objective="permuted", head="bare", output_bias=True, attention_bias=False
+        placement="post",
+        position="relative",
+        inner="gelu",
+        objective="permuted",
+        head="bare",
+        output_bias=True,
+        attention_bias=False,
     ),
     # Touvron et al. 2023, section 2.2; Llama team 2024, table 3.
     "llama": Family(norm="rms", position="rotary", inner="swiglu", tied=False, attention_bias=False, mlp_bias=False),

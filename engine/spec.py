@@ -59,9 +59,9 @@ class ModelSpec(Spec):
     vocab: int = Field(256, ge=1, le=1_000_000, description="vocabulary size")
     seq: int = Field(64, ge=1, le=1_000_000, description="sequence length in tokens; of source and target each")
     ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
-    kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, shared by groups of heads; 0 means as many as heads")
+    kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
     head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
-    decoder_layers: int = Field(0, ge=0, le=1024, description="of the layers, those of the decoder (transformer); 0 means half of them")
+    decoder_layers: int = Field(0, ge=0, le=1024, description="how many of the layers are the decoder's; 0 means half")
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
@@ -79,22 +79,24 @@ class ModelSpec(Spec):
     def _family_has_what_it_needs(self) -> Self:
         if self.heads % self.key_heads:
             raise RequestError(
-                f"kv_heads={self.kv_heads} does not divide heads={self.heads}, so the groups that share one would differ in size; "
-                f"{_listed(_divisors(self.heads))} would"
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}, so the groups that share one would differ "
+                f"in size; {_listed(_divisors(self.heads))} would"
             )
         if self.parts.position == "relative" and self.key_heads != self.heads:
             raise RequestError(f"{self.family} has a key for every head; kv_heads=0 fits, not {self.kv_heads}")
         if self.parts.position == "rotary" and self.head_width % 2:
-            raise RequestError(f"rotary positions turn pairs of numbers, and a head is {self.head_width} wide; an even width fits")
+            raise RequestError(f"rotary positions turn pairs of numbers, and a head is {self.head_width} wide; even widths fit")
         if self.decoder_layers and not self.parts.encoder:
-            raise RequestError(f"decoder_layers={self.decoder_layers} is for encoder and decoder, and {self.family} has one stack; 0 fits")
+            given = f"decoder_layers={self.decoder_layers} is for encoder and decoder"
+            raise RequestError(f"{given}, and {self.family} has one stack; 0 fits")
         if self.parts.encoder and not 0 < self.encoder_layers < self.layers:
             raise RequestError(
-                f"layers={self.layers} are encoder and decoder together, and with decoder_layers={self.decoder_layers} one of them "
-                f"has none; layers of 2 and more fit, decoder_layers below that"
+                f"layers={self.layers} are encoder and decoder together, and with decoder_layers={self.decoder_layers} one of "
+                f"them has none; layers of 2 and more fit, decoder_layers below that"
             )
         if self.parts.objective == "permuted" and self.seq < 2:
-            raise RequestError(f"{self.family} predicts some tokens from the others, and seq={self.seq} leaves none; 2 and more fit")
+            given = f"{self.family} predicts some tokens from the others"
+            raise RequestError(f"{given}, and seq={self.seq} leaves none; 2 and more fit")
         return self
 
     @property
@@ -325,7 +327,8 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
         near = _cut_evenly(model, layout.tp)
         what = f"{model.seq} tokens" + (f" and {model.rows - model.seq} queries" if model.rows > model.seq else "")
         fits = f"; seq={' or '.join(map(str, near))} fits" if near else ""
-        found.append(Misfit("model.seq", f"sequence_parallel cuts the {what} over tp={layout.tp}, which does not divide them{fits}", near))
+        text = f"sequence_parallel cuts the {what} over tp={layout.tp}, which does not divide them{fits}"
+        found.append(Misfit("model.seq", text, near))
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         found.append(Misfit("workload.accumulate", "accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32"))
     if workload.momentum and workload.optimizer == "adamw":

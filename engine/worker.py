@@ -25,7 +25,7 @@ from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
+from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.reference import compare
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
@@ -34,7 +34,6 @@ from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.text import load
 from engine.topology import Mesh
-
 
 
 class Link(Protocol):
@@ -207,7 +206,8 @@ class Trainer:
 
     def _counted(self, chunk: TransformerChunk) -> list[torch.Tensor]:
         """The chunk's gradients on this rank, without what another rank counts: the copy of the table at the pipeline's end,
-        and on all tp ranks but one what tp does not cut."""
+        and on all tp ranks but one what tp does not cut.
+        """
         pieces = []
         for layer in chunk.parts():
             if chunk.embedding is None or chunk.first or layer is not chunk.embedding.token:

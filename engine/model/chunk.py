@@ -30,7 +30,9 @@ class TransformerChunk(nn.Module):
     table is needed at the pipeline's two ends only); in the decoder its activations and the encoder's output.
     """
 
-    def __init__(self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute) -> None:
+    def __init__(
+        self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute
+    ) -> None:
         super().__init__()
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
@@ -116,8 +118,10 @@ class TransformerChunk(nn.Module):
         return (self.head(streams[0], table, targets, looked_up=self.first and table is not None),)
 
     def parts(self) -> list[nn.Module]:
-        """What forms a bucket of its own, in the order of the forward pass. The token table is one, so that it is laid out
-        alike on both ends of the pipeline."""
+        """What forms a bucket of its own, in the order of the forward pass.
+
+        The token table is one, so that it is laid out alike on both ends of the pipeline.
+        """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
         return list(_with_parameters(*embedding, *self.layers.values(), self.head))
 
@@ -135,8 +139,10 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
 
 
 def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of each tensor that passes from layer `layer` − 1 to `layer` (or, behind the last, to the head), for
-    microbatches of `size` sequences."""
+    """Shape and type of each tensor that passes from layer `layer` − 1 to `layer`, or behind the last to the head.
+
+    `size`: sequences of a microbatch.
+    """
     rows = spec.rows // (tp.degree if tp.cuts_sequence else 1)
     count = 2 if spec.parts.encoder and layer < spec.layers else 1
     return [((size, rows, spec.hidden), tp.dtype)] * count

@@ -40,7 +40,7 @@ class _WideLayerNorm(Function):
         return y.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         x, weight, mean, scale = ctx.saved_tensors
         wide = weight.float()  # stands for the bias as well, of which only the type matters
         gradients = torch.ops.aten.native_layer_norm_backward(
@@ -71,7 +71,7 @@ class _RMSNorm(Function):
         return (wide * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, scale = ctx.saved_tensors
         normal = x.float() * scale
         wide = gradient.float()

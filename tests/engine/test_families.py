@@ -78,7 +78,8 @@ def sent_over_pp(runs: Runs, family: FamilyName, layout: dict[str, Any]) -> dict
     """Bytes by (rank, phase)."""
     traffic = runs.result(spec(family, layout)).tables["traffic"]
     sends = traffic[(traffic["axis"] == "pp") & (traffic["collective"] == "send")]
-    return sends.groupby(["rank", "phase"])["payload_bytes"].sum().to_dict()
+    totals = sends.groupby(["rank", "phase"], as_index=False)["payload_bytes"].sum()
+    return {(int(rank), str(phase)): int(size) for rank, phase, size in totals.to_numpy()}
 
 
 def test_the_encoders_output_travels_along_the_decoders_stages(runs: Runs) -> None:

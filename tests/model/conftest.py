@@ -15,7 +15,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def alone() -> TensorParallel:
     """A tp group of one."""
     return TensorParallel(Comm.alone(torch.device("cpu")))
