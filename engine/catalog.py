@@ -11,12 +11,10 @@ _SMALL = {"layers": 8, "hidden": 256, "heads": 8, "seq": 128}
 _HIDING = 264
 
 
-def _sizes(family: FamilyName, vocab: int = 256, **more: int) -> dict[str, ModelSpec]:
-    """A family's sizes to run here. `more` changes them."""
-    return {
-        f"{family}-{name}": ModelSpec(family=family, vocab=vocab, **size | more)
-        for name, size in (("tiny", _TINY), ("small", _SMALL))
-    }
+def _sizes(family: FamilyName, vocab: int = 256) -> dict[str, ModelSpec]:
+    """A family's sizes to run here."""
+    both = {"tiny": _TINY, "small": _SMALL}
+    return {f"{family}-{name}": ModelSpec(family=family, vocab=vocab, **size) for name, size in both.items()}
 
 
 def _gpt3(layers: int, hidden: int, heads: int) -> ModelSpec:

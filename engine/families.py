@@ -7,7 +7,7 @@ Left out in every family: dropout, which would make two layouts draw different n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 FamilyName = Literal["gpt", "bert", "roberta", "transformer", "xlnet", "llama"]
@@ -74,9 +74,7 @@ FAMILIES: dict[FamilyName, Family] = {
     # Radford et al. 2019, section 2.3; Brown et al. 2020, without its alternating sparse layers.
     "gpt": Family(),
     "bert": _BERT,
-    "roberta": Family(
-        placement="post", inner="gelu", objective="masked", head="transform", output_bias=True, embedding_norm=True
-    ),
+    "roberta": replace(_BERT, segments=False),
     # Vaswani et al. 2017, section 3: embeddings × √H, one table for source, target and output; projections without bias.
     "transformer": Family(
         placement="post",

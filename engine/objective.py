@@ -50,9 +50,8 @@ def feed(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: 
 def _seq2seq(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: int) -> Feed:
     """The decoder reads from the source's last token on, so no token is needed to start with."""
     if len(text) < 2 * model.seq:
-        raise RequestError(
-            f"the text has {len(text):,} bytes and seq={model.seq} needs at least {2 * model.seq:,}: a source and a target"
-        )
+        need = f"seq={model.seq} needs at least {2 * model.seq:,}: a source and as long a target"
+        raise RequestError(f"the text has {len(text):,} bytes and {need}")
     tokens, targets = batch(text, 2 * model.seq - 1, size, seed, step, index)
     last = model.seq - 1
     return Feed(tokens[:, : model.seq], targets[:, last:], following=tokens[:, last:])

@@ -19,8 +19,9 @@ from engine.spec import ModelSpec
 
 
 class Attention(nn.Module):
-    """What all kinds share: the heads' sizes, the output layer, and whether the attention proper is computed again in backward
-    rather than keep what it holds, S² of it (`selective`).
+    """What all kinds share: the heads' sizes and the output layer.
+
+    `selective`: the attention proper is computed again in backward rather than keep what it holds, S² of it.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
@@ -129,7 +130,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 def output_std(spec: ModelSpec) -> float:
-    """Spread of the layers that write to the residual stream. Before a norm, 2 × layers of them add up (Radford et al. 2019,
-    2.3); behind one they do not.
+    """Spread of the layers that write to the residual stream.
+
+    Where norms stand before the blocks, 2 × layers of them add up (Radford et al. 2019, 2.3); where they stand behind, not.
     """
     return 0.02 / math.sqrt(2 * spec.layers) if spec.parts.placement == "pre" else 0.02

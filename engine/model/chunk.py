@@ -122,8 +122,9 @@ class TransformerChunk(nn.Module):
         return (self.head(streams[0], table, targets, looked_up=self.first and table is not None),)
 
     def parts(self) -> list[nn.Module]:
-        """What forms a bucket of its own, in the order of the forward pass. The token table is one, so that it is laid out
-        alike on both ends of the pipeline.
+        """What forms a bucket of its own, in the order of the forward pass.
+
+        The token table is one, so that it is laid out alike on both ends of the pipeline.
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
         return list(_with_parameters(*embedding, *self.layers.values(), self.head))
@@ -146,8 +147,9 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
 
 
 def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of each tensor that passes from layer `layer` − 1 to `layer` (or, behind the last, to the head), for
-    microbatches of `size` sequences.
+    """Shape and type of each tensor that passes from layer `layer` − 1 to `layer`, or behind the last to the head.
+
+    `size`: sequences of a microbatch.
     """
     rows = spec.rows // (tp.degree if tp.cuts_sequence else 1)
     count = 2 if spec.parts.encoder and layer < spec.layers else 1

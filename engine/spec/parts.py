@@ -30,13 +30,9 @@ class ModelSpec(Spec):
     vocab: int = Field(256, ge=1, le=1_000_000, description="vocabulary size")
     seq: int = Field(64, ge=1, le=MOST_SEQ, description="sequence length in tokens; of source and target each")
     ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
-    kv_heads: int = Field(
-        0, ge=0, le=1024, description="heads of keys and values, shared by groups of heads; 0 means as many as heads"
-    )
+    kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
     head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
-    decoder_layers: int = Field(
-        0, ge=0, le=1024, description="of the layers, those of the decoder (transformer); 0 means half of them"
-    )
+    decoder_layers: int = Field(0, ge=0, le=1024, description="how many of the layers are the decoder's; 0 means half")
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:

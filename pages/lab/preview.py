@@ -31,12 +31,12 @@ def _counted(layout: LayoutSpec) -> str:
     return f"{layout.ranks} ranks: {' × '.join(parts)}" if parts else "1 rank holds the whole model"
 
 
-@st.cache_data(max_entries=200, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False)
 def grid(model: ModelSpec, layout: LayoutSpec, theme: Theme) -> str:
     return rank_grid(model, layout, look(theme))
 
 
-@st.cache_data(max_entries=200, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False)
 def textbook(layout: LayoutSpec, microbatches: int, theme: Theme) -> Drawing:
     """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
     one_each = LayoutSpec(pp=layout.pp, schedule=layout.schedule)  # dp and tp do not change a pipeline's shape

@@ -27,7 +27,7 @@ _NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps"
 _CHART_PX = 520  # two charts stand side by side where each has that much
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False)
 def load(folder: Path) -> RunResult:
     """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
     result = store.load(folder)
@@ -129,32 +129,32 @@ def _made(folder: Path, theme: Theme, make: Callable[[RunResult, Look], Drawing]
     return drawing.packed(make(load(folder), look(theme)))
 
 
-@st.cache_data(max_entries=100, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False)
 def peak(folder: Path, theme: Theme) -> Drawing:
     return _made(folder, theme, lambda r, style: memory.peak(r.tables["memory_peak"], style))
 
 
-@st.cache_data(max_entries=400, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False)
 def curve(folder: Path, rank: int, theme: Theme) -> Drawing:
     return _made(folder, theme, lambda r, style: memory.curve(r.tables["memory_curve"], rank, style))
 
 
-@st.cache_data(max_entries=400, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False)
 def kinds(folder: Path, measure: traffic.Measure, theme: Theme) -> Drawing:
     return _made(folder, theme, lambda r, style: traffic.kinds(r.tables["traffic"], r.spec.layout.ranks, measure, style))
 
 
-@st.cache_data(max_entries=100, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False)
 def by_rank(folder: Path, measure: traffic.Measure, theme: Theme) -> Drawing:
     return _made(folder, theme, lambda r, style: traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style))
 
 
-@st.cache_data(max_entries=100, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False)
 def losses(folder: Path, theme: Theme) -> Drawing:
     return _made(folder, theme, lambda r, style: loss.loss(r.tables["steps"], style))
 
 
-@st.cache_data(max_entries=100, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False)
 def measured(folder: Path, theme: Theme) -> Drawing:
     return _made(folder, theme, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style))
 
@@ -164,7 +164,7 @@ def _mesh(result: RunResult) -> Mesh:
     return Mesh(layout.dp, layout.tp, layout.pp)
 
 
-@st.cache_data(max_entries=100, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False)
 def processes(folder: Path) -> pd.DataFrame:
     """The memory of each process, in MiB."""
     table = load(folder).tables["process"]

@@ -16,6 +16,8 @@ from engine.parallel.data import Bucket, DataParallel
 from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
 from engine.topology import Mesh
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALONE = TensorParallel(Comm.alone(torch.device("cpu")))
 
 

@@ -24,6 +24,8 @@ from engine.text import batch, load
 from tests.engine import forked
 from tests.runs import SMALL, Runs, small
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # ------------------------------------------------------------------------------- which layouts: every pair of choices
 
 

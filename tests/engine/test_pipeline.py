@@ -19,6 +19,8 @@ from engine.tables import RunResult
 from tests.engine.test_data_parallel import Linear
 from tests.runs import Runs, small
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MICROBATCHES = 3
 
 

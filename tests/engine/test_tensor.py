@@ -27,6 +27,8 @@ from engine.parallel.tensor import (
 )
 from engine.topology import Mesh
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 T = TypeVar("T")
 
 

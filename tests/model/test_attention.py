@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -39,7 +41,7 @@ def test_grouped_self_attention_with_rotation(alone):
 
 
 def test_self_attention_of_an_encoder_equals_torchs_layer(alone):
-    attention = SelfAttention(shape("bert"), alone, selective=False, causal=False)
+    attention: Any = SelfAttention(shape("bert"), alone, selective=False, causal=False)
     fill(attention)
     torchs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
     torchs.in_proj_weight.data, torchs.in_proj_bias.data = attention.qkv.weight.data, attention.qkv.bias.data
@@ -112,9 +114,11 @@ def test_swiglu_is_a_gated_product(alone):
     torch.testing.assert_close(mlp(x), expected)
 
 
-@pytest.mark.parametrize(
-    ("family", "between"), [("bert", F.gelu), ("transformer", F.relu), ("gpt", lambda x: F.gelu(x, approximate="tanh"))]
-)
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+@pytest.mark.parametrize(("family", "between"), [("bert", F.gelu), ("transformer", F.relu), ("gpt", gelu_tanh)])
 def test_mlp_of_two_layers(alone, family, between):
     mlp = MLP(shape(family), alone)
     fill(mlp)

@@ -8,21 +8,17 @@ from torch.nn import functional as F
 
 from engine.catalog import MODELS
 from engine.families import FAMILIES
-from engine.model.chunk import TransformerChunk
-from engine.model.ends import Embedding
 from engine.model.position import Around
 from engine.parallel.tensor import TensorParallel, vocab_parallel_cross_entropy
 from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
-from tests.model.build import microbatch, shape, whole_model
+from tests.model.build import chunk, microbatch, shape, whole_model
 
 EVERY = sorted(FAMILIES)
 
 
-def outputs(spec: ModelSpec, tp: TensorParallel, feed, recompute="none"):
+def outputs(spec: ModelSpec, tp: TensorParallel, feed):
     """What the last layer passes on, for a microbatch."""
-    model = TransformerChunk(spec, range(spec.layers), True, False, lambda index: feed, tp, recompute)
-    model.draw(seed=0)
-    return model((), 0)[0]
+    return chunk(spec, tp, last=False, recompute="none", fed=lambda index: feed)((), 0)[0]
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -115,8 +111,7 @@ def test_recompute_changes_no_gradient(alone, family, recompute):
     spec = shape(family)
     results = []
     for way in ("none", recompute):
-        model = TransformerChunk(spec, range(4), True, True, lambda index: microbatch(spec, index=index), alone, way)
-        model.draw(seed=0)
+        model = chunk(spec, alone, last=True, recompute=way, fed=lambda index: microbatch(spec, index=index))
         model((), 0)[0].backward()
         results.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -149,9 +144,8 @@ def test_layers_before_or_behind_the_norm_equal_torchs_encoder_layer(alone):
         "linear2": ours.mlp.out, "norm1": ours.attention_norm, "norm2": ours.mlp_norm,
     }  # fmt: skip
     join = {"self_attn.in_proj": "_"}
-    torchs.load_state_dict(
-        {f"{n}{join.get(n, '.')}{k}": getattr(m, k).detach() for n, m in named.items() for k in ("weight", "bias")}
-    )
+    values = {f"{n}{join.get(n, '.')}{k}": getattr(m, k).detach() for n, m in named.items() for k in ("weight", "bias")}
+    torchs.load_state_dict(values)
     x = torch.randn(2, 16, 32)
     torch.testing.assert_close(ours(x, Around()), torchs(x))
     pre = torch.nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -166,13 +160,8 @@ def test_a_decoder_layer_with_an_encoder_equals_torchs(alone):
     torchs = torch.nn.TransformerDecoderLayer(32, 4, 48, dropout=0.0, activation="relu", batch_first=True)
     torchs.eval()
     zero = {name: torch.zeros_like(p) for name, p in torchs.state_dict().items()}
-    named = {
-        "linear1": ours.mlp.inner,
-        "linear2": ours.mlp.out,
-        "norm1": ours.attention_norm,
-        "norm2": ours.cross_norm,
-        "norm3": ours.mlp_norm,
-    }
+    norms = {"norm1": ours.attention_norm, "norm2": ours.cross_norm, "norm3": ours.mlp_norm}
+    named = norms | {"linear1": ours.mlp.inner, "linear2": ours.mlp.out}
     values = {f"{n}.{k}": getattr(m, k).detach() for n, m in named.items() for k in ("weight", "bias")} | {
         "self_attn.in_proj_weight": ours.attention.qkv.weight.detach(),
         "self_attn.out_proj.weight": ours.attention.out.weight.detach(),
@@ -189,7 +178,6 @@ def test_embeddings_add_what_the_family_says(alone):
     spec = shape("bert")
     model = whole_model(spec, alone)
     feed, embedding = microbatch(spec), model.embedding
-    assert isinstance(embedding, Embedding)
     expected = F.embedding(feed.tokens, embedding.token.weight) + embedding.places.position.weight
     expected = expected + F.embedding(feed.segments, embedding.places.segment.weight)
     torch.testing.assert_close(embedding.look_up(feed)[0], expected)
@@ -241,12 +229,8 @@ def test_a_model_that_does_not_fit_together_is_refused(family, changes, sentence
 
 
 def test_encoder_and_decoder_share_the_layers():
-    assert [shape("transformer", layers=n, decoder_layers=d).encoder_layers for n, d in ((4, 0), (5, 0), (5, 1), (2, 1))] == [
-        2,
-        3,
-        4,
-        1,
-    ]
+    for layers, decoder, encoder in ((4, 0, 2), (5, 0, 3), (5, 1, 4), (2, 1, 1)):
+        assert shape("transformer", layers=layers, decoder_layers=decoder).encoder_layers == encoder
     assert shape("gpt").encoder_layers == 0
 
 
