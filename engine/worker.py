@@ -76,12 +76,14 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
         generated, rows = model.generate()
     else:
         rows = model.train(store)
+    comm.common_instant()  # the last step's report comes before the next phase's
     _phase(link, rank, "tracing")
     rows |= model.trace()
     if isinstance(model, Trainer) and spec.generate.prompt:
         _phase(link, rank, "generating")
         generated = model.go_on()
     rows["process"] = [process_row(rank, baseline)]
+    comm.common_instant()  # a rank that hangs is found waiting here by the others, not by rank 0 alone
     store.set(f"rows/{rank}", pickle.dumps(rows))  # type: ignore[arg-type]  # its stub forgets bytes
     if rank == 0:
         _collect_and_save(spec, comm, backend, store, link, out, generated)
@@ -131,6 +133,7 @@ class Trainer:
         reporting = self.has_last and at.dp == 0 and at.tp == 0
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
         for step in range(1, workload.steps + 1):
+            self.link.at(f"step {step}: start")
             _act_out(self.spec.fault, self.comm.rank, step)
             origin = self.run_step(step)
             took = time.perf_counter_ns() - origin
@@ -261,8 +264,11 @@ def _environment(backend: Backend) -> dict[str, Any]:
     }
 
 
+_DOING = {"parity": "comparing with the unsharded model", "saving": "saving the run", "generating": "generating text"}
+
+
 def _phase(link: Link, rank: int, phase: str) -> None:
-    link.at(phase)
+    link.at(_DOING.get(phase, phase))
     if rank == 0:
         link.report({"event": "phase", "phase": phase})
 

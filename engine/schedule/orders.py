@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import cast
 
 from engine.schedule.actions import Action, Kind
 from engine.spec import ScheduleName
@@ -30,10 +29,9 @@ class _Writer:
         self._next: Counter[tuple[Kind, int]] = Counter()
         self._owed: deque[Action] = deque()  # the W of each I written, until it is written itself
 
-    def write(self, *entries: tuple[str, int]) -> None:
-        """Each entry is (kind, chunk), the kind F, B, I or W. B is I and W in one."""
-        for name, chunk in entries:
-            kind = cast(Kind, name)
+    def write(self, *entries: tuple[Kind, int], times: int = 1) -> None:
+        """Each entry is (kind, chunk), and all of them come `times` times over. B is I and W in one."""
+        for kind, chunk in entries * times:
             counts: Kind = "I" if kind == "B" else kind
             microbatch = self._next[counts, chunk]
             self._next[counts, chunk] += 1
@@ -105,7 +103,7 @@ def _zb_h1(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
     """
     order = _Writer()
     warm = min(pp - stage, microbatches)
-    order.write(*[("F", stage)] * warm)
+    order.write(("F", stage), times=warm)
     for m in range(microbatches):
         order.write(("I", stage))
         if m >= stage:
@@ -126,16 +124,17 @@ def _zb_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
     behind = pp - stage  # stages from here to the turn of the V, this one included
     full = max(2 * pp - 1, microbatches)
     order = _Writer()
-    order.write(*[("F", down)] * (2 * behind - 1))
-    order.write(*[("F", up), ("F", down)] * stage)
-    order.write(*[("F", up), ("I", up), ("W", up)] * behind)
+    order.write(("F", down), times=2 * behind - 1)
+    order.write(("F", up), ("F", down), times=stage)
+    order.write(("F", up), ("I", up), ("W", up), times=behind)
     for k in range(full - pp):
         if k < full - pp - behind + 1:
             order.write(("F", down))
         order.write(("I", down), ("W", down), ("F", up), ("I", up), ("W", up))
-    order.write(*[("I", down), ("I", up)] * stage)
-    order.write(*[("I", down), ("W", down)] * behind)
-    order.write(*[("W", up)] * stage, *[("W", down)] * stage)
+    order.write(("I", down), ("I", up), times=stage)
+    order.write(("I", down), ("W", down), times=behind)
+    order.write(("W", up), times=stage)
+    order.write(("W", down), times=stage)
     return [action for action in order.actions if action.microbatch < microbatches]
 
 
@@ -148,14 +147,14 @@ def _dualpipe_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Act
     down, up = stage, 2 * pp - 1 - stage
     ahead, behind = stage + 1, pp - 1 - stage  # stages from the open end to this one; from the next to the turn of the V
     order = _Writer()
-    order.write(*[("F", down)] * (2 * behind))
-    order.write(*[("F", down), ("F", up)] * ahead)
+    order.write(("F", down), times=2 * behind)
+    order.write(("F", down), ("F", up), times=ahead)
     for _ in range(behind):
         order.write(("I", up))
         order.write_owed()
         order.write(("F", up))
-    order.write(*[("F", down), ("B", up), ("F", up), ("B", down)] * (microbatches - 2 * pp + ahead))
-    order.write(*[("B", up), ("F", up), ("B", down)] * behind)
+    order.write(("F", down), ("B", up), ("F", up), ("B", down), times=microbatches - 2 * pp + ahead)
+    order.write(("B", up), ("F", up), ("B", down), times=behind)
     for k in range(2 * ahead):
         order.write(("B" if k < ahead else "I", down if k % 2 else up))
     for _ in range(behind):
