@@ -98,9 +98,10 @@ def _state_of_a_parameter(spec: RunSpec) -> int:
 def _stage_activations(spec: RunSpec, stage: int) -> int:
     """What one stage's tp ranks together keep for backward, when most microbatches are in flight."""
     layout = spec.layout
-    in_flight = in_flight_bound(layout.schedule, stage, layout.pp, spec.workload.microbatches)
+    in_flight = in_flight_bound(layout.schedule, stage, layout.pp, spec.workload.microbatches, layout.chunks)
     layers = layout.stage_layers(spec.model.layers)[stage]
-    return in_flight * _microbatch_activations(spec, layers, head=stage == layout.pp - 1)
+    # A pass through one of several chunks holds that much less.
+    return in_flight * _microbatch_activations(spec, layers, head=stage == layout.placement[-1]) // layout.chunks
 
 
 def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:

@@ -77,8 +77,8 @@ def _interleaved(stage: int, pp: int, microbatches: int, chunks: int) -> list[Ac
     """
     each, total = _round(pp, microbatches), microbatches * chunks
     warm = _interleaved_warm(stage, pp, microbatches, chunks)
-    forward = [("F", k // each % chunks * pp + stage) for k in range(total)]
-    backward = [("B", (chunks - 1 - k // each % chunks) * pp + stage) for k in range(total)]
+    forward: list[tuple[Kind, int]] = [("F", k // each % chunks * pp + stage) for k in range(total)]
+    backward: list[tuple[Kind, int]] = [("B", (chunks - 1 - k // each % chunks) * pp + stage) for k in range(total)]
     order = _Writer()
     order.write(*forward[:warm])
     for k in range(total):
