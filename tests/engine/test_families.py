@@ -56,15 +56,13 @@ def test_sharded_equals_unsharded_in_more_layouts(runs: Runs, family: FamilyName
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_sharded_equals_unsharded_in_bf16(runs: Runs, family: FamilyName) -> None:
-    result = runs.result(spec(family, LAYOUTS["cut-sequence"], precision="bf16"))
-    parity = result.tables["parity"]
+    asked = spec(family, LAYOUTS["cut-sequence"], precision="bf16")
     if family == "transformer":
-        # ReLU has a kink: a unit close to zero that rounding turns off takes a token out of its weights' gradient, which no
-        # precision of the sums can mend. The more tokens, the less one matters.
-        kinked = parity["parameter"].str.contains("mlp.inner")
-        assert parity[kinked]["max_rel"].max() <= 0.2
-        parity = parity[~kinked]
-    assert parity["max_rel"].max() <= BF16
+        # ReLU has a kink: a unit near zero that rounding turns off takes a whole token out of its weights' gradient, whatever
+        # the precision of the sums. Among 1,024 tokens one matters less than among 32.
+        model = asked.model.model_copy(update={"hidden": 64, "seq": 64, "ffn": 256})
+        asked = asked.model_copy(update={"model": model, "workload": asked.workload.model_copy(update={"microbatch_size": 16})})
+    assert runs.result(asked).summary["parity_max_rel"] <= BF16
 
 
 @pytest.mark.parametrize("family", ["bert", "transformer", "xlnet", "llama"])
