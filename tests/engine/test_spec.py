@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from math import gcd
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import jsonschema
 import pytest
@@ -15,7 +15,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from engine.spec import FaultSpec, LayoutSpec, Misfit, ModelSpec, RequestError, RunSpec, Spec, WorkloadSpec, misfits
+from engine.families import FamilyName
+from engine.spec import (
+    FaultSpec,
+    LayoutSpec,
+    Misfit,
+    ModelSpec,
+    RequestError,
+    RunSpec,
+    ScheduleName,
+    Spec,
+    WorkloadSpec,
+    misfits,
+)
 
 PARTS: dict[str, type[Spec]] = {"model": ModelSpec, "layout": LayoutSpec, "workload": WorkloadSpec, "fault": FaultSpec}
 S = TypeVar("S", bound=Spec)
@@ -359,6 +371,12 @@ def test_any_value_in_any_field_is_taken_or_refused_in_a_sentence(field: tuple[s
     read_or_refuse(lambda: RunSpec.read_json(json.dumps(request)))
 
 
+def _choices(names: Any) -> str:
+    """The names that a field chooses from, as a refusal lists them."""
+    *others, last = (repr(name) for name in get_args(names))
+    return f"{', '.join(others)} or {last}"
+
+
 @given(st.one_of(st.text(), st.binary(), values.map(json.dumps)))
 @example("[" * 100_000)
 @example('{"model": {"layers": 1e999}}')
@@ -372,11 +390,11 @@ def test_any_text_is_read_as_a_spec_or_refused_in_a_sentence(text: str | bytes) 
     [
         ('{"model": {"layers": 0}}', "layers=0 must be greater than or equal to 1"),
         ('{"model": {"layers": 0, "seq": 0}}', "layers=0 must be greater than or equal to 1 (and 1 more)"),
-        ('{"layout": {"schedule": "2f2b"}}', "schedule='2f2b' must be 'naive', 'gpipe' or '1f1b'"),
+        ('{"layout": {"schedule": "2f2b"}}', f"schedule='2f2b' must be {_choices(ScheduleName)}"),
         ('{"workload": {"text": ""}}', "text='' must have at least 1 character"),
         ('{"fault": {"kind": "raise", "rank": 0}}', "FaultSpec needs 'step'"),
         ("{", "this is not JSON: EOF while parsing an object at line 1 column 1"),
-        ('{"model": {"family": "' + "x" * 5000 + '"}}', "family='" + "x" * 58 + "… must be 'gpt'"),
+        ('{"model": {"family": "' + "x" * 5000 + '"}}', "family='" + "x" * 58 + f"… must be {_choices(FamilyName)}"),
     ],
     ids=range(7),
 )

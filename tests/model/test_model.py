@@ -218,8 +218,8 @@ def test_what_a_family_cannot_do_is_said_with_the_arithmetic():
         ("xlnet", {"kv_heads": 2}, "a key for every head"),
         ("xlnet", {"seq": 1}, "leaves none"),
         ("gpt", {"decoder_layers": 2}, "gpt has one stack"),
-        ("transformer", {"decoder_layers": 4}, "one of them has none"),
-        ("transformer", {"layers": 1}, "one of them has none"),
+        ("transformer", {"decoder_layers": 4}, "has none"),
+        ("transformer", {"layers": 1}, "has none"),
         ("gpt", {"hidden": 33}, "heads=4 does not divide hidden=33"),
     ],
 )
