@@ -13,12 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.measure.parity import parity_row
-from engine.model.chunk import TIED, TransformerChunk
+from engine.model.chunk import TIED, TransformerChunk, to_tensors
+from engine.objective import Feed, feed
 from engine.optimizer import make_optimizer
 from engine.parallel.comm import Comm
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.spec import RunSpec
-from engine.text import batch, load
+from engine.text import load
 
 
 def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict[str, ShardedParameter]]:
@@ -27,9 +28,9 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
     text = load(workload.text)
     now = [0]  # the step whose data `fetch` gives
 
-    def fetch(index: int) -> tuple[Tensor, Tensor]:
-        tokens, targets = batch(text, spec.model.seq, workload.microbatch_size, workload.seed, now[0], index)
-        return torch.tensor(tokens), torch.tensor(targets)
+    def fetch(index: int) -> Feed:
+        arrays = feed(spec.model, text, workload.microbatch_size, workload.seed, now[0], index)
+        return to_tensors(arrays, torch.device("cpu"))
 
     low = workload.precision == "bf16"
     tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
@@ -48,11 +49,12 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
             (loss / microbatches).backward()
             if low:  # added up in fp32, so that what is compared with is not itself the rounder of the two
                 for name, p in model.named_parameters():
-                    masters[name].grad = p.grad.float() + (0 if masters[name].grad is None else masters[name].grad)
+                    so_far, more = masters[name].grad, gradient_of(p).float()
+                    masters[name].grad = more if so_far is None else so_far + more
                     p.grad = None
             total += float(loss.detach()) / microbatches
         if step == 1:
-            gradients = {name: p.grad.clone() for name, p in masters.items()}
+            gradients = {name: gradient_of(p).clone() for name, p in masters.items()}
         optimizer.step()
         optimizer.zero_grad()
         if low:
@@ -63,15 +65,20 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
     return gradients, losses, dict(model.named_parameters())  # type: ignore[arg-type]
 
 
+def gradient_of(p: Tensor) -> Tensor:
+    assert p.grad is not None, "every parameter has a part in the loss"
+    return p.grad
+
+
 def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], list[float]]:
     """Rows of the parity table, from the gradients that the ranks put into `store`, and the unsharded losses."""
     gradients, losses, parameters = train_unsharded(spec)
     layout = spec.layout
     rows = []
     for name, whole in gradients.items():
-        copies = [name, "tied"] if name == TIED and len(layout.placement) > 1 else [name]
+        copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         cut = parameters[name].cut
-        joined = []
+        joined: list[Tensor] = []
         for key in copies:
             for dp in range(layout.dp):
                 slices = [pickle.loads(store.get(f"gradient/{key}/{dp}/{tp}")) for tp in range(layout.tp)]

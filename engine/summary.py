@@ -27,17 +27,18 @@ def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
     memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
     sent = tables["traffic"]["wire_bytes"].sum() if len(tables["traffic"]) else 0
     steady = steps["step_ns"].iloc[len(steps) // 2 :].median()
+    trained = steps["loss"].notna().all()
     summary = {
-        "loss_first": float(steps["loss"].iloc[0]),
-        "loss_last": float(steps["loss"].iloc[-1]),
+        "loss_first": float(steps["loss"].iloc[0]) if trained else None,
+        "loss_last": float(steps["loss"].iloc[-1]) if trained else None,
         "steps": len(steps),
         "step_ns": int(steady),
         "tokens_per_second": float(steps["tokens"].iloc[-1] / steady * 1e9),
         "peak_bytes": int(memory.max()),
-        "peak_rank": int(memory.idxmax()),
+        "peak_rank": int(memory[memory == memory.max()].index[0]),
         "wire_bytes_per_rank": float(sent / mesh.size),
         "bubble": bubble(tables["spans"], mesh),
     }
     if "parity" in tables:
-        summary["parity_max_rel"] = float(tables["parity"]["max_rel"].max())
+        summary["parity_max_rel"] = float(tables["parity"]["max_rel"].max(skipna=False))
     return summary

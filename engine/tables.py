@@ -17,16 +17,22 @@ Source = Literal["formula", "dry_run", "measured"]
 
 # In the order in which they are stacked and listed.
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")
+KV_CACHE = "kv_cache"  # one more, when generating
 
 _TEXT, _WHOLE, _REAL = "str", "int64", "float64"
 
 SCHEMAS: dict[str, dict[str, str]] = {
     # The composition at the instant of the rank's largest total in a steady step.
-    "memory_peak": {"source": _TEXT, "rank": _WHOLE, "pp": _WHOLE, "dp": _WHOLE, "tp": _WHOLE, "category": _TEXT, "bytes": _WHOLE},
+    "memory_peak": {
+        "source": _TEXT, "rank": _WHOLE, "pp": _WHOLE, "dp": _WHOLE, "tp": _WHOLE, "category": _TEXT, "bytes": _WHOLE,
+    },
     # The composition over one steady step: at the start of each action, and at the highest point within it.
     "memory_curve": {"source": _TEXT, "rank": _WHOLE, "t_ns": _WHOLE, "action": _TEXT, "category": _TEXT, "bytes": _WHOLE},
     # The process as the operating system sees it: Python, torch and the allocator's own reserve included.
-    "process": {"source": _TEXT, "rank": _WHOLE, "rss_bytes": _WHOLE, "uss_bytes": _WHOLE, "baseline_bytes": _WHOLE, "peak_rss_bytes": _WHOLE},
+    "process": {
+        "source": _TEXT, "rank": _WHOLE, "rss_bytes": _WHOLE, "uss_bytes": _WHOLE, "baseline_bytes": _WHOLE,
+        "peak_rss_bytes": _WHOLE,
+    },
     # What passed the door in one steady step. `group` is the group's ranks, comma-separated.
     "traffic": {
         "source": _TEXT, "rank": _WHOLE, "axis": _TEXT, "collective": _TEXT, "phase": _TEXT, "group": _TEXT,
@@ -43,10 +49,12 @@ SCHEMAS: dict[str, dict[str, str]] = {
 
 
 def table(name: str, rows: list[dict[str, Any]], source: Source) -> pd.DataFrame:
-    """Make the table `name` of `rows`, which give every column but `source`."""
-    schema = SCHEMAS[name]
-    columns = {column: [source if column == "source" else row[column] for row in rows] for column in schema}
-    return pd.DataFrame(columns).astype(schema)  # type: ignore[arg-type]
+    """Make the table `name` of `rows`, which give every column but `source`. Refuses a fraction where a whole number belongs."""
+    columns = {}
+    for column, dtype in SCHEMAS[name].items():
+        values = [source if column == "source" else row[column] for row in rows]
+        columns[column] = pd.Series(values, dtype=dtype)  # unlike astype, this does not cut fractions off
+    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def checked(content: bytes, name: str) -> bytes:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8: byte {error.start:,} cannot be read ({error.reason}); save it as UTF-8") from error
+        raise RequestError(f"{name} is not UTF-8: byte {error.start:,} makes no sense ({error.reason})") from error
     text = content.removeprefix(BOM_UTF8)
     if not text:
         raise RequestError(f"{name} is empty")
@@ -67,7 +67,7 @@ def batch(text: bytes, seq: int, size: int, seed: int, step: int, index: int) ->
     stretches depend on `seed`, `step` and `index` alone; some may overlap. Raises `RequestError` if the text is too short.
     """
     if len(text) <= seq:
-        raise RequestError(f"the text has {len(text):,} bytes and seq={seq} needs at least {seq + 1:,}, one more for the last target")
+        raise RequestError(f"the text has {len(text):,} bytes and seq={seq} needs {seq + 1:,}: the last token has a target too")
     starts = np.random.default_rng([seed, step, index]).integers(len(text) - seq, size=size)
     stretches = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(seq + 1)].astype(np.int64)  # (size, seq + 1)
     return stretches[:, :-1], stretches[:, 1:]

@@ -14,25 +14,26 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from engine.generate import Generator, readable
+from engine.inference import Inference
 from engine.measure.memory import Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
-from engine.model.chunk import TIED, TransformerChunk, layer_ranges
+from engine.model.chunk import TIED, TransformerChunk, layer_ranges, streams_before, to_tensors
+from engine.objective import Feed, feed
 from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import ShardedParameter, TensorParallel
+from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.reference import compare
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
 from engine.store import save
 from engine.summary import summarize
 from engine.tables import RunResult, table
-from engine.text import batch, load
+from engine.text import load
 from engine.topology import Mesh
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Link(Protocol):
@@ -64,17 +65,28 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder)
     link.at("building the model")
-    trainer = Trainer(spec, comm, recorder, link)
+    only = spec.generate.skip_training
+    model = Inference(spec, comm, recorder, link.at) if only else Trainer(spec, comm, recorder, link)
     comm.common_instant()
     if rank == 0:
         link.report({"event": "ready", "rank": 0, "backend": backend.name, "why": backend.why})
-    rows = trainer.train(store)
+    generated: list[int] = []
+    if isinstance(model, Inference):
+        _phase(link, rank, "generating")
+        generated, rows = model.generate()
+    else:
+        rows = model.train(store)
+    comm.common_instant()  # the last step's report comes before the next phase's
     _phase(link, rank, "tracing")
-    rows |= trainer.trace()
+    rows |= model.trace()
+    if isinstance(model, Trainer) and spec.generate.prompt:
+        _phase(link, rank, "generating")
+        generated = model.go_on()
     rows["process"] = [process_row(rank, baseline)]
-    store.set(f"rows/{rank}", pickle.dumps(rows))
+    comm.common_instant()  # a rank that hangs is found waiting here by the others, not by rank 0 alone
+    store.set(f"rows/{rank}", pickle.dumps(rows))  # type: ignore[arg-type]  # its stub forgets bytes
     if rank == 0:
-        _collect_and_save(spec, comm, backend, store, link, out)
+        _collect_and_save(spec, comm, backend, store, link, out, generated)
     comm.common_instant()  # rank 0 may host the store that the others still write to
     comm.disconnect()
     if rank == 0 and out is not None:
@@ -89,7 +101,7 @@ class Trainer:
         self.text = load(spec.workload.text)
         self.step = 0
         self.grad_norm = torch.zeros((), device=comm.device)  # of the whole model, over all ranks
-        schedule = plan(spec.layout, spec.workload.microbatches)
+        schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
         ranges = layer_ranges(spec.layout.chunk_layers(spec.model.layers))
         last = len(schedule.placement) - 1
         self.has_last = schedule.placement[last] == comm.at.pp
@@ -110,9 +122,8 @@ class Trainer:
         for chunk in self.chunks.values():
             chunk.through = self.data.through
         self.optimizer = make_optimizer(workload, [bucket.master for bucket in self.data.buckets.values()])
-        rows = spec.model.seq // (tp.degree if tp.cuts_sequence else 1)
-        boundary = [((workload.microbatch_size, rows, spec.model.hidden), tp.dtype)]
-        self.executor = Executor(schedule, self.chunks, self.data, comm, recorder, link.at, boundary, self._tie, self._update)
+        entering = [streams_before(spec.model, layers.start, workload.microbatch_size, tp) for layers in ranges]
+        self.executor = Executor(schedule, self.chunks, self.data, comm, recorder, link.at, entering, self._tie, self._update)
 
     def train(self, store: dist.Store) -> dict[str, list[dict[str, Any]]]:
         """The timed steps. Returns rows of steps (from one rank), and spans and traffic of the last step."""
@@ -122,6 +133,7 @@ class Trainer:
         reporting = self.has_last and at.dp == 0 and at.tp == 0
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
         for step in range(1, workload.steps + 1):
+            self.link.at(f"step {step}: start")
             _act_out(self.spec.fault, self.comm.rank, step)
             origin = self.run_step(step)
             took = time.perf_counter_ns() - origin
@@ -146,13 +158,12 @@ class Trainer:
         tracer = Tracer(owned, self.recorder, self.comm.device)  # type: ignore[arg-type]
         with tracer.step():
             self.run_step(self.spec.workload.steps + 1)
-        trace = tracer.result()
-        allocator = {"start_bytes": trace.start_total, "peak_bytes": trace.peak_total, "unaccounted_bytes": trace.unaccounted}
-        return {
-            "memory_peak": trace.peak_rows(self.comm.rank, *self.comm.at),
-            "memory_curve": trace.curve_rows(self.comm.rank),
-            "allocator": [{"rank": self.comm.rank, **allocator}],
-        }
+        return tracer.result().rows(self.comm.rank, *self.comm.at)
+
+    def go_on(self) -> list[int]:
+        """Continue the prompt with the trained model: the new tokens, on the first stage's ranks."""
+        generator = Generator(self.spec, self.chunks, self.executor.placement, self.comm, self.recorder, self.link.at)
+        return generator.run()
 
     def run_step(self, step: int) -> int:
         """Returns the instant at which all ranks began."""
@@ -162,11 +173,11 @@ class Trainer:
         self.executor.run(step)
         return origin
 
-    def _batch(self, microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, microbatch: int) -> Feed:
         workload = self.spec.workload
         index = self.comm.at.dp * workload.microbatches + microbatch
-        tokens, targets = batch(self.text, self.spec.model.seq, workload.microbatch_size, workload.seed, self.step, index)
-        return torch.tensor(tokens, device=self.comm.device), torch.tensor(targets, device=self.comm.device)
+        arrays = feed(self.spec.model, self.text, workload.microbatch_size, workload.seed, self.step, index)
+        return to_tensors(arrays, self.comm.device)
 
     def _tie(self) -> None:
         """Add up the gradients of the token table's two copies, which the first and the last chunk have."""
@@ -196,7 +207,8 @@ class Trainer:
 
     def _counted(self, chunk: TransformerChunk) -> list[torch.Tensor]:
         """The chunk's gradients on this rank, without what another rank counts: the copy of the table at the pipeline's end,
-        and on all tp ranks but one what tp does not cut."""
+        and on all tp ranks but one what tp does not cut.
+        """
         pieces = []
         for layer in chunk.parts():
             if chunk.embedding is None or chunk.first or layer is not chunk.embedding.token:
@@ -211,25 +223,30 @@ class Trainer:
                 bucket = self.data.buckets[layer]
                 for p, gradient in bucket.whole_gradients().items():
                     key = "tied" if names[p] == TIED and not chunk.first else names[p]
-                    store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))
+                    store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))  # type: ignore[arg-type]
 
 
-def _collect_and_save(spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None) -> None:
+def _collect_and_save(
+    spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None, generated: list[int]
+) -> None:
     """On rank 0: wait for every rank's rows, compare with the unsharded model if asked, and write the folder."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for rank in range(comm.mesh.size):
         for name, part in pickle.loads(store.get(f"rows/{rank}")).items():
             rows.setdefault(name, []).extend(part)
     allocator = rows.pop("allocator")
+    extra: dict[str, Any] = {"allocator": allocator}
     if spec.parity:
         _phase(link, 0, "parity")
-        rows["parity"], reference_losses = compare(spec, store)
-        worst = max(abs(row["loss"] - loss) for row, loss in zip(rows["steps"], reference_losses, strict=True))
+        rows["parity"], losses = compare(spec, store)
+        apart = [abs(row["loss"] - loss) for row, loss in zip(rows["steps"], losses, strict=True)]
+        # torch's max keeps NaN, Python's does not.
+        extra |= {"reference_losses": losses, "loss_max_abs": float(torch.tensor(apart, dtype=torch.float64).max())}
+    if generated:
+        extra["generated"] = {"prompt": spec.generate.prompt, "tokens": generated, "text": readable(generated)}
     _phase(link, 0, "saving")
     tables = {name: table(name, part, "measured") for name, part in rows.items()}
-    summary = summarize(tables, comm.mesh) | {"allocator": allocator}
-    if spec.parity:
-        summary |= {"reference_losses": reference_losses, "loss_max_abs": worst}
+    summary = summarize(tables, comm.mesh) | extra
     if out is not None:
         save(RunResult(spec, _environment(backend), summary, tables), out)
 
@@ -247,8 +264,11 @@ def _environment(backend: Backend) -> dict[str, Any]:
     }
 
 
+_DOING = {"parity": "comparing with the unsharded model", "saving": "saving the run", "generating": "generating text"}
+
+
 def _phase(link: Link, rank: int, phase: str) -> None:
-    link.at(phase)
+    link.at(_DOING.get(phase, phase))
     if rank == 0:
         link.report({"event": "phase", "phase": phase})
 

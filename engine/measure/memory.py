@@ -4,6 +4,7 @@ torch's profiler reports every allocation and every free of the C++ allocator wi
 put into a category by who owns its address, or else by the actions in which it was born and died:
 
     parameters, gradients, optimizer   owned: the address is that of a tensor of that kind
+    kv_cache                           the same, when generating
     activations                        born in a forward (or received for one), died in a backward; and the gradients that an I
                                        (or what was received for it) leaves to its W
     communication                      born in the door or in a transfer, or outlived its action without being an activation,
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from engine.measure.recorder import ACTION_MARK, DOOR_MARK, Recorder
-from engine.tables import CATEGORIES
+from engine.tables import CATEGORIES, KV_CACHE
 
 
 class ActionTime(NamedTuple):
@@ -69,7 +70,8 @@ class MemoryTrace:
 
     def curve(self) -> list[tuple[int, int, dict[str, int]]]:
         """(t_ns from the step's start, number of the action, bytes by category): at each action's start and highest point."""
-        now = dict.fromkeys(CATEGORIES, 0)
+        generating = any(block.owner == KV_CACHE for block in self.standing)
+        now = dict.fromkeys((*CATEGORIES, KV_CACHE) if generating else CATEGORIES, 0)
         for block in self.standing:
             now[self._category(block)] += block.size
         zero = self.actions[0].start_ns
@@ -88,6 +90,15 @@ class MemoryTrace:
         points.append((best_at, current, best_now))
         points.append((self.actions[-1].end_ns - zero, len(self.actions) - 1, dict(now)))
         return _one_each_instant(points)
+
+    def rows(self, rank: int, pp: int, dp: int, tp: int) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the memory tables, and the allocator's totals."""
+        totals = {"start_bytes": self.start_total, "peak_bytes": self.peak_total, "unaccounted_bytes": self.unaccounted}
+        return {
+            "memory_peak": self.peak_rows(rank, pp, dp, tp),
+            "memory_curve": self.curve_rows(rank),
+            "allocator": [{"rank": rank, **totals}],
+        }
 
     def peak_rows(self, rank: int, pp: int, dp: int, tp: int) -> list[dict[str, Any]]:
         highest = max((composition for _, _, composition in self.curve()), key=lambda c: sum(c.values()))
@@ -152,8 +163,10 @@ class Tracer:
         self._after = _live_storages(self._device)
 
     def result(self) -> MemoryTrace:
-        assert self._profile.profiler is not None
-        actions, doors, memory = _events(self._profile.profiler.kineto_results.experimental_event_tree(), self._device.type)
+        profiler = self._profile.profiler
+        assert profiler is not None
+        assert profiler.kineto_results is not None
+        actions, doors, memory = _events(profiler.kineto_results.experimental_event_tree(), self._device.type)
         raw, running = [m[:3] for m in memory], [m[3] for m in memory]
         starts = [a.start_ns for a in actions]
         door_starts = [start for start, _ in doors]

@@ -19,4 +19,10 @@ def process_row(rank: int, baseline_bytes: int) -> dict[str, Any]:
     memory = psutil.Process().memory_full_info()
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"rank": rank, "rss_bytes": memory.rss, "uss_bytes": memory.uss, "baseline_bytes": baseline_bytes, "peak_rss_bytes": max(peak, memory.rss)}
+    return {
+        "rank": rank,
+        "rss_bytes": memory.rss,
+        "uss_bytes": memory.uss,
+        "baseline_bytes": baseline_bytes,
+        "peak_rss_bytes": max(peak, memory.rss),
+    }

@@ -90,7 +90,9 @@ class Recorder:
         count.calls += 1
         count.payload_bytes += payload_bytes
         count.wire_bytes += wire_bytes
-        span = Span("comm", passage.collective, self._chunk, self._microbatch, time.perf_counter_ns(), cpu_ns=-time.thread_time_ns())
+        span = Span(
+            "comm", passage.collective, self._chunk, self._microbatch, time.perf_counter_ns(), cpu_ns=-time.thread_time_ns()
+        )
         self.spans.append(span)
         return span
 
@@ -123,7 +125,8 @@ class Recorder:
         return [
             {
                 "rank": rank, "axis": p.axis, "collective": p.collective, "phase": p.phase,
-                "group": ",".join(map(str, p.group)), "calls": c.calls, "payload_bytes": c.payload_bytes, "wire_bytes": c.wire_bytes,
+                "group": ",".join(map(str, p.group)), "calls": c.calls,
+                "payload_bytes": c.payload_bytes, "wire_bytes": c.wire_bytes,
             }
             for p, c in self.traffic.items()
         ]  # fmt: skip

@@ -9,93 +9,125 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.model.layers import Layer, LayerNorm
-from engine.parallel.data import Use, straight_through
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel, VocabParallelEmbedding, vocab_parallel_cross_entropy
+from engine.model.ends import Embedding, Head
+from engine.model.layers import Layer
+from engine.model.position import Around, Cache
+from engine.objective import Feed
+from engine.parallel.data import Streams, Use, straight_through
+from engine.parallel.tensor import ShardedParameter, TensorParallel, VocabParallelEmbedding
 from engine.spec import ModelSpec, Recompute
 
-Batch = Callable[[int], tuple[Tensor, Tensor]]  # microbatch → tokens (B, S), targets (B, S)
+Batch = Callable[[int], Feed]  # microbatch → its tensors
 
 TIED = "embedding.token.weight"
 
 
-class Position(nn.Module):
-    """Learned position embedding, whole on every tp rank. (B, s, H) → (B, s, H)"""
+class TransformerChunk(nn.Module):
+    """Layers `layers` of the model. Parameters have the names they would have in the whole model.
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
-        super().__init__()
-        self.tp = tp
-        self.weight = ShardedParameter.of(Cut((spec.seq, spec.hidden)), tp)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.shape[1]
-        first = rows * self.tp.index if self.tp.cuts_sequence else 0
-        return x + self.weight[first : first + rows]
-
-
-class Embedding(nn.Module):
-    """The token table, and on the first chunk the positions.
-
-    The last chunk has a token table as well, as the output layer; both ends keep theirs equal.
+    What passes from layer to layer is one tensor (B, r, H), r the rows, cut over tp under sequence parallelism. With encoder
+    and decoder they are two: in the encoder its activations and the decoder's input, which waits for its turn (so the token
+    table is needed at the pipeline's two ends only); in the decoder its activations and the encoder's output.
     """
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, first: bool) -> None:
-        super().__init__()
-        self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp)
-        self.position = Position(spec, tp) if first else None
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        assert self.position is not None
-        return self.position(self.token(tokens))
-
-
-class Head(nn.Module):
-    """The last norm; the output layer is the token table."""
-
-    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
-        super().__init__()
-        self.norm = LayerNorm(spec.hidden, tp)
-
-
-class TransformerChunk(nn.Module):
-    """Layers `layers` of the model. Parameters have the names they would have in the whole model."""
-
-    def __init__(self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute) -> None:
+    def __init__(
+        self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute
+    ) -> None:
         super().__init__()
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
-        self.embedding = Embedding(spec, tp, first) if first or last else None
-        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, selective=recompute == "selective") for i in layers})
+        self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
+        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i) for i in layers})
         self.head = Head(spec, tp) if last else None
-        self.through: Callable[[Sequence[Use], Tensor], Tensor] = straight_through
+        self.through: Callable[[Sequence[Use], Streams], Streams] = straight_through
 
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:
-        tokens, targets = self.batch(microbatch) if self.first or self.last else (None, None)
-        return (self.through(list(self._uses(targets)), tokens if self.first else inputs[0]),)
+        needed = self.first or self.last or self.spec.parts.position == "relative"
+        feed = self.batch(microbatch) if needed else None
+        return self.through(list(self._uses(feed)), inputs)
 
-    def _uses(self, targets: Tensor | None) -> Iterator[Use]:
+    def _uses(self, feed: Feed | None) -> Iterator[Use]:
         """The way through the chunk, one layer after the other."""
         if self.first:
-            assert self.embedding is not None and self.embedding.position is not None
-            yield Use((self.embedding.token, self.embedding.position), self.embedding, lookup=True)
-        for layer in self.layers.values():
-            yield Use((layer,), partial(_recomputed, layer) if self.recompute == "full" else layer)
+            yield from self._into(feed)
+        around = Around.of(self.spec, feed, self.tp) if self.layers else Around()
+        for number, layer in self.layers.items():
+            yield Use((layer,), partial(self._pass, int(number), layer, around))
         if self.head is not None:
-            assert self.embedding is not None and targets is not None
-            table = (self.embedding.token,)
+            assert feed is not None
+            table = () if self.embedding is None or not self.spec.parts.tied else (self.embedding.token,)
             # On a chunk that is first as well, the table's gradient is whole once its use as embedding has gone back.
             layers, borrowed = ((self.head,), table) if self.first else ((self.head, *table), ())
-            yield Use(layers, partial(self._loss, targets), borrowed)
+            yield Use(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
 
-    def _loss(self, targets: Tensor, x: Tensor) -> Tensor:
-        assert self.embedding is not None and self.head is not None
-        logits = self.embedding.token.logits(self.head.norm(x), looked_up=self.first).float()  # (B, S, V/tp)
-        return vocab_parallel_cross_entropy(logits, targets, self.spec.vocab, self.tp)
+    def extend(self, streams: Streams, tokens: Tensor | None, cache: Cache) -> Streams:
+        """Pass some more tokens of sequences whose earlier ones are in the cache, which keeps these as well.
+
+        The first chunk takes `tokens` (B, n), the others what the chunk before returned: (B, n, H). The last one returns the
+        logits of the last token (B, 1, V/tp).
+        """
+        return self.through(
+            list(self._extending(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams
+        )
+
+    def _extending(self, count: int, tokens: Tensor | None, cache: Cache) -> Iterator[Use]:
+        if self.first:
+            embedding = self.embedding
+            assert embedding is not None and embedding.places is not None
+            feed = Feed(tokens, None)
+            yield Use(
+                _with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True
+            )
+        around = Around.going_on(self.spec, cache, count, self.tp.comm.device)
+        for layer in self.layers.values():
+            yield Use((layer,), partial(_one_stream, layer, around))
+        if self.head is not None:
+            head, table = self.head, self._table()
+            layers = _with_parameters(head, *([] if table is None else [table]))
+            yield Use(layers, lambda streams: (head.logits(streams[0][:, -1:], table),))
+
+    def _table(self) -> VocabParallelEmbedding | None:
+        """The token table, where it is the output matrix."""
+        return self.embedding.token if self.embedding is not None and self.spec.parts.tied else None
+
+    def _into(self, feed: Feed | None) -> Iterator[Use]:
+        embedding = self.embedding
+        assert embedding is not None and embedding.places is not None and feed is not None
+        yield Use(_with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed), lookup=True)
+        norm = embedding.norm
+        if norm is not None:
+            yield Use((norm,), lambda streams: tuple(norm(x) for x in streams))
+
+    def _pass(self, number: int, layer: nn.Module, around: Around, streams: Streams) -> Streams:
+        """Through one layer, and on to what the next one takes."""
+        spec = self.spec
+        if not spec.parts.encoder:
+            return (self._run(layer, streams[0], around),)
+        if number < spec.encoder_layers:
+            x, following = streams
+            x = self._run(layer, x, around)
+            return (x, following) if number < spec.encoder_layers - 1 else (following, x)
+        y, memory = streams
+        y = self._run(layer, y, around, memory)
+        return (y, memory) if number < spec.layers - 1 else (y,)
+
+    def _run(self, layer: nn.Module, *inputs: object) -> Tensor:
+        """The layer's result; under full recompute only its inputs are kept, and the rest computed again in backward."""
+        if self.recompute != "full":
+            return layer(*inputs)
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def _loss(self, targets: Tensor, streams: Streams) -> Streams:
+        assert self.head is not None
+        table = self._table()
+        return (self.head(streams[0], table, targets, looked_up=self.first and table is not None),)
 
     def parts(self) -> list[nn.Module]:
-        """What forms a bucket of its own, in the order of the forward pass. The token table is one, so that it is laid out
-        alike on both ends of the pipeline."""
-        embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.position]
-        return [part for part in (*embedding, *self.layers.values(), self.head) if part is not None]
+        """What forms a bucket of its own, in the order of the forward pass.
+
+        The token table is one, so that it is laid out alike on both ends of the pipeline.
+        """
+        embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
+        return list(_with_parameters(*embedding, *self.layers.values(), self.head))
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
@@ -105,9 +137,28 @@ class TransformerChunk(nn.Module):
             parameter.draw(name, seed, self.tp.index, self.tp.degree)
 
 
-def _recomputed(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's result; of its activations only x is kept, and the rest computed again in backward."""
-    return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+def _one_stream(layer: nn.Module, around: Around, streams: Streams) -> Streams:
+    return (layer(streams[0], around),)
+
+
+def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
+    """Those that have any: a family may have no head to speak of, or positions that are not learned."""
+    return tuple(module for module in modules if module is not None and next(module.parameters(), None) is not None)
+
+
+def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of each tensor that passes from layer `layer` − 1 to `layer`, or behind the last to the head.
+
+    `size`: sequences of a microbatch.
+    """
+    rows = spec.rows // (tp.degree if tp.cuts_sequence else 1)
+    count = 2 if spec.parts.encoder and layer < spec.layers else 1
+    return [((size, rows, spec.hidden), tp.dtype)] * count
+
+
+def to_tensors(feed: Feed, device: torch.device) -> Feed:
+    """The same microbatch, on a device."""
+    return Feed(*(None if array is None else torch.tensor(array, device=device) for array in feed))
 
 
 def layer_ranges(chunk_layers: tuple[int, ...]) -> list[range]:

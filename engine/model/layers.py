@@ -1,85 +1,46 @@
-"""The parts of a Transformer layer, each cut over tp by the groups it is given. Shapes: B, S, H hidden, A heads, D = H/A."""
+"""A Transformer layer, put together from the parts that its family names. Shapes: B, s (S, or S/tp when cut), H hidden."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from engine.parallel.tensor import ColumnParallelLinear, Cut, RowParallelLinear, ShardedParameter, TensorParallel
+from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention
+from engine.model.mlp import MLP
+from engine.model.norm import make_norm
+from engine.model.position import Around
+from engine.parallel.tensor import TensorParallel
 from engine.spec import ModelSpec
 
 
-class LayerNorm(nn.Module):
-    """Whole on every tp rank."""
-
-    def __init__(self, width: int, tp: TensorParallel) -> None:
-        super().__init__()
-        self.weight = ShardedParameter.of(Cut((width,), draw="ones"), tp)
-        self.bias = ShardedParameter.of(Cut((width,), draw="zeros"), tp)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
-
-
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what came before; heads are cut over tp. (B, s, H) → (B, s, H)
-
-    Written out, scores and all, so that the S² term of the activations can be seen and measured.
-    """
-
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
-        """`selective`: compute the attention proper again in backward rather than keep what it holds, S² of it."""
-        super().__init__()
-        self.heads, self.width, self.selective = spec.heads // tp.degree, spec.head_width, selective
-        self.qkv = ColumnParallelLinear(spec.hidden, (spec.hidden,) * 3, tp)
-        self.out = RowParallelLinear(spec.hidden, spec.hidden, tp, std=output_std(spec))
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x)  # (B, S, 3H/tp)
-        b, s, _ = qkv.shape
-        q, k, v = qkv.view(b, s, 3, self.heads, self.width).permute(2, 0, 3, 1, 4)  # each (B, A/tp, S, D)
-        mixed = checkpoint(self.mix, q, k, v, use_reentrant=False, preserve_rng_state=False) if self.selective else self.mix(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(b, s, -1))
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The attention proper. Each (B, A/tp, S, D) → (B, A/tp, S, D)"""
-        s = q.shape[-2]
-        scores = (q @ k.transpose(-1, -2)).mul_(1 / math.sqrt(self.width))  # (B, A/tp, S, S)
-        future = torch.ones(s, s, dtype=torch.bool, device=q.device).triu_(1)
-        return scores.masked_fill_(future, float("-inf")).softmax(-1) @ v
-
-
-class MLP(nn.Module):
-    """Two linear layers with GELU between; the inner width is cut over tp. (B, s, H) → (B, s, H)"""
-
-    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
-        super().__init__()
-        self.inner = ColumnParallelLinear(spec.hidden, (spec.ffn_width,), tp)
-        self.out = RowParallelLinear(spec.ffn_width, spec.hidden, tp, std=output_std(spec))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.gelu(self.inner(x), approximate="tanh"))  # (B, S, F/tp) inside
-
-
 class Layer(nn.Module):
-    """A pre-norm Transformer layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Attention, in a decoder with an encoder cross-attention, and MLP; each with a residual and a norm around it."""
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
+    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, number: int) -> None:
+        """`number`: which of the model's layers this is. `selective`: see `Attention`."""
         super().__init__()
-        self.attention_norm = LayerNorm(spec.hidden, tp)
-        self.attention = CausalSelfAttention(spec, tp, selective)
-        self.mlp_norm = LayerNorm(spec.hidden, tp)
+        family = spec.parts
+        self.pre = family.placement == "pre"
+        decodes = family.encoder and number >= spec.encoder_layers
+        self.attention_norm = make_norm(spec, tp)
+        self.attention: nn.Module
+        if family.position == "relative":
+            self.attention = RelativeAttention(spec, tp, selective)
+        else:
+            self.attention = SelfAttention(spec, tp, selective, causal=decodes or family.objective == "causal")
+        self.cross_norm = make_norm(spec, tp) if decodes else None
+        self.cross = CrossAttention(spec, tp, selective) if decodes else None
+        self.mlp_norm = make_norm(spec, tp)
         self.mlp = MLP(spec, tp)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, x: Tensor, around: Around, memory: Tensor | None = None) -> Tensor:
+        """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for a layer that attends to it."""
+        x = self._residual(x, self.attention_norm, lambda y: self.attention(y, around))
+        if self.cross is not None and self.cross_norm is not None:
+            cross = self.cross
+            x = self._residual(x, self.cross_norm, lambda y: cross(y, memory))
+        return self._residual(x, self.mlp_norm, self.mlp)
 
-
-def output_std(spec: ModelSpec) -> float:
-    """Spread of the layers that write to the residual stream: 2 × layers of them add up (Radford et al. 2019, 2.3)."""
-    return 0.02 / math.sqrt(2 * spec.layers)
+    def _residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + block(norm(x)) if self.pre else norm(x + block(x))

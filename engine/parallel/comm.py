@@ -70,7 +70,7 @@ class Group:
 class Pending:
     """A call under way. It must be waited for: gloo gives up a transfer whose handle is dropped."""
 
-    def __init__(self, works: list[dist.Work], tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
+    def __init__(self, works: list[dist.Work | None], tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
         """`tensors` are kept until the call is complete; see `_lend`."""
         self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
         self.afterwards: Callable[[], object] | None = None
@@ -78,6 +78,7 @@ class Pending:
     def wait(self) -> None:
         try:
             for work in self._works:
+                assert work is not None, "this rank is in every group it calls"
                 work.wait()
         except RuntimeError as error:
             raise CommError(str(error)) from error
@@ -94,10 +95,7 @@ class Comm:
         self.mesh, self.rank, self.recorder, self.device = mesh, rank, recorder, device
         self.at = mesh.coordinate(rank)
         self._gathers: dict[tuple[int, ...], int] = {}
-        self.groups: dict[str, Group] = {
-            axis: Group(axis, mesh.group(rank, axis), None)
-            for axis in ("dp", "tp", "pp")  # type: ignore[arg-type]
-        }
+        self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(rank, axis), None) for axis in ("dp", "tp", "pp")}
 
     @classmethod
     def alone(cls, device: torch.device) -> Comm:
@@ -146,7 +144,9 @@ class Comm:
         to = self.groups[group]
         payload, n = tensor.nbytes, len(to.ranks)
         span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n)
-        return self._start(lambda lent: [dist.all_reduce(lent, _REDUCTIONS[reduction], group=to.handle, async_op=True)], tensor, span)
+        return self._start(
+            lambda lent: [dist.all_reduce(lent, _REDUCTIONS[reduction], group=to.handle, async_op=True)], tensor, span
+        )
 
     def all_gather(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
         """The tensors of all ranks of the group, one behind the other along a new first dimension: (n, *shape)."""
@@ -163,21 +163,21 @@ class Comm:
         return self._start(lambda lent: start(_lend(out), lent, to), tensor, span, out)
 
     @staticmethod
-    def _gather_at_once(out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work]:
+    def _gather_at_once(out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work | None]:
         return [dist.all_gather_single(out, tensor, group=to.handle, async_op=True)]
 
-    def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work]:
+    def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work | None]:
         """Everyone sends its part to everyone. gloo's own all-gather works in a copy of the whole, made and dropped by another
-        thread at an instant of its own, which no measurement of memory would come out of twice the same."""
+        thread at an instant of its own, which no measurement of memory would come out of twice the same.
+        """
         parts = out.view(len(to.ranks), -1)
         tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # ranks gather in the same order
-        works: list[dist.Work] = []
+        works: list[dist.Work | None] = []
         for rank, part in zip(to.ranks, parts, strict=True):
             if rank == self.rank:
                 part.copy_(tensor)
             else:
-                works.append(dist.irecv(part, rank, group=to.handle, tag=tag))
-                works.append(dist.isend(tensor, rank, group=to.handle, tag=tag))
+                works += [dist.irecv(part, rank, group=to.handle, tag=tag), dist.isend(tensor, rank, group=to.handle, tag=tag)]
         return works
 
     def reduce_scatter(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
@@ -199,7 +199,9 @@ class Comm:
             pending.afterwards = lambda: out.view(-1).copy_(copy.view(n, -1)[own])
             return pending
         part = _lend(out)
-        return self._start(lambda lent: [dist.reduce_scatter_single(part, lent, group=to.handle, async_op=True)], tensor, span, out)
+        return self._start(
+            lambda lent: [dist.reduce_scatter_single(part, lent, group=to.handle, async_op=True)], tensor, span, out
+        )
 
     def send(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
         """Start sending to the rank at pp coordinate `stage`. `tensor` must be left alone until the call was waited for."""
@@ -222,7 +224,9 @@ class Comm:
     def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
         return self.recorder.passage(Passage(axis, collective, self.recorder.phase, ranks), payload, wire)
 
-    def _start(self, call: Callable[[torch.Tensor], list[dist.Work]], tensor: torch.Tensor, span: Span, *kept: torch.Tensor) -> Pending:
+    def _start(
+        self, call: Callable[[torch.Tensor], list[dist.Work | None]], tensor: torch.Tensor, span: Span, *kept: torch.Tensor
+    ) -> Pending:
         try:
             with self.recorder.door(span.kind):
                 return Pending(call(_lend(tensor)), (tensor, *kept), span, self.recorder)

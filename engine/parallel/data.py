@@ -29,22 +29,24 @@ from torch.autograd import Function
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.tensor import DeferredGradients, ShardedParameter
 
+Streams = tuple[Tensor, ...]  # the activations that pass from one use to the next
+
 
 @dataclass(frozen=True)
 class Use:
     """One use of some layers' parameters on the way through a chunk: `run` maps activations to activations."""
 
     layers: tuple[nn.Module, ...]
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Streams], Streams]
     borrowed: tuple[nn.Module, ...] = ()  # used as well, but their gradients come with another use of theirs
     lookup: bool = False  # backward needs no values
 
 
-def straight_through(uses: Sequence[Use], x: Tensor) -> Tensor:
+def straight_through(uses: Sequence[Use], streams: Streams) -> Streams:
     """Run `uses` one after the other, for values that are always there."""
     for use in uses:
-        x = use.run(x)
-    return x
+        streams = use.run(streams)
+    return streams
 
 
 class Bucket:
@@ -96,7 +98,7 @@ class Bucket:
         """The part of the gradients that is this rank's to use: all of them, or its share."""
         return self.gradients[self.own] if self.zero == 1 else self.gradients
 
-    # ------------------------------------------------------------------------------------------------ values (zero = 3)
+    # ------------------------------------------------------------------------------------------------ values where dp shards
 
     def start_gather(self) -> Pending:
         """Make room for the values and start filling it with everyone's share."""
@@ -112,11 +114,10 @@ class Bucket:
 
     def expect(self, passes: int) -> None:
         """That many more backward passes will each bring a gradient of every parameter."""
-        if self.zero == 2 or self.zero == 3:
-            if self.incoming is None:
-                with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
-                    self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
-                self._point_gradients_at(self.incoming)
+        if self.zero >= 2 and self.incoming is None:
+            with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
+                self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
+            self._point_gradients_at(self.incoming)
         self.missing += passes * len(self.parameters)
 
     def take(self, p: ShardedParameter) -> bool:
@@ -182,21 +183,21 @@ class Bucket:
         return pieces
 
 
-class _Before(Function):
-    """Put on a layer's output: tells that its backward is about to begin."""
+class _Tell(Function):
+    """Tells when backward comes by: when all the streams' gradients are there, and before any goes on.
+
+    Put on a layer's outputs, that its backward is about to begin; put on its inputs, that its backward is done.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tell: Callable[[], None]) -> Tensor:
+    def forward(ctx: Any, tell: Callable[[], None], *streams: Tensor) -> Streams:
         ctx.tell = tell
-        return x.view_as(x)
+        return tuple(x.view_as(x) for x in streams)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.tell()
-        return gradient, None
-
-
-_After = _Before  # put on a layer's input, the same tells that its backward is done
+        return None, *gradients
 
 
 class DataParallel:
@@ -258,20 +259,20 @@ class DataParallel:
 
     # ----------------------------------------------------------------------------------------------- around each layer
 
-    def through(self, uses: Sequence[Use], x: Tensor) -> Tensor:
-        """Run `uses` one after the other on x, having each one's values there in forward and again in backward."""
+    def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
+        """Run `uses` one after the other, having each one's values there in forward and again in backward."""
         if self.zero < 2:
-            return straight_through(uses, x)
+            return straight_through(uses, streams)
         for i, use in enumerate(uses):
             before = uses[i - 1] if i and not uses[i - 1].lookup else None
             after = uses[i + 1] if i + 1 < len(uses) else None
-            if x.requires_grad:
-                x = _After.apply(x, partial(self._leave, use))
+            if streams:  # the first use has none: it fetches the tokens, which have no gradient
+                streams = _Tell.apply(partial(self._leave, use), *streams)
             self._enter(use, after)
-            x = use.run(x)
+            streams = use.run(streams)
             self._leave(use)
-            x = _Before.apply(x, partial(self._begin_backward, use, before))
-        return x
+            streams = _Tell.apply(partial(self._begin_backward, use, before), *streams)
+        return streams
 
     def _begin_backward(self, use: Use, before: Use | None) -> None:
         for layer in use.layers:

@@ -6,7 +6,7 @@ It knows nothing of the model but that a chunk turns inputs into outputs, and no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -38,16 +38,16 @@ class Executor:
     def __init__(
         self,
         schedule: Schedule,
-        chunks: dict[int, Chunk],
+        chunks: Mapping[int, Chunk],
         data: DataParallel,
         comm: Comm,
         recorder: Recorder,
         at: Callable[[str], None],
-        boundary: Sequence[tuple[tuple[int, ...], torch.dtype]],
+        entering: Sequence[Sequence[tuple[tuple[int, ...], torch.dtype]]],
         tie: Callable[[], None],
         update: Callable[[], None],
     ) -> None:
-        """`at` is told what is about to be done. `boundary`: shape and type of each tensor that passes between two chunks.
+        """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c is given.
 
         `tie` and `update` do the actions tie and step.
         """
@@ -55,7 +55,8 @@ class Executor:
         self.placement = schedule.placement
         self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
         self.chunks, self.data, self.comm, self.recorder = chunks, data, comm, recorder
-        self.at, self.boundary, self.held = at, boundary, schedule.held
+        self.at, self.entering, self.held = at, entering, schedule.held
+        self.widest = max(len(tensors) for tensors in entering)
         self.microbatches = schedule.microbatches
         self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
         self._inputs: dict[tuple[int, int], Boundary] = {}
@@ -112,6 +113,7 @@ class Executor:
         torch.autograd.backward(roots, gradients)
         if inputs:
             outgoing = tuple(t.grad for t in inputs if t.grad is not None)
+            assert len(outgoing) == len(inputs), "a chunk uses everything that it takes"
             self._hand_over("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
 
     def _backward_of_inputs(self, action: Action) -> None:
@@ -152,6 +154,7 @@ class Executor:
         )
 
     def _receive(self, action: Action) -> None:
+        expected = self.entering[action.chunk if action.flow == "activation" else action.chunk + 1]
         tensors = tuple(
             self.comm.receive(
                 torch.empty(shape, dtype=dtype, device=self.comm.device),
@@ -159,13 +162,13 @@ class Executor:
                 action.peer,
                 self._tag(action.flow, action.chunk, action.microbatch, part),
             )
-            for part, (shape, dtype) in enumerate(self.boundary)
+            for part, (shape, dtype) in enumerate(expected)
         )
         self._arrive(action.flow, action.chunk, action.microbatch, tensors)
 
     def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""
-        return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * len(self.boundary) + part
+        return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * self.widest + part
 
     def _step(self, update: Callable[[], None]) -> None:
         for messages in self._sent.values():

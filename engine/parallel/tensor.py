@@ -22,8 +22,12 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
+from engine.spec import Precision
 
 Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
+
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class DeferredGradients:
@@ -174,19 +178,21 @@ class _ColumnLinear(Function):
     """y = x Wᵀ + b where every slice reads the same x, so that the gradients of x from all slices add up."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel) -> Tensor:
-        ctx.tp, ctx.has_bias, ctx.weight = tp, bias is not None, weight
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel, first: int = 0) -> Tensor:
+        """`first`: the row of the whole sequence from which on there is an output."""
+        ctx.tp, ctx.has_bias, ctx.weight, ctx.first = tp, bias is not None, weight, first
         ctx.save_for_backward(x, weight)
-        return F.linear(tp.enter(x), weight, bias)
+        return F.linear(tp.enter(x)[:, first:], weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # What waits for its W must not keep the graph that x came from.
-        tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
-        for_input = tp.leave(gradient @ weight)  # (B, s, in)
-        for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.enter(x)))
+        tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
+        partial = gradient @ weight
+        for_input = tp.leave(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
+        for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.enter(x)[:, first:]))
         for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
-        return for_input, for_weight, for_bias, None
+        return for_input, for_weight, for_bias, None, None
 
 
 class _RowLinear(Function):
@@ -199,7 +205,7 @@ class _RowLinear(Function):
         return tp.leave(F.linear(x, weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
         whole = tp.enter(gradient)  # (B, S, out)
         return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
@@ -254,7 +260,7 @@ class _SumOfSlices(Function):
         return tp.leave(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.tp.enter(gradient), None
 
 
@@ -264,10 +270,10 @@ class VocabParallelEmbedding(nn.Module):
     A rank looks up the tokens whose rows it holds and contributes zeros for the others.
     """
 
-    def __init__(self, vocab: int, hidden: int, tp: TensorParallel) -> None:
+    def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02) -> None:
         super().__init__()
         self.tp, self.vocab = tp, vocab
-        self.weight = ShardedParameter.of(Cut((vocab, hidden), 0), tp)  # (V/tp, H)
+        self.weight = ShardedParameter.of(Cut((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.tp.degree == 1:
@@ -278,25 +284,26 @@ class VocabParallelEmbedding(nn.Module):
         x = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
         return _SumOfSlices.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
 
-    def logits(self, x: Tensor, looked_up: bool) -> Tensor:
-        """The same table as output layer. (B, s, H) → (B, S, V/tp)
+    def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
+        """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
 
         `looked_up`: the same backward pass goes through `forward` too. Autograd then adds the two gradients of the table and
         brings them as one, so this one cannot come later.
         """
         tp = replace(self.tp, deferred=DeferredGradients()) if looked_up else self.tp
-        return _ColumnLinear.apply(x, self.weight, None, tp)
+        return _ColumnLinear.apply(x, self.weight, bias, tp, first)
 
 
 class _VocabParallelCrossEntropy(Function):
-    """Mean cross-entropy over all tokens of logits that are cut over tp, without gathering them.
+    """Mean cross-entropy of logits that are cut over tp, without gathering them.
 
     Two all-reduces of B × S numbers: the largest logit, then the sum of exponentials together with the target's logit.
     The logits' own storage is used up and becomes the softmax, which is what backward needs.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int) -> Tensor:
+        logits = logits.detach()  # with a bias they may be a view, and a view that changed may not be kept for backward
         columns = logits.shape[-1]  # V/tp
         first = columns * tp.index
         logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
@@ -308,18 +315,27 @@ class _VocabParallelCrossEntropy(Function):
         at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(elsewhere, 0.0)
         logits.exp_()
         sums = tp.comm.all_reduce(torch.stack((logits.sum(-1), at_target)), "tp")  # (2, B, S)
-        loss = (sums[0].log() - sums[1]).mean()
+        losses = sums[0].log() - sums[1]
+        ctx.nothing = targets < 0 if counted < targets.numel() else None
+        ctx.counted = counted
         ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, elsewhere)
-        return loss
+        return losses.mean() if ctx.nothing is None else losses.masked_fill_(ctx.nothing, 0.0).sum() / counted
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         softmax, local, elsewhere = ctx.saved_tensors
         hit = (~elsewhere).to(softmax.dtype).unsqueeze(-1)
         softmax.scatter_add_(-1, local, -hit)
-        return softmax.mul_(gradient / local.numel()), None, None, None
+        if ctx.nothing is not None:
+            softmax.masked_fill_(ctx.nothing.unsqueeze(-1), 0.0)
+        return softmax.mul_(gradient / ctx.counted), None, None, None, None
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel) -> Tensor:
-    """Mean over (B, S). `logits` (B, S, V/tp) are consumed; `vocab` is the number of real tokens."""
-    return _VocabParallelCrossEntropy.apply(logits, targets, vocab, tp)
+def vocab_parallel_cross_entropy(
+    logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None
+) -> Tensor:
+    """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are consumed; `vocab` is the number of real tokens.
+
+    `counted` says how many have a target, where that is not all; so nothing has to be read back from the device.
+    """
+    return _VocabParallelCrossEntropy.apply(logits, targets, vocab, tp, counted or targets.numel())

@@ -16,7 +16,9 @@ STEP_COUNTER = 4  # bytes that AdamW keeps for each tensor it updates
 PARITY_LIMIT_BF16 = 2e-2
 
 
-def lever(code: str, parity: bool = False, model: ModelSpec = MODEL, workload: dict[str, Any] | None = None, **layout: Any) -> RunSpec:
+def lever(
+    code: str, parity: bool = False, model: ModelSpec = MODEL, workload: dict[str, Any] | None = None, **layout: Any
+) -> RunSpec:
     return RunSpec(
         model=model,
         layout=LayoutSpec(**LayoutSpec.degrees(code), **layout),
@@ -119,7 +121,7 @@ class TestRecompute:
         assert saved == MODEL.layers * dropped
 
     def test_full_keeps_only_each_layers_input(self, runs: Runs) -> None:
-        """One more layer costs one more (B, S, H), however much the layer itself would hold, and 8 bytes of torch's checkpoint."""
+        """One more layer costs one more (B, S, H), however much the layer itself would hold, and 8 bytes of checkpoint's own."""
         deeper = MODEL.model_copy(update={"layers": 5})
         four, five = (at_peak(runs, lever("tp1", recompute="full", model=model, parity=True)) for model in (MODEL, deeper))
         assert five["activations"] - four["activations"] == self.b * self.s * self.h * FLOAT + 8

@@ -162,11 +162,11 @@ def test_every_one_of_them_has_a_smaller_bubble_than_1f1b() -> None:
 @pytest.mark.parametrize(
     ("layout", "microbatches", "field", "choices", "said"),
     [
-        ({"schedule": "interleaved", "pp": 2}, 4, "layout.chunks", (2, 3, 4), "chunks=1 leaves no other"),
+        ({"schedule": "interleaved", "pp": 2}, 4, "layout.chunks", (2, 3, 4), "chunks=1 leaves no"),
         ({"schedule": "zb-v", "pp": 2}, 4, "layout.chunks", (2,), "two chunks and not chunks=1"),
         ({"schedule": "dualpipe-v", "pp": 2, "chunks": 3}, 4, "layout.chunks", (2,), "two chunks and not chunks=3"),
         ({"schedule": "1f1b", "pp": 2, "chunks": 2}, 4, "layout.chunks", (1,), "one chunk a stage"),
-        ({"schedule": "interleaved", "pp": 2, "chunks": 2}, 9, "workload.microbatches", (8, 10, 6, 4), "9 // 2 = 4 equal rounds"),
+        ({"schedule": "interleaved", "pp": 2, "chunks": 2}, 9, "workload.microbatches", (8, 10, 6, 4), "9 // 2 = 4 equal"),
         ({"schedule": "dualpipe-v", "pp": 3, "chunks": 2}, 5, "workload.microbatches", (6,), "2 × 3 chunks and has 5"),
         (
             {"schedule": "zb-v", "pp": 5, "chunks": 2},

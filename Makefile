@@ -1,0 +1,72 @@
+# make app | test | lint | bench | screenshots | clean
+#
+# Everything lives in .venv, which is made on first use. Another Python than python3: make app PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+APP_ARGS ?=
+PYTEST_ARGS ?=
+CHROMIUMS := chromium chromium-browser google-chrome
+
+.PHONY: app test lint style types layers bench screenshots clean chromium dev
+.DELETE_ON_ERROR:
+
+app: $(VENV)/.app
+	$(RUN) streamlit run app.py $(APP_ARGS)
+
+test: dev chromium
+	$(RUN) pytest $(PYTEST_ARGS)
+
+lint: style types layers
+
+style: dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: dev
+	$(RUN) mypy
+
+layers: dev
+	$(VENV)/bin/lint-imports
+
+# Each benchmark prints one table. None is a test: what they print depends on the machine.
+bench: $(VENV)/.app
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+		name=$$(basename $$file .py); echo "== $$name"; $(RUN) benchmarks.$$name; done
+
+# The pictures in README.md, from a real run in a real browser.
+screenshots: dev chromium
+	$(RUN) tests.browser.screenshots --readme
+
+clean:
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ------------------------------------------------------------------------------------------------------------ what is needed
+
+dev: $(VENV)/.dev
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+		"Shardscope needs Python 3.11 or later and $(PYTHON) is %d.%d; choose another: make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.app: requirements.txt $(VENV)/.made
+	$(RUN) pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt requirements.txt $(VENV)/.made
+	$(RUN) pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(VENV)/.app
+
+chromium:
+	@for name in $(CHROMIUMS); do command -v $$name > /dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update && apt-get install --yes --no-install-recommends chromium fonts-noto-cjk; \
+	else \
+		echo "The browser tests need Chromium or Chrome on the PATH; on Debian: sudo apt-get install chromium" >&2; exit 1; \
+	fi

@@ -1,0 +1,111 @@
+"""Flags made from the spec: every field of the model, the layout and the workload is one, with its description and default."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from engine import catalog
+from engine.launch.request import read_spec
+from engine.spec import LayoutSpec, RequestError, RunSpec, Spec
+
+_ABSENT: Any = argparse.SUPPRESS  # a flag that was not given leaves no trace, so that it can be told from its default
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are the user's mistakes like any other. It takes no flag by half its name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; {self.prog} --help shows what there is")
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A field of the spec that holds a value: `part` is "model", "layout", "workload", or "" for the run's own fields."""
+
+    part: str
+    name: str
+    field: FieldInfo
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def key(self) -> str:
+        return f"{self.part}.{self.name}"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that make up a RunSpec."""
+    whole = parser.add_argument_group("what to run")
+    whole.add_argument("--spec", metavar="FILE", help="a spec as JSON in place of the flags below; - reads standard input")
+    names = ", ".join(catalog.MODELS)
+    whole.add_argument("--model", default=_ABSENT, metavar="NAME", help=f"a named model: {names} (default gpt-tiny)")
+    whole.add_argument("--layout", default=_ABSENT, metavar="CODE", help="dp, tp and pp in short, such as dp2.tp2.pp2")
+    groups = {"": whole}
+    for leaf in _leaves():
+        if leaf.part not in groups:
+            groups[leaf.part] = parser.add_argument_group(leaf.part)
+        _add_leaf(groups[leaf.part], leaf)
+
+
+def read(arguments: argparse.Namespace) -> RunSpec:
+    """The spec that the flags ask for. Raises `RequestError`."""
+    given = vars(arguments)
+    leaves = [leaf for leaf in _leaves() if leaf.key in given]
+    if arguments.spec is not None:
+        extra = [f"--{name}" for name in ("model", "layout") if name in given] + [leaf.option for leaf in leaves]
+        if extra:
+            raise RequestError(f"--spec holds the whole request, so {' and '.join(extra)} cannot be given with it")
+        return read_spec(arguments.spec)
+    request: dict[str, Any] = {}
+    if "model" in given:
+        request["model"] = catalog.model(arguments.model).model_dump()
+    if "layout" in given:
+        request["layout"] = LayoutSpec.degrees(arguments.layout)
+    for leaf in leaves:
+        part = request.setdefault(leaf.part, {}) if leaf.part else request
+        part[leaf.name] = _value(leaf, given[leaf.key])
+    return RunSpec.model_validate(request)
+
+
+def _leaves() -> Iterator[_Leaf]:
+    for name, field in RunSpec.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Spec):
+            yield from (_Leaf(name, inner, of) for inner, of in kind.model_fields.items())
+        else:
+            yield _Leaf("", name, field)
+
+
+def _add_leaf(group: argparse._ArgumentGroup, leaf: _Leaf) -> None:
+    kind, default = leaf.field.annotation, leaf.field.default
+    text = (leaf.field.description or "").replace("%", "%%")
+    if kind is bool:
+        group.add_argument(leaf.option, dest=leaf.key, action="store_true", default=_ABSENT, help=text)
+        return
+    if default not in (None, ()):
+        text += f" (default {default})"
+    # What is not one of the choices, or no number, the spec refuses, in its own words.
+    shown = "{" + ",".join(map(str, get_args(kind))) + "}" if get_origin(kind) is Literal else leaf.name.upper()
+    group.add_argument(leaf.option, dest=leaf.key, default=_ABSENT, metavar=shown, help=text)
+
+
+def _value(leaf: _Leaf, given: Any) -> Any:
+    """What the spec is to validate, of the text on the command line."""
+    kind = leaf.field.annotation
+    if get_origin(kind) is tuple:
+        return given.split(",")
+    if get_origin(kind) in (Union, types.UnionType):
+        reader = next((one.read for one in get_args(kind) if hasattr(one, "read")), None)
+        return reader(given) if reader else given
+    return given

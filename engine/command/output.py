@@ -1,0 +1,51 @@
+"""What commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.store import finite
+
+HOME = Path("runs")  # where saved runs are, unless told otherwise
+
+
+def complain(text: str) -> None:
+    """Print to standard error, which somebody may have closed: then there is nobody to tell."""
+    with suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """As JSON proper, which knows no NaN: the loss of a run that blew up is null."""
+    print(json.dumps(finite(value), indent=2, allow_nan=False))
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Columns in line, numbers to the right. Nothing for no rows."""
+    if not rows:
+        return
+    cells = [[name.replace("_", " ") for name in rows[0]], *([_shown(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [isinstance(value, (int, float)) for value in rows[0].values()]
+    for line in cells:
+        aligned = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True))
+        print("  ".join(aligned).rstrip())
+
+
+def size(count: float) -> str:
+    """Bytes in words: 2.80 MB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,112 @@
+"""`python -m engine run`: run a spec on this machine, save it, sum it up."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from engine import catalog, store
+from engine.command import flags
+from engine.command.output import HOME, complain, print_json, size
+from engine.command.progress import Progress
+from engine.launch.queue import RunQueue, RunState
+from engine.launch.verdict import named
+from engine.tables import RunResult
+
+DONE, FAILED, WRONG = 0, 1, 2  # exit statuses; a run ended by a signal exits with 128 and its number, so 130 after Ctrl-C
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [--model NAME] [--layout CODE] [--steps N] …"
+    flags.add(parser)
+    parser.add_argument("--out", type=Path, default=HOME, metavar="DIR", help=f"where the run's folder is put (default {HOME})")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(do=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    spec = flags.read(arguments)
+    with RunQueue(arguments.out, unwatched_s=None) as queue:
+        id = queue.submit(spec)
+        with _CancelOnSignal(queue, id) as signals:
+            state = _follow(queue, id)
+    if state.phase == "failed":
+        complain(state.message if state.wrong else f"{state.message}\n{state.traceback}".rstrip())
+        return WRONG if state.wrong else FAILED
+    if state.folder is None:
+        complain(state.message)
+        return 128 + (signals.number or signal.SIGINT)
+    result = store.load(state.folder)
+    if arguments.json:
+        print_json(_as_json(result, state.folder))
+    else:
+        print(_as_text(result, state.folder))
+    return DONE
+
+
+class _CancelOnSignal:
+    """While in force, Ctrl-C or a request to terminate cancels the run in order; a second one ends this process at once."""
+
+    def __init__(self, queue: RunQueue, id: str) -> None:
+        self._queue, self._id = queue, id
+        self._before: dict[int, Any] = {}
+        self.number: int | None = None  # of the signal that came
+
+    def __enter__(self) -> _CancelOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._cancel)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _cancel(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)  # the host then sees the end of its requests, and ends the ranks
+        self._queue.cancel(self._id)
+
+
+def _follow(queue: RunQueue, id: str) -> RunState:
+    """Show progress until the run is finished."""
+    progress = Progress(sys.stderr)
+    state = queue.state(id)
+    assert state is not None
+    while not state.finished:
+        progress.show(state)
+        state = queue.wait(id, state)
+        assert state is not None
+    progress.show(state)
+    progress.end()
+    return state
+
+
+def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
+    return {
+        "spec": result.spec.model_dump(mode="json"),
+        "environment": result.environment,
+        "summary": result.summary,
+        "steps": result.tables["steps"].drop(columns="source").to_dict("records"),
+        "folder": str(folder),
+    }
+
+
+def _as_text(result: RunResult, folder: Path) -> str:
+    spec, summary = result.spec, result.summary
+    layout = spec.layout
+    lines = {
+        "loss": f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f} in {summary['steps']} steps",
+        "memory": f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}",
+        "traffic": f"{size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average",
+        "bubble": f"{summary['bubble']:.1%} of the pipeline's time",
+    }
+    if "parity_max_rel" in summary:
+        lines["parity"] = f"{summary['parity_max_rel']:.1e} is the largest difference of a gradient from the unsharded model's"
+    lines["saved"] = str(folder)
+    title = f"{catalog.name_of(spec.model)} as {layout.code}, {layout.schedule}, on {result.environment['backend']}"
+    return "\n".join([title, *(f"  {name:<9}{text}" for name, text in lines.items())])

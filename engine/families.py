@@ -1,0 +1,115 @@
+"""The model families, as choices of parts. Imports no torch.
+
+A family is one row of `FAMILIES`: which norm and where it stands, how a token knows its position, what it may see, which MLP,
+what the model learns. `engine.model` builds the parts; `ModelSpec` gives them their sizes.
+Left out in every family: dropout, which would make two layouts draw different numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+FamilyName = Literal["gpt", "bert", "roberta", "transformer", "xlnet", "llama"]
+Norm = Literal["layer", "rms"]
+Placement = Literal["pre", "post"]
+Position = Literal["learned", "sinusoidal", "rotary", "relative"]
+Inner = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
+Objective = Literal["causal", "masked", "seq2seq", "permuted"]
+HeadKind = Literal["norm", "transform", "bare"]
+
+
+@dataclass(frozen=True)
+class Family:
+    norm: Norm = "layer"
+    placement: Placement = "pre"  # the norm stands before attention and MLP, or after the residual is added
+    position: Position = "learned"
+    inner: Inner = "gelu_tanh"  # what stands between the MLP's linear layers
+    objective: Objective = "causal"  # what is fed and what is predicted; it also says what a token may see
+    head: HeadKind = "norm"  # before the output matrix: a norm; linear, GELU and norm; or nothing
+    tied: bool = True  # the output matrix is the token table
+    output_bias: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    segments: bool = False  # an embedding that tells the two halves of the input apart
+    embedding_norm: bool = False
+    encoder: bool = False  # the first layers are an encoder, the others a decoder with cross-attention
+
+    @property
+    def norm_vectors(self) -> int:
+        """Vectors that a norm learns: scale and shift, or scale alone."""
+        return 2 if self.norm == "layer" else 1
+
+    def layer_parameters(self, hidden: int, ffn: int, queries: int, keys: int, cross: bool) -> int:
+        """Of one layer. `queries` and `keys` are heads × width of a head, of queries and of keys (values have as many).
+
+        qkv, the attention's output and the MLP's two or three matrices, their biases, and the norms; cross-attention is
+        a second attention with a norm of its own; relative attention has one more matrix and two vectors.
+        """
+        attention = hidden * (queries + 2 * keys) + queries * hidden
+        if self.attention_bias:
+            attention += queries + 2 * keys + hidden
+        relative = hidden * queries + 2 * queries if self.position == "relative" else 0
+        matrices = 3 if self.inner == "swiglu" else 2
+        mlp = matrices * hidden * ffn + ((matrices - 1) * ffn + hidden if self.mlp_bias else 0)
+        blocks = 2 if cross else 1
+        return blocks * attention + relative + mlp + (blocks + 1) * self.norm_vectors * hidden
+
+    def outer_parameters(self, hidden: int, vocab: int, seq: int) -> int:
+        """Of what stands around the layers: embeddings, their norm, the head, and the output matrix if it is not tied."""
+        embedding = vocab * hidden + (seq * hidden if self.position == "learned" else 0) + (2 * hidden if self.segments else 0)
+        norm = self.norm_vectors * hidden
+        head = {"norm": norm, "transform": hidden * hidden + hidden + norm, "bare": 0}[self.head]
+        output = (0 if self.tied else vocab * hidden) + (vocab if self.output_bias else 0)
+        return embedding + (norm if self.embedding_norm else 0) + head + output
+
+
+# Devlin et al. 2019 (bert) and Liu et al. 2019 (roberta). The next-sentence task and its pooler are left out: RoBERTa
+# showed that they do not help. RoBERTa's two spare position rows, an artefact of its padding id, are left out as well.
+_BERT = Family(
+    placement="post", inner="gelu", objective="masked", head="transform", output_bias=True, segments=True, embedding_norm=True
+)
+
+FAMILIES: dict[FamilyName, Family] = {
+    # Radford et al. 2019, section 2.3; Brown et al. 2020, without its alternating sparse layers.
+    "gpt": Family(),
+    "bert": _BERT,
+    "roberta": replace(_BERT, segments=False),
+    # Vaswani et al. 2017, section 3: embeddings × √H, one table for source, target and output; projections without bias.
+    "transformer": Family(
+        placement="post",
+        position="sinusoidal",
+        inner="relu",
+        objective="seq2seq",
+        head="bare",
+        attention_bias=False,
+        encoder=True,
+    ),
+    # Yang et al. 2019, sections 2.2 to 2.4, without segments and without memory of the text before.
+    "xlnet": Family(
+        placement="post",
+        position="relative",
+        inner="gelu",
+        objective="permuted",
+        head="bare",
+        output_bias=True,
+        attention_bias=False,
+    ),
+    # Touvron et al. 2023, section 2.2; Llama team 2024, table 3.
+    "llama": Family(norm="rms", position="rotary", inner="swiglu", tied=False, attention_bias=False, mlp_bias=False),
+}
+
+assert set(FAMILIES) == set(get_args(FamilyName))
+
+
+def predicted(objective: Objective, seq: int) -> int:
+    """How many tokens of a sequence of `seq` the loss is taken over.
+
+    masked: 15%, at least one. permuted: the last sixth of the permuted order, rounded up to a multiple of 8 so that sequence
+    parallelism can cut what the layers see, and at most half of the sequence. Otherwise every token.
+    """
+    if objective == "masked":
+        return max(1, round(0.15 * seq))
+    if objective == "permuted":
+        return min(seq // 2, 8 * -(-seq // 48))
+    return seq

@@ -1,0 +1,139 @@
+"""Generation: a prompt goes through the model at once (prefill), then token by token, with a cache of keys and values.
+
+Any tp × pp works as one model; every dp replica generates a text of its own. Tokens are drawn by adding noise to the logits and
+taking the largest (Gumbel 1954), the noise from a seed, the replica and the place alone: so every layout draws the same tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.measure.recorder import Recorder
+from engine.model.attention import SelfAttention
+from engine.model.chunk import TransformerChunk
+from engine.model.position import Cache
+from engine.parallel.comm import Comm
+from engine.schedule import Action
+from engine.spec import BYTE_VOCABULARY, RunSpec
+
+
+class Generator:
+    """One rank's part in generating. `chunks` are this rank's, `placement` says on which stage each chunk of the model is."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        chunks: Mapping[int, TransformerChunk],
+        placement: Sequence[int],
+        comm: Comm,
+        recorder: Recorder,
+        at: Callable[[str], None],
+    ) -> None:
+        self.spec, self.chunks, self.placement, self.comm, self.recorder, self.at = spec, chunks, placement, comm, recorder, at
+        self.prompt = torch.tensor([list(spec.generate.prompt.encode())], device=comm.device)  # (1, P)
+        total = self.prompt.shape[1] + spec.generate.new_tokens
+        attentions = [m for chunk in chunks.values() for m in chunk.modules() if isinstance(m, SelfAttention)]
+        model = spec.model
+        shape = (1, model.key_heads // comm.mesh.tp, total, model.head_width)
+        dtype = next(p.dtype for chunk in chunks.values() for p in chunk.parameters())
+        self.cache = Cache(attentions, shape, dtype, comm.device)
+
+    @torch.no_grad()
+    def run(self, told: Callable[[int, int], None] = lambda number, ns: None) -> list[int]:
+        """Generate, and return the new tokens, on the ranks of the first stage.
+
+        `told(number, ns)` hears of each as it comes, and how long it took.
+        """
+        self.cache.length = 0
+        tokens, new = self.prompt, []
+        for number in range(self.spec.generate.new_tokens):
+            began = time.perf_counter_ns()
+            kind = "decode" if number else "prefill"
+            count = tokens.shape[1]
+            self.at(f"{kind}, new token {number + 1}")
+            tokens = self._next(tokens, number, kind)
+            self.cache.length += count
+            new.append(int(tokens.item()))
+            told(number + 1, time.perf_counter_ns() - began)
+        return new
+
+    def _next(self, tokens: Tensor, number: int, phase: str) -> Tensor:
+        """Take `tokens` (1, n) through all chunks: the next token (1, 1), on the first and last stage; elsewhere zeros."""
+        streams: tuple[Tensor, ...] = ()
+        last = len(self.placement) - 1
+        here = self.comm.at.pp
+        for c, stage in enumerate(self.placement):
+            if stage != here:
+                continue
+            if c and self.placement[c - 1] != here:
+                streams = (self._receive(c, number, tokens.shape[1], phase),)
+            with self.recorder.action(Action("F", c, number), phase):
+                streams = self.chunks[c].extend(streams, tokens if c == 0 else None, self.cache)
+                if c == last:
+                    tokens = self._choose(streams[0][:, -1].float(), number)
+            if c < last and self.placement[c + 1] != here:
+                self._send(streams[0], "activation", self.placement[c + 1], c + 1, number, phase)
+        return self._bring_back(tokens, number, phase)
+
+    def _choose(self, logits: Tensor, number: int) -> Tensor:
+        """The next token (1, 1), on every tp rank, from logits (1, V/tp) that are cut over tp."""
+        columns = logits.shape[-1]
+        first = columns * self.comm.at.tp
+        if self.spec.generate.temperature:
+            logits = logits / self.spec.generate.temperature + self._noise(number)[first : first + columns]
+        logits = logits[:, : max(0, BYTE_VOCABULARY - first)]  # text is bytes
+        best = torch.full((2,), float("-inf"), dtype=torch.float64, device=logits.device)
+        if logits.shape[1]:
+            value, index = logits.max(-1)
+            best = torch.stack((value[0].double(), index[0].double() + first))
+        if self.comm.mesh.tp > 1:
+            candidates = self.comm.all_gather(best, "tp")  # (tp, 2)
+            best = candidates[candidates[:, 0].argmax()]
+        return best[1].long().view(1, 1)
+
+    def _noise(self, number: int) -> Tensor:
+        """Gumbel noise for every token of the (padded) vocabulary."""
+        seed = (self.spec.workload.seed * 1_000_003 + self.comm.at.dp) * 1_000_003 + number
+        generator = torch.Generator().manual_seed(seed)
+        padded = -(-self.spec.model.vocab // self.comm.mesh.tp) * self.comm.mesh.tp
+        uniform = torch.rand(self.spec.model.vocab, generator=generator, dtype=torch.float64).clamp_(1e-300)
+        noise = torch.zeros(padded)
+        noise[: self.spec.model.vocab] = -(-uniform.log()).log()
+        return noise.to(self.comm.device)
+
+    def _bring_back(self, tokens: Tensor, number: int, phase: str) -> Tensor:
+        """The chosen token goes from the last chunk's stage to the first's, which needs it next."""
+        source, target, here = self.placement[-1], self.placement[0], self.comm.at.pp
+        if source == target or here not in (source, target):
+            return tokens if here == source else torch.zeros((1, 1), dtype=torch.int64, device=self.comm.device)
+        if here == source:
+            self._send(tokens, "gradient", target, 0, number, phase)
+            return tokens
+        token = torch.empty((1, 1), dtype=torch.int64, device=self.comm.device)
+        with self.recorder.action(Action("recv", 0, number, "gradient", source), phase):
+            return self.comm.receive(token, "gradient", source, number)
+
+    def _receive(self, chunk: int, number: int, count: int, phase: str) -> Tensor:
+        count = self.prompt.shape[1] if number == 0 else 1
+        dtype = next(self.chunks[chunk].parameters()).dtype
+        x = torch.empty((1, count, self.spec.model.hidden), dtype=dtype, device=self.comm.device)
+        stage = self.placement[chunk - 1]
+        with self.recorder.action(Action("recv", chunk, number, "activation", stage), phase):
+            return self.comm.receive(x, "activation", stage, self._tag(chunk, number))
+
+    def _send(self, x: Tensor, flow: Any, stage: int, chunk: int, number: int, phase: str) -> None:
+        with self.recorder.action(Action("send", chunk, number, flow, stage), phase):
+            self.comm.send(x.contiguous(), flow, stage, self._tag(chunk, number)).wait()
+
+    def _tag(self, chunk: int, number: int) -> int:
+        return chunk * self.spec.generate.new_tokens + number
+
+
+def readable(tokens: Sequence[int]) -> str:
+    """Bytes as text; what is no UTF-8 shows as the replacement character."""
+    return bytes(tokens).decode("utf-8", errors="replace")

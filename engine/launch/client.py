@@ -1,0 +1,108 @@
+"""A warm host seen from outside: start it, ask it, hear from it, end it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from select import select
+from typing import Any
+
+import engine
+
+_PATIENCE_S = 5.0  # for a host to end by itself; it needs milliseconds
+
+
+class WarmHost:
+    """One host process. Not for use by more than one thread."""
+
+    def __init__(self) -> None:
+        self.events, events_end = os.pipe()
+        command = [sys.executable, "-P", "-m", "engine.launch.local", "--events", str(events_end)]
+        try:
+            messages = _messages()  # what anybody prints there must not end up in a command's results
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=messages,
+                stderr=messages,
+                pass_fds=(events_end,),
+                env=_environment(),
+                start_new_session=True,  # so that Ctrl-C in a terminal reaches the command, which then cancels in order
+            )
+        except OSError:
+            os.close(self.events)
+            raise
+        finally:
+            os.close(events_end)
+        self._unread = bytearray()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, request: dict[str, Any]) -> None:
+        """Send a request. A host that is gone is not noticed here: `hear` tells."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def hear(self) -> list[dict[str, Any]] | None:
+        """What it said since the last call; None when it and its ranks are gone. Blocks if it said nothing."""
+        data = os.read(self.events, 1 << 16)
+        if not data:
+            return None
+        self._unread += data
+        *lines, rest = self._unread.split(b"\n")
+        self._unread = bytearray(rest)
+        return [json.loads(line) for line in lines]
+
+    def end(self, patience: float = _PATIENCE_S) -> int:
+        """End it and its ranks, and return when they are gone: its exit status, or minus the signal that killed it.
+
+        One that does not end within `patience` seconds is killed, and its ranks with it, as their parent is gone.
+        """
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it is gone, and a request to it was still in the buffer
+            self._process.stdin.close()  # which is what tells it to end
+        try:
+            status = self._process.wait(patience)
+        except subprocess.TimeoutExpired:  # stopped or stuck
+            self._process.kill()
+            status = self._process.wait()
+        self._await_ranks()
+        os.close(self.events)
+        return status
+
+    def _await_ranks(self) -> None:
+        """Wait for the ranks of a host that died before them. They hold its end of `events` open: that ends with the last."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while select([self.events], [], [], max(0.0, deadline - time.monotonic()))[0] and os.read(self.events, 1 << 16):
+            pass
+
+
+def _messages() -> int:
+    """This process's standard error, if it has one."""
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return 2
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, and in it what torch's libraries can be told in no other way."""
+    here = dict(os.environ)
+    root = str(Path(engine.__file__).parent.parent)
+    here["PYTHONPATH"] = os.pathsep.join(filter(None, (root, here.get("PYTHONPATH"))))
+    here["KINETO_LOG_LEVEL"] = "6"  # the profiler's library otherwise prints two lines for every profile
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback:  # all ranks are on this machine, so nobody on its network need be able to reach them
+        here["GLOO_SOCKET_IFNAME"] = here["NCCL_SOCKET_IFNAME"] = loopback
+    return here

@@ -1,0 +1,48 @@
+"""Where a run is saved until it is known to have ended well. So a run that fails late leaves nothing, not even a whole folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import store
+from engine.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A folder in `home` that listings do not show, under a name that no other launcher has."""
+
+    home: Path
+    name: str
+
+    @classmethod
+    def new(cls, home: Path) -> Draft:
+        """Only a name: the folder comes into being when a run is saved there."""
+        return cls(home, f".partial-{secrets.token_hex(8)}")
+
+    @property
+    def folder(self) -> Path:
+        return self.home / self.name
+
+    def keep(self, spec: RunSpec) -> Path:
+        """Give the saved run its final name, and return that."""
+        while True:
+            final = store.new_folder(self.home, spec)
+            try:
+                os.rename(self.folder, final)
+                return final
+            except OSError as error:
+                # Somebody else took that name since it was found free. Any other error is an error.
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+
+    def discard(self) -> None:
+        """Remove what was saved, whole or in part. The processes that wrote it must have ended."""
+        store.discard_partial(self.folder)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)

@@ -1,0 +1,259 @@
+"""The inside of the warm host: its loop, and the run it serves. `engine.launch.local` is the program, and says the protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from engine.launch import ranks, verdict
+from engine.launch.draft import Draft
+from engine.spec import RunSpec
+
+_GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to hand in their stacks
+_READ = selectors.EVENT_READ
+
+
+class LocalRun:
+    """One run: its ranks, and what is known of them. `tell` is called with every event, "finished" last.
+
+    It has three stages. *working*: until a rank fails, the time limit is reached or it is cancelled. *ending*: those
+    left may still say why they fail, or hand in their stacks. *killed*: waiting for the last of them to be gone.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        draft: Draft,
+        fork: Callable[[RunSpec, Path, ranks.Board], list[ranks.Rank]],
+        selector: selectors.BaseSelector,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._spec, self._draft, self._selector, self._tell = spec, draft, selector, tell
+        self._deadline = time.monotonic() + spec.workload.time_limit  # in the last stage: when the ranks left are killed
+        self._stage = "working"
+        self._late = self._cancelled = self._saved = False
+        self._deaths: list[verdict.Death] = []
+        self._halts: list[verdict.Halt] = []
+        self._board = ranks.Board(spec.layout.ranks)
+        self._ranks = fork(spec, draft.folder, self._board)
+        self._open = 0  # pipes of ranks not yet at end-of-file
+        for rank in self._ranks:
+            self._watch(rank.events, partial(self._hear, rank))
+            self._watch(rank.dumps, rank.read_dump)
+
+    @property
+    def finished(self) -> bool:
+        """Every rank is gone, and all that they left behind has been read."""
+        return self._open == 0
+
+    def timeout(self) -> float | None:
+        """Seconds until `tick` has something to do; None if only an event can bring that."""
+        return None if self._stage == "killed" else max(0.0, self._deadline - time.monotonic())
+
+    def tick(self) -> None:
+        """Do what the time has come for."""
+        if self._stage == "killed" or time.monotonic() < self._deadline:
+            return
+        alive = [rank for rank in self._ranks if rank.status is None]
+        if self._stage == "ending":
+            self.kill()
+        elif alive:
+            self._late = True
+            self._end_within(_GRACE_S)
+            self._halts = [verdict.Halt(rank.rank, *self._board.read(rank.rank), dump="") for rank in alive]
+            for rank in alive:
+                rank.ask_for_stack()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self.kill()
+
+    def kill(self) -> None:
+        """End all ranks now. The run is finished a moment later, when their pipes say that they are gone."""
+        self._stage = "killed"
+        for rank in self._ranks:
+            rank.kill()
+
+    def close(self) -> None:
+        """Say how it ended, and leave nothing of it. Call once, when finished."""
+        self._board.close()
+        how, why = self._outcome()
+        folder = None
+        if how == "done":
+            try:
+                folder = str(self._draft.keep(self._spec))
+            except OSError as error:
+                how, why = (
+                    "failed",
+                    verdict.Verdict(None, f"the run could not be saved: {error.strerror}", traceback.format_exc()),
+                )
+        if how != "done":
+            self._draft.discard()
+        blame = {"rank": why.rank, "message": why.sentence, "traceback": why.traceback}
+        self._tell({"event": "finished", "how": how, "folder": folder, **blame})
+
+    # ------------------------------------------------------------------------------------------------ what ranks say
+
+    def _watch(self, pipe: FileIO, read: Callable[[], bool]) -> None:
+        """Call `read` whenever there is something to read, until it returns False."""
+
+        def read_on() -> None:
+            if not read():
+                self._selector.unregister(pipe)
+                pipe.close()
+                self._open -= 1
+
+        self._open += 1
+        self._selector.register(pipe, _READ, read_on)
+
+    def _hear(self, rank: ranks.Rank) -> bool:
+        """Take in what a rank says, or its death. False when it is dead."""
+        events = rank.read_events()
+        if events is None:
+            self._bury(rank)
+            return False
+        for event in events:
+            if event["event"] == "end":
+                rank.ended = True
+            elif event["event"] == "failed":
+                del event["event"]
+                rank.raised = verdict.Raised(**event)
+            else:
+                self._saved |= event["event"] == "saved"
+                self._tell(event)
+        return True
+
+    def _bury(self, rank: ranks.Rank) -> None:
+        rank.reap()
+        if self._stage == "killed" or self._late or (rank.ended and rank.status == 0):
+            return  # it did what it was told to
+        doing, _ = self._board.read(rank.rank)
+        assert rank.status is not None
+        # Its dump may still be on the way; `_outcome` adds it.
+        self._deaths.append(verdict.Death(rank.rank, doing, rank.status, rank.raised))
+        self._end_within(_GRACE_S)
+
+    def _end_within(self, seconds: float) -> None:
+        if self._stage == "working":
+            self._stage = "ending"
+            self._deadline = time.monotonic() + seconds
+
+    # -------------------------------------------------------------------------------------------------- how it ended
+
+    def _outcome(self) -> tuple[str, verdict.Verdict]:
+        dumps = {rank.rank: rank.dump.decode(errors="replace") for rank in self._ranks}
+        layout = self._spec.layout
+        if self._cancelled:
+            return "cancelled", verdict.Verdict(None, "", "")
+        if self._deaths:  # they came before the time limit, if that was reached too
+            deaths = [verdict.Death(d.rank, d.doing, d.status, d.raised, dumps[d.rank]) for d in self._deaths]
+            why = verdict.of_deaths(layout, deaths)
+            return ("wrong" if why.wrong else "failed"), why
+        if self._late:
+            halts = [verdict.Halt(h.rank, h.doing, h.seconds, dumps[h.rank]) for h in self._halts]
+            return "failed", verdict.of_time_limit(layout, self._spec.workload.time_limit, halts)
+        if not self._saved:
+            return "failed", verdict.Verdict(None, "every rank ended well, but none saved the run", "")
+        return "done", verdict.Verdict(None, "", "")
+
+
+class Host:
+    """Serves one run at a time, from one thread: what is forked must not hold the lock of another thread."""
+
+    def __init__(self, requests: int, events: int) -> None:
+        self._requests, self._events = requests, events
+        self._unread = bytearray()
+        self._asked = True  # whether there is still someone who asks
+        self._run: LocalRun | None = None
+        self._life, self._life_end = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(requests, _READ, self._on_requests)
+        self._signals, self._signals_end = os.pipe()
+        self._selector.register(self._signals, _READ, self._on_signal)
+        os.set_blocking(self._signals_end, False)
+        signal.set_wakeup_fd(self._signals_end)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # it arrives through the pipe, between two events
+
+    def serve(self) -> None:
+        """Serve until the requests end."""
+        self._tell({"event": "warm"})
+        while self._asked or self._run:
+            for key, _ in self._selector.select(self._run.timeout() if self._run else None):
+                key.data()
+            if self._run:
+                self._run.tick()
+                if self._run.finished:
+                    run, self._run = self._run, None
+                    run.close()
+
+    def _on_requests(self) -> None:
+        data = os.read(self._requests, 1 << 16)
+        if not data:
+            self._stop()
+            return
+        self._unread += data
+        *lines, rest = self._unread.split(b"\n")
+        self._unread = bytearray(rest)
+        for line in lines:
+            self._obey(json.loads(line))
+
+    def _on_signal(self) -> None:
+        """Somebody ends all processes of the server one by one, and this one happened to come first."""
+        os.read(self._signals, 1)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Finish what there is, and serve no more."""
+        if self._asked:
+            self._asked = False
+            self._selector.unregister(self._requests)
+        if self._run:
+            self._run.cancel()
+
+    def _obey(self, request: dict[str, Any]) -> None:
+        if request["do"] == "cancel":
+            if self._run:  # otherwise it finished while the request was on its way
+                self._run.cancel()
+            return
+        assert self._run is None, "one run at a time"
+        self._tell({"event": "started"})
+        spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), request["draft"])
+        try:
+            self._run = LocalRun(spec, draft, self._fork, self._selector, self._tell)
+        except OSError as error:
+            message = f"this machine would not start {spec.layout.ranks} processes: {error.strerror}"
+            blame = {"rank": None, "message": message, "traceback": traceback.format_exc()}
+            self._tell({"event": "finished", "how": "failed", "folder": None, **blame})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        try:
+            line = memoryview(json.dumps(event).encode() + b"\n")
+            while line:
+                line = line[os.write(self._events, line) :]
+        except BrokenPipeError:
+            pass  # whoever asked is gone; the end of the requests, which is about to be read, ends the host
+
+    def _fork(self, spec: RunSpec, out: Path, board: ranks.Board) -> list[ranks.Rank]:
+        return ranks.fork(spec, out, board, self._life, self._leave)
+
+    def _leave(self) -> None:
+        """In a forked rank: part with what is the host's alone.
+
+        `events` stays open, though a rank never writes to it: its end then tells that the host is gone and every rank too.
+        """
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._selector.close()
+        nowhere = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nowhere, self._requests)
+        for fd in (nowhere, self._life_end, self._signals, self._signals_end):
+            os.close(fd)

@@ -1,0 +1,160 @@
+"""What this machine can run, said before anything is started. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+from engine.schedule import in_flight_bound
+from engine.spec import LayoutSpec, RequestError, RunSpec, misfits
+from engine.text import load
+
+MOST_RANKS = 16
+
+_BYTES = {"fp32": 4, "bf16": 2}
+_PROCESS = 60_000_000  # bytes a rank has for itself; torch it shares with the host that it was forked from
+# Resident memory was 1.2 to 1.9 times the live tensors in runs of gpt-small and gpt-medium: drawing the weights takes some
+# for a moment, and the C allocator keeps what it once had.
+_KEPT = 1.5
+
+
+def check(spec: RunSpec, running: RunSpec | None = None) -> None:
+    """Raise `RequestError` if this machine cannot run `spec`. `running` is what it runs now, and will have ended by then."""
+    if spec.layout.ranks > MOST_RANKS:
+        raise RequestError(_too_many_ranks(spec))
+    _check_text(spec)
+    available = psutil.virtual_memory().available + (need(running).total if running else 0)
+    if need(spec).total > available:
+        raise RequestError(_too_large(spec, available))
+
+
+# ----------------------------------------------------------------------------------------------------------------- ranks
+
+
+def _too_many_ranks(spec: RunSpec) -> str:
+    layout, fewer = spec.layout, _fewer_ranks(spec)
+    fits = f"; {fewer.code} fits" if fewer else ""
+    return f"{layout.code} is {layout.ranks} ranks; this machine runs at most {MOST_RANKS}{fits}"
+
+
+def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
+    """The layout nearest to the one asked for: as many ranks as can be, then changed in as few degrees, dp before the others."""
+    asked = spec.layout
+    fits = []
+    for tp in range(1, min(asked.tp, MOST_RANKS) + 1):
+        for pp in range(1, min(asked.pp, MOST_RANKS // tp) + 1):
+            layout = asked.model_copy(update={"dp": min(asked.dp, MOST_RANKS // (tp * pp)), "tp": tp, "pp": pp, "split": ()})
+            if not misfits(spec.model, layout, spec.workload):
+                fits.append(layout)
+
+    def nearness(layout: LayoutSpec) -> tuple[int, ...]:
+        kept = (layout.tp == asked.tp) + (layout.pp == asked.pp) + (layout.dp == asked.dp)
+        return layout.ranks, kept, layout.tp, layout.pp
+
+    return max(fits, key=nearness, default=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a run takes on this machine, all of its ranks together. Estimates, to tell a fitting run from a hopeless one."""
+
+    state: int  # weights, gradients, optimizer
+    activations: int
+    processes: int
+
+    @property
+    def total(self) -> int:
+        return int((self.state + self.activations) * _KEPT) + self.processes
+
+
+def need(spec: RunSpec) -> Need:
+    """About how much memory a run takes."""
+    model, layout = spec.model, spec.layout
+    tied = model.vocab * model.hidden if layout.pp > 1 else 0  # the first and the last stage each hold the embedding
+    state = (model.parameters() + tied) * _state_of_a_parameter(spec)
+    activations = layout.dp * sum(_stage_activations(spec, stage) for stage in range(layout.pp))
+    if spec.parity:  # the whole model in one process, fp32 with Adam, and every rank's gradients beside it
+        state += model.parameters() * (16 + 4 * (1 + layout.dp))
+        activations += _microbatch_activations(spec, model.layers, head=True)
+    return Need(state, activations, layout.ranks * _PROCESS)
+
+
+def _state_of_a_parameter(spec: RunSpec) -> int:
+    """Bytes that all replicas together keep for one parameter."""
+    workload, dp, zero = spec.workload, spec.layout.dp, spec.layout.zero
+    moments = {"adamw": 2, "sgd": 1 if workload.momentum else 0}[workload.optimizer]
+    own_copy = 1 if workload.precision == "bf16" else 0  # the optimizer's fp32 weights, of which the bf16 ones are made
+    weight = _BYTES[workload.precision]
+    gradient = _BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
+    optimizer = 4 * (moments + own_copy)
+    return sum(size * (1 if zero >= stage else dp) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
+
+
+def _stage_activations(spec: RunSpec, stage: int) -> int:
+    """What one stage's tp ranks together keep for backward, when most microbatches are in flight."""
+    layout = spec.layout
+    in_flight = in_flight_bound(layout.schedule, stage, layout.pp, spec.workload.microbatches, layout.chunks)
+    layers = layout.stage_layers(spec.model.layers)[stage]
+    # A pass through one of several chunks holds that much less.
+    return in_flight * _microbatch_activations(spec, layers, head=stage == layout.placement[-1]) // layout.chunks
+
+
+def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
+    """What a stage's tp ranks together keep of one microbatch in `layers` layers.
+
+    A layer's norms and residuals (4 h) each of them keeps whole, unless the sequence is cut; q, k, v, the attention's output
+    (4 h), its weights (heads × seq) and the MLP before and after its activation (2 f) they share. The head keeps logits and
+    softmax. Where a layer is computed again, only its input is kept, and one layer at a time whole.
+    """
+    model, layout = spec.model, spec.layout
+    copies = 1 if layout.sequence_parallel else layout.tp
+    attention = model.heads * model.seq if layout.recompute == "none" else 0
+    layer = 4 * model.hidden * (copies + 1) + 2 * model.ffn_width + attention
+    kept = layers * copies * model.hidden + layer if layout.recompute == "full" else layers * layer
+    tokens = spec.workload.microbatch_size * model.seq
+    return tokens * _BYTES[spec.workload.precision] * (kept + (2 * model.vocab if head else 0))
+
+
+def _too_large(spec: RunSpec, available: int) -> str:
+    asked, ranks = need(spec), spec.layout.ranks
+    parts = f"weights, gradients and optimizer {_gb(asked.state)}, activations {_gb(asked.activations)}"
+    more = f"half as much again for the allocator, {_gb(asked.processes)} for {ranks} process{'es' if ranks > 1 else ''}"
+    fits = next((f"; {words} would fit" for words, smaller in _smaller(spec) if need(smaller).total <= available), "")
+    return f"this run needs about {_gb(asked.total)} ({parts}, {more}) and {_gb(available)} is free{fits}"
+
+
+def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
+    """The same run with less of one thing, for each thing that takes memory: largest first."""
+    model, layout, workload = spec.model, spec.layout, spec.workload
+    one = 2 if layout.zero else 1  # ZeRO needs two replicas
+    for dp in range(layout.dp - 1, one - 1, -1):
+        yield f"dp={dp}", _changed(spec, "layout", dp=dp)
+    for size in range(workload.microbatch_size - 1, 0, -1):
+        yield f"microbatch_size={size}", _changed(spec, "workload", microbatch_size=size)
+    for layers in range(model.layers - 1, layout.pp - 1, -1):
+        yield f"layers={layers}", _changed(_changed(spec, "layout", split=()), "model", layers=layers)
+
+
+def _changed(spec: RunSpec, part: str, **changes: object) -> RunSpec:
+    """`spec` with fields of one part changed to values that are known to fit."""
+    return spec.model_copy(update={part: getattr(spec, part).model_copy(update=changes)})
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size < 1e10 else f"{size / 1e9:,.0f} GB"
+
+
+# ------------------------------------------------------------------------------------------------------------------ text
+
+
+def _check_text(spec: RunSpec) -> None:
+    path, seq = spec.workload.text, spec.model.seq
+    size = len(load(path))
+    if size <= seq:
+        text = path or "Python's own help text"
+        raise RequestError(f"{text} is {size:,} bytes long and seq={seq} needs at least {seq + 1:,}")

@@ -1,0 +1,70 @@
+"""The warm host: a process that has imported torch, and forks the ranks of one run after another.
+
+    python -m engine.launch.local --events FD
+
+It is a program of its own, never forked or spawned from a server: a fork would keep the server's listening port, and a
+spawn would run its main script again. Requests come as JSON lines on standard input, events leave as JSON lines on FD:
+
+    requests   {"do": "run", "spec": {…}, "home": …, "draft": …}    one at a time: the next after "finished"
+               {"do": "cancel"}
+    events     {"event": "warm"}                                    ready for the first request
+               {"event": "broken", "message": …, "traceback": …}    it cannot start
+               {"event": "started"}                                 the run has begun
+               what the worker reports                              see engine.worker
+               {"event": "finished", "how": "done" | "failed" | "wrong" | "cancelled",
+                "folder": …, "rank": …, "message": …, "traceback": …}
+
+When standard input ends, whoever asked is gone, however it went: every rank is killed and the host ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from select import select
+from typing import TYPE_CHECKING
+
+from engine.launch.parent import end_with_parent
+from engine.launch.warm import preload
+
+if TYPE_CHECKING:
+    from engine.launch.host import Host
+
+
+def warm_host(requests: int, events: int) -> Host:
+    """Import all that ranks will need, so that they are forked with it."""
+    preload()
+    from engine.launch.host import Host
+
+    gc.collect()
+    gc.freeze()  # a collection in a rank would write to, and so copy, every page that it shares with the host
+    return Host(requests, events)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m engine.launch.local")
+    parser.add_argument("--events", type=int, required=True, metavar="FD", help="open file descriptor to write events to")
+    events = parser.parse_args(arguments).events
+    os.set_inheritable(events, False)
+    end_with_parent()  # importing takes seconds, in which nobody reads the requests and so sees their end
+    if select([sys.stdin], [], [], 0)[0]:  # nobody asks before it is warm: this is the end, and came before the line above
+        return 0
+    try:
+        host = warm_host(sys.stdin.fileno(), events)
+    except Exception as error:  # noqa: BLE001  whoever asked must hear why, whatever it is
+        message = f"the process that runs the ranks could not start: {type(error).__name__}: {error}"
+        event = {"event": "broken", "message": message, "traceback": traceback.format_exc()}
+        os.write(events, json.dumps(event).encode() + b"\n")
+        return 1
+    end_with_parent(False)  # from here on the end of the requests tells, which leaves time to clean up
+    host.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,217 @@
+"""One process a rank, forked from a host that has imported torch already. Both ends of it: host's and rank's.
+
+A rank tells its host things through a pipe of its own, whose end-of-file is also how the host learns of its death.
+What it is doing right now it writes to a board in shared memory, because a killed process sends no messages.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from io import FileIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+
+from engine.launch.parent import end_with_parent
+from engine.launch.verdict import Raised
+from engine.parallel.comm import CommError
+from engine.spec import RequestError, RunSpec
+from engine.worker import work
+
+
+class Board:
+    """What each rank is doing and since when, in memory that host and ranks share: 128 bytes a rank."""
+
+    _slot = struct.Struct("=q120s")  # CLOCK_MONOTONIC in ns, which all processes of a machine share; UTF-8, padded with zeros
+
+    def __init__(self, ranks: int) -> None:
+        self._memory = mmap.mmap(-1, ranks * self._slot.size)
+        for rank in range(ranks):
+            self.write(rank, "")
+
+    def write(self, rank: int, doing: str) -> None:
+        self._slot.pack_into(self._memory, rank * self._slot.size, time.monotonic_ns(), doing.encode()[:120])
+
+    def read(self, rank: int) -> tuple[str, float]:
+        """What the rank is doing, and for how many seconds it has been."""
+        since, text = self._slot.unpack_from(self._memory, rank * self._slot.size)
+        return text.rstrip(b"\0").decode(errors="ignore"), (time.monotonic_ns() - since) / 1e9
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+class PipeLink:
+    """The worker's link to its host. Any thread may report."""
+
+    def __init__(self, rank: int, events: FileIO, board: Board) -> None:
+        self._rank, self._events, self._board = rank, events, board
+        self._one_at_a_time = threading.Lock()
+
+    def report(self, event: dict[str, Any]) -> None:
+        line = memoryview(json.dumps(event).encode() + b"\n")
+        with self._one_at_a_time:
+            while line:
+                line = line[self._events.write(line) :]
+
+    def at(self, doing: str) -> None:
+        self._board.write(self._rank, doing)
+
+
+@dataclass
+class Rank:
+    """The host's end of one rank."""
+
+    rank: int
+    pid: int
+    events: FileIO  # pipe: JSON lines; end-of-file when the rank is gone
+    dumps: FileIO  # pipe: faulthandler's stacks; end-of-file likewise
+    raised: Raised | None = None
+    ended: bool = False  # it said that its work is done
+    status: int | None = None  # None while it lives; then as subprocess has it
+    dump: bytearray = field(default_factory=bytearray)
+    _unread: bytearray = field(default_factory=bytearray)
+
+    def read_events(self) -> list[dict[str, Any]] | None:
+        """What it said since the last call; None when it is gone. Blocks if it said nothing."""
+        data = self.events.read(1 << 16)
+        if not data:
+            return None
+        self._unread += data
+        *lines, rest = self._unread.split(b"\n")
+        self._unread = bytearray(rest)
+        return [json.loads(line) for line in lines]
+
+    def read_dump(self) -> bool:
+        """Take in a part of its stack dump. False when there will be no more."""
+        data = self.dumps.read(1 << 16)
+        self.dump += data
+        return bool(data)
+
+    def kill(self) -> None:
+        """Kill it if it lives. It stays a zombie until `reap`, so the id cannot have passed to another process."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def ask_for_stack(self) -> None:
+        """Make it dump its stacks to `dumps` and die of SIGUSR1."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGUSR1)
+
+    def reap(self) -> None:
+        """Take in its death. Call once its pipe is at end-of-file: it then exits at once or has exited."""
+        _, status = os.waitpid(self.pid, 0)
+        self.status = os.waitstatus_to_exitcode(status)
+
+
+def fork(spec: RunSpec, out: Path, board: Board, life: int, leave_host: Callable[[], None]) -> list[Rank]:
+    """Start all ranks of `spec`. The caller must not have touched CUDA nor run a torch operation.
+
+    `life` is the reading end of a pipe whose writing end only the host holds; `leave_host` closes, in a rank, what is
+    the host's alone. If the system refuses a process, those started before are killed and OSError is raised.
+    """
+    host = os.getpid()
+    started: list[Rank] = []
+    # The host binds the port and hands over the open socket: no moment at which another program could take it.
+    with socket.create_server(("127.0.0.1", 0), backlog=spec.layout.ranks) as listener:
+        try:
+            for rank in range(spec.layout.ranks):
+                events, events_end = _pipe()
+                dumps, dumps_end = _pipe()
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        leave_host()
+                        for pipe in (events, dumps, *(pipe for other in started for pipe in (other.events, other.dumps))):
+                            pipe.close()
+                        link = PipeLink(rank, events_end, board)
+                        _be_rank(spec, rank, out if rank == 0 else None, link, listener, dumps_end, life, host)
+                    finally:
+                        os._exit(1)  # whatever happened, a rank must not go on as a second host
+                started.append(Rank(rank, pid, events, dumps))
+                events_end.close()  # at once: were the next rank to inherit it, this one's death would go unseen
+                dumps_end.close()
+        except OSError:
+            for other in started:
+                other.kill()
+                other.reap()
+            raise
+    return started
+
+
+def _pipe() -> tuple[FileIO, FileIO]:
+    reading, writing = os.pipe()
+    return FileIO(reading, "r"), FileIO(writing, "w")
+
+
+def account(error: BaseException) -> Raised:
+    """An exception as the host is to hear of it."""
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, RequestError):
+        return Raised(str(error), text, wrong=True)
+    said = str(error).strip().partition("\n")[0]
+    # DistError is what torch raises when the store or a connection breaks: some other rank was gone first.
+    lost_peer = isinstance(error, (CommError, dist.DistError))
+    return Raised(f"{type(error).__name__}: {said}" if said else type(error).__name__, text, secondary=lost_peer)
+
+
+def _be_rank(
+    spec: RunSpec, rank: int, out: Path | None, link: PipeLink, listener: socket.socket, dumps: FileIO, life: int, host: int
+) -> NoReturn:
+    """The life of a rank, in the forked process."""
+    status = 1
+    try:
+        _die_with(host, life)
+        faulthandler.enable(file=dumps)  # so that a segmentation fault shows where
+        # Chained to the default action, which is to die: the end of the pipe then tells that the dump is whole.
+        faulthandler.register(signal.SIGUSR1, file=dumps, all_threads=True, chain=True)
+        work(spec, rank, _connect(spec, rank, listener), link, out)
+        link.report({"event": "end"})
+        status = 0
+    except SystemExit as leaving:  # means what it means anywhere: leave with this status, say nothing
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException as error:  # noqa: BLE001  the host hears of it, whatever it is
+        link.report({"event": "failed", **vars(account(error))})
+    finally:
+        # Not sys.exit: the host's own exit handlers and buffers were forked too, and are not this process's to run.
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _connect(spec: RunSpec, rank: int, listener: socket.socket) -> dist.Store:
+    """Rank 0 serves the store on the socket that the host opened; the others join it."""
+    host, port = listener.getsockname()
+    patience = timedelta(seconds=spec.workload.time_limit + 60)  # the host enforces the limit, and tells more
+    if rank:
+        listener.close()
+        return dist.TCPStore(host, port, is_master=False, timeout=patience, wait_for_workers=False)
+    return dist.TCPStore(
+        host, port, is_master=True, timeout=patience, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
+    )
+
+
+def _die_with(host: int, life: int) -> None:
+    """See to it that this process ends when its host does, however that ends."""
+    end_with_parent()
+    if os.getppid() != host:  # it died before the call
+        os._exit(1)
+
+    def watch() -> None:
+        os.read(life, 1)  # nobody ever writes: this returns when the host is gone
+        os._exit(1)
+
+    threading.Thread(target=watch, name="host watch", daemon=True).start()

@@ -1,0 +1,141 @@
+"""Why a run failed: which rank began it, in words for the user.
+
+When one rank fails, the others fail too, moments later and more loudly, because their peer is gone. This module picks
+the one that began it. Pure functions of what the launcher saw; it starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.spec import LayoutSpec
+from engine.topology import Mesh
+
+# A rank with this in its stack waits for other ranks, so it is not the one that holds up the run.
+_WAITING = re.compile(r'engine/parallel/comm\.py"|engine/launch/ranks\.py", line \d+,? in _connect')
+
+_FORKED = re.compile(r"^ *File .*, line \d+,? in _be_rank$", re.MULTILINE)
+_THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A rank's own account of the error that ended it."""
+
+    sentence: str  # "ValueError: …", one line
+    traceback: str
+    secondary: bool = False  # it failed only because another rank was gone
+    wrong: bool = False  # a RequestError: the request cannot be run, no rank is to blame
+
+
+@dataclass(frozen=True)
+class Death:
+    """How one rank ended. In a list of deaths, the earliest comes first."""
+
+    rank: int
+    doing: str  # the last thing it was about to do, such as "step 2: B chunk 0 microbatch 3"; "" before its first
+    status: int  # as subprocess has it: the exit status, or minus the number of the signal that killed it
+    raised: Raised | None = None  # None: it ended without a word
+    dump: str = ""  # faulthandler's stacks of all its threads; "" if it gave none
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Where one rank was when the time limit was reached."""
+
+    rank: int
+    doing: str
+    seconds: float  # how long it had been at `doing`
+    dump: str  # "" if the rank did not answer when asked for its stack
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The rank to name (None if no one rank is to blame), one sentence, and that rank's own traceback."""
+
+    rank: int | None
+    sentence: str
+    traceback: str
+    wrong: bool = False
+
+
+def of_deaths(layout: LayoutSpec, deaths: Sequence[Death]) -> Verdict:
+    """Which of the ranks that ended before their work was done began it. `deaths` must not be empty.
+
+    A rank that was killed, or left without a word, comes before one that raised an error, since errors can be a
+    consequence that nobody recognised as one; errors known to be a consequence come last.
+    """
+    wrong = next((d.raised for d in deaths if d.raised and d.raised.wrong), None)
+    if wrong:
+        return Verdict(None, wrong.sentence, wrong.traceback, wrong=True)
+    first = min(deaths, key=_blame)  # the earliest of those most to blame
+    who, where = named(layout, first.rank), _where(first.doing)
+    stack = main_thread(first.dump)
+    if first.raised:
+        began = "lost touch with the other ranks" if first.raised.secondary else "failed"
+        return Verdict(first.rank, f"{who} {began} {where}: {first.raised.sentence}", first.raised.traceback)
+    if first.status < 0:
+        hint = "; the system does this when memory runs out" if first.status == -signal.SIGKILL else ""
+        return Verdict(first.rank, f"{who} was killed by {signal_named(-first.status)} {where}{hint}", stack)
+    return Verdict(first.rank, f"{who} left with exit status {first.status} {where}, without saying why", stack)
+
+
+def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Verdict:
+    """Which rank held up a run that reached its time limit: of those that wait for no other, the one longest at one thing."""
+    late = f"the run reached its time limit of {limit:g} s"
+    busy = [h for h in halts if not is_waiting(h.dump)]
+    if not busy:
+        first = max(halts, key=lambda h: h.seconds)
+        longest = f"{named(layout, first.rank)} had waited longest, {_where(first.doing)}"
+        text = f"{late} with every rank waiting for another; {longest}"
+        return Verdict(first.rank, text, main_thread(first.dump))
+    held = max(busy, key=lambda h: h.seconds)
+    stuck = "" if held.dump else ", and did not answer when asked where it was"
+    at = _where(held.doing).removeprefix("while ")
+    text = f"{late}: {named(layout, held.rank)} had been {at} for {held.seconds:.1f} s{stuck}"
+    return Verdict(held.rank, text, main_thread(held.dump))
+
+
+def named(layout: LayoutSpec, rank: int) -> str:
+    """A rank and its place: "rank 3 (dp 1, tp 1, pp 0)"."""
+    at = Mesh(layout.dp, layout.tp, layout.pp).coordinate(rank)
+    return f"rank {rank} (dp {at.dp}, tp {at.tp}, pp {at.pp})"
+
+
+def main_thread(dump: str) -> str:
+    """The main thread's part of what faulthandler dumped, which lists threads newest first and calls innermost first.
+
+    Without the calls that led to the rank, which are the host's that it was forked from.
+    """
+    starts = [match.start() for match in _THREAD.finditer(dump)]
+    stack = dump[starts[-1] :] if starts else dump
+    forked = _FORKED.search(stack)
+    return stack[: forked.start()] if forked else stack
+
+
+def is_waiting(dump: str) -> bool:
+    """Whether the main thread of a dumped process waits for other ranks."""
+    return bool(_WAITING.search(main_thread(dump)))
+
+
+def _blame(death: Death) -> int:
+    if death.raised is None:
+        return 0
+    return 2 if death.raised.secondary else 1
+
+
+def _where(doing: str) -> str:
+    if not doing:
+        return "while starting"
+    return f"in {doing}" if doing.startswith("step ") else f"while {doing}"
+
+
+def signal_named(number: int) -> str:
+    """A signal in words: "signal 9 (SIGKILL)"."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"

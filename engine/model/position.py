@@ -1,0 +1,145 @@
+"""How a token knows where it stands: learned, sinusoidal, rotary, or relative to the token it attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from engine.objective import Feed
+from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
+from engine.spec import ModelSpec
+
+ROTARY_BASE = 500_000.0  # Llama team 2024, table 3
+SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
+
+
+def own_rows(tp: TensorParallel, rows: int) -> slice:
+    """Which rows of the sequence a tensor with `rows` of them holds on this rank."""
+    first = rows * tp.index if tp.cuts_sequence else 0
+    return slice(first, first + rows)
+
+
+class LearnedPosition(nn.Module):
+    """A row for each place, whole on every tp rank. (B, s, H) → (B, s, H)"""
+
+    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
+        super().__init__()
+        self.tp = tp
+        self.weight = ShardedParameter.of(Cut((spec.seq, spec.hidden)), tp)
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """`first`: where in the sequence x begins."""
+        rows = own_rows(self.tp, x.shape[1])
+        return x + self.weight[first + rows.start : first + rows.stop]
+
+
+def sinusoid(places: Tensor, width: int) -> Tensor:
+    """sin and cos of place / 10000^(2i/width), side by side in columns 2i and 2i + 1. (n,) → (n, width), fp32"""
+    exponents = torch.arange(0, width, 2, device=places.device) / width
+    angles = places[:, None] * SINUSOID_BASE**-exponents  # (n, ⌈width/2⌉)
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :width]
+
+
+class SinusoidalPosition(nn.Module):
+    """The embeddings, scaled by √H, plus waves of their place. (B, s, H) → (B, s, H)"""
+
+    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
+        super().__init__()
+        self.tp, self.scale = tp, spec.hidden**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = own_rows(self.tp, x.shape[1])
+        places = torch.arange(rows.start, rows.stop, device=x.device)
+        return torch.add(sinusoid(places, x.shape[2]).to(x.dtype), x, alpha=self.scale)
+
+
+class _Rotate(Function):
+    """Turn each pair of numbers by its row's angle. Backward turns it back, so nothing but the angles is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(…, S, D), (S, D/2), (S, D/2) → (…, S, D); in fp32, whatever the type of x."""
+    first, second = x[..., 0::2], x[..., 1::2]
+    return torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).to(x.dtype)
+
+
+class Rotation(NamedTuple):
+    """Rotary positions (Su et al. 2021): pair i of a head turns by place / base^(2i/D)."""
+
+    cos: Tensor  # (S, D/2), fp32
+    sin: Tensor
+
+    @staticmethod
+    def of(seq: int, width: int, device: torch.device, first: int = 0) -> Rotation:
+        """For the tokens `first` to `seq` of a sequence."""
+        exponents = torch.arange(0, width, 2, device=device) / width
+        angles = torch.arange(first, seq, device=device)[:, None] * ROTARY_BASE**-exponents
+        return Rotation(angles.cos(), angles.sin())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, A, S, D) → (B, A, S, D)"""
+        return _Rotate.apply(x, self.cos, self.sin)
+
+
+class Cache:
+    """Keys and values of the tokens so far, of every attention on this rank."""
+
+    def __init__(self, attentions: Sequence[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        """`shape` (B, G/tp, S, D) is that of the keys of one attention when the sequence is complete."""
+        self.length = 0
+        self.kept = {
+            a: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for a in attentions
+        }
+
+    def extend(self, attention: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (B, G/tp, n, D) of n more tokens, and return those of all tokens so far."""
+        end = self.length + k.shape[2]
+        keys, values = self.kept[attention]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class Around(NamedTuple):
+    """What the layers of a chunk share in one forward pass, beside what passes from one to the next."""
+
+    rotation: Rotation | None = None
+    hidden: Tensor | None = None  # (B, 1, R, S) True where a row must not see a token
+    waves: Tensor | None = None  # (2S − 1, H) the distances from 1 − S to S − 1, as waves
+    distance: Tensor | None = None  # (B, 1, R, S) each row's distance to each token, as a row of `waves`
+    cache: Cache | None = None  # of the tokens before these, when generating
+
+    @staticmethod
+    def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> Around:
+        """`feed` is needed for relative positions only."""
+        device = tp.comm.device
+        if spec.parts.position == "rotary":
+            return Around(rotation=Rotation.of(spec.seq, spec.head_width, device))
+        if spec.parts.position != "relative":
+            return Around()
+        assert feed is not None
+        places = torch.arange(spec.seq, device=device)
+        waves = sinusoid(torch.arange(1 - spec.seq, spec.seq, device=device), spec.hidden).to(tp.dtype)
+        distance = feed.positions[:, :, None] - places + (spec.seq - 1)
+        return Around(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
+
+    @staticmethod
+    def going_on(spec: ModelSpec, cache: Cache, count: int, device: torch.device) -> Around:
+        """For `count` tokens behind those in the cache."""
+        rotary = spec.parts.position == "rotary"
+        end = cache.length + count
+        return Around(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)

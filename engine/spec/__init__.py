@@ -1,0 +1,41 @@
+"""What to run: the model, the layout, the workload. Validated, immutable, JSON both ways.
+
+Every mistake a user can make in a spec raises `RequestError` with one sentence that shows the arithmetic.
+`misfits` holds the rules that need more than one part of the spec, so that the form can show all of them at once.
+"""
+
+from engine.spec.base import RequestError, Spec
+from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
+from engine.spec.parts import (
+    V_SHAPED,
+    FaultSpec,
+    GenerateSpec,
+    LayoutSpec,
+    ModelSpec,
+    OptimizerName,
+    Precision,
+    Recompute,
+    ScheduleName,
+    WorkloadSpec,
+)
+from engine.spec.run import RunSpec
+
+__all__ = [
+    "BYTE_VOCABULARY",
+    "V_SHAPED",
+    "FaultSpec",
+    "GenerateSpec",
+    "LayoutSpec",
+    "Misfit",
+    "ModelSpec",
+    "OptimizerName",
+    "Precision",
+    "Recompute",
+    "RequestError",
+    "RunSpec",
+    "ScheduleName",
+    "Spec",
+    "WorkloadSpec",
+    "generation_misfits",
+    "misfits",
+]

@@ -1,0 +1,209 @@
+"""The parts of a spec: the model, the layout, the workload, what to generate, and the drill."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from engine.families import FAMILIES, Family, FamilyName, predicted
+from engine.spec.base import RequestError, Spec
+from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
+
+_MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
+
+ScheduleName = Literal["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v"]
+V_SHAPED: tuple[ScheduleName, ...] = ("zb-v", "dualpipe-v")
+Recompute = Literal["none", "selective", "full"]
+Precision = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "sgd"]
+
+
+class ModelSpec(Spec):
+    """The shape of a Transformer; `engine.families` says what its family is made of."""
+
+    family: FamilyName = Field("gpt", description="model family")
+    layers: int = Field(4, ge=1, le=1024, description="Transformer layers; of encoder and decoder together, where there are both")
+    hidden: int = Field(64, ge=1, le=_MOST_HIDDEN, description="width of the residual stream")
+    heads: int = Field(4, ge=1, le=_MOST_HEADS, description="attention heads")
+    vocab: int = Field(256, ge=1, le=1_000_000, description="vocabulary size")
+    seq: int = Field(64, ge=1, le=MOST_SEQ, description="sequence length in tokens; of source and target each")
+    ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
+    kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
+    head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
+    decoder_layers: int = Field(0, ge=0, le=1024, description="how many of the layers are the decoder's; 0 means half")
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> Self:
+        if not self.head_dim and self.hidden % self.heads:
+            widths = around(self.hidden, self.heads, _MOST_HIDDEN)
+            heads = nearest((d for d in divisors(self.hidden) if d <= _MOST_HEADS), self.heads)
+            raise RequestError(
+                f"heads={self.heads} does not divide hidden={self.hidden}: each head would be "
+                f"{self.hidden / self.heads:.4g} wide; hidden={either(widths)} fits, or heads={either(sorted(heads))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _family_has_what_it_needs(self) -> Self:
+        if self.heads % self.key_heads:
+            raise RequestError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}, so groups would differ in size; "
+                f"{listed(divisors(self.heads))} would"
+            )
+        if self.parts.position == "relative" and self.key_heads != self.heads:
+            raise RequestError(f"{self.family} has a key for every head; kv_heads=0 fits, not {self.kv_heads}")
+        if self.parts.position == "rotary" and self.head_width % 2:
+            raise RequestError(
+                f"rotary positions turn pairs of numbers, and a head is {self.head_width} wide; an even width fits"
+            )
+        if self.decoder_layers and not self.parts.encoder:
+            raise RequestError(
+                f"decoder_layers={self.decoder_layers} is for encoder and decoder, and {self.family} has one stack; 0 fits"
+            )
+        if self.parts.encoder and not 0 < self.encoder_layers < self.layers:
+            raise RequestError(
+                f"layers={self.layers} are encoder and decoder together, and with decoder_layers={self.decoder_layers} one has "
+                f"none; layers of 2 and more fit, decoder_layers below that"
+            )
+        if self.parts.objective == "permuted" and self.seq < 2:
+            raise RequestError(
+                f"{self.family} predicts some tokens from the others, and seq={self.seq} leaves none; 2 and more fit"
+            )
+        return self
+
+    @property
+    def parts(self) -> Family:
+        return FAMILIES[self.family]
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.hidden // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn or 4 * self.hidden
+
+    @property
+    def encoder_layers(self) -> int:
+        """The layers before the first that attends to the encoder's output; 0 where there is no encoder."""
+        return self.layers - (self.decoder_layers or self.layers // 2) if self.parts.encoder else 0
+
+    @property
+    def rows(self) -> int:
+        """Tokens of one sequence that go through a layer: `seq`, and with two-stream attention one more for each predicted."""
+        return self.seq + (predicted("permuted", self.seq) if self.parts.objective == "permuted" else 0)
+
+    def parameters(self) -> int:
+        """Number of parameters of the whole model, tied weights counted once and nothing padded."""
+        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
+        total = self.parts.outer_parameters(self.hidden, self.vocab, self.seq)
+        for count, cross in ((self.layers - crossing, False), (crossing, True)):
+            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, cross)
+        return total
+
+
+class LayoutSpec(Spec):
+    """How the work is split. Ranks = dp × tp × pp."""
+
+    dp: int = Field(1, ge=1, le=65536, description="data-parallel replicas")
+    tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights in that many slices")
+    pp: int = Field(1, ge=1, le=1024, description="pipeline stages: the layers in that many runs")
+    schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
+    chunks: int = Field(
+        1, ge=1, le=1024, description="runs of layers on a stage; 2 for zb-v and dualpipe-v, 2 or more for interleaved"
+    )
+    split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as can be")
+
+    zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
+    sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
+    recompute: Recompute = Field("none", description="what backward computes again: nothing, attention only, or whole layers")
+
+    @property
+    def ranks(self) -> int:
+        return self.dp * self.tp * self.pp
+
+    @property
+    def code(self) -> str:
+        """The short form, such as dp2.tp2.pp2."""
+        return f"dp{self.dp}.tp{self.tp}.pp{self.pp}"
+
+    @classmethod
+    def degrees(cls, code: str) -> dict[str, int]:
+        """Read a short form: "dp2.tp2.pp2" → {"dp": 2, "tp": 2, "pp": 2}. An axis left out is 1."""
+        found: dict[str, int] = {}
+        for part in code.split("."):
+            match = re.fullmatch(r"(dp|tp|pp)(\d{1,6})", part)
+            if not match or match[1] in found:
+                raise RequestError(f"layout {code!r} is not of the form dp2.tp2.pp2")
+            found[match[1]] = int(match[2])
+        return {"dp": 1, "tp": 1, "pp": 1} | found
+
+    @property
+    def placement(self) -> tuple[int, ...]:
+        """The stage that holds each chunk: round and round, or down the stages and back up, in the shape of a V."""
+        down = tuple(range(self.pp))
+        up = down[::-1] if self.schedule in V_SHAPED else down
+        return tuple(stage for run in range(self.chunks) for stage in (up if run % 2 else down))
+
+    def chunk_layers(self, layers: int) -> tuple[int, ...]:
+        """Layers of each chunk. Without a split, as even as can be, the earlier chunks taking what is left over."""
+        return self.split or evenly(layers, self.pp * self.chunks)
+
+    def stage_layers(self, layers: int) -> tuple[int, ...]:
+        """Layers of each stage, over all of its chunks. For a layout that `misfits` finds nothing wrong with."""
+        counts = [0] * self.pp
+        for stage, count in zip(self.placement, self.chunk_layers(layers), strict=True):
+            counts[stage] += count
+        return tuple(counts)
+
+
+class WorkloadSpec(Spec):
+    """What is done with the model: how much data, how many steps."""
+
+    steps: int = Field(20, ge=1, le=10_000, description="training steps")
+    microbatches: int = Field(4, ge=1, le=1024, description="microbatches of one replica in a step")
+    microbatch_size: int = Field(2, ge=1, le=4096, description="sequences in a microbatch")
+    learning_rate: float = Field(3e-3, gt=0, le=10, allow_inf_nan=False, description="the optimizer's learning rate")
+    optimizer: OptimizerName = Field("adamw", description="adamw keeps two numbers a parameter, sgd one with momentum, else none")
+    momentum: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="momentum of sgd")
+    precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
+    accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
+    text: str | None = Field(
+        None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts"
+    )
+    time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
+
+
+class GenerateSpec(Spec):
+    """Continuing a prompt, after training or without."""
+
+    prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
+    new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
+    temperature: float = Field(
+        0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token; above it, tokens are drawn"
+    )
+    skip_training: bool = Field(False, description="generate with the model as it was drawn, and measure that instead")
+
+
+class FaultSpec(Spec):
+    """A drill: make one rank fail, to see what a run does then."""
+
+    kind: Literal["raise", "exit", "kill", "hang"]
+    rank: int = Field(ge=0)
+    step: int = Field(ge=1, description="the step, counted from 1, at whose start it happens")
+
+    @classmethod
+    def read(cls, text: str) -> FaultSpec:
+        """Read "raise:3@2": rank 3 raises in step 2."""
+        match = re.fullmatch(r"(\w+):(\d{1,9})@(\d{1,9})", text)
+        if not match:
+            raise RequestError(f"fault {text!r} is not of the form raise:3@2, which is kind:rank@step")
+        return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})

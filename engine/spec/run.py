@@ -1,0 +1,36 @@
+"""The whole request."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from engine.spec.base import RequestError, Spec
+from engine.spec.fit import generation_misfits, misfits
+from engine.spec.parts import FaultSpec, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
+
+
+class RunSpec(Spec):
+    """All of a request. Constructing one that does not fit together raises `RequestError`."""
+
+    model: ModelSpec = ModelSpec()
+    layout: LayoutSpec = LayoutSpec()
+    workload: WorkloadSpec = WorkloadSpec()
+    generate: GenerateSpec = GenerateSpec()
+    parity: bool = Field(False, description="also run the model unsharded and compare gradients and losses")
+    fault: FaultSpec | None = Field(None, description="a drill: kind:rank@step, where kind is raise, exit, kill or hang")
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        found = misfits(self.model, self.layout, self.workload) + generation_misfits(
+            self.generate, self.model, self.layout, self.parity
+        )
+        if found:
+            raise RequestError("; ".join(m.sentence for m in found))
+        ranks, steps = self.layout.ranks, self.workload.steps
+        if self.fault and self.fault.rank >= ranks:
+            raise RequestError(f"fault.rank={self.fault.rank} is not one of the {ranks} ranks, 0 to {ranks - 1}")
+        if self.fault and self.fault.step > steps:
+            raise RequestError(f"fault.step={self.fault.step} never comes: the run has {steps} steps")
+        return self

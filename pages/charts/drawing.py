@@ -1,0 +1,42 @@
+"""What every chart function returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from pages.charts.look import Look, config
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One chart, ready to be shown, exported or read aloud.
+
+    `subject` names what is drawn; `title` states what the chart finds; `reading` tells how to read it; `spec` is
+    Vega-Lite with its data inside; `table` holds the same numbers, exact and in full, for those who cannot see the chart.
+    """
+
+    subject: str
+    title: str
+    reading: str
+    spec: dict[str, Any]
+    table: pd.DataFrame
+
+
+def finish(chart: alt.TopLevelMixin, style: Look, title: str) -> dict[str, Any]:
+    """Altair's chart as a plain Vega-Lite spec with the settings that all charts share."""
+    spec: dict[str, Any] = chart.to_dict()
+    spec["config"] = config(style)
+    # As wide as where it stands, as high as its content: "fit" would squeeze the rows when there is a legend.
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec["description"] = title
+    return spec
+
+
+def colours(domain: dict[str, str], present: list[str]) -> alt.Scale:
+    """The scale that gives each name its colour. Names that do not occur take no room in the legend."""
+    shown = [name for name in domain if name in present]
+    return alt.Scale(domain=shown, range=[domain[name] for name in shown])

@@ -1,0 +1,127 @@
+"""Colours and type of every chart. One colour has one meaning; no chart relies on hue alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Theme = Literal["light", "dark"]
+
+MAX_BARS = 3_000  # in one view; a browser pans more of them too slowly
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colours of one theme, and what they stand for.
+
+    The five hues keep a contrast of at least 3.1 : 1 (light) and 6.9 : 1 (dark) against the background and are told
+    apart under colour-vision deficiency. `ink` is the sixth: it differs from `grey` by lightness.
+    """
+
+    theme: Theme
+    background: str
+    text: str
+    faint: str  # tracks and grid lines: behind the data, never data
+    blue: str
+    orange: str
+    green: str
+    pink: str
+    grey: str
+    ink: str
+    on_colour: str  # text on a coloured bar
+    stages: tuple[str, str]  # first and last colour of the ramp that pipeline stages are drawn in
+
+    @property
+    def category(self) -> dict[str, str]:
+        """Colours of the memory categories."""
+        return {
+            "parameters": self.blue,
+            "gradients": self.orange,
+            "optimizer": self.green,
+            "activations": self.pink,
+            "communication": self.grey,
+            "temporary": self.ink,
+        }
+
+    @property
+    def axis(self) -> dict[str, str]:
+        """Colours of the mesh's axes."""
+        return {"tp": self.orange, "pp": self.green, "dp": self.blue}
+
+    @property
+    def lane(self) -> dict[str, str]:
+        """Colours of what happens on a timeline."""
+        return {
+            "forward (F)": self.blue,
+            "backward (B)": self.orange,
+            "reduce, tie, step": self.grey,
+            "collective": self.green,
+            "send, receive": self.pink,
+        }
+
+    def stage(self, stage: int, stages: int) -> str:
+        """A colour for a pipeline stage: neighbours differ, and the order of stages is the order of the ramp."""
+        return _mix(*self.stages, stage / max(1, stages - 1))
+
+
+LIGHT = Look(
+    theme="light",
+    background="#FFFFFF",
+    text="#24292F",
+    faint="#EDF0F3",
+    blue="#0072B2",
+    orange="#D55E00",
+    green="#009E73",
+    pink="#CC79A7",
+    grey="#767676",
+    ink="#2F3540",
+    on_colour="#FFFFFF",
+    stages=("#1D4FA3", "#1F9A94"),
+)
+
+DARK = Look(
+    theme="dark",
+    background="#0F141A",
+    text="#E6EAEE",
+    faint="#232B34",
+    blue="#56B4E9",
+    orange="#E69F00",
+    green="#00B98A",
+    pink="#E38FBD",
+    grey="#A0A0A0",
+    ink="#E3E7EC",
+    on_colour="#0F141A",
+    stages=("#5B93F5", "#7FE0D0"),
+)
+
+
+def look(theme: Theme) -> Look:
+    return DARK if theme == "dark" else LIGHT
+
+
+def lane(kind: str) -> str:
+    """The colour name (`Look.lane`) of an action's or a collective's kind."""
+    named = {"F": "forward (F)", "B": "backward (B)", "I": "backward (B)", "W": "backward (B)"}
+    named |= {"reduce": "reduce, tie, step", "tie": "reduce, tie, step", "step": "reduce, tie, step"}
+    named |= {"send": "send, receive", "recv": "send, receive"}
+    return named.get(kind, "collective")
+
+
+def config(style: Look) -> dict[str, Any]:
+    """Vega-Lite settings that every chart shares. The page's own font is used."""
+    label = {"labelFontSize": 12, "labelColor": style.text, "titleFontSize": 12, "titleColor": style.text, "titleFontWeight": 500}
+    return {
+        "background": "transparent",
+        "view": {"stroke": "transparent"},
+        "axis": label | {"gridColor": style.faint, "domainColor": style.grey, "tickColor": style.grey, "labelLimit": 320},
+        "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
+        "legend": label | {"orient": "top", "title": None, "symbolType": "square", "symbolSize": 110, "padding": 0, "offset": 10},
+        "bar": {"discreteBandSize": {"band": 0.78}},
+        "scale": {"bandPaddingInner": 0.2},
+    }
+
+
+def _mix(first: str, last: str, share: float) -> str:
+    """The colour `share` of the way from `first` to `last`, both written as #RRGGBB."""
+    channels = ((int(first[i : i + 2], 16), int(last[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(a + (b - a) * share):02X}" for a, b in channels)

@@ -1,0 +1,77 @@
+"""Numbers in words. Bytes are binary: 1 KiB is 1,024 bytes. Times are given in nanoseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A name, and how many of the smallest unit it holds."""
+
+    name: str
+    size: float
+
+
+BYTES = (Unit("B", 1), Unit("KiB", 2**10), Unit("MiB", 2**20), Unit("GiB", 2**30), Unit("TiB", 2**40))
+TIMES = (Unit("ns", 1), Unit("µs", 1e3), Unit("ms", 1e6), Unit("s", 1e9))
+
+
+def byte_unit(largest: float) -> Unit:
+    """The unit in which a chart shows bytes up to `largest`."""
+    return _fitting(BYTES, largest)
+
+
+def time_unit(largest_ns: float) -> Unit:
+    """The unit in which a chart shows times up to `largest_ns`."""
+    return _fitting(TIMES, largest_ns)
+
+
+def in_bytes(value: float) -> str:
+    """ "3.42 MiB": three significant digits, in the largest unit that leaves a whole part."""
+    return _in(value, byte_unit(value))
+
+
+def in_time(ns: float) -> str:
+    """ "81.2 ms"."""
+    return _in(ns, time_unit(ns))
+
+
+def short(value: float) -> str:
+    """A count with three significant digits: 950, 12.3 k, 4.56 M, 175 B."""
+    for name, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{significant(value / size)} {name}"
+    return significant(value)
+
+
+def percent(share: float) -> str:
+    """ "12.3%"; below 10%, one digit more does no harm: "4.2%"."""
+    return f"{100 * share:.1f}%"
+
+
+def scientific(value: float) -> str:
+    """ "3.1e-7"."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def plural(count: int, word: str) -> str:
+    """ "1 rank", "8 ranks"."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def _fitting(units: tuple[Unit, ...], largest: float) -> Unit:
+    return next((u for u in reversed(units) if largest >= u.size), units[0])
+
+
+def _in(value: float, unit: Unit) -> str:
+    return f"{significant(value / unit.size)} {unit.name}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent, and without decimals that say nothing of a whole number."""
+    if value == int(value) and abs(value) < 1000:
+        return str(int(value))
+    magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 1
+    return f"{value:,.{max(0, 3 - magnitude)}f}"

@@ -1,0 +1,121 @@
+"""The Lab: pick a model and a layout, run it for real, read where every byte and every microsecond went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from engine.launch.queue import RunState
+from engine.spec import RequestError, RunSpec
+from pages.charts.units import plural
+from pages.lab import preview, result
+from pages.shared import form, links, runbar
+from pages.shared.choice import Choice, read
+from pages.shared.service import Service
+
+SPEC = "spec"  # the link's parameter: the choice, as `links` writes it
+_CODE, _BAD_LINK, _SHOWN = "lab/code", "lab/bad-link", "lab/shown"
+
+
+def show(service: Service) -> None:
+    run = st.query_params.get(runbar.RUN, "")
+    found = service.find(run) if run else None
+    if isinstance(found, RunState) and found.folder is not None:
+        found = found.folder
+        st.query_params[runbar.RUN] = found.name  # which a new server finds as well
+
+    _follow_link(service, found)
+    choice = form.held()
+    assert choice
+    verdict = read(choice, service.texts)
+    problems = [] if isinstance(verdict, RunSpec) else verdict
+    with st.sidebar:
+        form.draw(service.texts, problems)
+        runbar.draw(service, verdict, found if isinstance(found, RunState) else None)
+
+    if sentence := st.session_state.get(_BAD_LINK):
+        st.warning(sentence + " The defaults are shown instead.", icon=":material/link_off:")
+    st.html('<h1 class="ss-unseen">Lab</h1>')
+    _tell(run, found)
+    if isinstance(verdict, RunSpec):
+        preview.draw(verdict)
+    else:
+        st.info(
+            "The ranks are drawn as soon as everything fits together: the form at the left says what does not.",
+            icon=":material/rule:",
+        )
+    _show_result(found, fits=isinstance(verdict, RunSpec))
+
+
+def _follow_link(service: Service, found: RunState | Path | None) -> None:
+    """Keep form and address bar the same.
+
+    The link wins when a session starts, and when it was changed by hand or by going back; otherwise the form does. A
+    control moved just now wins always: the link that came with it may be old.
+    """
+    code = st.query_params.get(SPEC, "")
+    moved = form.touched()
+    held = form.held()
+    if moved:
+        st.session_state.pop(_BAD_LINK, None)
+    elif held is None or (code and code != st.session_state[_CODE]):
+        try:
+            held = links.decode(code) if code else _default(service, found)
+        except links.LinkError as error:
+            st.session_state[_BAD_LINK] = str(error)
+            held = Choice.default()
+        form.put(held)
+    assert held
+    st.session_state[_CODE] = links.encode(held)
+    if code != st.session_state[_CODE]:
+        st.query_params[SPEC] = st.session_state[_CODE]
+
+
+def _default(service: Service, found: RunState | Path | None) -> Choice:
+    """Without a choice in the link: that of the run in it."""
+    if isinstance(found, RunState):
+        return Choice.of(found.spec, service.texts)
+    try:
+        return Choice.of(result.load(found).spec, service.texts) if found else Choice.default()
+    except RequestError:  # which showing the run tells
+        return Choice.default()
+
+
+def _tell(run: str, found: RunState | Path | None) -> None:
+    """What became of the run in the link, if it did not become a result."""
+    if run and found is None:
+        st.warning(
+            "The run in this link is not known here: it was not saved, or it was saved elsewhere.", icon=":material/link_off:"
+        )
+    elif isinstance(found, RunState) and found.phase == "failed":
+        title = "The run failed" if found.failed_rank is None else f"Rank {found.failed_rank} failed"
+        st.error(_sentence(found.message), title=title, icon=":material/error:")
+        if found.traceback:
+            with st.expander("Its own traceback"):
+                st.code(found.traceback, language="text")
+    elif isinstance(found, RunState) and found.phase == "cancelled":
+        done = f"It had finished {found.step} of {plural(found.spec.workload.steps, 'step')}; nothing was saved."
+        st.info(f"{_sentence(found.message)} {done}", icon=":material/stop:")
+
+
+def _show_result(found: RunState | Path | None, fits: bool) -> None:
+    """The run in the link, or else the last result that this session saw, which stays until there is another."""
+    if isinstance(found, Path):
+        st.session_state[_SHOWN] = found
+    on = isinstance(found, RunState) and not found.finished
+    if on:
+        st.info(
+            "The run is on: its progress is at the foot of the form, and its charts appear here.", icon=":material/hourglass_top:"
+        )
+    if _SHOWN in st.session_state:
+        result.draw(st.session_state[_SHOWN])
+    elif fits and not on:
+        st.info(
+            "Press **Run** at the left: as many processes start, train and are measured. The charts appear here.",
+            icon=":material/play_arrow:",
+        )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].removesuffix(".") + "."

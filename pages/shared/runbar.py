@@ -1,0 +1,86 @@
+"""The Run button, and in its place while a run is on: how far it is, and Cancel."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from engine.launch.queue import RunState
+from engine.spec import RequestError, RunSpec
+from pages.charts.units import plural
+from pages.shared import form
+from pages.shared.choice import Problem, read
+from pages.shared.service import Service
+
+RUN = "run"  # the link's parameter: a run's id while it is on, the name of its folder when it is saved
+_REFUSED = "run/refused"
+_EVERY_S = 0.5
+# Of the whole bar: the steps take most of it, what follows them the rest.
+_SHARE = {"queued": 0.0, "starting": 0.0, "tracing": 0.9, "parity": 0.93, "saving": 0.97}
+
+
+def draw(service: Service, verdict: RunSpec | list[Problem], state: RunState | None) -> None:
+    """`state` is that of the run that this session watches, if there is one."""
+    with st.container(key="run_bar", gap="xsmall"):
+        if state is not None and not state.finished:
+            _watch(service, state.id)
+            return
+        ranks = verdict.layout.ranks if isinstance(verdict, RunSpec) else 0
+        st.button(
+            {0: "Run", 1: "Run on 1 process"}.get(ranks, f"Run on {ranks} processes"),
+            type="primary",
+            icon=":material/play_arrow:",
+            width="stretch",
+            disabled=not ranks,
+            on_click=_start,
+            args=(service,),
+        )
+        if not isinstance(verdict, RunSpec):
+            more = f" (and {len(verdict) - 1} more)" if len(verdict) > 1 else ""
+            st.caption(f"Cannot run yet: {verdict[0].sentence}{more}.")
+        elif refused := st.session_state.pop(_REFUSED, None):
+            st.error(refused)
+
+
+def _start(service: Service) -> None:
+    form.touch()
+    choice = form.held()
+    assert choice
+    spec = read(choice, service.texts)
+    if isinstance(spec, RunSpec):
+        try:
+            st.query_params[RUN] = service.queue.submit(spec)
+        except RequestError as error:
+            st.session_state[_REFUSED] = f"This run was refused: {error}."
+
+
+@st.fragment(run_every=_EVERY_S)
+def _watch(service: Service, run: str) -> None:
+    """Text and a bar only: a chart here would be drawn anew at every look."""
+    state = service.queue.watch(run)
+    if state is None or state.finished:
+        st.rerun()
+    st.progress(_progress(state), text=_doing(state))
+    st.button("Cancel", icon=":material/stop:", width="stretch", on_click=service.queue.cancel, args=(run,))
+
+
+def _progress(state: RunState) -> float:
+    if state.phase == "running":
+        return _SHARE["tracing"] * state.step / state.spec.workload.steps
+    return _SHARE.get(state.phase, 1.0)
+
+
+def _doing(state: RunState) -> str:
+    """What the run is doing, in a line."""
+    steps = state.spec.workload.steps
+    if state.phase == "queued":
+        return f"Waiting: {plural(state.ahead, 'run')} ahead in the queue"
+    if state.phase == "starting":
+        return f"Starting {state.spec.layout.ranks} processes"
+    if state.phase == "running":
+        loss = f", loss **{state.losses[-1]:.3f}**" if state.losses else ""
+        return f"Step **{state.step}** of {steps}{loss}"
+    return {
+        "tracing": "Tracing one more step, for its memory",
+        "parity": "Comparing with the unsharded model",
+        "saving": "Saving",
+    }[state.phase]

@@ -1,0 +1,51 @@
+"""Texts that users uploaded, kept under the name of their content, so that a link can point at one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.spec import RequestError
+
+LARGEST = 1_000_000  # bytes
+_NAME = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A folder of texts. A text's name is the start of its SHA-256."""
+
+    folder: Path
+
+    def keep(self, content: bytes) -> str:
+        """Store a text and return its name. Raises `RequestError` if it cannot be trained on."""
+        if len(content) > LARGEST:
+            raise RequestError(f"the text has {len(content):,} bytes; at most {LARGEST:,} can be used")
+        if not content:
+            raise RequestError("the text is empty")
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestError(
+                f"the text is not UTF-8: byte {error.start:,} cannot be read; save it as UTF-8 and upload it again"
+            ) from error
+        name = hashlib.sha256(content).hexdigest()[:16]
+        path = self.folder / f"{name}.txt"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(content)
+            partial.rename(path)  # a run that starts now finds all of it or nothing
+        return name
+
+    def path(self, name: str) -> Path | None:
+        """Where the text of that name is; None if it is not here (or the name is not one)."""
+        path = self.folder / f"{name}.txt"
+        return path if _NAME.fullmatch(name) and path.is_file() else None
+
+    def name(self, path: str | None) -> str:
+        """The name of a text stored here; empty for any other file and for none."""
+        here = path is not None and Path(path).parent == self.folder and _NAME.fullmatch(Path(path).stem)
+        return Path(path).stem if here and path else ""

@@ -1,0 +1,128 @@
+"""The app as a user meets it: its own server on a free port, and a browser that tells of everything that goes wrong."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect
+
+ROOT = Path(__file__).parents[2]
+HERE = ("127.0.0.1", "localhost")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+STARTED, ENDED_S = 60.0, 20.0  # seconds that a server may take to start and to end
+
+
+class Server:
+    """`streamlit run app.py` with its runs in `home`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.url = home, f"http://127.0.0.1:{_free_port()}"
+        options = ["--server.port", str(urlsplit(self.url).port), "--server.fileWatcherType", "none"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", "--runs", str(home)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said: list[str] = []
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self._listening.wait(STARTED), "".join(self.said)
+        with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=STARTED) as answer:
+            assert answer.read() == b"ok", "".join(self.said)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.wait(ENDED_S)
+        self._reader.join(ENDED_S)
+        assert self._process.stdout
+        self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            self.said.append(line)
+            if "URL:" in line:
+                self._listening.set()
+        self._listening.set()  # it ended: what it said is why
+
+
+@contextmanager
+def served(home: Path) -> Iterator[Server]:
+    server = Server(home)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Watched:
+    """A window of a browser, and all that goes wrong in it: script errors, and requests to other machines.
+
+    `context` is shared by windows, so that scripts and fonts are fetched once.
+    """
+
+    def __init__(self, context: BrowserContext, width: int = 1280, height: int = 900) -> None:
+        self.wrong: list[str] = []
+        self.page: Page = context.new_page()
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.set_default_timeout(20_000)
+        self.page.on("pageerror", lambda error: self.wrong.append(f"script error: {error}"))
+        self.page.on("console", self._hear)
+        # Listened to rather than intercepted: interception turns the browser's cache off.
+        self.page.on("request", lambda request: self._goes_to(request.url))
+        self.page.on("websocket", lambda socket: self._goes_to(socket.url))
+
+    def open(self, server: Server, **link: str) -> Page:
+        """Open the Lab with these parameters in the link, and wait until it is drawn."""
+        self.page.goto(f"{server.url}/?{urlencode(link)}")
+        drawn(self.page)
+        return self.page
+
+    def close(self) -> None:
+        """Close the window. Fails if anything went wrong in it."""
+        self.page.close()
+        assert not self.wrong, "\n".join(self.wrong)
+
+    def _goes_to(self, url: str) -> None:
+        to = urlsplit(url)
+        if to.scheme not in ("data", "blob") and to.hostname not in HERE:
+            self.wrong.append(f"request to another machine: {url}")
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.wrong.append(f"console: {message.text}")
+
+
+def drawn(page: Page) -> None:
+    """Wait until the server has nothing more to draw."""
+    expect(page.locator("[data-testid=stApp][data-test-script-state=notRunning]")).to_be_visible(timeout=30_000)
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0)

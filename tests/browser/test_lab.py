@@ -1,0 +1,236 @@
+"""The Lab page in a real browser, against real runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import psutil
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from engine import store
+from engine.tables import RunResult
+from engine.topology import Mesh
+from pages.charts.look import LIGHT
+from pages.charts.timeline import measured
+from pages.charts.units import in_bytes
+from tests.browser.served import Server, Watched, drawn, served
+
+LONG_S = 60_000  # milliseconds that a run may take: the machine may be busy
+SHORT = "gpt-tiny~dp1.tp2.pp2~1f1b~m2~b1~n3~r0.003~e0"
+ENDLESS = "gpt-tiny~dp1.tp1.pp2~1f1b~m2~b1~n9999~r0.003~e0"
+
+_FITS = "place => { const e = document.querySelector(`[data-testid=${place}]`); return e.scrollWidth <= e.clientWidth; }"
+
+
+def link(page: Page, name: str) -> str:
+    return parse_qs(urlsplit(page.url).query).get(name, [""])[0]
+
+
+def field(page: Page, label: str) -> Locator:
+    return page.get_by_role("spinbutton", name=label)
+
+
+def run_button(page: Page) -> Locator:
+    return page.get_by_role("button", name=re.compile("^Run"))
+
+
+def cancel_button(page: Page) -> Locator:
+    return page.get_by_role("button", name="Cancel")
+
+
+def finished(page: Page) -> Locator:
+    return page.get_by_role("heading", name=re.compile("^Measured: "))
+
+
+def chart(page: Page, name: str) -> Locator:
+    return page.locator(f".st-key-drawing-{name}")
+
+
+def bars(page: Page, name: str) -> Locator:
+    """The bars that a chart has drawn, by their own descriptions: what a screen reader finds."""
+    return chart(page, name).locator("svg.marks path[aria-roledescription='bar']")
+
+
+def saved(server: Server, page: Page) -> RunResult:
+    return store.load(server.home / link(page, "run"))
+
+
+def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watched):
+    page = watched.open(server, spec="gpt-tiny~dp1.tp1.pp1~1f1b~m4~b2~n5~r0.003~e0")
+    for label in ("Data (dp)", "Tensor (tp)", "Pipeline (pp)"):
+        field(page, label).fill("2")
+        field(page, label).press("Enter")
+        expect(page.get_by_text("ranks, a process each")).to_be_visible()
+    expect(page.get_by_text("8 ranks: 2 stages × 2 replicas × 2 slices")).to_be_visible()
+    assert page.locator(".ss-rank").count() == 8
+    page.get_by_role("button", name="Run on 8 processes").click()
+    expect(page.get_by_text(re.compile(r"Step \d of 5, loss \d\.\d{3}"))).to_be_visible(timeout=LONG_S)
+    expect(finished(page)).to_have_text("Measured: gpt-tiny on dp2.tp2.pp2, 1F1B", timeout=LONG_S)
+    drawn(page)
+
+    result = saved(server, page)
+    peak = result.tables["memory_peak"]
+    totals = peak.groupby("rank")["bytes"].sum()
+    expect(chart(page, "peak").get_by_role("heading")).to_contain_text(f"is fullest: {in_bytes(totals.max())} at its peak")
+    expect(bars(page, "peak")).to_have_count(int((peak["bytes"] > 0).sum()))
+
+    sent = result.tables["traffic"].groupby(["axis", "collective", "phase"])["wire_bytes"].sum()
+    expect(bars(page, "kinds")).to_have_count(int((sent > 0).sum()))
+    expect(chart(page, "kinds").locator("svg.marks")).to_contain_text("tp all_reduce, forward")
+
+    expect(bars(page, "timeline")).to_have_count(8 + len(result.tables["spans"]))
+    expect(chart(page, "timeline").get_by_role("heading")).to_have_text(
+        measured(result.tables["spans"], Mesh(2, 2, 2), LIGHT).title
+    )
+    expect(chart(page, "timeline").locator("svg.marks")).to_contain_text("rank 7 · stage 1")
+
+    expect(chart(page, "curve").locator("svg.marks path[aria-roledescription='area mark']")).to_have_count(6)
+    expect(chart(page, "loss").locator("svg.marks path[aria-roledescription='line mark']")).to_have_count(1)
+    expect(page.get_by_text("Not checked against the unsharded model")).to_be_visible()
+
+
+def test_a_chart_has_its_numbers_and_its_controls(server: Server, watched: Watched):
+    page = watched.open(server, spec=SHORT + "~p")
+    run_button(page).click()
+    expect(finished(page)).to_be_visible(timeout=LONG_S)
+    expect(page.get_by_text("Gradients equal to the unsharded model")).to_be_visible()
+    chart(page, "kinds").get_by_role("radio", name="payload").click()
+    expect(chart(page, "kinds").get_by_role("heading")).to_contain_text("hands over in a step")
+    chart(page, "peak").get_by_text("The numbers").click()
+    expect(chart(page, "peak").get_by_test_id("stDataFrame")).to_be_visible()
+    chart(page, "curve").get_by_role("combobox").click()
+    page.get_by_role("option", name="rank 3").click()
+    expect(chart(page, "curve").get_by_role("heading")).to_contain_text("Rank 3 peaks at")
+
+
+def test_a_run_survives_a_refresh_and_can_be_cancelled(server: Server, watched: Watched):
+    page = watched.open(server, spec=ENDLESS)
+    run_button(page).click()
+    step = page.get_by_text(re.compile(r"Step \d+ of 9999"))
+    expect(step).to_be_visible(timeout=LONG_S)
+    run = link(page, "run")
+    page.reload()
+    expect(step).to_be_visible(timeout=LONG_S)
+    assert link(page, "run") == run
+    before = step.inner_text()
+    expect(step).not_to_have_text(before)
+    cancel_button(page).click()
+    expect(page.get_by_text(re.compile(r"^Cancelled\. It had finished \d+ of 9,999 steps; nothing was saved\.$"))).to_be_visible()
+    expect(run_button(page)).to_be_enabled()
+    assert not any(result.spec.workload.steps == 9999 for result in map(store.load, store.listing(server.home)))
+
+
+def test_a_second_run_waits_its_turn(server: Server, watched: Watched, context: BrowserContext):
+    page = watched.open(server, spec=ENDLESS)
+    run_button(page).click()
+    expect(page.get_by_text(re.compile(r"Step \d+ of"))).to_be_visible(timeout=LONG_S)
+    other = Watched(context)
+    second = other.open(server, spec=SHORT)
+    run_button(second).click()
+    expect(second.get_by_text("Waiting: 1 run ahead in the queue")).to_be_visible()
+    cancel_button(second).click()
+    expect(second.get_by_text("Cancelled. It had finished 0 of 3 steps; nothing was saved.")).to_be_visible()
+    cancel_button(page).click()
+    expect(page.get_by_text(re.compile(r"^Cancelled\."))).to_be_visible()
+    other.close()
+
+
+def test_what_does_not_fit_is_told_and_a_button_mends_it(server: Server, watched: Watched):
+    page = watched.open(server)
+    field(page, "Tensor (tp)").fill("3")
+    field(page, "Tensor (tp)").press("Enter")
+    sentence = page.get_by_text("tp=3 does not divide 4 heads; 1, 2 and 4 do.", exact=True)
+    expect(sentence).to_be_visible()
+    expect(run_button(page)).to_be_disabled()
+    expect(page.get_by_text("Cannot run yet: tp=3 does not divide 4 heads")).to_be_visible()
+    page.get_by_role("button", name="tp=4").click()
+    expect(sentence).to_be_hidden()
+    expect(field(page, "Tensor (tp)")).to_have_value("4")
+    expect(page.get_by_role("button", name="Run on 16 processes")).to_be_enabled()
+    assert "dp2.tp4.pp2" in link(page, "spec")
+
+
+def test_going_back_restores_the_choice_before(server: Server, watched: Watched):
+    page = watched.open(server)
+    before = link(page, "spec")
+    page.get_by_role("radio", name="Naive").click()
+    expect(page.get_by_text("One microbatch in the whole pipeline")).to_be_visible()
+    page.wait_for_url(re.compile("~naive~"))
+    page.go_back()
+    expect(page.get_by_text("Fill the pipeline, then one forward for one backward")).to_be_visible()
+    assert link(page, "spec") == before
+
+
+def test_links_open_on_a_fresh_server(server: Server, watched: Watched, context: BrowserContext):
+    page = watched.open(server, spec=SHORT)
+    run_button(page).click()
+    expect(finished(page)).to_be_visible(timeout=LONG_S)
+    title = chart(page, "peak").get_by_role("heading").inner_text()
+    run = link(page, "run")
+
+    with served(server.home) as fresh:
+        other = Watched(context)  # closed before its server is
+        page = other.open(fresh, run=run)
+        expect(finished(page)).to_have_text("Measured: gpt-tiny on dp1.tp2.pp2, 1F1B")
+        expect(chart(page, "peak").get_by_role("heading")).to_have_text(title)
+        expect(bars(page, "peak").first).to_be_visible()
+        assert link(page, "spec") == SHORT
+
+        choice = "l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
+        other.open(fresh, spec=choice)
+        for label, value in {"Layers": "6", "Heads": "6", "Tensor (tp)": "3", "Microbatches": "8", "Steps": "5"}.items():
+            expect(field(page, label)).to_have_value(value)
+        expect(page.get_by_role("radio", name="GPipe")).to_be_checked()
+        assert link(page, "spec") == choice
+
+        other.open(fresh, spec="gpt-tiny~dp2~2f2b", run="../../etc")
+        expect(page.get_by_text("The link names the schedule “2f2b”")).to_be_visible()
+        expect(page.get_by_text("The run in this link is not known here")).to_be_visible()
+        other.close()
+
+
+def test_a_text_of_ones_own(server: Server, watched: Watched, tmp_path: Path):
+    prose = tmp_path / "prose.txt"
+    prose.write_text("Übung macht den Meister. " * 200, encoding="utf-8")
+    wrong = tmp_path / "wrong.txt"
+    wrong.write_bytes(b"caf\xe9 " * 100)
+    page = watched.open(server, spec=SHORT)
+    page.get_by_text("Everything else").click()
+    page.locator("input[type=file]").set_input_files(wrong)
+    expect(page.get_by_text("wrong.txt: the text is not UTF-8: byte 3 cannot be read")).to_be_visible()
+    page.locator("input[type=file]").set_input_files(prose)
+    expect(page.get_by_text(re.compile("Training on the uploaded text [0-9a-f]{16}, 5,200 bytes"))).to_be_visible()
+    page.wait_for_url(re.compile("~x[0-9a-f]{16}"))
+    run_button(page).click()
+    expect(finished(page)).to_be_visible(timeout=LONG_S)
+    path = saved(server, page).spec.workload.text
+    assert path is not None
+    assert Path(path).read_bytes() == prose.read_bytes()
+
+
+def test_nothing_is_wider_than_the_window(server: Server, watched: Watched):
+    newest = store.listing(server.home)[0]
+    for spec in ("gpt-small~dp2.tp8.pp1~1f1b", "l16.h64.a4.v256.s64.f0~dp1.tp1.pp16~1f1b", "gpt-tiny~dp4.tp3.pp2~1f1b"):
+        page = watched.open(server, spec=spec, run=newest.name)
+        for width in (1280, 1920):
+            page.set_viewport_size({"width": width, "height": 900})
+            for place in ("stMain", "stSidebarContent"):
+                expect(page.get_by_test_id(place)).to_be_visible()
+                page.wait_for_function(_FITS, arg=place)
+
+
+def test_charts_take_the_colours_of_the_theme_as_it_changes(server: Server, watched: Watched):
+    page = watched.open(server)
+    forward = chart(page, "textbook").locator(f"svg.marks path[fill='{LIGHT.blue}']")
+    expect(forward.first).to_be_visible()
+    page.emulate_media(color_scheme="dark")
+    expect(forward).to_have_count(0)
+
+
+def test_the_server_stays_small_and_knows_no_torch(server: Server, watched: Watched):
+    watched.open(server)
+    process = psutil.Process(server.pid)
+    assert process.memory_info().rss <= 250 * 2**20
+    assert not any("libtorch" in mapped.path for mapped in process.memory_maps())

@@ -1,0 +1,87 @@
+"""Tables of a run that never was, small enough to know by heart: every number a chart shows can be worked out from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from engine.schedule import Timed, plan, replay
+from engine.spec import LayoutSpec
+from engine.tables import CATEGORIES, table
+from engine.topology import Mesh
+
+MS = 1_000_000
+
+
+def memory_peak(mesh: Mesh) -> pd.DataFrame:
+    """Category i of rank r has (i + 1) × 1 KiB, and stage 0 twice as much of each."""
+    rows = []
+    for rank in range(mesh.size):
+        at = mesh.coordinate(rank)
+        for i, category in enumerate(CATEGORIES):
+            size = (i + 1) * 1024 * (2 if at.pp == 0 else 1)
+            rows.append({"rank": rank, "pp": at.pp, "dp": at.dp, "tp": at.tp, "category": category, "bytes": size})
+    return table("memory_peak", rows, "measured")
+
+
+def memory_curve() -> pd.DataFrame:
+    """Rank 0 at five instants, 2 ms apart: all categories flat at 1 KiB, but activations at 0, 4, 8, 4 and 0 KiB."""
+    doing = ["F chunk 0 microbatch 0", "F chunk 0 microbatch 0", "B chunk 0 microbatch 0", "B chunk 0 microbatch 0", "step"]
+    rows = [
+        {
+            "rank": 0,
+            "t_ns": 2 * MS * i,
+            "action": action,
+            "category": c,
+            "bytes": 1024 * activations if c == "activations" else 1024,
+        }
+        for i, (action, activations) in enumerate(zip(doing, (0, 4, 8, 4, 0), strict=True))
+        for c in CATEGORIES
+    ]
+    return table("memory_curve", rows, "measured")
+
+
+def traffic() -> pd.DataFrame:
+    """Two ranks of a pipeline and of a tp group: rank 0 sends 3 KiB to rank 1, and both reduce 4 KiB twice."""
+    rows: list[dict[str, Any]] = [
+        {
+            "rank": rank,
+            "axis": "tp",
+            "collective": "all_reduce",
+            "phase": "forward",
+            "calls": 2,
+            "payload_bytes": 4096,
+            "wire_bytes": 4096,
+        }
+        for rank in (0, 1)
+    ]
+    send = {"axis": "pp", "phase": "forward", "calls": 1, "payload_bytes": 3072}
+    rows.append({"rank": 0, "collective": "send", "wire_bytes": 3072, **send})
+    rows.append({"rank": 1, "collective": "recv", "wire_bytes": 0, **send})
+    return table("traffic", [row | {"group": "0,1"} for row in rows], "measured")
+
+
+def textbook(layout: LayoutSpec, microbatches: int) -> list[Timed]:
+    return replay(plan(layout, microbatches), lambda stage, action: {"F": 1.0, "B": 2.0}.get(action.kind, 0.0))
+
+
+def spans(layout: LayoutSpec, microbatches: int) -> pd.DataFrame:
+    """The textbook's times as if measured, 1 unit = 1 ms, on every rank; a transfer of 0.5 ms follows each pass."""
+    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    rows: list[dict[str, Any]] = []
+    for timed in textbook(layout, microbatches):
+        action = timed.action
+        if action.kind not in ("F", "B"):
+            continue
+        for rank in (r for r in range(mesh.size) if mesh.coordinate(r).pp == timed.stage):
+            same: dict[str, Any] = {"rank": rank, "chunk": action.chunk, "microbatch": action.microbatch, "step": 3, "cpu_ns": MS}
+            start, end = int(timed.start * MS), int(timed.end * MS)
+            rows.append(same | {"lane": "compute", "kind": action.kind, "start_ns": start, "end_ns": end})
+            rows.append(same | {"lane": "comm", "kind": "send", "start_ns": end, "end_ns": end + MS // 2})
+    return table("spans", rows, "measured")
+
+
+def steps(losses: list[float]) -> pd.DataFrame:
+    rows = [{"step": n + 1, "loss": loss, "grad_norm": 1.0, "step_ns": 5 * MS, "tokens": 64} for n, loss in enumerate(losses)]
+    return table("steps", rows, "measured")

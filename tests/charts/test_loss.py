@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from pages.charts import loss
+from pages.charts.look import LIGHT
+from tests.charts import made_up
+from tests.charts.reading import marks
+
+
+def test_every_step_is_a_point_and_the_title_has_the_ends():
+    drawing = loss.loss(made_up.steps([5.5, 4.25, 3.0]), LIGHT)
+    [(view, rows)] = marks(drawing.spec, "line")
+    assert [(r["step"], r["loss"]) for r in rows] == [(1, 5.5), (2, 4.25), (3, 3.0)]
+    assert view["mark"]["point"]
+    assert drawing.title == "The loss fell from 5.500 to 3.000 in 3 steps"
+
+
+def test_a_loss_that_rose_is_not_said_to_have_fallen():
+    assert loss.loss(made_up.steps([3.0, 3.5]), LIGHT).title == "The loss did not fall: it went from 3.000 to 3.500 in 2 steps"

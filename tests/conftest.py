@@ -1,0 +1,57 @@
+"""Options and rules that hold for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# On a busy machine a limit on the time of one example says nothing about the code. All else stays as Hypothesis chose:
+# on CI it draws the same examples every time.
+settings.register_profile("shardscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shardscope")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="count a skipped test as failed, unless it is marked gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs more GPUs than there are."""
+    marks = [(item, mark) for item in items for mark in item.iter_markers("gpu")]
+    if not marks:
+        return
+    import torch  # takes seconds: only where a test needs to know
+
+    there = torch.cuda.device_count()
+    for item, mark in marks:
+        needed = mark.kwargs.get("count", 1)
+        if there < needed:
+            item.add_marker(pytest.mark.skip(reason=f"needs GPUs: {needed}, there are {there}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.get_closest_marker("gpu") is None:
+        _refuse_skip(report, item.config)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A whole module can be skipped too."""
+    report = yield
+    _refuse_skip(report, collector.config)
+    return report
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> None:
+    """With --no-skips, turn a skip, or a failure that was expected, into a failure."""
+    if report.skipped and config.getoption("--no-skips"):
+        why = report.longrepr[-1] if isinstance(report.longrepr, tuple) else "expected to fail"
+        report.outcome = "failed"
+        report.longrepr = f"--no-skips: {why}"
+        if hasattr(report, "wasxfail"):
+            del report.wasxfail  # its presence would count the report as an expected failure still

@@ -1,0 +1,176 @@
+"""The door: what it counts, what comes out of its calls, and what it raises when another rank is gone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from engine.measure.recorder import Count, Passage, Recorder
+from engine.parallel.comm import Comm, CommError, choose_backend
+from engine.topology import Mesh
+from tests.engine.forked import Raised, together
+
+GLOO = choose_backend(ranks_here=10_000, local_rank=0)  # no machine has that many GPUs
+
+
+def connect(rank: int, store: dist.Store, mesh: Mesh, seconds: float = 30) -> Comm:
+    return Comm.connect(store, mesh, rank, GLOO, seconds, Recorder())
+
+
+def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (GLOO.name, GLOO.device.type) == ("gloo", "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    some, enough = choose_backend(4, 1), choose_backend(2, 1)
+    assert (some.name, some.why) == ("gloo", "2 GPUs for 4 ranks, so gloo on the CPU")
+    assert ("nccl" in enough.name, enough.device, enough.why) == (True, torch.device("cuda", 1), "2 GPUs for 2 ranks, so NCCL")
+
+
+def test_alone_a_collective_does_nothing_and_counts_nothing() -> None:
+    comm = Comm.alone(torch.device("cpu"))
+    tensor = torch.arange(3.0)
+    for group in ("dp", "tp", "pp"):
+        assert comm.all_reduce(tensor, group) is tensor
+    assert tensor.tolist() == [0, 1, 2]
+    assert not comm.recorder.traffic
+    assert not comm.recorder.spans
+
+
+# ------------------------------------------------------------------------------------------------- three ranks together
+
+
+def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
+    """One of each, on three ranks along tp (and one transfer along pp is another test's)."""
+    comm = connect(rank, store, Mesh(1, 3, 1))
+    mine = torch.full((2, 2), float(rank + 1))
+    out = {
+        "sum": comm.all_reduce(mine.clone(), "tp").tolist(),
+        "max": comm.all_reduce(mine.clone(), "tp", "max").tolist(),
+        "gather": comm.all_gather(mine, "tp").tolist(),
+        "scatter": comm.reduce_scatter(torch.arange(6.0).view(3, 2) * (rank + 1), "tp").tolist(),
+        "counts": dict(comm.recorder.traffic),
+        "spans": [(span.lane, span.kind, span.end_ns >= span.start_ns) for span in comm.recorder.spans],
+    }
+    comm.disconnect()
+    return out
+
+
+def test_results_and_counts_on_three_ranks() -> None:
+    """Wire bytes by the ring: each rank sends 2(n−1)/n of what it reduces, (n−1)/n of what it scatters, n−1 times its shard."""
+    answers = together(3, every_call)
+    for rank, answer in enumerate(answers):
+        assert not isinstance(answer, Raised), answer.text
+        assert answer["sum"] == [[6.0, 6.0], [6.0, 6.0]]
+        assert answer["max"] == [[3.0, 3.0], [3.0, 3.0]]
+        assert answer["gather"] == [[[r + 1.0] * 2] * 2 for r in range(3)]
+        assert answer["scatter"] == [6.0 * 2 * rank, 6.0 * (2 * rank + 1)]
+
+        def passage(collective: str) -> Passage:
+            return Passage("tp", collective, "", (0, 1, 2))
+
+        assert answer["counts"] == {
+            passage("all_reduce"): Count(2, 2 * 16, 2 * (2 * 2 * 16 // 3)),
+            passage("all_gather"): Count(1, 16, 2 * 16),
+            passage("reduce_scatter"): Count(1, 24, 2 * 24 // 3),
+        }
+        kinds = ["all_reduce", "all_reduce", "all_gather", "reduce_scatter"]
+        assert answer["spans"] == [("comm", kind, True) for kind in kinds]
+
+
+def one_instant(rank: int, store: dist.Store) -> tuple[int, int, int]:
+    comm = connect(rank, store, Mesh(1, 1, 3))
+    if rank == 1:
+        store.wait(["go"])  # comes last
+    before = time.perf_counter_ns()
+    if rank == 0:
+        store.set("go", "")
+    instant = comm.common_instant()
+    after = time.perf_counter_ns()
+    comm.disconnect()
+    return before, instant, after
+
+
+def test_all_ranks_agree_on_one_instant() -> None:
+    """It is when the last one came, so no rank's step begins before its zero."""
+    answers = together(3, one_instant)
+    assert len({instant for _, instant, _ in answers}) == 1
+    came_last = max(before for before, _, _ in answers)
+    for _, instant, after in answers:
+        assert came_last <= instant <= after
+
+
+def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[Passage, Count]]:
+    """Both of two stages send before they receive, two messages each; the second is received first."""
+    comm = connect(rank, store, Mesh(1, 1, 2))
+    other = 1 - rank
+    under_way = [comm.send(torch.full((3,), 10.0 * rank + tag), "activation", other, tag) for tag in (0, 1)]
+    second, first = (comm.receive(torch.empty(3), "activation", other, tag) for tag in (1, 0))
+    for pending in under_way:
+        pending.wait()
+    answer = first.tolist(), second.tolist(), dict(comm.recorder.traffic)
+    comm.disconnect()
+    return answer
+
+
+def test_transfers_are_told_apart_by_tag_and_do_not_block() -> None:
+    for rank, (first, second, counts) in enumerate(together(2, swap)):
+        other = 1 - rank
+        assert (first, second) == ([10.0 * other] * 3, [10.0 * other + 1] * 3)
+        assert counts == {
+            Passage("pp", "send", "", (0, 1)): Count(2, 24, 24),
+            Passage("pp", "recv", "", (0, 1)): Count(2, 24, 0),
+        }
+
+
+# ---------------------------------------------------------------------------------------------------- when one is gone
+
+
+def left_alone(rank: int, store: dist.Store, call: str) -> str:
+    """Rank 1 leaves; rank 0 goes on as if nothing had happened, and says what that raised."""
+    comm = connect(rank, store, Mesh(1, 1, 2))
+    comm.common_instant()
+    if rank == 1:
+        return "left"
+    try:
+        if call == "all_reduce":
+            comm.all_reduce(torch.ones(4), "pp")
+        elif call == "recv":
+            comm.receive(torch.empty(4), "activation", 1, 0)
+        elif call == "send":
+            for tag in range(100):  # the first may be taken in by the connection
+                comm.send(torch.ones(1 << 18), "activation", 1, tag).wait()
+        else:
+            comm.common_instant()
+    except CommError:
+        return "CommError"
+    return "nothing"
+
+
+@pytest.mark.parametrize("call", ["all_reduce", "recv", "send", "common_instant"])
+def test_a_peer_that_vanished_is_a_comm_error(call: str) -> None:
+    answers = together(2, left_alone, call)
+    assert [a.text if isinstance(a, Raised) else a for a in answers] == ["CommError", "left"]
+
+
+def not_coming(rank: int, store: dist.Store) -> float | None:
+    comm = connect(rank, store, Mesh(1, 1, 2), seconds=1)
+    comm.common_instant()
+    if rank == 1:
+        store.wait(["gave up"])
+        return None
+    began = time.monotonic()
+    try:
+        comm.all_reduce(torch.ones(4), "pp")
+    except CommError:
+        return time.monotonic() - began
+    finally:
+        store.set("gave up", "")
+    return None
+
+
+def test_a_peer_that_does_not_come_is_a_comm_error_after_the_limit() -> None:
+    waited, _ = together(2, not_coming)
+    assert waited == pytest.approx(1, abs=0.9)

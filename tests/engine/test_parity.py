@@ -1,0 +1,288 @@
+"""Parity: every layout trains the same model. Gradients of step 1 and the loss of every step equal the unsharded model's."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+from collections import Counter
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.measure.parity import PARITY_LIMIT, parity_row
+from engine.model.chunk import TIED
+from engine.reference import compare, train_unsharded
+from engine.spec import ModelSpec, RunSpec, ScheduleName
+from engine.tables import RunResult
+from engine.text import batch, load
+from tests.engine import forked
+from tests.runs import SMALL, Runs, small
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# ------------------------------------------------------------------------------- which layouts: every pair of choices
+
+
+class Case(NamedTuple):
+    dp: int
+    tp: int
+    pp: int
+    schedule: ScheduleName
+    microbatches: int
+    split: str
+    vocab: int
+    microbatch_size: int
+
+    @property
+    def name(self) -> str:
+        return "-".join(
+            map(str, (self.layout, self.schedule, f"m{self.microbatches}x{self.microbatch_size}", self.split, self.vocab))
+        )
+
+    @property
+    def layout(self) -> str:
+        return f"dp{self.dp}.tp{self.tp}.pp{self.pp}"
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "dp": (1, 2, 4),
+    "tp": (1, 2, 4),
+    "pp": (1, 2, 3, 4),
+    "schedule": ("naive", "gpipe", "1f1b"),
+    "microbatches": (1, 2, 3, 5),
+    "split": ("even", "lopsided", "empty first", "empty last", "empty ends"),
+    "vocab": (256, 257),
+    "microbatch_size": (1, 2),
+}
+MOST_RANKS = 8
+SPLITS: dict[int, dict[str, tuple[int, ...]]] = {  # layers of each stage, of five
+    2: {"lopsided": (1, 4), "empty first": (0, 5), "empty last": (5, 0)},
+    3: {"lopsided": (1, 1, 3), "empty first": (0, 2, 3), "empty last": (3, 2, 0), "empty ends": (0, 5, 0)},
+    4: {"lopsided": (1, 1, 1, 2), "empty first": (0, 2, 2, 1), "empty last": (1, 3, 1, 0), "empty ends": (0, 3, 2, 0)},
+}
+
+
+def possible() -> list[Case]:
+    every = (Case(*values) for values in itertools.product(*CHOICES.values()))
+    return [c for c in every if c.dp * c.tp * c.pp <= MOST_RANKS and (c.split == "even" or c.split in SPLITS.get(c.pp, {}))]
+
+
+def pairs(case: Case) -> set[tuple[str, Any, str, Any]]:
+    """Every two choices of a case: (field, value, other field, other value)."""
+    return {(a, x, b, y) for (a, x), (b, y) in itertools.combinations(case._asdict().items(), 2)}
+
+
+@cache
+def covering() -> tuple[Case, ...]:
+    """Few cases that have every layout, and every pair of choices that can go together. Always the same ones."""
+    # A layout counts as one more thing to cover, so that none of them is left out.
+    bits: dict[Any, int] = {}
+    masks = {
+        case: sum(
+            1 << bits.setdefault(thing, len(bits)) for thing in sorted(pairs(case) | {("layout", case.layout, "", "")}, key=str)
+        )
+        for case in possible()
+    }
+    missing, chosen = (1 << len(bits)) - 1, []
+    used: Counter[Any] = Counter()
+    while missing:
+        # Among those that cover most, the one whose choices were made least often: so the last ones are not all of one kind.
+        best = max(masks, key=lambda c: ((masks[c] & missing).bit_count(), -sum(used[choice] for choice in c._asdict().items())))
+        chosen.append(best)
+        used.update(best._asdict().items())
+        missing &= ~masks[best]
+    return tuple(chosen)
+
+
+def test_the_cases_cover_every_pair_of_choices() -> None:
+    cases = covering()
+    assert len({(case.layout, case.schedule) for case in cases}) >= 24
+    assert {case.layout for case in cases} == {case.layout for case in possible()}
+    assert set().union(*map(pairs, cases)) == set().union(*map(pairs, possible()))
+    for field, values in CHOICES.items():
+        assert {getattr(case, field) for case in cases} == set(values)
+
+
+# -------------------------------------------------------------------------------------------------- the runs themselves
+
+
+def spec_of(case: Case) -> RunSpec:
+    return small(
+        case.layout,
+        case.schedule,
+        split=() if case.split == "even" else SPLITS[case.pp][case.split],
+        parity=True,
+        model={"vocab": case.vocab},
+        microbatches=case.microbatches,
+        microbatch_size=case.microbatch_size,
+    )
+
+
+def names_of(model: ModelSpec) -> list[str]:
+    """Every parameter of the model, each once: the head's table is the embedding's."""
+    ends = ["embedding.token.weight", "embedding.position.weight", "head.norm.weight", "head.norm.bias"]
+    parts = ["attention_norm", "attention.qkv", "attention.out", "mlp_norm", "mlp.inner", "mlp.out"]
+    inner = [f"layers.{i}.{part}.{kind}" for i in range(model.layers) for part in parts for kind in ("weight", "bias")]
+    return sorted(ends + inner)
+
+
+def assert_parity(result: RunResult) -> None:
+    table = result.tables["parity"]
+    assert sorted(table["parameter"]) == names_of(result.spec.model)
+    too_far = table[~(table["max_rel"] <= PARITY_LIMIT)]  # so put, NaN is too far
+    assert too_far.empty, too_far.to_string()
+    losses, reference = result.tables["steps"]["loss"], result.summary["reference_losses"]
+    assert len(losses) == len(reference) == result.spec.workload.steps
+    apart = [abs(loss - other) for loss, other in zip(losses, reference, strict=True)]
+    assert max(apart) <= PARITY_LIMIT
+    assert result.summary["loss_max_abs"] == max(apart)
+    assert result.summary["parity_max_rel"] == table["max_rel"].max()
+
+
+@pytest.mark.parametrize("case", covering(), ids=lambda case: case.name)
+def test_parity(runs: Runs, case: Case) -> None:
+    assert_parity(runs.result(spec_of(case)))
+
+
+def test_parity_of_sixteen_ranks(runs: Runs) -> None:
+    assert_parity(runs.result(small("dp4.tp2.pp2", parity=True, model={"vocab": 257})))
+
+
+@pytest.mark.parametrize("split", [(3, 2), (0, 5), (5, 0)], ids=str)
+def test_the_norm_of_the_gradients_is_that_of_the_unsharded_model(runs: Runs, split: tuple[int, ...]) -> None:
+    """Over all axes: what tp holds whole, what both ends of the pipeline hold and what each replica holds counts once."""
+    spec = small("dp2.tp2.pp2", split=split, model={"vocab": 257})
+    gradients, _, _ = train_unsharded(spec)
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+    assert runs.result(spec).tables["steps"]["grad_norm"].iloc[0] == pytest.approx(norm, rel=1e-5)
+
+
+# ----------------------------------------------------------------------- what it is compared with is what it says it is
+
+
+def gpt(model: ModelSpec, weights: dict[str, Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
+    """The model written once more, with nothing but torch's own functions. Mean cross-entropy over (B, S)."""
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (model.hidden,), weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    x = weights[TIED][tokens] + weights["embedding.position.weight"]
+    for i in range(model.layers):
+        qkv = linear(f"layers.{i}.attention.qkv", norm(f"layers.{i}.attention_norm", x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (model.heads, -1)).transpose(1, 2) for part in qkv)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
+        x = x + linear(f"layers.{i}.attention.out", mixed)
+        inner = F.gelu(linear(f"layers.{i}.mlp.inner", norm(f"layers.{i}.mlp_norm", x)), approximate="tanh")
+        x = x + linear(f"layers.{i}.mlp.out", inner)
+    logits = F.linear(norm("head.norm", x), weights[TIED])
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def test_the_unsharded_model_is_a_gpt_trained_with_adamw() -> None:
+    """Gradients of step 1 and three losses, against plain torch from the same first weights."""
+    spec = small(steps=3, microbatches=2, microbatch_size=2)
+    gradients, losses, parameters = train_unsharded(spec)
+    weights = {}
+    for name, parameter in parameters.items():
+        weights[name] = torch.empty(parameter.cut.shape)
+        fresh = type(parameter)(weights[name])
+        fresh.cut = parameter.cut
+        fresh.draw(name, spec.workload.seed, 0, 1)
+        weights[name] = fresh.detach().clone().requires_grad_()
+    assert sorted(weights) == names_of(spec.model)
+    assert sum(w.numel() for w in weights.values()) == spec.model.parameters()
+    optimizer = torch.optim.AdamW(weights.values(), lr=spec.workload.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    text = load(None)
+    for step in (1, 2, 3):
+        data = [batch(text, spec.model.seq, 2, spec.workload.seed, step, index) for index in range(2)]
+        tokens, targets = (torch.cat([torch.tensor(part[i]) for part in data]) for i in range(2))
+        loss = gpt(spec.model, weights, tokens, targets)
+        assert loss.item() == pytest.approx(losses[step - 1], abs=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 1:
+            for name, weight in weights.items():
+                assert weight.grad is not None
+                assert parity_row(name, [weight.grad], gradients[name])["max_rel"] <= PARITY_LIMIT
+        optimizer.step()
+
+
+# --------------------------------------------------------------------------------------------- the check itself can fail
+
+
+@pytest.fixture(scope="module")
+def sharded() -> tuple[RunSpec, dict[str, Tensor]]:
+    """A layout, and by key the gradients that its ranks would publish if they were right in every digit."""
+    spec = small("dp2.tp2.pp2", model={"vocab": 257})
+    gradients, _, parameters = train_unsharded(spec)
+    published = {}
+    for name, whole in gradients.items():
+        for key, dp, tp in itertools.product([name, "tied"] if name == TIED else [name], range(2), range(2)):
+            published[f"gradient/{key}/{dp}/{tp}"] = parameters[name].cut.take(whole, tp, 2).clone()
+    return spec, published
+
+
+def wrong_rows(spec: RunSpec, published: dict[str, Tensor]) -> list[str]:
+    store = dist.HashStore()
+    for key, gradient in published.items():
+        store.set(key, pickle.dumps(gradient))  # type: ignore[arg-type]  # bytes do as well
+    rows, _ = compare(spec, store)
+    return [row["parameter"] for row in rows if not row["max_rel"] <= PARITY_LIMIT]
+
+
+def test_right_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> None:
+    assert wrong_rows(*sharded) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("layers.2.mlp.inner.weight/0/1", lambda g: g * (1 + 1e-4)),
+        ("layers.0.attention.qkv.weight/1/0", lambda g: g.roll(1, 0)),
+        ("layers.4.mlp_norm.bias/1/1", torch.zeros_like),  # what tp holds whole is compared on every rank of it
+        ("tied/1/1", lambda g: g / 2),  # the copy at the pipeline's end is compared too
+        ("head.norm.weight/1/0", lambda g: g.index_fill(0, torch.tensor(3), math.nan)),
+    ],
+    ids=["one slice", "rows out of place", "a whole one on one rank", "the tied copy", "not a number"],
+)
+def test_one_wrong_gradient_of_one_rank_is_found(sharded: tuple[RunSpec, dict[str, Tensor]], key: str, change: Any) -> None:
+    spec, published = sharded
+    name = f"gradient/{key}"
+    found = wrong_rows(spec, published | {name: change(published[name])})
+    assert found == [TIED if key.startswith("tied") else key.split("/")[0]]
+
+
+def test_slices_in_the_wrong_order_are_found(sharded: tuple[RunSpec, dict[str, Tensor]]) -> None:
+    spec, published = sharded
+    name = "gradient/layers.1.mlp.out.weight/0"
+    swapped = {f"{name}/0": published[f"{name}/1"], f"{name}/1": published[f"{name}/0"]}
+    assert wrong_rows(spec, published | swapped) == ["layers.1.mlp.out.weight"]
+
+
+def test_parity_row_of_no_gradient_at_all() -> None:
+    zero, some = torch.zeros(3), torch.tensor([0.0, 1e-30, 0.0])
+    assert parity_row("p", [zero], zero)["max_rel"] == 0
+    assert parity_row("p", [some], zero)["max_rel"] == math.inf
+
+
+@pytest.mark.parametrize("mutant", forked.MUTANTS)
+def test_a_broken_engine_is_found(mutant: str, tmp_path: Any) -> None:
+    """Real runs of an engine with one classic mistake in it: the check must see each of them."""
+    spec = forked.MUTANTS[mutant].spec.model_copy(update={"parity": True})
+    result = forked.run_mutant(mutant, spec, tmp_path / "run")
+    assert result.summary["parity_max_rel"] > 100 * PARITY_LIMIT
+
+
+def test_the_engine_run_like_its_mutants_passes(tmp_path: Any) -> None:
+    """So that it is the mistake that is found, and not the way in which mutants are run."""
+    spec = small("dp2", parity=True, model=SMALL.model_dump(), steps=1)
+    assert_parity(forked.run_mutant("none", spec, tmp_path / "run"))

@@ -1,0 +1,160 @@
+"""Spans: the table tells what really happened, in the order in which it had to, on one clock that all ranks share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from engine.schedule import SCHEDULES, compute_order
+from engine.spec import RunSpec, ScheduleName
+from engine.tables import RunResult
+from tests.runs import Runs, buckets_held, rows_of, small
+
+PIPELINES = [small("pp3", schedule, microbatches=4) for schedule in SCHEDULES]
+ALL_AXES = small("dp2.tp2.pp2", microbatches=3, model={"vocab": 257})
+EVERY = [*PIPELINES, ALL_AXES, small("dp2"), small("tp2", steps=1), small()]
+
+
+def name(spec: RunSpec) -> str:
+    return f"{spec.layout.code}-{spec.layout.schedule}-m{spec.workload.microbatches}"
+
+
+def lane(result: RunResult, rank: int, which: str) -> list[SimpleNamespace]:
+    """One lane of one rank, by start."""
+    return sorted((s for s in rows_of(result, "spans") if (s.rank, s.lane) == (rank, which)), key=lambda s: s.start_ns)
+
+
+def only(result: RunResult, rank: int, kind: str, microbatch: int) -> SimpleNamespace:
+    """The one compute span of that kind."""
+    found = [s for s in lane(result, rank, "compute") if (s.kind, s.microbatch) == (kind, microbatch)]
+    assert len(found) == 1, f"rank {rank}: {len(found)} spans of {kind}{microbatch}"
+    return found[0]
+
+
+def done(result: RunResult, rank: int) -> str:
+    """What the rank's compute lane did, such as "F0 F1 B0 B1 step"."""
+    return " ".join(f"{s.kind}{s.microbatch if s.microbatch >= 0 else ''}" for s in lane(result, rank, "compute"))
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+def test_the_lane_is_the_schedule_written_out(runs: Runs) -> None:
+    """Two stages, three microbatches, by hand; and with data parallelism a reduction, with a tied embedding a tie."""
+    expected: dict[ScheduleName, tuple[str, str]] = {
+        "naive": ("F0 B0 F1 B1 F2 B2", "F0 B0 F1 B1 F2 B2"),
+        "gpipe": ("F0 F1 F2 B0 B1 B2", "F0 F1 F2 B0 B1 B2"),
+        "1f1b": ("F0 F1 B0 F2 B1 B2", "F0 B0 F1 B1 F2 B2"),
+    }
+    for schedule, (first, last) in expected.items():
+        result = runs.result(small("dp2.pp2", schedule, microbatches=3))
+        for rank, order in enumerate((first, first, last, last)):
+            assert done(result, rank) == f"{order} reduce tie step", f"{schedule}: rank {rank}"
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=name)
+def test_each_pass_once_in_the_schedules_order_and_none_at_the_same_time(runs: Runs, spec: RunSpec) -> None:
+    result = runs.result(spec)
+    layout = spec.layout
+    orders = compute_order(layout.schedule, layout.pp, spec.workload.microbatches)
+    for rank in range(layout.ranks):
+        stage = rank // (layout.dp * layout.tp)
+        spans = lane(result, rank, "compute")
+        passes = [s for s in spans if s.kind in ("F", "B")]
+        assert [(s.kind, s.microbatch) for s in passes] == [(a.kind, a.microbatch) for a in orders[stage]]
+        assert {s.chunk for s in passes} == {stage}
+        assert all(before.end_ns <= after.start_ns for before, after in pairwise(spans))
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=name)
+def test_times_are_of_the_last_step_and_from_its_start(runs: Runs, spec: RunSpec) -> None:
+    result = runs.result(spec)
+    spans = rows_of(result, "spans")
+    assert {s.step for s in spans} == {spec.workload.steps}
+    assert all(0 <= s.start_ns <= s.end_ns for s in spans)
+    reporting = (spec.layout.pp - 1) * spec.layout.dp * spec.layout.tp  # the rank whose clock the steps table has
+    assert max(s.end_ns for s in spans if s.rank == reporting) <= result.tables["steps"]["step_ns"].iloc[-1]
+    # One thread cannot compute for longer than the wall clock ran; the two clocks may differ by a hair.
+    assert all(0 <= s.cpu_ns <= (s.end_ns - s.start_ns) * 1.01 + 100_000 for s in spans if s.lane == "compute")
+
+
+# -------------------------------------------------------------------------------------------------------- across ranks
+
+
+def transfer(result: RunResult, rank: int, kind: str, microbatch: int, flow: str) -> SimpleNamespace:
+    """The one send or recv of that flow. A rank in the middle has two of each kind, the activation's before the gradient's."""
+    layout = result.spec.layout
+    stage = rank // (layout.dp * layout.tp)
+    above, below = stage > 0, stage < layout.pp - 1  # whether there is a stage on that side
+    there = {"activation": below, "gradient": above} if kind == "send" else {"activation": above, "gradient": below}
+    flows = [name for name in there if there[name]]
+    found = [s for s in lane(result, rank, "comm") if (s.kind, s.microbatch) == (kind, microbatch)]
+    assert len(found) == len(flows)
+    return found[flows.index(flow)]
+
+
+@pytest.mark.parametrize("spec", [*PIPELINES, ALL_AXES], ids=name)
+def test_a_stage_waits_for_the_one_it_depends_on(runs: Runs, spec: RunSpec) -> None:
+    """Forward goes down the pipeline and backward up: each pass, its message on the way, and the pass that needs it."""
+    result = runs.result(spec)
+    width = spec.layout.dp * spec.layout.tp
+    for upper in range(spec.layout.ranks - width):
+        lower = upper + width
+        for microbatch in range(spec.workload.microbatches):
+            for giver, taker, kind, flow in ((upper, lower, "F", "activation"), (lower, upper, "B", "gradient")):
+                made, used = only(result, giver, kind, microbatch), only(result, taker, kind, microbatch)
+                sent = transfer(result, giver, "send", microbatch, flow)
+                received = transfer(result, taker, "recv", microbatch, flow)
+                assert made.end_ns <= sent.start_ns <= received.end_ns <= used.start_ns
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=name)
+def test_the_bubble_is_the_idle_share_of_total_time(runs: Runs, spec: RunSpec) -> None:
+    """1 − busy ÷ (stages × makespan) of F and B, the mean over all pipelines; not the share of the ideal time."""
+    result = runs.result(spec)
+    layout = spec.layout
+    width = layout.dp * layout.tp
+    shares = []
+    for pipeline in range(width):
+        spans = [
+            s for rank in range(pipeline, layout.ranks, width) for s in lane(result, rank, "compute") if s.kind in ("F", "B")
+        ]
+        busy = sum(s.end_ns - s.start_ns for s in spans)
+        makespan = max(s.end_ns for s in spans) - min(s.start_ns for s in spans)
+        shares.append(1 - busy / (layout.pp * makespan))
+    assert result.summary["bubble"] == pytest.approx(sum(shares) / width)
+    assert 0 <= result.summary["bubble"] < 1
+
+
+def test_one_microbatch_at_a_time_leaves_most_of_the_pipeline_idle(runs: Runs) -> None:
+    """In naive order only one of three stages can work at any time, whatever the machine does."""
+    assert runs.result(PIPELINES[0]).summary["bubble"] >= 2 / 3
+
+
+# ------------------------------------------------------------------------------------------------------- the comm lane
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=name)
+def test_every_call_that_was_counted_has_its_span(runs: Runs, spec: RunSpec) -> None:
+    result = runs.result(spec)
+    shown = Counter((s.rank, s.kind) for s in rows_of(result, "spans") if s.lane == "comm")
+    counted: Counter[tuple[int, str]] = Counter()
+    for row in rows_of(result, "traffic"):
+        counted[row.rank, row.collective] += row.calls
+    assert shown == counted
+
+
+def test_gradients_are_reduced_while_backward_still_runs(runs: Runs) -> None:
+    """dp2: the layers' gradients set out one by one during the last backward, and never before it."""
+    result = runs.result(small("dp2", microbatches=3))
+    for rank in range(2):
+        calls = [s for s in lane(result, rank, "comm") if s.microbatch >= 0]  # the loss is reduced in the optimizer's step
+        assert len(calls) == buckets_held(result.spec.model.layers, first=True, last=True)
+        last, reduce = only(result, rank, "B", 2), only(result, rank, "reduce", -1)
+        assert all(last.start_ns < call.start_ns < last.end_ns for call in calls)
+        assert all(call.end_ns <= reduce.end_ns for call in calls)
+        # The last layer's set out before the first layer's backward was done.
+        assert calls[0].start_ns < calls[-1].start_ns

@@ -1,0 +1,260 @@
+"""Saved runs: whole or not there, read back as they were, and anything else refused in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from engine import store
+from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
+from engine.tables import SCHEMAS, RunResult, table
+
+SPEC = RunSpec(layout=LayoutSpec(dp=2), workload=WorkloadSpec(steps=2))
+VALUES: dict[str, Any] = {"str": "größe", "int64": 2**60 + 1, "float64": 0.1}
+
+
+def a_result(summary: dict[str, Any] | None = None) -> RunResult:
+    rows = {name: [{c: VALUES[dtype] for c, dtype in schema.items()}] * 2 for name, schema in SCHEMAS.items()}
+    tables = {name: table(name, made, "measured") for name, made in rows.items()}
+    return RunResult(SPEC, {"backend": "gloo", "cores": 2}, summary or {"loss_last": 2.5, "steps": 2}, tables)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    store.save(a_result(), folder)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------- there and back
+
+
+def test_a_saved_run_is_read_back_as_it_was(saved: Path) -> None:
+    made, read = a_result(), store.load(saved)
+    assert (read.spec, read.environment, read.summary) == (made.spec, made.environment, made.summary)
+    assert set(read.tables) == set(made.tables)
+    for name, rows in made.tables.items():
+        assert_frame_equal(read.tables[name], rows)
+
+
+def test_a_saved_run_is_run_json_and_a_parquet_file_a_table(saved: Path) -> None:
+    assert {path.name for path in saved.iterdir()} == {"run.json", *(f"{name}.parquet" for name in SCHEMAS)}
+    head = json.loads((saved / "run.json").read_text(encoding="utf-8"))
+    assert set(head) == {"spec", "environment", "summary"}
+    assert RunSpec.model_validate(head["spec"]) == SPEC
+
+
+def test_a_table_that_was_not_made_is_not_there(tmp_path: Path) -> None:
+    """Parity is only there when it was asked for."""
+    result = a_result()
+    del result.tables["parity"]
+    store.save(result, tmp_path / "run")
+    assert set(store.load(tmp_path / "run").tables) == set(SCHEMAS) - {"parity"}
+
+
+def test_a_number_that_is_not_finite_is_null_in_json_and_nan_when_read(tmp_path: Path) -> None:
+    """Strict readers of JSON refuse a file with NaN in it, and a loss that ran away is no reason to lose the run."""
+    summary = {"loss_last": math.nan, "losses": [1.0, math.inf], "ranks": [{"bytes": 3, "share": -math.inf}]}
+    store.save(a_result(summary), tmp_path / "run")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    head = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert head["summary"] == {"loss_last": None, "losses": [1.0, None], "ranks": [{"bytes": 3, "share": None}]}
+    read = store.load(tmp_path / "run").summary
+    assert math.isnan(read["loss_last"])
+    assert read["losses"][0] == 1.0
+    assert math.isnan(read["losses"][1])
+    assert read["ranks"][0]["bytes"] == 3
+
+
+# ---------------------------------------------------------------------------------------------------- whole or not at all
+
+
+class Stop(BaseException):
+    """Stands for Ctrl-C or the end of the process, too: no ordinary exception."""
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Stop()])
+@pytest.mark.parametrize("after", range(len(SCHEMAS)))
+def test_a_failure_in_the_middle_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException
+) -> None:
+    write = pd.DataFrame.to_parquet
+    written: list[Path] = []
+
+    def fail_at_last(self: pd.DataFrame, path: Path, **options: Any) -> None:
+        if len(written) == after:
+            raise error
+        written.append(path)
+        write(self, path, **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", fail_at_last)
+    with pytest.raises(type(error)):
+        store.save(a_result(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [object(), math.nan])
+def test_what_cannot_be_written_as_json_leaves_nothing(tmp_path: Path, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="JSON"):
+        store.save(replace(a_result(), environment={"cores": value}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_to_be_seen_until_the_run_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Path]] = []
+    rename = os.rename
+
+    def look_and_rename(source: Path, target: Path) -> None:
+        seen.append(store.listing(tmp_path))
+        assert not target.exists()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", look_and_rename)
+    store.save(a_result(), tmp_path / "run")
+    assert seen == [[]]
+    assert store.listing(tmp_path) == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize("already", ["a run", "an empty folder", "a file"])
+def test_what_is_there_already_is_not_touched(tmp_path: Path, already: str) -> None:
+    folder = tmp_path / "run"
+    if already == "a run":
+        store.save(a_result({"loss_last": 1.0}), folder)
+    elif already == "an empty folder":
+        folder.mkdir()
+    else:
+        folder.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match="run"):
+        store.save(a_result(), folder)
+    assert sorted(tmp_path.rglob("*")) == before
+    if already == "a run":
+        assert store.load(folder).summary == {"loss_last": 1.0}
+
+
+def test_what_a_killed_writer_left_can_be_discarded_and_nothing_else_is(tmp_path: Path) -> None:
+    for name in (".partial-123-run", ".partial-9-run", ".partial-123-run-2", "run-3", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".partial-9-[abc]").mkdir()
+    store.discard_partial(tmp_path / "run")
+    store.discard_partial(tmp_path / "[abc]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-123-run-2", "run", "run-3"]
+
+
+# ------------------------------------------------------------------------------------------------------------ junk refused
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(RequestError) as caught:
+        store.load(folder)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{folder} is not a saved run: ")
+    assert "\n" not in sentence.strip()
+    return sentence
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "nowhere")
+    assert "No such file" in refusal(tmp_path)
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refusal(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        *(b"", b"not json", b"\xff\xfe", b"[]", b"null", b"{}", b'{"spec": {}}', b"[" * 100_000),
+        b'{"spec": {}, "environment": {}, "summary": []}',
+        b'{"spec": 1, "environment": {}, "summary": {}}',
+    ],
+)
+def test_a_run_json_that_is_none_is_refused(saved: Path, junk: bytes) -> None:
+    (saved / "run.json").write_bytes(junk)
+    refusal(saved)
+
+
+def test_a_spec_that_does_not_fit_is_refused_with_its_own_sentence(saved: Path) -> None:
+    head = json.loads((saved / "run.json").read_text(encoding="utf-8"))
+    head["spec"]["layout"]["tp"] = 3
+    (saved / "run.json").write_text(json.dumps(head), encoding="utf-8")
+    assert "tp=3 does not divide 4 heads" in refusal(saved)
+    head["spec"]["layout"]["gpus"] = 3
+    (saved / "run.json").write_text(json.dumps(head), encoding="utf-8")
+    assert "there is no field 'gpus'" in refusal(saved)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_damaged_table_is_refused(saved: Path, name: str) -> None:
+    path = saved / f"{name}.parquet"
+    whole = path.read_bytes()
+    for damaged in (b"", b"PAR1", whole[: len(whole) // 2], b"x" * 100):
+        path.write_bytes(damaged)
+        refusal(saved)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_table_that_lacks_a_column_is_refused_by_name(saved: Path, name: str) -> None:
+    path = saved / f"{name}.parquet"
+    last = list(SCHEMAS[name])[-1]
+    pd.read_parquet(path).drop(columns=last).to_parquet(path, index=False)
+    assert f"{name}.parquet lacks {last}" in refusal(saved)
+
+
+# --------------------------------------------------------------------------------------------------------------- listings
+
+
+def test_the_newest_run_is_listed_first(tmp_path: Path) -> None:
+    for age, name in enumerate(("c", "a", "b")):
+        store.save(a_result(), tmp_path / name)
+        os.utime(tmp_path / name / "run.json", (1_000_000 - age, 1_000_000 - age))
+    assert [folder.name for folder in store.listing(tmp_path)] == ["c", "a", "b"]
+
+
+def test_only_saved_runs_are_listed(tmp_path: Path) -> None:
+    store.save(a_result(), tmp_path / "run")
+    store.save(a_result(), tmp_path / ".texts")
+    (tmp_path / ".partial-1-run").mkdir()
+    (tmp_path / ".partial-1-run" / "run.json").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert store.listing(tmp_path) == [tmp_path / "run"]
+
+
+def test_a_home_that_is_not_there_has_no_runs(tmp_path: Path) -> None:
+    assert store.listing(tmp_path / "nowhere") == []
+    (tmp_path / "file").touch()
+    assert store.listing(tmp_path / "file") == []
+
+
+def test_a_listing_never_leads_out_of_its_home(tmp_path: Path) -> None:
+    """Whoever looks a name up in a listing cannot be led elsewhere by it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    store.save(a_result(), tmp_path / "outside")
+    names = {folder.name for folder in store.listing(home)}
+    assert names.isdisjoint({"../outside", "..", ".", "", str(tmp_path / "outside")})
+    assert all(folder.parent == home for folder in store.listing(home))
+
+
+def test_a_new_folder_says_what_ran_and_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.store.time.strftime", lambda form: "20261124-101500")
+    names = []
+    for _ in range(3):
+        folder = store.new_folder(tmp_path, SPEC)
+        names.append(folder.name)
+        folder.mkdir()
+    stem = "20261124-101500-dp2.tp1.pp1-1f1b"
+    assert names == [stem, f"{stem}-2", f"{stem}-3"]

@@ -1,0 +1,58 @@
+"""The schemas, and rows made into tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import pytest
+
+from engine.tables import CATEGORIES, SCHEMAS, Source, table
+from tests import check_run
+
+VALUES: dict[str, Any] = {"str": "x", "int64": 7, "float64": 0.5}
+
+
+def row(name: str) -> dict[str, Any]:
+    return {column: VALUES[dtype] for column, dtype in SCHEMAS[name].items() if column != "source"}
+
+
+def test_the_schemas_are_those_of_the_contract() -> None:
+    assert {name: list(columns) for name, columns in SCHEMAS.items()} == check_run.COLUMNS
+    assert set(CATEGORIES) <= check_run.CATEGORIES
+    assert set(get_args(Source)) == check_run.SOURCES
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_table_has_exactly_the_columns_and_types_of_its_schema(name: str, rows: int) -> None:
+    made = table(name, [row(name)] * rows, "measured")
+    assert {column: str(dtype) for column, dtype in made.dtypes.items()} == SCHEMAS[name]
+    assert list(made.columns) == list(SCHEMAS[name])
+    assert len(made) == rows
+    assert set(made["source"]) == ({"measured"} if rows else set())
+
+
+def test_bytes_above_two_to_the_32_stay_exact() -> None:
+    made = table("memory_peak", [row("memory_peak") | {"bytes": 2**53 + 1}], "formula")
+    assert made["bytes"].tolist() == [2**53 + 1]
+
+
+def test_a_loss_may_be_no_number() -> None:
+    """A run that diverges is still told as it was."""
+    made = table("steps", [row("steps") | {"loss": math.nan, "grad_norm": math.inf}], "measured")
+    assert math.isnan(made["loss"][0])
+    assert math.isinf(made["grad_norm"][0])
+
+
+def test_a_row_that_lacks_a_column_is_refused() -> None:
+    incomplete = row("steps")
+    del incomplete["tokens"]
+    with pytest.raises(KeyError, match="tokens"):
+        table("steps", [row("steps"), incomplete], "measured")
+
+
+@pytest.mark.parametrize("value", [1.5, None, math.nan, "seven", 2**63])
+def test_what_is_no_whole_number_is_refused_where_one_belongs(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError, OverflowError)):
+        table("steps", [row("steps") | {"step_ns": value}], "measured")

@@ -1,0 +1,141 @@
+"""The text that is trained on, and the microbatches that are cut from it."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.spec import RequestError
+from engine.text import LARGEST, batch, checked, load
+
+TEXT = bytes(range(200)) * 3  # the byte at a place tells the place, but for which of three
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 8))  # seq, size
+DRAWS = st.tuples(st.integers(0, 2**31 - 1), st.integers(1, 10_000), st.integers(0, 10**7))  # seed, step, index
+
+
+# ------------------------------------------------------------------------------------------------------ what can be read
+
+
+def test_without_a_file_it_is_the_prose_of_pythons_own_help() -> None:
+    text = load(None).decode("utf-8")
+    assert len(text) > 100_000
+    assert 'The "if" statement is used for conditional execution' in " ".join(text.replace("`", '"').split())
+    assert load(None) == load(None)
+
+
+def test_a_file_is_read_as_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "poem.txt"
+    content = "Größe 大小 μέγεθος\r\n\x00 ok\n".encode()
+    file.write_bytes(content)
+    assert load(str(file)) == content
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    file = tmp_path / "from-notepad.txt"
+    file.write_text("hello", encoding="utf-8-sig")
+    assert load(str(file)) == b"hello"
+    assert checked("a\ufeffb".encode(), "x") == "a\ufeffb".encode()  # inside the text it is a character like any other
+
+
+def test_the_largest_file_is_a_million_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "large.txt"
+    file.write_bytes(b"a" * LARGEST)
+    assert len(load(str(file))) == LARGEST == 1_000_000
+    file.write_bytes(b"a" * (LARGEST + 1))
+    with pytest.raises(RequestError, match=r"large\.txt has 1,000,001 bytes and a text may have 1,000,000 at most"):
+        load(str(file))
+    with pytest.raises(RequestError, match=r"upload has 1,000,001 bytes .* 1,000,000"):
+        checked(b"a" * (LARGEST + 1), "upload")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [(b"abc\xff", "3"), ("café".encode("latin-1"), "3"), ("ab".encode("utf-16"), "0"), (b"x" * 2000 + b"\xe4\xb8", "2,000")],
+)
+def test_a_file_that_is_not_utf8_is_refused_with_the_place(tmp_path: Path, content: bytes, place: str) -> None:
+    file = tmp_path / "strange.txt"
+    file.write_bytes(content)
+    with pytest.raises(RequestError, match=rf"strange\.txt is not UTF-8: byte {place} makes no sense"):
+        load(str(file))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "empty.txt"
+    file.write_bytes(content)
+    with pytest.raises(RequestError, match=r"empty\.txt is empty"):
+        load(str(file))
+
+
+def test_what_is_no_readable_file_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match=r"there is no file .*nowhere\.txt"):
+        load(str(tmp_path / "nowhere.txt"))
+    with pytest.raises(RequestError, match="is a folder, not a text file"):
+        load(str(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="cannot be read: Not a directory"):
+        load(str(tmp_path / "file" / "inside"))
+    with pytest.raises(RequestError, match=r"cannot be read: .*null"):
+        load("a\0b")
+    with pytest.raises(RequestError, match="cannot be read: File name too long"):
+        load("a" * 5000)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read anything
+    (tmp_path / "secret.txt").touch()
+    with pytest.raises(RequestError, match=r"secret\.txt' cannot be read: Permission denied"):
+        load(str(tmp_path / "secret.txt"))
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(RequestError, match="is not a regular file"):
+        load(str(pipe))
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+@given(SHAPES, DRAWS)
+def test_each_target_is_the_byte_after_its_token(shape: tuple[int, int], draw: tuple[int, int, int]) -> None:
+    tokens, targets = batch(TEXT, *shape, *draw)
+    for array in (tokens, targets):
+        assert array.shape == (shape[1], shape[0])
+        assert array.dtype == np.int64
+    assert (targets[:, :-1] == tokens[:, 1:]).all()
+    assert (targets == (tokens + 1) % 200).all()  # so are the text's bytes
+
+
+@given(SHAPES, DRAWS)
+def test_the_same_draw_gives_the_same_batch(shape: tuple[int, int], draw: tuple[int, int, int]) -> None:
+    for one, other in zip(batch(TEXT, *shape, *draw), batch(TEXT, *shape, *draw), strict=True):
+        assert (one == other).all()
+
+
+def test_another_seed_step_or_microbatch_gives_another_batch() -> None:
+    """So no two replicas and no two microbatches train on the same data, and no step repeats another."""
+    text = load(None)
+    drawn = {batch(text, 64, 2, *draw)[0].tobytes() for draw in product(range(4), range(1, 5), range(16))}
+    assert len(drawn) == 4 * 4 * 16
+
+
+def test_batches_reach_both_ends_of_the_text() -> None:
+    starts = {int(batch(b"abcde", 3, 1, 0, 1, index)[0][0, 0]) for index in range(50)}
+    assert starts == {ord("a"), ord("b")}  # the only two places where three tokens and a last target fit
+
+
+def test_the_shortest_text_has_one_byte_more_than_a_sequence() -> None:
+    tokens, targets = batch(b"abcd", 3, 2, 0, 1, 0)
+    assert tokens.tolist() == [[97, 98, 99]] * 2
+    assert targets.tolist() == [[98, 99, 100]] * 2
+    with pytest.raises(RequestError, match=r"the text has 3 bytes and seq=3 needs 4"):
+        batch(b"abc", 3, 2, 0, 1, 0)

@@ -1,0 +1,94 @@
+"""Runs as small as can be, and the processes that they leave or do not leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine.launch.queue import RunQueue, RunState
+from engine.spec import FaultSpec, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+
+SMALL = ModelSpec(layers=2, hidden=16, heads=2, seq=16)
+
+
+def small(layout: str = "dp2.tp2.pp1", fault: str | None = None, parity: bool = False, **workload: Any) -> RunSpec:
+    """A spec that runs in a moment."""
+    return RunSpec(
+        model=SMALL,
+        layout=LayoutSpec(**LayoutSpec.degrees(layout)),
+        workload=WorkloadSpec(**{"steps": 3, "microbatches": 2, **workload}),
+        parity=parity,
+        fault=FaultSpec.read(fault) if fault else None,
+    )
+
+
+def until(queue: RunQueue, id: str, there: Callable[[RunState], bool], seconds: float = 120.0) -> RunState:
+    """Wait until a run is `there`, and return its state."""
+    deadline = time.monotonic() + seconds
+    state = queue.state(id)
+    assert state is not None
+    while not there(state):
+        left = deadline - time.monotonic()
+        assert left > 0, f"still {state} after {seconds} s"
+        assert not state.finished, f"ended otherwise: {state}"
+        state = queue.wait(id, state, left)
+        assert state is not None
+    return state
+
+
+def finished(queue: RunQueue, id: str, seconds: float = 120.0) -> RunState:
+    return until(queue, id, lambda state: state.finished, seconds)
+
+
+def hosts(of: psutil.Process | None = None) -> list[psutil.Process]:
+    """The warm hosts that a process has started."""
+    return [child for child in (of or psutil.Process()).children() if "engine.launch.local" in child.cmdline()]
+
+
+def gone(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
+    """Whether all of them end within `seconds`, and none stays a zombie."""
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not alive
+
+
+def orphans_gone(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
+    """The same for processes whose parent is gone: when a dead one is taken off the list is up to the system's init."""
+    deadline = time.monotonic() + seconds
+    alive = processes
+    while alive and time.monotonic() < deadline:
+        _, left = psutil.wait_procs(alive, timeout=0.05)
+        alive = [process for process in left if not _is_zombie(process)]
+    return not alive
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+class Bench:
+    """A queue with a home of its own, and its host."""
+
+    def __init__(self, home: Path, unwatched_s: float | None = None) -> None:
+        self.home = home
+        self._others = {host.pid for host in hosts()}
+        self.queue = RunQueue(home, unwatched_s)
+
+    @property
+    def host(self) -> psutil.Process:
+        (host,) = [host for host in hosts() if host.pid not in self._others]
+        return host
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the current run, in rank order."""
+        return sorted(self.host.children(), key=lambda rank: rank.pid)
+
+    def saved(self) -> list[str]:
+        """Everything in the home folder, hidden or not."""
+        return sorted(path.name for path in self.home.iterdir())

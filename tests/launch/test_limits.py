@@ -1,0 +1,93 @@
+"""What this machine refuses, and in what words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from engine import catalog
+from engine.launch import limits
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+
+
+def refusal(spec: RunSpec) -> str:
+    with pytest.raises(RequestError) as caught:
+        limits.check(spec)
+    return str(caught.value)
+
+
+@pytest.fixture
+def two_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2_000_000_000))
+
+
+@pytest.mark.parametrize(
+    ("layout", "fits"),
+    [
+        (LayoutSpec(dp=4, tp=4, pp=2), "dp2.tp4.pp2"),
+        (LayoutSpec(dp=64, tp=1, pp=1), "dp16.tp1.pp1"),
+        (LayoutSpec(dp=1, tp=1, pp=32), "dp1.tp1.pp16"),
+        (LayoutSpec(dp=3, tp=4, pp=3), "dp2.tp4.pp2"),
+    ],
+)
+def test_more_ranks_than_16(layout: LayoutSpec, fits: str) -> None:
+    spec = RunSpec(model=ModelSpec(layers=32), layout=layout)
+    assert refusal(spec) == f"{layout.code} is {layout.ranks} ranks; this machine runs at most 16; {fits} fits"
+
+
+def test_no_layout_is_offered_where_none_fits() -> None:
+    model = ModelSpec(hidden=31, heads=31, seq=31, ffn=31)
+    spec = RunSpec(model=model, layout=LayoutSpec(tp=31, sequence_parallel=True))
+    assert refusal(spec) == "dp1.tp31.pp1 is 31 ranks; this machine runs at most 16"
+
+
+@pytest.mark.usefixtures("two_gb")
+def test_more_memory_than_there_is() -> None:
+    spec = RunSpec(model=catalog.model("gpt-medium"), layout=LayoutSpec(dp=2))
+    text = refusal(spec)
+    assert text.startswith(
+        "this run needs about 2.73 GB (weights, gradients and optimizer 1.23 GB, activations 0.51 GB, half as much"
+    )
+    assert text.endswith("0.12 GB for 2 processes) and 2.00 GB is free; dp=1 would fit")
+
+
+@pytest.mark.usefixtures("two_gb")
+def test_the_smaller_choice_does_fit() -> None:
+    spec = RunSpec(model=catalog.model("gpt2-124m"), workload=WorkloadSpec(microbatch_size=1))
+    layers = int(refusal(spec).rpartition("layers=")[2].partition(" ")[0])
+    limits.check(spec.model_copy(update={"model": spec.model.model_copy(update={"layers": layers})}))
+    refusal(spec.model_copy(update={"model": spec.model.model_copy(update={"layers": layers + 1})}))
+
+
+@pytest.mark.usefixtures("two_gb")
+def test_what_runs_now_will_have_given_its_memory_back() -> None:
+    spec = RunSpec(model=catalog.model("gpt-medium"))
+    limits.check(spec, running=spec)
+
+
+def test_each_memory_lever_lowers_the_need() -> None:
+    def total(layout: dict[str, object] | None = None, **workload: object) -> int:
+        chosen = LayoutSpec.model_validate({"dp": 2, "tp": 2, "pp": 2} | (layout or {}))
+        return limits.need(RunSpec(layout=chosen, workload=WorkloadSpec.model_validate(workload))).total
+
+    zero = [total({"zero": stage}) for stage in range(4)]
+    assert zero == sorted(zero, reverse=True)
+    assert len(set(zero)) == 4
+    assert total({"recompute": "full"}) < total({"recompute": "selective"}) < total()
+    assert total({"sequence_parallel": True}) < total()
+    assert total(precision="bf16") < total()
+    assert total(optimizer="sgd") < total(optimizer="sgd", momentum=0.9) < total()
+
+
+def test_a_text_that_is_missing_or_too_short(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    assert str(missing) in refusal(RunSpec(workload=WorkloadSpec(text=str(missing))))
+    short = tmp_path / "short.txt"
+    short.write_bytes(b"x" * 64)
+    text = refusal(RunSpec(workload=WorkloadSpec(text=str(short))))
+    assert text == f"{short} is 64 bytes long and seq=64 needs at least 65"
+    short.write_bytes(b"x" * 65)
+    limits.check(RunSpec(workload=WorkloadSpec(text=str(short))))

@@ -1,0 +1,51 @@
+"""The program that started a run ends, in whatever way: no rank and no host outlives it by more than moments."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.bench import hosts, orphans_gone
+
+SERVER = """
+import sys
+from pathlib import Path
+from engine.launch.queue import RunQueue
+from engine.spec import ModelSpec, LayoutSpec, RunSpec, WorkloadSpec
+
+queue = RunQueue(Path(sys.argv[1]))
+model = ModelSpec(layers=2, hidden=16, heads=2, seq=16)
+id = queue.submit(RunSpec(model=model, layout=LayoutSpec(dp=2, tp=2), workload=WorkloadSpec(steps=10000)))
+state = queue.state(id)
+while not (state.step > 0 if sys.argv[2] == "running" else state.phase == "starting"):
+    state = queue.wait(id, state)
+print(state.phase, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "end"), [("running", "SIGTERM"), ("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL")]
+)
+def test_nothing_outlives_the_server(tmp_path: Path, stage: str, end: str) -> None:
+    command = [sys.executable, "-c", SERVER, str(tmp_path), stage]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == f"{stage}\n"
+            (host,) = hosts(psutil.Process(server.pid))
+            left = [host, *host.children()]
+            assert len(left) == (5 if stage == "running" else 1)
+            if end == "leaves":
+                server.communicate("leave\n", timeout=10)
+            else:
+                server.send_signal(getattr(signal, end))
+            assert orphans_gone(left)
+            assert list(tmp_path.iterdir()) == []
+        finally:
+            server.kill()

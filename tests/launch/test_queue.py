@@ -1,0 +1,180 @@
+"""The queue: who runs when, cancelling, watching, warmth."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine import store
+from engine.launch.queue import RunQueue
+from engine.spec import RequestError
+from tests.launch.bench import Bench, finished, gone, hosts, small, until
+
+LONG = 10_000  # steps; such a run goes on until somebody ends it
+
+
+def test_a_run_tells_of_itself_and_is_saved(bench: Bench) -> None:
+    spec = small("dp1.tp2.pp2", parity=True)
+    id = bench.queue.submit(spec)
+    assert len(id) >= 20
+    state = finished(bench.queue, id)
+    assert (state.phase, state.step, len(state.losses), state.ahead) == ("done", 3, 3, 0)
+    assert state.backend == "gloo"
+    assert "0 GPUs for 4 ranks" in state.why
+    assert state.ready_s is not None
+    assert state.message == ""
+    assert state.failed_rank is None
+    assert state.folder is not None
+    assert bench.saved() == [state.folder.name]
+    result = store.load(state.folder)
+    assert result.spec == spec
+    assert tuple(result.tables["steps"]["loss"]) == pytest.approx(state.losses)
+    assert bench.ranks() == []
+
+
+def test_the_next_run_of_8_ranks_is_ready_within_half_a_second(bench: Bench) -> None:
+    """On a machine with nothing else to do: one that is overcommitted n times may take n times as long. The best of three."""
+    spec = small("dp2.tp2.pp2", steps=1)
+    finished(bench.queue, bench.queue.submit(spec))  # so that what follows is not the first run of this host
+    overcommitted = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    states = [finished(bench.queue, bench.queue.submit(spec)) for _ in range(3)]
+    times = [state.ready_s for state in states if state.ready_s is not None]
+    assert min(times) <= 0.5 * overcommitted, times
+
+
+def test_runs_wait_for_their_turn(bench: Bench) -> None:
+    first, second, third = (bench.queue.submit(small(steps=steps)) for steps in (LONG, 1, 1))
+    assert [bench.queue.state(id).ahead for id in (second, third)] == [1, 2]  # type: ignore[union-attr]
+    until(bench.queue, first, lambda state: state.phase == "running")
+    assert bench.queue.state(second).phase == "queued"  # type: ignore[union-attr]
+    bench.queue.cancel(first)
+    assert finished(bench.queue, third).phase == "done"
+    assert bench.queue.state(second).phase == "done"  # type: ignore[union-attr]
+
+
+def test_cancelling_a_run_in_the_queue(bench: Bench) -> None:
+    before = bench.saved()
+    first, second, third = (bench.queue.submit(small(steps=LONG)) for _ in range(3))
+    bench.queue.cancel(second)
+    state = finished(bench.queue, second, 5)
+    assert (state.phase, state.message, state.ready_s) == ("cancelled", "cancelled", None)
+    until(bench.queue, third, lambda state: state.ahead == 1, 5)
+    bench.queue.cancel(third)
+    bench.queue.cancel(first)
+    assert finished(bench.queue, first).phase == finished(bench.queue, third).phase == "cancelled"
+    assert bench.saved() == before
+
+
+@pytest.mark.parametrize("phase", ["starting", "running", "tracing"])
+def test_cancelling_a_run_under_way_leaves_nothing(bench: Bench, phase: str) -> None:
+    before = bench.saved()
+    id = bench.queue.submit(small("dp2.tp2.pp2", steps=1 if phase == "tracing" else LONG))
+    until(bench.queue, id, lambda state: state.phase == phase)
+    ranks = bench.ranks()
+    since = time.monotonic()
+    bench.queue.cancel(id)
+    state = finished(bench.queue, id, 5)
+    assert state.phase == "cancelled"
+    assert time.monotonic() - since < 2
+    assert gone(ranks, 0.0)
+    assert bench.ranks() == []
+    assert bench.saved() == before
+
+
+def test_cancelling_what_is_finished_or_unknown_does_nothing(bench: Bench) -> None:
+    id = bench.queue.submit(small(steps=1))
+    state = finished(bench.queue, id)
+    bench.queue.cancel(id)
+    bench.queue.cancel("nobody")
+    assert finished(bench.queue, bench.queue.submit(small(steps=1))).phase == "done"
+    assert bench.queue.state(id) == state
+    assert bench.queue.state("nobody") is None
+    assert bench.queue.watch("nobody") is None
+
+
+def test_waiting_ends_with_the_time_given(bench: Bench) -> None:
+    id = bench.queue.submit(small(steps=1))
+    state = finished(bench.queue, id)
+    assert bench.queue.wait(id, state, 0.01) == state
+    assert bench.queue.wait("nobody", None, 0.01) is None
+    assert bench.queue.wait(id, None, 0.01) == state
+
+
+def test_what_this_machine_cannot_run_is_refused_at_once(bench: Bench) -> None:
+    with pytest.raises(RequestError, match="is 32 ranks; this machine runs at most 16"):
+        bench.queue.submit(small("dp16.tp2.pp1"))
+
+
+def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, unwatched_s=2.0)
+    with bench.queue as queue:
+        watched, unwatched = queue.submit(small(steps=LONG)), queue.submit(small(steps=LONG))
+        since, state = time.monotonic(), queue.watch(watched)
+        while time.monotonic() - since < 3.0:  # longer than a run goes unwatched
+            state = queue.wait(watched, state, 0.5)
+            assert queue.watch(watched) is not None
+            assert state is not None
+            assert not state.finished
+        assert finished(queue, unwatched, 1).message == "cancelled: nobody watched it for 2 s"
+        ranks = bench.ranks()
+        state = finished(queue, watched, 2 + 5)
+        assert (state.phase, state.message) == ("cancelled", "cancelled: nobody watched it for 2 s")
+        assert gone(ranks, 0.0)
+
+
+def test_closing_ends_everything(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "made" / "if missing")
+    running, queued = bench.queue.submit(small(steps=LONG)), bench.queue.submit(small())
+    until(bench.queue, running, lambda state: state.step > 0)
+    host, ranks = bench.host, bench.ranks()
+    bench.queue.close()
+    assert gone([host, *ranks], 0.0)
+    assert bench.saved() == []
+    for id in (running, queued):
+        state = bench.queue.state(id)
+        assert state is not None
+        assert state.phase == "cancelled"
+    bench.queue.close()  # twice is once
+    bench.queue.cancel(running)
+    with pytest.raises(RuntimeError):
+        bench.queue.submit(small())
+
+
+def test_closing_before_the_host_is_warm_takes_no_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    id = bench.queue.submit(small())
+    until(bench.queue, id, lambda state: state.phase == "starting", 5)
+    host, since = bench.host, time.monotonic()
+    bench.queue.close()
+    assert time.monotonic() - since < 1
+    assert gone([host], 0.0)
+
+
+def test_a_host_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch today')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with RunQueue(tmp_path / "runs", None) as queue:
+        for _ in range(2):  # each run tries anew
+            state = finished(queue, queue.submit(small()))
+            assert state.phase == "failed"
+            assert state.failed_rank is None
+            assert state.message.startswith("the process that runs the ranks could not start: ")
+            assert "no torch today" in state.traceback
+
+
+def test_a_home_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before = len(hosts())
+    with pytest.raises(RequestError, match=r"cannot make the folder .*file/runs for runs: Not a directory"):
+        RunQueue(tmp_path / "file" / "runs")
+    assert len(hosts()) == before
+
+
+def test_the_server_never_imports_torch() -> None:
+    code = "import sys, engine.launch.queue, engine.__main__, engine.command.run; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

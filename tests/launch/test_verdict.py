@@ -1,0 +1,105 @@
+"""Which rank began it, and in what words. No process is started."""
+
+from __future__ import annotations
+
+from engine.launch.verdict import Death, Halt, Raised, is_waiting, main_thread, named, of_deaths, of_time_limit
+from engine.spec import LayoutSpec
+
+LAYOUT = LayoutSpec(dp=2, tp=2, pp=2)
+LOST = Raised("CommError: connection closed by peer", "trace of the loss", secondary=True)
+OWN = Raised("ValueError: no such thing", "trace of the error")
+
+WAITS = """\
+Thread 0x00007f01 (most recent call first):
+  File "/somewhere/engine/launch/ranks.py", line 210 in watch
+  File "/usr/lib/python3/threading.py", line 100 in run
+
+Current thread 0x00007f00 (most recent call first):
+  File "/somewhere/engine/parallel/comm.py", line 77 in wait
+  File "/somewhere/engine/worker.py", line 50 in work
+  File "/somewhere/engine/launch/ranks.py", line 180 in _be_rank
+  File "/somewhere/engine/launch/ranks.py", line 140 in fork
+"""
+WORKS = WAITS.replace("parallel/comm.py", "model/layers.py")
+JOINS = WAITS.replace('engine/parallel/comm.py", line 77 in wait', 'engine/launch/ranks.py", line 190 in _connect')
+
+
+def test_a_rank_has_a_number_and_a_place() -> None:
+    assert named(LAYOUT, 6) == "rank 6 (dp 1, tp 0, pp 1)"
+
+
+def test_a_killed_rank_comes_before_all_errors() -> None:
+    deaths = [Death(0, "step 2: F", 1, LOST), Death(1, "step 2: F", 1, OWN), Death(5, "step 2: B chunk 1 microbatch 0", -9)]
+    verdict = of_deaths(LAYOUT, deaths)
+    assert verdict.rank == 5
+    assert verdict.sentence.startswith(
+        "rank 5 (dp 0, tp 1, pp 1) was killed by signal 9 (SIGKILL) in step 2: B chunk 1 microbatch 0; the system does this when"
+    )
+
+
+def test_a_rank_that_left_without_a_word_comes_before_all_errors() -> None:
+    verdict = of_deaths(LAYOUT, [Death(1, "", 1, OWN), Death(2, "", 3)])
+    assert verdict.sentence == "rank 2 (dp 1, tp 0, pp 0) left with exit status 3 while starting, without saying why"
+
+
+def test_an_error_comes_before_its_consequences() -> None:
+    verdict = of_deaths(LAYOUT, [Death(0, "tracing", 1, LOST), Death(3, "tracing", 1, OWN), Death(2, "tracing", 1, OWN)])
+    assert verdict.rank == 3  # the earlier of the two
+    assert verdict.sentence == "rank 3 (dp 1, tp 1, pp 0) failed while tracing: ValueError: no such thing"
+    assert verdict.traceback == "trace of the error"
+
+
+def test_of_consequences_alone_the_earliest_is_named() -> None:
+    verdict = of_deaths(LAYOUT, [Death(4, "step 1", 1, LOST), Death(0, "step 1", 1, LOST)])
+    assert (
+        verdict.sentence
+        == "rank 4 (dp 0, tp 0, pp 1) lost touch with the other ranks in step 1: CommError: connection closed by peer"
+    )
+
+
+def test_a_wrong_request_blames_no_rank() -> None:
+    wrong = Raised("there is no file x", "", wrong=True)
+    verdict = of_deaths(LAYOUT, [Death(0, "", -9), Death(1, "", 1, wrong)])
+    assert (verdict.rank, verdict.wrong, verdict.sentence) == (None, True, "there is no file x")
+
+
+def test_a_crash_shows_the_stack_that_it_left() -> None:
+    verdict = of_deaths(LAYOUT, [Death(0, "step 1", -11, dump=WORKS)])
+    assert verdict.sentence == "rank 0 (dp 0, tp 0, pp 0) was killed by signal 11 (SIGSEGV) in step 1"
+    assert "model/layers.py" in verdict.traceback
+
+
+def test_a_stack_is_the_main_thread_without_its_host() -> None:
+    stack = main_thread(WAITS)
+    assert stack.startswith("Current thread")
+    assert "comm.py" in stack
+    assert "ranks.py" not in stack
+    assert main_thread("") == ""
+    assert main_thread("no threads in this") == "no threads in this"
+
+
+def test_who_waits_is_seen_from_the_stack() -> None:
+    assert is_waiting(WAITS)
+    assert is_waiting(JOINS)
+    assert not is_waiting(WORKS)
+    assert not is_waiting("")
+
+
+def test_at_the_time_limit_the_rank_that_waits_for_none_is_named() -> None:
+    halts = [Halt(0, "step 1: F", 9.0, WAITS), Halt(1, "step 1: B", 3.0, WORKS), Halt(2, "step 1: B", 4.0, WORKS)]
+    verdict = of_time_limit(LAYOUT, 10, halts)
+    assert verdict.rank == 2
+    assert verdict.sentence == "the run reached its time limit of 10 s: rank 2 (dp 1, tp 0, pp 0) had been in step 1: B for 4.0 s"
+    assert "model/layers.py" in verdict.traceback
+
+
+def test_at_the_time_limit_a_rank_that_does_not_answer_is_named() -> None:
+    verdict = of_time_limit(LAYOUT, 10, [Halt(0, "step 1: F", 9.0, WAITS), Halt(1, "tracing", 3.0, "")])
+    assert verdict.rank == 1
+    assert verdict.sentence.endswith("had been tracing for 3.0 s, and did not answer when asked where it was")
+
+
+def test_a_deadlock_is_called_one() -> None:
+    verdict = of_time_limit(LAYOUT, 0.5, [Halt(0, "step 1: F", 0.1, WAITS), Halt(1, "step 1: B", 0.4, WAITS)])
+    assert verdict.rank == 1
+    assert verdict.sentence.startswith("the run reached its time limit of 0.5 s with every rank waiting for another; rank 1 ")

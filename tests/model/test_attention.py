@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention, attend
+from engine.model.mlp import MLP
+from engine.model.position import Around, Rotation, sinusoid
+from tests.model.build import CPU, fill, microbatch, shape
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attend_equals_torchs_attention(causal, groups):
+    q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, groups, 6, 8), torch.randn(2, groups, 6, 8)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    torch.testing.assert_close(attend(q, k, v, causal), expected)
+
+
+def test_fewer_rows_may_ask_than_there_are_tokens():
+    q, k, v = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
+    torch.testing.assert_close(attend(q, k, v, causal=False), F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+
+
+def test_grouped_self_attention_with_rotation(alone):
+    spec = shape("llama")
+    attention = SelfAttention(spec, alone, selective=False, causal=True)
+    fill(attention)
+    assert attention.qkv.weight.shape == (32 + 16 + 16, 32)
+    assert attention.qkv.bias is None
+    assert attention.out.bias is None
+    x, rotation = torch.randn(2, 16, 32), Rotation.of(16, 8, CPU)
+    q, k, v = (x @ w.T for w in attention.qkv.weight.split((32, 16, 16)))
+    q, k, v = (part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(rotation(q), rotation(k), v, is_causal=True, enable_gqa=True)
+    expected = mixed.transpose(1, 2).flatten(2) @ attention.out.weight.T
+    torch.testing.assert_close(attention(x, Around(rotation)), expected)
+
+
+def test_self_attention_of_an_encoder_equals_torchs_layer(alone):
+    attention: Any = SelfAttention(shape("bert"), alone, selective=False, causal=False)
+    fill(attention)
+    torchs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    torchs.in_proj_weight.data, torchs.in_proj_bias.data = attention.qkv.weight.data, attention.qkv.bias.data
+    torchs.out_proj.weight.data, torchs.out_proj.bias.data = attention.out.weight.data, attention.out.bias.data
+    x = torch.randn(2, 16, 32)
+    torch.testing.assert_close(attention(x, Around()), torchs(x, x, x, need_weights=False)[0])
+
+
+def test_cross_attention_asks_the_encoder(alone):
+    attention = CrossAttention(shape("transformer"), alone, selective=False)
+    fill(attention)
+    torchs = torch.nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
+    torchs.in_proj_weight.data = torch.cat((attention.query.weight.data, attention.key_value.weight.data))
+    torchs.out_proj.weight.data = attention.out.weight.data
+    x, memory = torch.randn(2, 16, 32), torch.randn(2, 16, 32)
+    torch.testing.assert_close(attention(x, memory), torchs(x, memory, memory, need_weights=False)[0])
+
+
+def test_selective_recompute_changes_nothing(alone):
+    spec = shape("xlnet")
+    around = Around.of(spec, microbatch(spec), alone)
+    results = []
+    for selective in (False, True):
+        attention = RelativeAttention(spec, alone, selective)
+        fill(attention)
+        x = torch.linspace(-1, 1, 2 * spec.rows * 32).view(2, spec.rows, 32).requires_grad_()
+        y = attention(x, around)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad for p in attention.parameters())])
+    for kept, again in zip(*results, strict=True):
+        assert torch.equal(kept, again)
+
+
+def test_relative_attention_is_its_four_terms_entry_by_entry(alone):
+    """Dai et al. 2019, section 3.3: content, position, and the two biases, each written out by loops."""
+    spec = shape("xlnet", seq=6, hidden=8, heads=2, ffn=8)
+    attention = RelativeAttention(spec, alone, selective=False)
+    fill(attention)
+    feed = microbatch(spec, size=1)
+    x = torch.randn(1, spec.rows, 8)
+    q, k, v = ((x[0] @ w.T).unflatten(-1, (2, 4)) for w in attention.qkv.weight.split(8))
+    mixed = torch.zeros(spec.rows, 2, 4)
+    for head in range(2):
+        for row in range(spec.rows):
+            scores = torch.full((6,), float("-inf"))
+            for token in range(6):
+                if feed.hidden[0, row, token]:
+                    continue
+                wave = sinusoid((feed.positions[0, row] - token)[None], 8)[0]
+                r = (attention.distance @ wave).unflatten(0, (2, 4))[head]
+                terms = (
+                    q[row, head] @ k[token, head],
+                    q[row, head] @ r,
+                    attention.content_bias[head] @ k[token, head],
+                    attention.position_bias[head] @ r,
+                )
+                scores[token] = sum(terms) / 4**0.5
+            mixed[row, head] = scores.softmax(0) @ v[:6, head]
+    expected = mixed.flatten(1) @ attention.out.weight.T
+    torch.testing.assert_close(attention(x, Around.of(spec, feed, alone))[0], expected)
+
+
+def test_swiglu_is_a_gated_product(alone):
+    mlp = MLP(shape("llama"), alone)
+    fill(mlp)
+    assert mlp.inner.weight.shape == (96, 32)
+    x = torch.randn(2, 5, 32)
+    gate, up = mlp.inner.weight.split(48)
+    expected = (F.silu(x @ gate.T) * (x @ up.T)) @ mlp.out.weight.T
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+@pytest.mark.parametrize(("family", "between"), [("bert", F.gelu), ("transformer", F.relu), ("gpt", gelu_tanh)])
+def test_mlp_of_two_layers(alone, family, between):
+    mlp = MLP(shape(family), alone)
+    fill(mlp)
+    x = torch.randn(2, 5, 32)
+    inner = between(F.linear(x, mlp.inner.weight, mlp.inner.bias))
+    torch.testing.assert_close(mlp(x), F.linear(inner, mlp.out.weight, mlp.out.bias))

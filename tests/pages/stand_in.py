@@ -1,0 +1,70 @@
+"""What pages need of a run queue, and a saved run, without starting any process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from engine import store
+from engine.launch.queue import RunQueue, RunState
+from engine.spec import RequestError, RunSpec
+from engine.summary import summarize
+from engine.tables import RunResult, table
+from engine.topology import Mesh
+from pages.shared.service import Service
+from tests.charts import made_up
+
+
+@dataclass
+class Queue:
+    """Accepts runs, and leaves it to the test what becomes of them."""
+
+    states: dict[str, RunState] = field(default_factory=dict)
+    refuse: str = ""
+
+    def submit(self, spec: RunSpec) -> str:
+        if self.refuse:
+            raise RequestError(self.refuse)
+        id = f"run-{len(self.states)}"
+        self.states[id] = RunState(id, spec)
+        return id
+
+    def watch(self, id: str) -> RunState | None:
+        return self.states.get(id)
+
+    def cancel(self, id: str) -> None:
+        self.becomes(id, phase="cancelled", message="cancelled")
+
+    def becomes(self, id: str, **changes: Any) -> None:
+        self.states[id] = replace(self.states[id], **changes)
+
+
+def service(home: Path) -> tuple[Service, Queue]:
+    queue = Queue()
+    return Service(home, cast(RunQueue, queue)), queue
+
+
+def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:
+    """A saved run of `spec`, which must have a mesh of at most two ranks along pp: its numbers are made up."""
+    layout = spec.layout
+    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    process = {"rss_bytes": 3 << 20, "uss_bytes": 1 << 20, "baseline_bytes": 2 << 20, "peak_rss_bytes": 4 << 20}
+    tables = {
+        "memory_peak": made_up.memory_peak(mesh),
+        "memory_curve": made_up.memory_curve(),
+        "process": table("process", [{"rank": rank} | process for rank in range(mesh.size)], "measured"),
+        "traffic": made_up.traffic(),
+        "spans": made_up.spans(layout, spec.workload.microbatches),
+        "steps": made_up.steps([5.5, 4.25]),
+    }
+    if spec.parity:
+        rows = [
+            {"parameter": "embedding", "max_abs": 1e-8, "max_rel": 3.1e-7},
+            {"parameter": "head", "max_abs": 0.0, "max_rel": 0.0},
+        ]
+        tables["parity"] = table("parity", rows, "measured")
+    environment = {"backend": "gloo", "why": f"0 GPUs for {mesh.size} ranks, so gloo on the CPU", "cores": 2}
+    folder = home / name
+    store.save(RunResult(spec, environment, summarize(tables, mesh), tables), folder)
+    return folder

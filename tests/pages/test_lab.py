@@ -1,0 +1,184 @@
+"""The Lab page without a browser: what it says and does, against a queue whose runs go as the test says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine.spec import LayoutSpec, RunSpec
+from pages.shared.service import Service
+from tests.pages.stand_in import Queue, saved, service
+
+PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
+
+
+def script(service):  # its source alone is run, so it has no names but those it imports
+    from pages.lab.page import show
+
+    show(service)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Service, Queue]:
+    return service(tmp_path / "runs")
+
+
+def page(service: Service, **link: str) -> AppTest:
+    app = AppTest.from_function(script, args=(service,), default_timeout=20)
+    for name, value in link.items():
+        app.query_params[name] = value
+    app.run()
+    return app
+
+
+def link(app: AppTest, name: str) -> str:
+    found = app.query_params.get(name, [""])
+    return found if isinstance(found, str) else found[0]
+
+
+def number(app: AppTest, label: str) -> float | None:
+    return next(n.value for n in app.number_input if n.label == label)
+
+
+def text(app: AppTest) -> str:
+    """All that stands on the page."""
+    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.get("html"))
+    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
+
+
+def click(app: AppTest, label: str) -> None:
+    next(b for b in app.button if b.label == label).click().run()
+    assert not app.exception
+
+
+def test_a_new_session_shows_the_default_and_writes_it_into_the_link(parts: tuple[Service, Queue]):
+    app = page(parts[0])
+    assert not app.exception
+    assert link(app, "spec") == "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0"
+    assert "8 ranks: 2 stages × 2 replicas × 2 slices" in text(app)
+    assert "The bubble takes 20.0% of 15 units of time" in text(app)
+    assert not next(b for b in app.button if b.label == "Run on 8 processes").disabled
+
+
+def test_a_link_restores_the_choice(parts: tuple[Service, Queue]):
+    code = "l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
+    app = page(parts[0], spec=code)
+    assert (number(app, "Layers"), number(app, "Tensor (tp)"), number(app, "Microbatches"), number(app, "Seed")) == (6, 3, 8, 7)
+    assert app.toggle[0].value
+    assert link(app, "spec") == code
+
+
+def test_a_bad_link_is_told_and_the_default_shown(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="gpt-tiny~dp2~2f2b")
+    assert "2f2b" in app.warning[0].value
+    assert link(app, "spec").startswith("gpt-tiny~dp2.tp2.pp2~1f1b")
+
+
+def test_the_link_follows_the_form(parts: tuple[Service, Queue]):
+    app = page(parts[0])
+    next(n for n in app.number_input if n.label == "Microbatches").set_value(6).run()
+    assert "~m6~" in link(app, "spec")
+
+
+def test_a_choice_that_does_not_fit_is_told_and_mended_by_a_button(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp3.pp1~1f1b")
+    assert app.warning[0].value == "tp=3 does not divide 4 heads; 1, 2 and 4 do."
+    assert next(b for b in app.button if b.label == "Run").disabled
+    assert "Cannot run yet: tp=3 does not divide 4 heads" in text(app)
+    click(app, "tp=4")
+    assert not app.warning
+    assert number(app, "Tensor (tp)") == 4
+    assert "dp1.tp4.pp1" in link(app, "spec")
+    assert not next(b for b in app.button if b.label == "Run on 4 processes").disabled
+
+
+def test_run_puts_the_run_into_the_link_and_shows_how_far_it_is(parts: tuple[Service, Queue]):
+    app = page(parts[0])
+    click(app, "Run on 8 processes")
+    assert link(app, "run") == "run-0"
+    parts[1].becomes("run-0", phase="running", step=3, losses=(5.0, 4.5, 4.0))
+    app.run()
+    assert any("Step **3** of 20, loss **4.000**" in p.proto.text for p in app.get("progress"))
+    click(app, "Cancel")
+    app.run()
+    assert app.info[0].value == "Cancelled. It had finished 3 of 20 steps; nothing was saved."
+
+
+def test_another_session_watches_the_run_in_its_link(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp2~1f1b")
+    click(app, "Run on 4 processes")
+    other = page(parts[0], run="run-0")
+    assert (number(other, "Data (dp)"), number(other, "Tensor (tp)")) == (1, 2)
+    assert [b.label for b in other.button].count("Cancel") == 1
+
+
+def test_a_run_that_is_refused_says_why(parts: tuple[Service, Queue]):
+    parts[1].refuse = "no memory today"
+    app = page(parts[0])
+    click(app, "Run on 8 processes")
+    assert app.error[0].value == "This run was refused: no memory today."
+
+
+def test_a_failed_run_names_the_rank_and_shows_its_traceback(parts: tuple[Service, Queue]):
+    app = page(parts[0])
+    click(app, "Run on 8 processes")
+    parts[1].becomes("run-0", phase="failed", failed_rank=3, message="rank 3 raised", traceback="RuntimeError: a drill")
+    app.run()
+    assert app.error[0].value == "Rank 3 raised."
+    assert app.code[0].value == "RuntimeError: a drill"
+
+
+def test_a_finished_run_becomes_its_folder_in_the_link_and_its_charts(parts: tuple[Service, Queue]):
+    app = page(parts[0])
+    click(app, "Run on 8 processes")
+    parts[1].becomes("run-0", phase="done", folder=saved(parts[0].home, PAIR))
+    app.run()
+    assert not app.exception
+    assert link(app, "run") == "20261124-101500-run"
+    assert "Measured: gpt-tiny on dp1.tp1.pp2, 1F1B" in text(app)
+
+
+def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run")
+    assert not app.exception
+    assert number(app, "Pipeline (pp)") == 2
+    shown = text(app)
+    assert "Rank 0 is fullest: 42 KiB at its peak" in shown
+    assert "Gradients equal to the unsharded model: largest difference 3.1e-7 of the largest entry, ≤ 1e-5" in shown
+    assert "The bubble takes 20.0% of 15 ms" in shown
+    assert "The loss fell from 5.500 to 4.250" in shown
+
+
+def test_a_run_that_is_not_whole_is_told(parts: tuple[Service, Queue]):
+    (saved(parts[0].home, PAIR) / "spans.parquet").unlink()
+    app = page(parts[0], run="20261124-101500-run")
+    assert not app.exception
+    assert app.error[0].value == "This run cannot be shown: 20261124-101500-run is not whole: it lacks spans."
+
+
+@pytest.mark.parametrize("run", ["../elsewhere", "..", "/etc", ".texts", "no-such-run"])
+def test_no_link_leads_out_of_the_runs(parts: tuple[Service, Queue], run: str):
+    saved(parts[0].home.parent / "elsewhere", PAIR, "run")
+    app = page(parts[0], run=run)
+    assert "not known here" in app.warning[0].value
+    assert "Measured" not in text(app)
+
+
+def test_the_last_result_stays_while_another_runs(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run")
+    click(app, "Run on 2 processes")
+    assert link(app, "run") == "run-0"
+    assert "Measured: gpt-tiny on dp1.tp1.pp2" in text(app)
+    assert "The run is on" in app.info[0].value
+
+
+def test_payload_and_wire(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run")
+    assert "that a rank sends in a step" in text(app)
+    next(c for c in app.segmented_control if c.label == "Bytes").set_value("payload").run()
+    assert "that a rank hands over in a step" in text(app)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import catalog
+from engine.schedule import SCHEDULES
+from pages.shared.choice import DEFAULTS, Bounds, Choice
+from pages.shared.links import LinkError, decode, encode
+
+
+def whole(field: str, most: int = 10**9) -> st.SearchStrategy[int]:
+    bounds = Bounds.of(field)
+    return st.integers(int(bounds.least), min(int(bounds.most), most))
+
+
+SHAPES = st.fixed_dictionaries(
+    {f: whole(f) for f in ("model.layers", "model.hidden", "model.heads", "model.vocab", "model.seq", "model.ffn")}
+)
+NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
+OTHERS = st.fixed_dictionaries(
+    {f"layout.{axis}": whole(f"layout.{axis}") for axis in ("dp", "tp", "pp")}
+    | {f"workload.{name}": whole(f"workload.{name}") for name in ("microbatches", "microbatch_size", "steps", "seed")}
+    | {
+        "layout.schedule": st.sampled_from(SCHEDULES),
+        "layout.split": st.lists(st.integers(0, 9999), max_size=8).map(lambda split: ",".join(map(str, split))),
+        "workload.learning_rate": st.integers(1, 10_000).map(lambda n: n / 1000),
+        "workload.time_limit": st.integers(1, 86_400).map(float),
+        "workload.text": st.one_of(st.just(""), st.text("0123456789abcdef", min_size=16, max_size=16)),
+        "parity": st.booleans(),
+    }
+)
+
+
+@given(st.one_of(SHAPES, NAMED), OTHERS)
+def test_a_link_carries_every_choice_there_and_back(model: dict[str, Any], others: dict[str, Any]):
+    choice = Choice(DEFAULTS | model | others)
+    assert decode(encode(choice)) == choice
+
+
+def test_the_default_is_short_and_plain():
+    assert encode(Choice.default()) == "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0"
+
+
+def test_only_characters_that_a_link_may_hold_as_they_are():
+    every = Choice.default().having({"layout.split": "3,1", "workload.text": "0123456789abcdef", "parity": True, "model.seq": 63})
+    assert set(encode(every)) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-~")
+
+
+def test_a_split_that_is_no_list_stays_out_of_the_link():
+    assert encode(Choice.default().having({"layout.split": "three and one"})) == encode(Choice.default())
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("", "is not of the form"),
+        ("gpt-tiny~dp2", "is not of the form"),
+        ("x" * 2000, "is not of the form"),
+        ("gpt-huge~dp2~1f1b", "neither one of gpt-tiny,"),
+        ("l4.h64~dp2~1f1b", "nor of the form l4.h64.a4"),
+        ("l4.h64.a4.v256.s64.f0.q1~dp2~1f1b", "nor of the form l4.h64.a4"),
+        ("l0.h64.a4.v256.s64.f0~dp2~1f1b", "model.layers=0 is not between 1 and 1024"),
+        ("gpt-tiny~dp2.tq2~1f1b", "dp2.tq2"),
+        ("gpt-tiny~dp0~1f1b", "layout.dp=0 is not between 1 and"),
+        ("gpt-tiny~dp2~2f2b", "2f2b"),
+        ("gpt-tiny~dp2~1f1b~q4", "“q4” is not known"),
+        ("gpt-tiny~dp2~1f1b~", "“” is not known"),
+        ("gpt-tiny~dp2~1f1b~mfour", "“four” is not a number"),
+        ("gpt-tiny~dp2~1f1b~m0", "workload.microbatches=0 is not between"),
+        ("gpt-tiny~dp2~1f1b~rnan", "workload.learning_rate=nan is not between"),
+        ("gpt-tiny~dp2~1f1b~x../../etc/passwd", "workload.text “../../etc/passwd” cannot be read"),
+        ("gpt-tiny~dp2~1f1b~k3..1", "layout.split “3..1” cannot be read"),
+        ("gpt-tiny~dp2~1f1b~pyes", "parity “yes” cannot be read"),
+    ],
+)
+def test_a_bad_link_is_told_in_a_sentence(code: str, sentence: str):
+    with pytest.raises(LinkError) as error:
+        decode(code)
+    assert sentence in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+@given(st.text(max_size=60).filter(lambda code: "~" not in code))
+def test_no_text_at_all_breaks_the_reader(code: str):
+    for text in (code, f"gpt-tiny~{code}~1f1b", f"gpt-tiny~dp2~{code}", f"{code}~dp2~1f1b"):
+        with pytest.raises(LinkError):
+            decode(text)

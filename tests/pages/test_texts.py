@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.spec import RequestError
+from pages.shared.texts import LARGEST, Texts
+
+
+def test_a_text_is_kept_under_the_name_of_its_content(tmp_path: Path):
+    texts = Texts(tmp_path / "texts")
+    name = texts.keep("Übung macht den Meister".encode())
+    assert texts.keep("Übung macht den Meister".encode()) == name != texts.keep(b"another")
+    path = texts.path(name)
+    assert path is not None
+    assert path.read_text("utf-8") == "Übung macht den Meister"
+    assert texts.name(str(path)) == name
+    assert sorted(p.suffix for p in texts.folder.iterdir()) == [".txt", ".txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"x" * (LARGEST + 1), "1,000,001 bytes; at most 1,000,000"), (b"", "empty"), (b"caf\xe9", "not UTF-8: byte 3")],
+)
+def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, content: bytes, sentence: str):
+    with pytest.raises(RequestError, match=sentence):
+        Texts(tmp_path).keep(content)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "../secret", "0123456789abcde", "0123456789ABCDEF", "/etc/passwd"])
+def test_only_a_name_of_a_text_finds_one(tmp_path: Path, name: str):
+    (tmp_path / "secret.txt").write_text("secret")
+    assert Texts(tmp_path / "texts").path(name) is None
+
+
+def test_a_file_elsewhere_has_no_name(tmp_path: Path):
+    assert Texts(tmp_path).name("/somewhere/0123456789abcdef.txt") == ""
+    assert Texts(tmp_path).name(None) == ""

@@ -1,0 +1,135 @@
+"""Rules of the house that import contracts and linters cannot say, and the rules of this test suite itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parent.parent
+DOOR = Path("engine/parallel/comm.py")
+# All that others may use of torch.distributed: where ranks meet, and how that goes wrong. No data of a step passes there.
+MEETING = {"FileStore", "HashStore", "PrefixStore", "Store", "TCPStore", "rendezvous"}
+MEETING |= {"DistError", "DistNetworkError", "DistStoreError"}
+LONGEST = 400  # lines of a file
+SKIPPING = {f"pytest.{name}" for name in ("importorskip", "mark.skip", "mark.skipif", "mark.xfail", "skip", "xfail")}
+
+
+def python_files(*folders: str) -> list[Path]:
+    """Relative to the repository."""
+    return sorted(path.relative_to(HOUSE) for folder in folders for path in (HOUSE / folder).rglob("*.py"))
+
+
+PRODUCT = [Path("app.py"), *python_files("engine", "pages")]
+TESTS = python_files("tests")
+
+
+def names_used(path: Path) -> Iterator[tuple[str, str]]:
+    """(where, full dotted name) of every name and attribute in a file, imports resolved: dist.send → torch.distributed.send."""
+    module = ast.parse((HOUSE / path).read_text(encoding="utf-8"), str(path))
+    stands_for: dict[str, str] = {}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            stands_for |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            stands_for |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(module):
+        if isinstance(node, (ast.Name, ast.Attribute)) and (name := _dotted(node)):
+            head, dot, rest = name.partition(".")
+            yield f"{path}:{node.lineno}", stands_for.get(head, head) + dot + rest
+    for local, full in stands_for.items():
+        yield f"{path} imports {local}", full
+
+
+def _dotted(node: ast.expr) -> str:
+    """A chain of attributes in words; empty for anything else, such as an attribute of a call's result."""
+    if isinstance(node, ast.Name):
+        return node.id
+    base = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{base}.{node.attr}" if isinstance(node, ast.Attribute) and base else ""
+
+
+def beyond_meeting(path: Path) -> list[str]:
+    """What a file uses of torch.distributed that only the door may."""
+    return [
+        f"{where}: {name}"
+        for where, name in names_used(path)
+        if name.startswith("torch.distributed.") and name.split(".")[2] not in MEETING
+    ]
+
+
+def test_only_the_door_uses_collectives_and_transfers() -> None:
+    assert any("all_reduce" in found for found in beyond_meeting(DOOR)), "the check would not see a collective"
+    assert [found for path in PRODUCT if path != DOOR for found in beyond_meeting(path)] == []
+
+
+def test_a_file_that_needs_a_table_of_contents_is_two_files() -> None:
+    lines = {str(path): len((HOUSE / path).read_text(encoding="utf-8").splitlines()) for path in PRODUCT}
+    assert {path: count for path, count in lines.items() if count > LONGEST} == {}
+
+
+def test_no_test_is_skipped_or_expected_to_fail() -> None:
+    """Tests that need a GPU are marked gpu, and conftest.py alone says where they run."""
+    rule = Path("tests/conftest.py")
+    assert rule in TESTS
+    assert [f"{where}: {name}" for path in TESTS if path != rule for where, name in names_used(path) if name in SKIPPING] == []
+
+
+def test_the_server_does_not_load_torch() -> None:
+    """The import contracts read the source; this looks at a process that imported every page."""
+    pages = [".".join(path.with_suffix("").parts) for path in python_files("pages")]
+    code = f"import sys, {', '.join(pages)}; print(sorted(name for name in sys.modules if name.split('.')[0] == 'torch'))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=HOUSE, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+# ------------------------------------------------------------------------------------------------- the suite's own rules
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A little suite under the rules of this one."""
+    pytester.makeconftest((HOUSE / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    pytester.makeini("[pytest]\nmarkers = gpu(count=1)")
+    return pytester
+
+
+def test_with_no_skips_a_skipped_test_has_failed(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        import pytest
+
+        def test_runs(): pass
+
+        @pytest.mark.skip(reason="not today")
+        def test_marked(): pass
+
+        def test_changes_its_mind(): pytest.skip("on second thoughts")
+
+        @pytest.mark.xfail
+        def test_known_to_fail(): assert False
+        """
+    )
+    suite.runpytest().assert_outcomes(passed=1, skipped=2, xfailed=1)
+    result = suite.runpytest("--no-skips")
+    result.assert_outcomes(passed=1, failed=2, errors=1)  # a mark skips before the test is set up: pytest's word is error
+    result.stdout.fnmatch_lines(
+        ["*--no-skips: *not today*", "*--no-skips: *on second thoughts*", "*--no-skips: expected to fail*"]
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_with_no_skips_a_skipped_module_has_failed(suite: pytest.Pytester) -> None:
+    suite.makepyfile("import pytest; pytest.importorskip('no_such_module')")
+    suite.runpytest().assert_outcomes(skipped=1)
+    suite.runpytest("--no-skips").assert_outcomes(errors=1)
+
+
+def test_what_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:
+    suite.makepyfile("import pytest\n\n@pytest.mark.gpu(count=1_000)\ndef test_on_a_thousand(): pass")
+    suite.runpytest("--no-skips").assert_outcomes(skipped=1)
