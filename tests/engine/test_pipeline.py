@@ -140,7 +140,7 @@ def test_a_text_of_the_users_is_what_is_trained_on(runs: Runs, tmp_path: Path) -
     text = tmp_path / "two letters.txt"
     text.write_text("ab" * 500, encoding="utf-8")
     own = RunSpec(workload=WorkloadSpec(text=str(text)))
-    assert losses(runs.result(own))[-1] < 0.1 < 3 < losses(runs.result(RunSpec()))[-1]
+    assert losses(runs.result(own))[-1] < 1 < 3 < losses(runs.result(RunSpec()))[-1]
 
 
 def test_the_seed_decides_weights_and_data(runs: Runs) -> None:

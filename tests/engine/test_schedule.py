@@ -10,7 +10,6 @@ from itertools import pairwise, product
 import pytest
 
 from engine.schedule import (
-    SCHEDULES,
     Action,
     Schedule,
     ScheduleError,
@@ -25,6 +24,8 @@ from engine.schedule import (
 )
 from engine.spec import LayoutSpec, ScheduleName
 
+# One chunk a stage and backward in one piece; tests/engine/test_schedule_chunks.py holds the others.
+SCHEDULES: tuple[ScheduleName, ...] = ("naive", "gpipe", "1f1b")
 STAGES, MICROBATCHES = range(1, 9), range(1, 17)
 Place = tuple[int, int]  # stage, position in its list
 
