@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from engine.tables import KV_CACHE
 from engine.topology import Mesh
 
 WORK = ("F", "B", "I", "W")
@@ -22,15 +23,13 @@ def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
 
 
 def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
-    """JSON-able numbers: first and last loss, fullest rank, bubble, traffic, speed, parity."""
+    """JSON-able numbers: first and last loss (of a run that trained), fullest rank, bubble, traffic, speed, parity."""
     steps = tables["steps"].sort_values("step")
+    generated = KV_CACHE in set(tables["memory_peak"]["category"])  # and nothing trained, so there is no loss
     memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
     sent = tables["traffic"]["wire_bytes"].sum() if len(tables["traffic"]) else 0
     steady = steps["step_ns"].iloc[len(steps) // 2 :].median()
-    trained = steps["loss"].notna().all()
-    summary = {
-        "loss_first": float(steps["loss"].iloc[0]) if trained else None,
-        "loss_last": float(steps["loss"].iloc[-1]) if trained else None,
+    summary: dict[str, Any] = {
         "steps": len(steps),
         "step_ns": int(steady),
         "tokens_per_second": float(steps["tokens"].iloc[-1] / steady * 1e9),
@@ -39,6 +38,8 @@ def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
         "wire_bytes_per_rank": float(sent / mesh.size),
         "bubble": bubble(tables["spans"], mesh),
     }
+    if not generated:
+        summary |= {"loss_first": float(steps["loss"].iloc[0]), "loss_last": float(steps["loss"].iloc[-1])}
     if "parity" in tables:
         summary["parity_max_rel"] = float(tables["parity"]["max_rel"].max(skipna=False))
     return summary

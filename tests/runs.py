@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 from engine.launch.queue import RunQueue, RunState
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, ScheduleName, WorkloadSpec
 from engine.store import load
-from engine.tables import CATEGORIES, RunResult
+from engine.tables import CATEGORIES, KV_CACHE, RunResult
 from tests.check_run import findings
 
 SMALL = ModelSpec(layers=5, hidden=32, heads=4, vocab=256, seq=16)
@@ -81,10 +81,13 @@ def _broken(result: RunResult) -> list[str]:
     ranks = list(range(result.spec.layout.ranks))
     of_each_rank = ("memory_peak", "memory_curve", "process", "spans")
     broken = [f"{name} has not every rank" for name in of_each_rank if sorted(result.tables[name]["rank"].unique()) != ranks]
-    if list(result.tables["steps"]["step"]) != list(range(1, result.spec.workload.steps + 1)):
+    generate = result.spec.generate
+    steps = generate.new_tokens if generate.skip_training else result.spec.workload.steps
+    categories = (*CATEGORIES, KV_CACHE) if generate.skip_training else CATEGORIES
+    if list(result.tables["steps"]["step"]) != list(range(1, steps + 1)):
         broken.append("steps has not every step once")
     peak = result.tables["memory_peak"]
-    if list(zip(peak["rank"], peak["category"], strict=True)) != [(r, c) for r in ranks for c in CATEGORIES]:
+    if list(zip(peak["rank"], peak["category"], strict=True)) != [(r, c) for r in ranks for c in categories]:
         broken.append("memory_peak has not every category of every rank once")
     totals = peak.groupby("rank")["bytes"].sum()
     for entry in result.summary["allocator"]:

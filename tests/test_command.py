@@ -224,4 +224,4 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_sizes_in_words() -> None:
-    assert [size(n) for n in (999, 1_000, 2_766_132, 3.5e9)] == ["999 B", "1.00 kB", "2.77 MB", "3.50 GB"]
+    assert [size(n) for n in (999, 1_024, 2_766_132, 3.5e9)] == ["999 B", "1.00 KiB", "2.64 MiB", "3.26 GiB"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _run_row(folder: Path) -> dict[str, Any]:
         "layout": spec.layout.code,
         "schedule": spec.layout.schedule,
         "steps": summary["steps"],
-        "loss": summary["loss_last"],
+        "loss": summary.get("loss_last", math.nan),
         "peak_bytes": summary["peak_bytes"],
     }
 

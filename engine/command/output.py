@@ -38,8 +38,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def size(count: float) -> str:
-    """Bytes in words: 2.80 MB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    """Bytes in words, in binary units: 2.64 MiB."""
+    for unit, scale in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count:.0f} B"

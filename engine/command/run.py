@@ -99,14 +99,20 @@ def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
 def _as_text(result: RunResult, folder: Path) -> str:
     spec, summary = result.spec, result.summary
     layout = spec.layout
+    trained = "loss_last" in summary
     lines = {
-        "loss": f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f} in {summary['steps']} steps",
+        "loss": f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f} in {summary['steps']} steps"
+        if trained
+        else "not trained",
         "memory": f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}",
         "traffic": f"{size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average",
         "bubble": f"{summary['bubble']:.1%} of the pipeline's time",
+        "speed": f"{summary['tokens_per_second']:,.0f} tokens a second",
     }
     if "parity_max_rel" in summary:
         lines["parity"] = f"{summary['parity_max_rel']:.1e} is the largest difference of a gradient from the unsharded model's"
+    if "generated" in summary:
+        lines["text"] = repr(summary["generated"]["prompt"] + summary["generated"]["text"])
     lines["saved"] = str(folder)
     title = f"{catalog.name_of(spec.model)} as {layout.code}, {layout.schedule}, on {result.environment['backend']}"
     return "\n".join([title, *(f"  {name:<9}{text}" for name, text in lines.items())])

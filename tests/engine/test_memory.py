@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from engine.schedule import SCHEDULES, compute_order
+from engine.schedule import compute_order
 from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.tables import CATEGORIES, RunResult
 from engine.topology import Mesh
-from tests.runs import SMALL, Runs, buckets_held, parameters_held, rows_of, small
+from tests.runs import PLAIN, SMALL, Runs, buckets_held, parameters_held, rows_of, small
 
 FLOAT = 4  # bytes of an fp32 number
 ALL_AXES = small("dp2.tp2.pp2", microbatches=3, model={"vocab": 257})
@@ -111,7 +111,7 @@ class TestEveryLayout:
             assert all(min(point.bytes.values()) >= 0 for point in points)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", PLAIN)
 def test_activations_are_those_of_the_microbatches_in_flight(runs: Runs, schedule: ScheduleName) -> None:
     """Exactly so on every stage, at the start of every backward. One microbatch alone tells what one costs."""
     stages, microbatches = 3, 5
@@ -133,7 +133,7 @@ def test_activations_are_those_of_the_microbatches_in_flight(runs: Runs, schedul
 
 
 def test_1f1b_differs_from_gpipe_in_activations_alone(runs: Runs) -> None:
-    gpipe, alternating = (peaks(runs.result(small("pp3", name, microbatches=5))) for name in SCHEDULES if name != "naive")
+    gpipe, alternating = (peaks(runs.result(small("pp3", name, microbatches=5))) for name in PLAIN if name != "naive")
     for rank, bytes_ in alternating.items():
         for category in ("parameters", "gradients", "optimizer"):
             assert bytes_[category] == gpipe[rank][category]

@@ -24,6 +24,8 @@ from engine.text import batch, load
 from tests.engine import forked
 from tests.runs import SMALL, Runs, small
 
+POSITION = "embedding.places.position.weight"
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # ------------------------------------------------------------------------------- which layouts: every pair of choices
@@ -126,7 +128,7 @@ def spec_of(case: Case) -> RunSpec:
 
 def names_of(model: ModelSpec) -> list[str]:
     """Every parameter of the model, each once: the head's table is the embedding's."""
-    ends = ["embedding.token.weight", "embedding.position.weight", "head.norm.weight", "head.norm.bias"]
+    ends = [TIED, POSITION, "head.norm.weight", "head.norm.bias"]
     parts = ["attention_norm", "attention.qkv", "attention.out", "mlp_norm", "mlp.inner", "mlp.out"]
     inner = [f"layers.{i}.{part}.{kind}" for i in range(model.layers) for part in parts for kind in ("weight", "bias")]
     return sorted(ends + inner)
@@ -175,7 +177,7 @@ def gpt(model: ModelSpec, weights: dict[str, Tensor], tokens: Tensor, targets: T
     def norm(name: str, x: Tensor) -> Tensor:
         return F.layer_norm(x, (model.hidden,), weights[f"{name}.weight"], weights[f"{name}.bias"])
 
-    x = weights[TIED][tokens] + weights["embedding.position.weight"]
+    x = weights[TIED][tokens] + weights[POSITION]
     for i in range(model.layers):
         qkv = linear(f"layers.{i}.attention.qkv", norm(f"layers.{i}.attention_norm", x)).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (model.heads, -1)).transpose(1, 2) for part in qkv)

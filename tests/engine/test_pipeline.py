@@ -60,7 +60,7 @@ def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
     plan = Schedule("naive", MICROBATCHES, (0, 0), ((*actions(order), Action("step")),))
     chunks: Any = dict(enumerate(halves))
     return (
-        Executor(plan, chunks, data, comm, Recorder(), said.append, [((2, 4), torch.float32)], lambda: None, lambda: None),
+        Executor(plan, chunks, data, comm, Recorder(), said.append, [[], [((2, 4), torch.float32)]], lambda: None, lambda: None),
         said,
         halves,
     )
@@ -136,7 +136,7 @@ def test_replicas_read_different_data(runs: Runs) -> None:
 
 
 def test_a_text_of_the_users_is_what_is_trained_on(runs: Runs, tmp_path: Path) -> None:
-    """A text of two letters in turn is learned at once; with the usual text the same run is nowhere near."""
+    """Two letters in turn are soon learned; with the usual text the same run is nowhere near."""
     text = tmp_path / "two letters.txt"
     text.write_text("ab" * 500, encoding="utf-8")
     own = RunSpec(workload=WorkloadSpec(text=str(text)))

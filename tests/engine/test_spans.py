@@ -8,14 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.schedule import SCHEDULES, compute_order
+from engine.schedule import compute_order
 from engine.spec import RunSpec, ScheduleName
 from engine.tables import RunResult
-from tests.runs import Runs, buckets_held, rows_of, small
+from tests.runs import PLAIN, Runs, buckets_held, rows_of, small
 
-PIPELINES = [small("pp3", schedule, microbatches=4) for schedule in SCHEDULES]
+PIPELINES = [small("pp3", schedule, microbatches=4) for schedule in PLAIN]
 ALL_AXES = small("dp2.tp2.pp2", microbatches=3, model={"vocab": 257})
-EVERY = [*PIPELINES, ALL_AXES, small("dp2"), small("tp2", steps=1), small()]
+CHUNKED = [
+    small("pp2", "interleaved", chunks=2, microbatches=4),
+    small("pp2", "zb-v", chunks=2, microbatches=3),
+]
+EVERY = [*PIPELINES, ALL_AXES, *CHUNKED, small("dp2"), small("tp2", steps=1), small()]
+WORK = ("F", "B", "I", "W")
 
 
 def name(spec: RunSpec) -> str:
@@ -59,13 +64,12 @@ def test_the_lane_is_the_schedule_written_out(runs: Runs) -> None:
 def test_each_pass_once_in_the_schedules_order_and_none_at_the_same_time(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     layout = spec.layout
-    orders = compute_order(layout.schedule, layout.pp, spec.workload.microbatches)
+    orders = compute_order(layout.schedule, layout.pp, spec.workload.microbatches, layout.chunks)
     for rank in range(layout.ranks):
         stage = rank // (layout.dp * layout.tp)
         spans = lane(result, rank, "compute")
-        passes = [s for s in spans if s.kind in ("F", "B")]
-        assert [(s.kind, s.microbatch) for s in passes] == [(a.kind, a.microbatch) for a in orders[stage]]
-        assert {s.chunk for s in passes} == {stage}
+        passes = [(s.kind, s.chunk, s.microbatch) for s in spans if s.kind in WORK]
+        assert passes == [(a.kind, a.chunk, a.microbatch) for a in orders[stage]]
         assert all(before.end_ns <= after.start_ns for before, after in pairwise(spans))
 
 
@@ -75,7 +79,7 @@ def test_times_are_of_the_last_step_and_from_its_start(runs: Runs, spec: RunSpec
     spans = rows_of(result, "spans")
     assert {s.step for s in spans} == {spec.workload.steps}
     assert all(0 <= s.start_ns <= s.end_ns for s in spans)
-    reporting = (spec.layout.pp - 1) * spec.layout.dp * spec.layout.tp  # the rank whose clock the steps table has
+    reporting = spec.layout.placement[-1] * spec.layout.dp * spec.layout.tp  # the rank whose clock the steps table has
     assert max(s.end_ns for s in spans if s.rank == reporting) <= result.tables["steps"]["step_ns"].iloc[-1]
     # One thread cannot compute for longer than the wall clock ran; the two clocks may differ by a hair.
     assert all(0 <= s.cpu_ns <= (s.end_ns - s.start_ns) * 1.01 + 100_000 for s in spans if s.lane == "compute")
@@ -113,15 +117,14 @@ def test_a_stage_waits_for_the_one_it_depends_on(runs: Runs, spec: RunSpec) -> N
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
 def test_the_bubble_is_the_idle_share_of_total_time(runs: Runs, spec: RunSpec) -> None:
-    """1 − busy ÷ (stages × makespan) of F and B, the mean over all pipelines; not the share of the ideal time."""
+    """1 − busy ÷ (stages × makespan) of the passes, the mean over all pipelines; not the share of the ideal time."""
     result = runs.result(spec)
     layout = spec.layout
     width = layout.dp * layout.tp
     shares = []
     for pipeline in range(width):
-        spans = [
-            s for rank in range(pipeline, layout.ranks, width) for s in lane(result, rank, "compute") if s.kind in ("F", "B")
-        ]
+        ranks = range(pipeline, layout.ranks, width)
+        spans = [s for rank in ranks for s in lane(result, rank, "compute") if s.kind in WORK]
         busy = sum(s.end_ns - s.start_ns for s in spans)
         makespan = max(s.end_ns for s in spans) - min(s.start_ns for s in spans)
         shares.append(1 - busy / (layout.pp * makespan))

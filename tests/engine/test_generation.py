@@ -1,0 +1,106 @@
+"""Generation: however a model is cut, it goes on with a text as the unsharded model would, token for token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from engine.spec import FaultSpec, GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.tables import KV_CACHE
+from tests.runs import Runs
+
+PROMPT, NEW = "The ", 12
+SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 32}
+FAMILIES = {"gpt": ModelSpec(**SHAPE), "llama": ModelSpec(family="llama", kv_heads=2, **SHAPE)}
+# Every stage and slice, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2.pp2": {"tp": 2, "pp": 2},
+    "pp4": {"pp": 4},
+    "interleaved": {"pp": 2, "schedule": "interleaved", "chunks": 2},
+    "zb-v": {"dp": 2, "pp": 2, "schedule": "zb-v", "chunks": 2},
+    "zero3": {"dp": 2, "tp": 2, "zero": 3},
+}
+FLOAT = 4
+
+
+def spec(family: str, layout: dict[str, Any], trained: bool = True, **generate: Any) -> RunSpec:
+    """Trained on the same data whatever dp is: eight sequences a step."""
+    layout_spec = LayoutSpec(**layout)
+    workload = WorkloadSpec(steps=6, microbatches=8 // layout_spec.dp, microbatch_size=1, learning_rate=0.01, time_limit=60.0)
+    asked = GenerateSpec(**{"prompt": PROMPT, "new_tokens": NEW, "skip_training": not trained} | generate)
+    return RunSpec(model=FAMILIES[family], layout=layout_spec, workload=workload, generate=asked)
+
+
+def tokens(runs: Runs, of: RunSpec) -> list[int]:
+    generated = runs.result(of).summary["generated"]
+    assert generated["prompt"] == PROMPT
+    assert bytes(generated["tokens"]).decode("utf-8", errors="replace") == generated["text"]
+    return generated["tokens"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_goes_on_as_the_unsharded_model_does(runs: Runs, family: str, layout: str) -> None:
+    whole = tokens(runs, spec(family, {}))
+    assert len(whole) == NEW
+    assert tokens(runs, spec(family, LAYOUTS[layout])) == whole
+
+
+def test_drawn_tokens_are_the_same_in_every_layout_too(runs: Runs) -> None:
+    """They vary, unlike the likeliest ones of a hardly trained model; so this compares more."""
+    whole = tokens(runs, spec("gpt", {}, trained=False, temperature=1.0))
+    assert len(set(whole)) > NEW // 2
+    for layout in ("tp2.pp2", "interleaved"):
+        assert tokens(runs, spec("gpt", LAYOUTS[layout], trained=False, temperature=1.0)) == whole
+
+
+@pytest.mark.parametrize(("family", "keys"), [("gpt", 4), ("llama", 2)])
+def test_the_cache_holds_keys_and_values_of_every_token(runs: Runs, family: str, keys: int) -> None:
+    """2 × layers × key heads × width × tokens, cut over tp and pp; shared keys make it smaller."""
+    table = runs.result(spec(family, {"tp": 2, "pp": 2}, trained=False)).tables["memory_peak"]
+    held = table[table["category"] == KV_CACHE].set_index("rank")["bytes"]
+    width = SHAPE["hidden"] // SHAPE["heads"]
+    total = len(PROMPT) + NEW
+    assert list(held) == [2 * (SHAPE["layers"] // 2) * (keys // 2) * width * total * FLOAT] * 4
+
+
+def test_without_training_there_are_no_gradients_and_no_optimizer(runs: Runs) -> None:
+    result = runs.result(spec("gpt", {"pp": 2}, trained=False))
+    table = result.tables["memory_peak"].set_index("category")["bytes"]
+    assert table[["gradients", "optimizer"]].eq(0).all()
+    assert "loss_last" not in result.summary
+
+
+def test_the_spans_show_prefill_and_each_decode_step(runs: Runs) -> None:
+    result = runs.result(spec("gpt", {"pp": 2}, trained=False))
+    spans: pd.DataFrame = result.tables["spans"]
+    for rank in (0, 1):
+        mine = spans[(spans["rank"] == rank) & (spans["kind"] == "F")]
+        assert list(mine["microbatch"]) == list(range(NEW))
+    steps = result.tables["steps"]
+    assert list(steps["tokens"]) == [len(PROMPT), *[1] * (NEW - 1)]
+    phases = result.tables["traffic"].groupby("phase")["calls"].sum()
+    assert set(phases.index) == {"prefill", "decode"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": ModelSpec(family="bert", vocab=257)}, "bert does not predict the next token; gpt and llama do"),
+        ({"generate": GenerateSpec(prompt="x" * 60, new_tokens=10)}, "do not fit into seq=64; new_tokens up to 4 fits"),
+        ({"generate": GenerateSpec(skip_training=True)}, "there is no prompt to continue"),
+        ({"layout": LayoutSpec(tp=2, sequence_parallel=True)}, "one token cannot be cut along the sequence"),
+        ({"parity": True, "generate": GenerateSpec(prompt="x", skip_training=True)}, "parity compares gradients"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        RunSpec(**{"generate": GenerateSpec(prompt="x")} | changes)
+
+
+def test_a_rank_that_fails_while_training_ends_the_run_before_it_generates(runs: Runs) -> None:
+    broken = spec("gpt", {"dp": 2}).model_copy(update={"fault": FaultSpec(kind="raise", rank=1, step=2)})
+    state = runs.ended(broken)
+    assert (state.phase, state.failed_rank) == ("failed", 1)
