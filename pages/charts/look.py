@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.tables import KV_CACHE
+
 Theme = Literal["light", "dark"]
 
 MAX_BARS = 3_000  # in one view; a browser pans more of them too slowly
@@ -15,7 +17,8 @@ class Look:
     """The colours of one theme, and what they stand for.
 
     The five hues keep a contrast of at least 3.1 : 1 (light) and 6.9 : 1 (dark) against the background and are told
-    apart under colour-vision deficiency. `ink` is the sixth: it differs from `grey` by lightness.
+    apart under colour-vision deficiency. `ink` and `brown` come after them: they differ from `grey` and `orange` by
+    lightness.
     """
 
     theme: Theme
@@ -28,6 +31,7 @@ class Look:
     pink: str
     grey: str
     ink: str
+    brown: str
     on_colour: str  # text on a coloured bar
     stages: tuple[str, str]  # first and last colour of the ramp that pipeline stages are drawn in
 
@@ -41,6 +45,7 @@ class Look:
             "activations": self.pink,
             "communication": self.grey,
             "temporary": self.ink,
+            KV_CACHE: self.brown,
         }
 
     @property
@@ -53,10 +58,11 @@ class Look:
         """Colours of what happens on a timeline."""
         return {
             "forward (F)": self.blue,
-            "backward (B)": self.orange,
-            "reduce, tie, step": self.grey,
+            "backward (B, I)": self.orange,
+            "weight gradient (W)": self.pink,
+            "reduce, tie, gather, step": self.ink,
             "collective": self.green,
-            "send, receive": self.pink,
+            "send, receive": self.grey,
         }
 
     def stage(self, stage: int, stages: int) -> str:
@@ -75,6 +81,7 @@ LIGHT = Look(
     pink="#CC79A7",
     grey="#767676",
     ink="#2F3540",
+    brown="#8B5A2B",
     on_colour="#FFFFFF",
     stages=("#1D4FA3", "#1F9A94"),
 )
@@ -90,6 +97,7 @@ DARK = Look(
     pink="#E38FBD",
     grey="#A0A0A0",
     ink="#E3E7EC",
+    brown="#C9A27E",
     on_colour="#0F141A",
     stages=("#5B93F5", "#7FE0D0"),
 )
@@ -101,9 +109,9 @@ def look(theme: Theme) -> Look:
 
 def lane(kind: str) -> str:
     """The colour name (`Look.lane`) of an action's or a collective's kind."""
-    named = {"F": "forward (F)", "B": "backward (B)", "I": "backward (B)", "W": "backward (B)"}
-    named |= {"reduce": "reduce, tie, step", "tie": "reduce, tie, step", "step": "reduce, tie, step"}
-    named |= {"send": "send, receive", "recv": "send, receive"}
+    named = {"F": "forward (F)", "B": "backward (B, I)", "I": "backward (B, I)", "W": "weight gradient (W)"}
+    named |= dict.fromkeys(("reduce", "tie", "gather", "step"), "reduce, tie, gather, step")
+    named |= dict.fromkeys(("send", "recv"), "send, receive")
     return named.get(kind, "collective")
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from engine.tables import CATEGORIES
+from engine.tables import CATEGORIES, KV_CACHE
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import MAX_BARS, Look, lane
 from pages.charts.units import Unit, byte_unit, in_bytes, significant, time_unit
+
+_ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
 
 
 def peak(memory_peak: pd.DataFrame, style: Look) -> Drawing:
@@ -18,7 +20,7 @@ def peak(memory_peak: pd.DataFrame, style: Look) -> Drawing:
     rows = memory_peak[["rank", "pp", "dp", "tp", "category", "bytes"]].copy()
     totals = rows.groupby("rank")["bytes"].sum()
     unit = byte_unit(totals.max())
-    rows["order"] = rows["category"].map(CATEGORIES.index)
+    rows["order"] = rows["category"].map(_ORDER.index)
     rows["amount"] = rows["bytes"] / unit.size
     rows["share"] = rows["bytes"] / rows["rank"].map(totals)
 
@@ -71,7 +73,7 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
             "time": mine["t_ns"] / clock.size,
             "category": mine["category"],
             "amount": mine["bytes"] / size.size,
-            "order": mine["category"].map(CATEGORIES.index),
+            "order": mine["category"].map(_ORDER.index),
         }
     )
     areas = (
@@ -106,7 +108,7 @@ def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
     wide["time"] = wide["t_ns"] / clock.size
     near = alt.selection_point(name="near", on="pointerover", nearest=True, empty=False, encodings=["x"], clear="pointerout")
     shown = [alt.Tooltip("action:N"), alt.Tooltip("t_ns:Q", title="ns from the step's start", format=",")]
-    shown += [alt.Tooltip(f"{c}:Q", title=f"{c} (bytes)", format=",") for c in (*CATEGORIES, "total") if c in wide]
+    shown += [alt.Tooltip(f"{c}:Q", title=f"{c} (bytes)", format=",") for c in (*_ORDER, "total") if c in wide]
     return (
         alt.Chart(wide)
         .mark_rule(color=style.text, strokeWidth=1)
@@ -160,6 +162,6 @@ def _rank_and_stage(rows: pd.DataFrame) -> str:
 def _wide(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """One row for each of `keys`, a column of bytes for each category, and their total."""
     wide = rows.pivot_table(index=keys, columns="category", values="bytes", aggfunc="sum", sort=True)
-    wide = wide[[c for c in CATEGORIES if c in wide]]
+    wide = wide[[c for c in _ORDER if c in wide]]
     wide["total"] = wide.sum(axis=1)
     return wide.reset_index().rename_axis(columns=None)

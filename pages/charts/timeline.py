@@ -20,6 +20,8 @@ _ZOOM = "Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."
 # A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
 _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
 
+_PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # of a stage's chunks, so that neighbours differ
+
 
 class _Bar(NamedTuple):
     """Height of a bar, and how far below the middle of its row it lies, in pixels."""
@@ -47,6 +49,8 @@ def measured(spans: pd.DataFrame, mesh: Mesh, style: Look) -> Drawing:
             "lane": rows["lane"],
             "kind": rows["kind"],
             "microbatch": _microbatches(rows, otherwise="none"),
+            "chunk": rows["chunk"],
+            "turn": _turns(rows["rank"], rows["chunk"]),
             "label": _labels(rows),
         }
     )
@@ -78,6 +82,7 @@ def textbook(timed: list[Timed], names: list[str], style: Look) -> Drawing:
             "row": [names[t.stage] for t in compute],
             "kind": [t.action.kind for t in compute],
             "microbatch": [str(t.action.microbatch) for t in compute],
+            "chunk": [t.action.chunk for t in compute],
             "start": [t.start for t in compute],
             "end": [t.end for t in compute],
             "duration": [t.end - t.start for t in compute],
@@ -85,12 +90,15 @@ def textbook(timed: list[Timed], names: list[str], style: Look) -> Drawing:
     )
     drawn = every.head(MAX_BARS).assign(lane="compute")
     drawn["what"], drawn["label"] = drawn["kind"].map(lane), drawn["kind"] + drawn["microbatch"]
+    drawn["turn"] = _turns(drawn["row"], drawn["chunk"])
     title = "One stage, so no bubble"
     if len(names) > 1:
         title = f"The bubble takes {percent(bubble(timed, len(names)))} of {every['end'].max():g} units of time"
+    split = " I and W are the two halves of B, 1 unit each." if "W" in set(every["kind"]) else ""
+    chunks = " Chunks share a stage's time; the second is drawn paler." if every["chunk"].nunique() > len(names) else ""
     reading = (
-        "Each row is a stage: F and B are the forward and backward pass of a microbatch, 1 and 2 units of time. "
-        f"{_BUBBLE} {_ZOOM}"
+        "Each row is a stage: F and B are the forward and backward pass of a microbatch, 1 and 2 units of time."
+        f"{split}{chunks} {_BUBBLE} {_ZOOM}"
     )
     if len(every) > MAX_BARS:
         reading += f" Only the first {MAX_BARS:,} of {len(every):,} bars are drawn."
@@ -126,6 +134,11 @@ def _microbatches(rows: pd.DataFrame, otherwise: str) -> pd.Series[str]:
     return rows["microbatch"].astype("str").where(rows["microbatch"] >= 0, otherwise)
 
 
+def _turns(rows: pd.Series[Any], chunks: pd.Series[int]) -> pd.Series[int]:
+    """0 for the first of a row's chunks, 1 for the second, and so on; 0 also for what belongs to no chunk."""
+    return chunks.where(chunks >= 0).groupby(rows).rank("dense").fillna(1).astype("int64") - 1
+
+
 def _labels(rows: pd.DataFrame) -> pd.Series[str]:
     """What is written on a bar: F0 for microbatch 0's forward pass, or the name of what has no microbatch."""
     return (rows["kind"] + _microbatches(rows, otherwise="")).where(rows["lane"] == "compute", "")
@@ -138,13 +151,14 @@ def _chart(drawn: pd.DataFrame, names: list[str], time: alt.Axis, style: Look) -
     x, end = alt.X("start:Q", axis=time, scale=alt.Scale(nice=False)), "end:Q"
     y = alt.Y("row:N", sort=names, title=None, scale=alt.Scale(domain=names))
     colour = alt.Color("what:N", scale=colours(style.lane, list(drawn["what"])))
-    tooltip = [alt.Tooltip("row:N", title="where"), alt.Tooltip("kind:N"), alt.Tooltip("microbatch:N")]
+    pale = alt.FillOpacity("turn:O", scale=alt.Scale(domain=list(range(8)), range=_PALER), legend=None)
+    tooltip = [alt.Tooltip(f"{c}:N") for c in ("row", "kind", "microbatch", "chunk")]
     tooltip += [alt.Tooltip(f"{c}:Q", format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
 
     # The track starts at 0 and ends with the last bar, so that idle time at either end shows.
     track = alt.Chart(pd.DataFrame({"row": names, "start": 0.0, "end": drawn["end"].max()}))
     rows = alt.Chart(drawn)
-    bars = rows.encode(x=x, x2=end, y=y, color=colour, tooltip=tooltip)
+    bars = rows.encode(x=x, x2=end, y=y, color=colour, fillOpacity=pale, tooltip=tooltip)
     layers = [
         track.mark_bar(color=style.faint, height=thick.height, yOffset=thick.below).encode(x=x, x2=end, y=y),
         bars.transform_filter("datum.lane == 'compute'").mark_bar(

@@ -20,8 +20,11 @@ class Figure:
 
 def figures(result: RunResult) -> list[Figure]:
     s, environment = result.summary, result.environment
+    loss = Figure("Loss", "–", "nothing was trained")
+    if "loss_last" in s:
+        loss = Figure("Loss", f"{s['loss_last']:.3f}", f"from {s['loss_first']:.3f}, in {plural(s['steps'], 'step')}")
     return [
-        Figure("Loss", f"{s['loss_last']:.3f}", f"from {s['loss_first']:.3f}, in {plural(s['steps'], 'step')}"),
+        loss,
         Figure("Peak memory", in_bytes(s["peak_bytes"]), f"on rank {s['peak_rank']}, the fullest"),
         Figure("Bubble", percent(s["bubble"]), "of the pipeline's total time"),
         Figure("Traffic", in_bytes(s["wire_bytes_per_rank"]), "sent by a rank in a step"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from engine.schedule import Action, in_flight, plan, replay
+from engine.schedule import in_flight, plan, replay
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from pages.charts import timeline
 from pages.charts.drawing import Drawing
@@ -14,7 +14,8 @@ from pages.lab.ranks import rank_grid
 from pages.shared import drawing
 from pages.shared.frame import theme
 
-_UNIT_TIMES = {"F": 1.0, "B": 2.0}  # all else takes no time
+# Of a stage, all of its chunks together; all else takes no time.
+_UNIT_TIMES = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
 
 
 def draw(spec: RunSpec) -> None:
@@ -39,12 +40,8 @@ def grid(model: ModelSpec, layout: LayoutSpec, theme: Theme) -> str:
 @st.cache_data(max_entries=64, show_spinner=False)
 def textbook(layout: LayoutSpec, microbatches: int, theme: Theme) -> Drawing:
     """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
-    one_each = LayoutSpec(pp=layout.pp, schedule=layout.schedule)  # dp and tp do not change a pipeline's shape
-    schedule = plan(one_each, microbatches)
-    timed = replay(schedule, _unit_time)
+    # dp and tp do not change a pipeline's shape.
+    schedule = plan(LayoutSpec(pp=layout.pp, schedule=layout.schedule, chunks=layout.chunks), microbatches)
+    timed = replay(schedule, lambda stage, action: _UNIT_TIMES.get(action.kind, 0.0) / layout.chunks)
     names = [f"stage {stage} · keeps {in_flight(schedule, stage)} in flight" for stage in range(layout.pp)]
     return drawing.packed(timeline.textbook(timed, names, look(theme)))
-
-
-def _unit_time(stage: int, action: Action) -> float:
-    return _UNIT_TIMES.get(action.kind, 0.0)

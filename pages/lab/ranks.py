@@ -23,17 +23,21 @@ def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look) -> str:
 
 
 def layers_of(model: ModelSpec, layout: LayoutSpec, stage: int) -> str:
-    """The layers of a stage: "layers 0–1"."""
-    split = layout.stage_layers(model.layers)
-    first = sum(split[:stage])
-    if split[stage] == 0:
+    """The layers of a stage, chunk by chunk: "layers 0–1", "layers 0–1, 4–5"."""
+    counts = layout.chunk_layers(model.layers)
+    runs = []
+    for chunk, count in enumerate(counts):
+        first = sum(counts[:chunk])
+        if layout.placement[chunk] == stage and count:
+            runs.append(f"{first}" if count == 1 else f"{first}–{first + count - 1}")
+    if not runs:
         return "no layer"
-    return f"layer {first}" if split[stage] == 1 else f"layers {first}–{first + split[stage] - 1}"
+    return f"{'layer' if runs == [runs[0]] and '–' not in runs[0] else 'layers'} {', '.join(runs)}"
 
 
 def ends_of(layout: LayoutSpec, stage: int) -> list[str]:
     """Which ends of the model a stage holds besides its layers."""
-    return ["embedding"] * (stage == 0) + ["head"] * (stage == layout.pp - 1)
+    return ["embedding"] * (stage == layout.placement[0]) + ["head"] * (stage == layout.placement[-1])
 
 
 def slice_of(model: ModelSpec, tp: int, at: int) -> tuple[str, str]:
@@ -67,7 +71,9 @@ def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: i
 
 def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate) -> str:
     rank, ends = mesh.rank(at), ends_of(layout, at.pp)
-    held = (layers_of(model, layout, at.pp), *slice_of(model, mesh.tp, at.tp))
+    held = [layers_of(model, layout, at.pp), *slice_of(model, mesh.tp, at.tp)]
+    if layout.zero:
+        held.append(f"ZeRO {layout.zero} over {mesh.dp} replicas")
     told = escape(f"rank {rank}: stage {at.pp}, replica {at.dp}, slice {at.tp}; {', '.join([*ends, *held])}")
     chips = "".join(f"<i>{end}</i>" for end in ends)
     lines = "".join(f"<span>{escape(line)}</span>" for line in held)

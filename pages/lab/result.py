@@ -53,6 +53,7 @@ def draw(folder: Path) -> None:
     st.markdown(f"### Measured: {headline(result)}", anchors=False)
     st.html(as_html(figures(result)))
     _parity(result)
+    _generated(result)
     _memory(folder, result)
     _traffic(folder, result)
     _timeline(folder, result)
@@ -73,6 +74,13 @@ def _parity(result: RunResult) -> None:
         if numbers.open:
             format = st.column_config.NumberColumn(format="%.2e")
             st.dataframe(table, hide_index=True, column_config={"max_abs": format, "max_rel": format}, alt="Gradient differences")
+
+
+def _generated(result: RunResult) -> None:
+    """The text that the run wrote: all ranks together are one model."""
+    if found := result.summary.get("generated"):
+        drawing.heading("Generated", f"{plural(len(found['tokens']), 'token')} after the prompt")
+        st.code(found["prompt"] + found["text"], language=None, wrap_lines=True)
 
 
 def _memory(folder: Path, result: RunResult) -> None:
@@ -113,8 +121,9 @@ def _timeline(folder: Path, result: RunResult) -> None:
 
 def _rest(folder: Path, result: RunResult) -> None:
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
-        with grid.cell():
-            drawing.show(losses(folder, theme()), "loss")
+        if "loss_last" in result.summary:
+            with grid.cell():
+                drawing.show(losses(folder, theme()), "loss")
         with grid.cell():
             drawing.heading("Processes", "What the operating system sees")
             st.dataframe(processes(folder), hide_index=True, alt="Memory of each process")

@@ -1,26 +1,33 @@
 """What a form holds: every field of a spec, whether or not they fit together yet.
 
 A choice maps a spec's dotted field, such as "layout.tp", to its value. Forms show it, links carry it, and `read` makes
-a `RunSpec` of it, or says what does not fit and which changes would help.
+a `RunSpec` of it, or says what does not fit and which changes would help. A field that a spec gains is in every choice
+at once, with its default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from engine import catalog
 from engine.launch import limits
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, misfits
+from engine.spec import (
+    GenerateSpec,
+    LayoutSpec,
+    Misfit,
+    ModelSpec,
+    RequestError,
+    RunSpec,
+    Spec,
+    WorkloadSpec,
+    generation_misfits,
+    misfits,
+)
 from pages.shared.texts import Texts
 
-_PARTS: dict[str, type[ModelSpec] | type[LayoutSpec] | type[WorkloadSpec]] = {
-    "model": ModelSpec,
-    "layout": LayoutSpec,
-    "workload": WorkloadSpec,
-}
-MODEL_FIELDS = ("model.layers", "model.hidden", "model.heads", "model.vocab", "model.seq", "model.ffn")
+_PARTS: dict[str, type[Spec]] = {"model": ModelSpec, "layout": LayoutSpec, "workload": WorkloadSpec, "generate": GenerateSpec}
 # A split is kept as it was typed, and a text by its name in `Texts`; both are empty for "the usual".
 _AS_TEXT = {"layout.split": "", "workload.text": ""}
 
@@ -33,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least and the greatest value that a field of a spec takes by itself."""
+    """The least and the greatest value that a number takes by itself."""
 
     least: float
     most: float
@@ -41,9 +48,20 @@ class Bounds:
     @classmethod
     def of(cls, field: str) -> Bounds:
         part, name = field.split(".")
-        metadata = _PARTS[part].model_fields[name].metadata
-        ends = {attribute: getattr(m, attribute) for m in metadata for attribute in ("ge", "gt", "le") if hasattr(m, attribute)}
-        return cls(ends.get("ge", ends.get("gt", 0)), ends["le"])
+        ends = {
+            end: getattr(rule, end)
+            for rule in _PARTS[part].model_fields[name].metadata
+            for end in ("ge", "gt", "le", "lt")
+            if hasattr(rule, end)
+        }
+        return cls(ends.get("ge", ends.get("gt", 0)), ends.get("le", ends.get("lt", float("inf"))))
+
+
+def options(field: str) -> tuple[str, ...]:
+    """The names that a field chooses from; none if it holds something else."""
+    part, _, name = field.partition(".")
+    kind = _PARTS[part].model_fields[name].annotation if name else None
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def description(field: str) -> str:
@@ -63,7 +81,8 @@ class Fix:
     def __str__(self) -> str:
         if self.value == "":
             return {"layout.split": "split as even as can be", "workload.text": "use the built-in text"}[self.field]
-        return f"{self.field.split('.')[-1]}={self.value}"
+        name = self.field.split(".")[-1]
+        return f"{name.replace('_', ' ')} off" if self.value is False else f"{name}={self.value}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +127,12 @@ class Choice:
     def layout_code(self) -> str:
         return f"dp{self['layout.dp']}.tp{self['layout.tp']}.pp{self['layout.pp']}"
 
+    @property
+    def model_name(self) -> str:
+        """The catalog's name of the shape, or "custom"."""
+        named = (name for name, known in catalog.MODELS.items() if all(self[f"model.{k}"] == v for k, v in known))
+        return next(named, "custom")
+
     def part(self, name: str) -> dict[str, Any]:
         """The fields of one part of the spec, by their own names."""
         return {field.split(".")[1]: value for field, value in self.values.items() if field.startswith(name + ".")}
@@ -133,27 +158,31 @@ class Choice:
             raise RequestError(f"the text {name} is not on this machine; upload it again, or train on the built-in text")
         return WorkloadSpec(**self.part("workload") | {"text": str(path) if path else None})
 
-    @property
-    def model_name(self) -> str:
-        """The catalog's name of the shape, or "custom"."""
-        named = (name for name, known in catalog.MODELS.items() if all(self[f"model.{k}"] == v for k, v in known))
-        return next(named, "custom")
+    def generate(self) -> GenerateSpec:
+        return GenerateSpec(**self.part("generate"))
 
 
+# The parts of a spec that may be impossible by themselves, by the field to change first.
 _MAKERS: dict[str, Callable[[Choice, Texts], Any]] = {
     "model.heads": lambda choice, texts: choice.model(),
     "layout.split": lambda choice, texts: choice.layout(),
     "workload.text": lambda choice, texts: choice.workload(texts),
+    "generate.prompt": lambda choice, texts: choice.generate(),
 }
 
 
 def read(choice: Choice, texts: Texts) -> RunSpec | list[Problem]:
     """The spec, or everything that keeps it from being one, with the changes that would help."""
     found = _problems(choice, texts)
-    found = [Problem(p.field, p.sentence, tuple(f for f in p.fixes if _helps(choice, p, f, found, texts))[:4]) for p in found]
     if found:
-        return found
-    spec = RunSpec(model=choice.model(), layout=choice.layout(), workload=choice.workload(texts), parity=choice["parity"])
+        return [Problem(p.field, p.sentence, tuple(f for f in p.fixes if _helps(choice, p, f, found, texts))[:4]) for p in found]
+    spec = RunSpec(
+        model=choice.model(),
+        layout=choice.layout(),
+        workload=choice.workload(texts),
+        generate=choice.generate(),
+        parity=choice["parity"],
+    )
     try:
         limits.check(spec)  # the queue asks again when it is submitted
     except RequestError as error:
@@ -170,7 +199,10 @@ def _problems(choice: Choice, texts: Texts) -> list[Problem]:
         except RequestError as error:
             found.append(Problem(field, str(error), _fixes(choice, field, ())))
     if not found:
-        found += [Problem(m.field, m.sentence, _fixes(choice, m.field, m.choices)) for m in misfits(*made.values())]
+        model, layout, workload, generate = made.values()
+        unfit: list[Misfit] = misfits(model, layout, workload)
+        unfit += generation_misfits(generate, model, layout, choice["parity"])
+        found += [Problem(m.field, m.sentence, _fixes(choice, m.field, m.choices)) for m in unfit]
     if choice.ranks > limits.MOST_RANKS:
         product = " × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp"))
         sentence = f"{product} = {choice.ranks} ranks; one machine runs at most {limits.MOST_RANKS}"
@@ -185,7 +217,10 @@ def _fixes(choice: Choice, field: str, choices: tuple[int, ...]) -> tuple[Fix, .
         return tuple(Fix(field, d) for d in sorted(divisors, key=lambda d: (abs(d - heads), d)))
     if field in _AS_TEXT:
         return (Fix(field, ""),)
-    return tuple(Fix(field, value) for value in choices)
+    if field not in DEFAULTS:
+        return ()
+    kind = type(DEFAULTS[field])
+    return tuple(Fix(field, kind(value)) for value in choices)
 
 
 def _fewer_ranks(choice: Choice) -> tuple[Fix, ...]:

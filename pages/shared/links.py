@@ -1,40 +1,60 @@
 """A choice as the compact code that the address bar carries, such as gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0.
 
 Model, layout and schedule come first, in that order; each other field is a letter and its value, in any order, and
-takes its default when absent. A model that has no name in the catalog is written out: l4.h64.a4.v256.s64.f0. Numbers
+takes its default when absent. A model that has no name in the catalog is written out: gpt.l4.h64.a4.v256.s64.f0. Numbers
 that do not fit together make a good link all the same: the form says what is wrong with them.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from typing import Any
 
 from engine import catalog
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, RequestError
-from pages.shared.choice import DEFAULTS, MODEL_FIELDS, Bounds, Choice
+from pages.shared.choice import DEFAULTS, Bounds, Choice, options
 
-_BETWEEN = "~"
-_SHAPE = dict(zip("lhavsf", MODEL_FIELDS, strict=True))
-_LETTERS = {
+_BETWEEN, _LONGEST = "~", 2000
+_SHAPE = {
+    "l": "model.layers",
+    "h": "model.hidden",
+    "a": "model.heads",
+    "v": "model.vocab",
+    "s": "model.seq",
+    "f": "model.ffn",
+    "k": "model.kv_heads",
+    "w": "model.head_dim",
+    "d": "model.decoder_layers",
+}
+LETTERS = {
     "m": "workload.microbatches",
     "b": "workload.microbatch_size",
     "n": "workload.steps",
     "r": "workload.learning_rate",
     "e": "workload.seed",
-    "t": "workload.time_limit",
+    "c": "layout.chunks",
     "k": "layout.split",
+    "z": "layout.zero",
+    "q": "layout.sequence_parallel",
+    "a": "layout.recompute",
+    "o": "workload.optimizer",
+    "u": "workload.momentum",
+    "f": "workload.precision",
+    "g": "workload.accumulate",
     "x": "workload.text",
+    "t": "workload.time_limit",
+    "y": "generate.prompt",
+    "w": "generate.new_tokens",
+    "v": "generate.temperature",
+    "s": "generate.skip_training",
     "p": "parity",
 }
-# Written only when they differ from the default; the others always, so that a link outlives a change of defaults.
-_SELDOM = ("t", "k", "x", "p")
-_FORMS = {
-    "layout.split": re.compile(r"\d{1,4}(\.\d{1,4})*"),
-    "workload.text": re.compile(r"[0-9a-f]{16}"),
-    "parity": re.compile(""),
-}
+# Always written, so that a link outlives a change of defaults; the others only when they differ from the default.
+_ALWAYS = ("m", "b", "n", "r", "e")
+_FORMS = {"layout.split": re.compile(r"\d{1,4}(\.\d{1,4})*"), "workload.text": re.compile(r"[0-9a-f]{16}")}
 
 
 class LinkError(Exception):
@@ -42,11 +62,9 @@ class LinkError(Exception):
 
 
 def encode(choice: Choice) -> str:
-    name = choice.model_name
-    model = name if name != "custom" else ".".join(f"{letter}{choice[field]}" for letter, field in _SHAPE.items())
-    parts = [model, choice.layout_code, choice["layout.schedule"]]
-    for letter, field in _LETTERS.items():
-        if letter not in _SELDOM or choice[field] != DEFAULTS[field]:
+    parts = [_model_code(choice), choice.layout_code, choice["layout.schedule"]]
+    for letter, field in LETTERS.items():
+        if letter in _ALWAYS or choice[field] != DEFAULTS[field]:
             written = _written(field, choice[field])
             if written is not None:
                 parts.append(letter + written)
@@ -56,7 +74,7 @@ def encode(choice: Choice) -> str:
 def decode(code: str) -> Choice:
     """Raises `LinkError`."""
     parts = code.split(_BETWEEN)
-    if len(parts) < 3 or len(code) > 1000:
+    if len(parts) < 3 or len(code) > _LONGEST:
         raise LinkError(f"The link's choice “{code[:60]}” is not of the form gpt-tiny~dp2.tp2.pp2~1f1b.")
     model, layout, schedule, *others = parts
     values = DEFAULTS | _model(model)
@@ -68,37 +86,68 @@ def decode(code: str) -> Choice:
         raise LinkError(f"The link names the schedule “{schedule[:30]}”; there are {', '.join(SCHEDULES)}.")
     values["layout.schedule"] = schedule
     for part in others:
-        field = _LETTERS.get(part[:1])
+        field = LETTERS.get(part[:1])
         if field is None:
             raise LinkError(f"The link's part “{part[:30]}” is not known.")
         values[field] = _read(field, part[1:])
     return Choice(values)
 
 
+def _model_code(choice: Choice) -> str:
+    name = choice.model_name
+    if name != "custom":
+        return name
+    # The last three say more than "the usual" for few models, and are left out where they do not.
+    shape = (f"{letter}{choice[field]}" for letter, field in _SHAPE.items() if letter not in "kwd" or choice[field])
+    return ".".join((choice["model.family"], *shape))
+
+
 def _model(part: str) -> dict[str, Any]:
     if part in catalog.MODELS:
         return {f"model.{name}": value for name, value in catalog.MODELS[part]}
-    pairs = re.findall(r"([a-z])(\d{1,9})(?:\.|$)", part)
-    if [letter for letter, _ in pairs] != list(_SHAPE) or ".".join(map("".join, pairs)) != part:
+    family, *shape = part.split(".")
+    pairs = [re.fullmatch(r"([a-z])(\d{1,9})", piece) for piece in shape]
+    letters = "".join(pair[1] for pair in pairs if pair)
+    if family not in options("model.family") or not all(pairs) or not re.fullmatch("lhavsfk?w?d?", letters):
         names = ", ".join(catalog.MODELS)
-        raise LinkError(f"The link's model “{part[:60]}” is neither one of {names} nor of the form l4.h64.a4.v256.s64.f0.")
-    return {_SHAPE[letter]: _within(_SHAPE[letter], int(digits)) for letter, digits in pairs}
+        raise LinkError(f"The link's model “{part[:60]}” is neither one of {names} nor of the form gpt.l4.h64.a4.v256.s64.f0.")
+    numbers = {_SHAPE[pair[1]]: _within(_SHAPE[pair[1]], int(pair[2])) for pair in pairs if pair}
+    return {"model.family": family} | numbers
 
 
 def _written(field: str, value: Any) -> str | None:
     """A field's value as it stands in a link; None for what cannot stand there, such as a split that is no list."""
+    if field == "generate.prompt":
+        text = base64.urlsafe_b64encode(value.encode()).decode().rstrip("=")
+        return text if len(text) <= _LONGEST // 2 else None
     if field in _FORMS:
-        text = "" if field == "parity" else str(value).replace(" ", "").replace(",", ".")
+        text = str(value).replace(" ", "").replace(",", ".")
         return text if _FORMS[field].fullmatch(text) else None
+    if isinstance(value, bool):
+        return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _read(field: str, text: str) -> Any:
+    unreadable = LinkError(f"The link's {field} “{text[:30]}” cannot be read.")
+    if field == "generate.prompt":
+        try:
+            return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
+        except (binascii.Error, ValueError):
+            raise unreadable from None
     if field in _FORMS:
         if not _FORMS[field].fullmatch(text):
-            raise LinkError(f"The link's {field} “{text[:30]}” cannot be read.")
-        return True if field == "parity" else text.replace(".", ",") if field == "layout.split" else text
+            raise unreadable
+        return text.replace(".", ",") if field == "layout.split" else text
     kind = type(DEFAULTS[field])
+    if kind is bool:
+        if text:
+            raise unreadable
+        return True
+    if names := options(field):
+        if text not in names:
+            raise LinkError(f"The link's {field} “{text[:30]}” is none of {', '.join(names)}.")
+        return text
     try:
         return _within(field, kind(text))
     except ValueError:

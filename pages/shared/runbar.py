@@ -15,7 +15,14 @@ RUN = "run"  # the link's parameter: a run's id while it is on, the name of its 
 _REFUSED = "run/refused"
 _EVERY_S = 0.5
 # Of the whole bar: the steps take most of it, what follows them the rest.
-_SHARE = {"queued": 0.0, "starting": 0.0, "tracing": 0.9, "parity": 0.93, "saving": 0.97}
+_SHARE = {"queued": 0.0, "starting": 0.0, "generating": 0.9, "tracing": 0.92, "parity": 0.94, "saving": 0.97}
+_STEPS_SHARE = 0.9
+_DOING = {
+    "generating": "Generating text",
+    "tracing": "Tracing one more step, for its memory",
+    "parity": "Comparing with the unsharded model",
+    "saving": "Saving",
+}
 
 
 def draw(service: Service, verdict: RunSpec | list[Problem], state: RunState | None) -> None:
@@ -65,7 +72,7 @@ def _watch(service: Service, run: str) -> None:
 
 def _progress(state: RunState) -> float:
     if state.phase == "running":
-        return _SHARE["tracing"] * state.step / state.spec.workload.steps
+        return _STEPS_SHARE * state.step / state.spec.workload.steps
     return _SHARE.get(state.phase, 1.0)
 
 
@@ -79,8 +86,4 @@ def _doing(state: RunState) -> str:
     if state.phase == "running":
         loss = f", loss **{state.losses[-1]:.3f}**" if state.losses else ""
         return f"Step **{state.step}** of {steps}{loss}"
-    return {
-        "tracing": "Tracing one more step, for its memory",
-        "parity": "Comparing with the unsharded model",
-        "saving": "Saving",
-    }[state.phase]
+    return _DOING.get(state.phase, state.phase.capitalize())

@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.spec import RequestError
+from engine.text import checked
 
-LARGEST = 1_000_000  # bytes
 _NAME = re.compile(r"[0-9a-f]{16}")
 
 
@@ -21,16 +20,7 @@ class Texts:
 
     def keep(self, content: bytes) -> str:
         """Store a text and return its name. Raises `RequestError` if it cannot be trained on."""
-        if len(content) > LARGEST:
-            raise RequestError(f"the text has {len(content):,} bytes; at most {LARGEST:,} can be used")
-        if not content:
-            raise RequestError("the text is empty")
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RequestError(
-                f"the text is not UTF-8: byte {error.start:,} cannot be read; save it as UTF-8 and upload it again"
-            ) from error
+        checked(content, "the text")
         name = hashlib.sha256(content).hexdigest()[:16]
         path = self.folder / f"{name}.txt"
         if not path.exists():

@@ -25,7 +25,8 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-STARTED, ENDED_S = 60.0, 20.0  # seconds that a server may take to start and to end
+PATIENCE_MS = 20_000  # for what is seen in the page: the machine may be busy with other tests
+STARTED_S, ENDED_S = 60.0, 20.0  # seconds that a server may take to start and to end
 
 
 class Server:
@@ -45,8 +46,8 @@ class Server:
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._listening.wait(STARTED), "".join(self.said)
-        with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=STARTED) as answer:
+        assert self._listening.wait(STARTED_S), "".join(self.said)
+        with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=STARTED_S) as answer:
             assert answer.read() == b"ok", "".join(self.said)
 
     @property
@@ -94,7 +95,7 @@ class Watched:
         self.wrong: list[str] = []
         self.page: Page = context.new_page()
         self.page.set_viewport_size({"width": width, "height": height})
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("pageerror", lambda error: self.wrong.append(f"script error: {error}"))
         self.page.on("console", self._hear)
         # Listened to rather than intercepted: interception turns the browser's cache off.

@@ -29,7 +29,7 @@ def link(page: Page, name: str) -> str:
 
 
 def field(page: Page, label: str) -> Locator:
-    return page.get_by_role("spinbutton", name=label)
+    return page.get_by_role("spinbutton", name=label, exact=True)
 
 
 def run_button(page: Page) -> Locator:
@@ -155,7 +155,8 @@ def test_what_does_not_fit_is_told_and_a_button_mends_it(server: Server, watched
 def test_going_back_restores_the_choice_before(server: Server, watched: Watched):
     page = watched.open(server)
     before = link(page, "spec")
-    page.get_by_role("radio", name="Naive").click()
+    page.get_by_role("combobox", name="Pipeline schedule").click()
+    page.get_by_role("option", name="Naive").click()
     expect(page.get_by_text("One microbatch in the whole pipeline")).to_be_visible()
     page.wait_for_url(re.compile("~naive~"))
     page.go_back()
@@ -178,11 +179,11 @@ def test_links_open_on_a_fresh_server(server: Server, watched: Watched, context:
         expect(bars(page, "peak").first).to_be_visible()
         assert link(page, "spec") == SHORT
 
-        choice = "l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
+        choice = "gpt.l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
         other.open(fresh, spec=choice)
         for label, value in {"Layers": "6", "Heads": "6", "Tensor (tp)": "3", "Microbatches": "8", "Steps": "5"}.items():
             expect(field(page, label)).to_have_value(value)
-        expect(page.get_by_role("radio", name="GPipe")).to_be_checked()
+        expect(page.get_by_role("combobox", name="Pipeline schedule")).to_have_value("GPipe")
         assert link(page, "spec") == choice
 
         other.open(fresh, spec="gpt-tiny~dp2~2f2b", run="../../etc")
@@ -199,7 +200,7 @@ def test_a_text_of_ones_own(server: Server, watched: Watched, tmp_path: Path):
     page = watched.open(server, spec=SHORT)
     page.get_by_text("Everything else").click()
     page.locator("input[type=file]").set_input_files(wrong)
-    expect(page.get_by_text("wrong.txt: the text is not UTF-8: byte 3 cannot be read")).to_be_visible()
+    expect(page.get_by_text("wrong.txt: the text is not UTF-8: byte 3 makes no sense")).to_be_visible()
     page.locator("input[type=file]").set_input_files(prose)
     expect(page.get_by_text(re.compile("Training on the uploaded text [0-9a-f]{16}, 5,200 bytes"))).to_be_visible()
     page.wait_for_url(re.compile("~x[0-9a-f]{16}"))
@@ -212,7 +213,7 @@ def test_a_text_of_ones_own(server: Server, watched: Watched, tmp_path: Path):
 
 def test_nothing_is_wider_than_the_window(server: Server, watched: Watched):
     newest = store.listing(server.home)[0]
-    for spec in ("gpt-small~dp2.tp8.pp1~1f1b", "l16.h64.a4.v256.s64.f0~dp1.tp1.pp16~1f1b", "gpt-tiny~dp4.tp3.pp2~1f1b"):
+    for spec in ("gpt-small~dp2.tp8.pp1~1f1b", "gpt.l16.h64.a4.v256.s64.f0~dp1.tp1.pp16~1f1b", "gpt-tiny~dp4.tp3.pp2~1f1b"):
         page = watched.open(server, spec=spec, run=newest.name)
         for width in (1280, 1920):
             page.set_viewport_size({"width": width, "height": 900})

@@ -63,7 +63,9 @@ def traffic() -> pd.DataFrame:
 
 
 def textbook(layout: LayoutSpec, microbatches: int) -> list[Timed]:
-    return replay(plan(layout, microbatches), lambda stage, action: {"F": 1.0, "B": 2.0}.get(action.kind, 0.0))
+    return replay(
+        plan(layout, microbatches), lambda stage, action: {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}.get(action.kind, 0.0)
+    )
 
 
 def spans(layout: LayoutSpec, microbatches: int) -> pd.DataFrame:

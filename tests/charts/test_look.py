@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
-from engine.tables import CATEGORIES
+from engine.schedule import Kind
+from engine.tables import CATEGORIES, KV_CACHE
 from pages.charts.look import DARK, LIGHT, Look, lane, look
 
 STYLES = pytest.mark.parametrize("style", [LIGHT, DARK], ids=["light", "dark"])
@@ -26,20 +28,20 @@ def contrast(one: str, other: str) -> float:
 @STYLES
 def test_data_stands_out_from_the_background(style: Look):
     least = 3.0 if style.theme == "light" else 6.5
-    for colour in (style.blue, style.orange, style.green, style.pink, style.grey, style.ink):
+    for colour in (style.blue, style.orange, style.green, style.pink, style.grey, style.ink, style.brown):
         assert contrast(colour, style.background) >= least, colour
 
 
 @STYLES
 def test_what_is_written_on_a_bar_can_be_read(style: Look):
-    for name in ("forward (F)", "backward (B)", "reduce, tie, step"):
+    for name in ("forward (F)", "backward (B, I)", "weight gradient (W)", "reduce, tie, gather, step"):
         assert contrast(style.on_colour, style.lane[name]) >= 3.0, name
 
 
 @STYLES
 def test_every_category_has_a_colour_of_its_own(style: Look):
-    assert list(style.category) == list(CATEGORIES)
-    assert len(set(style.category.values())) == len(CATEGORIES)
+    assert list(style.category) == [*CATEGORIES, KV_CACHE]
+    assert len(set(style.category.values())) == len(style.category)
 
 
 @STYLES
@@ -53,7 +55,7 @@ def test_a_theme_has_a_look():
 
 
 def test_every_kind_of_span_has_a_colour():
-    kinds = ("F", "B", "I", "W", "reduce", "tie", "step", "send", "recv", "all_reduce", "reduce_scatter", "all_gather")
+    kinds = (*get_args(Kind), "all_reduce", "reduce_scatter", "all_gather")
     assert {lane(kind) for kind in kinds} == set(LIGHT.lane)
 
 

@@ -20,7 +20,7 @@ def test_every_rank_and_category_is_a_bar_of_its_colour(style: Look):
     assert {(r["rank"], r["category"], r["bytes"]) for r in rows} == set(
         table[["rank", "category", "bytes"]].itertuples(index=False, name=None)
     )
-    assert colour_of(view) == style.category
+    assert colour_of(view) == {category: style.category[category] for category in CATEGORIES}
 
 
 def test_the_title_names_the_fullest_and_the_leanest_rank():

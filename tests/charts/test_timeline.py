@@ -23,7 +23,7 @@ def test_every_span_is_a_bar_in_its_lane():
     assert compute[1] == comm[1]
     assert len(compute[1]) == len(spans)
     assert [view["transform"][0]["filter"] for view, _ in (compute, comm)] == ["datum.lane == 'compute'", "datum.lane == 'comm'"]
-    assert colour_of(compute[0]) == {name: LIGHT.lane[name] for name in ("forward (F)", "backward (B)", "send, receive")}
+    assert colour_of(compute[0]) == {name: LIGHT.lane[name] for name in ("forward (F)", "backward (B, I)", "send, receive")}
     assert {r["row"] for r in compute[1]} == {"rank 0 · stage 0", "rank 1 · stage 0", "rank 2 · stage 1", "rank 3 · stage 1"}
 
 
@@ -66,6 +66,17 @@ def test_the_textbook_draws_every_pass_of_the_schedule(schedule: ScheduleName, b
     )
     assert f"The bubble takes {bubble} of " in drawing.title
     assert view["encoding"]["x"]["axis"]["title"] == "units of time"
+
+
+@pytest.mark.parametrize(("schedule", "chunks", "kinds"), [("interleaved", 2, "FB"), ("zb-h1", 1, "FIW"), ("zb-v", 2, "FIW")])
+def test_chunks_and_split_backward_passes_are_told_apart(schedule: ScheduleName, chunks: int, kinds: str):
+    layout = LayoutSpec(pp=2, schedule=schedule, chunks=chunks)
+    drawing = timeline.textbook(made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT)
+    [_, (_, rows)] = marks(drawing.spec, "bar")
+    assert {r["kind"] for r in rows} >= set(kinds)
+    assert {r["turn"] for r in rows} == set(range(chunks))
+    assert ("paler" in drawing.reading) == (chunks > 1)
+    assert ("halves of B" in drawing.reading) == ("W" in kinds)
 
 
 def test_a_long_textbook_is_cut_and_says_so():

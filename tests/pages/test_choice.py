@@ -40,6 +40,9 @@ def test_a_choice_that_fits_is_the_spec(texts: Texts):
         ({"layout__split": "a"}, "split 'a' is not a list of whole numbers", ["split as even as can be"]),
         ({"model__vocab": 100}, "vocab=100 is too small", ["vocab=256"]),
         ({"workload__text": "0" * 16}, "is not on this machine", ["use the built-in text"]),
+        ({"layout__zero": 1, "layout__dp": 1}, "zero=1 shards over the dp replicas, and dp=1 leaves nothing", ["zero=0"]),
+        ({"layout__sequence_parallel": True, "layout__tp": 1}, "tp=1 leaves it whole", ["sequence parallel off"]),
+        ({"layout__schedule": "zb-v"}, "two chunks and not chunks=1", ["chunks=2"]),
         ({"model__hidden": 16384, "model__layers": 96, "model__ffn": 0}, "this run needs about", []),
     ],
 )
@@ -75,7 +78,7 @@ def test_a_saved_run_fills_the_form(texts: Texts):
 
 def test_every_field_of_the_spec_is_in_the_choice():
     spec = RunSpec()
-    for part in ("model", "layout", "workload"):
+    for part in ("model", "layout", "workload", "generate"):
         assert set(Choice.default().part(part)) == set(getattr(spec, part).model_dump())
 
 

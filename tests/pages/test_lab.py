@@ -63,7 +63,7 @@ def test_a_new_session_shows_the_default_and_writes_it_into_the_link(parts: tupl
 
 
 def test_a_link_restores_the_choice(parts: tuple[Service, Queue]):
-    code = "l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
+    code = "gpt.l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
     app = page(parts[0], spec=code)
     assert (number(app, "Layers"), number(app, "Tensor (tp)"), number(app, "Microbatches"), number(app, "Seed")) == (6, 3, 8, 7)
     assert app.toggle[0].value
@@ -92,6 +92,41 @@ def test_a_choice_that_does_not_fit_is_told_and_mended_by_a_button(parts: tuple[
     assert number(app, "Tensor (tp)") == 4
     assert "dp1.tp4.pp1" in link(app, "spec")
     assert not next(b for b in app.button if b.label == "Run on 4 processes").disabled
+
+
+def test_levers_are_restored_and_named(parts: tuple[Service, Queue]):
+    code = "llama-tiny~dp2.tp2.pp2~zb-v~m4~b2~n5~r0.003~e0~c2~z2~q~aselective~fbf16"
+    app = page(parts[0], spec=code)
+    assert not app.exception
+    assert link(app, "spec") == code
+    assert any(e.label == "Memory levers: ZeRO 2, recompute selective, bf16, sequence parallel" for e in app.expander)
+    assert "ZeRO 2 over 2 replicas" in text(app)
+
+
+def test_a_prompt_is_restored_and_what_it_rules_out_is_told(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp1~1f1b~q~yVGhlIA")
+    assert next(t.value for t in app.text_input if t.label == "Then continue this prompt") == "The "
+    assert "one token cannot be cut along the sequence" in app.warning[0].value
+    click(app, "sequence parallel off")
+    assert not app.warning
+
+
+def select(app: AppTest, label: str, value: str) -> None:
+    next(s for s in app.selectbox if s.label == label).select(value).run()
+    assert not app.exception
+
+
+def test_a_schedule_brings_its_chunks_and_a_family_its_sizes(parts: tuple[Service, Queue]):
+    app = page(parts[0])
+    select(app, "Pipeline schedule", "interleaved")
+    assert number(app, "Chunks") == 2
+    select(app, "Pipeline schedule", "gpipe")
+    assert number(app, "Chunks") == 1
+    select(app, "Size", "medium")
+    select(app, "Family", "transformer")
+    assert link(app, "spec").startswith("transformer-tiny~dp2.tp2.pp2~gpipe")
+    select(app, "Size", "custom")
+    assert number(app, "Layers") == 4
 
 
 def test_run_puts_the_run_into_the_link_and_shows_how_far_it_is(parts: tuple[Service, Queue]):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -7,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import catalog
-from engine.schedule import SCHEDULES
-from pages.shared.choice import DEFAULTS, Bounds, Choice
-from pages.shared.links import LinkError, decode, encode
+from pages.shared.choice import DEFAULTS, Bounds, Choice, options
+from pages.shared.links import LETTERS, LinkError, decode, encode
 
 
 def whole(field: str, most: int = 10**9) -> st.SearchStrategy[int]:
@@ -17,22 +17,39 @@ def whole(field: str, most: int = 10**9) -> st.SearchStrategy[int]:
     return st.integers(int(bounds.least), min(int(bounds.most), most))
 
 
-SHAPES = st.fixed_dictionaries(
-    {f: whole(f) for f in ("model.layers", "model.hidden", "model.heads", "model.vocab", "model.seq", "model.ffn")}
-)
+def one_of(field: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(options(field))
+
+
+NUMBERS = ("layers", "hidden", "heads", "vocab", "seq", "ffn", "kv_heads", "head_dim", "decoder_layers")
+SHAPES = st.fixed_dictionaries({"model.family": one_of("model.family")} | {f"model.{n}": whole(f"model.{n}") for n in NUMBERS})
 NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
 OTHERS = st.fixed_dictionaries(
-    {f"layout.{axis}": whole(f"layout.{axis}") for axis in ("dp", "tp", "pp")}
+    {f"layout.{name}": whole(f"layout.{name}") for name in ("dp", "tp", "pp", "chunks", "zero")}
     | {f"workload.{name}": whole(f"workload.{name}") for name in ("microbatches", "microbatch_size", "steps", "seed")}
     | {
-        "layout.schedule": st.sampled_from(SCHEDULES),
+        f: one_of(f)
+        for f in ("layout.schedule", "layout.recompute", "workload.optimizer", "workload.precision", "workload.accumulate")
+    }
+    | {
+        "layout.sequence_parallel": st.booleans(),
         "layout.split": st.lists(st.integers(0, 9999), max_size=8).map(lambda split: ",".join(map(str, split))),
         "workload.learning_rate": st.integers(1, 10_000).map(lambda n: n / 1000),
+        "workload.momentum": st.integers(0, 99).map(lambda n: n / 100),
         "workload.time_limit": st.integers(1, 86_400).map(float),
         "workload.text": st.one_of(st.just(""), st.text("0123456789abcdef", min_size=16, max_size=16)),
+        "generate.prompt": st.text(st.characters(codec="utf-8"), max_size=100),
+        "generate.new_tokens": whole("generate.new_tokens"),
+        "generate.temperature": st.integers(0, 1000).map(lambda n: n / 10),
+        "generate.skip_training": st.booleans(),
         "parity": st.booleans(),
     }
 )
+
+
+def test_every_field_of_a_spec_has_its_place_in_a_link():
+    drawn = {f"model.{n}" for n in ("family", *NUMBERS)} | set(LETTERS.values())
+    assert drawn | {f"layout.{axis}" for axis in ("dp", "tp", "pp", "schedule")} == set(DEFAULTS)
 
 
 @given(st.one_of(SHAPES, NAMED), OTHERS)
@@ -46,8 +63,10 @@ def test_the_default_is_short_and_plain():
 
 
 def test_only_characters_that_a_link_may_hold_as_they_are():
-    every = Choice.default().having({"layout.split": "3,1", "workload.text": "0123456789abcdef", "parity": True, "model.seq": 63})
-    assert set(encode(every)) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-~")
+    every = Choice.default().having(
+        {"layout.split": "3,1", "workload.text": "0123456789abcdef", "parity": True, "model.seq": 63, "generate.prompt": "ÿ>?"}
+    )
+    assert set(encode(every)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-~")
 
 
 def test_a_split_that_is_no_list_stays_out_of_the_link():
@@ -61,13 +80,18 @@ def test_a_split_that_is_no_list_stays_out_of_the_link():
         ("gpt-tiny~dp2", "is not of the form"),
         ("x" * 2000, "is not of the form"),
         ("gpt-huge~dp2~1f1b", "neither one of gpt-tiny,"),
-        ("l4.h64~dp2~1f1b", "nor of the form l4.h64.a4"),
-        ("l4.h64.a4.v256.s64.f0.q1~dp2~1f1b", "nor of the form l4.h64.a4"),
-        ("l0.h64.a4.v256.s64.f0~dp2~1f1b", "model.layers=0 is not between 1 and 1024"),
+        ("gpt.l4.h64~dp2~1f1b", "nor of the form gpt.l4.h64.a4"),
+        ("gpt.l4.h64.a4.v256.s64.f0.q1~dp2~1f1b", "nor of the form gpt.l4"),
+        ("cnn.l4.h64.a4.v256.s64.f0~dp2~1f1b", "nor of the form gpt.l4"),
+        ("gpt.l0.h64.a4.v256.s64.f0~dp2~1f1b", "model.layers=0 is not between 1 and 1024"),
         ("gpt-tiny~dp2.tq2~1f1b", "dp2.tq2"),
         ("gpt-tiny~dp0~1f1b", "layout.dp=0 is not between 1 and"),
         ("gpt-tiny~dp2~2f2b", "2f2b"),
-        ("gpt-tiny~dp2~1f1b~q4", "“q4” is not known"),
+        ("gpt-tiny~dp2~1f1b~i4", "“i4” is not known"),
+        ("gpt-tiny~dp2~1f1b~q4", "sequence_parallel “4” cannot be read"),
+        ("gpt-tiny~dp2~1f1b~ahalf", "recompute “half” is none of none, selective, full"),
+        ("gpt-tiny~dp2~1f1b~y!", "prompt “!” cannot be read"),
+        ("gpt-tiny~dp2~1f1b~y_w", "prompt “_w” cannot be read"),
         ("gpt-tiny~dp2~1f1b~", "“” is not known"),
         ("gpt-tiny~dp2~1f1b~mfour", "“four” is not a number"),
         ("gpt-tiny~dp2~1f1b~m0", "workload.microbatches=0 is not between"),
@@ -84,8 +108,8 @@ def test_a_bad_link_is_told_in_a_sentence(code: str, sentence: str):
     assert str(error.value).endswith(".")
 
 
-@given(st.text(max_size=60).filter(lambda code: "~" not in code))
+@given(st.text(max_size=60))
 def test_no_text_at_all_breaks_the_reader(code: str):
-    for text in (code, f"gpt-tiny~{code}~1f1b", f"gpt-tiny~dp2~{code}", f"{code}~dp2~1f1b"):
-        with pytest.raises(LinkError):
+    for text in (code, f"gpt-tiny~{code}~1f1b", f"gpt-tiny~dp2~{code}", f"{code}~dp2~1f1b", f"gpt-tiny~dp2~1f1b~{code}"):
+        with suppress(LinkError):
             decode(text)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.spec import RequestError
-from pages.shared.texts import LARGEST, Texts
+from engine.text import LARGEST
+from pages.shared.texts import Texts
 
 
 def test_a_text_is_kept_under_the_name_of_its_content(tmp_path: Path):
@@ -21,7 +22,7 @@ def test_a_text_is_kept_under_the_name_of_its_content(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"x" * (LARGEST + 1), "1,000,001 bytes; at most 1,000,000"), (b"", "empty"), (b"caf\xe9", "not UTF-8: byte 3")],
+    [(b"x" * (LARGEST + 1), "the text has 1,000,001 bytes"), (b"", "empty"), (b"caf\xe9", "not UTF-8: byte 3")],
 )
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, content: bytes, sentence: str):
     with pytest.raises(RequestError, match=sentence):
