@@ -12,6 +12,8 @@ from engine.store import load
 from engine.tables import CATEGORIES, KV_CACHE, RunResult
 from tests.check_run import findings
 
+# One chunk a stage, and backward in one piece.
+PLAIN: tuple[ScheduleName, ...] = ("naive", "gpipe", "1f1b")
 SMALL = ModelSpec(layers=5, hidden=32, heads=4, vocab=256, seq=16)
 
 
@@ -20,6 +22,7 @@ def small(
     schedule: ScheduleName = "1f1b",
     *,
     split: tuple[int, ...] = (),
+    chunks: int = 1,
     parity: bool = False,
     model: dict[str, Any] | None = None,
     **workload: Any,
@@ -27,7 +30,7 @@ def small(
     """A run that takes about a second: two steps of a five-layer model. `model` and `workload` change fields of those."""
     return RunSpec(
         model=SMALL.model_copy(update=model or {}),
-        layout=LayoutSpec(**LayoutSpec.degrees(code), schedule=schedule, split=split),
+        layout=LayoutSpec(**LayoutSpec.degrees(code), schedule=schedule, split=split, chunks=chunks),
         workload=WorkloadSpec(**{"steps": 2, "microbatches": 2, "microbatch_size": 1, "time_limit": 60.0} | workload),
         parity=parity,
     )

@@ -34,7 +34,7 @@ class Server:
 
     def __init__(self, home: Path) -> None:
         self.home, self.url = home, f"http://127.0.0.1:{_free_port()}"
-        options = ["--server.port", str(urlsplit(self.url).port), "--server.fileWatcherType", "none"]
+        options = ["--server.port", str(urlsplit(self.url).port), "--server.headless", "true", "--server.fileWatcherType", "none"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", "--runs", str(home)],
             cwd=ROOT,
