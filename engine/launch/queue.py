@@ -21,7 +21,7 @@ from engine.launch.draft import Draft
 from engine.launch.verdict import signal_named
 from engine.spec import RequestError, RunSpec
 
-Phase = Literal["queued", "starting", "running", "tracing", "parity", "saving", "done", "failed", "cancelled"]
+Phase = Literal["queued", "starting", "running", "tracing", "parity", "generating", "saving", "done", "failed", "cancelled"]
 
 _REMEMBERED = 200  # finished runs whose state is kept; what they saved is kept regardless
 
