@@ -57,7 +57,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
     baseline = resident_bytes()
     local_rank, ranks_here = local or (rank, spec.layout.ranks)
     link.at("connecting")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+    torch.set_num_threads(1)  # a rank is one device; with more, its CPU time would be spread over threads that are not read
     backend = choose_backend(ranks_here, local_rank)
     if backend.device.type == "cuda":
         torch.cuda.set_device(backend.device)
@@ -191,7 +191,11 @@ class Trainer:
     def _update(self) -> None:
         """The optimizer's step, with the two numbers that the user follows: the norm of all gradients and the loss."""
         pieces = [piece for chunk in self.chunks.values() for piece in self._counted(chunk)]
-        squared = torch.nn.utils.get_total_norm([p.float() for p in pieces]).square() if pieces else torch.zeros(())
+        squared = (
+            torch.nn.utils.get_total_norm([p.float() for p in pieces]).square()
+            if pieces
+            else torch.zeros((), device=self.comm.device)
+        )
         if self.spec.layout.zero:
             self.comm.all_reduce(squared, "dp")
         self.comm.all_reduce(squared, "tp")

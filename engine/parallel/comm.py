@@ -13,10 +13,13 @@ algorithm for that collective, whatever the backend does inside:
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -94,6 +97,7 @@ class Comm:
     def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> None:
         self.mesh, self.rank, self.recorder, self.device = mesh, rank, recorder, device
         self.at = mesh.coordinate(rank)
+        self.one_clock = True  # whether all ranks read the same monotonic clock
         self._gathers: dict[tuple[int, ...], int] = {}
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(rank, axis), None) for axis in ("dp", "tp", "pp")}
 
@@ -117,6 +121,7 @@ class Comm:
                 comm.groups[lane] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):
                 comm.groups["tie"] = comm._open("pp", (stages[0], stages[-1]), limit) if mesh.pp > 1 else comm.groups["pp"]
+            comm.one_clock = comm._on_one_machine()
         except RuntimeError as error:
             raise CommError(str(error)) from error
         return comm
@@ -238,7 +243,7 @@ class Comm:
     def common_instant(self) -> int:
         """Wait for all ranks, and return the monotonic clock's reading at which the last one came, in nanoseconds.
 
-        On one machine all processes share that clock. Ranks on several machines each take their own reading.
+        On one machine all processes share that clock. Ranks on several machines each take their own reading, after the wait.
         """
         if self.mesh.size == 1:
             return time.perf_counter_ns()
@@ -247,7 +252,24 @@ class Comm:
             dist.all_reduce(_lend(clock), dist.ReduceOp.MAX)
         except RuntimeError as error:
             raise CommError(str(error)) from error
-        return int(clock.item())
+        return int(clock.item()) if self.one_clock else time.perf_counter_ns()
+
+    def _on_one_machine(self) -> bool:
+        """Whether all ranks run on the same boot of the same machine."""
+        if self.mesh.size == 1:
+            return True
+        here = _machine()
+        ends = torch.tensor([here, -here], dtype=torch.int64, device=self.device)
+        dist.all_reduce(_lend(ends), dist.ReduceOp.MAX)
+        highest, lowest = ends.tolist()
+        return highest == -lowest
+
+
+def _machine() -> int:
+    """A number for this boot of this machine."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    name = boot.read_text() if boot.exists() else platform.node()
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
 
 
 def _lend(tensor: torch.Tensor) -> torch.Tensor:

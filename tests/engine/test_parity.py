@@ -156,10 +156,20 @@ def test_parity_of_sixteen_ranks(runs: Runs) -> None:
     assert_parity(runs.result(small("dp4.tp2.pp2", parity=True, model={"vocab": 257})))
 
 
-@pytest.mark.parametrize("split", [(3, 2), (0, 5), (5, 0)], ids=str)
-def test_the_norm_of_the_gradients_is_that_of_the_unsharded_model(runs: Runs, split: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"split": (3, 2)},
+        {"split": (0, 5), "sequence_parallel": True},
+        {"split": (5, 0), "zero": 1},
+        {"split": (5, 0), "zero": 3, "sequence_parallel": True},
+    ],
+    ids=lambda layout: "-".join(f"{name} {value}" for name, value in layout.items()),
+)
+def test_the_norm_of_the_gradients_is_that_of_the_unsharded_model(runs: Runs, layout: dict[str, Any]) -> None:
     """Over all axes: what tp holds whole, what both ends of the pipeline hold and what each replica holds counts once."""
-    spec = small("dp2.tp2.pp2", split=split, model={"vocab": 257})
+    spec = small("dp2.tp2.pp2", model={"vocab": 257})
+    spec = spec.model_copy(update={"layout": spec.layout.model_copy(update=layout)})
     gradients, _, _ = train_unsharded(spec)
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
     assert runs.result(spec).tables["steps"]["grad_norm"].iloc[0] == pytest.approx(norm, rel=1e-5)
