@@ -107,7 +107,10 @@ def test_a_signal_cancels_in_order(tmp_path: Path, number: signal.Signals, statu
         ("run --step 3", "unrecognized arguments: --step 3; python -m engine --help shows what there is"),
         ("run --tp 3", "tp=3 does not divide 4 heads; 1, 2 and 4 do"),
         ("run --layers x", "layers='x' must be a valid integer, unable to parse string as an integer"),
-        ("run --schedule fast", "schedule='fast' must be 'naive', 'gpipe' or '1f1b'"),
+        (
+            "run --schedule fast",
+            "schedule='fast' must be 'naive', 'gpipe', '1f1b', 'interleaved', 'zb-h1', 'zb-v' or 'dualpipe-v'",
+        ),
         ("run --layout 2x2", "layout '2x2' is not of the form dp2.tp2.pp2"),
         ("run --pp 2 --split 3,3", "split 3,3 adds up to 6 layers and the model has 4; 2,2 would fit"),
         ("run --fault explode", "fault 'explode' is not of the form raise:3@2, which is kind:rank@step"),
