@@ -119,7 +119,6 @@ class Generator:
             return self.comm.receive(token, "gradient", source, number)
 
     def _receive(self, chunk: int, number: int, count: int, phase: str) -> Tensor:
-        count = self.prompt.shape[1] if number == 0 else 1
         dtype = next(self.chunks[chunk].parameters()).dtype
         x = torch.empty((1, count, self.spec.model.hidden), dtype=dtype, device=self.comm.device)
         stage = self.placement[chunk - 1]

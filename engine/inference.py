@@ -17,7 +17,6 @@ from engine.model.chunk import TransformerChunk, layer_ranges
 from engine.objective import Feed
 from engine.parallel.comm import Comm
 from engine.parallel.tensor import DTYPES, TensorParallel
-from engine.schedule import plan
 from engine.spec import RunSpec
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -28,7 +27,7 @@ class Inference:
 
     def __init__(self, spec: RunSpec, comm: Comm, recorder: Recorder, at: Callable[[str], None]) -> None:
         self.spec, self.comm, self.recorder = spec, comm, recorder
-        placement = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied).placement
+        placement = spec.layout.placement
         ranges = layer_ranges(spec.layout.chunk_layers(spec.model.layers))
         tp, last = TensorParallel(comm, dtype=DTYPES[spec.workload.precision]), len(placement) - 1
         self.chunks = {
