@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from engine.tables import KV_CACHE
+from pages.charts.words import Language, Words, words
 
 Theme = Literal["light", "dark"]
+
+
+class View(NamedTuple):
+    """How a reader sees the pages. What is drawn for one view is kept for all who have it."""
+
+    theme: Theme
+    language: Language
+
 
 MAX_BARS = 3_000  # in one view; a browser pans more of them too slowly
 
@@ -34,6 +43,7 @@ class Look:
     brown: str
     on_colour: str  # text on a coloured bar
     stages: tuple[str, str]  # first and last colour of the ramp that pipeline stages are drawn in
+    say: Words = words("en")  # noqa: RUF009  immutable in all that matters
 
     @property
     def category(self) -> dict[str, str]:
@@ -103,8 +113,8 @@ DARK = Look(
 )
 
 
-def look(theme: Theme) -> Look:
-    return DARK if theme == "dark" else LIGHT
+def look(view: View) -> Look:
+    return replace(DARK if view.theme == "dark" else LIGHT, say=words(view.language))
 
 
 def lane(kind: str) -> str:

@@ -14,12 +14,12 @@ from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import loss, memory, timeline, traffic
 from pages.charts.drawing import Drawing
-from pages.charts.look import Look, Theme, look
+from pages.charts.look import Look, View, look
 from pages.charts.units import plural
 from pages.lab.figures import as_html, figures, parity
 from pages.shared import drawing
 from pages.shared.form import SCHEDULE_NAMES
-from pages.shared.frame import theme
+from pages.shared.frame import view
 
 _RANK, _MEASURE = "lab/rank", "lab/measure"
 MEASURES = ("wire", "payload")
@@ -93,9 +93,9 @@ def _memory(folder: Path, result: RunResult) -> None:
         st.session_state[_RANK] = result.summary["peak_rank"]
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
-            drawing.show(peak(folder, theme()), "peak")
+            drawing.show(peak(folder, view()), "peak")
         with grid.cell():
-            drawing.show(curve(folder, st.session_state[_RANK], theme()), "curve", pick_rank)
+            drawing.show(curve(folder, st.session_state[_RANK], view()), "curve", pick_rank)
 
 
 def _traffic(folder: Path, result: RunResult) -> None:
@@ -105,9 +105,9 @@ def _traffic(folder: Path, result: RunResult) -> None:
     measure = st.session_state.setdefault(_MEASURE, "wire")
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
-            drawing.show(kinds(folder, measure, theme()), "kinds", pick_measure)
+            drawing.show(kinds(folder, measure, view()), "kinds", pick_measure)
         with grid.cell():
-            drawing.show(by_rank(folder, measure, theme()), "by-rank")
+            drawing.show(by_rank(folder, measure, view()), "by-rank")
 
 
 def _timeline(folder: Path, result: RunResult) -> None:
@@ -116,14 +116,14 @@ def _timeline(folder: Path, result: RunResult) -> None:
         f"Here {ranks} ranks shared {plural(cores, 'core')} and slowed each other down: on {ranks} devices they would overlap "
         "as the textbook draws them."
     )
-    drawing.show(measured(folder, theme()), "timeline", note=note if ranks > cores else "")
+    drawing.show(measured(folder, view()), "timeline", note=note if ranks > cores else "")
 
 
 def _rest(folder: Path, result: RunResult) -> None:
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         if "loss_last" in result.summary:
             with grid.cell():
-                drawing.show(losses(folder, theme()), "loss")
+                drawing.show(losses(folder, view()), "loss")
         with grid.cell():
             drawing.heading("Processes", "What the operating system sees")
             st.dataframe(processes(folder), hide_index=True, alt="Memory of each process")
@@ -134,38 +134,38 @@ def _rest(folder: Path, result: RunResult) -> None:
 # ------------------------------------------------------------------------- charts: made once for a run, theme and option
 
 
-def _made(folder: Path, theme: Theme, make: Callable[[RunResult, Look], Drawing]) -> Drawing:
-    return drawing.packed(make(load(folder), look(theme)))
+def _made(folder: Path, view: View, make: Callable[[RunResult, Look], Drawing]) -> Drawing:
+    return drawing.packed(make(load(folder), look(view)))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def peak(folder: Path, theme: Theme) -> Drawing:
-    return _made(folder, theme, lambda r, style: memory.peak(r.tables["memory_peak"], style))
+def peak(folder: Path, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: memory.peak(r.tables["memory_peak"], style))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def curve(folder: Path, rank: int, theme: Theme) -> Drawing:
-    return _made(folder, theme, lambda r, style: memory.curve(r.tables["memory_curve"], rank, style))
+def curve(folder: Path, rank: int, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: memory.curve(r.tables["memory_curve"], rank, style))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def kinds(folder: Path, measure: traffic.Measure, theme: Theme) -> Drawing:
-    return _made(folder, theme, lambda r, style: traffic.kinds(r.tables["traffic"], r.spec.layout.ranks, measure, style))
+def kinds(folder: Path, measure: traffic.Measure, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: traffic.kinds(r.tables["traffic"], r.spec.layout.ranks, measure, style))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def by_rank(folder: Path, measure: traffic.Measure, theme: Theme) -> Drawing:
-    return _made(folder, theme, lambda r, style: traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style))
+def by_rank(folder: Path, measure: traffic.Measure, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def losses(folder: Path, theme: Theme) -> Drawing:
-    return _made(folder, theme, lambda r, style: loss.loss(r.tables["steps"], style))
+def losses(folder: Path, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: loss.loss(r.tables["steps"], style))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def measured(folder: Path, theme: Theme) -> Drawing:
-    return _made(folder, theme, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style))
+def measured(folder: Path, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style))
 
 
 def _mesh(result: RunResult) -> Mesh:

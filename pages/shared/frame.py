@@ -7,7 +7,8 @@ from pathlib import Path
 import streamlit as st
 from streamlit.components.v2.types import ComponentRenderer
 
-from pages.charts.look import Theme
+from pages.charts.look import Theme, View
+from pages.charts.words import Words, words
 
 _HERE = Path(__file__).parent
 _SIDEBAR_WIDTH = 432  # pixels: the least in which three number fields in a row keep their buttons
@@ -30,6 +31,16 @@ def follow_theme() -> None:
 def theme() -> Theme:
     """The theme that this browser shows."""
     return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def view() -> View:
+    """How this browser's reader sees the page."""
+    return View(theme(), "en")
+
+
+def say() -> Words:
+    """The words of this reader's language."""
+    return words(view().language)
 
 
 @st.cache_resource(show_spinner=False)

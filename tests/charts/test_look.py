@@ -8,7 +8,7 @@ import pytest
 
 from engine.schedule import Kind
 from engine.tables import CATEGORIES, KV_CACHE
-from pages.charts.look import DARK, LIGHT, Look, lane, look
+from pages.charts.look import DARK, LIGHT, Look, View, lane, look
 
 STYLES = pytest.mark.parametrize("style", [LIGHT, DARK], ids=["light", "dark"])
 
@@ -51,7 +51,7 @@ def test_stages_are_a_ramp_whose_ends_are_far_apart(style: Look):
 
 
 def test_a_theme_has_a_look():
-    assert (look("light"), look("dark")) == (LIGHT, DARK)
+    assert (look(View("light", "en")), look(View("dark", "en"))) == (LIGHT, DARK)
 
 
 def test_every_kind_of_span_has_a_colour():
