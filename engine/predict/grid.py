@@ -1,0 +1,70 @@
+"""Many layouts at once, as arrays: what the planner searches, and what formulas are put to in bulk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.schedule import SCHEDULES
+from engine.spec import LayoutSpec, ModelSpec, Recompute, RunSpec, WorkloadSpec
+
+RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
+Whole = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One entry of every array, (n,), is one layout with its microbatches; the layers are split as evenly as can be."""
+
+    dp: Whole
+    tp: Whole
+    pp: Whole
+    chunks: Whole
+    microbatch_size: Whole
+    microbatches: Whole
+    zero: Whole
+    sequence_parallel: NDArray[np.bool_]
+    recompute: Whole  # index in RECOMPUTES
+    schedule: Whole  # index in SCHEDULES
+
+    def __len__(self) -> int:
+        return len(self.dp)
+
+    def take(self, which: Any) -> Grid:
+        """Those layouts that an index, a slice or a mask picks."""
+        return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    @classmethod
+    def of(cls, specs: list[RunSpec]) -> Grid:
+        """The layouts of some specs; for tests and for comparing few."""
+        layouts, workloads = [spec.layout for spec in specs], [spec.workload for spec in specs]
+
+        def whole(values: Iterable[int]) -> Whole:
+            return np.fromiter(values, np.int64, len(specs))
+
+        return cls(
+            dp=whole(layout.dp for layout in layouts),
+            tp=whole(layout.tp for layout in layouts),
+            pp=whole(layout.pp for layout in layouts),
+            chunks=whole(layout.chunks for layout in layouts),
+            microbatch_size=whole(workload.microbatch_size for workload in workloads),
+            microbatches=whole(workload.microbatches for workload in workloads),
+            zero=whole(layout.zero for layout in layouts),
+            sequence_parallel=np.fromiter((layout.sequence_parallel for layout in layouts), np.bool_, len(specs)),
+            recompute=whole(RECOMPUTES.index(layout.recompute) for layout in layouts),
+            schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
+        )
+
+    def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec) -> RunSpec:
+        """One of them as a spec. `workload` gives all that is not in the grid. Raises `RequestError` where it does not fit."""
+        layout = LayoutSpec(
+            dp=int(self.dp[index]), tp=int(self.tp[index]), pp=int(self.pp[index]), chunks=int(self.chunks[index]),
+            schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
+            sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
+        )  # fmt: skip
+        counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
+        return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))
