@@ -48,6 +48,26 @@ SCHEMAS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+# What tells the rows of a table apart, in the tables whose numbers a prediction and a measurement can both give.
+KEYS: dict[str, tuple[str, ...]] = {
+    "memory_peak": ("rank", "pp", "dp", "tp", "category"),
+    "traffic": ("rank", "axis", "collective", "phase", "group"),
+}
+
+
+def beside(name: str, measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Two answers to one question, joined: for each number of the table `name` columns NAME_measured and NAME_predicted.
+
+    A row that only one of them has counts as 0 in the other.
+    """
+    keys = list(KEYS[name])
+    numbers = [column for column in SCHEMAS[name] if column not in ("source", *keys)]
+    sides = [side[keys + numbers] for side in (measured, predicted)]
+    joined = sides[0].merge(sides[1], on=keys, how="outer", suffixes=("_measured", "_predicted"), validate="one_to_one")
+    filled = {f"{column}_{side}": 0 for column in numbers for side in ("measured", "predicted")}
+    return joined.fillna(filled).astype(dict.fromkeys(filled, "int64"))
+
+
 def table(name: str, rows: list[dict[str, Any]], source: Source) -> pd.DataFrame:
     """Make the table `name` of `rows`, which give every column but `source`. Refuses a fraction where a whole number belongs."""
     columns = {}

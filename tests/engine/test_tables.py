@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, get_args
 
+import pandas as pd
 import pytest
 
-from engine.tables import CATEGORIES, SCHEMAS, Source, table
+from engine.tables import CATEGORIES, SCHEMAS, Source, beside, table
 from tests import check_run
 
 VALUES: dict[str, Any] = {"str": "x", "int64": 7, "float64": 0.5}
@@ -56,3 +57,26 @@ def test_a_row_that_lacks_a_column_is_refused() -> None:
 def test_what_is_no_whole_number_is_refused_where_one_belongs(value: Any) -> None:
     with pytest.raises((ValueError, TypeError, OverflowError)):
         table("steps", [row("steps") | {"step_ns": value}], "measured")
+
+
+def traffic_rows(*calls: tuple[int, str, int]) -> list[dict[str, Any]]:
+    """(rank, collective, payload) as rows that differ in nothing else."""
+    same = {"axis": "tp", "phase": "forward", "group": "0,1", "calls": 1, "wire_bytes": 0}
+    return [same | {"rank": rank, "collective": collective, "payload_bytes": size} for rank, collective, size in calls]
+
+
+def test_two_answers_stand_side_by_side_and_what_one_lacks_is_none_of_it() -> None:
+    measured = table("traffic", traffic_rows((0, "all_reduce", 8), (1, "all_reduce", 8)), "measured")
+    predicted = table("traffic", traffic_rows((0, "all_reduce", 6), (0, "all_gather", 4)), "formula")
+    joined = beside("traffic", measured, predicted)
+    pairs = {
+        (r, c): (m, p)
+        for r, c, m, p in joined[["rank", "collective", "payload_bytes_measured", "payload_bytes_predicted"]].to_numpy()
+    }
+    assert pairs == {(0, "all_gather"): (0, 4), (0, "all_reduce"): (8, 6), (1, "all_reduce"): (8, 0)}
+
+
+def test_rows_that_cannot_be_told_apart_are_refused() -> None:
+    twice = table("traffic", traffic_rows((0, "all_reduce", 8), (0, "all_reduce", 8)), "measured")
+    with pytest.raises(pd.errors.MergeError):
+        beside("traffic", twice, twice)

@@ -1,0 +1,69 @@
+"""Random specs that this machine can run: every family, schedule and lever, odd sizes included."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from engine.families import FAMILIES
+from engine.launch import limits
+from engine.schedule import SCHEDULES
+from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+
+MOST_RANKS = 8
+
+
+def specs(seed: int) -> Iterator[RunSpec]:
+    """Without end; the same for the same seed."""
+    draw = random.Random(seed)
+    while True:
+        try:
+            spec = _spec(draw)
+            limits.check(spec)
+        except RequestError:  # these choices do not go together: draw again
+            continue
+        if spec.layout.ranks <= MOST_RANKS:
+            yield spec
+
+
+def _spec(draw: random.Random) -> RunSpec:
+    heads = draw.choice((2, 4, 6, 8))
+    family = draw.choice(list(FAMILIES))
+    model: dict[str, Any] = {
+        "family": family,
+        "layers": draw.randint(1, 8),
+        "heads": heads,
+        "hidden": heads * draw.choice((8, 16, 32)),
+        "vocab": draw.randint(257, 1200),
+        "seq": draw.randint(4, 40) * 4,
+        "ffn": draw.choice((0, 0, 96, 240)),
+    }
+    if family == "llama":
+        model["kv_heads"] = draw.choice((0, 1, 2))
+    name = draw.choice(SCHEDULES)
+    dp, tp, pp = (draw.choice((1, 1, 2, 2, 3, 4)) for _ in range(3))
+    layout = LayoutSpec(
+        dp=dp,
+        tp=tp,
+        pp=pp,
+        schedule=name,
+        chunks=2 if name in V_SHAPED else draw.choice((2, 3)) if name == "interleaved" else 1,
+        zero=draw.choice((0, 1, 2, 3)) if dp > 1 else 0,
+        sequence_parallel=tp > 1 and draw.random() < 0.5,
+        recompute=draw.choice(("none", "selective", "full")),
+    )
+    precision = draw.choice(("fp32", "bf16"))
+    optimizer = draw.choice(("adamw", "adamw", "sgd"))
+    workload = WorkloadSpec(
+        steps=2,
+        microbatches=draw.randint(1, 8),
+        microbatch_size=draw.randint(1, 3),
+        precision=precision,
+        accumulate=draw.choice(("fp32", "bf16")) if precision == "bf16" else "fp32",
+        optimizer=optimizer,
+        momentum=draw.choice((0.0, 0.9)) if optimizer == "sgd" else 0.0,
+        seed=draw.randrange(1000),
+        time_limit=120.0,
+    )
+    return RunSpec(model=ModelSpec(**model), layout=layout, workload=workload)
