@@ -1,0 +1,281 @@
+"""The prediction, and once there is a run the measurement beside it: memory of every rank, and traffic by kind of call."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import altair as alt
+import pandas as pd
+
+from engine.tables import CATEGORIES, KV_CACHE, beside
+from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.look import Look
+from pages.charts.names import categories, phase
+from pages.charts.units import byte_unit, in_bytes, percent, significant
+from pages.charts.words import Words
+
+Measure = Literal["wire", "payload"]
+
+_ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
+MOST_BARS = 32  # ranks of which each has a bar; beyond, one bar stands for the equal ranks of a stage
+_CAPACITY_IN_SIGHT = 8.0  # the device's line is drawn where it is at most that many times as high as the highest bar
+_PALE = 0.45  # a prediction beside its measurement
+
+
+def memory(
+    measured: pd.DataFrame | None, predicted: pd.DataFrame, capacity: int | None, device: str, chosen: int | None, style: Look
+) -> Drawing:
+    """Stacked bars by category: each rank as predicted, and beside it, if there is a run, as measured with the signed error.
+
+    `capacity` of the device in bytes is a line, where it is in sight; `chosen` is the rank whose bar is outlined.
+    """
+    say, named = style.say, categories(style.say)
+    sources = {"measured": say("measured"), "formula": say("predicted")}
+    tables = [table for table in (measured, predicted) if table is not None]
+    rows = pd.concat(tables)[["source", "rank", "pp", "dp", "tp", "category", "bytes"]]
+    by_stage = rows["rank"].nunique() > MOST_BARS
+    if by_stage:
+        rows = rows[(rows["dp"] == 0) & (rows["tp"] == 0)]
+    totals = rows.groupby(["source", "rank"])["bytes"].sum()
+    unit = byte_unit(int(totals.max()))
+    rows = rows.assign(
+        amount=rows["bytes"] / unit.size,
+        order=rows["category"].map(_ORDER.index),
+        said=rows["category"].map(named),
+        by=rows["source"].map(sources),
+    )
+    labels = _labels(rows, by_stage, say)
+    x = alt.X("rank:O", axis=alt.Axis(title=_x_title(by_stage, say), labelAngle=0, labelExpr=labels))
+    inner = alt.XOffset("by:N", sort=list(sources.values()), scale=alt.Scale(paddingInner=0.06))
+    pale = (
+        alt.when(alt.datum.source == "formula").then(alt.value(_PALE if measured is not None else 1.0)).otherwise(alt.value(1.0))
+    )
+    picked = alt.selection_point(name="rank", fields=["rank"], on="click", toggle=False, clear=False)
+    bars = (
+        alt.Chart(rows[rows["bytes"] > 0])
+        .mark_bar(stroke=style.background, strokeWidth=0.6, cursor="pointer")
+        .encode(
+            x=x,
+            y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit.name), axis=alt.Axis(tickCount=5)),
+            color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), named)),
+            order=alt.Order("order:Q"),
+            opacity=pale,
+            tooltip=[
+                alt.Tooltip("rank:O", title=say("rank")),
+                alt.Tooltip("pp:O", title=say("stage")),
+                alt.Tooltip("by:N", title=say("source")),
+                alt.Tooltip("said:N", title=say("category")),
+                alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
+            ],
+        )
+        .add_params(picked)
+    )
+    tops = _tops(totals, sources, unit.size)
+    over = alt.Chart(tops)
+    outline = over.transform_filter(f"datum.rank == {-1 if chosen is None else chosen}").mark_bar(
+        filled=False, stroke=style.text, strokeWidth=2
+    )
+    words = over.mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
+    layers = [bars, outline.encode(x=x, y="amount:Q"), words.encode(x=x, y="amount:Q", text="text:N")]
+    if measured is not None:
+        layers = [bars.encode(xOffset=inner), outline.encode(x=x, y="amount:Q", xOffset=inner)]
+        layers.append(words.encode(x=x, y="amount:Q", text="text:N", xOffset=inner))
+    highest = float(tops["amount"].max())
+    line = capacity is not None and capacity / unit.size <= highest * _CAPACITY_IN_SIGHT
+    if capacity is not None and line:
+        layers += _capacity_line(capacity / unit.size, device, style)
+    title = _memory_title(totals, capacity, device, say)
+    reading = say("Each bar is one rank at the instant when it holds most.")
+    if by_stage:
+        reading = say("Each bar is one rank of a stage, whose other ranks are equal to it, at the instant when it holds most.")
+    if measured is not None:
+        reading += " " + say("Full bars were measured; pale ones beside them were predicted before, with the error above.")
+    if capacity is not None and not line:
+        reading += " " + say("The {device} has {size}, far above these bars.", device=device, size=in_bytes(capacity))
+    return Drawing(
+        subject=say("Memory of every rank"),
+        title=title,
+        reading=reading,
+        spec=finish(alt.layer(*layers).properties(height=300), style, title),
+        table=_memory_table(rows),
+    )
+
+
+def traffic(
+    measured: pd.DataFrame | None, predicted: pd.DataFrame, ranks: int, measure: Measure, rank: int | None, style: Look
+) -> Drawing:
+    """Bars by axis, collective and phase: the mean over all ranks, or one `rank`'s own; predicted, and measured beside it."""
+    say = style.say
+    column = f"{measure}_bytes"
+    both = beside("traffic", measured if measured is not None else predicted, predicted)
+    if rank is not None:
+        both, ranks = both[both["rank"] == rank], 1
+    numbers = [f"{number}_{side}" for number in (column, "calls") for side in ("measured", "predicted")]
+    rows = both.groupby(["axis", "collective", "phase"], as_index=False)[numbers].sum()
+    rows[numbers] = rows[numbers] / ranks
+    rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
+    rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
+    rows["name"] = rows["axis"] + " " + rows["collective"] + ", " + rows["phase"].map(lambda code: phase(code, say))
+    unit = byte_unit(float(rows[[f"{column}_measured", f"{column}_predicted"]].max().max()) if len(rows) else 0)
+    rows["measured"] = rows[f"{column}_measured"] / unit.size
+    rows["predicted"] = rows[f"{column}_predicted"] / unit.size
+    shown = "measured" if measured is not None else "predicted"
+    rows["said"] = [
+        say("{size} in {calls} calls", size=in_bytes(size), calls=significant(calls))
+        for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
+    ]
+    title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
+    y = alt.Y("name:N", sort=rows["name"].tolist(), title=None)
+    most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
+    x_title = say("wire bytes of a rank in one step ({unit})", unit=unit.name)
+    if measure == "payload":
+        x_title = say("payload bytes of a rank in one step ({unit})", unit=unit.name)
+    # Room at the right for the text that follows the longest bar.
+    scale = alt.Scale(domain=[0, 1.45 * most])
+    tooltip = [
+        alt.Tooltip("axis:N", title=say("axis")),
+        alt.Tooltip("collective:N", title=say("collective")),
+        alt.Tooltip("phase:N", title=say("phase")),
+        alt.Tooltip(f"{column}_predicted:Q", title=say("predicted bytes"), format=",.8~r"),
+        alt.Tooltip("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
+    ]
+    if measured is not None:
+        tooltip += [
+            alt.Tooltip(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
+            alt.Tooltip("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
+        ]
+    chart = alt.Chart(rows)
+    layers = [
+        chart.mark_bar().encode(
+            x=alt.X(f"{shown}:Q", title=x_title, scale=scale),
+            y=y,
+            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
+            tooltip=tooltip,
+        )
+    ]
+    if measured is not None:  # where the prediction is: a tick across the measured bar
+        layers.append(
+            chart.mark_tick(color=style.text, thickness=3, size=26).encode(
+                x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip
+            )
+        )
+    layers.append(
+        chart.mark_text(align="left", dx=8, fontSize=12, color=style.text).encode(
+            x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"
+        )
+    )
+    reading = say("Each bar is one kind of call, for one purpose: the mean over all ranks.")
+    if rank is not None:
+        reading = say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)
+    if measured is not None:
+        reading += " " + say("Bars were measured; the upright tick is what was predicted.")
+    return Drawing(
+        subject=say("Traffic by axis and collective"),
+        title=title,
+        reading=reading,
+        spec=finish(alt.layer(*layers).properties(height=max(60, 30 * len(rows))), style, title),
+        table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- memory
+
+
+def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.DataFrame:
+    """A row for each bar: where it ends, and what is written above it."""
+    tops = totals.reset_index(name="bytes")
+    tops["amount"], tops["by"] = tops["bytes"] / unit, tops["source"].map(sources)
+    measured = {rank: size for (source, rank), size in totals.items() if source == "measured"}
+    tops["text"] = [
+        error_of(size, measured[rank]) if source == "formula" and rank in measured else significant(size / unit)
+        for source, rank, size in zip(tops["source"], tops["rank"], tops["bytes"], strict=True)
+    ]
+    return tops
+
+
+def error_of(predicted: float, measured: float) -> str:
+    """The signed error of a prediction: "+0.12%", "−1.3%"; "±0" where it is exact."""
+    if predicted == measured:
+        return "±0"
+    share = predicted / measured - 1 if measured else 1.0
+    return f"{'+' if share > 0 else '−'}{abs(share):.2%}"
+
+
+def _capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
+    line = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
+    return [
+        line.mark_rule(color=style.orange, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
+        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange).encode(
+            y="amount:Q", x=alt.value("width"), text="text:N"
+        ),
+    ]
+
+
+def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say: Words) -> str:
+    predicted = totals["formula"]
+    fullest, most = int(predicted.idxmax()), int(predicted.max())
+    if "measured" in totals.index.get_level_values("source"):
+        measured = totals["measured"]
+        errors = (predicted / measured - 1).abs()
+        worst = int(errors.idxmax())
+        if errors.max() == 0:
+            return say(
+                "Rank {rank} is fullest: {most}; every rank as predicted, to the byte",
+                rank=measured.idxmax(),
+                most=in_bytes(measured.max()),
+            )
+        return say(
+            "Rank {rank} is fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
+            rank=int(measured.idxmax()),
+            most=in_bytes(int(measured.max())),
+            error=f"{errors.max():.2%}",
+            worst=worst,
+        )
+    if capacity is not None and most > capacity:
+        text = "Rank {rank} needs {most} and the {device} has {size}: it runs out of memory"
+        return say(text, rank=fullest, most=in_bytes(most), device=device, size=in_bytes(capacity))
+    if int(predicted.min()) == most:
+        return say("Every rank needs {most}", most=in_bytes(most))
+    ends = {"rank": fullest, "most": in_bytes(most), "least": in_bytes(int(predicted.min())), "other": int(predicted.idxmin())}
+    return say("Rank {rank} will be fullest: {most}, against {least} on rank {other}", **ends)
+
+
+def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
+    wide = rows.pivot_table(
+        index=["rank", "pp", "dp", "tp", "source"], columns="category", values="bytes", aggfunc="sum", sort=False
+    )
+    wide["total"] = wide.sum(axis=1)
+    return wide.reset_index().sort_values(["rank", "source"], kind="stable").rename_axis(columns=None)
+
+
+def _labels(rows: pd.DataFrame, by_stage: bool, say: Words) -> str:
+    """A Vega expression: the rank and beneath it its stage; where a bar stands for a stage, only that."""
+    stages = dict(zip(rows["rank"].astype(str), (say("stage {stage}", stage=pp) for pp in rows["pp"]), strict=True))
+    looked_up = f"{json.dumps(stages, ensure_ascii=False)}[datum.label]"
+    return looked_up if by_stage else f"[datum.label, {looked_up}]"
+
+
+def _x_title(by_stage: bool, say: Words) -> str:
+    return say("pipeline stage") if by_stage else say("rank, and its pipeline stage")
+
+
+# ---------------------------------------------------------------------------------------------------------------- traffic
+
+
+def _traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, column: str, rank: int | None, say: Words) -> str:
+    total = float(rows["predicted"].sum()) * unit
+    if not total:
+        return say("Nothing passes between ranks")
+    if both is not None:
+        numbers = [(f"{number}_measured", f"{number}_predicted") for number in (column, "calls")]
+        if all((both[one] == both[other]).all() for one, other in numbers):
+            return say("{size} a rank in a step: measured as predicted, to the byte and to the call", size=in_bytes(total))
+        wrong = int((both[numbers[0][0]] != both[numbers[0][1]]).sum())
+        return say.plural("{count} row differs from its prediction", "{count} rows differ from their prediction", wrong)
+    axes = rows.groupby("axis")["predicted"].sum()
+    share = percent(float(axes.max() / axes.sum()))
+    if rank is not None:
+        text = "{axis} carries {share} of the {size} of rank {rank} in a step"
+        return say(text, axis=axes.idxmax(), share=share, size=in_bytes(total), rank=rank)
+    return say("{axis} carries {share} of the {size} of a rank in a step", axis=axes.idxmax(), share=share, size=in_bytes(total))
