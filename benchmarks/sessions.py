@@ -2,8 +2,8 @@
 
     python -m benchmarks.sessions [--sessions 30] [--seconds 20]
 
-A server of its own, and clients that speak Streamlit's own protocol, so that no browser's work is in the figure. Prints the median
-and the 95th percentile over all moves, the first page's time, and the server's memory.
+A server of its own, and clients that speak Streamlit's own protocol, so that no browser's work is in the figure. Prints the
+median and the 95th percentile over all moves, the first page's time, and the server's memory.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from engine.schedule import plan
 from engine.spec import RunSpec
 from engine.tables import RunResult
 
-
 _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
 

@@ -9,9 +9,10 @@ import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE, beside
-from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
+from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
 
@@ -24,11 +25,16 @@ _PALE = 0.45  # a prediction beside its measurement
 
 
 def memory(
-    measured: pd.DataFrame | None, predicted: pd.DataFrame, capacity: int | None, device: str, chosen: int | None, style: Look
+    measured: pd.DataFrame | None,
+    predicted: pd.DataFrame,
+    capacity: int | None,
+    device: str,
+    style: Look,
+    roles: Roles | None = None,
 ) -> Drawing:
     """Stacked bars by category: each rank as predicted, and beside it, if there is a run, as measured with the signed error.
 
-    `capacity` of the device in bytes is a line, where it is in sight; `chosen` is the rank whose bar is outlined.
+    `capacity` of the device in bytes is a line, where it is in sight. With `roles`, the chosen rank is marked.
     """
     say, named = style.say, categories(style.say)
     sources = {"measured": say("measured"), "formula": say("predicted")}
@@ -45,22 +51,20 @@ def memory(
         said=rows["category"].map(named),
         by=rows["source"].map(sources),
     )
-    labels = _labels(rows, by_stage, say)
+    labels = _labels(rows, by_stage, roles, say)
     x = alt.X("rank:O", axis=alt.Axis(title=_x_title(by_stage, say), labelAngle=0, labelExpr=labels))
     inner = alt.XOffset("by:N", sort=list(sources.values()), scale=alt.Scale(paddingInner=0.06))
-    pale = (
-        alt.when(alt.datum.source == "formula").then(alt.value(_PALE if measured is not None else 1.0)).otherwise(alt.value(1.0))
-    )
-    picked = alt.selection_point(name="rank", fields=["rank"], on="click", toggle=False, clear=False)
+    beside_it = (rows["source"] == "formula") & (measured is not None)
+    rows["opaque"] = [opacity(rank, roles) * (_PALE if pale else 1.0) for rank, pale in zip(rows["rank"], beside_it, strict=True)]
     bars = (
         alt.Chart(rows[rows["bytes"] > 0])
-        .mark_bar(stroke=style.background, strokeWidth=0.6, cursor="pointer")
+        .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
             x=x,
             y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit.name), axis=alt.Axis(tickCount=5)),
             color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), named)),
             order=alt.Order("order:Q"),
-            opacity=pale,
+            opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
                 alt.Tooltip("rank:O", title=say("rank")),
                 alt.Tooltip("pp:O", title=say("stage")),
@@ -69,18 +73,18 @@ def memory(
                 alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
             ],
         )
-        .add_params(picked)
+        .add_params(rank_chooser())
     )
     tops = _tops(totals, sources, unit.size)
-    over = alt.Chart(tops)
-    outline = over.transform_filter(f"datum.rank == {-1 if chosen is None else chosen}").mark_bar(
-        filled=False, stroke=style.text, strokeWidth=2
-    )
-    words = over.mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
-    layers = [bars, outline.encode(x=x, y="amount:Q"), words.encode(x=x, y="amount:Q", text="text:N")]
-    if measured is not None:
-        layers = [bars.encode(xOffset=inner), outline.encode(x=x, y="amount:Q", xOffset=inner)]
-        layers.append(words.encode(x=x, y="amount:Q", text="text:N", xOffset=inner))
+    tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+    frames = alt.Chart(tops[tops["outline"] > 0]).mark_bar(fillOpacity=0, stroke=style.text)
+    words = alt.Chart(tops).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
+    drawn = [
+        bars,
+        frames.encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None)),
+        words.encode(x=x, y="amount:Q", text="text:N"),
+    ]
+    layers: list[alt.Chart] = [layer.encode(xOffset=inner) if measured is not None else layer for layer in drawn]
     highest = float(tops["amount"].max())
     line = capacity is not None and capacity / unit.size <= highest * _CAPACITY_IN_SIGHT
     if capacity is not None and line:
@@ -249,11 +253,13 @@ def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index().sort_values(["rank", "source"], kind="stable").rename_axis(columns=None)
 
 
-def _labels(rows: pd.DataFrame, by_stage: bool, say: Words) -> str:
-    """A Vega expression: the rank and beneath it its stage; where a bar stands for a stage, only that."""
-    stages = dict(zip(rows["rank"].astype(str), (say("stage {stage}", stage=pp) for pp in rows["pp"]), strict=True))
-    looked_up = f"{json.dumps(stages, ensure_ascii=False)}[datum.label]"
-    return looked_up if by_stage else f"[datum.label, {looked_up}]"
+def _labels(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> str:
+    """A Vega expression: the rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
+    lines = {}
+    for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
+        stage = say("stage {stage}", stage=pp)
+        lines[str(rank)] = [stage] if by_stage else [str(rank), stage, *([told(roles[rank], say)] if roles else [])]
+    return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
 
 
 def _x_title(by_stage: bool, say: Words) -> str:

@@ -40,7 +40,8 @@ def _part(name: str, terms: list[Term], measured: int | None, say: Words) -> str
         f"<td class='ss-math'>{escape(term.numbers)}</td><td>{term.value:,}</td></tr>"
         for term in sorted(terms, key=lambda term: -term.value)
     )
-    return f"<tbody><tr class='ss-part'><th scope='rowgroup' colspan='3'>{escape(name)}</th><td>{escape(said)}</td></tr>{rows}</tbody>"
+    head = f"<tr class='ss-part'><th scope='rowgroup' colspan='3'>{escape(name)}</th><td>{escape(said)}</td></tr>"
+    return f"<tbody>{head}{rows}</tbody>"
 
 
 def glossary(terms: Iterable[Term], symbols: Mapping[str, str], style: Look) -> str:

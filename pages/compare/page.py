@@ -8,13 +8,11 @@ import pandas as pd
 import streamlit as st
 
 from engine import store
-from engine.predict.run import predict, textbook_timeline
-from engine.schedule import in_flight
-from engine.spec import LayoutSpec, RequestError, RunSpec
+from engine.predict.run import textbook_timeline
+from engine.spec import RequestError, RunSpec
 from pages.charts import multiples, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.units import in_bytes, percent
 from pages.compare import columns, differences, sweep
 from pages.compare.columns import Column, Missing
 from pages.shared import drawing, form, links

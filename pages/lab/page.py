@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from engine.launch.queue import RunState
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError
 from pages.lab import preview, result
 from pages.shared import chosen, form, links, runbar
 from pages.shared.choice import Choice, read
@@ -30,23 +30,22 @@ def show(service: Service) -> None:
     assert choice
     chosen.whole_page()
     verdict = read(choice, service.texts)
-    problems = [] if isinstance(verdict, RunSpec) else verdict
     with st.sidebar:
-        form.draw(service.texts, problems)
+        form.draw(service.texts, [*verdict.problems, *verdict.refused])
         runbar.draw(service, verdict, found if isinstance(found, RunState) else None)
 
     if wrong := st.session_state.get(_BAD_LINK):
         st.warning(f"{say().sentence(wrong)} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
     st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
-    if isinstance(verdict, RunSpec):
-        preview.draw(verdict)
+    if verdict.spec is not None:
+        preview.draw(verdict.spec)
     else:
         st.info(
             say()("The ranks are drawn as soon as everything fits together: the form at the left says what does not."),
             icon=":material/rule:",
         )
-    _show_result(found, fits=isinstance(verdict, RunSpec))
+    _show_result(found, fits=verdict.runnable is not None)
 
 
 def _follow_link(service: Service, found: RunState | Path | None) -> None:

@@ -8,7 +8,8 @@ at once, with its default.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, get_args, get_origin
 
 from engine import catalog
@@ -180,11 +181,28 @@ _MAKERS: dict[str, Callable[[Choice, Texts], Any]] = {
 }
 
 
-def read(choice: Choice, texts: Texts) -> RunSpec | list[Problem]:
+@dataclass(frozen=True)
+class Verdict:
+    """What a choice comes to: a spec, or the problems that keep it from being one.
+
+    A spec can be predicted whatever its size; `refused` is why this machine cannot run it, if it cannot.
+    """
+
+    spec: RunSpec | None
+    problems: tuple[Problem, ...] = ()
+    refused: tuple[Problem, ...] = ()
+
+    @property
+    def runnable(self) -> RunSpec | None:
+        return None if self.refused else self.spec
+
+
+def read(choice: Choice, texts: Texts) -> Verdict:
     """The spec, or everything that keeps it from being one, with the changes that would help."""
     found = _problems(choice, texts)
     if found:
-        return [Problem(p.field, p.sentence, tuple(f for f in p.fixes if _helps(choice, p, f, found, texts))[:4]) for p in found]
+        helped = (replace(p, fixes=tuple(f for f in p.fixes if _helps(choice, p, f, found, texts))[:4]) for p in found)
+        return Verdict(None, tuple(helped))
     spec = RunSpec(
         model=choice.model(),
         layout=choice.layout(),
@@ -192,11 +210,33 @@ def read(choice: Choice, texts: Texts) -> RunSpec | list[Problem]:
         generate=choice.generate(),
         parity=choice["parity"],
     )
+    return Verdict(spec, refused=_refused(choice, spec, texts))
+
+
+def spec_of(choice: Choice, texts: Texts) -> RunSpec:
+    """The spec alone. Raises `RequestError` with the first thing that does not fit."""
+    verdict = read(choice, texts)
+    if verdict.spec is None:
+        raise RequestError(verdict.problems[0].sentence)
+    return verdict.spec
+
+
+def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]:
+    """Why this machine cannot run what fits together; the queue asks again when it is submitted."""
+    if choice.ranks > limits.MOST_RANKS:
+        told = sentence(
+            "{product} = {ranks} ranks; one machine runs at most {most}, and the prediction stands all the same",
+            product=" × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp")),
+            ranks=choice.ranks,
+            most=limits.MOST_RANKS,
+        )
+        smaller = (fix for fix in _fewer_ranks(choice) if not _problems(choice.having({fix.field: fix.value}), texts))
+        return (Problem("layout.dp", told, tuple(islice(smaller, 4))),)
     try:
-        limits.check(spec)  # the queue asks again when it is submitted
+        limits.check(spec)
     except RequestError as error:
-        return [Problem("model.layers", error.sentence)]
-    return spec
+        return (Problem("model.layers", error.sentence),)
+    return ()
 
 
 def _problems(choice: Choice, texts: Texts) -> list[Problem]:
@@ -212,15 +252,6 @@ def _problems(choice: Choice, texts: Texts) -> list[Problem]:
         unfit: list[Misfit] = misfits(model, layout, workload)
         unfit += generation_misfits(generate, model, layout, choice["parity"])
         found += [Problem(m.field, m.sentence, _fixes(choice, m.field, m.choices)) for m in unfit]
-    if choice.ranks > limits.MOST_RANKS:
-        product = " × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp"))
-        told = sentence(
-            "{product} = {ranks} ranks; one machine runs at most {most}",
-            product=product,
-            ranks=choice.ranks,
-            most=limits.MOST_RANKS,
-        )
-        found.append(Problem("layout.dp", told, _fewer_ranks(choice)))
     return found
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import streamlit as st
 
 from engine.launch.queue import RunState
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError
 from pages.charts.words import Words
 from pages.shared import form
-from pages.shared.choice import Problem, read
+from pages.shared.choice import Verdict, read
 from pages.shared.frame import say
 from pages.shared.service import Service
 
@@ -20,13 +20,13 @@ _SHARE = {"queued": 0.0, "starting": 0.0, "generating": 0.9, "tracing": 0.92, "p
 _STEPS_SHARE = 0.9
 
 
-def draw(service: Service, verdict: RunSpec | list[Problem], state: RunState | None) -> None:
+def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
     """`state` is that of the run that this session watches, if there is one."""
     with st.container(key="run_bar", gap="xsmall"):
         if state is not None and not state.finished:
             _watch(service, state.id)
             return
-        ranks = verdict.layout.ranks if isinstance(verdict, RunSpec) else 0
+        ranks = verdict.runnable.layout.ranks if verdict.runnable else 0
         label = say().plural("Run on {count} process", "Run on {count} processes", ranks) if ranks else say()("Run")
         st.button(
             label,
@@ -37,9 +37,9 @@ def draw(service: Service, verdict: RunSpec | list[Problem], state: RunState | N
             on_click=_start,
             args=(service,),
         )
-        if not isinstance(verdict, RunSpec):
-            told = say().sentence(verdict[0].sentence)
-            if more := len(verdict) - 1:
+        if problems := verdict.problems or verdict.refused:
+            told = say().sentence(problems[0].sentence)
+            if more := len(problems) - 1:
                 st.caption(say()("Cannot run yet: {sentence} (and {count} more).", sentence=told, count=more))
             else:
                 st.caption(say()("Cannot run yet: {sentence}.", sentence=told))
@@ -51,8 +51,8 @@ def _start(service: Service) -> None:
     form.touch()
     choice = form.held()
     assert choice
-    spec = read(choice, service.texts)
-    if isinstance(spec, RunSpec):
+    spec = read(choice, service.texts).runnable
+    if spec is not None:
         try:
             st.query_params[RUN] = service.queue.submit(spec)
         except RequestError as error:

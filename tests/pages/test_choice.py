@@ -18,11 +18,12 @@ def texts(tmp_path: Path) -> Texts:
 
 def problems(texts: Texts, **changes: Any) -> list[Problem]:
     verdict = read(Choice.default().having({k.replace("__", "."): v for k, v in changes.items()}), texts)
-    return [] if isinstance(verdict, RunSpec) else verdict
+    return [*verdict.problems, *verdict.refused]
 
 
 def test_a_choice_that_fits_is_the_spec(texts: Texts):
-    assert read(Choice.default(), texts) == RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2))
+    verdict = read(Choice.default(), texts)
+    assert verdict.runnable == verdict.spec == RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,14 @@ def test_every_fix_removes_its_problem_and_makes_no_other(texts: Texts, changes:
             assert {p.field for p in after} <= {p.field for p in before}
 
 
+@pytest.mark.parametrize("changes", [{"layout__dp": 16}, {"model__hidden": 16384, "model__layers": 96}])
+def test_what_this_machine_cannot_run_is_a_spec_all_the_same(texts: Texts, changes: dict[str, Any]):
+    verdict = read(Choice.default().having({k.replace("__", "."): v for k, v in changes.items()}), texts)
+    assert verdict.spec is not None
+    assert verdict.refused
+    assert verdict.runnable is None
+
+
 def test_a_saved_run_fills_the_form(texts: Texts):
     name = texts.keep(b"to be or not to be, " * 20)
     spec = RunSpec(
@@ -72,7 +81,7 @@ def test_a_saved_run_fills_the_form(texts: Texts):
         parity=True,
     )
     choice = Choice.of(spec, texts)
-    assert read(choice, texts) == spec
+    assert read(choice, texts).spec == spec
     assert (choice.model_name, choice["layout.split"], choice["workload.text"]) == ("gpt-small", "5,3", name)
 
 

@@ -1,0 +1,175 @@
+"""What a choice would cost, before anything runs: memory of every rank and traffic, each number one click from its formula."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from engine.devices import DEVICES
+from engine.predict.memory import SYMBOLS, memory
+from engine.predict.run import predict
+from engine.predict.traffic import terms as traffic_terms
+from engine.spec import RunSpec
+from engine.tables import RunResult
+from engine.topology import Mesh
+from pages.charts import beside, formula
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.names import action, categories, measures, phase
+from pages.charts.roles import Roles, roles_of
+from pages.charts.units import in_bytes
+from pages.shared import chosen, drawing
+from pages.shared.frame import say, view
+
+DEVICE, MEASURE = "device", "bytes"  # the link's parameters
+NO_DEVICE = "none"
+MEASURES: tuple[beside.Measure, ...] = ("wire", "payload")
+_DEFAULT_DEVICE = "rtx-4090"
+CHART_PX = 520  # two charts stand side by side where each has that much
+
+
+def draw(spec: RunSpec) -> None:
+    """Memory and traffic as the formulas have them."""
+    _charts(spec, None, "predicted")
+
+
+def draw_beside(spec: RunSpec, measured: RunResult) -> None:
+    """The same with what a run measured beside it. `measured` is a run of `spec`."""
+    _charts(spec, measured, "beside")
+
+
+def _charts(spec: RunSpec, measured: RunResult | None, key: str) -> None:
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    rank = chosen.rank(mesh)
+    device, measure = _linked_device(), _linked_measure()
+    peak = None if measured is None else measured.tables["memory_peak"]
+    passed = None if measured is None else measured.tables["traffic"]
+    with st.grid(columns=2, min_column_width=CHART_PX, gap="medium") as grid:
+        with grid.cell():
+            made = memory_chart(spec, peak, device, rank, view())
+            drawing.show(made, f"memory-{key}", lambda: _pick_device(key), on_rank=chosen.choose)
+            _unfold_memory(spec, peak, mesh, rank, key)
+        with grid.cell():
+            made = traffic_chart(spec, passed, measure, rank, view())
+            drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key))
+            _unfold_traffic(spec, rank, key)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def prediction(spec: RunSpec) -> RunResult:
+    return predict(spec)
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def memory_chart(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int | None, view: View) -> Drawing:
+    capacity = DEVICES[device].memory_bytes if device in DEVICES else None
+    predicted = prediction(spec).tables["memory_peak"]
+    return drawing.packed(beside.memory(measured, predicted, capacity, device, look(view), _roles(spec, rank)))
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def traffic_chart(spec: RunSpec, measured: pd.DataFrame | None, measure: beside.Measure, rank: int | None, view: View) -> Drawing:
+    predicted = prediction(spec).tables["traffic"]
+    return drawing.packed(beside.traffic(measured, predicted, spec.layout.ranks, measure, rank, look(view)))
+
+
+def _roles(spec: RunSpec, rank: int | None) -> Roles | None:
+    layout = spec.layout
+    return None if rank is None else roles_of(Mesh(layout.dp, layout.tp, layout.pp), rank)
+
+
+# --------------------------------------------------------------------------------------------------------- from the link
+
+
+def _linked_device() -> str:
+    named = st.query_params.get(DEVICE, _DEFAULT_DEVICE)
+    return named if named in DEVICES or named == NO_DEVICE else _DEFAULT_DEVICE
+
+
+def _linked_measure() -> beside.Measure:
+    return "payload" if st.query_params.get(MEASURE) == "payload" else "wire"
+
+
+def _pick_device(key: str) -> None:
+    """Whose capacity the memory chart shows."""
+    widget = f"lab/device/{key}"
+    st.session_state[widget] = _linked_device()
+    names = {NO_DEVICE: say()("no device")} | {name: name for name in DEVICES}
+    st.selectbox(
+        say()("Device"),
+        list(names),
+        key=widget,
+        format_func=names.__getitem__,
+        on_change=_to_link,
+        args=(DEVICE, widget, _DEFAULT_DEVICE),
+        label_visibility="collapsed",
+        width=150,
+    )
+
+
+def _pick_measure(key: str) -> None:
+    widget = f"lab/bytes/{key}"
+    st.session_state[widget] = _linked_measure()
+    named = measures(say())
+    st.segmented_control(
+        say()("Bytes"),
+        MEASURES,
+        key=widget,
+        format_func=named.__getitem__,
+        on_change=_to_link,
+        args=(MEASURE, widget, "wire"),
+        required=True,
+        label_visibility="collapsed",
+    )
+
+
+def _to_link(parameter: str, widget: str, default: str) -> None:
+    """Put a control's value into the link, where it differs from the default. A callback."""
+    value = st.session_state[widget]
+    if value == default:
+        st.query_params.pop(parameter, None)
+    else:
+        st.query_params[parameter] = value
+
+
+# ---------------------------------------------------------------------------------------------------------- the formulas
+
+
+def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, rank: int | None, key: str) -> None:
+    words, style = say(), look(view())
+    found = memory(spec)
+    fullest = max(found.peaks, key=lambda peak: sum(peak.bytes.values())).stage
+    shown = rank if rank is not None else fullest * mesh.dp * mesh.tp
+    peak = found.peaks[mesh.coordinate(shown).pp]
+    label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(sum(peak.bytes.values())))
+    with st.expander(
+        label, icon=":material/function:", key=f"unfold-memory-{key}", on_change="rerun", type="compact"
+    ) as unfolded:
+        if not unfolded.open:
+            return
+        st.caption(
+            words("At its peak, during {action}. Click another bar to see another rank.", action=action(peak.action, words))
+        )
+        own = None
+        if measured is not None:
+            mine = measured[measured["rank"] == shown]
+            own = dict(zip(mine["category"], mine["bytes"], strict=True))
+        st.html(formula.unfolded(peak.terms, categories(words), own, style))
+        st.html(formula.glossary([term for terms in peak.terms.values() for term in terms], SYMBOLS, style))
+
+
+def _unfold_traffic(spec: RunSpec, rank: int | None, key: str) -> None:
+    words, style = say(), look(view())
+    shown = rank or 0
+    label = words("The formula behind what rank {rank} hands over", rank=shown)
+    with st.expander(
+        label, icon=":material/function:", key=f"unfold-traffic-{key}", on_change="rerun", type="compact"
+    ) as unfolded:
+        if not unfolded.open:
+            return
+        st.caption(words("Payload bytes of one step, by axis and collective: calls times the size of the tensor handed over."))
+        found = traffic_terms(spec, shown)
+        names = {f"{axis} {collective} {code}": f"{axis} {collective}, {phase(code, words)}" for axis, collective, code in found}
+        parts = {f"{axis} {collective} {code}": terms for (axis, collective, code), terms in found.items()}
+        st.html(formula.unfolded(parts, names, None, style))
+        st.html(formula.glossary([term for terms in parts.values() for term in terms], SYMBOLS, style))
