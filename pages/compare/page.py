@@ -15,7 +15,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.compare import columns, differences, sweep
 from pages.compare.columns import Column, Missing
-from pages.shared import drawing, form, links
+from pages.shared import drawing, form, links, ways
 from pages.shared.frame import say, view
 from pages.shared.service import Service
 
@@ -163,12 +163,7 @@ def _buttons(service: Service, column: Column | Missing, items: Sequence[str], p
     words = say()
     with st.container(horizontal=True, gap="xsmall"):
         if isinstance(column, Column):
-            st.page_link(
-                service.pages["lab"],
-                label=words("Open in the Lab"),
-                icon=":material/science:",
-                query_params=_lab_link(service, column),
-            )
+            ways.link("lab", words("Open in the Lab"), "science", **_lab_link(service, column))
         if place:
             to_front = [column.item, *(item for item in items if item != column.item)]
             st.button(words("Compare with this"), key=f"compare/first/{place}", type="tertiary", on_click=_put, args=(to_front,))

@@ -1,0 +1,27 @@
+"""Ways from one page to another, within one session: the link they leave in the address bar can be shared as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from pages.shared.frame import LANG
+
+PageName = Literal["lab", "compare", "plan", "learn", "runs"]
+_PAGES = "ways/pages"
+
+
+def know(pages: Sequence[StreamlitPage]) -> None:
+    """Note the session's pages, by the end of their address."""
+    st.session_state[_PAGES] = {page.url_path or "lab": page for page in pages}
+
+
+def link(to: PageName, label: str, icon: str, disabled: bool = False, **parameters: str) -> None:
+    """A link to a page, with what its own link is to say. The language goes along."""
+    if LANG in st.query_params:
+        parameters[LANG] = st.query_params[LANG]
+    page = st.session_state[_PAGES][to]
+    st.page_link(page, label=label, icon=f":material/{icon}:", disabled=disabled, query_params=parameters)
