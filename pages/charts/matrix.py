@@ -140,7 +140,13 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, chos
     each = max(1, -(-count // 32))  # labels that fit along the side
     ticks = [i + 0.5 for i in range(0, count, each)]
     across = alt.Axis(
-        values=ticks, labelExpr=f"[{names}][floor(datum.value)]", grid=False, domain=False, ticks=False, labelAngle=0, orient="top"
+        values=ticks,
+        labelExpr=f"[{names}][floor(datum.value)]",
+        grid=False,
+        domain=False,
+        ticks=False,
+        labelAngle=0,
+        orient="top",
     )
     whose = say("rank") if count == mesh.size else say("ranks")
     domain = alt.Scale(domain=[0, count], nice=False)
