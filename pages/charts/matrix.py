@@ -82,8 +82,8 @@ def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, cho
             "to the first."
         ),
         "payload": say(
-            "What a rank hands to a collective is laid on the link to its next neighbour in the group, as a ring would send it; a "
-            "message counts once, where it is sent."
+            "What a rank hands to a collective is laid on the link to its next neighbour in the group, as a ring would send it; "
+            "a message counts once, where it is sent."
         ),
     }[measure]
     each = say("a rank")
@@ -152,7 +152,7 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, chos
     domain = alt.Scale(domain=[0, count], nice=False)
     x = alt.X("to:Q", scale=domain, axis=across, title=say("to {whose}", whose=whose))
     y = alt.Y("from:Q", scale=alt.Scale(domain=[0, count], nice=False, reverse=True), title=say("from {whose}", whose=whose))
-    y = y.axis(values=ticks, labelExpr=f"[{names}][floor(datum.value)]", grid=False)
+    y = y.axis(**named)
     tooltip = [alt.Tooltip("sender:N", title=say("from")), alt.Tooltip("receiver:N", title=say("to"))]
     tooltip.append(alt.Tooltip("exactly:N", title=say("in a step")))
     tooltip += [alt.Tooltip(f"{axis}:Q", title=say("{axis} (bytes)", axis=axis), format=",") for axis in AXES]
@@ -218,17 +218,11 @@ def _finding(sent: pd.DataFrame, measure: Measure, style: Look) -> str:
     say = style.say
     if not len(sent):
         return say("Nothing passes between ranks")
-    pairs = sent.groupby(["sender", "receiver"])["bytes"].sum()
-    sender, receiver = pairs.idxmax()
-    axis = sent.loc[sent["bytes"].idxmax(), "axis"]
-    alike = int((sent.loc[sent["axis"] == axis].groupby(["sender", "receiver"])["bytes"].sum() == pairs.max()).sum())
-    share = percent(alike * pairs.max() / pairs.sum())
+    pairs = sent.groupby(["sender", "receiver", "axis"], as_index=False)["bytes"].sum()
+    top = pairs.loc[pairs["bytes"].idxmax()]
+    alike = int(((pairs["bytes"] == top["bytes"]) & (pairs["axis"] == top["axis"])).sum())
+    found = {"size": in_bytes(top["bytes"]), "axis": top["axis"], "share": percent(alike * top["bytes"] / pairs["bytes"].sum())}
     if alike > 1:
-        return say(
-            "The {count} busiest links carry {size} each along {axis}: {share} of all bytes",
-            count=f"{alike:,}", axis=axis, size=in_bytes(pairs.max()), share=share,
-        )  # fmt: skip
-    return say(
-        "The busiest link is {sender} → {receiver}: {size} along {axis}, {share} of all bytes",
-        sender=sender, receiver=receiver, size=in_bytes(pairs.max()), axis=axis, share=share,
-    )  # fmt: skip
+        return say("The {count} busiest links carry {size} each along {axis}: {share} of all bytes", count=f"{alike:,}", **found)
+    of = {"sender": top["sender"], "receiver": top["receiver"]}
+    return say("The busiest link is {sender} → {receiver}: {size} along {axis}, {share} of all bytes", **of, **found)

@@ -1,7 +1,7 @@
 """One microbatch's way through a step, event by event: each pass, what it calls on other ranks for, each message, each update.
 
-What happens comes from the schedule, how many bytes from a traffic table, when from a table of spans or from a replay: of a run as
-it was measured, or of a layout that has not run yet, by its prediction.
+What happens comes from the schedule, how many bytes from a traffic table, when from a table of spans or from a replay: of a run
+as it was measured, or of a layout that has not run yet, by its prediction.
 """
 
 from __future__ import annotations

@@ -44,15 +44,13 @@ def _action(event: Event, spec: RunSpec, say: Words) -> str:
     elif action.kind == "B" and action.chunk == 0:
         told = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: the gradients of the weights.", **held)
     elif action.kind == "B":
-        told = say(
-            "Rank {rank} runs microbatch {microbatch} backward through {parts}: the gradients of input and weights.", **held
-        )
+        told = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: gradients of input and weights.", **held)
     elif action.kind == "I":
         told = say("Rank {rank} runs the first half of backward, of microbatch {microbatch} through {parts}: the input's "
                    "gradient, which the chunk before it waits for.", **held)  # fmt: skip
     else:
-        told = say("Rank {rank} runs the other half of backward, of microbatch {microbatch} through {parts}: the gradients of the "
-                   "weights, which nobody waits for until the step ends.", **held)  # fmt: skip
+        told = say("Rank {rank} runs the other half of backward, of microbatch {microbatch} through {parts}: the gradients of "
+                   "the weights, which nobody waits for until the step ends.", **held)  # fmt: skip
     if spec.layout.tp > 1:
         told += " " + say("It holds 1/{tp} of each layer's weights.", tp=spec.layout.tp)
     return told
@@ -88,7 +86,7 @@ def _message(event: Event, spec: RunSpec, say: Words) -> str:
     if action.flow == "activation":
         return say("Rank {rank} takes in the activations of microbatch {microbatch} from rank {peer} at stage {stage}.", **of)
     return say(
-        "Rank {rank} takes in the gradient of its output for microbatch {microbatch} from rank {peer} at stage {stage}.", **of
+        "Rank {rank} takes in the gradient of its output of microbatch {microbatch} from rank {peer} at stage {stage}.", **of
     )
 
 

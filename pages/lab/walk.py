@@ -14,8 +14,7 @@ from pages.charts.look import Look, lane, look
 from pages.charts.words import Words
 from pages.lab.events import Event, Way
 from pages.lab.sentences import headline, sentences
-from pages.shared import drawing
-from pages.shared.frame import say, view
+from pages.shared import drawing, frame
 
 WALK = "walk"  # the link's parameter: microbatch.event, or microbatch.event.replica.slice
 _MICROBATCH, _EVENT, _DP, _TP = "walk/microbatch", "walk/event", "walk/dp", "walk/tp"
@@ -45,23 +44,21 @@ def current(spec: RunSpec, events: Events) -> Step | None:
 
 def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
     """The event in words, and controls that go on to another. `in_units`: its times are the textbook's, nothing has run yet."""
-    words, step = say(), current(spec, events)
+    say, step = frame.say(), current(spec, events)
     walking = step is not None
     step = step or _step(spec, events, [0, 0, 0, 0])
     with st.container(key="walk", gap="xsmall"):
         named = {"microbatch": step.way.microbatch, "number": step.at + 1, "count": len(step.events)}
-        title = words("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, words), **named)
-        drawing.heading(words("Step through"), title)
-        st.html(_told(step, spec, words, look(view()), in_units))
-        _controls(spec, step, words)
-        st.html(_chips(step, words, look(view())))
-        more = words("As measured.") if not in_units else words("Nothing has run yet: times are the textbook's, bytes predicted.")
+        title = say("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, say), **named)
+        drawing.heading(say("Step through"), title)
+        st.html(_told(step, spec, say, look(frame.view()), in_units))
+        _controls(spec, step, say)
+        st.html(_chips(step, say, look(frame.view())))
+        more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
         if not walking:
-            more += " " + words("Press Next, and each event is marked in the charts as well.")
+            more += " " + say("Press Next, and each event is marked in the charts as well.")
         st.caption(
-            words(
-                "What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end."
-            )
+            say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
             + f" {more}"
         )
 
@@ -74,25 +71,25 @@ def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:
     return Step(way, min(at, len(found) - 1), found)
 
 
-def _controls(spec: RunSpec, step: Step, words: Words) -> None:
+def _controls(spec: RunSpec, step: Step, say: Words) -> None:
     """Widgets take their values from the link and write them back to it, so that it always says where the walk is."""
     last = len(step.events) - 1
     st.session_state.update({_MICROBATCH: step.way.microbatch, _DP: step.way.dp, _TP: step.way.tp, _EVENT: step.at + 1})
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.button(
-            words("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go, args=(step.way, step.at - 1),
+            say("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go, args=(step.way, step.at - 1),
             key="walk/previous", shortcut="Alt+Left",
         )  # fmt: skip
         st.button(
-            words("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == last, on_click=_go,
+            say("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == last, on_click=_go,
             args=(step.way, step.at + 1), key="walk/next", type="primary", shortcut="Alt+Right",
         )  # fmt: skip
         if last:
-            st.slider(words("Event"), 1, last + 1, key=_EVENT, on_change=_moved)
+            st.slider(say("Event"), 1, last + 1, key=_EVENT, on_change=_moved)
         for label, key, count in (
-            (words("Microbatch"), _MICROBATCH, spec.workload.microbatches),
-            (words("Replica (dp)"), _DP, spec.layout.dp),
-            (words("Slice (tp)"), _TP, spec.layout.tp),
+            (say("Microbatch"), _MICROBATCH, spec.workload.microbatches),
+            (say("Replica (dp)"), _DP, spec.layout.dp),
+            (say("Slice (tp)"), _TP, spec.layout.tp),
         ):
             if count > 1:
                 st.selectbox(label, range(count), key=key, on_change=_moved, width=120)
@@ -107,25 +104,25 @@ def _moved() -> None:
     _go(Way(held.get(_MICROBATCH, 0), held.get(_DP, 0), held.get(_TP, 0)), held.get(_EVENT, 1) - 1)
 
 
-def _told(step: Step, spec: RunSpec, words: Words, style: Look, in_units: bool) -> str:
+def _told(step: Step, spec: RunSpec, say: Words, style: Look, in_units: bool) -> str:
     """The sentences: the first large, the others beneath. Read aloud when they change."""
-    first, *others = sentences(step.event, spec, words, in_units)
+    first, *others = sentences(step.event, spec, say, in_units)
     rest = f"<span>{escape(' '.join(others))}</span>" if others else ""
     return f'<div class="ss-told" role="status" style="--stage:{_colour(step.event, style)}"><p>{escape(first)}</p>{rest}</div>'
 
 
-def _chips(step: Step, words: Words, style: Look) -> str:
+def _chips(step: Step, say: Words, style: Look) -> str:
     """The events in a row, in the colours of the timeline, with the one that is told marked; of many, those around it."""
     first = max(0, min(step.at - _CHIPS // 2, len(step.events) - _CHIPS))
     shown = step.events[first : first + _CHIPS]
     chips = []
     for i, event in enumerate(shown, first):
         here = ' aria-current="step"' if i == step.at else ""
-        text = escape(headline(event, words))
+        text = escape(headline(event, say))
         chips.append(f'<li style="--stage:{_colour(event, style)}"{here}>{text}</li>')
     before = "<li>…</li>" if first else ""
     after = "<li>…</li>" if first + len(shown) < len(step.events) else ""
-    label = escape(words("Events of this microbatch"))
+    label = escape(say("Events of this microbatch"))
     return f'<ol class="ss-walk" start="{first + 1}" aria-label="{label}">{before}{"".join(chips)}{after}</ol>'
 
 
