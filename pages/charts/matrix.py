@@ -139,15 +139,8 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, chos
     names = ", ".join(f"'{block.name}'" for block in rows)
     each = max(1, -(-count // 32))  # labels that fit along the side
     ticks = [i + 0.5 for i in range(0, count, each)]
-    across = alt.Axis(
-        values=ticks,
-        labelExpr=f"[{names}][floor(datum.value)]",
-        grid=False,
-        domain=False,
-        ticks=False,
-        labelAngle=0,
-        orient="top",
-    )
+    named: dict[str, Any] = {"values": ticks, "labelExpr": f"[{names}][floor(datum.value)]", "grid": False}
+    across = alt.Axis(**named, domain=False, ticks=False, labelAngle=0, orient="top")
     whose = say("rank") if count == mesh.size else say("ranks")
     domain = alt.Scale(domain=[0, count], nice=False)
     x = alt.X("to:Q", scale=domain, axis=across, title=say("to {whose}", whose=whose))
