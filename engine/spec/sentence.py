@@ -19,9 +19,7 @@ class Sentence(str):
 
 def sentence(template: str, **values: Any) -> Sentence:
     """`template` with `values` put in where it has their names in braces. Write it as one literal: that is a catalog's key."""
-    made = Sentence(template.format(**values))
-    made.template, made.values = template, values
-    return made
+    return _made(template, values)
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -44,4 +42,10 @@ def unpacked(carried: Any) -> Any:
     """What `packed` made, as the sentence it was."""
     if not isinstance(carried, dict):
         return carried
-    return sentence(carried["template"], **{name: unpacked(value) for name, value in carried["values"].items()})
+    return _made(carried["template"], {name: unpacked(value) for name, value in carried["values"].items()})
+
+
+def _made(template: str, values: dict[str, Any]) -> Sentence:
+    made = Sentence(template.format(**values))
+    made.template, made.values = template, values
+    return made

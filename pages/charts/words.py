@@ -20,6 +20,7 @@ from engine.spec import Sentence
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
+SOURCE_LANGUAGE: Language = "en"  # in which the messages stand in the code
 LOCALE = Path(__file__).parents[1] / "locale"
 DOMAIN = "shardscope"
 
@@ -55,7 +56,7 @@ class Words:
 @cache
 def words(language: Language) -> Words:
     """The catalog of a language is read once; English is what stands in the code."""
-    return Words(language, NullTranslations() if language == "en" else _catalog(language))
+    return Words(language, NullTranslations() if language == SOURCE_LANGUAGE else _catalog(language))
 
 
 def _catalog(language: Language) -> NullTranslations:
