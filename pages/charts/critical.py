@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pandas as pd
 
 from engine.summary import WORK
 from engine.topology import Mesh
+
+
+class _Pass(NamedTuple):
+    label: int  # of its row in the table
+    rank: int
+    kind: str
+    chunk: int
+    microbatch: int
+    start: int
+    end: int
 
 
 def critical_path(spans: pd.DataFrame, mesh: Mesh) -> set[int]:
@@ -15,23 +27,34 @@ def critical_path(spans: pd.DataFrame, mesh: Mesh) -> set[int]:
     ranks of other slices and replicas lie inside passes and are not told apart.
     """
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
-    if work.empty:
+    fields = (work[c] for c in ("rank", "kind", "chunk", "microbatch", "start_ns", "end_ns"))
+    every = [_Pass(*row) for row in zip(work.index, *fields, strict=True)]
+    if not every:
         return set()
-    per_stage = mesh.dp * mesh.tp
-    last = int(work["end_ns"].idxmax())
-    work = work[work["rank"] % per_stage == work.at[last, "rank"] % per_stage].sort_values("start_ns", kind="stable")
-    before = dict(zip(work.index, work.index.to_series().groupby(work["rank"]).shift(fill_value=-1), strict=True))
-    passes = {(r.kind, r.chunk, r.microbatch): r.Index for r in work.itertuples()}
-    ends, found, at = work["end_ns"].to_dict(), set(), last
-    while at != -1:
-        found.add(at)
-        kind, chunk, microbatch = work.loc[at, ["kind", "chunk", "microbatch"]]
-        makers = {"F": [("F", chunk - 1)], "B": _back(chunk), "I": _back(chunk), "W": [("I", chunk)]}[kind]
-        given = [passes[k, c, microbatch] for k, c in makers if (k, c, microbatch) in passes]
-        at = max((i for i in (before[at], *given) if i != -1 and i not in found), key=ends.__getitem__, default=-1)
-    return found
+    last, per_stage = max(every, key=lambda p: p.end), mesh.dp * mesh.tp
+    mine = sorted((p for p in every if p.rank % per_stage == last.rank % per_stage), key=lambda p: p.start)
+    before: dict[int, _Pass] = {}
+    latest: dict[int, _Pass] = {}
+    for p in mine:
+        if p.rank in latest:
+            before[p.label] = latest[p.rank]
+        latest[p.rank] = p
+    made = {(p.kind, p.chunk, p.microbatch): p for p in mine}
+
+    found, at = {last.label}, last
+    while True:
+        given = [made[kind, chunk, at.microbatch] for kind, chunk in _makers(at) if (kind, chunk, at.microbatch) in made]
+        ahead = [p for p in (*given, *([before[at.label]] if at.label in before else [])) if p.label not in found]
+        if not ahead:
+            return found
+        at = max(ahead, key=lambda p: p.end)
+        found.add(at.label)
 
 
-def _back(chunk: int) -> list[tuple[str, int]]:
-    """What a backward pass goes on from: the next chunk's, and its own forward."""
-    return [("B", chunk + 1), ("I", chunk + 1), ("F", chunk)]
+def _makers(of: _Pass) -> list[tuple[str, int]]:
+    """(kind, chunk) of the passes that a pass takes something from."""
+    if of.kind == "F":
+        return [("F", of.chunk - 1)]
+    if of.kind == "W":
+        return [("I", of.chunk)]
+    return [("B", of.chunk + 1), ("I", of.chunk + 1), ("F", of.chunk)]

@@ -14,7 +14,9 @@ from pages.charts.look import Look, lane
 from pages.charts.names import columns, lanes
 from pages.charts.units import Unit
 
-MARKED = {"marked": ("row", "start_ns", "end_ns")}  # the data set whose bars are framed, and its columns
+MARKED: dict[str, tuple[str, ...]] = {
+    "marked": ("row", "start_ns", "end_ns")
+}  # the data set whose bars are framed, and its columns
 BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # what `chart` needs
 # A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
 _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
@@ -39,7 +41,7 @@ class _Bar(NamedTuple):
 
 def chart(
     bars: pd.DataFrame, rows: list[Row], clock: Unit, time: alt.Axis, style: Look, window: tuple[float, float] | None = None
-) -> alt.LayerChart:
+) -> Any:
     """Bars on pale tracks, with text in those that have room for it. `bars` has the columns of `BARS`, and may have cpu_ns.
 
     The track of a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
@@ -55,7 +57,7 @@ def chart(
     y = alt.Y("row:N", sort=keys, title=None, scale=alt.Scale(domain=keys), axis=axis)
 
     track = alt.Chart(pd.DataFrame({"row": [row.key for row in rows if not row.heading], "start": first, "end": last}))
-    at = {"height": thick.height, "yOffset": thick.below, "clip": True}
+    at: dict[str, Any] = {"height": thick.height, "yOffset": thick.below, "clip": True}
     every = _coloured(alt.Chart(drawn), x, y, style, drawn)
     compute = every.transform_filter("datum.lane == 'compute'")
     layers: list[Any] = [
@@ -63,18 +65,16 @@ def chart(
         compute.mark_bar(stroke=style.background, strokeWidth=0.8, **at),
     ]
     if thin:
-        layers.append(
-            every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True)
-        )
+        layers.append(every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True))
     if drawn["critical"].any():
         path = alt.Chart(drawn[drawn["critical"]][["row", "start", "end"]]).encode(x=x, x2=end, y=y)
-        layers.append(path.mark_bar(filled=False, stroke=style.text, strokeWidth=1.6, tooltip=None, **at))
+        layers.append(path.mark_bar(filled=False, stroke=style.text, strokeWidth=1.6, tooltip=None, aria=False, **at))
     layers += [_labels(drawn, y, thick, style), _marked(x, y, clock, style)]
     zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
     return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(rows))
 
 
-def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> alt.LayerChart:
+def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> Any:
     """The whole step at a glance: how busy each row is in each small part of it. A part can be brushed, as `window`.
 
     Rows are put together where there are more than 12 of them.
@@ -170,7 +170,9 @@ def _marked(x: Any, y: Any, clock: Unit, style: Look) -> Any:
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter("isValid(datum.row)")
         .transform_calculate(start=f"datum.start_ns / {clock.size}", end=f"datum.end_ns / {clock.size}")
-        .mark_bar(filled=False, stroke=style.text, strokeWidth=3.5, height=29, cornerRadius=3, clip=True, tooltip=None)
+        .mark_bar(
+            filled=False, stroke=style.text, strokeWidth=3.5, height=29, cornerRadius=3, clip=True, tooltip=None, aria=False
+        )
         .encode(x=x, x2="end:Q", y=y)
     )
 

@@ -36,6 +36,7 @@ class Panel:
     bubble: float  # of total time
     makespan: float  # of forward and backward
     table: pd.DataFrame
+    stages: int
 
     @property
     def of_ideal(self) -> float:
@@ -144,7 +145,7 @@ def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words) -> Panel:
         row=[row_key("measured", rank) for rank in spans["rank"]], critical=spans.index.isin(list(path))
     )
     makespan = float(work["end_ns"].max() - work["start_ns"].min())
-    return Panel("measured", rows, bars, measured_bubble(spans, mesh), makespan, spans.drop(columns="source"))
+    return Panel("measured", rows, bars, measured_bubble(spans, mesh), makespan, spans.drop(columns="source"), mesh.pp)
 
 
 def replayed_panel(
@@ -183,7 +184,7 @@ def replayed_panel(
     table = bars.drop(columns=["lane", "row"]).rename(columns={"start_ns": "start", "end_ns": "end"})
     table.insert(0, "stage", [t.stage for t in shown])
     rows = [Row(row_key(kind, stage), label) for stage, label in enumerate(labels)]
-    return Panel(kind, rows, bars, bubble(timed, len(names)), makespan * unit_ns, table)
+    return Panel(kind, rows, bars, bubble(timed, len(names)), makespan * unit_ns, table, len(names))
 
 
 def row_key(kind: Kind, index: int) -> str:
@@ -223,22 +224,16 @@ def _found(panel: Panel, say: Words, units: bool, slowed: Slowed | None, named: 
     found = {"share": percent(panel.bubble), "makespan": makespan, "ideal": percent(panel.of_ideal)}
     if named:
         return say("{name}: bubble {share} of {makespan}", name=kinds(say)[panel.kind], **found)
-    if len(panel.rows) == 1:
-        return say("One stage, so no bubble")
-    if slowed is not None and panel.kind != "measured":
+    if slowed is not None and panel.kind != "measured" and panel.stages > 1:
         slow = {"stage": slowed.stage, "factor": significant(slowed.factor), "before": percent(slowed.bubble)}
         return say(
-            "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan}; without, {before}", **slow, **found
+            "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan}; without, {before}",
+            **slow,
+            **found,
         )
-    if panel.kind == "measured" and panel.rows and _one_stage(panel):
+    if panel.stages == 1:
         return say("One stage, so no bubble: {share} of {makespan} is between passes", **found)
     return say("The bubble takes {share} of {makespan}, or {ideal} of the ideal time", **found)
-
-
-def _one_stage(panel: Panel) -> bool:
-    """Whether no measured pass belongs to a second stage: all ranks then run the same chunks."""
-    chunks = panel.bars.loc[panel.bars["kind"].isin(WORK)].groupby("row")["chunk"].unique()
-    return len({tuple(sorted(found)) for found in chunks}) == 1
 
 
 def _reading(panel: Panel, say: Words, units: bool) -> str:
@@ -254,7 +249,7 @@ def _reading(panel: Panel, say: Words, units: bool) -> str:
         )
     parts = [say("Each row is a stage: F and B are the forward and backward pass of a microbatch, 1 and 2 units of time.")]
     if not units:
-        parts = [say("Textbook: the same with a forward pass of 1 and a backward pass of 2 units, which add up to the same work.")]
+        parts = [say("Textbook: the same with a forward pass of 1 and a backward pass of 2 units, adding up to the same work.")]
     if "W" in set(panel.bars["kind"]):
         parts.append(say("I and W are the two halves of B, 1 unit each."))
     if panel.bars["chunk"].nunique() > len(panel.rows):
@@ -272,7 +267,7 @@ def _on_every_timeline(say: Words) -> list[str]:
 
 
 def _within(bars: pd.DataFrame, window: Window | None) -> tuple[pd.DataFrame, float | None]:
-    """At most `MAX_BARS` bars, from the window's start on, and up to when they reach; all of them and None if they are not more."""
+    """At most `MAX_BARS` bars, from the window's start on, and up to when they reach; all and None if they are not more."""
     if len(bars) <= MAX_BARS:
         return bars, None
     ordered = bars.sort_values("start_ns", kind="stable")
