@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from pages.charts.drawing import colours
+from pages.charts.drawing import colours, rank_chooser
 from pages.charts.look import Look, lane
 from pages.charts.names import columns, lanes
 from pages.charts.units import Unit
@@ -42,9 +42,10 @@ class _Bar(NamedTuple):
 def chart(
     bars: pd.DataFrame, rows: list[Row], clock: Unit, time: alt.Axis, style: Look, window: tuple[float, float] | None = None
 ) -> Any:
-    """Bars on pale tracks, with text in those that have room for it. `bars` has the columns of `BARS`, and may have cpu_ns.
+    """Bars on pale tracks, with text in those that have room for it.
 
-    The track of a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
+    `bars` has the columns of `BARS`, and may have cpu_ns. With rank and opaque, a click on a bar chooses its rank. The track of
+    a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
     Bars with `critical` are outlined.
     """
     drawn = _drawn(bars, rows, clock, style)
@@ -64,6 +65,8 @@ def chart(
         track.mark_bar(color=style.faint, **at).encode(x=x, x2=end, y=y),
         compute.mark_bar(stroke=style.background, strokeWidth=0.8, **at),
     ]
+    if "rank" in drawn:
+        layers[1] = layers[1].add_params(rank_chooser())
     if thin:
         layers.append(every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True))
     if drawn["critical"].any():
@@ -136,6 +139,8 @@ def _drawn(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> pd.
     )
     if "cpu_ns" in bars:
         drawn["cpu"] = bars["cpu_ns"] / clock.size
+    if "rank" in bars:
+        drawn["rank"], drawn["opaque"] = bars["rank"], bars["opaque"].fillna(1.0)
     return drawn
 
 
@@ -144,6 +149,8 @@ def _coloured(base: Any, x: Any, y: Any, style: Look, drawn: pd.DataFrame) -> An
     tooltip = [alt.Tooltip("who:N", title=called["row"])]
     tooltip += [alt.Tooltip(f"{c}:N", title=called[c]) for c in ("kind", "microbatch", "chunk")]
     tooltip += [alt.Tooltip(f"{c}:Q", title=called[c], format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
+    if "rank" in drawn:
+        base = base.encode(opacity=alt.Opacity("opaque:Q", scale=None))
     return base.encode(
         x=x,
         x2="end:Q",

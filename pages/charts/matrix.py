@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from engine.topology import AXES, Mesh
-from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import Look
+from pages.charts.roles import Roles
 from pages.charts.traffic import Measure
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 
@@ -67,15 +68,18 @@ def links(traffic: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     return sent.groupby(["sender", "receiver", "axis"], as_index=False)[["bytes", "calls"]].sum()
 
 
-def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, chosen: int | None = None) -> Drawing:
-    """A cell for each sender (row) and receiver (column): colour is the axis, strength the bytes. `chosen` marks a rank."""
+def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
+    """A cell for each sender (row) and receiver (column): colour is the axis, strength the bytes.
+
+    With `roles`, the row and the column of the chosen rank are framed.
+    """
     say = style.say
     rows = blocks(mesh, style)
     sent = links(traffic, measure)
     cells = _cells(sent, rows, style)
     title = _finding(sent, measure, style)
     pixels = max(17, min(44, 620 // len(rows))) * len(rows) if len(rows) <= MOST_ROWS else 11 * len(rows)
-    chart = _chart(cells, rows, mesh, style, chosen).properties(height=max(180, min(pixels, 640)))
+    chart = _chart(cells, rows, mesh, style, roles).properties(height=max(180, min(pixels, 640)))
     rule = {
         "wire": say(
             "A collective is counted as a ring: all that a rank sends goes to its next neighbour in the group, the last one's "
@@ -134,7 +138,7 @@ def _cells(sent: pd.DataFrame, rows: list[Block], style: Look) -> pd.DataFrame:
     return cells
 
 
-def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, chosen: int | None) -> Any:
+def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, roles: Roles | None) -> Any:
     say, count = style.say, len(rows)
     names = ", ".join(f"'{block.name}'" for block in rows)
     each = max(1, -(-count // 32))  # labels that fit along the side
@@ -156,7 +160,6 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, chos
         .encode(x=x, x2="x2:Q", y=y, y2="y2:Q")
     ]
     ends = cells.assign(x2=cells["to"] + 1, y2=cells["from"] + 1)
-    pick = alt.selection_point(name="chosen", fields=["rank"], empty=False, toggle=False)
     layers.append(
         alt.Chart(ends)
         .mark_rect(stroke=style.background, strokeWidth=1 if count > _WRITTEN_UP_TO else 2, cursor="pointer")
@@ -169,7 +172,7 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, chos
             fillOpacity=alt.FillOpacity("strength:Q", scale=None),
             tooltip=tooltip,
         )
-        .add_params(pick)
+        .add_params(rank_chooser())
     )
     if count <= _WRITTEN_UP_TO:
         dense = f"datum.strength > {_DENSE}"
@@ -183,8 +186,8 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, chos
                 color=alt.condition(dense, alt.value(style.on_colour), alt.value(style.text)),
             )
         )
-    if chosen is not None:
-        layers.append(_mark(chosen, rows, x, y, style))
+    if roles:
+        layers.append(_frames(roles, rows, x, y, style))
     return alt.layer(*layers)
 
 
@@ -196,13 +199,14 @@ def _squares(rows: list[Block], mesh: Mesh) -> pd.DataFrame:
     return pd.DataFrame({"from": starts, "to": starts, "x2": ends, "y2": ends})
 
 
-def _mark(chosen: int, rows: list[Block], x: Any, y: Any, style: Look) -> Any:
-    """A frame around the chosen rank's row and one around its column."""
+def _frames(roles: Roles, rows: list[Block], x: Any, y: Any, style: Look) -> Any:
+    """One around the chosen rank's row, one around its column."""
+    chosen = next(rank for rank, role in roles.items() if role == "self")
     at = next(i for i, block in enumerate(rows) if block.first <= chosen <= block.last)
     frames = [(at, at + 1, 0, len(rows)), (0, len(rows), at, at + 1)]
     return (
         alt.Chart(pd.DataFrame(frames, columns=["from", "y2", "to", "x2"]))
-        .mark_rect(filled=False, stroke=style.text, strokeWidth=1.5)
+        .mark_rect(filled=False, stroke=style.text, strokeWidth=2, tooltip=None, aria=False)
         .encode(x=x, x2="x2:Q", y=y, y2="y2:Q")
     )
 

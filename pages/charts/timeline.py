@@ -18,6 +18,7 @@ from pages.charts.drawing import Drawing, finish
 from pages.charts.lanes import BARS, MARKED, Row, chart
 from pages.charts.lanes import overview as lanes_overview
 from pages.charts.look import MAX_BARS, Look
+from pages.charts.roles import Roles, opacity, told
 from pages.charts.units import Unit, in_time, percent, significant, time_unit
 from pages.charts.words import Words
 
@@ -59,12 +60,13 @@ class Slowed(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------- drawings
 
 
-def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, window: Window | None = None) -> Drawing:
+def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None = None, window: Window | None = None) -> Drawing:
     """One row a rank: its actions as thick bars, and beneath them its collectives and transfers as thin ones.
 
-    Above `MAX_BARS` bars only those in `window` (ns), or else the first part of the step, are drawn.
+    Above `MAX_BARS` bars only those in `window` (ns), or else the first part of the step, are drawn. With `roles`, the chosen
+    rank and its peers are named in their rows, and the others are pale.
     """
-    return draw([measured_panel(spans, mesh, style.say)], style, window)
+    return draw([measured_panel(spans, mesh, style.say, roles)], style, window)
 
 
 def textbook(
@@ -129,7 +131,7 @@ def overview(panel: Panel, style: Look) -> Drawing | None:
 # ----------------------------------------------------------------------------------------------------------------- panels
 
 
-def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words) -> Panel:
+def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words, roles: Roles | None = None) -> Panel:
     """A row a rank. Idle is what its passes leave of its pipeline's time."""
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
     pipeline = work["rank"] % (mesh.dp * mesh.tp)
@@ -139,10 +141,14 @@ def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words) -> Panel:
     for rank in range(mesh.size):
         idle = percent(1 - busy[rank] / whole[rank % (mesh.dp * mesh.tp)]) if rank in busy.index else "–"
         label = say("rank {rank} · stage {stage} · idle {idle}", rank=rank, stage=mesh.coordinate(rank).pp, idle=idle)
+        if roles and roles[rank] != "none":
+            label = f"{label} · {told(roles[rank], say)}"
         rows.append(Row(row_key("measured", rank), label))
     path = critical_path(spans, mesh)
-    bars = spans[["lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "cpu_ns"]].assign(
-        row=[row_key("measured", rank) for rank in spans["rank"]], critical=spans.index.isin(list(path))
+    bars = spans[["rank", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "cpu_ns"]].assign(
+        row=[row_key("measured", rank) for rank in spans["rank"]],
+        critical=spans.index.isin(list(path)),
+        opaque=[opacity(rank, roles) for rank in spans["rank"]],
     )
     makespan = float(work["end_ns"].max() - work["start_ns"].min())
     return Panel("measured", rows, bars, measured_bubble(spans, mesh), makespan, spans.drop(columns="source"), mesh.pp)
