@@ -86,7 +86,7 @@ def draw(panels: list[Panel], style: Look, window: Window | None = None, slowed:
     every = pd.concat([panel.bars for panel in panels], ignore_index=True)
     bars, until = _within(every, window)
     end = max(panel.end for panel in panels)
-    clock = Unit(say("units"), 1) if units else time_unit(end)
+    clock = clock_of(panels[0], say) if units else time_unit(end)
     shown = None if until is None else (window[0] if window else 0.0, until)
     title = " · ".join(_found(panel, say, units, slowed, named=not alone) for panel in panels)
     axis = {
@@ -116,12 +116,16 @@ def _headings(panel: Panel, say: Words) -> list[Row]:
     return [Row(panel.kind, kinds(say)[panel.kind].upper(), heading=True)]
 
 
+def clock_of(panel: Panel, say: Words) -> Unit:
+    """The unit that a panel's time is shown in when it stands alone."""
+    return Unit(say("units"), 1) if panel.kind == "textbook" else time_unit(panel.end)
+
+
 def overview(panel: Panel, style: Look) -> Drawing | None:
     """The whole step in one strip, where a part can be brushed; None where all bars are drawn anyway."""
     if len(panel.bars) <= MAX_BARS:
         return None
-    say, units = style.say, panel.kind == "textbook"
-    clock = Unit(say("units"), 1) if units else time_unit(panel.end)
+    say, clock = style.say, clock_of(panel, style.say)
     title = say("{count} bars are too many to draw at once", count=f"{len(panel.bars):,}")
     reading = say("The darker, the busier. Drag over a part of the step, and it is drawn beneath; a double click lets go.")
     spec = finish(lanes_overview(panel.bars, panel.rows, clock, style), style, title)

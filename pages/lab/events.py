@@ -6,29 +6,34 @@ as it was measured, or of a layout that has not run yet, by its prediction.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from engine.predict.buckets import parts
+from engine.predict.calls import wire_bytes
+from engine.predict.traffic import data_parallel, pipeline, tensor_parallel
 from engine.schedule import Action, Schedule, Timed, plan
 from engine.spec import RunSpec
 from engine.topology import Coordinate, Mesh
 
 _BACKWARD = ("B", "I", "W")
-_PASSES = ("F", *_BACKWARD)
 _ENDS = ("tie", "step", "gather")  # one action of its own for each of these phases
 _MESSAGES = ("send", "recv")
+
+Counts = NDArray[np.int64]  # (3,): calls, payload bytes, wire bytes
 
 
 @dataclass(frozen=True)
 class Passed:
     """What one event hands to others through one kind of call: `calls` of them, and their bytes together, on one rank.
 
-    `exact` is False where a rank holds several chunks and the table gives only their sum: the parts are then by calls.
+    `exact` is False where a schedule splits backward, and tables give only the sum of both halves: parts are then by calls.
     """
 
     axis: str
@@ -107,6 +112,20 @@ def _order(schedule: Schedule, microbatch: int) -> Iterator[tuple[int, Action]]:
         yield from sorted(found, key=lambda at: (-at[1].chunk, at[0]))  # gradients are whole at the end first
 
 
+def _by_chunk(spec: RunSpec, stage: int) -> dict[tuple[int, str, str, str, int], Counts]:
+    """(chunk, axis, collective, phase, other stage of a message) → calls, payload and wire bytes of a rank's step, predicted."""
+    found: dict[tuple[int, str, str, str, int], Counts] = {}
+    degrees = {"dp": spec.layout.dp, "tp": spec.layout.tp, "pp": 2}
+    for part in (p for p in parts(spec.model, spec.layout) if p.stage == stage):
+        for call in chain.from_iterable(purpose(spec, part) for purpose in (tensor_parallel, pipeline, data_parallel)):
+            other = -1 if call.between is None else sum(call.between) - stage
+            wire = wire_bytes(call.collective, call.payload_bytes, degrees[call.axis])
+            more = call.calls * np.array([1, call.payload_bytes, wire], dtype="int64")
+            key = (part.index, call.axis, call.collective, call.phase, other)
+            found[key] = found.get(key, np.zeros(3, dtype="int64")) + more
+    return found
+
+
 class _Rank:
     """One rank of the way: what of its tables belongs to which of its actions."""
 
@@ -122,7 +141,9 @@ class _Rank:
     ) -> None:
         self.spec, self.mesh, self.at, self.rank = spec, mesh, at, mesh.rank(at)
         self.actions = schedule.stages[at.pp]
-        self.chunks = sum(stage == at.pp for stage in schedule.placement)
+        self.held = [chunk for chunk, stage in enumerate(schedule.placement) if stage == at.pp]
+        self.chunks = len(self.held)
+        self.predicted = _by_chunk(spec, at.pp) if self.chunks > 1 else {}
         self.times: dict[Action, tuple[float, float]] = {a: t for (stage, a), t in replayed.items() if stage == at.pp}
         self.calls: dict[tuple[Action, str], list[tuple[float, float]]] = {}
         if spans is not None:
@@ -180,41 +201,60 @@ class _Rank:
     def _share(self, row: Any) -> None:
         """Give each action its part of one row of the traffic table. The parts add up to the row."""
         group = tuple(int(member) for member in row.group.split(","))
-        weights = self._weights(row, group)
-        total = sum(weights.values())
-        if not total:
-            return
-        before = np.zeros(3, dtype="int64")
+        named = (row.axis, row.collective, row.phase)
         whole = np.array([row.calls, row.payload_bytes, row.wire_bytes], dtype="int64")
-        come = 0
-        for action, weight in weights.items():
-            come += weight
-            until = whole * come // total  # so that what is cut off here is there in a later part
-            calls, payload, wire = (int(n) for n in until - before)
-            before = until
-            alike = self.chunks == 1 or weight == total or (row.collective in _MESSAGES and not self.spec.model.parts.encoder)
-            exact = alike and not (whole * weight % total).any()
-            if calls or payload:
-                part = Passed(row.axis, row.collective, row.phase, group, calls, payload, wire, exact)
-                self.shares.setdefault(action, []).append(part)
+        for chunk, amount, certain in self._by_chunk(row, group, whole):
+            weights = {action: weight for action, weight in self._weights(row, group, chunk).items() if weight}
+            known = certain and len({action.kind for action in weights}) == 1
+            total, before, come = sum(weights.values()), np.zeros(3, dtype="int64"), 0
+            for action, weight in weights.items():
+                come += weight
+                until = amount * come // total if total else before  # what is cut off here is there in a later part
+                calls, payload, wire = (int(n) for n in until - before)
+                before = until
+                if calls or payload:
+                    even = len(set(weights.values())) == 1 and not (amount * weight % total).any()
+                    part = Passed(*named, group, calls, payload, wire, known and even)
+                    self.shares.setdefault(action, []).append(part)
 
-    def _weights(self, row: Any, group: tuple[int, ...]) -> dict[Action, int]:
-        """The actions that a row's calls belong to, and their parts of it."""
-        if row.collective in _MESSAGES:
-            flow = "activation" if row.phase == "forward" else "gradient"
-            peer = next(r for r in group if r != self.rank)
-            stage = self.mesh.coordinate(peer).pp
-            return {a: 1 for a in self.actions if (a.kind, a.flow, a.peer) == (row.collective, flow, stage)}
+    def _by_chunk(self, row: Any, group: tuple[int, ...], whole: Counts) -> list[tuple[int, Counts, bool]]:
+        """(chunk, its part of the row, whether that is certain). What the row adds up is known from the prediction, by chunk.
+
+        Where a chunk's part is not predicted, as in a table from elsewhere, its layers decide.
+        """
+        if self.chunks == 1 or row.phase in _ENDS:
+            return [(self.held[0], whole, True)]
+        peer = next((r for r in group if r != self.rank), self.rank)
+        between = self.mesh.coordinate(peer).pp if row.collective in _MESSAGES else -1
+        found = [
+            (c, self.predicted.get((c, row.axis, row.collective, row.phase, between), np.zeros_like(whole))) for c in self.held
+        ]
+        if np.array_equal(np.sum([amount for _, amount in found], axis=0), whole):
+            return [(chunk, amount, True) for chunk, amount in found]
+        layers = self.spec.layout.chunk_layers(self.spec.model.layers)
+        ends = np.cumsum([max(1, layers[c]) for c in self.held])
+        parts = np.diff([whole * int(end) // int(ends[-1]) for end in (0, *ends)], axis=0)
+        return [(chunk, amount, False) for chunk, amount in zip(self.held, parts, strict=True)]
+
+    def _weights(self, row: Any, group: tuple[int, ...], chunk: int) -> dict[Action, int]:
+        """The chunk's actions that a row's calls belong to, and their parts of it."""
         if row.phase in _ENDS:
             return {a: 1 for a in self.actions if a.kind == row.phase}
-        kinds = ("F",) if row.phase == "forward" else _BACKWARD
-        passes = [a for a in self.actions if a.kind in kinds]
+        mine = [a for a in self.actions if a.chunk == chunk]
+        if row.collective in _MESSAGES:
+            flow = "activation" if row.phase == "forward" else "gradient"
+            stage = self.mesh.coordinate(next(r for r in group if r != self.rank)).pp
+            return {a: 1 for a in mine if (a.kind, a.flow, a.peer) == (row.collective, flow, stage)}
         if self._once(row):
-            return self._by_reduction(row.collective, passes)
-        if not self.calls:
-            return {a: self._layers(a.chunk) for a in passes if a.kind != "W"}
+            return {a: 1 for a in mine if a.kind == "reduce"}
+        passes = [a for a in mine if a.kind in (("F",) if row.phase == "forward" else _BACKWARD)]
+        if not any(a.kind == "W" for a in passes):
+            return dict.fromkeys(passes, 1)  # every microbatch does the same
         counted = {a: self._counted(row, a, passes) for a in passes}
-        return counted if any(counted.values()) else {a: self._layers(a.chunk) for a in passes if a.kind != "W"}
+        if any(counted.values()):
+            return counted
+        late = row.axis == "dp" and row.collective == "reduce_scatter"
+        return {a: 1 for a in passes if (a.kind == "W") == late}
 
     def _once(self, row: Any) -> bool:
         """Below ZeRO 2 gradients are added up once a step, over the replicas and, of what tp does not cut, over its slices."""
@@ -222,35 +262,18 @@ class _Rank:
         over_tp = layout.sequence_parallel and row.axis == "tp" and row.collective == "all_reduce"
         return row.phase == "backward" and layout.zero < 2 and (row.axis == "dp" or over_tp)
 
-    def _by_reduction(self, collective: str, passes: list[Action]) -> dict[Action, int]:
-        """The chunks' reductions, by the calls that the last backward of each made beyond those that every backward makes."""
-        beyond = Counter({a.chunk: 0 for a in passes})
-        for a in passes:
-            beyond[a.chunk] += len(self.calls.get((a, collective), [])) - self._usual(collective, a, passes)
-        even = not any(beyond.values())
-        return {a: self._layers(a.chunk) if even else beyond[a.chunk] for a in self.actions if a.kind == "reduce"}
-
     def _counted(self, row: Any, action: Action, passes: list[Action]) -> int:
-        """Calls of one pass along the row's axis. On tp and pp all microbatches make the same; what is more is dp's."""
-        usual = self._usual(row.collective, action, passes)
-        if row.axis != "dp" or self.mesh.tp == 1:
-            return usual if row.axis != "dp" else len(self.calls.get((action, row.collective), []))
-        return len(self.calls.get((action, row.collective), [])) - (usual if self._both(row.collective) else 0)
+        """Calls that one half of a split backward was seen to make along the row's axis; a span does not tell its axis.
 
-    def _both(self, collective: str) -> bool:
-        """Whether passes call it along tp as well as along dp, which happens where both are sharded."""
-        return self.spec.layout.sequence_parallel and collective in ("all_gather", "reduce_scatter")
-
-    def _usual(self, collective: str, action: Action, passes: list[Action]) -> int:
-        """The fewest calls that any microbatch's pass of this kind through this chunk makes.
-
-        W fetches the input's parts again over tp and scatters nothing there: what a W scatters are gradients, over dp.
+        Along tp all microbatches make the same calls, so the fewest; what is more is dp's. W scatters nothing over tp: what it
+        scatters are gradients, over dp.
         """
-        if action.kind == "W" and collective == "reduce_scatter":
-            return 0
-        alike = (a for a in passes if (a.kind, a.chunk) == (action.kind, action.chunk))
-        return min(len(self.calls.get((a, collective), [])) for a in alike)
-
-    def _layers(self, chunk: int) -> int:
-        """A chunk's part where nothing was counted: its layers, and one for what holds none."""
-        return max(1, self.spec.layout.chunk_layers(self.spec.model.layers)[chunk])
+        every = len(self.calls.get((action, row.collective), []))
+        both = self.spec.layout.sequence_parallel and row.collective in ("all_gather", "reduce_scatter")
+        alike = (a for a in passes if a.kind == action.kind)
+        usual = min(len(self.calls.get((a, row.collective), [])) for a in alike)
+        if action.kind == "W" and row.collective == "reduce_scatter":
+            usual = 0
+        if row.axis == "dp":
+            return every - usual if both and self.mesh.tp > 1 else every
+        return usual

@@ -40,7 +40,7 @@ def show(service: Service) -> None:
     st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
     if isinstance(verdict, RunSpec):
-        preview.draw(verdict)
+        preview.draw(verdict, measured=isinstance(found, Path) or _SHOWN in st.session_state)
     else:
         st.info(
             say()("The ranks are drawn as soon as everything fits together: the form at the left says what does not."),

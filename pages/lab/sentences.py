@@ -26,7 +26,7 @@ def sentences(event: Event, spec: RunSpec, say: Words, in_units: bool = False) -
     else:
         what = [_action(event, spec, say)]
         if event.passed is not None:
-            what.append(_message_bytes(event.passed, say))
+            what.append(say("The message is {size}.", size=in_bytes(event.passed.payload_bytes)))
     return [part for part in (*what, _when(event, say, in_units)) if part]
 
 
@@ -152,16 +152,9 @@ def purpose(calls: Passed, spec: RunSpec, say: Words) -> str:
 def _bytes(calls: Passed, say: Words) -> str:
     sizes = {"payload": in_bytes(calls.payload_bytes), "wire": in_bytes(calls.wire_bytes)}
     if not calls.exact:
-        return say("About {payload} of payload together, {wire} on the wire: the table tells the sum of this rank's chunks, of "
-                   "which this is the part by calls.", **sizes)  # fmt: skip
+        return say("About {payload} of payload together, {wire} on the wire: both halves of backward are counted together, and "
+                   "this is the part by calls.", **sizes)  # fmt: skip
     return say("{payload} of payload together; in a ring this rank sends {wire}.", **sizes)
-
-
-def _message_bytes(calls: Passed, say: Words) -> str:
-    size = in_bytes(calls.payload_bytes)
-    if calls.exact:
-        return say("The message is {size}.", size=size)
-    return say("The message is about {size}: the table tells the sum of this rank's chunks.", size=size)
 
 
 def _when(event: Event, say: Words, in_units: bool) -> str:

@@ -20,6 +20,7 @@ from pages.charts.roles import roles_of
 from pages.charts.timeline import Panel, Slowed, Window
 from pages.charts.words import Words
 from pages.lab.events import Event
+from pages.lab.saved import load
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 from pages.shared.pointing import pointed
@@ -186,7 +187,7 @@ def _stages(layout: LayoutSpec, say: Words) -> list[str]:
 
 def marks(panels: list[Panel], event: Event, mesh: Mesh) -> dict[str, list[dict[str, Any]]]:
     """The bars to frame: in the measured rows where the event is, in the others where its action is."""
-    found = []
+    found: list[dict[str, Any]] = []
     for panel in panels:
         if panel.kind == "measured":
             if event.start is not None:
@@ -196,7 +197,8 @@ def marks(panels: list[Panel], event: Event, mesh: Mesh) -> dict[str, list[dict[
         bars, action = panel.bars, event.action
         same = (bars["row"] == timeline.row_key(panel.kind, event.stage)) & (bars["kind"] == action.kind)
         same &= (bars["chunk"] == action.chunk) & (bars["microbatch"] == action.microbatch)
-        found += bars.loc[same, ["row", "start_ns", "end_ns"]].to_dict("records")
+        rows = bars.loc[same, ["row", "start_ns", "end_ns"]].itertuples(index=False)
+        found += [{"row": row, "start_ns": start, "end_ns": end} for row, start, end in rows]
     return {"marked": found}
 
 

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import streamlit as st
 
 from engine.spec import RunSpec
+from engine.topology import Mesh
 from pages.charts.look import Look, lane, look
 from pages.charts.words import Words
 from pages.lab.events import Event, Way
 from pages.lab.sentences import headline, sentences
-from pages.shared import drawing, frame
+from pages.shared import chosen, drawing, frame
 
 WALK = "walk"  # the link's parameter: microbatch.event, or microbatch.event.replica.slice
 _MICROBATCH, _EVENT, _DP, _TP = "walk/microbatch", "walk/event", "walk/dp", "walk/tp"
@@ -52,7 +53,7 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
         title = say("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, say), **named)
         drawing.heading(say("Step through"), title)
         st.html(_told(step, spec, say, look(frame.view()), in_units))
-        _controls(spec, step, say)
+        _controls(spec, events, step, say)
         st.html(_chips(step, say, look(frame.view())))
         more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
         if not walking:
@@ -71,37 +72,43 @@ def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:
     return Step(way, min(at, len(found) - 1), found)
 
 
-def _controls(spec: RunSpec, step: Step, say: Words) -> None:
+def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
     """Widgets take their values from the link and write them back to it, so that it always says where the walk is."""
     last = len(step.events) - 1
     st.session_state.update({_MICROBATCH: step.way.microbatch, _DP: step.way.dp, _TP: step.way.tp, _EVENT: step.at + 1})
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.button(
-            say("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go, args=(step.way, step.at - 1),
-            key="walk/previous", shortcut="Alt+Left",
+            say("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go,
+            args=(spec, events, *step.way, step.at - 1), key="walk/previous", shortcut="P",
         )  # fmt: skip
         st.button(
             say("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == last, on_click=_go,
-            args=(step.way, step.at + 1), key="walk/next", type="primary", shortcut="Alt+Right",
+            args=(spec, events, *step.way, step.at + 1), key="walk/next", type="primary", shortcut="N",
         )  # fmt: skip
         if last:
-            st.slider(say("Event"), 1, last + 1, key=_EVENT, on_change=_moved)
+            st.slider(say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events))
         for label, key, count in (
             (say("Microbatch"), _MICROBATCH, spec.workload.microbatches),
             (say("Replica (dp)"), _DP, spec.layout.dp),
             (say("Slice (tp)"), _TP, spec.layout.tp),
         ):
             if count > 1:
-                st.selectbox(label, range(count), key=key, on_change=_moved, width=120)
+                st.selectbox(label, range(count), key=key, on_change=_moved, args=(spec, events), width=120)
 
 
-def _go(way: Way, at: int) -> None:
-    st.query_params[WALK] = f"{way.microbatch}.{at}" + (f".{way.dp}.{way.tp}" if way.dp or way.tp else "")
+def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: int) -> None:
+    """Put the event into the link, and choose its rank, so that all charts show it."""
+    step = _step(spec, events, [microbatch, at, dp, tp])
+    way = step.way
+    st.query_params[WALK] = f"{way.microbatch}.{step.at}" + (f".{way.dp}.{way.tp}" if way.dp or way.tp else "")
+    if chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)) != step.event.rank:
+        chosen.choose(step.event.rank)
 
 
-def _moved() -> None:
-    held = st.session_state
-    _go(Way(held.get(_MICROBATCH, 0), held.get(_DP, 0), held.get(_TP, 0)), held.get(_EVENT, 1) - 1)
+def _moved(spec: RunSpec, events: Events) -> None:
+    """A slider or a list was moved: they hold where to go."""
+    microbatch, dp, tp, number = (st.session_state.get(key, 0) for key in (_MICROBATCH, _DP, _TP, _EVENT))
+    _go(spec, events, microbatch, dp, tp, max(0, number - 1))
 
 
 def _told(step: Step, spec: RunSpec, say: Words, style: Look, in_units: bool) -> str:

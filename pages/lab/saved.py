@@ -1,0 +1,22 @@
+"""Saved runs, read once for all sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from engine import store
+from engine.spec import RequestError, sentence
+from engine.tables import RunResult
+
+_NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps")
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def load(folder: Path) -> RunResult:
+    """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
+    result = store.load(folder)
+    if missing := [name for name in _NEEDED if name not in result.tables]:
+        raise RequestError(sentence("{name} is not whole: it lacks {missing}", name=folder.name, missing=", ".join(missing)))
+    return result
