@@ -27,9 +27,14 @@ class Drawing:
     table: pd.DataFrame
 
 
-def finish(chart: alt.TopLevelMixin, style: Look, title: str) -> dict[str, Any]:
-    """Altair's chart as a plain Vega-Lite spec with the settings that all charts share."""
+def finish(chart: alt.TopLevelMixin, style: Look, title: str, marks: dict[str, tuple[str, ...]] | None = None) -> dict[str, Any]:
+    """Altair's chart as a plain Vega-Lite spec with the settings that all charts share.
+
+    `marks` names data sets, and their columns, that are empty until a page points at something: see `pointed`.
+    """
     spec: dict[str, Any] = chart.to_dict()
+    for name, columns in (marks or {}).items():
+        spec["datasets"][name] = [dict.fromkeys(columns)]  # one row of nothing, so that its columns are known
     spec["config"] = config(style)
     # As wide as where it stands, as high as its content: "fit" would squeeze the rows when there is a legend.
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}

@@ -17,6 +17,9 @@ from pages.charts.units import Unit, byte_unit, in_bytes, significant, time_unit
 from pages.charts.words import Words
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
+_MARKED: dict[str, tuple[str, ...]] = {
+    "marked": ("t_ns", "end_ns")
+}  # the data set of the time that a page points at, and its columns
 
 
 def peak(memory_peak: pd.DataFrame, style: Look, roles: Roles | None = None) -> Drawing:
@@ -109,9 +112,13 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
     top = totals.idxmax()
     doing = action(mine.loc[mine["t_ns"] == top, "action"].iloc[0], say)
     title = say("Rank {rank} peaks at {most} during {action}", rank=rank, most=in_bytes(totals.max()), action=doing)
+    highest = float(mine.loc[mine["t_ns"] == top, "t_ns"].iloc[0])
+    summit = _summit(
+        highest / clock.size, totals.max() / size.size, in_bytes(totals.max()), mine["t_ns"].max() / clock.size, style
+    )
     chart = alt.vconcat(
-        (areas + _pointer(mine, clock, style)).properties(height=236),
-        _strip(mine, clock, style).properties(height=22),
+        alt.layer(areas, _band(clock, style), *summit, _pointer(mine, clock, style)).properties(height=236),
+        alt.layer(_strip(mine, clock, style), _band(clock, style)).properties(height=22),
         spacing=4,
     ).resolve_scale(x="shared", color="independent")
     return Drawing(
@@ -120,9 +127,40 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         reading=say(
             "Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then."
         ),
-        spec=finish(chart, style, title),
+        spec=finish(chart, style, title, _MARKED),
         table=_wide(mine, ["t_ns", "action"]),
     )
+
+
+def marks(memory_curve: pd.DataFrame, rank: int, doing: str) -> dict[str, list[dict[str, int]]]:
+    """Where a rank's curve is while it does `doing`, an action as the table writes it; nothing where that is not told."""
+    mine = memory_curve.loc[memory_curve["rank"] == rank, ["t_ns", "action"]].sort_values("t_ns", kind="stable")
+    first = mine.loc[mine["action"].ne(mine["action"].shift())]
+    ends = first["t_ns"].shift(-1, fill_value=mine["t_ns"].max())
+    same = first["action"] == doing
+    return {"marked": [{"t_ns": a, "end_ns": b} for a, b in zip(first.loc[same, "t_ns"], ends[same], strict=True)]}
+
+
+def _band(clock: Unit, style: Look) -> Any:
+    """Over the time that the page points at. The data set is empty until it does."""
+    return (
+        alt.Chart(alt.NamedData(name="marked"))
+        .transform_filter("isValid(datum.t_ns)")
+        .transform_calculate(time=f"datum.t_ns / {clock.size}", end=f"datum.end_ns / {clock.size}")
+        .mark_rect(fill=style.text, fillOpacity=0.12, stroke=style.text, strokeWidth=2, tooltip=None, aria=False)
+        .encode(x=alt.X("time:Q"), x2="end:Q")
+    )
+
+
+def _summit(time: float, amount: float, said: str, end: float, style: Look) -> list[Any]:
+    """The instant at which the rank held most, and how much."""
+    at = pd.DataFrame({"time": [time], "amount": [amount], "said": [style.say("peak {size}", size=said)]})
+    base = alt.Chart(at).encode(x="time:Q", y="amount:Q")
+    beside: dict[str, Any] = {"align": "right", "dx": -8} if time > end / 2 else {"align": "left", "dx": 8}
+    return [
+        base.mark_point(shape="triangle-down", filled=True, size=90, color=style.text, yOffset=-7, tooltip=None),
+        base.mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text, tooltip=None, **beside).encode(text="said:N"),
+    ]
 
 
 def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:

@@ -1,8 +1,10 @@
-"""When each rank computes, and when it talks: measured, or as the textbook draws it."""
+"""When each rank computes, and when it talks: measured, projected on devices of its own, or as the textbook draws it."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import altair as alt
 import pandas as pd
@@ -11,193 +13,277 @@ from engine.schedule import Timed, bubble
 from engine.summary import WORK
 from engine.summary import bubble as measured_bubble
 from engine.topology import Mesh
-from pages.charts.drawing import Drawing, colours, finish, rank_chooser
-from pages.charts.look import MAX_BARS, Look, lane
-from pages.charts.names import columns, lanes
+from pages.charts.critical import critical_path
+from pages.charts.drawing import Drawing, finish
+from pages.charts.lanes import BARS, MARKED, Row, chart
+from pages.charts.lanes import overview as lanes_overview
+from pages.charts.look import MAX_BARS, Look
 from pages.charts.roles import Roles, opacity, told
-from pages.charts.units import in_time, percent, time_unit
+from pages.charts.units import Unit, in_time, percent, significant, time_unit
 from pages.charts.words import Words
 
-# A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
-_HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
-
-_PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # of a stage's chunks, so that neighbours differ
-
-
-class _Bar(NamedTuple):
-    """Height of a bar, and how far below the middle of its row it lies, in pixels."""
-
-    height: int
-    below: int
+Kind = Literal["measured", "projected", "textbook"]
+KINDS: tuple[Kind, ...] = ("measured", "projected", "textbook")
+Window = tuple[float, float]
 
 
-def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None = None) -> Drawing:
+@dataclass(frozen=True)
+class Panel:
+    """One account of a step: its rows, its bars (the columns of `lanes.BARS`, in ns or in units), and what it comes to."""
+
+    kind: Kind
+    rows: list[Row]
+    bars: pd.DataFrame
+    bubble: float  # of total time
+    makespan: float  # of forward and backward
+    table: pd.DataFrame
+    stages: int
+
+    @property
+    def of_ideal(self) -> float:
+        """Idle time as a share of busy time."""
+        return self.bubble / (1 - self.bubble)
+
+    @property
+    def end(self) -> float:
+        return float(self.bars["end_ns"].max())
+
+
+class Slowed(NamedTuple):
+    """A stage that was slowed by hand, and the bubble without that."""
+
+    stage: int
+    factor: float
+    bubble: float
+
+
+# --------------------------------------------------------------------------------------------------------------- drawings
+
+
+def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None = None, window: Window | None = None) -> Drawing:
     """One row a rank: its actions as thick bars, and beneath them its collectives and transfers as thin ones.
 
-    Above `MAX_BARS` bars only the first part of the step is drawn. With `roles`, the chosen rank and its peers are named in
-    their rows, and the others are pale.
+    Above `MAX_BARS` bars only those in `window` (ns), or else the first part of the step, are drawn. With `roles`, the chosen
+    rank and its peers are named in their rows, and the others are pale.
     """
-    say, named = style.say, lanes(style.say)
-    rows, until = first_window(spans)
-    names = [say("rank {rank} · stage {stage}", rank=rank, stage=mesh.coordinate(rank).pp) for rank in range(mesh.size)]
-    if roles:
-        names = [" · ".join(filter(None, (name, told(roles[rank], say)))) for rank, name in enumerate(names)]
-    clock = time_unit(rows["end_ns"].max())
-    drawn = pd.DataFrame(
-        {
-            "row": rows["rank"].map(names.__getitem__),
-            "rank": rows["rank"],
-            "opaque": [opacity(rank, roles) for rank in rows["rank"]],
-            "start": rows["start_ns"] / clock.size,
-            "end": rows["end_ns"] / clock.size,
-            "duration": (rows["end_ns"] - rows["start_ns"]) / clock.size,
-            "cpu": rows["cpu_ns"] / clock.size,
-            "what": rows["kind"].map(lane).map(named),
-            "lane": rows["lane"],
-            "kind": rows["kind"],
-            "microbatch": _microbatches(rows, otherwise=say("none")),
-            "chunk": rows["chunk"],
-            "turn": _turns(rows["rank"], rows["chunk"]),
-            "label": _labels(rows),
-        }
-    )
-    reading = [
-        say(
-            "Each row is a rank: thick bars compute, with their microbatch; thin bars beneath are collectives and transfers; the "
-            "pale track is idle."
-        ),
-        *_on_every_timeline(say),
-    ]
-    if until is not None:
-        cut = {"drawn": f"{len(rows):,}", "count": f"{len(spans):,}", "until": in_time(until)}
-        reading.append(say("Only the first {drawn} of {count} bars are drawn, up to {until}.", **cut))
-    title = _found(spans, mesh, say)
-    time = alt.Axis(title=say("time from the step's start ({unit}, wall clock)", unit=clock.name))
-    return Drawing(
-        subject=say("Pipeline, measured"),
-        title=title,
-        reading=" ".join(reading),
-        spec=finish(_chart(drawn, names, time, style), style, title),
-        table=spans.drop(columns="source").reset_index(drop=True),
-    )
+    return draw([measured_panel(spans, mesh, style.say, roles)], style, window)
 
 
-def textbook(timed: list[Timed], names: list[str], style: Look) -> Drawing:
+def textbook(
+    timed: Sequence[Timed], names: Sequence[str], style: Look, slowed: Slowed | None = None, window: Window | None = None
+) -> Drawing:
     """One row a stage, in units of time: a forward pass takes 1, a backward pass 2, and nothing else takes time.
 
     `names` are the rows' labels, by stage.
     """
-    say = style.say
-    compute = sorted((t for t in timed if t.action.kind in WORK), key=lambda t: t.start)
-    every = pd.DataFrame(
-        {
-            "row": [names[t.stage] for t in compute],
-            "kind": [t.action.kind for t in compute],
-            "microbatch": [str(t.action.microbatch) for t in compute],
-            "chunk": [t.action.chunk for t in compute],
-            "start": [t.start for t in compute],
-            "end": [t.end for t in compute],
-            "duration": [t.end - t.start for t in compute],
-        }
-    )
-    drawn = every.head(MAX_BARS).assign(lane="compute")
-    drawn["what"], drawn["label"] = drawn["kind"].map(lane).map(lanes(say)), drawn["kind"] + drawn["microbatch"]
-    drawn["turn"] = _turns(drawn["row"], drawn["chunk"])
-    title = say("One stage, so no bubble")
-    if len(names) > 1:
-        share = percent(bubble(timed, len(names)))
-        title = say("The bubble takes {share} of {makespan} units of time", share=share, makespan=f"{every['end'].max():g}")
-    reading = [say("Each row is a stage: F and B are the forward and backward pass of a microbatch, 1 and 2 units of time.")]
-    if "W" in set(every["kind"]):
-        reading.append(say("I and W are the two halves of B, 1 unit each."))
-    if every["chunk"].nunique() > len(names):
-        reading.append(say("Chunks share a stage's time; the second is drawn paler."))
-    reading += _on_every_timeline(say)
-    if len(every) > MAX_BARS:
-        cut = {"drawn": f"{MAX_BARS:,}", "count": f"{len(every):,}"}
-        reading.append(say("Only the first {drawn} of {count} bars are drawn.", **cut))
-    time = alt.Axis(title=say("units of time"), tickMinStep=1)
+    return draw([replayed_panel("textbook", timed, names, style.say)], style, window, slowed)
+
+
+def draw(panels: list[Panel], style: Look, window: Window | None = None, slowed: Slowed | None = None) -> Drawing:
+    """Panels one above the other on one time axis; the first gives the title. All in ns, but a textbook that stands alone."""
+    say, alone = style.say, len(panels) == 1
+    units = alone and panels[0].kind == "textbook"
+    every = pd.concat([panel.bars for panel in panels], ignore_index=True)
+    bars, until = _within(every, window)
+    end = max(panel.end for panel in panels)
+    clock = clock_of(panels[0], say) if units else time_unit(end)
+    shown = None if until is None else (window[0] if window else 0.0, until)
+    title = " · ".join(_found(panel, say, units, slowed, named=not alone) for panel in panels)
+    axis = {
+        "measured": say("time from the step's start ({unit}, wall clock)", unit=clock.name),
+        "projected": say("time from the step's start ({unit}, a device for each rank)", unit=clock.name),
+        "textbook": say("units of time"),
+    }[panels[0].kind]
+    time = alt.Axis(title=axis if alone else say("time from the step's start ({unit})", unit=clock.name))
+    if units:
+        time.tickMinStep = 1
+    reading = [_reading(panel, say, units) for panel in panels] + _on_every_timeline(say)
+    if until is not None:
+        cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:g}" if units else in_time(until)}
+        reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
+    rows = [row for panel in panels for row in (*_headings(panel, say)[alone:], *panel.rows)]
     return Drawing(
-        subject=say("Pipeline, textbook"),
+        subject=_subject(panels, say),
         title=title,
         reading=" ".join(reading),
-        spec=finish(_chart(drawn, names, time, style), style, title),
-        table=every,
+        spec=finish(chart(bars, rows, clock, time, style, shown), style, title, MARKED),
+        table=panels[0].table if alone else every[list(BARS)],
     )
 
 
-def first_window(spans: pd.DataFrame) -> tuple[pd.DataFrame, int | None]:
-    """The first `MAX_BARS` spans, and the instant up to which they reach; all of them and None if they are not more."""
-    ordered = spans.sort_values("start_ns", kind="stable")
-    if len(ordered) <= MAX_BARS:
-        return ordered, None
-    first = ordered.head(MAX_BARS)
-    return first, int(first["start_ns"].max())
+def _headings(panel: Panel, say: Words) -> list[Row]:
+    """The row above a panel that tells which it is."""
+    return [Row(panel.kind, kinds(say)[panel.kind].upper(), heading=True)]
+
+
+def clock_of(panel: Panel, say: Words) -> Unit:
+    """The unit that a panel's time is shown in when it stands alone."""
+    return Unit(say("units"), 1) if panel.kind == "textbook" else time_unit(panel.end)
+
+
+def overview(panel: Panel, style: Look) -> Drawing | None:
+    """The whole step in one strip, where a part can be brushed; None where all bars are drawn anyway."""
+    if len(panel.bars) <= MAX_BARS:
+        return None
+    say, clock = style.say, clock_of(panel, style.say)
+    title = say("{count} bars are too many to draw at once", count=f"{len(panel.bars):,}")
+    reading = say("The darker, the busier. Drag over a part of the step, and it is drawn beneath; a double click lets go.")
+    spec = finish(lanes_overview(panel.bars, panel.rows, clock, style), style, title)
+    return Drawing(say("The whole step"), title, reading, spec, panel.table.head(0))
+
+
+# ----------------------------------------------------------------------------------------------------------------- panels
+
+
+def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words, roles: Roles | None = None) -> Panel:
+    """A row a rank. Idle is what its passes leave of its pipeline's time."""
+    work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
+    pipeline = work["rank"] % (mesh.dp * mesh.tp)
+    whole = work["end_ns"].groupby(pipeline).max() - work["start_ns"].groupby(pipeline).min()
+    busy = (work["end_ns"] - work["start_ns"]).groupby(work["rank"]).sum()
+    rows = []
+    for rank in range(mesh.size):
+        idle = percent(1 - busy[rank] / whole[rank % (mesh.dp * mesh.tp)]) if rank in busy.index else "–"
+        label = say("rank {rank} · stage {stage} · idle {idle}", rank=rank, stage=mesh.coordinate(rank).pp, idle=idle)
+        if roles and roles[rank] != "none":
+            label = f"{label} · {told(roles[rank], say)}"
+        rows.append(Row(row_key("measured", rank), label))
+    path = critical_path(spans, mesh)
+    bars = spans[["rank", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "cpu_ns"]].assign(
+        row=[row_key("measured", rank) for rank in spans["rank"]],
+        critical=spans.index.isin(list(path)),
+        opaque=[opacity(rank, roles) for rank in spans["rank"]],
+    )
+    makespan = float(work["end_ns"].max() - work["start_ns"].min())
+    return Panel("measured", rows, bars, measured_bubble(spans, mesh), makespan, spans.drop(columns="source"), mesh.pp)
+
+
+def replayed_panel(
+    kind: Kind,
+    timed: Sequence[Timed],
+    names: Sequence[str],
+    say: Words,
+    unit_ns: float = 1.0,
+    path: Sequence[Timed] | None = None,
+) -> Panel:
+    """A row a stage, of a replay in units of `unit_ns`. `path` is outlined: the critical one.
+
+    The textbook is of passes alone; a projection shows what ends the step as well.
+    """
+    shown = [t for t in timed if t.action.kind in WORK or (kind == "projected" and t.action.kind not in ("send", "recv"))]
+    shown = sorted((t for t in shown if t.end > t.start), key=lambda t: t.start)
+    work = [t for t in shown if t.action.kind in WORK]
+    makespan = max(t.end for t in work) - min(t.start for t in work)
+    idle = [makespan] * len(names)
+    for t in work:
+        idle[t.stage] -= t.end - t.start
+    labels = [say("{row} · idle {idle}", row=name, idle=percent(idle[s] / makespan)) for s, name in enumerate(names)]
+    on_path = {id(t) for t in (_path(timed) if path is None else path)}
+    bars = pd.DataFrame(
+        {
+            "row": [row_key(kind, t.stage) for t in shown],
+            "lane": "compute",
+            "kind": [t.action.kind for t in shown],
+            "chunk": [t.action.chunk for t in shown],
+            "microbatch": [t.action.microbatch for t in shown],
+            "start_ns": [t.start * unit_ns for t in shown],
+            "end_ns": [t.end * unit_ns for t in shown],
+            "critical": [id(t) in on_path for t in shown],
+        }
+    )
+    table = bars.drop(columns=["lane", "row"]).rename(columns={"start_ns": "start", "end_ns": "end"})
+    table.insert(0, "stage", [t.stage for t in shown])
+    rows = [Row(row_key(kind, stage), label) for stage, label in enumerate(labels)]
+    return Panel(kind, rows, bars, bubble(timed, len(names)), makespan * unit_ns, table, len(names))
+
+
+def row_key(kind: Kind, index: int) -> str:
+    """How bars name their row: by rank where ranks are measured, by stage elsewhere."""
+    return f"{kind} {index}"
+
+
+def _path(timed: Sequence[Timed]) -> list[Timed]:
+    """The chain that the last pass to end goes back to."""
+    passes = [i for i, t in enumerate(timed) if t.action.kind in WORK]
+    at, found = max(passes, key=lambda i: timed[i].end), []
+    while at >= 0:
+        found.append(timed[at])
+        at = timed[at].after
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------ words
+
+
+def _subject(panels: list[Panel], say: Words) -> str:
+    if len(panels) > 1:
+        return say("Pipeline, on one time axis")
+    return {
+        "measured": say("Pipeline, measured"),
+        "projected": say("Pipeline, projected"),
+        "textbook": say("Pipeline, textbook"),
+    }[panels[0].kind]
+
+
+def kinds(say: Words) -> dict[Kind, str]:
+    return {"measured": say("measured"), "projected": say("projected"), "textbook": say("textbook")}
+
+
+def _found(panel: Panel, say: Words, units: bool, slowed: Slowed | None, named: bool) -> str:
+    makespan = say("{count} units of time", count=f"{panel.makespan:g}") if units else in_time(panel.makespan)
+    found = {"share": percent(panel.bubble), "makespan": makespan, "ideal": percent(panel.of_ideal)}
+    if named:
+        return say("{name}: bubble {share} of {makespan}", name=kinds(say)[panel.kind], **found)
+    if slowed is not None and panel.kind != "measured" and panel.stages > 1:
+        slow = {"stage": slowed.stage, "factor": significant(slowed.factor), "before": percent(slowed.bubble)}
+        return say(
+            "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan}; without, {before}",
+            **slow,
+            **found,
+        )
+    if panel.stages == 1:
+        return say("One stage, so no bubble: {share} of {makespan} is between passes", **found)
+    return say("The bubble takes {share} of {makespan}, or {ideal} of the ideal time", **found)
+
+
+def _reading(panel: Panel, say: Words, units: bool) -> str:
+    if panel.kind == "measured":
+        return say(
+            "Each row is a rank: thick bars compute, with their microbatch; thin bars beneath are collectives and transfers; the "
+            "pale track is idle."
+        )
+    if panel.kind == "projected":
+        return say(
+            "Projected: a row a stage, each action as long as the CPU time it took here, as if each rank had a device of its own "
+            "and messages took no time."
+        )
+    parts = [say("Each row is a stage: F and B are the forward and backward pass of a microbatch, 1 and 2 units of time.")]
+    if not units:
+        parts = [say("Textbook: the same with a forward pass of 1 and a backward pass of 2 units, adding up to the same work.")]
+    if "W" in set(panel.bars["kind"]):
+        parts.append(say("I and W are the two halves of B, 1 unit each."))
+    if panel.bars["chunk"].nunique() > len(panel.rows):
+        parts.append(say("Chunks share a stage's time; the second is drawn paler."))
+    return " ".join(parts)
 
 
 def _on_every_timeline(say: Words) -> list[str]:
     return [
         say("The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time."),
+        say("Papers that quote (p − 1) ÷ m divide by the ideal time instead, in which nothing waits: idle ÷ busy."),
+        say("Outlined bars are the critical path: were one of them longer, so would be the whole."),
         say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."),
     ]
 
 
-def _found(spans: pd.DataFrame, mesh: Mesh, say: Words) -> str:
-    work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
-    makespan = in_time(work["end_ns"].max() - work["start_ns"].min())
-    share = percent(measured_bubble(spans, mesh))
-    if mesh.pp == 1:
-        return say("One stage, so no bubble: {share} of {makespan} is between passes", share=share, makespan=makespan)
-    return say("The bubble takes {share} of {makespan}", share=share, makespan=makespan)
-
-
-def _microbatches(rows: pd.DataFrame, otherwise: str) -> pd.Series[str]:
-    return rows["microbatch"].astype("str").where(rows["microbatch"] >= 0, otherwise)
-
-
-def _turns(rows: pd.Series[Any], chunks: pd.Series[int]) -> pd.Series[int]:
-    """0 for the first of a row's chunks, 1 for the second, and so on; 0 also for what belongs to no chunk."""
-    return chunks.where(chunks >= 0).groupby(rows).rank("dense").fillna(1).astype("int64") - 1
-
-
-def _labels(rows: pd.DataFrame) -> pd.Series[str]:
-    """What is written on a bar: F0 for microbatch 0's forward pass, or the name of what has no microbatch."""
-    return (rows["kind"] + _microbatches(rows, otherwise="")).where(rows["lane"] == "compute", "")
-
-
-def _chart(drawn: pd.DataFrame, names: list[str], time: alt.Axis, style: Look) -> Any:
-    """Rows of bars on pale tracks, with text in the bars that have room for it. `drawn` has the columns of `measured`."""
-    talks = bool((drawn["lane"] == "comm").any())
-    thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
-    x, end = alt.X("start:Q", axis=time, scale=alt.Scale(nice=False)), "end:Q"
-    y = alt.Y("row:N", sort=names, title=None, scale=alt.Scale(domain=names))
-    colour = alt.Color("what:N", scale=colours(style.lane, list(drawn["what"]), lanes(style.say)))
-    pale = alt.FillOpacity("turn:O", scale=alt.Scale(domain=list(range(8)), range=_PALER), legend=None)
-    called = columns(style.say)
-    tooltip = [alt.Tooltip(f"{c}:N", title=called[c]) for c in ("row", "kind", "microbatch", "chunk")]
-    tooltip += [alt.Tooltip(f"{c}:Q", title=called[c], format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
-
-    # The track starts at 0 and ends with the last bar, so that idle time at either end shows.
-    track = alt.Chart(pd.DataFrame({"row": names, "start": 0.0, "end": drawn["end"].max()}))
-    rows = alt.Chart(drawn)
-    bars = rows.encode(x=x, x2=end, y=y, color=colour, fillOpacity=pale, tooltip=tooltip)
-    if by_rank := "rank" in drawn:
-        bars = bars.encode(opacity=alt.Opacity("opaque:Q", scale=None))
-    layers = [
-        track.mark_bar(color=style.faint, height=thick.height, yOffset=thick.below).encode(x=x, x2=end, y=y),
-        bars.transform_filter("datum.lane == 'compute'").mark_bar(
-            stroke=style.background, strokeWidth=0.8, height=thick.height, yOffset=thick.below
-        ),
-    ]
-    if thin:
-        layers.append(bars.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below))
-    layers.append(
-        rows.transform_filter("datum.label != ''")
-        .transform_calculate(middle="(datum.start + datum.end) / 2")
-        .mark_text(fontSize=11, fontWeight=600, color=style.on_colour, dy=thick.below, clip=True)
-        .encode(x="middle:Q", y=y, text="label:N", opacity=alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0)))
-    )
-    zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
-    if by_rank:
-        layers[1] = layers[1].add_params(rank_chooser())
-    return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(names))
+def _within(bars: pd.DataFrame, window: Window | None) -> tuple[pd.DataFrame, float | None]:
+    """At most `MAX_BARS` bars, from the window's start on, and up to when they reach; all and None if they are not more."""
+    if len(bars) <= MAX_BARS:
+        return bars, None
+    ordered = bars.sort_values("start_ns", kind="stable")
+    if window is not None:
+        ordered = ordered[(ordered["end_ns"] > window[0]) & (ordered["start_ns"] < window[1])]
+    if len(ordered) <= MAX_BARS:
+        return ordered, float(window[1] if window else ordered["end_ns"].max())
+    first = ordered.head(MAX_BARS)
+    return first, float(first["start_ns"].max())

@@ -7,11 +7,12 @@ from pathlib import Path
 import streamlit as st
 
 from engine.launch.queue import RunState
-from engine.spec import RequestError
+from engine.spec import RequestError, RunSpec
 from pages.lab import preview, result
 from pages.shared import chosen, form, links, runbar
 from pages.shared.choice import Choice, read
 from pages.shared.frame import say
+from pages.shared.saved import load
 from pages.shared.service import Service
 
 SPEC = "spec"  # the link's parameter: the choice, as `links` writes it
@@ -39,13 +40,22 @@ def show(service: Service) -> None:
     st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
     if verdict.spec is not None:
-        preview.draw(verdict.spec)
+        preview.draw(verdict.spec, _measured(found))
     else:
         st.info(
             say()("The ranks are drawn as soon as everything fits together: the form at the left says what does not."),
             icon=":material/rule:",
         )
     _show_result(found, fits=verdict.runnable is not None)
+
+
+def _measured(found: RunState | Path | None) -> RunSpec | None:
+    """What the result that is about to be shown was a run of, if there is one that can be read."""
+    folder = found if isinstance(found, Path) else st.session_state.get(_SHOWN)
+    try:
+        return load(folder).spec if folder is not None else None
+    except RequestError:  # which showing the run tells
+        return None
 
 
 def _follow_link(service: Service, found: RunState | Path | None) -> None:

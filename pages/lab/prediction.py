@@ -30,47 +30,47 @@ CHART_PX = 520  # two charts stand side by side where each has that much
 
 def draw(spec: RunSpec) -> None:
     """Memory and traffic as the formulas have them."""
-    _charts(spec, None, "predicted")
-
-
-def draw_beside(spec: RunSpec, measured: RunResult) -> None:
-    """The same with what a run measured beside it. `measured` is a run of `spec`."""
-    _charts(spec, measured, "beside")
-
-
-def _charts(spec: RunSpec, measured: RunResult | None, key: str) -> None:
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
-    rank = chosen.rank(mesh)
-    device, measure = _linked_device(), _linked_measure()
-    peak = None if measured is None else measured.tables["memory_peak"]
-    passed = None if measured is None else measured.tables["traffic"]
     with st.grid(columns=2, min_column_width=CHART_PX, gap="medium") as grid:
         with grid.cell():
-            made = memory_chart(spec, peak, device, rank, view())
-            drawing.show(made, f"memory-{key}", lambda: _pick_device(key), on_rank=chosen.choose)
-            _unfold_memory(spec, peak, mesh, rank, key)
+            memory_card(spec, None, "predicted")
         with grid.cell():
-            made = traffic_chart(spec, passed, measure, rank, view())
-            drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key))
-            _unfold_traffic(spec, rank, key)
+            traffic_card(spec, None, "predicted")
 
 
-@st.cache_data(max_entries=256, show_spinner=False)
-def prediction(spec: RunSpec) -> RunResult:
+def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
+    """The chart, with what a run of `spec` measured beside it, and the formula behind a bar. `key` names it on the page."""
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    rank, table = chosen.rank(mesh), None if measured is None else measured.tables["memory_peak"]
+    made = memory_chart(spec, table, linked_device(), rank, view())
+    drawing.show(made, f"memory-{key}", lambda: _pick_device(key), on_rank=chosen.choose)
+    _unfold_memory(spec, table, mesh, rank, key)
+
+
+def traffic_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
+    """The same for traffic; of the chosen rank alone, where there is one."""
+    rank = chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp))
+    table = None if measured is None else measured.tables["traffic"]
+    made = traffic_chart(spec, table, linked_measure(), rank, view())
+    drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key))
+    _unfold_traffic(spec, rank, key)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def predicted(spec: RunSpec) -> RunResult:
     return predict(spec)
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
 def memory_chart(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int | None, view: View) -> Drawing:
     capacity = DEVICES[device].memory_bytes if device in DEVICES else None
-    predicted = prediction(spec).tables["memory_peak"]
-    return drawing.packed(beside.memory(measured, predicted, capacity, device, look(view), _roles(spec, rank)))
+    formula_says = predicted(spec).tables["memory_peak"]
+    return drawing.packed(beside.memory(measured, formula_says, capacity, device, look(view), _roles(spec, rank)))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
 def traffic_chart(spec: RunSpec, measured: pd.DataFrame | None, measure: beside.Measure, rank: int | None, view: View) -> Drawing:
-    predicted = prediction(spec).tables["traffic"]
-    return drawing.packed(beside.traffic(measured, predicted, spec.layout.ranks, measure, rank, look(view)))
+    formula_says = predicted(spec).tables["traffic"]
+    return drawing.packed(beside.traffic(measured, formula_says, spec.layout.ranks, measure, rank, look(view)))
 
 
 def _roles(spec: RunSpec, rank: int | None) -> Roles | None:
@@ -81,19 +81,19 @@ def _roles(spec: RunSpec, rank: int | None) -> Roles | None:
 # --------------------------------------------------------------------------------------------------------- from the link
 
 
-def _linked_device() -> str:
+def linked_device() -> str:
     named = st.query_params.get(DEVICE, _DEFAULT_DEVICE)
     return named if named in DEVICES or named == NO_DEVICE else _DEFAULT_DEVICE
 
 
-def _linked_measure() -> beside.Measure:
+def linked_measure() -> beside.Measure:
     return "payload" if st.query_params.get(MEASURE) == "payload" else "wire"
 
 
 def _pick_device(key: str) -> None:
     """Whose capacity the memory chart shows."""
     widget = f"lab/device/{key}"
-    st.session_state[widget] = _linked_device()
+    st.session_state[widget] = linked_device()
     names = {NO_DEVICE: say()("no device")} | {name: name for name in DEVICES}
     st.selectbox(
         say()("Device"),
@@ -109,7 +109,7 @@ def _pick_device(key: str) -> None:
 
 def _pick_measure(key: str) -> None:
     widget = f"lab/bytes/{key}"
-    st.session_state[widget] = _linked_measure()
+    st.session_state[widget] = linked_measure()
     named = measures(say())
     st.segmented_control(
         say()("Bytes"),

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
-from engine.schedule import in_flight, plan, replay
+from engine.predict.timeline import simulate
+from engine.predict.timeline import textbook as unit_times
+from engine.schedule import plan
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.topology import Mesh
-from pages.charts import timeline
-from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.roles import roles_of
 from pages.charts.words import Words
+from pages.lab import prediction, timelines, walk
+from pages.lab.events import Event, Way
+from pages.lab.events import walk as events_of
 from pages.lab.ranks import rank_grid
 from pages.shared import chosen, drawing
 from pages.shared.clickable import clickable
 from pages.shared.frame import say, view
 
-# Of a stage, all of its chunks together; all else takes no time.
-_UNIT_TIMES = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
 
-
-def draw(spec: RunSpec) -> None:
+def draw(spec: RunSpec, measured: RunSpec | None) -> None:
+    """`measured` is what the result beneath was a run of, if there is one: what stands there is not told here as well."""
     with st.container(key="who"):
         drawing.heading(say()("Who holds what"), _counted(spec.layout, say()))
         mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
         clickable(grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
+    walkable = measured is None and not spec.generate.skip_training
+    if not same_but_for_length(spec, measured):
+        prediction.draw(spec)
+    step = walk.current(spec, partial(events, spec)) if walkable else None
     with st.container(key="textbook"):
-        drawing.show(textbook(spec.layout, spec.workload.microbatches, view()), "textbook")
+        timelines.draw_textbook(spec, step.event if step else None)
+    if walkable:
+        walk.draw(spec, partial(events, spec), in_units=True)
+
+
+def same_but_for_length(spec: RunSpec, measured: RunSpec | None) -> bool:
+    """Whether a step of both is the same: how many steps are run, and what is checked besides, does not matter to one."""
+    if measured is None:
+        return False
+    usual = {"steps": 1, "seed": 0, "learning_rate": 1.0, "time_limit": 1.0, "text": None}
+    one, other = (s.model_copy(update={"parity": False, "fault": None, "workload": s.workload.model_copy(update=usual)}) for s in (spec, measured))
+    return one == other
 
 
 def _counted(layout: LayoutSpec, say: Words) -> str:
@@ -46,13 +64,8 @@ def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> 
     return rank_grid(model, layout, look(view), roles)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def textbook(layout: LayoutSpec, microbatches: int, view: View) -> Drawing:
-    """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
-    # dp and tp do not change a pipeline's shape.
-    schedule = plan(LayoutSpec(pp=layout.pp, schedule=layout.schedule, chunks=layout.chunks), microbatches)
-    timed = replay(schedule, lambda stage, action: _UNIT_TIMES.get(action.kind, 0.0) / layout.chunks)
-    style = look(view)
-    keeps = [in_flight(schedule, stage) for stage in range(layout.pp)]
-    names = [style.say("stage {stage} · keeps {count} in flight", stage=stage, count=count) for stage, count in enumerate(keeps)]
-    return drawing.packed(timeline.textbook(timed, names, style))
+@st.cache_resource(max_entries=64, show_spinner=False)
+def events(spec: RunSpec, way: Way) -> list[Event]:
+    """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
+    timed = simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), unit_times(spec.layout)).timed
+    return events_of(spec, prediction.predicted(spec).tables["traffic"], way, timed=timed)

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from engine import catalog, store
-from engine.spec import RequestError, sentence
+from engine import catalog
+from engine.spec import RequestError
 from engine.tables import RunResult
 from engine.topology import Mesh
-from pages.charts import loss, memory, timeline, traffic
+from pages.charts import loss, matrix, memory, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, View, look
-from pages.charts.names import columns, measures, schedule
+from pages.charts.names import columns, schedule
 from pages.charts.roles import Roles, roles_of
 from pages.charts.words import Words
+from pages.lab import prediction, timelines, walk
+from pages.lab.events import Event, Way
+from pages.lab.events import walk as events_of
 from pages.lab.figures import as_html, figures, parity
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
+from pages.shared.pointing import pointed
+from pages.shared.saved import load
 
-_RANK, _MEASURE = "lab/rank", "lab/measure"
-MEASURES = ("wire", "payload")
-_NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps")
+_RANK, _FOLLOWED = "lab/rank", "lab/followed"
 _CHART_PX = 520  # two charts stand side by side where each has that much
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def load(folder: Path) -> RunResult:
-    """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
-    result = store.load(folder)
-    if missing := [name for name in _NEEDED if name not in result.tables]:
-        raise RequestError(sentence("{name} is not whole: it lacks {missing}", name=folder.name, missing=", ".join(missing)))
-    return result
 
 
 def headline(result: RunResult, say: Words) -> str:
@@ -59,9 +54,12 @@ def draw(folder: Path) -> None:
     st.html(as_html(figures(result, say())))
     _parity(result)
     _generated(result)
-    _memory(folder, result)
+    event = _walked(folder, result)
+    _memory(folder, result, event)
     _traffic(folder, result)
-    _timeline(folder, result)
+    _timeline(folder, result, event)
+    if _walkable(result):
+        walk.draw(result.spec, partial(events, folder), in_units=False)
     _rest(folder, result)
 
 
@@ -93,7 +91,7 @@ def _generated(result: RunResult) -> None:
         st.code(found["prompt"] + found["text"], language=None, wrap_lines=True)
 
 
-def _memory(folder: Path, result: RunResult) -> None:
+def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
     ranks = range(result.spec.layout.ranks)
 
     def pick_rank() -> None:
@@ -103,38 +101,48 @@ def _memory(folder: Path, result: RunResult) -> None:
     if st.session_state.get(_RANK) not in ranks:
         st.session_state[_RANK] = result.summary["peak_rank"]
     rank = chosen.rank(_mesh(result))
+    if rank != st.session_state.get(_FOLLOWED):  # the curve goes where the choice goes, until it is told otherwise
+        st.session_state[_FOLLOWED] = rank
+        st.session_state[_RANK] = st.session_state[_RANK] if rank is None else rank
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
-            drawing.show(peak(folder, rank, view()), "peak", on_rank=chosen.choose)
+            prediction.memory_card(result.spec, result, "measured")
         with grid.cell():
-            drawing.show(curve(folder, st.session_state[_RANK], view()), "curve", pick_rank)
+            drawn = curve(folder, st.session_state[_RANK], view())
+            if event is not None and event.rank == st.session_state[_RANK]:
+                drawn = pointed(drawn, memory.marks(result.tables["memory_curve"], event.rank, str(event.action)))
+            drawing.show(drawn, "curve", pick_rank)
 
 
 def _traffic(folder: Path, result: RunResult) -> None:
-    def pick_measure() -> None:
-        named = measures(say())
-        st.segmented_control(
-            say()("Bytes"), MEASURES, key=_MEASURE, format_func=named.__getitem__, required=True, label_visibility="collapsed"
-        )
-
-    measure, rank = st.session_state.setdefault(_MEASURE, "wire"), chosen.rank(_mesh(result))
+    measure, rank = prediction.linked_measure(), chosen.rank(_mesh(result))
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
-            drawing.show(kinds(folder, measure, view()), "kinds", pick_measure)
-        with grid.cell():
+            prediction.traffic_card(result.spec, result, "measured")
             drawing.show(by_rank(folder, measure, rank, view()), "by-rank", on_rank=chosen.choose)
+        with grid.cell():
+            drawing.show(links(folder, measure, rank, view()), "matrix", on_rank=chosen.choose)
 
 
-def _timeline(folder: Path, result: RunResult) -> None:
+def _walked(folder: Path, result: RunResult) -> Event | None:
+    """The event that somebody who steps through the run is at."""
+    step = walk.current(result.spec, partial(events, folder)) if _walkable(result) else None
+    return step.event if step else None
+
+
+def _walkable(result: RunResult) -> bool:
+    """Where nothing was trained there is no way through a step."""
+    return not result.spec.generate.skip_training
+
+
+def _timeline(folder: Path, result: RunResult, event: Event | None) -> None:
     ranks, cores = result.spec.layout.ranks, result.environment["cores"]
     note = say()(
-        "Here {ranks} ranks shared {cores} and slowed each other down: on {ranks} devices they would overlap "
-        "as the textbook draws them.",
+        "Here {ranks} ranks shared {cores} and slowed each other down: on {ranks} devices they would overlap as projected.",
         ranks=ranks,
         cores=say().plural("{count} core", "{count} cores", cores),
     )
-    rank = chosen.rank(_mesh(result))
-    drawing.show(measured(folder, rank, view()), "timeline", note=note if ranks > cores else "", on_rank=chosen.choose)
+    timelines.draw_run(folder, result, event, note if ranks > cores else "")
 
 
 def _rest(folder: Path, result: RunResult) -> None:
@@ -158,19 +166,9 @@ def _made(folder: Path, view: View, make: Callable[[RunResult, Look], Drawing]) 
     return drawing.packed(make(load(folder), look(view)))
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def peak(folder: Path, rank: int | None, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: memory.peak(r.tables["memory_peak"], style, _roles(r, rank)))
-
-
 @st.cache_data(max_entries=64, show_spinner=False)
 def curve(folder: Path, rank: int, view: View) -> Drawing:
     return _made(folder, view, lambda r, style: memory.curve(r.tables["memory_curve"], rank, style))
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def kinds(folder: Path, measure: traffic.Measure, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: traffic.kinds(r.tables["traffic"], r.spec.layout.ranks, measure, style))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -186,9 +184,19 @@ def losses(folder: Path, view: View) -> Drawing:
     return _made(folder, view, lambda r, style: loss.loss(r.tables["steps"], style))
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def measured(folder: Path, rank: int | None, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style, _roles(r, rank)))
+@st.cache_data(max_entries=64, show_spinner=False)
+def links(folder: Path, measure: traffic.Measure, rank: int | None, view: View) -> Drawing:
+    def make(r: RunResult, style: Look) -> Drawing:
+        return matrix.matrix(r.tables["traffic"], _mesh(r), measure, style, _roles(r, rank))
+
+    return _made(folder, view, make)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def events(folder: Path, way: Way) -> list[Event]:
+    """One microbatch's way through the run's recorded step."""
+    found = load(folder)
+    return events_of(found.spec, found.tables["traffic"], way, found.tables["spans"])
 
 
 def _roles(result: RunResult, rank: int | None) -> Roles | None:

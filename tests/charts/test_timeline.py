@@ -3,28 +3,34 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from engine.predict.timeline import simulate, slowed
+from engine.predict.timeline import textbook as unit_times
+from engine.schedule import plan
 from engine.spec import LayoutSpec, ScheduleName
 from engine.topology import Mesh
 from pages.charts import timeline
+from pages.charts.critical import critical_path
 from pages.charts.look import LIGHT, MAX_BARS
 from tests.charts import made_up
 from tests.charts.reading import colour_of, marks
 
 LAYOUT = LayoutSpec(dp=2, pp=2)
 MESH = Mesh(2, 1, 2)
+MS = made_up.MS
 
 
 def test_every_span_is_a_bar_in_its_lane():
     spans = made_up.spans(LAYOUT, 4)
     drawing = timeline.measured(spans, MESH, LIGHT)
-    track, compute, comm = marks(drawing.spec, "bar")
+    track, compute, comm, _, _ = marks(drawing.spec, "bar")
     assert len(track[1]) == MESH.size
     # Both lanes read the same data, each through its own filter.
     assert compute[1] == comm[1]
     assert len(compute[1]) == len(spans)
     assert [view["transform"][0]["filter"] for view, _ in (compute, comm)] == ["datum.lane == 'compute'", "datum.lane == 'comm'"]
     assert colour_of(compute[0]) == {name: LIGHT.lane[name] for name in ("forward (F)", "backward (B, I)", "send, receive")}
-    assert {r["row"] for r in compute[1]} == {"rank 0 · stage 0", "rank 1 · stage 0", "rank 2 · stage 1", "rank 3 · stage 1"}
+    # Stage 0 idles for 3 of 15 ms, between its passes; stage 1 before its first and after its last.
+    assert {r["who"] for r in compute[1]} == {f"rank {r} · stage {r // 2} · idle 20.0%" for r in range(4)}
 
 
 def test_bars_say_which_pass_of_which_microbatch():
@@ -33,12 +39,13 @@ def test_bars_say_which_pass_of_which_microbatch():
     assert {r["label"] for r in rows if r["lane"] == "comm"} == {""}
 
 
-def test_the_bubble_in_the_title_is_the_tables():
-    # 1F1B, 2 stages, 4 microbatches: (pp − 1) ÷ (m + pp − 1) of total time, and 5 slots of 3 units.
+def test_the_bubble_states_both_denominators():
+    # 1F1B, 2 stages, 4 microbatches: (pp − 1) ÷ (m + pp − 1) of total time, 1 ÷ 4 of ideal time, and 5 slots of 3 units.
     drawing = timeline.measured(made_up.spans(LAYOUT, 4), MESH, LIGHT)
-    assert drawing.title == "The bubble takes 20.0% of 15 ms"
+    assert drawing.title == "The bubble takes 20.0% of 15 ms, or 25.0% of the ideal time"
     assert "1 − busy ÷ (pp × makespan)" in drawing.reading
     assert "share of total time" in drawing.reading
+    assert "(p − 1) ÷ m divide by the ideal time" in drawing.reading
 
 
 def test_without_a_pipeline_there_is_no_bubble():
@@ -46,24 +53,44 @@ def test_without_a_pipeline_there_is_no_bubble():
     assert title == "One stage, so no bubble: 0.0% of 6 ms is between passes"
 
 
-def test_above_the_limit_the_first_window_is_drawn_and_the_chart_says_so():
-    spans = pd.concat([made_up.spans(LAYOUT, 4)] * 100, ignore_index=True)
+def test_above_the_limit_the_first_part_is_drawn_or_what_was_brushed():
+    once = made_up.spans(LAYOUT, 4)
+    later = [once.assign(start_ns=once["start_ns"] + 20 * MS * i, end_ns=once["end_ns"] + 20 * MS * i) for i in range(100)]
+    spans = pd.concat(later, ignore_index=True)
     drawing = timeline.measured(spans, MESH, LIGHT)
-    [_, (_, rows), _] = marks(drawing.spec, "bar")
-    assert len(rows) == MAX_BARS
-    assert f"Only the first 3,000 of {len(spans):,} bars are drawn" in drawing.reading
+    assert len(marks(drawing.spec, "bar")[1][1]) == MAX_BARS
+    assert f"Only 3,000 of {len(spans):,} bars are drawn" in drawing.reading
     assert len(drawing.table) == len(spans)
+
+    brushed = timeline.measured(spans, MESH, LIGHT, window=(40 * MS, 60 * MS))
+    track, compute, *_ = marks(brushed.spec, "bar")
+    assert len(compute[1]) == len(once)
+    assert {(r["start"], r["end"]) for r in track[1]} == {(0.04, 0.06)}  # in seconds, as the whole step takes two
+
+    strip = timeline.overview(timeline.measured_panel(spans, MESH, LIGHT.say), LIGHT)
+    assert strip is not None
+    [(view, cells)] = marks(strip.spec, "rect")
+    assert len(cells) <= MAX_BARS
+    assert view["encoding"]["x"]["field"] == "start"
+    # Each of 4 rows is busy for 12 of every 20 ms of 2 s, less the wait after the last.
+    seconds = sum(c["busy"] * (c["end"] - c["start"]) for c in cells)
+    assert seconds == pytest.approx(4 * 100 * 12e-3, rel=1e-6)
+
+
+def test_what_can_be_drawn_at_once_has_no_overview():
+    assert timeline.overview(timeline.measured_panel(made_up.spans(LAYOUT, 4), MESH, LIGHT.say), LIGHT) is None
 
 
 @pytest.mark.parametrize(("schedule", "bubble"), [("naive", "50.0%"), ("gpipe", "20.0%"), ("1f1b", "20.0%")])
 def test_the_textbook_draws_every_pass_of_the_schedule(schedule: ScheduleName, bubble: str):
     layout = LayoutSpec(pp=2, schedule=schedule)
     drawing = timeline.textbook(made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT)
-    [track, (view, rows)] = marks(drawing.spec, "bar")
+    track, (view, rows), *_ = marks(drawing.spec, "bar")
     assert len(track[1]) == 2
     assert sorted((r["row"], r["label"]) for r in rows) == sorted(
-        (f"stage {s}", f"{k}{m}") for s in (0, 1) for k in "FB" for m in range(4)
+        (f"textbook {s}", f"{k}{m}") for s in (0, 1) for k in "FB" for m in range(4)
     )
+    assert {r["who"] for r in rows} == {f"stage {s} · idle {bubble}" for s in (0, 1)}
     assert f"The bubble takes {bubble} of " in drawing.title
     assert view["encoding"]["x"]["axis"]["title"] == "units of time"
 
@@ -72,16 +99,44 @@ def test_the_textbook_draws_every_pass_of_the_schedule(schedule: ScheduleName, b
 def test_chunks_and_split_backward_passes_are_told_apart(schedule: ScheduleName, chunks: int, kinds: str):
     layout = LayoutSpec(pp=2, schedule=schedule, chunks=chunks)
     drawing = timeline.textbook(made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT)
-    [_, (_, rows)] = marks(drawing.spec, "bar")
+    _, (_, rows), *_ = marks(drawing.spec, "bar")
     assert {r["kind"] for r in rows} >= set(kinds)
     assert {r["turn"] for r in rows} == set(range(chunks))
     assert ("paler" in drawing.reading) == (chunks > 1)
     assert ("halves of B" in drawing.reading) == ("W" in kinds)
 
 
-def test_a_long_textbook_is_cut_and_says_so():
-    layout = LayoutSpec(pp=4)
-    drawing = timeline.textbook(made_up.textbook(layout, 400), [f"stage {s}" for s in range(4)], LIGHT)
-    [_, (_, rows)] = marks(drawing.spec, "bar")
-    assert len(rows) == MAX_BARS
-    assert "Only the first 3,000 of 3,200 bars are drawn." in drawing.reading
+def test_the_critical_path_of_the_textbook_is_outlined_and_so_is_the_measured_one():
+    # Down with the first microbatch, back with the last, and no wait in between: 15 units of 15.
+    layout = LayoutSpec(pp=2)
+    drawing = timeline.textbook(made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT)
+    _, _, (_, path), _ = marks(drawing.spec, "bar")
+    assert sum(r["end"] - r["start"] for r in path) == 15
+    spans = made_up.spans(layout, 4)
+    found = spans.loc[sorted(critical_path(spans, Mesh(1, 1, 2)))].sort_values("start_ns")
+    assert found["start_ns"].iloc[0] == 0
+    assert found["end_ns"].iloc[-1] == 15 * MS
+    assert found["start_ns"].iloc[1:].tolist() == found["end_ns"].iloc[:-1].tolist()
+
+
+def test_a_stage_slowed_by_hand_makes_the_bubble_grow_and_the_title_says_from_where():
+    layout = LayoutSpec(pp=2)
+    schedule = plan(layout, 4)
+    plain, slow = simulate(schedule, unit_times(layout)), simulate(schedule, slowed(unit_times(layout), 1, 2.0))
+    drawing = timeline.textbook(slow.timed, ["stage 0", "stage 1"], LIGHT, timeline.Slowed(1, 2.0, plain.bubble))
+    # Stage 1 works for 4 × 6 of 1 + 24 + 2 units and stage 0 for 12: 1 − 36 ÷ 54.
+    assert drawing.title == "With stage 1 2 times as slow, the bubble takes 33.3% of 27 units of time; without, 20.0%"
+
+
+def test_views_stand_on_one_time_axis_under_their_names():
+    layout = LayoutSpec(pp=2)
+    panels = [
+        timeline.measured_panel(made_up.spans(layout, 4), Mesh(1, 1, 2), LIGHT.say),
+        timeline.replayed_panel("projected", made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT.say, unit_ns=0.5 * MS),
+    ]
+    drawing = timeline.draw(panels, LIGHT)
+    track, (view, rows), *_ = marks(drawing.spec, "bar")
+    assert {(r["start"], r["end"]) for r in track[1]} == {(0.0, 15.5)}
+    assert max(r["end"] for r in rows if r["row"].startswith("projected")) == 7.5
+    assert drawing.title == "measured: bubble 20.0% of 15 ms · projected: bubble 20.0% of 7.50 ms"
+    assert '"measured": "MEASURED"' in view["encoding"]["y"]["axis"]["labelExpr"]

@@ -1,0 +1,189 @@
+"""Rows of bars along one time axis: how every timeline is drawn."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from pages.charts.drawing import colours, rank_chooser
+from pages.charts.look import Look, lane
+from pages.charts.names import columns, lanes
+from pages.charts.units import Unit
+
+MARKED: dict[str, tuple[str, ...]] = {
+    "marked": ("row", "start_ns", "end_ns")
+}  # the data set whose bars are framed, and its columns
+BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # what `chart` needs
+# A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
+_HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
+_PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # of a stage's chunks, so that neighbours differ
+_BINS = 240  # of time, in an overview
+
+
+class Row(NamedTuple):
+    """`key` is what bars name their row by, `label` what is read. A heading has no bars."""
+
+    key: str
+    label: str
+    heading: bool = False
+
+
+class _Bar(NamedTuple):
+    """Height of a bar, and how far below the middle of its row it lies, in pixels."""
+
+    height: int
+    below: int
+
+
+def chart(
+    bars: pd.DataFrame, rows: list[Row], clock: Unit, time: alt.Axis, style: Look, window: tuple[float, float] | None = None
+) -> Any:
+    """Bars on pale tracks, with text in those that have room for it.
+
+    `bars` has the columns of `BARS`, and may have cpu_ns. With rank and opaque, a click on a bar chooses its rank. The track of
+    a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
+    Bars with `critical` are outlined.
+    """
+    drawn = _drawn(bars, rows, clock, style)
+    talks = bool((drawn["lane"] == "comm").any())
+    thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
+    first, last = (0.0, drawn["end"].max()) if window is None else (window[0] / clock.size, window[1] / clock.size)
+    x, end = alt.X("start:Q", axis=time, scale=alt.Scale(nice=False, domain=[first, last])), "end:Q"
+    keys, labels = [row.key for row in rows], {row.key: row.label for row in rows}
+    axis = alt.Axis(labelExpr=f"{json.dumps(labels, ensure_ascii=False)}[datum.value]")
+    y = alt.Y("row:N", sort=keys, title=None, scale=alt.Scale(domain=keys), axis=axis)
+
+    track = alt.Chart(pd.DataFrame({"row": [row.key for row in rows if not row.heading], "start": first, "end": last}))
+    at: dict[str, Any] = {"height": thick.height, "yOffset": thick.below, "clip": True}
+    every = _coloured(alt.Chart(drawn), x, y, style, drawn)
+    compute = every.transform_filter("datum.lane == 'compute'")
+    layers: list[Any] = [
+        track.mark_bar(color=style.faint, **at).encode(x=x, x2=end, y=y),
+        compute.mark_bar(stroke=style.background, strokeWidth=0.8, **at),
+    ]
+    if "rank" in drawn:
+        layers[1] = layers[1].add_params(rank_chooser())
+    if thin:
+        layers.append(every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True))
+    if drawn["critical"].any():
+        path = alt.Chart(drawn[drawn["critical"]][["row", "start", "end"]]).encode(x=x, x2=end, y=y)
+        layers.append(path.mark_bar(filled=False, stroke=style.text, strokeWidth=1.6, tooltip=None, aria=False, **at))
+    layers += [_labels(drawn, y, thick, style), _marked(x, y, clock, style)]
+    zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
+    return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(rows))
+
+
+def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> Any:
+    """The whole step at a glance: how busy each row is in each small part of it. A part can be brushed, as `window`.
+
+    Rows are put together where there are more than 12 of them.
+    """
+    work = bars[bars["lane"] == "compute"]
+    keys = [row.key for row in rows if not row.heading]
+    band = -(-len(keys) // 12)
+    edges = np.linspace(0.0, bars["end_ns"].max(), _BINS + 1)
+    busy = np.zeros((len(keys), _BINS))
+    for i, key in enumerate(keys):
+        mine = work[work["row"] == key].sort_values("start_ns")
+        knots = mine[["start_ns", "end_ns"]].to_numpy(dtype="float64").ravel()
+        spent = np.repeat(np.cumsum((mine["end_ns"] - mine["start_ns"]).to_numpy(dtype="float64")), 2)
+        spent[::2] = np.concatenate(([0.0], spent[1:-1:2])) if len(spent) else spent
+        busy[i] = np.diff(np.interp(edges, knots, spent)) / np.diff(edges) if len(knots) else 0.0
+    bands = [busy[i : i + band].mean(axis=0) for i in range(0, len(keys), band)]
+    cells = pd.DataFrame(
+        {
+            "band": np.repeat(np.arange(len(bands)), _BINS),
+            "start": np.tile(edges[:-1], len(bands)) / clock.size,
+            "end": np.tile(edges[1:], len(bands)) / clock.size,
+            "busy": np.concatenate(bands),
+        }
+    )
+    brush = alt.selection_interval(name="window", encodings=["x"])
+    axis = alt.Axis(title=style.say("drag here to choose what is drawn beneath ({unit})", unit=clock.name))
+    cell = alt.Chart(cells[cells["busy"] > 0]).mark_rect(color=style.blue)
+    return alt.layer(
+        cell.encode(
+            x=alt.X("start:Q", axis=axis, scale=alt.Scale(nice=False)),
+            x2="end:Q",
+            y=alt.Y("band:O", axis=None),
+            opacity=alt.Opacity("busy:Q", scale=alt.Scale(domain=[0, 1], range=[0.1, 1]), legend=None),
+            tooltip=[alt.Tooltip("busy:Q", title=style.say("busy"), format=".0%")],
+        ).add_params(brush)
+    ).properties(height=6 * max(6, len(bands)))
+
+
+def _drawn(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> pd.DataFrame:
+    """What the marks read: times in the clock's unit, names in words."""
+    named, labels = lanes(style.say), {row.key: row.label for row in rows}
+    owned = bars["microbatch"] >= 0
+    drawn = pd.DataFrame(
+        {
+            "row": bars["row"],
+            "who": bars["row"].map(labels),
+            "start": bars["start_ns"] / clock.size,
+            "end": bars["end_ns"] / clock.size,
+            "duration": (bars["end_ns"] - bars["start_ns"]) / clock.size,
+            "what": bars["kind"].map(lane).map(named),
+            "lane": bars["lane"],
+            "kind": bars["kind"],
+            "microbatch": bars["microbatch"].astype("str").where(owned, style.say("none")),
+            "chunk": bars["chunk"],
+            "turn": _turns(bars["row"], bars["chunk"]),
+            "label": (bars["kind"] + bars["microbatch"].astype("str").where(owned, "")).where(bars["lane"] == "compute", ""),
+            "critical": bars["critical"],
+        }
+    )
+    if "cpu_ns" in bars:
+        drawn["cpu"] = bars["cpu_ns"] / clock.size
+    if "rank" in bars:
+        drawn["rank"], drawn["opaque"] = bars["rank"], bars["opaque"].fillna(1.0)
+    return drawn
+
+
+def _coloured(base: Any, x: Any, y: Any, style: Look, drawn: pd.DataFrame) -> Any:
+    called = columns(style.say)
+    tooltip = [alt.Tooltip("who:N", title=called["row"])]
+    tooltip += [alt.Tooltip(f"{c}:N", title=called[c]) for c in ("kind", "microbatch", "chunk")]
+    tooltip += [alt.Tooltip(f"{c}:Q", title=called[c], format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
+    if "rank" in drawn:
+        base = base.encode(opacity=alt.Opacity("opaque:Q", scale=None))
+    return base.encode(
+        x=x,
+        x2="end:Q",
+        y=y,
+        color=alt.Color("what:N", scale=colours(style.lane, list(drawn["what"]), lanes(style.say))),
+        fillOpacity=alt.FillOpacity("turn:O", scale=alt.Scale(domain=list(range(8)), range=_PALER), legend=None),
+        tooltip=tooltip,
+    )
+
+
+def _labels(drawn: pd.DataFrame, y: Any, thick: _Bar, style: Look) -> Any:
+    return (
+        alt.Chart(drawn)
+        .transform_filter("datum.label != ''")
+        .transform_calculate(middle="(datum.start + datum.end) / 2")
+        .mark_text(fontSize=11, fontWeight=600, color=style.on_colour, dy=thick.below, clip=True, tooltip=None)
+        .encode(x="middle:Q", y=y, text="label:N", opacity=alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0)))
+    )
+
+
+def _marked(x: Any, y: Any, clock: Unit, style: Look) -> Any:
+    """A strong frame around what the page points at. The data set is empty until it does."""
+    return (
+        alt.Chart(alt.NamedData(name="marked"))
+        .transform_filter("isValid(datum.row)")
+        .transform_calculate(start=f"datum.start_ns / {clock.size}", end=f"datum.end_ns / {clock.size}")
+        .mark_bar(
+            filled=False, stroke=style.text, strokeWidth=3.5, height=29, cornerRadius=3, clip=True, tooltip=None, aria=False
+        )
+        .encode(x=x, x2="end:Q", y=y)
+    )
+
+
+def _turns(rows: pd.Series[Any], chunks: pd.Series[int]) -> pd.Series[int]:
+    """0 for the first of a row's chunks, 1 for the second, and so on; 0 also for what belongs to no chunk."""
+    return chunks.where(chunks >= 0).groupby(rows).rank("dense").fillna(1).astype("int64") - 1

@@ -1,0 +1,225 @@
+"""Who sends how much to whom in one step: a matrix of ranks, or of nodes or stages where there are too many ranks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from engine.topology import AXES, Mesh
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
+from pages.charts.look import Look
+from pages.charts.roles import Roles
+from pages.charts.traffic import Measure
+from pages.charts.units import byte_unit, in_bytes, percent, significant
+
+MOST_ROWS = 54  # 54 × 54 cells are the most that stay below `look.MAX_BARS`
+MOST_RANKS = 64  # up to which each rank has its own row: of 64 × 64 cells few are not empty
+NODE = 8  # ranks that usually stand in one machine
+_WRITTEN_UP_TO = 16  # rows; with more there is no room for numbers in the cells
+_DENSE = 0.55  # opacity above which a cell's number is written in the colour of the background
+
+
+class Block(NamedTuple):
+    """Ranks `first` … `last` that share a row and a column."""
+
+    name: str
+    first: int
+    last: int
+
+
+def blocks(mesh: Mesh, style: Look) -> list[Block]:
+    """One block a rank; of more than `MOST_RANKS` ranks one a node of 8, or a stage, or a run of neighbouring stages."""
+    say, size = style.say, mesh.size
+    if size <= MOST_RANKS:
+        return [Block(f"{rank}", rank, rank) for rank in range(size)]
+    if size <= NODE * MOST_ROWS:
+        return [Block(f"{a}–{min(a + NODE, size) - 1}", a, min(a + NODE, size) - 1) for a in range(0, size, NODE)]
+    width = mesh.dp * mesh.tp
+    together = -(-mesh.pp // MOST_ROWS)
+    found = []
+    for a in range(0, mesh.pp, together):
+        b = min(a + together, mesh.pp) - 1
+        name = say("stage {stage}", stage=a) if a == b else say("stages {first}–{last}", first=a, last=b)
+        found.append(Block(name, a * width, (b + 1) * width - 1))
+    return found
+
+
+def links(traffic: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+    """One row for each sender, receiver and axis that bytes pass between: columns sender, receiver, axis, bytes, calls.
+
+    A send goes to its receiver; a receive is the same message seen from the other end and is left out. What a rank hands to a
+    collective goes to its next neighbour in the group, the last one's to the first: in a ring, that is where all of a rank's
+    wire bytes go (Patarasuk and Yuan 2009). Payload is laid on the same link, though its content reaches the whole group.
+    """
+    rows = traffic[(traffic["collective"] != "recv") & (traffic[f"{measure}_bytes"] > 0)]
+    receivers = [_next(rank, group) for rank, group in zip(rows["rank"], rows["group"], strict=True)]
+    sent = pd.DataFrame(
+        {
+            "sender": rows["rank"].to_numpy(),
+            "receiver": np.array(receivers, dtype="int64"),
+            "axis": rows["axis"].to_numpy(),
+            "bytes": rows[f"{measure}_bytes"].to_numpy(),
+            "calls": rows["calls"].to_numpy(),
+        }
+    )
+    return sent.groupby(["sender", "receiver", "axis"], as_index=False)[["bytes", "calls"]].sum()
+
+
+def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
+    """A cell for each sender (row) and receiver (column): colour is the axis, strength the bytes.
+
+    With `roles`, the row and the column of the chosen rank are framed.
+    """
+    say = style.say
+    rows = blocks(mesh, style)
+    sent = links(traffic, measure)
+    cells = _cells(sent, rows, style)
+    title = _finding(sent, measure, style)
+    pixels = max(17, min(44, 620 // len(rows))) * len(rows) if len(rows) <= MOST_ROWS else 11 * len(rows)
+    chart = _chart(cells, rows, mesh, style, roles).properties(height=max(180, min(pixels, 640)))
+    rule = {
+        "wire": say(
+            "A collective is counted as a ring: all that a rank sends goes to its next neighbour in the group, the last one's "
+            "to the first."
+        ),
+        "payload": say(
+            "What a rank hands to a collective is laid on the link to its next neighbour in the group, as a ring would send it; "
+            "a message counts once, where it is sent."
+        ),
+    }[measure]
+    each = say("a rank")
+    if len(rows) < mesh.size:
+        each = say("{count} neighbouring ranks", count=f"{rows[0].last - rows[0].first + 1:,}")
+    reading = say("Each row and column is {each}; a cell is what the row sends to the column in one step.", each=each)
+    if len(rows) < mesh.size:
+        reading += " " + say("Its colour is the axis that most of these bytes go along.")
+    if len(cells) and len(rows) <= _WRITTEN_UP_TO:
+        reading += " " + say("The numbers are {unit}.", unit=cells["unit"].iloc[0])
+    return Drawing(
+        subject=say("Who sends to whom"),
+        title=title,
+        reading=f"{reading} {rule}",
+        spec=finish(chart, style, title),
+        table=sent.rename(columns={"bytes": f"{measure}_bytes"}),
+    )
+
+
+def _next(rank: int, group: str) -> int:
+    """The neighbour behind `rank` in a group written "0,2,4"; behind the last comes the first."""
+    ranks = [int(member) for member in group.split(",")]
+    return ranks[(ranks.index(rank) + 1) % len(ranks)]
+
+
+def _cells(sent: pd.DataFrame, rows: list[Block], style: Look) -> pd.DataFrame:
+    """One row for each cell that is not empty. Its `axis` is the one that most of its bytes go along."""
+    firsts = np.array([block.first for block in rows])
+    by = {
+        "from": np.searchsorted(firsts, sent["sender"], side="right") - 1,
+        "to": np.searchsorted(firsts, sent["receiver"], side="right") - 1,
+    }
+    wide = sent.assign(**by).pivot_table(index=["from", "to"], columns="axis", values="bytes", aggfunc="sum", fill_value=0)
+    wide = wide.reindex(columns=list(AXES), fill_value=0).astype("int64")
+    cells = wide.reset_index().rename_axis(columns=None)
+    cells["bytes"] = wide.sum(axis=1).to_numpy()
+    cells["axis"] = wide.idxmax(axis=1).to_numpy() if len(wide) else pd.Series(dtype="str")
+    cells["sender"] = [rows[i].name for i in cells["from"]]
+    cells["receiver"] = [rows[i].name for i in cells["to"]]
+    cells["rank"] = [rows[i].first for i in cells["from"]]  # what choosing a cell chooses
+    unit = byte_unit(cells["bytes"].max() if len(cells) else 0)
+    cells["said"] = [significant(value / unit.size) for value in cells["bytes"]]
+    cells["exactly"] = [in_bytes(value) for value in cells["bytes"]]
+    # By the square root, so that what is a hundredth of the most is still a tenth as strong.
+    strength = np.sqrt(cells["bytes"] / cells["bytes"].max()) if len(cells) else cells["bytes"]
+    cells["strength"] = 0.18 + 0.82 * strength
+    cells["unit"] = unit.name
+    return cells
+
+
+def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, roles: Roles | None) -> Any:
+    say, count = style.say, len(rows)
+    names = ", ".join(f"'{block.name}'" for block in rows)
+    each = max(1, -(-count // 32))  # labels that fit along the side
+    ticks = [i + 0.5 for i in range(0, count, each)]
+    named: dict[str, Any] = {"values": ticks, "labelExpr": f"[{names}][floor(datum.value)]", "grid": False}
+    across = alt.Axis(**named, domain=False, ticks=False, labelAngle=0, orient="top")
+    whose = say("rank") if count == mesh.size else say("ranks")
+    domain = alt.Scale(domain=[0, count], nice=False)
+    x = alt.X("to:Q", scale=domain, axis=across, title=say("to {whose}", whose=whose))
+    y = alt.Y("from:Q", scale=alt.Scale(domain=[0, count], nice=False, reverse=True), title=say("from {whose}", whose=whose))
+    y = y.axis(**named)
+    tooltip = [alt.Tooltip("sender:N", title=say("from")), alt.Tooltip("receiver:N", title=say("to"))]
+    tooltip.append(alt.Tooltip("exactly:N", title=say("in a step")))
+    tooltip += [alt.Tooltip(f"{axis}:Q", title=say("{axis} (bytes)", axis=axis), format=",") for axis in AXES]
+
+    layers = [
+        alt.Chart(_squares(rows, mesh))
+        .mark_rect(fill=style.faint, stroke=style.background, strokeWidth=2)
+        .encode(x=x, x2="x2:Q", y=y, y2="y2:Q")
+    ]
+    ends = cells.assign(x2=cells["to"] + 1, y2=cells["from"] + 1)
+    layers.append(
+        alt.Chart(ends)
+        .mark_rect(stroke=style.background, strokeWidth=1 if count > _WRITTEN_UP_TO else 2, cursor="pointer")
+        .encode(
+            x=x,
+            x2="x2:Q",
+            y=y,
+            y2="y2:Q",
+            color=alt.Color("axis:N", scale=colours(style.axis, list(cells["axis"]))),
+            fillOpacity=alt.FillOpacity("strength:Q", scale=None),
+            tooltip=tooltip,
+        )
+        .add_params(rank_chooser())
+    )
+    if count <= _WRITTEN_UP_TO:
+        dense = f"datum.strength > {_DENSE}"
+        layers.append(
+            alt.Chart(ends.assign(**{"to": ends["to"] + 0.5, "from": ends["from"] + 0.5}))
+            .mark_text(fontSize=11, fontWeight=600, tooltip=None, cursor="pointer")
+            .encode(
+                x=x,
+                y=y,
+                text="said:N",
+                color=alt.condition(dense, alt.value(style.on_colour), alt.value(style.text)),
+            )
+        )
+    if roles:
+        layers.append(_frames(roles, rows, x, y, style))
+    return alt.layer(*layers)
+
+
+def _squares(rows: list[Block], mesh: Mesh) -> pd.DataFrame:
+    """The squares on the diagonal within which a stage's ranks talk to each other; pale, behind the cells."""
+    width = mesh.dp * mesh.tp
+    starts = sorted({i for i, block in enumerate(rows) if block.first % width == 0})
+    ends = [*starts[1:], len(rows)]
+    return pd.DataFrame({"from": starts, "to": starts, "x2": ends, "y2": ends})
+
+
+def _frames(roles: Roles, rows: list[Block], x: Any, y: Any, style: Look) -> Any:
+    """One around the chosen rank's row, one around its column."""
+    chosen = next(rank for rank, role in roles.items() if role == "self")
+    at = next(i for i, block in enumerate(rows) if block.first <= chosen <= block.last)
+    frames = [(at, at + 1, 0, len(rows)), (0, len(rows), at, at + 1)]
+    return (
+        alt.Chart(pd.DataFrame(frames, columns=["from", "y2", "to", "x2"]))
+        .mark_rect(filled=False, stroke=style.text, strokeWidth=2, tooltip=None, aria=False)
+        .encode(x=x, x2="x2:Q", y=y, y2="y2:Q")
+    )
+
+
+def _finding(sent: pd.DataFrame, measure: Measure, style: Look) -> str:
+    say = style.say
+    if not len(sent):
+        return say("Nothing passes between ranks")
+    pairs = sent.groupby(["sender", "receiver", "axis"], as_index=False)["bytes"].sum()
+    top = pairs.loc[pairs["bytes"].idxmax()]
+    alike = int(((pairs["bytes"] == top["bytes"]) & (pairs["axis"] == top["axis"])).sum())
+    found = {"size": in_bytes(top["bytes"]), "axis": top["axis"], "share": percent(alike * top["bytes"] / pairs["bytes"].sum())}
+    if alike > 1:
+        return say("The {count} busiest links carry {size} each along {axis}: {share} of all bytes", count=f"{alike:,}", **found)
+    of = {"sender": top["sender"], "receiver": top["receiver"]}
+    return say("The busiest link is {sender} → {receiver}: {size} along {axis}, {share} of all bytes", **of, **found)

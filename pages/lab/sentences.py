@@ -1,0 +1,171 @@
+"""An event of a microbatch's way in plain words: what is computed, or what is sent to whom, how many bytes, and when."""
+
+from __future__ import annotations
+
+from engine.schedule import Action
+from engine.spec import RunSpec
+from pages.charts.units import in_bytes, in_time
+from pages.charts.words import Words
+from pages.lab.events import Event, Passed
+
+
+def headline(event: Event, say: Words) -> str:
+    """The event in a few words, for a list: "F on rank 0", "5 × tp all_reduce"."""
+    action, calls = event.action, event.passed
+    if event.is_call and calls is not None:
+        return say("{count} × {axis} {collective}", count=f"{calls.calls:,}", axis=calls.axis, collective=calls.collective)
+    flows = {"activation": say("activation"), "gradient": say("gradient"), "": ""}
+    name = f"{action.kind} {flows[action.flow]}".strip()
+    return say("{action} on rank {rank}", action=name, rank=event.rank)
+
+
+def sentences(event: Event, spec: RunSpec, say: Words, in_units: bool = False) -> list[str]:
+    """What happens; what passes to other ranks; when. `in_units`: times are in units of the textbook, not in ns."""
+    if event.is_call and event.passed is not None:
+        what = [_call(event, event.passed, spec, say), _bytes(event.passed, say)]
+    else:
+        what = [_action(event, spec, say)]
+        if event.passed is not None:
+            what.append(say("The message is {size}.", size=in_bytes(event.passed.payload_bytes)))
+    return [part for part in (*what, _when(event, say, in_units)) if part]
+
+
+def _action(event: Event, spec: RunSpec, say: Words) -> str:
+    action, rank = event.action, event.rank
+    if action.kind in ("send", "recv"):
+        return _message(event, spec, say)
+    if action.kind in ("reduce", "tie", "step", "gather"):
+        return _end(event, spec, say)
+    held = {"rank": rank, "microbatch": action.microbatch, "parts": _held(action, spec, say)}
+    if action.kind == "F":
+        told = say("Rank {rank} runs microbatch {microbatch} forward through {parts}.", **held)
+        if action.chunk == len(spec.layout.placement) - 1:
+            told += " " + say("Its loss comes out at the end.")
+    elif action.kind == "B" and action.chunk == 0:
+        told = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: the gradients of the weights.", **held)
+    elif action.kind == "B":
+        told = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: gradients of input and weights.", **held)
+    elif action.kind == "I":
+        told = say("Rank {rank} runs the first half of backward, of microbatch {microbatch} through {parts}: the input's "
+                   "gradient, which the chunk before it waits for.", **held)  # fmt: skip
+    else:
+        told = say("Rank {rank} runs the other half of backward, of microbatch {microbatch} through {parts}: the gradients of "
+                   "the weights, which nobody waits for until the step ends.", **held)  # fmt: skip
+    if spec.layout.tp > 1:
+        told += " " + say("It holds 1/{tp} of each layer's weights.", tp=spec.layout.tp)
+    return told
+
+
+def _held(action: Action, spec: RunSpec, say: Words) -> str:
+    """What a chunk holds: "the embedding and layers 0–1"."""
+    counts = spec.layout.chunk_layers(spec.model.layers)
+    first, count = sum(counts[: action.chunk]), counts[action.chunk]
+    opens, closes = action.chunk == 0, action.chunk == len(counts) - 1
+    layers = (
+        say("layer {first}", first=first) if count == 1 else say("layers {first}–{last}", first=first, last=first + count - 1)
+    )
+    if not count:
+        return say("a chunk without layers")
+    if opens and closes:
+        return say("the embedding, {layers} and the head", layers=layers)
+    if opens:
+        return say("the embedding and {layers}", layers=layers)
+    return say("{layers} and the head", layers=layers) if closes else layers
+
+
+def _message(event: Event, spec: RunSpec, say: Words) -> str:
+    action, per_stage = event.action, spec.layout.dp * spec.layout.tp
+    of = {"rank": event.rank, "peer": action.peer * per_stage + event.rank % per_stage, "microbatch": action.microbatch}
+    of["stage"] = action.peer
+    if action.kind == "send" and action.flow == "activation":
+        return say("Rank {rank} sends the activations of microbatch {microbatch} on to rank {peer} at stage {stage}, and goes on "
+                   "without waiting for it.", **of)  # fmt: skip
+    if action.kind == "send":
+        return say("Rank {rank} sends the gradient of what it was given for microbatch {microbatch} back to rank {peer} at stage "
+                   "{stage}, and goes on without waiting for it.", **of)  # fmt: skip
+    if action.flow == "activation":
+        return say("Rank {rank} takes in the activations of microbatch {microbatch} from rank {peer} at stage {stage}.", **of)
+    return say(
+        "Rank {rank} takes in the gradient of its output of microbatch {microbatch} from rank {peer} at stage {stage}.", **of
+    )
+
+
+def _end(event: Event, spec: RunSpec, say: Words) -> str:
+    rank, layout, kind = event.rank, spec.layout, event.action.kind
+    if kind == "reduce" and layout.dp == 1:
+        return say("Rank {rank} waits until the gradients of what every slice holds whole are added up over tp: once a step.",
+                   rank=rank)  # fmt: skip
+    if kind == "reduce":
+        return say("Rank {rank} waits until the gradients of its layers are added up over the {count} replicas: those of this "
+                   "microbatch are in that sum with those of all others.", rank=rank, count=layout.dp)  # fmt: skip
+    if kind == "tie":
+        return say("Rank {rank} adds up the gradients of the token table's two copies, which the first and the last chunk hold.",
+                   rank=rank)  # fmt: skip
+    if kind == "gather":
+        return say("Rank {rank} fetches the parameters that the other replicas updated: with ZeRO {zero} each updates its share.",
+                   rank=rank, zero=layout.zero)  # fmt: skip
+    return say("Rank {rank} takes the optimizer's step, once for all microbatches.", rank=rank)
+
+
+def _call(event: Event, calls: Passed, spec: RunSpec, say: Words) -> str:
+    others = ", ".join(str(rank) for rank in calls.group if rank != event.rank)
+    with_whom = say.plural("rank {ranks}", "ranks {ranks}", len(calls.group) - 1, ranks=others)
+    told = say.plural(
+        "Rank {rank} makes {count} call of {collective} along {axis} with {others}: {purpose}.",
+        "Rank {rank} makes {count} calls of {collective} along {axis} with {others}: {purpose}.",
+        calls.calls, rank=event.rank, collective=calls.collective, axis=calls.axis, others=with_whom,
+        purpose=purpose(calls, spec, say),
+    )  # fmt: skip
+    if event.action.kind == "reduce":
+        told += " " + say("They start as soon as a layer's last backward pass is over, beside what is left of it.")
+    elif event.action.microbatch >= 0:
+        told += " " + say("This is part of {kind}.", kind=event.action.kind)
+    return told
+
+
+def purpose(calls: Passed, spec: RunSpec, say: Words) -> str:
+    """What a kind of call is for."""
+    if calls.phase == "tie":
+        return say("both copies of the token table get the sum of their gradients")
+    if calls.phase == "step":
+        if calls.axis != "dp":
+            return say("the norm of all gradients is added up")
+        return say("the loss, and with ZeRO the norm of all gradients, is added up over the replicas")
+    if calls.phase == "gather":
+        return say("each replica gets the shares that the others updated")
+    if calls.axis == "dp":
+        return {
+            "all_gather": say("the parameters, of which each replica keeps a share, are put together for this use"),
+            "reduce_scatter": say("gradients are added up over the replicas, and each keeps its share of the sum"),
+        }.get(calls.collective, say("gradients are added up over the replicas"))
+    if calls.collective == "all_gather":
+        return say("the slices' parts of the sequence are put together")
+    if calls.collective == "reduce_scatter":
+        return say("what the slices computed is added up, and each keeps its part of the sequence")
+    if spec.layout.sequence_parallel and calls.phase == "backward":
+        return say("gradients of what every slice holds whole are added up, as each saw its part of the sequence only")
+    if spec.layout.sequence_parallel:
+        return say("the loss is put together from the slices of the vocabulary")
+    return say("what the slices of each layer computed is added up, so that all have the whole")
+
+
+def _bytes(calls: Passed, say: Words) -> str:
+    sizes = {"payload": in_bytes(calls.payload_bytes), "wire": in_bytes(calls.wire_bytes)}
+    if not calls.exact:
+        return say("About {payload} of payload together, {wire} on the wire: both halves of backward are counted together, and "
+                   "this is the part by calls.", **sizes)  # fmt: skip
+    return say("{payload} of payload together; in a ring this rank sends {wire}.", **sizes)
+
+
+def _when(event: Event, say: Words, in_units: bool) -> str:
+    if event.start is None or event.end is None:
+        return ""
+    if in_units:
+        times = {"start": f"{event.start:g}", "end": f"{event.end:g}"}
+        if event.start == event.end:
+            return say("At {start} units of time; in the textbook this takes none.", **times)
+        return say("From {start} to {end} units of time.", **times)
+    times = {"start": in_time(event.start), "end": in_time(event.end), "took": in_time(event.end - event.start)}
+    if event.action.kind == "send":  # its span ends when the sender looks after it again, however early it was received
+        return say("It was handed over {start} after the step's start.", **times)
+    return say("From {start} to {end} after the step's start: {took}.", **times)

@@ -1,0 +1,206 @@
+"""The pipeline's timeline with its controls: which account of the step is drawn, which part of it, and a stage slowed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import streamlit as st
+
+from engine.predict.timeline import Durations, Timeline, projected, simulate, slowed
+from engine.predict.timeline import textbook as unit_times
+from engine.schedule import in_flight, plan
+from engine.spec import LayoutSpec, RunSpec
+from engine.tables import RunResult
+from engine.topology import Mesh
+from pages.charts import timeline
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.roles import roles_of
+from pages.charts.timeline import Panel, Slowed, Window
+from pages.charts.words import Words
+from pages.lab.events import Event
+from pages.shared.saved import load
+from pages.shared import chosen, drawing
+from pages.shared.frame import say, view
+from pages.shared.pointing import pointed
+
+Shown = Literal["measured", "projected", "textbook", "all"]
+SHOWN: tuple[Shown, ...] = ("measured", "projected", "textbook", "all")
+_SHOWN, _STAGE, _FACTOR = "timeline/shown", "timeline/slow-stage", "timeline/slow-factor"
+_FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+
+
+class Slow(NamedTuple):
+    """One stage takes `factor` times as long. A factor of 1 changes nothing."""
+
+    stage: int = 0
+    factor: float = 1.0
+
+
+# ------------------------------------------------------------------------------------------------------------ on the page
+
+
+def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) -> None:
+    """The timeline of a saved run. `event` is framed in it."""
+    mesh = _mesh(result.spec.layout)
+    shown: Shown = st.session_state.setdefault(_SHOWN, "measured")
+    slow = _chosen_slow(mesh.pp)
+
+    def pick() -> None:
+        named = timeline.kinds(say()) | {"all": say()("on one axis")}
+        st.segmented_control(
+            say()("Timeline"), SHOWN, key=_SHOWN, format_func=named.__getitem__, required=True, label_visibility="collapsed"
+        )
+
+    rank = chosen.rank(mesh)
+    window = _overview(of_run(folder, shown, slow, view().language)[0], "timeline")
+    drawn = run(folder, shown, slow, rank, window, view())
+    if event is not None:
+        drawn = pointed(drawn, marks(of_run(folder, shown, slow, view().language), event, mesh))
+    slowing = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow(mesh.pp)]
+    drawing.show(drawn, "timeline", *slowing, pick, note=note if shown in ("measured", "all") else "", on_rank=chosen.choose)
+
+
+def draw_textbook(spec: RunSpec, event: Event | None) -> None:
+    """Before a run: the schedule in unit times."""
+    layout, microbatches = spec.layout, spec.workload.microbatches
+    slow = _chosen_slow(layout.pp)
+    # dp and tp do not change a pipeline's shape.
+    shape = LayoutSpec(pp=layout.pp, schedule=layout.schedule, chunks=layout.chunks)
+    window = _overview(of_shape(shape, microbatches, slow, view().language), "textbook")
+    drawn = textbook(shape, microbatches, slow, window, view())
+    if event is not None:
+        drawn = pointed(drawn, marks([of_shape(shape, microbatches, slow, view().language)], event, _mesh(layout)))
+    drawing.show(drawn, "textbook", *([lambda: _pick_slow(layout.pp)] if layout.pp > 1 else []))
+
+
+def _chosen_slow(stages: int) -> Slow:
+    stage, factor = st.session_state.get(_STAGE), st.session_state.get(_FACTOR, 1.0)
+    return Slow() if stage is None or stage >= stages else Slow(stage, factor)
+
+
+def _pick_slow(stages: int) -> None:
+    """Beside the chart's title: which stage is slow, and by how much."""
+    if (st.session_state.get(_STAGE) or 0) >= stages:
+        st.session_state[_STAGE] = None
+    named = {stage: say()("slow stage {stage}", stage=stage) for stage in range(stages)}
+    st.selectbox(
+        say()("Slow one stage"), range(stages), index=None, key=_STAGE, format_func=named.__getitem__,
+        placeholder=say()("slow a stage"), label_visibility="collapsed", width=160,
+    )  # fmt: skip
+    if st.session_state.get(_STAGE) is not None:
+        st.session_state.setdefault(_FACTOR, 2.0)
+        st.select_slider(
+            say()("How many times as slow"), _FACTORS, key=_FACTOR, format_func="{:g}×".format, label_visibility="collapsed",
+            width=200,
+        )  # fmt: skip
+
+
+def _overview(panel: Panel, key: str) -> Window | None:
+    """Where there are too many bars: a strip of the whole step, and the part of it that was brushed, in the panel's time."""
+    drawn = timeline.overview(panel, look(view()))
+    if drawn is None:
+        return None
+    with st.container(key=f"drawing-{key}-overview", gap="xsmall"):
+        drawing.heading(drawn.subject, drawn.title)
+        brushed: Any = st.vega_lite_chart(
+            drawn.spec, width="stretch", key=f"overview-{key}", on_select="rerun", selection_mode="window"
+        )
+        st.caption(drawn.reading)
+    ends = brushed["selection"].get("window", {}).get("start")
+    clock = timeline.clock_of(panel, look(view()).say)
+    return None if not ends else (min(ends) * clock.size, max(ends) * clock.size)
+
+
+# ------------------------------------------------------------------------------------------- made once for what is chosen
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def run(folder: Path, shown: Shown, slow: Slow, rank: int | None, window: Window | None, view: View) -> Drawing:
+    style, result = look(view), load(folder)
+    panels = of_run(folder, shown, slow, view.language)
+    if rank is not None and panels[0].kind == "measured":
+        mesh = _mesh(result.spec.layout)
+        measured = timeline.measured_panel(result.tables["spans"], mesh, style.say, roles_of(mesh, rank))
+        panels = [measured, *panels[1:]]
+    before = None
+    if slow.factor > 1 and shown in ("projected", "textbook"):
+        before = Slowed(*slow, of_run(folder, shown, Slow(), view.language)[0].bubble)
+    return drawing.packed(timeline.draw(panels, style, window, before))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def of_run(folder: Path, shown: Shown, slow: Slow, language: Any) -> list[Panel]:
+    """The accounts of a saved run that are drawn, all in ns. The textbook's unit is such that it does the projection's work."""
+    result, words = load(folder), look(View("light", language)).say
+    spec, spans = result.spec, result.tables["spans"]
+    panels = []
+    if shown in ("measured", "all"):
+        panels.append(timeline.measured_panel(spans, _mesh(spec.layout), words))
+    names = _stages(spec.layout, words)
+    if shown in ("projected", "all"):
+        found = _simulated(spec.layout, spec.workload.microbatches, projected(spec, spans), slow)
+        panels.append(timeline.replayed_panel("projected", found.timed, names, words))
+    if shown == "textbook":
+        found = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), slow)
+        panels.append(timeline.replayed_panel("textbook", found.timed, names, words))
+    elif shown == "all":
+        real = _simulated(spec.layout, spec.workload.microbatches, projected(spec, spans), Slow())
+        plain = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), Slow())
+        found = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), slow)
+        panels.append(timeline.replayed_panel("textbook", found.timed, names, words, sum(real.busy) / sum(plain.busy)))
+    return panels
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | None, view: View) -> Drawing:
+    """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
+    before = Slowed(*slow, of_shape(shape, microbatches, Slow(), view.language).bubble) if slow.factor > 1 else None
+    panel = of_shape(shape, microbatches, slow, view.language)
+    return drawing.packed(timeline.draw([panel], look(view), window, before))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Any) -> Panel:
+    words = look(View("light", language)).say
+    found = _simulated(shape, microbatches, unit_times(shape), slow)
+    keeps = [in_flight(found.schedule, stage) for stage in range(shape.pp)]
+    names = [words("stage {stage} · keeps {count} in flight", stage=stage, count=count) for stage, count in enumerate(keeps)]
+    return timeline.replayed_panel("textbook", found.timed, names, words)
+
+
+def _simulated(layout: LayoutSpec, microbatches: int, durations: Durations, slow: Slow) -> Timeline:
+    return simulate(plan(layout, microbatches), slowed(durations, *slow) if slow.factor > 1 else durations)
+
+
+def _stages(layout: LayoutSpec, say: Words) -> list[str]:
+    """ "stage 0 · ranks 0–3"."""
+    each = layout.dp * layout.tp
+    if each == 1:
+        return [say("stage {stage} · rank {rank}", stage=stage, rank=stage) for stage in range(layout.pp)]
+    return [
+        say("stage {stage} · ranks {first}–{last}", stage=stage, first=stage * each, last=(stage + 1) * each - 1)
+        for stage in range(layout.pp)
+    ]
+
+
+def marks(panels: list[Panel], event: Event, mesh: Mesh) -> dict[str, list[dict[str, Any]]]:
+    """The bars to frame: in the measured rows where the event is, in the others where its action is."""
+    found: list[dict[str, Any]] = []
+    for panel in panels:
+        if panel.kind == "measured":
+            if event.start is not None:
+                row = timeline.row_key("measured", event.rank)
+                found.append({"row": row, "start_ns": event.start, "end_ns": event.end})
+            continue
+        bars, action = panel.bars, event.action
+        same = (bars["row"] == timeline.row_key(panel.kind, event.stage)) & (bars["kind"] == action.kind)
+        same &= (bars["chunk"] == action.chunk) & (bars["microbatch"] == action.microbatch)
+        rows = bars.loc[same, ["row", "start_ns", "end_ns"]].itertuples(index=False)
+        found += [{"row": row, "start_ns": start, "end_ns": end} for row, start, end in rows]
+    return {"marked": found}
+
+
+def _mesh(layout: LayoutSpec) -> Mesh:
+    return Mesh(layout.dp, layout.tp, layout.pp)

@@ -1,0 +1,139 @@
+"""Step through: one microbatch's way through a step, an event at a time, told in words and marked in the charts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+from typing import NamedTuple
+
+import streamlit as st
+
+from engine.spec import RunSpec
+from engine.topology import Mesh
+from pages.charts.look import Look, lane, look
+from pages.charts.words import Words
+from pages.lab.events import Event, Way
+from pages.lab.sentences import headline, sentences
+from pages.shared import chosen, drawing, frame
+
+WALK = "walk"  # the link's parameter: microbatch.event, or microbatch.event.replica.slice
+_MICROBATCH, _EVENT, _DP, _TP = "walk/microbatch", "walk/event", "walk/dp", "walk/tp"
+_CHIPS = 40  # events listed at a time: those around the one that is told
+_CODE = re.compile(r"(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5})\.(\d{1,5}))?")
+
+Events = Callable[[Way], list[Event]]
+
+
+class Step(NamedTuple):
+    """Where the walk is: at `events[at]` of `way`."""
+
+    way: Way
+    at: int
+    events: list[Event]
+
+    @property
+    def event(self) -> Event:
+        return self.events[self.at]
+
+
+def current(spec: RunSpec, events: Events) -> Step | None:
+    """The event that the link points at; None as long as nobody walks. What is not there becomes the nearest that is."""
+    found = _CODE.fullmatch(st.query_params.get(WALK, ""))
+    return _step(spec, events, [int(part or 0) for part in found.groups()]) if found else None
+
+
+def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
+    """The event in words, and controls that go on to another. `in_units`: its times are the textbook's, nothing has run yet."""
+    say, step = frame.say(), current(spec, events)
+    walking = step is not None
+    step = step or _step(spec, events, [0, 0, 0, 0])
+    with st.container(key="walk", gap="xsmall"):
+        named = {"microbatch": step.way.microbatch, "number": step.at + 1, "count": len(step.events)}
+        title = say("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, say), **named)
+        drawing.heading(say("Step through"), title)
+        st.html(_told(step, spec, say, look(frame.view()), in_units))
+        _controls(spec, events, step, say)
+        st.html(_chips(step, say, look(frame.view())))
+        more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
+        if not walking:
+            more += " " + say("Press Next, and each event is marked in the charts as well.")
+        st.caption(
+            say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
+            + f" {more}"
+        )
+
+
+def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:
+    microbatch, at, dp, tp = asked
+    layout = spec.layout
+    way = Way(min(microbatch, spec.workload.microbatches - 1), min(dp, layout.dp - 1), min(tp, layout.tp - 1))
+    found = events(way)
+    return Step(way, min(at, len(found) - 1), found)
+
+
+def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
+    """Widgets take their values from the link and write them back to it, so that it always says where the walk is."""
+    last = len(step.events) - 1
+    st.session_state.update({_MICROBATCH: step.way.microbatch, _DP: step.way.dp, _TP: step.way.tp, _EVENT: step.at + 1})
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.button(
+            say("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go,
+            args=(spec, events, *step.way, step.at - 1), key="walk/previous", shortcut="P",
+        )  # fmt: skip
+        st.button(
+            say("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == last, on_click=_go,
+            args=(spec, events, *step.way, step.at + 1), key="walk/next", type="primary", shortcut="N",
+        )  # fmt: skip
+        if last:
+            st.slider(say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events))
+        for label, key, count in (
+            (say("Microbatch"), _MICROBATCH, spec.workload.microbatches),
+            (say("Replica (dp)"), _DP, spec.layout.dp),
+            (say("Slice (tp)"), _TP, spec.layout.tp),
+        ):
+            if count > 1:
+                st.selectbox(label, range(count), key=key, on_change=_moved, args=(spec, events), width=120)
+
+
+def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: int) -> None:
+    """Put the event into the link, and choose its rank, so that all charts show it."""
+    step = _step(spec, events, [microbatch, at, dp, tp])
+    way = step.way
+    st.query_params[WALK] = f"{way.microbatch}.{step.at}" + (f".{way.dp}.{way.tp}" if way.dp or way.tp else "")
+    if chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)) != step.event.rank:
+        chosen.choose(step.event.rank)
+
+
+def _moved(spec: RunSpec, events: Events) -> None:
+    """A slider or a list was moved: they hold where to go."""
+    microbatch, dp, tp, number = (st.session_state.get(key, 0) for key in (_MICROBATCH, _DP, _TP, _EVENT))
+    _go(spec, events, microbatch, dp, tp, max(0, number - 1))
+
+
+def _told(step: Step, spec: RunSpec, say: Words, style: Look, in_units: bool) -> str:
+    """The sentences: the first large, the others beneath. Read aloud when they change."""
+    first, *others = sentences(step.event, spec, say, in_units)
+    rest = f"<span>{escape(' '.join(others))}</span>" if others else ""
+    return f'<div class="ss-told" role="status" style="--stage:{_colour(step.event, style)}"><p>{escape(first)}</p>{rest}</div>'
+
+
+def _chips(step: Step, say: Words, style: Look) -> str:
+    """The events in a row, in the colours of the timeline, with the one that is told marked; of many, those around it."""
+    first = max(0, min(step.at - _CHIPS // 2, len(step.events) - _CHIPS))
+    shown = step.events[first : first + _CHIPS]
+    chips = []
+    for i, event in enumerate(shown, first):
+        here = ' aria-current="step"' if i == step.at else ""
+        text = escape(headline(event, say))
+        chips.append(f'<li style="--stage:{_colour(event, style)}"{here}>{text}</li>')
+    before = "<li>…</li>" if first else ""
+    after = "<li>…</li>" if first + len(shown) < len(step.events) else ""
+    label = escape(say("Events of this microbatch"))
+    return f'<ol class="ss-walk" start="{first + 1}" aria-label="{label}">{before}{"".join(chips)}{after}</ol>'
+
+
+def _colour(event: Event, style: Look) -> str:
+    """The colour that the event has in the timeline."""
+    kind = event.passed.collective if event.is_call and event.passed else event.action.kind
+    return style.lane[lane(kind)]
