@@ -88,10 +88,14 @@ def _read_table(path: Path, schema: dict[str, str]) -> pd.DataFrame:
 
 def listing(home: Path) -> list[Path]:
     """The saved runs in `home`, newest first."""
+    return [folder for _, folder in saved(home)]
+
+
+def saved(home: Path) -> list[tuple[int, Path]]:
+    """The same, each with when it was saved, in nanoseconds: a run never changes, but its name may come to stand for another."""
     if not home.is_dir():
         return []
-    saved = [(when, path) for path in home.iterdir() if (when := _saved_at(path)) is not None]
-    return [path for _, path in sorted(saved, reverse=True)]
+    return sorted(((when, path) for path in home.iterdir() if (when := _saved_at(path)) is not None), reverse=True)
 
 
 def _saved_at(folder: Path) -> int | None:
