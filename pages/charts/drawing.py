@@ -36,7 +36,10 @@ def finish(chart: alt.TopLevelMixin, style: Look, title: str) -> dict[str, Any]:
     return spec
 
 
-def colours(domain: dict[str, str], present: list[str]) -> alt.Scale:
-    """The scale that gives each name its colour. Names that do not occur take no room in the legend."""
-    shown = [name for name in domain if name in present]
-    return alt.Scale(domain=shown, range=[domain[name] for name in shown])
+def colours(domain: dict[str, str], present: list[str], names: dict[str, str] | None = None) -> alt.Scale:
+    """The scale that gives each code its colour. Codes that do not occur take no room in the legend.
+
+    `names` are what readers see; the rows drawn must then hold those in place of the codes.
+    """
+    shown = [code for code in domain if code in present or (names and names[code] in present)]
+    return alt.Scale(domain=[names[code] if names else code for code in shown], range=[domain[code] for code in shown])
