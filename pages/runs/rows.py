@@ -12,7 +12,8 @@ from typing import Any
 from engine import catalog, store
 from engine.spec import RequestError
 from engine.tables import RunResult
-from pages.shared.form import SCHEDULE_NAMES
+from pages.charts import names
+from pages.charts.words import Words
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ class Row:
     def name(self) -> str:
         return self.folder.name
 
-    @property
-    def text(self) -> str:
-        """What a search looks through."""
-        return f"{self.name} {self.model} {self.layout} {self.schedule}".casefold()
+    def text(self, say: Words) -> str:
+        """What a search looks through: the schedule by its code and by its name."""
+        return f"{self.name} {self.model} {self.layout} {self.schedule} {names.schedule(self.schedule, say)}".casefold()
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _row(folder: Path, saved_ns: int, result: RunResult) -> Row:
         saved_ns=saved_ns,
         model=catalog.name_of(spec.model),
         layout=spec.layout.code,
-        schedule=SCHEDULE_NAMES[spec.layout.schedule],
+        schedule=spec.layout.schedule,
         ranks=spec.layout.ranks,
         steps=spec.workload.steps,
         loss=_number(summary.get("loss_last")),
@@ -122,10 +122,14 @@ COLUMNS = ("name", "saved", "model", "layout", "schedule", "ranks", "steps", "lo
 NEWEST = "-saved"  # a column's name, after a minus for the largest first
 
 
-def matching(rows: Iterable[Row], search: str) -> list[Row]:
+def matching(rows: Iterable[Row], search: str, say: Words) -> list[Row]:
     """The runs in which every word of `search` occurs."""
     words = search.casefold().split()
-    return [row for row in rows if all(word in row.text for word in words)]
+    return [row for row in rows if not words or _has_all(row.text(say), words)]
+
+
+def _has_all(text: str, words: list[str]) -> bool:
+    return all(word in text for word in words)
 
 
 def ordered(rows: list[Row], sort: str) -> list[Row]:

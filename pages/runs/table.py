@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 from streamlit.components.v2.types import ComponentRenderer
 
+from pages.charts import names
 from pages.charts.units import in_bytes, percent, scientific
 from pages.charts.words import Words
 from pages.runs.rows import COLUMNS, Row
 
 _HERE = Path(__file__).parent
 _KEY = "runs/table"
-_LEFT = ("name", "saved", "model", "layout", "schedule")
+LEFT = ("name", "saved", "model", "layout", "schedule")
 
 
 def draw(
@@ -38,8 +39,11 @@ def draw(
         data={
             "caption": say("Saved runs"),
             "language": say.language,
-            "columns": [{"key": key, "label": label, "left": key in _LEFT} for key, label in _labels(say).items()],
-            "rows": [{"name": row.name, "cells": _cells(row), "saved": row.saved_ns // 1_000_000, "link": link(row.name)} for row in rows],
+            "columns": [{"key": key, "label": label, "left": key in LEFT} for key, label in _labels(say).items()],
+            "rows": [
+                {"name": row.name, "cells": _cells(row, say), "saved": row.saved_ns // 1_000_000, "link": link(row.name)}
+                for row in rows
+            ],
             "picked": list(picked),
             "turn": turn,
             "sort": sort,
@@ -54,10 +58,9 @@ def draw(
     )
 
 
-def now_picked(among: Iterable[str]) -> list[str]:
+def now_picked() -> list[str]:
     """The names that are ticked, in the order in which they were."""
-    known = set(among)
-    return [name for name in _state().get("picked") or () if name in known]
+    return list(_state().get("picked") or ())
 
 
 def now_sorted() -> str:
@@ -87,7 +90,7 @@ def _labels(say: Words) -> dict[str, str]:
     return {column: labels[column] for column in COLUMNS}
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: Row, say: Words) -> dict[str, str]:
     """In words. The time is left to the browser, which knows its reader's clock."""
     numbers = {
         "loss": (row.loss, "{:.3f}".format),
@@ -96,7 +99,7 @@ def _cells(row: Row) -> dict[str, str]:
         "traffic": (row.wire_bytes, in_bytes),
         "parity": (row.parity, scientific),
     }
-    shown = {"name": row.name, "model": row.model, "layout": row.layout, "schedule": row.schedule}
+    shown = {"name": row.name, "model": row.model, "layout": row.layout, "schedule": names.schedule(row.schedule, say)}
     shown |= {"ranks": f"{row.ranks:,}", "steps": f"{row.steps:,}"}
     return shown | {key: write(value) if math.isfinite(value) else "–" for key, (value, write) in numbers.items()}
 

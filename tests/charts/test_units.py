@@ -28,7 +28,9 @@ def test_short(count: int, words: str):
     assert short(count, said_in("en")) == words
 
 
-@pytest.mark.parametrize(("count", "words"), [(950, "950"), (12_345, "1.23万"), (4_560_000, "456万"), (174_600_000_000, "1,746亿")])
+@pytest.mark.parametrize(
+    ("count", "words"), [(950, "950"), (12_345, "1.23万"), (4_560_000, "456万"), (174_600_000_000, "1,746亿")]
+)
 def test_chinese_counts_by_ten_thousands(count: int, words: str):
     assert short(count, said_in("zh")) == words
 
