@@ -176,7 +176,7 @@ def empty_trash(home: Path, kept: int = 0) -> None:
     """Remove deleted runs for good, except for the newest `kept`."""
     trash = home / _TRASH
     places = sorted(trash.iterdir(), key=lambda place: place.name) if trash.is_dir() else []
-    for place in places[: len(places) - kept]:
+    for place in places[: max(0, len(places) - kept)]:
         shutil.rmtree(place, ignore_errors=True)  # another server of the same home may be at it
 
 
