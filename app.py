@@ -11,6 +11,7 @@ from streamlit.navigation.page import StreamlitPage
 
 from engine.launch.queue import RunQueue
 from pages.lab.page import show as show_lab
+from pages.runs.page import show as show_runs
 from pages.shared.frame import follow_theme, frame, say
 from pages.shared.service import Service
 
@@ -37,6 +38,7 @@ def page(path: str, title: str, icon: str, show: Callable[[Service], None]) -> S
 frame()
 pages = [
     page("lab", say()("Lab"), "science", show_lab),
+    page("runs", say()("Runs"), "inventory_2", show_runs),
 ]
 st.navigation(pages, position="top").run()
 follow_theme()

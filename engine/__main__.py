@@ -1,4 +1,4 @@
-"""The command line: python -m engine run | search | models | devices | runs | schema.
+"""The command line: python -m engine run | dry-run | predict | search | models | devices | runs | export | schema.
 
 Exit status 0 done, 1 a rank failed, 2 the request is wrong, 130 cancelled by Ctrl-C.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Do one command. Returns the exit status."""
-    from engine.command import flags, lists, output, run
+    from engine.command import export, flags, lists, output, run
     from engine.spec import RequestError
 
     parser = flags.Parser(prog="python -m engine", description="Run a Transformer sharded over ranks, and measure it.")
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     lists.add_models(commands.add_parser("models", help="list the named models"))
     lists.add_devices(commands.add_parser("devices", help="list the named devices"))
     lists.add_runs(commands.add_parser("runs", help="list the saved runs"))
+    export.add(commands.add_parser("export", help="write a saved run for other programs, or as another framework's settings"))
     lists.add_schema(commands.add_parser("schema", help="print the JSON Schema of a spec"))
     try:
         parsed = parser.parse_args(arguments)

@@ -1,13 +1,15 @@
-"""Saved runs: a folder with run.json and one Parquet file a table."""
+"""Saved runs: a folder with run.json and one Parquet file a table. What was deleted can be brought back for a while."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from glob import escape
 from itertools import chain, count
 from pathlib import Path
@@ -21,6 +23,10 @@ from engine.tables import SCHEMAS, RunResult
 
 _HEAD = ("spec", "environment", "summary")  # what run.json holds
 _PARTIAL = ".partial-"
+_TRASH = ".trash"  # in it a folder for each deletion, named by its instant, in which the run lies under its own name
+KEPT = 20  # deleted runs that can be brought back
+# Letters and digits of any language. No comma, which stands between the names in a link; no dot first, which hides a folder.
+_NAME = re.compile(r"[^\W_][\w .+()=-]{0,79}(?<! )")
 
 
 def save(result: RunResult, folder: Path) -> None:
@@ -45,16 +51,37 @@ def save(result: RunResult, folder: Path) -> None:
 
 def load(folder: Path) -> RunResult:
     """Read a saved run. Raises `RequestError` if the folder is not one."""
+    result = head(folder)
+    found = {name: folder / f"{name}.parquet" for name in SCHEMAS}
     try:
-        head = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if not isinstance(head, dict) or not all(isinstance(head.get(part), dict) for part in _HEAD):
-            raise RequestError(sentence("run.json has not all of {parts}", parts=", ".join(_HEAD)))
-        found = {name: folder / f"{name}.parquet" for name in SCHEMAS}
         tables = {name: _read_table(path, SCHEMAS[name]) for name, path in found.items() if path.exists()}
-        return RunResult(RunSpec.model_validate(head["spec"]), head["environment"], _map_leaves(head["summary"], _number), tables)
-    except (RequestError, OSError, ValueError, RecursionError, ArrowException) as error:
-        reason = error.sentence if isinstance(error, RequestError) else str(error)
-        raise RequestError(sentence("{folder} is not a saved run: {reason}", folder=str(folder), reason=reason)) from error
+    except (RequestError, OSError, ValueError, ArrowException) as error:
+        raise _not_a_run(folder, error) from error
+    return replace(result, tables=tables)
+
+
+def head(folder: Path) -> RunResult:
+    """A saved run without its tables: all that a list of runs shows. Raises `RequestError` if the folder is not one."""
+    try:
+        return parse_head((folder / "run.json").read_bytes())
+    except (RequestError, OSError) as error:
+        raise _not_a_run(folder, error) from error
+
+
+def _not_a_run(folder: Path, error: Exception) -> RequestError:
+    reason = error.sentence if isinstance(error, RequestError) else str(error)
+    return RequestError(sentence("{folder} is not a saved run: {reason}", folder=str(folder), reason=reason))
+
+
+def parse_head(content: bytes) -> RunResult:
+    """What run.json holds. Raises `RequestError`."""
+    try:
+        read = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(sentence("run.json is not JSON: {error}", error=str(error))) from error
+    if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in _HEAD):
+        raise RequestError(sentence("run.json has not all of {parts}", parts=", ".join(_HEAD)))
+    return RunResult(RunSpec.model_validate(read["spec"]), read["environment"], _map_leaves(read["summary"], _number))
 
 
 def _read_table(path: Path, schema: dict[str, str]) -> pd.DataFrame:
@@ -66,10 +93,14 @@ def _read_table(path: Path, schema: dict[str, str]) -> pd.DataFrame:
 
 def listing(home: Path) -> list[Path]:
     """The saved runs in `home`, newest first."""
+    return [folder for _, folder in saved(home)]
+
+
+def saved(home: Path) -> list[tuple[int, Path]]:
+    """The same, each with when it was saved, in nanoseconds: a run never changes, but its name may come to stand for another."""
     if not home.is_dir():
         return []
-    saved = [(when, path) for path in home.iterdir() if (when := _saved_at(path)) is not None]
-    return [path for _, path in sorted(saved, reverse=True)]
+    return sorted(((when, path) for path in home.iterdir() if (when := _saved_at(path)) is not None), reverse=True)
 
 
 def _saved_at(folder: Path) -> int | None:
@@ -84,7 +115,11 @@ def _saved_at(folder: Path) -> int | None:
 
 def new_folder(home: Path, spec: RunSpec) -> Path:
     """A free name in `home` for a run of `spec`, such as 20261124-101500-dp2.tp2.pp2-1f1b."""
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.layout.code}-{spec.layout.schedule}"
+    return free(home, f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.layout.code}-{spec.layout.schedule}")
+
+
+def free(home: Path, stem: str) -> Path:
+    """`stem` in `home`, or the first of stem-2, stem-3, … that is not taken."""
     names = chain([stem], (f"{stem}-{n}" for n in count(2)))
     return next(home / name for name in names if not (home / name).exists())
 
@@ -93,6 +128,70 @@ def discard_partial(folder: Path) -> None:
     """Remove what writers that did not finish left beside `folder` under its name."""
     for path in folder.parent.glob(f"{_PARTIAL}*-{escape(folder.name)}"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------------- names and the trash
+
+
+def good_name(name: str) -> bool:
+    """Whether a run may have this name: then it is the name of a folder on every system, and of none outside its home."""
+    return _NAME.fullmatch(name) is not None
+
+
+def rename(folder: Path, name: str) -> Path:
+    """Give a saved run another name. Returns its folder. Raises `RequestError`."""
+    if name == folder.name:
+        return folder
+    if not good_name(name):
+        shown = name if len(name) <= 40 else f"{name[:39]}…"
+        raise RequestError(
+            f"a run cannot be named {shown!r}: a name has up to 80 letters, digits, spaces and . _ - + = ( ), "
+            "and begins with a letter or a digit"
+        )
+    target = folder.parent / name
+    if target.exists():  # rename would replace an empty folder
+        raise RequestError(f"there is another run named {name}; choose a name that is free")
+    _move(folder, target)
+    return target
+
+
+def delete(folder: Path) -> Path:
+    """Put a saved run out of sight. Returns where it lies, for `restore`; the oldest of more than `KEPT` is gone for good."""
+    trash = folder.parent / _TRASH
+    place = free(trash, str(time.time_ns()))
+    place.mkdir(parents=True)
+    try:
+        _move(folder, place / folder.name)
+    except BaseException:
+        place.rmdir()
+        raise
+    empty_trash(folder.parent, KEPT)
+    return place / folder.name
+
+
+def restore(deleted: Path) -> Path:
+    """Bring a deleted run back, under its own name if that is still free. Returns its folder. Raises `RequestError`."""
+    target = free(deleted.parents[2], deleted.name)
+    _move(deleted, target)
+    deleted.parent.rmdir()
+    return target
+
+
+def empty_trash(home: Path, kept: int = 0) -> None:
+    """Remove deleted runs for good, except for the newest `kept`."""
+    trash = home / _TRASH
+    places = sorted(trash.iterdir(), key=lambda place: place.name) if trash.is_dir() else []
+    for place in places[: max(0, len(places) - kept)]:
+        shutil.rmtree(place, ignore_errors=True)  # another server of the same home may be at it
+
+
+def _move(folder: Path, target: Path) -> None:
+    try:
+        os.rename(folder, target)
+    except FileNotFoundError as error:
+        raise RequestError(f"the run {folder.name} is not there any more") from error
+    except OSError as error:
+        raise RequestError(f"the run {folder.name} cannot be moved: {error.strerror}") from error
 
 
 # ---------------------------------------------------------------------------------------------------- numbers in JSON

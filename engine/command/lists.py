@@ -84,7 +84,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _run_row(folder: Path) -> dict[str, Any]:
-    result = store.load(folder)
+    result = store.head(folder)
     spec, summary = result.spec, result.summary
     return {
         "name": folder.name,

@@ -1,0 +1,88 @@
+"""`python -m engine export`: a saved run for other programs, or a spec as the settings of another framework."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from engine import parcel, store
+from engine.command.output import HOME, print_json
+from engine.export import FRAMEWORKS, csv_zip, perfetto, settings
+from engine.launch.request import read_spec
+from engine.spec import RequestError, RunSpec
+
+# What a run is written as, and how such a file ends.
+_FILES = {"perfetto": ".perfetto.json", "csv": ".csv.zip", "zip": ".zip"}
+TARGETS = (*_FILES, *FRAMEWORKS)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s RUN --to TARGET [--out FILE]"
+    parser.add_argument("run", nargs="?", metavar="RUN", help=f"a saved run: its folder, or its name in {HOME}")
+    parser.add_argument("--to", required=True, metavar="TARGET", help=f"one of {', '.join(TARGETS)}")
+    parser.add_argument("--spec", metavar="FILE", help="for settings, in place of RUN: a spec as JSON; - reads standard input")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write; otherwise settings are printed, and a run goes to a file here",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.set_defaults(do=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    to = arguments.to
+    if to == "html":
+        raise RequestError("the HTML report is drawn by the pages, not by the engine; download it on the Runs page")
+    if to not in TARGETS:
+        raise RequestError(f"there is no export to {to!r}; there are {', '.join(TARGETS)}")
+    if (arguments.run is None) == (arguments.spec is None):
+        raise RequestError("export takes one of two: the RUN, or with --spec the spec")
+    if to in _FILES:
+        if arguments.run is None:
+            raise RequestError(f"{to} shows what a run measured, and a spec has measured nothing; name the RUN")
+        folder = _folder(arguments.run)
+        content, file = _written(folder, to), arguments.out or Path(folder.name + _FILES[to])
+    else:
+        spec = _spec(arguments)
+        text = settings(spec, to)
+        if arguments.out is None and not arguments.json:
+            print(text, end="")
+            return 0
+        content, file = text.encode(), arguments.out
+    if file is not None:
+        _write(file, content)
+    if arguments.json:
+        print_json({"to": to, "file": str(file), "bytes": len(content)} if file else {"to": to, "text": content.decode()})
+    else:
+        print(file)
+    return 0
+
+
+def _folder(run: str) -> Path:
+    """A folder of that name here, or else in the usual home."""
+    return Path(run) if Path(run).is_dir() or not (HOME / run).is_dir() else HOME / run
+
+
+def _spec(arguments: argparse.Namespace) -> RunSpec:
+    return read_spec(arguments.spec) if arguments.spec else store.head(_folder(arguments.run)).spec
+
+
+def _written(folder: Path, to: str) -> bytes:
+    if to == "zip":
+        return parcel.pack(folder)
+    result = store.load(folder)
+    return csv_zip(result) if to == "csv" else perfetto(result).encode()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RequestError(f"cannot write {file}: {error.strerror}") from error

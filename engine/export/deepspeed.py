@@ -1,0 +1,76 @@
+"""DeepSpeed: its configuration in JSON. Names as in its `deepspeed/runtime/constants.py` and `config.py` of 2025."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from engine.export.common import BETAS, WEIGHT_DECAY, global_batch
+from engine.spec import RunSpec
+
+
+def config(spec: RunSpec) -> str:
+    """JSON, which has no comments: they are the first entry, which DeepSpeed does not read."""
+    layout, workload = spec.layout, spec.workload
+    found: dict[str, Any] = {
+        "_comments": [
+            f"DeepSpeed: {layout.ranks} ranks as {layout.code}. The model is yours: this file sizes only how it is trained.",
+            *(f"Not the same: {text}." for text in _differences(spec)),
+        ],
+        # Over the replicas: the batch of a step = micro batch × accumulation × dp.
+        "train_batch_size": global_batch(spec),
+        "train_micro_batch_size_per_gpu": workload.microbatch_size,
+        "gradient_accumulation_steps": workload.microbatches,
+        "optimizer": _optimizer(spec),
+        "gradient_clipping": 0.0,
+        "bf16": {"enabled": workload.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": workload.accumulate if workload.precision == "bf16" else "fp32"},
+        "zero_optimization": {"stage": _stage(spec)},
+    }
+    if layout.tp > 1 and layout.pp == 1:
+        found["tensor_parallel"] = {"autotp_size": layout.tp}
+    if layout.recompute != "none":
+        found["activation_checkpointing"] = {
+            "partition_activations": layout.sequence_parallel,
+            "number_checkpoints": layout.stage_layers(spec.model.layers)[0],
+        }
+    return json.dumps(found, indent=2) + "\n"
+
+
+def _differences(spec: RunSpec) -> Iterator[str]:
+    layout, workload = spec.layout, spec.workload
+    stages = ",".join(map(str, layout.stage_layers(spec.model.layers)))
+    if layout.pp > 1:
+        yield f"stages are made in code: PipelineModule(num_stages={layout.pp}), {stages} layers each; its order is 1F1B alone"
+    if layout.pp > 1 and layout.schedule != "1f1b":
+        yield f"DeepSpeed has no {layout.schedule} schedule"
+    if layout.pp > 1 and layout.tp > 1:
+        yield (
+            f"with a pipeline DeepSpeed has no tensor parallelism of its own; tp={layout.tp} comes from the model, through "
+            f"PipeModelDataParallelTopology(num_pp={layout.pp}, num_mp={layout.tp}, num_dp={layout.dp})"
+        )
+    elif layout.tp > 1:
+        yield f"tp={layout.tp} is DeepSpeed's AutoTP, which cuts the linear layers of Hugging Face models"
+    if layout.sequence_parallel:
+        yield "its sequence parallelism is another (Ulysses); this one, of tensor parallelism, it has not"
+    if layout.pp > 1 and layout.zero > 1:
+        yield f"a pipeline goes with ZeRO up to 1, so ZeRO {layout.zero} becomes 1"
+    if layout.recompute != "none":
+        what = "each layer" if layout.recompute == "full" else "attention"
+        yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
+    if workload.precision == "bf16" and layout.zero == 0:
+        yield "its bf16 keeps fp32 masters as here, in an optimizer of its own"
+    yield "steps, sequence length and data are the training script's"
+
+
+def _stage(spec: RunSpec) -> int:
+    return min(spec.layout.zero, 1) if spec.layout.pp > 1 else spec.layout.zero
+
+
+def _optimizer(spec: RunSpec) -> dict[str, Any]:
+    workload = spec.workload
+    if workload.optimizer == "sgd":
+        return {"type": "SGD", "params": {"lr": workload.learning_rate, "momentum": workload.momentum}}
+    params = {"lr": workload.learning_rate, "betas": list(BETAS), "weight_decay": WEIGHT_DECAY}
+    return {"type": "AdamW", "params": params}

@@ -1,0 +1,25 @@
+"""Settings that launch a layout in another framework. What that framework cannot express stands in comments at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from engine.export import deepspeed, megatron, torchtitan
+from engine.spec import RequestError, RunSpec
+
+Framework = Literal["megatron", "torchtitan", "deepspeed"]
+FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
+
+_WRITERS: dict[Framework, Callable[[RunSpec], str]] = {
+    "megatron": megatron.arguments,
+    "torchtitan": torchtitan.toml,
+    "deepspeed": deepspeed.config,
+}
+
+
+def settings(spec: RunSpec, to: Framework) -> str:
+    """The text of a settings file: a shell script's arguments, TOML or JSON. Raises `RequestError` for another framework."""
+    if to not in _WRITERS:
+        raise RequestError(f"there are no settings for {to!r}; there are for {', '.join(FRAMEWORKS)}")
+    return _WRITERS[to](spec)

@@ -1,0 +1,151 @@
+"""The timeline and the memory of a run in the Trace Event Format, which ui.perfetto.dev and chrome://tracing open.
+
+A rank is a process with a thread for what it computes and threads for what it sends: transfers under way at once would overlap on
+one track, which the format reads as nesting, so each gets a thread of its own. Memory is traced in one more step after the timed
+ones; here too it follows them, with the actions of that step above the counters, so that no two clocks are laid over each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import pandas as pd
+
+from engine import catalog
+from engine.tables import RunResult
+from engine.topology import Mesh
+
+_COMPUTE, _TRACED, _COMM = 1, 2, 3  # thread ids; 0 is the idle thread of any process, so nothing may have it
+_GAP_NS = 1_000_000  # between the timed step and the traced one
+_PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}  # of what passes during an action; else its kind
+
+Event = dict[str, Any]
+
+
+class _Span(NamedTuple):
+    """A row of the table of spans."""
+
+    lane: str
+    kind: str
+    chunk: int
+    microbatch: int
+    step: int
+    start_ns: int
+    end_ns: int
+    cpu_ns: int
+
+
+def perfetto(result: RunResult) -> str:
+    """The trace as JSON text, its events in order of time."""
+    layout = result.spec.layout
+    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    spans, curve = result.tables["spans"], result.tables["memory_curve"]
+    traced_from = int(spans["end_ns"].max()) + _GAP_NS
+    named: list[Event] = []
+    events: list[Event] = []
+    for rank in range(mesh.size):
+        timed = [_Span(*row) for row in spans.loc[spans["rank"] == rank, list(_Span._fields)].itertuples(index=False)]
+        lanes = _lanes([span for span in timed if span.lane == "comm"])
+        named += _names(rank, mesh, len(lanes))
+        events += _computed(rank, [span for span in timed if span.lane == "compute"])
+        events += _passed(rank, lanes, timed, result.tables["traffic"])
+        events += _memory(rank, curve[curve["rank"] == rank], traced_from)
+    events.sort(key=lambda event: (event["ts"], -event.get("dur", 0.0)))
+    about = {"model": catalog.name_of(result.spec.model), "layout": layout.code, "schedule": layout.schedule}
+    return json.dumps({"traceEvents": named + events, "displayTimeUnit": "ms", "otherData": about}, separators=(",", ":"))
+
+
+def _names(rank: int, mesh: Mesh, lanes: int) -> Iterator[Event]:
+    at = mesh.coordinate(rank)
+    process = {"ph": "M", "pid": _pid(rank)}
+    yield process | {"name": "process_name", "args": {"name": f"rank {rank} (pp {at.pp}, dp {at.dp}, tp {at.tp})"}}
+    yield process | {"name": "process_sort_index", "args": {"sort_index": rank}}
+    threads = {_COMPUTE: "compute", _TRACED: "memory's step"}
+    threads |= {_COMM + n: "comm" if n == 0 else f"comm {n + 1}" for n in range(lanes)}
+    order = [_COMPUTE, *(_COMM + n for n in range(lanes)), _TRACED]
+    for thread, name in threads.items():
+        yield process | {"tid": thread, "name": "thread_name", "args": {"name": name}}
+        yield process | {"tid": thread, "name": "thread_sort_index", "args": {"sort_index": order.index(thread)}}
+
+
+def _computed(rank: int, spans: list[_Span]) -> Iterator[Event]:
+    for span in spans:
+        label = span.kind + (str(span.microbatch) if span.microbatch >= 0 else "")
+        yield _slice(rank, _COMPUTE, label, span.start_ns, span.end_ns, "compute", _args(span))
+
+
+def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], traffic: pd.DataFrame) -> Iterator[Event]:
+    """What passed the door, with its payload where the counts tell that of a single call."""
+    actions = sorted((span for span in all_spans if span.lane == "compute"), key=lambda span: span.start_ns)
+    starts = [action.start_ns for action in actions]
+    counts = _payloads(traffic[traffic["rank"] == rank])
+    for thread, lane in enumerate(lanes, _COMM):
+        for span in lane:
+            around = bisect_right(starts, span.start_ns) - 1
+            within = around >= 0 and span.start_ns < actions[around].end_ns and span.kind not in ("send", "recv")
+            kind = actions[around].kind if within else ""
+            payloads = counts.get((span.kind, _PHASES.get(kind, kind)), set())
+            extra = {"payload_bytes": next(iter(payloads))} if len(payloads) == 1 and None not in payloads else {}
+            yield _slice(rank, thread, span.kind, span.start_ns, span.end_ns, "comm", _args(span) | extra)
+
+
+def _payloads(traffic: pd.DataFrame) -> dict[tuple[str, str], set[int | None]]:
+    """The payloads that a call of a collective in a phase can have had: None for rows whose calls differ.
+
+    A transfer belongs to either phase, whatever its rank does meanwhile: its phase is "".
+    """
+    found: dict[tuple[str, str], set[int | None]] = {}
+    for row in traffic.itertuples(index=False):
+        collective, calls, payload = str(row.collective), cast(int, row.calls), cast(int, row.payload_bytes)
+        phase = "" if collective in ("send", "recv") else str(row.phase)
+        found.setdefault((collective, phase), set()).add(None if payload % calls else payload // calls)
+    return found
+
+
+def _memory(rank: int, curve: pd.DataFrame, begin: int) -> Iterator[Event]:
+    """Counters by category, and the actions of the traced step, each until the next begins."""
+    wide = curve.pivot_table(index="t_ns", columns="category", values="bytes", aggfunc="last", sort=False)
+    for instant, row in wide.sort_index().iterrows():
+        sizes = {str(category): int(size) for category, size in row.items()}
+        yield {"ph": "C", "name": "memory (bytes)", "pid": _pid(rank), "ts": _us(begin + cast(int, instant)), "args": sizes}
+    points = curve.sort_values("t_ns", kind="stable")[["t_ns", "action"]].drop_duplicates()
+    changes = points[points["action"] != points["action"].shift()]
+    instants = [int(t) for t in changes["t_ns"]] + [int(points["t_ns"].max())]
+    for action, start, end in zip(changes["action"], instants, instants[1:], strict=False):
+        yield _slice(rank, _TRACED, str(action), begin + start, begin + end, "memory", {})
+
+
+def _lanes(spans: list[_Span]) -> list[list[_Span]]:
+    """The spans on as few tracks as keep them apart; one track, if there are none."""
+    lanes: list[list[_Span]] = [[]]
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        lane = next((lane for lane in lanes if not lane or lane[-1].end_ns <= span.start_ns), None)
+        if lane is None:
+            lanes.append(lane := [])
+        lane.append(span)
+    return lanes
+
+
+def _slice(rank: int, thread: int, name: str, start: int, end: int, category: str, args: Event) -> Event:
+    where = {"ph": "X", "name": name, "cat": category, "pid": _pid(rank), "tid": thread}
+    return where | {"ts": _us(start), "dur": _us(end - start), "args": args}
+
+
+def _args(span: _Span) -> Event:
+    told = {"chunk": span.chunk, "microbatch": span.microbatch}
+    return {name: value for name, value in told.items() if value >= 0} | {"step": span.step, "cpu_us": _us(span.cpu_ns)}
+
+
+def _pid(rank: int) -> int:
+    """Process 0 is the idle process, which viewers hide."""
+    return rank + 1
+
+
+def _us(ns: int) -> float:
+    """Microseconds, as the format counts, that give the same nanoseconds back even to a reader that cuts off the rest."""
+    us = ns / 1000
+    return us if int(us * 1000) == ns else math.nextafter(us, math.inf)

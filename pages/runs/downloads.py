@@ -1,0 +1,56 @@
+"""The ways to take a run along. Nothing is made before its button is pressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from engine import parcel, store
+from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
+from pages.runs.report import report
+from pages.shared.frame import say, view
+
+_NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
+_ENDS: dict[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json"}
+
+
+def draw(folder: Path) -> None:
+    """The buttons for one run."""
+    seen = view()  # the makers run outside of the page, where nobody knows who reads
+    _button(say()("The run itself, as a zip"), f"{folder.name}.zip", "application/zip", lambda: parcel.pack(folder))
+    _button(
+        say()("A report with its charts (HTML)"),
+        f"{folder.name}.html",
+        "text/html",
+        lambda: report(folder.name, store.load(folder), seen).encode(),
+    )
+    _button(
+        say()("Its timeline, for ui.perfetto.dev"),
+        f"{folder.name}.perfetto.json",
+        "application/json",
+        lambda: perfetto(store.load(folder)).encode(),
+    )
+    _button(say()("Its tables, as CSV"), f"{folder.name}.csv.zip", "application/zip", lambda: csv_zip(store.load(folder)))
+    st.caption(say()("The same layout, to launch elsewhere:"))
+    with st.container(horizontal=True, gap="xsmall"):
+        for to in FRAMEWORKS:
+            _settings(folder, to)
+
+
+def _settings(folder: Path, to: Framework) -> None:
+    file = f"{folder.name}.{to}.{_ENDS[to]}"
+    _button(_NAMES[to], file, "text/plain", lambda: settings(store.head(folder).spec, to).encode(), stretch=False)
+
+
+def _button(label: str, file: str, mime: str, make: Callable[[], bytes], stretch: bool = True) -> None:
+    st.download_button(
+        label,
+        make,
+        file_name=file,
+        mime=mime,
+        key=f"runs/get/{file}",
+        on_click="ignore",
+        width="stretch" if stretch else "content",
+    )

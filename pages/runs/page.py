@@ -1,0 +1,331 @@
+"""All saved runs: find one, open it, compare some, rename, delete and bring back, take one along, add one from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import streamlit as st
+
+from engine import parcel, store
+from engine.spec import RequestError
+from pages.charts.words import Words
+from pages.runs import downloads, table
+from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
+from pages.shared.frame import LANG, say
+from pages.shared.service import Service
+
+FIND, SORT, PICKED = "find", "sort", "picked"  # the link's parameters
+SHOWN = 50  # rows of one part of the list
+COMPARED = range(2, 5)  # how many runs the comparison takes
+_SEARCH, _PART, _UPLOAD = "runs/search", "runs/part", "runs/upload"  # widgets
+_PICK, _TURN, _ORDER, _LINK, _MOVED = "runs/pick", "runs/turn", "runs/order", "runs/link", "runs/moved"
+_GONE, _DONE, _WRONG, _UPLOADS = "runs/gone", "runs/done", "runs/wrong", "runs/uploads"
+
+
+def show(service: Service) -> None:
+    rows, broken = _shelf(service.home).read()
+    _follow_link()
+    st.html(f'<h1 class="ss-unseen">{escape(say()("Runs"))}</h1>')
+    _bar(service)
+    _tell(service)
+    if not rows and not broken:
+        _nothing()
+        return
+    picked = _picked(rows)
+    found = ordered(matching(rows, st.session_state[_SEARCH], say()), st.session_state[_ORDER])
+    _actions(service, picked, len(rows), len(found))
+    if found:
+        _list(found, [row.name for row in picked])
+    else:
+        _no_match()
+    _tell_broken(broken)
+    st.caption(
+        say()(
+            "Peak memory is the fullest rank's, traffic what a rank sends in a step. Sizes are binary: 1 MiB is 1,048,576 bytes."
+        )
+    )
+    _write_link()
+
+
+@st.cache_resource(show_spinner=False)
+def _shelf(home: Path) -> Shelf:
+    """One for all sessions of a server. What was deleted before it started cannot be brought back any more."""
+    store.empty_trash(home)
+    return Shelf(home)
+
+
+# --------------------------------------------------------------------------------------------------- search, and its link
+
+
+def _follow_link() -> None:
+    """The link wins when a session starts and when it was changed by hand or by going back; otherwise the page does."""
+    state = st.session_state
+    link = {name: st.query_params.get(name, "") for name in (FIND, SORT, PICKED)}
+    moved = state.pop(_MOVED, False)
+    if _LINK not in state or (not moved and link != state[_LINK]):
+        state[_SEARCH] = link[FIND]
+        state[_ORDER] = link[SORT] if sortable(link[SORT]) else NEWEST
+        _pick([name for name in link[PICKED].split(",") if name])
+        state[_LINK] = link
+    else:
+        state[_SEARCH] = state.get(_SEARCH, "")  # else it is lost when another page was shown
+
+
+def _write_link() -> None:
+    state = st.session_state
+    order = "" if state[_ORDER] == NEWEST else state[_ORDER]
+    state[_LINK] = {FIND: state[_SEARCH], SORT: order, PICKED: ",".join(state[_PICK])}
+    for name, value in state[_LINK].items():
+        if value:
+            st.query_params[name] = value
+        elif name in st.query_params:
+            del st.query_params[name]
+
+
+def _pick(names: list[str]) -> None:
+    """Choose runs by something else than their ticks."""
+    st.session_state[_PICK] = names
+    st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
+
+
+def _picked(rows: list[Row]) -> list[Row]:
+    """The chosen runs that are there. A name in the link may be of none."""
+    known = {row.name: row for row in rows}
+    st.session_state[_PICK] = [name for name in st.session_state[_PICK] if name in known]
+    return [known[name] for name in st.session_state[_PICK]]
+
+
+def _moved() -> None:
+    st.session_state[_MOVED] = True
+
+
+def _searched() -> None:
+    _moved()
+    st.session_state[_PART] = 1
+
+
+def _show_all() -> None:
+    st.session_state[_SEARCH] = ""
+    _searched()
+
+
+# ---------------------------------------------------------------------------------------------------------- what is drawn
+
+
+def _bar(service: Service) -> None:
+    """Search at the left, and at the right the way in for a run made elsewhere."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.text_input(
+            say()("Search"),
+            key=_SEARCH,
+            placeholder=say()("Name, model, layout or schedule"),
+            icon=":material/search:",
+            on_change=_searched,
+            label_visibility="collapsed",
+        )
+        with st.popover(say()("Upload a run"), icon=":material/upload:"):
+            st.file_uploader(
+                say()("A zip of a run, as downloaded here or by the command export --to zip"),
+                type="zip",
+                # A new one after each upload, so that it is empty again.
+                key=f"{_UPLOAD}/{st.session_state.get(_UPLOADS, 0)}",
+                max_upload_size=parcel.LARGEST >> 20,
+                on_change=_uploaded,
+                args=(service,),
+            )
+
+
+def _tell(service: Service) -> None:
+    """What was done last, with the way back, or why it was not."""
+    if wrong := st.session_state.pop(_WRONG, ""):
+        st.error(wrong, icon=":material/error:")
+    if done := st.session_state.pop(_DONE, ""):
+        st.success(done, icon=":material/check:")
+    gone: list[Path] = st.session_state.get(_GONE, [])
+    if not gone:
+        return
+    with st.container(key="runs-gone", horizontal=True, vertical_alignment="center", gap="small"):
+        text = say()("Deleted {name}.", name=gone[0].name)
+        if len(gone) > 1:
+            text = say().plural("Deleted {count} run.", "Deleted {count} runs.", len(gone))
+        st.info(text, icon=":material/delete:")
+        st.button(say()("Undo"), icon=":material/undo:", on_click=_undo, args=(gone,))
+        st.button(say()("Dismiss"), type="tertiary", icon=":material/close:", on_click=st.session_state.pop, args=(_GONE, None))
+
+
+def _nothing() -> None:
+    st.info(
+        say()("No runs yet. Open the Lab, choose a layout and press **Run**: what it measured is kept here."),
+        icon=":material/science:",
+    )
+    st.html(_button(say()("Open the Lab"), _address("./")))
+    st.caption(say()("Or press **Upload a run** to add one made elsewhere, as a zip."))
+
+
+def _no_match() -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.info(say()("No run has all of “{search}” in it.", search=st.session_state[_SEARCH]), icon=":material/search_off:")
+        st.button(say()("Show all"), on_click=_show_all)
+
+
+def _tell_broken(broken: list[Broken]) -> None:
+    if broken:
+        text = say().plural("{count} folder cannot be read as a run", "{count} folders cannot be read as runs", len(broken))
+        with st.expander(text, icon=":material/folder_off:", type="compact"):
+            for folder in broken:
+                st.text(f"{folder.folder.name}: {folder.why}")
+
+
+def _list(found: list[Row], picked: list[str]) -> None:
+    """One part of the list after another, as a browser draws thousands of rows too slowly."""
+    parts = -(-len(found) // SHOWN)
+    part = st.session_state[_PART] = min(max(1, st.session_state.get(_PART, 1)), parts)
+    first = SHOWN * (part - 1)
+
+    def link(name: str) -> str:
+        return _address("./", run=name)
+
+    shown = found[first : first + SHOWN]
+    table.draw(shown, picked, st.session_state[_TURN], st.session_state[_ORDER], link, say(), _ticked, _sorted)
+    if parts > 1:
+        with st.container(horizontal=True, horizontal_alignment="center", vertical_alignment="center", gap="small"):
+            st.button(say()("Previous"), icon=":material/chevron_left:", disabled=part == 1, on_click=_turn, args=(-1,))
+            last = first + len(shown)
+            st.markdown(say()("{first} to {last} of {all}", first=first + 1, last=last, all=f"{len(found):,}"), width="content")
+            st.button(say()("Next"), icon=":material/chevron_right:", disabled=part == parts, on_click=_turn, args=(1,))
+
+
+def _actions(service: Service, picked: list[Row], total: int, found: int) -> None:
+    """What can be done with the chosen runs. The bar is always there, so that nothing jumps."""
+    names = [row.name for row in picked]
+    with st.container(key="runs-actions", horizontal=True, vertical_alignment="center", gap="small"):
+        st.markdown(_counted(len(picked), found, total, say()))
+        one, some = len(picked) == 1, len(picked) in COMPARED
+        st.html(_button(say()("Open in the Lab"), _address("./", run=names[0]) if one else ""), width="content")
+        st.html(_button(say()("Compare"), _address("./compare", runs=",".join(names)) if some else ""), width="content")
+        key = names[0] if one else ""  # of another run, the popover is another one, and closed
+        with st.popover(say()("Rename"), icon=":material/edit:", disabled=not one, key=f"runs/rename/{key}"):
+            if one:
+                _rename_form(picked[0])
+        with st.popover(say()("Download"), icon=":material/download:", disabled=not one, key=f"runs/download/{key}"):
+            if one:
+                downloads.draw(picked[0].folder)
+        st.button(
+            say()("Delete"),
+            icon=":material/delete:",
+            disabled=not picked,
+            on_click=_delete,
+            args=([row.folder for row in picked],),
+        )
+
+
+def _counted(picked: int, found: int, total: int, say: Words) -> str:
+    if picked:
+        return say.plural("**{count} run chosen**", "**{count} runs chosen**", picked)
+    if found < total:
+        return say("{found} of {total} runs found", found=f"{found:,}", total=f"{total:,}")
+    return say.plural(
+        "{count} run. Tick it to do something with it.", "{count} runs. Tick some to do something with them.", total
+    )
+
+
+def _rename_form(row: Row) -> None:
+    with st.form(f"runs/rename-form/{row.name}", border=False):
+        key = f"runs/new-name/{row.name}"
+        st.text_input(say()("New name"), value=row.name, key=key, max_chars=80)
+        st.form_submit_button(say()("Rename"), type="primary", on_click=_rename, args=(row.folder, key))
+
+
+def _button(label: str, address: str) -> str:
+    """A link that looks like a button; without an address it is one that cannot be pressed."""
+    if not address:
+        return f'<span class="ss-button" aria-disabled="true">{escape(label)}</span>'
+    return f'<a class="ss-button" href="{escape(address)}" target="_self">{escape(label)}</a>'
+
+
+def _address(page: str, **parameters: str) -> str:
+    """Another page, in the language of this one."""
+    if LANG in st.query_params:
+        parameters[LANG] = st.query_params[LANG]
+    return page + (f"?{urlencode(parameters, quote_via=quote)}" if parameters else "")
+
+
+# ----------------------------------------------------------------------------------------------------------- on a change
+
+
+def _ticked() -> None:
+    _moved()
+    st.session_state[_PICK] = table.now_picked()
+
+
+def _sorted() -> None:
+    """Numbers and times begin with the largest, names with the first; pressed again, it turns."""
+    if column := table.now_sorted():
+        _moved()
+        before = st.session_state[_ORDER]
+        falling = column not in table.LEFT or column == "saved"
+        first, second = (f"-{column}", column) if falling else (column, f"-{column}")
+        st.session_state[_ORDER] = second if before == first else first
+        st.session_state[_PART] = 1
+
+
+def _turn(by: int) -> None:
+    st.session_state[_PART] += by
+
+
+def _attempt(do: Callable[[], str]) -> None:
+    """Do what the reader asked, and tell how it went in a sentence."""
+    _moved()
+    try:
+        if done := do():
+            st.session_state[_DONE] = done
+    except RequestError as error:
+        text = str(error)
+        st.session_state[_WRONG] = f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+def _rename(folder: Path, key: str) -> None:
+    def rename() -> str:
+        named = store.rename(folder, st.session_state[key].strip())
+        _pick([named.name])
+        return say()("Renamed to {name}.", name=named.name) if named != folder else ""
+
+    _attempt(rename)
+
+
+def _delete(folders: list[Path]) -> None:
+    def delete() -> str:
+        st.session_state[_GONE] = gone = []
+        for folder in folders:
+            gone.append(store.delete(folder))
+        _pick([])
+        return ""
+
+    _attempt(delete)
+
+
+def _undo(gone: list[Path]) -> None:
+    def restore() -> str:
+        del st.session_state[_GONE]
+        _pick([store.restore(deleted).name for deleted in gone])
+        return say().plural("{count} run is back.", "{count} runs are back.", len(gone))
+
+    _attempt(restore)
+
+
+def _uploaded(service: Service) -> None:
+    def upload() -> str:
+        count = st.session_state.get(_UPLOADS, 0)
+        file = st.session_state[f"{_UPLOAD}/{count}"]
+        if file is None:
+            return ""
+        st.session_state[_UPLOADS] = count + 1
+        folder = parcel.unpack(file.getvalue(), service.home, Path(file.name).stem)
+        _show_all()
+        _pick([folder.name])
+        return say()("Added {name}.", name=folder.name)
+
+    _attempt(upload)

@@ -1,0 +1,146 @@
+"""What the list of runs shows of each, read from its head alone and kept until the run changes."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import catalog, store
+from engine.spec import RequestError
+from engine.tables import RunResult
+from pages.charts import names
+from pages.charts.words import Words
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Numbers that it has not are NaN."""
+
+    folder: Path
+    saved_ns: int
+    model: str
+    layout: str
+    schedule: str
+    ranks: int
+    steps: int
+    loss: float
+    peak_bytes: float
+    bubble: float
+    wire_bytes: float
+    parity: float
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def text(self, say: Words) -> str:
+        """What a search looks through: the schedule by its code and by its name."""
+        return f"{self.name} {self.model} {self.layout} {self.schedule} {names.schedule(self.schedule, say)}".casefold()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder that looks like a run and cannot be read."""
+
+    folder: Path
+    saved_ns: int
+    why: str
+
+
+class Shelf:
+    """The runs of one home. Any thread may ask."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._known: dict[Path, Row | Broken] = {}
+
+    def read(self) -> tuple[list[Row], list[Broken]]:
+        """All runs, newest first, and what cannot be read. Only what is new or changed since the last time is opened."""
+        with self._lock:
+            before, self._known = self._known, {}
+            for saved_ns, folder in store.saved(self._home):
+                known = before.get(folder)
+                self._known[folder] = known if known and known.saved_ns == saved_ns else _read(folder, saved_ns)
+            found = list(self._known.values())
+        return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Broken)]
+
+
+def _read(folder: Path, saved_ns: int) -> Row | Broken:
+    try:
+        return _row(folder, saved_ns, store.head(folder))
+    except RequestError as error:
+        return Broken(folder, saved_ns, str(error))
+
+
+def _row(folder: Path, saved_ns: int, result: RunResult) -> Row:
+    spec, summary = result.spec, result.summary
+    return Row(
+        folder=folder,
+        saved_ns=saved_ns,
+        model=catalog.name_of(spec.model),
+        layout=spec.layout.code,
+        schedule=spec.layout.schedule,
+        ranks=spec.layout.ranks,
+        steps=spec.workload.steps,
+        loss=_number(summary.get("loss_last")),
+        peak_bytes=_number(summary.get("peak_bytes")),
+        bubble=_number(summary.get("bubble")),
+        wire_bytes=_number(summary.get("wire_bytes_per_rank")),
+        parity=_number(summary.get("parity_max_rel")),
+    )
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none: a summary may come from an older or another program."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+# ------------------------------------------------------------------------------------------------------- search and sort
+
+_TEXTS: dict[str, Callable[[Row], str]] = {
+    "name": lambda row: row.name.casefold(),
+    "model": lambda row: row.model,
+    "layout": lambda row: row.layout,
+    "schedule": lambda row: row.schedule,
+}
+_NUMBERS: dict[str, Callable[[Row], float]] = {
+    "saved": lambda row: row.saved_ns,
+    "ranks": lambda row: row.ranks,
+    "steps": lambda row: row.steps,
+    "loss": lambda row: row.loss,
+    "memory": lambda row: row.peak_bytes,
+    "bubble": lambda row: row.bubble,
+    "traffic": lambda row: row.wire_bytes,
+    "parity": lambda row: row.parity,
+}
+COLUMNS = ("name", "saved", "model", "layout", "schedule", "ranks", "steps", "loss", "memory", "bubble", "traffic", "parity")
+NEWEST = "-saved"  # a column's name, after a minus for the largest first
+
+
+def matching(rows: Iterable[Row], search: str, say: Words) -> list[Row]:
+    """The runs in which every word of `search` occurs."""
+    words = search.casefold().split()
+    return [row for row in rows if not words or _has_all(row.text(say), words)]
+
+
+def _has_all(text: str, words: list[str]) -> bool:
+    return all(word in text for word in words)
+
+
+def ordered(rows: list[Row], sort: str) -> list[Row]:
+    """By a column; runs without a number come last in either order."""
+    column, backwards = sort.removeprefix("-"), sort.startswith("-")
+    if column in _TEXTS:
+        return sorted(rows, key=_TEXTS[column], reverse=backwards)
+    number = _NUMBERS[column]
+    sign = -1 if backwards else 1
+    return sorted(rows, key=lambda row: math.inf if math.isnan(number(row)) else sign * number(row))
+
+
+def sortable(sort: str) -> bool:
+    return sort.removeprefix("-") in COLUMNS

@@ -1,0 +1,114 @@
+"""The list itself: an HTML table with real checkboxes, links and headings that sort, so that keyboard and screen reader work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from streamlit.components.v2.types import ComponentRenderer
+
+from pages.charts import names
+from pages.charts.units import in_bytes, percent, scientific
+from pages.charts.words import Words
+from pages.runs.rows import COLUMNS, Row
+
+_HERE = Path(__file__).parent
+_KEY = "runs/table"
+LEFT = ("name", "saved", "model", "layout", "schedule")
+
+
+def draw(
+    rows: Sequence[Row],
+    picked: Sequence[str],
+    turn: int,
+    sort: str,
+    link: Callable[[str], str],
+    say: Words,
+    on_pick: Callable[[], None],
+    on_sort: Callable[[], None],
+) -> None:
+    """Draw `rows`. `turn` grows when `picked` was changed by something else than the table, which then forgets its own.
+
+    `link` gives the address at which a run opens. What the reader did, the callbacks find with `now_picked` and `now_sorted`.
+    """
+    _component()(
+        key=_KEY,
+        data={
+            "caption": say("Saved runs"),
+            "language": say.language,
+            "columns": [{"key": key, "label": label, "left": key in LEFT} for key, label in _labels(say).items()],
+            "rows": [
+                {"name": row.name, "cells": _cells(row, say), "saved": row.saved_ns // 1_000_000, "link": link(row.name)}
+                for row in rows
+            ],
+            "picked": list(picked),
+            "turn": turn,
+            "sort": sort,
+            "select": say("Select {name}", name="{name}"),
+            "all": say("Select all that are shown"),
+        },
+        default={"picked": list(picked)},
+        on_picked_change=on_pick,
+        on_sorted_change=on_sort,
+        width="stretch",
+        height="content",
+    )
+
+
+def now_picked() -> list[str]:
+    """The names that are ticked, in the order in which they were."""
+    return list(_state().get("picked") or ())
+
+
+def now_sorted() -> str:
+    """The column whose heading was pressed; empty if none was."""
+    return _state().get("sorted") or ""
+
+
+def _state() -> dict[str, Any]:
+    return st.session_state.get(_KEY) or {}
+
+
+def _labels(say: Words) -> dict[str, str]:
+    labels = {
+        "name": say("Name"),
+        "saved": say("Saved"),
+        "model": say("Model"),
+        "layout": say("Layout"),
+        "schedule": say("Schedule"),
+        "ranks": say("Ranks"),
+        "steps": say("Steps"),
+        "loss": say("Loss"),
+        "memory": say("Peak memory"),
+        "bubble": say("Bubble"),
+        "traffic": say("Traffic"),
+        "parity": say("Parity"),
+    }
+    return {column: labels[column] for column in COLUMNS}
+
+
+def _cells(row: Row, say: Words) -> dict[str, str]:
+    """In words. The time is left to the browser, which knows its reader's clock."""
+    numbers = {
+        "loss": (row.loss, "{:.3f}".format),
+        "memory": (row.peak_bytes, in_bytes),
+        "bubble": (row.bubble, percent),
+        "traffic": (row.wire_bytes, in_bytes),
+        "parity": (row.parity, scientific),
+    }
+    shown = {"name": row.name, "model": row.model, "layout": row.layout, "schedule": names.schedule(row.schedule, say)}
+    shown |= {"ranks": f"{row.ranks:,}", "steps": f"{row.steps:,}"}
+    return shown | {key: write(value) if math.isfinite(value) else "–" for key, (value, write) in numbers.items()}
+
+
+@st.cache_resource(show_spinner=False)
+def _component() -> ComponentRenderer:
+    return st.components.v2.component(
+        "shardscope.runs",
+        html='<div class="scroll"><table><caption></caption><thead></thead><tbody></tbody></table></div>',
+        css=(_HERE / "table.css").read_text(encoding="utf-8"),
+        js=(_HERE / "table.js").read_text(encoding="utf-8"),
+    )

@@ -1,0 +1,101 @@
+"""A saved run can be renamed, deleted and brought back: never out of its home, never over another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import store
+from engine.spec import RequestError
+from tests.engine.test_store import SPEC, a_result
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    for name in ("first", "second"):
+        store.save(a_result(), home / name)
+    return home
+
+
+def names(home: Path) -> set[str]:
+    return {folder.name for folder in store.listing(home)}
+
+
+def test_the_head_of_a_run_is_all_but_its_tables_and_opens_none(home: Path) -> None:
+    for table in (home / "first").glob("*.parquet"):
+        table.write_bytes(b"not read")
+    head, whole = store.head(home / "first"), a_result()
+    assert (head.spec, head.environment, head.summary, head.tables) == (SPEC, whole.environment, whole.summary, {})
+
+
+def test_a_run_that_was_renamed_is_the_same_run(home: Path) -> None:
+    folder = store.rename(home / "first", "zero 3, wide"[:6])
+    assert folder == home / "zero 3"
+    assert names(home) == {"zero 3", "second"}
+    assert set(store.load(folder).tables) == set(a_result().tables)
+
+
+@pytest.mark.parametrize("name", ["größe-2", "模型 (1)", "a.b_c+d=e", "9" * 80])
+def test_names_in_any_language_are_good(home: Path, name: str) -> None:
+    assert store.rename(home / "first", name).name == name
+    assert name in names(home)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", ".", "..", ".hidden", "../out", "a/b", "a\\b", "a,b", "a\0", "a\n", "a ", "-rf", "x" * 81, "/etc/passwd", "a:b"],
+)
+def test_a_name_that_could_lead_elsewhere_is_refused_in_a_sentence(home: Path, name: str) -> None:
+    before = sorted(home.parent.rglob("*"))
+    with pytest.raises(RequestError, match=r"cannot be named .* begins with a letter or a digit"):
+        store.rename(home / "first", name)
+    assert sorted(home.parent.rglob("*")) == before
+
+
+def test_a_run_never_takes_the_place_of_another(home: Path) -> None:
+    with pytest.raises(RequestError, match="there is another run named second"):
+        store.rename(home / "first", "second")
+    (home / "empty").mkdir()
+    with pytest.raises(RequestError, match="there is another run named empty"):
+        store.rename(home / "first", "empty")
+    assert names(home) == {"first", "second"}
+
+
+def test_what_was_deleted_is_gone_from_the_list_and_comes_back_as_it_was(home: Path) -> None:
+    before = store.load(home / "first")
+    deleted = store.delete(home / "first")
+    assert names(home) == {"second"}
+    assert store.restore(deleted) == home / "first"
+    assert names(home) == {"first", "second"}
+    assert store.load(home / "first").summary == before.summary
+
+
+def test_a_run_comes_back_beside_one_that_took_its_name_meanwhile(home: Path) -> None:
+    deleted = store.delete(home / "first")
+    store.save(a_result({"loss_last": 1.0}), home / "first")
+    assert store.restore(deleted) == home / "first-2"
+    assert store.load(home / "first").summary == {"loss_last": 1.0}
+
+
+def test_two_that_delete_or_restore_the_same_run_are_told(home: Path) -> None:
+    deleted = store.delete(home / "first")
+    with pytest.raises(RequestError, match="the run first is not there any more"):
+        store.delete(home / "first")
+    store.restore(deleted)
+    with pytest.raises(RequestError, match="the run first is not there any more"):
+        store.restore(deleted)
+    with pytest.raises(RequestError, match="the run third is not there any more"):
+        store.rename(home / "third", "fourth")
+
+
+def test_the_newest_deleted_runs_are_kept_and_a_start_empties_the_trash(home: Path) -> None:
+    deleted = []
+    for _ in range(store.KEPT + 2):
+        store.save(a_result(), home / "run")
+        deleted.append(store.delete(home / "run"))
+    assert [path.exists() for path in deleted] == [False, False] + [True] * store.KEPT
+    store.empty_trash(home)
+    assert not any(path.exists() for path in deleted)
+    assert names(home) == {"first", "second"}
