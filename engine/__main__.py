@@ -1,4 +1,4 @@
-"""The command line: python -m engine run | models | runs | schema.
+"""The command line: python -m engine run | search | models | devices | runs | schema.
 
 Exit status 0 done, 1 a rank failed, 2 the request is wrong, 130 cancelled by Ctrl-C.
 """
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     run.add(commands.add_parser("run", help="run a spec on this machine and save what was measured"))
     lists.add_models(commands.add_parser("models", help="list the named models"))
+    lists.add_devices(commands.add_parser("devices", help="list the named devices"))
     lists.add_runs(commands.add_parser("runs", help="list the saved runs"))
     lists.add_schema(commands.add_parser("schema", help="print the JSON Schema of a spec"))
     try:

@@ -1,4 +1,4 @@
-"""`python -m engine models`, `runs` and `schema`: what there is."""
+"""`python -m engine models`, `devices`, `runs` and `schema`: what there is."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any
 
 from engine import catalog, store
 from engine.command.output import HOME, complain, print_json, print_table
+from engine.devices import DEVICES
 from engine.spec import RequestError, RunSpec
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(do=_models)
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print it as JSON, with the source of each figure")
+    parser.set_defaults(do=_devices)
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +40,31 @@ def _models(arguments: argparse.Namespace) -> int:
         rows.append({"name": name} | shape | {"parameters": spec.parameters()})
     (print_json if arguments.json else print_table)(rows)
     return 0
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print_json([device.model_dump() for device in DEVICES.values()])
+        return 0
+    rows = [
+        {
+            "name": device.name,
+            "memory GB": _short(device.memory_bytes / 1e9),
+            "bf16 TFLOP/s": _short(device.bf16_flops / 1e12),
+            "fp32 TFLOP/s": _short(device.fp32_flops / 1e12),
+            "memory GB/s": _short(device.memory_bandwidth / 1e9),
+            "in node GB/s": _short(device.intra_bandwidth / 1e9),
+            "between nodes GB/s": _short(device.inter_bandwidth / 1e9),
+            "node": device.node_size,
+        }
+        for device in DEVICES.values()
+    ]
+    print_table(rows)
+    return 0
+
+
+def _short(value: float) -> str:
+    return f"{value:,.6g}"
 
 
 def _runs(arguments: argparse.Namespace) -> int:

@@ -10,12 +10,17 @@ from engine.schedule.actions import Action, Flow, Schedule, ScheduleError
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One action of one stage, and when it ran."""
+    """One action of one stage, and when it ran.
+
+    `after` is what it went on from, as an index in `replay`'s list: the action before it on its stage or, where it waited longer
+    for another stage, the other end of that message. −1 for a stage's first action.
+    """
 
     stage: int
     action: Action
     start: float
     end: float
+    after: int = -1
 
 
 def replay(schedule: Schedule, duration: Callable[[int, Action], float]) -> list[Timed]:
@@ -31,26 +36,31 @@ def replay(schedule: Schedule, duration: Callable[[int, Action], float]) -> list
     arrived: dict[tuple[int, int, Flow], float] = {}  # message → when it is there to be received
     received: dict[tuple[int, int, Flow], float] = {}  # message → when its receiver took it
     sent: dict[tuple[int, int, Flow], list[tuple[int, int, Flow]]] = {}  # (from, to, flow) → messages
+    ends: dict[tuple[bool, tuple[int, int, Flow]], int] = {}  # (whether it is the receive, message) → where in the list
+    latest = [-1] * len(schedule.stages)
     out: list[Timed] = []
 
-    def end_of(stage: int, action: Action, start: float) -> float | None:
-        """When the action ends, or None as long as what it waits for has not happened."""
+    def end_of(stage: int, action: Action, start: float) -> tuple[float, int] | None:
+        """When the action ends and what it went on from, or None as long as what it waits for has not happened."""
         if action.kind == "recv":
             message = (action.chunk, action.microbatch, action.flow)
             if message not in arrived:
                 return None
             received[message] = max(start, arrived[message])
-            return received[message]
+            ends[True, message] = len(out)
+            return received[message], ends[False, message] if arrived[message] > start else latest[stage]
         if action.kind == "send":
             before = sent.setdefault((stage, action.peer, action.flow), [])
             awaited = before[-schedule.held] if len(before) >= schedule.held else None
             if awaited is not None and awaited not in received:
                 return None
             end = start if awaited is None else max(start, received[awaited])
+            after = latest[stage] if awaited is None or received[awaited] <= start else ends[True, awaited]
             before.append((action.chunk + (1 if action.flow == "activation" else -1), action.microbatch, action.flow))
             arrived[before[-1]] = end + duration(stage, action)
-            return end
-        return start + duration(stage, action)
+            ends[False, before[-1]] = len(out)
+            return end, after
+        return start + duration(stage, action), latest[stage]
 
     moved = True
     while moved:
@@ -58,11 +68,11 @@ def replay(schedule: Schedule, duration: Callable[[int, Action], float]) -> list
         for stage, actions in enumerate(schedule.stages):
             while position[stage] < len(actions):
                 action = actions[position[stage]]
-                end = end_of(stage, action, clock[stage])
-                if end is None:
+                ended = end_of(stage, action, clock[stage])
+                if ended is None:
                     break
-                out.append(Timed(stage, action, clock[stage], end))
-                clock[stage] = end
+                out.append(Timed(stage, action, clock[stage], *ended))
+                latest[stage], clock[stage] = len(out) - 1, ended[0]
                 position[stage] += 1
                 moved = True
     stuck = [(s, actions[position[s]]) for s, actions in enumerate(schedule.stages) if position[s] < len(actions)]

@@ -1,0 +1,122 @@
+"""Named devices and what they are able to do, each figure with its source; and how a user adds one of their own.
+
+Figures are those of data sheets. Three things in them mislead, and are put right here:
+
+- A rate "with sparsity" is twice the rate of dense matrices. These are dense.
+- A link's bandwidth is given for both directions together. These are for one.
+- "80 GB" is read as 80 · 10⁹ bytes. The chips hold 80 GiB, 7% more, of which a driver shows a program 79 to 79.3 GiB; what is
+  left out by reading it so is about what the driver's context, the collectives' own buffers and fragmentation take, which no
+  formula for tensors counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from engine.spec import Precision, RequestError, Spec
+
+
+class DeviceSpec(Spec):
+    """One device, and the node and network that it stands in. Bandwidths are bytes a second in one direction."""
+
+    name: str = Field(min_length=1, max_length=60, description="what it is called")
+    memory_bytes: int = Field(ge=1, description="memory for tensors")
+    bf16_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s of dense bf16 matrices, added up in fp32")
+    fp32_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s in fp32")
+    memory_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="bytes/s of its own memory")
+    intra_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="bytes/s that it sends inside its node, one direction")
+    inter_bandwidth: float = Field(
+        gt=0, allow_inf_nan=False, description="its share of the bytes/s that its node sends to others, one direction"
+    )
+    intra_latency: float = Field(4e-6, ge=0, allow_inf_nan=False, description="seconds before a message inside the node arrives")
+    inter_latency: float = Field(14e-6, ge=0, allow_inf_nan=False, description="seconds before a message to another node arrives")
+    node_size: int = Field(8, ge=1, le=65536, description="devices in a node")
+    source: str = Field("", max_length=1000, description="where the figures are from")
+
+    def peak(self, precision: Precision) -> float:
+        """FLOP/s of matrices in that precision."""
+        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+
+
+_GB, _T = 10**9, 1e12
+# What a message takes before its first byte arrives: NCCL's own estimates for a ring and its protocol for large messages
+# (hwLat in src/graph/tuning.cc): 3.4 µs over NVLink, 5.7 µs over PCI, 14 µs over a network.
+_NVLINK, _PCI, _NETWORK = 3.4e-6, 5.7e-6, 14e-6
+
+
+def _made(
+    name: str, gb: int, bf16: float, fp32: float, memory: float, intra: float, inter: float, source: str, latency: float = _NVLINK
+) -> DeviceSpec:
+    """`gb` 10⁹ bytes; `bf16` and `fp32` TFLOP/s; `memory`, `intra` and `inter` GB/s. In nodes of eight."""
+    return DeviceSpec(
+        name=name, memory_bytes=gb * _GB, bf16_flops=bf16 * _T, fp32_flops=fp32 * _T, memory_bandwidth=memory * _GB,
+        intra_bandwidth=intra * _GB, inter_bandwidth=inter * _GB, intra_latency=latency, inter_latency=_NETWORK, node_size=8,
+        source=source,
+    )  # fmt: skip
+
+
+_A100 = "NVIDIA A100 data sheet, SXM (312 TFLOPS bf16, 19.5 fp32, NVLink 600 GB/s both ways); DGX A100: 8 ports of 200 Gb/s"
+_HOPPER = "(989 TFLOPS dense bf16, 67 fp32, NVLink 900 GB/s both ways); DGX: 8 ports of 400 Gb/s"
+
+DEVICES: dict[str, DeviceSpec] = {
+    device.name: device
+    for device in (
+        _made("a100-40gb", 40, 312, 19.5, 1555, 300, 25, f"{_A100}; 40 GB, 1,555 GB/s"),
+        _made("a100-80gb", 80, 312, 19.5, 2039, 300, 25, f"{_A100}; 80 GB, 2,039 GB/s"),
+        _made("h100-80gb", 80, 989.4, 66.9, 3350, 450, 50, f"NVIDIA H100 data sheet, SXM {_HOPPER}; 80 GB, 3.35 TB/s"),
+        _made("h200-141gb", 141, 989.4, 66.9, 4800, 450, 50, f"NVIDIA H200 data sheet, SXM {_HOPPER}; 141 GB, 4.8 TB/s"),
+        _made(
+            "b200", 180, 2250, 75, 8000, 900, 50,
+            "NVIDIA DGX B200 data sheet, an eighth of it (1,440 GB, 64 TB/s, NVLink 14.4 TB/s both ways, 8 ports of 400 Gb/s); "
+            "HGX B200: 2.25 PFLOPS dense bf16, 75 TFLOPS fp32",
+        ),
+        _made(
+            "mi300x", 192, 1307.4, 163.4, 5300, 448, 50,
+            "AMD Instinct MI300X data sheet (1,307.4 TFLOPS dense bf16, 163.4 fp32, 192 GB, 5.3 TB/s, seven Infinity Fabric "
+            "links of 128 GB/s both ways); platform of eight with a port of 400 Gb/s each",
+        ),
+        _made(
+            "l40s", 48, 362.05, 91.6, 864, 32, 12.5,
+            "NVIDIA L40S data sheet (362.05 TFLOPS dense bf16, 91.6 fp32, 48 GB, 864 GB/s, PCIe 4.0 × 16 at 64 GB/s both ways); "
+            "for the network, a port of 200 Gb/s for two devices is assumed",
+            _PCI,
+        ),
+        _made(
+            "rtx-4090", 24, 165.2, 82.6, 1008, 32, 1.5625,
+            "NVIDIA Ada GPU architecture white paper, appendix A (165.2 TFLOPS dense bf16 added up in fp32, 82.6 fp32, 24 GB, "
+            "1,008 GB/s, PCIe 4.0 × 16); for the network, one port of 100 Gb/s for eight devices is assumed",
+            _PCI,
+        ),
+        # No product in particular. Eight cores at 3 GHz with two AVX2 units, each 8 fused multiply-adds in fp32, make 8 · 3e9 ·
+        # 32 FLOP/s; bf16 is no faster there. Two channels of DDR5-5600 make 2 · 8 B · 5.6e9/s. Between processes a message is
+        # copied in and out of shared memory. One device is the whole laptop, and others are reached over a gigabit network.
+        DeviceSpec(
+            name="laptop-cpu", memory_bytes=16 * _GB, bf16_flops=0.768e12, fp32_flops=0.768e12, memory_bandwidth=89.6e9,
+            intra_bandwidth=20e9, inter_bandwidth=0.125e9, intra_latency=20e-6, inter_latency=100e-6, node_size=1,
+            source="a typical laptop, not one product: 8 cores of 3 GHz with AVX2, 16 GB of DDR5-5600 on two channels, gigabit "
+            "Ethernet",
+        ),
+    )
+}  # fmt: skip
+
+
+def device(name: str) -> DeviceSpec:
+    """The device of that name, or the one in the JSON file of that name. Raises `RequestError` that lists the names."""
+    if name in DEVICES:
+        return DEVICES[name]
+    if name.endswith(".json"):
+        return read_device(Path(name))
+    raise RequestError(
+        f"there is no device {name!r}; there are {', '.join(DEVICES)}, or the name of a .json file with one of yours"
+    )
+
+
+def read_device(file: Path) -> DeviceSpec:
+    """The device in a JSON file: an object with the fields of `DeviceSpec`. Raises `RequestError`."""
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise RequestError(f"cannot read the device {file}: {error.strerror}") from error
+    return DeviceSpec.read_json(text)

@@ -1,0 +1,113 @@
+"""The timeline predicted: a schedule's own action lists run against a clock, and what that says of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from engine.predict.durations import Durations, projected, slowed, textbook
+from engine.schedule import Schedule, Timed, replay
+from engine.spec import RunSpec
+from engine.tables import Source, table
+
+__all__ = ["Durations", "Timeline", "projected", "simulate", "slowed", "spans_table", "textbook"]
+
+PASSES = ("F", "B", "I", "W")
+MOST_RANKS = 64  # of which every one gets rows in `spans_table`
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What `simulate` found, in the unit of the durations that it was given."""
+
+    schedule: Schedule
+    timed: tuple[Timed, ...]  # in no order but that a stage's own are in theirs
+
+    @property
+    def stages(self) -> int:
+        return len(self.schedule.stages)
+
+    def spans(self, stage: int) -> list[Timed]:
+        """What the stage does, in order. Of a receive the span is the wait for it."""
+        return [t for t in self.timed if t.stage == stage]
+
+    @cached_property
+    def makespan(self) -> float:
+        """From the first action's start to the last one's end, the optimizer's step included."""
+        return max(t.end for t in self.timed)
+
+    @cached_property
+    def _passes(self) -> list[Timed]:
+        return [t for t in self.timed if t.action.kind in PASSES]
+
+    @cached_property
+    def pipeline(self) -> float:
+        """From the first pass's start to the last one's end: what a bubble is a share of."""
+        return max(t.end for t in self._passes) - min(t.start for t in self._passes)
+
+    @cached_property
+    def busy(self) -> tuple[float, ...]:
+        """What each stage spends on passes."""
+        busy = [0.0] * self.stages
+        for t in self._passes:
+            busy[t.stage] += t.end - t.start
+        return tuple(busy)
+
+    @property
+    def idle(self) -> tuple[float, ...]:
+        """What each stage has left of the pipeline's time."""
+        return tuple(self.pipeline - busy for busy in self.busy)
+
+    @property
+    def bubble(self) -> float:
+        """Idle time of all stages as a share of their total time, 0 to 1."""
+        return sum(self.idle) / (self.stages * self.pipeline) if self.pipeline else 0.0
+
+    @property
+    def bubble_of_ideal(self) -> float:
+        """The same as a share of their busy time, as papers that speak of (p − 1)/m quote it."""
+        return sum(self.idle) / sum(self.busy) if sum(self.busy) else 0.0
+
+    @cached_property
+    def critical_path(self) -> tuple[Timed, ...]:
+        """The actions that the last to end goes back to, first to last: were one of them longer, so would be the whole."""
+        return tuple(self._back())[::-1]
+
+    def _back(self) -> Iterator[Timed]:
+        at = max(range(len(self.timed)), key=lambda i: self.timed[i].end)
+        while at >= 0:
+            yield self.timed[at]
+            at = self.timed[at].after
+
+
+def simulate(schedule: Schedule, durations: Durations) -> Timeline:
+    """Run the schedule as if each stage had a device of its own, by `replay`'s rules of waiting."""
+    return Timeline(schedule, tuple(replay(schedule, durations)))
+
+
+def spans_table(spec: RunSpec, timeline: Timeline, source: Source = "formula", unit_ns: float = 1.0) -> pd.DataFrame:
+    """The timeline as a table "spans", with nothing on the lane "comm". `unit_ns`: how long the durations' unit is.
+
+    All ranks of a stage do the same. Up to 64 ranks, each has its rows; beyond, a stage's first rank stands for all.
+    """
+    layout = spec.layout
+    per_stage = layout.dp * layout.tp
+    rows = [
+        {
+            "rank": t.stage * per_stage, "lane": "compute", "kind": t.action.kind, "chunk": t.action.chunk,
+            "microbatch": t.action.microbatch, "step": spec.workload.steps, "start_ns": round(t.start * unit_ns),
+            "end_ns": round(t.end * unit_ns), "cpu_ns": round((t.end - t.start) * unit_ns),
+        }
+        for t in sorted(timeline.timed, key=lambda t: (t.stage, t.start))
+        if t.action.kind not in ("send", "recv")
+    ]  # fmt: skip
+    one = table("spans", rows, source)
+    if layout.ranks > MOST_RANKS:
+        return one
+    every = one.loc[np.repeat(one.index.to_numpy(), per_stage)].reset_index(drop=True)
+    every["rank"] += np.tile(np.arange(per_stage), len(one))
+    return every.sort_values(["rank", "start_ns"], kind="stable", ignore_index=True)

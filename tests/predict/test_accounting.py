@@ -1,0 +1,90 @@
+"""The papers' accounts of memory reproduce the papers' own tables, to the last digit they show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.predict.accounting import accounting, passes_held, zero_states
+from engine.predict.grid import Grid
+from engine.schedule import SCHEDULES, in_flight_bound
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+
+GIB = 2**30
+# Korthikanti et al. 2022, figures 1 and 7: layers, hidden, heads, tp, pp, chunks, microbatch size → GiB of states, of
+# activations with tensor parallelism alone, and of activations with sequence parallelism and selective recompute.
+KORTHIKANTI = {
+    "22B": ((48, 6144, 64, 8, 1, 1, 4), (45.5625, 59.25, 9.5625)),
+    "175B": ((96, 12288, 96, 8, 8, 3, 1), (45.5625, 66.84375, 12.3515625)),
+}
+# Rajbhandari et al. 2020, table 1, dp = 64: parameters → GB of a device with ZeRO 1, 2 and 3, as printed.
+ZERO = {7.5e9: ("31.4", "16.6", "1.88"), 128e9: ("536", "284", "32")}
+
+
+def one(model: ModelSpec, workload: dict[str, Any] | None = None, **layout: Any) -> Grid:
+    counts = {"microbatches": 64} | (workload or {})
+    return Grid.of([RunSpec(model=model, layout=LayoutSpec(**layout), workload=WorkloadSpec(**counts))])
+
+
+@pytest.mark.parametrize("name", KORTHIKANTI)
+def test_activations_are_those_of_korthikanti_2022(name: str) -> None:
+    (layers, hidden, heads, tp, pp, chunks, size), (states, without, with_both) = KORTHIKANTI[name]
+    model = ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
+    layout = {"tp": tp, "pp": pp, "chunks": chunks, "schedule": "interleaved" if chunks > 1 else "1f1b"}
+    account, workload = accounting("korthikanti2022"), WorkloadSpec()
+    plain = account(model, workload, one(model, {"microbatch_size": size}, **layout))
+    both = account(
+        model, workload, one(model, {"microbatch_size": size}, **layout, sequence_parallel=True, recompute="selective")
+    )
+    assert plain[0][0] == (states + without) * GIB
+    assert both[0][0] == (states + with_both) * GIB
+    assert plain[1][0] == 0, "under 1F1B the first stage is the fullest"
+
+
+@pytest.mark.parametrize("parameters", ZERO)
+def test_states_are_those_of_zero_2020(parameters: float) -> None:
+    for zero, printed in enumerate(ZERO[parameters], start=1):
+        digits = len(printed.partition(".")[2])
+        assert f"{float(zero_states(parameters, 64, zero)) / 1e9:.{digits}f}" == printed
+    assert zero_states(parameters, 64, 0) == 16 * parameters
+
+
+def test_zero_2020_counts_the_model_at_hand() -> None:
+    """Section 3: a GPT-2 of 1.5 billion parameters has 24 GB of states, and at sequences of 1,024 and a batch of 32 about 60 GB
+    of activations, about 8 GB of memory where they are checkpointed.
+    """
+    model = ModelSpec(layers=48, hidden=1600, heads=25, vocab=50257, seq=1024)
+    account = accounting("zero2020")
+    states = 16 * model.parameters()
+    whole, _ = account(model, WorkloadSpec(), one(model, {"microbatch_size": 32, "microbatches": 1}))
+    again, _ = account(model, WorkloadSpec(), one(model, {"microbatch_size": 32, "microbatches": 1}, recompute="full"))
+    assert round(states / 1e9) == 25
+    assert round((whole[0] - states) / 1e9) == 60
+    assert round((again[0] - states) / 1e9) == 5
+
+
+def test_passes_held_in_bulk_are_those_of_each_schedule() -> None:
+    cases = [
+        (name, pp, m, chunks)
+        for name in SCHEDULES
+        for pp in (1, 2, 4, 8)
+        for m in (16, 17, 24)
+        for chunks in ((2, 3) if name == "interleaved" else (2,) if name in ("zb-v", "dualpipe-v") else (1,))
+    ]
+    whole = [
+        np.array(values)
+        for values in zip(*((pp, m, chunks, SCHEDULES.index(name)) for name, pp, m, chunks in cases), strict=True)
+    ]
+    ones = np.ones(len(cases), np.int64)
+    grid = Grid(
+        dp=ones, tp=ones, pp=whole[0], chunks=whole[2], microbatch_size=ones, microbatches=whole[1], zero=ones,
+        sequence_parallel=ones > 1, recompute=ones, schedule=whole[3],
+    )  # fmt: skip
+    assert passes_held(grid).tolist() == [in_flight_bound(name, 0, pp, m, chunks) for name, pp, m, chunks in cases]
+
+
+def test_an_unknown_account_is_refused_with_the_names() -> None:
+    with pytest.raises(RequestError, match="no accounting 'mine'; there are engine, korthikanti2022, zero2020"):
+        accounting("mine")

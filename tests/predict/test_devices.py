@@ -1,0 +1,56 @@
+"""Devices: dense rates, one direction, decimal gigabytes; and a user's own from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.devices import DEVICES, DeviceSpec, device
+from engine.spec import RequestError
+
+
+def test_the_named_devices() -> None:
+    names = ["a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb", "b200", "mi300x", "l40s", "rtx-4090", "laptop-cpu"]
+    assert list(DEVICES) == names
+    for name, spec in DEVICES.items():
+        assert spec.name == name
+        assert len(spec.source) > 40, "where the figures are from"
+        assert spec.intra_bandwidth >= spec.inter_bandwidth
+        assert spec.intra_latency <= spec.inter_latency
+        assert spec.memory_bandwidth > spec.intra_bandwidth
+
+
+def test_figures_are_dense_and_one_way() -> None:
+    """The H100's data sheet shows 1,979 TFLOPS with sparsity and 900 GB/s of NVLink both ways."""
+    h100 = device("h100-80gb")
+    assert 2 * h100.bf16_flops == pytest.approx(1979e12, rel=1e-3)
+    assert 2 * h100.intra_bandwidth == 900e9
+    assert 8 * h100.inter_bandwidth == 400e9
+    assert h100.memory_bytes == 80 * 10**9
+    assert h100.peak("bf16") > h100.peak("fp32")
+
+
+def test_one_of_the_users_own(tmp_path: Path) -> None:
+    mine = DEVICES["a100-80gb"].model_copy(update={"name": "a100-nvl", "inter_bandwidth": 12.5e9, "node_size": 4})
+    file = tmp_path / "mine.json"
+    file.write_text(mine.model_dump_json())
+    assert device(str(file)) == mine
+    least = '{"name": "x", "memory_bytes": 1000000000, "bf16_flops": 1e12, "fp32_flops": 1e12, "memory_bandwidth": 1e11, '
+    file.write_text(least + '"intra_bandwidth": 1e10, "inter_bandwidth": 1e9}')
+    assert device(str(file)).node_size == 8
+
+
+def test_what_is_wrong_with_a_device_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(DEVICES["b200"].model_dump_json().replace('"node_size":8', '"node_size":0'))
+    with pytest.raises(RequestError, match="node_size=0 must be greater than or equal to 1"):
+        device(str(file))
+    file.write_text('{"name": "x", "memory": 80}')
+    with pytest.raises(RequestError, match="DeviceSpec needs 'memory_bytes'"):
+        device(str(file))
+    with pytest.raises(RequestError, match=r"cannot read the device .*no\.json: No such file or directory"):
+        device(str(tmp_path / "no.json"))
+    with pytest.raises(RequestError, match=r"no device 'h100'; there are a100-40gb, .*laptop-cpu, or the name of a \.json file"):
+        device("h100")
+    assert DeviceSpec.model_fields["node_size"].description
