@@ -9,6 +9,7 @@ import streamlit as st
 
 from engine.launch.queue import RunQueue
 from pages.lab.page import show as show_lab
+from pages.learn.page import show as show_learn
 from pages.shared.frame import follow_theme, frame
 from pages.shared.service import Service
 
@@ -29,6 +30,14 @@ def lab() -> None:
     show_lab(open_service(runs_home()))
 
 
+def learn() -> None:
+    show_learn(open_service(runs_home()))
+
+
 frame()
-st.navigation([st.Page(lab, title="Lab", icon=":material/science:", url_path="lab", default=True)], position="top").run()
+pages = [
+    st.Page(lab, title="Lab", icon=":material/science:", url_path="lab", default=True),
+    st.Page(learn, title="Learn", icon=":material/school:", url_path="learn"),
+]
+st.navigation(pages, position="top").run()
 follow_theme()

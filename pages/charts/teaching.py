@@ -29,7 +29,9 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
     bars = [str(bar) for bar in totals.index]
     drawn = rows.assign(amount=rows["bytes"] / unit.size, order=rows["category"].map(list(style.category).index))
     y = alt.Y("bar:N", sort=bars, title=None, scale=alt.Scale(domain=bars))
-    x = alt.X("amount:Q", title=say("memory ({unit})", unit=unit.name), scale=alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False))
+    x = alt.X(
+        "amount:Q", title=say("memory ({unit})", unit=unit.name), scale=alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False)
+    )
     bar = (
         alt.Chart(drawn[drawn["bytes"] > 0])
         .mark_bar(stroke=style.background, strokeWidth=0.8)
@@ -54,7 +56,9 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
         at = alt.Chart(line).encode(x="amount:Q")
         layers.append(at.mark_rule(color=style.text, strokeWidth=2, strokeDash=[5, 3]))
         layers.append(
-            at.mark_text(align="left", dx=5, dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(y=alt.value(0), text="said:N")
+            at.mark_text(align="left", dx=5, dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(
+                y=alt.value(0), text="said:N"
+            )
         )
     subject, title, reading = told
     chart = alt.layer(*layers).properties(height=height)
@@ -65,7 +69,14 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
 
 
 def curves(
-    rows: pd.DataFrame, axes: tuple[str, str], here: Any, colour: dict[str, str], told: tuple[str, str, str], style: Look, *, form: str = ",.3~r"
+    rows: pd.DataFrame,
+    axes: tuple[str, str],
+    here: Any,
+    colour: dict[str, str],
+    told: tuple[str, str, str],
+    style: Look,
+    *,
+    form: str = ",.3~r",
 ) -> Drawing:
     """Lines over x, one for each series, and a mark at the reader's own x.
 
@@ -83,20 +94,29 @@ def curves(
         tooltip=[alt.Tooltip("series:N"), alt.Tooltip("x:O", title=axes[0]), alt.Tooltip("y:Q", title=axes[1], format=form)],
     )
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=dashes[: len(names)]), legend=None)
-    layers: list[Any] = [lines.mark_line(strokeWidth=2.5).encode(strokeDash=dash), lines.mark_point(filled=True, size=45, opacity=1)]
+    layers: list[Any] = [
+        lines.mark_line(strokeWidth=2.5).encode(strokeDash=dash),
+        lines.mark_point(filled=True, size=45, opacity=1),
+    ]
     mine = rows[rows["x"] == here] if here is not None else rows.head(0)
     if len(mine):
         layers.insert(0, alt.Chart(mine.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
-        layers.append(alt.Chart(mine).mark_text(dy=-13, fontSize=13, fontWeight=600, color=style.text).encode(x=x, y=y, text=alt.Text("y:Q", format=form)))
+        layers.append(
+            alt.Chart(mine)
+            .mark_text(dy=-13, fontSize=13, fontWeight=600, color=style.text)
+            .encode(x=x, y=y, text=alt.Text("y:Q", format=form))
+        )
     subject, title, reading = told
     table = rows.pivot_table(index="x", columns="series", values="y", aggfunc="first", sort=False).reset_index()
     chart = alt.layer(*layers).properties(height=250)
-    return Drawing(subject, title, reading, finish(chart, style, title), table.rename_axis(columns=None).rename(columns={"x": axes[0]}))
+    return Drawing(
+        subject, title, reading, finish(chart, style, title), table.rename_axis(columns=None).rename(columns={"x": axes[0]})
+    )
 
 
 def heat(
-    matrix: NDArray[np.float64], rows: list[str], columns: list[str], axes: tuple[str, str], told: tuple[str, str, str], style: Look,
-    *, signed: bool = False, written: bool = False, height: int = 300,
+    matrix: NDArray[np.float64], rows: list[str], columns: list[str], axes: tuple[str, str], told: tuple[str, str, str],
+    style: Look, *, signed: bool = False, written: bool = False, height: int = 300,
 ) -> Drawing:  # fmt: skip
     """A matrix as coloured cells; what is not a number is left empty. `written` puts the numbers into the cells."""
     down, across = np.meshgrid(range(len(rows)), range(len(columns)), indexing="ij")
@@ -113,7 +133,11 @@ def heat(
     base = alt.Chart(cells).encode(x=x, y=y)
     square = base.mark_rect(stroke=style.background, strokeWidth=0.6).encode(
         color=alt.Color("value:Q", scale=scale, legend=alt.Legend(orient="right", gradientLength=height - 40, format=".1f")),
-        tooltip=[alt.Tooltip("row:N", title=axes[0]), alt.Tooltip("column:N", title=axes[1]), alt.Tooltip("value:Q", format=".3f")],
+        tooltip=[
+            alt.Tooltip("row:N", title=axes[0]),
+            alt.Tooltip("column:N", title=axes[1]),
+            alt.Tooltip("value:Q", format=".3f"),
+        ],
     )
     layers: list[Any] = [square]
     if written:
@@ -126,7 +150,9 @@ def heat(
     return Drawing(subject, title, reading, finish(alt.layer(*layers).properties(height=height), style, title), table)
 
 
-def columns(rows: pd.DataFrame, axes: tuple[str, str], told: tuple[str, str, str], style: Look, *, form: str = ",.3~r") -> Drawing:
+def columns(
+    rows: pd.DataFrame, axes: tuple[str, str], told: tuple[str, str, str], style: Look, *, form: str = ",.3~r"
+) -> Drawing:
     """Standing bars, one for each name, the highest in the strong colour. `rows` has the columns name and value."""
     names = [str(name) for name in rows["name"]]
     top = rows["value"] == rows["value"].max()
@@ -135,7 +161,8 @@ def columns(rows: pd.DataFrame, axes: tuple[str, str], told: tuple[str, str, str
     y = alt.Y("value:Q", title=axes[1], axis=alt.Axis(tickCount=4, format="~s"))
     base = alt.Chart(drawn).encode(x=x, y=y)
     bars = base.mark_bar().encode(
-        color=alt.Color("colour:N", scale=None), tooltip=[alt.Tooltip("name:N"), alt.Tooltip("value:Q", title=axes[1], format=form)]
+        color=alt.Color("colour:N", scale=None),
+        tooltip=[alt.Tooltip("name:N"), alt.Tooltip("value:Q", title=axes[1], format=form)],
     )
     said = base.mark_text(dy=-9, fontSize=13, fontWeight=600, color=style.text).encode(text=alt.Text("value:Q", format=form))
     subject, title, reading = told

@@ -111,13 +111,23 @@ class Desk:
     def slide(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
         """A slider over the knob's options."""
         return lambda: st.select_slider(
-            label, self.knob(name).options, key=self._held(name), format_func=written, on_change=note_move, persist_state="session"
+            label,
+            self.knob(name).options,
+            key=self._held(name),
+            format_func=written,
+            on_change=note_move,
+            persist_state="session",
         )
 
     def pick(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
         """A list that unfolds, for options with long names."""
         return lambda: st.selectbox(
-            label, self.knob(name).options, key=self._held(name), format_func=written, on_change=note_move, persist_state="session"
+            label,
+            self.knob(name).options,
+            key=self._held(name),
+            format_func=written,
+            on_change=note_move,
+            persist_state="session",
         )
 
     def switch(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
@@ -149,7 +159,8 @@ class Desk:
 def formulas(rows: list[tuple[str, str, str, str]]) -> str:
     """HTML: each row is (what it is, with symbols, with numbers, its value)."""
     lines = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(symbols)}</dd><dd>= {escape(numbers)}</dd><dd><b>= {escape(value)}</b></dd></div>"
+        f"<div><dt>{escape(name)}</dt><dd>{escape(symbols)}</dd><dd>= {escape(numbers)}</dd>"
+        f"<dd><b>= {escape(value)}</b></dd></div>"
         for name, symbols, numbers, value in rows
     )
     return f'<dl class="ss-formula">{lines}</dl>'

@@ -53,7 +53,7 @@ class Question:
     choices: tuple[Choice, ...] = ()
     unit: str = ""
     within: float = 0.1
-    reveal: Callable[[], None] = lambda: None
+    reveal: Callable[[], object] = lambda: None
 
     def read(self, text: str) -> str | float | None:
         """An answer as a link writes it; None if it is not one."""

@@ -80,16 +80,22 @@ def _contents(current: int) -> None:
 def _lesson(desk: Desk) -> None:
     say, number = desk.say, desk.number
     if st.session_state.get(_UNREAD):
-        st.warning(say("Part of this link could not be read; the lesson's own values stand in for it."), icon=":material/link_off:")
+        st.warning(
+            say("Part of this link could not be read; the lesson's own values stand in for it."), icon=":material/link_off:"
+        )
     st.caption(say("Lesson {number} of {all}", number=number, all=len(LESSONS)))
     st.markdown(f"## {desk.lesson.title(say)}", anchors=False)
     desk.text(f"*{desk.lesson.goal(say)}*")
     desk.lesson.draw(desk)
     predict.draw(desk)
     with st.container(horizontal=True, horizontal_alignment="distribute"):
-        for step, icon, position in ((-1, ":material/arrow_back:", "left"), (1, ":material/arrow_forward:", "right")):
+        for step, icon in ((-1, ":material/arrow_back:"), (1, ":material/arrow_forward:")):
             if 1 <= number + step <= len(LESSONS):
-                title = LESSONS[number + step - 1].title(say)
                 st.button(
-                    title, key=f"learn/step/{step}", icon=icon, icon_position=position, on_click=_open, args=(number + step,)  # type: ignore[arg-type]
+                    LESSONS[number + step - 1].title(say),
+                    key=f"learn/step/{step}",
+                    icon=icon,
+                    icon_position="left" if step < 0 else "right",
+                    on_click=_open,
+                    args=(number + step,),
                 )

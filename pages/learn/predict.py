@@ -62,7 +62,8 @@ def _reveal(desk: Desk, question: Question, answer: str | float) -> None:
         st.success(say("Right: {said}. {why}", said=question.said, why=question.why), icon=":material/check_circle:")
     else:
         st.warning(
-            say("You said {given}; it is {said}. {why}", given=given, said=question.said, why=question.why), icon=":material/lightbulb:"
+            say("You said {given}; it is {said}. {why}", given=given, said=question.said, why=question.why),
+            icon=":material/lightbulb:",
         )
     question.reveal()
     another = len(desk.lesson.questions) > 1

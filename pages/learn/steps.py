@@ -41,6 +41,4 @@ def actions_of(layout: LayoutSpec, microbatches: int, stage: int = 0) -> dict[st
         of = {"F": "forward", "B": "backward", "I": "backward", "W": "backward", "reduce": "backward", "tie": "backward"}
         counted[flow or of.get(action.kind, "update"), f"{action.kind} {action.flow}".strip()] += 1
     phases = ("forward", "backward", "update")
-    return {
-        phase: tuple(f"{name} ×{count}" for (where, name), count in counted.items() if where == phase) for phase in phases
-    }
+    return {phase: tuple(f"{name} ×{count}" for (where, name), count in counted.items() if where == phase) for phase in phases}

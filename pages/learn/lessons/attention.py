@@ -57,12 +57,13 @@ def _draw(desk: Desk) -> None:
     desk.heading(say("Where a token stands"))
     desk.text(
         say(
-            "Attention itself does not know the order of the words: leave the positions out above, and every “the” looks the same. "
-            "So the position is added to each token, as waves of many lengths:"
+            "Attention itself does not know the order of the words: leave the positions out above, and every “the” "
+            "looks the same. So the position is added to each token, as waves of many lengths:"
         )
     )
     st.latex(
-        r"PE(pos, 2i) = \sin\!\left(\frac{pos}{10000^{2i/d}}\right), \qquad PE(pos, 2i+1) = \cos\!\left(\frac{pos}{10000^{2i/d}}\right)"
+        r"PE(pos, 2i) = \sin\!\left(\frac{pos}{10000^{2i/d}}\right), \qquad "
+        r"PE(pos, 2i+1) = \cos\!\left(\frac{pos}{10000^{2i/d}}\right)"
     )
     drawing.show(_positions(desk.view), "positions")
     desk.heading(say("Encoder and decoder"))
@@ -115,8 +116,9 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
             most=tokens[int(last.argmax())],
         ),
         say(
-            "Each row adds up to 1. No training went into this: queries and keys are the word’s own random vector, so words look at "
-            "words like themselves, and with positions at those nearby. Empty cells are hidden by the mask."
+            "Each row adds up to 1. No training went into this: queries and keys are the word’s own random vector, so "
+            "words look at words like themselves, and with positions at those nearby. Empty cells are hidden by the "
+            "mask."
         ),
     )
     axes = (say("looks from"), say("looks at"))
@@ -188,7 +190,11 @@ def _hidden(desk: Desk) -> Question:
     right = int((shares == 0).sum())
     size = len(tokens)
     return Question(
-        asked=say("A decoder reads {count} tokens. How many of its {all} attention shares does the causal mask set to 0?", count=size, all=size**2),
+        asked=say(
+            "A decoder reads {count} tokens. How many of its {all} attention shares does the causal mask set to 0?",
+            count=size,
+            all=size**2,
+        ),
         right=float(right),
         said=say("{right} shares", right=right),
         why=say("All pairs in which a token would look ahead: S · (S − 1) ÷ 2 of them."),

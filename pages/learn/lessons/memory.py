@@ -30,29 +30,26 @@ def _draw(desk: Desk) -> None:
     say = desk.say
     desk.text(
         say(
-            "A model is a long list of numbers, its parameters. To **use** it a device holds them once. To **train** it the device "
-            "holds much more: for every parameter also its gradient and what the optimizer remembers, and for every token what "
-            "each layer computed on the way forward, because the way back needs it again."
+            "A model is a long list of numbers, its parameters. To **use** it a device holds them once. To **train** "
+            "it the device holds much more: for every parameter also its gradient and what the optimizer remembers, "
+            "and for every token what each layer computed on the way forward, because the way back needs it again."
         )
     )
-    desk.controls(
-        desk.pick("model", say("Model")), desk.pick("device", say("Device"))
-    )
+    desk.controls(desk.pick("model", say("Model")), desk.pick("device", say("Device")))
     model = catalog.model(desk["model"])
     desk.heading(say("To train it"))
     drawing.show(_training(desk["model"], desk["device"], desk.view), "training")
     _training_formulas(desk, model)
     desk.heading(say("To use it"))
-    desk.controls(
-        desk.slide("batch", say("Texts at once")), desk.slide("length", say("Tokens in each"), lambda n: f"{n:,}")
-    )
+    desk.controls(desk.slide("batch", say("Texts at once")), desk.slide("length", say("Tokens in each"), lambda n: f"{n:,}"))
     drawing.show(_using(desk["model"], desk["device"], desk["batch"], desk["length"], desk.view), "using")
     cache = key_value_cache(model, desk["batch"], desk["length"], _HALF)
     desk.formula(say("Keys and values of all tokens so far"), cache.symbols, cache.numbers, in_bytes(cache.value))
     desk.text(
         say(
-            "L layers, B texts, S tokens in each, G key heads of width D, 2 bytes a number; the first 2 is for keys and values. "
-            "The weights stay the same however many texts there are; this cache grows with every one of them and with every token."
+            "L layers, B texts, S tokens in each, G key heads of width D, 2 bytes a number; the first 2 is for keys "
+            "and values. The weights stay the same however many texts there are; this cache grows with every one of "
+            "them and with every token."
         )
     )
 
@@ -61,7 +58,12 @@ def _training_formulas(desk: Desk, model: ModelSpec) -> None:
     say, count = desk.say, model.parameters()
     layer = layer_activations(model, 1)
     rows = [
-        (say("States: value, gradient and optimizer"), f"(2 + 2 + 12) · Ψ = {STATE_BYTES} · Ψ", f"{STATE_BYTES} · {count:,}", states_in(count)),
+        (
+            say("States: value, gradient and optimizer"),
+            f"(2 + 2 + 12) · Ψ = {STATE_BYTES} · Ψ",
+            f"{STATE_BYTES} · {count:,}",
+            states_in(count),
+        ),
         (
             say("Activations of one text, in all L layers"),
             "L · (34·s·b·h + 5·a·s²·b)",
@@ -73,9 +75,9 @@ def _training_formulas(desk: Desk, model: ModelSpec) -> None:
         desk.formula(*row)
     desk.text(
         say(
-            "Ψ is the number of parameters. In mixed precision each takes 2 bytes as a number to compute with, 2 as a gradient, and "
-            "12 in the optimizer: a precise copy and two averages, 4 bytes each. With gradients added up in fp32 it is 18, and "
-            "with both kinds of gradient kept 20: so count on **16 to 20 bytes a parameter**."
+            "Ψ is the number of parameters. In mixed precision each takes 2 bytes as a number to compute with, 2 as a "
+            "gradient, and 12 in the optimizer: a precise copy and two averages, 4 bytes each. With gradients added up "
+            "in fp32 it is 18, and with both kinds of gradient kept 20: so count on **16 to 20 bytes a parameter**."
         )
     )
 
@@ -178,7 +180,9 @@ def _weights_or_cache(desk: Desk) -> Question:
 
 LESSON = Lesson(
     title=lambda say: say("Why memory runs out"),
-    goal=lambda say: say("What a model of 175 billion parameters costs in training and in use, and why no single device has that."),
+    goal=lambda say: say(
+        "What a model of 175 billion parameters costs in training and in use, and why no single device has that."
+    ),
     knobs=(
         Knob("model", PUBLISHED_GPT, "gpt3-175b"),
         Knob("device", tuple(CARDS), "h100-80gb"),
