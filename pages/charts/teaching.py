@@ -29,9 +29,8 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
     bars = [str(bar) for bar in totals.index]
     drawn = rows.assign(amount=rows["bytes"] / unit.size, order=rows["category"].map(list(style.category).index))
     y = alt.Y("bar:N", sort=bars, title=None, scale=alt.Scale(domain=bars))
-    x = alt.X(
-        "amount:Q", title=say("memory ({unit})", unit=unit.name), scale=alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False)
-    )
+    room = alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False)
+    x = alt.X("amount:Q", title=say("memory ({unit})", unit=unit.name), axis=alt.Axis(tickCount=8), scale=room)
     bar = (
         alt.Chart(drawn[drawn["bytes"] > 0])
         .mark_bar(stroke=style.background, strokeWidth=0.8)
@@ -63,7 +62,7 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
     subject, title, reading = told
     chart = alt.layer(*layers).properties(height=height)
     spec = finish(chart, style, title)
-    spec["padding"] = {"top": 20, "left": 0, "right": 0, "bottom": 0}
+    spec["padding"] = {"top": 20, "left": 0, "right": 0, "bottom": 6}
     table = rows.pivot_table(index="bar", columns="category", values="bytes", aggfunc="sum", sort=False, fill_value=0)
     return Drawing(subject, title, reading, spec, table.assign(total=totals).reset_index().rename_axis(columns=None))
 
@@ -77,16 +76,19 @@ def curves(
     style: Look,
     *,
     form: str = ",.3~r",
+    log: bool = False,
 ) -> Drawing:
     """Lines over x, one for each series, and a mark at the reader's own x.
 
     `rows` has the columns x, y, series; `axes` are the titles of x and y; `here` is the reader's x, or None; `form` is how y is
-    written. Every series has its dash as well as its colour.
+    written. Every series has its dash as well as its colour. `log`: y counts in powers of ten.
     """
     names = [name for name in colour if name in set(rows["series"])]
     dashes = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3]]
     x = alt.X("x:O", title=axes[0], axis=alt.Axis(labelAngle=0))
-    y = alt.Y("y:Q", title=axes[1], axis=alt.Axis(tickCount=5, format=form))
+    # From 0, with room for what stands above a point; where all is 0, the line lies at the foot.
+    linear = alt.Scale(domain=[0, 1.15 * float(rows["y"].max()) or 1.0])
+    y = alt.Y("y:Q", title=axes[1], axis=alt.Axis(tickCount=5, format=form), scale=alt.Scale(type="log") if log else linear)
     lines = alt.Chart(rows).encode(
         x=x,
         y=y,
@@ -103,7 +105,7 @@ def curves(
         layers.insert(0, alt.Chart(mine.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
         layers.append(
             alt.Chart(mine)
-            .mark_text(dy=-13, fontSize=13, fontWeight=600, color=style.text)
+            .mark_text(align="left", dx=8, dy=-11, fontSize=13, fontWeight=600, color=style.text)
             .encode(x=x, y=y, text=alt.Text("y:Q", format=form))
         )
     subject, title, reading = told
@@ -126,12 +128,12 @@ def heat(
     y = alt.Y("i:O", title=axes[0], axis=_named(rows), scale=alt.Scale(domain=list(range(len(rows))), paddingInner=0))
     x = alt.X("j:O", title=axes[1], axis=_named(columns), scale=alt.Scale(domain=list(range(len(columns))), paddingInner=0))
     scale = (
-        alt.Scale(domain=[-1, 0, 1], range=[style.orange, style.faint, style.blue])
+        alt.Scale(domain=[-1, 0, 1], range=[style.orange, style.faint, style.blue], interpolate="rgb")
         if signed
         else alt.Scale(domain=[0, max(float(cells["value"].max()), 1e-9)], range=[style.faint, style.blue])
     )
     base = alt.Chart(cells).encode(x=x, y=y)
-    square = base.mark_rect(stroke=style.background, strokeWidth=0.6).encode(
+    square = base.mark_rect(stroke=style.background, strokeWidth=0.6 if written else 0).encode(
         color=alt.Color("value:Q", scale=scale, legend=alt.Legend(orient="right", gradientLength=height - 40, format=".1f")),
         tooltip=[
             alt.Tooltip("row:N", title=axes[0]),
@@ -158,7 +160,12 @@ def columns(
     top = rows["value"] == rows["value"].max()
     drawn = rows.assign(colour=np.where(top, style.pink, style.grey))
     x = alt.X("name:N", sort=names, title=axes[0], axis=alt.Axis(labelAngle=0))
-    y = alt.Y("value:Q", title=axes[1], axis=alt.Axis(tickCount=4, format="~s"))
+    y = alt.Y(
+        "value:Q",
+        title=axes[1],
+        axis=alt.Axis(tickCount=4, format="~s"),
+        scale=alt.Scale(domain=[0, 1.12 * float(rows["value"].max())]),
+    )
     base = alt.Chart(drawn).encode(x=x, y=y)
     bars = base.mark_bar().encode(
         color=alt.Color("colour:N", scale=None),

@@ -6,7 +6,7 @@ the link was changed by hand; otherwise the link follows the controls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -21,6 +21,7 @@ from pages.shared.service import Service
 
 BETWEEN, ANSWER, TURN = "~", "answer", "turn"
 _MOVED = "learn/moved"
+_PART_PX = 400  # the least width of a part that stands beside another
 _READABLE_PX = 760  # the width of a paragraph that is easy to read
 
 
@@ -108,11 +109,23 @@ class Desk:
                 with grid.cell():
                     one()
 
-    def slide(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
-        """A slider over the knob's options."""
+    def side_by_side(self, *draw: Callable[[], object]) -> None:
+        """Parts of a lesson in two columns, where there is room."""
+        with st.grid(columns=2, min_column_width=_PART_PX, gap="large") as grid:
+            for part in draw:
+                with grid.cell():
+                    part()
+
+    def slide(
+        self, name: str, label: str, written: Callable[[Any], str] = str, options: Sequence[Any] | None = None
+    ) -> Callable[[], Any]:
+        """A slider over the knob's options, or over those of them that make sense now."""
+        options = options or self.knob(name).options
+        if self[name] not in options:
+            self.put(name, options[-1])
         return lambda: st.select_slider(
             label,
-            self.knob(name).options,
+            options,
             key=self._held(name),
             format_func=written,
             on_change=note_move,

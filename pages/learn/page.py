@@ -23,7 +23,7 @@ def show(service: Service) -> None:
     contents, lesson = st.columns([1, 3.7], gap="large")
     with contents:
         _contents(desk.number)
-    with lesson, st.container(key="lesson", gap="medium"):
+    with lesson, st.container(key="lesson", gap="small"):
         _lesson(desk)
     # What the controls hold is known once they are drawn.
     st.session_state[_OPEN], st.session_state[_CODE] = desk.number, desk.encode()
@@ -84,7 +84,7 @@ def _lesson(desk: Desk) -> None:
             say("Part of this link could not be read; the lesson's own values stand in for it."), icon=":material/link_off:"
         )
     st.caption(say("Lesson {number} of {all}", number=number, all=len(LESSONS)))
-    st.markdown(f"## {desk.lesson.title(say)}", anchors=False)
+    st.markdown(f"# {desk.lesson.title(say)}", anchors=False)
     desk.text(f"*{desk.lesson.goal(say)}*")
     desk.lesson.draw(desk)
     predict.draw(desk)

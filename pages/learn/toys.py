@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+_SCALE = 0.7  # of queries and keys, so that a row is spread over several cells
+
+
 def sinusoids(places: int, width: int) -> Array:
     """PE(pos, 2i) = sin(pos ÷ 10000^(2i/d)), PE(pos, 2i+1) the cosine (Vaswani et al. 2017, section 3.5). (places, width)"""
     angles = np.arange(places)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
@@ -30,6 +33,7 @@ def attention(tokens: list[str], width: int, causal: bool, places: bool) -> Arra
     x = np.stack([_word(token, width) for token in tokens])
     if places:
         x = x + sinusoids(len(tokens), width)
+    x = _SCALE * x
     scores = x @ x.T / np.sqrt(width)
     if causal:
         scores[np.triu_indices(len(tokens), 1)] = -np.inf

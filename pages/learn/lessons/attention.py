@@ -48,26 +48,37 @@ def _draw(desk: Desk) -> None:
             "tensor parallelism will give each rank some of the heads."
         )
     )
+    desk.side_by_side(lambda: _who_looks_at_whom(desk), lambda: _where(desk))
+    desk.side_by_side(lambda: _cost(desk), lambda: _layers(desk))
+
+
+def _who_looks_at_whom(desk: Desk) -> None:
+    say = desk.say
+    desk.heading(say("Who looks at whom"))
+    desk.pick("sentence", say("Sentence"), _SENTENCES.__getitem__)()
     desk.controls(
-        desk.pick("sentence", say("Sentence"), _SENTENCES.__getitem__),
-        desk.switch("mask", say("A token sees"), lambda causal: say("what came before") if causal else say("everything")),
+        desk.switch("mask", say("A token sees"), lambda causal: say("the past") if causal else say("all")),
         desk.switch("places", say("Positions"), lambda on: say("added") if on else say("left out")),
     )
     drawing.show(_weights(desk["sentence"], desk["mask"], desk["places"], desk.view), "attention")
+
+
+def _where(desk: Desk) -> None:
+    say = desk.say
     desk.heading(say("Where a token stands"))
     desk.text(
         say(
-            "Attention itself does not know the order of the words: leave the positions out above, and every “the” "
-            "looks the same. So the position is added to each token, as waves of many lengths:"
+            "Attention itself does not know the order of words: leave the positions out, and a word looks at each of its "
+            "copies alike. So the position is added to each token, as waves of many lengths:"
         )
     )
-    st.latex(
-        r"PE(pos, 2i) = \sin\!\left(\frac{pos}{10000^{2i/d}}\right), \qquad "
-        r"PE(pos, 2i+1) = \cos\!\left(\frac{pos}{10000^{2i/d}}\right)"
-    )
+    st.latex(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
+    st.latex(r"PE(pos, 2i+1) = \cos\!\left(pos / 10000^{2i/d}\right)")
     drawing.show(_positions(desk.view), "positions")
-    desk.heading(say("Encoder and decoder"))
-    _layers(desk)
+
+
+def _cost(desk: Desk) -> None:
+    say = desk.say
     desk.heading(say("What it costs: S²"))
     desk.text(
         say(
@@ -75,23 +86,25 @@ def _draw(desk: Desk) -> None:
             "with S alone."
         )
     )
-    desk.controls(desk.slide("length", say("Tokens in the text"), lambda n: f"{n:,}"))
+    desk.slide("length", say("Tokens in the text"), lambda n: f"{n:,}")()
     drawing.show(_growth(desk["length"], desk.view), "growth")
 
 
 def _layers(desk: Desk) -> None:
     say = desk.say
-    rows = [
-        (say("encoder"), say("self-attention → feed-forward"), say("every token sees all of the input")),
-        (
-            say("decoder"),
-            say("masked self-attention → attention to the encoder’s output → feed-forward"),
-            say("a token sees itself and what came before it"),
-        ),
-    ]
-    body = "".join(f"<tr><th scope=row>{name}</th><td>{parts}</td><td>{sees}</td></tr>" for name, parts, sees in rows)
-    head = f"<tr><th>{say('layer')}</th><th>{say('in order')}</th><th>{say('who sees whom')}</th></tr>"
-    st.html(f'<table class="ss-plain"><thead>{head}</thead><tbody>{body}</tbody></table>')
+    desk.heading(say("Encoder and decoder"))
+    desk.text(
+        say(
+            "An **encoder layer** is self-attention, then a feed-forward part: two matrices with a nonlinearity "
+            "between them. Every token sees the whole input."
+        )
+    )
+    desk.text(
+        say(
+            "A **decoder layer** is *masked* self-attention (a token sees itself and what came before), then attention to the "
+            "encoder’s output, then a feed-forward part."
+        )
+    )
     desk.text(
         say(
             "Around each part stand a residual connection (the input is added to the output) and a LayerNorm. GPT is a stack of "
@@ -106,14 +119,16 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
     say, tokens = style.say, _SENTENCES[sentence].split()
     shares = attention(tokens, _WIDTH, causal, places)
     shown = np.where(np.triu(np.ones_like(shares), 1) > 0, np.nan, shares) if causal else shares
-    last = shares[-1]
+    # The last word that had come before, and where it came before.
+    again = max(at for at, token in enumerate(tokens) if token in tokens[:at])
+    before = max(at for at in range(again) if tokens[at] == tokens[again])
     told = (
         say("Attention shares, a row for each token"),
         say(
-            "The last word, “{word}”, takes {share} from “{most}”, its largest share",
-            word=tokens[-1],
-            share=percent(float(last.max())),
-            most=tokens[int(last.argmax())],
+            "The last “{word}” takes {own} from itself and {other} from the “{word}” before it",
+            word=tokens[again],
+            own=percent(float(shares[again, again])),
+            other=percent(float(shares[again, before])),
         ),
         say(
             "Each row adds up to 1. No training went into this: queries and keys are the word’s own random vector, so "
@@ -161,7 +176,7 @@ def _growth(here: int, view: View) -> Drawing:
     )
     axes = (say("tokens in the text"), say("bytes ({unit})", unit=unit.name))
     colour = {scores: style.pink, rest: style.grey}
-    return drawing.packed(teaching.curves(rows, axes, here, colour, told, style))
+    return drawing.packed(teaching.curves(rows, axes, here, colour, told, style, log=True))
 
 
 def _four_times_longer(desk: Desk) -> Question:

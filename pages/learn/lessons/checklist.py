@@ -89,7 +89,7 @@ def _list(desk: Desk, tried: list[Try]) -> str:
     rows = ""
     for entry in tried:
         name, why = names[entry.lever]
-        verdict = say("✓ fits") if entry.fits else say("✗ {times} times too much", times=f"{entry.needs / holds:.3g}")
+        verdict = say("✓ fits") if entry.fits else say("{times} times too much", times=f"{entry.needs / holds:.3g}")
         cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
         rows += f"<tr><th scope=row>{escape(cells[0])}</th>{body}</tr>"

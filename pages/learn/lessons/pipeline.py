@@ -49,8 +49,7 @@ def _draw(desk: Desk) -> None:
         st.warning(say("This does not go together: {reason}.", reason=str(error)), icon=":material/rule:")
     else:
         drawing.show(_timeline(layout, m, desk.view), "lesson-timeline")
-        _bubble(desk, layout, m)
-        _held(desk, layout, m)
+        desk.side_by_side(lambda: _bubble(desk, layout, m), lambda: _held(desk, layout, m))
 
 
 def _cards(desk: Desk) -> None:
@@ -157,7 +156,7 @@ def _held(desk: Desk, layout: LayoutSpec, m: int) -> None:
     drawing.show(_in_flight(layout, m, desk.view), "in-flight")
     if layout.schedule == "1f1b":
         p = layout.pp
-        kept = " · ".join(str(in_flight(plan(layout, m), stage)) for stage in range(p))
+        kept = ", ".join(str(in_flight(plan(layout, m), stage)) for stage in range(p))
         desk.formula(say("Kept by stage i, from stage 0 on"), "min(m, p − i)", f"min({m}, {p} − i)", kept)
 
 

@@ -108,7 +108,7 @@ def _formula(desk: Desk) -> None:
     terms = layer_activations(model, desk["b"], desk["kind"])
     desk.formula(
         say("Kept in one layer"),
-        " + ".join(term.symbols for term in terms).replace("34 · ", "34·").replace("5 · ", "5·"),
+        " + ".join(term.symbols for term in terms),
         " + ".join(term.numbers for term in terms),
         in_bytes(total(terms)),
     )

@@ -39,8 +39,8 @@ def _draw(desk: Desk) -> None:
     desk.controls(
         desk.switch("tp", say("Ranks (tp)")),
         desk.switch("matrix", say("Matrices"), lambda index: say("set {index}", index=index)),
-        desk.slide("step", say("Step"), lambda step: _names(desk)[step]),
     )
+    desk.switch("step", say("Step"), lambda step: _names(desk)[step])()
     _show_step(desk)
     desk.heading(say("What it saves and what it costs"))
     desk.text(

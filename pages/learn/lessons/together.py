@@ -42,7 +42,7 @@ def _draw(desk: Desk) -> None:
         desk.switch("dp", "dp"), desk.switch("tp", "tp"), desk.switch("pp", "pp"), desk.switch("node", say("Devices in a node"))
     )
     mesh = Mesh(desk["dp"], desk["tp"], desk["pp"])
-    desk.controls(desk.slide("rank", say("Look at rank"), lambda rank: str(rank % mesh.size)))
+    desk.controls(desk.slide("rank", say("Look at rank"), options=range(mesh.size)))
     st.html(_nodes(desk, mesh))
     _groups(desk, mesh)
     desk.text(
@@ -59,7 +59,7 @@ def _draw(desk: Desk) -> None:
 
 def _nodes(desk: Desk, mesh: Mesh) -> str:
     """HTML: a box for each node, in it a cell for each rank, and on it which groups it shares with the chosen one."""
-    say, style, chosen = desk.say, desk.style, desk["rank"] % mesh.size
+    say, style, chosen = desk.say, desk.style, desk["rank"]
     shared = {axis: set(mesh.group(chosen, axis)) for axis in AXES}
     boxes = ""
     for node in range(-(-mesh.size // desk["node"])):
@@ -74,14 +74,14 @@ def _nodes(desk: Desk, mesh: Mesh) -> str:
             cells += (
                 f'<div class="ss-peer" role="img" aria-label="{escape(label)} {escape(mark)}"{own} '
                 f'style="--stage:{style.stage(at.pp, mesh.pp)}{ring}">'
-                f"<b>{rank}</b> {escape(mark)}<br>pp {at.pp} · dp {at.dp} · tp {at.tp}</div>"
+                f"<b>{rank}</b> {escape(mark)}<br>pp{at.pp} dp{at.dp} tp{at.tp}</div>"
             )
         boxes += f'<section class="ss-node"><header>{escape(say("node {node}", node=node))}</header><div>{cells}</div></section>'
     return f'<div class="ss-nodes">{boxes}</div>'
 
 
 def _groups(desk: Desk, mesh: Mesh) -> None:
-    say, chosen = desk.say, desk["rank"] % mesh.size
+    say, chosen = desk.say, desk["rank"]
     talk: dict[Axis, tuple[str, str]] = {
         "tp": (say("partial sums of activations, and of their gradients"), say("in every layer of every microbatch")),
         "pp": (say("activations forward, their gradients backward"), say("once a microbatch at each cut")),
