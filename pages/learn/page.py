@@ -20,6 +20,8 @@ _STYLE = Path(__file__).parent / "style.css"
 def show(service: Service) -> None:
     st.html(_STYLE)
     desk = _follow_link(service)
+    if desk.answer is not None:
+        predict.done().add(desk.number)
     contents, lesson = st.columns([1, 3.7], gap="large")
     with contents:
         _contents(desk.number)

@@ -23,7 +23,6 @@ def draw(desk: Desk) -> None:
         if desk.answer is None:
             _ask(desk, question)
         else:
-            done().add(desk.number)
             _reveal(desk, question, desk.answer)
 
 

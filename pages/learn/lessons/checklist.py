@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
-import pandas as pd
 import streamlit as st
 
 from engine import catalog
@@ -41,7 +40,7 @@ def _draw(desk: Desk) -> None:
         desk.slide("batch", say("Texts in a step?"), lambda n: f"{n:,}"),
     )
     tried = tries(desk["model"], desk["count"], desk["device"], desk["batch"])
-    st.html(_list(desk, tried))
+    st.html(_list(say, tried, desk["device"]))
     _verdict(desk, tried[-1])
     desk.heading(say("The list to keep"))
     desk.text(
@@ -84,8 +83,9 @@ def _names(say: Words) -> dict[Lever, tuple[str, str]]:
     }
 
 
-def _list(desk: Desk, tried: list[Try]) -> str:
-    say, names, holds = desk.say, _names(desk.say), CARDS[desk["device"]]
+def _list(say: Words, tried: list[Try], device: str) -> str:
+    """HTML: a row for each lever that was tried."""
+    names, holds = _names(say), CARDS[device]
     rows = ""
     for entry in tried:
         name, why = names[entry.lever]
@@ -150,17 +150,7 @@ def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[Desk], 
                 "links are too slow."
             ),
             choices=tuple(Choice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
-            reveal=lambda: st.dataframe(
-                pd.DataFrame(
-                    [
-                        {say("layout"): t.spec.layout.code, say("fullest rank"): in_bytes(t.needs), say("fits"): t.fits}
-                        for t in tried
-                    ]
-                ),
-                hide_index=True,
-                width="content",
-                alt=say("What was tried"),
-            ),
+            reveal=lambda: st.html(_list(desk.say, tried, device)),
         )
 
     return question

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -115,32 +114,36 @@ def _bubble(desk: Desk, layout: LayoutSpec, m: int) -> None:
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
-def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing:
-    style = look(view)
-    say = style.say
-    rows: list[dict[str, Any]] = []
+def _bubbles(schedule: ScheduleName, p: int) -> dict[int, float]:
+    """The bubble by number of microbatches, of those that the schedule takes."""
+    found = {}
     for m in _MICROBATCHES:
         try:
-            layout = layout_of(schedule, p, m)
+            found[m] = timed(layout_of(schedule, p, m), m).bubble
         except RequestError:  # this schedule does not take so many or so few
             continue
-        rows.append({"x": m, "y": timed(layout, m).bubble, "series": SCHEDULE_NAMES[schedule]})
-    share = next(row["y"] for row in rows if row["x"] == here)
-    least = min(rows, key=lambda row: row["y"])
+    return found
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing:
+    style = look(view)
+    say, found = style.say, _bubbles(schedule, p)
+    least = min(found, key=found.__getitem__)
+    rows = pd.DataFrame([{"x": m, "y": share, "series": SCHEDULE_NAMES[schedule]} for m, share in found.items()])
     told = (
         say("Bubble by number of microbatches, {count} stages", count=p),
         say(
             "{share} of total time with {here} microbatches; with {most} it is {least}",
-            share=percent(share),
+            share=percent(found[here]),
             here=here,
-            most=least["x"],
-            least=percent(least["y"]),
+            most=least,
+            least=percent(found[least]),
         ),
         say("Each point is a timeline as above with that many microbatches; those that the schedule does not take are left out."),
     )
     axes = (say("microbatches"), say("bubble, share of total time"))
-    frame = pd.DataFrame(rows)
-    return drawing.packed(teaching.curves(frame, axes, here, {SCHEDULE_NAMES[schedule]: style.orange}, told, style, form=".0%"))
+    return drawing.packed(teaching.curves(rows, axes, here, {SCHEDULE_NAMES[schedule]: style.orange}, told, style, form=".0%"))
 
 
 def _held(desk: Desk, layout: LayoutSpec, m: int) -> None:
