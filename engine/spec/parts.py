@@ -168,7 +168,7 @@ class WorkloadSpec(Spec):
     """What is done with the model: how much data, how many steps."""
 
     steps: int = Field(20, ge=1, le=10_000, description="training steps")
-    microbatches: int = Field(4, ge=1, le=1024, description="microbatches of one replica in a step")
+    microbatches: int = Field(4, ge=1, le=65_536, description="microbatches of one replica in a step")
     microbatch_size: int = Field(2, ge=1, le=4096, description="sequences in a microbatch")
     learning_rate: float = Field(3e-3, gt=0, le=10, allow_inf_nan=False, description="the optimizer's learning rate")
     optimizer: OptimizerName = Field("adamw", description="adamw keeps two numbers a parameter, sgd one with momentum, else none")

@@ -1,0 +1,110 @@
+"""Every layout of N ranks that fits a model and a batch, as one grid: the rules of `engine.spec.fit`, in bulk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.predict.grid import RECOMPUTES, Grid
+from engine.schedule import SCHEDULES
+from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, WorkloadSpec
+from engine.spec.numbers import divisors, either, nearest
+
+_MOST = {
+    (part, name): next(m.le for m in part.model_fields[name].metadata if hasattr(m, "le"))
+    for part, names in ((LayoutSpec, ("dp", "tp", "pp", "chunks")), (WorkloadSpec, ("microbatches", "microbatch_size")))
+    for name in names
+}
+
+
+def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
+    """All layouts of `ranks` ranks that run `global_batch` sequences a step. Raises `RequestError` where there is none.
+
+    Left out is what differs from another in name only: with one stage there is nothing to schedule, and of several numbers of
+    chunks whose largest is equally large, all but the smallest only send more messages.
+    """
+    if ranks < 1 or global_batch < 1:
+        raise RequestError(f"ranks={ranks} and global_batch={global_batch} must be 1 and more")
+    found = [_of(model, ranks // (tp * pp), tp, pp, global_batch) for tp, pp in _degrees(model, ranks, global_batch)]
+    if not found:
+        raise RequestError(_nothing(model, ranks, global_batch))
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    whole = [column.astype(np.int64) for column in columns]
+    grid = Grid(
+        dp=whole[0], tp=whole[1], pp=whole[2], chunks=whole[4], microbatch_size=whole[5], microbatches=whole[6], zero=whole[7],
+        sequence_parallel=whole[8] > 0, recompute=whole[9], schedule=whole[3],
+    )  # fmt: skip
+    return grid.take(fits(model, grid))
+
+
+def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[int, int]]:
+    """(tp, pp) of the meshes that the model's sizes and the batch allow."""
+    cut = gcd(model.key_heads, model.ffn_width)
+    for tp in divisors(gcd(ranks, cut)):
+        for pp in divisors(ranks // tp):
+            if pp <= model.layers and global_batch % (ranks // (tp * pp)) == 0:
+                yield tp, pp
+
+
+def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
+    cut = gcd(model.key_heads, model.ffn_width)
+    least = min((ranks // (tp * pp) for tp in divisors(gcd(ranks, cut)) for pp in divisors(ranks // tp) if pp <= model.layers))
+    near = either(sorted(nearest((k * least for k in range(1, global_batch // least + 2)), global_batch)))
+    return (
+        f"no dp × tp × pp = {ranks} fits: tp must divide {cut}, pp be at most {model.layers} layers, and dp, which is then at "
+        f"least {least}, divide the global batch of {global_batch}; a global batch of {near} fits"
+    )
+
+
+def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> tuple[NDArray[np.int64], ...]:
+    """All of one mesh, as columns: dp, tp, pp, schedule, chunks, microbatch size, microbatches, zero, sequence parallel, recompute."""
+    each = global_batch // dp
+    orders = [(SCHEDULES.index(name), v) for name in SCHEDULES for v in _chunks(name, model.layers, pp)]
+    sizes = np.array([size for size in divisors(each) if size <= _MOST[WorkloadSpec, "microbatch_size"]])
+    axes = np.meshgrid(
+        np.arange(len(orders)), sizes, np.arange(4 if dp > 1 else 1), np.arange(2 if tp > 1 else 1), np.arange(len(RECOMPUTES)),
+        indexing="ij",
+    )  # fmt: skip
+    order, size, zero, sequence, recompute = (axis.ravel() for axis in axes)
+    schedule, chunks = np.array(orders)[order].T
+    mesh = tuple(np.full(len(order), degree) for degree in (dp, tp, pp))
+    return *mesh, schedule, chunks, size, each // size, zero, sequence, recompute
+
+
+def _chunks(name: str, layers: int, pp: int) -> list[int]:
+    """How many chunks a stage may have under a schedule."""
+    if pp == 1:
+        return [1] if name == "1f1b" else []
+    if name in V_SHAPED:
+        return [2] if 2 * pp <= layers else []
+    if name != "interleaved":
+        return [1]
+    most = min(layers // pp, _MOST[LayoutSpec, "chunks"])
+    fewest: dict[int, int] = {}  # layers of the largest chunk → chunks
+    for v in range(2, most + 1):
+        fewest.setdefault(-(-layers // (pp * v)), v)
+    return list(fewest.values())
+
+
+def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
+    """Which layouts have no misfit: the rules of `misfits` that concern a layout and its microbatches. (n,)"""
+    g, m = grid, grid.microbatches
+    both = gcd(model.key_heads, model.ffn_width)
+    bends, runs = _is(g, *V_SHAPED), _is(g, "interleaved")
+    fine: Any = (both % g.tp == 0) & (g.pp * g.chunks <= model.layers)
+    fine &= np.where(bends, g.chunks == 2, np.where(runs, g.chunks > 1, g.chunks == 1))
+    fine &= ~runs | (m % np.maximum(1, m // g.pp) == 0)
+    fine &= ~_is(g, "dualpipe-v") | (m >= 2 * g.pp)
+    fine &= (g.zero == 0) | (g.dp > 1)
+    fine &= ~g.sequence_parallel | ((g.tp > 1) & (model.rows % g.tp == 0))
+    for (_, name), most in _MOST.items():
+        fine &= getattr(g, name) <= most
+    return fine
+
+
+def _is(grid: Grid, *names: str) -> NDArray[np.bool_]:
+    return np.isin(grid.schedule, [SCHEDULES.index(name) for name in names])  # type: ignore[arg-type]

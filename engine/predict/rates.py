@@ -1,0 +1,99 @@
+"""How fast a device really is: its peak figures, and what part of them is reached. One setting for everything, stated here.
+
+Nothing is fitted to any single measurement; whoever knows better for a machine changes a number, and sees what that does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from engine.devices import DeviceSpec
+from engine.predict.grid import Grid
+from engine.spec import Spec
+from engine.topology import Axis
+
+Real = NDArray[np.float64]
+
+
+class Assumptions(Spec):
+    """What part of its peak a device reaches, and how its programs are written."""
+
+    matmul_efficiency: float = Field(
+        0.7, gt=0, le=1, description="of peak FLOP/s that the products of a Transformer reach; large ones alone reach 0.65 to 0.85"
+    )
+    memory_efficiency: float = Field(
+        0.8, gt=0, le=1, description="of memory bandwidth that norms, softmax and the like reach; a plain copy reaches 0.85 to 0.92"
+    )
+    intra_efficiency: float = Field(
+        0.8, gt=0, le=1, description="of a link inside a node that a collective reaches; nccl-tests show 0.75 to 0.82 of NVLink"
+    )
+    inter_efficiency: float = Field(
+        0.85, gt=0, le=1, description="of the network that a collective or a message reaches; nccl-tests show 0.8 to 0.95"
+    )
+    dp_overlap: float = Field(
+        0.8, ge=0, le=1, description="of the backward pass of the last microbatch that gradients can be reduced beside"
+    )
+    tp_overlap: float = Field(
+        0.0, ge=0, le=1, description="of a layer's collectives over tp that is hidden; this engine waits for each"
+    )
+    fused_attention: bool = Field(
+        False, description="scores never written to memory, and those hidden by the causal mask never computed (Dao 2023)"
+    )
+    split_messages: bool = Field(
+        False, description="each tp rank sends 1/tp of a message to the next stage, where they are gathered (SC21, section 4.1)"
+    )
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a message costs along one axis: α + bytes/β. Arrays (n,), one entry a layout."""
+
+    latency: Real
+    bandwidth: Real
+    degree: Real
+
+    def all_gather(self, size: Any) -> Real:
+        """Seconds of a ring's all-gather, or reduce-scatter, of a tensor of `size` bytes when whole; none where degree is 1.
+
+        (d − 1) steps of a d-th of it each (Thakur et al. 2005, section 4; Patarasuk and Yuan 2009).
+        """
+        steps = self.degree - 1
+        return steps * (self.latency + size / self.degree / self.bandwidth)
+
+    def all_reduce(self, size: Any) -> Real:
+        """A reduce-scatter and an all-gather."""
+        return 2 * self.all_gather(size)
+
+    def message(self, size: Any) -> Real:
+        """From one neighbour to the next; none where there is no other."""
+        return np.where(self.degree > 1, self.latency + size / self.bandwidth, 0.0)
+
+
+def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Link:
+    """The link that an axis's groups go over. tp varies fastest, then dp, then pp, and a node holds neighbouring ranks.
+
+    A group whose ranks are `stride` apart stays inside a node if stride × degree ranks fit in one. Otherwise the slowest hop of
+    its ring is between nodes. There node_size ÷ stride of its ranks stand in a node, which has so many ports for that one ring.
+    """
+    node = device.node_size
+    stride = {"tp": np.ones_like(grid.tp), "dp": grid.tp, "pp": grid.tp * grid.dp}[axis]
+    degree = {"tp": grid.tp, "dp": grid.dp, "pp": grid.pp}[axis]
+    inside = stride * degree <= node
+    here = np.maximum(1, node // stride)  # the group's ranks in a node
+    inter = device.inter_bandwidth * assumed.inter_efficiency
+    intra = device.intra_bandwidth * assumed.intra_efficiency
+    return Link(
+        latency=np.where(inside, device.intra_latency, device.inter_latency),
+        bandwidth=np.where(inside, intra, np.minimum(intra, inter * here)),
+        degree=degree.astype(np.float64),
+    )
+
+
+def ring_bytes(size: Any, degree: Any) -> Any:
+    """Bytes that a rank sends in a ring's all-gather, or reduce-scatter, of a tensor of `size` bytes when whole."""
+    return size * (degree - 1) / degree

@@ -1,0 +1,357 @@
+"""Traffic predicted: which collective runs where, how often and with how many bytes, equal to what the door counts.
+
+One function a purpose. All ranks of a stage do the same, so each says what a rank of one stage does:
+
+    tensor_parallel     sums of partial results around every attention, MLP and the loss; with sequence parallelism, in two halves
+    pipeline            activations to the next stage, their gradients back
+    data_parallel       gradients added up over the replicas; ZeRO's shards of gradients and of values
+    optimizer_step      what tied tables, the norm of the gradients and the loss need
+    generation          the same roads when a text is continued, token by token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+
+from engine.predict.buckets import Bucket, Part, buckets, parts
+from engine.predict.calls import WIRE, Call, wire_bytes
+from engine.predict.reductions import reductions
+from engine.predict.terms import Factor, Term
+from engine.spec import RunSpec
+from engine.tables import SCHEMAS
+from engine.topology import Axis
+
+__all__ = ["WIRE", "calls", "terms", "traffic"]
+
+BYTES = {"fp32": 4, "bf16": 2}
+_FLOAT = Factor("4", 4)  # losses and norms are in fp32, whatever the precision
+Factors = tuple[Factor, ...]
+
+
+def traffic(spec: RunSpec) -> pd.DataFrame:
+    """Table "traffic" of one steady step of every rank; of the whole generation, where there is no training."""
+    layout = spec.layout
+    per_stage = layout.dp * layout.tp
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMAS["traffic"]}
+    label = _Groups(spec)
+    by_stage = _parts_by_stage(spec)
+    for stage in range(layout.pp):
+        ranks = stage * per_stage + np.arange(per_stage)
+        for (axis, collective, phase, between), amount in _rows(spec, by_stage[stage], stage).items():
+            columns["rank"].append(ranks)
+            columns["group"].append(label.of(axis, stage, between))
+            same = {"source": "formula", "axis": axis, "collective": collective, "phase": phase}
+            for name, text in same.items():
+                columns[name].append(np.full(per_stage, text, dtype=object))
+            for name, number in zip(("calls", "payload_bytes", "wire_bytes"), amount, strict=True):
+                columns[name].append(np.full(per_stage, number))
+    empty = [np.empty(0, dtype=object)]
+    return pd.DataFrame(
+        {name: pd.Series(np.concatenate(columns[name] or empty), dtype=dtype) for name, dtype in SCHEMAS["traffic"].items()}
+    )
+
+
+def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, ...]]:
+    """(axis, collective, phase) → what adds up to the payload bytes that the table has for this rank, over its groups."""
+    stage = rank // (spec.layout.dp * spec.layout.tp)
+    found: dict[tuple[Axis, str, str], list[Term]] = {}
+    for call in calls(spec, stage):
+        found.setdefault((call.axis, call.collective, call.phase), []).append(call.term)
+    return {key: tuple(sums) for key, sums in found.items()}
+
+
+def calls(spec: RunSpec, stage: int) -> list[Call]:
+    """Everything that one rank of `stage` passes through the door in a step."""
+    return _calls(spec, _parts_by_stage(spec)[stage], stage)
+
+
+def _parts_by_stage(spec: RunSpec) -> list[list[Part]]:
+    held: list[list[Part]] = [[] for _ in range(spec.layout.pp)]
+    for part in parts(spec.model, spec.layout):
+        held[part.stage].append(part)
+    return held
+
+
+def _calls(spec: RunSpec, held: list[Part], stage: int) -> list[Call]:
+    purposes: tuple[Callable[[RunSpec, Part], Iterator[Call]], ...] = (tensor_parallel, pipeline, data_parallel)
+    if spec.generate.skip_training:
+        purposes = (generation,)
+    found = chain.from_iterable(purpose(spec, part) for part in held for purpose in purposes)
+    ends = () if spec.generate.skip_training else optimizer_step(spec, held, stage)
+    return [call for call in chain(found, ends) if call.calls]
+
+
+# ------------------------------------------------------------------------------------------------------- tensor parallel
+
+
+def tensor_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
+    """A column-parallel layer reads the whole stream, a row-parallel one leaves partial sums of it (`engine.parallel.tensor`).
+
+    Without sequence parallelism a sum is one all-reduce: forward behind each row-parallel layer, backward (of the gradient)
+    before each column-parallel one. With it, sums are reduce-scattered and what is read is gathered, in backward once more
+    for the weights' gradient. Full recompute runs the layers' forward a second time, in backward.
+    """
+    if spec.layout.tp == 1:
+        return
+    m = Factor("m", spec.workload.microbatches)
+    if part.first:
+        streams = Factor("2 streams", 2 if spec.model.parts.encoder else 1)
+        x = (streams, *_stream(spec))
+        yield from _leave(spec, "forward", "the token embedding's slices, added up", (m,), x)
+        yield from _enter(spec, "backward", "the gradient of the token embedding", (m,), x)
+    # Attention reads once (qkv), cross-attention twice (queries; keys and values), the MLP once; each leaves one sum.
+    for name, layers, reads in (("L", part.layers, 2), ("L decoder", part.crossing, 4)):
+        into = (m, Factor(name, layers), Factor("column-parallel layers", reads))
+        out_of = (m, Factor(name, layers), Factor("row-parallel layers", reads // 2 + 1 if reads > 2 else 2))
+        yield from _layers(spec, into, out_of)
+    if part.last:
+        yield from _enter(spec, "forward", "what the output matrix reads", (m,), _stream(spec))
+        yield from _leave(spec, "backward", "the gradient of what the output matrix read", (m,), _stream(spec))
+        yield from _enter(spec, "backward", "what the output matrix read, for its own gradient", (m,), _stream(spec))
+        yield from _loss(spec, m)
+
+
+def _layers(spec: RunSpec, into: Factors, out_of: Factors) -> Iterator[Call]:
+    x = _stream(spec)
+    yield from _enter(spec, "forward", "what attention and MLP read", into, x)
+    yield from _leave(spec, "forward", "what attention and MLP add, summed", out_of, x)
+    if spec.layout.recompute == "full":
+        yield from _enter(spec, "backward", "what attention and MLP read, to compute them again", into, x)
+        yield from _leave(spec, "backward", "what attention and MLP add, computed again", out_of, x)
+    yield from _enter(spec, "backward", "the gradient of what attention and MLP added", out_of, x)
+    yield from _leave(spec, "backward", "the gradient of what attention and MLP read, summed", into, x)
+    yield from _enter(spec, "backward", "what attention and MLP read, for the weights' gradient", into, x)
+
+
+def _loss(spec: RunSpec, m: Factor) -> Iterator[Call]:
+    """Cross-entropy over a vocabulary that is cut: two numbers of each token are combined (Shoeybi et al. 2019, section 3)."""
+    model = spec.model
+    predicting = model.rows - model.seq or model.seq  # of two streams, the queries alone
+    each = (Factor("B", spec.workload.microbatch_size), Factor("S", predicting), _FLOAT)
+    yield Call("tp", "all_reduce", "forward", "the largest logit of each token", (m,), each)
+    both = (Factor("2", 2), *each)
+    yield Call("tp", "all_reduce", "forward", "each token's sum of exponentials and its target's logit", (m,), both)
+
+
+def _stream(spec: RunSpec) -> Factors:
+    """The residual stream of one microbatch, in bytes: B · S · H · e."""
+    rows, e = Factor("S", spec.model.rows), Factor("e", BYTES[spec.workload.precision])
+    return Factor("B", spec.workload.microbatch_size), rows, Factor("H", spec.model.hidden), e
+
+
+def _cut(spec: RunSpec, x: Factors) -> Factors:
+    """The same as a tp rank holds it: under sequence parallelism, its part of the sequence."""
+    if not spec.layout.sequence_parallel:
+        return x
+    return tuple(Factor("S/tp", f.value // spec.layout.tp) if f.symbol == "S" else f for f in x)
+
+
+def _enter(spec: RunSpec, phase: str, name: str, times: Factors, x: Factors) -> Iterator[Call]:
+    """What a column-parallel layer reads is whole already, unless the sequence is cut."""
+    if spec.layout.sequence_parallel:
+        yield Call("tp", "all_gather", phase, name, times, _cut(spec, x))
+
+
+def _leave(spec: RunSpec, phase: str, name: str, times: Factors, x: Factors) -> Iterator[Call]:
+    yield Call("tp", "reduce_scatter" if spec.layout.sequence_parallel else "all_reduce", phase, name, times, x)
+
+
+# -------------------------------------------------------------------------------------------------------------- pipeline
+
+
+def pipeline(spec: RunSpec, part: Part) -> Iterator[Call]:
+    """Where the next chunk is on another stage: for each microbatch the activation there, and its gradient back.
+
+    With encoder and decoder two tensors pass at every cut: see `TransformerChunk`.
+    """
+    placement, model = spec.layout.placement, spec.model
+    m = Factor("m", spec.workload.microbatches)
+
+    def cut(start: int, onward: str, back: str, other: int) -> Iterator[Call]:
+        """The cut before layer `start`, seen from this side of it."""
+        if other == part.stage:
+            return
+        times = (m, Factor("2 streams", 2 if model.parts.encoder and start < model.layers else 1))
+        between = (min(part.stage, other), max(part.stage, other))
+        names = {"send": "to", "recv": "from"}
+        x = _cut(spec, _stream(spec))
+        yield Call("pp", onward, "forward", f"activations {names[onward]} stage {other}", times, x, between)
+        yield Call("pp", back, "backward", f"their gradients {names[back]} stage {other}", times, x, between)
+
+    if not part.first:
+        yield from cut(part.start, "recv", "send", placement[part.index - 1])
+    if not part.last:
+        yield from cut(part.start + part.layers + part.crossing, "send", "recv", placement[part.index + 1])
+
+
+# --------------------------------------------------------------------------------------------------------- data parallel
+
+
+def data_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
+    """Gradients over dp by ZeRO stage, bucket by bucket, and the shards of the values (`engine.parallel.data`).
+
+    Under sequence parallelism, what tp does not cut saw its own rows only: its gradients are first added up over tp.
+    """
+    layout, workload = spec.layout, spec.workload
+    e = Factor("e", BYTES[workload.precision])
+    # Gradients travel as they are added up; with ZeRO 2 and 3, as backward makes them.
+    kept = BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
+    travels = e if layout.zero >= 2 else Factor("e of gradients", kept)
+    for bucket in buckets(spec.model, layout.tp, part):
+        alike = Factor("L" if bucket.deferred and bucket.name != "head" else "1", bucket.alike)
+        reduced = (_reduced(spec, part, bucket), alike)
+        if layout.sequence_parallel and bucket.whole:
+            whole = Factor(f"whole over tp of the {bucket.name}", bucket.whole)
+            name = f"gradients of norms and biases, {bucket.name}"
+            yield Call("tp", "all_reduce", "backward", name, reduced, (whole, travels))
+        if layout.dp > 1:
+            psi = Factor(f"Ψ {bucket.name}", bucket.padded(layout.dp if layout.zero else 1))
+            how = "reduce_scatter" if layout.zero else "all_reduce"
+            yield Call("dp", how, "backward", f"gradients, {bucket.name}", reduced, (psi, travels))
+        if layout.zero:
+            yield from _values(spec, bucket, alike, e)
+
+
+def _reduced(spec: RunSpec, part: Part, bucket: Bucket) -> Factor:
+    """How often in a step."""
+    if spec.layout.zero < 2:
+        return Factor("1", 1)
+    m = spec.workload.microbatches
+    if not bucket.deferred:
+        return Factor("m", m)
+    often = int(reductions(spec.layout.schedule, spec.layout.pp, m, part.stage, part.run))
+    return Factor("m" if often == m else "reductions", often)
+
+
+def _values(spec: RunSpec, bucket: Bucket, alike: Factor, e: Factor) -> Iterator[Call]:
+    """ZeRO 1 and 2 hand out the new values once a step; ZeRO 3 gathers them for each pass that uses them.
+
+    A look-up needs no values in backward, so what is only looked up is gathered in forward alone.
+    """
+    dp = spec.layout.dp
+    shard = (Factor(f"Ψ {bucket.name}/dp", bucket.padded(dp) // dp), e)
+    if spec.layout.zero < 3:
+        yield Call("dp", "all_gather", "gather", f"new values, {bucket.name}", (alike,), shard)
+        return
+    m = Factor("m", spec.workload.microbatches)
+    for phase, uses in zip(("forward", "backward"), bucket.gathers, strict=True):
+        yield Call("dp", "all_gather", phase, f"values, {bucket.name}", (m, alike, Factor("uses", uses)), shard)
+
+
+# ------------------------------------------------------------------------------------------------------- optimizer's step
+
+
+def optimizer_step(spec: RunSpec, held: list[Part], stage: int) -> Iterator[Call]:
+    """The gradient of the table that both ends hold; then the norm of all gradients; and the loss, where it is known."""
+    layout, one = spec.layout, (Factor("1", 1),)
+    ends = layout.placement[0], layout.placement[-1]
+    if spec.model.parts.tied and ends[0] != ends[1] and stage in ends:
+        table = next(b for part in held for b in buckets(spec.model, layout.tp, part) if b.name == "token table")
+        share = layout.dp if layout.zero else 1
+        size = Factor("Ψ token table" + ("/dp" if layout.zero else ""), table.padded(share) // share)
+        kept = BYTES[spec.workload.accumulate if spec.workload.precision == "bf16" else "fp32"]
+        each = (size, Factor("e of gradients", kept))
+        yield Call("pp", "all_reduce", "tie", "gradients of the tied token table", one, each, ends)
+    axes: tuple[tuple[Axis, bool], ...] = (("dp", layout.zero > 0), ("tp", True), ("pp", True))
+    for axis, needed in axes:  # without ZeRO every replica has all gradients
+        if needed and _degree(spec, axis) > 1:
+            yield Call(axis, "all_reduce", "step", "norm of the gradients", one, (_FLOAT,))
+    if stage == ends[1] and layout.dp > 1:
+        yield Call("dp", "all_reduce", "step", "loss", one, (_FLOAT,))
+
+
+# ------------------------------------------------------------------------------------------------------------ generation
+
+
+def generation(spec: RunSpec, part: Part) -> Iterator[Call]:
+    """The prompt goes through all stages at once (prefill), then each new token but the last (decode), one sequence a replica."""
+    layout, generate = spec.layout, spec.generate
+    asked = len(generate.prompt.encode())
+    h, e = Factor("H", spec.model.hidden), Factor("e", BYTES[spec.workload.precision])
+    for phase, passes, count in (("prefill", 1, asked), ("decode", generate.new_tokens - 1, 1)):
+        times, x = Factor("passes", passes), (Factor("tokens", count), h, e)
+        if layout.tp > 1:
+            if part.first:
+                yield Call("tp", "all_reduce", phase, "the token embedding's slices, added up", (times,), x)
+            layers = (times, Factor("L", part.layers), Factor("row-parallel layers", 2))
+            yield Call("tp", "all_reduce", phase, "what attention and MLP add, summed", layers, x)
+            if part.last:
+                best = (Factor("likeliest token and its logit", 2), Factor("8", 8))
+                yield Call("tp", "all_gather", phase, "each slice's likeliest token", (times,), best)
+        yield from _handed_on(spec, part, phase, times, x)
+
+
+def _handed_on(spec: RunSpec, part: Part, phase: str, times: Factor, x: Factors) -> Iterator[Call]:
+    """Activations to the next chunk's stage, and the new token from the last chunk's stage back to the first's."""
+    placement, here = spec.layout.placement, part.stage
+    token = (Factor("a token", 8),)
+    roads: list[tuple[str, int, str, Factors]] = []
+    if not part.first:
+        roads.append(("recv", placement[part.index - 1], "activations", x))
+    if not part.last:
+        roads.append(("send", placement[part.index + 1], "activations", x))
+    if part.last:
+        roads.append(("send", placement[0], "the new token", token))
+    if part.first:
+        roads.append(("recv", placement[-1], "the new token", token))
+    for collective, other, name, payload in roads:
+        if other != here:
+            yield Call("pp", collective, phase, name, (times,), payload, (min(here, other), max(here, other)))
+
+
+# ----------------------------------------------------------------------------------------------------------- to the table
+
+Row = tuple[Axis, str, str, tuple[int, int] | None]
+
+
+def _rows(spec: RunSpec, held: list[Part], stage: int) -> dict[Row, tuple[int, int, int]]:
+    """The stage's calls added up as the table has them: calls, payload and wire bytes. A call sends whole bytes."""
+    rows: dict[Row, tuple[int, int, int]] = {}
+    for call in _calls(spec, held, stage):
+        # Two stages are the whole axis where there are no others.
+        between = call.between if spec.layout.pp > 2 else None
+        key = (call.axis, call.collective, call.phase, between)
+        n = 2 if call.between else _degree(spec, call.axis)
+        times, payload = call.calls, call.payload_bytes
+        before = rows.get(key, (0, 0, 0))
+        more = (times, times * payload, times * wire_bytes(call.collective, payload, n))
+        rows[key] = (before[0] + more[0], before[1] + more[1], before[2] + more[2])
+    return rows
+
+
+def _degree(spec: RunSpec, axis: Axis) -> int:
+    return {"dp": spec.layout.dp, "tp": spec.layout.tp, "pp": spec.layout.pp}[axis]
+
+
+class _Groups:
+    """The table's name of each rank's group, for all ranks of a stage at once: in their order, tp fastest."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.dp, self.tp, self.pp = spec.layout.dp, spec.layout.tp, spec.layout.pp
+        self.per_stage = self.dp * self.tp
+        self._made: dict[tuple[Axis, int, tuple[int, int] | None], np.ndarray] = {}
+
+    def of(self, axis: Axis, stage: int, between: tuple[int, int] | None) -> np.ndarray:
+        key = (axis, -1 if axis == "pp" else stage, between)  # along pp, the same from every stage
+        if key not in self._made:
+            self._made[key] = self._make(axis, stage, between)
+        return self._made[key]
+
+    def _make(self, axis: Axis, stage: int, between: tuple[int, int] | None) -> np.ndarray:
+        first = stage * self.per_stage
+        if axis == "dp":
+            members = np.arange(self.tp)[:, None] + np.arange(0, self.per_stage, self.tp) + first
+            return np.tile(_named(members), self.dp)
+        if axis == "tp":
+            return np.repeat(_named(np.arange(self.per_stage).reshape(self.dp, self.tp) + first), self.tp)
+        stages = np.arange(self.pp) if between is None else np.array(between)
+        return _named(np.arange(self.per_stage)[:, None] + stages * self.per_stage)
+
+
+def _named(members: np.ndarray) -> np.ndarray:
+    """(groups, ranks in each) → (groups,) names."""
+    return np.array([",".join(map(str, row)) for row in members.tolist()], dtype=object)
