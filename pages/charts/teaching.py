@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
+from pages.charts.names import categories
 from pages.charts.units import byte_unit, in_bytes
 
 _ROW_PX = 46
@@ -27,7 +28,9 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
     most = max(float(totals.max()), float(capacity[1]) if capacity else 0.0)
     unit = byte_unit(most)
     bars = [str(bar) for bar in totals.index]
-    drawn = rows.assign(amount=rows["bytes"] / unit.size, order=rows["category"].map(list(style.category).index))
+    named = categories(say)
+    order = rows["category"].map(list(style.category).index)
+    drawn = rows.assign(amount=rows["bytes"] / unit.size, order=order, category=rows["category"].map(named))
     y = alt.Y("bar:N", sort=bars, title=None, scale=alt.Scale(domain=bars))
     room = alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False)
     x = alt.X("amount:Q", title=say("memory ({unit})", unit=unit.name), axis=alt.Axis(tickCount=8), scale=room)
@@ -37,9 +40,13 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
         .encode(
             x=x.stack(True),
             y=y,
-            color=alt.Color("category:N", scale=colours(style.category, list(drawn["category"]))),
+            color=alt.Color("category:N", scale=colours(style.category, list(drawn["category"]), named)),
             order=alt.Order("order:Q"),
-            tooltip=[alt.Tooltip("bar:N"), alt.Tooltip("category:N"), alt.Tooltip("bytes:Q", format=",")],
+            tooltip=[
+                alt.Tooltip("bar:N", title=say("bar")),
+                alt.Tooltip("category:N", title=say("category")),
+                alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
+            ],
         )
     )
     ends = pd.DataFrame({"bar": bars, "amount": totals.to_numpy() / unit.size, "said": [in_bytes(total) for total in totals]})
@@ -64,7 +71,13 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
     spec = finish(chart, style, title)
     spec["padding"] = {"top": 20, "left": 0, "right": 0, "bottom": 6}
     table = rows.pivot_table(index="bar", columns="category", values="bytes", aggfunc="sum", sort=False, fill_value=0)
-    return Drawing(subject, title, reading, spec, table.assign(total=totals).reset_index().rename_axis(columns=None))
+    return Drawing(
+        subject,
+        title,
+        reading,
+        spec,
+        table.assign(total=totals).reset_index().rename_axis(columns=None).rename(columns={"bar": say("bar")}),
+    )
 
 
 def curves(
@@ -93,7 +106,11 @@ def curves(
         x=x,
         y=y,
         color=alt.Color("series:N", scale=alt.Scale(domain=names, range=[colour[n] for n in names]), legend=_legend(names)),
-        tooltip=[alt.Tooltip("series:N"), alt.Tooltip("x:O", title=axes[0]), alt.Tooltip("y:Q", title=axes[1], format=form)],
+        tooltip=[
+            alt.Tooltip("series:N", title=style.say("line")),
+            alt.Tooltip("x:O", title=axes[0]),
+            alt.Tooltip("y:Q", title=axes[1], format=form),
+        ],
     )
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=dashes[: len(names)]), legend=None)
     layers: list[Any] = [
@@ -138,7 +155,7 @@ def heat(
         tooltip=[
             alt.Tooltip("row:N", title=axes[0]),
             alt.Tooltip("column:N", title=axes[1]),
-            alt.Tooltip("value:Q", format=".3f"),
+            alt.Tooltip("value:Q", title=style.say("value"), format=".3f"),
         ],
     )
     layers: list[Any] = [square]
@@ -169,7 +186,7 @@ def columns(
     base = alt.Chart(drawn).encode(x=x, y=y)
     bars = base.mark_bar().encode(
         color=alt.Color("colour:N", scale=None),
-        tooltip=[alt.Tooltip("name:N"), alt.Tooltip("value:Q", title=axes[1], format=form)],
+        tooltip=[alt.Tooltip("name:N", title=axes[0]), alt.Tooltip("value:Q", title=axes[1], format=form)],
     )
     said = base.mark_text(dy=-9, fontSize=13, fontWeight=600, color=style.text).encode(text=alt.Text("value:Q", format=form))
     subject, title, reading = told

@@ -63,7 +63,7 @@ def draw(desk: Desk, spec: RunSpec) -> None:
     if isinstance(found, RunState) and found.phase == "failed":
         st.error(found.message, icon=":material/error:")
     if refused := st.session_state.pop(_REFUSED, None):
-        st.error(say("This run was refused: {reason}.", reason=refused), icon=":material/error:")
+        st.error(say("This run was refused: {reason}.", reason=say.sentence(refused)), icon=":material/error:")
     label = say("Run it: {count} processes on this machine", count=spec.layout.ranks)
     st.button(label, type="primary", icon=":material/play_arrow:", key=desk.key("start"), on_click=_start, args=(desk, spec))
     st.caption(
@@ -76,7 +76,7 @@ def _start(desk: Desk, spec: RunSpec) -> None:
     try:
         st.query_params[runbar.RUN] = desk.service.queue.submit(spec)
     except RequestError as error:
-        st.session_state[_REFUSED] = str(error)
+        st.session_state[_REFUSED] = error.sentence
 
 
 def _measured(desk: Desk, done: RunResult) -> None:

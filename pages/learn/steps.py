@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
+from engine.catalog import name_of
+from engine.predict.traffic import calls
 from engine.schedule import plan
-from engine.spec import LayoutSpec
+from engine.spec import RunSpec
 from pages.charts.words import Words
 
 
@@ -33,12 +36,46 @@ def _card(at: int, step: Step, say: Words) -> str:
     return f"<li><b>{at} {escape(step.name)}</b><p>{escape(step.does)}</p>{lines}</li>"
 
 
-def actions_of(layout: LayoutSpec, microbatches: int, stage: int = 0) -> dict[str, tuple[str, ...]]:
-    """What a rank of `stage` does in one step, counted from the engine's own plan, by the step of the algorithm it belongs to."""
-    counted: Counter[tuple[str, str]] = Counter()
-    for action in plan(layout, microbatches).stages[stage]:
-        flow = {"activation": "forward", "gradient": "backward"}.get(action.flow)
-        of = {"F": "forward", "B": "backward", "I": "backward", "W": "backward", "reduce": "backward", "tie": "backward"}
-        counted[flow or of.get(action.kind, "update"), f"{action.kind} {action.flow}".strip()] += 1
-    phases = ("forward", "backward", "update")
-    return {phase: tuple(f"{name} ×{count}" for (where, name), count in counted.items() if where == phase) for phase in phases}
+class Done(NamedTuple):
+    """What a rank does in one of the steps: its actions, and what it passes to others, each with how often."""
+
+    actions: tuple[str, ...]
+    passes: tuple[str, ...]
+
+
+# Which step of the algorithm a kind of action, or a purpose of traffic, belongs to; what is not here is the update's.
+_FORWARD, _BACKWARD = ("F", "forward"), ("B", "I", "W", "reduce", "tie", "backward")
+
+
+def done_by(spec: RunSpec, stage: int = 0) -> dict[str, Done]:
+    """One step of a rank of `stage`: actions counted in the engine's own plan, calls in its prediction of traffic.
+
+    The prediction is equal to what a run's door counts.
+    """
+    actions: Counter[tuple[str, str]] = Counter()
+    for action in plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied).stages[stage]:
+        flow = {"activation": "forward", "gradient": "backward"}.get(action.flow, action.kind)
+        actions[_step(flow), f"{action.kind} {action.flow}".strip()] += 1
+    passes: Counter[tuple[str, str]] = Counter()
+    for call in calls(spec, stage):
+        passes[_step(call.phase), f"{call.axis} {call.collective}"] += call.calls
+    return {step: Done(_counted(actions, step), _counted(passes, step)) for step in ("forward", "backward", "update")}
+
+
+def _step(of: str) -> str:
+    return "forward" if of in _FORWARD else "backward" if of in _BACKWARD else "update"
+
+
+def _counted(counted: Counter[tuple[str, str]], step: str) -> tuple[str, ...]:
+    return tuple(f"{name} ×{count}" for (where, name), count in counted.items() if where == step)
+
+
+def model_of(spec: RunSpec, say: Words) -> str:
+    """What the steps under a lesson's cards are those of, in a line."""
+    return say(
+        "Counted for one rank of {model} on {layout} with {count} microbatches: actions in the engine’s own schedule, "
+        "calls in its prediction of traffic, which equals what a run counts.",
+        model=name_of(spec.model),
+        layout=spec.layout.code,
+        count=spec.workload.microbatches,
+    )

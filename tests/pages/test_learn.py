@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from engine import catalog, store
 from engine.predict.timeline import simulate, textbook
+from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import LayoutSpec, RunSpec
 from engine.topology import Mesh
@@ -23,7 +24,7 @@ from pages.learn.lessons.data import spread_of
 from pages.learn.lessons.pipeline import layout_of
 from pages.learn.lessons.tensor import reduced
 from pages.learn.lessons.together import SPEC, inside_nodes
-from pages.learn.steps import actions_of
+from pages.learn.steps import done_by
 from pages.shared.service import Service
 from tests.pages.stand_in import Queue, saved, service
 from tests.pages.test_lab import click, link, text
@@ -218,14 +219,16 @@ def test_slices_add_up_to_one_device(tp: int):
     np.testing.assert_array_equal(np.vstack([s.b_gradient for s in slices]), inner.T @ layers.gradient)
 
 
-def test_the_steps_show_the_engines_own_actions():
-    done = actions_of(LayoutSpec(dp=2, tp=2, pp=2), 4)
-    assert done == {
-        "forward": ("F ×4", "send activation ×4"),
-        "backward": ("recv gradient ×4", "B ×4", "reduce ×1", "tie ×1"),
-        "update": ("step ×1",),
-    }
-    assert actions_of(LayoutSpec(dp=2, zero=1), 1)["update"] == ("step ×1", "gather ×1")
+def test_the_steps_show_the_engines_own_actions_and_calls():
+    done = done_by(SPEC)
+    assert done["forward"].actions == ("F ×4", "send activation ×4")
+    assert done["backward"].actions == ("recv gradient ×4", "B ×4", "reduce ×1", "tie ×1")
+    assert done["update"].actions == ("step ×1",)
+    counted = traffic(SPEC)
+    mine = counted[counted["rank"] == 0]
+    shown = sum(int(line.rsplit("×", 1)[1]) for step in done.values() for line in step.passes)
+    assert shown == mine["calls"].sum() > 0
+    assert [line.rsplit(" ×")[0] for line in done["forward"].passes] == ["tp all_reduce", "pp send"]
 
 
 def test_tensor_parallelism_sits_inside_a_node_first():

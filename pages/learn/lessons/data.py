@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from engine import catalog
 from engine.predict.published import states
-from engine.spec import LayoutSpec
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -15,11 +16,12 @@ from pages.charts.units import in_bytes, scientific
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
 from pages.learn.matrices import matrix, number, owners
-from pages.learn.steps import Step, actions_of, as_html
+from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.learn.toys import Array, Regression, replicas
 from pages.shared import drawing
 
 _SAMPLES, _STEPS = 8, 12
+_SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(dp=2), workload=WorkloadSpec(microbatches=2))
 _AT = np.array([0.5, 0.5, 0.5])  # the weights at which the gradients are shown
 
 
@@ -59,20 +61,23 @@ def _draw(desk: Desk) -> None:
 
 def _steps(desk: Desk) -> None:
     say = desk.say
-    done = actions_of(LayoutSpec(dp=2), microbatches=2)
+    done = done_by(_SPEC)
     steps = [
         Step(say("Split"), say("Each replica gets its own part of the batch, and has the whole model.")),
-        Step(say("Forward"), say("Alone: no replica needs anything of another."), done["forward"]),
+        Step(say("Forward"), say("Alone: no replica needs anything of another."), *done["forward"]),
         Step(
             say("Backward"),
             say("Alone too; then the gradients are averaged over the replicas, layer by layer as they are ready."),
-            done["backward"],
-            ("dp all_reduce",),
+            *done["backward"],
         ),
-        Step(say("Update"), say("Everyone has the same gradients, so everyone takes the same step."), done["update"]),
+        Step(
+            say("Update"),
+            say("Everyone has the same gradients, so everyone takes the same step. Of the loss, one number is averaged."),
+            *done["update"],
+        ),
     ]
     st.html(as_html(steps, say))
-    st.caption(say("Actions of one rank of dp2.tp1.pp1 with 2 microbatches, from the engine’s own schedule."))
+    st.caption(model_of(_SPEC, say))
 
 
 def _gradients(desk: Desk) -> str:

@@ -142,7 +142,7 @@ def _how_much(name: str, card_name: str) -> Callable[[Desk], Question]:
                 "{model} has {count} parameters, and each takes {each} bytes of states in training. How many GiB is that? "
                 "(1 GiB is about 1.07 billion bytes.)",
                 model=name,
-                count=short(count),
+                count=short(count, say),
                 each=STATE_BYTES,
             ),
             right=right,

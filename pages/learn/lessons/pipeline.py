@@ -7,20 +7,22 @@ from collections.abc import Callable
 import pandas as pd
 import streamlit as st
 
+from engine import catalog
 from engine.predict.timeline import Timeline, simulate, textbook
 from engine.schedule import SCHEDULES, in_flight, plan
 from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.names import schedules
 from pages.charts.units import percent
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
-from pages.learn.steps import Step, actions_of, as_html
+from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared import drawing
-from pages.shared.form import SCHEDULE_NAMES
 
 _STAGES, _MICROBATCHES = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16)
+_SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(pp=3), workload=WorkloadSpec(microbatches=2))
 _SIMPLE: tuple[ScheduleName, ...] = ("gpipe", "1f1b")  # those of which the closed form of the bubble is that of the lesson
 
 
@@ -37,7 +39,7 @@ def _draw(desk: Desk) -> None:
     _cards(desk)
     desk.heading(say("The timeline"))
     desk.controls(
-        desk.pick("schedule", say("Schedule"), SCHEDULE_NAMES.__getitem__),
+        desk.pick("schedule", say("Schedule"), schedules(say).__getitem__),
         desk.slide("p", say("Stages p")),
         desk.slide("m", say("Microbatches m")),
     )
@@ -45,7 +47,7 @@ def _draw(desk: Desk) -> None:
     try:
         layout = layout_of(schedule, p, m)
     except RequestError as error:
-        st.warning(say("This does not go together: {reason}.", reason=str(error)), icon=":material/rule:")
+        st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
     else:
         drawing.show(_timeline(layout, m, desk.view), "lesson-timeline")
         desk.side_by_side(lambda: _bubble(desk, layout, m), lambda: _held(desk, layout, m))
@@ -53,20 +55,23 @@ def _draw(desk: Desk) -> None:
 
 def _cards(desk: Desk) -> None:
     say = desk.say
-    done = actions_of(LayoutSpec(pp=3), microbatches=2, stage=1)
+    done = done_by(_SPEC, stage=1)
     steps = [
         Step(say("Split"), say("The layers go to stages, the batch into microbatches.")),
-        Step(say("Forward"), say("A stage receives activations, computes, and sends its own on."), done["forward"], ("pp send",)),
+        Step(say("Forward"), say("A stage receives activations, computes, and sends its own on."), *done["forward"]),
         Step(
             say("Backward"),
             say("Gradients come back in the opposite order, from the last stage to the first."),
-            done["backward"],
-            ("pp send",),
+            *done["backward"],
         ),
-        Step(say("Update"), say("After the last microbatch each stage updates its own layers."), done["update"]),
+        Step(
+            say("Update"),
+            say("After the last microbatch each stage updates its own layers. Only the gradients’ norm is added up."),
+            *done["update"],
+        ),
     ]
     st.html(as_html(steps, say))
-    st.caption(say("Actions of the middle one of three stages with 2 microbatches, from the engine’s own schedule."))
+    st.caption(say("Stage 1 of 3.") + " " + model_of(_SPEC, say))
 
 
 def layout_of(schedule: ScheduleName, p: int, m: int) -> LayoutSpec:
@@ -129,8 +134,9 @@ def _bubbles(schedule: ScheduleName, p: int) -> dict[int, float]:
 def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing:
     style = look(view)
     say, found = style.say, _bubbles(schedule, p)
+    name = schedules(say)[schedule]
     least = min(found, key=found.__getitem__)
-    rows = pd.DataFrame([{"x": m, "y": share, "series": SCHEDULE_NAMES[schedule]} for m, share in found.items()])
+    rows = pd.DataFrame([{"x": m, "y": share, "series": name} for m, share in found.items()])
     told = (
         say("Bubble by number of microbatches, {count} stages", count=p),
         say(
@@ -143,7 +149,7 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
         say("Each point is a timeline as above with that many microbatches; those that the schedule does not take are left out."),
     )
     axes = (say("microbatches"), say("bubble, share of total time"))
-    return drawing.packed(teaching.curves(rows, axes, here, {SCHEDULE_NAMES[schedule]: style.orange}, told, style, form=".0%"))
+    return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, told, style, form=".0%"))
 
 
 def _held(desk: Desk, layout: LayoutSpec, m: int) -> None:

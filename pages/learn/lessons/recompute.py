@@ -13,7 +13,7 @@ from engine.predict.published import layer_activations, layer_flops
 from engine.predict.terms import total
 from engine.predict.timeline import Durations, simulate, textbook
 from engine.schedule import plan
-from engine.spec import LayoutSpec, ModelSpec, Recompute
+from engine.spec import LayoutSpec, ModelSpec, Recompute, RunSpec, WorkloadSpec
 from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -21,7 +21,7 @@ from pages.charts.units import in_bytes, percent, significant
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
 from pages.learn.sizes import PUBLISHED_GPT
-from pages.learn.steps import Step, actions_of, as_html
+from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared import drawing
 
 _KINDS: tuple[Recompute, ...] = ("none", "selective", "full")
@@ -116,7 +116,9 @@ def _formula(desk: Desk) -> None:
 
 def _steps(desk: Desk) -> None:
     say, kind = desk.say, desk["kind"]
-    done = actions_of(LayoutSpec(recompute=kind), microbatches=1)
+    layout, workload = LayoutSpec(tp=2, recompute=kind), WorkloadSpec(microbatches=2)
+    spec = RunSpec(model=catalog.model("gpt-tiny"), layout=layout, workload=workload)
+    done = done_by(spec)
     forward = {
         "none": say("Every layer keeps what its backward needs."),
         "selective": say("The attention’s scores and shares are dropped once they are used; the rest is kept."),
@@ -125,15 +127,16 @@ def _steps(desk: Desk) -> None:
     backward = {
         "none": say("Uses what was kept."),
         "selective": say("Computes scores and shares again, then goes on."),
-        "full": say("Runs the layer’s forward again from its input, then its backward."),
+        "full": say("Runs the layer’s forward again from its input, its collectives too, then its backward."),
     }
     steps = [
         Step(say("Split"), say("Nothing is split: this lever works on each rank by itself, in any layout.")),
-        Step(say("Forward"), forward[kind], done["forward"]),
-        Step(say("Backward"), backward[kind], done["backward"]),
-        Step(say("Update"), say("As ever. The gradients are the same, to the bit or nearly."), done["update"]),
+        Step(say("Forward"), forward[kind], *done["forward"]),
+        Step(say("Backward"), backward[kind], *done["backward"]),
+        Step(say("Update"), say("As ever. The gradients are the same, to the bit or nearly."), *done["update"]),
     ]
     st.html(as_html(steps, say))
+    st.caption(model_of(spec, say))
 
 
 def backward_time(kind: Recompute, model: ModelSpec, b: int) -> float:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import streamlit as st
 
-from engine.spec import LayoutSpec
+from engine import catalog
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
 from pages.learn.matrices import line, matrix, number, owners
-from pages.learn.steps import Step, actions_of, as_html
+from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.learn.toys import Array, Slice, TwoLayers
 
 _STEPS = ("split", "columns", "rows", "sum", "backward", "update")
 _RATE = 0.1
+_SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(tp=2), workload=WorkloadSpec(microbatches=2))
 
 
 def _draw(desk: Desk) -> None:
@@ -61,25 +63,27 @@ def _names(desk: Desk) -> dict[str, str]:
 
 def _cards(desk: Desk) -> None:
     say = desk.say
-    done = actions_of(LayoutSpec(tp=2), microbatches=1)
+    done = done_by(_SPEC)
     steps = [
         Step(say("Split"), say("Each large matrix by columns or by rows; every rank sees the same tokens.")),
         Step(
             say("Forward"),
             say("Each rank computes with its slice; partial results are added up inside every layer."),
-            done["forward"],
-            ("tp all_reduce",),
+            *done["forward"],
         ),
         Step(
             say("Backward"),
             say("The same in reverse: partial gradients of the layer’s input are added up."),
-            done["backward"],
-            ("tp all_reduce",),
+            *done["backward"],
         ),
-        Step(say("Update"), say("Each rank updates its own slice. Nothing is sent."), done["update"]),
+        Step(
+            say("Update"),
+            say("Each rank updates its own slice. Only the gradients’ norm, one number, is added up."),
+            *done["update"],
+        ),
     ]
     st.html(as_html(steps, say))
-    st.caption(say("Actions of one rank of dp1.tp2.pp1 with 1 microbatch, from the engine’s own schedule."))
+    st.caption(model_of(_SPEC, say))
 
 
 def _show_step(desk: Desk) -> None:

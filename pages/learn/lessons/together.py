@@ -14,7 +14,7 @@ from pages.charts.units import in_bytes, percent
 from pages.learn import run
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
-from pages.learn.steps import Step, actions_of, as_html
+from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
 
@@ -106,33 +106,25 @@ def inside_nodes(mesh: Mesh, axis: Axis, node: int) -> bool:
 
 def _steps(desk: Desk) -> None:
     say = desk.say
-    layout = SPEC.layout
-    done = actions_of(layout, SPEC.workload.microbatches)
+    done = done_by(SPEC)
     steps = [
         Step(say("Split"), say("Layers over pp, matrices over tp, the batch over dp and then into microbatches.")),
         Step(
             say("Forward"),
             say("Compute, adding up over tp in every layer; hand activations to the next stage."),
-            done["forward"],
-            ("tp all_reduce", "pp send"),
+            *done["forward"],
         ),
         Step(
             say("Backward"),
             say("The same in reverse; when a layer’s gradients are complete, average them over dp."),
-            done["backward"],
-            ("tp all_reduce", "pp send", "dp all_reduce"),
+            *done["backward"],
         ),
-        Step(say("Update"), say("Each rank its own slice of its own layers."), done["update"]),
+        Step(say("Update"), say("Each rank its own slice of its own layers."), *done["update"]),
     ]
     st.html(as_html(steps, say))
-    st.caption(
-        say(
-            "Actions of rank 0 of {layout} under 1F1B with {count} microbatches. The tie adds up the embedding’s "
-            "gradient, which stage 0 and the head on the last stage share.",
-            layout=layout.code,
-            count=SPEC.workload.microbatches,
-        )
-    )
+    told = model_of(SPEC, say)
+    tie = say("The tie adds up the gradient of the embedding, which stage 0 shares with the head on the last stage.")
+    st.caption(f"{told} {tie}")
 
 
 # ------------------------------------------------------------------------------------------- questions that a run answers

@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine import catalog
 from engine.predict.published import states
-from engine.spec import LayoutSpec
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -17,7 +17,7 @@ from pages.charts.units import in_bytes, short, significant
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
-from pages.learn.steps import Step, actions_of, as_html
+from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared import drawing
 
 _STAGES, _REPLICAS = (0, 1, 2, 3), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -90,8 +90,9 @@ def _formula(desk: Desk) -> None:
 
 def _steps(desk: Desk) -> None:
     say, zero = desk.say, desk["zero"]
-    layout = LayoutSpec(dp=2, zero=zero)
-    done = actions_of(layout, microbatches=2)
+    workload = WorkloadSpec(microbatches=2)
+    spec = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(dp=2, zero=zero), workload=workload)
+    done = done_by(spec)
     split = {
         0: say("The batch. Every replica has everything."),
         1: say("The batch, and the optimizer’s state over the replicas."),
@@ -111,19 +112,14 @@ def _steps(desk: Desk) -> None:
         3: say("Each updates its share. The values stay shared out."),
     }
     forward = say("Alone.") if zero < 3 else say("Each layer’s values are gathered just before their use, and dropped after it.")
-    gather, reduce = ("dp all_gather",), ("dp reduce_scatter",) if zero else ("dp all_reduce",)
     steps = [
         Step(say("Split"), split[zero]),
-        Step(say("Forward"), forward, done["forward"], gather if zero == 3 else ()),
-        Step(say("Backward"), backward[zero], done["backward"], (*(gather if zero == 3 else ()), *reduce)),
-        Step(say("Update"), update[zero], done["update"], gather if zero in (1, 2) else ()),
+        Step(say("Forward"), forward, *done["forward"]),
+        Step(say("Backward"), backward[zero], *done["backward"]),
+        Step(say("Update"), update[zero], *done["update"]),
     ]
     st.html(as_html(steps, say))
-    st.caption(
-        say(
-            "Actions of one rank of dp2.tp1.pp1 with ZeRO {stage} and 2 microbatches, from the engine’s own schedule.", stage=zero
-        )
-    )
+    st.caption(model_of(spec, say))
 
 
 def _table(desk: Desk) -> None:
@@ -166,7 +162,7 @@ def _published(desk: Desk) -> Question:
         asked=say(
             "{count} parameters, {dp} replicas, ZeRO {zero}: optimizer (12 bytes) and gradients (2) are shared out, "
             "values (2) are not. How many GB (10⁹ bytes) of states are on each replica?",
-            count=short(count),
+            count=short(count, say),
             dp=dp,
             zero=zero,
         ),
