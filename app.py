@@ -10,8 +10,12 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from engine.launch.queue import RunQueue
+from pages.compare.page import show as show_compare
 from pages.lab.page import show as show_lab
+from pages.learn.page import show as show_learn
+from pages.plan.page import show as show_plan
 from pages.runs.page import show as show_runs
+from pages.shared import ways
 from pages.shared.frame import follow_theme, frame, say
 from pages.shared.service import Service
 
@@ -38,7 +42,11 @@ def page(path: str, title: str, icon: str, show: Callable[[Service], None]) -> S
 frame()
 pages = [
     page("lab", say()("Lab"), "science", show_lab),
+    page("compare", say()("Compare"), "compare_arrows", show_compare),
+    page("plan", say()("Plan"), "map", show_plan),
+    page("learn", say()("Learn"), "school", show_learn),
     page("runs", say()("Runs"), "inventory_2", show_runs),
 ]
+ways.know(pages)
 st.navigation(pages, position="top").run()
 follow_theme()

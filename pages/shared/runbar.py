@@ -24,7 +24,7 @@ def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
     """`state` is that of the run that this session watches, if there is one."""
     with st.container(key="run_bar", gap="xsmall"):
         if state is not None and not state.finished:
-            _watch(service, state.id)
+            watch(service, state.id)
             return
         ranks = verdict.runnable.layout.ranks if verdict.runnable else 0
         label = say().plural("Run on {count} process", "Run on {count} processes", ranks) if ranks else say()("Run")
@@ -60,7 +60,7 @@ def _start(service: Service) -> None:
 
 
 @st.fragment(run_every=_EVERY_S)
-def _watch(service: Service, run: str) -> None:
+def watch(service: Service, run: str) -> None:
     """Text and a bar only: a chart here would be drawn anew at every look."""
     state = service.queue.watch(run)
     if state is None or state.finished:

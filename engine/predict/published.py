@@ -1,0 +1,66 @@
+"""Closed forms as papers print them, for models of any size: what training keeps for each parameter, and activations.
+
+These are the papers' own accounts of mixed-precision training, good for teaching and for reading published tables.
+`engine.predict.memory` predicts what this engine holds, to the byte.
+"""
+
+from __future__ import annotations
+
+from engine.predict.terms import Factor, Term
+from engine.spec import ModelSpec, Recompute
+
+# Bytes a parameter, Rajbhandari et al. 2020, section 3.1: fp16 values and gradients; the optimizer's fp32 values and two moments.
+VALUE_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 2, 12
+STATE_BYTES = VALUE_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES
+# From which stage of ZeRO on the replicas share each of them.
+_SHARED_FROM = {"parameters": 3, "gradients": 2, "optimizer": 1}
+
+
+def states(parameters: int, zero: int = 0, dp: int = 1) -> dict[str, Term]:
+    """What one of `dp` replicas keeps of a model's states, by category (Rajbhandari et al. 2020, figure 1 and section 5)."""
+    sizes = {"parameters": VALUE_BYTES, "gradients": GRADIENT_BYTES, "optimizer": OPTIMIZER_BYTES}
+    found = {}
+    for category, size in sizes.items():
+        shared = zero >= _SHARED_FROM[category]
+        share = Factor("Ψ/dp", -(-parameters // dp)) if shared else Factor("Ψ", parameters)
+        found[category] = Term(category, (Factor("bytes", size), share))
+    return found
+
+
+def layer_activations(model: ModelSpec, microbatch: int, recompute: Recompute = "none") -> list[Term]:
+    """Bytes of one layer's activations for one microbatch, tp = 1 (Korthikanti et al. 2022, sections 4.1 and 5).
+
+    For layers as GPT has them, in fp16, with dropout: s·b·h·(34 + 5·a·s/h), of which selective recomputation leaves out the
+    second part, and full recomputation keeps the layer's input alone.
+    """
+    sbh = (Factor("s", model.seq), Factor("b", microbatch), Factor("h", model.hidden))
+    if recompute == "full":
+        return [Term("input", (Factor("2", 2), *sbh))]
+    linear = Term("linear in s", (Factor("34", 34), *sbh))
+    scores = (Factor("5", 5), Factor("a", model.heads), Factor("s", model.seq), Factor("s", model.seq), Factor("b", microbatch))
+    return [linear] if recompute == "selective" else [linear, Term("attention", scores)]
+
+
+def layer_flops(model: ModelSpec, microbatch: int) -> dict[str, int]:
+    """Multiplications and additions of one layer's forward pass (Korthikanti et al. 2022, appendix A): 24·b·s·h² + 4·b·s²·h.
+
+    "attention" is the part that selective recomputation does again.
+    """
+    b, s, h = microbatch, model.seq, model.hidden
+    return {"matrices": 24 * b * s * h * h, "attention": 4 * b * s * s * h}
+
+
+def key_value_cache(model: ModelSpec, sequences: int, length: int, size: int = 2) -> Term:
+    """Bytes of keys and values of `length` tokens of each of `sequences` (Pope et al. 2022, section 2): `size` bytes a number."""
+    return Term(
+        "key/value cache",
+        (
+            Factor("2", 2),
+            Factor("L", model.layers),
+            Factor("B", sequences),
+            Factor("S", length),
+            Factor("G", model.key_heads),
+            Factor("D", model.head_width),
+            Factor("bytes", size),
+        ),
+    )

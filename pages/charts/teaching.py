@@ -1,0 +1,216 @@
+"""Charts of the lessons: bars against a capacity, curves with the reader's own point, maps of a matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.look import Look
+from pages.charts.names import categories
+from pages.charts.units import byte_unit, in_bytes
+
+_ROW_PX = 46
+
+
+def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str, str, str], style: Look) -> Drawing:
+    """Lying bars of bytes by category, and a line at what one device holds.
+
+    `rows` has the columns bar, category, bytes; the categories are those of `Look.category`. `capacity` is (name, bytes) of a
+    device. `told` is subject, title and reading.
+    """
+    say = style.say
+    totals = rows.groupby("bar", sort=False)["bytes"].sum()
+    most = max(float(totals.max()), float(capacity[1]) if capacity else 0.0)
+    unit = byte_unit(most)
+    bars = [str(bar) for bar in totals.index]
+    named = categories(say)
+    order = rows["category"].map(list(style.category).index)
+    drawn = rows.assign(amount=rows["bytes"] / unit.size, order=order, category=rows["category"].map(named))
+    y = alt.Y("bar:N", sort=bars, title=None, scale=alt.Scale(domain=bars))
+    room = alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False)
+    x = alt.X("amount:Q", title=say("memory ({unit})", unit=unit.name), axis=alt.Axis(tickCount=8), scale=room)
+    bar = (
+        alt.Chart(drawn[drawn["bytes"] > 0])
+        .mark_bar(stroke=style.background, strokeWidth=0.8)
+        .encode(
+            x=x.stack(True),
+            y=y,
+            color=alt.Color("category:N", scale=colours(style.category, list(drawn["category"]), named)),
+            order=alt.Order("order:Q"),
+            tooltip=[
+                alt.Tooltip("bar:N", title=say("bar")),
+                alt.Tooltip("category:N", title=say("category")),
+                alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
+            ],
+        )
+    )
+    ends = pd.DataFrame({"bar": bars, "amount": totals.to_numpy() / unit.size, "said": [in_bytes(total) for total in totals]})
+    layers: list[Any] = [
+        bar,
+        alt.Chart(ends)
+        .mark_text(align="left", dx=7, fontSize=13, fontWeight=600, color=style.text)
+        .encode(x="amount:Q", y=y, text="said:N"),
+    ]
+    height = _ROW_PX * len(bars)
+    if capacity:
+        line = pd.DataFrame({"amount": [capacity[1] / unit.size], "said": [f"{capacity[0]}: {in_bytes(capacity[1])}"]})
+        at = alt.Chart(line).encode(x="amount:Q")
+        layers.append(at.mark_rule(color=style.text, strokeWidth=2, strokeDash=[5, 3]))
+        layers.append(
+            at.mark_text(align="left", dx=5, dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(
+                y=alt.value(0), text="said:N"
+            )
+        )
+    subject, title, reading = told
+    chart = alt.layer(*layers).properties(height=height)
+    spec = finish(chart, style, title)
+    spec["padding"] = {"top": 20, "left": 0, "right": 0, "bottom": 6}
+    table = rows.pivot_table(index="bar", columns="category", values="bytes", aggfunc="sum", sort=False, fill_value=0)
+    return Drawing(
+        subject,
+        title,
+        reading,
+        spec,
+        table.assign(total=totals).reset_index().rename_axis(columns=None).rename(columns={"bar": say("bar")}),
+    )
+
+
+def curves(
+    rows: pd.DataFrame,
+    axes: tuple[str, str],
+    here: Any,
+    colour: dict[str, str],
+    told: tuple[str, str, str],
+    style: Look,
+    *,
+    form: str = ",.3~r",
+    log: bool = False,
+) -> Drawing:
+    """Lines over x, one for each series, and a mark at the reader's own x.
+
+    `rows` has the columns x, y, series; `axes` are the titles of x and y; `here` is the reader's x, or None; `form` is how y is
+    written. Every series has its dash as well as its colour. `log`: y counts in powers of ten.
+    """
+    names = [name for name in colour if name in set(rows["series"])]
+    dashes = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3]]
+    x = alt.X("x:O", title=axes[0], axis=alt.Axis(labelAngle=0))
+    # From 0, with room for what stands above a point; where all is 0, the line lies at the foot.
+    linear = alt.Scale(domain=[0, 1.15 * float(rows["y"].max()) or 1.0])
+    y = alt.Y("y:Q", title=axes[1], axis=alt.Axis(tickCount=5, format=form), scale=alt.Scale(type="log") if log else linear)
+    lines = alt.Chart(rows).encode(
+        x=x,
+        y=y,
+        color=alt.Color("series:N", scale=alt.Scale(domain=names, range=[colour[n] for n in names]), legend=_legend(names)),
+        tooltip=[
+            alt.Tooltip("series:N", title=style.say("line")),
+            alt.Tooltip("x:O", title=axes[0]),
+            alt.Tooltip("y:Q", title=axes[1], format=form),
+        ],
+    )
+    dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=dashes[: len(names)]), legend=None)
+    layers: list[Any] = [
+        lines.mark_line(strokeWidth=2.5).encode(strokeDash=dash),
+        lines.mark_point(filled=True, size=45, opacity=1),
+    ]
+    mine = rows[rows["x"] == here] if here is not None else rows.head(0)
+    if len(mine):
+        layers.insert(0, alt.Chart(mine.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
+        layers.append(
+            alt.Chart(mine)
+            .mark_text(align="left", dx=8, dy=-11, fontSize=13, fontWeight=600, color=style.text)
+            .encode(x=x, y=y, text=alt.Text("y:Q", format=form))
+        )
+    subject, title, reading = told
+    table = rows.pivot_table(index="x", columns="series", values="y", aggfunc="first", sort=False).reset_index()
+    chart = alt.layer(*layers).properties(height=250)
+    return Drawing(
+        subject, title, reading, finish(chart, style, title), table.rename_axis(columns=None).rename(columns={"x": axes[0]})
+    )
+
+
+def heat(
+    matrix: NDArray[np.float64], rows: list[str], columns: list[str], axes: tuple[str, str], told: tuple[str, str, str],
+    style: Look, *, signed: bool = False, written: bool = False, height: int = 300,
+) -> Drawing:  # fmt: skip
+    """A matrix as coloured cells; what is not a number is left empty. `written` puts the numbers into the cells."""
+    down, across = np.meshgrid(range(len(rows)), range(len(columns)), indexing="ij")
+    cells = pd.DataFrame({"i": down.ravel(), "j": across.ravel(), "value": matrix.ravel()}).dropna()
+    cells["row"], cells["column"] = cells["i"].map(rows.__getitem__), cells["j"].map(columns.__getitem__)
+    # Names may come twice (a word in a sentence), so places are numbered and named by their labels.
+    y = alt.Y("i:O", title=axes[0], axis=_named(rows), scale=alt.Scale(domain=list(range(len(rows))), paddingInner=0))
+    x = alt.X("j:O", title=axes[1], axis=_named(columns), scale=alt.Scale(domain=list(range(len(columns))), paddingInner=0))
+    scale = (
+        alt.Scale(domain=[-1, 0, 1], range=[style.orange, style.faint, style.blue], interpolate="rgb")
+        if signed
+        else alt.Scale(domain=[0, max(float(cells["value"].max()), 1e-9)], range=[style.faint, style.blue])
+    )
+    base = alt.Chart(cells).encode(x=x, y=y)
+    square = base.mark_rect(stroke=style.background, strokeWidth=0.6 if written else 0).encode(
+        color=alt.Color("value:Q", scale=scale, legend=alt.Legend(orient="right", gradientLength=height - 40, format=".1f")),
+        tooltip=[
+            alt.Tooltip("row:N", title=axes[0]),
+            alt.Tooltip("column:N", title=axes[1]),
+            alt.Tooltip("value:Q", title=style.say("value"), format=".3f"),
+        ],
+    )
+    layers: list[Any] = [square]
+    if written:
+        half = 0.55 * float(cells["value"].max())
+        ink = alt.when(alt.datum["value"] > half).then(alt.value(style.on_colour)).otherwise(alt.value(style.text))
+        layers.append(base.mark_text(fontSize=12).encode(text=alt.Text("value:Q", format=".2f"), color=ink))
+    subject, title, reading = told
+    table = pd.DataFrame(matrix, columns=_unlike(columns)).round(3)
+    table.insert(0, axes[0], rows)
+    return Drawing(subject, title, reading, finish(alt.layer(*layers).properties(height=height), style, title), table)
+
+
+def columns(
+    rows: pd.DataFrame, axes: tuple[str, str], told: tuple[str, str, str], style: Look, *, form: str = ",.3~r"
+) -> Drawing:
+    """Standing bars, one for each name, the highest in the strong colour. `rows` has the columns name and value."""
+    names = [str(name) for name in rows["name"]]
+    top = rows["value"] == rows["value"].max()
+    drawn = rows.assign(colour=np.where(top, style.pink, style.grey))
+    x = alt.X("name:N", sort=names, title=axes[0], axis=alt.Axis(labelAngle=0))
+    y = alt.Y(
+        "value:Q",
+        title=axes[1],
+        axis=alt.Axis(tickCount=4, format="~s"),
+        scale=alt.Scale(domain=[0, 1.12 * float(rows["value"].max())]),
+    )
+    base = alt.Chart(drawn).encode(x=x, y=y)
+    bars = base.mark_bar().encode(
+        color=alt.Color("colour:N", scale=None),
+        tooltip=[alt.Tooltip("name:N", title=axes[0]), alt.Tooltip("value:Q", title=axes[1], format=form)],
+    )
+    said = base.mark_text(dy=-9, fontSize=13, fontWeight=600, color=style.text).encode(text=alt.Text("value:Q", format=form))
+    subject, title, reading = told
+    table = rows.rename(columns={"name": axes[0], "value": axes[1]})
+    return Drawing(subject, title, reading, finish((bars + said).properties(height=200), style, title), table)
+
+
+def _legend(names: list[str]) -> alt.Legend | None:
+    return alt.Legend(symbolType="stroke", symbolStrokeWidth=3) if len(names) > 1 else None
+
+
+def _named(names: list[str]) -> alt.Axis:
+    """An axis that writes the names of places. Where there are many, every fourth."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    step = 1 if len(names) <= 20 else 4
+    values = list(range(0, len(names), step))
+    return alt.Axis(labelAngle=0, labelExpr=f"[{listed}][datum.value]", values=values)
+
+
+def _unlike(names: list[str]) -> list[str]:
+    """The same names, none of them twice: a table's columns must differ."""
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return out

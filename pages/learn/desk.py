@@ -1,0 +1,179 @@
+"""What a lesson works with: the values that its reader set, the controls that set them, and the words of the page.
+
+Values live in the session, one entry a knob. Their code in the link, such as pp-4~m-8~answer-0, is read when a session starts or
+the link was changed by hand; otherwise the link follows the controls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import streamlit as st
+
+from pages.charts.look import Look, View, look
+from pages.charts.words import Words
+from pages.learn.lesson import Knob, Lesson, Question
+from pages.shared.frame import view
+from pages.shared.service import Service
+
+BETWEEN, ANSWER, TURN = "~", "answer", "turn"
+_MOVED = "learn/moved"
+_PART_PX = 400  # the least width of a part that stands beside another
+_READABLE_PX = 760  # the width of a paragraph that is easy to read
+
+
+def moved() -> bool:
+    """Whether the reader moved a control since this was last asked. Its value then wins over the link's."""
+    return bool(st.session_state.pop(_MOVED, False))
+
+
+def note_move() -> None:
+    st.session_state[_MOVED] = True
+
+
+@dataclass(frozen=True)
+class Desk:
+    number: int
+    lesson: Lesson
+    service: Service
+    view: View = field(default_factory=view)
+
+    @property
+    def style(self) -> Look:
+        return look(self.view)
+
+    @property
+    def say(self) -> Words:
+        return self.style.say
+
+    # ------------------------------------------------------------------------------------------------------ what is held
+
+    def key(self, name: str) -> str:
+        """Of an entry in the session."""
+        return f"learn/{self.number}/{name}"
+
+    def knob(self, name: str) -> Knob:
+        return next(knob for knob in self.lesson.knobs if knob.name == name)
+
+    def __getitem__(self, name: str) -> Any:
+        return st.session_state.setdefault(self.key(name), self.knob(name).default)
+
+    def put(self, name: str, value: Any) -> None:
+        st.session_state[self.key(name)] = value
+
+    @property
+    def turn(self) -> int:
+        """Which of the lesson's questions is asked."""
+        return int(st.session_state.get(self.key(TURN), 0)) % len(self.lesson.questions)
+
+    @property
+    def answer(self) -> str | float | None:
+        """What the reader committed to; None before that."""
+        return st.session_state.get(self.key(ANSWER))
+
+    def question(self) -> Question:
+        return self.lesson.questions[self.turn](self)
+
+    def encode(self) -> str:
+        parts = [f"{knob.name}-{self[knob.name]}" for knob in self.lesson.knobs]
+        if self.turn:
+            parts.append(f"{TURN}-{self.turn}")
+        if self.answer is not None:
+            given = self.answer
+            parts.append(f"{ANSWER}-{given:g}" if isinstance(given, float) else f"{ANSWER}-{given}")
+        return BETWEEN.join(parts)
+
+    def decode(self, code: str) -> bool:
+        """Take the values in a link. Whether all of it could be read; what could not is left as it is."""
+        parts = dict(part.partition("-")[::2] for part in code.split(BETWEEN))
+        turn, answer = parts.pop(TURN, "0"), parts.pop(ANSWER, None)
+        known = {knob.name: knob.read(parts.pop(knob.name)) for knob in self.lesson.knobs if knob.name in parts}
+        for name, value in known.items():
+            if value is not None:
+                self.put(name, value)
+        good = not parts and None not in known.values() and turn.isdecimal()
+        self.put(TURN, int(turn) if turn.isdecimal() else 0)
+        read = None if answer is None else self.question().read(answer)
+        self.put(ANSWER, read)
+        return good and (answer is None or read is not None)
+
+    # --------------------------------------------------------------------------------------------------------- controls
+
+    def controls(self, *draw: Callable[[], Any]) -> None:
+        """Controls side by side, as many as there is room for."""
+        with st.grid(columns=min(4, len(draw)), min_column_width=190, gap="medium", vertical_alignment="bottom") as grid:
+            for one in draw:
+                with grid.cell():
+                    one()
+
+    def side_by_side(self, *draw: Callable[[], object]) -> None:
+        """Parts of a lesson in two columns, where there is room."""
+        with st.grid(columns=2, min_column_width=_PART_PX, gap="large") as grid:
+            for part in draw:
+                with grid.cell():
+                    part()
+
+    def slide(
+        self, name: str, label: str, written: Callable[[Any], str] = str, options: Sequence[Any] | None = None
+    ) -> Callable[[], Any]:
+        """A slider over the knob's options, or over those of them that make sense now."""
+        options = options or self.knob(name).options
+        if self[name] not in options:
+            self.put(name, options[-1])
+        return lambda: st.select_slider(
+            label,
+            options,
+            key=self._held(name),
+            format_func=written,
+            on_change=note_move,
+            persist_state="session",
+        )
+
+    def pick(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
+        """A list that unfolds, for options with long names."""
+        return lambda: st.selectbox(
+            label,
+            self.knob(name).options,
+            key=self._held(name),
+            format_func=written,
+            on_change=note_move,
+            persist_state="session",
+        )
+
+    def switch(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
+        """Few options side by side."""
+        return lambda: st.segmented_control(
+            label, self.knob(name).options, key=self._held(name), format_func=written, on_change=note_move, required=True,
+            persist_state="session",
+        )  # fmt: skip
+
+    def _held(self, name: str) -> str:
+        """The knob's key, once the session holds a value for it."""
+        _ = self[name]
+        return self.key(name)
+
+    # ------------------------------------------------------------------------------------------------------------- words
+
+    def text(self, markdown: str) -> None:
+        """A paragraph, no wider than is easy to read."""
+        st.markdown(markdown, width=_READABLE_PX)
+
+    def heading(self, words: str) -> None:
+        st.markdown(f"#### {words}", anchors=False)
+
+    def formula(self, name: str, symbols: str, numbers: str, value: str) -> None:
+        """A formula, once with its symbols and once with the numbers put in."""
+        st.html(formulas([(name, symbols, numbers, value)]))
+
+
+def formulas(rows: list[tuple[str, str, str, str]]) -> str:
+    """HTML: each row is (what it is, with symbols, with numbers, its value)."""
+    lines = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(symbols)}</dd><dd>= {escape(numbers)}</dd>"
+        f"<dd><b>= {escape(value)}</b></dd></div>"
+        for name, symbols, numbers, value in rows
+    )
+    return f'<dl class="ss-formula">{lines}</dl>'

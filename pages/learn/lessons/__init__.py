@@ -1,0 +1,16 @@
+"""The lessons, in their order."""
+
+from pages.learn.lesson import Lesson
+from pages.learn.lessons import attention, checklist, data, memory, pipeline, recompute, tensor, together, zero
+
+LESSONS: tuple[Lesson, ...] = (
+    memory.LESSON,
+    attention.LESSON,
+    data.LESSON,
+    tensor.LESSON,
+    pipeline.LESSON,
+    together.LESSON,
+    zero.LESSON,
+    recompute.LESSON,
+    checklist.LESSON,
+)

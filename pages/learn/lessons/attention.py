@@ -1,0 +1,233 @@
+"""Lesson 2: attention and positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine import catalog
+from engine.predict.published import layer_activations
+from pages.charts import teaching
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.units import byte_unit, percent
+from pages.learn.desk import Desk
+from pages.learn.lesson import Knob, Lesson, Question
+from pages.learn.toys import attention, sinusoids
+from pages.shared import drawing
+
+_SENTENCES = {
+    "dog": "the cat saw the dog and the dog ran",
+    "sea": "she sells shells and shells she sells",
+    "rose": "a rose is a rose is a rose",
+}
+_WIDTH = 32  # of the toy's embeddings
+_PLACES = 48
+_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+_MODEL = "gpt3-175b"
+
+
+def _draw(desk: Desk) -> None:
+    say = desk.say
+    desk.text(
+        say(
+            "Every token makes three vectors: a **query** (what it looks for), a **key** (what it is) and a **value** (what it "
+            "gives). It compares its query with every key, turns the scores into shares that add up to 1, and takes that mixture "
+            "of the values."
+        )
+    )
+    st.latex(r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V")
+    st.latex(
+        r"\mathrm{MultiHead} = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O, \qquad "
+        r"\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)"
+    )
+    desk.text(
+        say(
+            "Several heads do this side by side, each with matrices of its own: remember that they are independent, because "
+            "tensor parallelism will give each rank some of the heads."
+        )
+    )
+    desk.side_by_side(lambda: _who_looks_at_whom(desk), lambda: _where(desk))
+    desk.side_by_side(lambda: _cost(desk), lambda: _layers(desk))
+
+
+def _who_looks_at_whom(desk: Desk) -> None:
+    say = desk.say
+    desk.heading(say("Who looks at whom"))
+    desk.pick("sentence", say("Sentence"), _SENTENCES.__getitem__)()
+    desk.controls(
+        desk.switch("mask", say("A token sees"), lambda causal: say("the past") if causal else say("all")),
+        desk.switch("places", say("Positions"), lambda on: say("added") if on else say("left out")),
+    )
+    drawing.show(_weights(desk["sentence"], desk["mask"], desk["places"], desk.view), "attention")
+
+
+def _where(desk: Desk) -> None:
+    say = desk.say
+    desk.heading(say("Where a token stands"))
+    desk.text(
+        say(
+            "Attention itself does not know the order of words: leave the positions out, and a word looks at each of its "
+            "copies alike. So the position is added to each token, as waves of many lengths:"
+        )
+    )
+    st.latex(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
+    st.latex(r"PE(pos, 2i+1) = \cos\!\left(pos / 10000^{2i/d}\right)")
+    drawing.show(_positions(desk.view), "positions")
+
+
+def _cost(desk: Desk) -> None:
+    say = desk.say
+    desk.heading(say("What it costs: S²"))
+    desk.text(
+        say(
+            "Every token is compared with every other one, so S tokens make S² scores in each head. All else in a layer grows "
+            "with S alone."
+        )
+    )
+    desk.slide("length", say("Tokens in the text"), lambda n: f"{n:,}")()
+    drawing.show(_growth(desk["length"], desk.view), "growth")
+
+
+def _layers(desk: Desk) -> None:
+    say = desk.say
+    desk.heading(say("Encoder and decoder"))
+    desk.text(
+        say(
+            "An **encoder layer** is self-attention, then a feed-forward part: two matrices with a nonlinearity "
+            "between them. Every token sees the whole input."
+        )
+    )
+    desk.text(
+        say(
+            "A **decoder layer** is *masked* self-attention (a token sees itself and what came before), then attention to the "
+            "encoder’s output, then a feed-forward part."
+        )
+    )
+    desk.text(
+        say(
+            "Around each part stand a residual connection (the input is added to the output) and a LayerNorm. GPT is a stack of "
+            "decoder layers without the middle part; BERT is a stack of encoder layers."
+        )
+    )
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
+    style = look(view)
+    say, tokens = style.say, _SENTENCES[sentence].split()
+    shares = attention(tokens, _WIDTH, causal, places)
+    shown = np.where(np.triu(np.ones_like(shares), 1) > 0, np.nan, shares) if causal else shares
+    # The last word that had come before, and where it came before.
+    again = max(at for at, token in enumerate(tokens) if token in tokens[:at])
+    before = max(at for at in range(again) if tokens[at] == tokens[again])
+    told = (
+        say("Attention shares, a row for each token"),
+        say(
+            "The last “{word}” takes {own} from itself and {other} from the “{word}” before it",
+            word=tokens[again],
+            own=percent(float(shares[again, again])),
+            other=percent(float(shares[again, before])),
+        ),
+        say(
+            "Each row adds up to 1. No training went into this: queries and keys are the word’s own random vector, so "
+            "words look at words like themselves, and with positions at those nearby. Empty cells are hidden by the "
+            "mask."
+        ),
+    )
+    axes = (say("looks from"), say("looks at"))
+    return drawing.packed(teaching.heat(shown, tokens, tokens, axes, told, style, written=True, height=38 * len(tokens)))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _positions(view: View) -> Drawing:
+    style = look(view)
+    say = style.say
+    told = (
+        say("Sinusoidal positions"),
+        say("Each position has a pattern of its own: fast waves at the left, slow ones at the right"),
+        say("A row is a position, a column one of {width} dimensions: even columns are sines, odd ones cosines.", width=_WIDTH),
+    )
+    names = [str(place) for place in range(_PLACES)], [str(dim) for dim in range(_WIDTH)]
+    axes = (say("position"), say("dimension"))
+    return drawing.packed(teaching.heat(sinusoids(_PLACES, _WIDTH), *names, axes, told, style, signed=True, height=290))
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _growth(here: int, view: View) -> Drawing:
+    style = look(view)
+    say, model = style.say, catalog.model(_MODEL)
+    found = {seq: [t.value for t in layer_activations(model.model_copy(update={"seq": seq}), 1)] for seq in _LENGTHS}
+    unit = byte_unit(max(found[_LENGTHS[-1]]))
+    rest, scores = say("everything else"), say("attention scores")
+    rows = pd.DataFrame(
+        [
+            {"x": seq, "y": value / unit.size, "series": name}
+            for seq, values in found.items()
+            for name, value in zip((rest, scores), values, strict=True)
+        ]
+    )
+    share = found[here][1] / sum(found[here])
+    told = (
+        say("Activations of one layer of {model}, one text", model=_MODEL),
+        say("At {length} tokens the scores are {share} of what the layer keeps", length=f"{here:,}", share=percent(share)),
+        say("5·a·s²·b bytes for the scores, 34·s·b·h for the rest (Korthikanti et al. 2022); the dashed line is your length."),
+    )
+    axes = (say("tokens in the text"), say("bytes ({unit})", unit=unit.name))
+    colour = {scores: style.pink, rest: style.grey}
+    return drawing.packed(teaching.curves(rows, axes, here, colour, told, style, log=True))
+
+
+def _four_times_longer(desk: Desk) -> Question:
+    say, before, after = desk.say, 2048, 8192
+    model = catalog.model(_MODEL)
+    short, long = (layer_activations(model.model_copy(update={"seq": seq}), 1)[1] for seq in (before, after))
+    return Question(
+        asked=say(
+            "Texts grow from {before} to {after} tokens. How many times as much memory do the attention scores take?",
+            before=f"{before:,}",
+            after=f"{after:,}",
+        ),
+        right=long.value / short.value,
+        said=say("{times} times", times=f"{long.value / short.value:g}"),
+        why=say("Each token looks at each other one, so four times the tokens make four times four the scores."),
+        unit=say("times"),
+        within=0.01,
+        reveal=lambda: desk.formula(say("Scores of one layer"), long.symbols, long.numbers, f"{long.value:,} B"),
+    )
+
+
+def _hidden(desk: Desk) -> Question:
+    say = desk.say
+    tokens = _SENTENCES["dog"].split()
+    shares = attention(tokens, _WIDTH, causal=True, places=True)
+    right = int((shares == 0).sum())
+    size = len(tokens)
+    return Question(
+        asked=say(
+            "A decoder reads {count} tokens. How many of its {all} attention shares does the causal mask set to 0?",
+            count=size,
+            all=size**2,
+        ),
+        right=float(right),
+        said=say("{right} shares", right=right),
+        why=say("All pairs in which a token would look ahead: S · (S − 1) ÷ 2 of them."),
+        unit=say("shares"),
+        within=0.001,
+        reveal=lambda: desk.formula(say("Hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
+    )
+
+
+LESSON = Lesson(
+    title=lambda say: say("Attention and positions"),
+    goal=lambda say: say("How a token gathers from the others, how it knows its place, and which part of it grows with S²."),
+    knobs=(
+        Knob("sentence", tuple(_SENTENCES), "dog"),
+        Knob("mask", (True, False), True),
+        Knob("places", (True, False), True),
+        Knob("length", _LENGTHS, 2048),
+    ),
+    draw=_draw,
+    questions=(_four_times_longer, _hidden),
+)

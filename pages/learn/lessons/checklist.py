@@ -1,0 +1,170 @@
+"""Lesson 9: a checklist for choosing a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+
+import streamlit as st
+
+from engine import catalog
+from engine.devices import DEVICES
+from engine.predict.advice import Lever, Try, advise
+from engine.predict.timeline import simulate, textbook
+from engine.schedule import plan
+from engine.spec import LayoutSpec
+from pages.charts.units import in_bytes, percent
+from pages.charts.words import Words
+from pages.learn.desk import Desk
+from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.sizes import CARDS, PUBLISHED
+from pages.shared.choice import Choice as FormChoice
+from pages.shared.links import encode
+
+_COUNTS, _BATCHES = (1, 8, 16, 64, 128, 512, 1024), (64, 256, 1024, 1536)
+_ENOUGH = 4  # microbatches for each stage, from which on the bubble is small
+
+
+def _draw(desk: Desk) -> None:
+    say = desk.say
+    desk.text(
+        say(
+            "Start with what costs least and stop at the first that fits. Answer four questions, and read the list "
+            "from the top: each line adds one lever and says what the fullest rank would then hold."
+        )
+    )
+    desk.controls(
+        desk.pick("model", say("Which model?")),
+        desk.pick("device", say("Which device?")),
+        desk.slide("count", say("How many of them?"), lambda n: f"{n:,}"),
+        desk.slide("batch", say("Texts in a step?"), lambda n: f"{n:,}"),
+    )
+    tried = tries(desk["model"], desk["count"], desk["device"], desk["batch"])
+    st.html(_list(say, tried, desk["device"]))
+    _verdict(desk, tried[-1])
+    desk.heading(say("The list to keep"))
+    desk.text(
+        "\n".join(
+            f"{at}. {line}"
+            for at, line in enumerate(
+                (
+                    say(
+                        "**Does it fit?** 16 to 20 bytes a parameter, and activations. If so, replicas alone are "
+                        "simplest and fastest."
+                    ),
+                    say("**ZeRO 1** costs no extra traffic. Use it wherever there are replicas."),
+                    say("**Selective recompute** costs a few percent of time for most of the activations."),
+                    say("**Tensor parallelism** next, up to the size of a node and no further; with sequence parallelism."),
+                    say("**Pipeline parallelism** across nodes, as few stages as make it fit."),
+                    say("**Data parallelism** takes the rest of the devices."),
+                    say("**Microbatches**: four a stage or more, or the bubble eats what you gained; else interleave chunks."),
+                    say("**Measure.** Run the small version in the Lab; the shapes of memory and traffic are the same."),
+                ),
+                start=1,
+            )
+        )
+    )
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def tries(model: str, count: int, device: str, batch: int) -> list[Try]:
+    return advise(catalog.model(model), count, DEVICES[device], batch)
+
+
+def _names(say: Words) -> dict[Lever, tuple[str, str]]:
+    """Each lever's name, and why it stands where it does."""
+    return {
+        "replicas": (say("replicas alone"), say("nothing to send but gradients, once a step")),
+        "zero": (say("ZeRO 1"), say("the optimizer’s state is shared out, for the same traffic")),
+        "recompute": (say("selective recompute"), say("the attention’s scores are computed again")),
+        "tensor": (say("tensor parallelism"), say("inside a node, where links are fast")),
+        "pipeline": (say("pipeline parallelism"), say("across nodes, for little traffic and a bubble")),
+        "full": (say("full recompute"), say("a third more time, for the layers’ inputs alone")),
+    }
+
+
+def _list(say: Words, tried: list[Try], device: str) -> str:
+    """HTML: a row for each lever that was tried."""
+    names, holds = _names(say), CARDS[device]
+    rows = ""
+    for entry in tried:
+        name, why = names[entry.lever]
+        verdict = say("✓ fits") if entry.fits else say("{times} times too much", times=f"{entry.needs / holds:.3g}")
+        cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
+        body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
+        rows += f"<tr><th scope=row>{escape(cells[0])}</th>{body}</tr>"
+    head = (say("lever"), say("layout"), say("fullest rank"), say("in {memory}", memory=in_bytes(holds)), say("why here"))
+    names_row = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f'<table class="ss-plain"><thead><tr>{names_row}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def bubble_of(pp: int, microbatches: int) -> float:
+    """Of 1F1B in textbook times, a share of total time."""
+    return simulate(plan(LayoutSpec(pp=pp), microbatches), textbook(LayoutSpec(pp=pp))).bubble
+
+
+def _verdict(desk: Desk, last: Try) -> None:
+    say, layout = desk.say, last.spec.layout
+    if not last.fits:
+        st.warning(
+            say(
+                "It does not fit: even {layout} with all of these needs {needs} on its fullest rank. More devices, a "
+                "larger one, or ZeRO 3 would be next.",
+                layout=layout.code,
+                needs=in_bytes(last.needs),
+            ),
+            icon=":material/block:",
+        )
+        return
+    m = last.spec.workload.microbatches
+    lines = [say("**Advice: {layout}**, {needs} on the fullest rank.", layout=layout.code, needs=in_bytes(last.needs))]
+    if layout.pp > 1:
+        share = percent(bubble_of(layout.pp, m))
+        lines.append(
+            say("With {m} microbatches for {p} stages the bubble is {share} of total time.", m=m, p=layout.pp, share=share)
+        )
+        if m < _ENOUGH * layout.pp:
+            lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
+    st.success(" ".join(lines), icon=":material/check_circle:")
+    link = encode(FormChoice.of(last.spec, desk.service.texts))
+    st.markdown(f"[{say('Open this layout in the Lab')}](lab?spec={link})")
+
+
+def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[Desk], Question]:
+    def question(desk: Desk) -> Question:
+        say, tried = desk.say, tries(model, count, device, batch)
+        layout = tried[-1].spec.layout
+        return Question(
+            asked=say(
+                "{model} on {count} devices of type {device}, {node} to a node. By the list above: over how many ranks "
+                "will each layer’s matrices be cut?",
+                model=model,
+                count=f"{count:,}",
+                device=device,
+                node=DEVICES[device].node_size,
+            ),
+            right=f"tp{layout.tp}",
+            said=say("tp = {tp}, in {layout}", tp=layout.tp, layout=layout.code),
+            why=say(
+                "Tensor parallelism is used before pipeline parallelism, as far as the node reaches; beyond it the "
+                "links are too slow."
+            ),
+            choices=tuple(Choice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
+            reveal=lambda: st.html(_list(desk.say, tried, device)),
+        )
+
+    return question
+
+
+LESSON = Lesson(
+    title=lambda say: say("Choosing a layout"),
+    goal=lambda say: say("A checklist: which lever first, which next, and when to stop."),
+    knobs=(
+        Knob("model", PUBLISHED, "gpt3-175b"),
+        Knob("device", tuple(CARDS), "h100-80gb"),
+        Knob("count", _COUNTS, 1024),
+        Knob("batch", _BATCHES, 1536),
+    ),
+    draw=_draw,
+    questions=(_tp_of("gpt3-175b", 512, "a100-80gb", 1536), _tp_of("gpt2-1.5b", 64, "h100-80gb", 512)),
+)

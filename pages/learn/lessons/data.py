@@ -1,0 +1,194 @@
+"""Lesson 3: data parallelism."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from engine import catalog
+from engine.predict.published import states
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from pages.charts import teaching
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.units import in_bytes, scientific
+from pages.learn.desk import Desk
+from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.matrices import matrix, number, owners
+from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.learn.toys import Array, Regression, replicas
+from pages.shared import drawing
+
+_SAMPLES, _STEPS = 8, 12
+_SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(dp=2), workload=WorkloadSpec(microbatches=2))
+_AT = np.array([0.5, 0.5, 0.5])  # the weights at which the gradients are shown
+
+
+def _draw(desk: Desk) -> None:
+    say = desk.say
+    desk.text(
+        say(
+            "The simplest way to use more devices: give each the **whole model** and a **part of the batch**. Each "
+            "works alone until it has its gradients. Then all of them average their gradients, and so take the very "
+            "same step: the copies stay equal."
+        )
+    )
+    _steps(desk)
+    desk.heading(say("See that it is the same"))
+    desk.text(
+        say(
+            "A model of three weights and a batch of {samples} samples. Choose how many replicas share them: the "
+            "average of their gradients is the gradient of the whole batch.",
+            samples=_SAMPLES,
+        )
+    )
+    desk.controls(
+        desk.switch("dp", say("Replicas (dp)")),
+        desk.switch("average", say("After backward"), lambda on: say("average gradients") if on else say("do not")),
+    )
+    st.html(_gradients(desk))
+    drawing.show(_apart(desk["dp"], desk["average"], desk.view), "apart")
+    desk.heading(say("What it saves and what it costs"))
+    desk.text(
+        say(
+            "It saves time: dp replicas read dp times as much in a step. It saves **no memory for the model**, since "
+            "every replica holds all of it (ZeRO, lesson 7, changes that). It costs one all-reduce of all gradients a "
+            "step, which can run beside the rest of the backward pass."
+        )
+    )
+
+
+def _steps(desk: Desk) -> None:
+    say = desk.say
+    done = done_by(_SPEC)
+    steps = [
+        Step(say("Split"), say("Each replica gets its own part of the batch, and has the whole model.")),
+        Step(say("Forward"), say("Alone: no replica needs anything of another."), *done["forward"]),
+        Step(
+            say("Backward"),
+            say("Alone too; then the gradients are averaged over the replicas, layer by layer as they are ready."),
+            *done["backward"],
+        ),
+        Step(
+            say("Update"),
+            say("Everyone has the same gradients, so everyone takes the same step. Of the loss, one number is averaged."),
+            *done["update"],
+        ),
+    ]
+    st.html(as_html(steps, say))
+    st.caption(model_of(_SPEC, say))
+
+
+def _gradients(desk: Desk) -> str:
+    """HTML: a row for each replica, their average, and the gradient of the whole batch."""
+    say, dp = desk.say, desk["dp"]
+    data, colours = Regression.drawn(_SAMPLES), owners(desk.style)
+    each = _SAMPLES // dp
+    rows, parts = [], []
+    for index in range(dp):
+        gradient = data.part(index, dp).gradient(_AT)
+        parts.append(gradient)
+        first = index * each
+        name = say("replica {index}: samples {first} to {last}", index=index, first=first, last=first + each - 1)
+        if each == 1:
+            name = say("replica {index}: sample {first}", index=index, first=first)
+        rows.append((name, gradient, colours[index]))
+    whole, mean = data.gradient(_AT), np.mean(parts, axis=0)
+    rows.append((say("average of the {count} replicas", count=dp) if dp > 1 else say("average of one replica"), mean, ""))
+    rows.append((say("one device, the whole batch"), whole, ""))
+    body = "".join(
+        f"<tr><th scope=row style='border-left:5px solid {colour or 'transparent'};padding-left:.5rem'>{name}</th>"
+        + "".join(f"<td>{number(round(float(value), 2))}</td>" for value in gradient)
+        + "</tr>"
+        for name, gradient, colour in rows
+    )
+    head = "".join(f"<th>{say('gradient of w{index}', index=index)}</th>" for index in range(3))
+    difference = float(np.abs(whole - mean).max())
+    said = say(
+        "largest difference between the last two rows: {difference}", difference="0" if not difference else scientific(difference)
+    )
+    return f'<table class="ss-plain"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table><p>{said}</p>'
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _apart(dp: int, average: bool, view: View) -> Drawing:
+    style = look(view)
+    say = style.say
+    weights = replicas(Regression.drawn(_SAMPLES), dp, _STEPS, average)
+    spread = spread_of(weights)
+    rows = pd.DataFrame({"x": range(_STEPS + 1), "y": spread, "series": say("spread")})
+    title = say("The {count} copies stay equal: averaged gradients make the same step everywhere", count=dp)
+    if dp == 1:
+        title = say("One copy cannot drift from itself")
+    elif not average:
+        title = say(
+            "Without the average the copies drift apart: up to {most} after {steps} steps", most=f"{spread[-1]:.2f}", steps=_STEPS
+        )
+    told = (
+        say("How far apart the replicas’ weights are"),
+        title,
+        say("The largest difference of any weight between any two replicas, after each step of training."),
+    )
+    axes = (say("step"), say("largest difference"))
+    return drawing.packed(teaching.curves(rows, axes, None, {say("spread"): style.blue}, told, style, form=".2f"))
+
+
+def spread_of(weights: Array) -> Array:
+    """The largest difference between two replicas at each step. (steps, dp, 3) → (steps,)"""
+    return (weights.max(axis=1) - weights.min(axis=1)).max(axis=1)
+
+
+def _saves(desk: Desk) -> Question:
+    say, parameters, dp = desk.say, 1_000_000_000, 4
+    alone, shared = (sum(term.value for term in states(parameters, 0, count).values()) for count in (1, dp))
+    ratio = shared / alone
+    return Question(
+        asked=say(
+            "One device trains a model of 1 B parameters. Now {dp} devices train it with data parallelism. How much memory do "
+            "values, gradients and optimizer take on **each** of them?",
+            dp=dp,
+        ),
+        right={1.0: "same", 1 / dp: "quarter"}[ratio],
+        said=say("{bytes}, as on one device alone", bytes=in_bytes(shared)),
+        why=say("Every replica holds the whole model: only the batch is split."),
+        choices=(
+            Choice("quarter", say("a quarter each")),
+            Choice("half", say("half each")),
+            Choice("same", say("as much as before, each")),
+        ),
+        reveal=lambda: desk.formula(
+            say("States of each replica, without ZeRO"), "(2 + 2 + 12) · Ψ", f"16 · {parameters:,}", in_bytes(shared)
+        ),
+    )
+
+
+def _average(desk: Desk) -> Question:
+    say, dp = desk.say, 2
+    data = Regression.drawn(4, seed=8)
+    first, second = (float(data.part(index, dp).gradient(_AT)[0]) for index in range(dp))
+    whole = float(data.gradient(_AT)[0])
+    return Question(
+        asked=say(
+            "Two replicas took half of a batch each. For one weight the first has the gradient {first}, the second "
+            "{second}. What is that weight’s gradient over the whole batch?",
+            first=f"**{number(round(first, 2))}**",
+            second=f"**{number(round(second, 2))}**",
+        ),
+        right=whole,
+        said=number(round(whole, 2)),
+        why=say(
+            "The loss is a mean over samples, so its gradient is the mean of the replicas’ gradients when their parts are equal."
+        ),
+        within=0.02,
+        reveal=lambda: st.html(matrix(say("whole batch"), np.array([[whole]]))),
+    )
+
+
+LESSON = Lesson(
+    title=lambda say: say("Data parallelism"),
+    goal=lambda say: say("Why copies that see different data stay the same model, and what that does not save."),
+    knobs=(Knob("dp", (1, 2, 4, 8), 4), Knob("average", (True, False), True)),
+    draw=_draw,
+    questions=(_saves, _average),
+)

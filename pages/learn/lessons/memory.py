@@ -1,0 +1,194 @@
+"""Lesson 1: why memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+
+import pandas as pd
+import streamlit as st
+
+from engine import catalog
+from engine.predict.published import STATE_BYTES, key_value_cache, layer_activations, states
+from engine.predict.terms import total
+from engine.spec import ModelSpec
+from pages.charts import teaching
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.units import in_bytes, short, significant
+from pages.charts.words import Words
+from pages.learn.desk import Desk
+from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
+from pages.shared import drawing
+
+_BATCHES, _LENGTHS = (1, 4, 16, 64, 256), (512, 2048, 8192, 32768)
+_HALF = 2  # bytes of a number in fp16 or bf16
+
+
+def _draw(desk: Desk) -> None:
+    say = desk.say
+    desk.text(
+        say(
+            "A model is a long list of numbers, its parameters. To **use** it a device holds them once. To **train** "
+            "it the device holds much more: for every parameter also its gradient and what the optimizer remembers, "
+            "and for every token what each layer computed on the way forward, because the way back needs it again."
+        )
+    )
+    desk.controls(desk.pick("model", say("Model")), desk.pick("device", say("Device")))
+    model = catalog.model(desk["model"])
+    desk.heading(say("To train it"))
+    drawing.show(_training(desk["model"], desk["device"], desk.view), "training")
+    _training_formulas(desk, model)
+    desk.heading(say("To use it"))
+    desk.controls(desk.slide("batch", say("Texts at once")), desk.slide("length", say("Tokens in each"), lambda n: f"{n:,}"))
+    drawing.show(_using(desk["model"], desk["device"], desk["batch"], desk["length"], desk.view), "using")
+    cache = key_value_cache(model, desk["batch"], desk["length"], _HALF)
+    desk.formula(say("Keys and values of all tokens so far"), cache.symbols, cache.numbers, in_bytes(cache.value))
+    desk.text(
+        say(
+            "L layers, B texts, S tokens in each, G key heads of width D, 2 bytes a number; the first 2 is for keys "
+            "and values. The weights stay the same however many texts there are; this cache grows with every one of "
+            "them and with every token."
+        )
+    )
+
+
+def _training_formulas(desk: Desk, model: ModelSpec) -> None:
+    say, count = desk.say, model.parameters()
+    layer = layer_activations(model, 1)
+    rows = [
+        (
+            say("States: value, gradient and optimizer"),
+            f"(2 + 2 + 12) · Ψ = {STATE_BYTES} · Ψ",
+            f"{STATE_BYTES} · {count:,}",
+            states_in(count),
+        ),
+        (
+            say("Activations of one text, in all L layers"),
+            "L · (34·s·b·h + 5·a·s²·b)",
+            f"{model.layers} · ({' + '.join(term.numbers for term in layer)})",
+            in_bytes(model.layers * total(layer)),
+        ),
+    ]
+    for row in rows:
+        desk.formula(*row)
+    desk.text(
+        say(
+            "Ψ is the number of parameters. In mixed precision each takes 2 bytes as a number to compute with, 2 as a "
+            "gradient, and 12 in the optimizer: a precise copy and two averages, 4 bytes each. With gradients added up "
+            "in fp32 it is 18, and with both kinds of gradient kept 20: so count on **16 to 20 bytes a parameter**."
+        )
+    )
+
+
+def states_in(parameters: int) -> str:
+    return in_bytes(sum(term.value for term in states(parameters).values()))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _training(name: str, device: str, view: View) -> Drawing:
+    style = look(view)
+    say, model = style.say, catalog.model(name)
+    kept = {category: term.value for category, term in states(model.parameters()).items()}
+    kept["activations"] = model.layers * total(layer_activations(model, 1))
+    rows = pd.DataFrame([{"bar": say("training"), "category": c, "bytes": n} for c, n in kept.items()])
+    holds, all_of_it = card(device), sum(kept.values())
+    told = (
+        say("Memory to train {model}, one text at a time", model=name),
+        _against(style.say, all_of_it, device, holds),
+        say("Each part is what one kind of number takes; the dashed line is what one {device} holds.", device=device),
+    )
+    return drawing.packed(teaching.stacks(rows, (device, holds), told, style))
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _using(name: str, device: str, batch: int, length: int, view: View) -> Drawing:
+    style = look(view)
+    say, model = style.say, catalog.model(name)
+    weights, cache = _HALF * model.parameters(), key_value_cache(model, batch, length, _HALF).value
+    rows = pd.DataFrame(
+        [
+            {"bar": say("using"), "category": "parameters", "bytes": weights},
+            {"bar": say("using"), "category": "kv_cache", "bytes": cache},
+        ]
+    )
+    told = (
+        say("Memory to generate with {model}", model=name),
+        _against(say, weights + cache, device, card(device)),
+        say("The weights at 2 bytes each, and the keys and values of every token so far; one {device} is dashed.", device=device),
+    )
+    return drawing.packed(teaching.stacks(rows, (device, card(device)), told, style))
+
+
+def _against(say: Words, needed: int, device: str, holds: int) -> str:
+    if needed <= holds:
+        return say("It takes {needed}: one {device} is enough", needed=in_bytes(needed), device=device)
+    return say(
+        "It takes {needed}: more than {count} of {device} can hold",
+        needed=in_bytes(needed),
+        count=ceil(needed / holds) - 1,
+        device=device,
+    )
+
+
+def _how_much(name: str, card_name: str) -> Callable[[Desk], Question]:
+    def question(desk: Desk) -> Question:
+        say, model = desk.say, catalog.model(name)
+        count = model.parameters()
+        right = sum(term.value for term in states(count).values()) / 2**30
+        return Question(
+            asked=say(
+                "{model} has {count} parameters, and each takes {each} bytes of states in training. How many GiB is that? "
+                "(1 GiB is about 1.07 billion bytes.)",
+                model=name,
+                count=short(count, say),
+                each=STATE_BYTES,
+            ),
+            right=right,
+            said=say("{right} GiB", right=significant(right)),
+            why=say(
+                "That is {times} times what one {device} holds, before a single activation.",
+                times=significant(right * 2**30 / card(card_name)),
+                device=card_name,
+            ),
+            unit="GiB",
+            reveal=lambda: desk.formula(say("States"), "16 · Ψ", f"16 · {count:,}", states_in(count)),
+        )
+
+    return question
+
+
+def _weights_or_cache(desk: Desk) -> Question:
+    say, name, batch, length = desk.say, "llama3-8b", 32, 8192
+    model = catalog.model(name)
+    weights, cache = _HALF * model.parameters(), key_value_cache(model, batch, length, _HALF)
+    return Question(
+        asked=say(
+            "{model} writes {batch} texts of {length} tokens at once, at 2 bytes a number. What takes more memory?",
+            model=name,
+            batch=batch,
+            length=f"{length:,}",
+        ),
+        right="cache" if cache.value > weights else "weights",
+        said=say("{cache} of keys and values, {weights} of weights", cache=in_bytes(cache.value), weights=in_bytes(weights)),
+        why=say("The weights are there once for all texts; keys and values are there for every token of every text."),
+        choices=(Choice("weights", say("its weights")), Choice("cache", say("its keys and values"))),
+        reveal=lambda: desk.formula(say("Keys and values"), cache.symbols, cache.numbers, in_bytes(cache.value)),
+    )
+
+
+LESSON = Lesson(
+    title=lambda say: say("Why memory runs out"),
+    goal=lambda say: say(
+        "What a model of 175 billion parameters costs in training and in use, and why no single device has that."
+    ),
+    knobs=(
+        Knob("model", PUBLISHED_GPT, "gpt3-175b"),
+        Knob("device", tuple(CARDS), "h100-80gb"),
+        Knob("batch", _BATCHES, 16),
+        Knob("length", _LENGTHS, 2048),
+    ),
+    draw=_draw,
+    questions=(_how_much("gpt3-13b", "h100-80gb"), _weights_or_cache),
+)

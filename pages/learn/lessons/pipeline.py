@@ -1,0 +1,274 @@
+"""Lesson 5: pipeline parallelism, bubbles, microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import streamlit as st
+
+from engine import catalog
+from engine.predict.timeline import Timeline, simulate, textbook
+from engine.schedule import SCHEDULES, in_flight, plan
+from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from pages.charts import teaching, timeline
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.names import schedules
+from pages.charts.units import percent
+from pages.learn.desk import Desk
+from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.shared import drawing
+
+_STAGES, _MICROBATCHES = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16)
+_SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(pp=3), workload=WorkloadSpec(microbatches=2))
+_SIMPLE: tuple[ScheduleName, ...] = ("gpipe", "1f1b")  # those of which the closed form of the bubble is that of the lesson
+
+
+def _draw(desk: Desk) -> None:
+    say = desk.say
+    desk.text(
+        say(
+            "Give each device a run of **whole layers**, a *stage*: the embedding and the first layers to stage 0, and "
+            "so on to the last layers and the head. A text goes through all stages and its gradient comes all the way "
+            "back. With one text at a time all stages but one would wait; so the batch is cut into **microbatches** "
+            "that follow each other."
+        )
+    )
+    _cards(desk)
+    desk.heading(say("The timeline"))
+    desk.controls(
+        desk.pick("schedule", say("Schedule"), schedules(say).__getitem__),
+        desk.slide("p", say("Stages p")),
+        desk.slide("m", say("Microbatches m")),
+    )
+    schedule, p, m = desk["schedule"], desk["p"], desk["m"]
+    try:
+        layout = layout_of(schedule, p, m)
+    except RequestError as error:
+        st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
+    else:
+        drawing.show(_timeline(layout, m, desk.view), "lesson-timeline")
+        desk.side_by_side(lambda: _bubble(desk, layout, m), lambda: _held(desk, layout, m))
+
+
+def _cards(desk: Desk) -> None:
+    say = desk.say
+    done = done_by(_SPEC, stage=1)
+    steps = [
+        Step(say("Split"), say("The layers go to stages, the batch into microbatches.")),
+        Step(say("Forward"), say("A stage receives activations, computes, and sends its own on."), *done["forward"]),
+        Step(
+            say("Backward"),
+            say("Gradients come back in the opposite order, from the last stage to the first."),
+            *done["backward"],
+        ),
+        Step(
+            say("Update"),
+            say("After the last microbatch each stage updates its own layers. Only the gradients’ norm is added up."),
+            *done["update"],
+        ),
+    ]
+    st.html(as_html(steps, say))
+    st.caption(say("Stage 1 of 3.") + " " + model_of(_SPEC, say))
+
+
+def layout_of(schedule: ScheduleName, p: int, m: int) -> LayoutSpec:
+    """A pipeline of p stages, with two chunks each where the schedule wants more than one. Raises `RequestError`."""
+    chunks = 2 if schedule == "interleaved" or schedule in V_SHAPED else 1
+    layout = LayoutSpec(pp=p, schedule=schedule, chunks=chunks)
+    RunSpec(model=ModelSpec(layers=2 * max(_STAGES)), layout=layout, workload=WorkloadSpec(microbatches=m))
+    return layout
+
+
+def timed(layout: LayoutSpec, m: int) -> Timeline:
+    """In the papers' units: forward takes 1, backward 2."""
+    return simulate(plan(layout, m), textbook(layout))
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _timeline(layout: LayoutSpec, m: int, view: View) -> Drawing:
+    style = look(view)
+    say, found = style.say, timed(layout, m)
+    names = [say("stage {stage}", stage=stage) for stage in range(layout.pp)]
+    return drawing.packed(timeline.textbook(list(found.timed), names, style))
+
+
+def _bubble(desk: Desk, layout: LayoutSpec, m: int) -> None:
+    say, p, found = desk.say, layout.pp, timed(layout, m)
+    desk.heading(say("The bubble"))
+    desk.text(
+        say(
+            "A stage idles while the pipeline fills and while it drains; that is the *bubble*. Papers quote it in two "
+            "ways: as a share of the **total** time, or of the **ideal** time, which is total less bubble. Always ask "
+            "which."
+        )
+    )
+    if layout.schedule in _SIMPLE:
+        desk.formula(say("Share of total time"), "(p − 1) ÷ (m + p − 1)", f"({p} − 1) ÷ ({m} + {p} − 1)", percent(found.bubble))
+        desk.formula(say("Share of ideal time"), "(p − 1) ÷ m", f"({p} − 1) ÷ {m}", percent(found.bubble_of_ideal))
+    else:
+        ideal, all_of_it = sum(found.busy), layout.pp * found.pipeline
+        idle = all_of_it - ideal
+        desk.formula(
+            say("Share of total time"), "idle ÷ (p × makespan)", f"{idle:g} ÷ ({p} × {found.pipeline:g})", percent(found.bubble)
+        )
+        desk.formula(say("Share of ideal time"), "idle ÷ busy", f"{idle:g} ÷ {ideal:g}", percent(found.bubble_of_ideal))
+    drawing.show(_shrinking(layout.schedule, p, m, desk.view), "bubbles")
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _bubbles(schedule: ScheduleName, p: int) -> dict[int, float]:
+    """The bubble by number of microbatches, of those that the schedule takes."""
+    found = {}
+    for m in _MICROBATCHES:
+        try:
+            found[m] = timed(layout_of(schedule, p, m), m).bubble
+        except RequestError:  # this schedule does not take so many or so few
+            continue
+    return found
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing:
+    style = look(view)
+    say, found = style.say, _bubbles(schedule, p)
+    name = schedules(say)[schedule]
+    least = min(found, key=found.__getitem__)
+    rows = pd.DataFrame([{"x": m, "y": share, "series": name} for m, share in found.items()])
+    told = (
+        say("Bubble by number of microbatches, {count} stages", count=p),
+        say(
+            "{share} of total time with {here} microbatches; with {most} it is {least}",
+            share=percent(found[here]),
+            here=here,
+            most=least,
+            least=percent(found[least]),
+        ),
+        say("Each point is a timeline as above with that many microbatches; those that the schedule does not take are left out."),
+    )
+    axes = (say("microbatches"), say("bubble, share of total time"))
+    return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, told, style, form=".0%"))
+
+
+def _held(desk: Desk, layout: LayoutSpec, m: int) -> None:
+    say = desk.say
+    desk.heading(say("Who holds the most, and why"))
+    desk.text(
+        say(
+            "Between a microbatch’s forward and its backward a stage must keep its activations. Under 1F1B **stage 0 "
+            "starts first and gets its first gradient last**: by then it has begun p microbatches. The last stage "
+            "turns each one around at once and keeps one. GPipe runs all forwards first, so every stage keeps all m."
+        )
+    )
+    drawing.show(_in_flight(layout, m, desk.view), "in-flight")
+    if layout.schedule == "1f1b":
+        p = layout.pp
+        kept = ", ".join(str(in_flight(plan(layout, m), stage)) for stage in range(p))
+        desk.formula(say("Kept by stage i, from stage 0 on"), "min(m, p − i)", f"min({m}, {p} − i)", kept)
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _in_flight(layout: LayoutSpec, m: int, view: View) -> Drawing:
+    style = look(view)
+    say, schedule = style.say, plan(layout, m)
+    kept = [in_flight(schedule, stage) / layout.chunks for stage in range(layout.pp)]
+    rows = pd.DataFrame({"name": [say("stage {stage}", stage=stage) for stage in range(layout.pp)], "value": kept})
+    title = say("Every stage keeps the activations of {count} at most", count=f"{kept[0]:g}")
+    if min(kept) < max(kept):
+        title = say(
+            "Stage {stage} keeps most: {most} microbatches at a time, against {least} on the leanest",
+            stage=kept.index(max(kept)),
+            most=f"{max(kept):g}",
+            least=f"{min(kept):g}",
+        )
+    told = (
+        say("Microbatches in flight"),
+        title,
+        say("The most microbatches that a stage has run forward and not yet backward, in units of its whole run of layers."),
+    )
+    return drawing.packed(teaching.columns(rows, (say("stage"), say("microbatches kept")), told, style))
+
+
+# ------------------------------------------------------------------------------------------------------------- questions
+
+
+def _who(p: int, m: int) -> Callable[[Desk], Question]:
+    def question(desk: Desk) -> Question:
+        say = desk.say
+        layout = LayoutSpec(pp=p)
+        kept = [in_flight(plan(layout, m), stage) for stage in range(p)]
+        fullest = kept.index(max(kept))
+        return Question(
+            asked=say(
+                "1F1B with {p} stages and {m} microbatches, the same number of layers on each stage. Which stage needs "
+                "the most memory for activations?",
+                p=p,
+                m=m,
+            ),
+            right=f"stage{fullest}" if kept.count(max(kept)) == 1 else "all",
+            said=say("stage {stage}, with {count} microbatches in flight", stage=fullest, count=kept[fullest]),
+            why=say(
+                "It starts first and its gradients arrive last, so by its first backward it has run {count} forwards "
+                "and must keep them all.",
+                count=kept[fullest],
+            ),
+            choices=(
+                *(Choice(f"stage{stage}", say("stage {stage}", stage=stage)) for stage in range(p)),
+                Choice("all", say("all the same")),
+            ),
+            reveal=lambda: drawing.show(_in_flight(layout, m, desk.view), "in-flight-answer"),
+        )
+
+    return question
+
+
+def _share(desk: Desk) -> Question:
+    say, p, m = desk.say, 4, 12
+    layout = LayoutSpec(pp=p)
+    found = timed(layout, m)
+    return Question(
+        asked=say("1F1B with {p} stages and {m} microbatches: what share of the **total** time is bubble, in percent?", p=p, m=m),
+        right=100 * found.bubble,
+        said=percent(found.bubble),
+        why=say(
+            "Of the ideal time it would be {ideal}: a bubble means little without its denominator.",
+            ideal=percent(found.bubble_of_ideal),
+        ),
+        unit="%",
+        within=0.05,
+        reveal=lambda: drawing.show(_timeline(layout, m, desk.view), "timeline-answer"),
+    )
+
+
+def _gpipe(desk: Desk) -> Question:
+    say, p, m = desk.say, 4, 16
+    kept = {name: in_flight(plan(LayoutSpec(pp=p, schedule=name), m), 0) for name in _SIMPLE}
+    return Question(
+        asked=say(
+            "{p} stages, {m} microbatches. How many microbatches does stage 0 keep under **GPipe**, which runs all "
+            "forwards first?",
+            p=p,
+            m=m,
+        ),
+        right=float(kept["gpipe"]),
+        said=say.plural("{count} microbatch", "{count} microbatches", kept["gpipe"]),
+        why=say("1F1B has the same bubble and keeps {count}: that is why it is used.", count=kept["1f1b"]),
+        unit=say("microbatches"),
+        within=0.001,
+        reveal=lambda: drawing.show(_in_flight(LayoutSpec(pp=p, schedule="gpipe"), m, desk.view), "gpipe-answer"),
+    )
+
+
+LESSON = Lesson(
+    title=lambda say: say("Pipeline parallelism"),
+    goal=lambda say: say("What a bubble is, how microbatches shrink it, and why stage 0 needs the most memory under 1F1B."),
+    knobs=(
+        Knob("schedule", SCHEDULES, "1f1b"),
+        Knob("p", _STAGES, 4),
+        Knob("m", _MICROBATCHES, 6),
+    ),
+    draw=_draw,
+    questions=(_who(4, 8), _share, _gpipe),
+)

@@ -1,0 +1,217 @@
+"""Lesson 6: the three together, with a real run."""
+
+from __future__ import annotations
+
+from html import escape
+
+import streamlit as st
+
+from engine import catalog
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from engine.tables import RunResult
+from engine.topology import AXES, Axis, Mesh
+from pages.charts.units import in_bytes, percent
+from pages.learn import run
+from pages.learn.desk import Desk
+from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.shared.choice import Choice as FormChoice
+from pages.shared.links import encode
+
+_DEGREES, _NODES = (1, 2, 4), (2, 4, 8)
+_MOST_RANKS = 4**3
+# A second of training on any machine, and every axis in use.
+SPEC = RunSpec(
+    model=catalog.model("gpt-tiny"),
+    layout=LayoutSpec(dp=2, tp=2, pp=2),
+    workload=WorkloadSpec(microbatches=4, steps=3),
+    parity=True,
+)
+
+
+def _draw(desk: Desk) -> None:
+    say = desk.say
+    desk.text(
+        say(
+            "The three ways do not compete: they multiply. Ranks = dp × tp × pp, and each rank has a place on every "
+            "axis. Its **tp group** shares each layer’s matrices with it, its **pp group** is the pipeline it stands "
+            "in, and its **dp group** holds the same slice of the same layers for other data."
+        )
+    )
+    desk.controls(
+        desk.switch("dp", "dp"), desk.switch("tp", "tp"), desk.switch("pp", "pp"), desk.switch("node", say("Devices in a node"))
+    )
+    mesh = Mesh(desk["dp"], desk["tp"], desk["pp"])
+    desk.controls(desk.slide("rank", say("Look at rank"), options=range(mesh.size)))
+    st.html(_nodes(desk, mesh))
+    _groups(desk, mesh)
+    desk.text(
+        say(
+            "What talks most should sit closest. Tensor parallelism talks in every layer and waits for the answer: "
+            "**inside a node**. A pipeline sends one activation for each microbatch and cut: it can go **across "
+            "nodes**. Data parallelism talks once a step, beside other work: **the rest**. That is why ranks are "
+            "numbered with tp fastest, then dp, then pp."
+        )
+    )
+    desk.heading(say("One step of one rank"))
+    _steps(desk)
+
+
+def _nodes(desk: Desk, mesh: Mesh) -> str:
+    """HTML: a box for each node, in it a cell for each rank, and on it which groups it shares with the chosen one."""
+    say, style, chosen = desk.say, desk.style, desk["rank"]
+    shared = {axis: set(mesh.group(chosen, axis)) for axis in AXES}
+    boxes = ""
+    for node in range(-(-mesh.size // desk["node"])):
+        cells = ""
+        for rank in range(node * desk["node"], min((node + 1) * desk["node"], mesh.size)):
+            at = mesh.coordinate(rank)
+            with_it = [axis for axis in ("tp", "dp", "pp") if rank in shared[axis] and rank != chosen]
+            ring = f";border-color:{style.axis[with_it[0]]}" if with_it else ""
+            mark = say("this one") if rank == chosen else ", ".join(with_it)
+            label = say("rank {rank}: stage {pp}, replica {dp}, slice {tp}", rank=rank, pp=at.pp, dp=at.dp, tp=at.tp)
+            own = " data-self" if rank == chosen else ""
+            cells += (
+                f'<div class="ss-peer" role="img" aria-label="{escape(label)} {escape(mark)}"{own} '
+                f'style="--stage:{style.stage(at.pp, mesh.pp)}{ring}">'
+                f"<b>{rank}</b> {escape(mark)}<br>pp{at.pp} dp{at.dp} tp{at.tp}</div>"
+            )
+        boxes += f'<section class="ss-node"><header>{escape(say("node {node}", node=node))}</header><div>{cells}</div></section>'
+    return f'<div class="ss-nodes">{boxes}</div>'
+
+
+def _groups(desk: Desk, mesh: Mesh) -> None:
+    say, chosen = desk.say, desk["rank"]
+    talk: dict[Axis, tuple[str, str]] = {
+        "tp": (say("partial sums of activations, and of their gradients"), say("in every layer of every microbatch")),
+        "pp": (say("activations forward, their gradients backward"), say("once a microbatch at each cut")),
+        "dp": (say("gradients of its weights"), say("once a step")),
+    }
+    rows = ""
+    for axis, (what, when) in talk.items():
+        inside = inside_nodes(mesh, axis, desk["node"])
+        members = ", ".join(str(rank) for rank in mesh.group(chosen, axis))
+        where = say("nothing to send") if mesh.degree(axis) == 1 else say("inside a node") if inside else say("between nodes")
+        rows += f"<tr><th scope=row>{axis}</th><td>{members}</td>"
+        rows += "".join(f"<td>{escape(cell)}</td>" for cell in (what, when, where)) + "</tr>"
+    names = (say("group"), say("ranks in it"), say("what passes"), say("when"), say("over links"))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
+
+
+def inside_nodes(mesh: Mesh, axis: Axis, node: int) -> bool:
+    """Whether every group along the axis sits inside one node, where ranks fill nodes in their order."""
+    return all(len({rank // node for rank in group}) == 1 for group in mesh.groups(axis))
+
+
+def _steps(desk: Desk) -> None:
+    say = desk.say
+    done = done_by(SPEC)
+    steps = [
+        Step(say("Split"), say("Layers over pp, matrices over tp, the batch over dp and then into microbatches.")),
+        Step(
+            say("Forward"),
+            say("Compute, adding up over tp in every layer; hand activations to the next stage."),
+            *done["forward"],
+        ),
+        Step(
+            say("Backward"),
+            say("The same in reverse; when a layer’s gradients are complete, average them over dp."),
+            *done["backward"],
+        ),
+        Step(say("Update"), say("Each rank its own slice of its own layers."), *done["update"]),
+    ]
+    st.html(as_html(steps, say))
+    told = model_of(SPEC, say)
+    tie = say("The tie adds up the gradient of the embedding, which stage 0 shares with the head on the last stage.")
+    st.caption(f"{told} {tie}")
+
+
+# ------------------------------------------------------------------------------------------- questions that a run answers
+
+
+def fullest_stage(result: RunResult) -> int:
+    """The stage of the rank with the highest measured peak."""
+    peak = result.tables["memory_peak"]
+    rank = peak.groupby("rank")["bytes"].sum().idxmax()
+    return int(peak.loc[peak["rank"] == rank, "pp"].iloc[0])
+
+
+def busiest_axis(result: RunResult) -> str:
+    """The axis along which the most bytes were sent."""
+    return str(result.tables["traffic"].groupby("axis")["wire_bytes"].sum().idxmax())
+
+
+def _run(desk: Desk) -> None:
+    run.draw(desk, SPEC)
+    form = FormChoice.of(SPEC, desk.service.texts)
+    st.markdown(f"[{desk.say('Open this layout in the Lab')}](lab?spec={encode(form)})")
+
+
+def _memory(desk: Desk) -> Question:
+    say, done = desk.say, run.result(desk, SPEC)
+    right, said = None, ""
+    if done is not None:
+        stage = fullest_stage(done)
+        totals = done.tables["memory_peak"].groupby("pp")["bytes"].sum() / (SPEC.layout.dp * SPEC.layout.tp)
+        right = f"stage{stage}"
+        said = say(
+            "stage {stage}; its ranks hold {most} each, those of the other {least}",
+            stage=stage,
+            most=in_bytes(totals.max()),
+            least=in_bytes(totals.min()),
+        )
+    return Question(
+        asked=say(
+            "*gpt-tiny* on {layout}, 1F1B, {m} microbatches, two layers on each stage. Commit, then run it: on which "
+            "stage will the ranks’ **measured** peak memory be higher?",
+            layout=SPEC.layout.code,
+            m=SPEC.workload.microbatches,
+        ),
+        right=right,
+        said=said,
+        why=say(
+            "Stage 0 has two microbatches in flight where the last stage has one; the last stage, for its part, has "
+            "the head and the loss."
+        ),
+        choices=(
+            Choice("stage0", say("on stage 0")),
+            Choice("stage1", say("on stage 1, the last")),
+            Choice("same", say("the same on both")),
+        ),
+        reveal=lambda: _run(desk),
+    )
+
+
+def _traffic(desk: Desk) -> Question:
+    say, done = desk.say, run.result(desk, SPEC)
+    right, said = None, ""
+    if done is not None:
+        sent = done.tables["traffic"].groupby("axis")["wire_bytes"].sum()
+        right = busiest_axis(done)
+        said = say("{axis}, with {share} of all bytes sent", axis=right, share=percent(float(sent.max() / sent.sum())))
+    return Question(
+        asked=say(
+            "The same run of *gpt-tiny* on {layout}. Along which axis will the most bytes be sent?", layout=SPEC.layout.code
+        ),
+        right=right,
+        said=said,
+        why=say("tp sends in every layer, for every microbatch, forward and backward; pp once at the cut; dp once a step."),
+        choices=tuple(Choice(axis, axis) for axis in AXES),
+        reveal=lambda: _run(desk),
+    )
+
+
+LESSON = Lesson(
+    title=lambda say: say("The three together"),
+    goal=lambda say: say("Which group does what, where each wants to sit, and what a real run of eight processes measures."),
+    knobs=(
+        Knob("dp", _DEGREES, 2),
+        Knob("tp", _DEGREES, 2),
+        Knob("pp", _DEGREES, 2),
+        Knob("node", _NODES, 4),
+        Knob("rank", tuple(range(_MOST_RANKS)), 0),
+    ),
+    draw=_draw,
+    questions=(_memory, _traffic),
+)

@@ -1,0 +1,212 @@
+"""Lesson 7: ZeRO."""
+
+from __future__ import annotations
+
+from html import escape
+
+import pandas as pd
+import streamlit as st
+
+from engine import catalog
+from engine.predict.published import states
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from pages.charts import teaching
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.units import in_bytes, short, significant
+from pages.learn.desk import Desk
+from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
+from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.shared import drawing
+
+_STAGES, _REPLICAS = (0, 1, 2, 3), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def _draw(desk: Desk) -> None:
+    say = desk.say
+    desk.text(
+        say(
+            "Data parallelism keeps the same values, gradients and optimizer state on every replica: dp copies of the "
+            "same numbers. **ZeRO** keeps each number on one replica and fetches it where it is needed. Stage 1 shares "
+            "out the optimizer’s state, stage 2 the gradients too, stage 3 the values as well."
+        )
+    )
+    desk.controls(
+        desk.pick("model", say("Model")),
+        desk.slide("dp", say("Replicas (dp)"), lambda n: f"{n:,}"),
+        desk.pick("device", say("Device")),
+    )
+    drawing.show(_bars(desk["model"], desk["dp"], desk["device"], desk.view), "zero")
+    desk.heading(say("One stage, with its formula"))
+    desk.controls(desk.switch("zero", say("ZeRO stage")))
+    _formula(desk)
+    _steps(desk)
+    desk.heading(say("What is gathered when"))
+    _table(desk)
+
+
+def _per_rank(name: str, zero: int, dp: int) -> dict[str, int]:
+    return {category: term.value for category, term in states(catalog.model(name).parameters(), zero, dp).items()}
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _bars(name: str, dp: int, device: str, view: View) -> Drawing:
+    style = look(view)
+    say = style.say
+    rows = pd.DataFrame(
+        [
+            {"bar": say("ZeRO {stage}", stage=zero), "category": category, "bytes": count}
+            for zero in _STAGES
+            for category, count in _per_rank(name, zero, dp).items()
+        ]
+    )
+    totals = [sum(_per_rank(name, zero, dp).values()) for zero in _STAGES]
+    fits = next((zero for zero, total in zip(_STAGES, totals, strict=True) if total <= card(device)), None)
+    title = say("No stage fits one {device}: even ZeRO 3 leaves {least} on each", device=device, least=in_bytes(totals[-1]))
+    if fits is not None:
+        title = say(
+            "From ZeRO {stage} on the states fit one {device}: {bytes} on each replica",
+            stage=fits,
+            device=device,
+            bytes=in_bytes(totals[fits]),
+        )
+    told = (
+        say.plural("States of {model} on its only replica", "States of {model} on each of {count} replicas", dp, model=name),
+        title,
+        say("Values, gradients and optimizer in mixed precision, 16 bytes a parameter in all; activations come on top."),
+    )
+    return drawing.packed(teaching.stacks(rows, (device, card(device)), told, style))
+
+
+def _formula(desk: Desk) -> None:
+    say, zero, dp = desk.say, desk["zero"], desk["dp"]
+    terms = states(catalog.model(desk["model"]).parameters(), zero, dp)
+    symbols = " + ".join(term.symbols.replace("bytes", str(term.factors[0].value)) for term in terms.values())
+    numbers = " + ".join(term.numbers for term in terms.values())
+    total = in_bytes(sum(term.value for term in terms.values()))
+    desk.formula(say("Values + gradients + optimizer, on each replica, ZeRO {stage}", stage=zero), symbols, numbers, total)
+
+
+def _steps(desk: Desk) -> None:
+    say, zero = desk.say, desk["zero"]
+    workload = WorkloadSpec(microbatches=2)
+    spec = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(dp=2, zero=zero), workload=workload)
+    done = done_by(spec)
+    split = {
+        0: say("The batch. Every replica has everything."),
+        1: say("The batch, and the optimizer’s state over the replicas."),
+        2: say("The batch, the optimizer’s state and the gradients over the replicas."),
+        3: say("The batch, and all states over the replicas."),
+    }
+    backward = {
+        0: say("Gradients are averaged on all replicas."),
+        1: say("Each replica receives the average of its share of the gradients."),
+        2: say("After each microbatch, each replica receives its share of the gradients and drops the rest."),
+        3: say("Values are gathered again, layer by layer; each replica receives its share of the gradients."),
+    }
+    update = {
+        0: say("Everyone updates everything."),
+        1: say("Each updates its share, then all gather the new values."),
+        2: say("Each updates its share, then all gather the new values."),
+        3: say("Each updates its share. The values stay shared out."),
+    }
+    forward = say("Alone.") if zero < 3 else say("Each layer’s values are gathered just before their use, and dropped after it.")
+    steps = [
+        Step(say("Split"), split[zero]),
+        Step(say("Forward"), forward, *done["forward"]),
+        Step(say("Backward"), backward[zero], *done["backward"]),
+        Step(say("Update"), update[zero], *done["update"]),
+    ]
+    st.html(as_html(steps, say))
+    st.caption(model_of(spec, say))
+
+
+def _table(desk: Desk) -> None:
+    """What each stage sends, as `engine.parallel.data` does it."""
+    say = desk.say
+    reduced, gathered = say("reduce-scatter of the gradients"), say("all-gather of the new values")
+    rows = [
+        ("0", "Ψ", "Ψ", "Ψ", say("all-reduce of the gradients, once a step")),
+        ("1", "Ψ", "Ψ", "Ψ/dp", f"{reduced}, {say('once a step')}; {gathered}"),
+        ("2", "Ψ", "Ψ/dp", "Ψ/dp", f"{reduced}, {say('for each microbatch')}; {gathered}"),
+        (
+            "3",
+            "Ψ/dp",
+            "Ψ/dp",
+            "Ψ/dp",
+            f"{reduced}, {say('for each microbatch')}; {say('all-gather of each layer’s values around each use')}",
+        ),
+    ]
+    names = ("ZeRO", say("values"), say("gradients"), say("optimizer"), say("what passes between replicas"))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(
+        f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
+    )
+    st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    desk.text(
+        say(
+            "A ring all-reduce is a reduce-scatter and an all-gather, one after the other: so ZeRO 1 sends no more "
+            "than plain data parallelism. ZeRO 3 gathers the values for forward and again for backward."
+        )
+    )
+
+
+def _published(desk: Desk) -> Question:
+    """The figure of Rajbhandari et al. 2020, figure 1, worked out."""
+    say, count, dp, zero = desk.say, 7_500_000_000, 64, 2
+    terms = states(count, zero, dp)
+    total = sum(term.value for term in terms.values())
+    parts = " + ".join(term.numbers for term in terms.values())
+    return Question(
+        asked=say(
+            "{count} parameters, {dp} replicas, ZeRO {zero}: optimizer (12 bytes) and gradients (2) are shared out, "
+            "values (2) are not. How many GB (10⁹ bytes) of states are on each replica?",
+            count=short(count, say),
+            dp=dp,
+            zero=zero,
+        ),
+        right=total / 1e9,
+        said=say("{total} GB", total=significant(total / 1e9)),
+        why=say(
+            "The values alone are {values} GB; all the rest, shared by {dp}, is small beside them.",
+            values=f"{2 * count / 1e9:g}",
+            dp=dp,
+        ),
+        unit="GB",
+        within=0.05,
+        reveal=lambda: desk.formula(say("On each replica"), "2·Ψ + (2 + 12)·Ψ/dp", parts, f"{total / 1e9:.1f} GB"),
+    )
+
+
+def _first_fit(desk: Desk) -> Question:
+    say, name, dp, device = desk.say, "gpt3-13b", 16, "a100-40gb"
+    fits = [zero for zero in _STAGES if sum(_per_rank(name, zero, dp).values()) <= card(device)]
+    return Question(
+        asked=say(
+            "{model} on {dp} devices with {memory} each, data parallelism only, activations left aside. Which is the "
+            "first ZeRO stage whose states fit?",
+            model=name,
+            dp=dp,
+            memory=in_bytes(card(device)),
+        ),
+        right=f"zero{fits[0]}" if fits else "none",
+        said=say("ZeRO {stage}", stage=fits[0]) if fits else say("none of them"),
+        why=say("The bars show where each stage ends and where the device does."),
+        choices=(*(Choice(f"zero{z}", say("ZeRO {stage}", stage=z)) for z in _STAGES), Choice("none", say("none of them"))),
+        reveal=lambda: drawing.show(_bars(name, dp, device, desk.view), "zero-answer"),
+    )
+
+
+LESSON = Lesson(
+    title=lambda say: say("ZeRO"),
+    goal=lambda say: say("How replicas share what data parallelism keeps dp times, and what has to be gathered when."),
+    knobs=(
+        Knob("model", PUBLISHED_GPT, "gpt3-13b"),
+        Knob("dp", _REPLICAS, 64),
+        Knob("device", tuple(CARDS), "h100-80gb"),
+        Knob("zero", _STAGES, 1),
+    ),
+    draw=_draw,
+    questions=(_published, _first_fit),
+)

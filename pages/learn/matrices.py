@@ -1,0 +1,41 @@
+"""Small matrices as HTML: each cell in the colour of the rank that holds it, with the rank's name in the caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from pages.charts.look import Look
+from pages.learn.toys import Array
+
+
+def owners(style: Look) -> tuple[str, ...]:
+    """A colour for each of up to eight ranks. Captions name the rank too, so that no one needs to tell hues apart."""
+    return (style.blue, style.orange, style.green, style.pink, style.brown, style.grey, style.ink, style.stages[1])
+
+
+def matrix(name: str, cells: Array, columns: Sequence[str] = (), rows: Sequence[str] = (), owner: str = "") -> str:
+    """`columns` or `rows` give each column or row its owner's colour; `owner` gives one to all."""
+    lines = []
+    for i, row in enumerate(cells):
+        line = ""
+        for j, value in enumerate(row):
+            colour = columns[j] if columns else rows[i] if rows else owner
+            line += f"<td{f' style={chr(34)}--owner:{colour}{chr(34)}' if colour else ''}>{number(value)}</td>"
+        lines.append(f"<tr>{line}</tr>")
+    return (
+        f'<figure class="ss-matrix"><figcaption>{escape(name)}</figcaption>'
+        f'<table aria-label="{escape(name)}"><tbody>{"".join(lines)}</tbody></table></figure>'
+    )
+
+
+def line(*parts: str) -> str:
+    """Matrices and the signs between them, side by side."""
+    shown = (part if part.startswith("<") else f"<span>{escape(part)}</span>" for part in parts)
+    return f'<div class="ss-line">{"".join(shown)}</div>'
+
+
+def number(value: float) -> str:
+    """Whole where it is whole, else with two decimals; a minus as it is printed."""
+    text = f"{value:.0f}" if value == int(value) else f"{value:.2f}"
+    return text.replace("-", "−")

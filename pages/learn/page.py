@@ -1,0 +1,103 @@
+"""Learn: nine short lessons on live numbers. The link holds the lesson, what was set in it, and the answer that was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from pages.learn import predict
+from pages.learn.desk import Desk, moved, note_move
+from pages.learn.lessons import LESSONS
+from pages.shared.frame import say
+from pages.shared.service import Service
+
+LESSON, WITH = "lesson", "with"  # the link's parameters: the lesson's number, and what is set in it
+_OPEN, _CODE, _UNREAD = "learn/open", "learn/code", "learn/unread"
+_STYLE = Path(__file__).parent / "style.css"
+
+
+def show(service: Service) -> None:
+    st.html(_STYLE)
+    desk = _follow_link(service)
+    if desk.answer is not None:
+        predict.done().add(desk.number)
+    contents, lesson = st.columns([1, 3.7], gap="large")
+    with contents:
+        _contents(desk.number)
+    with lesson, st.container(key="lesson", gap="small"):
+        _lesson(desk)
+    # What the controls hold is known once they are drawn.
+    st.session_state[_OPEN], st.session_state[_CODE] = desk.number, desk.encode()
+    st.query_params[LESSON], st.query_params[WITH] = str(desk.number), desk.encode()
+
+
+def _follow_link(service: Service) -> Desk:
+    """The lesson to show. The link says which, unless a control was moved just now: the link that came with it may be old."""
+    number, code = st.query_params.get(LESSON, ""), st.query_params.get(WITH, "")
+    held = st.session_state.get(_OPEN)
+    if moved() and held:
+        st.session_state.pop(_UNREAD, None)
+        return _desk(service, held)
+    if held and not number:
+        return _desk(service, held)
+    wanted = int(number) if number.isdecimal() and 1 <= int(number) <= len(LESSONS) else 1
+    desk = _desk(service, wanted)
+    if held and wanted == held and code == st.session_state[_CODE]:
+        return desk
+    good = (not number or number == str(wanted)) and (not code or desk.decode(code))
+    st.session_state[_UNREAD] = not good
+    return desk
+
+
+def _desk(service: Service, number: int) -> Desk:
+    return Desk(number, LESSONS[number - 1], service)
+
+
+def _open(number: int) -> None:
+    st.session_state[_OPEN] = number
+    note_move()
+
+
+def _contents(current: int) -> None:
+    """The list of lessons; what is done has a mark."""
+    words, finished = say(), predict.done()
+    with st.container(key="contents", gap=None):
+        st.markdown(f"##### {words('Lessons')}", anchors=False)
+        for number, lesson in enumerate(LESSONS, start=1):
+            mark = "check_circle" if number in finished else "radio_button_unchecked"
+            with st.container(key=f"lesson-{'open' if number == current else 'other'}-{number}", gap=None):
+                st.button(
+                    f"{number}  {lesson.title(words)}",
+                    key=f"learn/to/{number}",
+                    type="tertiary",
+                    icon=f":material/{mark}:",
+                    width="stretch",
+                    on_click=_open,
+                    args=(number,),
+                )
+        st.caption(words("{done} of {all} answered", done=len(finished), all=len(LESSONS)))
+
+
+def _lesson(desk: Desk) -> None:
+    say, number = desk.say, desk.number
+    if st.session_state.get(_UNREAD):
+        st.warning(
+            say("Part of this link could not be read; the lesson's own values stand in for it."), icon=":material/link_off:"
+        )
+    st.caption(say("Lesson {number} of {all}", number=number, all=len(LESSONS)))
+    st.markdown(f"# {desk.lesson.title(say)}", anchors=False)
+    desk.text(f"*{desk.lesson.goal(say)}*")
+    desk.lesson.draw(desk)
+    predict.draw(desk)
+    with st.container(horizontal=True, horizontal_alignment="distribute"):
+        for step, icon in ((-1, ":material/arrow_back:"), (1, ":material/arrow_forward:")):
+            if 1 <= number + step <= len(LESSONS):
+                st.button(
+                    LESSONS[number + step - 1].title(say),
+                    key=f"learn/step/{step}",
+                    icon=icon,
+                    icon_position="left" if step < 0 else "right",
+                    on_click=_open,
+                    args=(number + step,),
+                )

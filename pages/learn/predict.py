@@ -1,0 +1,81 @@
+"""Predict before you look: the reader commits to an answer, and only then the formula or the run shows."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.learn.desk import ANSWER, TURN, Desk, note_move
+from pages.learn.lesson import Question
+
+_DONE = "learn/done"
+
+
+def done() -> set[int]:
+    """The lessons whose question this session's reader has answered."""
+    return st.session_state.setdefault(_DONE, set())
+
+
+def draw(desk: Desk) -> None:
+    say, question = desk.say, desk.question()
+    with st.container(border=True, key="predict", gap="small"):
+        st.markdown(f"#### :material/psychology_alt: {say('Predict before you look')}", anchors=False)
+        st.markdown(question.asked)
+        if desk.answer is None:
+            _ask(desk, question)
+        else:
+            _reveal(desk, question, desk.answer)
+
+
+def _ask(desk: Desk, question: Question) -> None:
+    say, entry = desk.say, desk.key(f"entry-{desk.turn}")
+    with st.form(desk.key("form"), border=False, enter_to_submit=True):
+        if question.choices:
+            labels = {choice.name: choice.label for choice in question.choices}
+            st.radio(say("Your answer"), list(labels), key=entry, format_func=labels.__getitem__, index=None)
+        else:
+            label = say("Your answer, in {unit}", unit=question.unit) if question.unit else say("Your answer")
+            st.number_input(label, key=entry, value=None, width=260)
+        st.form_submit_button(
+            say("Commit"), type="primary", icon=":material/lock:", on_click=_commit, args=(desk, entry, not question.choices)
+        )
+    if st.session_state.pop(desk.key("nothing"), False):
+        st.caption(say("Give an answer first; a guess is fine."))
+
+
+def _commit(desk: Desk, entry: str, number: bool) -> None:
+    given = st.session_state.get(entry)
+    note_move()
+    if given is None:
+        desk.put("nothing", True)
+    else:
+        desk.put(ANSWER, float(given) if number else given)
+
+
+def _reveal(desk: Desk, question: Question, answer: str | float) -> None:
+    say = desk.say
+    labels = {choice.name: choice.label for choice in question.choices}
+    given = f"{answer:,g} {question.unit}".strip() if isinstance(answer, float) else labels[answer]
+    if question.right is None:
+        st.info(say("You said: {given}.", given=given), icon=":material/lock:")
+    elif question.judge(answer):
+        st.success(say("Right: {said}. {why}", said=question.said, why=question.why), icon=":material/check_circle:")
+    else:
+        st.warning(
+            say("You said {given}; it is {said}. {why}", given=given, said=question.said, why=question.why),
+            icon=":material/lightbulb:",
+        )
+    question.reveal()
+    another = len(desk.lesson.questions) > 1
+    st.button(
+        say("Another question") if another else say("Answer again"),
+        key=desk.key("again"),
+        icon=":material/refresh:",
+        on_click=_next,
+        args=(desk,),
+    )
+
+
+def _next(desk: Desk) -> None:
+    note_move()
+    desk.put(TURN, desk.turn + 1)
+    desk.put(ANSWER, None)

@@ -1,0 +1,111 @@
+"""A real run, started from a lesson and watched in it; its measured numbers, once it is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from engine import store
+from engine.launch.queue import RunState
+from engine.spec import RequestError, RunSpec
+from engine.tables import RunResult
+from pages.charts import memory, traffic
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.learn.desk import Desk, note_move
+from pages.shared import drawing, runbar
+
+_REFUSED = "learn/refused"
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def load(folder: Path) -> RunResult:
+    """A saved run never changes, so all sessions read one copy. Raises `RequestError`."""
+    return store.load(folder)
+
+
+def result(desk: Desk, spec: RunSpec) -> RunResult | None:
+    """The run in the link, if it is one of `spec` and done."""
+    found = _found(desk)
+    if isinstance(found, RunState):
+        found = found.folder
+    if found is None:
+        return None
+    try:
+        loaded = load(found)
+    except RequestError:  # a link to what is no whole run: `draw` offers a new one
+        return None
+    st.query_params[runbar.RUN] = found.name  # which a new server finds as well
+    return loaded if _same(loaded.spec, spec) else None
+
+
+def _same(one: RunSpec, other: RunSpec) -> bool:
+    """Whether two runs measure the same; the time that they were given does not matter."""
+    return (one.model, one.layout, one.workload.microbatches) == (other.model, other.layout, other.workload.microbatches)
+
+
+def _found(desk: Desk) -> RunState | Path | None:
+    run = st.query_params.get(runbar.RUN, "")
+    return desk.service.find(run) if run else None
+
+
+def draw(desk: Desk, spec: RunSpec) -> None:
+    """The button that starts the run; in its place how far it is, while it is on; and what it measured."""
+    say, found = desk.say, _found(desk)
+    if done := result(desk, spec):
+        _measured(desk, done)
+        return
+    if isinstance(found, RunState) and not found.finished:
+        with st.container(key="lesson-run", gap="xsmall"):
+            runbar.watch(desk.service, found.id)
+        return
+    if isinstance(found, RunState) and found.phase == "failed":
+        st.error(found.message, icon=":material/error:")
+    if refused := st.session_state.pop(_REFUSED, None):
+        st.error(say("This run was refused: {reason}.", reason=say.sentence(refused)), icon=":material/error:")
+    label = say("Run it: {count} processes on this machine", count=spec.layout.ranks)
+    st.button(label, type="primary", icon=":material/play_arrow:", key=desk.key("start"), on_click=_start, args=(desk, spec))
+    st.caption(
+        say("It trains for {steps} steps and takes a few seconds. You can leave the lesson meanwhile.", steps=spec.workload.steps)
+    )
+
+
+def _start(desk: Desk, spec: RunSpec) -> None:
+    note_move()
+    try:
+        st.query_params[runbar.RUN] = desk.service.queue.submit(spec)
+    except RequestError as error:
+        st.session_state[_REFUSED] = error.sentence
+
+
+def _measured(desk: Desk, done: RunResult) -> None:
+    """The saved run's charts, as the Lab draws them."""
+    say = desk.say
+    name = st.query_params[runbar.RUN]
+    folder = desk.service.saved(name)
+    assert folder is not None
+    with st.grid(columns=2, min_column_width=430, gap="medium") as grid:
+        with grid.cell():
+            drawing.show(_peak(folder, desk.view), "lesson-peak")
+        with grid.cell():
+            drawing.show(_kinds(folder, desk.view), "lesson-kinds")
+    if "parity_max_rel" in done.summary:
+        desk.text(
+            say(
+                "And it computed the right thing: compared with the model on one device, the largest difference of any "
+                "gradient is **{worst}** of that gradient’s largest entry.",
+                worst=f"{done.summary['parity_max_rel']:.1e}",
+            )
+        )
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _peak(folder: Path, view: View) -> Drawing:
+    return drawing.packed(memory.peak(load(folder).tables["memory_peak"], look(view)))
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _kinds(folder: Path, view: View) -> Drawing:
+    run = load(folder)
+    return drawing.packed(traffic.kinds(run.tables["traffic"], run.spec.layout.ranks, "wire", look(view)))

@@ -1,0 +1,81 @@
+"""The four steps of a parallel algorithm, as the run does them: its words, and beneath them the engine's own actions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from html import escape
+from typing import NamedTuple
+
+from engine.catalog import name_of
+from engine.predict.traffic import calls
+from engine.schedule import plan
+from engine.spec import RunSpec
+from pages.charts.words import Words
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the four. `does` is a sentence; `actions` are entries of the schedule, `passes` what goes between ranks."""
+
+    name: str
+    does: str
+    actions: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
+
+
+def as_html(steps: list[Step], say: Words) -> str:
+    return f'<ol class="ss-steps">{"".join(_card(at, step, say) for at, step in enumerate(steps, start=1))}</ol>'
+
+
+def _card(at: int, step: Step, say: Words) -> str:
+    lines = ""
+    for label, names in ((say("actions"), step.actions), (say("between ranks"), step.passes)):
+        if names:
+            lines += f"<div><small>{escape(label)}</small>{''.join(f'<code>{escape(name)}</code>' for name in names)}</div>"
+    return f"<li><b>{at} {escape(step.name)}</b><p>{escape(step.does)}</p>{lines}</li>"
+
+
+class Done(NamedTuple):
+    """What a rank does in one of the steps: its actions, and what it passes to others, each with how often."""
+
+    actions: tuple[str, ...]
+    passes: tuple[str, ...]
+
+
+# Which step of the algorithm a kind of action, or a purpose of traffic, belongs to; what is not here is the update's.
+_FORWARD, _BACKWARD = ("F", "forward"), ("B", "I", "W", "reduce", "tie", "backward")
+
+
+def done_by(spec: RunSpec, stage: int = 0) -> dict[str, Done]:
+    """One step of a rank of `stage`: actions counted in the engine's own plan, calls in its prediction of traffic.
+
+    The prediction is equal to what a run's door counts.
+    """
+    actions: Counter[tuple[str, str]] = Counter()
+    for action in plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied).stages[stage]:
+        flow = {"activation": "forward", "gradient": "backward"}.get(action.flow, action.kind)
+        actions[_step(flow), f"{action.kind} {action.flow}".strip()] += 1
+    passes: Counter[tuple[str, str]] = Counter()
+    for call in calls(spec, stage):
+        passes[_step(call.phase), f"{call.axis} {call.collective}"] += call.calls
+    return {step: Done(_counted(actions, step), _counted(passes, step)) for step in ("forward", "backward", "update")}
+
+
+def _step(of: str) -> str:
+    return "forward" if of in _FORWARD else "backward" if of in _BACKWARD else "update"
+
+
+def _counted(counted: Counter[tuple[str, str]], step: str) -> tuple[str, ...]:
+    return tuple(f"{name} ×{count}" for (where, name), count in counted.items() if where == step)
+
+
+def model_of(spec: RunSpec, say: Words) -> str:
+    """What the steps under a lesson's cards are those of, in a line."""
+    return say(
+        "Counted for one rank of {model} on {layout} with {count} microbatches: actions in the engine’s own schedule, "
+        "calls in its prediction of traffic, which equals what a run counts.",
+        model=name_of(spec.model),
+        layout=spec.layout.code,
+        count=spec.workload.microbatches,
+    )

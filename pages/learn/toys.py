@@ -1,0 +1,139 @@
+"""Small models in numpy that lessons compute before the reader's eyes: attention, data parallelism, tensor parallelism.
+
+Their numbers are small enough to check by hand. What they compute is what the engine's layers compute on many more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+_SCALE = 0.7  # of queries and keys, so that a row is spread over several cells
+
+
+def sinusoids(places: int, width: int) -> Array:
+    """PE(pos, 2i) = sin(pos ÷ 10000^(2i/d)), PE(pos, 2i+1) the cosine (Vaswani et al. 2017, section 3.5). (places, width)"""
+    angles = np.arange(places)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
+    out = np.empty((places, width))
+    out[:, 0::2], out[:, 1::2] = np.sin(angles), np.cos(angles)
+    return out
+
+
+def attention(tokens: list[str], width: int, causal: bool, places: bool) -> Array:
+    """softmax(q·kᵀ ÷ √d) of one head that was not trained: q and k are the token's vector, with its position's or without. (S, S)
+
+    A word's vector is drawn from a seed made of the word, so the same word has the same one wherever it stands.
+    """
+    x = np.stack([_word(token, width) for token in tokens])
+    if places:
+        x = x + sinusoids(len(tokens), width)
+    x = _SCALE * x
+    scores = x @ x.T / np.sqrt(width)
+    if causal:
+        scores[np.triu_indices(len(tokens), 1)] = -np.inf
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def _word(word: str, width: int) -> Array:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4])
+    return np.random.default_rng(seed).normal(size=width)
+
+
+# --------------------------------------------------------------------------------------------------------- data parallelism
+
+
+@dataclass(frozen=True)
+class Regression:
+    """y = x·w for `samples` rows of three numbers, to be learnt by least squares: a model whose gradient is one line."""
+
+    x: Array  # (samples, 3)
+    y: Array  # (samples,)
+
+    @classmethod
+    def drawn(cls, samples: int, seed: int = 3) -> Regression:
+        draw = np.random.default_rng(seed)
+        x = draw.integers(-3, 4, (samples, 3)).astype(float)
+        return cls(x, x @ np.array([1.0, -2.0, 3.0]) + draw.normal(0, 0.5, samples).round(1))
+
+    def part(self, index: int, of: int) -> Regression:
+        """The samples of one replica: an equal run of them."""
+        each = len(self.y) // of
+        return Regression(self.x[index * each : (index + 1) * each], self.y[index * each : (index + 1) * each])
+
+    def gradient(self, w: Array) -> Array:
+        """Of the mean of (x·w − y)² ÷ 2 over the samples. (3,)"""
+        return self.x.T @ (self.x @ w - self.y) / len(self.y)
+
+
+def replicas(data: Regression, dp: int, steps: int, average: bool, rate: float = 0.05) -> Array:
+    """The weights of each replica at the start and after each step, with or without averaging. (steps + 1, dp, 3)"""
+    parts = [data.part(index, dp) for index in range(dp)]
+    w = np.zeros((dp, 3))
+    out = [w]
+    for _ in range(steps):
+        gradients = np.stack([part.gradient(own) for part, own in zip(parts, w, strict=True)])
+        if average:
+            gradients = np.broadcast_to(gradients.mean(axis=0), gradients.shape)
+        w = w - rate * gradients
+        out.append(w)
+    return np.stack(out)
+
+
+# ------------------------------------------------------------------------------------------------------- tensor parallelism
+
+
+@dataclass(frozen=True)
+class Slice:
+    """All that one rank has and computes of z = relu(x·A)·B. Shapes for r = 4 ÷ tp columns of A and rows of B."""
+
+    a: Array  # (4, r) its columns of A
+    b: Array  # (r, 4) its rows of B
+    inner: Array  # (2, r) relu(x·a): whole entries, of some columns
+    partial: Array  # (2, 4) inner·b: of all columns, not yet whole
+    inner_gradient: Array  # (2, r)
+    a_gradient: Array  # (4, r)
+    b_gradient: Array  # (r, 4)
+    input_partial: Array  # (2, 4) its part of the gradient of x
+
+
+@dataclass(frozen=True)
+class TwoLayers:
+    """z = relu(x·A)·B, with whole numbers. x (2, 4), A (4, 4), B (4, 4)"""
+
+    x: Array
+    a: Array
+    b: Array
+    gradient: Array  # of z, as the loss hands it back (2, 4)
+
+    @classmethod
+    def drawn(cls, seed: int) -> TwoLayers:
+        draw = np.random.default_rng(seed)
+        x, a, b, gradient = (draw.integers(-2, 4, shape).astype(float) for shape in ((2, 4), (4, 4), (4, 4), (2, 4)))
+        return cls(x, a, b, gradient)
+
+    def slices(self, tp: int) -> list[Slice]:
+        """What each of `tp` ranks does: A by columns, B by rows. tp divides 4."""
+        each = self.a.shape[1] // tp
+        return [self._slice(slice(rank * each, (rank + 1) * each)) for rank in range(tp)]
+
+    def _slice(self, own: slice) -> Slice:
+        a, b = self.a[:, own], self.b[own]
+        inner = np.maximum(self.x @ a, 0)
+        inner_gradient = (self.gradient @ b.T) * (inner > 0)
+        return Slice(
+            a=a,
+            b=b,
+            inner=inner,
+            partial=inner @ b,
+            inner_gradient=inner_gradient,
+            a_gradient=self.x.T @ inner_gradient,
+            b_gradient=inner.T @ self.gradient,
+            input_partial=inner_gradient @ a.T,
+        )

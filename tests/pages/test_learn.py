@@ -1,0 +1,237 @@
+"""The Learn page without a browser: every lesson is drawn, its numbers are the engine's, and answers are judged by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine import catalog, store
+from engine.predict.timeline import simulate, textbook
+from engine.predict.traffic import traffic
+from engine.schedule import plan
+from engine.spec import LayoutSpec, RunSpec
+from engine.topology import Mesh
+from pages.charts.look import View
+from pages.charts.units import in_bytes, percent
+from pages.learn import toys
+from pages.learn.desk import Desk
+from pages.learn.lessons import LESSONS
+from pages.learn.lessons.data import spread_of
+from pages.learn.lessons.pipeline import layout_of
+from pages.learn.lessons.tensor import reduced
+from pages.learn.lessons.together import SPEC, inside_nodes
+from pages.learn.steps import done_by
+from pages.shared.service import Service
+from tests.pages.stand_in import Queue, saved, service
+from tests.pages.test_lab import click, link, text
+
+NUMBERS = range(1, len(LESSONS) + 1)
+
+
+def script(service):  # its source alone is run, so it has no names but those it imports
+    from pages.learn.page import show
+
+    show(service)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Service, Queue]:
+    return service(tmp_path / "runs")
+
+
+def page(service: Service, **link: str) -> AppTest:
+    app = AppTest.from_function(script, args=(service,), default_timeout=20)
+    for name, value in link.items():
+        app.query_params["with" if name == "set" else name] = value
+    app.run()
+    assert not app.exception, app.exception[0].value
+    return app
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_lesson_is_drawn_and_asks(parts: tuple[Service, Queue], number: int):
+    app = page(parts[0], lesson=str(number))
+    assert "Predict before you look" in text(app)
+
+
+def commit(app: AppTest, answer: str | float) -> str:
+    """Give an answer and commit to it; what the page says to that."""
+    if isinstance(answer, str):
+        app.radio[0].set_value(answer)
+    else:
+        app.number_input[0].set_value(answer)
+    next(b for b in app.button if b.label == "Commit").click().run()
+    assert not app.exception, app.exception[0].value
+    said = [element.value for element in (*app.success, *app.warning)]
+    return next((words for words in said if words.startswith(("Right: ", "You said "))), "")
+
+
+def desk(parts: tuple[Service, Queue], number: int) -> Desk:
+    return Desk(number, LESSONS[number - 1], parts[0], View("light", "en"))
+
+
+WORKED_OUT = [(n, turn) for n in NUMBERS if n != 6 for turn in range(len(LESSONS[n - 1].questions))]  # a run answers those of 6
+
+
+@pytest.mark.parametrize(("number", "turn"), WORKED_OUT)
+def test_the_right_answer_is_told_right_and_a_wrong_one_wrong(parts: tuple[Service, Queue], number: int, turn: int):
+    question = LESSONS[number - 1].questions[turn](desk(parts, number))
+    right = question.right
+    assert right is not None
+    wrong = next((c.name for c in question.choices if c.name != right), None) if question.choices else right * 1.5 + 1
+    assert wrong is not None
+    said = commit(page(parts[0], lesson=str(number), set=f"turn-{turn}"), right)
+    assert said.startswith("Right: ")
+    assert question.why in said
+    said = commit(page(parts[0], lesson=str(number), set=f"turn-{turn}"), wrong)
+    assert said.startswith("You said ")
+    assert question.said in said
+
+
+def test_answers_are_the_papers_own_figures(parts: tuple[Service, Queue]):
+    """Rajbhandari et al. 2020, figure 1; Korthikanti et al. 2022, section 5; Huang et al. 2019: (p − 1) ÷ (m + p − 1)."""
+
+    def right(number: int, turn: int) -> Any:
+        return LESSONS[number - 1].questions[turn](desk(parts, number)).right
+
+    assert right(7, 0) == pytest.approx(16.6, abs=0.05)  # GB: 7.5 B parameters, 64 replicas, ZeRO 2
+    assert right(8, 0) == pytest.approx(100 * 34 / (34 + 80), abs=1e-9)  # percent: 5·a·s/h is 80 in GPT-3
+    assert right(8, 1) == pytest.approx(100 / 3)  # percent
+    assert right(5, 0) == "stage0"
+    assert right(5, 1) == pytest.approx(100 * 3 / 15)  # percent
+    assert right(5, 2) == 16
+    assert right(2, 0) == 16
+
+
+def test_formulas_show_the_numbers_of_the_choice(parts: tuple[Service, Queue]):
+    shown = text(page(parts[0], lesson="5", set="schedule-gpipe~p-4~m-12"))
+    assert "(4 − 1) ÷ (12 + 4 − 1)" in shown
+    assert "= 20.0%" in shown
+    assert "(4 − 1) ÷ 12" in shown
+    assert "= 25.0%" in shown
+    assert "Every stage keeps the activations of 12 at most" in shown
+    count = catalog.model("gpt3-13b").parameters()
+    assert f"16 · {count:,}" in text(page(parts[0], lesson="1", set="model-gpt3-13b"))
+
+
+def test_the_bubble_of_the_lesson_is_that_of_the_schedule(parts: tuple[Service, Queue]):
+    for schedule in ("1f1b", "interleaved", "zb-v"):
+        layout = layout_of(schedule, 4, 8)
+        bubble = percent(simulate(plan(layout, 8), textbook(layout)).bubble)
+        shown = text(page(parts[0], lesson="5", set=f"schedule-{schedule}~p-4~m-8"))
+        assert f"The bubble takes {bubble} of" in shown
+        assert f"= {bubble}" in shown
+
+
+def test_a_choice_that_does_not_go_together_says_why(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="5", set="schedule-dualpipe-v~p-8~m-4")
+    assert "dualpipe-v needs a microbatch for each of its 2 × 8 chunks and has 4" in app.warning[0].value
+
+
+def test_the_link_carries_lesson_choices_and_answer(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="5", set="schedule-zb-h1~p-2~m-4~turn-1")
+    assert app.selectbox[0].value == "zb-h1"
+    commit(app, 20.0)
+    assert link(app, "lesson") == "5"
+    assert link(app, "with") == "schedule-zb-h1~p-2~m-4~turn-1~answer-20"
+    again = page(parts[0], lesson="5", set=link(app, "with"))
+    assert again.success[0].value.startswith("Right: 20.0%")
+    assert "1 of 9 answered" in text(again)
+
+
+@pytest.mark.parametrize("code", ["p-5", "schedule-2f2b", "answer-stage9", "nonsense", "turn-x"])
+def test_a_link_that_cannot_be_read_says_so(parts: tuple[Service, Queue], code: str):
+    app = page(parts[0], lesson="5", set=code)
+    assert "could not be read" in app.warning[0].value
+    assert link(app, "with") == "schedule-1f1b~p-4~m-6"
+
+
+def test_the_list_leads_to_every_lesson_and_keeps_what_was_set(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="4")
+    control(app, "Ranks (tp)").set_value(4).run()
+    click(app, "Pipeline parallelism")
+    assert link(app, "lesson") == "5"
+    next(b for b in app.button if b.label.startswith("4 ")).click().run()
+    assert control(app, "Ranks (tp)").value == 4
+    assert link(app, "with").startswith("tp-4~")
+
+
+def control(app: AppTest, label: str) -> Any:
+    return next(c for c in app.segmented_control if c.label == label)
+
+
+# --------------------------------------------------------------------------------------------------------- the real run
+
+
+def test_a_run_is_offered_once_the_reader_has_committed_and_then_judges(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="6")
+    run = "Run it: 8 processes on this machine"
+    assert run not in [b.label for b in app.button]
+    commit(app, "stage0")
+    assert app.info[0].value == "You said: on stage 0."
+    click(app, run)
+    assert parts[1].states["run-0"].spec == SPEC
+    parts[1].becomes("run-0", phase="running", step=1, losses=(5.0,))
+    app.run()
+    assert "Cancel" in [b.label for b in app.button]
+    folder = saved(parts[0].home, SPEC)
+    parts[1].becomes("run-0", phase="done", folder=folder)
+    app.run()
+    assert not app.exception, app.exception[0].value
+    totals = store.load(folder).tables["memory_peak"].groupby("pp")["bytes"].sum() / 4
+    assert app.success[0].value.startswith(f"Right: stage 0; its ranks hold {in_bytes(totals[0])} each")
+    assert link(app, "run") == folder.name
+    assert "Rank 0 is fullest: 42 KiB at its peak" in text(app)
+
+
+def test_another_run_in_the_link_does_not_answer(parts: tuple[Service, Queue]):
+    saved(parts[0].home, RunSpec(layout=LayoutSpec(pp=2)))
+    app = page(parts[0], lesson="6", set="answer-stage0", run="20261124-101500-run")
+    assert not app.success
+    assert "Run it: 8 processes on this machine" in [b.label for b in app.button]
+
+
+# ------------------------------------------------------------------------------------------------- toys, steps, formulas
+
+
+@pytest.mark.parametrize("dp", [1, 2, 4, 8])
+def test_the_average_of_the_replicas_gradients_is_the_whole_batchs(dp: int):
+    data, w = toys.Regression.drawn(8), np.array([0.5, 0.5, 0.5])
+    mean = np.mean([data.part(index, dp).gradient(w) for index in range(dp)], axis=0)
+    np.testing.assert_allclose(mean, data.gradient(w), rtol=1e-12)
+    assert spread_of(toys.replicas(data, dp, 5, average=True)).max() == 0
+    assert (spread_of(toys.replicas(data, dp, 5, average=False))[-1] > 0) == (dp > 1)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_slices_add_up_to_one_device(tp: int):
+    layers = toys.TwoLayers.drawn(1)
+    slices = layers.slices(tp)
+    inner = np.maximum(layers.x @ layers.a, 0)
+    np.testing.assert_array_equal(reduced(slices), inner @ layers.b)
+    inner_gradient = (layers.gradient @ layers.b.T) * (inner > 0)
+    np.testing.assert_array_equal(sum(s.input_partial for s in slices), inner_gradient @ layers.a.T)
+    np.testing.assert_array_equal(np.hstack([s.a_gradient for s in slices]), layers.x.T @ inner_gradient)
+    np.testing.assert_array_equal(np.vstack([s.b_gradient for s in slices]), inner.T @ layers.gradient)
+
+
+def test_the_steps_show_the_engines_own_actions_and_calls():
+    done = done_by(SPEC)
+    assert done["forward"].actions == ("F ×4", "send activation ×4")
+    assert done["backward"].actions == ("recv gradient ×4", "B ×4", "reduce ×1", "tie ×1")
+    assert done["update"].actions == ("step ×1",)
+    counted = traffic(SPEC)
+    mine = counted[counted["rank"] == 0]
+    shown = sum(int(line.rsplit("×", 1)[1]) for step in done.values() for line in step.passes)
+    assert shown == mine["calls"].sum() > 0
+    assert [line.rsplit(" ×")[0] for line in done["forward"].passes] == ["tp all_reduce", "pp send"]
+
+
+def test_tensor_parallelism_sits_inside_a_node_first():
+    mesh = Mesh(dp=2, tp=2, pp=2)
+    assert [inside_nodes(mesh, axis, 4) for axis in ("tp", "dp", "pp")] == [True, True, False]
+    assert [inside_nodes(mesh, axis, 2) for axis in ("tp", "dp", "pp")] == [True, False, False]
