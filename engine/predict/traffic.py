@@ -21,7 +21,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from engine.predict.buckets import Bucket, Part, buckets, parts
+from engine.predict.held import Bucket, Part, buckets, parts
 from engine.predict.calls import WIRE, Call, wire_bytes
 from engine.predict.reductions import reductions
 from engine.predict.terms import Factor, Term
