@@ -37,6 +37,7 @@ class Attention:
         if z.parts.position == "relative":
             self.distance = bucket.parameter(queries, z.H)
             self.biases = [bucket.parameter(z.A, z.D) for _ in range(2)]
+            self.waves = Factor("2 S − 1", 2 * z.S.value - 1)
         self.out = bucket.parameter(z.H, queries)
         self.out_bias = bucket.parameter(z.H, whole=True) if bias else None
 
@@ -88,6 +89,8 @@ class Attention:
 
     def forward(self, x: Value, around: Around) -> Value:
         z = self.kit.sizes
+        if z.parts.position == "relative":
+            return self.forward_relative(x, around)
         turned = around.rotation is not None
         qkv = self.project(x)
         q, k, v = self.split(qkv, [(z.heads, "q"), (z.groups and turned, "k"), (z.groups, "k")])
@@ -132,7 +135,86 @@ class Attention:
         node.run = run
         return Value(out, node)
 
+    def forward_relative(self, x: Value, around: Around) -> Value:
+        t, z = self.kit.tape, self.kit.sizes
+        q, k, v = self.split(self.project(x), [(z.heads, "q")] * 3)
+        (r,) = self.split(self.projected(around), [(False, "k")])
+        return self.leave(lambda *inputs: self.attend_relative(around, *inputs), q, self.tokens(k), self.tokens(v), r)
+
+    def projected(self, around: Around) -> Value:
+        """The waves on this rank's heads, by torch's own linear layer."""
+        t, z = self.kit.tape, self.kit.sizes
+        assert around.waves is not None
+        node = t.node(self.distance.leaf)
+        t.save(node, around.waves)
+        node.run = lambda gradients, saved: [t.new("gradient of a weight", *self.distance.shape, z.e)]
+        return Value(t.new("projected waves", self.waves, z.A, z.D, z.e), node)
+
+    def tokens(self, x: Value) -> Value:
+        """The rows that are tokens and no queries: a view."""
+        t, z = self.kit.tape, self.kit.sizes
+        node = t.node(x)
+        node.run = lambda gradients, saved: [t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e)]
+        return Value(x.block, node)
+
     # ------------------------------------------------------------------------------------------------ attention proper
+
+    def attend_relative(self, around: Around, q: Value, k: Value, v: Value, r: Value) -> Value:
+        t, z = self.kit.tape, self.kit.sizes
+        folds = z.many and z.heads
+        by_content = self.product(q, self.biases[0], self.folded(k, z.S, (z.B,)) if folds else k, z.S)
+        by_distance = self.product(q, self.biases[1], self.folded(r, self.waves, (z.B,)) if folds else r, self.waves, shared=True)
+        scores = self.masked_relative(self.scaled(self.added(by_content, by_distance, around)), around)
+        values = self.folded(v, z.S, (z.B,)) if folds else v
+        return self.unfold(self.mixed(self.softmax(scores), values), False)
+
+    def folded(self, x: Value, rows: Factor, several: tuple[Factor, ...]) -> Value:
+        t, z = self.kit.tape, self.kit.sizes
+        return Value(t.new("queries, keys and values, head by head", *several, rows, z.A, z.D, z.e), t.node(x))
+
+    def product(self, q: Value, bias: Parameter, k: Value, columns: Factor, shared: bool = False) -> Value:
+        """(q + bias) kᵀ. `shared`: k is the same for every sequence."""
+        t, z = self.kit.tape, self.kit.sizes
+        rows = (z.B, z.R, z.A, z.D, z.e)
+        add = t.node(q, bias.leaf)
+        add.run = lambda gradients, saved: [gradients[0], t.new("gradients of biases and norms", *bias.shape, z.e)]
+        shifted = Value(t.new("queries with a bias", *rows), add)
+        left = self.copied(shifted, z.A) if z.many and z.heads else shifted
+        node = t.node(left, k)
+        t.save(node, left.block, k.block)
+        del left
+        out = t.new("scores", z.B, z.A, z.R, columns, z.e)
+
+        def run(gradients: Gradients, saved: list[Block]) -> Gradients:
+            for_key = t.new("gradients of queries, keys and values", z.B, columns, z.A, z.D, z.e)
+            for_query = t.new("gradients of queries, keys and values", *rows)
+            if shared and z.many:
+                for_key = t.new("gradients of queries, keys and values", columns, z.A, z.D, z.e)
+            return [for_query, for_key]
+
+        node.run = run
+        return Value(out, node)
+
+    def added(self, by_content: Value, by_distance: Value, around: Around) -> Value:
+        """Each row's scores by distance, looked up and added in place."""
+        t, z = self.kit.tape, self.kit.sizes
+        assert around.distance is not None
+        shape = by_distance.block.record.factors
+        gather = t.node(by_distance)
+        t.save(gather, by_distance.block, around.distance)
+        gather.run = lambda gradients, saved: [t.new("gradients of the scores", *shape)]
+        gathered = Value(t.new("scores", *self.square()), gather)
+        node = t.node(by_content, gathered)
+        node.run = lambda gradients, saved: [gradients[0], gradients[0]]
+        return Value(by_content.block, node)
+
+    def masked_relative(self, scores: Value, around: Around) -> Value:
+        t = self.kit.tape
+        assert around.hidden is not None
+        node = t.node(scores)
+        t.save(node, around.hidden)
+        node.run = lambda gradients, saved: [t.new("gradients of the scores", *self.square())]
+        return Value(scores.block, node)
 
     def attend(self, q: Value, k: Value, v: Value, turned: bool) -> Value:
         """`turned`: q and k lie in memory head by head."""
@@ -184,7 +266,7 @@ class Attention:
         if not t.grad:
             return scores
         node = t.node(scores)
-        t.save(node, scale)
+        t.save_number(node, scale)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             scale = t.new("the factor 1/√D", z.e)

@@ -66,17 +66,19 @@ class Bucket:
 
     def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
         """A gradient that autograd brings. It is gone when this returns."""
-        (gradient,) = gradients
         owed = self.owner.owed
         if owed is None or all(p is not q for q, _, _ in owed):
-            assert gradient is not None
-            self.take(p)
+            self.convert(p)
+            gradients.clear()
+            self.take()
         return []
 
-    def take(self, p: Parameter) -> None:
+    def convert(self, p: Parameter) -> None:
+        if self.incoming is None and self.owner.converts:
+            self.owner.tape.touch("a gradient as fp32", *p.shape, FOUR)
+
+    def take(self) -> None:
         owner = self.owner
-        if self.incoming is None and owner.converts:
-            owner.tape.touch("a gradient as fp32", *p.shape, FOUR)
         self.missing -= 1
         if not self.missing:
             owner.whole(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from engine.predict.attention import Around
@@ -107,12 +108,12 @@ class Chunk:
             tied = self.token if kit.sizes.parts.tied else None
             table = [] if tied is None else [tied.bucket]
             own, borrowed = (self.heads, table) if self.shape.first else ([*self.heads, *table], [])
-            uses.append(Use(own, lambda streams: (self._loss(streams[0], tied, feed.targets),), borrowed=borrowed))
+            uses.append(Use(own, partial(self._loss, tied, feed.targets), borrowed=borrowed))
         return uses
 
-    def _loss(self, x: Value, table: Token | None, targets: Block) -> Value:
+    def _loss(self, table: Token | None, targets: Block, streams: Streams) -> Streams:
         assert self.head is not None
-        return self.head.loss(x, table, targets, self.shape.first and table is not None)
+        return (self.head.loss(streams[0], table, targets, self.shape.first and table is not None),)
 
     def _look_up(self, feed: Feed) -> Streams:
         kit, z = self.kit, self.kit.sizes

@@ -57,7 +57,7 @@ class Stages:
         )
         self.dp = Factor("dp", layout.dp)
         self.g = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
-        self.split = any(action.kind == "I" for stage in self.schedule.stages for action in stage)
+        self.kinds = frozenset(action.kind for stage in self.schedule.stages for action in stage)
         self._passes: dict[Shape, tuple[Passes, list[tuple[Bucket, Any]]]] = {}
         counts = layout.chunk_layers(model.layers)
         ends = np.cumsum(counts)
@@ -75,7 +75,7 @@ class Stages:
             buckets = Buckets(
                 tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g
             )
-            player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.split, workload.microbatches)
+            player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds, workload.microbatches)
             self._passes[shape] = player.play(), player.chunk.weights()
         return self._passes[shape]
 

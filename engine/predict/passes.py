@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from sys import getrefcount
 from typing import Any, NamedTuple
@@ -97,27 +96,30 @@ class Passes:
     ledgers: dict[str, Ledger]
     given: Counts  # what a forward is given
     handed: Counts  # what a forward leaves to be handed on
-    gradient_given: Counts
+    gradient_given: dict[str, Counts]  # by what it is for, B or I
     gradient_handed: Counts
 
 
 class ChunkPasses:
     """Plays the microbatches of one chunk on a tape."""
 
-    def __init__(self, kit: Kit, shape: Shape, split: bool, microbatches: int) -> None:
-        self.kit, self.shape, self.split = kit, shape, split
+    def __init__(self, kit: Kit, shape: Shape, kinds: frozenset[str], microbatches: int) -> None:
+        """`kinds`: which of B, I and W the schedule has."""
+        self.kit, self.shape, self.kinds = kit, shape, kinds
         self.chunk = Chunk(kit, shape)
         self.tape = kit.tape
         self.several = microbatches > 1
 
     def play(self) -> Passes:
         zero = self.kit.buckets.zero
-        self._blocks: dict[str, list[Record]] = {"given": [], "gradient given": [], "handed": [], "gradient handed": []}
+        self._forwards: set[str] = set()
+        self._passes: defaultdict[str, int] = defaultdict(int)
+        self._blocks: dict[str, list[Record]] = defaultdict(list)
         if zero >= 2:
             self._play(" first", "")
             if self.several:
                 self._play("", "")
-                if self.split:
+                if "I" in self.kinds:
                     self._overlapping()
         elif zero == 1 and self.kit.buckets.reduces:
             if self.several:
@@ -131,13 +133,16 @@ class ChunkPasses:
         return self._read()
 
     def _play(self, state: str, last: str) -> None:
-        flight = self._forward(f"F{state}")
-        self.kit.buckets.expect_all(bool(last))
-        if self.split:
-            self._backward(f"I{state}", flight)
-            self._weights(f"W{state}", flight)
-        else:
-            self._backward(f"B{state}", flight)
+        for kind in ("I", "B"):
+            if kind in self.kinds:
+                flight = self._forward(f"F{state}" if f"F{state}" not in self._forwards else f"F again {kind}{state}")
+                self.kit.buckets.expect_all(bool(last))
+                self._backward(f"{kind}{state}", flight)
+                if kind == "I":
+                    self._weights(f"W{state}", flight)
+                if last or (state == " first" and kind == "I" and "B" in self.kinds):
+                    self.tape.at("reduce")
+                    self.kit.buckets.settle()
 
     def _overlapping(self) -> None:
         flights = [self._forward(f"F over{i}") for i in range(2)]
@@ -148,6 +153,8 @@ class ChunkPasses:
 
     def _forward(self, action: str) -> _Flight:
         t, z = self.tape, self.kit.sizes
+        self._forwards.add(action)
+        self._passes["given"] += 1
         flight = _Flight()
         t.at("given")
         if not self.shape.first:
@@ -183,6 +190,7 @@ class ChunkPasses:
         events = self.tape.parts[-1][1]
         before = len(events)
         blocks.clear()
+        self._passes[what] += 1
         self._blocks[what] += [record for _, record in events[before:]]
 
     def _keep(self, flight: _Flight):  # type: ignore[no-untyped-def]
@@ -203,15 +211,16 @@ class ChunkPasses:
         given: list[Block | None] = []
         if not self.shape.last:
             t.at("gradient given")
-            for _ in flight.roots:
+            self._passes[f"gradient given {kind_of(action)}"] += 1
+            for _ in range(len(flight.roots)):
                 block = t.new("gradients received", *z.residual)
-                self._blocks["gradient given"].append(block.record)
+                self._blocks[f"gradient given {kind_of(action)}"].append(block.record)
                 given.append(block)
             del block
         t.at(action)
         if self.shape.last:
             given.append(t.new("numbers of one element", *_FOUR))
-        owed = flight.owed if self.split else None
+        owed = flight.owed if action.startswith("I") else None
         self.kit.buckets.owed = owed
         roots: list[tuple[Node, int, Block | None]] = [
             (node, slot, block) for (node, slot), block in zip(flight.roots, given, strict=True)
@@ -235,7 +244,8 @@ class ChunkPasses:
             t.at(action, layer)
             gradient = compute()
             del compute
-            parameter.bucket.take(parameter)
+            parameter.bucket.convert(parameter)
+            parameter.bucket.take()
             del gradient
         assert buckets.owed is None
 
@@ -255,24 +265,14 @@ class ChunkPasses:
                 times = samples[segment.layer].count if segment.layer >= 0 else 1
                 ledgers[segment.action].parts.append((times, [(sign, keys[id(record)]) for sign, record in events]))
         counted = {}
-        for what, records in self._blocks.items():
+        for what in ("given", "handed", "gradient given B", "gradient given I", "gradient handed"):
             counts: Counts = defaultdict(int)
-            for record in records[: self._one(what)]:
+            for record in self._blocks[what]:
                 counts[keys[id(record)]] += 1
-            counted[what] = dict(counts)
-        return Passes(dict(ledgers), counted["given"], counted["handed"], counted["gradient given"], counted["gradient handed"])
-
-    def _one(self, what: str) -> int:
-        """How many of the records are of one microbatch."""
-        passes = sum(segment.action.startswith("F") and segment.layer < 0 for segment, _ in self._starts())
-        return len(self._blocks[what]) // max(1, passes)
-
-    def _starts(self) -> Iterator[tuple[Segment, Any]]:
-        seen = set()
-        for segment, events in self.tape.parts:
-            if segment.action not in seen:
-                seen.add(segment.action)
-                yield segment, events
+            passes = max(1, self._passes[what])
+            counted[what] = {key: count // passes for key, count in counts.items()}
+        for_backward = {kind: counted[f"gradient given {kind}"] for kind in ("B", "I")}
+        return Passes(dict(ledgers), counted["given"], counted["handed"], for_backward, counted["gradient handed"])
 
 
 class _Flight:
@@ -299,7 +299,7 @@ def category(record: Record) -> str:
         return "communication" if record.door else "temporary"
     if born in ("F", "given") and died in ("B", "I", "W"):
         return "activations"
-    if record.born in ("I", "gradient given") or born == "I":
+    if record.born == "gradient given" or born == "I":
         if died == "W" and not record.door:
             return "activations"
     return "communication"

@@ -168,6 +168,11 @@ class Tape:
         if self._repeating is not None and self._repeated == self._repeating.holders:
             raise _Stop
 
+    def save_number(self, node: Node, block: Block) -> None:
+        """Keep a Python number that became a tensor. A checkpoint keeps it as well: such are not handed to it."""
+        if self.grad:
+            node.saved.append(block)
+
     def view(self, x: Value) -> Value:
         """The same block under another shape, by an operation whose backward is a view too."""
         return Value(x.block, self.node(x)) if self.grad else x

@@ -55,7 +55,8 @@ class Messages:
 
     def __init__(self, passes: Passes) -> None:
         self.given, self.handed = Change(passes.given), Change(passes.handed)
-        self.gradient_given, self.gradient_handed = Change(passes.gradient_given), Change(passes.gradient_handed)
+        self.gradient_given = {kind: Change(counts) for kind, counts in passes.gradient_given.items()}
+        self.gradient_handed = Change(passes.gradient_handed)
         self.sent, self.gradient_sent = -self.handed, -self.gradient_handed
 
 
@@ -71,6 +72,7 @@ class StageWalk:
         self._passed = dict.fromkeys(self.effects, 0)  # backward passes that a chunk has had
         self._owed = dict.fromkeys(self.effects, 0)
         self._sent: dict[tuple[str, int], deque[Change]] = {}
+        self._halved = {(a.chunk, a.microbatch) for a in self.schedule.stages[self.stage] if a.kind == "I"}
         for action in self.schedule.stages[self.stage]:
             yield self._moment(action)
 
@@ -81,7 +83,7 @@ class StageWalk:
             return Moment(action, self._send(action), None, ())
         if action.kind == "recv":
             messages = self.messages[action.chunk]
-            return Moment(action, (), None, (messages.given if action.flow == "activation" else messages.gradient_given,))
+            return Moment(action, (), None, (messages.given if action.flow == "activation" else self._for_backward(action.chunk, action.microbatch),))
         if action.kind == "reduce":
             return Moment(action, (), self.effects[action.chunk].get("reduce"), ())
         if action.kind == "step":
@@ -133,7 +135,10 @@ class StageWalk:
             return ()
         if action.kind == "F":
             return self.messages[c].sent, self.messages[to].given
-        return self.messages[c].gradient_sent, self.messages[to].gradient_given
+        return self.messages[c].gradient_sent, self._for_backward(to, action.microbatch)
+
+    def _for_backward(self, chunk: int, microbatch: int) -> Change:
+        return self.messages[chunk].gradient_given["I" if (chunk, microbatch) in self._halved else "B"]
 
 
 __all__ = ["Change", "Effect", "Messages", "Moment", "StageWalk"]
