@@ -184,10 +184,13 @@ class Attention:
         t.save(node, left.block, k.block)
         del left
         out = t.new("scores", z.B, z.A, z.R, columns, z.e)
+        matmul(t, z, (z.R,), (z.D,), (columns,))
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_key = t.new("gradients of queries, keys and values", z.B, columns, z.A, z.D, z.e)
+            matmul(t, z, (z.D,), (z.R,), (columns,), turned=True)
             for_query = t.new("gradients of queries, keys and values", *rows)
+            matmul(t, z, (z.R,), (columns,), (z.D,))
             if shared and z.many:
                 for_key = t.new("gradients of queries, keys and values", columns, z.A, z.D, z.e)
             return [for_query, for_key]
@@ -238,6 +241,12 @@ class Attention:
         block = t.new("queries, keys and values, head by head", z.B, z.R, heads, z.D, z.e)
         return Value(block, t.node(x)) if t.grad else Value(block)
 
+    def rows(self) -> tuple[Factor, ...]:
+        """Rows of one product: heads that share a key head stand below one another."""
+        z = self.kit.sizes
+        model = z.model
+        return (z.R,) if model.heads == model.key_heads else (Factor("A/G", model.heads // model.key_heads), z.R)
+
     def square(self) -> tuple[Factor, ...]:
         z = self.kit.sizes
         return (z.B, z.A, z.R, z.S, z.e)
@@ -248,12 +257,17 @@ class Attention:
         if node is not None:
             t.save(node, q.block, k.block)
         out = t.new("scores", *self.square())
+        rows = self.rows()
+        matmul(t, z, rows, (z.D,), (z.S,))
         if node is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_key = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            return [t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e), for_key]
+            matmul(t, z, (z.D,), rows, (z.S,), turned=True)
+            for_query = t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e)
+            matmul(t, z, rows, (z.S,), (z.D,))
+            return [for_query, for_key]
 
         node.run = run
         return Value(out, node)
@@ -313,12 +327,17 @@ class Attention:
         if node is not None:
             t.save(node, softmax.block, v.block)
         out = t.new("mixed values", z.B, z.R, z.A, z.D, z.e)
+        rows = self.rows()
+        matmul(t, z, rows, (z.S,), (z.D,))
         if node is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_value = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            return [t.new("gradients of the scores", *self.square()), for_value]
+            matmul(t, z, (z.S,), rows, (z.D,), turned=True)
+            for_softmax = t.new("gradients of the scores", *self.square())
+            matmul(t, z, rows, (z.D,), (z.S,))
+            return [for_softmax, for_value]
 
         node.run = run
         return Value(out, node)

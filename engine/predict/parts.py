@@ -78,7 +78,7 @@ class Kit:
         if first and z.many and bias is not None:
             entered = t.new("rows that are predicted from", *rows, inputs, z.e)
         y = t.new(name, *rows, outputs, z.e)
-        matmul(t, z, rows, inputs, (outputs,))
+        matmul(t, z, rows, (inputs,), (outputs,))
         del entered
         if node is None:
             return Value(y)
@@ -89,7 +89,7 @@ class Kit:
             if first and z.many:
                 entered = t.new("rows that are predicted from", *rows, inputs, z.e)
             out = t.new("gradient of a weight", *weight.shape, z.e)
-            matmul(t, z, (outputs,), None, (inputs,), over=rows)
+            matmul(t, z, (outputs,), rows, (inputs,), turned=True)
             del entered
             return out
 
@@ -97,7 +97,7 @@ class Kit:
             (gradient,), (kept,) = gradients, saved
             assert gradient is not None
             partial = t.new("gradients on their way", *rows, inputs, z.e)
-            matmul(t, z, rows, outputs, (inputs,))
+            matmul(t, z, rows, (outputs,), (inputs,))
             padded = t.new("gradients on their way", *z.full) if first else partial
             for_input = self.leave(padded)
             del padded
@@ -118,7 +118,7 @@ class Kit:
         outputs, inputs = weight.shape
         node = t.node(x, weight.leaf) if t.grad else None
         y = t.new(name, *z.full)
-        matmul(t, z, (z.B, z.R), inputs, (outputs,))
+        matmul(t, z, (z.B, z.R), (inputs,), (outputs,))
         y = self.leave(y)
         if node is None:
             return Value(y)
@@ -126,7 +126,7 @@ class Kit:
 
         def for_weight(whole: Block, kept: Block) -> Block:
             out = t.new("gradient of a weight", *weight.shape, z.e)
-            matmul(t, z, (outputs,), None, (inputs,), over=(z.B, z.R))
+            matmul(t, z, (outputs,), (z.B, z.R), (inputs,), turned=True)
             return out
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
@@ -134,7 +134,7 @@ class Kit:
             assert gradient is not None
             whole = self.enter(gradient)
             for_input = t.new("gradients on their way", z.B, z.R, inputs, z.e)
-            matmul(t, z, (z.B, z.R), outputs, (inputs,))
+            matmul(t, z, (z.B, z.R), (outputs,), (inputs,))
             return [for_input, self.buckets.now_or_later(weight, lambda: for_weight(whole, kept))]
 
         node.run = run
