@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from engine.predict.memory import peak_table
+from engine.predict.memory import memory
 from engine.predict.timeline import Timeline, simulate, spans_table, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import plan
@@ -24,6 +24,31 @@ def predict(spec: RunSpec) -> RunResult:
     timeline = textbook_timeline(spec)
     tables = {"memory_peak": peak_table(spec), "traffic": traffic(spec), "spans": spans_table(spec, timeline, unit_ns=_UNIT_NS)}
     return RunResult(spec, {"source": "formula"}, _summary(spec, tables, timeline), tables)
+
+
+def peak_table(spec: RunSpec) -> pd.DataFrame:
+    """TEMPORARY: until the memory branch brings its own."""
+    import numpy as np
+
+    peaks = memory(spec).peaks
+    layout = spec.layout
+    categories = list(peaks[0].bytes)
+    ranks = np.arange(layout.ranks)
+    per = layout.dp * layout.tp
+    stage = ranks // per
+    values = np.array([[p.bytes[c] for c in categories] for p in peaks], dtype=np.int64)
+    n = len(categories)
+    return pd.DataFrame(
+        {
+            "source": "formula",
+            "rank": np.repeat(ranks, n),
+            "pp": np.repeat(stage, n),
+            "dp": np.repeat(ranks % per // layout.tp, n),
+            "tp": np.repeat(ranks % layout.tp, n),
+            "category": np.tile(categories, layout.ranks),
+            "bytes": values[stage].reshape(-1),
+        }
+    )
 
 
 def textbook_timeline(spec: RunSpec) -> Timeline:
