@@ -62,7 +62,10 @@ def main() -> None:
     for title, rows in (
         ("Korthikanti et al. 2022, figures 1 and 7, GiB a device (formulas, exact)", _activations()),
         ("Rajbhandari et al. 2020, table 1, GB a device (formulas, exact)", _zero()),
-        ("Qi et al. 2024, table 5, bubble as a share of total time (theirs from profiled times, ours from unit times)", _bubbles()),
+        (
+            "Qi et al. 2024, table 5, bubble as a share of total time (theirs from profiled times, ours from unit times)",
+            _bubbles(),
+        ),
         ("Narayanan et al. 2021, table 1, TFLOP/s a GPU with what is computed again, A100 80 GB", _megatron(assumed)),
         ("Llama 3, table 4, TFLOP/s a GPU, H100 80 GB", _llama(assumed)),
     ):
@@ -84,7 +87,7 @@ def _activations() -> Iterator[dict[str, Any]]:
             ("tensor parallelism", plain, {}),
             ("with sequence parallelism, selective recompute", both, {"sequence_parallel": True, "recompute": "selective"}),
         ):
-            spec = RunSpec(model=shape, layout=LayoutSpec(**layout | levers), workload=workload)  # type: ignore[arg-type]
+            spec = RunSpec(model=shape, layout=LayoutSpec(**layout | levers), workload=workload)
             ours, _ = accounting("korthikanti2022")(shape, workload, Grid.of([spec]))
             yield {"model": name, "activations": what, "published": str(states + published), "ours": str(ours[0] / 2**30)}
 
@@ -118,9 +121,7 @@ def _megatron(assumed: Assumptions) -> Iterator[dict[str, Any]]:
         each = layers // pp
         chunks = next(v for v in range(2, each + 1) if each % v == 0) if pp > 1 else 1
         dp = gpus // (tp * pp)
-        layout = LayoutSpec(
-            dp=dp, tp=tp, pp=pp, chunks=chunks, schedule="interleaved" if pp > 1 else "1f1b", recompute="full"
-        )
+        layout = LayoutSpec(dp=dp, tp=tp, pp=pp, chunks=chunks, schedule="interleaved" if pp > 1 else "1f1b", recompute="full")
         workload = WorkloadSpec(microbatches=batch // dp // size, microbatch_size=size, **_MIXED)
         step, bubble = simulated(RunSpec(model=shape, layout=layout, workload=workload), gpu, how)
         flops = model_flops(shape) + recomputed_flops(shape, "full")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.held import head_size, layer_size, places_size, table_size
 from engine.predict.calls import wire_bytes
 from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.held import head_size, layer_size, places_size, table_size
 from engine.predict.reductions import reductions
 from engine.predict.traffic import BYTES
 from engine.schedule import SCHEDULES

@@ -167,7 +167,9 @@ class Head:
     def __init__(self, kit: Kit, bucket: Bucket) -> None:
         z = kit.sizes
         self.kit, kind = kit, z.parts.head
-        self.transform = (bucket.parameter(z.H, z.H, whole=True), bucket.parameter(z.H, whole=True)) if kind == "transform" else None
+        self.transform = (
+            (bucket.parameter(z.H, z.H, whole=True), bucket.parameter(z.H, whole=True)) if kind == "transform" else None
+        )
         self.norm = [] if kind == "bare" else norm_parameters(kit, bucket)
         self.output = None if z.parts.tied else bucket.parameter(z.V, z.H)
         self.bias = bucket.parameter(z.V) if z.parts.output_bias else None

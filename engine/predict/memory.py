@@ -52,9 +52,7 @@ class Stages:
         self.spec = spec
         layout, workload, model = spec.layout, spec.workload, spec.model
         self.schedule = plan(layout, workload.microbatches, model.parts.tied)
-        self.sizes = Sizes.of(
-            model, workload, layout.tp, workload.microbatch_size, layout.sequence_parallel, layout.recompute
-        )
+        self.sizes = Sizes.of(model, workload, layout.tp, workload.microbatch_size, layout.sequence_parallel, layout.recompute)
         self.dp = Factor("dp", layout.dp)
         self.g = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
         self.kinds = frozenset(action.kind for stage in self.schedule.stages for action in stage)
@@ -72,9 +70,7 @@ class Stages:
         if shape not in self._passes:
             layout, workload = self.spec.layout, self.spec.workload
             tape = Tape()
-            buckets = Buckets(
-                tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g
-            )
+            buckets = Buckets(tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g)
             player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds, workload.microbatches)
             self._passes[shape] = player.play(), player.chunk.weights()
         return self._passes[shape]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from engine.predict.chunk import Chunk, Shape, Streams
 from engine.predict.ends import scaled
 from engine.predict.parts import Kit
-from engine.predict.tape import Block, Factors, Gradients, Node, Record, Segment, Tape, Value
+from engine.predict.tape import Block, Factors, Gradients, Node, Record, Tape, Value
 
 
 class Key(NamedTuple):

@@ -13,12 +13,12 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.accounting import AccountingName, accounting
+from engine.predict.bulk_traffic import bulk_traffic
 from engine.predict.candidates import candidates
 from engine.predict.cost import Cost, model_flops
 from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.predict.pace import Pace, estimate, simulated
 from engine.predict.rates import Assumptions
-from engine.predict.wire import wire_of_busiest
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
 
@@ -46,6 +46,14 @@ class Plan:
     def feasible(self) -> int:
         """How many fit; they are the first rows."""
         return int(self.layouts["fits"].sum())
+
+    @property
+    def missed(self) -> int | None:
+        """The fastest layout that does not fit, if it is faster than every one that does."""
+        late = self.layouts["step_s"].to_numpy()[self.feasible :]
+        if not len(late) or (self.feasible and late.min() >= self.layouts["step_s"].iloc[0]):
+            return None
+        return self.feasible + int(late.argmin())
 
     def spec(self, row: int) -> RunSpec:
         """What to run for that row."""
@@ -114,7 +122,7 @@ def _table(
     fits = memory <= device.memory_bytes
     devices = grid.dp * grid.tp * grid.pp
     flops = model_flops(model) * batch / devices / pace.step
-    wire = wire_of_busiest(model, workload, grid)
+    wire = bulk_traffic(model, workload, grid)
     schedules = np.array(SCHEDULES, dtype=object)
     return pd.DataFrame(
         {
@@ -127,7 +135,7 @@ def _table(
             "memory_bytes": memory, "fullest_stage": stage,
             "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
             "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
-            "tp_bytes": wire["tp"], "pp_bytes": wire["pp"], "dp_bytes": wire["dp"],
+            **{f"{axis}_bytes": wire[axis].astype(np.int64) for axis in ("tp", "pp", "dp")},
             "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
         }
     )  # fmt: skip

@@ -33,7 +33,9 @@ def front(layouts: pd.DataFrame, capacity: int, chosen: int, style: Look) -> Dra
         ],
     )
     kinds = [say("on the front"), say("fits"), say("does not fit")]
-    x = alt.X("memory:Q", title=say("memory of the fullest device ({unit})", unit=unit.name), scale=alt.Scale(type="log", nice=False))
+    x = alt.X(
+        "memory:Q", title=say("memory of the fullest device ({unit})", unit=unit.name), scale=alt.Scale(type="log", nice=False)
+    )
     y = alt.Y("step_s:Q", title=say("time of a step (s)"), scale=alt.Scale(type="log", nice=True))
     points = (
         alt.Chart(rows)
@@ -116,7 +118,14 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "update": say("optimizer"),
         "idle": say("bubble"),
     }
-    tones = {"compute": style.blue, "tp": style.orange, "pp": style.green, "dp": style.pink, "update": style.ink, "idle": style.grey}
+    tones = {
+        "compute": style.blue,
+        "tp": style.orange,
+        "pp": style.green,
+        "dp": style.pink,
+        "update": style.ink,
+        "idle": style.grey,
+    }
     rows = pd.DataFrame(
         [
             {"layout": name, "part": named[part], "code": part, "seconds": seconds[part], "order": i}
@@ -148,7 +157,9 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         title=title,
         reading=say("The slowest stage's passes, and what it waits for; the parts add up to the time of a step."),
         spec=finish(chart, style, title),
-        table=rows.pivot_table(index="layout", columns="part", values="seconds", sort=False).reset_index().rename_axis(columns=None),
+        table=rows.pivot_table(index="layout", columns="part", values="seconds", sort=False)
+        .reset_index()
+        .rename_axis(columns=None),
     )
 
 
@@ -197,15 +208,27 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
     most = sum(fullest.bytes.values())
     if over:
         listed = ", ".join(map(str, over))
-        title = say("It does not fit on stages {stages}: stage {stage} needs {most}", stages=listed, stage=fullest.stage, most=in_bytes(most))
+        title = say(
+            "It does not fit on stages {stages}: stage {stage} needs {most}",
+            stages=listed,
+            stage=fullest.stage,
+            most=in_bytes(most),
+        )
     else:
-        title = say("It fits: stage {stage} is fullest with {most} of {size}", stage=fullest.stage, most=in_bytes(most), size=in_bytes(capacity))
+        title = say(
+            "It fits: stage {stage} is fullest with {most} of {size}",
+            stage=fullest.stage,
+            most=in_bytes(most),
+            size=in_bytes(capacity),
+        )
     return Drawing(
         subject=say("Memory of each stage"),
         title=title,
         reading=say("One bar stands for all ranks of a stage, which are equal, at the instant when they hold most."),
         spec=finish(alt.layer(*layers).properties(height=260), style, title),
-        table=rows.pivot_table(index="stage", columns="category", values="bytes", sort=False).reset_index().rename_axis(columns=None),
+        table=rows.pivot_table(index="stage", columns="category", values="bytes", sort=False)
+        .reset_index()
+        .rename_axis(columns=None),
     )
 
 
@@ -233,13 +256,27 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
         .encode(
             x=x,
             y=y,
-            color=alt.Color("mfu:Q", scale=alt.Scale(domain=[0, 0.7], range=[style.faint, style.blue], clamp=True), title="MFU", legend=alt.Legend(format=".0%", orient="right")),
+            color=alt.Color(
+                "mfu:Q",
+                scale=alt.Scale(domain=[0, 0.7], range=[style.faint, style.blue], clamp=True),
+                title="MFU",
+                legend=alt.Legend(format=".0%", orient="right"),
+            ),
             tooltip=tooltip,
         )
     )
     bad = alt.Chart(rows[~rows["fits"]]).mark_rect(color=style.grey, opacity=0.35, stroke=style.background, strokeWidth=2)
-    words = alt.Chart(rows).mark_text(fontSize=12, fontWeight=600).encode(
-        x=x, y=y, text="text:N", color=alt.when((alt.datum.mfu > 0.4) & alt.datum.fits).then(alt.value(style.on_colour)).otherwise(alt.value(style.text))
+    words = (
+        alt.Chart(rows)
+        .mark_text(fontSize=12, fontWeight=600)
+        .encode(
+            x=x,
+            y=y,
+            text="text:N",
+            color=alt.when((alt.datum.mfu > 0.4) & alt.datum.fits)
+            .then(alt.value(style.on_colour))
+            .otherwise(alt.value(style.text)),
+        )
     )
     layers = [good, bad.encode(x=x, y=y, tooltip=tooltip), words.encode(tooltip=tooltip)]
     fitting = rows[rows["fits"]]

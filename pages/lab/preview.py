@@ -44,7 +44,10 @@ def same_but_for_length(spec: RunSpec, measured: RunSpec | None) -> bool:
     if measured is None:
         return False
     usual = {"steps": 1, "seed": 0, "learning_rate": 1.0, "time_limit": 1.0, "text": None}
-    one, other = (s.model_copy(update={"parity": False, "fault": None, "workload": s.workload.model_copy(update=usual)}) for s in (spec, measured))
+    one, other = (
+        s.model_copy(update={"parity": False, "fault": None, "workload": s.workload.model_copy(update=usual)})
+        for s in (spec, measured)
+    )
     return one == other
 
 

@@ -20,10 +20,10 @@ from pages.charts.roles import roles_of
 from pages.charts.timeline import Panel, Slowed, Window
 from pages.charts.words import Words
 from pages.lab.events import Event
-from pages.shared.saved import load
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 from pages.shared.pointing import pointed
+from pages.shared.saved import load
 
 Shown = Literal["measured", "projected", "textbook", "all"]
 SHOWN: tuple[Shown, ...] = ("measured", "projected", "textbook", "all")

@@ -51,9 +51,7 @@ def _cell(request: Request, model: str, ranks: int) -> dict[str, object]:
     asked = replace(request, model=model, ranks=ranks, batch=max(8, 2 * ranks))
     row: dict[str, object] = {"model": model, "ranks": ranks, "layout": "", "mfu": float("nan"), "reason": ""}
     try:
-        plan = search(
-            asked.spec, ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, replayed=0
-        )
+        plan = search(asked.spec, ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, replayed=0)
     except RequestError as error:
         return row | {"reason": str(error)}
     best = plan.layouts.iloc[0]

@@ -131,8 +131,12 @@ def _moved(name: str) -> None:
     value = st.session_state[f"plan/{name}"]
     if name == "device" and value == OWN and "own" not in st.query_params:
         known = st.query_params.get("device", DEFAULT.device)
-        st.query_params["own"] = "_".join(f"{figure:g}" for figure in starting_from(known if known in DEVICES else DEFAULT.device))
-    st.query_params[name] = str(int(value)) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        st.query_params["own"] = "_".join(
+            f"{figure:g}" for figure in starting_from(known if known in DEVICES else DEFAULT.device)
+        )
+    st.query_params[name] = (
+        str(int(value)) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
     st.query_params.pop(ROW, None)
 
 
@@ -228,9 +232,15 @@ def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
     share = r["memory_bytes"] / plan.device.memory_bytes
     return [
         Figure(words("Layout"), str(r["layout"]), rank),
-        Figure(words("Step"), charts.seconds(float(r["step_s"]), words), words("for {count} sequences", count=f"{plan.global_batch:,}")),
+        Figure(
+            words("Step"),
+            charts.seconds(float(r["step_s"]), words),
+            words("for {count} sequences", count=f"{plan.global_batch:,}"),
+        ),
         Figure(words("Speed"), short(float(r["tokens_per_second"])), words("tokens a second, all devices together")),
-        Figure("MFU", percent(float(r["mfu"])), words("{tflops} TFLOP/s a device", tflops=significant(float(r["tflops_per_device"])))),
+        Figure(
+            "MFU", percent(float(r["mfu"])), words("{tflops} TFLOP/s a device", tflops=significant(float(r["tflops_per_device"])))
+        ),
         Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(float(share)))),
         Figure(words("Bubble"), percent(float(r["bubble"])), words("of the pipeline's total time")),
     ]
@@ -293,7 +303,11 @@ def _table(plan: Plan, row: int, words: Words) -> None:
     shown = plan.layouts.head(max(_TOP, row + 1)).loc[:, list(_COLUMNS)]
     drawing.heading(
         words("Best layouts"),
-        words("The fastest {count} of {all} layouts weighed; choose a row to look at it", count=min(_TOP, len(shown)), all=f"{len(plan.layouts):,}"),
+        words(
+            "The fastest {count} of {all} layouts weighed; choose a row to look at it",
+            count=min(_TOP, len(shown)),
+            all=f"{len(plan.layouts):,}",
+        ),
     )
     config = {
         "layout": words("layout"),
@@ -313,7 +327,9 @@ def _table(plan: Plan, row: int, words: Words) -> None:
         "pareto": words("on the front"),
     }
     scaled = shown.assign(
-        memory_bytes=(shown["memory_bytes"] / 2**30).round(1), bubble=(100 * shown["bubble"]).round(1), mfu=(100 * shown["mfu"]).round(1)
+        memory_bytes=(shown["memory_bytes"] / 2**30).round(1),
+        bubble=(100 * shown["bubble"]).round(1),
+        mfu=(100 * shown["mfu"]).round(1),
     )
 
     def picked() -> None:
