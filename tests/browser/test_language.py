@@ -68,7 +68,7 @@ def test_a_switch_changes_every_word_and_no_choice(server: Server, watched: Watc
 
 def test_what_does_not_fit_is_told_in_the_readers_language(server: Server, watched: Watched):
     page = watched.open(server, spec="gpt-tiny~dp1.tp3.pp1~1f1b", lang="zh")
-    expect(page.get_by_text("tp=3 不能整除4 个头；1, 2 和 4 可以。", exact=True)).to_be_visible()
+    expect(page.get_by_text("tp=3 不能整除 4 个头；1, 2 和 4 可以。", exact=True)).to_be_visible()
     page.get_by_role("button", name="tp=4").click()
     expect(page.get_by_role("button", name="用 4 个进程运行")).to_be_enabled()
 

@@ -227,6 +227,7 @@ def test_a_page_in_chinese(parts: tuple[Service, Queue]):
     assert "实测：gpt-tiny，dp1.tp1.pp2，1F1B" in shown
     assert "rank 0 占用最多：峰值 42 KiB，而 rank 1 为 21 KiB" in shown
     assert "气泡占 15 ms 的 20.0%" in shown
+    assert "2 个 rank 有 0 个 GPU，所以用 CPU 上的 gloo" in shown
     assert link(app, "spec") == link(page(parts[0], run="20261124-101500-run"), "spec")
 
 
