@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
@@ -217,21 +217,21 @@ def _capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
 
 
 def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say: Words) -> str:
-    predicted = totals["formula"]
-    fullest, most = int(predicted.idxmax()), int(predicted.max())
+    predicted = totals.xs("formula", level="source")
+    fullest, most = _rank_of_most(predicted), int(predicted.max())
     if "measured" in totals.index.get_level_values("source"):
-        measured = totals["measured"]
+        measured = totals.xs("measured", level="source")
         errors = (predicted / measured - 1).abs()
-        worst = int(errors.idxmax())
+        worst = _rank_of_most(errors)
         if errors.max() == 0:
             return say(
                 "Rank {rank} is fullest: {most}; every rank as predicted, to the byte",
-                rank=measured.idxmax(),
+                rank=_rank_of_most(measured),
                 most=in_bytes(measured.max()),
             )
         return say(
             "Rank {rank} is fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
-            rank=int(measured.idxmax()),
+            rank=_rank_of_most(measured),
             most=in_bytes(int(measured.max())),
             error=f"{errors.max():.2%}",
             worst=worst,
@@ -241,8 +241,13 @@ def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say
         return say(text, rank=fullest, most=in_bytes(most), device=device, size=in_bytes(capacity))
     if int(predicted.min()) == most:
         return say("Every rank needs {most}", most=in_bytes(most))
-    ends = {"rank": fullest, "most": in_bytes(most), "least": in_bytes(int(predicted.min())), "other": int(predicted.idxmin())}
+    ends = {"rank": fullest, "most": in_bytes(most), "least": in_bytes(int(predicted.min())), "other": _rank_of_most(-predicted)}
     return say("Rank {rank} will be fullest: {most}, against {least} on rank {other}", **ends)
+
+
+def _rank_of_most(by_rank: pd.Series[Any]) -> int:
+    """The first rank with the largest value."""
+    return int(by_rank.index[by_rank.argmax()])
 
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:

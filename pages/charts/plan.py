@@ -12,10 +12,10 @@ from engine.tables import CATEGORIES
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
 from pages.charts.names import categories
+from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
 
-ROW = "row"  # the selection that the chart of layouts declares: a row of the plan
 MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
 _PARTS = ("compute", "tp", "pp", "dp", "update", "idle")
 
@@ -60,7 +60,7 @@ def front(layouts: pd.DataFrame, capacity: int, chosen: int, style: Look) -> Dra
                 alt.Tooltip("mfu:Q", title="MFU", format=".1%"),
             ],
         )
-        .add_params(alt.selection_point(name=ROW, fields=["row"], on="click", toggle=False))
+        .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
     )
     line = alt.Chart(rows[rows["pareto"]].sort_values("memory")).mark_line(
         color=style.orange, strokeWidth=2, interpolate="step-after"
@@ -166,7 +166,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
 def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Drawing:
     """Each stage's peak by category, with the device's capacity."""
     say, named = style.say, categories(style.say)
-    unit = byte_unit(max(capacity, max(sum(p.bytes.values()) for p in peaks)))
+    unit = byte_unit(max(capacity, *(p.total for p in peaks)))
     rows = pd.DataFrame(
         [
             {
@@ -203,9 +203,9 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
             y="amount:Q", x=alt.value("width"), text="text:N"
         ),
     ]
-    over = [p.stage for p in peaks if sum(p.bytes.values()) > capacity]
-    fullest = max(peaks, key=lambda p: sum(p.bytes.values()))
-    most = sum(fullest.bytes.values())
+    over = [p.stage for p in peaks if p.total > capacity]
+    fullest = max(peaks, key=lambda p: p.total)
+    most = fullest.total
     if over:
         listed = ", ".join(map(str, over))
         title = say(

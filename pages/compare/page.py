@@ -163,7 +163,7 @@ def _buttons(service: Service, column: Column | Missing, items: Sequence[str], p
     words = say()
     with st.container(horizontal=True, gap="xsmall"):
         if isinstance(column, Column):
-            ways.link("lab", words("Open in the Lab"), "science", **_lab_link(service, column))
+            ways.link("lab", words("Open in the Lab"), "science", _lab_link(service, column))
         if place:
             to_front = [column.item, *(item for item in items if item != column.item)]
             st.button(words("Compare with this"), key=f"compare/first/{place}", type="tertiary", on_click=_put, args=(to_front,))

@@ -87,7 +87,7 @@ def _default(service: Service, found: RunState | Path | None) -> Choice:
     if isinstance(found, RunState):
         return Choice.of(found.spec, service.texts)
     try:
-        return Choice.of(result.load(found).spec, service.texts) if found else Choice.default()
+        return Choice.of(load(found).spec, service.texts) if found else Choice.default()
     except RequestError:  # which showing the run tells
         return Choice.default()
 

@@ -25,7 +25,7 @@ from pages.lab.events import Event, Way
 from pages.lab.events import walk as events_of
 from pages.lab.figures import as_html, figures, parity
 from pages.shared import chosen, drawing
-from pages.shared.frame import say, view
+from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import load
 
@@ -96,7 +96,9 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
 
     def pick_rank() -> None:
         named = {rank: say()("rank {rank}", rank=rank) for rank in ranks}
-        st.selectbox(say()("Rank"), ranks, key=_RANK, format_func=named.__getitem__, label_visibility="collapsed", width=130)
+        st.selectbox(
+            say()("Rank"), ranks, key=labelled(_RANK), format_func=named.__getitem__, label_visibility="collapsed", width=130
+        )
 
     if st.session_state.get(_RANK) not in ranks:
         st.session_state[_RANK] = result.summary["peak_rank"]

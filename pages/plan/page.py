@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.export.settings import FRAMEWORKS, settings
+from engine.export.settings import FRAMEWORKS, Framework, settings
 from engine.predict.accounting import ACCOUNTINGS
 from engine.predict.explain import Reason, label, way_to_fit, why
 from engine.predict.memory import memory
@@ -22,7 +22,7 @@ from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
 from pages.lab.figures import Figure, as_html
-from pages.plan import heatmap, published
+from pages.plan import heatmap
 from pages.plan.request import DEFAULT, OWN, OWN_FIELDS, Request, of_link, starting_from, to_link
 from pages.shared import drawing, links, ways
 from pages.shared.choice import Choice
@@ -31,6 +31,12 @@ from pages.shared.service import Service
 
 ROW = "row"  # the link's parameter: which layout is looked at
 _TOP = 20
+# What a framework calls itself, and how its file of settings ends.
+_FRAMEWORKS: Mapping[Framework, tuple[str, str]] = {
+    "megatron": ("Megatron-LM", "sh"),
+    "torchtitan": ("torchtitan", "toml"),
+    "deepspeed": ("DeepSpeed", "json"),
+}
 _CHART_PX = 520
 _COLUMNS = (
     "layout", "schedule", "chunks", "microbatches", "microbatch_size", "zero", "sequence_parallel", "recompute", "memory_bytes",
@@ -62,7 +68,6 @@ def show(service: Service) -> None:
     _table(plan, row, words)
     _detail(service, request, plan, row, words)
     heatmap.draw(request)
-    published.draw(request)
 
 
 # --------------------------------------------------------------------------------------------------------- what is asked
@@ -95,7 +100,9 @@ def _form(request: Request) -> Request:
     st.markdown(f"##### {words('Model')}", anchors=False)
     changed["model"] = _select(words("Model"), list(catalog.MODELS), request.model, "model")
     shape = catalog.model(changed["model"])
-    told = words("{parameters} parameters, sequences of {seq} tokens", parameters=short(shape.parameters()), seq=f"{shape.seq:,}")
+    told = words(
+        "{parameters} parameters, sequences of {seq} tokens", parameters=short(shape.parameters(), words), seq=f"{shape.seq:,}"
+    )
     st.caption(told)
     st.markdown(f"##### {words('Devices')}", anchors=False)
     names = {name: name for name in DEVICES} | {OWN: words("a device of your own")}
@@ -171,6 +178,7 @@ def _assumed(assumed: Assumptions) -> Assumptions:
     words = say()
     labels = {
         "matmul_efficiency": words("Matrix products, of peak FLOP/s"),
+        "attention_efficiency": words("Attention's products, of peak FLOP/s"),
         "memory_efficiency": words("Norms and softmax, of memory bandwidth"),
         "intra_efficiency": words("Links inside a node, of their bandwidth"),
         "inter_efficiency": words("Links between nodes, of their bandwidth"),
@@ -237,7 +245,7 @@ def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
             charts.seconds(float(r["step_s"]), words),
             words("for {count} sequences", count=f"{plan.global_batch:,}"),
         ),
-        Figure(words("Speed"), short(float(r["tokens_per_second"])), words("tokens a second, all devices together")),
+        Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, all devices together")),
         Figure(
             "MFU", percent(float(r["mfu"])), words("{tflops} TFLOP/s a device", tflops=significant(float(r["tflops_per_device"])))
         ),
@@ -277,13 +285,7 @@ def _said(reason: Reason, words: Words) -> str:
 
 
 def _front(request: Request, plan: Plan, row: int) -> None:
-    made = front(request, row, view())
-
-    def chosen() -> None:
-        points = st.session_state["chart-plan-front"]["selection"].get(charts.ROW) or []
-        _choose(int(points[0]["row"]) if points else 0)
-
-    drawing.show(made, "plan-front", on_point=(charts.ROW, chosen))
+    drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -309,7 +311,7 @@ def _table(plan: Plan, row: int, words: Words) -> None:
             all=f"{len(plan.layouts):,}",
         ),
     )
-    config = {
+    config: dict[str, Any] = {
         "layout": words("layout"),
         "schedule": words("schedule"),
         "chunks": words("chunks"),
@@ -399,7 +401,7 @@ def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:
     spec = plan.spec(row)
     code = links.encode(Choice.of(spec, service.texts))
     with st.container(horizontal=True, gap="small"):
-        ways.link("lab", words("Open in the Lab"), "science", spec=code, device=plan.device.name)
+        ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": plan.device.name})
         with st.popover(words("Launch settings"), icon=":material/rocket_launch:"):
             for framework in FRAMEWORKS:
                 _settings(spec, framework, words)
@@ -408,8 +410,8 @@ def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:
             st.code(_command(spec), language="bash", wrap_lines=True)
 
 
-def _settings(spec: RunSpec, framework: str, words: Words) -> None:
-    name, suffix = FRAMEWORKS[framework]
+def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:
+    name, suffix = _FRAMEWORKS[framework]
     st.download_button(
         words("For {framework}", framework=name),
         data=settings(spec, framework),
@@ -437,7 +439,3 @@ def _command(spec: RunSpec) -> str:
     }
     sequence = " --sequence-parallel" if layout.sequence_parallel else ""
     return "python -m engine dry-run " + " ".join(f"{flag} {value}" for flag, value in flags.items()) + sequence
-
-
-def _frame(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.reset_index(drop=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from engine import catalog
@@ -37,7 +37,7 @@ class Request:
     precision: str = "bf16"
     accounting: AccountingName = "engine"
     own: tuple[float, ...] = ()  # in the order of `OWN_FIELDS`, in their units
-    assumed: Assumptions = Assumptions()
+    assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
     def spec(self) -> ModelSpec:
@@ -52,7 +52,7 @@ class Request:
             return DEVICES[self.device]
         figures = dict(zip((name for name, _ in OWN_FIELDS.values()), self.figures(), strict=True))
         figures["node_size"], figures["memory_bytes"] = int(figures["node_size"]), int(figures["memory_bytes"])
-        return DeviceSpec(name=OWN, **figures)  # type: ignore[arg-type]
+        return DeviceSpec(name=OWN, **figures)
 
     def figures(self) -> list[float]:
         """Of a device of one's own, in base units."""
@@ -73,7 +73,7 @@ DEFAULT = Request()
 def starting_from(device: str) -> tuple[float, ...]:
     """The figures of a known device, to change into one's own."""
     known = DEVICES[device]
-    return tuple(float(getattr(known, field)) / unit for field, unit in OWN_FIELDS.values())
+    return tuple(float(getattr(known, name)) / unit for name, unit in OWN_FIELDS.values())
 
 
 def to_link(request: Request) -> dict[str, str]:
@@ -94,7 +94,7 @@ def _differs(request: Request, name: str) -> bool:
 
 def of_link(link: Mapping[str, str]) -> Request:
     """What a link asks for. Raises `RequestError` with what cannot be read in it."""
-    given: dict[str, Any] = {field.name: link[field.name] for field in fields(Request) if field.name in link}
+    given: dict[str, Any] = {known.name: link[known.name] for known in fields(Request) if known.name in link}
     given.pop("assumed", None)
     for name in _NUMBERS:
         if name in given:

@@ -76,7 +76,7 @@ def _chart(drawing: Drawing, key: str, reading: str, on_rank: Callable[[int | No
 
 def _selected(key: str, on_rank: Callable[[int | None], None]) -> None:
     points = st.session_state[key]["selection"].get(CHOSEN) or []
-    on_rank(int(points[0]["rank"]) if points else None)
+    on_rank(int(next(iter(points[0].values()))) if points else None)  # a rank, or whatever number the chart offers
 
 
 # ---------------------------------------------------------------------------------------------------- files to take away

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import streamlit as st
@@ -19,9 +19,8 @@ def know(pages: Sequence[StreamlitPage]) -> None:
     st.session_state[_PAGES] = {page.url_path or "lab": page for page in pages}
 
 
-def link(to: PageName, label: str, icon: str, disabled: bool = False, **parameters: str) -> None:
+def link(to: PageName, label: str, icon: str, parameters: Mapping[str, str], disabled: bool = False) -> None:
     """A link to a page, with what its own link is to say. The language goes along."""
-    if LANG in st.query_params:
-        parameters[LANG] = st.query_params[LANG]
+    kept = {LANG: st.query_params[LANG]} if LANG in st.query_params else {}
     page = st.session_state[_PAGES][to]
-    st.page_link(page, label=label, icon=f":material/{icon}:", disabled=disabled, query_params=parameters)
+    st.page_link(page, label=label, icon=f":material/{icon}:", disabled=disabled, query_params={**parameters, **kept})

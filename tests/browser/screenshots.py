@@ -17,7 +17,7 @@ from typing import Literal
 from playwright.sync_api import Page, expect, sync_playwright
 
 from pages.charts.words import LANGUAGES
-from tests.browser.served import CHROMIUM_FLAGS, ROOT, Server, Watched, drawn, served
+from tests.browser.served import CHROMIUM_FLAGS, PATIENCE_MS, ROOT, Server, Watched, drawn, served
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0~p"
 LONG_MS = 60_000
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="what the browser asks for")
     parser.add_argument("--all", action="store_true", help="every state, width and theme")
     asked = parser.parse_args()
+    expect.set_options(timeout=PATIENCE_MS)
     asked.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)

@@ -62,7 +62,7 @@ def test_numbers_are_put_in_after_the_translation():
 def test_what_does_not_fit_is_said_in_chinese_with_its_arithmetic():
     [misfit] = misfits(ModelSpec(), LayoutSpec(tp=3), WorkloadSpec())
     assert misfit.sentence == "tp=3 does not divide 4 heads; 1, 2 and 4 do"
-    assert ZH.sentence(misfit.sentence) == "tp=3 不能整除4 个头；1, 2 和 4 可以"
+    assert ZH.sentence(misfit.sentence) == "tp=3 不能整除 4 个头；1, 2 和 4 可以"
 
 
 def test_an_error_of_the_engine_is_said_in_chinese():
