@@ -112,9 +112,21 @@ def test_the_critical_path_is_as_long_as_the_whole() -> None:
         assert length == pytest.approx(timeline.makespan), layout
 
 
+def like_a_model(random: np.random.Generator, layout: LayoutSpec) -> Durations:
+    """Layers alike, what is at the two ends on top, and every message as long as the others."""
+    last = layout.pp * layout.chunks - 1
+    ends = {0: float(random.integers(0, 2)), last: float(random.integers(0, 7))}
+    f, more, under_way = float(random.integers(8, 13)), float(random.integers(0, 4)), float(random.integers(0, 3))
+    layers = alike(last + 1, f, f + more, f).compute
+    compute = {(kind, chunk): time + ends.get(chunk, 0) for (kind, chunk), time in layers.items()}
+    messages = {(flow, chunk): under_way for flow in ("activation", "gradient") for chunk in range(last + 1)}
+    return Durations(compute, messages)  # type: ignore[arg-type]
+
+
 def test_many_microbatches_are_the_few_carried_on() -> None:
-    for layout, random in some_layouts(28, seed=8):
-        durations, m = uneven(random, layout), layout.pp * 20
+    for layout, random in some_layouts(35, seed=8):
+        m = layout.pp * 18 + int(random.integers(0, layout.pp)) * (layout.schedule != "interleaved")
+        durations = like_a_model(random, layout)
         assert makespan(layout, m, durations) == pytest.approx(simulate(plan(layout, m), durations).pipeline), layout
 
 
