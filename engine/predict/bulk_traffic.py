@@ -207,7 +207,7 @@ class _Costs:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """As `buckets.Bucket`, by what holds it. `gathers` in forward and backward together; not `reduced` if counted elsewhere."""
+    """As `held.Bucket`, by what holds it. `gathers` in forward and backward together; not `reduced` if counted elsewhere."""
 
     held: str
     whole: Any
@@ -218,7 +218,7 @@ class _Bucket:
 
 
 def _buckets(model: ModelSpec, tp: Any) -> Iterator[_Bucket]:
-    """As `buckets.buckets`."""
+    """As `held.buckets`."""
     family, table = model.parts, table_size(model, tp)
     yield _Bucket("first", 0, table, False, 1)
     if family.tied:
