@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine import parcel, store
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
-from pages.runs.report import report
+from pages.runs.report import made_apart
 from pages.shared.frame import say, view
 
 _NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
@@ -24,7 +24,7 @@ def draw(folder: Path) -> None:
         say()("A report with its charts (HTML)"),
         f"{folder.name}.html",
         "text/html",
-        lambda: report(folder.name, store.load(folder), seen).encode(),
+        lambda: made_apart(folder, seen),
     )
     _button(
         say()("Its timeline, for ui.perfetto.dev"),

@@ -1,25 +1,29 @@
 """A run as one HTML file: its figures, its spec, and every chart with what it says and its table. It opens anywhere, offline.
 
-The charts are SVG, drawn here, so that the file needs no script, prints well and keeps for years.
+The charts are SVG, drawn here, so that the file needs no script, prints well and keeps for years. `python -m pages.runs.report
+FOLDER THEME LANGUAGE` prints it.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 import vl_convert
 
-from engine import catalog
+from engine import catalog, store
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import loss, memory, names, timeline, traffic
 from pages.charts.drawing import Drawing
-from pages.charts.look import Look, View, look
+from pages.charts.look import Look, Theme, View, look
 from pages.charts.units import in_bytes, in_time, percent, scientific, short
-from pages.charts.words import Words
+from pages.charts.words import Language, Words
 
 _WIDTH = 960  # pixels of a chart
 _MOST_ROWS = 500  # of a table; the CSV files hold all
@@ -33,7 +37,8 @@ h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin: 2.5rem 0 0.2rem; }}
 dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 0.6rem; }}
 dl div {{ border: 1px solid {grey}; border-radius: 0.4rem; padding: 0.5rem 0.7rem; }}
 dt {{ font-size: 0.82rem; }} dd {{ margin: 0; font-size: 1.35rem; font-weight: 600; }}
-figure {{ margin: 0.8rem 0; break-inside: avoid; }} svg {{ max-width: 100%; height: auto; }}
+figure {{ margin: 0.8rem 0 0.8rem 1.5rem; break-inside: avoid; }} svg {{ max-width: 100%; height: auto; overflow: visible; }}
+svg text {{ font-family: Arial, Helvetica, "Liberation Sans", sans-serif; }}
 table {{ border-collapse: collapse; font-size: 0.82rem; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: right; padding: 0.15rem 0.7rem; border-bottom: 1px solid {faint}; }}
 .scroll {{ overflow-x: auto; max-height: 30rem; overflow-y: auto; }} summary {{ cursor: pointer; }}
@@ -62,6 +67,15 @@ def report(name: str, result: RunResult, view: View) -> str:
     tag = {"en": "en", "zh": "zh-Hans"}[view.language]
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="{tag}"><head>{head}</head><body><main>\n{body}\n</main></body></html>\n'
+
+
+def made_apart(folder: Path, view: View) -> bytes:
+    """The report of a saved run, made in a process of its own: drawing takes 200 MB, which a server would never give back."""
+    command = [sys.executable, "-m", "pages.runs.report", str(folder), view.theme, view.language]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the report of {folder.name} could not be made: {done.stderr.decode(errors='replace')}")
+    return done.stdout
 
 
 def drawings(result: RunResult, style: Look) -> Iterator[Drawing]:
@@ -94,10 +108,12 @@ def _figures(result: RunResult, say: Words) -> str:
 
 
 def _chart(drawing: Drawing, say: Words) -> str:
+    # On paper nothing zooms.
+    reading = drawing.reading.replace(say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."), "")
     picture = vl_convert.vegalite_to_svg(_fixed(drawing.spec), allowed_base_urls=[])
     return (
         f"<section><h2>{escape(drawing.title)}</h2><small>{escape(drawing.subject)}</small>"
-        f'<figure role="group">{picture}<figcaption>{escape(drawing.reading)}</figcaption></figure>'
+        f'<figure role="group">{picture}<figcaption>{escape(reading)}</figcaption></figure>'
         f"<details><summary>{escape(say('The numbers'))}</summary>{_table(drawing.table, say)}</details></section>"
     )
 
@@ -131,3 +147,9 @@ def _asked(result: RunResult, say: Words) -> str:
         for name, value in rows
     )
     return f'<div class="scroll" tabindex="0"><table>{cells}</table></div>'
+
+
+if __name__ == "__main__":
+    run, theme, language = sys.argv[1:]
+    seen_by = View(cast(Theme, theme), cast(Language, language))
+    sys.stdout.buffer.write(report(Path(run).name, store.load(Path(run)), seen_by).encode())

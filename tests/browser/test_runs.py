@@ -1,0 +1,158 @@
+"""The Runs page in a real browser: one reader's way from an empty list to a run that was taken along and brought back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from playwright.sync_api import BrowserContext, Download, Locator, Page, expect
+
+from engine import store
+from engine.spec import LayoutSpec, RunSpec
+from tests.browser.served import Server, Watched, drawn, served
+from tests.pages.stand_in import saved as stand_in
+
+PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
+
+
+def save(home: Path, name: str, spec: RunSpec, age: int) -> None:
+    """A made-up run, saved `age` minutes ago, whole enough to be taken in again."""
+    folder = stand_in(home, spec, name)
+    curve = pd.read_parquet(folder / "memory_curve.parquet")
+    whole = pd.concat([curve.assign(rank=rank) for rank in range(spec.layout.ranks)], ignore_index=True)
+    whole.to_parquet(folder / "memory_curve.parquet", index=False)
+    now = (folder / "run.json").stat().st_mtime
+    os.utime(folder / "run.json", (now - 60 * age, now - 60 * age))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, context: BrowserContext) -> Iterator[Server]:
+    """A server whose runs are this module's alone."""
+    with served(tmp_path_factory.mktemp("own")) as server:
+        lab = Watched(context)
+        lab.open(server)
+        lab.close()
+        yield server
+
+
+@pytest.fixture
+def page(own: Server, watched: Watched) -> Page:
+    watched.page.goto(f"{own.url}/runs")
+    drawn(watched.page)
+    return watched.page
+
+
+def names(page: Page) -> Locator:
+    return page.locator("tbody th a")
+
+
+def tick(page: Page, *chosen: str) -> None:
+    for name in chosen:
+        page.get_by_role("checkbox", name=f"Select {name}").check()
+    many = f"{len(chosen)} run{'s' if len(chosen) > 1 else ''} chosen"
+    expect(page.get_by_text(many)).to_be_visible()
+
+
+def download(page: Page, label: str) -> Path:
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=label).click()
+    got: Download = waiting.value
+    path = Path(got.path())
+    return path.rename(path.with_name(got.suggested_filename))
+
+
+def test_the_list_begins_empty_and_then_shows_searches_and_sorts(own: Server, page: Page) -> None:
+    expect(page.get_by_text("No runs yet. Open the Lab, choose a layout and press Run")).to_be_visible()
+
+    save(own.home, "first", PAIR, 3)
+    save(own.home, "second", RunSpec(layout=LayoutSpec(pp=2, schedule="gpipe")), 2)
+    save(own.home, "third", RunSpec(layout=LayoutSpec(dp=2)), 1)
+    page.reload()
+    expect(names(page)).to_have_text(["third", "second", "first"])
+    cells = page.get_by_role("row", name=re.compile("first")).get_by_role("cell").all_inner_texts()
+    assert cells[2:5] == ["gpt-tiny", "dp1.tp1.pp2", "1F1B"]
+    assert cells[5:] == ["2", "20", "4.250", "42 KiB", "20.0%", "5.50 KiB", "3.1e-7"]
+
+    page.get_by_role("button", name="Name", exact=True).click()
+    expect(names(page)).to_have_text(["first", "second", "third"])
+    page.get_by_role("textbox", name="Search").fill("gpipe pp2")
+    page.get_by_role("textbox", name="Search").press("Enter")
+    expect(names(page)).to_have_text(["second"])
+    expect(page).to_have_url(re.compile("find=gpipe"))
+    assert "sort=name" in page.url
+    page.reload()
+    expect(names(page)).to_have_text(["second"])
+    page.get_by_role("textbox", name="Search").fill("nothing such")
+    page.get_by_role("textbox", name="Search").press("Enter")
+    page.get_by_role("button", name="Show all").click()
+    expect(names(page)).to_have_text(["first", "second", "third"])
+
+
+def test_a_run_is_renamed_and_a_bad_name_told(page: Page) -> None:
+    tick(page, "first")
+    page.get_by_role("button", name="Rename").click()
+    name = page.get_by_role("textbox", name="New name")
+    name.fill("../first")
+    name.press("Enter")
+    expect(page.get_by_text("A run cannot be named '../first'")).to_be_visible()
+    name.fill("the best")
+    name.press("Enter")
+    expect(page.get_by_text("Renamed to the best.")).to_be_visible()
+    expect(names(page)).to_have_text(["third", "second", "the best"])
+
+
+def test_what_was_downloaded_and_deleted_can_be_uploaded_again(own: Server, page: Page) -> None:
+    tick(page, "the best")
+    page.get_by_role("button", name="Download").click()
+    taken = download(page, "The run itself, as a zip")
+    assert taken.name == "the best.zip"
+    trace = json.loads(download(page, "Its timeline, for ui.perfetto.dev").read_text())
+    assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X", "C"}
+    assert "steps.csv" in zipfile.ZipFile(download(page, "Its tables, as CSV")).namelist()
+    assert "--pipeline-model-parallel-size 2" in download(page, "Megatron-LM").read_text()
+    assert download(page, "A report with its charts (HTML)").read_text().count("<svg") == 6
+    page.keyboard.press("Escape")
+
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("Deleted the best.")).to_be_visible()
+    page.get_by_role("button", name="Dismiss").click()
+    page.get_by_role("button", name="Upload a run").click()
+    page.locator("input[type=file]").set_input_files(taken)
+    expect(page.get_by_text("Added the best.")).to_be_visible()
+    expect(names(page)).to_have_text(["the best", "third", "second"])
+    assert store.load(own.home / "the best").summary["parity_max_rel"] == 3.1e-7
+
+
+def test_deleted_runs_come_back_at_a_press(page: Page) -> None:
+    tick(page, "the best", "second")
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("Deleted 2 runs.")).to_be_visible()
+    expect(names(page)).to_have_text(["third"])
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("2 runs are back.")).to_be_visible()
+    expect(names(page)).to_have_text(["the best", "third", "second"])
+
+
+def test_chosen_runs_go_to_the_comparison_and_a_run_to_the_lab(page: Page) -> None:
+    tick(page, "the best", "third")
+    assert page.get_by_role("link", name="Compare").get_attribute("href") == "./compare?runs=the%20best%2Cthird"
+    page.get_by_role("link", name="the best").click()
+    expect(page.get_by_role("heading", name=re.compile("^Measured: gpt-tiny on dp1.tp1.pp2"))).to_be_visible()
+
+
+def test_the_keyboard_alone_is_enough(own: Server, page: Page) -> None:
+    box = page.get_by_role("checkbox", name="Select third")
+    box.focus()
+    page.keyboard.press("Space")
+    expect(page.get_by_text("1 run chosen")).to_be_visible()
+    expect(box).to_be_focused()
+    page.get_by_role("button", name="Loss").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("th[aria-sort]")).to_have_text("Loss ↓")
+    expect(page.get_by_role("button", name="Loss")).to_be_focused()

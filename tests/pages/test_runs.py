@@ -1,0 +1,255 @@
+"""The list of runs without a browser: what it reads, finds and sorts, what it says, and the report."""
+
+from __future__ import annotations
+
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine import store
+from engine.spec import LayoutSpec, RunSpec
+from pages.charts.look import View
+from pages.charts.words import words
+from pages.runs.report import made_apart, report
+from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
+from pages.shared.service import Service
+from tests.pages.stand_in import saved, service
+
+PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
+SAY = words("en")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Three runs, the first the oldest; only it was checked for parity."""
+    home = tmp_path / "runs"
+    saved(home, PAIR, "a first one")
+    saved(home, RunSpec(layout=LayoutSpec(pp=2, schedule="gpipe")), "second")
+    saved(home, RunSpec(layout=LayoutSpec(dp=2)), "third")
+    for age, name in enumerate(("third", "second", "a first one")):
+        os.utime(home / name / "run.json", (10_000 - age, 10_000 - age))
+    return home
+
+
+def names(rows: list[Row]) -> list[str]:
+    return [row.name for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------------- the shelf
+
+
+def test_a_row_is_the_runs_own_summary(home: Path) -> None:
+    rows, broken = Shelf(home).read()
+    assert (names(rows), broken) == (["third", "second", "a first one"], [])
+    row, summary = rows[-1], store.load(home / "a first one").summary
+    assert (row.model, row.layout, row.schedule, row.ranks, row.steps) == ("gpt-tiny", "dp1.tp1.pp2", "1f1b", 2, 20)
+    assert (row.loss, row.peak_bytes, row.bubble) == (summary["loss_last"], summary["peak_bytes"], summary["bubble"])
+    assert (row.wire_bytes, row.parity) == (summary["wire_bytes_per_rank"], summary["parity_max_rel"])
+
+
+def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    head = store.head
+
+    def count(folder: Path):
+        opened.append(folder.name)
+        return head(folder)
+
+    monkeypatch.setattr(store, "head", count)
+    shelf = Shelf(home)
+    shelf.read()
+    shelf.read()
+    assert sorted(opened) == ["a first one", "second", "third"]
+    opened.clear()
+    store.delete(home / "second")
+    os.rename(home / "third", home / "second")  # another run under a name that was known
+    assert names(shelf.read()[0]) == ["second", "a first one"]
+    assert opened == ["second"]
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
+    (home / "second" / "run.json").write_text("{")
+    rows, broken = Shelf(home).read()
+    assert set(names(rows)) == {"a first one", "third"}
+    assert [folder.folder.name for folder in broken] == ["second"]
+    assert "run.json is not JSON" in broken[0].why
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("", ["third", "second", "a first one"]),
+        ("PP2", ["second", "a first one"]),
+        ("gpt-tiny gpipe", ["second"]),
+        ("first one", ["a first one"]),
+        ("dp2 gpipe", []),
+    ],
+)
+def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[str]) -> None:
+    assert names(matching(Shelf(home).read()[0], search, SAY)) == found
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        (NEWEST, ["third", "second", "a first one"]),
+        ("saved", ["a first one", "second", "third"]),
+        ("name", ["a first one", "second", "third"]),
+        ("-layout", ["third", "second", "a first one"]),
+        ("parity", ["a first one", "third", "second"]),  # what was not checked comes last, either way
+        ("-parity", ["a first one", "third", "second"]),
+    ],
+)
+def test_runs_are_sorted_by_any_column(home: Path, sort: str, order: list[str]) -> None:
+    assert names(ordered(Shelf(home).read()[0], sort)) == order
+
+
+# -------------------------------------------------------------------------------------------------------------- the page
+
+
+def script(service):  # its source alone is run, so it has no names but those it imports
+    from pages.runs.page import show
+
+    show(service)
+
+
+def page(service: Service, **link: str) -> AppTest:
+    app = AppTest.from_function(script, args=(service,), default_timeout=20)
+    for name, value in link.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+def text(app: AppTest) -> str:
+    kinds = (app.markdown, app.caption, app.info, app.success, app.error, app.get("html"))
+    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
+
+
+def button(app: AppTest, label: str):
+    return next(b for b in app.button if b.label == label)
+
+
+def click(app: AppTest, label: str) -> None:
+    button(app, label).click().run()
+    assert not app.exception
+
+
+def picked(app: AppTest) -> str:
+    found = app.query_params.get("picked", [""])
+    return found if isinstance(found, str) else found[0]
+
+
+def test_without_runs_it_says_what_to_press(tmp_path: Path) -> None:
+    app = page(service(tmp_path)[0])
+    assert "No runs yet. Open the Lab, choose a layout and press **Run**" in app.info[0].value
+    assert 'href="./"' in text(app)
+
+
+def test_a_link_chooses_runs_and_says_what_can_be_done_with_them(home: Path) -> None:
+    app = page(service(home)[0], picked="second,third,gone", find="gpt", sort="nonsense")
+    assert "**2 runs chosen**" in text(app)
+    assert "./compare?runs=second%2Cthird" in text(app)
+    assert '<span class="ss-button" aria-disabled="true">Open in the Lab</span>' in text(app)
+    assert picked(app) == "second,third"
+    assert "./?run=second" in text(page(service(home)[0], picked="second"))
+    assert "./?run=second&amp;lang=zh" in text(page(service(home)[0], picked="second", lang="zh"))
+
+
+def test_deleted_runs_come_back(home: Path) -> None:
+    app = page(service(home)[0], picked="second,third")
+    click(app, "Delete")
+    assert "Deleted 2 runs." in text(app)
+    assert [folder.name for folder in store.listing(home)] == ["a first one"]
+    click(app, "Undo")
+    assert "2 runs are back." in text(app)
+    assert "**2 runs chosen**" in text(app)
+    assert len(store.listing(home)) == 3
+
+
+def test_a_run_that_another_session_deleted_is_told(home: Path) -> None:
+    app = page(service(home)[0], picked="second")
+    store.delete(home / "second")
+    click(app, "Delete")
+    assert app.error[0].value == "The run second is not there any more."
+    assert button(app, "Delete").disabled
+
+
+def test_a_run_gets_another_name_or_a_reason(home: Path) -> None:
+    app = page(service(home)[0], picked="second")
+    app.text_input(key="runs/new-name/second").set_value("third")
+    click(app, "Rename")
+    assert app.error[0].value == "There is another run named third; choose a name that is free."
+    app.text_input(key="runs/new-name/second").set_value("best")
+    click(app, "Rename")
+    assert "Renamed to best." in text(app)
+    assert picked(app) == "best"
+
+
+def test_an_uploaded_zip_becomes_a_run_or_a_reason(home: Path) -> None:
+    app = page(service(home)[0])
+    app.file_uploader[0].upload("mine.zip", b"PK", "application/zip").run()
+    assert app.error[0].value.startswith("This is not a zip of a saved run: it cannot be opened")
+    assert len(store.listing(home)) == 3
+
+
+def test_thousands_of_runs_are_shown_in_parts(home: Path) -> None:
+    run = (home / "third" / "run.json").read_bytes()
+    for n in range(120):
+        (home / f"copy {n:03}").mkdir()
+        (home / f"copy {n:03}" / "run.json").write_bytes(run)
+    app = page(service(home)[0], sort="name")
+    assert "1 to 50 of 123" in text(app)
+    click(app, "Next")
+    click(app, "Next")
+    assert "101 to 123 of 123" in text(app)
+    assert button(app, "Next").disabled
+
+
+# ------------------------------------------------------------------------------------------------------------ the report
+
+
+class Reader(HTMLParser):
+    """The elements and addresses of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+
+
+def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Path) -> None:
+    made = report("a <b>run", store.load(home / "a first one"), View("light", "en"))
+    reader = Reader()
+    reader.feed(made)
+    assert reader.tags.count("svg") == reader.tags.count("figcaption") == reader.tags.count("details") == 6
+    assert reader.tags.count("table") == 7  # of every chart, and what was run
+    assert "script" not in reader.tags
+    assert [address for address in reader.addresses if not address.startswith("#")] == []
+    assert "url(http" not in made
+    for said in ("Rank 0 is fullest: 42 KiB at its peak", "The bubble takes 20.0% of 15 ms", "The loss fell from 5.500 to 4.250"):
+        assert said in made
+    assert "zooms" not in made
+    assert "a &lt;b&gt;run" in made
+    assert "<b>run" not in made
+    assert "3.1e-7" in made
+    assert re.search(r"workload\.steps</th><td>20<", made)
+
+
+def test_a_report_takes_theme_and_language_and_is_made_outside_of_the_server(home: Path) -> None:
+    dark = made_apart(home / "third", View("dark", "zh")).decode()
+    assert '<html lang="zh-Hans">' in dark
+    assert "background: #0F141A" in dark
+    assert "#56B4E9" in dark
+    (home / "third" / "spans.parquet").unlink()
+    with pytest.raises(RuntimeError, match=r"(?s)the report of third could not be made: .*spans"):
+        made_apart(home / "third", View("dark", "zh"))
