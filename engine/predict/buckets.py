@@ -39,6 +39,7 @@ class Bucket:
         self.missing = 0
         self.incoming: Block | None = None
         self.values: Block | None = None
+        self.counted = True  # in the norm of the gradients; the table's copy at the pipeline's end is not
 
     def parameter(self, *shape: Factor, whole: bool = False) -> Parameter:
         p = Parameter(shape, whole, self.owner.tape, self)
@@ -55,6 +56,15 @@ class Bucket:
     def share(self) -> Factor:
         size = self.size
         return Factor("Ψ/dp", size.value // self.owner.dp.value) if self.owner.zero else size
+
+    @property
+    def pieces(self) -> int:
+        """How many parameters have some of their gradient in the first replica's share."""
+        share, offset, found = self.share.value, 0, 0
+        for p in sorted(self.parameters, key=lambda p: not p.whole):
+            found += offset < share
+            offset += numbers([p.shape])
+        return found
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
