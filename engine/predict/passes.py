@@ -1,0 +1,312 @@
+"""What one chunk's passes do to memory: F, and B or I and W, each as a ledger of blocks, in every state that changes it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from sys import getrefcount
+from typing import Any, NamedTuple
+
+from engine.predict.chunk import Chunk, Shape, Streams
+from engine.predict.ends import scaled
+from engine.predict.parts import Kit
+from engine.predict.tape import Block, Factors, Gradients, Node, Record, Segment, Tape, Value
+
+
+class Key(NamedTuple):
+    """Blocks that are alike. `layered`: whether there is one in each layer."""
+
+    category: str
+    name: str
+    factors: Factors
+    layered: bool
+
+
+Counts = dict[Key, Any]
+Part = tuple[Any, list[tuple[int, Key]]]  # how often it is repeated; blocks that come and go
+
+
+@dataclass
+class Ledger:
+    """What an action does: its parts in order."""
+
+    parts: list[Part] = field(default_factory=list)
+
+    def net(self) -> Counts:
+        """What it leaves, less what it takes away."""
+        counts: Counts = defaultdict(int)
+        for times, events in self.parts:
+            for sign, key in events:
+                counts[key] += sign * times
+        return {key: count for key, count in counts.items() if _any(count)}
+
+    def counts_at(self, at: tuple[int, int, bool]) -> Counts:
+        """What it has added when so far: number of the part, events of it, and whether in its last repetition."""
+        number, reach, again = at
+        counts: Counts = defaultdict(int)
+        for i, (times, events) in enumerate(self.parts[: number + 1]):
+            if i < number or again:
+                for sign, key in events:
+                    counts[key] += sign * (times if i < number else times - 1)
+            if i == number:
+                for sign, key in events[:reach]:
+                    counts[key] += sign
+        return counts
+
+    def highest(self) -> tuple[Any, tuple[int, int, bool]]:
+        """The most bytes it ever adds, and where that is."""
+        best, at, base = 0, (0, 0, False), 0
+        sizes: dict[Factors, int] = {}
+        for number, (times, events) in enumerate(self.parts):
+            now = top = top_at = 0
+            for reach, (sign, key) in enumerate(events, 1):
+                size = sizes.get(key.factors)
+                if size is None:
+                    size = sizes[key.factors] = size_of(key.factors)
+                now += sign * size
+                if now > top:
+                    top, top_at = now, reach
+            for again in (False, True) if times > 1 else (False,):
+                here = base + top + ((times - 1) * now if again else 0)
+                if here > best:
+                    best, at = here, (number, top_at, again)
+            base += times * now
+        return best, at
+
+
+def _any(count: Any) -> bool:
+    return bool(count) if isinstance(count, int) else bool(count.any())
+
+
+def size_of(factors: Factors) -> Any:
+    size: Any = 1
+    for factor in factors:
+        size = size * factor.value
+    return size
+
+
+def total_of(counts: Counts) -> Any:
+    return sum(count * size_of(key.factors) for key, count in counts.items())
+
+
+@dataclass
+class Passes:
+    """The ledgers of a chunk, by action and state, and what it is given and gives."""
+
+    ledgers: dict[str, Ledger]
+    given: Counts  # what a forward is given
+    handed: Counts  # what a forward leaves to be handed on
+    gradient_given: dict[str, Counts]  # by what it is for, B or I
+    gradient_handed: Counts
+
+
+class ChunkPasses:
+    """Plays the microbatches of one chunk on a tape."""
+
+    def __init__(self, kit: Kit, shape: Shape, kinds: frozenset[str], microbatches: int) -> None:
+        """`kinds`: which of B, I and W the schedule has."""
+        self.kit, self.shape, self.kinds = kit, shape, kinds
+        self.chunk = Chunk(kit, shape)
+        self.tape = kit.tape
+        self.several = microbatches > 1
+
+    def play(self) -> Passes:
+        zero = self.kit.buckets.zero
+        self._forwards: set[str] = set()
+        self._passes: defaultdict[str, int] = defaultdict(int)
+        self._blocks: dict[str, list[Record]] = defaultdict(list)
+        if zero >= 2:
+            self._play(" first", "")
+            if self.several:
+                self._play("", "")
+                if "I" in self.kinds:
+                    self._overlapping()
+        elif zero == 1 and self.kit.buckets.reduces:
+            if self.several:
+                self._play("", "")
+            self._play(" last", "last")
+        else:
+            self._play("", "")
+        self.tape.at("reduce")
+        self.kit.buckets.settle()
+        self.tape.at("end")
+        return self._read()
+
+    def _play(self, state: str, last: str) -> None:
+        for kind in ("I", "B"):
+            if kind in self.kinds:
+                flight = self._forward(f"F{state}" if f"F{state}" not in self._forwards else f"F again {kind}{state}")
+                self.kit.buckets.expect_all(bool(last))
+                self._backward(f"{kind}{state}", flight)
+                if kind == "I":
+                    self._weights(f"W{state}", flight)
+                if last or (state == " first" and kind == "I" and "B" in self.kinds):
+                    self.tape.at("reduce")
+                    self.kit.buckets.settle()
+
+    def _overlapping(self) -> None:
+        flights = [self._forward(f"F over{i}") for i in range(2)]
+        for flight, state in zip(flights, ("", " over"), strict=True):
+            self._backward(f"I{state} again" if not state else f"I{state}", flight)
+        for flight, state in zip(flights, (" over", ""), strict=True):
+            self._weights(f"W{state}" if state else "W again", flight)
+
+    def _forward(self, action: str) -> _Flight:
+        t, z = self.tape, self.kit.sizes
+        self._forwards.add(action)
+        self._passes["given"] += 1
+        flight = _Flight()
+        t.at("given")
+        if not self.shape.first:
+            count = 2 if z.parts.encoder and not self._decoded() else 1
+            for _ in range(count):
+                block = t.new("inputs of the stage", *z.residual)
+                self._blocks["given"].append(block.record)
+                flight.inputs.append(Value(block, t.leaf(self._keep(flight))))
+            del block
+        t.at(action)
+        outputs = self.chunk.forward(tuple(flight.inputs))
+        t.at(action)
+        if self.shape.last:
+            outputs = (scaled(self.kit, outputs[0]),)
+        roots, handed = [], []
+        for x in outputs:
+            assert x.node is not None
+            roots.append((x.node, x.slot))
+            if not self.shape.last:
+                handed.append(x.block)
+        flight.roots = roots
+        del outputs, x
+        t.at("handed")
+        self._drop(handed, "handed")
+        return flight
+
+    def _decoded(self) -> bool:
+        """Whether the chunk is given one stream, by a decoder that is done."""
+        return not self.shape.samples
+
+    def _drop(self, blocks: list[Block], what: str) -> None:
+        """Let go of what was handed on; what then goes is what waits to be sent."""
+        events = self.tape.parts[-1][1]
+        before = len(events)
+        blocks.clear()
+        self._passes[what] += 1
+        self._blocks[what] += [record for _, record in events[before:]]
+
+    def _keep(self, flight: _Flight):  # type: ignore[no-untyped-def]
+        place = len(flight.inputs)
+
+        def run(gradients: Gradients, saved: list[Block]) -> Gradients:
+            (gradient,) = gradients
+            assert gradient is not None
+            if getrefcount(gradient) > _TAKEN:
+                gradient = self.tape.like(gradient)
+            flight.gradients[place] = gradient
+            return []
+
+        return run
+
+    def _backward(self, action: str, flight: _Flight) -> None:
+        t, z = self.tape, self.kit.sizes
+        given: list[Block | None] = []
+        if not self.shape.last:
+            t.at("gradient given")
+            self._passes[f"gradient given {kind_of(action)}"] += 1
+            for _ in range(len(flight.roots)):
+                block = t.new("gradients received", *z.residual)
+                self._blocks[f"gradient given {kind_of(action)}"].append(block.record)
+                given.append(block)
+            del block
+        t.at(action)
+        if self.shape.last:
+            given.append(t.new("numbers of one element", *_FOUR))
+        owed = flight.owed if action.startswith("I") else None
+        self.kit.buckets.owed = owed
+        roots: list[tuple[Node, int, Block | None]] = [
+            (node, slot, block) for (node, slot), block in zip(flight.roots, given, strict=True)
+        ]
+        t.backward(roots)
+        self.kit.buckets.owed = None
+        t.at(action)
+        handed = [flight.gradients[i] for i in sorted(flight.gradients)]
+        flight.gradients.clear()
+        flight.inputs.clear()
+        given.clear()
+        flight.roots.clear()
+        t.at("gradient handed")
+        self._drop(handed, "gradient handed")
+
+    def _weights(self, action: str, flight: _Flight) -> None:
+        t, buckets = self.tape, self.kit.buckets
+        t.at(action)
+        while flight.owed:
+            parameter, compute, layer = flight.owed.pop(0)
+            t.at(action, layer)
+            gradient = compute()
+            del compute
+            parameter.bucket.convert(parameter)
+            parameter.bucket.take()
+            del gradient
+        assert buckets.owed is None
+
+    def _read(self) -> Passes:
+        """Ledgers of what the tape holds. Afterwards every block is gone or stands for good."""
+        ledgers: dict[str, Ledger] = defaultdict(Ledger)
+        samples = self.shape.samples
+        keys: dict[int, Key] = {}
+        placed: dict[int, bool] = {}
+        for segment, events in self.tape.parts:
+            for sign, record in events:
+                if sign > 0:
+                    placed[id(record)] = segment.layer >= 0
+                    keys[id(record)] = Key(category(record), record.name, record.factors, segment.layer >= 0)
+        for segment, events in self.tape.parts:
+            if events:
+                times = samples[segment.layer].count if segment.layer >= 0 else 1
+                ledgers[segment.action].parts.append((times, [(sign, keys[id(record)]) for sign, record in events]))
+        counted = {}
+        for what in ("given", "handed", "gradient given B", "gradient given I", "gradient handed"):
+            counts: Counts = defaultdict(int)
+            for record in self._blocks[what]:
+                counts[keys[id(record)]] += 1
+            passes = max(1, self._passes[what])
+            counted[what] = {key: count // passes for key, count in counts.items()}
+        for_backward = {kind: counted[f"gradient given {kind}"] for kind in ("B", "I")}
+        return Passes(dict(ledgers), counted["given"], counted["handed"], for_backward, counted["gradient handed"])
+
+
+class _Flight:
+    """One microbatch between its forward and its last backward."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Value] = []
+        self.roots: list[tuple[Node, int]] = []
+        self.gradients: dict[int, Block] = {}
+        self.owed: list[Any] = []
+
+
+_TAKEN = 4  # references to a gradient that autograd alone has, at the end of its way
+
+
+def kind_of(action: str) -> str:
+    return action.split(" ")[0]
+
+
+def category(record: Record) -> str:
+    """`engine.measure.memory`'s rule, by the actions in which a block comes and goes."""
+    born, died = kind_of(record.born), kind_of(record.died)
+    if record.born == record.died:
+        return "communication" if record.door else "temporary"
+    if born in ("F", "given") and died in ("B", "I", "W"):
+        return "activations"
+    if record.born == "gradient given" or born == "I":
+        if died == "W" and not record.door:
+            return "activations"
+    return "communication"
+
+
+from engine.predict.sizes import FOUR as _FOUR_FACTOR  # noqa: E402
+
+_FOUR = (_FOUR_FACTOR,)
+
+__all__ = ["ChunkPasses", "Counts", "Key", "Ledger", "Passes", "Streams", "Tape"]
