@@ -20,6 +20,7 @@ class Around(NamedTuple):
     hidden: Block | None = None
     waves: Block | None = None
     distance: Block | None = None
+    cache: Block | None = None  # when generating
 
 
 class Attention:
@@ -97,6 +98,8 @@ class Attention:
         del qkv
         if turned:
             q, k = self.rotate(q, z.A, around), self.rotate(k, z.G, around)
+        if around.cache is not None:
+            k, v = Value(around.cache), Value(around.cache)
         return self.leave(lambda q, k, v: self.attend(q, k, v, turned), q, k, v)
 
     def forward_cross(self, x: Value, memory: Value) -> Value:
@@ -108,7 +111,7 @@ class Attention:
     def rotate(self, x: Value, heads: Factor, around: Around) -> Value:
         t, z = self.kit.tape, self.kit.sizes
         assert around.rotation is not None
-        half = (z.B, heads, z.S, z.half, FOUR)
+        half = (z.B, heads, z.R, z.half, FOUR)
 
         def turn() -> Block:
             halves = []
@@ -116,9 +119,9 @@ class Attention:
                 products = [t.new("queries or keys, being turned", *half) for _ in range(2)]
                 halves.append(t.new("queries or keys, being turned", *half))
                 products.clear()
-            out = t.new("turned queries and keys", z.B, heads, z.S, z.D, FOUR)
+            out = t.new("turned queries and keys", z.B, heads, z.R, z.D, FOUR)
             del halves
-            return t.new("turned queries and keys", z.B, heads, z.S, z.D, z.e) if z.wide else out
+            return t.new("turned queries and keys", z.B, heads, z.R, z.D, z.e) if z.wide else out
 
         node = t.node(x) if t.grad else None
         out = turn()
@@ -222,19 +225,22 @@ class Attention:
     def attend(self, q: Value, k: Value, v: Value, turned: bool) -> Value:
         """`turned`: q and k lie in memory head by head."""
         t, z = self.kit.tape, self.kit.sizes
-        shared = z.A.value is not z.G.value and z.model.heads != z.model.key_heads
+        shared = z.model.heads != z.model.key_heads
         folds = z.many and z.groups
-        if (shared or folds) and not turned:
+        if shared and z.heads and not turned:
             q = self.copied(q, z.A)
-        product = self.scores(q, self.copied(k, z.G) if folds and not turned else k)
-        del q, k
-        scores = self.scaled(product)
-        del product
+        left = self.copied(q, z.A) if folds and not turned and not shared else q
+        scores = self.scores(left, self.copied(k, z.G) if folds and not turned else k)
+        del left
+        scores = self.scaled(scores)
+        future = None
         if self.causal:
-            scores = self.masked(scores)
+            future = t.new("mask of the future", z.R, z.S, ONE)
+            scores = self.masked(scores, future)
         values = self.copied(v, z.G) if folds else v
-        del v
-        return self.unfold(self.mixed(self.softmax(scores), values), shared)
+        mixed = self.unfold(self.mixed(self.softmax(scores), values), shared)
+        del future
+        return mixed
 
     def copied(self, x: Value, heads: Factor) -> Value:
         t, z = self.kit.tape, self.kit.sizes
@@ -291,10 +297,9 @@ class Attention:
         node.run = run
         return Value(scores.block, node)
 
-    def masked(self, scores: Value) -> Value:
+    def masked(self, scores: Value, future: Block) -> Value:
         """In place, on a view of the scores, which autograd goes back through in copies of all of them."""
-        t, z = self.kit.tape, self.kit.sizes
-        future = t.new("mask of the future", z.R, z.S, ONE)
+        t = self.kit.tape
         if not t.grad:
             return scores
         node = t.node(scores)

@@ -59,6 +59,7 @@ class Chunk:
         self.heads: list[Bucket] = []
         if shape.first or (shape.last and parts.tied):
             self.token = Token(kit, buckets.bucket("the token table"))
+            self.token.bucket.counted = shape.first
         if shape.first:
             bucket = buckets.bucket("positions")
             self.places = Places(kit, bucket)
@@ -111,6 +112,22 @@ class Chunk:
             uses.append(Use(own, partial(self._loss, tied, feed.targets), borrowed=borrowed))
         return uses
 
+    def extend(self, streams: Streams, tokens: Block | None, cache: Block) -> Streams:
+        """`TransformerChunk.extend`: some more tokens of a sequence, the last chunk's logits of the last one."""
+        kit, t, z = self.kit, self.kit.tape, self.kit.sizes
+        if self.places is not None:
+            assert self.token is not None and tokens is not None
+            streams = (self.places.forward(self.token.look_up(tokens), None),)
+        rotation = self._around(None).rotation if z.parts.position == "rotary" and self.layers else None
+        around = Around(rotation=rotation, cache=cache)
+        for number, (layer, _) in enumerate(self.layers):
+            t.at(t.action, number)
+            streams = (layer.forward(streams[0], around),)
+        t.at(t.action)
+        if self.head is not None:
+            streams = (self.head.logits(Value(streams[0].block), self.token if z.parts.tied else None),)
+        return streams
+
     def _loss(self, table: Token | None, targets: Block, streams: Streams) -> Streams:
         assert self.head is not None
         return (self.head.loss(streams[0], table, targets, self.shape.first and table is not None),)
@@ -134,9 +151,10 @@ class Chunk:
         t, z = self.kit.tape, self.kit.sizes
         position = z.parts.position
         if position == "rotary":
-            angles = t.new("angles", z.S, z.half, FOUR)
-            out = tuple(t.new("angles", z.S, z.half, FOUR) for _ in range(2))
-            del angles
+            exponents = t.new("angles", z.half, FOUR)
+            angles = t.new("angles", z.R, z.half, FOUR)
+            out = tuple(t.new("angles", z.R, z.half, FOUR) for _ in range(2))
+            del angles, exponents
             return Around(rotation=out)  # type: ignore[arg-type]
         if position != "relative":
             return Around()

@@ -11,8 +11,9 @@ import pandas as pd
 
 from engine.predict.buckets import Bucket, Buckets
 from engine.predict.chunk import Shape
+from engine.predict.generation import Generation
 from engine.predict.parts import Kit
-from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Passes
+from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes
 from engine.predict.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
 from engine.predict.tape import Factors, Tape
 from engine.predict.terms import Factor, Term, total
@@ -44,6 +45,8 @@ class Memory:
 def memory(spec: RunSpec) -> Memory:
     """The peak of the ranks of every stage."""
     stages = Stages(spec)
+    if spec.generate.skip_training:
+        return Memory(tuple(stages.generating(stage) for stage in range(spec.layout.pp)))
     return Memory(tuple(stages.peak(stage) for stage in range(spec.layout.pp)))
 
 
@@ -109,12 +112,22 @@ class Stages:
         return counts
 
     def step(self, buckets: list[tuple[Bucket, Any]]) -> Ledger:
-        ledger = Ledger()
-        if self.g.value == 2:
-            for bucket, times in buckets:
-                key = Key("temporary", f"gradients of {bucket.name} as fp32", (bucket.share, FOUR), bucket.name == "the layers")
-                ledger.parts.append((times, [(1, key)]))
-        return ledger
+        """The norm of the gradients, piece by piece, then the optimizer; both on fp32 copies where gradients are bf16."""
+        pieces, copies = 0, []
+        for bucket, times in buckets:
+            if bucket.counted:
+                pieces += times * bucket.pieces
+            if self.g.value == 2:
+                name = f"gradients of {bucket.name} as fp32"
+                copies.append((times, Key("temporary", name, (bucket.share, FOUR), bucket.name == "the layers"), bucket.counted))
+        norms = Key("temporary", "norm of each gradient", (Factor("n", 2 * pieces + 1), FOUR), False)
+        counter = Key("temporary", "numbers of one element", (FOUR,), False)
+        first: list[Part] = [(times, [(1, key)]) for times, key, counted in copies if counted] + [(1, [(1, norms)])]
+        second: list[Part] = [(1, [(1, counter)]), *((times, [(1, key)]) for times, key, _ in copies)]
+        if self.spec.workload.optimizer == "adamw":
+            second.append((1, [(1, counter)] * 3 + [(-1, counter)] * 3))
+        back = [(times, [(-sign, key) for sign, key in events]) for times, events in first]
+        return Ledger([*first, *back, *second, *((t, [(-sign, key) for sign, key in events]) for t, events in second)])
 
     def peak(self, stage: int) -> Peak:
         standing, walk = self.walk(stage)
@@ -154,8 +167,14 @@ class Stages:
                 add(change)
         return self._peak(stage, moment.action, counts, transient)
 
-    def _peak(self, stage: int, action: Action, before: Counts, transient: Counts) -> Peak:
-        terms: dict[str, list[Term]] = {c: [] for c in CATEGORIES}
+    def generating(self, stage: int) -> Peak:
+        generation = Generation(self.spec, self.shapes)
+        action, ledger = max(generation.passes(stage), key=lambda found: found[1].highest()[0])
+        return self._peak(stage, action, generation.standing(stage), ledger.counts_at(ledger.highest()[1]))
+
+    def _peak(self, stage: int, action: Action | str, before: Counts, transient: Counts) -> Peak:
+        categories = (*CATEGORIES, KV_CACHE) if self.spec.generate.skip_training else CATEGORIES
+        terms: dict[str, list[Term]] = {c: [] for c in categories}
         counts = defaultdict(int, before)
         for key, count in transient.items():
             counts[key] += count

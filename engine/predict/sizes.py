@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.families import predicted
@@ -70,6 +70,11 @@ class Sizes:
     def wide(self) -> bool:
         """Whether fp32 numbers are wider than those of parameters and activations."""
         return self.e.value == 2
+
+    def _replace_rows(self, count: int, keys: int) -> Sizes:
+        """When generating: `count` tokens behind others, `keys` in all."""
+        rows = Factor("P", count) if count > 1 else Factor("1", count)
+        return replace(self, R=rows, s=rows, S=Factor("N", keys), T=Factor("1", 1))
 
     @property
     def parts(self) -> Any:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from engine import store
 from engine.launch.queue import RunState
+from engine.predict.traffic import traffic as predict_traffic
 from engine.spec import RequestError, RunSpec
 from engine.tables import RunResult
 from pages.charts import memory, traffic
@@ -90,6 +91,8 @@ def _measured(desk: Desk, done: RunResult) -> None:
             drawing.show(_peak(folder, desk.view), "lesson-peak")
         with grid.cell():
             drawing.show(_kinds(folder, desk.view), "lesson-kinds")
+    if as_predicted(done):
+        desk.text(say("The traffic that was measured is the traffic that was predicted: equal **to the byte and to the call**."))
     if "parity_max_rel" in done.summary:
         desk.text(
             say(
@@ -98,6 +101,16 @@ def _measured(desk: Desk, done: RunResult) -> None:
                 worst=f"{done.summary['parity_max_rel']:.1e}",
             )
         )
+
+
+def as_predicted(done: RunResult) -> bool:
+    """Whether predicted and measured traffic are equal, for every rank and purpose."""
+    keys = ["rank", "axis", "collective", "phase"]
+    amounts = ["calls", "payload_bytes", "wire_bytes"]
+    measured, predicted = (
+        table.groupby(keys)[amounts].sum().sort_index() for table in (done.tables["traffic"], predict_traffic(done.spec))
+    )
+    return measured.equals(predicted)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
