@@ -1,4 +1,4 @@
-"""The command line: python -m engine run | models | runs | schema.
+"""The command line: python -m engine run | dry-run | models | runs | schema.
 
 Exit status 0 done, 1 a rank failed, 2 the request is wrong, 130 cancelled by Ctrl-C.
 """
@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Do one command. Returns the exit status."""
-    from engine.command import flags, lists, output, run
+    from engine.command import dry_run, flags, lists, output, run
     from engine.spec import RequestError
 
     parser = flags.Parser(prog="python -m engine", description="Run a Transformer sharded over ranks, and measure it.")
     commands = parser.add_subparsers(required=True, metavar="command")
     run.add(commands.add_parser("run", help="run a spec on this machine and save what was measured"))
+    dry_run.add(commands.add_parser("dry-run", help="say what each rank would hold and send, without running them"))
     lists.add_models(commands.add_parser("models", help="list the named models"))
     lists.add_runs(commands.add_parser("runs", help="list the saved runs"))
     lists.add_schema(commands.add_parser("schema", help="print the JSON Schema of a spec"))

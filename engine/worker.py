@@ -96,9 +96,10 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
 class Trainer:
     """One rank's model, optimizer and executor, put together from the spec."""
 
-    def __init__(self, spec: RunSpec, comm: Comm, recorder: Recorder, link: Link) -> None:
+    def __init__(self, spec: RunSpec, comm: Comm, recorder: Recorder, link: Link, text: bytes | None = None) -> None:
+        """`text` to train on in place of the one that `spec` names."""
         self.spec, self.comm, self.recorder, self.link = spec, comm, recorder, link
-        self.text = load(spec.workload.text)
+        self.text = load(spec.workload.text) if text is None else text
         self.step = 0
         self.grad_norm = torch.zeros((), device=comm.device)  # of the whole model, over all ranks
         schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
@@ -160,6 +161,10 @@ class Trainer:
         with tracer.step():
             self.run_step(self.spec.workload.steps + 1)
         return tracer.result()
+
+    def settle(self) -> None:
+        """Bring into being what the first step leaves behind, the optimizer's state, without the rest of a step."""
+        self._update()
 
     def go_on(self) -> list[int]:
         """Continue the prompt with the trained model: the new tokens, on the first stage's ranks."""
@@ -253,10 +258,11 @@ def _collect_and_save(
     tables = {name: table(name, part, "measured") for name, part in rows.items()}
     summary = summarize(tables, comm.mesh) | extra
     if out is not None:
-        save(RunResult(spec, _environment(backend), summary, tables), out)
+        save(RunResult(spec, environment(backend), summary, tables), out)
 
 
-def _environment(backend: Backend) -> dict[str, Any]:
+def environment(backend: Backend) -> dict[str, Any]:
+    """What a saved run says of where it ran."""
     return {
         "backend": backend.name,
         "why": backend.why,

@@ -29,7 +29,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from engine.measure.recorder import ACTION_MARK, DOOR_MARK, Recorder
 from engine.tables import CATEGORIES, KV_CACHE
 
-
 Owned = Mapping[str, Iterable[Tensor]]  # category → the tensors that stay over steps and belong to it
 
 

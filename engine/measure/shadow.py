@@ -24,6 +24,7 @@ from engine.measure.memory import ActionTime, Events, MemoryTrace, Owned, attrib
 from engine.measure.recorder import ACTION_MARK, Recorder
 from engine.measure.workspaces import Workspaces
 
+_DEVICE = torch.ops.prim.device.default
 _READ = torch.ops.aten._local_scalar_dense.default
 _LIFT = torch.ops.aten.lift_fresh.default
 _ADD, _ADD_INTO = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
@@ -48,6 +49,8 @@ class ShadowAllocator(TorchDispatchMode):
         self._multiplied: weakref.ref[Tensor] | None = None  # a result whose place in the graph is not known yet
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # of a fake tensor is half of what arrives here
+            return args[0].fake_device
         if self._multiplied is not None:
             self._keep_number()
         if func is _READ:

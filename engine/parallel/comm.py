@@ -95,7 +95,7 @@ class Pending:
 
 
 class Transport(Protocol):
-    """What carries the door's calls to the other ranks. Tensors are contiguous, and must be left alone until the call is complete."""
+    """What carries the door's calls to the other ranks. Tensors are contiguous, and left alone until the call is complete."""
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...
 
@@ -194,8 +194,8 @@ class NobodyElse:
 
 
 class Comm:
-    """One rank's connections to the others. Made by `connect`; `Comm.alone` for a model that is not sharded, `Comm.without_others`
-    for one rank of a layout whose other ranks are not there.
+    """One rank's connections to the others. Made by `connect`; `Comm.alone` is for a model that is not sharded,
+    `Comm.without_others` for one rank of a layout whose other ranks are not there.
     """
 
     def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport) -> None:
