@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Do one command. Returns the exit status."""
-    from engine.command import export, flags, lists, output, predict, run, search
+    from engine.command import dry_run, export, flags, lists, output, predict, run, search
     from engine.spec import RequestError
 
     parser = flags.Parser(prog="python -m engine", description="Run a Transformer sharded over ranks, and measure it.")
     commands = parser.add_subparsers(required=True, metavar="command")
     run.add(commands.add_parser("run", help="run a spec on this machine and save what was measured"))
+    dry_run.add(commands.add_parser("dry-run", help="say what each rank would hold and send, without running them"))
     predict.add(commands.add_parser("predict", help="what a run would cost, by the formulas; nothing is started"))
     search.add(commands.add_parser("search", help="the best layouts of a model on so many devices, and why"))
     lists.add_models(commands.add_parser("models", help="list the named models"))

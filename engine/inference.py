@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from engine.generate import Generator
-from engine.measure.memory import Tracer
+from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
 from engine.measure.recorder import Recorder
 from engine.model.chunk import TransformerChunk, layer_ranges
 from engine.objective import Feed
@@ -64,17 +66,17 @@ class Inference:
             "traffic": self.recorder.traffic_rows(rank),
         }
 
-    def trace(self) -> Rows:
-        """Generate once more, under torch's profiler. Returns rows of memory, and the allocator's own totals."""
-        owned = {
+    def trace(self, make_tracer: MakeTracer = Tracer) -> MemoryTrace:
+        """Generate once more, under torch's profiler unless told otherwise."""
+        owned: dict[str, list[Tensor]] = {
             "parameters": [p for chunk in self.chunks.values() for p in chunk.parameters()],
             "kv_cache": [t for pair in self.generator.cache.kept.values() for t in pair],
         }
-        tracer = Tracer(owned, self.recorder, self.comm.device)  # type: ignore[arg-type]
+        tracer = make_tracer(owned, self.recorder, self.comm.device)
         self.recorder.begin_step(2, self.comm.common_instant())
         with tracer.step():
             self.generator.run()
-        return tracer.result().rows(self.comm.rank, *self.comm.at)
+        return tracer.result()
 
 
 def _no_batch(microbatch: int) -> Feed:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from engine.generate import Generator, readable
 from engine.inference import Inference
-from engine.measure.memory import Tracer
+from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
 from engine.model.chunk import TIED, TransformerChunk, layer_ranges, streams_before, to_tensors
@@ -78,7 +78,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
         rows = model.train(store)
     comm.common_instant()  # the last step's report comes before the next phase's
     _phase(link, rank, "tracing")
-    rows |= model.trace()
+    rows |= model.trace().rows(rank, *comm.at)
     if isinstance(model, Trainer) and spec.generate.prompt:
         _phase(link, rank, "generating")
         generated = model.go_on()
@@ -96,9 +96,10 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
 class Trainer:
     """One rank's model, optimizer and executor, put together from the spec."""
 
-    def __init__(self, spec: RunSpec, comm: Comm, recorder: Recorder, link: Link) -> None:
+    def __init__(self, spec: RunSpec, comm: Comm, recorder: Recorder, link: Link, text: bytes | None = None) -> None:
+        """`text` to train on in place of the one that `spec` names."""
         self.spec, self.comm, self.recorder, self.link = spec, comm, recorder, link
-        self.text = load(spec.workload.text)
+        self.text = load(spec.workload.text) if text is None else text
         self.step = 0
         self.grad_norm = torch.zeros((), device=comm.device)  # of the whole model, over all ranks
         schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
@@ -147,19 +148,23 @@ class Trainer:
                 self.link.report({"event": "step", **row})
         return rows | {"steps": steps}
 
-    def trace(self) -> dict[str, list[dict[str, Any]]]:
-        """One more step, under torch's profiler. Returns rows of memory, and the allocator's own totals."""
+    def trace(self, make_tracer: MakeTracer = Tracer) -> MemoryTrace:
+        """One more step, under torch's profiler unless told otherwise."""
         buckets = list(self.data.buckets.values())
         states = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-        owned = {
+        owned: dict[str, list[torch.Tensor]] = {
             "optimizer": [*states, *(b.master for b in buckets)],
             "parameters": [b.shard for b in buckets],  # after the masters: in fp32 the two are one
             "gradients": [b.gradients for b in buckets],
         }
-        tracer = Tracer(owned, self.recorder, self.comm.device)  # type: ignore[arg-type]
+        tracer = make_tracer(owned, self.recorder, self.comm.device)
         with tracer.step():
             self.run_step(self.spec.workload.steps + 1)
-        return tracer.result().rows(self.comm.rank, *self.comm.at)
+        return tracer.result()
+
+    def settle(self) -> None:
+        """Bring into being what the first step leaves behind, the optimizer's state, without the rest of a step."""
+        self._update()
 
     def go_on(self) -> list[int]:
         """Continue the prompt with the trained model: the new tokens, on the first stage's ranks."""
@@ -253,10 +258,11 @@ def _collect_and_save(
     tables = {name: table(name, part, "measured") for name, part in rows.items()}
     summary = summarize(tables, comm.mesh) | extra
     if out is not None:
-        save(RunResult(spec, _environment(backend), summary, tables), out)
+        save(RunResult(spec, environment(backend), summary, tables), out)
 
 
-def _environment(backend: Backend) -> dict[str, Any]:
+def environment(backend: Backend) -> dict[str, Any]:
+    """What a saved run says of where it ran."""
     return {
         "backend": backend.name,
         "why": backend.why,

@@ -25,14 +25,14 @@ class WarmHost:
         self.events, events_end = os.pipe()
         command = [sys.executable, "-P", "-m", "engine.launch.local", "--events", str(events_end)]
         try:
-            messages = _messages()  # what anybody prints there must not end up in a command's results
+            said = messages()  # what anybody prints there must not end up in a command's results
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=messages,
-                stderr=messages,
+                stdout=said,
+                stderr=said,
                 pass_fds=(events_end,),
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,  # so that Ctrl-C in a terminal reaches the command, which then cancels in order
             )
         except OSError:
@@ -87,7 +87,7 @@ class WarmHost:
             pass
 
 
-def _messages() -> int:
+def messages() -> int:
     """This process's standard error, if it has one."""
     try:
         os.fstat(2)
@@ -96,7 +96,7 @@ def _messages() -> int:
     return 2
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's environment, and in it what torch's libraries can be told in no other way."""
     here = dict(os.environ)
     root = str(Path(engine.__file__).parent.parent)

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine.measure.recorder import ACTION_MARK, DOOR_MARK, Recorder
 from engine.tables import CATEGORIES, KV_CACHE
+
+Owned = Mapping[str, Iterable[Tensor]]  # category → the tensors that stay over steps and belong to it
 
 
 class ActionTime(NamedTuple):
@@ -35,6 +38,12 @@ class ActionTime(NamedTuple):
     phase: str
     kind: str
     text: str
+
+    @classmethod
+    def of(cls, mark: str, start_ns: int, end_ns: int) -> ActionTime:
+        """What the recorder's mark of an action says."""
+        phase, text = mark.removeprefix(ACTION_MARK).split(" ", 1)
+        return cls(start_ns, end_ns, phase, text.split(" ", 1)[0], text)
 
 
 @dataclass(slots=True)
@@ -140,11 +149,55 @@ def _one_each_instant(points: list[tuple[int, int, dict[str, int]]]) -> list[tup
     return [kept[t] for t in sorted(kept)]
 
 
-class Tracer:
+class Events(NamedTuple):
+    """What was seen of one step, in order of time."""
+
+    actions: list[ActionTime]
+    doors: list[tuple[int, int]]  # start and end of the door's work
+    memory: list[tuple[int, int, int]]  # (t_ns, address, ± bytes)
+
+
+def attribute(events: Events, before: dict[int, int], owners: dict[int, str], after: int) -> MemoryTrace:
+    """Give each event its block. `before`: address → bytes of what is there when the step begins; `after`: bytes at its end.
+
+    The total at the peak is that of the events, from what was there before; a caller that knows the allocator's own replaces it.
+    """
+    starts = [a.start_ns for a in events.actions]
+    door_starts = [start for start, _ in events.doors]
+    alive = {p: Block(size, -1, False, owners.get(p, "")) for p, size in before.items()}
+    standing = list(alive.values())
+    changes = []
+    for t_ns, pointer, size in events.memory:
+        action = max(0, bisect_right(starts, t_ns) - 1)
+        if size > 0:
+            door = bisect_right(door_starts, t_ns) - 1
+            block = Block(size, action, door >= 0 and t_ns <= events.doors[door][1], owners.get(pointer, ""))
+            alive[pointer] = block
+            changes.append(Change(t_ns, action, 1, block))
+        elif pointer in alive:
+            block = alive.pop(pointer)
+            block.died = action
+            changes.append(Change(t_ns, action, -1, block))
+    start = sum(before.values())
+    highest = max(accumulate((size for _, _, size in events.memory), initial=0))
+    return MemoryTrace(events.actions, changes, standing, start, start + highest, after - sum(b.size for b in alive.values()))
+
+
+class StepTracer(Protocol):
     """Traces the memory of what runs inside `step`; afterwards `result` reads it."""
 
-    def __init__(self, owned: dict[str, Iterable[Tensor]], recorder: Recorder, device: torch.device) -> None:
-        """`owned[category]` are the tensors that stay over steps and belong to that category."""
+    def step(self) -> AbstractContextManager[None]: ...
+
+    def result(self) -> MemoryTrace: ...
+
+
+MakeTracer = Callable[[Owned, Recorder, torch.device], StepTracer]
+
+
+class Tracer:
+    """Traces by torch's profiler, what its allocator says."""
+
+    def __init__(self, owned: Owned, recorder: Recorder, device: torch.device) -> None:
         self._owners = {t.untyped_storage().data_ptr(): category for category, tensors in owned.items() for t in tensors}
         self._recorder, self._device = recorder, device
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
@@ -154,40 +207,22 @@ class Tracer:
     @contextmanager
     def step(self) -> Iterator[None]:
         self._before = _live_storages(self._device)
-        self._recorder.tracing = True
+        self._recorder.mark = record_function
         try:
             with self._profile:
                 yield
         finally:
-            self._recorder.tracing = False
+            self._recorder.mark = None
         self._after = _live_storages(self._device)
 
     def result(self) -> MemoryTrace:
         profiler = self._profile.profiler
         assert profiler is not None
         assert profiler.kineto_results is not None
-        actions, doors, memory = _events(profiler.kineto_results.experimental_event_tree(), self._device.type)
-        raw, running = [m[:3] for m in memory], [m[3] for m in memory]
-        starts = [a.start_ns for a in actions]
-        door_starts = [start for start, _ in doors]
-        alive = {p: Block(size, -1, False, self._owners.get(p, "")) for p, size in self._before.items()}
-        standing = list(alive.values())
-        changes = []
-        for t_ns, pointer, size in raw:
-            action = max(0, bisect_right(starts, t_ns) - 1)
-            if size > 0:
-                door = bisect_right(door_starts, t_ns) - 1
-                block = Block(size, action, door >= 0 and t_ns <= doors[door][1], self._owners.get(pointer, ""))
-                alive[pointer] = block
-                changes.append(Change(t_ns, action, 1, block))
-            elif pointer in alive:
-                block = alive.pop(pointer)
-                block.died = action
-                changes.append(Change(t_ns, action, -1, block))
-        start = sum(self._before.values())
-        first = running[0] - raw[0][2]
-        unaccounted = sum(self._after.values()) - sum(b.size for b in alive.values())
-        return MemoryTrace(actions, changes, standing, start, start + max(0, max(running) - first), unaccounted)
+        events, running = _events(profiler.kineto_results.experimental_event_tree(), self._device.type)
+        trace = attribute(events, self._before, self._owners, sum(self._after.values()))
+        first = running[0] - events.memory[0][2]
+        return replace(trace, peak_total=trace.start_total + max(0, max(running) - first))
 
 
 def _live_storages(device: torch.device) -> dict[int, int]:
@@ -207,8 +242,8 @@ def _live_storages(device: torch.device) -> dict[int, int]:
     return found
 
 
-def _events(tree: list[Any], device: str) -> tuple[list[ActionTime], list[tuple[int, int]], list[tuple[int, int, int, int]]]:
-    """The profiler's tree, flattened: actions, (start, end) of the door's work, and (t_ns, address, ± bytes, running total)."""
+def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
+    """The profiler's tree, flattened, and the allocator's running total at each event of memory."""
     actions: list[ActionTime] = []
     doors: list[tuple[int, int]] = []
     memory: list[tuple[int, int, int, int]] = []
@@ -222,9 +257,8 @@ def _events(tree: list[Any], device: str) -> tuple[list[ActionTime], list[tuple[
             if fields.device.type == device:
                 memory.append((event.start_time_ns, fields.ptr, fields.alloc_size, fields.total_allocated))
         elif name.startswith(ACTION_MARK):
-            phase, text = name.removeprefix(ACTION_MARK).split(" ", 1)
-            actions.append(ActionTime(event.start_time_ns, event.end_time_ns, phase, text.split(" ", 1)[0], text))
+            actions.append(ActionTime.of(name, event.start_time_ns, event.end_time_ns))
         elif name.startswith(DOOR_MARK):
             doors.append((event.start_time_ns, event.end_time_ns))
     memory.sort(key=lambda m: m[0])
-    return sorted(actions), sorted(doors), memory
+    return Events(sorted(actions), sorted(doors), [m[:3] for m in memory]), [m[3] for m in memory]

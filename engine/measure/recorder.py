@@ -1,19 +1,18 @@
 """What one rank keeps of a step: a span for every action and transfer, and a count of what passed the door.
 
 The recorder always runs; it starts anew at each step, so what it holds is the last step's. Its cost is two clock
-readings a span. While `tracing`, it also marks spans in torch's profiler, so that memory events can be attributed.
+readings a span. While memory is traced it also tells the tracer, through `mark`, when actions and the door's work begin and
+end, so that the allocator's events can be attributed.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from torch.profiler import record_function
 
 from engine.schedule import Action
 from engine.topology import Axis
@@ -52,16 +51,19 @@ class Span:
 
 class Recorder:
     def __init__(self) -> None:
-        self.tracing = False
+        self.mark: Callable[[str], AbstractContextManager[object]] | None = None  # of the tracer, while it traces
+        self.resized: Callable[[Any], None] = lambda tensor: None  # told of a tensor whose storage grew or shrank
         self.step = 0
         self.origin_ns = 0
-        self.spans: list[Span] = []
+        self.actions: list[Span] = []
+        self.spans: list[Span] = []  # of what passed the door
         self.traffic: defaultdict[Passage, Count] = defaultdict(Count)
         self._phase, self._chunk, self._microbatch = "", -1, -1
 
     def begin_step(self, step: int, origin_ns: int) -> None:
         """Forget the step before. `origin_ns` is the instant that all ranks take as this step's zero."""
         self.step, self.origin_ns = step, origin_ns
+        self.actions.clear()
         self.spans.clear()
         self.traffic.clear()
 
@@ -69,7 +71,7 @@ class Recorder:
     def action(self, action: Action, phase: str) -> Iterator[None]:
         """Spans what happens inside, and attributes to it the passages through the door."""
         self._phase, self._chunk, self._microbatch = phase, action.chunk, action.microbatch
-        mark = record_function(f"{ACTION_MARK}{phase} {action}") if self.tracing else None
+        mark = self.mark(f"{ACTION_MARK}{phase} {action}") if self.mark else None
         if mark:
             mark.__enter__()
         span = Span("compute", action.kind, action.chunk, action.microbatch, time.perf_counter_ns())
@@ -81,8 +83,7 @@ class Recorder:
             span.end_ns = time.perf_counter_ns()
             if mark:
                 mark.__exit__(None, None, None)
-            if action.kind not in ("send", "recv"):  # of a transfer, the door's own span is the measurement
-                self.spans.append(span)
+            self.actions.append(span)
 
     def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
         """Count one call through the door and open its span; `close` it when the call is complete."""
@@ -98,7 +99,7 @@ class Recorder:
 
     def door(self, collective: str) -> AbstractContextManager[Any]:
         """Mark what happens inside as the door's own work, for the memory trace."""
-        return record_function(f"{DOOR_MARK}{collective}") if self.tracing else nullcontext()
+        return self.mark(f"{DOOR_MARK}{collective}") if self.mark else nullcontext()
 
     @property
     def phase(self) -> str:
@@ -111,7 +112,9 @@ class Recorder:
 
     def span_rows(self, rank: int) -> list[dict[str, Any]]:
         rows = []
-        for span in sorted(self.spans, key=lambda s: s.start_ns):
+        # Of a transfer, the door's own span is the measurement.
+        computed = [span for span in self.actions if span.kind not in ("send", "recv")]
+        for span in sorted([*computed, *self.spans], key=lambda s: s.start_ns):
             rows.append(
                 {
                     "rank": rank, "lane": span.lane, "kind": span.kind, "chunk": span.chunk, "microbatch": span.microbatch,

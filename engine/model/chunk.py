@@ -134,7 +134,7 @@ class TransformerChunk(nn.Module):
         """Set every parameter to its slice of the model that `seed` stands for."""
         for name, parameter in self.named_parameters():
             assert isinstance(parameter, ShardedParameter)
-            parameter.draw(name, seed, self.tp.index, self.tp.degree)
+            ShardedParameter.draw(parameter, name, seed, self.tp.index, self.tp.degree)  # not its method, if it is fake
 
 
 def _one_stream(layer: nn.Module, around: Around, streams: Streams) -> Streams:

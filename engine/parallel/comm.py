@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -63,17 +63,20 @@ def choose_backend(ranks_here: int, local_rank: int) -> Backend:
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None for a group of one."""
+    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None where nobody else is there."""
 
     axis: Axis
     ranks: tuple[int, ...]
-    handle: dist.ProcessGroup | None
+    handle: dist.ProcessGroup | None = None
+
+
+Works = list[dist.Work | None]  # what a call has to wait for
 
 
 class Pending:
     """A call under way. It must be waited for: gloo gives up a transfer whose handle is dropped."""
 
-    def __init__(self, works: list[dist.Work | None], tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
+    def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
         """`tensors` are kept until the call is complete; see `_lend`."""
         self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
         self.afterwards: Callable[[], object] | None = None
@@ -91,19 +94,128 @@ class Pending:
         self._recorder.close(self._span)
 
 
-class Comm:
-    """One rank's connections to the others. Made by `connect`; `Comm.alone` for a model that is not sharded."""
+class Transport(Protocol):
+    """What carries the door's calls to the other ranks. Tensors are contiguous, and left alone until the call is complete."""
 
-    def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> None:
-        self.mesh, self.rank, self.recorder, self.device = mesh, rank, recorder, device
+    def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...
+
+    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+        """`out` (n, …) takes the tensors of all ranks of the group."""
+        ...
+
+    def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+        """`out` takes this rank's part of the sum of `tensor` (n, …)."""
+        ...
+
+    def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
+
+    def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
+
+    def latest(self, instant: int, device: torch.device) -> int:
+        """The largest of all ranks' `instant`."""
+        ...
+
+
+class ProcessGroups:
+    """The real one: gloo or NCCL."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._gathers: dict[tuple[int, ...], int] = {}
+
+    def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
+        return [dist.all_reduce(_lend(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
+
+    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+        if tensor.device.type == "cpu":
+            return self._gather_by_transfers(_lend(out), _lend(tensor), to)
+        return [dist.all_gather_single(_lend(out), _lend(tensor), group=to.handle, async_op=True)]
+
+    def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+        """Everyone sends its part to everyone. gloo's own all-gather works in a copy of the whole, made and dropped by another
+        thread at an instant of its own, which no measurement of memory would come out of twice the same.
+        """
+        parts = out.view(len(to.ranks), -1)
+        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # ranks gather in the same order
+        works: Works = []
+        for rank, part in zip(to.ranks, parts, strict=True):
+            if rank == self._rank:
+                part.copy_(tensor)
+            else:
+                works += [dist.irecv(part, rank, group=to.handle, tag=tag), dist.isend(tensor, rank, group=to.handle, tag=tag)]
+        return works
+
+    def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+        return [dist.reduce_scatter_single(_lend(out), _lend(tensor), group=to.handle, async_op=True)]
+
+    def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
+        return [dist.isend(_lend(tensor), peer, group=to.handle, tag=tag)]
+
+    def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
+        return [dist.irecv(_lend(tensor), peer, group=to.handle, tag=tag)]
+
+    def latest(self, instant: int, device: torch.device) -> int:
+        clock = torch.tensor([instant], dtype=torch.int64, device=device)
+        dist.all_reduce(_lend(clock), dist.ReduceOp.MAX)
+        return int(clock.item())
+
+
+class NobodyElse:
+    """For one rank of a layout by itself, as in a dry run: the others add nothing, and what they would have sent is zeros."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
+        return []
+
+    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+        parts = out.view(len(to.ranks), -1)
+        for rank, part in zip(to.ranks, parts, strict=True):
+            if rank == self._rank:
+                part.copy_(tensor.view(-1))
+            else:
+                part.zero_()
+        return []
+
+    def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+        out.view(-1).copy_(tensor.view(len(to.ranks), -1)[to.ranks.index(self._rank)])
+        return []
+
+    def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
+        return []
+
+    def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
+        tensor.zero_()
+        return []
+
+    def latest(self, instant: int, device: torch.device) -> int:
+        return instant
+
+
+class Comm:
+    """One rank's connections to the others. Made by `connect`; `Comm.alone` is for a model that is not sharded,
+    `Comm.without_others` for one rank of a layout whose other ranks are not there.
+    """
+
+    def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport) -> None:
+        self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.one_clock = True  # whether all ranks read the same monotonic clock
-        self._gathers: dict[tuple[int, ...], int] = {}
-        self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(rank, axis), None) for axis in ("dp", "tp", "pp")}
+        self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(rank, axis)) for axis in ("dp", "tp", "pp")}
 
     @classmethod
     def alone(cls, device: torch.device) -> Comm:
-        return cls(Mesh(1, 1, 1), 0, Recorder(), device)
+        return cls.without_others(Mesh(1, 1, 1), 0, Recorder(), device)
+
+    @classmethod
+    def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> Comm:
+        """Everything is counted as if the others were there."""
+        comm = cls(mesh, rank, recorder, device, NobodyElse(rank))
+        stages = comm.groups["pp"].ranks
+        comm.groups |= dict.fromkeys(_LANES, comm.groups["pp"])
+        comm.groups["tie"] = Group("pp", (stages[0], stages[-1]) if mesh.pp > 1 else stages)
+        return comm
 
     @classmethod
     def connect(cls, store: dist.Store, mesh: Mesh, rank: int, backend: Backend, seconds: float, recorder: Recorder) -> Comm:
@@ -111,7 +223,7 @@ class Comm:
         limit = timedelta(seconds=seconds)
         try:
             dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
-            comm = cls(mesh, rank, recorder, backend.device)
+            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank))
             for name, group in list(comm.groups.items()):
                 comm.groups[name] = comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
@@ -129,7 +241,7 @@ class Comm:
     @staticmethod
     def _open(axis: Axis, ranks: tuple[int, ...], limit: timedelta) -> Group:
         if len(ranks) == 1:
-            return Group(axis, ranks, None)
+            return Group(axis, ranks)
         return Group(axis, ranks, dist.new_group(ranks, timeout=limit, use_local_synchronization=True))
 
     @staticmethod
@@ -140,7 +252,7 @@ class Comm:
 
     def all_reduce(self, tensor: torch.Tensor, group: str, reduction: Reduction = "sum") -> torch.Tensor:
         """Reduce `tensor` in place over the group; nothing happens in a group of one. Returns `tensor`."""
-        if self.groups[group].handle is not None:
+        if len(self.groups[group].ranks) > 1:
             self.start_all_reduce(tensor, group, reduction).wait()
         return tensor
 
@@ -149,9 +261,7 @@ class Comm:
         to = self.groups[group]
         payload, n = tensor.nbytes, len(to.ranks)
         span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n)
-        return self._start(
-            lambda lent: [dist.all_reduce(lent, _REDUCTIONS[reduction], group=to.handle, async_op=True)], tensor, span
-        )
+        return self._start(lambda: self._transport.all_reduce(tensor, reduction, to), span, tensor)
 
     def all_gather(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
         """The tensors of all ranks of the group, one behind the other along a new first dimension: (n, *shape)."""
@@ -164,26 +274,7 @@ class Comm:
         """The same into `out`, under way. `tensor` may be this rank's own part of `out`."""
         to = self.groups[group]
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
-        start = self._gather_by_transfers if tensor.device.type == "cpu" else self._gather_at_once
-        return self._start(lambda lent: start(_lend(out), lent, to), tensor, span, out)
-
-    @staticmethod
-    def _gather_at_once(out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work | None]:
-        return [dist.all_gather_single(out, tensor, group=to.handle, async_op=True)]
-
-    def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> list[dist.Work | None]:
-        """Everyone sends its part to everyone. gloo's own all-gather works in a copy of the whole, made and dropped by another
-        thread at an instant of its own, which no measurement of memory would come out of twice the same.
-        """
-        parts = out.view(len(to.ranks), -1)
-        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # ranks gather in the same order
-        works: list[dist.Work | None] = []
-        for rank, part in zip(to.ranks, parts, strict=True):
-            if rank == self.rank:
-                part.copy_(tensor)
-            else:
-                works += [dist.irecv(part, rank, group=to.handle, tag=tag), dist.isend(tensor, rank, group=to.handle, tag=tag)]
-        return works
+        return self._start(lambda: self._transport.all_gather(out, tensor, to), span, tensor, out)
 
     def reduce_scatter(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
         """Sum over the group of this rank's part of `tensor` (n, *shape); returns (*shape)."""
@@ -200,13 +291,10 @@ class Comm:
             # gloo would do the same inside: copy, all-reduce, keep a part. Done here, the copy goes when the wait is over.
             with self.recorder.door(span.kind):
                 copy, own = tensor.clone(), to.ranks.index(self.rank)
-            pending = self._start(lambda lent: [dist.all_reduce(lent, group=to.handle, async_op=True)], copy, span)
+            pending = self._start(lambda: self._transport.all_reduce(copy, "sum", to), span, copy)
             pending.afterwards = lambda: out.view(-1).copy_(copy.view(n, -1)[own])
             return pending
-        part = _lend(out)
-        return self._start(
-            lambda lent: [dist.reduce_scatter_single(part, lent, group=to.handle, async_op=True)], tensor, span, out
-        )
+        return self._start(lambda: self._transport.reduce_scatter(out, tensor, to), span, tensor, out)
 
     def send(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
         """Start sending to the rank at pp coordinate `stage`. `tensor` must be left alone until the call was waited for."""
@@ -221,20 +309,18 @@ class Comm:
         peer = self.mesh.rank(self.at._replace(pp=stage))
         pair = (min(self.rank, peer), max(self.rank, peer))
         span = self._count("pp", kind, pair, tensor.nbytes, tensor.nbytes if kind == "send" else 0)
-        transfer = dist.isend if kind == "send" else dist.irecv
+        transfer = self._transport.send if kind == "send" else self._transport.receive
         onward = (self.at.pp < stage) == (kind == "send")
         group = self.groups[f"{flow} {'onward' if onward else 'back'}"]
-        return self._start(lambda lent: [transfer(lent, peer, group=group.handle, tag=tag)], tensor, span)
+        return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
     def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
         return self.recorder.passage(Passage(axis, collective, self.recorder.phase, ranks), payload, wire)
 
-    def _start(
-        self, call: Callable[[torch.Tensor], list[dist.Work | None]], tensor: torch.Tensor, span: Span, *kept: torch.Tensor
-    ) -> Pending:
+    def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
         try:
             with self.recorder.door(span.kind):
-                return Pending(call(_lend(tensor)), (tensor, *kept), span, self.recorder)
+                return Pending(call(), kept, span, self.recorder)
         except RuntimeError as error:
             raise CommError(str(error)) from error
 
@@ -248,11 +334,10 @@ class Comm:
         if self.mesh.size == 1:
             return time.perf_counter_ns()
         try:
-            clock = torch.tensor([time.perf_counter_ns()], dtype=torch.int64, device=self.device)
-            dist.all_reduce(_lend(clock), dist.ReduceOp.MAX)
+            latest = self._transport.latest(time.perf_counter_ns(), self.device)
         except RuntimeError as error:
             raise CommError(str(error)) from error
-        return int(clock.item()) if self.one_clock else time.perf_counter_ns()
+        return latest if self.one_clock else time.perf_counter_ns()
 
     def _on_one_machine(self) -> bool:
         """Whether all ranks run on the same boot of the same machine."""

@@ -86,7 +86,11 @@ class Bucket:
         # The optimizer works in fp32, on a copy where the values are not.
         self.master = self.shard if self.dtype == torch.float32 else self.shard.float()
         if self.zero == 3:
-            self.values.untyped_storage().resize_(0)
+            self._resize_values(0)
+
+    def _resize_values(self, size: int) -> None:
+        self.values.untyped_storage().resize_(size * self.values.element_size())
+        self.comm.recorder.resized(self.values)  # no operation of torch's, so nothing else would tell of it
 
     def _point_gradients_at(self, flat: Tensor) -> None:
         """Autograd adds into a gradient that is already there, so these views stay what backward writes to."""
@@ -103,11 +107,11 @@ class Bucket:
     def start_gather(self) -> Pending:
         """Make room for the values and start filling it with everyone's share."""
         with self.comm.recorder.door("all_gather"):  # so that the room counts as communication
-            self.values.untyped_storage().resize_(self.size * self.values.element_size())
+            self._resize_values(self.size)
         return self.comm.start_all_gather(self.values, self.shard, "dp")
 
     def drop_values(self) -> None:
-        self.values.untyped_storage().resize_(0)
+        self._resize_values(0)
         self.resident = False
 
     # ------------------------------------------------------------------------------------------------------- gradients

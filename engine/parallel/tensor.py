@@ -142,7 +142,14 @@ class Cut:
         return torch.cat(blocks, self.dim)
 
 
-class ShardedParameter(nn.Parameter):
+class _WithCut(type(nn.Parameter)):  # type: ignore[misc]
+    """Whatever parameter has a cut is a sharded one: torch leaves a fake tensor that becomes a parameter in its own class."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, nn.Parameter) and hasattr(instance, "cut")
+
+
+class ShardedParameter(nn.Parameter, metaclass=_WithCut):
     """A parameter that knows how it was cut. Its values are set by `draw`."""
 
     cut: Cut

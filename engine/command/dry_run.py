@@ -1,0 +1,99 @@
+"""`python -m engine dry-run`: what each rank would hold and send, without running them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from engine import catalog, store
+from engine.command import flags
+from engine.command.output import complain, print_json, print_table, size
+from engine.command.run import DONE, FAILED
+from engine.launch.dry_client import DryRun, DryRunError
+from engine.launch.verdict import named
+from engine.spec import RunSpec
+from engine.tables import RunResult
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [--model NAME] [--layout CODE] [--rank K] …"
+    flags.add(parser)
+    parser.add_argument("--rank", type=int, metavar="K", help="the rank to rehearse; without it, one of each stage")
+    parser.add_argument(
+        "--device",
+        choices=("none", "cpu", "cuda"),
+        default="none",
+        help="rehearse on real tensors there, measured by that allocator; none, the default, takes no memory for the model",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="save the result as a folder there; otherwise it is only printed")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(do=dry_run)
+
+
+def dry_run(arguments: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    spec = flags.read(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as nowhere:
+            with DryRun(spec, arguments.out or Path(nowhere), arguments.rank, arguments.device) as running:
+                folder = running.wait(_show)
+            result = store.load(folder)
+    except DryRunError as error:
+        complain(f"{error}\n{error.traceback}".rstrip())
+        return FAILED
+    except KeyboardInterrupt:
+        complain("cancelled")
+        return 128 + signal.SIGINT
+    saved = folder if arguments.out else None
+    if arguments.json:
+        print_json(_as_json(result, saved))
+    else:
+        _print(result, saved)
+    return DONE
+
+
+def _show(done: int, of: int) -> None:
+    if of > 1:
+        print(f"{done} of {of} ranks", file=sys.stderr, flush=True)
+
+
+def _as_json(result: RunResult, folder: Path | None) -> dict[str, Any]:
+    memory = result.tables["memory_peak"]
+    rehearsed = memory[memory["rank"].isin(result.summary["rehearsed"])]
+    return {
+        "spec": result.spec.model_dump(mode="json"),
+        "environment": result.environment,
+        "summary": result.summary,
+        "memory_peak": rehearsed.drop(columns="source").to_dict("records"),
+        "folder": None if folder is None else str(folder),
+    }
+
+
+def _print(result: RunResult, folder: Path | None) -> None:
+    spec, summary = result.spec, result.summary
+    layout = spec.layout
+    name = catalog.name_of(spec.model)
+    print(f"{name} as {layout.code}, {layout.schedule}, rehearsed in {summary['seconds']:.1f} s: {result.environment['why']}\n")
+    print_table(_lines(spec, result))
+    print(f"\n  memory   {size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}")
+    print(f"  traffic  {size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average")
+    print(f"  bubble   {summary['bubble']:.1%} of the pipeline's time, where a backward takes twice as long as a forward")
+    if folder is not None:
+        print(f"  saved    {folder}")
+
+
+def _lines(spec: RunSpec, result: RunResult) -> list[dict[str, Any]]:
+    """A line for each rank that was rehearsed: its total at the peak, by category."""
+    memory = result.tables["memory_peak"]
+    lines = []
+    for rank in result.summary["rehearsed"]:
+        bytes_ = memory[memory["rank"] == rank].set_index("category")["bytes"]
+        stage = int(memory[memory["rank"] == rank]["pp"].iloc[0])
+        lines.append(
+            {"rank": str(rank), "stage": str(stage), "total": size(bytes_.sum())} | {c: size(n) for c, n in bytes_.items()}
+        )
+    return lines

@@ -1,0 +1,160 @@
+"""The program of a dry run: imports torch, forks a process for each rank to rehearse, and saves what they found.
+
+    python -m engine.launch.dry --out FOLDER [--rank K] [--device none|cpu|cuda] < spec.json
+
+Without --rank, one rank of each stage. Real devices are used by one rank at a time; without one, as many ranks rehearse at once
+as there are cores. Events leave as JSON lines on standard output:
+
+    {"event": "rehearsed", "rank": …, "done": …, "of": …}
+    {"event": "finished", "how": "done" | "wrong" | "failed", "message": …, "traceback": …}
+
+When whoever started it is gone, it ends with all its processes. `engine.launch.dry_client` is the other end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from engine.launch.dry_tables import kinds, result
+from engine.launch.parent import end_with_parent
+from engine.launch.textbook import Textbook, textbook
+from engine.launch.warm import preload
+from engine.spec import RequestError, RunSpec
+from engine.store import save
+
+if TYPE_CHECKING:
+    from engine.launch.rehearsal import Device, Rehearsal
+    from engine.launch.verdict import Raised
+
+
+class RankError(Exception):
+    """A rank's rehearsal raised, or its process ended without a word."""
+
+    def __init__(self, raised: Raised) -> None:
+        super().__init__(raised.sentence)
+        self.raised = raised
+
+
+def rehearse_all(spec: RunSpec, ranks: Sequence[int], device: Device, clock: Textbook, most: int) -> dict[int, Rehearsal]:
+    """Rehearse each rank in a process of its own, `most` at a time. Raises `RankError`, and leaves no process."""
+    context = multiprocessing.get_context("fork")
+    waiting, found = deque(ranks), {}
+    running: dict[Any, tuple[int, Any]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                rank = waiting.popleft()
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_be_rank, args=(theirs, spec, rank, device, clock), daemon=True)
+                process.start()
+                theirs.close()
+                running[ours] = rank, process
+            for pipe in wait(list(running)):
+                rank, process = running.pop(pipe)
+                found[rank] = _answer(pipe, process, rank)
+                _tell({"event": "rehearsed", "rank": rank, "done": len(found), "of": len(ranks)})
+    finally:
+        for _, process in running.values():
+            process.kill()
+    return found
+
+
+def _answer(pipe: Any, process: Any, rank: int) -> Rehearsal:
+    from engine.launch.verdict import Raised
+
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        process.join()
+        answer = Raised(f"the process of rank {rank} ended with exit status {process.exitcode}, without saying why", "")
+    process.join()
+    pipe.close()
+    if isinstance(answer, Raised):
+        raise RankError(answer)
+    return answer
+
+
+def _be_rank(answer: Connection, spec: RunSpec, rank: int, device: Device, clock: Textbook) -> None:
+    """The life of a forked process."""
+    from engine.launch.ranks import account
+    from engine.launch.rehearsal import rehearse
+
+    end_with_parent()
+    try:
+        answer.send(rehearse(spec, rank, device, clock))
+    except Exception as error:  # noqa: BLE001  the parent hears of it, whatever it is
+        answer.send(account(error))
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m engine.launch.dry")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to save; it must not exist")
+    parser.add_argument("--rank", type=int, help="the rank to rehearse; without it, one of each stage")
+    parser.add_argument("--device", default="none", help="none, cpu or cuda")
+    given = parser.parse_args(arguments)
+    end_with_parent()
+    try:
+        spec = RunSpec.read_json(sys.stdin.buffer.read())
+        _dry_run(spec, given.rank, given.device, given.out)
+    except RequestError as error:
+        return _finish("wrong", str(error))
+    except RankError as failed:
+        return _finish("wrong" if failed.raised.wrong else "failed", failed.raised.sentence, failed.raised.traceback)
+    return _finish("done")
+
+
+def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None:
+    began = time.monotonic()
+    ranks = _asked(spec, rank)
+    clock = textbook(spec)
+    preload()
+    from engine.launch import rehearsal
+    from engine.parallel.comm import Backend
+    from engine.worker import environment
+
+    if device not in get_args(rehearsal.Device):
+        raise RequestError(f"there is no device {device!r}; a dry run takes none, cpu or cuda")
+    gc.collect()
+    gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
+    found = rehearse_all(spec, ranks, device, clock, most=(os.cpu_count() or 1) if device == "none" else 1)
+    import torch
+
+    why = "a dry run: one rank at a time, without the others, " + ("on fake tensors" if device == "none" else f"on this {device}")
+    where = environment(Backend("none", torch.device("cpu" if device == "none" else device), why))
+    rows = {r: rehearsed.rows for r, rehearsed in found.items()}
+    answer = result(spec, rows, rank is None, clock, where, time.monotonic() - began)
+    answer.summary["grown_bytes"] = max(rehearsed.grown_bytes for rehearsed in found.values())
+    save(answer, out)
+
+
+def _asked(spec: RunSpec, rank: int | None) -> list[int]:
+    if rank is None:
+        return kinds(spec)
+    ranks = spec.layout.ranks
+    if not 0 <= rank < ranks:
+        raise RequestError(f"rank {rank} is not one of the {ranks} ranks of {spec.layout.code}, 0 to {ranks - 1}")
+    return [rank]
+
+
+def _finish(how: str, message: str = "", trace: str = "") -> int:
+    _tell({"event": "finished", "how": how, "message": message, "traceback": trace})
+    return {"done": 0, "failed": 1, "wrong": 2}[how]
+
+
+def _tell(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""From the rows of the ranks that were rehearsed to a result like that of a run. Imports no torch.
+
+The ranks of a stage hold the same and do the same, so one of them stands for all: its rows are repeated for each, with that
+rank's own place and groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from engine.launch.textbook import Textbook
+from engine.spec import RunSpec
+from engine.tables import RunResult, table
+from engine.topology import Axis, Mesh
+
+_MOST_ROWS = 1_000_000  # of a table of many rows a rank: beyond that, it has only the ranks that were rehearsed
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def kinds(spec: RunSpec) -> list[int]:
+    """A rank of each stage: the first of its replicas and slices."""
+    layout = spec.layout
+    return [stage * layout.dp * layout.tp for stage in range(layout.pp)]
+
+
+def result(
+    spec: RunSpec, rehearsed: Mapping[int, Rows], whole: bool, clock: Textbook, environment: dict[str, Any], seconds: float
+) -> RunResult:
+    """`rehearsed`: the rows of each rank. `whole`: they are one of each kind, and the tables get every rank."""
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    stands_for = {rank: _alike(mesh, rank) if whole else [rank] for rank in rehearsed}
+    tables = {name: _repeated(name, rehearsed, stands_for, mesh) for name in ("memory_peak", "memory_curve", "traffic", "spans")}
+    tables["process"] = table("process", [], "dry_run")  # nobody ran, so no process was measured
+    tables["steps"] = table("steps", [_step(spec, clock)], "dry_run")
+    memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
+    sent = tables["traffic"].groupby("rank")["wire_bytes"].sum()
+    summary = {
+        "steps": 1,
+        "step_ns": clock.makespan_ns,
+        "peak_bytes": int(memory.max()),
+        "peak_rank": int(memory.idxmax()),
+        "wire_bytes_per_rank": float(sent.sum() / len(memory)),
+        "bubble": clock.bubble,
+        "allocator": [entry for rows in rehearsed.values() for entry in rows["allocator"]],
+        "rehearsed": sorted(rehearsed),
+        "seconds": seconds,
+    }
+    return RunResult(spec, environment, summary, tables)
+
+
+def _alike(mesh: Mesh, rank: int) -> list[int]:
+    """The ranks of the same stage."""
+    each = mesh.dp * mesh.tp
+    first = rank // each * each
+    return list(range(first, first + each))
+
+
+def _repeated(name: str, rehearsed: Mapping[int, Rows], stands_for: Mapping[int, list[int]], mesh: Mesh) -> pd.DataFrame:
+    count = sum(len(rehearsed[rank][name]) * len(ranks) for rank, ranks in stands_for.items())
+    large = count > _MOST_ROWS and name in ("memory_curve", "spans")
+    parts = []
+    for rank, ranks in stands_for.items():
+        rows = table(name, rehearsed[rank][name], "dry_run")
+        parts += [_as_rank(name, rows, other, mesh) for other in ([rank] if large else ranks)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _as_rank(name: str, rows: pd.DataFrame, rank: int, mesh: Mesh) -> pd.DataFrame:
+    """The rows of a rank of the same stage, as this one's."""
+    if name == "memory_peak":
+        at = mesh.coordinate(rank)
+        return rows.assign(rank=rank, dp=at.dp, tp=at.tp)
+    if name == "traffic":
+        groups = [_group(mesh, rank, axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
+        return rows.assign(rank=rank, group=pd.Series(groups, dtype="str"))
+    return rows.assign(rank=rank)
+
+
+def _group(mesh: Mesh, rank: int, axis: Axis, group: str) -> str:
+    """The group that goes through `rank` as `group` goes through the rank it was counted on."""
+    places = [getattr(mesh.coordinate(int(member)), axis) for member in group.split(",")]
+    return ",".join(str(mesh.rank(mesh.coordinate(rank)._replace(**{axis: place}))) for place in places)
+
+
+def _step(spec: RunSpec, clock: Textbook) -> dict[str, Any]:
+    workload = spec.workload
+    tokens = spec.layout.dp * workload.microbatches * workload.microbatch_size * spec.model.seq
+    if spec.generate.skip_training:
+        tokens = spec.layout.dp * (len(spec.generate.prompt.encode()) + spec.generate.new_tokens - 1)
+    return {"step": 1, "loss": math.nan, "grad_norm": math.nan, "step_ns": clock.makespan_ns, "tokens": tokens}

@@ -1,0 +1,115 @@
+"""One rank of a layout by itself: the worker as it is, without the others, on tensors that have no memory or on real ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from engine.inference import Inference
+from engine.launch.textbook import Textbook
+from engine.measure.memory import MemoryTrace, Tracer
+from engine.measure.process import resident_bytes
+from engine.measure.recorder import Recorder
+from engine.measure.shadow import ShadowAllocator
+from engine.parallel.comm import Comm
+from engine.spec import RequestError, RunSpec
+from engine.topology import Mesh
+from engine.worker import Trainer
+
+Device = Literal["none", "cpu", "cuda"]
+Rows = dict[str, list[dict[str, Any]]]
+Warp = Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one rank would use. `grown_bytes` is by how much this process grew for it."""
+
+    rank: int
+    rows: Rows
+    seconds: float
+    grown_bytes: int
+
+
+class _NoLink:
+    """Nobody follows the steps of a dry run."""
+
+    def report(self, event: dict[str, Any]) -> None: ...
+
+    def at(self, doing: str) -> None: ...
+
+
+def rehearse(spec: RunSpec, rank: int, device: Device, clock: Textbook) -> Rehearsal:
+    """Do one step (or generate once) as `rank`, without the others. Rows of memory, traffic and spans, on the textbook's clock.
+
+    On device "none" tensors are fake; on "cpu" and "cuda" they are real, measured by the allocator of that device, and what the
+    others would have sent is zeros. Call it once in a process: what an earlier run left is measured too. Raises `RequestError`
+    if there is no such device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("--device cuda needs a GPU, and there is none here; without it the dry run needs no device at all")
+    began, before = time.monotonic(), resident_bytes()
+    torch.set_num_threads(1)
+    recorder = Recorder()
+    with ExitStack() as stack:
+        make_tracer: Any = Tracer
+        if device == "none":
+            stack.enter_context(FakeTensorMode())
+            allocator = stack.enter_context(ShadowAllocator())
+            recorder.resized, make_tracer = allocator.resized, allocator.tracer
+        mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+        comm = Comm.without_others(mesh, rank, recorder, torch.device("cpu" if device == "none" else device))
+        trace = _traced(spec, comm, recorder, make_tracer, settle_by_a_step=device != "none")
+        grown = resident_bytes() - before
+    times = clock.stages[comm.at.pp]
+    rows = _retimed(trace, times).rows(rank, *comm.at)
+    rows |= {"traffic": recorder.traffic_rows(rank), "spans": _span_rows(recorder, rank, times)}
+    return Rehearsal(rank, rows, time.monotonic() - began, grown)
+
+
+def _traced(spec: RunSpec, comm: Comm, recorder: Recorder, make_tracer: Any, settle_by_a_step: bool) -> MemoryTrace:
+    if spec.generate.skip_training:
+        return Inference(spec, comm, recorder, _NoLink().at).trace(make_tracer)
+    text = bytes(2 * spec.model.seq + 1)  # what is in it changes nothing
+    trainer = Trainer(spec, comm, recorder, _NoLink(), text)
+    if settle_by_a_step:  # libraries take memory for themselves the first time they are used
+        trainer.run_step(1)
+    else:
+        trainer.settle()
+    return trainer.trace(make_tracer)
+
+
+# ------------------------------------------------------------------------------------------- from this clock to the textbook's
+
+
+def _warp(spans: Sequence[tuple[int, int]], times: Sequence[tuple[int, int]]) -> Warp:
+    """Takes each action's span to its time in the textbook, and what is inside it in proportion."""
+    assert len(spans) == len(times), "the schedule's own list was executed"
+    origin = spans[0][0]
+    here = np.array([t - origin for span in spans for t in span], dtype=np.float64)
+    there = np.array([t for time in times for t in time], dtype=np.float64)
+    return lambda t: round(float(np.interp(t - origin, here, there)))
+
+
+def _retimed(trace: MemoryTrace, times: Sequence[tuple[int, int]]) -> MemoryTrace:
+    warp = _warp([(a.start_ns, a.end_ns) for a in trace.actions], times)
+    actions = [a._replace(start_ns=start, end_ns=end) for a, (start, end) in zip(trace.actions, times, strict=True)]
+    return replace(trace, actions=actions, changes=[c._replace(t_ns=warp(c.t_ns)) for c in trace.changes])
+
+
+def _span_rows(recorder: Recorder, rank: int, times: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    origin = recorder.origin_ns
+    warp = _warp([(a.start_ns - origin, a.end_ns - origin) for a in recorder.actions], times)
+    rows = []
+    for row in recorder.span_rows(rank):
+        start, end = warp(row["start_ns"]), warp(row["end_ns"])
+        busy = end - start if row["lane"] == "compute" else 0
+        rows.append(row | {"step": 1, "start_ns": start, "end_ns": end, "cpu_ns": busy})
+    return rows

@@ -1,0 +1,71 @@
+"""What CPU kernels of torch allocate and free inside, beyond their results: no dispatcher sees it, the allocator does.
+
+native_layer_norm_backward   a row of partial sums, of scale and of shift, for each thread, of which a rank has one
+mm, addmm, bmm in bf16       oneDNN's scratchpad, whose size depends on the processor as much as on the shapes. So it is asked:
+                             the multiplication is done once for each shape, on zeros, if that is small. Where it is not,
+                             nothing is added; such a model does not run on a CPU.
+number as a tensor           8 bytes, and once more in the type of the result where that is another
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import _disable_current_modes
+
+_aten = torch.ops.aten
+_LAYER_NORM_BACKWARD = _aten.native_layer_norm_backward.default
+_MULTIPLICATIONS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default)
+
+_MOST_WORK = 2**31  # multiplications of numbers that may be done to ask for a scratchpad: a second or two
+
+Sizes = Sequence[int]
+
+
+class Workspaces:
+    """Remembers what was asked for once."""
+
+    def __init__(self) -> None:
+        self._scratchpads: dict[tuple[Any, ...], Sizes] = {}
+
+    def of(self, func: Any, args: tuple[Any, ...]) -> Sizes:
+        """Bytes of each block that the kernel of `func` takes, one after the other."""
+        if func is _LAYER_NORM_BACKWARD:
+            return (2 * prod(args[2]) * 4,)
+        if func in _MULTIPLICATIONS and args[-1].dtype == torch.bfloat16:
+            return self._scratchpad(func, args)
+        return ()
+
+    def _scratchpad(self, func: Any, args: tuple[Any, ...]) -> Sizes:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        key = (func, *((t.shape, t.stride()) for t in tensors))
+        if key not in self._scratchpads:
+            work = prod(tensors[-2].shape) * tensors[-1].shape[-1]
+            self._scratchpads[key] = _taken_by(func, tensors) if work <= _MOST_WORK else ()
+        return self._scratchpads[key]
+
+
+def _taken_by(func: Any, like: list[Tensor]) -> Sizes:
+    """What `func` allocates and frees inside on tensors of these shapes, by doing it."""
+    with _disable_current_modes(), torch.no_grad():
+        real = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).zero_() for t in like]
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            func(*real)
+    assert watched.profiler is not None and watched.profiler.kineto_results is not None
+    found: list[int] = []
+    stack = watched.profiler.kineto_results.experimental_event_tree()
+    while stack:
+        event = stack.pop()
+        stack.extend(event.children)
+        if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
+            found.append(event.extra_fields.alloc_size)
+    found.sort()
+    result = prod(like[-2].shape[:-1]) * like[-1].shape[-1] * like[0].element_size()
+    given = [size for size in found if size > 0]
+    given.remove(result)
+    return given
