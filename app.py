@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
@@ -32,20 +33,18 @@ def runs_home() -> Path:
     return arguments.parse_args().runs.absolute()
 
 
-def page(path: str, title: str, icon: str, show: Callable[[Service], None]) -> StreamlitPage:
-    """A page of the navigation. The first in the list, the Lab, is also what the bare address shows."""
-    return st.Page(
-        lambda: show(open_service(runs_home())), title=title, icon=f":material/{icon}:", url_path=path, default=path == "lab"
-    )
+def page(path: str, title: str, icon: str, show: Callable[[Service], None], **options: Any) -> StreamlitPage:
+    return st.Page(lambda: show(open_service(runs_home())), title=title, icon=f":material/{icon}:", url_path=path, **options)
 
 
 frame()
 pages = [
-    page("lab", say()("Lab"), "science", show_lab),
+    page("start", say()("Lab"), "science", show_lab, default=True),  # what the bare address shows; its own path never does
     page("compare", say()("Compare"), "compare_arrows", show_compare),
     page("plan", say()("Plan"), "map", show_plan),
     page("learn", say()("Learn"), "school", show_learn),
     page("runs", say()("Runs"), "inventory_2", show_runs),
+    page("lab", say()("Lab"), "science", show_lab, visibility="hidden"),  # so that /lab is a good link too
 ]
 ways.know(pages)
 st.navigation(pages, position="top").run()

@@ -39,6 +39,7 @@ class Bucket:
         self.missing = 0
         self.incoming: Block | None = None
         self.values: Block | None = None
+        self.counted = True  # in the norm of the gradients; the table's copy at the pipeline's end is not
 
     def parameter(self, *shape: Factor, whole: bool = False) -> Parameter:
         p = Parameter(shape, whole, self.owner.tape, self)
@@ -55,6 +56,15 @@ class Bucket:
     def share(self) -> Factor:
         size = self.size
         return Factor("Ψ/dp", size.value // self.owner.dp.value) if self.owner.zero else size
+
+    @property
+    def pieces(self) -> int:
+        """How many parameters have some of their gradient in the first replica's share."""
+        share, offset, found = self.share.value, 0, 0
+        for p in sorted(self.parameters, key=lambda p: not p.whole):
+            found += offset < share
+            offset += numbers([p.shape])
+        return found
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
@@ -89,15 +99,7 @@ class Buckets:
 
     def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
         """`converts`: gradients are added up in a wider type than they come in; `g` is its width."""
-        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = (
-            tape,
-            sizes,
-            dp,
-            zero,
-            reduces,
-            converts,
-            g,
-        )
+        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = tape, sizes, dp, zero, reduces, converts, g
         self.all: list[Bucket] = []
         self.last = False
         self.owed: list[tuple[Parameter, Callable[[], Block], int]] | None = None

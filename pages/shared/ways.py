@@ -16,7 +16,7 @@ _PAGES = "ways/pages"
 
 def know(pages: Sequence[StreamlitPage]) -> None:
     """Note the session's pages, by the end of their address."""
-    st.session_state[_PAGES] = {page.url_path or "lab": page for page in pages}
+    st.session_state[_PAGES] = {page.url_path or "lab": page for page in reversed(pages)}  # the Lab at its bare address
 
 
 def link(to: PageName, label: str, icon: str, parameters: Mapping[str, str], disabled: bool = False) -> None:
