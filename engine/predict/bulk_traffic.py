@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.buckets import head_size, layer_size, places_size, table_size
 from engine.predict.calls import wire_bytes
 from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.held import head_size, layer_size, places_size, table_size
 from engine.predict.reductions import reductions
 from engine.predict.traffic import BYTES
 from engine.schedule import SCHEDULES
@@ -207,7 +207,7 @@ class _Costs:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """As `buckets.Bucket`, by what holds it. `gathers` in forward and backward together; not `reduced` if counted elsewhere."""
+    """As `held.Bucket`, by what holds it. `gathers` in forward and backward together; not `reduced` if counted elsewhere."""
 
     held: str
     whole: Any
@@ -218,7 +218,7 @@ class _Bucket:
 
 
 def _buckets(model: ModelSpec, tp: Any) -> Iterator[_Bucket]:
-    """As `buckets.buckets`."""
+    """As `held.buckets`."""
     family, table = model.parts, table_size(model, tp)
     yield _Bucket("first", 0, table, False, 1)
     if family.tied:
