@@ -1,4 +1,4 @@
-# make app | test | lint | bench | screenshots | clean
+# make app | test | lint | bench | screenshots | catalogs | clean
 #
 # Everything lives in .venv, which is made on first use. Another Python than python3: make app PYTHON=python3.12
 
@@ -9,7 +9,7 @@ APP_ARGS ?=
 PYTEST_ARGS ?=
 CHROMIUMS := chromium chromium-browser google-chrome
 
-.PHONY: app test lint style types layers bench screenshots clean chromium dev
+.PHONY: app test lint style types layers bench screenshots catalogs clean chromium dev
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app
@@ -38,6 +38,10 @@ bench: $(VENV)/.app
 # The pictures in README.md, from a real run in a real browser.
 screenshots: dev chromium
 	$(RUN) tests.browser.screenshots --readme
+
+# What is said in the code, into pages/locale: new messages come in without a translation, to be given one by hand.
+catalogs: $(VENV)/.app
+	$(RUN) pages.locale.extract
 
 clean:
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
 from engine.launch.queue import RunQueue
 from pages.lab.page import show as show_lab
-from pages.shared.frame import follow_theme, frame
+from pages.shared.frame import follow_theme, frame, say
 from pages.shared.service import Service
 
 
@@ -25,10 +27,16 @@ def runs_home() -> Path:
     return arguments.parse_args().runs.absolute()
 
 
-def lab() -> None:
-    show_lab(open_service(runs_home()))
+def page(path: str, title: str, icon: str, show: Callable[[Service], None]) -> StreamlitPage:
+    """A page of the navigation. The first in the list, the Lab, is also what the bare address shows."""
+    return st.Page(
+        lambda: show(open_service(runs_home())), title=title, icon=f":material/{icon}:", url_path=path, default=path == "lab"
+    )
 
 
 frame()
-st.navigation([st.Page(lab, title="Lab", icon=":material/science:", url_path="lab", default=True)], position="top").run()
+pages = [
+    page("lab", say()("Lab"), "science", show_lab),
+]
+st.navigation(pages, position="top").run()
 follow_theme()

@@ -19,6 +19,7 @@ from engine.spec.parts import (
     WorkloadSpec,
 )
 from engine.spec.run import RunSpec
+from engine.spec.sentence import Sentence, joined, sentence
 
 __all__ = [
     "BYTE_VOCABULARY",
@@ -34,8 +35,11 @@ __all__ = [
     "RequestError",
     "RunSpec",
     "ScheduleName",
+    "Sentence",
     "Spec",
     "WorkloadSpec",
     "generation_misfits",
+    "joined",
     "misfits",
+    "sentence",
 ]

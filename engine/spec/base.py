@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from engine.spec.sentence import sentence
+
 
 class RequestError(Exception):
     """The request is wrong. The message is one sentence for the user."""
+
+    @property
+    def sentence(self) -> str:
+        """The message as it was made: a `Sentence`, where it can be said in other languages."""
+        return str(self) if len(self.args) != 1 or not isinstance(self.args[0], str) else self.args[0]
 
 
 class Spec(BaseModel):
@@ -34,21 +42,37 @@ class Spec(BaseModel):
             raise RequestError(_sentence(cls, error)) from None
 
 
+# What pydantic says of a value, by the kind of mistake, with what it tells of the rule.
+_RULES: dict[str, Callable[..., str]] = {
+    "greater_than": lambda gt: sentence("must be greater than {gt}", gt=gt),
+    "greater_than_equal": lambda ge: sentence("must be greater than or equal to {ge}", ge=ge),
+    "less_than": lambda lt: sentence("must be less than {lt}", lt=lt),
+    "less_than_equal": lambda le: sentence("must be less than or equal to {le}", le=le),
+    "literal_error": lambda expected: sentence("must be {expected}", expected=expected),
+}
+
+
 def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     """The first thing pydantic found, in words, and how many more there are."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]) or cls.__name__
     if first["type"] == "extra_forbidden":
-        text = f"there is no field {name!r}; {cls.__name__} has {', '.join(cls.model_fields)}"
+        fields = ", ".join(cls.model_fields)
+        text = sentence("there is no field {name!r}; {record} has {fields}", name=name, record=cls.__name__, fields=fields)
     elif first["type"] == "missing":
-        text = f"{cls.__name__} needs {name!r}"
+        text = sentence("{record} needs {name!r}", record=cls.__name__, name=name)
     elif first["type"] == "json_invalid":
-        text = f"this is not JSON: {first['ctx']['error']}"
+        text = sentence("this is not JSON: {error}", error=first["ctx"]["error"])
     else:
         said = re.sub(r"^\w+ should", "must", first["msg"])  # "Input should be …", "String should have …"
-        text = f"{name}={_brief(first['input'])} {said}" if name != cls.__name__ else f"{cls.__name__} {said}"
+        if first["type"] in _RULES:
+            said = _RULES[first["type"]](**first["ctx"])
+        if name == cls.__name__:
+            text = sentence("{name} {said}", name=name, said=said)
+        else:
+            text = sentence("{name}={value} {said}", name=name, value=_brief(first["input"]), said=said)
     more = len(error.errors()) - 1
-    return text + (f" (and {more} more)" if more else "")
+    return sentence("{sentence} (and {count} more)", sentence=text, count=more) if more else text
 
 
 def _brief(value: Any) -> str:

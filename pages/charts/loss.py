@@ -7,33 +7,46 @@ import pandas as pd
 
 from pages.charts.drawing import Drawing, finish
 from pages.charts.look import Look
-from pages.charts.units import plural
 
 _POINTS_UP_TO = 100  # steps; beyond that they run into one another
 
 
 def loss(steps: pd.DataFrame, style: Look) -> Drawing:
     """The loss after each step."""
+    say = style.say
     rows = steps[["step", "loss", "grad_norm", "step_ns", "tokens"]].reset_index(drop=True)
     points = alt.OverlayMarkDef(color=style.blue, size=36)
     line = (
         alt.Chart(rows.assign(ms=rows["step_ns"] / 1e6))
         .mark_line(color=style.blue, strokeWidth=2.5, point=points if len(rows) <= _POINTS_UP_TO else False)
         .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
-            y=alt.Y("loss:Q", title="loss (nats per token)", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            x=alt.X("step:Q", title=say("step"), axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
+            y=alt.Y("loss:Q", title=say("loss (nats per token)"), scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
             tooltip=[
-                alt.Tooltip("step:Q"),
-                alt.Tooltip("loss:Q", format=".4f"),
-                alt.Tooltip("grad_norm:Q", title="gradient norm", format=".4f"),
-                alt.Tooltip("ms:Q", title="step time (ms)", format=",.1f"),
-                alt.Tooltip("tokens:Q", format=","),
+                alt.Tooltip("step:Q", title=say("step")),
+                alt.Tooltip("loss:Q", title=say("loss"), format=".4f"),
+                alt.Tooltip("grad_norm:Q", title=say("gradient norm"), format=".4f"),
+                alt.Tooltip("ms:Q", title=say("step time (ms)"), format=",.1f"),
+                alt.Tooltip("tokens:Q", title=say("tokens"), format=","),
             ],
         )
         .properties(height=236)
     )
     first, last = rows["loss"].iloc[0], rows["loss"].iloc[-1]
-    how = "fell" if last < first else "did not fall: it went"
-    title = f"The loss {how} from {first:.3f} to {last:.3f} in {plural(len(rows), 'step')}"
-    reading = "One point a step: the mean over all replicas and microbatches; guessing among 256 bytes costs ln 256 = 5.545."
-    return Drawing("Training", title, reading, finish(line, style, title), rows)
+    ends = {"first": f"{first:.3f}", "last": f"{last:.3f}"}
+    if last < first:
+        title = say.plural(
+            "The loss fell from {first} to {last} in {count} step",
+            "The loss fell from {first} to {last} in {count} steps",
+            len(rows),
+            **ends,
+        )
+    else:
+        title = say.plural(
+            "The loss did not fall: it went from {first} to {last} in {count} step",
+            "The loss did not fall: it went from {first} to {last} in {count} steps",
+            len(rows),
+            **ends,
+        )
+    reading = say("One point a step: the mean over all replicas and microbatches; guessing among 256 bytes costs ln 256 = 5.545.")
+    return Drawing(say("Training"), title, reading, finish(line, style, title), rows)

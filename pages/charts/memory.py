@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE
-from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import MAX_BARS, Look, lane
+from pages.charts.names import action, categories, lanes
+from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.units import Unit, byte_unit, in_bytes, significant, time_unit
+from pages.charts.words import Words
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
 
 
-def peak(memory_peak: pd.DataFrame, style: Look) -> Drawing:
-    """Stacked bars: each rank's composition at the instant of its largest total."""
+def peak(memory_peak: pd.DataFrame, style: Look, roles: Roles | None = None) -> Drawing:
+    """Stacked bars: each rank's composition at the instant of its largest total. With `roles`, the chosen rank is marked."""
+    say, named = style.say, categories(style.say)
     rows = memory_peak[["rank", "pp", "dp", "tp", "category", "bytes"]].copy()
     totals = rows.groupby("rank")["bytes"].sum()
     unit = byte_unit(totals.max())
@@ -24,54 +29,67 @@ def peak(memory_peak: pd.DataFrame, style: Look) -> Drawing:
     rows["amount"] = rows["bytes"] / unit.size
     rows["share"] = rows["bytes"] / rows["rank"].map(totals)
 
-    x = alt.X("rank:O", axis=alt.Axis(title="rank, and its pipeline stage", labelAngle=0, labelExpr=_rank_and_stage(rows)))
+    rows["opaque"] = [opacity(rank, roles) for rank in rows["rank"]]
+    stages = _rank_and_stage(rows, say, roles)
+    x = alt.X("rank:O", axis=alt.Axis(title=say("rank, and its pipeline stage"), labelAngle=0, labelExpr=stages))
     bars = (
-        alt.Chart(rows[rows["bytes"] > 0])
+        alt.Chart(rows[rows["bytes"] > 0].assign(category=rows["category"].map(named)))
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
             x=x,
-            y=alt.Y("amount:Q", title=f"memory at the rank's peak ({unit.name})", axis=alt.Axis(tickCount=5)),
-            color=alt.Color("category:N", scale=colours(style.category, list(rows["category"]))),
+            y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit.name), axis=alt.Axis(tickCount=5)),
+            color=alt.Color("category:N", scale=colours(style.category, list(rows["category"]), named)),
             order=alt.Order("order:Q"),
+            opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
-                alt.Tooltip("rank:O"),
-                alt.Tooltip("pp:O", title="stage"),
-                alt.Tooltip("dp:O", title="replica"),
-                alt.Tooltip("tp:O", title="slice"),
-                alt.Tooltip("category:N"),
-                alt.Tooltip("bytes:Q", format=","),
-                alt.Tooltip("share:Q", format=".1%", title="of this rank"),
+                alt.Tooltip("rank:O", title=say("rank")),
+                alt.Tooltip("pp:O", title=say("stage")),
+                alt.Tooltip("dp:O", title=say("replica")),
+                alt.Tooltip("tp:O", title=say("slice")),
+                alt.Tooltip("category:N", title=say("category")),
+                alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
+                alt.Tooltip("share:Q", format=".1%", title=say("of this rank")),
             ],
         )
+        .add_params(rank_chooser())
     )
     tops = pd.DataFrame({"rank": totals.index, "amount": totals / unit.size})
+    tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+    # A frame around the whole bar of the chosen rank and of its peers.
+    frames = (
+        alt.Chart(tops[tops["outline"] > 0])
+        .mark_bar(fillOpacity=0, stroke=style.text)
+        .encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None))
+    )
     sums = (
         alt.Chart(tops.assign(said=tops["amount"].map(significant)))
         .mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
         .encode(x=x, y="amount:Q", text="said:N")
     )
-    fullest, least = totals.idxmax(), totals.idxmin()
-    title = f"Rank {fullest} is fullest: {in_bytes(totals.max())} at its peak"
+    ends = {"rank": totals.idxmax(), "most": in_bytes(totals.max()), "other": totals.idxmin(), "least": in_bytes(totals.min())}
     if totals.min() < totals.max():
-        title += f", against {in_bytes(totals.min())} on rank {least}"
+        title = say("Rank {rank} is fullest: {most} at its peak, against {least} on rank {other}", **ends)
+    else:
+        title = say("Rank {rank} is fullest: {most} at its peak", **ends)
     return Drawing(
-        subject="Memory of every rank",
+        subject=say("Memory of every rank"),
         title=title,
-        reading="Each bar is one rank at the instant when it held most; its parts add up to what the allocator counted.",
-        spec=finish((bars + sums).properties(height=300), style, title),
+        reading=say("Each bar is one rank at the instant when it held most; its parts add up to what the allocator counted."),
+        spec=finish((bars + frames + sums if roles else bars + sums).properties(height=300), style, title),
         table=_wide(rows, ["rank", "pp", "dp", "tp"]),
     )
 
 
 def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
     """Stacked steps: one rank's composition over a step, and beneath, on the same time axis, what it was doing."""
+    say, named = style.say, categories(style.say)
     mine = memory_curve[memory_curve["rank"] == rank].sort_values("t_ns", kind="stable")
     totals = mine.groupby("t_ns")["bytes"].sum()
     size, clock = byte_unit(totals.max()), time_unit(mine["t_ns"].max())
     rows = pd.DataFrame(
         {
             "time": mine["t_ns"] / clock.size,
-            "category": mine["category"],
+            "category": mine["category"].map(named),
             "amount": mine["bytes"] / size.size,
             "order": mine["category"].map(_ORDER.index),
         }
@@ -81,22 +99,27 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         .mark_area(interpolate="step-after")
         .encode(
             x=alt.X("time:Q", title=None, scale=alt.Scale(nice=False), axis=alt.Axis(labels=False, ticks=False)),
-            y=alt.Y("amount:Q", title=f"memory of rank {rank} ({size.name})", axis=alt.Axis(tickCount=5)),
-            color=alt.Color("category:N", scale=colours(style.category, list(rows["category"]))),
+            y=alt.Y(
+                "amount:Q", title=say("memory of rank {rank} ({unit})", rank=rank, unit=size.name), axis=alt.Axis(tickCount=5)
+            ),
+            color=alt.Color("category:N", scale=colours(style.category, list(rows["category"]), named)),
             order=alt.Order("order:Q"),
         )
     )
     top = totals.idxmax()
-    title = f"Rank {rank} peaks at {in_bytes(totals.max())} during {mine.loc[mine['t_ns'] == top, 'action'].iloc[0]}"
+    doing = action(mine.loc[mine["t_ns"] == top, "action"].iloc[0], say)
+    title = say("Rank {rank} peaks at {most} during {action}", rank=rank, most=in_bytes(totals.max()), action=doing)
     chart = alt.vconcat(
         (areas + _pointer(mine, clock, style)).properties(height=236),
         _strip(mine, clock, style).properties(height=22),
         spacing=4,
     ).resolve_scale(x="shared", color="independent")
     return Drawing(
-        subject="Memory over one step",
+        subject=say("Memory over one step"),
         title=title,
-        reading="Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then.",
+        reading=say(
+            "Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then."
+        ),
         spec=finish(chart, style, title),
         table=_wide(mine, ["t_ns", "action"]),
     )
@@ -104,11 +127,20 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
 
 def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
     """A line that follows the pointer and tells the exact bytes of every category there."""
+    say, named = style.say, categories(style.say)
     wide = _wide(mine, ["t_ns", "action"])
+    wide["action"] = [action(text, say) for text in wide["action"]]
     wide["time"] = wide["t_ns"] / clock.size
     near = alt.selection_point(name="near", on="pointerover", nearest=True, empty=False, encodings=["x"], clear="pointerout")
-    shown = [alt.Tooltip("action:N"), alt.Tooltip("t_ns:Q", title="ns from the step's start", format=",")]
-    shown += [alt.Tooltip(f"{c}:Q", title=f"{c} (bytes)", format=",") for c in (*_ORDER, "total") if c in wide]
+    shown = [
+        alt.Tooltip("action:N", title=say("action")),
+        alt.Tooltip("t_ns:Q", title=say("ns from the step's start"), format=","),
+    ]
+    shown += [
+        alt.Tooltip(f"{code}:Q", title=say("{category} (bytes)", category=name), format=",")
+        for code, name in (*named.items(), ("total", say("total")))
+        if code in wide
+    ]
     return (
         alt.Chart(wide)
         .mark_rule(color=style.text, strokeWidth=1)
@@ -119,14 +151,15 @@ def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
 
 def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
     """One bar an action, from its first instant in the curve to the next action's."""
+    say, named = style.say, lanes(style.say)
     first = mine.loc[mine["action"].ne(mine["action"].shift()), ["t_ns", "action"]]
     words = first["action"].str.split()
     actions = pd.DataFrame(
         {
-            "action": first["action"],
+            "action": [action(text, say) for text in first["action"]],
             "start": first["t_ns"] / clock.size,
             "end": first["t_ns"].shift(-1, fill_value=mine["t_ns"].max()) / clock.size,
-            "what": words.str[0].map(lane),
+            "what": words.str[0].map(lane).map(named),
             "label": words.map(lambda w: w[0] + w[-1] if "microbatch" in w else w[0]),
         }
     )
@@ -135,15 +168,21 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
         alt.Chart(actions)
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
-            x=alt.X("start:Q", title=f"time from the step's start ({clock.name})", scale=alt.Scale(nice=False)),
+            x=alt.X("start:Q", title=say("time from the step's start ({unit})", unit=clock.name), scale=alt.Scale(nice=False)),
             x2="end:Q",
-            color=alt.Color("what:N", scale=colours(style.lane, list(actions["what"])), legend=alt.Legend(orient="bottom")),
-            tooltip=[alt.Tooltip("action:N"), alt.Tooltip("start:Q", format=",.3f"), alt.Tooltip("end:Q", format=",.3f")],
+            color=alt.Color(
+                "what:N", scale=colours(style.lane, list(actions["what"]), named), legend=alt.Legend(orient="bottom")
+            ),
+            tooltip=[
+                alt.Tooltip("action:N", title=say("action")),
+                alt.Tooltip("start:Q", title=say("start"), format=",.3f"),
+                alt.Tooltip("end:Q", title=say("end"), format=",.3f"),
+            ],
         )
     )
     # Only where there is room: about 7 pixels a letter, of the 500 that the chart has at least.
     width = (actions["end"] - actions["start"]) / actions["end"].max() * 500
-    roomy = actions[(width > 7 * actions["label"].str.len() + 4) & (actions["what"] != lane("send"))]
+    roomy = actions[(width > 7 * actions["label"].str.len() + 4) & (actions["what"] != named[lane("send")])]
     labels = (
         alt.Chart(roomy.assign(middle=(roomy["start"] + roomy["end"]) / 2))
         .mark_text(fontSize=11, fontWeight=600, color=style.on_colour)
@@ -152,11 +191,12 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
     return bars + labels
 
 
-def _rank_and_stage(rows: pd.DataFrame) -> str:
-    """A Vega expression: the rank, and on a second line its stage."""
-    stages = dict(zip(rows["rank"], rows["pp"], strict=True))
-    names = ", ".join(f"'{rank}': 'stage {stage}'" for rank, stage in stages.items())
-    return f"[datum.label, {{{names}}}[datum.label]]"
+def _rank_and_stage(rows: pd.DataFrame, say: Words, roles: Roles | None) -> str:
+    """A Vega expression: the rank, on a second line its stage, and on a third what it is to the chosen rank."""
+    lines = {}
+    for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
+        lines[str(rank)] = [str(rank), say("stage {stage}", stage=pp)] + ([told(roles[rank], say)] if roles else [])
+    return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
 
 
 def _wide(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

@@ -11,12 +11,13 @@ from engine.schedule import Timed, bubble
 from engine.summary import WORK
 from engine.summary import bubble as measured_bubble
 from engine.topology import Mesh
-from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import MAX_BARS, Look, lane
+from pages.charts.names import columns, lanes
+from pages.charts.roles import Roles, opacity, told
 from pages.charts.units import in_time, percent, time_unit
+from pages.charts.words import Words
 
-_BUBBLE = "The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time."
-_ZOOM = "Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."
 # A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
 _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
 
@@ -30,42 +31,52 @@ class _Bar(NamedTuple):
     below: int
 
 
-def measured(spans: pd.DataFrame, mesh: Mesh, style: Look) -> Drawing:
+def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None = None) -> Drawing:
     """One row a rank: its actions as thick bars, and beneath them its collectives and transfers as thin ones.
 
-    Above `MAX_BARS` bars only the first part of the step is drawn.
+    Above `MAX_BARS` bars only the first part of the step is drawn. With `roles`, the chosen rank and its peers are named in
+    their rows, and the others are pale.
     """
+    say, named = style.say, lanes(style.say)
     rows, until = first_window(spans)
-    names = [f"rank {rank} · stage {mesh.coordinate(rank).pp}" for rank in range(mesh.size)]
+    names = [say("rank {rank} · stage {stage}", rank=rank, stage=mesh.coordinate(rank).pp) for rank in range(mesh.size)]
+    if roles:
+        names = [" · ".join(filter(None, (name, told(roles[rank], say)))) for rank, name in enumerate(names)]
     clock = time_unit(rows["end_ns"].max())
     drawn = pd.DataFrame(
         {
             "row": rows["rank"].map(names.__getitem__),
+            "rank": rows["rank"],
+            "opaque": [opacity(rank, roles) for rank in rows["rank"]],
             "start": rows["start_ns"] / clock.size,
             "end": rows["end_ns"] / clock.size,
             "duration": (rows["end_ns"] - rows["start_ns"]) / clock.size,
             "cpu": rows["cpu_ns"] / clock.size,
-            "what": rows["kind"].map(lane),
+            "what": rows["kind"].map(lane).map(named),
             "lane": rows["lane"],
             "kind": rows["kind"],
-            "microbatch": _microbatches(rows, otherwise="none"),
+            "microbatch": _microbatches(rows, otherwise=say("none")),
             "chunk": rows["chunk"],
             "turn": _turns(rows["rank"], rows["chunk"]),
             "label": _labels(rows),
         }
     )
-    reading = (
-        "Each row is a rank: thick bars compute, with their microbatch; thin bars beneath are collectives and transfers; the "
-        f"pale track is idle. {_BUBBLE} {_ZOOM}"
-    )
+    reading = [
+        say(
+            "Each row is a rank: thick bars compute, with their microbatch; thin bars beneath are collectives and transfers; the "
+            "pale track is idle."
+        ),
+        *_on_every_timeline(say),
+    ]
     if until is not None:
-        reading += f" Only the first {len(rows):,} of {len(spans):,} bars are drawn, up to {in_time(until)}."
-    title = _found(spans, mesh)
-    time = alt.Axis(title=f"time from the step's start ({clock.name}, wall clock)")
+        cut = {"drawn": f"{len(rows):,}", "count": f"{len(spans):,}", "until": in_time(until)}
+        reading.append(say("Only the first {drawn} of {count} bars are drawn, up to {until}.", **cut))
+    title = _found(spans, mesh, say)
+    time = alt.Axis(title=say("time from the step's start ({unit}, wall clock)", unit=clock.name))
     return Drawing(
-        subject="Pipeline, measured",
+        subject=say("Pipeline, measured"),
         title=title,
-        reading=reading,
+        reading=" ".join(reading),
         spec=finish(_chart(drawn, names, time, style), style, title),
         table=spans.drop(columns="source").reset_index(drop=True),
     )
@@ -76,6 +87,7 @@ def textbook(timed: list[Timed], names: list[str], style: Look) -> Drawing:
 
     `names` are the rows' labels, by stage.
     """
+    say = style.say
     compute = sorted((t for t in timed if t.action.kind in WORK), key=lambda t: t.start)
     every = pd.DataFrame(
         {
@@ -89,24 +101,26 @@ def textbook(timed: list[Timed], names: list[str], style: Look) -> Drawing:
         }
     )
     drawn = every.head(MAX_BARS).assign(lane="compute")
-    drawn["what"], drawn["label"] = drawn["kind"].map(lane), drawn["kind"] + drawn["microbatch"]
+    drawn["what"], drawn["label"] = drawn["kind"].map(lane).map(lanes(say)), drawn["kind"] + drawn["microbatch"]
     drawn["turn"] = _turns(drawn["row"], drawn["chunk"])
-    title = "One stage, so no bubble"
+    title = say("One stage, so no bubble")
     if len(names) > 1:
-        title = f"The bubble takes {percent(bubble(timed, len(names)))} of {every['end'].max():g} units of time"
-    split = " I and W are the two halves of B, 1 unit each." if "W" in set(every["kind"]) else ""
-    chunks = " Chunks share a stage's time; the second is drawn paler." if every["chunk"].nunique() > len(names) else ""
-    reading = (
-        "Each row is a stage: F and B are the forward and backward pass of a microbatch, 1 and 2 units of time."
-        f"{split}{chunks} {_BUBBLE} {_ZOOM}"
-    )
+        share = percent(bubble(timed, len(names)))
+        title = say("The bubble takes {share} of {makespan} units of time", share=share, makespan=f"{every['end'].max():g}")
+    reading = [say("Each row is a stage: F and B are the forward and backward pass of a microbatch, 1 and 2 units of time.")]
+    if "W" in set(every["kind"]):
+        reading.append(say("I and W are the two halves of B, 1 unit each."))
+    if every["chunk"].nunique() > len(names):
+        reading.append(say("Chunks share a stage's time; the second is drawn paler."))
+    reading += _on_every_timeline(say)
     if len(every) > MAX_BARS:
-        reading += f" Only the first {MAX_BARS:,} of {len(every):,} bars are drawn."
-    time = alt.Axis(title="units of time", tickMinStep=1)
+        cut = {"drawn": f"{MAX_BARS:,}", "count": f"{len(every):,}"}
+        reading.append(say("Only the first {drawn} of {count} bars are drawn.", **cut))
+    time = alt.Axis(title=say("units of time"), tickMinStep=1)
     return Drawing(
-        subject="Pipeline, textbook",
+        subject=say("Pipeline, textbook"),
         title=title,
-        reading=reading,
+        reading=" ".join(reading),
         spec=finish(_chart(drawn, names, time, style), style, title),
         table=every,
     )
@@ -121,13 +135,20 @@ def first_window(spans: pd.DataFrame) -> tuple[pd.DataFrame, int | None]:
     return first, int(first["start_ns"].max())
 
 
-def _found(spans: pd.DataFrame, mesh: Mesh) -> str:
+def _on_every_timeline(say: Words) -> list[str]:
+    return [
+        say("The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time."),
+        say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."),
+    ]
+
+
+def _found(spans: pd.DataFrame, mesh: Mesh, say: Words) -> str:
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
     makespan = in_time(work["end_ns"].max() - work["start_ns"].min())
     share = percent(measured_bubble(spans, mesh))
     if mesh.pp == 1:
-        return f"One stage, so no bubble: {share} of {makespan} is between passes"
-    return f"The bubble takes {share} of {makespan}"
+        return say("One stage, so no bubble: {share} of {makespan} is between passes", share=share, makespan=makespan)
+    return say("The bubble takes {share} of {makespan}", share=share, makespan=makespan)
 
 
 def _microbatches(rows: pd.DataFrame, otherwise: str) -> pd.Series[str]:
@@ -150,15 +171,18 @@ def _chart(drawn: pd.DataFrame, names: list[str], time: alt.Axis, style: Look) -
     thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
     x, end = alt.X("start:Q", axis=time, scale=alt.Scale(nice=False)), "end:Q"
     y = alt.Y("row:N", sort=names, title=None, scale=alt.Scale(domain=names))
-    colour = alt.Color("what:N", scale=colours(style.lane, list(drawn["what"])))
+    colour = alt.Color("what:N", scale=colours(style.lane, list(drawn["what"]), lanes(style.say)))
     pale = alt.FillOpacity("turn:O", scale=alt.Scale(domain=list(range(8)), range=_PALER), legend=None)
-    tooltip = [alt.Tooltip(f"{c}:N") for c in ("row", "kind", "microbatch", "chunk")]
-    tooltip += [alt.Tooltip(f"{c}:Q", format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
+    called = columns(style.say)
+    tooltip = [alt.Tooltip(f"{c}:N", title=called[c]) for c in ("row", "kind", "microbatch", "chunk")]
+    tooltip += [alt.Tooltip(f"{c}:Q", title=called[c], format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
 
     # The track starts at 0 and ends with the last bar, so that idle time at either end shows.
     track = alt.Chart(pd.DataFrame({"row": names, "start": 0.0, "end": drawn["end"].max()}))
     rows = alt.Chart(drawn)
     bars = rows.encode(x=x, x2=end, y=y, color=colour, fillOpacity=pale, tooltip=tooltip)
+    if by_rank := "rank" in drawn:
+        bars = bars.encode(opacity=alt.Opacity("opaque:Q", scale=None))
     layers = [
         track.mark_bar(color=style.faint, height=thick.height, yOffset=thick.below).encode(x=x, x2=end, y=y),
         bars.transform_filter("datum.lane == 'compute'").mark_bar(
@@ -174,4 +198,6 @@ def _chart(drawn: pd.DataFrame, names: list[str], time: alt.Axis, style: Look) -
         .encode(x="middle:Q", y=y, text="label:N", opacity=alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0)))
     )
     zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
+    if by_rank:
+        layers[1] = layers[1].add_params(rank_chooser())
     return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(names))

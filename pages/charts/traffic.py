@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import altair as alt
 import pandas as pd
 
-from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import Look
-from pages.charts.units import byte_unit, in_bytes, percent, plural
+from pages.charts.names import measures, phase
+from pages.charts.roles import Roles, opacity, outline, told
+from pages.charts.units import byte_unit, in_bytes, percent
+from pages.charts.words import Words
 
 Measure = Literal["wire", "payload"]
 
-_DOES: dict[Measure, str] = {"wire": "sends", "payload": "hands over"}
-_READING: dict[Measure, str] = {
-    "wire": "Wire bytes are what a rank would send under the ring algorithm; a receive sends nothing, so it has no bar.",
-    "payload": "Payload bytes are the size of the tensor that a rank hands over; what is sent counts again where it is received.",
-}
+
+def _reading(measure: Measure, say: Words) -> str:
+    if measure == "wire":
+        return say("Wire bytes are what a rank would send under the ring algorithm; a receive sends nothing, so it has no bar.")
+    return say("Payload bytes are the size of the tensor that a rank hands over; what is sent counts again where it is received.")
 
 
 def kinds(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) -> Drawing:
     """Bars by axis, collective and phase: the mean over all `ranks`."""
-    rows = _by_kind(traffic, ranks, measure)
+    say, counted = style.say, measures(style.say)[measure]
+    rows = _by_kind(traffic, ranks, measure, say)
     unit = byte_unit(rows["bytes"].max() if len(rows) else 0)
     rows["amount"] = rows["bytes"] / unit.size
     y = alt.Y("name:N", sort=rows["name"].tolist(), title=None)
@@ -32,87 +37,130 @@ def kinds(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) -> D
         alt.Chart(rows)
         .mark_bar()
         .encode(
-            x=x.title(f"mean {measure} bytes of a rank in one step ({unit.name})"),
+            x=x.title(say("mean {measure} bytes of a rank in one step ({unit})", measure=counted, unit=unit.name)),
             y=y,
             color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
             tooltip=[
-                alt.Tooltip("axis:N"),
-                alt.Tooltip("collective:N"),
-                alt.Tooltip("phase:N"),
-                alt.Tooltip("bytes:Q", title=f"{measure} bytes, mean of the ranks", format=",.6~r"),
-                alt.Tooltip("calls:Q", title="calls, mean of the ranks", format=",.6~r"),
+                alt.Tooltip("axis:N", title=say("axis")),
+                alt.Tooltip("collective:N", title=say("collective")),
+                alt.Tooltip("for:N", title=say("phase")),
+                alt.Tooltip("bytes:Q", title=say("{measure} bytes, mean of the ranks", measure=counted), format=",.6~r"),
+                alt.Tooltip("calls:Q", title=say("calls, mean of the ranks"), format=",.6~r"),
             ],
         )
     )
     words = alt.Chart(rows).mark_text(align="left", dx=6, fontSize=12, color=style.text).encode(x=x, y=y, text="said:N")
-    title = _finding(rows, measure)
+    title = _finding(rows, measure, say)
     return Drawing(
-        subject="Traffic by axis and collective",
+        subject=say("Traffic by axis and collective"),
         title=title,
-        reading=f"Each bar is one kind of call, for one purpose: the mean over all ranks. {_READING[measure]}",
+        reading=say(
+            "Each bar is one kind of call, for one purpose: the mean over all ranks. {measure}", measure=_reading(measure, say)
+        ),
         spec=finish((bars + words).properties(height=max(60, 30 * len(rows))), style, title),
         table=traffic.drop(columns="source").reset_index(drop=True),
     )
 
 
-def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) -> Drawing:
-    """Stacked bars: what each rank sends (or hands over) along each axis."""
+def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
+    """Stacked bars: what each rank sends (or hands over) along each axis. With `roles`, the chosen rank is marked."""
+    say, counted = style.say, measures(style.say)[measure]
     column = f"{measure}_bytes"
     rows = traffic.groupby(["rank", "axis"], as_index=False)[[column, "calls"]].sum().rename(columns={column: "bytes"})
     totals = rows.groupby("rank")["bytes"].sum().reindex(range(ranks), fill_value=0)
     unit = byte_unit(totals.max())
     rows["amount"] = rows["bytes"] / unit.size
+    rows["opaque"] = [opacity(rank, roles) for rank in rows["rank"]]
+    x = alt.X("rank:O", title=say("rank"), axis=_rank_axis(ranks, say, roles), scale=alt.Scale(domain=list(range(ranks))))
     chart = (
         alt.Chart(rows)
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
-            x=alt.X("rank:O", title="rank", axis=alt.Axis(labelAngle=0), scale=alt.Scale(domain=list(range(ranks)))),
-            y=alt.Y("amount:Q", title=f"{measure} bytes in one step ({unit.name})", axis=alt.Axis(tickCount=4)),
+            x=x,
+            y=alt.Y(
+                "amount:Q",
+                title=say("{measure} bytes in one step ({unit})", measure=counted, unit=unit.name),
+                axis=alt.Axis(tickCount=4),
+            ),
             color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
+            opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
-                alt.Tooltip("rank:O"),
-                alt.Tooltip("axis:N"),
-                alt.Tooltip("bytes:Q", title=f"{measure} bytes", format=","),
-                alt.Tooltip("calls:Q", format=","),
+                alt.Tooltip("rank:O", title=say("rank")),
+                alt.Tooltip("axis:N", title=say("axis")),
+                alt.Tooltip("bytes:Q", title=say("{measure} bytes", measure=counted), format=","),
+                alt.Tooltip("calls:Q", title=say("calls"), format=","),
             ],
         )
-        .properties(height=180)
+        .add_params(rank_chooser())
     )
-    most, least = totals.idxmax(), totals.idxmin()
-    title = f"Rank {most} {_DOES[measure]} most: {in_bytes(totals.max())} in a step"
-    title += f", against {in_bytes(totals.min())} on rank {least}"
-    if totals.min() == totals.max():
-        title = f"Every rank {_DOES[measure]} the same: {in_bytes(totals.max())} in a step"
+    if roles:
+        tops = pd.DataFrame({"rank": totals.index, "amount": totals / unit.size})
+        tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+        chart += (
+            alt.Chart(tops[tops["outline"] > 0])
+            .mark_bar(fillOpacity=0, stroke=style.text)
+            .encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None))
+        )
+    title = _most(totals, measure, say)
     wide = rows.pivot_table(index="rank", columns="axis", values="bytes", aggfunc="sum", fill_value=0)
     return Drawing(
-        subject="Traffic of every rank",
+        subject=say("Traffic of every rank"),
         title=title,
-        reading=f"Each bar is one rank: the {measure} bytes of one step, by the axis of the mesh along which they go.",
-        spec=finish(chart, style, title),
+        reading=say(
+            "Each bar is one rank: the {measure} bytes of one step, by the axis of the mesh along which they go.", measure=counted
+        ),
+        spec=finish(chart.properties(height=180), style, title),
         table=wide.reset_index().rename_axis(columns=None),
     )
 
 
-def _by_kind(traffic: pd.DataFrame, ranks: int, measure: Measure) -> pd.DataFrame:
+def _rank_axis(ranks: int, say: Words, roles: Roles | None) -> alt.Axis:
+    """The rank, and on a second line what it is to the chosen one."""
+    if not roles:
+        return alt.Axis(labelAngle=0)
+    lines = {str(rank): [str(rank), told(roles[rank], say)] for rank in range(ranks)}
+    return alt.Axis(labelAngle=0, labelExpr=f"{json.dumps(lines, ensure_ascii=False)}[datum.label]")
+
+
+def _by_kind(traffic: pd.DataFrame, ranks: int, measure: Measure, say: Words) -> pd.DataFrame:
     """One row for each axis, collective and phase that has bytes: their mean over the ranks, and it in words."""
     rows = traffic.groupby(["axis", "collective", "phase"], as_index=False)[["calls", f"{measure}_bytes"]].sum()
     rows = rows.rename(columns={f"{measure}_bytes": "bytes"})
     rows[["bytes", "calls"]] = rows[["bytes", "calls"]] / ranks
     rows = rows[rows["bytes"] > 0].sort_values(["axis", "bytes"], ascending=[False, False])
-    rows["name"] = rows["axis"] + " " + rows["collective"] + ", " + rows["phase"]
-    rows["said"] = [f"{in_bytes(size)} in {_calls(calls)}" for size, calls in zip(rows["bytes"], rows["calls"], strict=True)]
+    rows["for"] = [phase(code, say) for code in rows["phase"]]
+    rows["name"] = [
+        say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=what)
+        for axis, collective, what in zip(rows["axis"], rows["collective"], rows["for"], strict=True)
+    ]
+    rows["said"] = [_calls(in_bytes(size), calls, say) for size, calls in zip(rows["bytes"], rows["calls"], strict=True)]
     return rows
 
 
-def _calls(mean: float) -> str:
-    """ "22 calls", "0.5 calls": a mean over ranks need not be whole."""
-    return plural(int(mean), "call") if mean == int(mean) else f"{mean:,.1f} calls"
+def _calls(size: str, mean: float, say: Words) -> str:
+    """ "4 KiB in 22 calls", "4 KiB in 0.5 calls": a mean over ranks need not be whole."""
+    if mean == int(mean):
+        return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
+    return say("{size} in {mean} calls", size=size, mean=f"{mean:,.1f}")
 
 
-def _finding(rows: pd.DataFrame, measure: Measure) -> str:
+def _finding(rows: pd.DataFrame, measure: Measure, say: Words) -> str:
     total = rows["bytes"].sum()
     if not total:
-        return "Nothing passes between ranks"
+        return say("Nothing passes between ranks")
     axes = rows.groupby("axis")["bytes"].sum()
-    largest = axes.idxmax()
-    return f"{largest} carries {percent(axes.max() / total)} of the {in_bytes(total)} that a rank {_DOES[measure]} in a step"
+    found = {"axis": axes.idxmax(), "share": percent(axes.max() / total), "total": in_bytes(total)}
+    if measure == "wire":
+        return say("{axis} carries {share} of the {total} that a rank sends in a step", **found)
+    return say("{axis} carries {share} of the {total} that a rank hands over in a step", **found)
+
+
+def _most(totals: pd.Series[int], measure: Measure, say: Words) -> str:
+    found = {"rank": totals.idxmax(), "most": in_bytes(totals.max()), "other": totals.idxmin(), "least": in_bytes(totals.min())}
+    if totals.min() == totals.max():
+        if measure == "wire":
+            return say("Every rank sends the same: {most} in a step", **found)
+        return say("Every rank hands over the same: {most} in a step", **found)
+    if measure == "wire":
+        return say("Rank {rank} sends most: {most} in a step, against {least} on rank {other}", **found)
+    return say("Rank {rank} hands over most: {most} in a step, against {least} on rank {other}", **found)

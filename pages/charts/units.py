@@ -1,8 +1,13 @@
-"""Numbers in words. Bytes are binary: 1 KiB is 1,024 bytes. Times are given in nanoseconds."""
+"""Numbers in words. Bytes are binary: 1 KiB is 1,024 bytes. Times are given in nanoseconds.
+
+Chinese writes digits, points, thousands and the names of these units as English does. Only large counts differ: by 万 and 亿.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from pages.charts.words import Words
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,11 @@ def in_time(ns: float) -> str:
     return _in(ns, time_unit(ns))
 
 
-def short(value: float) -> str:
-    """A count with three significant digits: 950, 12.3 k, 4.56 M, 175 B."""
-    for name, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+def short(value: float, say: Words) -> str:
+    """A count with three significant digits: 950, 12.3 k, 4.56 M, 175 B; in Chinese 950, 1.23万, 456万, 1,750亿."""
+    for name, size in (("亿", 1e8), ("万", 1e4)) if say.language == "zh" else ((" B", 1e9), (" M", 1e6), (" k", 1e3)):
         if abs(value) >= size:
-            return f"{significant(value / size)} {name}"
+            return f"{significant(value / size)}{name}"
     return significant(value)
 
 
@@ -54,11 +59,6 @@ def scientific(value: float) -> str:
     """ "3.1e-7"."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
-def plural(count: int, word: str) -> str:
-    """ "1 rank", "8 ranks"."""
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def _fitting(units: tuple[Unit, ...], largest: float) -> Unit:

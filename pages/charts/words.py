@@ -2,7 +2,7 @@
 
 Every text for people is written in English where it is used, `say("Rank {rank} is fullest", rank=3)`: the English sentence is the
 key of the catalog, and what is in braces is put in after it was translated. Messages are taken out of the code by these names:
-`say(…)` and `plural(…)`.
+`say(…)` and `plural(…)`, and the engine's `sentence(…)` and `Field(description=…)`, which this module says by their English.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any, Literal, get_args
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 
+from engine.spec import Sentence
+
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
+SOURCE_LANGUAGE: Language = "en"  # in which the messages stand in the code
 LOCALE = Path(__file__).parents[1] / "locale"
 DOMAIN = "shardscope"
 
@@ -38,11 +41,22 @@ class Words:
         """ "1 rank", "8 ranks": `one` and `many` with {count} put in, with its thousands apart."""
         return self._catalog.ngettext(one, many, count).format(count=f"{count:,}", **values)
 
+    def sentence(self, text: str) -> str:
+        """A sentence of the engine's in this language; any other text as it is."""
+        if not isinstance(text, Sentence):
+            return text
+        values = {name: self.sentence(value) if isinstance(value, str) else value for name, value in text.values.items()}
+        return self._catalog.gettext(text.template).format(**values)
+
+    def described(self, english: str) -> str:
+        """What the spec says of one of its fields, which extraction finds where the field is declared."""
+        return self._catalog.gettext(english) if english else ""
+
 
 @cache
 def words(language: Language) -> Words:
     """The catalog of a language is read once; English is what stands in the code."""
-    return Words(language, NullTranslations() if language == "en" else _catalog(language))
+    return Words(language, NullTranslations() if language == SOURCE_LANGUAGE else _catalog(language))
 
 
 def _catalog(language: Language) -> NullTranslations:

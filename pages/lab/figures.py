@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from html import escape
 
 from engine.tables import RunResult
-from pages.charts.units import in_bytes, percent, plural, scientific, short
+from pages.charts.units import in_bytes, percent, scientific, short
+from pages.charts.words import Words
 
 PARITY_LIMIT = 1e-5  # of the largest entry of a parameter's gradient, in fp32
 
@@ -18,18 +19,20 @@ class Figure:
     of: str
 
 
-def figures(result: RunResult) -> list[Figure]:
+def figures(result: RunResult, say: Words) -> list[Figure]:
     s, environment = result.summary, result.environment
-    loss = Figure("Loss", "–", "nothing was trained")
+    loss = Figure(say("Loss"), "–", say("nothing was trained"))
     if "loss_last" in s:
-        loss = Figure("Loss", f"{s['loss_last']:.3f}", f"from {s['loss_first']:.3f}, in {plural(s['steps'], 'step')}")
+        first = f"{s['loss_first']:.3f}"
+        since = say.plural("from {first}, in {count} step", "from {first}, in {count} steps", s["steps"], first=first)
+        loss = Figure(say("Loss"), f"{s['loss_last']:.3f}", since)
     return [
         loss,
-        Figure("Peak memory", in_bytes(s["peak_bytes"]), f"on rank {s['peak_rank']}, the fullest"),
-        Figure("Bubble", percent(s["bubble"]), "of the pipeline's total time"),
-        Figure("Traffic", in_bytes(s["wire_bytes_per_rank"]), "sent by a rank in a step"),
-        Figure("Speed", short(s["tokens_per_second"]), "tokens a second"),
-        Figure("Backend", environment["backend"], environment["why"]),
+        Figure(say("Peak memory"), in_bytes(s["peak_bytes"]), say("on rank {rank}, the fullest", rank=s["peak_rank"])),
+        Figure(say("Bubble"), percent(s["bubble"]), say("of the pipeline's total time")),
+        Figure(say("Traffic"), in_bytes(s["wire_bytes_per_rank"]), say("sent by a rank in a step")),
+        Figure(say("Speed"), short(s["tokens_per_second"], say), say("tokens a second")),
+        Figure(say("Backend"), environment["backend"], environment["why"]),
     ]
 
 
@@ -46,12 +49,19 @@ class Parity:
     sentence: str
 
 
-def parity(result: RunResult) -> Parity | None:
+def parity(result: RunResult, say: Words) -> Parity | None:
     """None if it was not checked."""
     if "parity" not in result.tables:
         return None
     worst = float(result.tables["parity"]["max_rel"].max())
     good = worst <= PARITY_LIMIT
-    verdict = "Gradients equal to the unsharded model" if good else "Gradients differ from the unsharded model"
-    comparison = f"{'≤' if good else '>'} {scientific(PARITY_LIMIT)}"
-    return Parity(good, f"{verdict}: largest difference {scientific(worst)} of the largest entry, {comparison}")
+    measured = {"worst": scientific(worst), "limit": scientific(PARITY_LIMIT)}
+    if good:
+        told = say(
+            "Gradients equal to the unsharded model: largest difference {worst} of the largest entry, ≤ {limit}", **measured
+        )
+    else:
+        told = say(
+            "Gradients differ from the unsharded model: largest difference {worst} of the largest entry, > {limit}", **measured
+        )
+    return Parity(good, told)

@@ -8,10 +8,10 @@ import streamlit as st
 
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
-from pages.charts.units import plural
 from pages.lab import preview, result
-from pages.shared import form, links, runbar
+from pages.shared import chosen, form, links, runbar
 from pages.shared.choice import Choice, read
+from pages.shared.frame import say
 from pages.shared.service import Service
 
 SPEC = "spec"  # the link's parameter: the choice, as `links` writes it
@@ -28,21 +28,22 @@ def show(service: Service) -> None:
     _follow_link(service, found)
     choice = form.held()
     assert choice
+    chosen.whole_page()
     verdict = read(choice, service.texts)
     problems = [] if isinstance(verdict, RunSpec) else verdict
     with st.sidebar:
         form.draw(service.texts, problems)
         runbar.draw(service, verdict, found if isinstance(found, RunState) else None)
 
-    if sentence := st.session_state.get(_BAD_LINK):
-        st.warning(sentence + " The defaults are shown instead.", icon=":material/link_off:")
-    st.html('<h1 class="ss-unseen">Lab</h1>')
+    if wrong := st.session_state.get(_BAD_LINK):
+        st.warning(f"{say().sentence(wrong)} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
+    st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
     if isinstance(verdict, RunSpec):
         preview.draw(verdict)
     else:
         st.info(
-            "The ranks are drawn as soon as everything fits together: the form at the left says what does not.",
+            say()("The ranks are drawn as soon as everything fits together: the form at the left says what does not."),
             icon=":material/rule:",
         )
     _show_result(found, fits=isinstance(verdict, RunSpec))
@@ -63,7 +64,7 @@ def _follow_link(service: Service, found: RunState | Path | None) -> None:
         try:
             held = links.decode(code) if code else _default(service, found)
         except links.LinkError as error:
-            st.session_state[_BAD_LINK] = str(error)
+            st.session_state[_BAD_LINK] = error.sentence
             held = Choice.default()
         form.put(held)
     assert held
@@ -86,16 +87,24 @@ def _tell(run: str, found: RunState | Path | None) -> None:
     """What became of the run in the link, if it did not become a result."""
     if run and found is None:
         st.warning(
-            "The run in this link is not known here: it was not saved, or it was saved elsewhere.", icon=":material/link_off:"
+            say()("The run in this link is not known here: it was not saved, or it was saved elsewhere."),
+            icon=":material/link_off:",
         )
     elif isinstance(found, RunState) and found.phase == "failed":
-        title = "The run failed" if found.failed_rank is None else f"Rank {found.failed_rank} failed"
+        title = say()("The run failed")
+        if found.failed_rank is not None:
+            title = say()("Rank {rank} failed", rank=found.failed_rank)
         st.error(_sentence(found.message), title=title, icon=":material/error:")
         if found.traceback:
-            with st.expander("Its own traceback"):
+            with st.expander(say()("Its own traceback")):
                 st.code(found.traceback, language="text")
     elif isinstance(found, RunState) and found.phase == "cancelled":
-        done = f"It had finished {found.step} of {plural(found.spec.workload.steps, 'step')}; nothing was saved."
+        done = say().plural(
+            "It had finished {done} of {count} step; nothing was saved.",
+            "It had finished {done} of {count} steps; nothing was saved.",
+            found.spec.workload.steps,
+            done=found.step,
+        )
         st.info(f"{_sentence(found.message)} {done}", icon=":material/stop:")
 
 
@@ -106,16 +115,18 @@ def _show_result(found: RunState | Path | None, fits: bool) -> None:
     on = isinstance(found, RunState) and not found.finished
     if on:
         st.info(
-            "The run is on: its progress is at the foot of the form, and its charts appear here.", icon=":material/hourglass_top:"
+            say()("The run is on: its progress is at the foot of the form, and its charts appear here."),
+            icon=":material/hourglass_top:",
         )
     if _SHOWN in st.session_state:
         result.draw(st.session_state[_SHOWN])
     elif fits and not on:
         st.info(
-            "Press **Run** at the left: as many processes start, train and are measured. The charts appear here.",
+            say()("Press **Run** at the left: as many processes start, train and are measured. The charts appear here."),
             icon=":material/play_arrow:",
         )
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].removesuffix(".") + "."
+    said = say().sentence(text)
+    return say()("{sentence}.", sentence=said[:1].upper() + said[1:].removesuffix("."))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from engine import catalog, store
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import loss, memory, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, View, look
-from pages.charts.units import plural
+from pages.charts.names import columns, measures, schedule
+from pages.charts.roles import Roles, roles_of
+from pages.charts.words import Words
 from pages.lab.figures import as_html, figures, parity
-from pages.shared import drawing
-from pages.shared.form import SCHEDULE_NAMES
-from pages.shared.frame import view
+from pages.shared import chosen, drawing
+from pages.shared.frame import say, view
 
 _RANK, _MEASURE = "lab/rank", "lab/measure"
 MEASURES = ("wire", "payload")
@@ -32,26 +34,29 @@ def load(folder: Path) -> RunResult:
     """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
     result = store.load(folder)
     if missing := [name for name in _NEEDED if name not in result.tables]:
-        raise RequestError(f"{folder.name} is not whole: it lacks {', '.join(missing)}")
+        raise RequestError(sentence("{name} is not whole: it lacks {missing}", name=folder.name, missing=", ".join(missing)))
     return result
 
 
-def headline(result: RunResult) -> str:
-    spec = result.spec
-    schedule = f", {SCHEDULE_NAMES[spec.layout.schedule]}" if spec.layout.pp > 1 else ""
-    return f"{catalog.name_of(spec.model)} on {spec.layout.code}{schedule}"
+def headline(result: RunResult, say: Words) -> str:
+    model, layout = catalog.name_of(result.spec.model), result.spec.layout
+    if layout.pp == 1:
+        return say("Measured: {model} on {layout}", model=model, layout=layout.code)
+    named = schedule(layout.schedule, say)
+    return say("Measured: {model} on {layout}, {schedule}", model=model, layout=layout.code, schedule=named)
 
 
 @st.fragment
 def draw(folder: Path) -> None:
-    """The whole reading of a run. Its own controls redraw it alone."""
+    """The whole reading of a run. Its own controls redraw it alone; a rank chosen in it redraws the page."""
+    chosen.redraw_all()
     try:
         result = load(folder)
     except RequestError as error:
-        st.error(f"This run cannot be shown: {error}.", icon=":material/error:")
+        st.error(say()("This run cannot be shown: {error}.", error=say().sentence(error.sentence)), icon=":material/error:")
         return
-    st.markdown(f"### Measured: {headline(result)}", anchors=False)
-    st.html(as_html(figures(result)))
+    st.markdown(f"### {headline(result, say())}", anchors=False)
+    st.html(as_html(figures(result, say())))
     _parity(result)
     _generated(result)
     _memory(folder, result)
@@ -61,25 +66,30 @@ def draw(folder: Path) -> None:
 
 
 def _parity(result: RunResult) -> None:
-    found = parity(result)
+    found = parity(result, say())
     if found is None:
-        st.badge("Not checked against the unsharded model", icon=":material/help:", color="gray")
+        st.badge(say()("Not checked against the unsharded model"), icon=":material/help:", color="gray")
         return
     if found.good:
         st.badge(found.sentence, icon=":material/check:", color="green")
     else:
         st.badge(found.sentence, icon=":material/error:", color="red")
     table = result.tables["parity"].drop(columns="source")
-    with st.expander(f"All {len(table)} parameters", key="table-parity", on_change="rerun", type="compact") as numbers:
+    label = say().plural("All {count} parameters", "All {count} parameters", len(table))
+    with st.expander(label, key="table-parity", on_change="rerun", type="compact") as numbers:
         if numbers.open:
-            format = st.column_config.NumberColumn(format="%.2e")
-            st.dataframe(table, hide_index=True, column_config={"max_abs": format, "max_rel": format}, alt="Gradient differences")
+            called = columns(say())
+            shown: dict[str, Any] = {"parameter": called["parameter"]}
+            shown |= {name: st.column_config.NumberColumn(called[name], format="%.2e") for name in ("max_abs", "max_rel")}
+            st.dataframe(table, hide_index=True, column_config=shown, alt=say()("Gradient differences"))
 
 
 def _generated(result: RunResult) -> None:
     """The text that the run wrote: all ranks together are one model."""
     if found := result.summary.get("generated"):
-        drawing.heading("Generated", f"{plural(len(found['tokens']), 'token')} after the prompt")
+        count = len(found["tokens"])
+        after = say().plural("{count} token after the prompt", "{count} tokens after the prompt", count)
+        drawing.heading(say()("Generated"), after)
         st.code(found["prompt"] + found["text"], language=None, wrap_lines=True)
 
 
@@ -87,36 +97,44 @@ def _memory(folder: Path, result: RunResult) -> None:
     ranks = range(result.spec.layout.ranks)
 
     def pick_rank() -> None:
-        st.selectbox("Rank", ranks, key=_RANK, format_func="rank {}".format, label_visibility="collapsed", width=130)
+        named = {rank: say()("rank {rank}", rank=rank) for rank in ranks}
+        st.selectbox(say()("Rank"), ranks, key=_RANK, format_func=named.__getitem__, label_visibility="collapsed", width=130)
 
     if st.session_state.get(_RANK) not in ranks:
         st.session_state[_RANK] = result.summary["peak_rank"]
+    rank = chosen.rank(_mesh(result))
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
-            drawing.show(peak(folder, view()), "peak")
+            drawing.show(peak(folder, rank, view()), "peak", on_rank=chosen.choose)
         with grid.cell():
             drawing.show(curve(folder, st.session_state[_RANK], view()), "curve", pick_rank)
 
 
 def _traffic(folder: Path, result: RunResult) -> None:
     def pick_measure() -> None:
-        st.segmented_control("Bytes", MEASURES, key=_MEASURE, required=True, label_visibility="collapsed")
+        named = measures(say())
+        st.segmented_control(
+            say()("Bytes"), MEASURES, key=_MEASURE, format_func=named.__getitem__, required=True, label_visibility="collapsed"
+        )
 
-    measure = st.session_state.setdefault(_MEASURE, "wire")
+    measure, rank = st.session_state.setdefault(_MEASURE, "wire"), chosen.rank(_mesh(result))
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
             drawing.show(kinds(folder, measure, view()), "kinds", pick_measure)
         with grid.cell():
-            drawing.show(by_rank(folder, measure, view()), "by-rank")
+            drawing.show(by_rank(folder, measure, rank, view()), "by-rank", on_rank=chosen.choose)
 
 
 def _timeline(folder: Path, result: RunResult) -> None:
     ranks, cores = result.spec.layout.ranks, result.environment["cores"]
-    note = (
-        f"Here {ranks} ranks shared {plural(cores, 'core')} and slowed each other down: on {ranks} devices they would overlap "
-        "as the textbook draws them."
+    note = say()(
+        "Here {ranks} ranks shared {cores} and slowed each other down: on {ranks} devices they would overlap "
+        "as the textbook draws them.",
+        ranks=ranks,
+        cores=say().plural("{count} core", "{count} cores", cores),
     )
-    drawing.show(measured(folder, view()), "timeline", note=note if ranks > cores else "")
+    rank = chosen.rank(_mesh(result))
+    drawing.show(measured(folder, rank, view()), "timeline", note=note if ranks > cores else "", on_rank=chosen.choose)
 
 
 def _rest(folder: Path, result: RunResult) -> None:
@@ -125,10 +143,12 @@ def _rest(folder: Path, result: RunResult) -> None:
             with grid.cell():
                 drawing.show(losses(folder, view()), "loss")
         with grid.cell():
-            drawing.heading("Processes", "What the operating system sees")
-            st.dataframe(processes(folder), hide_index=True, alt="Memory of each process")
-            st.caption("Resident memory holds Python and torch too, most of it shared by all ranks; unique is a rank's own.")
-    st.caption(f"Saved as `{folder.name}`. Sizes are binary: 1 MiB is 1,048,576 bytes.")
+            drawing.heading(say()("Processes"), say()("What the operating system sees"))
+            st.dataframe(processes(folder, view()), hide_index=True, alt=say()("Memory of each process"))
+            st.caption(
+                say()("Resident memory holds Python and torch too, most of it shared by all ranks; unique is a rank's own.")
+            )
+    st.caption(say()("Saved as `{name}`. Sizes are binary: 1 MiB is 1,048,576 bytes.", name=folder.name))
 
 
 # ------------------------------------------------------------------------- charts: made once for a run, theme and option
@@ -139,8 +159,8 @@ def _made(folder: Path, view: View, make: Callable[[RunResult, Look], Drawing]) 
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def peak(folder: Path, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: memory.peak(r.tables["memory_peak"], style))
+def peak(folder: Path, rank: int | None, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: memory.peak(r.tables["memory_peak"], style, _roles(r, rank)))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -154,8 +174,11 @@ def kinds(folder: Path, measure: traffic.Measure, view: View) -> Drawing:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def by_rank(folder: Path, measure: traffic.Measure, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style))
+def by_rank(folder: Path, measure: traffic.Measure, rank: int | None, view: View) -> Drawing:
+    def make(r: RunResult, style: Look) -> Drawing:
+        return traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style, _roles(r, rank))
+
+    return _made(folder, view, make)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -164,8 +187,12 @@ def losses(folder: Path, view: View) -> Drawing:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def measured(folder: Path, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style))
+def measured(folder: Path, rank: int | None, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style, _roles(r, rank)))
+
+
+def _roles(result: RunResult, rank: int | None) -> Roles | None:
+    return None if rank is None else roles_of(_mesh(result), rank)
 
 
 def _mesh(result: RunResult) -> Mesh:
@@ -174,9 +201,14 @@ def _mesh(result: RunResult) -> Mesh:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def processes(folder: Path) -> pd.DataFrame:
+def processes(folder: Path, view: View) -> pd.DataFrame:
     """The memory of each process, in MiB."""
-    table = load(folder).tables["process"]
-    names = {"rss_bytes": "resident", "uss_bytes": "unique", "baseline_bytes": "before the model", "peak_rss_bytes": "highest"}
-    shown = {f"{name} (MiB)": (table[column] / 2**20).round(1) for column, name in names.items()}
-    return pd.DataFrame({"rank": table["rank"], **shown})
+    table, say = load(folder).tables["process"], look(view).say
+    names = {
+        "rss_bytes": say("resident (MiB)"),
+        "uss_bytes": say("unique (MiB)"),
+        "baseline_bytes": say("before the model (MiB)"),
+        "peak_rss_bytes": say("highest (MiB)"),
+    }
+    shown = {name: (table[column] / 2**20).round(1) for column, name in names.items()}
+    return pd.DataFrame({say("rank"): table["rank"], **shown})

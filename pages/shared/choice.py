@@ -24,7 +24,9 @@ from engine.spec import (
     WorkloadSpec,
     generation_misfits,
     misfits,
+    sentence,
 )
+from pages.charts.words import Words, words
 from pages.shared.texts import Texts
 
 _PARTS: dict[str, type[Spec]] = {"model": ModelSpec, "layout": LayoutSpec, "workload": WorkloadSpec, "generate": GenerateSpec}
@@ -79,10 +81,15 @@ class Fix:
     value: Any
 
     def __str__(self) -> str:
+        return self.said(words("en"))
+
+    def said(self, say: Words) -> str:
         if self.value == "":
-            return {"layout.split": "split as even as can be", "workload.text": "use the built-in text"}[self.field]
-        name = self.field.split(".")[-1]
-        return f"{name.replace('_', ' ')} off" if self.value is False else f"{name}={self.value}"
+            return say("use the built-in text") if self.field == "workload.text" else say("split as even as can be")
+        name = self.field.split(".")[-1]  # as links, files and the command line write it, in every language
+        if self.field == "layout.sequence_parallel":
+            return say("sequence parallel off")
+        return f"{name}={self.value}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Problem:
     """Something that does not fit, at the field to change first."""
 
     field: str
-    sentence: str
+    sentence: str  # perhaps a `Sentence`, to be said in the reader's language
     fixes: tuple[Fix, ...] = ()
 
 
@@ -147,7 +154,7 @@ class Choice:
         try:
             split = tuple(int(part) for part in text.split(",")) if text else ()
         except ValueError:
-            raise RequestError(f"split {text!r} is not a list of whole numbers such as 3,3,2") from None
+            raise RequestError(sentence("split {text!r} is not a list of whole numbers such as 3,3,2", text=text)) from None
         return LayoutSpec(**self.part("layout") | {"split": split})
 
     def workload(self, texts: Texts) -> WorkloadSpec:
@@ -155,7 +162,9 @@ class Choice:
         name = self["workload.text"]
         path = texts.path(name) if name else None
         if name and path is None:
-            raise RequestError(f"the text {name} is not on this machine; upload it again, or train on the built-in text")
+            raise RequestError(
+                sentence("the text {name} is not on this machine; upload it again, or train on the built-in text", name=name)
+            )
         return WorkloadSpec(**self.part("workload") | {"text": str(path) if path else None})
 
     def generate(self) -> GenerateSpec:
@@ -186,7 +195,7 @@ def read(choice: Choice, texts: Texts) -> RunSpec | list[Problem]:
     try:
         limits.check(spec)  # the queue asks again when it is submitted
     except RequestError as error:
-        return [Problem("model.layers", str(error))]
+        return [Problem("model.layers", error.sentence)]
     return spec
 
 
@@ -197,7 +206,7 @@ def _problems(choice: Choice, texts: Texts) -> list[Problem]:
         try:
             made[field] = make(choice, texts)
         except RequestError as error:
-            found.append(Problem(field, str(error), _fixes(choice, field, ())))
+            found.append(Problem(field, error.sentence, _fixes(choice, field, ())))
     if not found:
         model, layout, workload, generate = made.values()
         unfit: list[Misfit] = misfits(model, layout, workload)
@@ -205,8 +214,13 @@ def _problems(choice: Choice, texts: Texts) -> list[Problem]:
         found += [Problem(m.field, m.sentence, _fixes(choice, m.field, m.choices)) for m in unfit]
     if choice.ranks > limits.MOST_RANKS:
         product = " × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp"))
-        sentence = f"{product} = {choice.ranks} ranks; one machine runs at most {limits.MOST_RANKS}"
-        found.append(Problem("layout.dp", sentence, _fewer_ranks(choice)))
+        told = sentence(
+            "{product} = {ranks} ranks; one machine runs at most {most}",
+            product=product,
+            ranks=choice.ranks,
+            most=limits.MOST_RANKS,
+        )
+        found.append(Problem("layout.dp", told, _fewer_ranks(choice)))
     return found
 
 

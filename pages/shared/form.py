@@ -16,36 +16,15 @@ from engine import catalog
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, RequestError
 from engine.text import LARGEST
-from pages.charts.units import plural, short
+from pages.charts.names import schedule
+from pages.charts.units import short
+from pages.charts.words import Words
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
+from pages.shared.frame import say
 from pages.shared.texts import Texts
 
 CUSTOM = "custom"
 SIZES = ("tiny", "small", "medium")
-SCHEDULE_NAMES = {
-    "naive": "Naive",
-    "gpipe": "GPipe",
-    "1f1b": "1F1B",
-    "interleaved": "Interleaved 1F1B",
-    "zb-h1": "Zero bubble H1",
-    "zb-v": "Zero bubble V",
-    "dualpipe-v": "DualPipe V",
-}
-_SCHEDULES = {
-    "naive": "One microbatch in the whole pipeline: all other stages wait.",
-    "gpipe": "All forward passes, then all backward passes: every microbatch's activations are kept at once.",
-    "1f1b": "Fill the pipeline, then one forward for one backward: the same bubble as GPipe, fewer activations kept.",
-    "interleaved": "1F1B over several chunks a stage: a smaller bubble, for more traffic between stages.",
-    "zb-h1": "Backward in two halves; the weights' half waits, and fills what would be bubble.",
-    "zb-v": "Two chunks a stage, down the stages and back up: almost no bubble, for 1F1B's memory.",
-    "dualpipe-v": "Two chunks a stage, with forward passes of one beside backward passes of the other.",
-}
-_ZERO = (
-    "Every replica keeps everything.",
-    "Each replica keeps a share of the optimizer's state.",
-    "Each replica keeps a share of the optimizer's state and of the gradients.",
-    "Each replica keeps a share of everything, and gathers a layer's weights when it needs them.",
-)
 _STEPS = {"workload.learning_rate": 0.001, "workload.time_limit": 10.0, "workload.momentum": 0.1, "generate.temperature": 0.1}
 _FIRST_DEPTH = ("model.", "layout.dp", "layout.tp", "layout.pp", "layout.split")
 _SIZE, _TOUCHED, _UPLOAD, _REFUSED_TEXT = "form/size", "form/touched", "form/upload", "form/refused-text"
@@ -93,94 +72,170 @@ def draw(texts: Texts, problems: list[Problem]) -> None:
     choice = held()
     assert choice
     with st.container(gap="xsmall"):
-        _size_and_layout(choice)
+        _size_and_layout(choice, say())
         _say([p for p in problems if p.field.startswith(_FIRST_DEPTH)], "first")
     with st.container(gap="xsmall"):
-        _schedule_and_workload(choice)
+        _schedule_and_workload(choice, say())
         _say([p for p in problems if not p.field.startswith(_FIRST_DEPTH)], "second")
-    with st.expander("Memory levers" + _set_levers(choice)):
-        _levers(choice)
-    with st.expander("Everything else"):
-        _the_rest(choice, texts)
+    with st.expander(_set_levers(choice, say()), key="form-levers"):
+        _levers(choice, say())
+    with st.expander(say()("Everything else"), key="form-rest"):
+        _the_rest(choice, texts, say())
 
 
-def _size_and_layout(choice: Choice) -> None:
-    st.markdown("##### Model and layout", anchors=False)
+def _size_and_layout(choice: Choice, say: Words) -> None:
+    st.markdown(f"##### {say('Model and layout')}", anchors=False)
     family, size = st.columns(2, gap="xsmall", wrap=False)
     with family:
-        st.selectbox("Family", options("model.family"), key=_key("model.family"), on_change=_model_named, persist_state="session")
+        families = options("model.family")
+        st.selectbox(say("Family"), families, key=_key("model.family"), on_change=_model_named, persist_state="session")
     with size:
         sizes = [*_sizes(choice["model.family"]), CUSTOM]
-        st.selectbox("Size", sizes, key=_SIZE, on_change=_model_named, persist_state="session")
-    if st.session_state[_SIZE] == CUSTOM:
-        _numbers({"model.layers": "Layers", "model.hidden": "Hidden", "model.heads": "Heads"})
-        _numbers({"model.vocab": "Vocabulary", "model.seq": "Sequence", "model.ffn": "MLP width"})
-        _numbers({"model.kv_heads": "KV heads", "model.head_dim": "Head width", "model.decoder_layers": "Decoder"})
-    st.caption(_described(choice))
-    _numbers({"layout.dp": "Data (dp)", "layout.tp": "Tensor (tp)", "layout.pp": "Pipeline (pp)"})
-    product = " × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp"))
-    st.caption(f"{product} = **{plural(choice.ranks, 'rank')}**, a process each")
-
-
-def _schedule_and_workload(choice: Choice) -> None:
-    st.markdown("##### Schedule and workload", anchors=False)
-    schedule, chunks = st.columns([2, 1], gap="xsmall", wrap=False)
-    with schedule:
         st.selectbox(
-            "Pipeline schedule",
+            say("Size"),
+            sizes,
+            key=_SIZE,
+            format_func=_size_names(say).__getitem__,
+            on_change=_model_named,
+            persist_state="session",
+        )
+    if st.session_state[_SIZE] == CUSTOM:
+        _numbers({"model.layers": say("Layers"), "model.hidden": say("Hidden"), "model.heads": say("Heads")})
+        _numbers({"model.vocab": say("Vocabulary"), "model.seq": say("Sequence"), "model.ffn": say("MLP width")})
+        _numbers(
+            {
+                "model.kv_heads": say("KV heads"),
+                "model.head_dim": say("Head width"),
+                "model.decoder_layers": say("Decoder"),
+            }
+        )
+    st.caption(_described(choice, say))
+    _numbers({"layout.dp": say("Data (dp)"), "layout.tp": say("Tensor (tp)"), "layout.pp": say("Pipeline (pp)")})
+    product = " × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp"))
+    st.caption(
+        say.plural(
+            "{product} = **{count} rank**, a process each",
+            "{product} = **{count} ranks**, a process each",
+            choice.ranks,
+            product=product,
+        )
+    )
+
+
+def _size_names(say: Words) -> dict[str, str]:
+    return {"tiny": say("tiny"), "small": say("small"), "medium": say("medium"), CUSTOM: say("custom")}
+
+
+def _schedule_and_workload(choice: Choice, say: Words) -> None:
+    st.markdown(f"##### {say('Schedule and workload')}", anchors=False)
+    order, chunks = st.columns([2, 1], gap="xsmall", wrap=False)
+    with order:
+        st.selectbox(
+            say("Pipeline schedule"),
             SCHEDULES,
-            format_func=lambda name: SCHEDULE_NAMES.get(name, name),
+            format_func=lambda code: schedule(code, say),
             key=_key("layout.schedule"),
             on_change=_schedule_chosen,
             persist_state="session",
         )
     with chunks:
-        _number("layout.chunks", "Chunks")
-    st.caption(_SCHEDULES.get(choice["layout.schedule"], ""))
-    _numbers({"workload.microbatches": "Microbatches", "workload.microbatch_size": "Sequences", "workload.steps": "Steps"})
+        _number("layout.chunks", say("Chunks"))
+    st.caption(_what_it_does(choice["layout.schedule"], say))
+    _numbers(
+        {
+            "workload.microbatches": say("Microbatches"),
+            "workload.microbatch_size": say("Sequences"),
+            "workload.steps": say("Steps"),
+        }
+    )
     factors = [choice[f] for f in ("layout.dp", "workload.microbatches", "workload.microbatch_size")]
     batch = prod(factors)
-    product = " × ".join(map(str, factors))
-    st.caption(f"{product} = {plural(batch, 'sequence')} a step, **{batch * choice['model.seq']:,} tokens**")
-    _toggle("parity", "Check against the unsharded model")
+    st.caption(
+        say.plural(
+            "{product} = {count} sequence a step, **{tokens} tokens**",
+            "{product} = {count} sequences a step, **{tokens} tokens**",
+            batch,
+            product=" × ".join(map(str, factors)),
+            tokens=f"{batch * choice['model.seq']:,}",
+        )
+    )
+    _toggle("parity", say("Check against the unsharded model"))
 
 
-def _levers(choice: Choice) -> None:
-    _choose("layout.zero", "ZeRO stage", (0, 1, 2, 3))
-    st.caption(_ZERO[choice["layout.zero"]])
-    _toggle("layout.sequence_parallel", "Sequence parallel")
-    _choose("layout.recompute", "Recompute in backward", options("layout.recompute"))
-    _choose("workload.precision", "Precision", options("workload.precision"), _precision_chosen)
+def _what_it_does(code: str, say: Words) -> str:
+    does = {
+        "naive": say("One microbatch in the whole pipeline: all other stages wait."),
+        "gpipe": say("All forward passes, then all backward passes: every microbatch's activations are kept at once."),
+        "1f1b": say("Fill the pipeline, then one forward for one backward: the same bubble as GPipe, fewer activations kept."),
+        "interleaved": say("1F1B over several chunks a stage: a smaller bubble, for more traffic between stages."),
+        "zb-h1": say("Backward in two halves; the weights' half waits, and fills what would be bubble."),
+        "zb-v": say("Two chunks a stage, down the stages and back up: almost no bubble, for 1F1B's memory."),
+        "dualpipe-v": say("Two chunks a stage, with forward passes of one beside backward passes of the other."),
+    }
+    return does.get(code, "")
+
+
+def _what_is_shared(zero: int, say: Words) -> str:
+    return (
+        say("Every replica keeps everything."),
+        say("Each replica keeps a share of the optimizer's state."),
+        say("Each replica keeps a share of the optimizer's state and of the gradients."),
+        say("Each replica keeps a share of everything, and gathers a layer's weights when it needs them."),
+    )[zero]
+
+
+def _levers(choice: Choice, say: Words) -> None:
+    _choose("layout.zero", say("ZeRO stage"), (0, 1, 2, 3))
+    st.caption(_what_is_shared(choice["layout.zero"], say))
+    _toggle("layout.sequence_parallel", say("Sequence parallel"))
+    _choose("layout.recompute", say("Recompute in backward"), options("layout.recompute"), names=_recomputes(say))
+    _choose("workload.precision", say("Precision"), options("workload.precision"), _precision_chosen)
     if choice["workload.precision"] != DEFAULTS["workload.precision"]:
-        _choose("workload.accumulate", "Add gradients up in", options("workload.accumulate"))
-    _choose("workload.optimizer", "Optimizer", options("workload.optimizer"), _optimizer_chosen)
+        _choose("workload.accumulate", say("Add gradients up in"), options("workload.accumulate"))
+    _choose("workload.optimizer", say("Optimizer"), options("workload.optimizer"), _optimizer_chosen)
     if choice["workload.optimizer"] == "sgd":
-        _number("workload.momentum", "Momentum")
+        _number("workload.momentum", say("Momentum"))
 
 
-def _the_rest(choice: Choice, texts: Texts) -> None:
-    _text("layout.split", "Layers of each stage, or of each chunk", "as even as can be; or such as 3,1")
-    _numbers({"workload.learning_rate": "Learning rate", "workload.seed": "Seed", "workload.time_limit": "Limit (s)"})
+def _recomputes(say: Words) -> dict[Any, str]:
+    return {"none": say("none"), "selective": say("selective"), "full": say("full")}
+
+
+def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
+    _text("layout.split", say("Layers of each stage, or of each chunk"), say("as even as can be; or such as 3,1"))
+    _numbers(
+        {
+            "workload.learning_rate": say("Learning rate"),
+            "workload.seed": say("Seed"),
+            "workload.time_limit": say("Limit (s)"),
+        }
+    )
+    largest = f"{LARGEST:,}"
     st.file_uploader(
-        "Text to train on",
+        say("Text to train on"),
         type=["txt", "md", "py", "csv", "json"],
         key=_UPLOAD,
-        help=f"UTF-8, at most {LARGEST:,} bytes; it is read as bytes. Otherwise Python's own help texts.",
+        help=say("UTF-8, at most {largest} bytes; it is read as bytes. Otherwise Python's own help texts.", largest=largest),
         on_change=_text_uploaded,
         args=(texts,),
     )
     if refused := st.session_state.get(_REFUSED_TEXT):
-        st.error(refused)
+        file, error = refused
+        st.error(say("{file}: {error}.", file=file, error=say.sentence(error)))
     if name := choice["workload.text"]:
         path = texts.path(name)
-        st.caption(f"Training on the uploaded text {name}" + (f", {path.stat().st_size:,} bytes." if path else "."))
-        st.button("Use the built-in text", on_click=touch, args=({"workload.text": ""},))
+        if path:
+            size = f"{path.stat().st_size:,}"
+            st.caption(say("Training on the uploaded text {name}, {size} bytes.", name=name, size=size))
+        else:
+            st.caption(say("Training on the uploaded text {name}.", name=name))
+        st.button(say("Use the built-in text"), on_click=touch, args=({"workload.text": ""},))
     else:
-        st.caption("Training on the built-in text: the help texts that come with Python.")
-    _text("generate.prompt", "Then continue this prompt", "nothing")
+        st.caption(say("Training on the built-in text: the help texts that come with Python."))
+    _text("generate.prompt", say("Then continue this prompt"), say("nothing"))
     if choice["generate.prompt"] or choice["generate.skip_training"]:
-        _numbers({"generate.new_tokens": "New tokens", "generate.temperature": "Temperature"})
-        _toggle("generate.skip_training", "Generate without training")
+        _numbers({"generate.new_tokens": say("New tokens"), "generate.temperature": say("Temperature")})
+        _toggle("generate.skip_training", say("Generate without training"))
 
 
 # ---------------------------------------------------------------------------------------------------------- the widgets
@@ -202,19 +257,23 @@ def _number(field: str, label: str) -> None:
         step=kind(_STEPS.get(field, 1)),
         format="%g" if kind is float else None,
         key=_key(field),
-        help=description(field),
+        help=say().described(description(field)),
         on_change=_number_set,
         args=(field,),
         persist_state="session",
     )
 
 
-def _choose(field: str, label: str, among: Sequence[Any], chosen: Callable[[], None] = touch) -> None:
+def _choose(
+    field: str, label: str, among: Sequence[Any], chosen: Callable[[], None] = touch, names: dict[Any, str] | None = None
+) -> None:
+    """`names` are what the options are called, if not as they are written."""
     st.segmented_control(
         label,
         among,
+        format_func=lambda option: names[option] if names else str(option),
         key=_key(field),
-        help=description(field),
+        help=say().described(description(field)),
         required=True,
         on_change=chosen,
         persist_state="session",
@@ -223,41 +282,50 @@ def _choose(field: str, label: str, among: Sequence[Any], chosen: Callable[[], N
 
 
 def _toggle(field: str, label: str) -> None:
-    st.toggle(label, key=_key(field), help=description(field), on_change=touch, persist_state="session")
+    st.toggle(label, key=_key(field), help=say().described(description(field)), on_change=touch, persist_state="session")
 
 
 def _text(field: str, label: str, placeholder: str) -> None:
-    help = description(field)
+    help = say().described(description(field))
     st.text_input(label, key=_key(field), placeholder=placeholder, help=help, on_change=touch, persist_state="session")
 
 
 def _say(problems: list[Problem], where: str) -> None:
     """What does not fit, and for each a row of buttons that make it fit."""
     for n, problem in enumerate(problems):
-        st.warning(f"{problem.sentence}.", icon=":material/rule:")
+        st.warning(say()("{sentence}.", sentence=say().sentence(problem.sentence)), icon=":material/rule:")
         with st.container(horizontal=True, gap="xsmall"):
             for fix in problem.fixes:
                 key = f"fix-{where}-{n}-{fix.field}-{fix.value}"
-                st.button(str(fix), key=key, on_click=touch, args=({fix.field: fix.value},))
+                st.button(fix.said(say()), key=key, on_click=touch, args=({fix.field: fix.value},))
 
 
-def _described(choice: Choice) -> str:
+def _described(choice: Choice, say: Words) -> str:
     try:
         model = choice.model()
     except RequestError:
-        return "This shape is not possible yet."
-    return (
-        f"{plural(model.layers, 'layer')}, hidden {model.hidden:,}, {plural(model.heads, 'head')}, vocabulary {model.vocab:,}, "
-        f"sequence {model.seq:,}: **{short(model.parameters())} parameters**"
+        return say("This shape is not possible yet.")
+    return say(
+        "{layers}, hidden {hidden}, {heads}, vocabulary {vocab}, sequence {seq}: **{parameters} parameters**",
+        layers=say.plural("{count} layer", "{count} layers", model.layers),
+        hidden=f"{model.hidden:,}",
+        heads=say.plural("{count} head", "{count} heads", model.heads),
+        vocab=f"{model.vocab:,}",
+        seq=f"{model.seq:,}",
+        parameters=short(model.parameters(), say),
     )
 
 
-def _set_levers(choice: Choice) -> str:
-    """The levers that are set, after the name of their part of the form."""
-    named = {"layout.zero": "ZeRO {}", "layout.recompute": "recompute {}", "workload.precision": "{}", "workload.optimizer": "{}"}
-    said = [text.format(choice[field]) for field, text in named.items() if choice[field] != DEFAULTS[field]]
-    said += ["sequence parallel"] * choice["layout.sequence_parallel"]
-    return f": {', '.join(said)}" if said else ""
+def _set_levers(choice: Choice, say: Words) -> str:
+    """The name of the levers' part of the form, and after it those that are set."""
+    said = []
+    if zero := choice["layout.zero"]:
+        said.append(f"ZeRO {zero}")
+    if choice["layout.recompute"] != DEFAULTS["layout.recompute"]:
+        said.append(say("recompute {what}", what=_recomputes(say)[choice["layout.recompute"]]))
+    said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]
+    said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
+    return say("Memory levers: {levers}", levers=say(", ").join(said)) if said else say("Memory levers")
 
 
 # --------------------------------------------------------------------------------------------------------- on a change
@@ -304,4 +372,4 @@ def _text_uploaded(texts: Texts) -> None:
     try:
         touch({"workload.text": texts.keep(uploaded.getvalue())})
     except RequestError as error:
-        st.session_state[_REFUSED_TEXT] = f"{uploaded.name}: {error}."
+        st.session_state[_REFUSED_TEXT] = (uploaded.name, error.sentence)

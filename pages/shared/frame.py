@@ -1,4 +1,4 @@
-"""What is around every page: title, icon, and the few rules of style that Streamlit's settings cannot express."""
+"""What is around every page: title, icon, language, and the few rules of style that Streamlit's settings cannot express."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ import streamlit as st
 from streamlit.components.v2.types import ComponentRenderer
 
 from pages.charts.look import Theme, View
-from pages.charts.words import Words, words
+from pages.charts.words import LANGUAGES, Language, Words, words
 
 _HERE = Path(__file__).parent
 _SIDEBAR_WIDTH = 432  # pixels: the least in which three number fields in a row keep their buttons
+LANG = "lang"  # the link's parameter: the language, when it was chosen by hand
+_CHOSEN, _CONTROL = "frame/language", "frame/language-control"
+_OWN_NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}  # what each language calls itself, in every language
 
 
 def frame() -> None:
     st.set_page_config(
         page_title="Shardscope", page_icon=str(_HERE / "icon.svg"), layout="wide", initial_sidebar_state=_SIDEBAR_WIDTH
     )
+    _follow_link()
     st.html(_HERE / "style.css")
     logo = str(_HERE / f"logo-{theme()}.svg")
     st.logo(logo, size="large", icon_image=logo)
+    _choose_language()
 
 
 def follow_theme() -> None:
-    """Run the page anew when the reader changes the theme, so that charts take its colours; Streamlit does not."""
-    _theme_watch()(key="theme", on_changed_change=lambda: None)
+    """Run the page anew when the reader changes the theme, so that charts take its colours; Streamlit does not.
+
+    The same element tells the browser the language of the page, for those who have it read to them.
+    """
+    tag = {"en": "en", "zh": "zh-Hans"}[language()]
+    _theme_watch()(key="theme", data={"language": tag}, on_changed_change=lambda: None)
 
 
 def theme() -> Theme:
@@ -33,14 +42,55 @@ def theme() -> Theme:
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
+def language() -> Language:
+    """The language chosen by hand in this session or its link; otherwise the browser's."""
+    if chosen := _linked() or st.session_state.get(_CHOSEN):
+        return chosen
+    return "zh" if (st.context.locale or "").lower().startswith("zh") else "en"
+
+
 def view() -> View:
     """How this browser's reader sees the page."""
-    return View(theme(), "en")
+    return View(theme(), language())
 
 
 def say() -> Words:
     """The words of this reader's language."""
-    return words(view().language)
+    return words(language())
+
+
+# -------------------------------------------------------------------------------------------------------- the language
+
+
+def _linked() -> Language | None:
+    return next((known for known in LANGUAGES if known == st.query_params.get(LANG)), None)
+
+
+def _follow_link() -> None:
+    """The link's language is the session's; on a page that one came to without it, it is put into the link again."""
+    if linked := _linked():
+        st.session_state[_CHOSEN] = linked
+    elif chosen := st.session_state.get(_CHOSEN):
+        st.query_params[LANG] = chosen
+
+
+def _choose_language() -> None:
+    """The control, which style.css puts into the header."""
+    st.session_state[_CONTROL] = language()
+    with st.container(key="language"):
+        st.segmented_control(
+            say()("Language"),
+            LANGUAGES,
+            format_func=_OWN_NAMES.__getitem__,
+            key=_CONTROL,
+            on_change=_language_chosen,
+            required=True,
+            label_visibility="collapsed",
+        )
+
+
+def _language_chosen() -> None:
+    st.session_state[_CHOSEN] = st.query_params[LANG] = st.session_state[_CONTROL]
 
 
 @st.cache_resource(show_spinner=False)
@@ -51,7 +101,8 @@ def _theme_watch() -> ComponentRenderer:
         html="<i></i>",
         css="i { position: absolute; background: var(--st-background-color); transition: background 10ms; }",
         js="""
-            export default function ({ parentElement, setTriggerValue }) {
+            export default function ({ parentElement, setTriggerValue, data }) {
+                document.documentElement.lang = data.language;
                 const probe = parentElement.querySelector("i");
                 probe.ontransitionend = () => setTriggerValue("changed", getComputedStyle(probe).backgroundColor);
             }

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine import catalog
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, RequestError
+from engine.spec import LayoutSpec, RequestError, sentence
 from pages.shared.choice import DEFAULTS, Bounds, Choice, options
 
 _BETWEEN, _LONGEST = "~", 2000
@@ -58,7 +58,11 @@ _FORMS = {"layout.split": re.compile(r"\d{1,4}(\.\d{1,4})*"), "workload.text": r
 
 
 class LinkError(Exception):
-    """The code in a link cannot be read. The message is one sentence for the user."""
+    """The code in a link cannot be read. The message is one sentence for the user, said by the engine's `sentence`."""
+
+    @property
+    def sentence(self) -> str:
+        return self.args[0]
 
 
 def encode(choice: Choice) -> str:
@@ -75,20 +79,21 @@ def decode(code: str) -> Choice:
     """Raises `LinkError`."""
     parts = code.split(_BETWEEN)
     if len(parts) < 3 or len(code) > _LONGEST:
-        raise LinkError(f"The link's choice “{code[:60]}” is not of the form gpt-tiny~dp2.tp2.pp2~1f1b.")
+        raise LinkError(sentence("The link's choice “{code}” is not of the form gpt-tiny~dp2.tp2.pp2~1f1b.", code=code[:60]))
     model, layout, schedule, *others = parts
     values = DEFAULTS | _model(model)
     try:
         values |= {f"layout.{axis}": _within(f"layout.{axis}", degree) for axis, degree in LayoutSpec.degrees(layout).items()}
     except RequestError as error:
-        raise LinkError(f"The link's {error}.") from error
+        raise LinkError(sentence("The link's {error}.", error=error.sentence)) from error
     if schedule not in SCHEDULES:
-        raise LinkError(f"The link names the schedule “{schedule[:30]}”; there are {', '.join(SCHEDULES)}.")
+        names = ", ".join(SCHEDULES)
+        raise LinkError(sentence("The link names the schedule “{name}”; there are {names}.", name=schedule[:30], names=names))
     values["layout.schedule"] = schedule
     for part in others:
         field = LETTERS.get(part[:1])
         if field is None:
-            raise LinkError(f"The link's part “{part[:30]}” is not known.")
+            raise LinkError(sentence("The link's part “{part}” is not known.", part=part[:30]))
         values[field] = _read(field, part[1:])
     return Choice(values)
 
@@ -110,7 +115,13 @@ def _model(part: str) -> dict[str, Any]:
     letters = "".join(pair[1] for pair in pairs if pair)
     if family not in options("model.family") or not all(pairs) or not re.fullmatch("lhavsfk?w?d?", letters):
         names = ", ".join(catalog.MODELS)
-        raise LinkError(f"The link's model “{part[:60]}” is neither one of {names} nor of the form gpt.l4.h64.a4.v256.s64.f0.")
+        raise LinkError(
+            sentence(
+                "The link's model “{part}” is neither one of {names} nor of the form gpt.l4.h64.a4.v256.s64.f0.",
+                part=part[:60],
+                names=names,
+            )
+        )
     numbers = {_SHAPE[pair[1]]: _within(_SHAPE[pair[1]], int(pair[2])) for pair in pairs if pair}
     return {"model.family": family} | numbers
 
@@ -129,7 +140,7 @@ def _written(field: str, value: Any) -> str | None:
 
 
 def _read(field: str, text: str) -> Any:
-    unreadable = LinkError(f"The link's {field} “{text[:30]}” cannot be read.")
+    unreadable = LinkError(sentence("The link's {field} “{text}” cannot be read.", field=field, text=text[:30]))
     if field == "generate.prompt":
         try:
             return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
@@ -146,16 +157,26 @@ def _read(field: str, text: str) -> Any:
         return True
     if names := options(field):
         if text not in names:
-            raise LinkError(f"The link's {field} “{text[:30]}” is none of {', '.join(names)}.")
+            raise LinkError(
+                sentence("The link's {field} “{text}” is none of {names}.", field=field, text=text[:30], names=", ".join(names))
+            )
         return text
     try:
         return _within(field, kind(text))
     except ValueError:
-        raise LinkError(f"The link's {field} “{text[:30]}” is not a number.") from None
+        raise LinkError(sentence("The link's {field} “{text}” is not a number.", field=field, text=text[:30])) from None
 
 
 def _within(field: str, value: Any) -> Any:
     bounds = Bounds.of(field)
     if not bounds.least <= value <= bounds.most:
-        raise LinkError(f"The link's {field}={value:g} is not between {bounds.least:g} and {bounds.most:g}.")
+        raise LinkError(
+            sentence(
+                "The link's {field}={value:g} is not between {least:g} and {most:g}.",
+                field=field,
+                value=value,
+                least=bounds.least,
+                most=bounds.most,
+            )
+        )
     return value

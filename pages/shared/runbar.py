@@ -6,9 +6,10 @@ import streamlit as st
 
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
-from pages.charts.units import plural
+from pages.charts.words import Words
 from pages.shared import form
 from pages.shared.choice import Problem, read
+from pages.shared.frame import say
 from pages.shared.service import Service
 
 RUN = "run"  # the link's parameter: a run's id while it is on, the name of its folder when it is saved
@@ -17,12 +18,6 @@ _EVERY_S = 0.5
 # Of the whole bar: the steps take most of it, what follows them the rest.
 _SHARE = {"queued": 0.0, "starting": 0.0, "generating": 0.9, "tracing": 0.92, "parity": 0.94, "saving": 0.97}
 _STEPS_SHARE = 0.9
-_DOING = {
-    "generating": "Generating text",
-    "tracing": "Tracing one more step, for its memory",
-    "parity": "Comparing with the unsharded model",
-    "saving": "Saving",
-}
 
 
 def draw(service: Service, verdict: RunSpec | list[Problem], state: RunState | None) -> None:
@@ -32,8 +27,9 @@ def draw(service: Service, verdict: RunSpec | list[Problem], state: RunState | N
             _watch(service, state.id)
             return
         ranks = verdict.layout.ranks if isinstance(verdict, RunSpec) else 0
+        label = say().plural("Run on {count} process", "Run on {count} processes", ranks) if ranks else say()("Run")
         st.button(
-            {0: "Run", 1: "Run on 1 process"}.get(ranks, f"Run on {ranks} processes"),
+            label,
             type="primary",
             icon=":material/play_arrow:",
             width="stretch",
@@ -42,10 +38,13 @@ def draw(service: Service, verdict: RunSpec | list[Problem], state: RunState | N
             args=(service,),
         )
         if not isinstance(verdict, RunSpec):
-            more = f" (and {len(verdict) - 1} more)" if len(verdict) > 1 else ""
-            st.caption(f"Cannot run yet: {verdict[0].sentence}{more}.")
+            told = say().sentence(verdict[0].sentence)
+            if more := len(verdict) - 1:
+                st.caption(say()("Cannot run yet: {sentence} (and {count} more).", sentence=told, count=more))
+            else:
+                st.caption(say()("Cannot run yet: {sentence}.", sentence=told))
         elif refused := st.session_state.pop(_REFUSED, None):
-            st.error(refused)
+            st.error(say()("This run was refused: {error}.", error=say().sentence(refused)))
 
 
 def _start(service: Service) -> None:
@@ -57,7 +56,7 @@ def _start(service: Service) -> None:
         try:
             st.query_params[RUN] = service.queue.submit(spec)
         except RequestError as error:
-            st.session_state[_REFUSED] = f"This run was refused: {error}."
+            st.session_state[_REFUSED] = error.sentence
 
 
 @st.fragment(run_every=_EVERY_S)
@@ -66,8 +65,8 @@ def _watch(service: Service, run: str) -> None:
     state = service.queue.watch(run)
     if state is None or state.finished:
         st.rerun()
-    st.progress(_progress(state), text=_doing(state))
-    st.button("Cancel", icon=":material/stop:", width="stretch", on_click=service.queue.cancel, args=(run,))
+    st.progress(_progress(state), text=_doing(state, say()))
+    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.queue.cancel, args=(run,))
 
 
 def _progress(state: RunState) -> float:
@@ -76,14 +75,22 @@ def _progress(state: RunState) -> float:
     return _SHARE.get(state.phase, 1.0)
 
 
-def _doing(state: RunState) -> str:
+def _doing(state: RunState, say: Words) -> str:
     """What the run is doing, in a line."""
-    steps = state.spec.workload.steps
+    steps, ranks = state.spec.workload.steps, state.spec.layout.ranks
     if state.phase == "queued":
-        return f"Waiting: {plural(state.ahead, 'run')} ahead in the queue"
+        return say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)
     if state.phase == "starting":
-        return f"Starting {state.spec.layout.ranks} processes"
+        return say.plural("Starting {count} process", "Starting {count} processes", ranks)
+    if state.phase == "running" and state.losses:
+        loss = f"{state.losses[-1]:.3f}"
+        return say("Step **{step}** of {steps}, loss **{loss}**", step=state.step, steps=steps, loss=loss)
     if state.phase == "running":
-        loss = f", loss **{state.losses[-1]:.3f}**" if state.losses else ""
-        return f"Step **{state.step}** of {steps}{loss}"
-    return _DOING.get(state.phase, state.phase.capitalize())
+        return say("Step **{step}** of {steps}", step=state.step, steps=steps)
+    doing = {
+        "generating": say("Generating text"),
+        "tracing": say("Tracing one more step, for its memory"),
+        "parity": say("Comparing with the unsharded model"),
+        "saving": say("Saving"),
+    }
+    return doing.get(state.phase, state.phase.capitalize())

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.spec import sentence
 from engine.text import checked
 
 _NAME = re.compile(r"[0-9a-f]{16}")
@@ -20,7 +21,7 @@ class Texts:
 
     def keep(self, content: bytes) -> str:
         """Store a text and return its name. Raises `RequestError` if it cannot be trained on."""
-        checked(content, "the text")
+        checked(content, sentence("the text"))
         name = hashlib.sha256(content).hexdigest()[:16]
         path = self.folder / f"{name}.txt"
         if not path.exists():

@@ -1,0 +1,134 @@
+"""What codes are called: memory categories, lanes, schedules, phases, columns. The tables hold the codes, readers see these.
+
+What every practitioner writes the same way is not here, because it needs no other name: dp, tp, pp, all_reduce, ZeRO, fp32.
+"""
+
+from __future__ import annotations
+
+import re
+
+from engine.tables import KV_CACHE
+from pages.charts.words import Words
+
+
+def categories(say: Words) -> dict[str, str]:
+    """Of memory."""
+    return {
+        "parameters": say("parameters"),
+        "gradients": say("gradients"),
+        "optimizer": say("optimizer"),
+        "activations": say("activations"),
+        "communication": say("communication"),
+        "temporary": say("temporary"),
+        KV_CACHE: say("KV cache"),
+    }
+
+
+def lanes(say: Words) -> dict[str, str]:
+    """Of a timeline, by their names in `Look.lane`."""
+    return {
+        "forward (F)": say("forward (F)"),
+        "backward (B, I)": say("backward (B, I)"),
+        "weight gradient (W)": say("weight gradient (W)"),
+        "reduce, tie, gather, step": say("reduce, tie, gather, step"),
+        "collective": say("collective"),
+        "send, receive": say("send, receive"),
+    }
+
+
+def schedules(say: Words) -> dict[str, str]:
+    return {
+        "naive": say("Naive"),
+        "gpipe": "GPipe",
+        "1f1b": "1F1B",
+        "interleaved": say("Interleaved 1F1B"),
+        "zb-h1": say("Zero bubble H1"),
+        "zb-v": say("Zero bubble V"),
+        "dualpipe-v": "DualPipe V",
+    }
+
+
+def schedule(code: str, say: Words) -> str:
+    return schedules(say).get(code, code)
+
+
+def phases(say: Words) -> dict[str, str]:
+    """What traffic is for. A phase that is not here is called by its code."""
+    return {
+        "forward": say("forward"),
+        "backward": say("backward"),
+        "reduce": say("reduce"),
+        "tie": say("tie"),
+        "step": say("optimizer step"),
+        "gather": say("gather"),
+    }
+
+
+def phase(code: str, say: Words) -> str:
+    return phases(say).get(code, code)
+
+
+def measures(say: Words) -> dict[str, str]:
+    """The two ways to count what passes."""
+    return {"wire": say("wire"), "payload": say("payload")}
+
+
+_ACTION = re.compile(r"(\w+)(?: (activation|gradient))?(?: chunk (\d+))?(?: microbatch (\d+))?")
+
+
+def action(text: str, say: Words) -> str:
+    """An action as tables write it: "F chunk 0 microbatch 1", "send gradient chunk 0 microbatch 1", "reduce chunk 0", "step"."""
+    found = _ACTION.fullmatch(text)
+    if not found:
+        return text
+    kind, flow, chunk, microbatch = found.groups()
+    if flow:
+        kind = say("{kind} activation", kind=kind) if flow == "activation" else say("{kind} gradient", kind=kind)
+    if chunk and microbatch:
+        return say("{kind} chunk {chunk} microbatch {microbatch}", kind=kind, chunk=chunk, microbatch=microbatch)
+    if chunk:
+        return say("{kind} chunk {chunk}", kind=kind, chunk=chunk)
+    return say("{kind} microbatch {microbatch}", kind=kind, microbatch=microbatch) if microbatch else kind
+
+
+def columns(say: Words) -> dict[str, str]:
+    """Of the tables. A column that is not here is called by its code."""
+    return {
+        "source": say("source"),
+        "rank": say("rank"),
+        "pp": say("stage (pp)"),
+        "dp": say("replica (dp)"),
+        "tp": say("slice (tp)"),
+        "category": say("category"),
+        "bytes": say("bytes"),
+        "total": say("total"),
+        "axis": say("axis"),
+        "collective": say("collective"),
+        "phase": say("phase"),
+        "group": say("group"),
+        "calls": say("calls"),
+        "payload_bytes": say("payload bytes"),
+        "wire_bytes": say("wire bytes"),
+        "t_ns": say("time (ns)"),
+        "action": say("action"),
+        "row": say("row"),
+        "lane": say("lane"),
+        "kind": say("kind"),
+        "chunk": say("chunk"),
+        "microbatch": say("microbatch"),
+        "step": say("step"),
+        "start": say("start"),
+        "end": say("end"),
+        "duration": say("duration"),
+        "cpu": say("CPU time"),
+        "start_ns": say("start (ns)"),
+        "end_ns": say("end (ns)"),
+        "cpu_ns": say("CPU time (ns)"),
+        "loss": say("loss"),
+        "grad_norm": say("gradient norm"),
+        "step_ns": say("step time (ns)"),
+        "tokens": say("tokens"),
+        "parameter": say("parameter"),
+        "max_abs": say("largest difference"),
+        "max_rel": say("of the largest entry"),
+    } | categories(say)
