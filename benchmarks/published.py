@@ -38,7 +38,7 @@ ACTIVATIONS = (
 # Rajbhandari et al. 2020, table 1, dp = 64: billions of parameters; GB with ZeRO 1, 2, 3.
 ZERO = ((7.5, 31.4, 16.6, 1.88), (128.0, 536.0, 284.0, 32.0))
 # Qi et al. 2024, Zero Bubble Pipeline Parallelism, table 5: bubbles of 1F1B, interleaved 1F1B and ZB-1P as shares of the total,
-# computed from profiled times. Billions of parameters, stages, microbatches, and of table 3 layers, hidden, heads, microbatch size.
+# computed from profiled times. Billions of parameters, stages, microbatches; and layers, hidden, heads, microbatch size.
 BUBBLES = (
     (1.5, 8, 24, 22, 2304, 24, 6, 0.2431, 0.1055, 0.1585),
     (14.6, 16, 48, 46, 5120, 40, 1, 0.2552, 0.1104, 0.1397),
@@ -65,10 +65,7 @@ def main() -> None:
     for title, rows in (
         ("Korthikanti et al. 2022, figures 1 and 7, GiB a device (formulas, exact)", _activations()),
         ("Rajbhandari et al. 2020, table 1, GB a device (formulas, exact)", _zero()),
-        (
-            "Qi et al. 2024, table 5, bubble as a share of total time (theirs from profiled times, ours from unit times)",
-            _bubbles(),
-        ),
+        ("Qi et al. 2024, table 5, bubble as a share of total time (theirs from profiled times)", _bubbles(assumed)),
         ("Narayanan et al. 2021, table 1, TFLOP/s a GPU with what is computed again, A100 80 GB", _megatron(assumed)),
         ("Llama 3, table 4, TFLOP/s a GPU, H100 80 GB", _llama(assumed)),
     ):

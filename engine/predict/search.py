@@ -145,8 +145,8 @@ def _table(
 def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any]:
     """Wire bytes of the busiest rank by axis. Many layouts send alike, and one of them is counted for all.
 
-    Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the number
-    of microbatches follow from the rest.
+    Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the
+    number of microbatches follow from the rest.
     """
     full, in_order = grid.recompute == RECOMPUTES.index("full"), grid.schedule <= SCHEDULES.index("interleaved")
     keys = (
