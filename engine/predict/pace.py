@@ -26,10 +26,12 @@ from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole
 from engine.predict.rates import Assumptions, Real
 from engine.predict.timeline import Timeline, simulate
-from engine.schedule import SCHEDULES, Flow, Kind, plan
+from engine.schedule import SCHEDULES, Flow, Kind, Schedule, plan
 from engine.spec import V_SHAPED, RunSpec
 
-_LEAST = 3  # so many rounds of pp microbatches are simulated before what is left is taken to go on like the last
+# So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
+# pipeline takes longer until one round is like the next.
+_ROUNDS, _ROUNDS_PUT_OFF = 2, 4
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def _stages(cost: Cost) -> tuple[list[Real], list[Held], Real]:
     total = (model.layers - decoder) * plain + embedding + head
     if decoder:
         total = total + decoder * crossing
-    total[WEIGHTS, COMPUTE] += cost.addition(cost.held(model.layers, np.ones_like(alone), np.ones_like(alone), decoder))
+    everything = cost.held(model.layers, np.ones_like(alone), alone, decoder)
+    second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the table of the last stage, tied or not
+    total[WEIGHTS, COMPUTE] += cost.addition(Held(everything.parameters + second, everything.buckets))
     others = np.maximum(0, grid.pp - 2)
     total[:, DP] += stages[0][:, DP] + np.where(grid.pp > 1, stages[1][:, DP], 0.0) + others * stages[2][:, DP]
     for place, missing in ((1, grid.pp < 2), (2, grid.pp < 3)):
@@ -204,25 +208,34 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
     return Durations(compute, messages, ends)
 
 
-def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:
-    """Seconds of a step by the simulator, and the bubble.
+Plans = dict[tuple[Any, ...], Schedule]  # by all that a plan depends on: layouts that differ otherwise share one
+
+
+def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions, plans: Plans | None = None) -> tuple[float, float]:
+    """Seconds of a step by the simulator, and the bubble. `plans` keeps what was planned, for more layouts to come.
 
     Once the pipeline is full, each further round of pp microbatches takes as long as the one before. So at most a few rounds are
     simulated, and the last one's time counts for those that are left.
     """
-    times = durations(spec, device, assumed)
+    times, plans = durations(spec, device, assumed), {} if plans is None else plans
     m, pp = spec.workload.microbatches, spec.layout.pp
-    rounds = (m - (_LEAST + 1) * pp) // pp  # that are left out
+    least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
+    rounds = (m - (least + 1) * pp) // pp  # that are left out
     if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
-        whole = _simulated(spec, m, times)
+        whole = _simulated(spec, m, times, plans)
         return whole.makespan, whole.bubble
     fewer = m - rounds * pp
-    before, after = _simulated(spec, fewer - pp, times), _simulated(spec, fewer, times)
+    before, after = _simulated(spec, fewer - pp, times, plans), _simulated(spec, fewer, times, plans)
     step = after.makespan + rounds * (after.makespan - before.makespan)
     pipeline = after.pipeline + rounds * (after.pipeline - before.pipeline)
     busy = sum(after.busy) + rounds * (sum(after.busy) - sum(before.busy))
     return step, 1 - busy / (pp * pipeline)
 
 
-def _simulated(spec: RunSpec, microbatches: int, times: Durations) -> Timeline:
-    return simulate(plan(spec.layout, microbatches, spec.model.parts.tied), times)
+def _simulated(spec: RunSpec, microbatches: int, times: Durations, plans: Plans) -> Timeline:
+    layout, tied = spec.layout, spec.model.parts.tied
+    reduces, gathers = layout.dp > 1 or layout.sequence_parallel, layout.zero in (1, 2)
+    key = (layout.schedule, layout.pp, layout.chunks, reduces, gathers, microbatches)
+    if key not in plans:
+        plans[key] = plan(layout, microbatches, tied)
+    return simulate(plans[key], times)

@@ -17,7 +17,7 @@ from engine.predict.bulk_traffic import bulk_traffic
 from engine.predict.candidates import candidates
 from engine.predict.cost import Cost, model_flops
 from engine.predict.grid import RECOMPUTES, Grid, Whole
-from engine.predict.pace import Pace, estimate, simulated
+from engine.predict.pace import Pace, Plans, estimate, simulated
 from engine.predict.rates import Assumptions
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
@@ -110,8 +110,9 @@ def _refined(
 ) -> Pace:
     """The pace with the first `count` replayed; what the closed form had wrong is put down to idling."""
     step, idle, bubble = pace.step.copy(), pace.idle.copy(), pace.bubble.copy()
+    plans: Plans = {}
     for row in range(count):
-        step[row], bubble[row] = simulated(grid.spec(row, model, workload), device, assumed)
+        step[row], bubble[row] = simulated(grid.spec(row, model, workload), device, assumed, plans)
     idle += step - pace.step
     return replace(pace, step=step, idle=idle, bubble=bubble)
 
@@ -122,7 +123,7 @@ def _table(
     fits = memory <= device.memory_bytes
     devices = grid.dp * grid.tp * grid.pp
     flops = model_flops(model) * batch / devices / pace.step
-    wire = bulk_traffic(model, workload, grid)
+    wire = _wire(model, workload, grid)
     schedules = np.array(SCHEDULES, dtype=object)
     return pd.DataFrame(
         {
@@ -135,10 +136,27 @@ def _table(
             "memory_bytes": memory, "fullest_stage": stage,
             "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
             "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
-            **{f"{axis}_bytes": wire[axis].astype(np.int64) for axis in ("tp", "pp", "dp")},
+            "tp_bytes": wire["tp"], "pp_bytes": wire["pp"], "dp_bytes": wire["dp"],
             "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
         }
     )  # fmt: skip
+
+
+def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any]:
+    """Wire bytes of the busiest rank by axis. Many layouts send alike, and one of them is counted for all.
+
+    Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the
+    number of microbatches follow from the rest.
+    """
+    full, in_order = grid.recompute == RECOMPUTES.index("full"), grid.schedule <= SCHEDULES.index("interleaved")
+    keys = (
+        grid.tp, grid.pp, grid.chunks, grid.microbatch_size, grid.zero, grid.sequence_parallel, full,
+        np.where(in_order, 0, grid.schedule),
+    )  # fmt: skip
+    shape = tuple(int(key.max()) + 1 for key in keys)
+    _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
+    wire = bulk_traffic(model, workload, grid.take(first))
+    return {axis: wire[axis].astype(np.int64)[which] for axis in ("tp", "pp", "dp")}
 
 
 def _codes(grid: Grid) -> Any:
