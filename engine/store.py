@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from pyarrow import ArrowException
 
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import SCHEMAS, RunResult
 
 _HEAD = ("spec", "environment", "summary")  # what run.json holds
@@ -56,7 +56,7 @@ def load(folder: Path) -> RunResult:
     try:
         tables = {name: _read_table(path, SCHEMAS[name]) for name, path in found.items() if path.exists()}
     except (RequestError, OSError, ValueError, ArrowException) as error:
-        raise RequestError(f"{folder} is not a saved run: {error}") from error
+        raise _no_run(folder, error) from error
     return replace(result, tables=tables)
 
 
@@ -65,7 +65,20 @@ def head(folder: Path) -> RunResult:
     try:
         return parse_head((folder / "run.json").read_bytes())
     except (RequestError, OSError) as error:
-        raise RequestError(f"{folder} is not a saved run: {error}") from error
+        raise _no_run(folder, error) from error
+
+
+def stamp(folder: Path) -> int:
+    """Tells a run from another that came to stand under its name. Raises `RequestError` if there is none."""
+    try:
+        return (folder / "run.json").stat().st_mtime_ns
+    except OSError as error:
+        raise _no_run(folder, error) from error
+
+
+def _no_run(folder: Path, error: Exception) -> RequestError:
+    reason = error.sentence if isinstance(error, RequestError) else str(error)
+    return RequestError(sentence("{folder} is not a saved run: {reason}", folder=str(folder), reason=reason))
 
 
 def parse_head(content: bytes) -> RunResult:
@@ -73,16 +86,16 @@ def parse_head(content: bytes) -> RunResult:
     try:
         read = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"run.json is not JSON: {error}") from error
+        raise RequestError(sentence("run.json is not JSON: {error}", error=str(error))) from error
     if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in _HEAD):
-        raise RequestError(f"run.json has not all of {', '.join(_HEAD)}")
+        raise RequestError(sentence("run.json has not all of {parts}", parts=", ".join(_HEAD)))
     return RunResult(RunSpec.model_validate(read["spec"]), read["environment"], _map_leaves(read["summary"], _number))
 
 
 def _read_table(path: Path, schema: dict[str, str]) -> pd.DataFrame:
     rows = pd.read_parquet(path)
     if missing := [column for column in schema if column not in rows]:
-        raise RequestError(f"{path.name} lacks {', '.join(missing)}")
+        raise RequestError(sentence("{name} lacks {missing}", name=path.name, missing=", ".join(missing)))
     return rows
 
 
@@ -140,12 +153,15 @@ def rename(folder: Path, name: str) -> Path:
     if not good_name(name):
         shown = name if len(name) <= 40 else f"{name[:39]}…"
         raise RequestError(
-            f"a run cannot be named {shown!r}: a name has up to 80 letters, digits, spaces and . _ - + = ( ), "
-            "and begins with a letter or a digit"
+            sentence(
+                "a run cannot be named {name!r}: a name has up to 80 letters, digits, spaces and . _ - + = ( ), and begins with "
+                "a letter or a digit",
+                name=shown,
+            )
         )
     target = folder.parent / name
     if target.exists():  # rename would replace an empty folder
-        raise RequestError(f"there is another run named {name}; choose a name that is free")
+        raise RequestError(sentence("there is another run named {name}; choose a name that is free", name=name))
     _move(folder, target)
     return target
 
@@ -184,9 +200,10 @@ def _move(folder: Path, target: Path) -> None:
     try:
         os.rename(folder, target)
     except FileNotFoundError as error:
-        raise RequestError(f"the run {folder.name} is not there any more") from error
+        raise RequestError(sentence("the run {name} is not there any more", name=folder.name)) from error
     except OSError as error:
-        raise RequestError(f"the run {folder.name} cannot be moved: {error.strerror}") from error
+        why = sentence("the run {name} cannot be moved: {reason}", name=folder.name, reason=str(error.strerror))
+        raise RequestError(why) from error
 
 
 # ---------------------------------------------------------------------------------------------------- numbers in JSON

@@ -9,6 +9,7 @@ import altair as alt
 import pandas as pd
 
 from pages.charts.look import Look, config
+from pages.charts.roles import CHOSEN
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,14 @@ def finish(chart: alt.TopLevelMixin, style: Look, title: str) -> dict[str, Any]:
     # As wide as where it stands, as high as its content: "fit" would squeeze the rows when there is a legend.
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     spec["description"] = title
+    # No menu over the chart: it offers an editor on another machine. Files are made by the page, on the theme's background.
+    spec["usermeta"] = {"embedOptions": {"actions": False}, "background": style.background}
     return spec
+
+
+def rank_chooser() -> alt.Parameter:
+    """The selection of a rank by clicking what belongs to it. The rows drawn must have the field "rank"."""
+    return alt.selection_point(name=CHOSEN, fields=["rank"], on="click", toggle=False)
 
 
 def colours(domain: dict[str, str], present: list[str], names: dict[str, str] | None = None) -> alt.Scale:

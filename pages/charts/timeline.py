@@ -11,9 +11,10 @@ from engine.schedule import Timed, bubble
 from engine.summary import WORK
 from engine.summary import bubble as measured_bubble
 from engine.topology import Mesh
-from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import MAX_BARS, Look, lane
 from pages.charts.names import columns, lanes
+from pages.charts.roles import Roles, opacity, told
 from pages.charts.units import in_time, percent, time_unit
 from pages.charts.words import Words
 
@@ -30,18 +31,23 @@ class _Bar(NamedTuple):
     below: int
 
 
-def measured(spans: pd.DataFrame, mesh: Mesh, style: Look) -> Drawing:
+def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None = None) -> Drawing:
     """One row a rank: its actions as thick bars, and beneath them its collectives and transfers as thin ones.
 
-    Above `MAX_BARS` bars only the first part of the step is drawn.
+    Above `MAX_BARS` bars only the first part of the step is drawn. With `roles`, the chosen rank and its peers are named in
+    their rows, and the others are pale.
     """
     say, named = style.say, lanes(style.say)
     rows, until = first_window(spans)
     names = [say("rank {rank} · stage {stage}", rank=rank, stage=mesh.coordinate(rank).pp) for rank in range(mesh.size)]
+    if roles:
+        names = [" · ".join(filter(None, (name, told(roles[rank], say)))) for rank, name in enumerate(names)]
     clock = time_unit(rows["end_ns"].max())
     drawn = pd.DataFrame(
         {
             "row": rows["rank"].map(names.__getitem__),
+            "rank": rows["rank"],
+            "opaque": [opacity(rank, roles) for rank in rows["rank"]],
             "start": rows["start_ns"] / clock.size,
             "end": rows["end_ns"] / clock.size,
             "duration": (rows["end_ns"] - rows["start_ns"]) / clock.size,
@@ -175,6 +181,8 @@ def _chart(drawn: pd.DataFrame, names: list[str], time: alt.Axis, style: Look) -
     track = alt.Chart(pd.DataFrame({"row": names, "start": 0.0, "end": drawn["end"].max()}))
     rows = alt.Chart(drawn)
     bars = rows.encode(x=x, x2=end, y=y, color=colour, fillOpacity=pale, tooltip=tooltip)
+    if by_rank := "rank" in drawn:
+        bars = bars.encode(opacity=alt.Opacity("opaque:Q", scale=None))
     layers = [
         track.mark_bar(color=style.faint, height=thick.height, yOffset=thick.below).encode(x=x, x2=end, y=y),
         bars.transform_filter("datum.lane == 'compute'").mark_bar(
@@ -190,4 +198,6 @@ def _chart(drawn: pd.DataFrame, names: list[str], time: alt.Axis, style: Look) -
         .encode(x="middle:Q", y=y, text="label:N", opacity=alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0)))
     )
     zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
+    if by_rank:
+        layers[1] = layers[1].add_params(rank_chooser())
     return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(names))

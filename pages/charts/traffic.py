@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import altair as alt
 import pandas as pd
 
-from pages.charts.drawing import Drawing, colours, finish
+from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import Look
 from pages.charts.names import measures, phase
+from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.units import byte_unit, in_bytes, percent
 from pages.charts.words import Words
 
@@ -60,25 +62,28 @@ def kinds(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) -> D
     )
 
 
-def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) -> Drawing:
-    """Stacked bars: what each rank sends (or hands over) along each axis."""
+def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
+    """Stacked bars: what each rank sends (or hands over) along each axis. With `roles`, the chosen rank is marked."""
     say, counted = style.say, measures(style.say)[measure]
     column = f"{measure}_bytes"
     rows = traffic.groupby(["rank", "axis"], as_index=False)[[column, "calls"]].sum().rename(columns={column: "bytes"})
     totals = rows.groupby("rank")["bytes"].sum().reindex(range(ranks), fill_value=0)
     unit = byte_unit(totals.max())
     rows["amount"] = rows["bytes"] / unit.size
+    rows["opaque"] = [opacity(rank, roles) for rank in rows["rank"]]
+    x = alt.X("rank:O", title=say("rank"), axis=_rank_axis(ranks, say, roles), scale=alt.Scale(domain=list(range(ranks))))
     chart = (
         alt.Chart(rows)
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
-            x=alt.X("rank:O", title=say("rank"), axis=alt.Axis(labelAngle=0), scale=alt.Scale(domain=list(range(ranks)))),
+            x=x,
             y=alt.Y(
                 "amount:Q",
                 title=say("{measure} bytes in one step ({unit})", measure=counted, unit=unit.name),
                 axis=alt.Axis(tickCount=4),
             ),
             color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
+            opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
                 alt.Tooltip("rank:O", title=say("rank")),
                 alt.Tooltip("axis:N", title=say("axis")),
@@ -86,8 +91,16 @@ def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) ->
                 alt.Tooltip("calls:Q", title=say("calls"), format=","),
             ],
         )
-        .properties(height=180)
+        .add_params(rank_chooser())
     )
+    if roles:
+        tops = pd.DataFrame({"rank": totals.index, "amount": totals / unit.size})
+        tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+        chart += (
+            alt.Chart(tops[tops["outline"] > 0])
+            .mark_bar(fillOpacity=0, stroke=style.text)
+            .encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None))
+        )
     title = _most(totals, measure, say)
     wide = rows.pivot_table(index="rank", columns="axis", values="bytes", aggfunc="sum", fill_value=0)
     return Drawing(
@@ -96,9 +109,17 @@ def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) ->
         reading=say(
             "Each bar is one rank: the {measure} bytes of one step, by the axis of the mesh along which they go.", measure=counted
         ),
-        spec=finish(chart, style, title),
+        spec=finish(chart.properties(height=180), style, title),
         table=wide.reset_index().rename_axis(columns=None),
     )
+
+
+def _rank_axis(ranks: int, say: Words, roles: Roles | None) -> alt.Axis:
+    """The rank, and on a second line what it is to the chosen one."""
+    if not roles:
+        return alt.Axis(labelAngle=0)
+    lines = {str(rank): [str(rank), told(roles[rank], say)] for rank in range(ranks)}
+    return alt.Axis(labelAngle=0, labelExpr=f"{json.dumps(lines, ensure_ascii=False)}[datum.label]")
 
 
 def _by_kind(traffic: pd.DataFrame, ranks: int, measure: Measure, say: Words) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import streamlit as st
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
 from pages.lab import preview, result
-from pages.shared import form, links, runbar
+from pages.shared import chosen, form, links, runbar
 from pages.shared.choice import Choice, read
 from pages.shared.frame import say
 from pages.shared.service import Service
@@ -28,6 +28,7 @@ def show(service: Service) -> None:
     _follow_link(service, found)
     choice = form.held()
     assert choice
+    chosen.whole_page()
     verdict = read(choice, service.texts)
     problems = [] if isinstance(verdict, RunSpec) else verdict
     with st.sidebar:

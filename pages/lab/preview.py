@@ -6,12 +6,15 @@ import streamlit as st
 
 from engine.schedule import in_flight, plan, replay
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
+from engine.topology import Mesh
 from pages.charts import timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.roles import roles_of
 from pages.charts.words import Words
 from pages.lab.ranks import rank_grid
-from pages.shared import drawing
+from pages.shared import chosen, drawing
+from pages.shared.clickable import clickable
 from pages.shared.frame import say, view
 
 # Of a stage, all of its chunks together; all else takes no time.
@@ -21,7 +24,8 @@ _UNIT_TIMES = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
 def draw(spec: RunSpec) -> None:
     with st.container(key="who"):
         drawing.heading(say()("Who holds what"), _counted(spec.layout, say()))
-        st.html(grid(spec.model, spec.layout, view()))
+        mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+        clickable(grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
     with st.container(key="textbook"):
         drawing.show(textbook(spec.layout, spec.workload.microbatches, view()), "textbook")
 
@@ -37,8 +41,9 @@ def _counted(layout: LayoutSpec, say: Words) -> str:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def grid(model: ModelSpec, layout: LayoutSpec, view: View) -> str:
-    return rank_grid(model, layout, look(view))
+def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> str:
+    roles = None if rank is None else roles_of(Mesh(layout.dp, layout.tp, layout.pp), rank)
+    return rank_grid(model, layout, look(view), roles)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

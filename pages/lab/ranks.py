@@ -7,18 +7,22 @@ from html import escape
 from engine.spec import LayoutSpec, ModelSpec
 from engine.topology import Coordinate, Mesh
 from pages.charts.look import Look
+from pages.charts.roles import Role, Roles, told
 from pages.charts.words import Words
 
 _CELL_REM, _GAP_REM, _PADDING_REM = 8.0, 0.5, 1.4  # as in style.css
 
 
-def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look) -> str:
-    """HTML: a box a stage, in it a group a replica, in it a cell a rank. Groups stand in rows of equal cells."""
+def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look, roles: Roles | None = None) -> str:
+    """HTML: a box a stage, in it a group a replica, in it a button a rank. Groups stand in rows of equal cells.
+
+    With `roles`, the chosen rank is pressed, and each of its peers says what it is.
+    """
     mesh = Mesh(layout.dp, layout.tp, layout.pp)
     # The least width in which a replica stands with its slices side by side, four at most; its box adds the padding.
     slices = min(mesh.tp, 4)
     replica = slices * _CELL_REM + (slices - 1) * _GAP_REM
-    stages = "".join(_stage(model, layout, mesh, stage, replica, style) for stage in range(mesh.pp))
+    stages = "".join(_stage(model, layout, mesh, stage, replica, style, roles) for stage in range(mesh.pp))
     told = escape(style.say("Who holds what"))
     return f'<div role="group" aria-label="{told}">{_row(stages, replica + _PADDING_REM)}</div>'
 
@@ -59,8 +63,10 @@ def _row(cells: str, least_rem: float) -> str:
     return f'<div class="ss-row" style="--least:{least_rem:g}rem">{cells}</div>'
 
 
-def _stage(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, replica_rem: float, style: Look) -> str:
-    replicas = "".join(_replica(model, layout, mesh, stage, dp, style.say) for dp in range(mesh.dp))
+def _stage(
+    model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, replica_rem: float, style: Look, roles: Roles | None
+) -> str:
+    replicas = "".join(_replica(model, layout, mesh, stage, dp, style.say, roles) for dp in range(mesh.dp))
     say = style.say
     name = escape(say("Stage {stage}", stage=stage) if mesh.pp > 1 else say("One stage"))
     return (
@@ -69,18 +75,19 @@ def _stage(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, replica
     )
 
 
-def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: int, say: Words) -> str:
+def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: int, say: Words, roles: Roles | None) -> str:
     name = f"<header>{escape(say('replica {replica}', replica=dp))}</header>" if mesh.dp > 1 else ""
-    cells = "".join(_cell(model, layout, mesh, Coordinate(stage, dp, tp), say) for tp in range(mesh.tp))
+    cells = "".join(_cell(model, layout, mesh, Coordinate(stage, dp, tp), say, roles) for tp in range(mesh.tp))
     return f'<div class="ss-replica">{name}{_row(cells, _CELL_REM)}</div>'
 
 
-def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say: Words) -> str:
+def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say: Words, roles: Roles | None) -> str:
     rank, ends = mesh.rank(at), ends_of(layout, at.pp, say)
     held = [layers_of(model, layout, at.pp, say), *slice_of(model, mesh.tp, at.tp, say)]
     if layout.zero:
         held.append(say("ZeRO {zero} over {replicas} replicas", zero=layout.zero, replicas=mesh.dp))
-    told = escape(
+    role: Role = roles[rank] if roles else "none"
+    title = escape(
         say(
             "rank {rank}: stage {stage}, replica {replica}, slice {slice}; {held}",
             rank=rank,
@@ -90,6 +97,11 @@ def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say:
             held=say(", ").join([*ends, *held]),
         )
     )
-    chips = "".join(f"<i>{escape(end)}</i>" for end in ends)
+    chips = f"<em>{escape(told(role, say))}</em>" if role != "none" else ""
+    chips += "".join(f"<i>{escape(end)}</i>" for end in ends)
     lines = "".join(f"<span>{escape(line)}</span>" for line in held)
-    return f'<div class="ss-rank" role="img" title="{told}" aria-label="{told}"><div><b>{rank}</b>{chips}</div>{lines}</div>'
+    pale = ' data-pale=""' if roles and role == "none" else ""
+    return (
+        f'<button type="button" class="ss-rank" title="{title}" data-rank="{rank}" data-role="{role}"{pale} '
+        f'aria-pressed="{str(role == "self").lower()}"><span class="ss-head"><b>{rank}</b>{chips}</span>{lines}</button>'
+    )

@@ -17,10 +17,11 @@ from pages.charts import loss, memory, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, View, look
 from pages.charts.names import columns, measures, schedule
+from pages.charts.roles import Roles, roles_of
 from pages.charts.words import Words
 from pages.lab.figures import as_html, figures, parity
-from pages.shared import drawing
-from pages.shared.frame import say, view
+from pages.shared import chosen, drawing
+from pages.shared.frame import labelled, say, view
 
 _RANK, _MEASURE = "lab/rank", "lab/measure"
 MEASURES = ("wire", "payload")
@@ -28,9 +29,14 @@ _NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps"
 _CHART_PX = 520  # two charts stand side by side where each has that much
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
 def load(folder: Path) -> RunResult:
     """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
+    return _load(folder, store.stamp(folder))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _load(folder: Path, stamp: int) -> RunResult:
+    """`stamp` keeps apart what stood under one name at different times."""
     result = store.load(folder)
     if missing := [name for name in _NEEDED if name not in result.tables]:
         raise RequestError(sentence("{name} is not whole: it lacks {missing}", name=folder.name, missing=", ".join(missing)))
@@ -47,7 +53,8 @@ def headline(result: RunResult, say: Words) -> str:
 
 @st.fragment
 def draw(folder: Path) -> None:
-    """The whole reading of a run. Its own controls redraw it alone."""
+    """The whole reading of a run. Its own controls redraw it alone; a rank chosen in it redraws the page."""
+    chosen.redraw_all()
     try:
         result = load(folder)
     except RequestError as error:
@@ -96,13 +103,16 @@ def _memory(folder: Path, result: RunResult) -> None:
 
     def pick_rank() -> None:
         named = {rank: say()("rank {rank}", rank=rank) for rank in ranks}
-        st.selectbox(say()("Rank"), ranks, key=_RANK, format_func=named.__getitem__, label_visibility="collapsed", width=130)
+        st.selectbox(
+            say()("Rank"), ranks, key=labelled(_RANK), format_func=named.__getitem__, label_visibility="collapsed", width=130
+        )
 
     if st.session_state.get(_RANK) not in ranks:
         st.session_state[_RANK] = result.summary["peak_rank"]
+    rank = chosen.rank(_mesh(result))
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
-            drawing.show(peak(folder, view()), "peak")
+            drawing.show(peak(folder, rank, view()), "peak", on_rank=chosen.choose)
         with grid.cell():
             drawing.show(curve(folder, st.session_state[_RANK], view()), "curve", pick_rank)
 
@@ -111,15 +121,20 @@ def _traffic(folder: Path, result: RunResult) -> None:
     def pick_measure() -> None:
         named = measures(say())
         st.segmented_control(
-            say()("Bytes"), MEASURES, key=_MEASURE, format_func=named.__getitem__, required=True, label_visibility="collapsed"
+            say()("Bytes"),
+            MEASURES,
+            key=labelled(_MEASURE),
+            format_func=named.__getitem__,
+            required=True,
+            label_visibility="collapsed",
         )
 
-    measure = st.session_state.setdefault(_MEASURE, "wire")
+    measure, rank = st.session_state.setdefault(_MEASURE, "wire"), chosen.rank(_mesh(result))
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
             drawing.show(kinds(folder, measure, view()), "kinds", pick_measure)
         with grid.cell():
-            drawing.show(by_rank(folder, measure, view()), "by-rank")
+            drawing.show(by_rank(folder, measure, rank, view()), "by-rank", on_rank=chosen.choose)
 
 
 def _timeline(folder: Path, result: RunResult) -> None:
@@ -130,7 +145,8 @@ def _timeline(folder: Path, result: RunResult) -> None:
         ranks=ranks,
         cores=say().plural("{count} core", "{count} cores", cores),
     )
-    drawing.show(measured(folder, view()), "timeline", note=note if ranks > cores else "")
+    rank = chosen.rank(_mesh(result))
+    drawing.show(measured(folder, rank, view()), "timeline", note=note if ranks > cores else "", on_rank=chosen.choose)
 
 
 def _rest(folder: Path, result: RunResult) -> None:
@@ -155,8 +171,8 @@ def _made(folder: Path, view: View, make: Callable[[RunResult, Look], Drawing]) 
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def peak(folder: Path, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: memory.peak(r.tables["memory_peak"], style))
+def peak(folder: Path, rank: int | None, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: memory.peak(r.tables["memory_peak"], style, _roles(r, rank)))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -170,8 +186,11 @@ def kinds(folder: Path, measure: traffic.Measure, view: View) -> Drawing:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def by_rank(folder: Path, measure: traffic.Measure, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style))
+def by_rank(folder: Path, measure: traffic.Measure, rank: int | None, view: View) -> Drawing:
+    def make(r: RunResult, style: Look) -> Drawing:
+        return traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style, _roles(r, rank))
+
+    return _made(folder, view, make)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -180,8 +199,12 @@ def losses(folder: Path, view: View) -> Drawing:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def measured(folder: Path, view: View) -> Drawing:
-    return _made(folder, view, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style))
+def measured(folder: Path, rank: int | None, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: timeline.measured(r.tables["spans"], _mesh(r), style, _roles(r, rank)))
+
+
+def _roles(result: RunResult, rank: int | None) -> Roles | None:
+    return None if rank is None else roles_of(_mesh(result), rank)
 
 
 def _mesh(result: RunResult) -> Mesh:

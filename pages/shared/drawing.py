@@ -1,16 +1,24 @@
-"""Show a chart with its title, how to read it, and its table."""
+"""Show a chart with its title, how to read it, its table, and files of it to take away."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from html import escape
 from typing import Any
 
+import pyarrow as pa
 import streamlit as st
 from streamlit.dataframe_util import convert_anything_to_arrow_bytes
 
 from pages.charts.drawing import Drawing
+from pages.charts.names import columns
+from pages.charts.roles import CHOSEN
+from pages.shared.frame import say
+
+_EXPORT_WIDTH, _EXPORT_SCALE = 960, 2  # pixels, and device pixels to each
 
 
 def packed(drawing: Drawing) -> Drawing:
@@ -25,19 +33,104 @@ def heading(subject: str, title: str) -> None:
     st.html(f'<div class="ss-title"><span>{escape(subject)}</span><h4>{escape(title)}</h4></div>')
 
 
-def show(drawing: Drawing, key: str, *controls: Callable[[], object], note: str = "") -> None:
+def show(
+    drawing: Drawing,
+    key: str,
+    *controls: Callable[[], object],
+    note: str = "",
+    on_rank: Callable[[int | None], None] | None = None,
+) -> None:
     """Show a chart.
 
-    `key` names it among all on the page; `controls` draw what stands at the right of its title; `note` is added to how
-    it is read.
+    `key` names it among all on the page; `controls` draw what stands at the right of its title; `note` is added to how it is
+    read. `on_rank` is called, before the page is drawn anew, with the rank that was clicked in a chart that offers ranks, and
+    with None for a click beside them.
     """
     with st.container(key=f"drawing-{key}", gap="xsmall"):
         with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
             heading(drawing.subject, drawing.title)
             for control in controls:
                 control()
-        st.vega_lite_chart(drawing.spec, width="stretch", key=f"chart-{key}")
-        st.caption(f"{drawing.reading} {note}")
-        with st.expander("The numbers", key=f"table-{key}", on_change="rerun", type="compact") as table:
+        reading = f"{drawing.reading} {note}".strip()
+        _chart(drawing, f"chart-{key}", reading, on_rank)
+        st.caption(reading)
+        with st.expander(say()("The numbers"), key=f"table-{key}", on_change="rerun", type="compact") as table:
             if table.open:  # otherwise nobody sees it, and it need not be sent
-                st.dataframe(drawing.table, hide_index=True, width="stretch", alt=drawing.title)
+                st.dataframe(drawing.table, hide_index=True, width="stretch", column_config=columns(say()), alt=drawing.title)
+                _files(drawing, key)
+
+
+def _chart(drawing: Drawing, key: str, reading: str, on_rank: Callable[[int | None], None] | None) -> None:
+    selects = any(param["name"] == CHOSEN for param in drawing.spec.get("params", ()))
+    if on_rank is None or not selects:
+        st.vega_lite_chart(drawing.spec, width="stretch", key=key)
+        return
+    st.vega_lite_chart(
+        drawing.spec,
+        width="stretch",
+        key=key,
+        on_select=partial(_selected, key, on_rank),
+        selection_mode=[CHOSEN],
+    )
+
+
+def _selected(key: str, on_rank: Callable[[int | None], None]) -> None:
+    points = st.session_state[key]["selection"].get(CHOSEN) or []
+    on_rank(int(points[0]["rank"]) if points else None)
+
+
+# ---------------------------------------------------------------------------------------------------- files to take away
+
+
+def _files(drawing: Drawing, key: str) -> None:
+    """Buttons that make a file when they are pressed, and not before."""
+    with st.container(horizontal=True, gap="small"):
+        for kind, mime, make in (
+            ("CSV", "text/csv", as_csv),
+            ("PNG", "image/png", as_png),
+            ("SVG", "image/svg+xml", as_svg),
+        ):
+            st.download_button(
+                say()("Save as {format}", format=kind),
+                data=partial(make, drawing),
+                file_name=f"shardscope-{key}.{kind.lower()}",
+                mime=mime,
+                key=f"{kind}-{key}",
+                on_click="ignore",
+                icon=":material/download:",
+            )
+
+
+def as_csv(drawing: Drawing) -> bytes:
+    """The table, exact, with the columns' codes: for programs, and the same in every language."""
+    return drawing.table.to_csv(index=False).encode("utf-8")
+
+
+def as_png(drawing: Drawing) -> bytes:
+    import vl_convert  # loads a JavaScript engine, which a server that exports nothing does without
+
+    return vl_convert.vegalite_to_png(_standing_alone(drawing), scale=_EXPORT_SCALE, allowed_base_urls=[])
+
+
+def as_svg(drawing: Drawing) -> bytes:
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(_standing_alone(drawing), allowed_base_urls=[]).encode("utf-8")
+
+
+def _standing_alone(drawing: Drawing) -> dict[str, Any]:
+    """The spec with its data in it, a width of its own, its title and how to read it: what a slide needs."""
+    spec: dict[str, Any] = json.loads(json.dumps({k: v for k, v in drawing.spec.items() if k != "datasets"}))
+    spec["datasets"] = {
+        name: rows if isinstance(rows, list) else pa.ipc.open_stream(rows).read_all().to_pylist()
+        for name, rows in drawing.spec["datasets"].items()
+    }
+    text = spec["config"]["axis"]["labelColor"]
+    spec["title"] = {"text": drawing.title, "subtitle": drawing.subject, "anchor": "start", "color": text, "subtitleColor": text}
+    # Streamlit sets the width of what stands on a page; in a concatenated chart each part has its own.
+    for part in spec.get("vconcat", [spec]):
+        part["width"] = _EXPORT_WIDTH
+    spec["config"]["background"] = spec["usermeta"]["background"]
+    if "vconcat" in spec:
+        spec.pop("autosize")
+    return spec

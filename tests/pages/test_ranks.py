@@ -14,7 +14,7 @@ TINY = MODELS["gpt-tiny"]
 
 
 def cells(model: ModelSpec, layout: LayoutSpec) -> list[str]:
-    return re.findall(r'class="ss-rank" role="img" title="([^"]*)"', rank_grid(model, layout, LIGHT))
+    return re.findall(r'class="ss-rank" title="([^"]*)"', rank_grid(model, layout, LIGHT))
 
 
 def test_every_rank_says_where_it_is_and_what_it_holds():

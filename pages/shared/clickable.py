@@ -1,0 +1,45 @@
+"""HTML whose parts can be chosen: buttons that carry a rank, which `st.html` could draw but not hear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+from streamlit.components.v2.types import ComponentRenderer
+
+
+def clickable(html: str, key: str, on_rank: Callable[[int], None]) -> None:
+    """Draw `html`, escaped by whoever made it, and call `on_rank` before the next run when one of its buttons is pressed.
+
+    A button says its rank in data-rank. The page's own style applies.
+    """
+    mounted = f"clickable-{key}"
+
+    def pressed() -> None:
+        on_rank(int(st.session_state[mounted]["rank"]))
+
+    _component()(key=mounted, data={"html": html}, on_rank_change=pressed)
+
+
+@st.cache_resource(show_spinner=False)
+def _component() -> ComponentRenderer:
+    return st.components.v2.component(
+        "shardscope.clickable",
+        html='<div class="stHtml"></div>',
+        isolate_styles=False,
+        js="""
+            export default function ({ parentElement, data, setTriggerValue }) {
+                const place = parentElement.querySelector("div");
+                if (place.shown !== data.html) {
+                    // What had the focus keeps it, so that one can go on by keyboard.
+                    const focused = place.querySelector("[data-rank]:focus")?.dataset.rank;
+                    place.innerHTML = place.shown = data.html;
+                    place.querySelector(`[data-rank="${focused}"]`)?.focus();
+                }
+                place.onclick = (event) => {
+                    const button = event.target.closest("[data-rank]");
+                    if (button) setTriggerValue("rank", Number(button.dataset.rank));
+                };
+            }
+        """,
+    )
