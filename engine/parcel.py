@@ -18,7 +18,7 @@ from pyarrow import ArrowException
 from pyarrow import parquet as pq
 
 from engine import store
-from engine.spec import RequestError
+from engine.spec import RequestError, Sentence, sentence
 from engine.summary import summarize
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, RunResult
 from engine.topology import AXES, Mesh
@@ -54,7 +54,7 @@ def unpack(content: bytes, home: Path, name: str) -> Path:
     try:
         inner, result = _read(content)
     except RequestError as error:
-        raise RequestError(f"this is not a zip of a saved run: {error}") from error
+        raise RequestError(sentence("this is not a zip of a saved run: {reason}", reason=error.sentence)) from error
     good = [candidate for candidate in (inner, name) if store.good_name(candidate)]
     home.mkdir(parents=True, exist_ok=True)
     while True:
@@ -73,15 +73,15 @@ def _expected() -> list[str]:
 def _read(content: bytes) -> tuple[str, RunResult]:
     """The name of the folder in the zip (empty if there is none), and the run."""
     if len(content) > LARGEST:
-        raise RequestError(f"it has {len(content):,} bytes; up to {LARGEST:,} are taken")
+        raise RequestError(sentence("it has {bytes:,} bytes; up to {most:,} are taken", bytes=len(content), most=LARGEST))
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
             inner, entries = _entries(archive)
             files = {name: archive.read(entry) for name, entry in entries.items()}
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise RequestError(f"it cannot be opened: {error}") from error
+        raise RequestError(sentence("it cannot be opened: {error}", error=str(error))) from error
     if "run.json" not in files:
-        raise RequestError("run.json is not in it")
+        raise RequestError(sentence("{name} is not in it", name="run.json"))
     result = store.parse_head(files.pop("run.json"))
     result = replace(result, tables={name.removesuffix(".parquet"): _table(name, file) for name, file in files.items()})
     if wrong := next(_unfit(result), None):
@@ -90,7 +90,7 @@ def _read(content: bytes) -> tuple[str, RunResult]:
     try:  # what a page shows of a run, it must find; and it must be what the tables say
         summary = summarize(result.tables, Mesh(layout.dp, layout.tp, layout.pp))
     except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
-        raise RequestError(f"its tables cannot be summed up: {error}") from error
+        raise RequestError(sentence("its tables cannot be summed up: {error}", error=str(error))) from error
     return inner, replace(result, summary=result.summary | summary)
 
 
@@ -100,15 +100,15 @@ def _entries(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]
     folders = set()
     entries = [entry for entry in archive.infolist() if not (entry.is_dir() or _added_by_a_system(entry.filename))]
     if (whole := sum(entry.file_size for entry in entries)) > _LARGEST_WHOLE:
-        raise RequestError(f"it holds {whole:,} bytes; up to {_LARGEST_WHOLE:,} are taken")
+        raise RequestError(sentence("it holds {bytes:,} bytes; up to {most:,} are taken", bytes=whole, most=_LARGEST_WHOLE))
     for entry in entries:
         *parents, name = entry.filename.split("/")
         if len(parents) > 1 or parents in ([""], ["."], [".."]) or name not in _expected() or name in found:
-            raise RequestError(f"{entry.filename[:60]!r} does not belong in it")
+            raise RequestError(sentence("{name!r} does not belong in it", name=entry.filename[:60]))
         folders.add(parents[0] if parents else "")
         found[name] = entry
     if len(folders) > 1:
-        raise RequestError(f"it holds more than one folder: {', '.join(sorted(folders))[:60]}")
+        raise RequestError(sentence("it holds more than one folder: {names}", names=", ".join(sorted(folders))[:60]))
     return next(iter(folders), ""), found
 
 
@@ -123,41 +123,61 @@ def _table(name: str, content: bytes) -> pd.DataFrame:
     try:
         file = pq.ParquetFile(BytesIO(content))
         if (rows := file.metadata.num_rows) > _MOST_ROWS:
-            raise RequestError(f"{name} has {rows:,} rows; up to {_MOST_ROWS:,} are taken")
+            raise RequestError(
+                sentence("{name} has {rows:,} rows; up to {most:,} are taken", name=name, rows=rows, most=_MOST_ROWS)
+            )
         columns = file.schema_arrow.names
         if sorted(columns) != sorted(schema):
-            raise RequestError(f"{name} has the columns {', '.join(columns)}; it needs {', '.join(schema)}")
+            raise RequestError(
+                sentence(
+                    "{name} has the columns {columns}; it needs {needed}",
+                    name=name,
+                    columns=", ".join(columns),
+                    needed=", ".join(schema),
+                )
+            )
         table = pd.read_parquet(BytesIO(content))[list(schema)]
     except (ArrowException, OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{name} is not a table: {str(error).splitlines()[0]}") from error
+        raise RequestError(sentence("{name} is not a table: {error}", name=name, error=str(error).splitlines()[0])) from error
     for column, dtype in schema.items():
         if table[column].dtype != dtype:
-            raise RequestError(f"{name} has {table[column].dtype} in {column}; {dtype} belongs there")
+            raise RequestError(
+                sentence(
+                    "{name} has {found} in {column}; {dtype} belongs there",
+                    name=name,
+                    found=str(table[column].dtype),
+                    column=column,
+                    dtype=dtype,
+                )
+            )
     return table
 
 
-def _unfit(result: RunResult) -> Iterator[str]:
+def _unfit(result: RunResult) -> Iterator[Sentence]:
     """What would break a page that shows the run, one sentence each."""
     ranks, tables = result.spec.layout.ranks, result.tables
-    yield from (f"{name}.parquet is not in it" for name in SCHEMAS if name not in tables and name not in _OPTIONAL)
+    for name in SCHEMAS:
+        if name not in tables and name not in _OPTIONAL:
+            yield sentence("{name} is not in it", name=f"{name}.parquet")
     for name, table in tables.items():
-        yield from (f"{name}.parquet has {wrong}" for wrong in _strange(table, ranks))
+        yield from _strange(f"{name}.parquet", table, ranks)
     for name in ("memory_peak", "memory_curve", "process", "spans"):
         if tables[name]["rank"].nunique() != ranks:
-            yield f"{name}.parquet has not every one of the {ranks} ranks"
+            yield sentence("{name} has not every one of the {ranks} ranks", name=f"{name}.parquet", ranks=ranks)
     environment = result.environment
     if not (isinstance(environment.get("backend"), str) and isinstance(environment.get("why"), str)):
-        yield "run.json does not say on which backend it ran, and why"
+        yield sentence("run.json does not say on which backend it ran, and why")
     if not isinstance(environment.get("cores"), int):
-        yield "run.json does not say how many cores the machine had"
+        yield sentence("run.json does not say how many cores the machine had")
 
 
-def _strange(table: pd.DataFrame, ranks: int) -> Iterator[str]:
+def _strange(name: str, table: pd.DataFrame, ranks: int) -> Iterator[Sentence]:
     """Values that no run has."""
     for column in map(str, table.columns):
         if column in _ALLOWED and (unknown := set(table[column].astype(str)) - _ALLOWED[column]):
-            yield f"the {column} {min(unknown)[:40]!r}, which is none"
+            value = min(unknown)[:40]
+            yield sentence("{name} has the {column} {value!r}, which is none", name=name, column=column, value=value)
         if column.endswith(("bytes", "_ns", "calls")) and (table[column] < 0).any():
-            yield f"negative {column}"
+            yield sentence("{name} has negative {column}", name=name, column=column)
     if "rank" in table and not table["rank"].between(0, ranks - 1).all():
-        yield f"ranks beyond the {ranks} of its layout"
+        yield sentence("{name} has ranks beyond the {ranks} of its layout", name=name, ranks=ranks)

@@ -56,7 +56,7 @@ def load(folder: Path) -> RunResult:
     try:
         tables = {name: _read_table(path, SCHEMAS[name]) for name, path in found.items() if path.exists()}
     except (RequestError, OSError, ValueError, ArrowException) as error:
-        raise _not_a_run(folder, error) from error
+        raise _no_run(folder, error) from error
     return replace(result, tables=tables)
 
 
@@ -65,10 +65,18 @@ def head(folder: Path) -> RunResult:
     try:
         return parse_head((folder / "run.json").read_bytes())
     except (RequestError, OSError) as error:
-        raise _not_a_run(folder, error) from error
+        raise _no_run(folder, error) from error
 
 
-def _not_a_run(folder: Path, error: Exception) -> RequestError:
+def stamp(folder: Path) -> int:
+    """Tells a run from another that came to stand under its name. Raises `RequestError` if there is none."""
+    try:
+        return (folder / "run.json").stat().st_mtime_ns
+    except OSError as error:
+        raise _no_run(folder, error) from error
+
+
+def _no_run(folder: Path, error: Exception) -> RequestError:
     reason = error.sentence if isinstance(error, RequestError) else str(error)
     return RequestError(sentence("{folder} is not a saved run: {reason}", folder=str(folder), reason=reason))
 
@@ -145,12 +153,15 @@ def rename(folder: Path, name: str) -> Path:
     if not good_name(name):
         shown = name if len(name) <= 40 else f"{name[:39]}…"
         raise RequestError(
-            f"a run cannot be named {shown!r}: a name has up to 80 letters, digits, spaces and . _ - + = ( ), "
-            "and begins with a letter or a digit"
+            sentence(
+                "a run cannot be named {name!r}: a name has up to 80 letters, digits, spaces and . _ - + = ( ), and begins with "
+                "a letter or a digit",
+                name=shown,
+            )
         )
     target = folder.parent / name
     if target.exists():  # rename would replace an empty folder
-        raise RequestError(f"there is another run named {name}; choose a name that is free")
+        raise RequestError(sentence("there is another run named {name}; choose a name that is free", name=name))
     _move(folder, target)
     return target
 
@@ -189,9 +200,10 @@ def _move(folder: Path, target: Path) -> None:
     try:
         os.rename(folder, target)
     except FileNotFoundError as error:
-        raise RequestError(f"the run {folder.name} is not there any more") from error
+        raise RequestError(sentence("the run {name} is not there any more", name=folder.name)) from error
     except OSError as error:
-        raise RequestError(f"the run {folder.name} cannot be moved: {error.strerror}") from error
+        why = sentence("the run {name} cannot be moved: {reason}", name=folder.name, reason=str(error.strerror))
+        raise RequestError(why) from error
 
 
 # ---------------------------------------------------------------------------------------------------- numbers in JSON

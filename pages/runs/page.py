@@ -176,7 +176,7 @@ def _tell_broken(broken: list[Broken]) -> None:
         text = say().plural("{count} folder cannot be read as a run", "{count} folders cannot be read as runs", len(broken))
         with st.expander(text, icon=":material/folder_off:", type="compact"):
             for folder in broken:
-                st.text(f"{folder.folder.name}: {folder.why}")
+                st.text(f"{folder.folder.name}: {say().sentence(folder.why)}")
 
 
 def _list(found: list[Row], picked: list[str]) -> None:
@@ -283,8 +283,10 @@ def _attempt(do: Callable[[], str]) -> None:
         if done := do():
             st.session_state[_DONE] = done
     except RequestError as error:
-        text = str(error)
-        st.session_state[_WRONG] = f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+        text = say().sentence(error.sentence)
+        st.session_state[_WRONG] = say()("{sentence}.", sentence=text[:1].upper() + text[1:])
+    # A name may now stand for another run than the one that charts of that name were drawn of.
+    st.cache_data.clear()
 
 
 def _rename(folder: Path, key: str) -> None:

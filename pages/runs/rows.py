@@ -48,7 +48,7 @@ class Broken:
 
     folder: Path
     saved_ns: int
-    why: str
+    why: str  # a sentence of the engine's
 
 
 class Shelf:
@@ -74,7 +74,7 @@ def _read(folder: Path, saved_ns: int) -> Row | Broken:
     try:
         return _row(folder, saved_ns, store.head(folder))
     except RequestError as error:
-        return Broken(folder, saved_ns, str(error))
+        return Broken(folder, saved_ns, error.sentence)
 
 
 def _row(folder: Path, saved_ns: int, result: RunResult) -> Row:

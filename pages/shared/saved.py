@@ -1,4 +1,4 @@
-"""Saved runs as the pages read them."""
+"""Saved runs, read once for all sessions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from pathlib import Path
 import streamlit as st
 
 from engine import store
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 from engine.tables import RunResult
 
 _NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps")
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
 def load(folder: Path) -> RunResult:
     """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
+    return _load(folder, store.stamp(folder))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _load(folder: Path, stamp: int) -> RunResult:
+    """`stamp` keeps apart what stood under one name at different times."""
     result = store.load(folder)
     if missing := [name for name in _NEEDED if name not in result.tables]:
-        raise RequestError(f"{folder.name} is not whole: it lacks {', '.join(missing)}")
+        raise RequestError(sentence("{name} is not whole: it lacks {missing}", name=folder.name, missing=", ".join(missing)))
     return result

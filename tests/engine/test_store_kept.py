@@ -37,6 +37,16 @@ def test_a_run_that_was_renamed_is_the_same_run(home: Path) -> None:
     assert set(store.load(folder).tables) == set(a_result().tables)
 
 
+def test_a_stamp_tells_a_run_from_the_next_of_its_name(home: Path) -> None:
+    before = store.stamp(home / "first")
+    assert store.stamp(home / "first") == before
+    store.delete(home / "first")
+    with pytest.raises(RequestError, match="is not a saved run"):
+        store.stamp(home / "first")
+    store.save(a_result(), home / "first")
+    assert store.stamp(home / "first") != before
+
+
 @pytest.mark.parametrize("name", ["größe-2", "模型 (1)", "a.b_c+d=e", "9" * 80])
 def test_names_in_any_language_are_good(home: Path, name: str) -> None:
     assert store.rename(home / "first", name).name == name
