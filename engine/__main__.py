@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Do one command. Returns the exit status."""
-    from engine.command import flags, lists, output, run
+    from engine.command import flags, lists, output, run, search
     from engine.spec import RequestError
 
     parser = flags.Parser(prog="python -m engine", description="Run a Transformer sharded over ranks, and measure it.")
     commands = parser.add_subparsers(required=True, metavar="command")
     run.add(commands.add_parser("run", help="run a spec on this machine and save what was measured"))
+    search.add(commands.add_parser("search", help="rank every layout of a model on N devices"))
     lists.add_models(commands.add_parser("models", help="list the named models"))
     lists.add_devices(commands.add_parser("devices", help="list the named devices"))
     lists.add_runs(commands.add_parser("runs", help="list the saved runs"))

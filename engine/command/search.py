@@ -1,3 +1,158 @@
+"""`python -m engine search`: the best layouts of a model on N devices, and why."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engine import catalog
+from engine.command.output import print_json, print_table
+from engine.devices import DEVICES, device
+from engine.predict.accounting import ACCOUNTINGS, AccountingName
+from engine.predict.explain import label, way_to_fit, why
 from engine.predict.rates import Assumptions
-def assumptions(given):
-    return Assumptions.model_validate(dict(x.split("=") for x in given))
+from engine.predict.search import MIXED, Plan, search
+from engine.spec import ModelSpec, RequestError, WorkloadSpec
+
+_TOP = 10
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="NAME", help="a named model; `models` lists them")
+    parser.add_argument("--ranks", required=True, type=int, metavar="N", help="how many devices there are")
+    named = f"a named device ({', '.join(DEVICES)}), or a JSON file with one of yours"
+    parser.add_argument("--device", required=True, metavar="NAME|FILE.json", help=named)
+    parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
+    parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")
+    parser.add_argument("--precision", default=MIXED.precision, metavar="{fp32,bf16}", help="default bf16")
+    parser.add_argument("--optimizer", default=MIXED.optimizer, metavar="{adamw,sgd}", help="default adamw")
+    parser.add_argument(
+        "--accounting",
+        default="engine",
+        metavar="NAME",
+        help=f"whose formulas for memory: {', '.join(ACCOUNTINGS)} (default engine)",
+    )
+    parser.add_argument(
+        "--assume", action="append", default=[], metavar="NAME=VALUE",
+        help=f"an efficiency other than the default; may come several times: {', '.join(Assumptions.model_fields)}",
+    )  # fmt: skip
+    parser.add_argument("--top", type=int, default=_TOP, metavar="N", help=f"so many rows (default {_TOP})")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write every layout there, those that do not fit as well")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(do=_search)
+
+
+def assumptions(given: Iterable[str]) -> Assumptions:
+    """["matmul_efficiency=0.6"] → the assumptions with that changed. Raises `RequestError`."""
+    changed: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RequestError(f"--assume {text!r} is not of the form NAME=VALUE, such as matmul_efficiency=0.6")
+        changed[name] = value
+    return Assumptions.model_validate(changed)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    if arguments.top < 1:
+        raise RequestError(f"--top {arguments.top} shows nothing; 1 and more do")
+    plan = _plan(arguments)
+    if arguments.out is not None:
+        try:
+            plan.layouts.to_csv(arguments.out, index=False)
+        except OSError as error:
+            raise RequestError(f"cannot write {arguments.out}: {error.strerror}") from error
+    if arguments.json:
+        print_json(_as_json(plan, arguments.top))
+    else:
+        _print(plan, arguments.top)
+        if arguments.out is not None:
+            print(f"\nall {len(plan.layouts):,} are in {arguments.out}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    model = catalog.model(arguments.model)
+    if arguments.seq is not None:
+        model = ModelSpec.model_validate(model.model_dump() | {"seq": arguments.seq})
+    workload = WorkloadSpec.model_validate(
+        MIXED.model_dump() | {"precision": arguments.precision, "optimizer": arguments.optimizer}
+        | ({"accumulate": "fp32"} if arguments.precision == "fp32" else {})
+    )  # fmt: skip
+    batch = 2 * arguments.ranks if arguments.global_batch is None else arguments.global_batch
+    account: AccountingName = arguments.accounting
+    return search(model, arguments.ranks, device(arguments.device), batch, workload, assumptions(arguments.assume), account)
+
+
+# ----------------------------------------------------------------------------------------------------------------- text
+
+
+def _print(plan: Plan, top: int) -> None:
+    table, memory = plan.layouts, f"{plan.device.memory_bytes / 1e9:,.0f} GB"
+    print(
+        f"{len(table):,} layouts of {catalog.name_of(plan.model)} on {plan.ranks:,} × {plan.device.name}, {plan.global_batch:,} "
+        f"sequences of {plan.model.seq:,} tokens a step: {plan.feasible:,} fit {memory}\n"
+    )
+    print_table([_row(plan, row) for row in range(min(top, plan.feasible or 1))])
+    if not plan.feasible:
+        print(f"\nnone fits; that one needs least, and it {table['reason'].iloc[0]}")
+    if plan.feasible > 1:
+        print("\nwhy the first and not the second:")
+        _list(why(plan))
+    if plan.missed is not None:
+        print(f"\n{label(plan, plan.missed)} would be faster, {table['step_s'].iloc[plan.missed]:.3f} s a step, but it "
+              f"{table['reason'].iloc[plan.missed]}; the cheapest change that makes it fit:")  # fmt: skip
+        _list(lever.reason for lever in way_to_fit(plan, plan.spec(plan.missed)))
+    values = ", ".join(f"{name}={value}" for name, value in plan.assumed.model_dump().items())
+    print(f"\nmemory by {plan.accounting}; times assume {values}")
+
+
+def _list(reasons: Iterable[Any]) -> None:
+    for reason in reasons:
+        print(f"  {reason}")
+
+
+def _row(plan: Plan, row: int) -> dict[str, Any]:
+    """What a terminal has room for."""
+    r = plan.layouts.iloc[row]
+    return {
+        "": row + 1,
+        "layout": r["layout"],
+        "schedule": r["schedule"] + (f" × {r['chunks']}" if r["chunks"] > 1 else ""),
+        "microbatches": f"{r['microbatches']:,} × {r['microbatch_size']}",
+        "zero": int(r["zero"]),
+        "sp": "yes" if r["sequence_parallel"] else "no",
+        "recompute": r["recompute"],
+        "memory": f"{r['memory_bytes'] / 1e9:7.1f} GB",
+        "step": f"{r['step_s']:8.3f} s",
+        "bubble": f"{100 * r['bubble']:5.1f} %",
+        "TFLOP/s": f"{r['tflops_per_device']:7.1f}",
+        "MFU": f"{100 * r['mfu']:5.1f} %",
+        "tokens/s": f"{r['tokens_per_second']:12,.0f}",
+        "pareto": "yes" if r["pareto"] else "",
+    }
+
+
+def _as_json(plan: Plan, top: int) -> dict[str, Any]:
+    rows = plan.layouts.head(max(1, min(top, plan.feasible)))
+    reasons = why(plan) if plan.feasible > 1 else []
+    way = [] if plan.missed is None else way_to_fit(plan, plan.spec(plan.missed))
+    return {
+        "model": plan.model.model_dump(),
+        "device": plan.device.model_dump(),
+        "ranks": plan.ranks,
+        "global_batch": plan.global_batch,
+        "accounting": plan.accounting,
+        "assumed": plan.assumed.model_dump(),
+        "weighed": len(plan.layouts),
+        "feasible": plan.feasible,
+        "layouts": rows.to_dict("records"),
+        "why": [str(reason) for reason in reasons],
+        "missed": None if plan.missed is None else plan.layouts.iloc[plan.missed].to_dict(),
+        "way_to_fit": [
+            {"change": str(lever.reason), "memory_bytes": lever.memory_bytes, "step_s": lever.step_s, "fits": lever.fits}
+            for lever in way
+        ],
+    }

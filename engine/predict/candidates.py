@@ -52,7 +52,7 @@ def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[
 
 def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
     cut = gcd(model.key_heads, model.ffn_width)
-    least = min((ranks // (tp * pp) for tp in divisors(gcd(ranks, cut)) for pp in divisors(ranks // tp) if pp <= model.layers))
+    least = min(ranks // (tp * pp) for tp in divisors(gcd(ranks, cut)) for pp in divisors(ranks // tp) if pp <= model.layers)
     near = either(sorted(nearest((k * least for k in range(1, global_batch // least + 2)), global_batch)))
     return (
         f"no dp × tp × pp = {ranks} fits: tp must divide {cut}, pp be at most {model.layers} layers, and dp, which is then at "
@@ -61,7 +61,7 @@ def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
 
 
 def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> tuple[NDArray[np.int64], ...]:
-    """All of one mesh, as columns: dp, tp, pp, schedule, chunks, microbatch size, microbatches, zero, sequence parallel, recompute."""
+    """All of one mesh, as columns: dp, tp, pp, schedule, chunks, microbatch size, microbatches, zero, sequence, recompute."""
     each = global_batch // dp
     orders = [(SCHEDULES.index(name), v) for name in SCHEDULES for v in _chunks(name, model.layers, pp)]
     sizes = np.array([size for size in divisors(each) if size <= _MOST[WorkloadSpec, "microbatch_size"]])
@@ -107,4 +107,4 @@ def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
 
 
 def _is(grid: Grid, *names: str) -> NDArray[np.bool_]:
-    return np.isin(grid.schedule, [SCHEDULES.index(name) for name in names])  # type: ignore[arg-type]
+    return np.isin(grid.schedule, [SCHEDULES.index(name) for name in names])

@@ -13,6 +13,7 @@ a heads, V vocabulary, e bytes a number, t = tp.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,18 +23,36 @@ from engine.devices import DeviceSpec
 from engine.families import predicted
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.rates import Assumptions, Link, Real, link
-from engine.spec import ModelSpec, WorkloadSpec
+from engine.schedule import SCHEDULES
+from engine.spec import V_SHAPED, ModelSpec, WorkloadSpec
 
 FORWARD, AGAIN, INPUTS, WEIGHTS = range(4)
 COMPUTE, TP, DP = range(3)
 
 # How often a tensor passes through memory, forward and backward, in this engine's own operations (engine/model, one kernel each).
 _HIDDEN = (7, 9)  # r × h for each block: norm 2 (5 back: its input for the parameters as well), bias 2 (1), residual 3 (3)
-_SCORES = (8, 11)  # b·a × s × s for each attention: written, scaled 2, masked 2, softmax 2 (3 back), read (and for three products)
-_MLP = {False: (2, 3), True: (5, 12)}  # r × f: the nonlinearity; a gate and its product as well (back: joined with its other half)
+_SCORES = (
+    8,
+    11,
+)  # b·a × s × s for each attention: written, scaled 2, masked 2, softmax 2 (3 back), read (and for three products)
+_MLP = {
+    False: (2, 3),
+    True: (5, 12),
+}  # r × f: the nonlinearity; a gate and its product as well (back: joined with its other half)
 _HEADS = (4, 6)  # r × q for each attention: the heads apart and together again
 _ROTARY = (4, 4)  # r × (q + k): turned, in fp32 between
-_LOGITS = (10, 4)  # r × V in fp32: made 1.5, largest 1, less it 2, exponential 2, sum 1, softmax 2; back: hit and scaled, made 16 bits
+_LOGITS = (
+    10,
+    4,
+)  # r × V in fp32: made 1.5, largest 1, less it 2, exponential 2, sum 1, softmax 2; back: hit and scaled, made 16 bits
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one rank of a stage holds, for each layout. (n,) each"""
+
+    parameters: Real
+    buckets: Any  # the runs of parameters that dp reduces and gathers in one call
 
 
 class Cost:
@@ -106,10 +125,11 @@ class Cost:
         pairs = self.b * model.rows * model.seq
         products = 4 if model.parts.position == "relative" else 2
         flops = 2 * products * pairs * model.heads * model.head_width / self.t
+        rate = self.device.peak(self.workload.precision) * self.assumed.attention_efficiency
         if self.assumed.fused_attention:
-            return flops * (2.5 if back else 1.0) * (0.5 if causal else 1.0) / self.flops
+            return flops * (2.5 if back else 1.0) * (0.5 if causal else 1.0) / rate
         passing = _SCORES[back] * pairs * model.heads / self.t * self.bytes
-        return flops * (2 if back else 1) / self.flops + passing / self.bandwidth
+        return flops * (2 if back else 1) / rate + passing / self.bandwidth
 
     def _collectives(self, out: Real, blocks: int) -> None:
         """Over tp, for each block and pass an all-reduce; under sequence parallelism an all-gather and a reduce-scatter instead,
@@ -151,42 +171,43 @@ class Cost:
 
     # ---------------------------------------------------------------------------------------- parameters and what dp adds
 
-    def parameters(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> Real:
-        """Of one rank that holds so many layers, `cross` of them with cross-attention, and perhaps an end. (n,)"""
+    def held(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> Held:
+        """By one rank with so many layers, `cross` of them with cross-attention, and perhaps an end or both."""
         model, family = self.model, self.model.parts
         queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
         plain, crossing = (family.layer_parameters(model.hidden, model.ffn_width, queries, keys, kind) for kind in (False, True))
         table = model.vocab * model.hidden
         outer = family.outer_parameters(model.hidden, model.vocab, model.seq) - table * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
-        return ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
+        parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
+        return Held(parameters, layers + 2 * first + 2 * last)
 
-    def accumulating(self, passes: Real, parameters: Real) -> Real:
-        """The passes of a stage, which add their gradients to those of the microbatches before, and with what of ZeRO's collectives
-        does not hide behind them. (4, 3, n)
+    def accumulating(self, passes: Real, held: Held) -> Real:
+        """The passes of a stage with adding up their gradients, and with what of ZeRO's collectives does not hide behind them.
 
-        A gradient is written by the product, read, and added to one that is read and written, in the type that they are added up
-        in. ZeRO 3 gathers the values for each pass; ZeRO 2 and 3 reduce-scatter the gradients of each microbatch.
+        ZeRO 3 gathers the values for each pass; ZeRO 2 and 3 reduce-scatter the gradients of each microbatch. (4, 3, n)
         """
-        values = self.dp.all_gather(parameters * self.bytes)
-        gradients = self.dp.all_gather(parameters * self.gradient_bytes)
+        values = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
+        gradients = self.dp.all_gather(held.parameters * self.gradient_bytes, held.buckets)
         out, hides = passes.copy(), self.assumed.dp_overlap
-        out[WEIGHTS, COMPUTE] += self.addition(parameters)
+        out[WEIGHTS, COMPUTE] += self.addition(held)
         three, two = self.grid.zero == 3, self.grid.zero >= 2
         out[FORWARD, DP] += np.where(three, np.maximum(0.0, values - hides * passes[FORWARD, COMPUTE]), 0.0)
-        back = out[AGAIN:, COMPUTE].sum(0)
         needed = np.where(three, values, 0.0) + np.where(two, gradients, 0.0)
-        out[WEIGHTS, DP] += np.maximum(0.0, needed - hides * back)
+        out[WEIGHTS, DP] += np.maximum(0.0, needed - hides * out[AGAIN:, COMPUTE].sum(0))
         return out
 
-    def addition(self, parameters: Any) -> Any:
-        """Seconds of adding one microbatch's gradients to those before. (n,)"""
-        return 2 * parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
+    def addition(self, held: Held) -> Real:
+        """Seconds of adding one microbatch's gradients to those before: a gradient is written by the product, read, and added to
+        one that is read and written, in the type that they are added up in. (n,)
+        """
+        return 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
 
-    def reduction(self, passes: Real, parameters: Real) -> Real:
+    def reduction(self, passes: Real, held: Held) -> Real:
         """Seconds of reducing the gradients once a step that the last microbatch's backward does not hide; ZeRO 0 and 1. (n,)"""
-        size = parameters * self.gradient_bytes
-        takes = np.select([self.grid.zero == 0, self.grid.zero == 1], [self.dp.all_reduce(size), self.dp.all_gather(size)], 0.0)
+        size = held.parameters * self.gradient_bytes
+        whole, share = self.dp.all_reduce(size, held.buckets), self.dp.all_gather(size, held.buckets)
+        takes = np.select([self.grid.zero == 0, self.grid.zero == 1], [whole, share], 0.0)
         return np.maximum(0.0, takes - self.assumed.dp_overlap * passes[AGAIN:, COMPUTE].sum(0))
 
     def tie(self) -> Real:
@@ -203,21 +224,19 @@ class Cost:
 
     @cached_property
     def v_shaped(self) -> Any:
-        from engine.schedule import SCHEDULES
-        from engine.spec import V_SHAPED
-
         return np.isin(self.grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
 
-    def update(self, parameters: Real) -> Real:
+    def update(self, held: Held) -> Real:
         """Seconds of the optimizer's step: its gradient is read, master values and moments are read and written. (n,)"""
         moments = 2 if self.workload.optimizer == "adamw" else 1 if self.workload.momentum else 0
         moved = self.gradient_bytes + 8 * (1 + moments) + (self.bytes if self.bytes < 4 else 0)
         share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
-        return parameters / share * moved / self.bandwidth
+        return held.parameters / share * moved / self.bandwidth
 
-    def publication(self, parameters: Real) -> Real:
+    def publication(self, held: Held) -> Real:
         """Seconds of giving every replica the values that the others updated; ZeRO 1 and 2. (n,)"""
-        return np.where(np.isin(self.grid.zero, (1, 2)), self.dp.all_gather(parameters * self.bytes), 0.0)
+        gathered = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
+        return np.where(np.isin(self.grid.zero, (1, 2)), gathered, 0.0)
 
     def message(self) -> Real:
         """Seconds that one microbatch is under way from a stage to the next. (n,)"""

@@ -21,21 +21,22 @@ from typing import Any
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost
+from engine.predict.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
 from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole
 from engine.predict.rates import Assumptions, Real
 from engine.predict.timeline import Timeline, simulate
-from engine.schedule import SCHEDULES, Flow, Kind, plan
-from engine.spec import RunSpec
-from engine.spec.numbers import evenly
+from engine.schedule import SCHEDULES, Flow, Kind, Schedule, plan
+from engine.spec import V_SHAPED, RunSpec
 
-_LEAST = 3  # so many rounds of pp microbatches are simulated before what is left is taken to go on like the last
+# So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
+# pipeline takes longer until one round is like the next.
+_ROUNDS, _ROUNDS_PUT_OFF = 2, 4
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step and what they are spent on, which add up: what the slowest stage does, and what it waits for. (n,) each"""
+    """Seconds of a step and what they add up from: what the slowest stage does, and what it waits for. (n,) each"""
 
     step: Real
     compute: Real  # passes of the slowest stage, without what goes over links
@@ -56,14 +57,14 @@ class Pace:
 def estimate(cost: Cost) -> Pace:
     """In closed form, for each layout of a grid."""
     grid, m = cost.grid, cost.grid.microbatches
-    stages, parameters, total = _stages(cost)
+    stages, held, total = _stages(cost)
     times = [stage.sum(axis=(0, 1)) for stage in stages]
     slowest = np.argmax(times, axis=0)
     one = np.choose(slowest[None, None], stages)  # (4, 3, n) of the slowest stage
     pipeline, waits = _pipeline(cost, one.sum(1), total.sum(1), one.sum((0, 1)), total.sum((0, 1)))
-    ends_dp = cost.reduction(stages[0], parameters[0]) + cost.publication(parameters[0])
+    ends_dp = cost.reduction(stages[0], held[0]) + cost.publication(held[0])
     by_kind = m * one.sum(0)
-    update, tie = cost.update(parameters[0]), cost.tie()
+    update, tie = cost.update(held[0]), cost.tie()
     return Pace(
         step=pipeline + ends_dp + update + tie,
         compute=by_kind[COMPUTE],
@@ -76,8 +77,8 @@ def estimate(cost: Cost) -> Pace:
     )
 
 
-def _stages(cost: Cost) -> tuple[list[Real], list[Real], Real]:
-    """The first stage, the last, and one of those between with the most layers: their passes and parameters; and all together."""
+def _stages(cost: Cost) -> tuple[list[Real], list[Held], Real]:
+    """The first stage, the last, and one of those between with the most layers: passes and what each holds; and all passes."""
     grid, model = cost.grid, cost.model
     counts = [np.asarray(count) for count in layers_of_stages(grid, model.layers)]
     plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
@@ -88,24 +89,25 @@ def _stages(cost: Cost) -> tuple[list[Real], list[Real], Real]:
     # Of several chunks a stage has some of either half; of one it has what its place in the stack says.
     even = decoder / model.layers
     few = [np.maximum(0, counts[0] - model.encoder_layers), np.minimum(counts[1], decoder), np.minimum(counts[2], decoder)]
-    stages, parameters = [], []
+    stages, held = [], []
     for count, single, (first, last) in zip(counts, few, ends, strict=True):
         cross = np.where(grid.chunks > 1, even * count, single) if decoder else np.zeros_like(count)
         passes = (count - cross) * plain + first * embedding + last * head
         if decoder:
             passes = passes + cross * crossing
-        parameters.append(cost.parameters(count, first, last, cross))
-        stages.append(cost.accumulating(passes, parameters[-1]))
+        held.append(cost.held(count, first, last, cross))
+        stages.append(cost.accumulating(passes, held[-1]))
     total = (model.layers - decoder) * plain + embedding + head
     if decoder:
         total = total + decoder * crossing
-    everything = cost.parameters(model.layers, np.ones_like(alone), alone, decoder)
-    total[WEIGHTS, COMPUTE] += cost.addition(everything)
+    everything = cost.held(model.layers, np.ones_like(alone), alone, decoder)
+    second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the table of the last stage, tied or not
+    total[WEIGHTS, COMPUTE] += cost.addition(Held(everything.parameters + second, everything.buckets))
     others = np.maximum(0, grid.pp - 2)
     total[:, DP] += stages[0][:, DP] + np.where(grid.pp > 1, stages[1][:, DP], 0.0) + others * stages[2][:, DP]
     for place, missing in ((1, grid.pp < 2), (2, grid.pp < 3)):
         stages[place] *= np.where(missing, 0.0, 1.0)
-    return stages, parameters, total
+    return stages, held, total
 
 
 def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
@@ -115,7 +117,7 @@ def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
     """
     pp, chunks = grid.pp, grid.chunks
     base, rest = np.divmod(layers, pp * chunks)
-    bend = np.isin(grid.schedule, [SCHEDULES.index(name) for name in ("zb-v", "dualpipe-v")])
+    bend = np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
 
     def round_and_round(stage: Any) -> Whole:
         return chunks * base + np.maximum(0, -((stage - rest) // pp))
@@ -180,23 +182,24 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
     layers = layout.chunk_layers(model.layers)
     compute: dict[tuple[Kind, int], float] = {}
     ends: dict[tuple[Kind, int], float] = {}
-    held = [0.0] * layout.pp  # parameters of each stage
+    stages = [(0.0, 0)] * layout.pp  # parameters and buckets of each
     done = 0
     for chunk, count in enumerate(layers):
         first, last = np.array([chunk == 0]), np.array([chunk == len(layers) - 1])
         cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
         done += count
-        parameters = cost.parameters(count, first, last, cross)
-        passes = cost.accumulating((count - cross) * plain + cross * crossing + first * embedding + last * head, parameters)
-        held[layout.placement[chunk]] += float(parameters[0])
+        held = cost.held(count, first, last, cross)
+        passes = cost.accumulating((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
+        before = stages[layout.placement[chunk]]
+        stages[layout.placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
         times = passes.sum(1)[:, 0]
         compute["F", chunk] = float(times[FORWARD])
         compute["B", chunk] = float(times[AGAIN:].sum())
         compute["I", chunk] = float(times[AGAIN] + times[INPUTS])
         compute["W", chunk] = float(times[WEIGHTS])
-        compute["reduce", chunk] = float(cost.reduction(passes, parameters)[0])
-    for stage, parameters_held in enumerate(held):
-        of_stage = np.array([parameters_held])
+        compute["reduce", chunk] = float(cost.reduction(passes, held)[0])
+    for stage, (parameters, buckets) in enumerate(stages):
+        of_stage = Held(np.array([parameters]), buckets)
         ends["step", stage] = float(cost.update(of_stage)[0])
         ends["gather", stage] = float(cost.publication(of_stage)[0])
         ends["tie", stage] = float(cost.tie()[0])
@@ -205,28 +208,34 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
     return Durations(compute, messages, ends)
 
 
-def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:
-    """Seconds of a step by the simulator, and the bubble.
+Plans = dict[tuple[Any, ...], Schedule]  # by all that a plan depends on: layouts that differ otherwise share one
+
+
+def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions, plans: Plans | None = None) -> tuple[float, float]:
+    """Seconds of a step by the simulator, and the bubble. `plans` keeps what was planned, for more layouts to come.
 
     Once the pipeline is full, each further round of pp microbatches takes as long as the one before. So at most a few rounds are
     simulated, and the last one's time counts for those that are left.
     """
-    times = durations(spec, device, assumed)
+    times, plans = durations(spec, device, assumed), {} if plans is None else plans
     m, pp = spec.workload.microbatches, spec.layout.pp
-    rounds = (m - (_LEAST + 1) * pp) // pp  # that are left out
+    least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
+    rounds = (m - (least + 1) * pp) // pp  # that are left out
     if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
-        whole = _simulated(spec, m, times)
+        whole = _simulated(spec, m, times, plans)
         return whole.makespan, whole.bubble
     fewer = m - rounds * pp
-    before, after = _simulated(spec, fewer - pp, times), _simulated(spec, fewer, times)
+    before, after = _simulated(spec, fewer - pp, times, plans), _simulated(spec, fewer, times, plans)
     step = after.makespan + rounds * (after.makespan - before.makespan)
     pipeline = after.pipeline + rounds * (after.pipeline - before.pipeline)
     busy = sum(after.busy) + rounds * (sum(after.busy) - sum(before.busy))
     return step, 1 - busy / (pp * pipeline)
 
 
-def _simulated(spec: RunSpec, microbatches: int, times: Durations) -> Timeline:
-    return simulate(plan(spec.layout, microbatches, spec.model.parts.tied), times)
-
-
-__all__ = ["Pace", "durations", "estimate", "evenly", "layers_of_stages", "simulated"]
+def _simulated(spec: RunSpec, microbatches: int, times: Durations, plans: Plans) -> Timeline:
+    layout, tied = spec.layout, spec.model.parts.tied
+    reduces, gathers = layout.dp > 1 or layout.sequence_parallel, layout.zero in (1, 2)
+    key = (layout.schedule, layout.pp, layout.chunks, reduces, gathers, microbatches)
+    if key not in plans:
+        plans[key] = plan(layout, microbatches, tied)
+    return simulate(plans[key], times)

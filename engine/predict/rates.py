@@ -24,10 +24,21 @@ class Assumptions(Spec):
     """What part of its peak a device reaches, and how its programs are written."""
 
     matmul_efficiency: float = Field(
-        0.7, gt=0, le=1, description="of peak FLOP/s that the products of a Transformer reach; large ones alone reach 0.65 to 0.85"
+        0.72,
+        gt=0,
+        le=1,
+        description="of peak FLOP/s that the products of a Transformer reach; large ones alone reach 0.65 to 0.85",
+    )
+    attention_efficiency: float = Field(
+        0.5, gt=0, le=1,
+        description="of peak FLOP/s that the products inside attention reach, whose inner dimension is one head's width; fused "
+        "ones 0.35 to 0.7 (Dao 2023; Shah et al. 2024)",
     )
     memory_efficiency: float = Field(
-        0.8, gt=0, le=1, description="of memory bandwidth that norms, softmax and the like reach; a plain copy reaches 0.85 to 0.92"
+        0.8,
+        gt=0,
+        le=1,
+        description="of memory bandwidth that norms, softmax and the like reach; a plain copy reaches 0.85 to 0.92",
     )
     intra_efficiency: float = Field(
         0.8, gt=0, le=1, description="of a link inside a node that a collective reaches; nccl-tests show 0.75 to 0.82 of NVLink"
@@ -57,17 +68,16 @@ class Link:
     bandwidth: Real
     degree: Real
 
-    def all_gather(self, size: Any) -> Real:
-        """Seconds of a ring's all-gather, or reduce-scatter, of a tensor of `size` bytes when whole; none where degree is 1.
+    def all_gather(self, size: Any, calls: Any = 1) -> Real:
+        """Seconds of a ring's all-gathers, or reduce-scatters, of `size` bytes in all when whole, in that many calls.
 
-        (d − 1) steps of a d-th of it each (Thakur et al. 2005, section 4; Patarasuk and Yuan 2009).
+        Each takes d − 1 steps of a d-th of its size (Thakur et al. 2005, section 4); none where there is one rank.
         """
-        steps = self.degree - 1
-        return steps * (self.latency + size / self.degree / self.bandwidth)
+        return (self.degree - 1) * (calls * self.latency + size / self.degree / self.bandwidth)
 
-    def all_reduce(self, size: Any) -> Real:
-        """A reduce-scatter and an all-gather."""
-        return 2 * self.all_gather(size)
+    def all_reduce(self, size: Any, calls: Any = 1) -> Real:
+        """A reduce-scatter and an all-gather (Patarasuk and Yuan 2009)."""
+        return 2 * self.all_gather(size, calls)
 
     def message(self, size: Any) -> Real:
         """From one neighbour to the next; none where there is no other."""
@@ -77,23 +87,21 @@ class Link:
 def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Link:
     """The link that an axis's groups go over. tp varies fastest, then dp, then pp, and a node holds neighbouring ranks.
 
-    A group whose ranks are `stride` apart stays inside a node if stride × degree ranks fit in one. Otherwise the slowest hop of
-    its ring is between nodes. There node_size ÷ stride of its ranks stand in a node, which has so many ports for that one ring.
+    A group whose ranks are `stride` apart stays inside a node if stride × degree ranks fit in one. Otherwise its ring is as slow
+    as its hops between nodes; but node_size ÷ stride of its ranks stand in a node, which has so many ports for that one ring, and
+    of so many hops one is between nodes, which makes up the latency.
     """
     node = device.node_size
     stride = {"tp": np.ones_like(grid.tp), "dp": grid.tp, "pp": grid.tp * grid.dp}[axis]
     degree = {"tp": grid.tp, "dp": grid.dp, "pp": grid.pp}[axis]
     inside = stride * degree <= node
     here = np.maximum(1, node // stride)  # the group's ranks in a node
+    between = 1.0 if axis == "pp" else 1 / here  # of its hops; a message has one, and the slowest counts
     inter = device.inter_bandwidth * assumed.inter_efficiency
     intra = device.intra_bandwidth * assumed.intra_efficiency
+    mixed = device.inter_latency * between + device.intra_latency * (1 - between)
     return Link(
-        latency=np.where(inside, device.intra_latency, device.inter_latency),
+        latency=np.where(inside, device.intra_latency, mixed),
         bandwidth=np.where(inside, intra, np.minimum(intra, inter * here)),
         degree=degree.astype(np.float64),
     )
-
-
-def ring_bytes(size: Any, degree: Any) -> Any:
-    """Bytes that a rank sends in a ring's all-gather, or reduce-scatter, of a tensor of `size` bytes when whole."""
-    return size * (degree - 1) / degree

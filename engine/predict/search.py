@@ -13,12 +13,12 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.accounting import AccountingName, accounting
+from engine.predict.bulk_traffic import bulk_traffic
 from engine.predict.candidates import candidates
 from engine.predict.cost import Cost, model_flops
 from engine.predict.grid import RECOMPUTES, Grid, Whole
-from engine.predict.pace import Pace, estimate, simulated
+from engine.predict.pace import Pace, Plans, estimate, simulated
 from engine.predict.rates import Assumptions
-from engine.predict.wire import wire_of_busiest
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
 
@@ -46,6 +46,14 @@ class Plan:
     def feasible(self) -> int:
         """How many fit; they are the first rows."""
         return int(self.layouts["fits"].sum())
+
+    @property
+    def missed(self) -> int | None:
+        """The fastest layout that does not fit, if it is faster than every one that does."""
+        late = self.layouts["step_s"].to_numpy()[self.feasible :]
+        if not len(late) or (self.feasible and late.min() >= self.layouts["step_s"].iloc[0]):
+            return None
+        return self.feasible + int(late.argmin())
 
     def spec(self, row: int) -> RunSpec:
         """What to run for that row."""
@@ -102,8 +110,9 @@ def _refined(
 ) -> Pace:
     """The pace with the first `count` replayed; what the closed form had wrong is put down to idling."""
     step, idle, bubble = pace.step.copy(), pace.idle.copy(), pace.bubble.copy()
+    plans: Plans = {}
     for row in range(count):
-        step[row], bubble[row] = simulated(grid.spec(row, model, workload), device, assumed)
+        step[row], bubble[row] = simulated(grid.spec(row, model, workload), device, assumed, plans)
     idle += step - pace.step
     return replace(pace, step=step, idle=idle, bubble=bubble)
 
@@ -114,7 +123,7 @@ def _table(
     fits = memory <= device.memory_bytes
     devices = grid.dp * grid.tp * grid.pp
     flops = model_flops(model) * batch / devices / pace.step
-    wire = wire_of_busiest(model, workload, grid)
+    wire = _wire(model, workload, grid)
     schedules = np.array(SCHEDULES, dtype=object)
     return pd.DataFrame(
         {
@@ -131,6 +140,23 @@ def _table(
             "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
         }
     )  # fmt: skip
+
+
+def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any]:
+    """Wire bytes of the busiest rank by axis. Many layouts send alike, and one of them is counted for all.
+
+    Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the
+    number of microbatches follow from the rest.
+    """
+    full, in_order = grid.recompute == RECOMPUTES.index("full"), grid.schedule <= SCHEDULES.index("interleaved")
+    keys = (
+        grid.tp, grid.pp, grid.chunks, grid.microbatch_size, grid.zero, grid.sequence_parallel, full,
+        np.where(in_order, 0, grid.schedule),
+    )  # fmt: skip
+    shape = tuple(int(key.max()) + 1 for key in keys)
+    _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
+    wire = bulk_traffic(model, workload, grid.take(first))
+    return {axis: wire[axis].astype(np.int64)[which] for axis in ("tp", "pp", "dp")}
 
 
 def _codes(grid: Grid) -> Any:

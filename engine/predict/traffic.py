@@ -25,7 +25,7 @@ from engine.predict.calls import WIRE, Call, wire_bytes
 from engine.predict.held import Bucket, Part, buckets, parts
 from engine.predict.reductions import reductions
 from engine.predict.terms import Factor, Term
-from engine.spec import RunSpec
+from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec
 from engine.tables import SCHEMAS
 from engine.topology import Axis
 
@@ -202,8 +202,7 @@ def data_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
     layout, workload = spec.layout, spec.workload
     e = Factor("e", BYTES[workload.precision])
     # Gradients travel as they are added up; with ZeRO 2 and 3, as backward makes them.
-    kept = BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
-    travels = e if layout.zero >= 2 else Factor("eᵍ", kept)
+    travels = e if layout.zero >= 2 else _added_up_in(spec)
     for bucket in buckets(spec.model, layout.tp, part):
         alike = Factor("L", bucket.alike)
         reduced = (_reduced(spec, part, bucket), alike)
@@ -216,6 +215,12 @@ def data_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
             yield Call("dp", how, "backward", "gradients, added up over the replicas", reduced, (psi, travels))
         if layout.zero:
             yield from _values(spec, bucket, alike, e)
+
+
+def _added_up_in(spec: RunSpec) -> Factor:
+    """Bytes of a number in the sum of a step's gradients."""
+    workload = spec.workload
+    return Factor("eᵍ", BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"])
 
 
 def _reduced(spec: RunSpec, part: Part, bucket: Bucket) -> Factor:
@@ -255,8 +260,7 @@ def optimizer_step(spec: RunSpec, held: list[Part], stage: int) -> Iterator[Call
         table = next(b for part in held for b in buckets(spec.model, layout.tp, part) if b.name == "table")
         share = layout.dp if layout.zero else 1
         size = Factor("Ψ_table" + ("/dp" if layout.zero else ""), table.padded(share) // share)
-        kept = BYTES[spec.workload.accumulate if spec.workload.precision == "bf16" else "fp32"]
-        each = (size, Factor("eᵍ", kept))
+        each = (size, _added_up_in(spec))
         yield Call("pp", "all_reduce", "tie", "gradients of the tied token table", one, each, ends)
     axes: tuple[tuple[Axis, bool], ...] = (("dp", layout.zero > 0), ("tp", True), ("pp", True))
     for axis, needed in axes:  # without ZeRO every replica has all gradients
@@ -271,31 +275,36 @@ def optimizer_step(spec: RunSpec, held: list[Part], stage: int) -> Iterator[Call
 
 def generation(spec: RunSpec, part: Part) -> Iterator[Call]:
     """The prompt goes through all stages at once (prefill), then each new token but the last (decode), one sequence a replica."""
-    layout, generate = spec.layout, spec.generate
-    asked = len(generate.prompt.encode())
-    h, e = Factor("H", spec.model.hidden), Factor("e", BYTES[spec.workload.precision])
-    for phase, passes, count in (("prefill", 1, asked), ("decode", generate.new_tokens - 1, 1)):
-        times, x = Factor("n", passes), (Factor("P", count), h, e)
-        if layout.tp > 1:
-            if part.first:
-                yield Call("tp", "all_reduce", phase, "the token embedding's slices, added up", (times,), x)
-            layers = (times, Factor("L", part.layers), Factor("2", 2))
-            yield Call("tp", "all_reduce", phase, "what attention and MLP add, summed", layers, x)
-            if part.last:
-                best = (Factor("2", 2), Factor("8", 8))
-                yield Call("tp", "all_gather", phase, "each slice's likeliest token", (times,), best)
-        yield from _handed_on(spec, part, phase, times, x)
+    asked, new = len(spec.generate.prompt.encode()), spec.generate.new_tokens
+    for phase, passes, count in (("prefill", 1, asked), ("decode", new - 1, 1)):
+        yield from going_on(spec.model, spec.layout, spec.workload.precision, part, phase, passes, count)
 
 
-def _handed_on(spec: RunSpec, part: Part, phase: str, times: Factor, x: Factors) -> Iterator[Call]:
+def going_on(
+    model: ModelSpec, layout: LayoutSpec, precision: Precision, part: Part, phase: str, passes: int, count: int, batch: int = 1
+) -> Iterator[Call]:
+    """What a chunk passes when `count` more tokens of each of `batch` sequences go through the model, `passes` times."""
+    times, b = Factor("n", passes), Factor("B", batch)
+    x = (b, Factor("P", count), Factor("H", model.hidden), Factor("e", BYTES[precision]))
+    if layout.tp > 1:
+        if part.first:
+            yield Call("tp", "all_reduce", phase, "the token embedding's slices, added up", (times,), x)
+        layers = (times, Factor("L", part.layers), Factor("2", 2))
+        yield Call("tp", "all_reduce", phase, "what attention and MLP add, summed", layers, x)
+        if part.last:
+            best = (b, Factor("2", 2), Factor("8", 8))
+            yield Call("tp", "all_gather", phase, "each slice's likeliest token", (times,), best)
+    yield from _handed_on(layout.placement, part, phase, times, x, (b, Factor("8", 8)))
+
+
+def _handed_on(placement: tuple[int, ...], part: Part, phase: str, times: Factor, x: Factors, token: Factors) -> Iterator[Call]:
     """Activations to the next chunk's stage, and the new token from the last chunk's stage back to the first's."""
-    placement, here = spec.layout.placement, part.stage
-    token = (Factor("8", 8),)
+    here = part.stage
     roads: list[tuple[str, int, str, Factors]] = []
     if not part.first:
-        roads.append(("recv", placement[part.index - 1], "activations", x))
+        roads.append(("recv", placement[part.index - 1], "activations at the cut between two stages", x))
     if not part.last:
-        roads.append(("send", placement[part.index + 1], "activations", x))
+        roads.append(("send", placement[part.index + 1], "activations at the cut between two stages", x))
     if part.last:
         roads.append(("send", placement[0], "the new token", token))
     if part.first:

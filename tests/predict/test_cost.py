@@ -1,0 +1,219 @@
+"""Seconds from a device's figures: work, links, and the pipeline they are put into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import catalog
+from engine.devices import DEVICES, DeviceSpec
+from engine.predict.candidates import candidates
+from engine.predict.cost import AGAIN, COMPUTE, FORWARD, INPUTS, TP, WEIGHTS, Cost, model_flops, recomputed_flops
+from engine.predict.grid import Grid
+from engine.predict.pace import Pace, durations, estimate, layers_of_stages, simulated
+from engine.predict.rates import Assumptions, link
+from engine.predict.search import MIXED
+from engine.predict.timeline import simulate
+from engine.schedule import SCHEDULES, plan
+from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+
+A100, H100 = DEVICES["a100-80gb"], DEVICES["h100-80gb"]
+# Nothing but products: everything else takes no time.
+IDEAL = DeviceSpec(
+    name="ideal", memory_bytes=10**15, bf16_flops=1e12, fp32_flops=1e12, memory_bandwidth=1e30, intra_bandwidth=1e30,
+    inter_bandwidth=1e30, intra_latency=0, inter_latency=0,
+)  # fmt: skip
+WHOLE = Assumptions(matmul_efficiency=1, attention_efficiency=1, memory_efficiency=1)
+GPT = ModelSpec(layers=8, hidden=512, heads=8, seq=256, vocab=1024)
+
+
+def run(model: ModelSpec = GPT, workload: dict[str, Any] | None = None, **layout: Any) -> RunSpec:
+    return RunSpec(model=model, layout=LayoutSpec(**layout), workload=WorkloadSpec(precision="bf16", **workload or {}))
+
+
+def cost(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None = None) -> Cost:
+    return Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed or Assumptions())
+
+
+# ------------------------------------------------------------------------------------------------------------------ work
+
+
+@pytest.mark.parametrize("name", ["gpt3-175b", "llama3-8b", "bert-base", "transformer-base", "xlnet-large"])
+def test_a_device_that_only_multiplies_takes_the_models_flops(name: str) -> None:
+    model = catalog.model(name)
+    work = cost(run(model), IDEAL, WHOLE)
+    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
+    total = (model.layers - crossing) * work.layer() + crossing * work.layer(cross=True) + work.embedding() + work.head()
+    sequences = 2  # of a microbatch
+    assert total.sum() * 1e12 == pytest.approx(model_flops(model) * sequences, rel=1e-9)
+    halves = total.sum(1)[:, 0]
+    assert halves[FORWARD] == pytest.approx(total.sum() / 3)
+    assert halves[AGAIN] == 0
+    assert halves[INPUTS] > halves[WEIGHTS], "attention's scores have no weights"
+
+
+def test_flops_of_a_gpt_are_those_of_the_paper() -> None:
+    """Narayanan et al. 2021, appendix: 96·B·l·s·h²·(1 + s/6h + V/16lh) where all layers are computed again."""
+    model = catalog.model("gpt3-175b")
+    layers, s, h, vocab = model.layers, model.seq, model.hidden, model.vocab
+    paper = 96 * layers * s * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
+    assert model_flops(model) + recomputed_flops(model, "full") == pytest.approx(paper)
+    assert model_flops(model) == pytest.approx(72 * layers * s * h**2 * (1 + s / (6 * h) + vocab / (12 * layers * h)))
+
+
+def test_what_is_computed_again_costs_time_in_backward_only() -> None:
+    none, selective, full = (cost(run(recompute=name)).layer()[:, :, 0] for name in ("none", "selective", "full"))
+    assert none[AGAIN].sum() == 0
+    assert 0 < selective[AGAIN].sum() < full[AGAIN].sum()
+    assert full[AGAIN] == pytest.approx(full[FORWARD])
+    for other in (selective, full):
+        assert other[[FORWARD, INPUTS, WEIGHTS]] == pytest.approx(none[[FORWARD, INPUTS, WEIGHTS]])
+
+
+def test_tp_divides_the_work_and_costs_collectives() -> None:
+    one, four = (cost(run(tp=tp), IDEAL, WHOLE).layer()[:, COMPUTE, 0].sum() for tp in (1, 4))
+    assert four == pytest.approx(one / 4)
+    whole, cut = (cost(run(tp=4, sequence_parallel=cuts)).layer() for cuts in (False, True))
+    assert cost(run()).layer()[:, TP].sum() == 0
+    # As many bytes forward; one more all-gather for each block backward. And norms and residuals are divided as well.
+    assert cut[FORWARD, TP] == pytest.approx(whole[FORWARD, TP])
+    assert cut[1:, TP].sum() == pytest.approx(1.5 * whole[1:, TP].sum())
+    assert cut[:, COMPUTE].sum() < whole[:, COMPUTE].sum()
+
+
+def test_small_products_are_bound_by_memory() -> None:
+    """One row by a large matrix moves the matrix, whatever the peak."""
+    few = cost(run(ModelSpec(layers=1, hidden=4096, heads=32, seq=2, vocab=256), {"microbatch_size": 1})).layer()
+    weights = 12 * 4096**2 * 2 / (H100.memory_bandwidth * 0.8)
+    assert few[FORWARD, COMPUTE, 0] == pytest.approx(weights, rel=0.05)
+
+
+def test_fused_attention_moves_no_scores() -> None:
+    long = ModelSpec(layers=2, hidden=1024, heads=16, seq=8192, vocab=1024)
+    written, fused = (cost(run(long), assumed=Assumptions(fused_attention=on)).layer().sum() for on in (False, True))
+    assert fused < written / 3
+
+
+# ----------------------------------------------------------------------------------------------------------------- links
+
+
+def test_the_rank_order_decides_who_stays_inside_a_node() -> None:
+    """tp fastest, then dp, then pp: of eight in a node, tp=4 leaves two for dp."""
+    specs = [run(dp=2, tp=4), run(dp=4, tp=4), run(dp=16, tp=1), run(pp=4, tp=2), run(pp=4, tp=4)]
+    grid, bare = Grid.of(specs), Assumptions(intra_efficiency=1, inter_efficiency=1)
+    tp, dp, pp = (link(grid, axis, H100, bare) for axis in ("tp", "dp", "pp"))
+    inside, port = H100.intra_bandwidth, H100.inter_bandwidth
+    assert tp.bandwidth.tolist() == [inside] * 5
+    # Two of four replicas stand in a node, which has two ports for their ring; of sixteen, eight do.
+    assert dp.bandwidth[:3].tolist() == [inside, 2 * port, 8 * port]
+    assert pp.bandwidth[3:].tolist() == [inside, 2 * port]
+    assert dp.latency[0] == H100.intra_latency < dp.latency[1] < H100.inter_latency == pp.latency[4]
+
+
+def test_collectives_take_alpha_and_beta() -> None:
+    dp = link(Grid.of([run(dp=4)]), "dp", H100, Assumptions(intra_efficiency=1))
+    size = 9e9
+    assert dp.all_gather(size)[0] == pytest.approx(3 * (H100.intra_latency + size / 4 / 450e9))
+    assert dp.all_reduce(size, calls=10)[0] == pytest.approx(2 * 3 * (10 * H100.intra_latency + size / 4 / 450e9))
+    alone = link(Grid.of([run()]), "dp", H100, Assumptions())
+    assert alone.all_reduce(size)[0] == alone.message(size)[0] == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- pipeline
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_layers_of_stages_in_bulk_are_the_layouts_own(schedule: Any) -> None:
+    for layers in (24, 26, 31):
+        model = GPT.model_copy(update={"layers": layers})
+        specs = [
+            run(model, {"microbatches": 16}, pp=pp, chunks=chunks, schedule=schedule)
+            for pp in (1, 2, 3, 4, 6, 8)
+            for chunks in ((2, 3) if schedule == "interleaved" else (2,) if schedule in ("zb-v", "dualpipe-v") else (1,))
+            if pp * chunks <= layers and not (schedule == "interleaved" and 16 % max(1, 16 // pp))
+        ]
+        first, last, between = layers_of_stages(Grid.of(specs), layers)
+        for i, spec in enumerate(specs):
+            own = spec.layout.stage_layers(layers)
+            assert (first[i], last[i]) == (own[0], own[-1])
+            assert len(own) < 3 or between[i] == max(own[1:-1])
+
+
+def test_the_closed_form_is_the_simulators_where_the_papers_have_one() -> None:
+    """The vectors at the two ends are counted on both: to 0.1% for naive, GPipe and 1F1B, to some percent for the others."""
+    device = H100.model_copy(update={"inter_latency": 0.0, "inter_bandwidth": 1e18, "intra_bandwidth": 1e18})
+    for schedule, chunks, error in (
+        ("naive", 1, 1e-3), ("gpipe", 1, 1e-3), ("1f1b", 1, 1e-3), ("interleaved", 2, 0.01), ("zb-h1", 1, 0.02),
+        ("zb-v", 2, 0.03), ("dualpipe-v", 2, 0.04),
+    ):  # fmt: skip
+        specs = [
+            run(
+                catalog.model("gpt3-13b"),
+                {"microbatches": m, "microbatch_size": 1},
+                pp=pp,
+                chunks=chunks,
+                schedule=schedule,
+                tp=4,
+            )
+            for pp, m in ((2, 8), (4, 16), (10, 40))
+        ]
+        pace = estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), device, Assumptions()))
+        for i, spec in enumerate(specs):
+            step, _ = simulated(spec, device, Assumptions())
+            assert pace.step[i] == pytest.approx(step, rel=error), (schedule, spec.layout.code)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rounds_that_are_left_out_go_on_like_the_last(schedule: Any) -> None:
+    chunks = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}.get(schedule, 1)
+    spec = run(catalog.model("gpt3-13b"), {"microbatches": 48}, pp=4, tp=2, dp=4, chunks=chunks, schedule=schedule, zero=1)
+    whole = simulate(plan(spec.layout, 48), durations(spec, H100, Assumptions()))
+    assert simulated(spec, H100, Assumptions()) == pytest.approx((whole.makespan, whole.bubble))
+
+
+def test_what_a_step_is_spent_on_adds_up() -> None:
+    grid = candidates(catalog.model("gpt3-13b"), 32, 64)
+    pace = estimate(Cost(catalog.model("gpt3-13b"), MIXED, grid, A100, Assumptions()))
+    parts = pace.compute + pace.tp + pace.pp + pace.dp + pace.update + pace.idle
+    np.testing.assert_allclose(parts, pace.step, rtol=1e-9)
+    assert (pace.idle > -1e-9 * pace.step).all()
+    assert (pace.bubble[grid.pp == 1] < 1e-9).all()
+    assert ((pace.bubble > 0) & (pace.bubble < 1))[grid.pp > 1].all()
+
+
+def one(pace: Pace) -> dict[str, float]:
+    return {name: float(getattr(pace, name)[0]) for name in ("step", "tp", "dp", "pp", "idle")}
+
+
+def test_levers_cost_what_the_lessons_say() -> None:
+    """ZeRO 3 sends more than 1; more microbatches shrink the bubble; tp over a node's edge is slow."""
+    model = catalog.model("gpt3-13b")
+
+    def of(workload: dict[str, Any] | None = None, **layout: Any) -> dict[str, float]:
+        spec = run(model, workload, **layout)
+        return one(estimate(Cost(model, spec.workload, Grid.of([spec]), H100, Assumptions())))
+
+    assert of(dp=16, zero=3, tp=8)["dp"] > of(dp=16, zero=1, tp=8)["dp"] > 0
+    few, many = (of({"microbatches": m}, pp=8, tp=8) for m in (8, 64))
+    assert few["idle"] / few["step"] > 3 * many["idle"] / many["step"]
+    assert of(tp=20)["tp"] > of(tp=4)["tp"]
+
+
+# ------------------------------------------------------------------------------------------------------------- published
+
+
+def test_megatrons_throughput_is_met_with_one_setting() -> None:
+    """The whole tables are in benchmarks/published.py. Narayanan et al. 2021, table 1: 18.4 and 145.6 billion parameters."""
+    assumed = Assumptions(split_messages=True)
+    for layers, hidden, heads, pp, dp, chunks, batch, size, measured in (
+        (40, 6144, 48, 1, 32, 1, 1024, 8, 135), (80, 12288, 96, 8, 24, 2, 2304, 2, 148),
+    ):  # fmt: skip
+        model = ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
+        workload = {"microbatches": batch // dp // size, "microbatch_size": size}
+        schedule = "interleaved" if chunks > 1 else "1f1b"
+        spec = run(model, workload, dp=dp, tp=8, pp=pp, chunks=chunks, schedule=schedule, recompute="full")
+        step, _ = simulated(spec, A100, assumed)
+        ours = (model_flops(model) + recomputed_flops(model, "full")) * batch / spec.layout.ranks / step / 1e12
+        assert ours == pytest.approx(measured, rel=0.1)

@@ -1,0 +1,87 @@
+"""`python -m engine search` and `devices`, as a user's shell sees them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from engine.__main__ import main
+from engine.devices import DEVICES
+
+SMALL = ["search", "--model", "gpt2-1.5b", "--ranks", "8", "--device", "rtx-4090", "--global-batch", "16"]
+
+
+def test_devices_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(DEVICES)
+    assert "989.4" in lines[3]
+    assert main(["devices", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed[2]["memory_bytes"] == 80 * 10**9
+    assert all(device["source"] for device in listed)
+
+
+def test_a_search_prints_the_best_and_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "all.csv"
+    assert main([*SMALL, "--top", "3", "--out", str(file)]) == 0
+    out = capsys.readouterr().out
+    table = pd.read_csv(file, keep_default_na=False)
+    assert out.startswith(f"{len(table):,} layouts of gpt2-1.5b on 8 × rtx-4090, 16 sequences of 1,024 tokens a step: ")
+    assert f"{table['fits'].sum():,} fit 24 GB" in out
+    rows = out.split("\n\n")[1].splitlines()
+    assert [row.split()[1] for row in rows[1:]] == table["layout"][:3].tolist()
+    assert "why the first and not the second:\n  dp" in out
+    assert "times assume matmul_efficiency=" in out
+    assert table["reason"][~table["fits"]].str.contains("more than the device's 24.0 GB").all()
+
+
+def test_as_json_with_a_device_from_a_file_and_other_assumptions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(DEVICES["rtx-4090"].model_copy(update={"name": "mine", "memory_bytes": 6 * 10**9}).model_dump_json())
+    mine = [str(file) if word == "rtx-4090" else word for word in SMALL]
+    assert main([*mine, "--json", "--top", "2", "--assume", "matmul_efficiency=0.5", "--accounting", "zero2020"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["device"]["name"] == "mine"
+    assert result["assumed"]["matmul_efficiency"] == 0.5
+    assert result["accounting"] == "zero2020"
+    assert len(result["layouts"]) == 2
+    assert result["layouts"][0]["step_s"] <= result["layouts"][1]["step_s"]
+    assert result["layouts"][0]["memory_bytes"] <= 6 * 10**9
+    assert result["way_to_fit"][-1]["fits"]
+    assert result["why"]
+
+
+def test_where_nothing_fits_the_least_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--model", "gpt3-175b", "--ranks", "8", "--device", "rtx-4090"]) == 0
+    out = capsys.readouterr().out
+    assert ": 0 fit 24 GB" in out
+    assert "none fits; that one needs least, and it needs " in out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--device", "h100"], "there is no device 'h100'; there are a100-40gb"),
+        (["--model", "gpt4"], "there is no model 'gpt4'"),
+        (["--ranks", "0"], "ranks=0 and global_batch=16 must be 1 and more"),
+        (["--global-batch", "3", "--ranks", "512"], "no dp × tp × pp = 512 fits"),
+        (["--accounting", "mine"], "there is no accounting 'mine'; there are engine, korthikanti2022, zero2020"),
+        (["--assume", "matmul_efficiency"], "--assume 'matmul_efficiency' is not of the form NAME=VALUE"),
+        (["--assume", "matmul_efficiency=2"], "matmul_efficiency='2' must be less than or equal to 1"),
+        (["--assume", "speed=2"], "there is no field 'speed'"),
+        (["--top", "0"], "--top 0 shows nothing"),
+        (["--seq", "0"], "seq=0 must be greater than or equal to 1"),
+        (["--precision", "fp8"], "precision='fp8' must be 'fp32' or 'bf16'"),
+        (["--out", "/nowhere/x.csv"], "cannot write /nowhere/x.csv: "),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str], change: list[str], sentence: str) -> None:
+    assert main([*SMALL, *change]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(sentence)
+    assert said.err.count("\n") == 1
