@@ -150,8 +150,17 @@ class Attention:
         assert around.waves is not None
         node = t.node(self.distance.leaf)
         t.save(node, around.waves)
-        node.run = lambda gradients, saved: [t.new("gradient of a weight", *self.distance.shape, z.e)]
-        return Value(t.new("projected waves", self.waves, z.A, z.D, z.e), node)
+        columns, inputs = self.distance.shape
+
+        def run(gradients: Gradients, saved: list[Block]) -> Gradients:
+            out = t.new("gradient of a weight", columns, inputs, z.e)
+            matmul(t, z, (columns,), (self.waves,), (inputs,), turned=True)
+            return [out]
+
+        node.run = run
+        out = t.new("projected waves", self.waves, z.A, z.D, z.e)
+        matmul(t, z, (self.waves,), (inputs,), (columns,))
+        return Value(out, node)
 
     def tokens(self, x: Value) -> Value:
         """The rows that are tokens and no queries: a view."""
@@ -187,13 +196,13 @@ class Attention:
         t.save(node, left.block, k.block)
         del left
         out = t.new("scores", z.B, z.A, z.R, columns, z.e)
-        matmul(t, z, (z.R,), (z.D,), (columns,))
+        self.bmm((z.R,), (z.D,), (columns,), "second")
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_key = t.new("gradients of queries, keys and values", z.B, columns, z.A, z.D, z.e)
-            matmul(t, z, (z.D,), (z.R,), (columns,), turned=True)
+            self.bmm((z.D,), (z.R,), (columns,), "first")
             for_query = t.new("gradients of queries, keys and values", *rows)
-            matmul(t, z, (z.R,), (columns,), (z.D,))
+            self.bmm((z.R,), (columns,), (z.D,))
             if shared and z.many:
                 for_key = t.new("gradients of queries, keys and values", columns, z.A, z.D, z.e)
             return [for_query, for_key]
@@ -247,6 +256,14 @@ class Attention:
         block = t.new("queries, keys and values, head by head", z.B, z.R, heads, z.D, z.e)
         return Value(block, t.node(x)) if t.grad else Value(block)
 
+    def bmm(self, m: tuple[Factor, ...], k: tuple[Factor, ...], n: tuple[Factor, ...], turned: str = "") -> None:
+        """The scratch of a batch of products. `turned`: which of the two is read the other way; in a batch of one it is copied."""
+        t, z = self.kit.tape, self.kit.sizes
+        single = z.wide and turned and not z.many and not z.heads
+        copy = t.new("copy for a matrix product", *(m if turned == "first" else n), *k, z.e) if single else None
+        matmul(t, z, m, k, n, turned=turned == "first" and not single)
+        del copy
+
     def rows(self) -> tuple[Factor, ...]:
         """Rows of one product: heads that share a key head stand below one another."""
         z = self.kit.sizes
@@ -264,15 +281,15 @@ class Attention:
             t.save(node, q.block, k.block)
         out = t.new("scores", *self.square())
         rows = self.rows()
-        matmul(t, z, rows, (z.D,), (z.S,))
+        self.bmm(rows, (z.D,), (z.S,), "second")
         if node is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_key = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            matmul(t, z, (z.D,), rows, (z.S,), turned=True)
+            self.bmm((z.D,), rows, (z.S,), "first")
             for_query = t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e)
-            matmul(t, z, rows, (z.S,), (z.D,))
+            self.bmm(rows, (z.S,), (z.D,))
             return [for_query, for_key]
 
         node.run = run
@@ -333,15 +350,15 @@ class Attention:
             t.save(node, softmax.block, v.block)
         out = t.new("mixed values", z.B, z.R, z.A, z.D, z.e)
         rows = self.rows()
-        matmul(t, z, rows, (z.S,), (z.D,))
+        self.bmm(rows, (z.S,), (z.D,))
         if node is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_value = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            matmul(t, z, (z.S,), rows, (z.D,), turned=True)
+            self.bmm((z.S,), rows, (z.D,), "first")
             for_softmax = t.new("gradients of the scores", *self.square())
-            matmul(t, z, rows, (z.D,), (z.S,))
+            self.bmm(rows, (z.D,), (z.S,), "second")
             return [for_softmax, for_value]
 
         node.run = run

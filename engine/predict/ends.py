@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from engine.predict.buckets import Bucket, Parameter
 from engine.predict.layers import norm_parameters
 from engine.predict.parts import Kit
+from engine.predict.scratch import matmul
 from engine.predict.sizes import EIGHT, FOUR, ONE, TWO, whole
 from engine.predict.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
@@ -204,11 +205,15 @@ class Head:
         node = t.node(x, weight.leaf, bias.leaf)
         t.save(node, x.block)
         y = Value(t.new("inside the head", *z.residual), node)
+        matmul(t, z, z.rows, (z.H,), (z.H,))
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_bias = t.new("gradients of biases and norms", z.H, z.e)
             for_input = t.new("gradients on their way", *z.residual)
-            return [for_input, t.new("gradient of a weight", *weight.shape, z.e), for_bias]
+            matmul(t, z, z.rows, (z.H,), (z.H,))
+            for_weight = t.new("gradient of a weight", *weight.shape, z.e)
+            matmul(t, z, (z.H,), z.rows, (z.H,), turned=True)
+            return [for_input, for_weight, for_bias]
 
         node.run = run
         curve = t.node(y)

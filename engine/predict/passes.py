@@ -98,6 +98,7 @@ class Passes:
     handed: Counts  # what a forward leaves to be handed on
     gradient_given: dict[str, Counts]  # by what it is for, B or I
     gradient_handed: Counts
+    shared: int  # of what a forward hands on, tensors that the chunk goes on to hold itself
 
 
 class ChunkPasses:
@@ -113,6 +114,7 @@ class ChunkPasses:
     def play(self) -> Passes:
         zero = self.kit.buckets.zero
         self._forwards: set[str] = set()
+        self._shared = 0
         self._passes: defaultdict[str, int] = defaultdict(int)
         self._blocks: dict[str, list[Record]] = defaultdict(list)
         if zero >= 2:
@@ -188,10 +190,11 @@ class ChunkPasses:
     def _drop(self, blocks: list[Block], what: str) -> None:
         """Let go of what was handed on; what then goes is what waits to be sent."""
         events = self.tape.parts[-1][1]
-        before = len(events)
+        before, records = len(events), [block.record for block in blocks]
         blocks.clear()
         self._passes[what] += 1
         self._blocks[what] += [record for _, record in events[before:]]
+        self._shared = sum(not record.died for record in records) if what == "handed" else self._shared
 
     def _keep(self, flight: _Flight):  # type: ignore[no-untyped-def]
         place = len(flight.inputs)
@@ -272,7 +275,7 @@ class ChunkPasses:
             passes = max(1, self._passes[what])
             counted[what] = {key: count // passes for key, count in counts.items()}
         for_backward = {kind: counted[f"gradient given {kind}"] for kind in ("B", "I")}
-        return Passes(dict(ledgers), counted["given"], counted["handed"], for_backward, counted["gradient handed"])
+        return Passes(dict(ledgers), counted["given"], counted["handed"], for_backward, counted["gradient handed"], self._shared)
 
 
 class _Flight:

@@ -20,7 +20,7 @@ def scratch_bytes(m: int, k: int, n: int, turned: bool) -> int:
     """Of (m, k) × (k, n): a packed panel of the second, a tile of fp32 sums, and a copy of the first if it lies `turned`."""
     inner = -(-k // _STEP) * _STEP
     panel = inner if inner <= _PANEL else min(-(-inner // (2 * _STEP)) * _STEP, 2 * _PANEL)
-    rows = min(m, _TILE_ROWS)
+    rows = -(-m // -(-m // _TILE_ROWS))
     copied = rows * (inner + (0 if inner % _PANEL else _STEP)) * 2 + 128 if turned else 0
     return 2 * _TILE_COLUMNS * panel + rows * min(n, _TILE_COLUMNS) * 4 + 1024 + copied
 

@@ -58,6 +58,8 @@ class Messages:
         self.gradient_given = {kind: Change(counts) for kind, counts in passes.gradient_given.items()}
         self.gradient_handed = Change(passes.gradient_handed)
         self.sent, self.gradient_sent = -self.handed, -self.gradient_handed
+        one = {key: min(count, 1) for key, count in passes.given.items()}
+        self.one_given, self.shared = Change(one), passes.shared
 
 
 class StageWalk:
@@ -106,7 +108,14 @@ class StageWalk:
     def _compute(self, action: Action) -> Moment:
         c = action.chunk
         effect = self.effects[c][f"{action.kind}{self._state(action)}"]
-        return Moment(action, (), effect, self._handed_here(action))
+        return Moment(action, (), effect, (*self._handed_here(action), *self._kept_by_the_chunk_before(action)))
+
+    def _kept_by_the_chunk_before(self, action: Action) -> tuple[Change, ...]:
+        """Inputs that a chunk of this stage handed on and holds itself: they do not go yet."""
+        before = action.chunk - 1
+        if action.kind not in ("B", "I") or before < 0 or self.schedule.placement[before] != self.stage:
+            return ()
+        return (self.messages[action.chunk].one_given,) * self.messages[before].shared
 
     def _state(self, action: Action) -> str:
         """Which of its ledgers the action follows."""
@@ -139,7 +148,8 @@ class StageWalk:
         if not 0 <= to < len(placement) or placement[to] != self.stage:
             return ()
         if action.kind == "F":
-            return self.messages[c].sent, self.messages[to].given
+            to_here = self.messages[to]
+            return self.messages[c].sent, to_here.given, *[-to_here.one_given] * self.messages[c].shared
         return self.messages[c].gradient_sent, self._for_backward(to, action.microbatch)
 
     def _for_backward(self, chunk: int, microbatch: int) -> Change:

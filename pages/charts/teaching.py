@@ -120,9 +120,12 @@ def curves(
     mine = rows[rows["x"] == here] if here is not None else rows.head(0)
     if len(mine):
         layers.insert(0, alt.Chart(mine.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
+        rises = rows["y"].iloc[-1] > rows["y"].iloc[0]  # what is said of a point stands where the line is not
         layers.append(
             alt.Chart(mine)
-            .mark_text(align="left", dx=8, dy=-11, fontSize=13, fontWeight=600, color=style.text)
+            .mark_text(
+                align="right" if rises else "left", dx=-8 if rises else 8, dy=-11, fontSize=13, fontWeight=600, color=style.text
+            )
             .encode(x=x, y=y, text=alt.Text("y:Q", format=form))
         )
     subject, title, reading = told

@@ -22,7 +22,7 @@ from pages.shared.service import Service
 BETWEEN, ANSWER, TURN = "~", "answer", "turn"
 _MOVED = "learn/moved"
 _PART_PX = 400  # the least width of a part that stands beside another
-_READABLE_PX = 760  # the width of a paragraph that is easy to read
+READABLE_PX = 760  # the width of a paragraph that is easy to read
 
 
 def moved() -> bool:
@@ -159,7 +159,7 @@ class Desk:
 
     def text(self, markdown: str) -> None:
         """A paragraph, no wider than is easy to read."""
-        st.markdown(markdown, width=_READABLE_PX)
+        st.markdown(markdown, width=READABLE_PX)
 
     def heading(self, words: str) -> None:
         st.markdown(f"#### {words}", anchors=False)

@@ -8,12 +8,14 @@ import streamlit as st
 
 from engine import store
 from engine.launch.queue import RunState
+from engine.predict.memory import memory as predict_memory
 from engine.predict.traffic import traffic as predict_traffic
 from engine.spec import RequestError, RunSpec
 from engine.tables import RunResult
 from pages.charts import memory, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.units import percent
 from pages.learn.desk import Desk, note_move
 from pages.shared import drawing, runbar
 
@@ -91,6 +93,12 @@ def _measured(desk: Desk, done: RunResult) -> None:
             drawing.show(_peak(folder, desk.view), "lesson-peak")
         with grid.cell():
             drawing.show(_kinds(folder, desk.view), "lesson-kinds")
+    desk.text(
+        say(
+            "Peak memory was predicted as well: the largest error on any rank is **{error}**.",
+            error=percent(memory_error(done)),
+        )
+    )
     if as_predicted(done):
         desk.text(say("The traffic that was measured is the traffic that was predicted: equal **to the byte and to the call**."))
     if "parity_max_rel" in done.summary:
@@ -101,6 +109,14 @@ def _measured(desk: Desk, done: RunResult) -> None:
                 worst=f"{done.summary['parity_max_rel']:.1e}",
             )
         )
+
+
+def memory_error(done: RunResult) -> float:
+    """The largest difference of a rank's predicted peak from its measured one, as a share of that."""
+    peak = done.tables["memory_peak"]
+    predicted = peak["pp"].map({found.stage: found.total for found in predict_memory(done.spec).peaks})
+    measured = peak.groupby("rank")["bytes"].transform("sum")
+    return float(((predicted - measured) / measured).abs().max())
 
 
 def as_predicted(done: RunResult) -> bool:

@@ -12,7 +12,7 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import byte_unit, percent
-from pages.learn.desk import Desk
+from pages.learn.desk import READABLE_PX, Desk
 from pages.learn.lesson import Knob, Lesson, Question
 from pages.learn.toys import attention, sinusoids
 from pages.shared import drawing
@@ -37,8 +37,8 @@ def _draw(desk: Desk) -> None:
             "of the values."
         )
     )
-    st.latex(r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V")
-    st.latex(
+    _formula(r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V")
+    _formula(
         r"\mathrm{MultiHead} = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O, \qquad "
         r"\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)"
     )
@@ -50,6 +50,11 @@ def _draw(desk: Desk) -> None:
     )
     desk.side_by_side(lambda: _who_looks_at_whom(desk), lambda: _where(desk))
     desk.side_by_side(lambda: _cost(desk), lambda: _layers(desk))
+
+
+def _formula(latex: str) -> None:
+    """Centred above the text that it belongs to, and no wider."""
+    st.latex(latex, width=READABLE_PX)
 
 
 def _who_looks_at_whom(desk: Desk) -> None:
@@ -72,8 +77,8 @@ def _where(desk: Desk) -> None:
             "copies alike. So the position is added to each token, as waves of many lengths:"
         )
     )
-    st.latex(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
-    st.latex(r"PE(pos, 2i+1) = \cos\!\left(pos / 10000^{2i/d}\right)")
+    _formula(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
+    _formula(r"PE(pos, 2i+1) = \cos\!\left(pos / 10000^{2i/d}\right)")
     drawing.show(_positions(desk.view), "positions")
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
+from engine.predict.memory import memory
 from engine.predict.published import STATE_BYTES, key_value_cache, layer_activations, states
 from engine.predict.terms import total
-from engine.spec import ModelSpec
+from engine.spec import ModelSpec, RunSpec, WorkloadSpec
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -80,6 +81,20 @@ def _training_formulas(desk: Desk, model: ModelSpec) -> None:
             "in fp32 it is 18, and with both kinds of gradient kept 20: so count on **16 to 20 bytes a parameter**."
         )
     )
+    desk.text(
+        say(
+            "This engine’s own count, tensor by tensor, is **{own}**: it adds gradients up in fp32, has no dropout, "
+            "and knows what lives for a moment only.",
+            own=in_bytes(_own_count(desk["model"])),
+        )
+    )
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _own_count(name: str) -> int:
+    """Peak bytes of training on one device, by the engine's formula."""
+    workload = WorkloadSpec(microbatches=1, microbatch_size=1, precision="bf16")
+    return memory(RunSpec(model=catalog.model(name), workload=workload)).peaks[0].total
 
 
 def states_in(parameters: int) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from math import isclose
 
 import pandas as pd
 import streamlit as st
 
 from engine import catalog
+from engine.predict.bubbles import BUBBLE, bubble_share
+from engine.predict.memory import memory
 from engine.predict.timeline import Timeline, simulate, textbook
 from engine.schedule import SCHEDULES, in_flight, plan
 from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
@@ -15,15 +19,17 @@ from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.names import schedules
-from pages.charts.units import percent
+from pages.charts.units import in_bytes, percent
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.sizes import card
 from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared import drawing
 
 _STAGES, _MICROBATCHES = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16)
+_LARGE, _TP, _DEVICE = "gpt3-175b", 8, "h100-80gb"  # of which the stages are shown in bytes
 _SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(pp=3), workload=WorkloadSpec(microbatches=2))
-_SIMPLE: tuple[ScheduleName, ...] = ("gpipe", "1f1b")  # those of which the closed form of the bubble is that of the lesson
+_SIMPLE: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
 
 
 def _draw(desk: Desk) -> None:
@@ -51,6 +57,7 @@ def _draw(desk: Desk) -> None:
     else:
         drawing.show(_timeline(layout, m, desk.view), "lesson-timeline")
         desk.side_by_side(lambda: _bubble(desk, layout, m), lambda: _held(desk, layout, m))
+        drawing.show(_in_bytes(layout, m, desk.view), "in-bytes")
 
 
 def _cards(desk: Desk) -> None:
@@ -105,17 +112,31 @@ def _bubble(desk: Desk, layout: LayoutSpec, m: int) -> None:
             "which."
         )
     )
-    if layout.schedule in _SIMPLE:
-        desk.formula(say("Share of total time"), "(p − 1) ÷ (m + p − 1)", f"({p} − 1) ÷ ({m} + {p} − 1)", percent(found.bubble))
-        desk.formula(say("Share of ideal time"), "(p − 1) ÷ m", f"({p} − 1) ÷ {m}", percent(found.bubble_of_ideal))
-    else:
-        ideal, all_of_it = sum(found.busy), layout.pp * found.pipeline
-        idle = all_of_it - ideal
-        desk.formula(
-            say("Share of total time"), "idle ÷ (p × makespan)", f"{idle:g} ÷ ({p} × {found.pipeline:g})", percent(found.bubble)
-        )
-        desk.formula(say("Share of ideal time"), "idle ÷ busy", f"{idle:g} ÷ {ideal:g}", percent(found.bubble_of_ideal))
+    of_total, of_ideal = closed_forms(layout, m)
+    desk.formula(say("Share of total time"), *of_total, percent(found.bubble))
+    desk.formula(say("Share of ideal time"), *of_ideal, percent(found.bubble_of_ideal))
     drawing.show(_shrinking(layout.schedule, p, m, desk.view), "bubbles")
+
+
+def closed_forms(layout: LayoutSpec, m: int) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The bubble's formula with symbols and with numbers, as a share of total and of ideal time.
+
+    Where the schedule's own does not hold, because too few microbatches fill the pipeline: idle time by what it is a share of.
+    """
+    found, p, v = timed(layout, m), layout.pp, layout.chunks
+    idle, busy = f"{sum(found.idle):g}", f"{sum(found.busy):g}"
+    by_hand = ("idle ÷ (p × makespan)", f"{idle} ÷ ({p} × {found.pipeline:g})"), ("idle ÷ busy", f"{idle} ÷ {busy}")
+    total = BUBBLE[layout.schedule].replace("/", "÷")
+    fills = re.fullmatch(r"\(p − 1\) ÷ \((.+) \+ p − 1\)", total)
+    if not fills or not isclose(found.bubble, bubble_share(layout.schedule, p, m, v), abs_tol=1e-9):
+        return by_hand
+    ideal = f"(p − 1) ÷ ({fills[1]})" if "·" in fills[1] else f"(p − 1) ÷ {fills[1]}"
+    values = {"p": p, "m": m, "v": v}
+
+    def put_in(symbols: str) -> str:
+        return re.sub(r"\b[pmv]\b", lambda symbol: str(values[symbol[0]]), symbols)
+
+    return (total, put_in(total)), (ideal, put_in(ideal))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -189,6 +210,43 @@ def _in_flight(layout: LayoutSpec, m: int, view: View) -> Drawing:
         say("The most microbatches that a stage has run forward and not yet backward, in units of its whole run of layers."),
     )
     return drawing.packed(teaching.columns(rows, (say("stage"), say("microbatches kept")), told, style))
+
+
+@st.cache_data(max_entries=128, show_spinner=False)
+def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
+    style = look(view)
+    say = style.say
+    model = catalog.model(_LARGE)
+    workload = WorkloadSpec(microbatches=m, microbatch_size=1, precision="bf16")
+    peaks = memory(RunSpec(model=model, layout=layout.model_copy(update={"tp": _TP}), workload=workload)).peaks
+    rows = pd.DataFrame(
+        [
+            {"bar": say("stage {stage}", stage=peak.stage), "category": category, "bytes": count}
+            for peak in peaks
+            for category, count in peak.bytes.items()
+        ]
+    )
+    most, least = max(peaks, key=lambda peak: peak.total), min(peaks, key=lambda peak: peak.total)
+    title = say("Each rank of the only stage needs {most}", most=in_bytes(most.total))
+    if len(peaks) > 1:
+        title = say(
+            "A rank of stage {stage} needs most: {most}, against {least} on stage {other}",
+            stage=most.stage,
+            most=in_bytes(most.total),
+            least=in_bytes(least.total),
+            other=least.stage,
+        )
+    told = (
+        say("The same in bytes: {model}, its layers’ matrices cut over tp = {tp}", model=_LARGE, tp=_TP),
+        title,
+        say(
+            "Peak memory of one rank of each stage with {m} microbatches, by the engine’s own formula, in bf16; the "
+            "dashed line is what one {device} holds.",
+            m=m,
+            device=_DEVICE,
+        ),
+    )
+    return drawing.packed(teaching.stacks(rows, (_DEVICE, card(_DEVICE)), told, style))
 
 
 # ------------------------------------------------------------------------------------------------------------- questions
