@@ -21,14 +21,14 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from engine.launch.dry_tables import kinds, result
 from engine.launch.parent import end_with_parent
-from engine.launch.textbook import Textbook, textbook
+from engine.launch.textbook import textbook
 from engine.launch.warm import preload
 from engine.spec import RequestError, RunSpec
 from engine.store import save
@@ -46,8 +46,13 @@ class RankError(Exception):
         self.raised = raised
 
 
-def rehearse_all(spec: RunSpec, ranks: Sequence[int], device: Device, clock: Textbook, most: int) -> dict[int, Rehearsal]:
-    """Rehearse each rank in a process of its own, `most` at a time. Raises `RankError`, and leaves no process."""
+def rehearse_all(
+    spec: RunSpec, ranks: Sequence[int], device: Device, most: int, told: Callable[[int, int], None] = lambda rank, done: None
+) -> dict[int, Rehearsal]:
+    """Rehearse each rank in a process of its own, `most` at a time. Raises `RankError`, and leaves no process.
+
+    `told(rank, done)` hears of each and how many that makes. To be called by a process that has not used torch yet.
+    """
     context = multiprocessing.get_context("fork")
     waiting, found = deque(ranks), {}
     running: dict[Any, tuple[int, Any]] = {}
@@ -56,14 +61,14 @@ def rehearse_all(spec: RunSpec, ranks: Sequence[int], device: Device, clock: Tex
             while waiting and len(running) < most:
                 rank = waiting.popleft()
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_be_rank, args=(theirs, spec, rank, device, clock), daemon=True)
+                process = context.Process(target=_be_rank, args=(theirs, spec, rank, device), daemon=True)
                 process.start()
                 theirs.close()
                 running[ours] = rank, process
             for pipe in wait(list(running)):
                 rank, process = running.pop(pipe)
                 found[rank] = _answer(pipe, process, rank)
-                _tell({"event": "rehearsed", "rank": rank, "done": len(found), "of": len(ranks)})
+                told(rank, len(found))
     finally:
         for _, process in running.values():
             process.kill()
@@ -85,14 +90,14 @@ def _answer(pipe: Any, process: Any, rank: int) -> Rehearsal:
     return answer
 
 
-def _be_rank(answer: Connection, spec: RunSpec, rank: int, device: Device, clock: Textbook) -> None:
+def _be_rank(answer: Connection, spec: RunSpec, rank: int, device: Device) -> None:
     """The life of a forked process."""
     from engine.launch.ranks import account
     from engine.launch.rehearsal import rehearse
 
     end_with_parent()
     try:
-        answer.send(rehearse(spec, rank, device, clock))
+        answer.send(rehearse(spec, rank, device, textbook(spec)))
     except Exception as error:  # noqa: BLE001  the parent hears of it, whatever it is
         answer.send(account(error))
 
@@ -117,7 +122,6 @@ def main(arguments: Sequence[str]) -> int:
 def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None:
     began = time.monotonic()
     ranks = _asked(spec, rank)
-    clock = textbook(spec)
     preload()
     from engine.launch import rehearsal
     from engine.parallel.comm import Backend
@@ -127,13 +131,18 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
         raise RequestError(f"there is no device {device!r}; a dry run takes none, cpu or cuda")
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
-    found = rehearse_all(spec, ranks, device, clock, most=(os.cpu_count() or 1) if device == "none" else 1)
+    most = (os.cpu_count() or 1) if device == "none" else 1
+
+    def told(rank: int, done: int) -> None:
+        _tell({"event": "rehearsed", "rank": rank, "done": done, "of": len(ranks)})
+
+    found = rehearse_all(spec, ranks, device, most, told)
     import torch
 
     why = "a dry run: one rank at a time, without the others, " + ("on fake tensors" if device == "none" else f"on this {device}")
     where = environment(Backend("none", torch.device("cpu" if device == "none" else device), why))
     rows = {r: rehearsed.rows for r, rehearsed in found.items()}
-    answer = result(spec, rows, rank is None, clock, where, time.monotonic() - began)
+    answer = result(spec, rows, rank is None, textbook(spec), where, time.monotonic() - began)
     answer.summary["grown_bytes"] = max(rehearsed.grown_bytes for rehearsed in found.values())
     save(answer, out)
 

@@ -30,6 +30,7 @@ class DryRun:
     def __init__(self, spec: RunSpec, home: Path, rank: int | None = None, device: str = "none") -> None:
         """Its result will be a new folder in `home`. `rank` None: one rank of each stage."""
         home.mkdir(parents=True, exist_ok=True)
+        self._cancelled = False
         self._spec, self._draft = spec, Draft.new(home.absolute())
         command = [sys.executable, "-P", "-m", "engine.launch.dry", "--out", str(self._draft.folder), "--device", device]
         if rank is not None:
@@ -58,7 +59,8 @@ class DryRun:
         self._draft.discard()
 
     def cancel(self) -> None:
-        """End it. Any thread may call; `wait` then raises `DryRunError`."""
+        """End it, and its processes with it. Any thread may call; `wait` then raises `DryRunError`."""
+        self._cancelled = True
         self._process.kill()
 
     def wait(self, told: Callable[[int, int], None] = lambda done, of: None) -> Path:
@@ -67,7 +69,7 @@ class DryRun:
         Raises `RequestError` if it cannot be done as asked, and `DryRunError`.
         """
         assert self._process.stdout is not None
-        end: dict[str, Any] = {"how": "failed", "message": "the dry run's process ended without saying why", "traceback": ""}
+        end: dict[str, Any] = {"how": "failed", "traceback": ""}
         for line in self._process.stdout:
             event = json.loads(line)
             if event["event"] == "rehearsed":
@@ -77,7 +79,8 @@ class DryRun:
         if end["how"] == "wrong":
             raise RequestError(end["message"])
         if end["how"] != "done":
-            raise DryRunError(end["message"], end["traceback"])
+            silent = "cancelled" if self._cancelled else "the process of the dry run ended without saying why"
+            raise DryRunError(end.get("message", silent), end["traceback"])
         return self._draft.keep(self._spec)
 
 

@@ -43,7 +43,7 @@ def result(
         "steps": 1,
         "step_ns": clock.makespan_ns,
         "peak_bytes": int(memory.max()),
-        "peak_rank": int(memory.idxmax()),
+        "peak_rank": int(memory.index[int(memory.to_numpy().argmax())]),
         "wire_bytes_per_rank": float(sent.sum() / len(memory)),
         "bubble": clock.bubble,
         "allocator": [entry for rows in rehearsed.values() for entry in rows["allocator"]],

@@ -180,4 +180,5 @@ def _is_accumulation(tensor: Tensor) -> bool:
     if sys._getframe(2).f_code.co_name != "_engine_run_backward":
         return False
     storage = tensor.untyped_storage()
-    return tensor._use_count() <= 4 and torch._C._storage_Use_Count(storage._cdata) <= 2
+    holders: int = tensor._use_count()  # type: ignore[attr-defined]  # its stub forgets it
+    return holders <= 4 and torch._C._storage_Use_Count(storage._cdata) <= 2
