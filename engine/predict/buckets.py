@@ -99,7 +99,15 @@ class Buckets:
 
     def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
         """`converts`: gradients are added up in a wider type than they come in; `g` is its width."""
-        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = tape, sizes, dp, zero, reduces, converts, g
+        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = (
+            tape,
+            sizes,
+            dp,
+            zero,
+            reduces,
+            converts,
+            g,
+        )
         self.all: list[Bucket] = []
         self.last = False
         self.owed: list[tuple[Parameter, Callable[[], Block], int]] | None = None

@@ -62,7 +62,7 @@ def _summary(spec: RunSpec, tables: dict[str, pd.DataFrame], timeline: Timeline)
     sent = tables["traffic"]["wire_bytes"].sum() if len(tables["traffic"]) else 0
     return {
         "peak_bytes": int(memory.max()),
-        "peak_rank": int(memory.index[memory.argmax()]),
+        "peak_rank": int(memory.index[int(memory.argmax())]),
         "wire_bytes_per_rank": float(sent / spec.layout.ranks),
         "bubble": timeline.bubble,
     }

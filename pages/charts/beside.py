@@ -247,7 +247,7 @@ def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say
 
 def _rank_of_most(by_rank: pd.Series[Any]) -> int:
     """The first rank with the largest value."""
-    return int(by_rank.index[by_rank.argmax()])
+    return int(by_rank.index[int(by_rank.argmax())])
 
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from html import escape
 
 from engine.tables import RunResult
 from pages.charts.units import in_bytes, percent, scientific, short
 from pages.charts.words import Words
+from pages.shared.figures import Figure
 
 PARITY_LIMIT = 1e-5  # of the largest entry of a parameter's gradient, in fp32
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str
-    value: str
-    of: str
 
 
 def figures(result: RunResult, say: Words) -> list[Figure]:
@@ -50,11 +43,6 @@ def _why(text: str, say: Words) -> str:
     if found[3] == "NCCL":
         return say("{gpus} for {ranks}, so NCCL", gpus=gpus, ranks=ranks)
     return say("{gpus} for {ranks}, so gloo on the CPU", gpus=gpus, ranks=ranks)
-
-
-def as_html(shown: list[Figure]) -> str:
-    boxes = (f"<div><dt>{escape(f.name)}</dt><dd>{escape(f.value)}</dd><small>{escape(f.of)}</small></div>" for f in shown)
-    return f'<dl class="ss-figures">{"".join(boxes)}</dl>'
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from pages.charts.words import Words
 from pages.lab import prediction, timelines, walk
 from pages.lab.events import Event, Way
 from pages.lab.events import walk as events_of
-from pages.lab.figures import as_html, figures, parity
+from pages.lab.figures import figures, parity
 from pages.shared import chosen, drawing
+from pages.shared.figures import as_html
 from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import load

@@ -21,11 +21,11 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.lab.figures import Figure, as_html
 from pages.plan import heatmap
 from pages.plan.request import DEFAULT, OWN, OWN_FIELDS, Request, of_link, starting_from, to_link
 from pages.shared import drawing, links, ways
 from pages.shared.choice import Choice
+from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, say, view
 from pages.shared.service import Service
 
