@@ -190,7 +190,8 @@ def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.Da
     """A row for each bar: where it ends, and what is written above it."""
     tops = totals.reset_index(name="bytes")
     tops["amount"], tops["by"] = tops["bytes"] / unit, tops["source"].map(sources)
-    measured = {rank: size for (source, rank), size in totals.items() if source == "measured"}
+    own = tops[tops["source"] == "measured"]
+    measured = dict(zip(own["rank"], own["bytes"], strict=True))
     tops["text"] = [
         error_of(size, measured[rank]) if source == "formula" and rank in measured else significant(size / unit)
         for source, rank, size in zip(tops["source"], tops["rank"], tops["bytes"], strict=True)

@@ -50,7 +50,7 @@ def memory(peak: pd.DataFrame, highest: int, style: Look) -> Drawing:
         )
         .properties(height=220)
     )
-    fullest = int(totals.idxmax())
+    fullest = int(totals.index[int(totals.argmax())])
     title = say("{size} on rank {rank}", size=in_bytes(int(totals.max())), rank=fullest)
     return Drawing(
         subject=say("Peak memory"),

@@ -46,7 +46,7 @@ def _memory(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
     found.append(Difference(say("{change} peak memory on the fullest rank", change=signed(share)), share, share < 0))
     if len(ours) == len(theirs):  # rank by rank, where the ranks are as many: the one that changes most
         shares = theirs / ours - 1
-        most = int(shares.abs().idxmax())
+        most = int(shares.index[int(shares.abs().argmax())])
         if abs(shares[most] - share) >= _NOTICED:
             change = float(shares[most])
             text = say("{change} peak memory on rank {rank}", change=signed(change), rank=most)
