@@ -30,7 +30,9 @@ class Assumptions(Spec):
         description="of peak FLOP/s that the products of a Transformer reach; large ones alone reach 0.65 to 0.85",
     )
     attention_efficiency: float = Field(
-        0.5, gt=0, le=1,
+        0.5,
+        gt=0,
+        le=1,
         description="of peak FLOP/s that the products inside attention reach, whose inner dimension is one head's width; fused "
         "ones 0.35 to 0.7 (Dao 2023; Shah et al. 2024)",
     )
@@ -76,8 +78,13 @@ class Link:
         return (self.degree - 1) * (calls * self.latency + size / self.degree / self.bandwidth)
 
     def all_reduce(self, size: Any, calls: Any = 1) -> Real:
-        """A reduce-scatter and an all-gather (Patarasuk and Yuan 2009)."""
-        return 2 * self.all_gather(size, calls)
+        """A reduce-scatter and an all-gather (Patarasuk and Yuan 2009), or up and down a tree, whichever is faster.
+
+        A tree takes 2·⌈log₂ d⌉ steps instead of 2·(d − 1), and sends all of it twice (Sanders et al. 2009).
+        """
+        ring = 2 * self.all_gather(size, calls)
+        tree = 2 * (np.ceil(np.log2(self.degree)) * calls * self.latency + size / self.bandwidth)
+        return np.minimum(ring, tree)
 
     def message(self, size: Any) -> Real:
         """From one neighbour to the next; none where there is no other."""
