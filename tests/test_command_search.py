@@ -62,6 +62,19 @@ def test_where_nothing_fits_the_least_is_shown(capsys: pytest.CaptureFixture[str
     assert "none fits; that one needs least, and it needs " in out
 
 
+def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["search", "--inference", "--model", "llama3-70b", "--ranks", "4", "--device", "h100-80gb", "--length", "4096"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("6 layouts of llama3-70b on 4 × h100-80gb for sequences of 4,096 tokens: ")
+    assert "dp1.tp4.pp1" in out
+    assert main([*asked, "--json", "--sequences", "8"]) == 0
+    best = json.loads(capsys.readouterr().out)["layouts"][0]
+    assert (best["layout"], best["sequences"], best["fits"]) == ("dp1.tp4.pp1", 8, True)
+    assert main(["search", "--inference", "--model", "gpt3-175b", "--ranks", "2", "--device", "h100-80gb"]) == 0
+    assert "none fits; that one needs least, and it needs 179.5 GB for 1 sequence a replica" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -73,6 +86,8 @@ def test_where_nothing_fits_the_least_is_shown(capsys: pytest.CaptureFixture[str
         (["--assume", "matmul_efficiency"], "--assume 'matmul_efficiency' is not of the form NAME=VALUE"),
         (["--assume", "matmul_efficiency=2"], "matmul_efficiency='2' must be less than or equal to 1"),
         (["--assume", "speed=2"], "there is no field 'speed'"),
+        (["--length", "100"], "--length is for inference; give --inference with it"),
+        (["--inference"], "--global-batch is for training; --sequences says how many are generated at a time"),
         (["--top", "0"], "--top 0 shows nothing"),
         (["--seq", "0"], "seq=0 must be greater than or equal to 1"),
         (["--precision", "fp8"], "precision='fp8' must be 'fp32' or 'bf16'"),

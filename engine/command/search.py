@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from engine import catalog
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
@@ -14,6 +16,7 @@ from engine.predict.accounting import ACCOUNTINGS, AccountingName
 from engine.predict.explain import label, way_to_fit, why
 from engine.predict.rates import Assumptions
 from engine.predict.search import MIXED, Plan, search
+from engine.predict.serving import serving
 from engine.spec import ModelSpec, RequestError, WorkloadSpec
 
 _TOP = 10
@@ -38,6 +41,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--assume", action="append", default=[], metavar="NAME=VALUE",
         help=f"an efficiency other than the default; may come several times: {', '.join(Assumptions.model_fields)}",
     )  # fmt: skip
+    parser.add_argument("--inference", action="store_true", help="plan for generating text instead of training")
+    parser.add_argument("--length", type=int, metavar="N", help="for inference: tokens of a sequence (default: the model's seq)")
+    parser.add_argument("--sequences", type=int, metavar="N", help="for inference: sequences at a time (default: as many as fit)")
     parser.add_argument("--top", type=int, default=_TOP, metavar="N", help=f"so many rows (default {_TOP})")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write every layout there, those that do not fit as well")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -58,12 +64,13 @@ def assumptions(given: Iterable[str]) -> Assumptions:
 def _search(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise RequestError(f"--top {arguments.top} shows nothing; 1 and more do")
+    if arguments.inference:
+        return _serve(arguments)
+    for name in ("length", "sequences"):
+        if getattr(arguments, name) is not None:
+            raise RequestError(f"--{name} is for inference; give --inference with it")
     plan = _plan(arguments)
-    if arguments.out is not None:
-        try:
-            plan.layouts.to_csv(arguments.out, index=False)
-        except OSError as error:
-            raise RequestError(f"cannot write {arguments.out}: {error.strerror}") from error
+    _write(plan.layouts, arguments.out)
     if arguments.json:
         print_json(_as_json(plan, arguments.top))
     else:
@@ -71,6 +78,49 @@ def _search(arguments: argparse.Namespace) -> int:
         if arguments.out is not None:
             print(f"\nall {len(plan.layouts):,} are in {arguments.out}")
     return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """What fits for inference, and how fast."""
+    if arguments.global_batch is not None:
+        raise RequestError("--global-batch is for training; --sequences says how many are generated at a time")
+    model, gpu = catalog.model(arguments.model), device(arguments.device)
+    workload = WorkloadSpec.model_validate({"precision": arguments.precision})
+    length = arguments.length or arguments.seq or model.seq
+    table = serving(model, arguments.ranks, gpu, length, arguments.sequences, workload.precision, assumptions(arguments.assume))
+    _write(table, arguments.out)
+    count = int(table["fits"].sum())
+    rows = table.head(max(1, min(arguments.top, count)))
+    if arguments.json:
+        print_json({"length": length, "feasible": count, "device": gpu.model_dump(), "layouts": rows.to_dict("records")})
+        return 0
+    print(f"{len(table):,} layouts of {arguments.model} on {arguments.ranks:,} × {gpu.name} for sequences of {length:,} tokens: "
+          f"{count:,} fit {gpu.memory_bytes / 1e9:,.0f} GB\n")  # fmt: skip
+    print_table([_serving_row(row) for row in rows.to_dict("records")])
+    if not count:
+        print(f"\nnone fits; that one needs least, and it {rows['reason'].iloc[0]}")
+    return 0
+
+
+def _serving_row(row: dict[Any, Any]) -> dict[str, Any]:
+    return {
+        "layout": row["layout"],
+        "parameters": f"{row['parameters_bytes'] / 1e9:7.1f} GB",
+        "cache of a sequence": f"{row['cache_bytes'] / 1e9:7.3f} GB",
+        "sequences": row["sequences"],
+        "memory": f"{row['memory_bytes'] / 1e9:7.1f} GB",
+        "a token": f"{1e3 * row['token_s']:8.2f} ms",
+        "tokens/s": f"{row['tokens_per_second']:10,.0f}",
+    }
+
+
+def _write(table: pd.DataFrame, file: Path | None) -> None:
+    if file is None:
+        return
+    try:
+        table.to_csv(file, index=False)
+    except OSError as error:
+        raise RequestError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

@@ -30,6 +30,7 @@ _LIFT = torch.ops.aten.lift_fresh.default
 _ADD, _ADD_INTO = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 _MULTIPLY = (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor)
 
+_WRAPPERS = ("_fn", "inner")  # what torch puts around a mode's dispatch
 _NUMBER = 8  # bytes of a number among tensors: torch makes a tensor of it, a double or a long
 
 
@@ -177,8 +178,11 @@ def _is_accumulation(tensor: Tensor) -> bool:
     It then adds in place, but not while a dispatch mode is in force (torch/csrc/autograd/input_buffer.cpp). The counts are those
     that a tensor has here whose only owner is autograd.
     """
-    if sys._getframe(2).f_code.co_name != "_engine_run_backward":
+    caller = sys._getframe(2)
+    while caller.f_back is not None and caller.f_code.co_name in _WRAPPERS:
+        caller = caller.f_back
+    if caller.f_code.co_name != "_engine_run_backward":
         return False
     storage = tensor.untyped_storage()
     holders: int = tensor._use_count()  # type: ignore[attr-defined]  # its stub forgets it
-    return holders <= 4 and torch._C._storage_Use_Count(storage._cdata) <= 2
+    return holders <= 4 and sys.getrefcount(tensor) <= 4 and torch._C._storage_Use_Count(storage._cdata) <= 2

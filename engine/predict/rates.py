@@ -78,8 +78,13 @@ class Link:
         return (self.degree - 1) * (calls * self.latency + size / self.degree / self.bandwidth)
 
     def all_reduce(self, size: Any, calls: Any = 1) -> Real:
-        """A reduce-scatter and an all-gather (Patarasuk and Yuan 2009)."""
-        return 2 * self.all_gather(size, calls)
+        """A reduce-scatter and an all-gather (Patarasuk and Yuan 2009), or up and down a tree, whichever is faster.
+
+        A tree takes 2·⌈log₂ d⌉ steps instead of 2·(d − 1), and sends all of it twice (Sanders et al. 2009).
+        """
+        ring = 2 * self.all_gather(size, calls)
+        tree = 2 * (np.ceil(np.log2(self.degree)) * calls * self.latency + size / self.bandwidth)
+        return np.minimum(ring, tree)
 
     def message(self, size: Any) -> Real:
         """From one neighbour to the next; none where there is no other."""

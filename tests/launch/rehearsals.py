@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from engine.launch.client import environment
 from engine.spec import RunSpec
 
 
@@ -20,7 +21,7 @@ class Asked(NamedTuple):
 def rehearse(asked: Sequence[Asked]) -> list[dict[int, Any]]:
     """For each request: rank → its `Rehearsal`. They run in a process of their own, and each rank in one forked from that."""
     command = [sys.executable, "-m", "tests.launch.rehearsals"]
-    done = subprocess.run(command, input=pickle.dumps(list(asked)), stdout=subprocess.PIPE, check=True, timeout=300)
+    done = subprocess.run(command, input=pickle.dumps(list(asked)), stdout=subprocess.PIPE, env=environment(), check=True)
     return pickle.loads(done.stdout)
 
 
