@@ -15,7 +15,7 @@ from engine.summary import bubble as measured_bubble
 from engine.topology import Mesh
 from pages.charts.critical import critical_path
 from pages.charts.drawing import Drawing, finish
-from pages.charts.lanes import BARS, MARKED, Row, chart
+from pages.charts.lanes import BARS, Row, chart
 from pages.charts.lanes import overview as lanes_overview
 from pages.charts.look import MAX_BARS, Look
 from pages.charts.roles import Roles, opacity, told
@@ -102,11 +102,12 @@ def draw(panels: list[Panel], style: Look, window: Window | None = None, slowed:
         cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:g}" if units else in_time(until)}
         reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
     rows = [row for panel in panels for row in (*_headings(panel, say)[alone:], *panel.rows)]
+    drawn, data = chart(bars, rows, clock, time, style, shown)
     return Drawing(
         subject=_subject(panels, say),
         title=title,
         reading=" ".join(reading),
-        spec=finish(chart(bars, rows, clock, time, style, shown), style, title, MARKED),
+        spec=finish(drawn, style, title, data),
         table=panels[0].table if alone else every[list(BARS)],
     )
 
@@ -270,8 +271,7 @@ def _reading(panel: Panel, say: Words, units: bool) -> str:
 def _on_every_timeline(say: Words) -> list[str]:
     return [
         say("The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time."),
-        say("Papers that quote (p − 1) ÷ m divide by the ideal time instead, in which nothing waits: idle ÷ busy."),
-        say("Outlined bars are the critical path: were one of them longer, so would be the whole."),
+        say("Papers that quote (p − 1) ÷ m mean idle ÷ busy, a share of the ideal time. Outlined: the critical path."),
         say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."),
     ]
 
