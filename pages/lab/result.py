@@ -26,7 +26,7 @@ from pages.lab.events import walk as events_of
 from pages.lab.figures import as_html, figures, parity
 from pages.lab.saved import load as load
 from pages.shared import chosen, drawing
-from pages.shared.frame import say, view
+from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed
 
 _RANK, _FOLLOWED, _MEASURE = "lab/rank", "lab/followed", "lab/measure"
@@ -97,7 +97,9 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
 
     def pick_rank() -> None:
         named = {rank: say()("rank {rank}", rank=rank) for rank in ranks}
-        st.selectbox(say()("Rank"), ranks, key=_RANK, format_func=named.__getitem__, label_visibility="collapsed", width=130)
+        st.selectbox(
+            say()("Rank"), ranks, key=labelled(_RANK), format_func=named.__getitem__, label_visibility="collapsed", width=130
+        )
 
     if st.session_state.get(_RANK) not in ranks:
         st.session_state[_RANK] = result.summary["peak_rank"]
@@ -119,7 +121,12 @@ def _traffic(folder: Path, result: RunResult) -> None:
     def pick_measure() -> None:
         named = measures(say())
         st.segmented_control(
-            say()("Bytes"), MEASURES, key=_MEASURE, format_func=named.__getitem__, required=True, label_visibility="collapsed"
+            say()("Bytes"),
+            MEASURES,
+            key=labelled(_MEASURE),
+            format_func=named.__getitem__,
+            required=True,
+            label_visibility="collapsed",
         )
 
     measure, rank = st.session_state.setdefault(_MEASURE, "wire"), chosen.rank(_mesh(result))

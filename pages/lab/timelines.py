@@ -23,7 +23,7 @@ from pages.charts.words import Words
 from pages.lab.events import Event
 from pages.lab.saved import load
 from pages.shared import chosen, drawing
-from pages.shared.frame import say, view
+from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed
 
 Shown = Literal["measured", "projected", "textbook", "all"]
@@ -51,7 +51,12 @@ def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) ->
     def pick() -> None:
         named = timeline.kinds(say()) | {"all": say()("on one axis")}
         st.segmented_control(
-            say()("Timeline"), SHOWN, key=_SHOWN, format_func=named.__getitem__, required=True, label_visibility="collapsed"
+            say()("Timeline"),
+            SHOWN,
+            key=labelled(_SHOWN),
+            format_func=named.__getitem__,
+            required=True,
+            label_visibility="collapsed",
         )
 
     rank = chosen.rank(mesh)
@@ -91,7 +96,7 @@ def _pick_slow(key: str, stages: int) -> None:
         st.session_state[stage] = None
     named = {index: say()("slow stage {stage}", stage=index) for index in range(stages)}
     st.selectbox(
-        say()("Slow one stage"), range(stages), index=None, key=stage, format_func=named.__getitem__,
+        say()("Slow one stage"), range(stages), index=None, key=labelled(stage), format_func=named.__getitem__,
         placeholder=say()("slow a stage"), label_visibility="collapsed", width=160,
     )  # fmt: skip
     if st.session_state.get(stage) is not None:
