@@ -19,7 +19,7 @@ from pages.charts.look import View, look
 from pages.charts.roles import roles_of
 from pages.charts.timeline import Panel, Slowed, Window
 from pages.charts.units import Unit
-from pages.charts.words import Words
+from pages.charts.words import Language, Words, words
 from pages.lab.events import Event
 from pages.lab.saved import load
 from pages.shared import chosen, drawing
@@ -146,25 +146,25 @@ def run_overview(folder: Path, shown: Shown, slow: Slow, view: View) -> Drawing 
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def of_run(folder: Path, shown: Shown, slow: Slow, language: Any) -> list[Panel]:
+def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[Panel]:
     """The accounts of a saved run that are drawn, all in ns. The textbook's unit is such that it does the projection's work."""
-    result, words = load(folder), look(View("light", language)).say
+    result, say = load(folder), words(language)
     spec, spans = result.spec, result.tables["spans"]
     panels = []
     if shown in ("measured", "all"):
-        panels.append(timeline.measured_panel(spans, _mesh(spec.layout), words))
-    names = _stages(spec.layout, words)
+        panels.append(timeline.measured_panel(spans, _mesh(spec.layout), say))
+    names = _stages(spec.layout, say)
     if shown in ("projected", "all"):
         found = _simulated(spec.layout, spec.workload.microbatches, projected(spec, spans), slow)
-        panels.append(timeline.replayed_panel("projected", found.timed, names, words))
+        panels.append(timeline.replayed_panel("projected", found.timed, names, say))
     if shown == "textbook":
         found = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), slow)
-        panels.append(timeline.replayed_panel("textbook", found.timed, names, words))
+        panels.append(timeline.replayed_panel("textbook", found.timed, names, say))
     elif shown == "all":
         real = _simulated(spec.layout, spec.workload.microbatches, projected(spec, spans), Slow())
         plain = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), Slow())
         found = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), slow)
-        panels.append(timeline.replayed_panel("textbook", found.timed, names, words, sum(real.busy) / sum(plain.busy)))
+        panels.append(timeline.replayed_panel("textbook", found.timed, names, say, sum(real.busy) / sum(plain.busy)))
     return panels
 
 
@@ -183,12 +183,12 @@ def shape_overview(shape: LayoutSpec, microbatches: int, slow: Slow, view: View)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Any) -> Panel:
-    words = look(View("light", language)).say
+def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Language) -> Panel:
+    say = words(language)
     found = _simulated(shape, microbatches, unit_times(shape), slow)
     keeps = [in_flight(found.schedule, stage) for stage in range(shape.pp)]
-    names = [words("stage {stage} · keeps {count} in flight", stage=stage, count=count) for stage, count in enumerate(keeps)]
-    return timeline.replayed_panel("textbook", found.timed, names, words)
+    names = [say("stage {stage} · keeps {count} in flight", stage=stage, count=count) for stage, count in enumerate(keeps)]
+    return timeline.replayed_panel("textbook", found.timed, names, say)
 
 
 def _simulated(layout: LayoutSpec, microbatches: int, durations: Durations, slow: Slow) -> Timeline:
