@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import pandas as pd
 
 from pages.charts.look import Look, config
 from pages.charts.roles import CHOSEN
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,15 @@ class Drawing:
     table: pd.DataFrame
 
 
-def finish(chart: alt.TopLevelMixin, style: Look, title: str, marks: dict[str, tuple[str, ...]] | None = None) -> dict[str, Any]:
+def finish(chart: alt.TopLevelMixin, style: Look, title: str, data: Mapping[str, Rows] | None = None) -> dict[str, Any]:
     """Altair's chart as a plain Vega-Lite spec with the settings that all charts share.
 
-    `marks` names data sets, and their columns, that are empty until a page points at something: see `pointed`.
+    `data` are the rows of the data sets that the chart only names. One that is empty until a page points at something is given
+    as `nothing`: see `pages.shared.pointing`. The spec is not held against Vega-Lite's schema, which would take longer than
+    all else; a test does so.
     """
-    spec: dict[str, Any] = chart.to_dict()
-    for name, columns in (marks or {}).items():
-        spec["datasets"][name] = [dict.fromkeys(columns)]  # one row of nothing, so that its columns are known
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    spec.setdefault("datasets", {}).update(data or {})
     spec["config"] = config(style)
     # As wide as where it stands, as high as its content: "fit" would squeeze the rows when there is a legend.
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
@@ -42,6 +46,11 @@ def finish(chart: alt.TopLevelMixin, style: Look, title: str, marks: dict[str, t
     # No menu over the chart: it offers an editor on another machine. Files are made by the page, on the theme's background.
     spec["usermeta"] = {"embedOptions": {"actions": False}, "background": style.background}
     return spec
+
+
+def nothing(*columns: str) -> Rows:
+    """One row of nothing, so that the columns are known. What draws it must leave it out."""
+    return [dict.fromkeys(columns)]
 
 
 def rank_chooser() -> alt.Parameter:

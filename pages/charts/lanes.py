@@ -9,14 +9,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from pages.charts.drawing import colours, rank_chooser
+from pages.charts.drawing import Rows, colours, nothing, rank_chooser
 from pages.charts.look import Look, lane
 from pages.charts.names import columns, lanes
 from pages.charts.units import Unit
 
-MARKED: dict[str, tuple[str, ...]] = {
-    "marked": ("row", "start_ns", "end_ns")
-}  # the data set whose bars are framed, and its columns
 BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # what `chart` needs
 # A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
 _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
@@ -41,15 +38,17 @@ class _Bar(NamedTuple):
 
 def chart(
     bars: pd.DataFrame, rows: list[Row], clock: Unit, time: alt.Axis, style: Look, window: tuple[float, float] | None = None
-) -> Any:
+) -> tuple[Any, dict[str, Rows]]:
     """Bars on pale tracks, with text in those that have room for it.
 
     `bars` has the columns of `BARS`, and may have cpu_ns. With rank and opaque, a click on a bar chooses its rank. The track of
     a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
-    Bars with `critical` are outlined.
+    Bars with `critical` are outlined; those put into the data set "marked" later are framed. Returns the chart and its data.
     """
     drawn = _drawn(bars, rows, clock, style)
     talks = bool((drawn["lane"] == "comm").any())
+    data: dict[str, Rows] = {"bars": drawn.to_dict("records"), "marked": nothing("row", "start_ns", "end_ns")}  # type: ignore[dict-item]
+    named = alt.Chart(alt.NamedData(name="bars"))
     thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
     first, last = (0.0, drawn["end"].max()) if window is None else (window[0] / clock.size, window[1] / clock.size)
     x, end = alt.X("start:Q", axis=time, scale=alt.Scale(nice=False, domain=[first, last])), "end:Q"
@@ -59,7 +58,7 @@ def chart(
 
     track = alt.Chart(pd.DataFrame({"row": [row.key for row in rows if not row.heading], "start": first, "end": last}))
     at: dict[str, Any] = {"height": thick.height, "yOffset": thick.below, "clip": True}
-    every = _coloured(alt.Chart(drawn), x, y, style, drawn)
+    every = _coloured(named, x, y, style, drawn)
     compute = every.transform_filter("datum.lane == 'compute'")
     layers: list[Any] = [
         track.mark_bar(color=style.faint, **at).encode(x=x, x2=end, y=y),
@@ -70,11 +69,11 @@ def chart(
     if thin:
         layers.append(every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True))
     if drawn["critical"].any():
-        path = alt.Chart(drawn[drawn["critical"]][["row", "start", "end"]]).encode(x=x, x2=end, y=y)
+        path = named.transform_filter("datum.critical").encode(x=x, x2=end, y=y)
         layers.append(path.mark_bar(filled=False, stroke=style.text, strokeWidth=1.6, tooltip=None, aria=False, **at))
-    layers += [_labels(drawn, y, thick, style), _marked(x, y, clock, style)]
+    layers += [_labels(named, y, thick, style), _marked(x, y, clock, style)]
     zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
-    return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(rows))
+    return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(rows)), data
 
 
 def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> Any:
@@ -161,10 +160,9 @@ def _coloured(base: Any, x: Any, y: Any, style: Look, drawn: pd.DataFrame) -> An
     )
 
 
-def _labels(drawn: pd.DataFrame, y: Any, thick: _Bar, style: Look) -> Any:
+def _labels(base: Any, y: Any, thick: _Bar, style: Look) -> Any:
     return (
-        alt.Chart(drawn)
-        .transform_filter("datum.label != ''")
+        base.transform_filter("datum.label != ''")
         .transform_calculate(middle="(datum.start + datum.end) / 2")
         .mark_text(fontSize=11, fontWeight=600, color=style.on_colour, dy=thick.below, clip=True, tooltip=None)
         .encode(x="middle:Q", y=y, text="label:N", opacity=alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0)))
@@ -172,7 +170,7 @@ def _labels(drawn: pd.DataFrame, y: Any, thick: _Bar, style: Look) -> Any:
 
 
 def _marked(x: Any, y: Any, clock: Unit, style: Look) -> Any:
-    """A strong frame around what the page points at. The data set is empty until it does."""
+    """A strong frame around what the page points at."""
     return (
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter("isValid(datum.row)")

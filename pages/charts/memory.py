@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE
-from pages.charts.drawing import Drawing, colours, finish, rank_chooser
+from pages.charts.drawing import Drawing, colours, finish, nothing, rank_chooser
 from pages.charts.look import MAX_BARS, Look, lane
 from pages.charts.names import action, categories, lanes
 from pages.charts.roles import Roles, opacity, outline, told
@@ -17,9 +17,6 @@ from pages.charts.units import Unit, byte_unit, in_bytes, significant, time_unit
 from pages.charts.words import Words
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
-_MARKED: dict[str, tuple[str, ...]] = {
-    "marked": ("t_ns", "end_ns")
-}  # the data set of the time that a page points at, and its columns
 
 
 def peak(memory_peak: pd.DataFrame, style: Look, roles: Roles | None = None) -> Drawing:
@@ -127,7 +124,7 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         reading=say(
             "Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then."
         ),
-        spec=finish(chart, style, title, _MARKED),
+        spec=finish(chart, style, title, {"marked": nothing("t_ns", "end_ns")}),
         table=_wide(mine, ["t_ns", "action"]),
     )
 
@@ -147,7 +144,7 @@ def _band(clock: Unit, style: Look) -> Any:
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter("isValid(datum.t_ns)")
         .transform_calculate(time=f"datum.t_ns / {clock.size}", end=f"datum.end_ns / {clock.size}")
-        .mark_rect(fill=style.text, fillOpacity=0.12, stroke=style.text, strokeWidth=2, tooltip=None, aria=False)
+        .mark_rect(filled=False, stroke=style.text, strokeWidth=3, tooltip=None, aria=False)
         .encode(x=alt.X("time:Q"), x2="end:Q")
     )
 

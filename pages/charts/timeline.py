@@ -15,7 +15,7 @@ from engine.summary import bubble as measured_bubble
 from engine.topology import Mesh
 from pages.charts.critical import critical_path
 from pages.charts.drawing import Drawing, finish
-from pages.charts.lanes import BARS, MARKED, Row, chart
+from pages.charts.lanes import BARS, Row, chart
 from pages.charts.lanes import overview as lanes_overview
 from pages.charts.look import MAX_BARS, Look
 from pages.charts.roles import Roles, opacity, told
@@ -97,16 +97,17 @@ def draw(panels: list[Panel], style: Look, window: Window | None = None, slowed:
     time = alt.Axis(title=axis if alone else say("time from the step's start ({unit})", unit=clock.name))
     if units:
         time.tickMinStep = 1
-    reading = [_reading(panel, say, units) for panel in panels] + _on_every_timeline(say)
+    reading = [_reading(panel, say, units) for panel in panels] + _on_every_timeline(panels[0], say)
     if until is not None:
         cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:g}" if units else in_time(until)}
         reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
     rows = [row for panel in panels for row in (*_headings(panel, say)[alone:], *panel.rows)]
+    drawn, data = chart(bars, rows, clock, time, style, shown)
     return Drawing(
         subject=_subject(panels, say),
         title=title,
         reading=" ".join(reading),
-        spec=finish(chart(bars, rows, clock, time, style, shown), style, title, MARKED),
+        spec=finish(drawn, style, title, data),
         table=panels[0].table if alone else every[list(BARS)],
     )
 
@@ -144,9 +145,9 @@ def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words, roles: Roles | N
     rows = []
     for rank in range(mesh.size):
         idle = percent(1 - busy[rank] / whole[rank % (mesh.dp * mesh.tp)]) if rank in busy.index else "–"
-        label = say("rank {rank} · stage {stage} · idle {idle}", rank=rank, stage=mesh.coordinate(rank).pp, idle=idle)
-        if roles and roles[rank] != "none":
-            label = f"{label} · {told(roles[rank], say)}"
+        label = say("rank {rank} · stage {stage}", rank=rank, stage=mesh.coordinate(rank).pp)
+        role = told(roles[rank], say) if roles else ""
+        label = " · ".join(filter(None, (label, role, say("idle {share}", share=idle))))
         rows.append(Row(row_key("measured", rank), label))
     path = critical_path(spans, mesh)
     bars = spans[["rank", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "cpu_ns"]].assign(
@@ -177,7 +178,7 @@ def replayed_panel(
     idle = [makespan] * len(names)
     for t in work:
         idle[t.stage] -= t.end - t.start
-    labels = [say("{row} · idle {idle}", row=name, idle=percent(idle[s] / makespan)) for s, name in enumerate(names)]
+    labels = [f"{name} · {say('idle {share}', share=percent(idle[s] / makespan))}" for s, name in enumerate(names)]
     on_path = {id(t) for t in (_path(timed) if path is None else path)}
     bars = pd.DataFrame(
         {
@@ -230,20 +231,28 @@ def kinds(say: Words) -> dict[Kind, str]:
 
 
 def _found(panel: Panel, say: Words, units: bool, slowed: Slowed | None, named: bool) -> str:
-    makespan = say("{count} units of time", count=f"{panel.makespan:g}") if units else in_time(panel.makespan)
-    found = {"share": percent(panel.bubble), "makespan": makespan, "ideal": percent(panel.of_ideal)}
+    share, makespan = percent(panel.bubble), f"{panel.makespan:g}" if units else in_time(panel.makespan)
+    found = {"share": share, "makespan": makespan}
     if named:
         return say("{name}: bubble {share} of {makespan}", name=kinds(say)[panel.kind], **found)
-    if slowed is not None and panel.kind != "measured" and panel.stages > 1:
-        slow = {"stage": slowed.stage, "factor": significant(slowed.factor), "before": percent(slowed.bubble)}
+    if panel.stages == 1 and units:
+        return say("One stage, so no bubble")
+    if panel.stages == 1:
+        return say("One stage, so no bubble: {share} of {makespan} is between passes", **found)
+    if slowed is None or panel.kind == "measured":
+        if units:
+            return say("The bubble takes {share} of {makespan} units of time", **found)
+        return say("The bubble takes {share} of {makespan}", **found)
+    slow = {"stage": slowed.stage, "factor": significant(slowed.factor), "before": percent(slowed.bubble)}
+    if units:
         return say(
-            "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan}; without, {before}",
+            "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan} units of time; without, {before}",
             **slow,
             **found,
         )
-    if panel.stages == 1:
-        return say("One stage, so no bubble: {share} of {makespan} is between passes", **found)
-    return say("The bubble takes {share} of {makespan}, or {ideal} of the ideal time", **found)
+    return say(
+        "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan}; without, {before}", **slow, **found
+    )
 
 
 def _reading(panel: Panel, say: Words, units: bool) -> str:
@@ -267,13 +276,13 @@ def _reading(panel: Panel, say: Words, units: bool) -> str:
     return " ".join(parts)
 
 
-def _on_every_timeline(say: Words) -> list[str]:
-    return [
-        say("The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time."),
-        say("Papers that quote (p − 1) ÷ m divide by the ideal time instead, in which nothing waits: idle ÷ busy."),
-        say("Outlined bars are the critical path: were one of them longer, so would be the whole."),
-        say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."),
-    ]
+def _on_every_timeline(panel: Panel, say: Words) -> list[str]:
+    found = [say("The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time.")]
+    if panel.stages > 1:
+        ideal = percent(panel.of_ideal)
+        found.append(say("Papers that quote (p − 1) ÷ m mean idle ÷ busy, a share of the ideal time: here {ideal}.", ideal=ideal))
+        found.append(say("Outlined: the critical path."))
+    return [*found, say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back.")]
 
 
 def _within(bars: pd.DataFrame, window: Window | None) -> tuple[pd.DataFrame, float | None]:

@@ -18,16 +18,17 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.roles import roles_of
 from pages.charts.timeline import Panel, Slowed, Window
-from pages.charts.words import Words
+from pages.charts.units import Unit
+from pages.charts.words import Language, Words, words
 from pages.lab.events import Event
 from pages.shared import chosen, drawing
-from pages.shared.frame import say, view
+from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import load
 
 Shown = Literal["measured", "projected", "textbook", "all"]
 SHOWN: tuple[Shown, ...] = ("measured", "projected", "textbook", "all")
-_SHOWN, _STAGE, _FACTOR = "timeline/shown", "timeline/slow-stage", "timeline/slow-factor"
+_SHOWN, _STAGE, _FACTOR = "timeline/shown", "{}/slow-stage", "{}/slow-factor"  # the latter two for each timeline
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 
@@ -45,71 +46,78 @@ def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) ->
     """The timeline of a saved run. `event` is framed in it."""
     mesh = _mesh(result.spec.layout)
     shown: Shown = st.session_state.setdefault(_SHOWN, "measured")
-    slow = _chosen_slow(mesh.pp)
+    slow = _chosen_slow("timeline", mesh.pp)
 
     def pick() -> None:
         named = timeline.kinds(say()) | {"all": say()("on one axis")}
         st.segmented_control(
-            say()("Timeline"), SHOWN, key=_SHOWN, format_func=named.__getitem__, required=True, label_visibility="collapsed"
+            say()("Timeline"),
+            SHOWN,
+            key=labelled(_SHOWN),
+            format_func=named.__getitem__,
+            required=True,
+            label_visibility="collapsed",
         )
 
     rank = chosen.rank(mesh)
-    window = _overview(of_run(folder, shown, slow, view().language)[0], "timeline")
+    panels = of_run(folder, shown, slow, view().language)
+    window = _brushed(run_overview(folder, shown, slow, view()), timeline.clock_of(panels[0], say()), "timeline")
     drawn = run(folder, shown, slow, rank, window, view())
     if event is not None:
-        drawn = pointed(drawn, marks(of_run(folder, shown, slow, view().language), event, mesh))
-    slowing = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow(mesh.pp)]
+        drawn = pointed(drawn, marks(panels, event, mesh))
+    slowing = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow("timeline", mesh.pp)]
     drawing.show(drawn, "timeline", *slowing, pick, note=note if shown in ("measured", "all") else "", on_rank=chosen.choose)
 
 
 def draw_textbook(spec: RunSpec, event: Event | None) -> None:
     """Before a run: the schedule in unit times."""
     layout, microbatches = spec.layout, spec.workload.microbatches
-    slow = _chosen_slow(layout.pp)
+    slow = _chosen_slow("textbook", layout.pp)
     # dp and tp do not change a pipeline's shape.
     shape = LayoutSpec(pp=layout.pp, schedule=layout.schedule, chunks=layout.chunks)
-    window = _overview(of_shape(shape, microbatches, slow, view().language), "textbook")
+    panel = of_shape(shape, microbatches, slow, view().language)
+    strip = shape_overview(shape, microbatches, slow, view())
+    window = _brushed(strip, timeline.clock_of(panel, say()), "textbook")
     drawn = textbook(shape, microbatches, slow, window, view())
     if event is not None:
-        drawn = pointed(drawn, marks([of_shape(shape, microbatches, slow, view().language)], event, _mesh(layout)))
-    drawing.show(drawn, "textbook", *([lambda: _pick_slow(layout.pp)] if layout.pp > 1 else []))
+        drawn = pointed(drawn, marks([panel], event, _mesh(layout)))
+    drawing.show(drawn, "textbook", *([lambda: _pick_slow("textbook", layout.pp)] if layout.pp > 1 else []))
 
 
-def _chosen_slow(stages: int) -> Slow:
-    stage, factor = st.session_state.get(_STAGE), st.session_state.get(_FACTOR, 1.0)
+def _chosen_slow(key: str, stages: int) -> Slow:
+    stage, factor = st.session_state.get(_STAGE.format(key)), st.session_state.get(_FACTOR.format(key), 2.0)
     return Slow() if stage is None or stage >= stages else Slow(stage, factor)
 
 
-def _pick_slow(stages: int) -> None:
+def _pick_slow(key: str, stages: int) -> None:
     """Beside the chart's title: which stage is slow, and by how much."""
-    if (st.session_state.get(_STAGE) or 0) >= stages:
-        st.session_state[_STAGE] = None
-    named = {stage: say()("slow stage {stage}", stage=stage) for stage in range(stages)}
+    stage, factor = _STAGE.format(key), _FACTOR.format(key)
+    if (st.session_state.get(stage) or 0) >= stages:
+        st.session_state[stage] = None
+    named = {index: say()("slow stage {stage}", stage=index) for index in range(stages)}
     st.selectbox(
-        say()("Slow one stage"), range(stages), index=None, key=_STAGE, format_func=named.__getitem__,
+        say()("Slow one stage"), range(stages), index=None, key=labelled(stage), format_func=named.__getitem__,
         placeholder=say()("slow a stage"), label_visibility="collapsed", width=160,
     )  # fmt: skip
-    if st.session_state.get(_STAGE) is not None:
-        st.session_state.setdefault(_FACTOR, 2.0)
+    if st.session_state.get(stage) is not None:
+        st.session_state.setdefault(factor, 2.0)
         st.select_slider(
-            say()("How many times as slow"), _FACTORS, key=_FACTOR, format_func="{:g}×".format, label_visibility="collapsed",
+            say()("How many times as slow"), _FACTORS, key=factor, format_func="{:g}×".format, label_visibility="collapsed",
             width=200,
         )  # fmt: skip
 
 
-def _overview(panel: Panel, key: str) -> Window | None:
-    """Where there are too many bars: a strip of the whole step, and the part of it that was brushed, in the panel's time."""
-    drawn = timeline.overview(panel, look(view()))
+def _brushed(drawn: Drawing | None, clock: Unit, key: str) -> Window | None:
+    """Show the strip of the whole step, if there is one; the part of it that was brushed, in the panel's time."""
     if drawn is None:
         return None
     with st.container(key=f"drawing-{key}-overview", gap="xsmall"):
         drawing.heading(drawn.subject, drawn.title)
-        brushed: Any = st.vega_lite_chart(
+        state: Any = st.vega_lite_chart(
             drawn.spec, width="stretch", key=f"overview-{key}", on_select="rerun", selection_mode="window"
         )
         st.caption(drawn.reading)
-    ends = brushed["selection"].get("window", {}).get("start")
-    clock = timeline.clock_of(panel, look(view()).say)
+    ends = state["selection"].get("window", {}).get("start")
     return None if not ends else (min(ends) * clock.size, max(ends) * clock.size)
 
 
@@ -130,26 +138,33 @@ def run(folder: Path, shown: Shown, slow: Slow, rank: int | None, window: Window
     return drawing.packed(timeline.draw(panels, style, window, before))
 
 
+@st.cache_data(max_entries=32, show_spinner=False)
+def run_overview(folder: Path, shown: Shown, slow: Slow, view: View) -> Drawing | None:
+    """Of what is drawn on its own; the three on one axis begin with what was measured."""
+    found = timeline.overview(of_run(folder, shown, slow, view.language)[0], look(view))
+    return found and drawing.packed(found)
+
+
 @st.cache_resource(max_entries=64, show_spinner=False)
-def of_run(folder: Path, shown: Shown, slow: Slow, language: Any) -> list[Panel]:
+def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[Panel]:
     """The accounts of a saved run that are drawn, all in ns. The textbook's unit is such that it does the projection's work."""
-    result, words = load(folder), look(View("light", language)).say
+    result, say = load(folder), words(language)
     spec, spans = result.spec, result.tables["spans"]
     panels = []
     if shown in ("measured", "all"):
-        panels.append(timeline.measured_panel(spans, _mesh(spec.layout), words))
-    names = _stages(spec.layout, words)
+        panels.append(timeline.measured_panel(spans, _mesh(spec.layout), say))
+    names = _stages(spec.layout, say)
     if shown in ("projected", "all"):
         found = _simulated(spec.layout, spec.workload.microbatches, projected(spec, spans), slow)
-        panels.append(timeline.replayed_panel("projected", found.timed, names, words))
+        panels.append(timeline.replayed_panel("projected", found.timed, names, say))
     if shown == "textbook":
         found = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), slow)
-        panels.append(timeline.replayed_panel("textbook", found.timed, names, words))
+        panels.append(timeline.replayed_panel("textbook", found.timed, names, say))
     elif shown == "all":
         real = _simulated(spec.layout, spec.workload.microbatches, projected(spec, spans), Slow())
         plain = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), Slow())
         found = _simulated(spec.layout, spec.workload.microbatches, unit_times(spec.layout), slow)
-        panels.append(timeline.replayed_panel("textbook", found.timed, names, words, sum(real.busy) / sum(plain.busy)))
+        panels.append(timeline.replayed_panel("textbook", found.timed, names, say, sum(real.busy) / sum(plain.busy)))
     return panels
 
 
@@ -161,13 +176,19 @@ def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | 
     return drawing.packed(timeline.draw([panel], look(view), window, before))
 
 
+@st.cache_data(max_entries=32, show_spinner=False)
+def shape_overview(shape: LayoutSpec, microbatches: int, slow: Slow, view: View) -> Drawing | None:
+    found = timeline.overview(of_shape(shape, microbatches, slow, view.language), look(view))
+    return found and drawing.packed(found)
+
+
 @st.cache_resource(max_entries=64, show_spinner=False)
-def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Any) -> Panel:
-    words = look(View("light", language)).say
+def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Language) -> Panel:
+    say = words(language)
     found = _simulated(shape, microbatches, unit_times(shape), slow)
     keeps = [in_flight(found.schedule, stage) for stage in range(shape.pp)]
-    names = [words("stage {stage} · keeps {count} in flight", stage=stage, count=count) for stage, count in enumerate(keeps)]
-    return timeline.replayed_panel("textbook", found.timed, names, words)
+    names = [say("stage {stage} · keeps {count} in flight", stage=stage, count=count) for stage, count in enumerate(keeps)]
+    return timeline.replayed_panel("textbook", found.timed, names, say)
 
 
 def _simulated(layout: LayoutSpec, microbatches: int, durations: Durations, slow: Slow) -> Timeline:

@@ -85,8 +85,6 @@ def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
             say("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == last, on_click=_go,
             args=(spec, events, *step.way, step.at + 1), key="walk/next", type="primary", shortcut="N",
         )  # fmt: skip
-        if last:
-            st.slider(say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events))
         for label, key, count in (
             (say("Microbatch"), _MICROBATCH, spec.workload.microbatches),
             (say("Replica (dp)"), _DP, spec.layout.dp),
@@ -94,6 +92,8 @@ def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
         ):
             if count > 1:
                 st.selectbox(label, range(count), key=key, on_change=_moved, args=(spec, events), width=120)
+    if last:
+        st.slider(say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events), label_visibility="collapsed")
 
 
 def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: int) -> None:

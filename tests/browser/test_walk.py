@@ -1,0 +1,72 @@
+"""The timeline's accounts and the walk of one microbatch, in a real browser, over a real run."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.served import Server, Watched, drawn
+from tests.browser.test_lab import LONG_S, bars, chart, finished, link, run_button, saved
+
+CHOICE = "gpt-tiny~dp1.tp2.pp2~1f1b~m4~b1~n3~r0.003~e0"
+
+
+def walk(page: Page) -> Locator:
+    return page.locator(".st-key-walk")
+
+
+def frames(page: Page, name: str) -> Locator:
+    """What a chart frames: the event that is told."""
+    return chart(page, name).locator("svg.marks path[stroke-width='3.5']")
+
+
+def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, watched: Watched):
+    page = watched.open(server, spec=CHOICE)
+    expect(walk(page)).to_contain_text("Microbatch 0, event 1 of")
+    page.get_by_role("button", name="Next").click()
+    expect(walk(page)).to_contain_text("Rank 0 makes 5 calls of all_reduce along tp with rank 1")
+    expect(frames(page, "textbook")).to_have_count(1)  # the pass that the calls are part of
+
+    run_button(page).click()
+    expect(finished(page)).to_be_visible(timeout=LONG_S)
+    drawn(page)
+    expect(walk(page)).to_have_count(1)
+    expect(walk(page)).to_contain_text("As measured.")
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_url(re.compile("walk=0.2"))
+    expect(walk(page)).to_contain_text("Rank 0 sends the activations of microbatch 0 on to rank 2 at stage 1")
+    expect(frames(page, "timeline")).to_have_count(1)
+    page.keyboard.press("n")
+    page.wait_for_url(re.compile("walk=0.3"))
+    expect(page.locator("[data-rank='2'][aria-pressed='true']")).to_be_visible()
+    expect(chart(page, "timeline").locator("svg.marks")).to_contain_text("rank 2 · stage 1 · chosen")
+    expect(chart(page, "curve").get_by_role("heading")).to_contain_text("Rank 2 peaks at")
+
+    page.reload()
+    drawn(page)
+    expect(walk(page)).to_contain_text("Microbatch 0, event 4 of")
+    assert link(page, "rank") == "2"
+
+
+def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_grow(server: Server, watched: Watched):
+    page = watched.open(server, spec=CHOICE)
+    run_button(page).click()
+    expect(finished(page)).to_be_visible(timeout=LONG_S)
+    drawn(page)
+    spans = saved(server, page).tables["spans"]
+    expect(bars(page, "timeline")).to_have_count(4 + len(spans))
+    chart(page, "timeline").get_by_role("radio", name="projected").click()
+    expect(chart(page, "timeline").locator("svg.marks")).to_contain_text("stage 1 · ranks 2–3")
+    chart(page, "timeline").get_by_role("radio", name="textbook").click()
+    expect(chart(page, "timeline").get_by_role("heading")).to_have_text("The bubble takes 20.0% of 15 units of time")
+    chart(page, "timeline").get_by_role("combobox", name="Slow one stage").click()
+    page.get_by_role("option", name="slow stage 1").click()
+    expect(chart(page, "timeline").get_by_role("heading")).to_have_text(
+        "With stage 1 2 times as slow, the bubble takes 33.3% of 27 units of time; without, 20.0%"
+    )
+    chart(page, "timeline").get_by_role("radio", name="on one axis").click()
+    for name in ("MEASURED", "PROJECTED", "TEXTBOOK"):
+        expect(chart(page, "timeline").locator("svg.marks")).to_contain_text(name)
+    cells = chart(page, "matrix").locator("svg.marks path[aria-roledescription='rect mark']")
+    expect(cells.first).to_be_visible()

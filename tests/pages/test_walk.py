@@ -1,0 +1,185 @@
+"""Stepping through: one microbatch's way through a step, over real runs and before any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine.predict.timeline import simulate, textbook
+from engine.predict.traffic import traffic as predicted
+from engine.schedule import plan
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from engine.tables import RunResult
+from engine.topology import Mesh
+from pages.charts.units import in_bytes
+from pages.charts.words import words
+from pages.lab.events import Event, Way, walk
+from pages.lab.sentences import headline, sentences
+from tests.pages.stand_in import saved, service
+from tests.pages.test_lab import link, page, text
+from tests.runs import Runs, small
+
+SAY = words("en")
+PLAIN = small("dp2.tp2.pp2", microbatches=3)
+CHUNKED = small("dp2.tp1.pp2", "zb-v", chunks=2, microbatches=4)
+
+
+def way_of(result: RunResult, way: Way) -> list[Event]:
+    return walk(result.spec, result.tables["traffic"], way, result.tables["spans"])
+
+
+def before_a_run(spec: RunSpec, way: Way) -> list[Event]:
+    schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
+    return walk(spec, predicted(spec), way, timed=simulate(schedule, textbook(spec.layout)).timed)
+
+
+def names(events: list[Event]) -> list[str]:
+    return [headline(event, SAY) for event in events]
+
+
+def test_a_microbatch_goes_down_the_stages_and_back_and_then_the_step_ends(runs: Runs):
+    events = way_of(runs.result(PLAIN), Way(1, dp=1, tp=0))
+    # Replica 1, slice 0: rank 2 on stage 0 and rank 6 on stage 1.
+    actions = [headline(e, SAY) for e in events if not e.is_call]
+    assert actions == [
+        "F on rank 2", "send activation on rank 2", "recv activation on rank 6", "F on rank 6", "B on rank 6",
+        "send gradient on rank 6", "recv gradient on rank 2", "B on rank 2", "reduce on rank 6", "reduce on rank 2",
+        "tie on rank 2", "tie on rank 6", "step on rank 2", "step on rank 6",
+    ]  # fmt: skip
+    assert {e.action.microbatch for e in events if not e.once} == {1}
+    assert names(events)[:2] == ["F on rank 2", "7 × tp all_reduce"]  # embedding, and two in each of three layers
+
+
+@pytest.mark.parametrize("spec", [PLAIN, CHUNKED], ids=["1f1b", "zb-v"])
+def test_each_event_comes_after_what_it_needs(runs: Runs, spec: RunSpec):
+    """By the run's own clock: nothing is taken in before it was handed over, and no pass begins before its input is there."""
+    for microbatch in range(spec.workload.microbatches):
+        events = [e for e in way_of(runs.result(spec), Way(microbatch)) if not e.is_call]
+        assert all(e.start is not None and e.end is not None and e.start <= e.end for e in events)
+        handed: dict[tuple[str, int], float] = {}
+        ready: dict[tuple[int, str], float] = {}  # (chunk, what it needs) → when that was there
+        for e in events:
+            assert e.start is not None
+            assert e.end is not None
+            chunk, kind = e.action.chunk, e.action.kind
+            if kind == "send":
+                handed[e.action.flow, chunk + (1 if e.action.flow == "activation" else -1)] = e.start
+            elif kind == "recv":
+                assert e.end >= handed.pop((e.action.flow, chunk))
+                ready[chunk, e.action.flow] = e.end
+            elif kind in ("F", "B", "I", "W"):
+                needed = {"F": "activation", "W": "I"}.get(kind, "gradient")
+                assert e.start >= ready.get((chunk, needed), 0.0)
+                ready[chunk, kind] = e.end
+        assert not handed, "what was sent was taken in"
+
+
+@pytest.mark.parametrize("spec", [PLAIN, CHUNKED], ids=["1f1b", "zb-v"])
+def test_all_microbatches_together_account_for_every_byte_and_call(runs: Runs, spec: RunSpec):
+    result = runs.result(spec)
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    for dp in range(mesh.dp):
+        counted: Counter[tuple] = Counter()
+        for microbatch in range(spec.workload.microbatches):
+            for e in way_of(result, Way(microbatch, dp)):
+                if (p := e.passed) and (not e.once or microbatch == 0):  # what is done once a step is on every way
+                    for column in ("calls", "payload_bytes", "wire_bytes"):
+                        counted[e.rank, p.axis, p.collective, p.phase, p.group, column] += getattr(p, column)
+        table = {
+            (r.rank, r.axis, r.collective, r.phase, tuple(map(int, r.group.split(","))), column): getattr(r, column)
+            for r in result.tables["traffic"].itertuples()
+            for column in ("calls", "payload_bytes", "wire_bytes")
+            if mesh.coordinate(r.rank)[1:] == (dp, 0)
+        }
+        assert {k: v for k, v in counted.items() if v} == {k: v for k, v in table.items() if v}
+
+
+def test_sentences_have_the_numbers_of_the_run(runs: Runs):
+    result = runs.result(PLAIN)
+    spec, table = result.spec, result.tables["traffic"]
+    told = {headline(e, SAY): " ".join(sentences(e, spec, SAY)) for e in reversed(way_of(result, Way(1)))}
+    of = table[(table["rank"] == 0) & (table["phase"] == "forward")].set_index("collective")
+    share = int(of.at["all_reduce", "payload_bytes"]) // spec.workload.microbatches
+    calls = int(of.at["all_reduce", "calls"]) // spec.workload.microbatches
+    assert told["F on rank 0"].startswith("Rank 0 runs microbatch 1 forward through the embedding and layers 0–2.")
+    assert f"Rank 0 makes {calls} calls of all_reduce along tp with rank 1" in told[f"{calls} × tp all_reduce"]
+    assert f"{in_bytes(share)} of payload together" in told[f"{calls} × tp all_reduce"]
+    message = int(of.at["send", "payload_bytes"]) // spec.workload.microbatches
+    assert "on to rank 4 at stage 1" in told["send activation on rank 0"]
+    assert f"The message is {in_bytes(message)}." in told["send activation on rank 0"]
+    spans = result.tables["spans"].query("rank == 4 and kind == 'B' and microbatch == 1")
+    assert f"From {spans['start_ns'].iloc[0] / 1e6:.3g}" in told["B on rank 4"]
+    assert "layers 3–4 and the head" in told["B on rank 4"]
+
+
+def test_before_a_run_the_way_is_the_schedules_with_predicted_bytes(runs: Runs):
+    """The same events and the same bytes as the run then has; only the times are the textbook's."""
+    for microbatch in range(PLAIN.workload.microbatches):
+        planned, real = before_a_run(PLAIN, Way(microbatch)), way_of(runs.result(PLAIN), Way(microbatch))
+        assert [(e.rank, e.action) for e in planned if not e.is_call] == [(e.rank, e.action) for e in real if not e.is_call]
+        key = lambda e: (e.rank, str(e.action), e.passed)  # noqa: E731
+        assert sorted((key(e) for e in planned if e.passed), key=str) == sorted((key(e) for e in real if e.passed), key=str)
+    first = before_a_run(PLAIN, Way(0))[0]
+    assert (first.start, first.end) == (0.0, 1.0)
+    assert sentences(first, PLAIN, SAY, in_units=True)[-1] == "From 0 to 1 units of time."
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize(("schedule", "chunks"), [("1f1b", 1), ("interleaved", 2), ("zb-h1", 1), ("dualpipe-v", 2)])
+def test_every_lever_has_a_way_that_accounts_for_what_is_predicted(zero: int, schedule: str, chunks: int):
+    layout = LayoutSpec(dp=2, tp=2, pp=2, schedule=schedule, chunks=chunks, zero=zero, sequence_parallel=True)
+    spec = RunSpec(layout=layout, workload=WorkloadSpec(microbatches=4))
+    table = predicted(spec)
+    ways = [before_a_run(spec, Way(m)) for m in range(4)]
+    own = sum(e.passed.wire_bytes for events in ways for e in events if e.passed and not e.once)
+    once = sum(e.passed.wire_bytes for e in ways[0] if e.passed and e.once)
+    assert own + once == table[table["rank"].isin([0, 4])]["wire_bytes"].sum()
+    for events in ways:
+        assert all(sentences(e, spec, SAY, in_units=True) and headline(e, SAY) for e in events)
+
+
+# --------------------------------------------------------------------------------------------------------------- on the page
+
+PAIR = RunSpec(layout=LayoutSpec(pp=2))
+
+
+def press(app: AppTest, label: str) -> None:
+    next(b for b in app.button if b.label == label).click().run()
+    assert not app.exception
+
+
+def test_next_goes_on_and_puts_the_event_into_the_link_and_chooses_its_rank(tmp_path: Path):
+    parts = service(tmp_path / "runs")
+    app = page(parts[0], spec="gpt-tiny~dp1.tp1.pp2~1f1b")
+    assert "Microbatch 0, event 1 of " in text(app)
+    assert "Nothing has run yet" in text(app)
+    assert not link(app, "walk")
+    press(app, "Next")
+    press(app, "Next")
+    assert link(app, "walk") == "0.2"
+    assert link(app, "rank") == "1"
+    assert "Rank 1 takes in the activations of microbatch 0 from rank 0 at stage 0." in text(app)
+    press(app, "Previous")
+    assert (link(app, "walk"), link(app, "rank")) == ("0.1", "0")
+    next(s for s in app.selectbox if s.label == "Microbatch").select(3).run()
+    assert link(app, "walk") == "3.1"
+
+
+def test_a_link_restores_the_event_of_a_run(tmp_path: Path):
+    parts = service(tmp_path / "runs")
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run", walk="2.0")
+    assert not app.exception
+    assert "Rank 0 runs microbatch 2 forward through the embedding and layers 0–1." in text(app)
+    assert "As measured." in text(app)
+    assert text(app).count("Step through") == 1
+
+
+@pytest.mark.parametrize("code", ["9.999", "x", "1", "1.2.3", "-1.0"])
+def test_a_link_to_no_event_does_no_harm(tmp_path: Path, code: str):
+    app = page(service(tmp_path / "runs")[0], spec="gpt-tiny~dp1.tp1.pp2~1f1b", walk=code)
+    assert not app.exception
+    assert "Step through" in text(app)
