@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.families import FamilyName
-from engine.spec import ModelSpec, RequestError
+from engine.spec import ModelSpec, RequestError, sentence
 
 # To run here. Where a token hides others (257 values are needed), the vocabulary is rounded up to what tp up to 8 divides.
 _TINY = {"layers": 4, "hidden": 64, "heads": 4, "seq": 64}
@@ -68,7 +68,7 @@ MODELS: dict[str, ModelSpec] = {
 def model(name: str) -> ModelSpec:
     """The model of that name. Raises `RequestError` that lists the names."""
     if name not in MODELS:
-        raise RequestError(f"there is no model {name!r}; there are {', '.join(MODELS)}")
+        raise RequestError(sentence("there is no model {name!r}; there are {names}", name=name, names=", ".join(MODELS)))
     return MODELS[name]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.families import FAMILIES, predicted
-from engine.spec import BYTE_VOCABULARY, ModelSpec, RequestError
+from engine.spec import BYTE_VOCABULARY, ModelSpec, RequestError, sentence
 from engine.text import batch
 
 MASK = BYTE_VOCABULARY  # the token that hides another: the first that is not a byte
@@ -50,8 +50,14 @@ def feed(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: 
 def _seq2seq(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: int) -> Feed:
     """The decoder reads from the source's last token on, so no token is needed to start with."""
     if len(text) < 2 * model.seq:
-        need = f"seq={model.seq} needs at least {2 * model.seq:,}: a source and as long a target"
-        raise RequestError(f"the text has {len(text):,} bytes and {need}")
+        raise RequestError(
+            sentence(
+                "the text has {size:,} bytes and seq={seq} needs at least {needed:,}: a source and as long a target",
+                size=len(text),
+                seq=model.seq,
+                needed=2 * model.seq,
+            )
+        )
     tokens, targets = batch(text, 2 * model.seq - 1, size, seed, step, index)
     last = model.seq - 1
     return Feed(tokens[:, : model.seq], targets[:, last:], following=tokens[:, last:])

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from pyarrow import ArrowException
 
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import SCHEMAS, RunResult
 
 _HEAD = ("spec", "environment", "summary")  # what run.json holds
@@ -48,18 +48,19 @@ def load(folder: Path) -> RunResult:
     try:
         head = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if not isinstance(head, dict) or not all(isinstance(head.get(part), dict) for part in _HEAD):
-            raise RequestError(f"run.json has not all of {', '.join(_HEAD)}")
+            raise RequestError(sentence("run.json has not all of {parts}", parts=", ".join(_HEAD)))
         found = {name: folder / f"{name}.parquet" for name in SCHEMAS}
         tables = {name: _read_table(path, SCHEMAS[name]) for name, path in found.items() if path.exists()}
         return RunResult(RunSpec.model_validate(head["spec"]), head["environment"], _map_leaves(head["summary"], _number), tables)
     except (RequestError, OSError, ValueError, RecursionError, ArrowException) as error:
-        raise RequestError(f"{folder} is not a saved run: {error}") from error
+        reason = error.sentence if isinstance(error, RequestError) else str(error)
+        raise RequestError(sentence("{folder} is not a saved run: {reason}", folder=str(folder), reason=reason)) from error
 
 
 def _read_table(path: Path, schema: dict[str, str]) -> pd.DataFrame:
     rows = pd.read_parquet(path)
     if missing := [column for column in schema if column not in rows]:
-        raise RequestError(f"{path.name} lacks {', '.join(missing)}")
+        raise RequestError(sentence("{name} lacks {missing}", name=path.name, missing=", ".join(missing)))
     return rows
 
 

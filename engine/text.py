@@ -10,7 +10,7 @@ from pydoc_data.topics import topics
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 
 LARGEST = 1_000_000  # bytes of a text of the user's
 
@@ -26,16 +26,17 @@ def load(path: str | None) -> bytes:
         file = Path(path)
         found = file.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise RequestError(f"{path} is a folder, not a text file")
+            raise RequestError(sentence("{path} is a folder, not a text file", path=path))
         if not stat.S_ISREG(found.st_mode):  # a pipe or a device may have no end
-            raise RequestError(f"{path} is not a regular file")
+            raise RequestError(sentence("{path} is not a regular file", path=path))
         if found.st_size > LARGEST:
             raise RequestError(too_large(path, found.st_size))
         content = file.read_bytes()
     except FileNotFoundError:
-        raise RequestError(f"there is no file {path}") from None
+        raise RequestError(sentence("there is no file {path}", path=path)) from None
     except (OSError, ValueError) as error:  # ValueError: a path that no system could have, such as one with a null byte
-        raise RequestError(f"{path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(sentence("{path!r} cannot be read: {reason}", path=path, reason=str(reason))) from error
     return checked(content, path)
 
 
@@ -49,15 +50,19 @@ def checked(content: bytes, name: str) -> bytes:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8: byte {error.start:,} makes no sense ({error.reason})") from error
+        raise RequestError(
+            sentence(
+                "{name} is not UTF-8: byte {byte:,} makes no sense ({reason})", name=name, byte=error.start, reason=error.reason
+            )
+        ) from error
     text = content.removeprefix(BOM_UTF8)
     if not text:
-        raise RequestError(f"{name} is empty")
+        raise RequestError(sentence("{name} is empty", name=name))
     return text
 
 
 def too_large(name: str, size: int) -> str:
-    return f"{name} has {size:,} bytes and a text may have {LARGEST:,} at most"
+    return sentence("{name} has {size:,} bytes and a text may have {most:,} at most", name=name, size=size, most=LARGEST)
 
 
 def batch(text: bytes, seq: int, size: int, seed: int, step: int, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -67,7 +72,14 @@ def batch(text: bytes, seq: int, size: int, seed: int, step: int, index: int) ->
     stretches depend on `seed`, `step` and `index` alone; some may overlap. Raises `RequestError` if the text is too short.
     """
     if len(text) <= seq:
-        raise RequestError(f"the text has {len(text):,} bytes and seq={seq} needs {seq + 1:,}: the last token has a target too")
+        raise RequestError(
+            sentence(
+                "the text has {size:,} bytes and seq={seq} needs {needed:,}: the last token has a target too",
+                size=len(text),
+                seq=seq,
+                needed=seq + 1,
+            )
+        )
     starts = np.random.default_rng([seed, step, index]).integers(len(text) - seq, size=size)
     stretches = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(seq + 1)].astype(np.int64)  # (size, seq + 1)
     return stretches[:, :-1], stretches[:, 1:]

@@ -16,7 +16,8 @@ from typing import Any
 
 from engine.launch import ranks, verdict
 from engine.launch.draft import Draft
-from engine.spec import RunSpec
+from engine.spec import RunSpec, sentence
+from engine.spec.sentence import packed, unpacked
 
 _GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to hand in their stacks
 _READ = selectors.EVENT_READ
@@ -92,13 +93,11 @@ class LocalRun:
             try:
                 folder = str(self._draft.keep(self._spec))
             except OSError as error:
-                how, why = (
-                    "failed",
-                    verdict.Verdict(None, f"the run could not be saved: {error.strerror}", traceback.format_exc()),
-                )
+                told = sentence("the run could not be saved: {reason}", reason=error.strerror)
+                how, why = "failed", verdict.Verdict(None, told, traceback.format_exc())
         if how != "done":
             self._draft.discard()
-        blame = {"rank": why.rank, "message": why.sentence, "traceback": why.traceback}
+        blame = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}
         self._tell({"event": "finished", "how": how, "folder": folder, **blame})
 
     # ------------------------------------------------------------------------------------------------ what ranks say
@@ -126,7 +125,7 @@ class LocalRun:
                 rank.ended = True
             elif event["event"] == "failed":
                 del event["event"]
-                rank.raised = verdict.Raised(**event)
+                rank.raised = verdict.Raised(**event | {"sentence": unpacked(event["sentence"])})
             else:
                 self._saved |= event["event"] == "saved"
                 self._tell(event)
@@ -162,7 +161,7 @@ class LocalRun:
             halts = [verdict.Halt(h.rank, h.doing, h.seconds, dumps[h.rank]) for h in self._halts]
             return "failed", verdict.of_time_limit(layout, self._spec.workload.time_limit, halts)
         if not self._saved:
-            return "failed", verdict.Verdict(None, "every rank ended well, but none saved the run", "")
+            return "failed", verdict.Verdict(None, sentence("every rank ended well, but none saved the run"), "")
         return "done", verdict.Verdict(None, "", "")
 
 
@@ -230,8 +229,10 @@ class Host:
         try:
             self._run = LocalRun(spec, draft, self._fork, self._selector, self._tell)
         except OSError as error:
-            message = f"this machine would not start {spec.layout.ranks} processes: {error.strerror}"
-            blame = {"rank": None, "message": message, "traceback": traceback.format_exc()}
+            message = sentence(
+                "this machine would not start {ranks} processes: {reason}", ranks=spec.layout.ranks, reason=error.strerror
+            )
+            blame = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
             self._tell({"event": "finished", "how": "failed", "folder": None, **blame})
 
     def _tell(self, event: dict[str, Any]) -> None:

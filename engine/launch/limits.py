@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 
 from engine.schedule import in_flight_bound
-from engine.spec import LayoutSpec, RequestError, RunSpec, misfits
+from engine.spec import LayoutSpec, RequestError, RunSpec, joined, misfits, sentence
 from engine.text import load
 
 MOST_RANKS = 16
@@ -35,8 +35,10 @@ def check(spec: RunSpec, running: RunSpec | None = None) -> None:
 
 def _too_many_ranks(spec: RunSpec) -> str:
     layout, fewer = spec.layout, _fewer_ranks(spec)
-    fits = f"; {fewer.code} fits" if fewer else ""
-    return f"{layout.code} is {layout.ranks} ranks; this machine runs at most {MOST_RANKS}{fits}"
+    told = sentence(
+        "{layout} is {ranks} ranks; this machine runs at most {most}", layout=layout.code, ranks=layout.ranks, most=MOST_RANKS
+    )
+    return joined(told, sentence("{layout} fits", layout=fewer.code)) if fewer else told
 
 
 def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
@@ -122,10 +124,19 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
 
 def _too_large(spec: RunSpec, available: int) -> str:
     asked, ranks = need(spec), spec.layout.ranks
-    parts = f"weights, gradients and optimizer {_gb(asked.state)}, activations {_gb(asked.activations)}"
-    more = f"half as much again for the allocator, {_gb(asked.processes)} for {ranks} process{'es' if ranks > 1 else ''}"
-    fits = next((f"; {words} would fit" for words, smaller in _smaller(spec) if need(smaller).total <= available), "")
-    return f"this run needs about {_gb(asked.total)} ({parts}, {more}) and {_gb(available)} is free{fits}"
+    processes = sentence("{ranks} processes", ranks=ranks) if ranks > 1 else sentence("1 process")
+    told = sentence(
+        "this run needs about {total} (weights, gradients and optimizer {state}, activations {activations}, half as much again "
+        "for the allocator, {own} for {processes}) and {free} is free",
+        total=_gb(asked.total),
+        state=_gb(asked.state),
+        activations=_gb(asked.activations),
+        own=_gb(asked.processes),
+        processes=processes,
+        free=_gb(available),
+    )
+    fits = next((change for change, smaller in _smaller(spec) if need(smaller).total <= available), None)
+    return joined(told, sentence("{change} would fit", change=fits)) if fits else told
 
 
 def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
@@ -156,5 +167,12 @@ def _check_text(spec: RunSpec) -> None:
     path, seq = spec.workload.text, spec.model.seq
     size = len(load(path))
     if size <= seq:
-        text = path or "Python's own help text"
-        raise RequestError(f"{text} is {size:,} bytes long and seq={seq} needs at least {seq + 1:,}")
+        raise RequestError(
+            sentence(
+                "{text} is {size:,} bytes long and seq={seq} needs at least {needed:,}",
+                text=path or sentence("Python's own help text"),
+                size=size,
+                seq=seq,
+                needed=seq + 1,
+            )
+        )

@@ -19,7 +19,8 @@ from engine.launch import limits
 from engine.launch.client import WarmHost
 from engine.launch.draft import Draft
 from engine.launch.verdict import signal_named
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError, RunSpec, sentence
+from engine.spec.sentence import unpacked
 
 Phase = Literal["queued", "starting", "running", "tracing", "parity", "generating", "saving", "done", "failed", "cancelled"]
 
@@ -140,7 +141,7 @@ class RunQueue:
         """Have a run end, wherever it is; `wait` tells when it has. Nothing happens if it is finished or unknown."""
         with self._changed:
             if id in self._unfinished:
-                self._to_cancel.setdefault(id, "cancelled")
+                self._to_cancel.setdefault(id, sentence("cancelled"))
         self._nudge()
 
     def close(self) -> None:
@@ -183,7 +184,7 @@ class RunQueue:
             self._current.draft.discard()
         with self._changed:
             for id in list(self._unfinished):
-                self._change(id, phase="cancelled", message="cancelled: the program that ran it was closed")
+                self._change(id, phase="cancelled", message=sentence("cancelled: the program that ran it was closed"))
             assert self._wake_end is not None
             os.close(self._wake_end)
             self._wake_end = None
@@ -232,7 +233,8 @@ class RunQueue:
         with self._changed:
             for id, seen in self._unfinished.items():
                 if time.monotonic() - seen >= self._unwatched_s:
-                    self._to_cancel.setdefault(id, f"cancelled: nobody watched it for {self._unwatched_s:g} s")
+                    why = sentence("cancelled: nobody watched it for {seconds:g} s", seconds=self._unwatched_s)
+                    self._to_cancel.setdefault(id, why)
 
     def _do_cancels(self) -> None:
         with self._changed:
@@ -275,7 +277,8 @@ class RunQueue:
             self._host = WarmHost()
         except OSError as error:
             if self._current:
-                self._finish(phase="failed", message=f"this machine would not start a process: {error.strerror}")
+                why = sentence("this machine would not start a process: {reason}", reason=error.strerror)
+                self._finish(phase="failed", message=why)
             return
         self._selector.register(self._host.events, selectors.EVENT_READ, self._hear)
 
@@ -320,9 +323,9 @@ class RunQueue:
         if event["how"] == "done":
             return {"phase": "done", "folder": Path(event["folder"])}
         if event["how"] == "cancelled":
-            somebody = "cancelled: the process that runs the ranks was told to end"
+            somebody = sentence("cancelled: the process that runs the ranks was told to end")
             return {"phase": "cancelled", "message": self._to_cancel.get(current.id, somebody)}
-        blame = {"message": event["message"], "traceback": event["traceback"], "failed_rank": event["rank"]}
+        blame = {"message": unpacked(event["message"]), "traceback": event["traceback"], "failed_rank": event["rank"]}
         return {"phase": "failed", "wrong": event["how"] == "wrong", **blame}
 
     def _lose_host(self) -> None:
@@ -330,8 +333,13 @@ class RunQueue:
         assert self._host
         self._selector.unregister(self._host.events)
         status = self._host.end()
-        how = f"was killed by {signal_named(-status)}" if status < 0 else f"left with exit status {status}"
-        words = self._last_words or {"message": f"the process that runs the ranks {how}, and the ranks with it", "traceback": ""}
+        if status < 0:
+            how = sentence(
+                "the process that runs the ranks was killed by {signal}, and the ranks with it", signal=signal_named(-status)
+            )
+        else:
+            how = sentence("the process that runs the ranks left with exit status {status}, and the ranks with it", status=status)
+        words = self._last_words or {"message": how, "traceback": ""}
         self._host, self._keep_warm, self._last_words = None, self._warm, None
         self._warm = False
         if self._current and self._current.sent and not self._current.taken:
@@ -345,6 +353,8 @@ def _make_home(home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"cannot make the folder {home} for runs: {error.strerror}") from error
+        raise RequestError(
+            sentence("cannot make the folder {home} for runs: {reason}", home=str(home), reason=error.strerror)
+        ) from error
     if not os.access(home, os.W_OK | os.X_OK):
-        raise RequestError(f"the folder {home} for runs is not writable")
+        raise RequestError(sentence("the folder {home} for runs is not writable", home=str(home)))

@@ -30,6 +30,7 @@ from engine.launch.parent import end_with_parent
 from engine.launch.verdict import Raised
 from engine.parallel.comm import CommError
 from engine.spec import RequestError, RunSpec
+from engine.spec.sentence import packed
 from engine.worker import work
 
 
@@ -162,11 +163,15 @@ def account(error: BaseException) -> Raised:
     """An exception as the host is to hear of it."""
     text = "".join(traceback.format_exception(error))
     if isinstance(error, RequestError):
-        return Raised(str(error), text, wrong=True)
+        return Raised(error.sentence, text, wrong=True)
     said = str(error).strip().partition("\n")[0]
     # DistError is what torch raises when the store or a connection breaks: some other rank was gone first.
     lost_peer = isinstance(error, (CommError, dist.DistError))
     return Raised(f"{type(error).__name__}: {said}" if said else type(error).__name__, text, secondary=lost_peer)
+
+
+def _as_json(raised: Raised) -> dict[str, Any]:
+    return {**vars(raised), "sentence": packed(raised.sentence)}
 
 
 def _be_rank(
@@ -185,7 +190,7 @@ def _be_rank(
     except SystemExit as leaving:  # means what it means anywhere: leave with this status, say nothing
         status = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:  # noqa: BLE001  the host hears of it, whatever it is
-        link.report({"event": "failed", **vars(account(error))})
+        link.report({"event": "failed", **_as_json(account(error))})
     finally:
         # Not sys.exit: the host's own exit handlers and buffers were forked too, and are not this process's to run.
         sys.stderr.flush()

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.spec import LayoutSpec
+from engine.spec import LayoutSpec, joined, sentence
 from engine.topology import Mesh
 
 # A rank with this in its stack waits for other ranks, so it is not the one that holds up the run.
@@ -72,37 +72,53 @@ def of_deaths(layout: LayoutSpec, deaths: Sequence[Death]) -> Verdict:
     if wrong:
         return Verdict(None, wrong.sentence, wrong.traceback, wrong=True)
     first = min(deaths, key=_blame)  # the earliest of those most to blame
-    who, where = named(layout, first.rank), _where(first.doing)
+    said = {"who": named(layout, first.rank), "where": _where(first.doing)}
     stack = main_thread(first.dump)
     if first.raised:
-        began = "lost touch with the other ranks" if first.raised.secondary else "failed"
-        return Verdict(first.rank, f"{who} {began} {where}: {first.raised.sentence}", first.raised.traceback)
+        said["error"] = first.raised.sentence
+        told = sentence("{who} failed {where}: {error}", **said)
+        if first.raised.secondary:
+            told = sentence("{who} lost touch with the other ranks {where}: {error}", **said)
+        return Verdict(first.rank, told, first.raised.traceback)
     if first.status < 0:
-        hint = "; the system does this when memory runs out" if first.status == -signal.SIGKILL else ""
-        return Verdict(first.rank, f"{who} was killed by {signal_named(-first.status)} {where}{hint}", stack)
-    return Verdict(first.rank, f"{who} left with exit status {first.status} {where}, without saying why", stack)
+        told = sentence("{who} was killed by {signal} {where}", signal=signal_named(-first.status), **said)
+        if first.status == -signal.SIGKILL:
+            told = joined(told, sentence("the system does this when memory runs out"))
+        return Verdict(first.rank, told, stack)
+    told = sentence("{who} left with exit status {status} {where}, without saying why", status=first.status, **said)
+    return Verdict(first.rank, told, stack)
 
 
 def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Verdict:
     """Which rank held up a run that reached its time limit: of those that wait for no other, the one longest at one thing."""
-    late = f"the run reached its time limit of {limit:g} s"
     busy = [h for h in halts if not is_waiting(h.dump)]
     if not busy:
         first = max(halts, key=lambda h: h.seconds)
-        longest = f"{named(layout, first.rank)} had waited longest, {_where(first.doing)}"
-        text = f"{late} with every rank waiting for another; {longest}"
-        return Verdict(first.rank, text, main_thread(first.dump))
+        told = sentence(
+            "the run reached its time limit of {limit:g} s with every rank waiting for another; {who} had waited longest, "
+            "{where}",
+            limit=limit,
+            who=named(layout, first.rank),
+            where=_where(first.doing),
+        )
+        return Verdict(first.rank, told, main_thread(first.dump))
     held = max(busy, key=lambda h: h.seconds)
-    stuck = "" if held.dump else ", and did not answer when asked where it was"
-    at = _where(held.doing).removeprefix("while ")
-    text = f"{late}: {named(layout, held.rank)} had been {at} for {held.seconds:.1f} s{stuck}"
-    return Verdict(held.rank, text, main_thread(held.dump))
+    told = sentence(
+        "the run reached its time limit of {limit:g} s: {who} had been {doing} for {seconds:.1f} s",
+        limit=limit,
+        who=named(layout, held.rank),
+        doing=_doing(held.doing),
+        seconds=held.seconds,
+    )
+    if not held.dump:
+        told = sentence("{sentence}, and did not answer when asked where it was", sentence=told)
+    return Verdict(held.rank, told, main_thread(held.dump))
 
 
 def named(layout: LayoutSpec, rank: int) -> str:
     """A rank and its place: "rank 3 (dp 1, tp 1, pp 0)"."""
     at = Mesh(layout.dp, layout.tp, layout.pp).coordinate(rank)
-    return f"rank {rank} (dp {at.dp}, tp {at.tp}, pp {at.pp})"
+    return sentence("rank {rank} (dp {dp}, tp {tp}, pp {pp})", rank=rank, dp=at.dp, tp=at.tp, pp=at.pp)
 
 
 def main_thread(dump: str) -> str:
@@ -129,8 +145,15 @@ def _blame(death: Death) -> int:
 
 def _where(doing: str) -> str:
     if not doing:
-        return "while starting"
-    return f"in {doing}" if doing.startswith("step ") else f"while {doing}"
+        return sentence("while starting")
+    return sentence("in {doing}", doing=doing) if doing.startswith("step ") else sentence("while {doing}", doing=doing)
+
+
+def _doing(doing: str) -> str:
+    """The same, after "had been"."""
+    if not doing:
+        return sentence("starting")
+    return sentence("in {doing}", doing=doing) if doing.startswith("step ") else doing
 
 
 def signal_named(number: int) -> str:

@@ -8,6 +8,7 @@ from math import gcd
 from engine.families import FAMILIES
 from engine.spec.numbers import divisors, either, evenly, listed, nearest
 from engine.spec.parts import MOST_SEQ, V_SHAPED, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.sentence import Sentence, joined, sentence
 
 BYTE_VOCABULARY = 256  # the training text is read as bytes
 
@@ -17,7 +18,7 @@ class Misfit:
     """One way in which the parts of a spec do not fit together."""
 
     field: str  # dotted name of the field to change first, such as "layout.tp"
-    sentence: str  # with the arithmetic, and the nearest choices that fit
+    sentence: Sentence  # with the arithmetic, and the nearest choices that fit
     choices: tuple[int, ...] = ()  # values of that field that would fit, nearest first
 
 
@@ -28,8 +29,10 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
     hides = model.parts.objective in ("masked", "permuted")
     needed = BYTE_VOCABULARY + hides
     if model.vocab < needed:
-        more = ", and the token that hides another takes one more" if hides else ""
-        text = f"vocab={model.vocab} is too small: text is read as bytes, which take {BYTE_VOCABULARY} values{more}"
+        small = {"vocab": model.vocab, "values": BYTE_VOCABULARY}
+        text = sentence("vocab={vocab} is too small: text is read as bytes, which take {values} values", **small)
+        if hides:
+            text = sentence("{reason}, and the token that hides another takes one more", reason=text)
         found.append(Misfit("model.vocab", text, (needed,)))
     return found
 
@@ -37,23 +40,38 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
 def generation_misfits(generate: GenerateSpec, model: ModelSpec, layout: LayoutSpec, parity: bool) -> list[Misfit]:
     """What stands in the way of generating the text that was asked for; empty when nothing was."""
     if not generate.prompt:
-        return [Misfit("generate.prompt", "there is no prompt to continue; give one, or train")] if generate.skip_training else []
+        nothing = Misfit("generate.prompt", sentence("there is no prompt to continue; give one, or train"))
+        return [nothing] if generate.skip_training else []
     found = []
     if model.parts.objective != "causal":
         decoders = [name for name, family in FAMILIES.items() if family.objective == "causal"]
-        found.append(Misfit("model.family", f"{model.family} does not predict the next token; {' and '.join(decoders)} do"))
+        text = sentence("{family} does not predict the next token; {decoders} do", family=model.family, decoders=listed(decoders))
+        found.append(Misfit("model.family", text))
     asked = len(generate.prompt.encode())
     if asked + generate.new_tokens > model.seq:
-        text = f"a prompt of {asked} bytes and {generate.new_tokens} new tokens do not fit into seq={model.seq}; "
         room = model.seq - asked
-        text += f"new_tokens up to {room} fits" if room > 0 else f"seq={asked + generate.new_tokens} fits"
+        fits = sentence("seq={seq} fits", seq=asked + generate.new_tokens)
+        if room > 0:
+            fits = sentence("new_tokens up to {room} fits", room=room)
+        text = sentence(
+            "a prompt of {asked} bytes and {new_tokens} new tokens do not fit into seq={seq}; {fits}",
+            asked=asked,
+            new_tokens=generate.new_tokens,
+            seq=model.seq,
+            fits=fits,
+        )
         found.append(Misfit("generate.new_tokens", text, (room,) if room > 0 else ()))
     if layout.sequence_parallel:
-        text = "generating goes token by token, and one token cannot be cut along the sequence; turn sequence_parallel off"
+        text = sentence(
+            "generating goes token by token, and one token cannot be cut along the sequence; turn sequence_parallel off"
+        )
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
     if generate.skip_training and (layout.zero or parity):
-        what = f"zero={layout.zero} shards what training keeps" if layout.zero else "parity compares gradients"
-        found.append(Misfit("layout.zero", f"{what}, and without training there is nothing of it; leave it out", (0,)))
+        what = sentence("parity compares gradients")
+        if layout.zero:
+            what = sentence("zero={zero} shards what training keeps", zero=layout.zero)
+        text = sentence("{reason}, and without training there is nothing of it; leave it out", reason=what)
+        found.append(Misfit("layout.zero", text, (0,)))
     return found
 
 
@@ -64,34 +82,52 @@ def _tp_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     if both % layout.tp == 0:
         return []
     fits = divisors(both)
-    heads = f"{keys} {'key and value ' if keys < model.heads else ''}head{'s' if keys > 1 else ''}"
-    width = f"the MLP's width of {model.ffn_width}"
-    do = "do" if len(fits) > 1 else "does"
+    heads, width = _heads(keys, shared=keys < model.heads), sentence("the MLP's width of {width}", width=model.ffn_width)
+    said = {"tp": layout.tp, "what": heads if keys % layout.tp else width, "fits": listed(fits), "heads": heads, "width": width}
     if both < keys:  # what divides the heads alone would not be enough
-        do = f"{'divide' if len(fits) > 1 else 'divides'} both {heads} and {width}"
-    text = f"tp={layout.tp} does not divide {heads if keys % layout.tp else width}; {listed(fits)} {do}"
+        if len(fits) > 1:
+            text = sentence("tp={tp} does not divide {what}; {fits} divide both {heads} and {width}", **said)
+        else:
+            text = sentence("tp={tp} does not divide {what}; {fits} divides both {heads} and {width}", **said)
+    elif len(fits) > 1:
+        text = sentence("tp={tp} does not divide {what}; {fits} do", **said)
+    else:
+        text = sentence("tp={tp} does not divide {what}; {fits} does", **said)
     return [Misfit("layout.tp", text, nearest(fits, layout.tp))]
+
+
+def _heads(count: int, shared: bool) -> Sentence:
+    """How many heads; `shared` are those of keys and values, where there are fewer of them than of queries."""
+    if shared:
+        return sentence("{count} key and value heads", count=count) if count > 1 else sentence("1 key and value head")
+    return sentence("{count} heads", count=count) if count > 1 else sentence("1 head")
 
 
 def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     found = []
     if layout.zero and layout.dp == 1:
-        text = f"zero={layout.zero} shards over the dp replicas, and dp=1 leaves nothing to share; zero=0 fits, or dp from 2 on"
+        text = sentence(
+            "zero={zero} shards over the dp replicas, and dp=1 leaves nothing to share; zero=0 fits, or dp from 2 on",
+            zero=layout.zero,
+        )
         found.append(Misfit("layout.zero", text, (0,)))
     if layout.sequence_parallel and layout.tp == 1:
-        text = "sequence_parallel cuts the sequence over tp, and tp=1 leaves it whole; turn it off, or use tp from 2 on"
+        text = sentence("sequence_parallel cuts the sequence over tp, and tp=1 leaves it whole; turn it off, or use tp from 2 on")
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
     if layout.sequence_parallel and model.rows % layout.tp:
         near = _cut_evenly(model, layout.tp)
-        what = f"{model.seq} tokens" + (f" and {model.rows - model.seq} queries" if model.rows > model.seq else "")
-        fits = f"; seq={' or '.join(map(str, near))} fits" if near else ""
-        found.append(
-            Misfit("model.seq", f"sequence_parallel cuts the {what} over tp={layout.tp}, which does not divide them{fits}", near)
-        )
+        what = sentence("{tokens} tokens", tokens=model.seq)
+        if model.rows > model.seq:
+            what = sentence("{tokens} tokens and {queries} queries", tokens=model.seq, queries=model.rows - model.seq)
+        text = sentence("sequence_parallel cuts the {what} over tp={tp}, which does not divide them", what=what, tp=layout.tp)
+        if near:
+            text = joined(text, sentence("seq={seq} fits", seq=either(near)))
+        found.append(Misfit("model.seq", text, near))
     if workload.precision == "fp32" and workload.accumulate == "bf16":
-        found.append(Misfit("workload.accumulate", "accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32"))
+        text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
+        found.append(Misfit("workload.accumulate", text))
     if workload.momentum and workload.optimizer == "adamw":
-        text = f"momentum={workload.momentum:g} is a setting of sgd; adamw has its own two moments"
+        text = sentence("momentum={momentum:g} is a setting of sgd; adamw has its own two moments", momentum=workload.momentum)
         found.append(Misfit("workload.momentum", text))
     return found
 
@@ -101,24 +137,43 @@ def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSp
     found = []
     name, pp, chunks, microbatches = layout.schedule, layout.pp, layout.chunks, workload.microbatches
     if name in V_SHAPED and chunks != 2:
-        text = f"{name} runs down the stages and back up, so a stage has two chunks and not chunks={chunks}; chunks=2 fits"
+        text = sentence(
+            "{schedule} runs down the stages and back up, so a stage has two chunks and not chunks={chunks}; chunks=2 fits",
+            schedule=name,
+            chunks=chunks,
+        )
         found.append(Misfit("layout.chunks", text, (2,)))
     elif name == "interleaved" and chunks == 1:
         fits = tuple(range(2, max(2, min(4, model.layers // pp)) + 1))
-        text = f"interleaved goes from chunk to chunk of a stage, and chunks=1 leaves no other; chunks={either(fits)} fits"
+        text = sentence(
+            "interleaved goes from chunk to chunk of a stage, and chunks=1 leaves no other; chunks={fits} fits", fits=either(fits)
+        )
         found.append(Misfit("layout.chunks", text, fits))
     elif name not in ("interleaved", *V_SHAPED) and chunks != 1:
-        text = f"{name} runs one chunk a stage and not chunks={chunks}; chunks=1 fits, or schedule=interleaved"
+        text = sentence(
+            "{schedule} runs one chunk a stage and not chunks={chunks}; chunks=1 fits, or schedule=interleaved",
+            schedule=name,
+            chunks=chunks,
+        )
         found.append(Misfit("layout.chunks", text, (1,)))
     if name == "interleaved" and microbatches % (rounds := max(1, microbatches // pp)):
         fits = nearest((m for m in range(1, microbatches + pp + 1) if m % max(1, m // pp) == 0), microbatches)
-        text = (
-            f"interleaved runs in equal rounds of pp={pp} microbatches or a few more, and {microbatches} do not make "
-            f"{microbatches} // {pp} = {rounds} equal rounds; microbatches={either(sorted(fits))} fits"
+        text = sentence(
+            "interleaved runs in equal rounds of pp={pp} microbatches or a few more, and {microbatches} do not make "
+            "{microbatches} // {pp} = {rounds} equal rounds; microbatches={fits} fits",
+            pp=pp,
+            microbatches=microbatches,
+            rounds=rounds,
+            fits=either(sorted(fits)),
         )
         found.append(Misfit("workload.microbatches", text, fits))
     if name == "dualpipe-v" and microbatches < 2 * pp:
-        text = f"dualpipe-v needs a microbatch for each of its 2 × {pp} chunks and has {microbatches}; {2 * pp} and more fit"
+        text = sentence(
+            "dualpipe-v needs a microbatch for each of its 2 × {pp} chunks and has {microbatches}; {needed} and more fit",
+            pp=pp,
+            microbatches=microbatches,
+            needed=2 * pp,
+        )
         found.append(Misfit("workload.microbatches", text, (2 * pp,)))
     return found
 
@@ -138,26 +193,42 @@ def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     chunks = layout.pp * layout.chunks
     product = f"pp={layout.pp}" + (f" × chunks={layout.chunks} = {chunks}" if layout.chunks > 1 else "")
     most = model.layers // layout.chunks  # stages that the model has layers for
-    place = "chunk" if layout.chunks > 1 else "stage"
     if not layout.split:
         if chunks <= model.layers:
             return []
-        needs = f"{product} needs at least {chunks} layers, one a {place}, and the model has {model.layers}; "
+        said = {"product": product, "chunks": chunks, "layers": model.layers}
+        if layout.chunks > 1:
+            needs = sentence("{product} needs at least {chunks} layers, one a chunk, and the model has {layers}", **said)
+        else:
+            needs = sentence("{product} needs at least {chunks} layers, one a stage, and the model has {layers}", **said)
         if most == 0:
-            return [Misfit("model.layers", needs + f"layers={chunks} and more fits", (chunks,))]
-        return [Misfit("layout.pp", needs + f"pp up to {most} fits", nearest(range(1, most + 1), layout.pp))]
-    text = ",".join(map(str, layout.split))
+            return [Misfit("model.layers", joined(needs, sentence("layers={layers} and more fits", layers=chunks)), (chunks,))]
+        fits = sentence("pp up to {most} fits", most=most)
+        return [Misfit("layout.pp", joined(needs, fits), nearest(range(1, most + 1), layout.pp))]
     pp = min(layout.pp, max(1, most))
     even = ",".join(map(str, evenly(model.layers, pp * layout.chunks)))
-    near = f"{even} would fit" + (f" with pp={pp}" if pp != layout.pp else "")
-    if len(layout.split) != chunks:
-        return [Misfit("layout.split", f"split {text} names {len(layout.split)} {place}s and {product}; {near}")]
-    if sum(layout.split) != model.layers:
-        total = f"adds up to {sum(layout.split)} layers and the model has {model.layers}"
-        return [Misfit("layout.split", f"split {text} {total}; {near}")]
-    if min(layout.split) < 0:
-        return [Misfit("layout.split", f"split {text} has a negative number of layers; {near}")]
+    near = sentence("{split} would fit", split=even)
+    if pp != layout.pp:
+        near = sentence("{split} would fit with pp={pp}", split=even, pp=pp)
+    wrong = _wrong_split(layout, chunks, product, model.layers)
+    return [Misfit("layout.split", joined(wrong, near))] if wrong else []
+
+
+def _wrong_split(layout: LayoutSpec, chunks: int, product: str, layers: int) -> Sentence | None:
+    """What is wrong with the split that was asked for; None if nothing is."""
+    split, chunked = layout.split, layout.chunks > 1
+    said = {"split": ",".join(map(str, split)), "count": len(split), "product": product, "total": sum(split), "layers": layers}
+    if len(split) != chunks:
+        if chunked:
+            return sentence("split {split} names {count} chunks and {product}", **said)
+        return sentence("split {split} names {count} stages and {product}", **said)
+    if sum(split) != layers:
+        return sentence("split {split} adds up to {total} layers and the model has {layers}", **said)
+    if min(split) < 0:
+        return sentence("split {split} has a negative number of layers", **said)
     # The first has the embedding and the last the head; one between them without a layer would do nothing.
-    if 0 in layout.split[1:-1]:
-        return [Misfit("layout.split", f"split {text} leaves a middle {place} without a layer, so with nothing to do; {near}")]
-    return []
+    if 0 in split[1:-1]:
+        if chunked:
+            return sentence("split {split} leaves a middle chunk without a layer, so with nothing to do", **said)
+        return sentence("split {split} leaves a middle stage without a layer, so with nothing to do", **said)
+    return None

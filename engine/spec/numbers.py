@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.spec.sentence import sentence
+
 
 def evenly(layers: int, parts: int) -> tuple[int, ...]:
     each, rest = divmod(layers, parts)
@@ -24,11 +26,13 @@ def nearest(values: Iterable[int], to: int) -> tuple[int, ...]:
     return tuple(sorted(values, key=lambda v: (abs(v - to), v))[:4])
 
 
-def listed(values: Iterable[int], last: str = "and") -> str:
+def listed(values: Iterable[object]) -> str:
     """In words: 1, 2, 4 and 8."""
     *words, end = map(str, values)
-    return f"{', '.join(words)} {last} {end}" if words else end
+    return sentence("{values} and {last}", values=", ".join(words), last=end) if words else end
 
 
-def either(values: Iterable[int]) -> str:
-    return listed(values, "or")
+def either(values: Iterable[object]) -> str:
+    """In words: 1, 2, 4 or 8."""
+    *words, end = map(str, values)
+    return sentence("{values} or {last}", values=", ".join(words), last=end) if words else end

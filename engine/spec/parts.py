@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from engine.families import FAMILIES, Family, FamilyName, predicted
 from engine.spec.base import RequestError, Spec
 from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
+from engine.spec.sentence import sentence
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
@@ -40,8 +41,15 @@ class ModelSpec(Spec):
             widths = around(self.hidden, self.heads, _MOST_HIDDEN)
             heads = nearest((d for d in divisors(self.hidden) if d <= _MOST_HEADS), self.heads)
             raise RequestError(
-                f"heads={self.heads} does not divide hidden={self.hidden}: each head would be "
-                f"{self.hidden / self.heads:.4g} wide; hidden={either(widths)} fits, or heads={either(sorted(heads))}"
+                sentence(
+                    "heads={heads} does not divide hidden={hidden}: each head would be {width:.4g} wide; "
+                    "hidden={widths} fits, or heads={fits}",
+                    heads=self.heads,
+                    hidden=self.hidden,
+                    width=self.hidden / self.heads,
+                    widths=either(widths),
+                    fits=either(sorted(heads)),
+                )
             )
         return self
 
@@ -49,27 +57,52 @@ class ModelSpec(Spec):
     def _family_has_what_it_needs(self) -> Self:
         if self.heads % self.key_heads:
             raise RequestError(
-                f"kv_heads={self.kv_heads} does not divide heads={self.heads}, so groups would differ in size; "
-                f"{listed(divisors(self.heads))} would"
+                sentence(
+                    "kv_heads={kv_heads} does not divide heads={heads}, so groups would differ in size; {fits} would",
+                    kv_heads=self.kv_heads,
+                    heads=self.heads,
+                    fits=listed(divisors(self.heads)),
+                )
             )
         if self.parts.position == "relative" and self.key_heads != self.heads:
-            raise RequestError(f"{self.family} has a key for every head; kv_heads=0 fits, not {self.kv_heads}")
+            raise RequestError(
+                sentence(
+                    "{family} has a key for every head; kv_heads=0 fits, not {kv_heads}",
+                    family=self.family,
+                    kv_heads=self.kv_heads,
+                )
+            )
         if self.parts.position == "rotary" and self.head_width % 2:
             raise RequestError(
-                f"rotary positions turn pairs of numbers, and a head is {self.head_width} wide; an even width fits"
+                sentence(
+                    "rotary positions turn pairs of numbers, and a head is {width} wide; an even width fits",
+                    width=self.head_width,
+                )
             )
         if self.decoder_layers and not self.parts.encoder:
             raise RequestError(
-                f"decoder_layers={self.decoder_layers} is for encoder and decoder, and {self.family} has one stack; 0 fits"
+                sentence(
+                    "decoder_layers={decoder_layers} is for encoder and decoder, and {family} has one stack; 0 fits",
+                    decoder_layers=self.decoder_layers,
+                    family=self.family,
+                )
             )
         if self.parts.encoder and not 0 < self.encoder_layers < self.layers:
             raise RequestError(
-                f"layers={self.layers} are encoder and decoder together, and with decoder_layers={self.decoder_layers} one has "
-                f"none; layers of 2 and more fit, decoder_layers below that"
+                sentence(
+                    "layers={layers} are encoder and decoder together, and with decoder_layers={decoder_layers} one has none; "
+                    "layers of 2 and more fit, decoder_layers below that",
+                    layers=self.layers,
+                    decoder_layers=self.decoder_layers,
+                )
             )
         if self.parts.objective == "permuted" and self.seq < 2:
             raise RequestError(
-                f"{self.family} predicts some tokens from the others, and seq={self.seq} leaves none; 2 and more fit"
+                sentence(
+                    "{family} predicts some tokens from the others, and seq={seq} leaves none; 2 and more fit",
+                    family=self.family,
+                    seq=self.seq,
+                )
             )
         return self
 
@@ -141,7 +174,7 @@ class LayoutSpec(Spec):
         for part in code.split("."):
             match = re.fullmatch(r"(dp|tp|pp)(\d{1,6})", part)
             if not match or match[1] in found:
-                raise RequestError(f"layout {code!r} is not of the form dp2.tp2.pp2")
+                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=code))
             found[match[1]] = int(match[2])
         return {"dp": 1, "tp": 1, "pp": 1} | found
 
@@ -205,5 +238,5 @@ class FaultSpec(Spec):
         """Read "raise:3@2": rank 3 raises in step 2."""
         match = re.fullmatch(r"(\w+):(\d{1,9})@(\d{1,9})", text)
         if not match:
-            raise RequestError(f"fault {text!r} is not of the form raise:3@2, which is kind:rank@step")
+            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=text))
         return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})

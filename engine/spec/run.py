@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from engine.spec.base import RequestError, Spec
 from engine.spec.fit import generation_misfits, misfits
 from engine.spec.parts import FaultSpec, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.sentence import joined, sentence
 
 
 class RunSpec(Spec):
@@ -27,10 +28,19 @@ class RunSpec(Spec):
             self.generate, self.model, self.layout, self.parity
         )
         if found:
-            raise RequestError("; ".join(m.sentence for m in found))
+            raise RequestError(joined(*(m.sentence for m in found)))
         ranks, steps = self.layout.ranks, self.workload.steps
         if self.fault and self.fault.rank >= ranks:
-            raise RequestError(f"fault.rank={self.fault.rank} is not one of the {ranks} ranks, 0 to {ranks - 1}")
+            raise RequestError(
+                sentence(
+                    "fault.rank={rank} is not one of the {ranks} ranks, 0 to {last}",
+                    rank=self.fault.rank,
+                    ranks=ranks,
+                    last=ranks - 1,
+                )
+            )
         if self.fault and self.fault.step > steps:
-            raise RequestError(f"fault.step={self.fault.step} never comes: the run has {steps} steps")
+            raise RequestError(
+                sentence("fault.step={step} never comes: the run has {steps} steps", step=self.fault.step, steps=steps)
+            )
         return self

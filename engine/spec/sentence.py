@@ -6,7 +6,6 @@ template and its values, and that is what a page looks up in its catalog. Values
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -22,11 +21,10 @@ def sentence(template: str, **values: Any) -> Sentence:
     return _made(template, values)
 
 
-def joined(parts: Iterable[str]) -> str:
+def joined(first: Sentence, *others: Sentence) -> Sentence:
     """Several sentences as one, with semicolons between them."""
-    first, *rest = parts
-    for part in rest:
-        first = sentence("{first}; {second}", first=first, second=part)
+    for other in others:
+        first = sentence("{first}; {second}", first=first, second=other)
     return first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from html import escape
 
@@ -32,8 +33,23 @@ def figures(result: RunResult, say: Words) -> list[Figure]:
         Figure(say("Bubble"), percent(s["bubble"]), say("of the pipeline's total time")),
         Figure(say("Traffic"), in_bytes(s["wire_bytes_per_rank"]), say("sent by a rank in a step")),
         Figure(say("Speed"), short(s["tokens_per_second"], say), say("tokens a second")),
-        Figure(say("Backend"), environment["backend"], environment["why"]),
+        Figure(say("Backend"), environment["backend"], _why(environment["why"], say)),
     ]
+
+
+_WHY = re.compile(r"(\d+) GPUs? for (\d+) ranks?, so (gloo on the CPU|NCCL)")  # as runs keep it, which is in English
+
+
+def _why(text: str, say: Words) -> str:
+    """Why that backend, in the reader's language."""
+    found = _WHY.fullmatch(text)
+    if not found:
+        return text
+    gpus = say.plural("{count} GPU", "{count} GPUs", int(found[1]))
+    ranks = say.plural("{count} rank", "{count} ranks", int(found[2]))
+    if found[3] == "NCCL":
+        return say("{gpus} for {ranks}, so NCCL", gpus=gpus, ranks=ranks)
+    return say("{gpus} for {ranks}, so gloo on the CPU", gpus=gpus, ranks=ranks)
 
 
 def as_html(shown: list[Figure]) -> str:

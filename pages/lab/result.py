@@ -21,7 +21,7 @@ from pages.charts.roles import Roles, roles_of
 from pages.charts.words import Words
 from pages.lab.figures import as_html, figures, parity
 from pages.shared import chosen, drawing
-from pages.shared.frame import say, view
+from pages.shared.frame import labelled, say, view
 
 _RANK, _MEASURE = "lab/rank", "lab/measure"
 MEASURES = ("wire", "payload")
@@ -98,7 +98,9 @@ def _memory(folder: Path, result: RunResult) -> None:
 
     def pick_rank() -> None:
         named = {rank: say()("rank {rank}", rank=rank) for rank in ranks}
-        st.selectbox(say()("Rank"), ranks, key=_RANK, format_func=named.__getitem__, label_visibility="collapsed", width=130)
+        st.selectbox(
+            say()("Rank"), ranks, key=labelled(_RANK), format_func=named.__getitem__, label_visibility="collapsed", width=130
+        )
 
     if st.session_state.get(_RANK) not in ranks:
         st.session_state[_RANK] = result.summary["peak_rank"]
@@ -114,7 +116,12 @@ def _traffic(folder: Path, result: RunResult) -> None:
     def pick_measure() -> None:
         named = measures(say())
         st.segmented_control(
-            say()("Bytes"), MEASURES, key=_MEASURE, format_func=named.__getitem__, required=True, label_visibility="collapsed"
+            say()("Bytes"),
+            MEASURES,
+            key=labelled(_MEASURE),
+            format_func=named.__getitem__,
+            required=True,
+            label_visibility="collapsed",
         )
 
     measure, rank = st.session_state.setdefault(_MEASURE, "wire"), chosen.rank(_mesh(result))

@@ -20,6 +20,9 @@ from pages.shared.frame import say
 
 _EXPORT_WIDTH, _EXPORT_SCALE = 960, 2  # pixels, and device pixels to each
 
+# Of a file's text, the first that there is: a family that has Chinese without serifs, whose Latin letters are the page's own.
+_FONTS = "Noto Sans CJK SC, Source Han Sans SC, Microsoft YaHei, PingFang SC, sans-serif"
+
 
 def packed(drawing: Drawing) -> Drawing:
     """The same, with the chart's data in the form in which it is sent, so that a cached chart costs nothing to show."""
@@ -131,6 +134,7 @@ def _standing_alone(drawing: Drawing) -> dict[str, Any]:
     for part in spec.get("vconcat", [spec]):
         part["width"] = _EXPORT_WIDTH
     spec["config"]["background"] = spec["usermeta"]["background"]
+    spec["config"]["font"] = _FONTS
     if "vconcat" in spec:
         spec.pop("autosize")
     return spec

@@ -20,7 +20,7 @@ from pages.charts.names import schedule
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
-from pages.shared.frame import say
+from pages.shared.frame import labelled, say
 from pages.shared.texts import Texts
 
 CUSTOM = "custom"
@@ -94,7 +94,7 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
         st.selectbox(
             say("Size"),
             sizes,
-            key=_SIZE,
+            key=labelled(_SIZE),
             format_func=_size_names(say).__getitem__,
             on_change=_model_named,
             persist_state="session",
@@ -134,7 +134,7 @@ def _schedule_and_workload(choice: Choice, say: Words) -> None:
             say("Pipeline schedule"),
             SCHEDULES,
             format_func=lambda code: schedule(code, say),
-            key=_key("layout.schedule"),
+            key=labelled(_key("layout.schedule")),
             on_change=_schedule_chosen,
             persist_state="session",
         )
@@ -272,7 +272,7 @@ def _choose(
         label,
         among,
         format_func=lambda option: names[option] if names else str(option),
-        key=_key(field),
+        key=labelled(_key(field)),
         help=say().described(description(field)),
         required=True,
         on_change=chosen,

@@ -59,6 +59,18 @@ def say() -> Words:
     return words(language())
 
 
+def labelled(key: str) -> str:
+    """The key of a widget that chooses among options with names, to be drawn next: `st.selectbox(…, key=labelled(key))`.
+
+    A browser knows the choice by its name, which changes with the language: then it must be told the choice anew.
+    """
+    spoken = f"{key}/language"
+    if st.session_state.get(spoken, language()) != language() and key in st.session_state:
+        st.session_state[key] = st.session_state[key]
+    st.session_state[spoken] = language()
+    return key
+
+
 # -------------------------------------------------------------------------------------------------------- the language
 
 

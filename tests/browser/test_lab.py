@@ -65,7 +65,7 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
         field(page, label).press("Enter")
         expect(page.get_by_text("ranks, a process each")).to_be_visible()
     expect(page.get_by_text("8 ranks: 2 stages × 2 replicas × 2 slices")).to_be_visible()
-    assert page.locator(".ss-rank").count() == 8
+    expect(page.locator(".ss-rank")).to_have_count(8)
     page.get_by_role("button", name="Run on 8 processes").click()
     expect(page.get_by_text(re.compile(r"Step \d of 5, loss \d\.\d{3}"))).to_be_visible(timeout=LONG_S)
     expect(finished(page)).to_have_text("Measured: gpt-tiny on dp2.tp2.pp2, 1F1B", timeout=LONG_S)

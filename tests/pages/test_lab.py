@@ -45,7 +45,8 @@ def number(app: AppTest, label: str) -> float | None:
 def text(app: AppTest) -> str:
     """All that stands on the page."""
     kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.get("html"))
-    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
+    grids = [component.proto.json for component in app.get("bidi_component")]
+    return "\n".join([*(str(getattr(element, "value", "")) for kind in kinds for element in kind), *grids])
 
 
 def click(app: AppTest, label: str) -> None:
@@ -209,6 +210,25 @@ def test_the_last_result_stays_while_another_runs(parts: tuple[Service, Queue]):
     assert link(app, "run") == "run-0"
     assert "Measured: gpt-tiny on dp1.tp1.pp2" in text(app)
     assert "The run is on" in app.info[0].value
+
+
+@pytest.mark.parametrize(("rank", "chosen"), [("1", 1), ("2", 0), ("-1", 0), ("x", 0), ("9" * 40, 0)])
+def test_a_rank_in_the_link_is_marked_if_there_is_such_a_rank(parts: tuple[Service, Queue], rank: str, chosen: int):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp1~1f1b", rank=rank)
+    assert not app.exception
+    assert text(app).count('data-role=\\"self\\"') == chosen
+
+
+def test_a_page_in_chinese(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run", lang="zh")
+    assert not app.exception
+    shown = text(app)
+    assert "实测：gpt-tiny，dp1.tp1.pp2，1F1B" in shown
+    assert "rank 0 占用最多：峰值 42 KiB，而 rank 1 为 21 KiB" in shown
+    assert "气泡占 15 ms 的 20.0%" in shown
+    assert "2 个 rank 有 0 个 GPU，所以用 CPU 上的 gloo" in shown
+    assert link(app, "spec") == link(page(parts[0], run="20261124-101500-run"), "spec")
 
 
 def test_payload_and_wire(parts: tuple[Service, Queue]):

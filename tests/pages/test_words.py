@@ -1,0 +1,93 @@
+"""Both languages say everything: no message is missing, and none is left over."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from string import Formatter
+
+import pytest
+
+from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, misfits, sentence
+from engine.spec.sentence import joined, packed, unpacked
+from pages.charts.words import words
+from pages.locale import extract
+from pages.shared.choice import DEFAULTS, description
+
+ZH = words("zh")
+
+
+def ids(id: str | tuple[str, ...] | list[str]) -> list[str]:
+    return [id] if isinstance(id, str) else list(id)
+
+
+def placeholders(text: str) -> set[tuple[str, str, str]]:
+    """Names in braces, each with its conversion and its format: {size:,} stays {size:,} in every language."""
+    return {(name, conversion or "", spec or "") for _, name, spec, conversion in Formatter().parse(text) if name is not None}
+
+
+def test_the_catalog_has_what_the_code_says_and_nothing_else():
+    assert {str(m.id) for m in extract.read("zh")} == {str(m.id) for m in extract.template()}, "run make catalogs"
+
+
+def test_everything_is_translated():
+    catalog = extract.read("zh")
+    assert len(catalog) > 400
+    assert [m.id for m in catalog if m.id and not all(ids(m.string or ""))] == []
+    assert [m.id for m in catalog if m.id and (m.fuzzy or m.string == "")] == []
+    assert list(catalog.obsolete) == []
+
+
+def test_a_translation_has_the_values_of_its_message():
+    wrong = [
+        (m.id, m.string)
+        for m in extract.read("zh")
+        if m.id
+        for translated in ids(m.string)
+        if placeholders(translated) != placeholders(ids(m.id)[-1])
+    ]
+    assert wrong == []
+
+
+def test_bold_stays_bold():
+    catalog = extract.read("zh")
+    assert [m.id for m in catalog if m.id and ids(m.id)[-1].count("**") != ids(m.string)[0].count("**")] == []
+
+
+def test_numbers_are_put_in_after_the_translation():
+    assert ZH.plural("{count} layer", "{count} layers", 1200) == "1,200 层"
+    assert words("en").plural("{count} layer", "{count} layers", 1) == "1 layer"
+
+
+def test_what_does_not_fit_is_said_in_chinese_with_its_arithmetic():
+    [misfit] = misfits(ModelSpec(), LayoutSpec(tp=3), WorkloadSpec())
+    assert misfit.sentence == "tp=3 does not divide 4 heads; 1, 2 and 4 do"
+    assert ZH.sentence(misfit.sentence) == "tp=3 不能整除 4 个头；1, 2 和 4 可以"
+
+
+def test_an_error_of_the_engine_is_said_in_chinese():
+    with pytest.raises(RequestError) as caught:
+        ModelSpec(heads=5)
+    assert str(caught.value).startswith("heads=5 does not divide hidden=64: each head would be 12.8 wide")
+    assert ZH.sentence(caught.value.sentence).startswith("heads=5 不能整除 hidden=64：每个头的宽度会是 12.8")
+
+
+def test_what_has_no_translation_is_said_as_it_is():
+    assert ZH.sentence("RuntimeError: a drill") == "RuntimeError: a drill"
+    assert ZH.sentence(RequestError("plain").sentence) == "plain"
+
+
+@pytest.mark.parametrize(
+    "through", [lambda s: pickle.loads(pickle.dumps(s)), lambda s: unpacked(json.loads(json.dumps(packed(s))))]
+)
+def test_a_sentence_reaches_another_process_whole(through):
+    said = joined(sentence("{name} is empty", name=sentence("the text")), sentence("1 head"))
+    arrived = through(said)
+    assert isinstance(arrived, Sentence)
+    assert arrived == said == "the text is empty; 1 head"
+    assert ZH.sentence(arrived) == "文本是空的；1 个头"
+
+
+def test_every_field_of_the_form_is_explained_in_chinese():
+    same = [field for field in DEFAULTS if ZH.described(description(field)) == description(field)]
+    assert same == []
