@@ -19,6 +19,7 @@ from engine.spec import LayoutSpec, RunSpec
 from engine.topology import Mesh
 from pages.charts.look import View
 from pages.charts.units import in_bytes, percent, significant
+from pages.charts.words import LANGUAGES, Language, words
 from pages.learn import toys
 from pages.learn.desk import Desk
 from pages.learn.lessons import LESSONS
@@ -54,10 +55,12 @@ def page(service: Service, **link: str) -> AppTest:
     return app
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("number", NUMBERS)
-def test_every_lesson_is_drawn_and_asks(parts: tuple[Service, Queue], number: int):
-    app = page(parts[0], lesson=str(number))
-    assert "Predict before you look" in text(app)
+def test_every_lesson_is_drawn_and_asks(parts: tuple[Service, Queue], number: int, language: Language):
+    app = page(parts[0], lesson=str(number), lang=language)
+    assert words(language)("Predict before you look") in text(app)
+    assert LESSONS[number - 1].title(words(language)) in text(app)
 
 
 def commit(app: AppTest, answer: str | float) -> str:

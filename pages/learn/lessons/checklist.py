@@ -95,7 +95,7 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
     rows = ""
     for entry in tried:
         name, why = names[entry.lever]
-        verdict = say("✓ fits") if entry.fits else say("{times} times too much", times=f"{entry.needs / holds:.3g}")
+        verdict = say("✓ fits") if entry.fits else say("{more} too much", more=in_bytes(entry.needs - holds))
         cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
         rows += f"<tr><th scope=row>{escape(cells[0])}</th>{body}</tr>"
