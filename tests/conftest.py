@@ -7,10 +7,19 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.runs import Runs
+
 # On a busy machine a limit on the time of one example says nothing about the code. All else stays as Hypothesis chose:
 # on CI it draws the same examples every time.
 settings.register_profile("shardscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shardscope")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Generator[Runs]:
+    """One warm host for all tests: importing torch is paid once, and then a run takes about a second."""
+    with Runs(tmp_path_factory.mktemp("home")) as runs:
+        yield runs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,7 +36,7 @@ KINDS: dict[ScheduleName, frozenset[str]] = {
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
     """The peak of each layout's fullest stage in bytes, and which stage that is. `workload` gives what is not in the grid.
 
-    The first two stages and the last are looked at. Layers are split as evenly as can be.
+    The first two stages, the middle one and the last two are looked at. Layers are split as evenly as can be.
     """
     if model.parts.encoder:
         return _one_by_one(model, workload, grid)
@@ -120,7 +120,7 @@ class _Reader:
             tops = np.array([i for i, sign in enumerate(signs) if sign > 0 and (i + 1 == len(signs) or signs[i + 1] < 0)])
             one = ends.astype(float) @ sizes
             if len(tops):
-                top = (reached[_undominated(reached[tops], tops)].astype(float) @ sizes).max(0).astype(np.int64)
+                top = (reached[tops].astype(float) @ sizes).max(0).astype(np.int64)
                 top = np.maximum(top, 0)
                 last = top + np.maximum(times - 1, 0) * one.astype(np.int64)
                 highest = np.where(times > 0, np.maximum(highest, net + np.maximum(top, last)), highest)
@@ -169,7 +169,7 @@ class _Group:
         for (schedule, pp, microbatches, chunks), indices in combos.items():
             some = np.array(indices)
             name = SCHEDULES[schedule]
-            for stage in sorted({0, min(1, pp - 1), pp - 1}):
+            for stage in sorted({0, min(1, pp - 1), pp // 2, max(0, pp - 2), pp - 1}):
                 total = self._stage(some, name, stage, pp, microbatches, chunks)
                 better = total > best[some]
                 best[some] = np.where(better, total, best[some])
@@ -196,8 +196,9 @@ class _Group:
                 if passes:
                     now = now + passes * kept
                 if owing:
-                    now = now + owing * (kept + own["I"].net + message * (c < last))
-            action = ledgers[at].get(f"{kind} last", ledgers[at][kind])
+                    own_more = own.get("I over", own["I"])  # gradients that are added up are there once
+                    now = now + owing * (kept + own_more.net + message * (c < last)) + own["I"].net - own_more.net
+            action = ledgers[at].get(kind, ledgers[at][kind.removesuffix(" last")])
             peak = np.maximum(peak, now + action.highest)
         return standing + peak + 8
 
@@ -232,15 +233,20 @@ class _Group:
         player.run()
         reader = _Reader(len(layers))
         parts: dict[str, list[Any]] = defaultdict(list)
+        pending: list[Any] = []
+        several = int(self.grid.microbatches[0]) > 1
         for segment, events in tape.parts:
             times = counts[segment.layer] if segment.layer >= 0 else one
-            marked = [(sign, reader.column(record), record) for sign, record in events]
+            marked = [(sign, reader.column(record), record) for sign, record in events if record.born != "pending" or several]
+            if segment.action == "pending" and several:
+                pending.append((one, [(s, c) for s, c, _ in marked if s > 0]))
             parts[segment.action].append((times, [(s, c) for s, c, _ in marked]))
             if self.zero == 1 and segment.action in ("B", "I", "W"):
                 parts[f"{segment.action} last"].append(parts[segment.action].pop())
                 parts[segment.action].append((times, [(s, c) for s, c, r in marked if r.name not in REDUCING]))
-        wanted = [name for name in parts if name in ("F", "B", "I", "W", "B last", "I last", "W last")]
-        return {name: reader.ledger(parts[name]) for name in wanted}, self._standing(player)
+        wanted = ("F", "B", "I", "W", "I over", "W over", "B last", "I last", "W last")
+        stands = self._standing(player) + reader.ledger(pending[:1]).net
+        return {name: reader.ledger(found) for name, found in parts.items() if name in wanted}, stands
 
     def _standing(self, player: ChunkPasses) -> Array:
         workload = self.workload
@@ -267,7 +273,7 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
     place = {c: i for i, c in enumerate(held)}
     last = pp * chunks - 1
     most = messages_held(name, pp, microbatches)
-    flying, owed, messages = [0] * chunks, [0] * chunks, 0
+    flying, owed, done, messages = [0] * chunks, [0] * chunks, [0] * chunks, 0
     sent: dict[tuple[str, int], int] = defaultdict(int)
     found: dict[tuple[str, int], set[tuple[int, ...]]] = defaultdict(set)
 
@@ -287,7 +293,9 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
             messages += elsewhere(c - 1)
         elif kind != "W":
             messages += elsewhere(c + 1)
-        found[kind, at].add((*flying, *owed, messages))
+        done[at] += kind in ("B", "I")
+        ends = kind != "F" and done[at] == microbatches and (kind != "W" or owed[at] == 1)
+        found[f"{kind} last" if ends else kind, at].add((*flying, *owed, messages))
         if kind == "F":
             flying[at] += 1
             messages += c < last
