@@ -98,11 +98,20 @@ class Bucket:
 
 class Buckets:
     """The buckets of one chunk. `reduces`: dp > 1. With ZeRO 1 every
-    microbatch is the last, whose gradients make the step's."""
+    microbatch is the last, whose gradients make the step's.
+    """
 
     def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
         """`converts`: gradients are added up in a wider type than they come in; `g` is its width."""
-        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = tape, sizes, dp, zero, reduces, converts, g
+        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = (
+            tape,
+            sizes,
+            dp,
+            zero,
+            reduces,
+            converts,
+            g,
+        )
         self.all: list[Bucket] = []
         self.owed: list[tuple[Parameter, Callable[[], Block], int]] | None = None
         self._reducing: list[list[Block]] = []

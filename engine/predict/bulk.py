@@ -30,7 +30,7 @@ KINDS: dict[ScheduleName, frozenset[str]] = {
     **dict.fromkeys(("naive", "gpipe", "1f1b", "interleaved"), frozenset("B")),
     **dict.fromkeys(("zb-h1", "zb-v"), frozenset("IW")),
     "dualpipe-v": frozenset("BIW"),
-}  # type: ignore[assignment]
+}
 
 
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
@@ -96,7 +96,8 @@ class _Reader:
         self._sizes: list[Array] = []
 
     def column(self, record: Record) -> int:
-        known = tuple(f.value if isinstance(f.value, int) else id(f.value) for f in record.factors)
+        values: list[Any] = [f.value for f in record.factors]
+        known = tuple(value if isinstance(value, int) else id(value) for value in values)
         if known not in self._columns:
             size: Any = np.ones(self.count, np.int64)
             for factor in record.factors:
@@ -164,7 +165,9 @@ class _Group:
         grid = self.grid
         best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
         combos: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
-        for i, combo in enumerate(zip(*(x.tolist() for x in (grid.schedule, grid.pp, grid.microbatches, grid.chunks)), strict=True)):
+        for i, combo in enumerate(
+            zip(*(x.tolist() for x in (grid.schedule, grid.pp, grid.microbatches, grid.chunks)), strict=True)
+        ):
             combos[combo].append(i)
         for (schedule, pp, microbatches, chunks), indices in combos.items():
             some = np.array(indices)
@@ -185,7 +188,9 @@ class _Group:
         for c in held:
             found, stands = self._chunk(c == 0, c == last)
             extra = c < self.rest[some]
-            ledgers.append({a: _Ledger(x.net[extra.astype(int), some], x.highest[extra.astype(int), some]) for a, x in found.items()})
+            ledgers.append(
+                {a: _Ledger(x.net[extra.astype(int), some], x.highest[extra.astype(int), some]) for a, x in found.items()}
+            )
             standing = standing + stands[extra.astype(int), some]
         message = self.message[some]
         peak = np.zeros(len(some), np.int64)
@@ -198,7 +203,7 @@ class _Group:
                 if owing:
                     own_more = own.get("I over", own["I"])  # gradients that are added up are there once
                     now = now + owing * (kept + own_more.net + message * (c < last)) + own["I"].net - own_more.net
-            action = ledgers[at].get(kind, ledgers[at][kind.removesuffix(" last")])
+            action = _ledger_of(ledgers[at], kind)
             peak = np.maximum(peak, now + action.highest)
         return standing + peak + 8
 
@@ -225,7 +230,7 @@ class _Group:
         one = np.ones(len(layers), np.int64)
         counts = (one, layers - 2, one)
         samples = tuple(Sample(False, False, count) for count in counts)
-        dp = Factor("dp", self.grid.dp)
+        dp = Factor("dp", self.grid.dp)  # type: ignore[arg-type]  # an array
         buckets = Buckets(tape, self.sizes, dp, self.zero, self.reduces, self.g.value != self.sizes.e.value, self.g)
         player = ChunkPasses(
             Kit(tape, self.sizes, buckets), Shape(first, last, samples), self.kinds, int(self.grid.microbatches.max())
@@ -260,6 +265,12 @@ class _Group:
         return total
 
 
+def _ledger_of(ledgers: dict[str, _Ledger], label: str) -> _Ledger:
+    """`label` is the kind of action and what is said of it; of that, what makes a difference with this ZeRO stage."""
+    kind, *said = label.split(" ")
+    return next((ledgers[f"{kind} {word}"] for word in said if f"{kind} {word}" in ledgers), ledgers[kind])
+
+
 def _enough(name: ScheduleName, pp: int, microbatches: int) -> int:
     """So many microbatches that more of them bring no higher instant."""
     most = {"naive": 3, "gpipe": microbatches, "1f1b": pp + 2, "zb-h1": 2 * pp + 2}.get(name, 4 * pp)
@@ -287,7 +298,7 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
         return int(sent[flow, peer] > most)
 
     for action in stage_order(name, stage, pp, microbatches, chunks):
-        c, kind = action.chunk, action.kind
+        c, kind = action.chunk, str(action.kind)
         at = place[c]
         if kind == "F":
             messages += elsewhere(c - 1)
@@ -295,7 +306,9 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
             messages += elsewhere(c + 1)
         done[at] += kind in ("B", "I")
         ends = kind != "F" and done[at] == microbatches and (kind != "W" or owed[at] == 1)
-        found[f"{kind} last" if ends else kind, at].add((*flying, *owed, messages))
+        over = owed[at] > (kind == "W") if kind in ("I", "W") else False
+        label = kind + (" over" if over else "") + (" last" if ends else "")
+        found[label, at].add((*flying, *owed, messages))
         if kind == "F":
             flying[at] += 1
             messages += c < last
@@ -308,11 +321,11 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
             messages -= c < last
             messages -= send("gradient", c - 1) if elsewhere(c - 1) else 0
     out = []
-    for (kind, at), states in found.items():
+    for (label, at), states in found.items():
         rows = np.array(sorted(states))
         for i in _undominated(rows, np.arange(len(rows))):
             row = rows[i].tolist()
-            out.append(Instant(tuple(row[:chunks]), tuple(row[chunks:-1]), row[-1], kind, at))
+            out.append(Instant(tuple(row[:chunks]), tuple(row[chunks:-1]), row[-1], label, at))
     return out
 
 

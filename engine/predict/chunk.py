@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,7 +40,7 @@ class Shape:
     def of(cls, model: ModelSpec, layers: range, first: bool, last: bool) -> Shape:
         samples: list[Sample] = []
         cuts = sorted({layers.start, layers.stop, min(max(model.encoder_layers, layers.start), layers.stop)})
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             decodes = model.parts.encoder and start >= model.encoder_layers
             ends = {model.encoder_layers, model.layers} if model.parts.encoder else set()
             count = stop - start
@@ -114,7 +115,7 @@ class Chunk:
 
     def extend(self, streams: Streams, tokens: Block | None, cache: Block) -> Streams:
         """`TransformerChunk.extend`: some more tokens of a sequence, the last chunk's logits of the last one."""
-        kit, t, z = self.kit, self.kit.tape, self.kit.sizes
+        _kit, t, z = self.kit, self.kit.tape, self.kit.sizes
         if self.places is not None:
             assert self.token is not None and tokens is not None
             streams = (self.places.forward(self.token.look_up(tokens), None),)

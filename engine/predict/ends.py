@@ -168,7 +168,9 @@ class Head:
     def __init__(self, kit: Kit, bucket: Bucket) -> None:
         z = kit.sizes
         self.kit, kind = kit, z.parts.head
-        self.transform = (bucket.parameter(z.H, z.H, whole=True), bucket.parameter(z.H, whole=True)) if kind == "transform" else None
+        self.transform = (
+            (bucket.parameter(z.H, z.H, whole=True), bucket.parameter(z.H, whole=True)) if kind == "transform" else None
+        )
         self.norm = [] if kind == "bare" else norm_parameters(kit, bucket)
         self.output = None if z.parts.tied else bucket.parameter(z.V, z.H)
         self.bias = bucket.parameter(z.V) if z.parts.output_bias else None
@@ -249,7 +251,7 @@ class Head:
         t.save(node, softmax, local, elsewhere)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
-            softmax, local, elsewhere = saved
+            softmax, _local, _elsewhere = saved
             inverse = t.new("targets of other ranks' columns", *row, ONE)
             hit = t.new("targets of this rank's columns", *row, FOUR)
             del inverse

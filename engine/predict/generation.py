@@ -1,7 +1,7 @@
 """Memory of generating without training: `engine.inference` and `engine.generate`, in sizes.
 
-A prompt goes through at once, then token by token. What is there grows with the tokens so far, so the peak is in the prompt's pass
-or in the last token's.
+A prompt goes through at once, then token by token. What is there grows with the tokens so far, so the peak is in the prompt's
+pass or in the last token's.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Generation:
     def standing(self, stage: int) -> Counts:
         counts: Counts = defaultdict(int)
         for c in self.chunks(stage):
-            tape, z, chunk = self._chunk(c, 1, 1)
+            _tape, z, chunk = self._chunk(c, 1, 1)
             for bucket, times in chunk.weights():
                 key = Key("parameters", f"weights of {bucket.name}", (bucket.size, z.e), bucket.name == "the layers")
                 counts[key] += times

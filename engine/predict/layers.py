@@ -29,7 +29,9 @@ class MLP:
     def forward(self, x: Value) -> Value:
         z, kit = self.kit.sizes, self.kit
         between = self._gated if self.kind == "swiglu" else self._curved
-        out = kit.row(between(kit.column(x, self.inner, self.inner_bias, (z.B, z.R), "inside the MLP")), self.out, "outputs of the MLP")
+        out = kit.row(
+            between(kit.column(x, self.inner, self.inner_bias, (z.B, z.R), "inside the MLP")), self.out, "outputs of the MLP"
+        )
         return kit.bias(out, self.out_bias, "outputs of the MLP")
 
     def _curved(self, x: Value) -> Value:

@@ -17,7 +17,7 @@ from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes
 from engine.predict.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
 from engine.predict.tape import Tape
 from engine.predict.terms import Factor, Term, total
-from engine.predict.walk import Change, Effect, StageWalk
+from engine.predict.walk import Change, Effect, Moment, StageWalk
 from engine.schedule import Action, plan, replay
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
@@ -66,9 +66,7 @@ class Stages:
         self.spec = spec
         layout, workload, model = spec.layout, spec.workload, spec.model
         self.schedule = plan(layout, workload.microbatches, model.parts.tied)
-        self.sizes = Sizes.of(
-            model, workload, layout.tp, workload.microbatch_size, layout.sequence_parallel, layout.recompute
-        )
+        self.sizes = Sizes.of(model, workload, layout.tp, workload.microbatch_size, layout.sequence_parallel, layout.recompute)
         self.dp = Factor("dp", layout.dp)
         self.g = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
         self.kinds = frozenset(action.kind for stage in self.schedule.stages for action in stage)
@@ -86,9 +84,7 @@ class Stages:
         if shape not in self._passes:
             layout, workload = self.spec.layout, self.spec.workload
             tape = Tape()
-            buckets = Buckets(
-                tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g
-            )
+            buckets = Buckets(tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g)
             player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds, workload.microbatches)
             self._passes[shape] = player.play(), player.chunk.weights()
         return self._passes[shape]
@@ -146,22 +142,8 @@ class Stages:
 
     def peak(self, stage: int) -> Peak:
         standing, walk = self.walk(stage)
-        best, best_at, now = -1, 0, 0
         moments = list(walk.moments())
-        for number, moment in enumerate(moments):
-            for change in moment.before:
-                now += change.total
-            high = 0
-            if moment.effect is not None:
-                high = moment.effect.highest[0]
-            for change in moment.after:
-                high = max(high, change.total + (moment.effect.net.total if moment.effect else 0))
-            if now + high > best:
-                best, best_at = now + high, number
-            if moment.effect is not None:
-                now += moment.effect.net.total
-            for change in moment.after:
-                now += change.total
+        best_at = _highest(moments)
         moment = moments[best_at]
         changes: dict[Change, int] = defaultdict(int)
         for earlier in moments[:best_at]:
@@ -195,6 +177,20 @@ class Stages:
         return Peak(stage, str(action), {c: total(t) for c, t in found.items()}, found)
 
 
+def _highest(moments: list[Moment]) -> int:
+    """The number of the action with the highest point."""
+    best, best_at, now = -1, 0, 0
+    for number, moment in enumerate(moments):
+        for change in moment.before:
+            now += change.total
+        high, net = (moment.effect.highest[0], moment.effect.net.total) if moment.effect is not None else (0, 0)
+        after = sum(change.total for change in moment.after)
+        if now + max(high, net + after) > best:
+            best, best_at = now + max(high, net + after), number
+        now += net + after
+    return best_at
+
+
 def peak_table(spec: RunSpec) -> pd.DataFrame:
     """A row for each rank and category, as `memory_peak` has it. Ranks of one stage are alike."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
@@ -212,7 +208,12 @@ def peak_table(spec: RunSpec) -> pd.DataFrame:
         "category": categories * mesh.size,
         "bytes": np.repeat(bytes_, per_stage, axis=0).ravel(),
     }
-    return pd.DataFrame({name: pd.Series(columns[name], dtype=dtype, index=range(mesh.size * len(categories))) for name, dtype in SCHEMAS["memory_peak"].items()})
+    return pd.DataFrame(
+        {
+            name: pd.Series(columns[name], dtype=dtype, index=range(mesh.size * len(categories)))
+            for name, dtype in SCHEMAS["memory_peak"].items()
+        }
+    )
 
 
 def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:

@@ -85,7 +85,12 @@ class StageWalk:
             return Moment(action, self._send(action), None, ())
         if action.kind == "recv":
             messages = self.messages[action.chunk]
-            return Moment(action, (), None, (messages.given if action.flow == "activation" else self._for_backward(action.chunk, action.microbatch),))
+            return Moment(
+                action,
+                (),
+                None,
+                (messages.given if action.flow == "activation" else self._for_backward(action.chunk, action.microbatch),),
+            )
         if action.kind == "reduce":
             return Moment(action, (), self.effects[action.chunk].get("reduce"), ())
         if action.kind == "step":

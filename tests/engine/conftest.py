@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 
-
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
     """For torch in this process: on a busy machine, threads that wait for each other make small operations slow."""
