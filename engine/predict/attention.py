@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engine.predict.buckets import Bucket, Parameter
 from engine.predict.parts import Kit
 from engine.predict.scratch import matmul
-from engine.predict.sizes import EIGHT, FOUR, ONE, TWO
+from engine.predict.sizes import EIGHT, FOUR, ONE
 from engine.predict.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
 
@@ -373,6 +373,3 @@ class Attention:
         if (z.many or shared) and z.heads:
             node.run = lambda gradients, saved: [t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e)]
         return Value(mixed.block, node)
-
-
-__all__ = ["TWO", "Around", "Attention", "Parameter", "matmul"]

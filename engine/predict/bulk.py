@@ -23,7 +23,7 @@ from engine.predict.tape import Record, Tape
 from engine.predict.terms import Factor
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import messages_held, stage_order
-from engine.spec import V_SHAPED, ModelSpec, RequestError, ScheduleName, WorkloadSpec
+from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
 
 Array = NDArray[np.int64]
 KINDS: dict[ScheduleName, frozenset[str]] = {
@@ -327,6 +327,3 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
             row = rows[i].tolist()
             out.append(Instant(tuple(row[:chunks]), tuple(row[chunks:-1]), row[-1], label, at))
     return out
-
-
-__all__ = ["RequestError", "fullest"]

@@ -12,8 +12,9 @@ from engine.predict.buckets import Bucket, Use
 from engine.predict.ends import Feed, Head, Places, Token, sinusoid
 from engine.predict.layers import Layer, norm_parameters
 from engine.predict.parts import Kit
-from engine.predict.sizes import EIGHT, FOUR, ONE
+from engine.predict.sizes import EIGHT, FOUR, TWO
 from engine.predict.tape import Block, Value
+from engine.predict.terms import Factor
 from engine.spec import ModelSpec
 
 Streams = tuple[Value, ...]
@@ -138,8 +139,6 @@ class Chunk:
         assert self.token is not None and self.places is not None
         if feed.following is None:
             return (self.places.forward(self.token.look_up(feed.tokens), feed.segments),)
-        from engine.predict.sizes import TWO
-
         tokens = kit.tape.new("tokens and targets", TWO, z.B, z.S, EIGHT)
         looked = self.token.look_up(tokens, (TWO,))
         del tokens
@@ -160,8 +159,6 @@ class Chunk:
         if position != "relative":
             return Around()
         assert feed is not None
-        from engine.predict.terms import Factor
-
         places = t.new("positions", z.S, EIGHT)
         rows = Factor("2 S − 1", 2 * z.S.value - 1)
         waves = sinusoid(self.kit, rows)
@@ -191,6 +188,3 @@ class Chunk:
 
 def _of(places: Places) -> list[Bucket]:
     return [places.bucket]
-
-
-__all__ = ["ONE", "Chunk", "Shape"]

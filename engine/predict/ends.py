@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engine.predict.buckets import Bucket, Parameter
 from engine.predict.layers import norm_parameters
 from engine.predict.parts import Kit
 from engine.predict.scratch import matmul
-from engine.predict.sizes import EIGHT, FOUR, ONE, TWO, whole
+from engine.predict.sizes import EIGHT, FOUR, ONE, TWO
 from engine.predict.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
 
@@ -281,6 +281,3 @@ def scaled(kit: Kit, loss: Value) -> Value:
 
     node.run = run
     return Value(out, node)
-
-
-__all__ = ["Any", "Feed", "Head", "Places", "Token", "scaled", "sinusoid", "whole"]

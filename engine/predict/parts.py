@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from engine.predict.buckets import Buckets, Parameter, Shape
 from engine.predict.scratch import matmul
-from engine.predict.sizes import FOUR, ONE, TWO, Sizes
+from engine.predict.sizes import FOUR, TWO, Sizes
 from engine.predict.tape import Block, Gradients, Tape, Value
-from engine.predict.terms import Factor
 
 
 class Kit:
@@ -242,10 +241,3 @@ class Kit:
 
         node.run = run
         return Value(y, node)
-
-
-def vector(factor: Factor) -> Shape:
-    return (factor,)
-
-
-__all__ = ["ONE", "Kit", "vector"]

@@ -8,10 +8,11 @@ from sys import getrefcount
 from typing import Any, NamedTuple
 
 from engine.predict.buckets import REDUCING
-from engine.predict.chunk import Chunk, Shape, Streams
+from engine.predict.chunk import Chunk, Shape
 from engine.predict.ends import scaled
 from engine.predict.parts import Kit
-from engine.predict.tape import Block, Factors, Gradients, Node, Record, Tape, Value
+from engine.predict.sizes import FOUR
+from engine.predict.tape import Block, Factors, Gradients, Node, Record, Value
 
 
 class Key(NamedTuple):
@@ -231,7 +232,7 @@ class ChunkPasses:
                 del block
         t.at(action)
         if self.shape.last:
-            given.append(t.new("numbers of one element", *_FOUR))
+            given.append(t.new("numbers of one element", FOUR))
         owed = flight.owed if action.startswith("I") else None
         self.kit.buckets.owed = owed
         roots: list[tuple[Node, int, Block | None]] = [
@@ -328,10 +329,3 @@ def category(record: Record) -> str:
     if (record.born == "gradient given" or born == "I") and died == "W" and not record.door:
         return "activations"
     return "communication"
-
-
-from engine.predict.sizes import FOUR as _FOUR_FACTOR  # noqa: E402
-
-_FOUR = (_FOUR_FACTOR,)
-
-__all__ = ["ChunkPasses", "Counts", "Key", "Ledger", "Passes", "Streams", "Tape"]

@@ -154,6 +154,3 @@ class StageWalk:
 
     def _for_backward(self, chunk: int, microbatch: int) -> Change:
         return self.messages[chunk].gradient_given["I" if (chunk, microbatch) in self._halved else "B"]
-
-
-__all__ = ["Change", "Effect", "Messages", "Moment", "StageWalk"]
