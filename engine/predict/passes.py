@@ -293,7 +293,7 @@ class ChunkPasses:
         buckets = self.kit.buckets
         if not buckets.reduces or action not in ("B", "I", "W"):
             return
-        if buckets.zero >= 2 and action != "W":
+        if buckets.zero >= 2:
             kept = [(sign, keys[id(record)]) for sign, record in events if record.born != "pending"]
             ledgers[f"{action} first"].parts.append((times, kept))
         if buckets.zero == 1:
