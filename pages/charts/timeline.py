@@ -100,7 +100,7 @@ def draw(panels: list[Panel], style: Look, window: Window | None = None, slowed:
         time.tickMinStep = 1
     reading = [_reading(panel, say, units) for panel in panels] + _on_every_timeline(panels[0], say)
     if until is not None:
-        cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:g}" if units else in_time(until)}
+        cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:.4g}" if units else in_time(until)}
         reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
     rows = [row for panel in panels for row in (*_headings(panel, say)[alone:], *panel.rows)]
     drawn, data = chart(bars, rows, clock, time, style, shown)
