@@ -7,6 +7,10 @@ One function a purpose. All ranks of a stage do the same, so each says what a ra
     data_parallel       gradients added up over the replicas; ZeRO's shards of gradients and of values
     optimizer_step      what tied tables, the norm of the gradients and the loss need
     generation          the same roads when a text is continued, token by token
+
+Symbols: m microbatches; B sequences of one; S tokens of a sequence (and queries, of two streams); H hidden; L layers of a chunk;
+e bytes of a number, eᵍ of one in the sum of gradients; Ψ numbers of a layer's parameters on a tp rank, Ψ₁ those that tp does not
+cut, each with the layer's kind; r reductions of a step; n passes and P tokens of each, in generation. Else, a number is a number.
 """
 
 from __future__ import annotations
@@ -17,11 +21,11 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from engine.predict.buckets import Bucket, Part, buckets, parts
 from engine.predict.calls import WIRE, Call, wire_bytes
+from engine.predict.held import Bucket, Part, buckets, parts
 from engine.predict.reductions import reductions
 from engine.predict.terms import Factor, Term
-from engine.spec import RunSpec
+from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec
 from engine.tables import SCHEMAS
 from engine.topology import Axis
 
@@ -99,14 +103,14 @@ def tensor_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
         return
     m = Factor("m", spec.workload.microbatches)
     if part.first:
-        streams = Factor("2 streams", 2 if spec.model.parts.encoder else 1)
+        streams = Factor("2", 2 if spec.model.parts.encoder else 1)
         x = (streams, *_stream(spec))
         yield from _leave(spec, "forward", "the token embedding's slices, added up", (m,), x)
         yield from _enter(spec, "backward", "the gradient of the token embedding", (m,), x)
     # Attention reads once (qkv), cross-attention twice (queries; keys and values), the MLP once; each leaves one sum.
-    for name, layers, reads in (("L", part.layers, 2), ("L decoder", part.crossing, 4)):
-        into = (m, Factor(name, layers), Factor("column-parallel layers", reads))
-        out_of = (m, Factor(name, layers), Factor("row-parallel layers", reads // 2 + 1 if reads > 2 else 2))
+    for layers, reads, sums in ((part.layers, 2, 2), (part.crossing, 4, 3)):
+        into = (m, Factor("L", layers), Factor(str(reads), reads))
+        out_of = (m, Factor("L", layers), Factor(str(sums), sums))
         yield from _layers(spec, into, out_of)
     if part.last:
         yield from _enter(spec, "forward", "what the output matrix reads", (m,), _stream(spec))
@@ -175,12 +179,11 @@ def pipeline(spec: RunSpec, part: Part) -> Iterator[Call]:
         """The cut before layer `start`, seen from this side of it."""
         if other == part.stage:
             return
-        times = (m, Factor("2 streams", 2 if model.parts.encoder and start < model.layers else 1))
+        times = (m, Factor("2", 2 if model.parts.encoder and start < model.layers else 1))
         between = (min(part.stage, other), max(part.stage, other))
-        names = {"send": "to", "recv": "from"}
         x = _cut(spec, _stream(spec))
-        yield Call("pp", onward, "forward", f"activations {names[onward]} stage {other}", times, x, between)
-        yield Call("pp", back, "backward", f"their gradients {names[back]} stage {other}", times, x, between)
+        yield Call("pp", onward, "forward", "activations at the cut between two stages", times, x, between)
+        yield Call("pp", back, "backward", "gradients at the cut between two stages", times, x, between)
 
     if not part.first:
         yield from cut(part.start, "recv", "send", placement[part.index - 1])
@@ -199,21 +202,25 @@ def data_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
     layout, workload = spec.layout, spec.workload
     e = Factor("e", BYTES[workload.precision])
     # Gradients travel as they are added up; with ZeRO 2 and 3, as backward makes them.
-    kept = BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
-    travels = e if layout.zero >= 2 else Factor("e of gradients", kept)
+    travels = e if layout.zero >= 2 else _added_up_in(spec)
     for bucket in buckets(spec.model, layout.tp, part):
-        alike = Factor("L" if bucket.deferred and bucket.name != "head" else "1", bucket.alike)
+        alike = Factor("L", bucket.alike)
         reduced = (_reduced(spec, part, bucket), alike)
         if layout.sequence_parallel and bucket.whole:
-            whole = Factor(f"whole over tp of the {bucket.name}", bucket.whole)
-            name = f"gradients of norms and biases, {bucket.name}"
-            yield Call("tp", "all_reduce", "backward", name, reduced, (whole, travels))
+            whole = Factor(f"Ψ₁_{bucket.name}", bucket.whole)
+            yield Call("tp", "all_reduce", "backward", "gradients of what tp does not cut", reduced, (whole, travels))
         if layout.dp > 1:
-            psi = Factor(f"Ψ {bucket.name}", bucket.padded(layout.dp if layout.zero else 1))
+            psi = Factor(f"Ψ_{bucket.name}", bucket.padded(layout.dp if layout.zero else 1))
             how = "reduce_scatter" if layout.zero else "all_reduce"
-            yield Call("dp", how, "backward", f"gradients, {bucket.name}", reduced, (psi, travels))
+            yield Call("dp", how, "backward", "gradients, added up over the replicas", reduced, (psi, travels))
         if layout.zero:
             yield from _values(spec, bucket, alike, e)
+
+
+def _added_up_in(spec: RunSpec) -> Factor:
+    """Bytes of a number in the sum of a step's gradients."""
+    workload = spec.workload
+    return Factor("eᵍ", BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"])
 
 
 def _reduced(spec: RunSpec, part: Part, bucket: Bucket) -> Factor:
@@ -224,7 +231,7 @@ def _reduced(spec: RunSpec, part: Part, bucket: Bucket) -> Factor:
     if not bucket.deferred:
         return Factor("m", m)
     often = int(reductions(spec.layout.schedule, spec.layout.pp, m, part.stage, part.run))
-    return Factor("m" if often == m else "reductions", often)
+    return Factor("m" if often == m else "r", often)
 
 
 def _values(spec: RunSpec, bucket: Bucket, alike: Factor, e: Factor) -> Iterator[Call]:
@@ -233,13 +240,13 @@ def _values(spec: RunSpec, bucket: Bucket, alike: Factor, e: Factor) -> Iterator
     A look-up needs no values in backward, so what is only looked up is gathered in forward alone.
     """
     dp = spec.layout.dp
-    shard = (Factor(f"Ψ {bucket.name}/dp", bucket.padded(dp) // dp), e)
+    shard = (Factor(f"Ψ_{bucket.name}/dp", bucket.padded(dp) // dp), e)
     if spec.layout.zero < 3:
-        yield Call("dp", "all_gather", "gather", f"new values, {bucket.name}", (alike,), shard)
+        yield Call("dp", "all_gather", "gather", "new values, for every replica", (alike,), shard)
         return
     m = Factor("m", spec.workload.microbatches)
     for phase, uses in zip(("forward", "backward"), bucket.gathers, strict=True):
-        yield Call("dp", "all_gather", phase, f"values, {bucket.name}", (m, alike, Factor("uses", uses)), shard)
+        yield Call("dp", "all_gather", phase, "values, gathered for one use", (m, alike, Factor(str(uses), uses)), shard)
 
 
 # ------------------------------------------------------------------------------------------------------- optimizer's step
@@ -250,11 +257,10 @@ def optimizer_step(spec: RunSpec, held: list[Part], stage: int) -> Iterator[Call
     layout, one = spec.layout, (Factor("1", 1),)
     ends = layout.placement[0], layout.placement[-1]
     if spec.model.parts.tied and ends[0] != ends[1] and stage in ends:
-        table = next(b for part in held for b in buckets(spec.model, layout.tp, part) if b.name == "token table")
+        table = next(b for part in held for b in buckets(spec.model, layout.tp, part) if b.name == "table")
         share = layout.dp if layout.zero else 1
-        size = Factor("Ψ token table" + ("/dp" if layout.zero else ""), table.padded(share) // share)
-        kept = BYTES[spec.workload.accumulate if spec.workload.precision == "bf16" else "fp32"]
-        each = (size, Factor("e of gradients", kept))
+        size = Factor("Ψ_table" + ("/dp" if layout.zero else ""), table.padded(share) // share)
+        each = (size, _added_up_in(spec))
         yield Call("pp", "all_reduce", "tie", "gradients of the tied token table", one, each, ends)
     axes: tuple[tuple[Axis, bool], ...] = (("dp", layout.zero > 0), ("tp", True), ("pp", True))
     for axis, needed in axes:  # without ZeRO every replica has all gradients
@@ -269,31 +275,36 @@ def optimizer_step(spec: RunSpec, held: list[Part], stage: int) -> Iterator[Call
 
 def generation(spec: RunSpec, part: Part) -> Iterator[Call]:
     """The prompt goes through all stages at once (prefill), then each new token but the last (decode), one sequence a replica."""
-    layout, generate = spec.layout, spec.generate
-    asked = len(generate.prompt.encode())
-    h, e = Factor("H", spec.model.hidden), Factor("e", BYTES[spec.workload.precision])
-    for phase, passes, count in (("prefill", 1, asked), ("decode", generate.new_tokens - 1, 1)):
-        times, x = Factor("passes", passes), (Factor("tokens", count), h, e)
-        if layout.tp > 1:
-            if part.first:
-                yield Call("tp", "all_reduce", phase, "the token embedding's slices, added up", (times,), x)
-            layers = (times, Factor("L", part.layers), Factor("row-parallel layers", 2))
-            yield Call("tp", "all_reduce", phase, "what attention and MLP add, summed", layers, x)
-            if part.last:
-                best = (Factor("likeliest token and its logit", 2), Factor("8", 8))
-                yield Call("tp", "all_gather", phase, "each slice's likeliest token", (times,), best)
-        yield from _handed_on(spec, part, phase, times, x)
+    asked, new = len(spec.generate.prompt.encode()), spec.generate.new_tokens
+    for phase, passes, count in (("prefill", 1, asked), ("decode", new - 1, 1)):
+        yield from going_on(spec.model, spec.layout, spec.workload.precision, part, phase, passes, count)
 
 
-def _handed_on(spec: RunSpec, part: Part, phase: str, times: Factor, x: Factors) -> Iterator[Call]:
+def going_on(
+    model: ModelSpec, layout: LayoutSpec, precision: Precision, part: Part, phase: str, passes: int, count: int, batch: int = 1
+) -> Iterator[Call]:
+    """What a chunk passes when `count` more tokens of each of `batch` sequences go through the model, `passes` times."""
+    times, b = Factor("n", passes), Factor("B", batch)
+    x = (b, Factor("P", count), Factor("H", model.hidden), Factor("e", BYTES[precision]))
+    if layout.tp > 1:
+        if part.first:
+            yield Call("tp", "all_reduce", phase, "the token embedding's slices, added up", (times,), x)
+        layers = (times, Factor("L", part.layers), Factor("2", 2))
+        yield Call("tp", "all_reduce", phase, "what attention and MLP add, summed", layers, x)
+        if part.last:
+            best = (b, Factor("2", 2), Factor("8", 8))
+            yield Call("tp", "all_gather", phase, "each slice's likeliest token", (times,), best)
+    yield from _handed_on(layout.placement, part, phase, times, x, (b, Factor("8", 8)))
+
+
+def _handed_on(placement: tuple[int, ...], part: Part, phase: str, times: Factor, x: Factors, token: Factors) -> Iterator[Call]:
     """Activations to the next chunk's stage, and the new token from the last chunk's stage back to the first's."""
-    placement, here = spec.layout.placement, part.stage
-    token = (Factor("a token", 8),)
+    here = part.stage
     roads: list[tuple[str, int, str, Factors]] = []
     if not part.first:
-        roads.append(("recv", placement[part.index - 1], "activations", x))
+        roads.append(("recv", placement[part.index - 1], "activations at the cut between two stages", x))
     if not part.last:
-        roads.append(("send", placement[part.index + 1], "activations", x))
+        roads.append(("send", placement[part.index + 1], "activations at the cut between two stages", x))
     if part.last:
         roads.append(("send", placement[0], "the new token", token))
     if part.first:

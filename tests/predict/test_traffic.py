@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 import pytest
 
 from engine.families import FAMILIES
-from engine.predict.traffic import traffic
-from engine.spec import RunSpec
+from engine.predict.reductions import reductions
+from engine.predict.terms import total
+from engine.predict.traffic import terms, traffic
+from engine.schedule import compute_order
+from engine.spec import LayoutSpec, RunSpec, ScheduleName
+from engine.tables import SCHEMAS
 from tests.engine import test_families, test_generation, test_levers, test_schedules_run
+from tests.predict.random_specs import random_specs
 from tests.runs import Runs, small
 
 COLUMNS = ["rank", "axis", "collective", "phase", "group", "calls", "payload_bytes", "wire_bytes"]
@@ -47,3 +54,45 @@ def test_the_formula_equals_what_the_door_counted(runs: Runs, name: str) -> None
     predicted = traffic(spec)
     assert set(predicted["source"]) <= {"formula"}
     pd.testing.assert_frame_equal(sorted_rows(predicted), sorted_rows(runs.result(spec).tables["traffic"]))
+
+
+def test_terms_add_up_to_the_table() -> None:
+    """On every rank: each (axis, collective, phase) of the table has terms, whose sum is its payload; and no other has."""
+    for spec in [*RUNS.values(), *random_specs(60, seed=1)]:
+        table = traffic(spec)
+        for rank in {0, spec.layout.ranks // 2, spec.layout.ranks - 1}:
+            rows = table[table["rank"] == rank].groupby(["axis", "collective", "phase"])["payload_bytes"].sum()
+            assert {key: total(sums) for key, sums in terms(spec, rank).items()} == rows.to_dict(), spec
+
+
+def test_all_ranks_of_a_group_take_part_alike() -> None:
+    """A collective is called as often, with as many bytes, by each rank of its group; what one sends, the other receives."""
+    for spec in random_specs(60, seed=2, most=4):
+        table = traffic(spec)
+        assert dict(table.dtypes.astype(str)) == {name: str(pd.Series(dtype=t).dtype) for name, t in SCHEMAS["traffic"].items()}
+        assert not table.duplicated(["rank", "axis", "collective", "phase", "group"]).any(), spec
+        ranks = table["group"].str.split(",").explode().astype(int)
+        assert set(ranks.index[ranks == table["rank"].loc[ranks.index]]) == set(table.index), f"not in its own group: {spec}"
+        sizes = table["group"].str.count(",") + 1
+        transfer = table["collective"].isin(["send", "recv"])
+        together = table[~transfer].groupby(["axis", "collective", "phase", "group"])
+        assert (together["rank"].transform("count") == sizes[~transfer]).all(), spec
+        assert (together[["calls", "payload_bytes", "wire_bytes"]].nunique() == 1).all(axis=None), spec
+        both = table[transfer].pivot_table(["calls", "payload_bytes"], ["phase", "group"], "collective", "sum")
+        for column in ("calls", "payload_bytes") if len(both) else ():
+            assert (both[column, "send"] == both[column, "recv"]).all(), spec
+
+
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "zb-v", "dualpipe-v"])
+def test_passes_that_overlap_are_reduced_together(name: ScheduleName) -> None:
+    """A layer is reduced when no I of its chunk waits for its W: counted in the order of the schedule's actions."""
+    for pp in range(1, 8):
+        placement = LayoutSpec(pp=pp, schedule=name, chunks=test_schedules_run.CHUNKS.get(name, 1)).placement
+        for m in range(2 * pp if name == "dualpipe-v" else 1, 4 * pp + 2):
+            for stage, order in enumerate(compute_order(name, pp, m)):
+                waiting, reduced = Counter[int](), Counter[int]()
+                for action in order:
+                    waiting[action.chunk] += {"I": 1, "W": -1}.get(action.kind, 0)
+                    reduced[action.chunk] += action.kind in ("B", "W") and not waiting[action.chunk]
+                for chunk in (c for c, where in enumerate(placement) if where == stage):
+                    assert reductions(name, pp, m, stage, chunk // pp) == reduced[chunk], (pp, m, chunk)

@@ -1,7 +1,7 @@
 """What a rank holds of the model, in numbers: its chunks, and for each layer the bucket that data parallelism moves.
 
-The sizes follow `engine.model`, the buckets `TransformerChunk.parts` and `engine.parallel.data`. Formulas take `tp` as a number or
-as an array of numbers, and then give arrays.
+The sizes follow `engine.model`, the buckets `TransformerChunk.parts` and `engine.parallel.data`. Formulas take `tp` as a
+number or as an array of numbers, and then give arrays.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def buckets(model: ModelSpec, tp: int, part: Part) -> Iterator[Bucket]:
     if part.first or tied_here:
         # On a chunk that is first and last, the table is looked up and then borrowed by the head.
         gathers = (int(part.first) + int(tied_here), int(tied_here))
-        yield Bucket("token table", 0, table_size(model, tp), deferred=not part.first, gathers=gathers)
+        yield Bucket("table", 0, table_size(model, tp), deferred=not part.first, gathers=gathers)
     if part.first and places_size(model):
         yield Bucket("positions", places_size(model), 0, gathers=(1, 0))
     if part.first and family.embedding_norm:
-        yield Bucket("embedding norm", family.norm_vectors * model.hidden, 0)
+        yield Bucket("norm", family.norm_vectors * model.hidden, 0)
     for crossing, count in ((False, part.layers), (True, part.crossing)):
         if count:
-            yield Bucket("decoder layer" if crossing else "layer", *layer_size(model, tp, crossing), count, deferred=True)
+            yield Bucket("decoder" if crossing else "layer", *layer_size(model, tp, crossing), count, deferred=True)
     whole, cut = head_size(model, tp)
     if part.last and (family.head != "bare" or not family.tied or family.output_bias):
         yield Bucket("head", whole, cut, deferred=not family.tied)

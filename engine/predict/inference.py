@@ -1,0 +1,115 @@
+"""What a model costs in inference, at any scale: parameters and the cache of keys and values of each rank, and what passes.
+
+For serving as for the engine's own generation: `batch` sequences at a time through one replica of tp × pp ranks. Symbols as in
+`engine.predict.traffic`; T tokens of a sequence, prompt and answer; G key heads of width D.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from engine.predict.calls import wire_bytes
+from engine.predict.held import Part, buckets, parts
+from engine.predict.terms import Factor, Term, total
+from engine.predict.traffic import BYTES, going_on
+from engine.spec import LayoutSpec, ModelSpec, Precision
+
+_NAMES = {
+    "table": "token table",
+    "positions": "positions",
+    "norm": "norm of the embeddings",
+    "layer": "layers",
+    "decoder": "decoder layers",
+    "head": "head",
+}
+
+
+def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int) -> tuple[Term, ...]:
+    """Bytes of the parameters that a rank of `stage` holds."""
+    e = Factor("e", BYTES[precision])
+    return tuple(
+        Term(_NAMES[bucket.name], (Factor("L", bucket.alike), Factor(f"Ψ_{bucket.name}", bucket.size), e))
+        for part in _held(model, layout, stage)
+        for bucket in buckets(model, layout.tp, part)
+    )
+
+
+def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int, batch: int, length: int) -> tuple[Term, ...]:
+    """Bytes of keys and values that a rank of `stage` keeps of `batch` sequences of `length` tokens.
+
+    2 · L · B · T · G/tp · D · e. A decoder with an encoder also keeps the keys and values of the source, S tokens. Models that do
+    not predict the next token keep nothing.
+    """
+    held = _held(model, layout, stage)
+    wide = (Factor("G/tp", model.key_heads // layout.tp), Factor("D", model.head_width), Factor("e", BYTES[precision]))
+    b, two = Factor("B", batch), Factor("2", 2)
+    objective = model.parts.objective
+    if objective == "causal":
+        layers = Factor("L", sum(part.layers for part in held))
+        return (Term("keys and values of every token", (two, layers, b, Factor("T", length), *wide)),)
+    if objective == "seq2seq":
+        layers = Factor("L", sum(part.crossing for part in held))
+        own = Term("keys and values of every token", (two, layers, b, Factor("T", length), *wide))
+        return (own, Term("keys and values of the source", (two, layers, b, Factor("S", model.seq), *wide)))
+    return ()
+
+
+def inference_table(
+    model: ModelSpec, layout: LayoutSpec, precision: Precision, batches: list[int], lengths: list[int]
+) -> pd.DataFrame:
+    """stage, batch, length, parameters, kv_cache: bytes of one rank of each stage, for every batch and length."""
+    rows = []
+    for stage in range(layout.pp):
+        parameters = total(weights(model, layout, precision, stage))
+        one = np.array([total(cache(model, layout, precision, stage, 1, length)) for length in lengths], np.int64)
+        for batch in batches:
+            rows.append(
+                pd.DataFrame(
+                    {"stage": stage, "batch": batch, "length": lengths, "parameters": parameters, "kv_cache": batch * one}
+                )
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
+def most_sequences(model: ModelSpec, layout: LayoutSpec, precision: Precision, length: int, memory: int) -> int:
+    """How many sequences of `length` tokens fit beside the parameters into `memory` bytes of every rank; −1 if those do not fit.
+
+    Activations of the tokens under way are left out: in decoding they are one token's.
+    """
+    room = []
+    for stage in range(layout.pp):
+        free = memory - total(weights(model, layout, precision, stage))
+        if free < 0:
+            return -1
+        each = total(cache(model, layout, precision, stage, 1, length))
+        if each:
+            room.append(free // each)
+    return min(room, default=0)
+
+
+def passed(
+    model: ModelSpec, layout: LayoutSpec, precision: Precision, batch: int, tokens: int
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """(axis, collective) → calls and wire bytes of the busiest stage's rank, for one pass of `tokens` of each sequence.
+
+    The prompt's length for prefill, 1 for a step of decoding. Receives are left out: they send nothing.
+    """
+    degree = {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp}
+    most: dict[tuple[str, str], tuple[int, int]] = {}
+    for stage in range(layout.pp):
+        here: dict[tuple[str, str], tuple[int, int]] = {}
+        for part in _held(model, layout, stage):
+            for call in going_on(model, layout, precision, part, "decode", 1, tokens, batch):
+                if call.calls and call.collective != "recv":
+                    n = 2 if call.between else degree[call.axis]
+                    calls, wire = here.get((call.axis, call.collective), (0, 0))
+                    more = call.calls * wire_bytes(call.collective, call.payload_bytes, n)
+                    here[call.axis, call.collective] = (calls + call.calls, wire + more)
+        for key, amount in here.items():
+            most[key] = max(most.get(key, (0, 0)), amount, key=lambda a: a[1])
+    return most
+
+
+def _held(model: ModelSpec, layout: LayoutSpec, stage: int) -> list[Part]:
+    return [part for part in parts(model, layout) if part.stage == stage]

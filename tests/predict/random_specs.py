@@ -1,0 +1,51 @@
+"""Random requests that fit, of every family, schedule and lever; the same ones for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+
+from engine.families import FAMILIES
+from engine.predict.grid import RECOMPUTES
+from engine.schedule import SCHEDULES
+from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
+
+
+def random_specs(count: int, seed: int = 0, most: int = 6) -> Iterator[RunSpec]:
+    """`count` of them, each axis of up to `most`; layers split evenly."""
+    random = np.random.default_rng(seed)
+    found = 0
+    while found < count:
+        try:
+            spec = _any(random, most)
+        except RequestError:
+            continue
+        found += 1
+        yield spec
+
+
+def _any(random: np.random.Generator, most: int) -> RunSpec:
+    def one_of(choices: Any) -> Any:
+        return choices[random.integers(len(choices))]
+
+    schedule = one_of(SCHEDULES)
+    chunks = 2 if schedule in V_SHAPED else int(random.integers(2, 4)) if schedule == "interleaved" else 1
+    dp, tp, pp = (int(random.integers(1, most + 1)) for _ in range(3))
+    heads = tp * int(random.integers(1, 3))
+    precision = one_of(get_args(Precision))
+    return RunSpec(
+        model=ModelSpec(
+            family=one_of(sorted(FAMILIES)), layers=int(random.integers(2, 25)), hidden=8 * heads, heads=heads, ffn=6 * heads,
+            vocab=int(random.integers(257, 400)), seq=tp * int(random.integers(2, 9)),
+        ),
+        layout=LayoutSpec(
+            dp=dp, tp=tp, pp=pp, schedule=schedule, chunks=chunks, zero=int(random.integers(4)) if dp > 1 else 0,
+            sequence_parallel=bool(random.integers(2)) and tp > 1, recompute=one_of(RECOMPUTES),
+        ),
+        workload=WorkloadSpec(
+            microbatches=int(random.integers(1, 25)), microbatch_size=int(random.integers(1, 4)), precision=precision,
+            accumulate=one_of(get_args(Precision)) if precision == "bf16" else "fp32",
+        ),
+    )  # fmt: skip

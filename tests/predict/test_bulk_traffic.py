@@ -1,0 +1,50 @@
+"""The planner's traffic, of many layouts at once, is the traffic table's: the busiest rank's, axis by axis."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from engine.predict.bulk_traffic import bulk_traffic
+from engine.predict.grid import Grid
+from engine.predict.traffic import traffic
+from engine.spec import RunSpec
+from tests.predict.random_specs import random_specs
+
+
+def busiest(spec: RunSpec) -> dict[str, float]:
+    """The same from the table of all ranks."""
+    table = traffic(spec)
+    found: dict[str, float] = {}
+
+    def put(name: str, rows: pd.DataFrame) -> None:
+        sums = rows.groupby("rank")[["wire_bytes", "calls"]].sum()
+        found[name] = float(sums["wire_bytes"].max()) if len(sums) else 0.0
+        found[f"{name} calls"] = float(sums["calls"].max()) if len(sums) else 0.0
+
+    for axis in ("tp", "pp", "dp"):
+        put(axis, table[table["axis"] == axis])
+    put("dp late", table[(table["axis"] == "dp") & table["phase"].isin(["step", "gather"])])
+    return found
+
+
+def test_many_layouts_at_once_give_what_each_gives_alone() -> None:
+    """Of every family, as many models as layouts."""
+    for spec in random_specs(120, seed=3):
+        found = bulk_traffic(spec.model, spec.workload, Grid.of([spec]))
+        assert {name: numbers[0] for name, numbers in found.items()} == busiest(spec), spec
+
+
+def test_one_model_in_many_layouts() -> None:
+    """One call, as the planner makes it, with pipelines of every shape in one grid."""
+    few = [s for s in random_specs(200, seed=4) if s.workload.precision == "fp32"]
+    model = few[0].model.model_copy(update={"family": "gpt", "layers": 48, "heads": 60, "hidden": 60, "ffn": 60, "seq": 60})
+    some = [RunSpec(model=model, layout=s.layout, workload=s.workload) for s in few]
+    found = bulk_traffic(model, some[0].workload, Grid.of(some))
+    for i, spec in enumerate(some):
+        assert {name: numbers[i] for name, numbers in found.items()} == busiest(spec), spec
+
+
+def test_no_layouts_give_no_numbers() -> None:
+    some = list(random_specs(1))
+    found = bulk_traffic(some[0].model, some[0].workload, Grid.of(some).take(slice(0)))
+    assert {len(numbers) for numbers in found.values()} == {0}

@@ -1,0 +1,180 @@
+"""The timeline predicted: the simulator says what the papers say, what a run's own times say, and why it takes so long."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from engine.predict.bubbles import bubble_share, makespan, makespan_closed, of_ideal
+from engine.predict.durations import Durations
+from engine.predict.timeline import Timeline, projected, simulate, slowed, spans_table, textbook
+from engine.schedule import SCHEDULES, Action, bubble, plan
+from engine.spec import V_SHAPED, LayoutSpec, RunSpec, ScheduleName, WorkloadSpec
+from engine.tables import SCHEMAS
+from tests.runs import Runs, small
+
+PIPELINES = [  # schedule, p, m, v: from those that just fill the pipeline to many microbatches
+    (name, p, m, v)
+    for name in SCHEDULES
+    for v in ({"interleaved": (2, 3, 4)}.get(name, (2,) if name in V_SHAPED else (1,)))
+    for p in (1, 2, 3, 5, 8)
+    for m in (p, 2 * p, 3 * p, 6 * p)
+    if m >= 2 * p or name not in V_SHAPED
+]
+
+
+def textbook_of(name: ScheduleName, p: int, m: int, v: int) -> Timeline:
+    layout = LayoutSpec(pp=p, schedule=name, chunks=v)
+    return simulate(plan(layout, m), textbook(layout))
+
+
+def test_the_bubble_at_textbook_times_is_the_papers() -> None:
+    for name, p, m, v in PIPELINES:
+        timeline = textbook_of(name, p, m, v)
+        assert timeline.bubble == pytest.approx(bubble_share(name, p, m, v), abs=1e-12), (name, p, m, v)
+        assert timeline.bubble_of_ideal == pytest.approx(of_ideal(bubble_share(name, p, m, v)), abs=1e-12), (name, p, m, v)
+        assert timeline.bubble == pytest.approx(bubble(timeline.timed, p), abs=1e-12)
+        assert timeline.busy == pytest.approx([3 * m] * p), "every stage does 3 units a microbatch"
+
+
+def test_of_ideal_time_1f1b_idles_p_minus_1_over_m() -> None:
+    assert textbook_of("1f1b", 4, 12, 1).bubble_of_ideal == pytest.approx(3 / 12)
+    assert textbook_of("interleaved", 4, 12, 2).bubble_of_ideal == pytest.approx(3 / 24)
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if n not in V_SHAPED])
+def test_the_closed_length_is_exact_for_stages_alike(name: ScheduleName) -> None:
+    """Whatever forward, I and W take, and with fewer microbatches than stages too."""
+    random = np.random.default_rng(5)
+    for _ in range(60):
+        p, v = int(random.integers(1, 9)), int(random.integers(2, 5)) if name == "interleaved" else 1
+        m = int(random.integers(1, 5)) * p if random.integers(2) else int(random.integers(1, p + 1))
+        f, i, w = random.uniform(1, 5, 3)
+        found = simulate(plan(LayoutSpec(pp=p, schedule=name, chunks=v), m), alike(p * v, f / v, i / v, w / v)).pipeline
+        assert makespan_closed(name, p, m, v, f, i + w, w) == pytest.approx(found), (p, m, v, f, i, w)
+
+
+@pytest.mark.parametrize("name", V_SHAPED)
+def test_over_a_v_the_closed_length_is_exact_at_textbook_times_and_near_otherwise(name: ScheduleName) -> None:
+    random = np.random.default_rng(6)
+    for p in (1, 2, 4, 7):
+        for m in range(2 * p, 5 * p):
+            assert makespan_closed(name, p, m, 2, 1, 2, 1) == pytest.approx(textbook_of(name, p, m, 2).pipeline), (p, m)
+    for _ in range(60):
+        p, (f, i, w) = int(random.integers(2, 9)), random.uniform(1, 1.5, 3)
+        m = int(random.integers(2 * p, 6 * p))
+        found = simulate(plan(LayoutSpec(pp=p, schedule=name, chunks=2), m), alike(2 * p, f / 2, i / 2, w / 2)).pipeline
+        near = makespan_closed(name, p, m, 2, f, i + w, w)
+        exact = name == "zb-v" and max(f, w) <= i
+        assert near == pytest.approx(found, rel=1e-9 if exact else 0.1), (p, m, f, i, w)
+        assert near <= found * (1 + 1e-9)
+
+
+def alike(chunks: int, f: float, i: float, w: float) -> Durations:
+    times = {"F": f, "B": i + w, "I": i, "W": w}
+    return Durations({(kind, chunk): time for kind, time in times.items() for chunk in range(chunks)})  # type: ignore[misc]
+
+
+def uneven(random: np.random.Generator, layout: LayoutSpec) -> Durations:
+    """Times of each chunk's own, messages included."""
+    chunks = range(layout.pp * layout.chunks)
+    compute = {(kind, c): float(random.integers(1, 12)) for kind in ("F", "B", "I", "W") for c in chunks}
+    messages = {(flow, c): float(random.integers(0, 6)) for flow in ("activation", "gradient") for c in chunks}
+    ends = {("step", stage): float(random.integers(0, 9)) for stage in range(layout.pp)}
+    return Durations(compute, messages, ends)  # type: ignore[arg-type]
+
+
+def some_layouts(count: int, seed: int) -> list[tuple[LayoutSpec, np.random.Generator]]:
+    random = np.random.default_rng(seed)
+    chunks: dict[str, int] = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}
+    names = [SCHEDULES[i % len(SCHEDULES)] for i in range(count)]
+    return [(LayoutSpec(pp=int(random.integers(1, 6)), schedule=n, chunks=chunks.get(n, 1)), random) for n in names]
+
+
+def test_the_critical_path_is_as_long_as_the_whole() -> None:
+    """Following what each action waited for, the times of its actions and messages add up to the makespan: it has no gap."""
+    for layout, random in some_layouts(70, seed=7):
+        durations = uneven(random, layout)
+        timeline = simulate(plan(layout, 2 * layout.pp * int(random.integers(1, 3))), durations)
+        path = timeline.critical_path
+        length = 0.0
+        for before, action in zip((None, *path), path, strict=False):
+            hop = before is not None and before.stage != action.stage
+            if action.action.kind == "recv" and hop:
+                assert before is not None
+                assert before.action.kind == "send"
+                length += durations(before.stage, before.action)  # the message's way
+            elif action.action.kind not in ("send", "recv"):
+                assert not hop, "only a message leads from stage to stage"
+                length += durations(action.stage, action.action)
+        assert (path[0].start, path[-1].end) == (0, timeline.makespan)
+        assert length == pytest.approx(timeline.makespan), layout
+
+
+def like_a_model(random: np.random.Generator, layout: LayoutSpec) -> Durations:
+    """Layers alike, what is at the two ends on top, and every message as long as the others."""
+    last = layout.pp * layout.chunks - 1
+    ends = {0: float(random.integers(0, 2)), last: float(random.integers(0, 7))}
+    f, more, under_way = float(random.integers(8, 13)), float(random.integers(0, 4)), float(random.integers(0, 3))
+    layers = alike(last + 1, f, f + more, f).compute
+    compute = {(kind, chunk): time + ends.get(chunk, 0) for (kind, chunk), time in layers.items()}
+    messages = {(flow, chunk): under_way for flow in ("activation", "gradient") for chunk in range(last + 1)}
+    return Durations(compute, messages)  # type: ignore[arg-type]
+
+
+def test_many_microbatches_are_the_few_carried_on() -> None:
+    for layout, random in some_layouts(35, seed=8):
+        m = layout.pp * 18 + int(random.integers(0, layout.pp)) * (layout.schedule != "interleaved")
+        durations = like_a_model(random, layout)
+        assert makespan(layout, m, durations) == pytest.approx(simulate(plan(layout, m), durations).pipeline), layout
+
+
+def test_a_slow_stage_makes_the_others_wait() -> None:
+    layout = LayoutSpec(pp=4)
+    even = textbook(layout)
+    before, after = (simulate(plan(layout, 8), d) for d in (even, slowed(even, 2, 2.0)))
+    assert after.busy == pytest.approx([24, 24, 48, 24])
+    assert after.bubble > before.bubble
+    assert after.idle[0] > before.idle[0] + 20
+    twice = simulate(plan(layout, 8), slowed(slowed(even, 2, 2.0), 2, 0.5))
+    assert twice.timed == before.timed
+    # What fills the pipeline, then nothing but the slow stage, then what drains it.
+    assert sum(t.stage == 2 for t in after.critical_path) > len(after.critical_path) / 2
+
+
+def test_a_projection_takes_each_action_as_long_as_it_was_measured(runs: Runs) -> None:
+    """As if each rank had its own device: a stage's ranks are averaged, and nothing of the wall clock is left."""
+    spec = small("dp2.pp2", "1f1b", microbatches=3)
+    spans = runs.result(spec).tables["spans"]
+    timeline = simulate(plan(spec.layout, 3), projected(spec, spans))
+    compute = spans[spans["lane"] == "compute"]
+    passes = compute[compute["kind"].isin(["F", "B"])]
+    for stage, busy in enumerate(timeline.busy):
+        assert busy == pytest.approx(passes[passes["rank"] // 2 == stage]["cpu_ns"].sum() / 2)
+    assert max(timeline.busy) <= timeline.pipeline <= sum(timeline.busy)
+    drawn = spans_table(spec, timeline)
+    same = ["rank", "kind", "chunk", "microbatch"]
+    assert sorted(map(tuple, drawn[same].to_numpy())) == sorted(map(tuple, compute[same].to_numpy()))
+    step = drawn[(drawn["rank"] == 3) & (drawn["kind"] == "step")].iloc[0]
+    assert step["cpu_ns"] == round(compute[(compute["rank"] >= 2) & (compute["kind"] == "step")]["cpu_ns"].mean())
+
+
+def test_a_predicted_timeline_is_a_table_like_a_measured_one() -> None:
+    """Each rank of a stage has its rows; in a huge layout, a stage's first rank stands for the others."""
+    for dp, ranks in ((2, range(8)), (64, range(0, 256, 64))):
+        spec = RunSpec(layout=LayoutSpec(dp=dp, pp=4), workload=WorkloadSpec(microbatches=5))
+        table = spans_table(spec, simulate(plan(spec.layout, 5), textbook(spec.layout)), unit_ns=1e6)
+        assert list(table.columns) == list(SCHEMAS["spans"])
+        assert list(table.dtypes) == [pd.Series(dtype=t).dtype for t in SCHEMAS["spans"].values()]
+        assert list(table["rank"].unique()) == list(ranks)
+        assert table[table["kind"] == "B"].eval("end_ns - start_ns").unique().tolist() == [2_000_000]
+        assert table.groupby("rank")["start_ns"].apply(lambda starts: starts.is_monotonic_increasing).all()
+
+
+def test_a_message_under_way_delays_the_next_stage_and_not_the_sender() -> None:
+    layout = LayoutSpec(pp=2, schedule="gpipe")
+    durations = Durations(alike(2, 1.0, 1.0, 1.0).compute, {("activation", 0): 5.0})
+    first = {t.stage: t for t in simulate(plan(layout, 1), durations).timed if t.action.kind == "F"}
+    assert (first[0].end, first[1].start) == (1.0, 6.0)
+    assert Action("send", 0, 0, "activation", 1) in [t.action for t in simulate(plan(layout, 1), durations).spans(0)]
