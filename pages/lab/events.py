@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engine.predict.buckets import parts
 from engine.predict.calls import wire_bytes
+from engine.predict.held import parts
 from engine.predict.traffic import data_parallel, pipeline, tensor_parallel
 from engine.schedule import Action, Schedule, Timed, plan
 from engine.spec import RunSpec
