@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from engine.predict.timeline import simulate
+from engine.predict.timeline import Timeline, simulate
 from engine.predict.timeline import textbook as unit_times
 from engine.predict.traffic import traffic
 from engine.schedule import plan
@@ -58,8 +58,15 @@ def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def events(spec: RunSpec, way: Way) -> list[Event]:
     """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
-    timed = simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), unit_times(spec.layout)).timed
-    return events_of(spec, predicted(spec), way, timed=timed)
+    return events_of(
+        spec, predicted(spec), way, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
+    )
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def replayed(layout: LayoutSpec, microbatches: int, tied: bool) -> Timeline:
+    """The whole step in unit times."""
+    return simulate(plan(layout, microbatches, tied), unit_times(layout))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
