@@ -1,4 +1,4 @@
-"""The three answers agree: formula, dry run and measurement, over specs that have every pair of families and levers.
+"""The three answers agree: formula, dry run and measurement, over specs that have every pair of families and levers."""
 
 from __future__ import annotations
 
