@@ -13,7 +13,7 @@ WIDTHS = {"fp32": 4, "bf16": 2}
 
 SYMBOLS: dict[str, str] = {
     "L": "layers of the stage, or of those a term is about",
-    "m": "microbatches in flight",
+    "m": "microbatches in flight; of a stage with several chunks, their passes",
     "B": "sequences in a microbatch",
     "S": "tokens of a sequence",
     "R": "rows of a sequence that go through a layer: tokens and queries",
@@ -31,7 +31,7 @@ SYMBOLS: dict[str, str] = {
     "dp": "data-parallel replicas",
     "e": "bytes of a number of parameters and activations",
     "g": "bytes of a number of the gradients that are added up",
-    "n": "how many of them",
+    "n": "how many of them there are",
 }
 
 
