@@ -1,7 +1,8 @@
 """The scratch that oneDNN takes for a bf16 matrix product on a CPU, for as long as it runs.
 
-Not from a paper: read off what oneDNN asks for on a CPU with AVX-512 (torch 2.13), for products of 10 to 1,024 a side. Another
-CPU may ask for other amounts. All in all it is less than a megabyte, which counts in models as small as those that tests run.
+Not from a paper: read off what oneDNN asks for on a CPU with AVX-512 and no AMX (an AMD EPYC; torch 2.13), for products of 2 to
+3,000 a side. It depends on the CPU: another may ask for other amounts, and a measurement in bf16 there differs by as much. All in
+all it is less than a megabyte, which counts in models as small as those that tests run.
 """
 
 from __future__ import annotations
@@ -14,16 +15,29 @@ from engine.predict.sizes import Sizes
 from engine.predict.tape import Tape
 from engine.predict.terms import Factor
 
-_TILE_ROWS, _TILE_COLUMNS, _STEP, _PANEL = 256, 64, 32, 512
+_TILE_COLUMNS, _STEP, _PANEL = 64, 32, 512
+_MOST_TILES = 16
 
 
 def scratch_bytes(m: int, k: int, n: int, turned: bool) -> int:
-    """Of (m, k) × (k, n): a packed panel of the second, a tile of fp32 sums, and a copy of the first if it lies `turned`."""
+    """Of (m, k) × (k, n): a packed panel of the second, a tile of fp32 sums, and a copy of the first if it lies `turned`.
+
+    A first that lies turned is taken in panels of at most 512, and the sums of several tiles wait for the next one.
+    """
     inner = -(-k // _STEP) * _STEP
-    panel = inner if inner <= _PANEL else min(-(-inner // (2 * _STEP)) * _STEP, 2 * _PANEL)
-    rows = -(-m // -(-m // _TILE_ROWS))
-    copied = rows * (inner + (0 if inner % _PANEL else _STEP)) * 2 + 128 if turned else 0
-    return 2 * _TILE_COLUMNS * panel + rows * min(n, _TILE_COLUMNS) * 4 + 1024 + copied
+    whole = inner <= _PANEL
+    panel = inner if whole else _PANEL if turned or inner <= 2 * _PANEL else 2 * _PANEL
+    rows = _tile_rows(m)
+    tiles = -(-n // _TILE_COLUMNS)
+    together = max(t for t in range(1, _MOST_TILES + 1) if tiles % t == 0) if turned and not whole else 1
+    sums = rows * (min(n, _TILE_COLUMNS) if together == 1 else together * _TILE_COLUMNS) * 4
+    copied = rows * (panel + (0 if panel % _PANEL else _STEP)) * 2 + 128 if turned else 0
+    return 2 * _TILE_COLUMNS * panel + sums + 1024 + copied
+
+
+def _tile_rows(m: int) -> int:
+    """From 32 to 256, and as many as leave the least of the last tile empty."""
+    return m if m <= 256 else min(range(256, 31, -1), key=lambda rows: -m % rows)
 
 
 def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool = False) -> None:
