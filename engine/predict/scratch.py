@@ -8,7 +8,7 @@ all it is less than a megabyte, which counts in models as small as those that te
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.predict.buckets import Shape
 from engine.predict.sizes import Sizes
@@ -48,3 +48,34 @@ def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool 
     if all(isinstance(side, int) for side in sides):
         rows, inner, columns = sides
         tape.touch("scratch of a matrix product", Factor("scratch", scratch_bytes(rows, inner, columns, turned)))
+
+
+Sides = tuple[Factor, ...]
+
+
+class Copies(NamedTuple):
+    """Shapes of operands that a bf16 product on a CPU copies, by what they are; `key_back` where queries get their gradient."""
+
+    query: Sides | None = None
+    key: Sides | None = None
+    key_back: Sides | None = None
+    value: Sides | None = None
+    output: Sides | None = None  # the gradient of the mixed values
+
+
+def operands_copied(z: Sizes, turned: bool, beside: bool) -> Copies:
+    """oneDNN takes matrices of a batch only if they follow one another in memory, and copies those that do not.
+
+    `turned`: queries and keys have been turned by their place, into blocks of their own. `beside`: queries lie beside the others.
+    """
+    if not z.wide or (z.many and z.groups):  # the latter were copied before
+        return Copies()
+    shared = z.model.heads != z.model.key_heads
+    query, key = (z.B, z.A, z.R, z.D, z.e), (z.B, z.G, z.S, z.D, z.e)
+    return Copies(
+        query if not turned and not shared and (beside or z.heads) else None,
+        key if not turned or not (z.groups or z.many) else None,
+        key if not turned else None,
+        key,
+        query if z.heads and not shared else None,
+    )
