@@ -313,7 +313,7 @@ class _Flight:
         self.owed: list[Any] = []
 
 
-_TAKEN = 4  # references to a gradient that autograd alone has, at the end of its way
+_TAKEN = 3  # references to a gradient that autograd alone has, at the end of its way
 
 
 def kind_of(action: str) -> str:
