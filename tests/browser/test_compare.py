@@ -22,7 +22,7 @@ def test_columns_are_added_swept_exported_and_opened_in_the_lab(server: Server, 
     page.get_by_role("button", name="Add a layout").click()
     page.get_by_role("button", name="Add", exact=True).click()
     expect(page.get_by_text("gpt-tiny · predicted")).to_have_count(2)
-    expect(page).to_have_url(re.compile("with=.*[*].*naive"))
+    expect(page).to_have_url(re.compile("with=.*%2A.*~naive"))
     expect(page.get_by_text(re.compile("points of bubble"))).to_be_visible()
     drawn(page)
 
