@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from engine.predict.sizes import FOUR, Sizes
@@ -10,6 +11,7 @@ from engine.predict.tape import Block, Gradients, Node, Tape
 from engine.predict.terms import Factor
 
 Shape = tuple[Factor, ...]
+REDUCING = ("gradients of a layer, this rank's share", "gradients of a layer under way")
 
 
 def numbers(shapes: Sequence[Shape]) -> Any:
@@ -46,13 +48,13 @@ class Bucket:
         self.parameters.append(p)
         return p
 
-    @property
+    @cached_property
     def size(self) -> Factor:
         used = numbers([p.shape for p in self.parameters])
         parts = self.owner.dp.value if self.owner.zero else 1
         return Factor("Ψ", -(-used // parts) * parts)
 
-    @property
+    @cached_property
     def share(self) -> Factor:
         size = self.size
         return Factor("Ψ/dp", size.value // self.owner.dp.value) if self.owner.zero else size
@@ -95,7 +97,8 @@ class Bucket:
 
 
 class Buckets:
-    """The buckets of one chunk. `reduces`: dp > 1. `last`: whether this is the last microbatch, whose gradients make the step's."""
+    """The buckets of one chunk. `reduces`: dp > 1. With ZeRO 1 every
+    microbatch is the last, whose gradients make the step's."""
 
     def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
         """`converts`: gradients are added up in a wider type than they come in; `g` is its width."""
@@ -109,7 +112,6 @@ class Buckets:
             g,
         )
         self.all: list[Bucket] = []
-        self.last = False
         self.owed: list[tuple[Parameter, Callable[[], Block], int]] | None = None
         self._reducing: list[list[Block]] = []
 
@@ -123,9 +125,8 @@ class Buckets:
         self.owed.append((p, compute, self.tape.layer))
         return None
 
-    def expect_all(self, last: bool) -> None:
+    def expect_all(self) -> None:
         """Before a microbatch's backward, where gradients are added up over a step."""
-        self.last = last
         if self.zero < 2:
             for bucket in self.all:
                 bucket.expect()
@@ -134,13 +135,17 @@ class Buckets:
         """A bucket has the gradients of all passes under way: reduce them over dp."""
         if self.zero >= 2:
             self.settle()
-        elif self.zero == 0 or not self.last:
+        elif self.zero == 0 or not self.reduces:
             return
-        width = self.g if bucket.incoming is None else self.sizes.e
-        part = self.tape.new("gradients of a layer, this rank's share", bucket.share, width, door=True)
-        copy = self.tape.new("gradients of a layer under way", bucket.size, width, door=True)
+        self.start_reduce(bucket)
+
+    def start_reduce(self, bucket: Bucket) -> None:
+        width = self.g if self.zero == 1 else self.sizes.e
+        part = self.tape.new(REDUCING[0], bucket.share, width, door=True)
+        copy = self.tape.new(REDUCING[1], bucket.size, width, door=True)
         bucket.incoming = None
         self._reducing.append([part, copy])
+        self.latest = bucket
         del part, copy
 
     def settle(self) -> None:

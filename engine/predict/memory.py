@@ -152,24 +152,18 @@ class Stages:
                 now += moment.effect.net.total
             for change in moment.after:
                 now += change.total
-        counts: Counts = defaultdict(int, standing)
-
-        def add(change: Change) -> None:
-            for key, count in change.counts.items():
-                counts[key] += count
-
-        for moment in moments[:best_at]:
-            for change in (*moment.before, *((moment.effect.net,) if moment.effect else ()), *moment.after):
-                add(change)
         moment = moments[best_at]
-        for change in moment.before:
-            add(change)
-        transient: Counts = {}
-        if moment.effect is not None:
-            transient = moment.effect.ledger.counts_at(moment.effect.highest[1])
-        else:
-            for change in moment.after:
-                add(change)
+        changes: dict[Change, int] = defaultdict(int)
+        for earlier in moments[:best_at]:
+            for change in (*earlier.before, *((earlier.effect.net,) if earlier.effect else ()), *earlier.after):
+                changes[change] += 1
+        for change in (*moment.before, *(moment.after if moment.effect is None else ())):
+            changes[change] += 1
+        counts: Counts = defaultdict(int, standing)
+        for change, times in changes.items():
+            for key, count in change.counts.items():
+                counts[key] += times * count
+        transient = {} if moment.effect is None else moment.effect.ledger.counts_at(moment.effect.highest[1])
         return self._peak(stage, moment.action, counts, transient)
 
     def generating(self, stage: int) -> Peak:

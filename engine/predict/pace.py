@@ -8,7 +8,7 @@ schedule. M is the slowest stage's time of one microbatch, R what the others tak
     interleaved   m·M + R/v + 2(p·v−1)ℓ (Narayanan et al. 2021, section 2.2)
     zb-h1         m·M + F + I − W of the others (Qi et al. 2024, table 1)
     zb-v          m·M + max(I/2, F + I − 3W) of the others: found by the simulator for this engine's order
-    dualpipe-v    m·M + (F + I − W)/2 + 0.4·max(0, I − F) of the others, likewise
+    dualpipe-v    m·M + (F + I − W)/2 + 0.4·max(0, I − F) of the others, likewise; both less where the two ends make stage 0 slow
 
 Under 1F1B only p microbatches are in flight, and a message's time is waited for in each round: 2(p−1)/p·ℓ a microbatch more.
 """
@@ -139,6 +139,9 @@ def _pipeline(cost: Cost, one: Real, total: Real, slowest: Real, whole: Real) ->
     latency = cost.message()
     rest = total - one  # what the other stages take, by kind of pass
     forward, back, weights = rest[FORWARD], rest[AGAIN] + rest[INPUTS], rest[WEIGHTS]
+    # In the shape of a V the slowest stage has both ends and is never without work for long, while the others wait for it anyway.
+    mean = (whole - slowest) / np.maximum(1, p - 1)
+    absorbed = np.clip(1 - 4 * (slowest / np.where(mean > 0, mean, slowest) - 1), 0.2, 1.0)
     fill = {
         "naive": m * (whole - slowest),
         "gpipe": whole - slowest,
@@ -146,8 +149,8 @@ def _pipeline(cost: Cost, one: Real, total: Real, slowest: Real, whole: Real) ->
         "interleaved": (whole - slowest) / v * np.where(m < p, (m - 1) / np.maximum(1, p - 1), 1.0)
         + np.where(m < p, (p - m) * slowest, 0.0),
         "zb-h1": np.maximum(0.0, forward + back - weights),
-        "zb-v": np.maximum(back / 2, forward + back - 3 * weights),
-        "dualpipe-v": np.maximum(0.0, (forward + back - weights) / 2) + 0.4 * np.maximum(0.0, back - forward),
+        "zb-v": np.maximum(back / 2, forward + back - 3 * weights) * absorbed,
+        "dualpipe-v": (np.maximum(0.0, forward + back - weights) / 2 + 0.4 * np.maximum(0.0, back - forward)) * absorbed,
     }
     there_and_back = 2 * (p - 1) * latency
     steady = there_and_back / p * np.maximum(0, m - p)
@@ -162,8 +165,9 @@ def _pipeline(cost: Cost, one: Real, total: Real, slowest: Real, whole: Real) ->
     }
     # However few there are: the first must have gone down and back, and the others follow it out of the first stage.
     through = (whole - total[WEIGHTS]) + (m - 1) * (slowest - one[WEIGHTS]) + one[WEIGHTS]
-    for name in ("zb-h1", "zb-v", "dualpipe-v"):
-        fill[name] = np.maximum(fill[name], through - m * slowest)
+    for name in ("zb-h1", *V_SHAPED):  # in a V the way down of the others was gone meanwhile
+        ahead = (m - 1) * one[FORWARD] / 2 if name in V_SHAPED else 0.0
+        fill[name] = np.maximum(fill[name], through - ahead - m * slowest)
     chosen = [grid.schedule == i for i in range(len(SCHEDULES))]
     filling = np.select(chosen, [fill[name] for name in SCHEDULES])
     waiting = np.where(p > 1, np.select(chosen, [waits[name] for name in SCHEDULES]), 0.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sys import getrefcount
 from typing import Any, NamedTuple
 
+from engine.predict.buckets import REDUCING
 from engine.predict.chunk import Chunk, Shape, Streams
 from engine.predict.ends import scaled
 from engine.predict.parts import Kit
@@ -112,50 +113,58 @@ class ChunkPasses:
         self.several = microbatches > 1
 
     def play(self) -> Passes:
-        zero = self.kit.buckets.zero
-        self._forwards: set[str] = set()
-        self._shared = 0
-        self._passes: defaultdict[str, int] = defaultdict(int)
-        self._blocks: dict[str, list[Record]] = defaultdict(list)
-        if zero >= 2:
-            self._play(" first", "")
-            if self.several:
-                self._play("", "")
-                if "I" in self.kinds:
-                    self._overlapping()
-        elif zero == 1 and self.kit.buckets.reduces:
-            if self.several:
-                self._play("", "")
-            self._play(" last", "last")
-        else:
-            self._play("", "")
-        self.tape.at("reduce")
-        self.kit.buckets.settle()
-        self.tape.at("end")
+        """One microbatch tells all, but for the two whose I and W overlap where ZeRO adds up what passes under way bring.
+
+        What differs in a first or last microbatch is read from the same ledger, by leaving blocks out: see `_read`.
+        """
+        self.run()
         return self._read()
 
-    def _play(self, state: str, last: str) -> None:
+    def run(self) -> None:
+        """Put it all on the tape."""
+        buckets = self.kit.buckets
+        self._blocks: dict[str, list[Record]] = defaultdict(list)
+        self._passes: defaultdict[str, int] = defaultdict(int)
+        self._shared = 0
         for kind in ("I", "B"):
-            if kind in self.kinds:
-                flight = self._forward(f"F{state}" if f"F{state}" not in self._forwards else f"F again {kind}{state}")
-                self.kit.buckets.expect_all(bool(last))
-                self._backward(f"{kind}{state}", flight)
+            if kind not in self.kinds:
+                continue
+            self._pretend(kind)
+            name = "F" if kind == "I" or "I" not in self.kinds else "F again"
+            if kind == "I" and self.several and buckets.zero >= 2:
+                self._overlapping()
+            else:
+                flight = self._forward(name)
+                buckets.expect_all()
+                self._backward(kind, flight)
                 if kind == "I":
-                    self._weights(f"W{state}", flight)
-                if last or (state == " first" and kind == "I" and "B" in self.kinds):
-                    self.tape.at("reduce")
-                    self.kit.buckets.settle()
+                    self._weights("W", flight)
+            self.tape.at("reduce" if kind == "B" or "B" not in self.kinds else "reduce again")
+            buckets.settle()
+        self.tape.at("end")
+
+    def _pretend(self, kind: str) -> None:
+        """With ZeRO 2 and 3 the reduction of the bucket that backward came to last is under way when the next begins."""
+        chunk, buckets = self.chunk, self.kit.buckets
+        if buckets.zero < 2:
+            return
+        layered = bool(chunk.layers) and (kind == "I" or not self.shape.first)
+        if layered:
+            bucket = chunk.layers[0][1]
+        else:
+            bucket = chunk.token.bucket if self.shape.first and chunk.token is not None else buckets.all[0]
+        self.tape.at("pending", 0 if layered else -1)
+        buckets.start_reduce(bucket)
 
     def _overlapping(self) -> None:
-        flights = [self._forward(f"F over{i}") for i in range(2)]
-        for flight, state in zip(flights, ("", " over"), strict=True):
-            self._backward(f"I{state} again" if not state else f"I{state}", flight)
-        for flight, state in zip(flights, (" over", ""), strict=True):
-            self._weights(f"W{state}" if state else "W again", flight)
+        flights = [self._forward(name) for name in ("F", "F again")]
+        for flight, action in zip(flights, ("I", "I over"), strict=True):
+            self._backward(action, flight)
+        for flight, action in zip(flights, ("W over", "W"), strict=True):
+            self._weights(action, flight)
 
     def _forward(self, action: str) -> _Flight:
         t, z = self.tape, self.kit.sizes
-        self._forwards.add(action)
         self._passes["given"] += 1
         flight = _Flight()
         t.at("given")
@@ -267,6 +276,7 @@ class ChunkPasses:
             if events:
                 times = samples[segment.layer].count if segment.layer >= 0 else 1
                 ledgers[segment.action].parts.append((times, [(sign, keys[id(record)]) for sign, record in events]))
+                self._read_variants(ledgers, segment.action, times, events, keys)
         counted = {}
         for what in ("given", "handed", "gradient given B", "gradient given I", "gradient handed"):
             counts: Counts = defaultdict(int)
@@ -276,6 +286,20 @@ class ChunkPasses:
             counted[what] = {key: count // passes for key, count in counts.items()}
         for_backward = {kind: counted[f"gradient given {kind}"] for kind in ("B", "I")}
         return Passes(dict(ledgers), counted["given"], counted["handed"], for_backward, counted["gradient handed"], self._shared)
+
+
+    def _read_variants(self, ledgers: dict[str, Ledger], action: str, times: Any, events: Any, keys: dict[int, Key]) -> None:
+        """A first backward finds no reduction under way; with ZeRO 1 only a last one starts any."""
+        buckets = self.kit.buckets
+        if not buckets.reduces or action not in ("B", "I", "W"):
+            return
+        if buckets.zero >= 2 and action != "W":
+            kept = [(sign, keys[id(record)]) for sign, record in events if record.born != "pending"]
+            ledgers[f"{action} first"].parts.append((times, kept))
+        if buckets.zero == 1:
+            ledgers[f"{action} last"].parts.append(ledgers[action].parts.pop())
+            kept = [(sign, keys[id(record)]) for sign, record in events if record.name not in REDUCING]
+            ledgers[action].parts.append((times, kept))
 
 
 class _Flight:

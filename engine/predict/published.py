@@ -48,19 +48,3 @@ def layer_flops(model: ModelSpec, microbatch: int) -> dict[str, int]:
     """
     b, s, h = microbatch, model.seq, model.hidden
     return {"matrices": 24 * b * s * h * h, "attention": 4 * b * s * s * h}
-
-
-def key_value_cache(model: ModelSpec, sequences: int, length: int, size: int = 2) -> Term:
-    """Bytes of keys and values of `length` tokens of each of `sequences` (Pope et al. 2022, section 2): `size` bytes a number."""
-    return Term(
-        "key/value cache",
-        (
-            Factor("2", 2),
-            Factor("L", model.layers),
-            Factor("B", sequences),
-            Factor("S", length),
-            Factor("G", model.key_heads),
-            Factor("D", model.head_width),
-            Factor("bytes", size),
-        ),
-    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from engine.predict.memory import memory
+from engine.predict.memory import Memory, memory
 from engine.predict.timeline import Timeline, simulate, spans_table, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec
-from engine.tables import RunResult
+from engine.tables import SCHEMAS, RunResult
 
 _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
@@ -22,33 +23,32 @@ def predict(spec: RunSpec) -> RunResult:
     The timeline is in units of time: one millisecond stands for a stage's forward pass of one microbatch.
     """
     timeline = textbook_timeline(spec)
-    tables = {"memory_peak": peak_table(spec), "traffic": traffic(spec), "spans": spans_table(spec, timeline, unit_ns=_UNIT_NS)}
-    return RunResult(spec, {"source": "formula"}, _summary(spec, tables, timeline), tables)
+    found = memory(spec)
+    tables = {
+        "memory_peak": peak_rows(spec, found),
+        "traffic": traffic(spec),
+        "spans": spans_table(spec, timeline, unit_ns=_UNIT_NS),
+    }
+    return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], timeline), tables)
 
 
-def peak_table(spec: RunSpec) -> pd.DataFrame:
-    """TEMPORARY: until the memory branch brings its own."""
-    import numpy as np
-
-    peaks = memory(spec).peaks
-    layout = spec.layout
-    categories = list(peaks[0].bytes)
-    ranks = np.arange(layout.ranks)
-    per = layout.dp * layout.tp
-    stage = ranks // per
-    values = np.array([[p.bytes[c] for c in categories] for p in peaks], dtype=np.int64)
-    n = len(categories)
+def peak_rows(spec: RunSpec, found: Memory) -> pd.DataFrame:
+    """Table "memory_peak": each stage's peak, for every rank of it."""
+    layout, categories = spec.layout, list(found.peaks[0].bytes)
+    ranks = np.arange(layout.ranks).repeat(len(categories))
+    of_a_stage = layout.dp * layout.tp
+    by_stage = np.array([[peak.bytes[category] for category in categories] for peak in found.peaks])  # (pp, categories)
     return pd.DataFrame(
         {
             "source": "formula",
-            "rank": np.repeat(ranks, n),
-            "pp": np.repeat(stage, n),
-            "dp": np.repeat(ranks % per // layout.tp, n),
-            "tp": np.repeat(ranks % layout.tp, n),
+            "rank": ranks,
+            "pp": ranks // of_a_stage,
+            "dp": ranks % of_a_stage // layout.tp,
+            "tp": ranks % layout.tp,
             "category": np.tile(categories, layout.ranks),
-            "bytes": values[stage].reshape(-1),
+            "bytes": by_stage.repeat(of_a_stage, axis=0).ravel(),
         }
-    )
+    ).astype(SCHEMAS["memory_peak"])
 
 
 def textbook_timeline(spec: RunSpec) -> Timeline:
@@ -56,13 +56,13 @@ def textbook_timeline(spec: RunSpec) -> Timeline:
     return simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), textbook(spec.layout))
 
 
-def _summary(spec: RunSpec, tables: dict[str, pd.DataFrame], timeline: Timeline) -> dict[str, Any]:
-    """The numbers of a run's summary that a formula can give, under the same names."""
-    memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
-    sent = tables["traffic"]["wire_bytes"].sum() if len(tables["traffic"]) else 0
+def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, timeline: Timeline) -> dict[str, Any]:
+    """The numbers of a run's summary that a formula can give, under the same names; and at which action the peak is."""
+    fullest = max(found.peaks, key=lambda peak: peak.total)
     return {
-        "peak_bytes": int(memory.max()),
-        "peak_rank": int(memory.index[int(memory.argmax())]),
-        "wire_bytes_per_rank": float(sent / spec.layout.ranks),
+        "peak_bytes": fullest.total,
+        "peak_rank": fullest.stage * spec.layout.dp * spec.layout.tp,
+        "peak_action": fullest.action,
+        "wire_bytes_per_rank": float(passed["wire_bytes"].sum() / spec.layout.ranks),
         "bubble": timeline.bubble,
     }

@@ -40,7 +40,6 @@ class Plan:
     layouts: pd.DataFrame
     grid: Grid
     pace: Pace
-    replayed: int  # so many of the layouts that fit were replayed
 
     @property
     def feasible(self) -> int:
@@ -87,17 +86,11 @@ def search(
     assumed = assumed or Assumptions()
     grid = candidates(model, ranks, global_batch)
     cost = Cost(model, workload, grid, device, assumed)
-    pace = estimate(cost)
     memory, stage = accounting(account)(model, workload, grid)
-    fits = memory <= device.memory_bytes
-    order = _ranked(pace.step, memory, fits)
-    grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
-    count = min(replayed, int(fits.sum()))
-    pace = _refined(model, workload, grid, pace, device, assumed, count)
-    order = _ranked(pace.step, memory, memory <= device.memory_bytes)
+    pace, order = _refined(cost, estimate(cost), memory, replayed)
     grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
     layouts = _table(model, grid, pace, memory, stage, device, workload, global_batch)
-    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace, count)
+    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
 
 
 def _ranked(step: Any, memory: Whole, fits: Any) -> Any:
@@ -105,16 +98,24 @@ def _ranked(step: Any, memory: Whole, fits: Any) -> Any:
     return np.lexsort((memory, np.where(fits, step, memory), ~fits))
 
 
-def _refined(
-    model: ModelSpec, workload: WorkloadSpec, grid: Grid, pace: Pace, device: DeviceSpec, assumed: Assumptions, count: int
-) -> Pace:
-    """The pace with the first `count` replayed; what the closed form had wrong is put down to idling."""
-    step, idle, bubble = pace.step.copy(), pace.idle.copy(), pace.bubble.copy()
-    plans: Plans = {}
-    for row in range(count):
-        step[row], bubble[row] = simulated(grid.spec(row, model, workload), device, assumed, plans)
-    idle += step - pace.step
-    return replace(pace, step=step, idle=idle, bubble=bubble)
+def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, Any]:
+    """The pace with the best replayed, and the order; what the closed form had wrong is put down to idling.
+
+    The first `most` of those that fit are replayed; then, as some fall behind others, those that come to stand among the first
+    half as many, until all of these were or as many again.
+    """
+    step, bubble = pace.step.copy(), pace.bubble.copy()
+    fits, plans = memory <= cost.device.memory_bytes, Plans()
+    order = _ranked(step, memory, fits)
+    due, done = [int(row) for row in order[:most] if fits[row]], set[int]()
+    while due and len(done) < 2 * most:
+        for row in due:
+            spec = cost.grid.spec(row, cost.model, cost.workload)
+            step[row], bubble[row] = simulated(spec, cost.device, cost.assumed, plans)
+        done.update(due)
+        order = _ranked(step, memory, fits)
+        due = [int(row) for row in order[: most // 2] if fits[row] and row not in done]
+    return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), order
 
 
 def _table(

@@ -43,7 +43,7 @@ def _follow_link(service: Service) -> Desk:
         return _desk(service, held)
     wanted = int(number) if number.isdecimal() and 1 <= int(number) <= len(LESSONS) else 1
     desk = _desk(service, wanted)
-    if held and wanted == held and code == st.session_state[_CODE]:
+    if held and wanted == held and code == st.session_state.get(_CODE):
         return desk
     good = (not number or number == str(wanted)) and (not code or desk.decode(code))
     st.session_state[_UNREAD] = not good

@@ -16,7 +16,6 @@ from engine.tables import RunResult
 from pages.charts import beside
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.units import percent
 from pages.learn.desk import Desk, note_move
 from pages.shared import drawing, runbar
 
@@ -97,7 +96,7 @@ def _measured(desk: Desk, done: RunResult) -> None:
     desk.text(
         say(
             "Peak memory was predicted as well: the largest error on any rank is **{error}**.",
-            error=percent(memory_error(done)),
+            error=f"{100 * memory_error(done):.3f}%",
         )
     )
     if as_predicted(done):

@@ -10,13 +10,16 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import catalog, store
+from engine.devices import DEVICES
+from engine.predict.search import search
 from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import LayoutSpec, RunSpec
 from engine.topology import Mesh
 from pages.charts.look import View
-from pages.charts.units import in_bytes, percent
+from pages.charts.units import in_bytes, percent, significant
+from pages.charts.words import LANGUAGES, Language, words
 from pages.learn import toys
 from pages.learn.desk import Desk
 from pages.learn.lessons import LESSONS
@@ -52,10 +55,12 @@ def page(service: Service, **link: str) -> AppTest:
     return app
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("number", NUMBERS)
-def test_every_lesson_is_drawn_and_asks(parts: tuple[Service, Queue], number: int):
-    app = page(parts[0], lesson=str(number))
-    assert "Predict before you look" in text(app)
+def test_every_lesson_is_drawn_and_asks(parts: tuple[Service, Queue], number: int, language: Language):
+    app = page(parts[0], lesson=str(number), lang=language)
+    assert words(language)("Predict before you look") in text(app)
+    assert LESSONS[number - 1].title(words(language)) in text(app)
 
 
 def commit(app: AppTest, answer: str | float) -> str:
@@ -235,3 +240,15 @@ def test_tensor_parallelism_sits_inside_a_node_first():
     mesh = Mesh(dp=2, tp=2, pp=2)
     assert [inside_nodes(mesh, axis, 4) for axis in ("tp", "dp", "pp")] == [True, True, False]
     assert [inside_nodes(mesh, axis, 2) for axis in ("tp", "dp", "pp")] == [True, False, False]
+
+
+def test_all_layouts_are_weighed_when_asked_for(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="9", set="model-gpt2-1.5b~count-8~batch-64")
+    assert "the planner expects" not in text(app)
+    click(app, "Weigh all layouts against it")
+    found = search(catalog.model("gpt2-1.5b"), 8, DEVICES["h100-80gb"], 64)
+    best = found.layouts.iloc[0]
+    shown = text(app)
+    assert f"Of {len(found.layouts):,} layouts {found.feasible:,} fit" in shown
+    assert f"**{best['layout']}**" in shown
+    assert f"{significant(best['step_s'])} s a step" in shown

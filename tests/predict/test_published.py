@@ -10,10 +10,9 @@ from engine.devices import DEVICES
 from engine.predict.accounting import activations_of_a_layer, zero_states
 from engine.predict.advice import advise
 from engine.predict.grid import Grid
-from engine.predict.memory import memory
-from engine.predict.published import key_value_cache, layer_activations, states
+from engine.predict.published import layer_activations, states
 from engine.predict.terms import total
-from engine.spec import GenerateSpec, LayoutSpec, Recompute, RunSpec, WorkloadSpec
+from engine.spec import LayoutSpec, Recompute, RunSpec, WorkloadSpec
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -26,13 +25,6 @@ def test_activations_of_a_layer_are_those_of_the_planners_account(recompute: Rec
     model = catalog.model("gpt3-175b")
     spec = RunSpec(model=model, layout=LayoutSpec(recompute=recompute), workload=WorkloadSpec(microbatch_size=2))
     np.testing.assert_allclose(activations_of_a_layer(model, Grid.of([spec]))[0], total(layer_activations(model, 2, recompute)))
-
-
-@pytest.mark.parametrize("name", ["gpt-tiny", "llama-tiny"])
-def test_the_key_value_cache_is_the_engines_own(name: str):
-    generate = GenerateSpec(prompt="x" * 10, new_tokens=22, skip_training=True)
-    spec = RunSpec(model=catalog.model(name), generate=generate)
-    assert memory(spec).peaks[0].bytes["kv_cache"] == key_value_cache(spec.model, 1, 32, 4).value
 
 
 @pytest.mark.parametrize("devices", [1, 64, 512])

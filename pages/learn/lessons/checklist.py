@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
+from typing import NamedTuple
 
 import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
 from engine.predict.advice import Lever, Try, advise
+from engine.predict.pace import simulated
+from engine.predict.rates import Assumptions
+from engine.predict.search import search
 from engine.predict.timeline import simulate, textbook
 from engine.schedule import plan
-from engine.spec import LayoutSpec
-from pages.charts.units import in_bytes, percent
+from engine.spec import LayoutSpec, RequestError
+from pages.charts.names import schedule
+from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
 from pages.learn.desk import Desk
 from pages.learn.lesson import Choice, Knob, Lesson, Question
@@ -42,6 +47,7 @@ def _draw(desk: Desk) -> None:
     tried = tries(desk["model"], desk["count"], desk["device"], desk["batch"])
     st.html(_list(say, tried, desk["device"]))
     _verdict(desk, tried[-1])
+    _weigh(desk, tried[-1])
     desk.heading(say("The list to keep"))
     desk.text(
         "\n".join(
@@ -89,7 +95,7 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
     rows = ""
     for entry in tried:
         name, why = names[entry.lever]
-        verdict = say("✓ fits") if entry.fits else say("{times} times too much", times=f"{entry.needs / holds:.3g}")
+        verdict = say("✓ fits") if entry.fits else say("{more} too much", more=in_bytes(entry.needs - holds))
         cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
         rows += f"<tr><th scope=row>{escape(cells[0])}</th>{body}</tr>"
@@ -128,6 +134,68 @@ def _verdict(desk: Desk, last: Try) -> None:
     st.success(" ".join(lines), icon=":material/check_circle:")
     link = encode(FormChoice.of(last.spec, desk.service.texts))
     st.markdown(f"[{say('Open this layout in the Lab')}](lab?spec={link})")
+
+
+def _weigh(desk: Desk, last: Try) -> None:
+    """All layouts beside the list's, when asked for: that takes a second or more."""
+    say, asked = desk.say, (desk["model"], desk["count"], desk["device"], desk["batch"])
+    if st.session_state.get(desk.key("weighed")) != asked:
+        st.button(
+            say("Weigh all layouts against it"),
+            icon=":material/balance:",
+            key=desk.key("weigh"),
+            on_click=desk.put,
+            args=("weighed", asked),
+        )
+        return
+    try:
+        found = weighed(*asked)
+    except RequestError as error:
+        st.warning(say("There is nothing to weigh: {reason}.", reason=say.sentence(error.sentence)))
+        return
+    if not found.fit:
+        desk.text(say("Of {all} layouts none fits.", all=f"{found.all:,}"))
+        return
+    desk.text(
+        say(
+            "Of {all} layouts {fit} fit, and the planner expects the fastest to be **{best}** under {schedule}: "
+            "{seconds} s a step.",
+            all=f"{found.all:,}",
+            fit=f"{found.fit:,}",
+            best=found.best,
+            schedule=schedule(found.schedule, say),
+            seconds=significant(found.seconds),
+        )
+    )
+    if last.fits:
+        own, _ = simulated(last.spec, DEVICES[desk["device"]], Assumptions(), {})
+        desk.text(
+            say(
+                "The list’s {layout} would take {own} s, {more} more. A list finds what fits; to find what is fastest, "
+                "weigh them all.",
+                layout=last.spec.layout.code,
+                own=significant(own),
+                more=percent(own / found.seconds - 1),
+            )
+        )
+
+
+class Weighed(NamedTuple):
+    """Of all layouts: how many there are and fit, and the fastest that does."""
+
+    all: int
+    fit: int
+    best: str
+    schedule: str
+    seconds: float
+
+
+@st.cache_data(max_entries=64, show_spinner=True)
+def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
+    """Raises `RequestError` where there is no layout at all."""
+    found = search(catalog.model(model), count, DEVICES[device], batch)
+    first = found.layouts.iloc[0]
+    return Weighed(len(found.layouts), found.feasible, str(first["layout"]), str(first["schedule"]), float(first["step_s"]))
 
 
 def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[Desk], Question]:

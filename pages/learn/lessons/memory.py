@@ -9,10 +9,11 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
+from engine.predict.inference import cache, weights
 from engine.predict.memory import memory
-from engine.predict.published import STATE_BYTES, key_value_cache, layer_activations, states
-from engine.predict.terms import total
-from engine.spec import ModelSpec, RunSpec, WorkloadSpec
+from engine.predict.published import STATE_BYTES, layer_activations, states
+from engine.predict.terms import Term, total
+from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -24,7 +25,6 @@ from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.shared import drawing
 
 _BATCHES, _LENGTHS = (1, 4, 16, 64, 256), (512, 2048, 8192, 32768)
-_HALF = 2  # bytes of a number in fp16 or bf16
 
 
 def _draw(desk: Desk) -> None:
@@ -44,13 +44,13 @@ def _draw(desk: Desk) -> None:
     desk.heading(say("To use it"))
     desk.controls(desk.slide("batch", say("Texts at once")), desk.slide("length", say("Tokens in each"), lambda n: f"{n:,}"))
     drawing.show(_using(desk["model"], desk["device"], desk["batch"], desk["length"], desk.view), "using")
-    cache = key_value_cache(model, desk["batch"], desk["length"], _HALF)
-    desk.formula(say("Keys and values of all tokens so far"), cache.symbols, cache.numbers, in_bytes(cache.value))
+    kept = _cache(model, desk["batch"], desk["length"])
+    desk.formula(say("Keys and values of all tokens so far"), kept.symbols, kept.numbers, in_bytes(kept.value))
     desk.text(
         say(
-            "L layers, B texts, S tokens in each, G key heads of width D, 2 bytes a number; the first 2 is for keys "
-            "and values. The weights stay the same however many texts there are; this cache grows with every one of "
-            "them and with every token."
+            "L layers, B texts of T tokens, G key heads of width D (all of them on one device, tp = 1), e bytes a "
+            "number; the first 2 is for keys and values. The weights stay the same however many texts there are; this "
+            "cache grows with every one of them and with every token."
         )
     )
 
@@ -97,6 +97,11 @@ def _own_count(name: str) -> int:
     return memory(RunSpec(model=catalog.model(name), workload=workload)).peaks[0].total
 
 
+def _cache(model: ModelSpec, batch: int, length: int) -> Term:
+    """Keys and values of a decoder on one device, in bf16."""
+    return cache(model, LayoutSpec(), "bf16", 0, batch, length)[0]
+
+
 def states_in(parameters: int) -> str:
     return in_bytes(sum(term.value for term in states(parameters).values()))
 
@@ -121,16 +126,16 @@ def _training(name: str, device: str, view: View) -> Drawing:
 def _using(name: str, device: str, batch: int, length: int, view: View) -> Drawing:
     style = look(view)
     say, model = style.say, catalog.model(name)
-    weights, cache = _HALF * model.parameters(), key_value_cache(model, batch, length, _HALF).value
+    held, kept = total(weights(model, LayoutSpec(), "bf16", 0)), _cache(model, batch, length).value
     rows = pd.DataFrame(
         [
-            {"bar": say("using"), "category": "parameters", "bytes": weights},
-            {"bar": say("using"), "category": "kv_cache", "bytes": cache},
+            {"bar": say("using"), "category": "parameters", "bytes": held},
+            {"bar": say("using"), "category": "kv_cache", "bytes": kept},
         ]
     )
     told = (
         say("Memory to generate with {model}", model=name),
-        _against(say, weights + cache, device, card(device)),
+        _against(say, held + kept, device, card(device)),
         say("The weights at 2 bytes each, and the keys and values of every token so far; one {device} is dashed.", device=device),
     )
     return drawing.packed(teaching.stacks(rows, (device, card(device)), told, style))
@@ -177,7 +182,7 @@ def _how_much(name: str, card_name: str) -> Callable[[Desk], Question]:
 def _weights_or_cache(desk: Desk) -> Question:
     say, name, batch, length = desk.say, "llama3-8b", 32, 8192
     model = catalog.model(name)
-    weights, cache = _HALF * model.parameters(), key_value_cache(model, batch, length, _HALF)
+    held, kept = total(weights(model, LayoutSpec(), "bf16", 0)), _cache(model, batch, length)
     return Question(
         asked=say(
             "{model} writes {batch} texts of {length} tokens at once, at 2 bytes a number. What takes more memory?",
@@ -185,11 +190,11 @@ def _weights_or_cache(desk: Desk) -> Question:
             batch=batch,
             length=f"{length:,}",
         ),
-        right="cache" if cache.value > weights else "weights",
-        said=say("{cache} of keys and values, {weights} of weights", cache=in_bytes(cache.value), weights=in_bytes(weights)),
+        right="cache" if kept.value > held else "weights",
+        said=say("{cache} of keys and values, {weights} of weights", cache=in_bytes(kept.value), weights=in_bytes(held)),
         why=say("The weights are there once for all texts; keys and values are there for every token of every text."),
         choices=(Choice("weights", say("its weights")), Choice("cache", say("its keys and values"))),
-        reveal=lambda: desk.formula(say("Keys and values"), cache.symbols, cache.numbers, in_bytes(cache.value)),
+        reveal=lambda: desk.formula(say("Keys and values"), kept.symbols, kept.numbers, in_bytes(kept.value)),
     )
 
 

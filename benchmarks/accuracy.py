@@ -1,0 +1,140 @@
+"""How far predictions are from runs: random valid specs, each predicted, rehearsed and run, and every rank's error.
+
+    python -m benchmarks.accuracy [--seed 0] [--specs 60] [--no-dry-run] [--ranks]
+
+Memory: the total at each rank's peak, the formula's and the dry run's against the measured. Traffic: equal in every row, to the
+byte and to the call, or not. With --ranks every rank has a line; otherwise every spec, with its worst rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.draw import specs
+from engine import store
+from engine.command.output import print_table
+from engine.launch.dry_client import dry_run
+from engine.launch.queue import RunQueue
+from engine.predict.run import predict
+from engine.spec import RunSpec
+from engine.tables import RunResult, beside
+
+_LIMIT, _MEDIAN_LIMIT, _DRY_LIMIT = 0.01, 0.003, 0.001  # of the total: formula, its median, dry run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Errors of one spec, as shares: rank → predicted ÷ measured − 1."""
+
+    spec: RunSpec
+    formula: pd.Series[float]
+    dry: pd.Series[float] | None
+    traffic: bool  # whether both equal the measured in every row
+    action: bool  # whether the formula says right during which action the fullest rank peaks
+
+
+def measure(spec: RunSpec, queue: RunQueue, home: Path, rehearse: bool) -> Outcome:
+    measured = _run(spec, queue)
+    formula = predict(spec)
+    answers = [formula]
+    dry = None
+    if rehearse:
+        rehearsed = store.load(dry_run(spec, home / "dry"))
+        answers.append(rehearsed)
+        dry = errors(measured, rehearsed)
+    equal = all(_equal(measured.tables["traffic"], answer.tables["traffic"]) for answer in answers)
+    return Outcome(spec, errors(measured, formula), dry, equal, _peaks_alike(measured, formula))
+
+
+def errors(measured: RunResult, predicted: RunResult) -> pd.Series[float]:
+    """By rank: the predicted total at the peak against the measured, as a share of it."""
+    both = beside("memory_peak", measured.tables["memory_peak"], predicted.tables["memory_peak"])
+    totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()
+    return totals["bytes_predicted"] / totals["bytes_measured"] - 1
+
+
+def _equal(measured: pd.DataFrame, predicted: pd.DataFrame) -> bool:
+    both = beside("traffic", measured, predicted)
+    return all((both[f"{n}_measured"] == both[f"{n}_predicted"]).all() for n in ("calls", "payload_bytes", "wire_bytes"))
+
+
+def _peaks_alike(measured: RunResult, predicted: RunResult) -> bool:
+    """Whether the predicted action is one at which the measured curve of the fullest rank is as high as it gets."""
+    rank = measured.summary["peak_rank"]
+    curve = measured.tables["memory_curve"]
+    totals = curve[curve["rank"] == rank].groupby(["t_ns", "action"])["bytes"].sum()
+    highest = {action for (_, action), total in totals.items() if total == totals.max()}  # type: ignore[misc]
+    return predicted.summary["peak_action"] in highest
+
+
+def _run(spec: RunSpec, queue: RunQueue) -> RunResult:
+    id = queue.submit(spec)
+    state = queue.state(id)
+    while state is not None and not state.finished:
+        state = queue.wait(id, state)
+    if state is None or state.folder is None:
+        raise SystemExit(f"{spec.layout.code} did not finish: {state.message if state else ''}\n{spec.model_dump_json()}")
+    return store.load(state.folder)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--specs", type=int, default=60)
+    options.add_argument("--no-dry-run", action="store_true", help="leave the dry runs out")
+    options.add_argument("--ranks", action="store_true", help="a line for every rank")
+    chosen = options.parse_args()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as home, RunQueue(Path(home), unwatched_s=None) as queue:
+        drawn = islice(specs(chosen.seed), chosen.specs)
+        outcomes = [measure(spec, queue, Path(home), not chosen.no_dry_run) for spec in drawn]
+    print_table([row for outcome in outcomes for row in _rows(outcome, chosen.ranks)])
+    _sum_up(outcomes)
+    print(f"  {time.perf_counter() - began:.0f} s")
+
+
+def _rows(outcome: Outcome, every_rank: bool) -> list[dict[str, str]]:
+    worst = outcome.formula.abs().idxmax()
+    ranks = list(outcome.formula.index) if every_rank else [worst]
+    return [_row(outcome, rank) for rank in ranks]
+
+
+def _row(outcome: Outcome, rank: int) -> dict[str, str]:
+    layout, workload = outcome.spec.layout, outcome.spec.workload
+    levers = f"zero{layout.zero}{' sp' if layout.sequence_parallel else ''} {layout.recompute}"
+    return {
+        "model": outcome.spec.model.family,
+        "layout": layout.code,
+        "schedule": layout.schedule,
+        "levers": levers,
+        "numbers": f"{workload.precision}/{workload.accumulate} {workload.optimizer}",
+        "rank": str(rank),
+        "formula": f"{outcome.formula[rank]:+.3%}",
+        "dry_run": "" if outcome.dry is None else f"{outcome.dry[rank]:+.3%}",
+        "traffic": "equal" if outcome.traffic else "DIFFERS",
+        "peak_at": "right" if outcome.action else "elsewhere",
+    }
+
+
+def _sum_up(outcomes: list[Outcome]) -> None:
+    formula = [abs(error) for outcome in outcomes for error in outcome.formula]
+    print(f"\n{len(outcomes)} specs, {len(formula)} ranks")
+    print(f"  formula   worst {max(formula):.3%} (limit {_LIMIT:.1%}), median {statistics.median(formula):.3%} "
+          f"(limit {_MEDIAN_LIMIT:.1%}), exact on {sum(e == 0 for e in formula)} ranks")  # fmt: skip
+    dry = [abs(error) for outcome in outcomes if outcome.dry is not None for error in outcome.dry]
+    if dry:
+        print(f"  dry run   worst {max(dry):.3%} (limit {_DRY_LIMIT:.1%}), exact on {sum(e == 0 for e in dry)} ranks")
+    print(f"  traffic   equal in {sum(outcome.traffic for outcome in outcomes)} specs")
+    print(f"  peak at   the action predicted in {sum(outcome.action for outcome in outcomes)} specs")
+
+
+if __name__ == "__main__":
+    main()
