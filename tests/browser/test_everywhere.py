@@ -62,7 +62,9 @@ LINKS = {
     "start": Link("", {"spec": CHOICE, "rank": "5", "bytes": "payload"}, "Lab", lab_holds),
     "lab": Link("lab", {"spec": CHOICE, "rank": "5", "bytes": "payload"}, "Lab", lab_holds),
     "compare": Link("compare", {"with": f"{CHOICE}*{OTHER}"}, "Compare", compare_holds),
-    "plan": Link("plan", {"model": "llama3-8b", "device": "a100-80gb", "ranks": "64"}, "Plan", plan_holds),
+    "plan": Link(
+        "plan", {"model": "llama3-8b", "device": "a100-80gb", "ranks": "64", "accounting": "zero2020"}, "Plan", plan_holds
+    ),
     "learn": Link("learn", {"lesson": "5", "with": "schedule-gpipe~p-3~m-4"}, "Learn", learn_holds),
     "runs": Link("runs", {"find": "saved", "picked": RUN}, "Runs", runs_holds),
 }
