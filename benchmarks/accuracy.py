@@ -71,7 +71,7 @@ def _peaks_alike(measured: RunResult, predicted: RunResult) -> bool:
     rank = measured.summary["peak_rank"]
     curve = measured.tables["memory_curve"]
     totals = curve[curve["rank"] == rank].groupby(["t_ns", "action"])["bytes"].sum()
-    highest = {action for (_, action), total in totals.items() if total == totals.max()}  # type: ignore[misc]
+    highest = {action for (_, action), total in totals.items() if total == totals.max()}
     return predicted.summary["peak_action"] in highest
 
 
@@ -102,8 +102,8 @@ def main() -> None:
 
 
 def _rows(outcome: Outcome, every_rank: bool) -> list[dict[str, str]]:
-    worst = outcome.formula.abs().idxmax()
-    ranks = list(outcome.formula.index) if every_rank else [worst]
+    errors = outcome.formula.abs().to_numpy()
+    ranks = range(len(errors)) if every_rank else [int(errors.argmax())]
     return [_row(outcome, rank) for rank in ranks]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engine.predict.buckets import Bucket, Parameter
 from engine.predict.parts import Kit
 from engine.predict.scratch import matmul
-from engine.predict.sizes import EIGHT, FOUR, ONE, TWO
+from engine.predict.sizes import EIGHT, FOUR, ONE
 from engine.predict.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
 
@@ -139,7 +139,7 @@ class Attention:
         return Value(out, node)
 
     def forward_relative(self, x: Value, around: Around) -> Value:
-        t, z = self.kit.tape, self.kit.sizes
+        _t, z = self.kit.tape, self.kit.sizes
         q, k, v = self.split(self.project(x), [(z.heads, "q")] * 3)
         (r,) = self.split(self.projected(around), [(False, "k")])
         return self.leave(lambda *inputs: self.attend_relative(around, *inputs), q, self.tokens(k), self.tokens(v), r)
@@ -172,7 +172,7 @@ class Attention:
     # ------------------------------------------------------------------------------------------------ attention proper
 
     def attend_relative(self, around: Around, q: Value, k: Value, v: Value, r: Value) -> Value:
-        t, z = self.kit.tape, self.kit.sizes
+        _t, z = self.kit.tape, self.kit.sizes
         folds = z.many and z.heads
         by_content = self.product(q, self.biases[0], self.folded(k, z.S, (z.B,)) if folds else k, z.S)
         by_distance = self.product(q, self.biases[1], self.folded(r, self.waves, (z.B,)) if folds else r, self.waves, shared=True)
@@ -212,7 +212,7 @@ class Attention:
 
     def added(self, by_content: Value, by_distance: Value, around: Around) -> Value:
         """Each row's scores by distance, looked up and added in place."""
-        t, z = self.kit.tape, self.kit.sizes
+        t, _z = self.kit.tape, self.kit.sizes
         assert around.distance is not None
         shape = by_distance.block.record.factors
         gather = t.node(by_distance)
@@ -257,7 +257,7 @@ class Attention:
         return Value(block, t.node(x)) if t.grad else Value(block)
 
     def bmm(self, m: tuple[Factor, ...], k: tuple[Factor, ...], n: tuple[Factor, ...], turned: str = "") -> None:
-        """The scratch of a batch of products. `turned`: which of the two is read the other way; in a batch of one it is copied."""
+        """A batch of products' scratch. `turned`: which of the two is read the other way; in a batch of one it is copied."""
         t, z = self.kit.tape, self.kit.sizes
         single = z.wide and turned and not z.many and not z.heads
         copy = t.new("copy for a matrix product", *(m if turned == "first" else n), *k, z.e) if single else None
@@ -373,6 +373,3 @@ class Attention:
         if (z.many or shared) and z.heads:
             node.run = lambda gradients, saved: [t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e)]
         return Value(mixed.block, node)
-
-
-__all__ = ["TWO", "Around", "Attention", "Parameter", "matmul"]

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.predict.sizes import FOUR, Sizes
-from engine.predict.tape import Block, Gradients, Node, Tape
+from engine.predict.tape import Block, Gradients, Tape, Value
 from engine.predict.terms import Factor
 
 Shape = tuple[Factor, ...]
@@ -98,7 +98,8 @@ class Bucket:
 
 class Buckets:
     """The buckets of one chunk. `reduces`: dp > 1. With ZeRO 1 every
-    microbatch is the last, whose gradients make the step's."""
+    microbatch is the last, whose gradients make the step's.
+    """
 
     def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
         """`converts`: gradients are added up in a wider type than they come in; `g` is its width."""
@@ -172,8 +173,6 @@ class Buckets:
 
     def tell(self, values: tuple[Any, ...], then: Callable[[], None]) -> tuple[Any, ...]:
         """`engine.parallel.data._Tell`: something to do when backward comes by."""
-        from engine.predict.tape import Value
-
         node = self.tape.node(*values)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
@@ -219,7 +218,3 @@ class Use:
         lookup: bool = False,
     ) -> None:
         self.buckets, self.run, self.layer, self.borrowed, self.lookup = tuple(buckets), run, layer, tuple(borrowed), lookup
-
-
-def no_node(node: Node | None) -> bool:
-    return node is None

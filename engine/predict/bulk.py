@@ -23,20 +23,20 @@ from engine.predict.tape import Record, Tape
 from engine.predict.terms import Factor
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import messages_held, stage_order
-from engine.spec import V_SHAPED, ModelSpec, RequestError, ScheduleName, WorkloadSpec
+from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
 
 Array = NDArray[np.int64]
 KINDS: dict[ScheduleName, frozenset[str]] = {
     **dict.fromkeys(("naive", "gpipe", "1f1b", "interleaved"), frozenset("B")),
     **dict.fromkeys(("zb-h1", "zb-v"), frozenset("IW")),
     "dualpipe-v": frozenset("BIW"),
-}  # type: ignore[assignment]
+}
 
 
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
     """The peak of each layout's fullest stage in bytes, and which stage that is. `workload` gives what is not in the grid.
 
-    The first two stages and the last are looked at. Layers are split as evenly as can be.
+    The first two stages, the middle one and the last two are looked at. Layers are split as evenly as can be.
     """
     if model.parts.encoder:
         return _one_by_one(model, workload, grid)
@@ -96,7 +96,8 @@ class _Reader:
         self._sizes: list[Array] = []
 
     def column(self, record: Record) -> int:
-        known = tuple(f.value if isinstance(f.value, int) else id(f.value) for f in record.factors)
+        values: list[Any] = [f.value for f in record.factors]
+        known = tuple(value if isinstance(value, int) else id(value) for value in values)
         if known not in self._columns:
             size: Any = np.ones(self.count, np.int64)
             for factor in record.factors:
@@ -120,7 +121,7 @@ class _Reader:
             tops = np.array([i for i, sign in enumerate(signs) if sign > 0 and (i + 1 == len(signs) or signs[i + 1] < 0)])
             one = ends.astype(float) @ sizes
             if len(tops):
-                top = (reached[_undominated(reached[tops], tops)].astype(float) @ sizes).max(0).astype(np.int64)
+                top = (reached[tops].astype(float) @ sizes).max(0).astype(np.int64)
                 top = np.maximum(top, 0)
                 last = top + np.maximum(times - 1, 0) * one.astype(np.int64)
                 highest = np.where(times > 0, np.maximum(highest, net + np.maximum(top, last)), highest)
@@ -164,12 +165,14 @@ class _Group:
         grid = self.grid
         best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
         combos: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
-        for i, combo in enumerate(zip(*(x.tolist() for x in (grid.schedule, grid.pp, grid.microbatches, grid.chunks)), strict=True)):
+        for i, combo in enumerate(
+            zip(*(x.tolist() for x in (grid.schedule, grid.pp, grid.microbatches, grid.chunks)), strict=True)
+        ):
             combos[combo].append(i)
         for (schedule, pp, microbatches, chunks), indices in combos.items():
             some = np.array(indices)
             name = SCHEDULES[schedule]
-            for stage in sorted({0, min(1, pp - 1), pp - 1}):
+            for stage in sorted({0, min(1, pp - 1), pp // 2, max(0, pp - 2), pp - 1}):
                 total = self._stage(some, name, stage, pp, microbatches, chunks)
                 better = total > best[some]
                 best[some] = np.where(better, total, best[some])
@@ -185,7 +188,9 @@ class _Group:
         for c in held:
             found, stands = self._chunk(c == 0, c == last)
             extra = c < self.rest[some]
-            ledgers.append({a: _Ledger(x.net[extra.astype(int), some], x.highest[extra.astype(int), some]) for a, x in found.items()})
+            ledgers.append(
+                {a: _Ledger(x.net[extra.astype(int), some], x.highest[extra.astype(int), some]) for a, x in found.items()}
+            )
             standing = standing + stands[extra.astype(int), some]
         message = self.message[some]
         peak = np.zeros(len(some), np.int64)
@@ -196,8 +201,9 @@ class _Group:
                 if passes:
                     now = now + passes * kept
                 if owing:
-                    now = now + owing * (kept + own["I"].net + message * (c < last))
-            action = ledgers[at].get(f"{kind} last", ledgers[at][kind])
+                    own_more = own.get("I over", own["I"])  # gradients that are added up are there once
+                    now = now + owing * (kept + own_more.net + message * (c < last)) + own["I"].net - own_more.net
+            action = _ledger_of(ledgers[at], kind)
             peak = np.maximum(peak, now + action.highest)
         return standing + peak + 8
 
@@ -224,7 +230,7 @@ class _Group:
         one = np.ones(len(layers), np.int64)
         counts = (one, layers - 2, one)
         samples = tuple(Sample(False, False, count) for count in counts)
-        dp = Factor("dp", self.grid.dp)
+        dp = Factor("dp", self.grid.dp)  # type: ignore[arg-type]  # an array
         buckets = Buckets(tape, self.sizes, dp, self.zero, self.reduces, self.g.value != self.sizes.e.value, self.g)
         player = ChunkPasses(
             Kit(tape, self.sizes, buckets), Shape(first, last, samples), self.kinds, int(self.grid.microbatches.max())
@@ -232,15 +238,20 @@ class _Group:
         player.run()
         reader = _Reader(len(layers))
         parts: dict[str, list[Any]] = defaultdict(list)
+        pending: list[Any] = []
+        several = int(self.grid.microbatches[0]) > 1
         for segment, events in tape.parts:
             times = counts[segment.layer] if segment.layer >= 0 else one
-            marked = [(sign, reader.column(record), record) for sign, record in events]
+            marked = [(sign, reader.column(record), record) for sign, record in events if record.born != "pending" or several]
+            if segment.action == "pending" and several:
+                pending.append((one, [(s, c) for s, c, _ in marked if s > 0]))
             parts[segment.action].append((times, [(s, c) for s, c, _ in marked]))
             if self.zero == 1 and segment.action in ("B", "I", "W"):
                 parts[f"{segment.action} last"].append(parts[segment.action].pop())
                 parts[segment.action].append((times, [(s, c) for s, c, r in marked if r.name not in REDUCING]))
-        wanted = [name for name in parts if name in ("F", "B", "I", "W", "B last", "I last", "W last")]
-        return {name: reader.ledger(parts[name]) for name in wanted}, self._standing(player)
+        wanted = ("F", "B", "I", "W", "I over", "W over", "B last", "I last", "W last")
+        stands = self._standing(player) + reader.ledger(pending[:1]).net
+        return {name: reader.ledger(found) for name, found in parts.items() if name in wanted}, stands
 
     def _standing(self, player: ChunkPasses) -> Array:
         workload = self.workload
@@ -252,6 +263,12 @@ class _Group:
             bytes_ = bytes_ + share * (moments + (4 if self.sizes.wide else 0)) + (4 if moments == 8 else 0)
             total = total + times * bytes_
         return total
+
+
+def _ledger_of(ledgers: dict[str, _Ledger], label: str) -> _Ledger:
+    """`label` is the kind of action and what is said of it; of that, what makes a difference with this ZeRO stage."""
+    kind, *said = label.split(" ")
+    return next((ledgers[f"{kind} {word}"] for word in said if f"{kind} {word}" in ledgers), ledgers[kind])
 
 
 def _enough(name: ScheduleName, pp: int, microbatches: int) -> int:
@@ -267,7 +284,7 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
     place = {c: i for i, c in enumerate(held)}
     last = pp * chunks - 1
     most = messages_held(name, pp, microbatches)
-    flying, owed, messages = [0] * chunks, [0] * chunks, 0
+    flying, owed, done, messages = [0] * chunks, [0] * chunks, [0] * chunks, 0
     sent: dict[tuple[str, int], int] = defaultdict(int)
     found: dict[tuple[str, int], set[tuple[int, ...]]] = defaultdict(set)
 
@@ -281,13 +298,17 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
         return int(sent[flow, peer] > most)
 
     for action in stage_order(name, stage, pp, microbatches, chunks):
-        c, kind = action.chunk, action.kind
+        c, kind = action.chunk, str(action.kind)
         at = place[c]
         if kind == "F":
             messages += elsewhere(c - 1)
         elif kind != "W":
             messages += elsewhere(c + 1)
-        found[kind, at].add((*flying, *owed, messages))
+        done[at] += kind in ("B", "I")
+        ends = kind != "F" and done[at] == microbatches and (kind != "W" or owed[at] == 1)
+        over = owed[at] > (kind == "W") if kind in ("I", "W") else False
+        label = kind + (" over" if over else "") + (" last" if ends else "")
+        found[label, at].add((*flying, *owed, messages))
         if kind == "F":
             flying[at] += 1
             messages += c < last
@@ -300,12 +321,9 @@ def _instants(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks
             messages -= c < last
             messages -= send("gradient", c - 1) if elsewhere(c - 1) else 0
     out = []
-    for (kind, at), states in found.items():
+    for (label, at), states in found.items():
         rows = np.array(sorted(states))
         for i in _undominated(rows, np.arange(len(rows))):
             row = rows[i].tolist()
-            out.append(Instant(tuple(row[:chunks]), tuple(row[chunks:-1]), row[-1], kind, at))
+            out.append(Instant(tuple(row[:chunks]), tuple(row[chunks:-1]), row[-1], label, at))
     return out
-
-
-__all__ = ["RequestError", "fullest"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +12,9 @@ from engine.predict.buckets import Bucket, Use
 from engine.predict.ends import Feed, Head, Places, Token, sinusoid
 from engine.predict.layers import Layer, norm_parameters
 from engine.predict.parts import Kit
-from engine.predict.sizes import EIGHT, FOUR, ONE
+from engine.predict.sizes import EIGHT, FOUR, TWO
 from engine.predict.tape import Block, Value
+from engine.predict.terms import Factor
 from engine.spec import ModelSpec, sentence
 
 Streams = tuple[Value, ...]
@@ -39,7 +41,7 @@ class Shape:
     def of(cls, model: ModelSpec, layers: range, first: bool, last: bool) -> Shape:
         samples: list[Sample] = []
         cuts = sorted({layers.start, layers.stop, min(max(model.encoder_layers, layers.start), layers.stop)})
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             decodes = model.parts.encoder and start >= model.encoder_layers
             ends = {model.encoder_layers, model.layers} if model.parts.encoder else set()
             count = stop - start
@@ -114,7 +116,7 @@ class Chunk:
 
     def extend(self, streams: Streams, tokens: Block | None, cache: Block) -> Streams:
         """`TransformerChunk.extend`: some more tokens of a sequence, the last chunk's logits of the last one."""
-        kit, t, z = self.kit, self.kit.tape, self.kit.sizes
+        _kit, t, z = self.kit, self.kit.tape, self.kit.sizes
         if self.places is not None:
             assert self.token is not None and tokens is not None
             streams = (self.places.forward(self.token.look_up(tokens), None),)
@@ -137,8 +139,6 @@ class Chunk:
         assert self.token is not None and self.places is not None
         if feed.following is None:
             return (self.places.forward(self.token.look_up(feed.tokens), feed.segments),)
-        from engine.predict.sizes import TWO
-
         tokens = kit.tape.new("tokens and targets", TWO, z.B, z.S, EIGHT)
         looked = self.token.look_up(tokens, (TWO,))
         del tokens
@@ -159,8 +159,6 @@ class Chunk:
         if position != "relative":
             return Around()
         assert feed is not None
-        from engine.predict.terms import Factor
-
         places = t.new("positions", z.S, EIGHT)
         rows = Factor("2 S − 1", 2 * z.S.value - 1)
         waves = sinusoid(self.kit, rows)
@@ -190,6 +188,3 @@ class Chunk:
 
 def _of(places: Places) -> list[Bucket]:
     return [places.bucket]
-
-
-__all__ = ["ONE", "Chunk", "Shape"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engine.predict.buckets import Bucket, Parameter
 from engine.predict.layers import norm_parameters
 from engine.predict.parts import Kit
 from engine.predict.scratch import matmul
-from engine.predict.sizes import EIGHT, FOUR, ONE, TWO, whole
+from engine.predict.sizes import EIGHT, FOUR, ONE, TWO
 from engine.predict.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
 
@@ -251,7 +251,7 @@ class Head:
         t.save(node, softmax, local, elsewhere)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
-            softmax, local, elsewhere = saved
+            softmax, _local, _elsewhere = saved
             inverse = t.new("targets of other ranks' columns", *row, ONE)
             hit = t.new("targets of this rank's columns", *row, FOUR)
             del inverse
@@ -281,6 +281,3 @@ def scaled(kit: Kit, loss: Value) -> Value:
 
     node.run = run
     return Value(out, node)
-
-
-__all__ = ["Any", "Feed", "Head", "Places", "Token", "scaled", "sinusoid", "whole"]

@@ -1,7 +1,7 @@
 """Memory of generating without training: `engine.inference` and `engine.generate`, in sizes.
 
-A prompt goes through at once, then token by token. What is there grows with the tokens so far, so the peak is in the prompt's pass
-or in the last token's.
+A prompt goes through at once, then token by token. What is there grows with the tokens so far, so the peak is in the prompt's
+pass or in the last token's.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from engine.predict.buckets import Buckets
 from engine.predict.chunk import Chunk, Shape, Streams
 from engine.predict.parts import Kit
 from engine.predict.passes import Counts, Key, Ledger
-from engine.predict.sizes import EIGHT, FOUR, ONE, TWO, WIDTHS, Sizes
+from engine.predict.sizes import EIGHT, FOUR, TWO, WIDTHS, Sizes
 from engine.predict.tape import Block, Record, Tape, Value
 from engine.predict.terms import Factor
-from engine.spec import BYTE_VOCABULARY, RunSpec, sentence
+from engine.spec import RunSpec, sentence
 from engine.tables import KV_CACHE
 
 NUMBER = "numbers of one element"
@@ -50,7 +50,7 @@ class Generation:
     def standing(self, stage: int) -> Counts:
         counts: Counts = defaultdict(int)
         for c in self.chunks(stage):
-            tape, z, chunk = self._chunk(c, 1, 1)
+            _tape, z, chunk = self._chunk(c, 1, 1)
             for bucket, times in chunk.weights():
                 key = Key(
                     "parameters",
@@ -138,6 +138,3 @@ def _ledger(tape: Tape, shape: Shape) -> Ledger:
         times: Any = shape.samples[segment.layer].count if segment.layer >= 0 else 1
         ledger.parts.append((times, [(sign, keys[id(record)]) for sign, record in events if record.name]))
     return ledger
-
-
-__all__ = ["BYTE_VOCABULARY", "ONE", "Generation"]

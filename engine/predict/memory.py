@@ -13,14 +13,15 @@ from engine.predict.buckets import Bucket, Buckets
 from engine.predict.chunk import Shape
 from engine.predict.generation import Generation
 from engine.predict.parts import Kit
-from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes
+from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes, size_of
 from engine.predict.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
-from engine.predict.tape import Factors, Tape
+from engine.predict.tape import Tape
 from engine.predict.terms import Factor, Term, total
-from engine.predict.walk import Change, Effect, StageWalk
-from engine.schedule import Action, plan
+from engine.predict.walk import Change, Effect, Moment, StageWalk
+from engine.schedule import Action, plan, replay
 from engine.spec import RunSpec, sentence
-from engine.tables import CATEGORIES, KV_CACHE
+from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
+from engine.topology import Mesh
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,17 @@ def memory(spec: RunSpec) -> Memory:
     return Memory(tuple(stages.peak(stage) for stage in range(spec.layout.pp)))
 
 
+def _times(count: int, layers: int) -> tuple[Factor, ...]:
+    """How often a block is there: microbatches × layers where it is in every layer, otherwise a plain number."""
+    if layers and count % layers == 0:
+        passes = count // layers
+        return (Factor("L", layers),) if passes == 1 else (Factor("m", passes), Factor("L", layers))
+    return () if count == 1 else (Factor("n", count),)
+
+
 class Stages:
+    """The stages of one spec: what stands on each, and its step."""
+
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         layout, workload, model = spec.layout, spec.workload, spec.model
@@ -136,22 +147,8 @@ class Stages:
 
     def peak(self, stage: int) -> Peak:
         standing, walk = self.walk(stage)
-        best, best_at, now = -1, 0, 0
         moments = list(walk.moments())
-        for number, moment in enumerate(moments):
-            for change in moment.before:
-                now += change.total
-            high = 0
-            if moment.effect is not None:
-                high = moment.effect.highest[0]
-            for change in moment.after:
-                high = max(high, change.total + (moment.effect.net.total if moment.effect else 0))
-            if now + high > best:
-                best, best_at = now + high, number
-            if moment.effect is not None:
-                now += moment.effect.net.total
-            for change in moment.after:
-                now += change.total
+        best_at = _highest(moments)
         moment = moments[best_at]
         changes: dict[Change, int] = defaultdict(int)
         for earlier in moments[:best_at]:
@@ -177,11 +174,95 @@ class Stages:
         counts = defaultdict(int, before)
         for key, count in transient.items():
             counts[key] += count
+        layers = self.spec.layout.stage_layers(self.spec.model.layers)[stage]
         for key, count in counts.items():
             if count:
-                terms[key.category].append(Term(key.name, (Factor("n", count), *key.factors)))
+                terms[key.category].append(Term(key.name, (*_times(count, layers if key.layered else 0), *key.factors)))
         found = {c: tuple(t) for c, t in terms.items()}
         return Peak(stage, str(action), {c: total(t) for c, t in found.items()}, found)
 
 
-__all__ = ["KV_CACHE", "SYMBOLS", "Factors", "Memory", "Peak", "memory", "pd"]
+def _highest(moments: list[Moment]) -> int:
+    """The number of the action with the highest point."""
+    best, best_at, now = -1, 0, 0
+    for number, moment in enumerate(moments):
+        for change in moment.before:
+            now += change.total
+        high, net = (moment.effect.highest[0], moment.effect.net.total) if moment.effect is not None else (0, 0)
+        after = sum(change.total for change in moment.after)
+        if now + max(high, net + after) > best:
+            best, best_at = now + max(high, net + after), number
+        now += net + after
+    return best_at
+
+
+def peak_table(spec: RunSpec) -> pd.DataFrame:
+    """A row for each rank and category, as `memory_peak` has it. Ranks of one stage are alike."""
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    peaks = memory(spec).peaks
+    categories = list(peaks[0].bytes)
+    per_stage = mesh.dp * mesh.tp
+    ranks = np.arange(mesh.size)
+    bytes_ = np.array([[peak.bytes[c] for c in categories] for peak in peaks], np.int64)
+    columns = {
+        "source": "formula",
+        "rank": np.repeat(ranks, len(categories)),
+        "pp": np.repeat(ranks // per_stage, len(categories)),
+        "dp": np.repeat(ranks % per_stage // mesh.tp, len(categories)),
+        "tp": np.repeat(ranks % mesh.tp, len(categories)),
+        "category": categories * mesh.size,
+        "bytes": np.repeat(bytes_, per_stage, axis=0).ravel(),
+    }
+    return pd.DataFrame(
+        {
+            name: pd.Series(columns[name], dtype=dtype, index=range(mesh.size * len(categories)))
+            for name, dtype in SCHEMAS["memory_peak"].items()
+        }
+    )
+
+
+def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
+    """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
+
+    Instants are textbook ones: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
+    """
+    stage = rank // (spec.layout.dp * spec.layout.tp)
+    stages = Stages(spec)
+    standing, walk = stages.walk(stage)
+    chunks = spec.layout.chunks
+    lasts = {"F": 1e6 / chunks, "B": 2e6 / chunks, "I": 1e6 / chunks, "W": 1e6 / chunks}
+    timed = [t for t in replay(stages.schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == stage]
+    now = _by_category(standing)
+    rows: list[dict[str, Any]] = []
+
+    def put(t_ns: float, action: Action, composition: dict[str, int]) -> None:
+        rows.extend(
+            {"rank": rank, "t_ns": round(t_ns), "action": str(action), "category": c, "bytes": n} for c, n in composition.items()
+        )
+
+    for moment, time in zip(walk.moments(), timed, strict=True):
+        put(time.start, moment.action, now)
+        for change in moment.before:
+            now = _plus(now, _by_category(change.counts))
+        if moment.effect is not None:
+            top = _by_category(moment.effect.ledger.counts_at(moment.effect.highest[1]))
+            put((time.start + time.end) / 2, moment.action, _plus(now, top))
+            now = _plus(now, _by_category(moment.effect.net.counts))
+        for change in moment.after:
+            now = _plus(now, _by_category(change.counts))
+    put(max(t.end for t in timed), timed[-1].action, now)
+    return table("memory_curve", rows, "formula")
+
+
+def _by_category(counts: Counts) -> dict[str, int]:
+    found = dict.fromkeys(CATEGORIES, 0)
+    for key, count in counts.items():
+        found[key.category] += count * size_of(key.factors)
+    return found
+
+
+def _plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {category: size + other[category] for category, size in one.items()}
+
+
+__all__ = ["SYMBOLS", "Memory", "Peak", "curve_table", "memory", "peak_table"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from engine.predict.buckets import Buckets, Parameter, Shape
 from engine.predict.scratch import matmul
-from engine.predict.sizes import FOUR, ONE, TWO, Sizes
+from engine.predict.sizes import FOUR, TWO, Sizes
 from engine.predict.tape import Block, Gradients, Tape, Value
-from engine.predict.terms import Factor
 
 
 class Kit:
@@ -70,7 +69,7 @@ class Kit:
     def column(
         self, x: Value, weight: Parameter, bias: Parameter | None, rows: Shape, name: str, first: bool = False, later: bool = True
     ) -> Value:
-        """y = x Wᵀ + b, the outputs cut over tp. `rows`: those of y. `first`: y has the last rows only. `later`: W may compute."""
+        """y = x Wᵀ + b, the outputs cut over tp. `rows`: those of y. `first`: they are the last. `later`: W may compute."""
         t, z = self.tape, self.sizes
         outputs, inputs = weight.shape
         node = t.node(x, weight.leaf, None if bias is None else bias.leaf) if t.grad else None
@@ -216,7 +215,7 @@ class Kit:
         t.save(node, x.block, scale)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
-            (gradient,), (kept, scale) = gradients, saved
+            (gradient,), (kept, _scale) = gradients, saved
             assert gradient is not None
             again = as_fp32(kept)
             normal = t.new("inputs of a norm, scaled", *fp32)
@@ -242,10 +241,3 @@ class Kit:
 
         node.run = run
         return Value(y, node)
-
-
-def vector(factor: Factor) -> Shape:
-    return (factor,)
-
-
-__all__ = ["ONE", "Kit", "vector"]

@@ -8,10 +8,11 @@ from sys import getrefcount
 from typing import Any, NamedTuple
 
 from engine.predict.buckets import REDUCING
-from engine.predict.chunk import Chunk, Shape, Streams
+from engine.predict.chunk import Chunk, Shape
 from engine.predict.ends import scaled
 from engine.predict.parts import Kit
-from engine.predict.tape import Block, Factors, Gradients, Node, Record, Tape, Value
+from engine.predict.sizes import FOUR
+from engine.predict.tape import Block, Factors, Gradients, Node, Record, Value
 
 
 class Key(NamedTuple):
@@ -174,7 +175,7 @@ class ChunkPasses:
                 block = t.new("inputs of the stage", *z.residual)
                 self._blocks["given"].append(block.record)
                 flight.inputs.append(Value(block, t.leaf(self._keep(flight))))
-            del block
+                del block
         t.at(action)
         outputs = self.chunk.forward(tuple(flight.inputs))
         t.at(action)
@@ -228,10 +229,10 @@ class ChunkPasses:
                 block = t.new("gradients received", *z.residual)
                 self._blocks[f"gradient given {kind_of(action)}"].append(block.record)
                 given.append(block)
-            del block
+                del block
         t.at(action)
         if self.shape.last:
-            given.append(t.new("numbers of one element", *_FOUR))
+            given.append(t.new("numbers of one element", FOUR))
         owed = flight.owed if action.startswith("I") else None
         self.kit.buckets.owed = owed
         roots: list[tuple[Node, int, Block | None]] = [
@@ -287,13 +288,12 @@ class ChunkPasses:
         for_backward = {kind: counted[f"gradient given {kind}"] for kind in ("B", "I")}
         return Passes(dict(ledgers), counted["given"], counted["handed"], for_backward, counted["gradient handed"], self._shared)
 
-
     def _read_variants(self, ledgers: dict[str, Ledger], action: str, times: Any, events: Any, keys: dict[int, Key]) -> None:
         """A first backward finds no reduction under way; with ZeRO 1 only a last one starts any."""
         buckets = self.kit.buckets
         if not buckets.reduces or action not in ("B", "I", "W"):
             return
-        if buckets.zero >= 2 and action != "W":
+        if buckets.zero >= 2:
             kept = [(sign, keys[id(record)]) for sign, record in events if record.born != "pending"]
             ledgers[f"{action} first"].parts.append((times, kept))
         if buckets.zero == 1:
@@ -326,14 +326,6 @@ def category(record: Record) -> str:
         return "communication" if record.door else "temporary"
     if born in ("F", "given") and died in ("B", "I", "W"):
         return "activations"
-    if record.born == "gradient given" or born == "I":
-        if died == "W" and not record.door:
-            return "activations"
+    if (record.born == "gradient given" or born == "I") and died == "W" and not record.door:
+        return "activations"
     return "communication"
-
-
-from engine.predict.sizes import FOUR as _FOUR_FACTOR  # noqa: E402
-
-_FOUR = (_FOUR_FACTOR,)
-
-__all__ = ["ChunkPasses", "Counts", "Key", "Ledger", "Passes", "Streams", "Tape"]

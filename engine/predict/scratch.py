@@ -7,6 +7,7 @@ CPU may ask for other amounts. All in all it is less than a megabyte, which coun
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from engine.predict.buckets import Shape
 from engine.predict.sizes import Sizes
@@ -29,6 +30,7 @@ def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool 
     """One product, if it is in bf16; for many layouts at once it is left out, as no more than a rounding."""
     if not sizes.wide:
         return
-    values = [prod(factor.value for factor in shape) for shape in (m, k, n)]
-    if all(isinstance(value, int) for value in values):
-        tape.touch("scratch of a matrix product", Factor("scratch", scratch_bytes(*values, turned)))
+    sides: list[Any] = [prod(factor.value for factor in shape) for shape in (m, k, n)]
+    if all(isinstance(side, int) for side in sides):
+        rows, inner, columns = sides
+        tape.touch("scratch of a matrix product", Factor("scratch", scratch_bytes(rows, inner, columns, turned)))

@@ -1,4 +1,4 @@
-"""The sizes that the formulas are made of, as factors: one object for one layout, or with arrays in it for many layouts at once."""
+"""The sizes that the formulas are made of, as factors: of one layout, or with arrays in them of many layouts at once."""
 
 from __future__ import annotations
 

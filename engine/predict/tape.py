@@ -76,7 +76,7 @@ def _pass_on(gradients: Gradients, saved: list[Block]) -> Gradients:
     return gradients
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Everything that a checkpoint had saved has been computed again."""
 
 
@@ -166,7 +166,7 @@ class Tape:
                 self._repeating.recomputed[self._repeated] = block
                 self._repeated += 1
         if self._repeating is not None and self._repeated == self._repeating.holders:
-            raise _Stop
+            raise _StopError
 
     def save_number(self, node: Node, block: Block) -> None:
         """Keep a Python number that became a tensor. A checkpoint keeps it as well: such are not handed to it."""
@@ -211,7 +211,7 @@ class Tape:
         self._repeating, self._repeated = frame, 0
         try:
             frame.again()
-        except _Stop:
+        except _StopError:
             pass
         finally:
             self._repeating = None

@@ -73,6 +73,7 @@ class StageWalk:
     def moments(self) -> Iterator[Moment]:
         self._passed = dict.fromkeys(self.effects, 0)  # backward passes that a chunk has had
         self._owed = dict.fromkeys(self.effects, 0)
+        self._finished = dict.fromkeys(self.effects, 0)  # how often no W was owed any more
         self._sent: dict[tuple[str, int], deque[Change]] = {}
         self._halved = {(a.chunk, a.microbatch) for a in self.schedule.stages[self.stage] if a.kind == "I"}
         for action in self.schedule.stages[self.stage]:
@@ -130,14 +131,21 @@ class StageWalk:
             self._owed[c] += 1
         if kind == "W":
             self._owed[c] -= 1
+            self._finished[c] += not self._owed[c]
         last = self._passed[c] == self.schedule.microbatches and (kind != "W" or not self._owed[c])
         if f"{kind} last" in known and last:
             state = " last"
-        elif f"{kind} first" in known and self._passed[c] == 1:
+        elif f"{kind} first" in known and self._is_first(kind, c):
             state = " first"
         elif f"{kind} over" in known and (self._owed[c] > 1 if kind == "I" else self._owed[c] > 0):
             state = " over"
         return state if f"{kind}{state}" in known else ""
+
+    def _is_first(self, kind: str, chunk: int) -> bool:
+        """Whether no reduction of the chunk's gradients can be under way when the action begins."""
+        if kind != "W":
+            return self._passed[chunk] == 1
+        return not self._owed[chunk] and self._finished[chunk] == 1
 
     def _handed_here(self, action: Action) -> tuple[Change, ...]:
         """What is handed to another chunk of this stage turns into what that one is given."""
@@ -154,6 +162,3 @@ class StageWalk:
 
     def _for_backward(self, chunk: int, microbatch: int) -> Change:
         return self.messages[chunk].gradient_given["I" if (chunk, microbatch) in self._halved else "B"]
-
-
-__all__ = ["Change", "Effect", "Messages", "Moment", "StageWalk"]

@@ -34,3 +34,14 @@ def test_the_pointer_tells_exact_bytes_of_every_category():
     [(view, rows)] = marks(memory.curve(made_up.memory_curve(), 0, LIGHT).spec, "rule")
     assert [row["total"] for row in rows] == [KIB * (5 + a) for a in (0, 4, 8, 4, 0)]
     assert {f"{c}:Q".removesuffix(":Q") for c in CATEGORIES} <= {t["field"] for t in view["encoding"]["tooltip"]}
+
+
+def test_the_peak_is_marked_and_an_action_can_be_pointed_at():
+    table = made_up.memory_curve()
+    spec = memory.curve(table, 0, LIGHT).spec
+    [(_, summit)] = marks(spec, "point")
+    assert summit == [{"time": 4.0, "amount": 13.0, "said": "peak 13 KiB"}]
+    # Backward begins at 4 ms, the step at 8 ms; "gather" is not in the curve.
+    assert memory.marks(table, 0, "B chunk 0 microbatch 0") == {"marked": [{"t_ns": 4_000_000, "end_ns": 8_000_000}]}
+    assert memory.marks(table, 0, "gather") == {"marked": []}
+    assert spec["datasets"]["marked"] == [{"t_ns": None, "end_ns": None}]
