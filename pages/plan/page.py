@@ -281,7 +281,8 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
 
 
 def _said(reason: Reason, words: Words) -> str:
-    return words(reason.text, **reason.values)
+    values = {name: _said(value, words) if isinstance(value, Reason) else value for name, value in reason.values.items()}
+    return words.described(reason.text).format(**values)
 
 
 def _front(request: Request, plan: Plan, row: int) -> None:
