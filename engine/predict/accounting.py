@@ -1,6 +1,6 @@
 """Memory by the formulas of papers, so that their tables can be reproduced and held beside the engine's own account.
 
-    engine            this engine's own tensors, to the byte: see `engine.predict.bulk`
+    engine            this engine's own tensors, roughly: see `engine.predict.rough`
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict import bulk
+from engine.predict import rough
 from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RequestError, WorkloadSpec
@@ -31,7 +31,7 @@ def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
     """The account of that name. Raises `RequestError` that lists the names."""
     if name not in ACCOUNTINGS:
         raise RequestError(f"there is no accounting {name!r}; there are {', '.join(ACCOUNTINGS)}")
-    accounts = {"engine": bulk.fullest, "korthikanti2022": korthikanti2022, "zero2020": zero2020}
+    accounts = {"engine": rough.fullest, "korthikanti2022": korthikanti2022, "zero2020": zero2020}
     return accounts[name]
 
 
