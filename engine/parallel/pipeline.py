@@ -171,11 +171,15 @@ class Executor:
         return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * self.widest + part
 
     def _step(self, update: Callable[[], None]) -> None:
+        self._wait_for_all()
+        update()
+
+    def _wait_for_all(self) -> None:
+        """A method of its own, so that no variable holds a message while the optimizer works."""
         for messages in self._sent.values():
             for message in messages:
                 _wait(message)
         self._sent.clear()
-        update()
 
 
 def _wait(message: Message) -> None:

@@ -21,6 +21,11 @@ def compute_order(name: ScheduleName, pp: int, microbatches: int, chunks: int = 
     return [_ORDERS[name](stage, pp, microbatches, chunks) for stage in range(pp)]
 
 
+def stage_order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int = 1) -> list[Action]:
+    """The same for one stage alone."""
+    return _ORDERS[name](stage, pp, microbatches, chunks)
+
+
 class _Writer:
     """Writes an order down. An entry takes the next microbatch of its chunk that has not had that kind of action."""
 

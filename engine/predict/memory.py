@@ -1,0 +1,262 @@
+"""How much memory every rank takes at its peak, by category, in closed form; and where in the step that is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine.predict.buckets import Bucket, Buckets
+from engine.predict.chunk import Shape
+from engine.predict.generation import Generation
+from engine.predict.parts import Kit
+from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes, size_of
+from engine.predict.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
+from engine.predict.tape import Tape
+from engine.predict.terms import Factor, Term, total
+from engine.predict.walk import Change, Effect, StageWalk
+from engine.schedule import Action, plan, replay
+from engine.spec import RunSpec
+from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
+from engine.topology import Mesh
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A stage's ranks at their peak. `terms[c]` add up to `bytes[c]`."""
+
+    stage: int
+    action: str
+    bytes: dict[str, int]
+    terms: dict[str, tuple[Term, ...]]
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    peaks: tuple[Peak, ...]  # one a stage
+
+
+def memory(spec: RunSpec) -> Memory:
+    """The peak of the ranks of every stage."""
+    stages = Stages(spec)
+    if spec.generate.skip_training:
+        return Memory(tuple(stages.generating(stage) for stage in range(spec.layout.pp)))
+    return Memory(tuple(stages.peak(stage) for stage in range(spec.layout.pp)))
+
+
+def _times(count: int, layers: int) -> tuple[Factor, ...]:
+    """How often a block is there: microbatches × layers where it is in every layer, otherwise a plain number."""
+    if layers and count % layers == 0:
+        passes = count // layers
+        return (Factor("L", layers),) if passes == 1 else (Factor("m", passes), Factor("L", layers))
+    return () if count == 1 else (Factor("n", count),)
+
+
+class Stages:
+    """The stages of one spec: what stands on each, and its step."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        layout, workload, model = spec.layout, spec.workload, spec.model
+        self.schedule = plan(layout, workload.microbatches, model.parts.tied)
+        self.sizes = Sizes.of(
+            model, workload, layout.tp, workload.microbatch_size, layout.sequence_parallel, layout.recompute
+        )
+        self.dp = Factor("dp", layout.dp)
+        self.g = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
+        self.kinds = frozenset(action.kind for stage in self.schedule.stages for action in stage)
+        self._passes: dict[Shape, tuple[Passes, list[tuple[Bucket, Any]]]] = {}
+        counts = layout.chunk_layers(model.layers)
+        ends = np.cumsum(counts)
+        last = len(counts) - 1
+        self.shapes = [
+            Shape.of(model, range(int(end) - count, int(end)), c == 0, c == last)
+            for c, (end, count) in enumerate(zip(ends, counts, strict=True))
+        ]
+
+    def passes(self, chunk: int) -> tuple[Passes, list[tuple[Bucket, Any]]]:
+        shape = self.shapes[chunk]
+        if shape not in self._passes:
+            layout, workload = self.spec.layout, self.spec.workload
+            tape = Tape()
+            buckets = Buckets(
+                tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g
+            )
+            player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds, workload.microbatches)
+            self._passes[shape] = player.play(), player.chunk.weights()
+        return self._passes[shape]
+
+    def walk(self, stage: int) -> tuple[Counts, StageWalk]:
+        chunks = [c for c, s in enumerate(self.schedule.placement) if s == stage]
+        passes = {c: self.passes(c)[0] for c in chunks}
+        buckets = [pair for c in chunks for pair in self.passes(c)[1]]
+        return self.standing(buckets), StageWalk(self.schedule, stage, passes, self.spec.layout.zero, Effect(self.step(buckets)))
+
+    def standing(self, buckets: list[tuple[Bucket, Any]]) -> Counts:
+        counts: Counts = defaultdict(int)
+        zero, workload = self.spec.layout.zero, self.spec.workload
+        e = self.sizes.e
+
+        def add(category: str, name: str, *factors: Factor, times: Any, layered: bool) -> None:
+            counts[Key(category, name, factors, layered)] += times
+
+        for bucket, times in buckets:
+            layered = bucket.name == "the layers"
+
+            def put(category: str, what: str, *factors: Factor, bucket=bucket, times=times, layered=layered) -> None:  # type: ignore[no-untyped-def]
+                add(category, f"{what} of {bucket.name}", *factors, times=times, layered=layered)
+
+            put("parameters", "weights", bucket.share if zero == 3 else bucket.size, e)
+            put("gradients", "gradients", bucket.share if zero >= 2 else bucket.size, self.g)
+            if self.sizes.wide:
+                put("optimizer", "fp32 copy", bucket.share, FOUR)
+            if workload.optimizer == "adamw":
+                put("optimizer", "first moment", bucket.share, FOUR)
+                put("optimizer", "second moment", bucket.share, FOUR)
+                put("optimizer", "count of steps", FOUR)
+            elif workload.momentum:
+                put("optimizer", "momentum", bucket.share, FOUR)
+        add("temporary", "loss and norm of the gradients", Factor("2", 2), FOUR, times=1, layered=False)
+        return counts
+
+    def step(self, buckets: list[tuple[Bucket, Any]]) -> Ledger:
+        """The norm of the gradients, piece by piece, then the optimizer; both on fp32 copies where gradients are bf16."""
+        pieces, copies = 0, []
+        for bucket, times in buckets:
+            if bucket.counted:
+                pieces += times * bucket.pieces
+            if self.g.value == 2:
+                name = f"gradients of {bucket.name} as fp32"
+                copies.append((times, Key("temporary", name, (bucket.share, FOUR), bucket.name == "the layers"), bucket.counted))
+        norms = Key("temporary", "norm of each gradient", (Factor("n", 2 * pieces + 1), FOUR), False)
+        counter = Key("temporary", "numbers of one element", (FOUR,), False)
+        first: list[Part] = [(times, [(1, key)]) for times, key, counted in copies if counted] + [(1, [(1, norms)])]
+        second: list[Part] = [(1, [(1, counter)]), *((times, [(1, key)]) for times, key, _ in copies)]
+        if self.spec.workload.optimizer == "adamw":
+            second.append((1, [(1, counter)] * 3 + [(-1, counter)] * 3))
+        back = [(times, [(-sign, key) for sign, key in events]) for times, events in first]
+        return Ledger([*first, *back, *second, *((t, [(-sign, key) for sign, key in events]) for t, events in second)])
+
+    def peak(self, stage: int) -> Peak:
+        standing, walk = self.walk(stage)
+        best, best_at, now = -1, 0, 0
+        moments = list(walk.moments())
+        for number, moment in enumerate(moments):
+            for change in moment.before:
+                now += change.total
+            high = 0
+            if moment.effect is not None:
+                high = moment.effect.highest[0]
+            for change in moment.after:
+                high = max(high, change.total + (moment.effect.net.total if moment.effect else 0))
+            if now + high > best:
+                best, best_at = now + high, number
+            if moment.effect is not None:
+                now += moment.effect.net.total
+            for change in moment.after:
+                now += change.total
+        moment = moments[best_at]
+        changes: dict[Change, int] = defaultdict(int)
+        for earlier in moments[:best_at]:
+            for change in (*earlier.before, *((earlier.effect.net,) if earlier.effect else ()), *earlier.after):
+                changes[change] += 1
+        for change in (*moment.before, *(moment.after if moment.effect is None else ())):
+            changes[change] += 1
+        counts: Counts = defaultdict(int, standing)
+        for change, times in changes.items():
+            for key, count in change.counts.items():
+                counts[key] += times * count
+        transient = {} if moment.effect is None else moment.effect.ledger.counts_at(moment.effect.highest[1])
+        return self._peak(stage, moment.action, counts, transient)
+
+    def generating(self, stage: int) -> Peak:
+        generation = Generation(self.spec, self.shapes)
+        action, ledger = max(generation.passes(stage), key=lambda found: found[1].highest()[0])
+        return self._peak(stage, action, generation.standing(stage), ledger.counts_at(ledger.highest()[1]))
+
+    def _peak(self, stage: int, action: Action | str, before: Counts, transient: Counts) -> Peak:
+        categories = (*CATEGORIES, KV_CACHE) if self.spec.generate.skip_training else CATEGORIES
+        terms: dict[str, list[Term]] = {c: [] for c in categories}
+        counts = defaultdict(int, before)
+        for key, count in transient.items():
+            counts[key] += count
+        layers = self.spec.layout.stage_layers(self.spec.model.layers)[stage]
+        for key, count in counts.items():
+            if count:
+                terms[key.category].append(Term(key.name, (*_times(count, layers if key.layered else 0), *key.factors)))
+        found = {c: tuple(t) for c, t in terms.items()}
+        return Peak(stage, str(action), {c: total(t) for c, t in found.items()}, found)
+
+
+def peak_table(spec: RunSpec) -> pd.DataFrame:
+    """A row for each rank and category, as `memory_peak` has it. Ranks of one stage are alike."""
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    peaks = memory(spec).peaks
+    categories = list(peaks[0].bytes)
+    per_stage = mesh.dp * mesh.tp
+    ranks = np.arange(mesh.size)
+    bytes_ = np.array([[peak.bytes[c] for c in categories] for peak in peaks], np.int64)
+    columns = {
+        "source": "formula",
+        "rank": np.repeat(ranks, len(categories)),
+        "pp": np.repeat(ranks // per_stage, len(categories)),
+        "dp": np.repeat(ranks % per_stage // mesh.tp, len(categories)),
+        "tp": np.repeat(ranks % mesh.tp, len(categories)),
+        "category": categories * mesh.size,
+        "bytes": np.repeat(bytes_, per_stage, axis=0).ravel(),
+    }
+    return pd.DataFrame({name: pd.Series(columns[name], dtype=dtype, index=range(mesh.size * len(categories))) for name, dtype in SCHEMAS["memory_peak"].items()})
+
+
+def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
+    """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
+
+    Instants are textbook ones: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
+    """
+    stage = rank // (spec.layout.dp * spec.layout.tp)
+    stages = Stages(spec)
+    standing, walk = stages.walk(stage)
+    chunks = spec.layout.chunks
+    lasts = {"F": 1e6 / chunks, "B": 2e6 / chunks, "I": 1e6 / chunks, "W": 1e6 / chunks}
+    timed = [t for t in replay(stages.schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == stage]
+    now = _by_category(standing)
+    rows: list[dict[str, Any]] = []
+
+    def put(t_ns: float, action: Action, composition: dict[str, int]) -> None:
+        rows.extend(
+            {"rank": rank, "t_ns": round(t_ns), "action": str(action), "category": c, "bytes": n} for c, n in composition.items()
+        )
+
+    for moment, time in zip(walk.moments(), timed, strict=True):
+        put(time.start, moment.action, now)
+        for change in moment.before:
+            now = _plus(now, _by_category(change.counts))
+        if moment.effect is not None:
+            top = _by_category(moment.effect.ledger.counts_at(moment.effect.highest[1]))
+            put((time.start + time.end) / 2, moment.action, _plus(now, top))
+            now = _plus(now, _by_category(moment.effect.net.counts))
+        for change in moment.after:
+            now = _plus(now, _by_category(change.counts))
+    put(max(t.end for t in timed), timed[-1].action, now)
+    return table("memory_curve", rows, "formula")
+
+
+def _by_category(counts: Counts) -> dict[str, int]:
+    found = dict.fromkeys(CATEGORIES, 0)
+    for key, count in counts.items():
+        found[key.category] += count * size_of(key.factors)
+    return found
+
+
+def _plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {category: size + other[category] for category, size in one.items()}
+
+
+__all__ = ["SYMBOLS", "Memory", "Peak", "curve_table", "memory", "peak_table"]

@@ -1,0 +1,34 @@
+"""The scratch that oneDNN takes for a bf16 matrix product on a CPU, for as long as it runs.
+
+Not from a paper: read off what oneDNN asks for on a CPU with AVX-512 (torch 2.13), for products of 10 to 1,024 a side. Another
+CPU may ask for other amounts. All in all it is less than a megabyte, which counts in models as small as those that tests run.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from engine.predict.buckets import Shape
+from engine.predict.sizes import Sizes
+from engine.predict.tape import Tape
+from engine.predict.terms import Factor
+
+_TILE_ROWS, _TILE_COLUMNS, _STEP, _PANEL = 256, 64, 32, 512
+
+
+def scratch_bytes(m: int, k: int, n: int, turned: bool) -> int:
+    """Of (m, k) × (k, n): a packed panel of the second, a tile of fp32 sums, and a copy of the first if it lies `turned`."""
+    inner = -(-k // _STEP) * _STEP
+    panel = inner if inner <= _PANEL else min(-(-inner // (2 * _STEP)) * _STEP, 2 * _PANEL)
+    rows = -(-m // -(-m // _TILE_ROWS))
+    copied = rows * (inner + (0 if inner % _PANEL else _STEP)) * 2 + 128 if turned else 0
+    return 2 * _TILE_COLUMNS * panel + rows * min(n, _TILE_COLUMNS) * 4 + 1024 + copied
+
+
+def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool = False) -> None:
+    """One product, if it is in bf16; for many layouts at once it is left out, as no more than a rounding."""
+    if not sizes.wide:
+        return
+    values = [prod(factor.value for factor in shape) for shape in (m, k, n)]
+    if all(isinstance(value, int) for value in values):
+        tape.touch("scratch of a matrix product", Factor("scratch", scratch_bytes(*values, turned)))

@@ -1,0 +1,130 @@
+"""Predicted memory is what real runs measure, on every rank, and every number of it is the sum that it says it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.predict.bulk import fullest
+from engine.predict.grid import Grid
+from engine.predict.memory import curve_table, memory, peak_table
+from engine.predict.sizes import SYMBOLS
+from engine.predict.terms import total
+from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
+from engine.tables import SCHEMAS
+from tests.runs import Runs, small
+
+
+def spec(code: str, schedule: Any = "1f1b", layout: dict[str, Any] | None = None, **rest: Any) -> RunSpec:
+    made = small(code, schedule, **rest)
+    return made.model_copy(update={"layout": made.layout.model_copy(update=layout or {})})
+
+
+def generating(code: str, **rest: Any) -> RunSpec:
+    asked = GenerateSpec(prompt="def f(x", new_tokens=6, skip_training=True)
+    return small(code, **rest).model_copy(update={"generate": asked})
+
+
+BERT, XLNET, ENCODER = ({"family": f, "vocab": 264} for f in ("bert", "xlnet", "transformer"))
+LLAMA = {"family": "llama", "kv_heads": 2}
+COVERING = (
+    spec("dp1.tp1.pp1"),
+    spec("dp2.pp2", "gpipe"),
+    spec("pp3", "gpipe", microbatches=3, split=(0, 5, 0)),
+    spec("dp2.tp2.pp2", microbatches=3, model={"vocab": 257}),
+    spec("dp2.pp2", layout={"zero": 1}, microbatches=3),
+    spec("dp2.pp2", layout={"zero": 2}, microbatches=3),
+    spec("dp2.tp2", layout={"zero": 3, "sequence_parallel": True}),
+    spec("tp2.pp2", layout={"recompute": "selective"}, microbatch_size=2),
+    spec("tp2.pp2", layout={"recompute": "full"}, microbatch_size=2),
+    spec("dp2.pp2", "zb-h1", layout={"zero": 2}, microbatches=3),
+    spec("pp2", "interleaved", chunks=2, microbatches=4),
+    spec("pp2", "zb-v", chunks=2, microbatches=4, model=LLAMA),
+    spec("pp2", "dualpipe-v", chunks=2, microbatches=4),
+    spec("tp2", model=BERT, microbatch_size=2, precision="bf16"),
+    spec("pp2", model=XLNET),
+    spec("tp2", model=XLNET, microbatch_size=2, precision="bf16"),
+    spec("pp2", model=ENCODER, optimizer="sgd"),
+    spec("tp2", model=LLAMA, microbatch_size=2, precision="bf16", optimizer="sgd", momentum=0.9),
+    spec("pp2", precision="bf16", accumulate="bf16"),
+    generating("tp2.pp2", model=LLAMA),
+    generating("pp2", precision="bf16"),
+)
+
+
+def name(case: RunSpec) -> str:
+    layout, workload = case.layout, case.workload
+    parts = (case.model.family, layout.code, layout.schedule, f"zero{layout.zero}", layout.recompute, workload.precision)
+    return "-".join((*parts, "generating" if case.generate.skip_training else f"{workload.microbatches}"))
+
+
+@pytest.mark.parametrize("case", COVERING, ids=name)
+class TestAgainstARealRun:
+    def test_every_category_of_every_rank_is_within_a_thousandth(self, runs: Runs, case: RunSpec) -> None:
+        """Most are equal to the byte; what differs is a few numbers, and under which of two names a message counts."""
+        measured, predicted = runs.result(case).tables["memory_peak"], peak_table(case)
+        keys = ["rank", "pp", "dp", "tp", "category"]
+        assert measured[keys].equals(predicted[keys])
+        both = measured.merge(predicted, on=keys, suffixes=("_measured", "_predicted"))
+        totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()
+        apart = (totals["bytes_predicted"] - totals["bytes_measured"]).abs()
+        assert (apart <= totals["bytes_measured"] // 1000).all(), totals
+        largest = both["rank"].map(totals["bytes_measured"])
+        assert ((both["bytes_predicted"] - both["bytes_measured"]).abs() <= largest // 100).all(), both
+
+    def test_the_peak_is_in_the_action_that_it_names(self, runs: Runs, case: RunSpec) -> None:
+        curve = runs.result(case).tables["memory_curve"]
+        for peak in memory(case).peaks:
+            rank = peak.stage * case.layout.dp * case.layout.tp
+            points = curve[curve["rank"] == rank].groupby(["t_ns", "action"])["bytes"].sum()
+            assert points.groupby("action").max()[peak.action] >= 0.999 * points.max()
+
+    def test_terms_add_up_and_their_symbols_are_explained(self, runs: Runs, case: RunSpec) -> None:
+        for peak in memory(case).peaks:
+            for category, terms in peak.terms.items():
+                assert total(terms) == peak.bytes[category]
+                assert all(term.value > 0 for term in terms)
+                assert all(isinstance(factor.value, int) for term in terms for factor in term.factors)
+
+
+def test_the_curve_reaches_the_peak_and_returns_to_what_stands() -> None:
+    case = COVERING[3]
+    for rank in (0, 7):
+        curve = curve_table(case, rank)
+        assert list(curve.columns) == list(SCHEMAS["memory_curve"])
+        totals = curve.groupby("t_ns", sort=True)["bytes"].sum()
+        points = curve.groupby(curve.index // 6)["bytes"].sum()
+        assert points.max() == memory(case).peaks[rank // 4].total
+        assert points.iloc[0] == points.iloc[-1]
+        assert totals.index.is_monotonic_increasing
+
+
+def test_in_bulk_the_same_as_one_by_one() -> None:
+    model = small().model.model_copy(update={"layers": 12, "hidden": 256, "seq": 128})
+    made = []
+    for schedule, chunks in (("1f1b", 1), ("gpipe", 1), ("zb-h1", 1), ("interleaved", 2)):
+        for code, zero, recompute in (("dp2.tp2.pp2", 0, "none"), ("dp4.pp3", 1, "full"), ("dp2.tp4.pp2", 3, "selective")):
+            made.append(
+                spec(
+                    code, schedule, layout={"zero": zero, "recompute": recompute}, chunks=chunks, microbatches=6,
+                    microbatch_size=2, model=dict(model),
+                )
+            )  # fmt: skip
+    bytes_, stages = fullest(model, WorkloadSpec(), Grid.of(made))
+    for one, found, stage in zip(made, bytes_, stages, strict=True):
+        peaks = memory(one).peaks
+        highest = max(peak.total for peak in peaks)
+        assert abs(found / highest - 1) <= 0.005, name(one)
+        assert peaks[stage].total >= 0.995 * highest, name(one)
+
+
+def test_every_symbol_is_in_the_glossary() -> None:
+    for case in COVERING:
+        for peak in memory(case).peaks:
+            for terms in peak.terms.values():
+                for term in terms:
+                    for factor in term.factors:
+                        letters = factor.symbol.replace("scratch", "").replace("tp", " ").replace("dp", " ")
+                        known = set("".join(SYMBOLS)) | set(" ·/+−()⌈⌉0123456789")
+                        assert set(letters) <= known, factor.symbol
