@@ -1,6 +1,6 @@
 """Memory by the formulas of papers, so that their tables can be reproduced and held beside the engine's own account.
 
-    engine            this engine's own tensors, roughly: see `engine.predict.rough`
+    engine            this engine's own tensors, roughly: see `engine.predict.rough`, and `engine.predict.bulk` for all of them
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 

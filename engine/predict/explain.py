@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.predict import bulk
 from engine.predict.accounting import accounting
 from engine.predict.cost import Cost
 from engine.predict.grid import Grid
@@ -208,6 +209,7 @@ def _other_degrees(spec: RunSpec) -> Iterator[tuple[str, dict[str, Any], dict[st
 def _weigh(plan: Plan, specs: list[RunSpec]) -> tuple[Any, Any]:
     """Bytes of each one's fullest rank, and seconds of its step in closed form."""
     grid = Grid.of(specs)
-    memory, _ = accounting(plan.accounting)(plan.model, plan.workload, grid)
+    exact = bulk.fullest if plan.accounting == "engine" else accounting(plan.accounting)
+    memory, _ = exact(plan.model, plan.workload, grid)
     step = estimate(Cost(plan.model, plan.workload, grid, plan.device, plan.assumed)).step
     return np.asarray(memory), step

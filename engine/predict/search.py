@@ -5,6 +5,7 @@ All are weighed in closed form; the best are then replayed by the simulator, act
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from engine.devices import DeviceSpec
-from engine.predict.accounting import AccountingName, accounting
+from engine.predict import bulk
+from engine.predict.accounting import AccountingName, Fullest, accounting
 from engine.predict.bulk_traffic import bulk_traffic
 from engine.predict.candidates import candidates
 from engine.predict.cost import Cost, model_flops
@@ -71,6 +73,8 @@ def search(
 ) -> Plan:
     """Weigh all layouts of `ranks` devices for `global_batch` sequences a step. Raises `RequestError` where there are none.
 
+    By the engine's own account, memory of the best is exact, of the others within some percent: see `engine.predict.rough`.
+
     `workload` says what a layout does not: precision, optimizer and the like. Columns of `layouts`, first those that fit by
     step time, then the others by memory:
 
@@ -86,8 +90,9 @@ def search(
     assumed = assumed or Assumptions()
     grid = candidates(model, ranks, global_batch)
     cost = Cost(model, workload, grid, device, assumed)
-    memory, stage = accounting(account)(model, workload, grid)
-    pace, order = _refined(cost, estimate(cost), memory, replayed)
+    weighed = accounting(account)(model, workload, grid)
+    exact = bulk.fullest if account == "engine" else None
+    pace, (memory, stage), order = _refined(cost, estimate(cost), weighed, replayed, exact)
     grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
     layouts = _table(model, grid, pace, memory, stage, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
@@ -98,24 +103,28 @@ def _ranked(step: Any, memory: Whole, fits: Any) -> Any:
     return np.lexsort((memory, np.where(fits, step, memory), ~fits))
 
 
-def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, Any]:
-    """The pace with the best replayed, and the order; what the closed form had wrong is put down to idling.
+def _refined(
+    cost: Cost, pace: Pace, weighed: Fullest, most: int, exact: Callable[[ModelSpec, WorkloadSpec, Grid], Fullest] | None
+) -> tuple[Pace, Fullest, Any]:
+    """Pace and memory with the best replayed and weighed exactly, and the order.
 
-    The first `most` of those that fit are replayed; then, as some fall behind others, those that come to stand among the first
-    half as many, until all of these were or as many again.
+    The first `most` of those that fit are taken; then, as some fall behind others, those that come to stand among the first
+    half as many, until all of these were or as many again. What the closed form had wrong of a step is put down to idling.
     """
-    step, bubble = pace.step.copy(), pace.bubble.copy()
-    fits, plans = memory <= cost.device.memory_bytes, Plans()
-    order = _ranked(step, memory, fits)
-    due, done = [int(row) for row in order[:most] if fits[row]], set[int]()
+    step, bubble, memory, stage = pace.step.copy(), pace.bubble.copy(), weighed[0].copy(), weighed[1].copy()
+    have, plans = cost.device.memory_bytes, Plans()
+    order = _ranked(step, memory, memory <= have)
+    due, done = [int(row) for row in order[:most] if memory[row] <= have], set[int]()
     while due and len(done) < 2 * most:
+        if exact is not None:
+            memory[due], stage[due] = exact(cost.model, cost.workload, cost.grid.take(due))
         for row in due:
             spec = cost.grid.spec(row, cost.model, cost.workload)
             step[row], bubble[row] = simulated(spec, cost.device, cost.assumed, plans)
         done.update(due)
-        order = _ranked(step, memory, fits)
-        due = [int(row) for row in order[: most // 2] if fits[row] and row not in done]
-    return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), order
+        order = _ranked(step, memory, memory <= have)
+        due = [int(row) for row in order[: most // 2] if memory[row] <= have and row not in done]
+    return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), (memory, stage), order
 
 
 def _table(
