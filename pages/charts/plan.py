@@ -52,7 +52,7 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
             y=y,
             color=alt.Color("what:N", scale=alt.Scale(domain=kinds, range=[style.orange, style.blue, style.grey])),
             shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=["diamond", "circle", "cross"])),
-            size=alt.Size("what:N", scale=alt.Scale(domain=kinds, range=[110, 28, 28]), legend=None),
+            size=alt.when(alt.datum.pareto).then(alt.value(110)).otherwise(alt.value(28)),
             opacity=alt.when(alt.datum.fits).then(alt.value(0.85)).otherwise(alt.value(0.4)),
             tooltip=[
                 alt.Tooltip("layout:N", title=say("layout")),
@@ -249,18 +249,19 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
         )
     )
     edge = alt.Chart(pd.DataFrame({"amount": [capacity / unit.size], "text": [device]}))
+    label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
+    told: dict[str, Any] = {"align": "right", "dy": -8, "fontSize": 12, "fontWeight": 600}
     layers = [
         bars,
         edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(y="amount:Q"),
-        edge.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(
-            y="amount:Q", x=alt.value("width"), text="text:N"
-        ),
+        label.mark_text(stroke=style.background, strokeWidth=4, strokeOpacity=0.85, **told),
+        label.mark_text(color=style.text, **told),
     ]
     over = [p.stage for p in peaks if p.total > capacity]
     fullest = max(peaks, key=lambda p: p.total)
     most = fullest.total
     if over:
-        listed = ", ".join(map(str, over))
+        listed = ranges(over)
         title = say(
             "It does not fit on stages {stages}: stage {stage} needs {most}",
             stages=listed,
@@ -283,6 +284,17 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
         .reset_index()
         .rename_axis(columns=None),
     )
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """ "0–3, 6": numbers in order, runs of them put together."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -74,8 +75,8 @@ def _title(column: Column | Missing, there: Sequence[Column]) -> None:
         st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/error:")
         return
     drawing.heading(f"{column.model} · {columns.sources(words)[column.source]}", column.spec.layout.code)
-    if told := columns.telling(column, there, words):
-        st.markdown(" · ".join(told))
+    if levers := columns.telling(column, there, words):
+        st.markdown(" · ".join(levers))
     if column.saved:
         st.caption(column.item.removeprefix(columns.RUN))
 
@@ -223,7 +224,7 @@ def _table(there: Sequence[Column]) -> None:
     if "step_ns" in shown:
         shown["step_ns"] = shown["step_ns"] / 1e6
     number = st.column_config.NumberColumn
-    config = {
+    config: dict[str, Any] = {
         "what": st.column_config.TextColumn(words("layout"), width="medium"),
         "model": words("model"),
         "source": words("source"),

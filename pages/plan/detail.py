@@ -75,7 +75,6 @@ def _why(plan: Plan, row: int, other: int, words: Words) -> None:
     reasons = why(plan, faster, slower)
     lines = [words(reason.text, **(reason.values | (called if "first" in reason.values else {}))) for reason in reasons]
     st.markdown("\n".join(f"- {line}" for line in lines))
-    against = other if row else row
     st.caption(
         words(
             "Number {place}: {levers}. Number {other}: {others}.",
@@ -84,7 +83,7 @@ def _why(plan: Plan, row: int, other: int, words: Words) -> None:
             other=other + 1,
             others=names.levers(plan, other, words),
         )
-    ) if against is not None else None
+    )
 
 
 def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:

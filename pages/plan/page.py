@@ -149,11 +149,13 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
         return
     stage, each = int(r["fullest_stage"]), int(r["dp"] * r["tp"])
     need, have = int(r["memory_bytes"]), plan.device.memory_bytes
+    first = stage * each
     st.warning(
         words(
-            "Ranks {first} to {last}, stage {stage} of {layout}, need {need} each; the device has {size}, {missing} too little.",
-            first=f"{stage * each:,}",
-            last=f"{stage * each + each - 1:,}",
+            "{ranks}, stage {stage} of {layout}: each needs {need}; the device has {size}, which is {missing} too little.",
+            ranks=words("Rank {rank}", rank=first)
+            if each == 1
+            else words("Ranks {first} to {last}", first=f"{first:,}", last=f"{first + each - 1:,}"),
             stage=stage,
             layout=r["layout"],
             need=in_bytes(need),
