@@ -8,6 +8,7 @@ import pandas as pd
 from engine.tables import CATEGORIES, KV_CACHE
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
+from pages.charts.names import categories
 from pages.charts.units import byte_unit, in_bytes, percent
 
 _ORDER = (*CATEGORIES, KV_CACHE)
@@ -23,8 +24,9 @@ def memory(peak: pd.DataFrame, highest: int, style: Look) -> Drawing:
         peak = peak[(peak["dp"] == 0) & (peak["tp"] == 0)]
         what = "pp"
     unit = byte_unit(highest)
+    named = categories(say)
     rows = peak[["rank", "pp", "category", "bytes"]].assign(
-        amount=peak["bytes"] / unit.size, order=peak["category"].map(_ORDER.index)
+        amount=peak["bytes"] / unit.size, order=peak["category"].map(_ORDER.index), said=peak["category"].map(named)
     )
     totals = rows.groupby("rank")["bytes"].sum()
     axis_title = say("rank") if what == "rank" else say("stage")
@@ -39,12 +41,12 @@ def memory(peak: pd.DataFrame, highest: int, style: Look) -> Drawing:
                 scale=alt.Scale(domain=[0, highest / unit.size * _HEADROOM]),
                 axis=alt.Axis(tickCount=5),
             ),
-            color=alt.Color("category:N", scale=colours(style.category, list(rows["category"])), legend=None),
+            color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), named), legend=alt.Legend(columns=3)),
             order=alt.Order("order:Q"),
             tooltip=[
                 alt.Tooltip("rank:O", title=say("rank")),
                 alt.Tooltip("pp:O", title=say("stage")),
-                alt.Tooltip("category:N", title=say("category")),
+                alt.Tooltip("said:N", title=say("category")),
                 alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
             ],
         )
@@ -114,19 +116,22 @@ def sweep_memory(memory: pd.DataFrame, lever: str, here: str, style: Look) -> Dr
     say = style.say
     totals = memory.groupby("value", sort=False)["bytes"].sum()
     unit = byte_unit(int(totals.max()))
-    rows = memory.assign(amount=memory["bytes"] / unit.size, order=memory["category"].map(_ORDER.index))
+    named = categories(say)
+    rows = memory.assign(
+        amount=memory["bytes"] / unit.size, order=memory["category"].map(_ORDER.index), said=memory["category"].map(named)
+    )
     chart = (
         alt.Chart(rows[rows["bytes"] > 0])
         .mark_bar(stroke=style.background, strokeWidth=0.5)
         .encode(
             x=_values(totals, lever),
             y=alt.Y("amount:Q", title=say("peak of the fullest rank ({unit})", unit=unit.name), axis=alt.Axis(tickCount=5)),
-            color=alt.Color("category:N", scale=colours(style.category, list(rows["category"]))),
+            color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), named), legend=alt.Legend(columns=3)),
             order=alt.Order("order:Q"),
             opacity=alt.when(alt.datum.value == here).then(alt.value(1.0)).otherwise(alt.value(0.72)),
             tooltip=[
                 alt.Tooltip("value:N", title=lever),
-                alt.Tooltip("category:N", title=say("category")),
+                alt.Tooltip("said:N", title=say("category")),
                 alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
             ],
         )
@@ -169,11 +174,11 @@ def sweep_traffic(figures: pd.DataFrame, lever: str, here: str, style: Look) -> 
 def sweep_bubble(figures: pd.DataFrame, lever: str, here: str, style: Look) -> Drawing:
     """The textbook bubble for each value of a lever."""
     say = style.say
-    title = say(
-        "From {least} to {most} of the pipeline's time",
-        least=percent(float(figures["bubble"].min())),
-        most=percent(float(figures["bubble"].max())),
-    )
+    least, most = percent(float(figures["bubble"].min())), percent(float(figures["bubble"].max()))
+    if least == most:
+        title = say("{share} of the pipeline's time with every value", share=most)
+    else:
+        title = say("From {least} to {most} of the pipeline's time", least=least, most=most)
     spec = finish(_bars(figures, "bubble", say("bubble"), lever, here, style.orange, ".1%"), style, title)
     return Drawing(
         subject=say("Bubble over {lever}", lever=lever),

@@ -130,9 +130,10 @@ def _column(service: Service, column: Column | Missing, there: Sequence[Column],
         return
     name = columns.title(column, there)
     kind = words("measured") if column.measured else words("predicted")
-    drawing.heading(f"{column.model} · {kind}", name)
-    _named_differences(column, there)
-    _buttons(service, column, items, place)
+    with st.container(key=f"compare-head-{place}", gap="xsmall"):  # of one height, so that the charts stand in rows
+        drawing.heading(f"{column.model} · {kind}", name)
+        _named_differences(column, there)
+        _buttons(service, column, items, place)
     highest = max(int(c.result.tables["memory_peak"].groupby("rank")["bytes"].sum().max()) for c in there)
     drawing.show(memory(column.result.tables["memory_peak"], highest, view()), f"memory-{place}")
     sends = [multiples.by_collective(c.result.tables["traffic"], c.spec.layout.ranks)["bytes"].max() for c in there]
@@ -161,7 +162,7 @@ def _named_differences(column: Column, there: Sequence[Column]) -> None:
 
 def _buttons(service: Service, column: Column | Missing, items: Sequence[str], place: int) -> None:
     words = say()
-    with st.container(horizontal=True, gap="xsmall"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
         if isinstance(column, Column):
             ways.link("lab", words("Open in the Lab"), "science", _lab_link(service, column))
         if place:

@@ -1,8 +1,8 @@
 """Pictures of the pages, to look at: `python -m tests.browser.screenshots --all FOLDER [--language zh] [--only compare learn-5]`.
 
-With --all PAGE-WIDTH-THEME.png of every page and every lesson, at 1280 and 1920 pixels, light and dark, each as high as what is on
-it. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png, compare.png, plan.png and learn.png. Both show one
-real run, on one server.
+With --all PAGE-WIDTH-THEME.png of every page and every lesson, at 1280 and 1920 pixels, light and dark, each as high as what is
+on it. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png, compare.png, plan.png and learn.png. Both show
+one real run, on one server.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def every_page(browser: Browser, server: Server, folder: Path, locale: str, only
                 settled(window.page)
                 shoot(window.page, folder / f"{EMPTY}-{width}-{theme}.png")
                 run = run_once(window, server)
-            for name in PAGES if not only else only:
+            for name in only or PAGES:
                 reach(window.page, server, name, run)
                 shoot(window.page, folder / f"{name}-{width}-{theme}.png")
                 window.page.set_viewport_size({"width": width, "height": 900})
