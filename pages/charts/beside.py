@@ -125,7 +125,7 @@ def traffic(
     rows["predicted"] = rows[f"{column}_predicted"] / unit.size
     shown = "measured" if measured is not None else "predicted"
     rows["said"] = [
-        say("{size} in {calls} calls", size=in_bytes(size), calls=significant(calls))
+        _in_calls(in_bytes(size), calls, say)
         for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
     ]
     title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
@@ -283,6 +283,13 @@ def _x_title(by_stage: bool, say: Words) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- traffic
+
+
+def _in_calls(size: str, mean: float, say: Words) -> str:
+    """ "4 KiB in 1 call", "4 KiB in 0.50 calls": a mean over ranks need not be whole."""
+    if mean == int(mean):
+        return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
+    return say("{size} in {mean} calls", size=size, mean=significant(mean))
 
 
 def _traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, column: str, rank: int | None, say: Words) -> str:
