@@ -238,8 +238,13 @@ def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say
             worst=worst,
         )
     if capacity is not None and most > capacity:
-        text = "Rank {rank} needs {most} and the {device} has {size}: it runs out of memory"
-        return say(text, rank=fullest, most=in_bytes(most), device=device, size=in_bytes(capacity))
+        return say(
+            "Rank {rank} needs {most} and the {device} has {size}: it runs out of memory",
+            rank=fullest,
+            most=in_bytes(most),
+            device=device,
+            size=in_bytes(capacity),
+        )
     if int(predicted.min()) == most:
         return say("Every rank needs {most}", most=in_bytes(most))
     ends = {"rank": fullest, "most": in_bytes(most), "least": in_bytes(int(predicted.min())), "other": _rank_of_most(-predicted)}
@@ -288,6 +293,11 @@ def _traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, c
     axes = rows.groupby("axis")["predicted"].sum()
     share = percent(float(axes.max() / axes.sum()))
     if rank is not None:
-        text = "{axis} carries {share} of the {size} of rank {rank} in a step"
-        return say(text, axis=axes.idxmax(), share=share, size=in_bytes(total), rank=rank)
+        return say(
+            "{axis} carries {share} of the {size} of rank {rank} in a step",
+            axis=axes.idxmax(),
+            share=share,
+            size=in_bytes(total),
+            rank=rank,
+        )
     return say("{axis} carries {share} of the {size} of a rank in a step", axis=axes.idxmax(), share=share, size=in_bytes(total))

@@ -36,7 +36,7 @@ def _part(name: str, terms: list[Term], measured: int | None, say: Words) -> str
     if measured is not None:
         said += " · " + say("measured {bytes}", bytes=f"{measured:,}")
     rows = "".join(
-        f"<tr><td>{escape(say(term.name))}</td><td class='ss-math'>{escape(term.symbols)}</td>"
+        f"<tr><td>{escape(say.described(term.name))}</td><td class='ss-math'>{escape(term.symbols)}</td>"
         f"<td class='ss-math'>{escape(term.numbers)}</td><td>{term.value:,}</td></tr>"
         for term in sorted(terms, key=lambda term: -term.value)
     )
@@ -51,7 +51,7 @@ def glossary(terms: Iterable[Term], symbols: Mapping[str, str], style: Look) -> 
     used = [(symbol, meaning) for symbol, meaning in symbols.items() if _occurs(symbol, text)]
     return (
         "<p class='ss-glossary'>"
-        + " · ".join(f"<b>{escape(symbol)}</b> {escape(say(meaning))}" for symbol, meaning in used)
+        + " · ".join(f"<b>{escape(symbol)}</b> {escape(say.described(meaning))}" for symbol, meaning in used)
         + "</p>"
     )
 
