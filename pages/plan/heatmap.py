@@ -13,8 +13,7 @@ from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.plan.request import Request
-from pages.shared import drawing
-from pages.shared.frame import say, view
+from pages.shared import drawing, frame
 
 MODELS = ("gpt2-1.5b", "gpt3-6.7b", "llama3-8b", "gpt3-13b", "llama3-70b", "gpt3-175b", "llama3-405b")
 COUNTS = (1, 8, 64, 256, 1024, 4096)
@@ -22,11 +21,11 @@ COUNTS = (1, 8, 64, 256, 1024, 4096)
 
 def draw(request: Request) -> None:
     """On a button, since it is as many searches as it has cells."""
-    words = say()
-    with st.expander(words("Other models, other numbers of devices"), key="plan-heatmap-open", on_change="rerun") as opened:
+    say = frame.say()
+    with st.expander(say("Other models, other numbers of devices"), key="plan-heatmap-open", on_change="rerun") as opened:
         if opened.open:
-            with st.spinner(words("Searching {count} combinations", count=len(MODELS) * len(COUNTS))):
-                made = heatmap(_asked(request), view())
+            with st.spinner(say("Searching {count} combinations", count=len(MODELS) * len(COUNTS))):
+                made = heatmap(_asked(request), frame.view())
             drawing.show(made, "plan-heatmap")
 
 

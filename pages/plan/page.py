@@ -23,10 +23,10 @@ from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
 from pages.plan import heatmap
 from pages.plan.request import DEFAULT, OWN, OWN_FIELDS, Request, of_link, starting_from, to_link
-from pages.shared import drawing, links, ways
+from pages.shared import drawing, frame, links, ways
 from pages.shared.choice import Choice
 from pages.shared.figures import Figure, as_html
-from pages.shared.frame import LANG, say, view
+from pages.shared.frame import LANG
 from pages.shared.service import Service
 
 ROW = "row"  # the link's parameter: which layout is looked at
@@ -45,8 +45,8 @@ _COLUMNS = (
 
 
 def show(service: Service) -> None:
-    words = say()
-    st.html(f'<h1 class="ss-unseen">{words("Plan")}</h1>')
+    say = frame.say()
+    st.html(f'<h1 class="ss-unseen">{say("Plan")}</h1>')
     request = _read()
     with st.sidebar:
         request = _form(request)
@@ -54,19 +54,19 @@ def show(service: Service) -> None:
     try:
         plan = planned(request)
     except RequestError as error:
-        st.error(words.sentence(error.sentence), icon=":material/rule:")
+        st.error(say.sentence(error.sentence), icon=":material/rule:")
         return
     row = _row(plan)
-    st.markdown(f"### {_headline(request, plan, words)}", anchors=False)
-    st.html(as_html(_figures(plan, row, words)))
-    _fit(plan, row, words)
+    st.markdown(f"### {_headline(request, plan, say)}", anchors=False)
+    st.html(as_html(_figures(plan, row, say)))
+    _fit(plan, row, say)
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
             _front(request, plan, row)
         with grid.cell():
-            drawing.show(stages(request, row, view()), "plan-stages")
-    _table(plan, row, words)
-    _detail(service, request, plan, row, words)
+            drawing.show(stages(request, row, frame.view()), "plan-stages")
+    _table(plan, row, say)
+    _detail(service, request, plan, row, say)
     heatmap.draw(request)
 
 
@@ -77,7 +77,9 @@ def _read() -> Request:
     try:
         return of_link(st.query_params.to_dict())
     except RequestError as error:
-        st.warning(f"{say().sentence(error.sentence)} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
+        st.warning(
+            f"{frame.say().sentence(error.sentence)} {frame.say()('The defaults are shown instead.')}", icon=":material/link_off:"
+        )
         return DEFAULT
 
 
@@ -95,27 +97,27 @@ def _keep(request: Request) -> None:
 
 def _form(request: Request) -> Request:
     """The widgets, which show what the link asks for, and what they ask for now."""
-    words = say()
+    say = frame.say()
     changed = dict(vars(request))
-    st.markdown(f"##### {words('Model')}", anchors=False)
-    changed["model"] = _select(words("Model"), list(catalog.MODELS), request.model, "model")
+    st.markdown(f"##### {say('Model')}", anchors=False)
+    changed["model"] = _select(say("Model"), list(catalog.MODELS), request.model, "model")
     shape = catalog.model(changed["model"])
-    told = words(
-        "{parameters} parameters, sequences of {seq} tokens", parameters=short(shape.parameters(), words), seq=f"{shape.seq:,}"
+    told = say(
+        "{parameters} parameters, sequences of {seq} tokens", parameters=short(shape.parameters(), say), seq=f"{shape.seq:,}"
     )
     st.caption(told)
-    st.markdown(f"##### {words('Devices')}", anchors=False)
-    names = {name: name for name in DEVICES} | {OWN: words("a device of your own")}
-    changed["device"] = _select(words("Device"), list(names), request.device, "device", names)
+    st.markdown(f"##### {say('Devices')}", anchors=False)
+    names = {name: name for name in DEVICES} | {OWN: say("a device of your own")}
+    changed["device"] = _select(say("Device"), list(names), request.device, "device", names)
     left, right = st.columns(2, gap="xsmall")
-    changed["ranks"] = _number(left, words("How many"), request.ranks, 1, 1_000_000, "ranks")
-    changed["batch"] = _number(right, words("Global batch"), request.batch, 1, 1_000_000, "batch")
+    changed["ranks"] = _number(left, say("How many"), request.ranks, 1, 1_000_000, "ranks")
+    changed["batch"] = _number(right, say("Global batch"), request.batch, 1, 1_000_000, "batch")
     changed["own"] = _own(request) if changed["device"] == OWN else ()
-    with st.expander(words("Sequence, precision, accounting")):
-        changed["seq"] = _number(st, words("Sequence length (0: the model's)"), request.seq, 0, 1_000_000, "seq")
-        changed["precision"] = _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
-        changed["accounting"] = _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting")
-    with st.expander(words("What is assumed of the hardware")):
+    with st.expander(say("Sequence, precision, accounting")):
+        changed["seq"] = _number(st, say("Sequence length (0: the model's)"), request.seq, 0, 1_000_000, "seq")
+        changed["precision"] = _select(say("Precision"), ["bf16", "fp32"], request.precision, "precision")
+        changed["accounting"] = _select(say("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting")
+    with st.expander(say("What is assumed of the hardware")):
         changed["assumed"] = _assumed(request.assumed)
     return Request(**changed)
 
@@ -148,15 +150,15 @@ def _moved(name: str) -> None:
 
 
 def _own(request: Request) -> tuple[float, ...]:
-    words = say()
+    say = frame.say()
     labels = {
-        "memory_bytes": words("Memory (GB)"),
-        "bf16_flops": words("bf16 peak (TFLOP/s)"),
-        "fp32_flops": words("fp32 peak (TFLOP/s)"),
-        "memory_bandwidth": words("Memory bandwidth (GB/s)"),
-        "intra_bandwidth": words("Link inside a node (GB/s, one way)"),
-        "inter_bandwidth": words("Link between nodes (GB/s, one way)"),
-        "node_size": words("Devices in a node"),
+        "memory_bytes": say("Memory (GB)"),
+        "bf16_flops": say("bf16 peak (TFLOP/s)"),
+        "fp32_flops": say("fp32 peak (TFLOP/s)"),
+        "memory_bandwidth": say("Memory bandwidth (GB/s)"),
+        "intra_bandwidth": say("Link inside a node (GB/s, one way)"),
+        "inter_bandwidth": say("Link between nodes (GB/s, one way)"),
+        "node_size": say("Devices in a node"),
     }
     values = request.own or starting_from(DEFAULT.device)
     found = []
@@ -175,17 +177,17 @@ def _own_moved() -> None:
 
 
 def _assumed(assumed: Assumptions) -> Assumptions:
-    words = say()
+    say = frame.say()
     labels = {
-        "matmul_efficiency": words("Matrix products, of peak FLOP/s"),
-        "attention_efficiency": words("Attention's products, of peak FLOP/s"),
-        "memory_efficiency": words("Norms and softmax, of memory bandwidth"),
-        "intra_efficiency": words("Links inside a node, of their bandwidth"),
-        "inter_efficiency": words("Links between nodes, of their bandwidth"),
-        "dp_overlap": words("dp collectives hidden behind backward"),
-        "tp_overlap": words("tp collectives hidden"),
-        "fused_attention": words("Fused attention (scores never in memory)"),
-        "split_messages": words("Messages between stages cut over tp"),
+        "matmul_efficiency": say("Matrix products, of peak FLOP/s"),
+        "attention_efficiency": say("Attention's products, of peak FLOP/s"),
+        "memory_efficiency": say("Norms and softmax, of memory bandwidth"),
+        "intra_efficiency": say("Links inside a node, of their bandwidth"),
+        "inter_efficiency": say("Links between nodes, of their bandwidth"),
+        "dp_overlap": say("dp collectives hidden behind backward"),
+        "tp_overlap": say("tp collectives hidden"),
+        "fused_attention": say("Fused attention (scores never in memory)"),
+        "split_messages": say("Messages between stages cut over tp"),
     }
     found = {}
     for name, value in assumed:
@@ -223,44 +225,44 @@ def _choose(row: int) -> None:
         st.query_params.pop(ROW, None)
 
 
-def _headline(request: Request, plan: Plan, words: Words) -> str:
+def _headline(request: Request, plan: Plan, say: Words) -> str:
     values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": plan.device.name}
     if plan.feasible:
-        return words("{model} on {ranks} × {device}: it fits", **values)
-    return words("{model} on {ranks} × {device}: no layout fits", **values)
+        return say("{model} on {ranks} × {device}: it fits", **values)
+    return say("{model} on {ranks} × {device}: no layout fits", **values)
 
 
-def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
+def _figures(plan: Plan, row: int, say: Words) -> list[Figure]:
     r = plan.layouts.iloc[row]
-    rank = words("the best of {count} that fit", count=f"{plan.feasible:,}")
+    rank = say("the best of {count} that fit", count=f"{plan.feasible:,}")
     if row:
-        rank = words("number {row} of {count} that fit", row=f"{row + 1:,}", count=f"{plan.feasible:,}")
+        rank = say("number {row} of {count} that fit", row=f"{row + 1:,}", count=f"{plan.feasible:,}")
     if not bool(r["fits"]):
-        rank = words("does not fit")
+        rank = say("does not fit")
     share = r["memory_bytes"] / plan.device.memory_bytes
     return [
-        Figure(words("Layout"), str(r["layout"]), rank),
+        Figure(say("Layout"), str(r["layout"]), rank),
         Figure(
-            words("Step"),
-            charts.seconds(float(r["step_s"]), words),
-            words("for {count} sequences", count=f"{plan.global_batch:,}"),
+            say("Step"),
+            charts.seconds(float(r["step_s"]), say),
+            say("for {count} sequences", count=f"{plan.global_batch:,}"),
         ),
-        Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, all devices together")),
+        Figure(say("Speed"), short(float(r["tokens_per_second"]), say), say("tokens a second, all devices together")),
         Figure(
-            "MFU", percent(float(r["mfu"])), words("{tflops} TFLOP/s a device", tflops=significant(float(r["tflops_per_device"])))
+            "MFU", percent(float(r["mfu"])), say("{tflops} TFLOP/s a device", tflops=significant(float(r["tflops_per_device"])))
         ),
-        Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(float(share)))),
-        Figure(words("Bubble"), percent(float(r["bubble"])), words("of the pipeline's total time")),
+        Figure(say("Memory"), in_bytes(int(r["memory_bytes"])), say("{share} of the device", share=percent(float(share)))),
+        Figure(say("Bubble"), percent(float(r["bubble"])), say("of the pipeline's total time")),
     ]
 
 
-def _fit(plan: Plan, row: int, words: Words) -> None:
+def _fit(plan: Plan, row: int, say: Words) -> None:
     """Where it does not fit, on which stage and by how much, and the cheapest way to make it fit."""
     if plan.feasible and bool(plan.layouts["fits"].iloc[row]):
         return
     r = plan.layouts.iloc[row]
     st.warning(
-        words(
+        say(
             "Stage {stage} of {layout} needs {need}, and the device has {size}.",
             stage=int(r["fullest_stage"]),
             layout=r["layout"],
@@ -271,13 +273,13 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
     )
     way = way_to_fit(plan, plan.spec(row))
     if not way:
-        st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
+        st.markdown(say("No single lever makes it smaller: take more devices, or larger ones."))
         return
-    st.markdown(f"**{words('What to change, the cheapest lever first')}**")
+    st.markdown(f"**{say('What to change, the cheapest lever first')}**")
     for lever in way:
-        st.markdown(f"1. {_said(lever.reason, words)}")
+        st.markdown(f"1. {_said(lever.reason, say)}")
     if not way[-1].fits:
-        st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
+        st.markdown(say("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
 
 
 def _said(reason: Reason, words: Words) -> str:
@@ -285,7 +287,7 @@ def _said(reason: Reason, words: Words) -> str:
 
 
 def _front(request: Request, plan: Plan, row: int) -> None:
-    drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
+    drawing.show(front(request, row, frame.view()), "plan-front", on_rank=lambda point: _choose(point or 0))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -301,32 +303,32 @@ def stages(request: Request, row: int, view: View) -> Drawing:
     return drawing.packed(charts.stages(peaks, plan.device.memory_bytes, plan.device.name, look(view)))
 
 
-def _table(plan: Plan, row: int, words: Words) -> None:
+def _table(plan: Plan, row: int, say: Words) -> None:
     shown = plan.layouts.head(max(_TOP, row + 1)).loc[:, list(_COLUMNS)]
     drawing.heading(
-        words("Best layouts"),
-        words(
+        say("Best layouts"),
+        say(
             "The fastest {count} of {all} layouts weighed; choose a row to look at it",
             count=min(_TOP, len(shown)),
             all=f"{len(plan.layouts):,}",
         ),
     )
     config: dict[str, Any] = {
-        "layout": words("layout"),
-        "schedule": words("schedule"),
-        "chunks": words("chunks"),
-        "microbatches": words("microbatches"),
-        "microbatch_size": words("microbatch size"),
+        "layout": say("layout"),
+        "schedule": say("schedule"),
+        "chunks": say("chunks"),
+        "microbatches": say("microbatches"),
+        "microbatch_size": say("microbatch size"),
         "zero": "ZeRO",
-        "sequence_parallel": words("sequence parallel"),
-        "recompute": words("recompute"),
-        "memory_bytes": words("memory (GiB)"),
-        "step_s": st.column_config.NumberColumn(words("step (s)"), format="%.3f"),
-        "bubble": words("bubble (%)"),
+        "sequence_parallel": say("sequence parallel"),
+        "recompute": say("recompute"),
+        "memory_bytes": say("memory (GiB)"),
+        "step_s": st.column_config.NumberColumn(say("step (s)"), format="%.3f"),
+        "bubble": say("bubble (%)"),
         "tflops_per_device": st.column_config.NumberColumn("TFLOP/s", format="%.0f"),
-        "mfu": words("MFU (%)"),
-        "tokens_per_second": st.column_config.NumberColumn(words("tokens/s"), format="localized"),
-        "pareto": words("on the front"),
+        "mfu": say("MFU (%)"),
+        "tokens_per_second": st.column_config.NumberColumn(say("tokens/s"), format="localized"),
+        "pareto": say("on the front"),
     }
     scaled = shown.assign(
         memory_bytes=(shown["memory_bytes"] / 2**30).round(1),
@@ -347,10 +349,10 @@ def _table(plan: Plan, row: int, words: Words) -> None:
         key="plan-table",
         on_select=picked,
         selection_mode="single-row",
-        alt=words("Best layouts"),
+        alt=say("Best layouts"),
     )
     st.download_button(
-        words("All {count} layouts as CSV", count=f"{len(plan.layouts):,}"),
+        say("All {count} layouts as CSV", count=f"{len(plan.layouts):,}"),
         data=lambda: plan.layouts.to_csv(index=False).encode(),
         file_name="shardscope-plan.csv",
         mime="text/csv",
@@ -359,16 +361,16 @@ def _table(plan: Plan, row: int, words: Words) -> None:
     )
 
 
-def _detail(service: Service, request: Request, plan: Plan, row: int, words: Words) -> None:
+def _detail(service: Service, request: Request, plan: Plan, row: int, say: Words) -> None:
     """One layout: why it is where it is, and where to go from here."""
     st.markdown(f"### {label(plan, row)}", anchors=False)
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
             other = _rival(plan, row)
-            drawing.show(parts(request, row, other, view()), "plan-parts")
+            drawing.show(parts(request, row, other, frame.view()), "plan-parts")
         with grid.cell():
-            _why(plan, row, words)
-            _onward(service, plan, row, words)
+            _why(plan, row, say)
+            _onward(service, plan, row, say)
 
 
 def _rival(plan: Plan, row: int) -> int | None:
@@ -387,33 +389,33 @@ def parts(request: Request, row: int, other: int | None, view: View) -> Drawing:
     return drawing.packed(charts.step_parts(spent, look(view)))
 
 
-def _why(plan: Plan, row: int, words: Words) -> None:
+def _why(plan: Plan, row: int, say: Words) -> None:
     other = _rival(plan, row)
     if other is None:
         return
     faster, slower = min(row, other), max(row, other)
-    drawing.heading(words("Why"), words("What makes the faster one faster"))
+    drawing.heading(say("Why"), say("What makes the faster one faster"))
     for reason in why(plan, faster, slower):
-        st.markdown(f"- {_said(reason, words)}")
+        st.markdown(f"- {_said(reason, say)}")
 
 
-def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:
+def _onward(service: Service, plan: Plan, row: int, say: Words) -> None:
     spec = plan.spec(row)
     code = links.encode(Choice.of(spec, service.texts))
     with st.container(horizontal=True, gap="small"):
-        ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": plan.device.name})
-        with st.popover(words("Launch settings"), icon=":material/rocket_launch:"):
+        ways.link("lab", say("Open in the Lab"), "science", {"spec": code, "device": plan.device.name})
+        with st.popover(say("Launch settings"), icon=":material/rocket_launch:"):
             for framework in FRAMEWORKS:
-                _settings(spec, framework, words)
-        with st.popover(words("Dry-run it"), icon=":material/deployed_code:"):
-            st.caption(words("The worker itself on tensors without contents, on this machine, without a GPU:"))
+                _settings(spec, framework, say)
+        with st.popover(say("Dry-run it"), icon=":material/deployed_code:"):
+            st.caption(say("The worker itself on tensors without contents, on this machine, without a GPU:"))
             st.code(_command(spec), language="bash", wrap_lines=True)
 
 
-def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:
+def _settings(spec: RunSpec, framework: Framework, say: Words) -> None:
     name, suffix = _FRAMEWORKS[framework]
     st.download_button(
-        words("For {framework}", framework=name),
+        say("For {framework}", framework=name),
         data=settings(spec, framework),
         file_name=f"shardscope-{framework}.{suffix}",
         key=f"plan/export/{framework}",
