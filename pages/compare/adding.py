@@ -10,16 +10,15 @@ import streamlit as st
 from engine import store
 from pages.compare import columns, names, sweep
 from pages.compare.columns import Column
-from pages.shared import form, links
+from pages.shared import beside, form, links
+from pages.shared.beside import KEPT, RUN, run_items
 from pages.shared.frame import labelled, say
 from pages.shared.service import Service
-
-KEPT = "compare/items"  # in the session: what stood side by side last
 
 
 def bar(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
     words = say()
-    full = len(items) >= columns.MOST
+    full = len(items) >= beside.MOST
     with st.container(horizontal=True, vertical_alignment="center", key="compare-bar"):
         st.markdown(f"### {words('Side by side')}", anchors=False, width="content")
         with st.popover(words("Add a layout"), icon=":material/add:", disabled=full, key=f"compare/add-layout/{len(items)}"):
@@ -58,18 +57,18 @@ def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column])
         st.info(words("No other value of this lever goes with the rest."))
         return
     value = _select(words("Value"), list(found), f"compare/value/{lever}", {v: names.value(lever, v, words) for v in found})
-    new = columns.item_of(found[value], service.texts)
+    new = beside.item_of(found[value], service.texts)
     st.button(words("Add"), type="primary", width="stretch", on_click=put, args=([*items, new],), disabled=new in items)
 
 
 def _add_run(service: Service, items: Sequence[str]) -> None:
     words = say()
-    found = [folder.name for folder in store.listing(service.home) if columns.RUN + folder.name not in items]
+    found = [folder.name for folder in store.listing(service.home) if RUN + folder.name not in items]
     if not found:
         st.info(words("There is no other saved run: press Run in the Lab, and it will be here."))
         return
     name = _select(words("Saved run"), found, "compare/run", {name: name for name in found})
-    new = [*items, *columns.run_items([name])]
+    new = [*items, *run_items([name])]
     st.button(words("Add"), type="primary", width="stretch", key="compare/add-run", on_click=put, args=(new,))
 
 
@@ -81,11 +80,5 @@ def _select(label: str, options: list[Any], key: str, named: dict[Any, str]) -> 
 
 def put(items: Sequence[str]) -> None:
     """Make the link say what stands side by side. A callback."""
-    st.query_params[columns.WITH] = columns.BETWEEN.join(items)
+    st.query_params[beside.WITH] = beside.BETWEEN.join(items)
     st.session_state[KEPT] = list(items)
-
-
-def with_these(items: Sequence[str]) -> list[str]:
-    """What stood side by side last, and these after it; the oldest make room."""
-    kept = [item for item in st.session_state.get(KEPT, ()) if item not in items]
-    return [*kept, *items][-columns.MOST :]

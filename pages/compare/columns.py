@@ -16,15 +16,10 @@ from pages.charts.names import schedule
 from pages.charts.words import Words
 from pages.compare.names import value
 from pages.shared import links
+from pages.shared.beside import RUN
 from pages.shared.choice import Choice, spec_of
 from pages.shared.saved import load
 from pages.shared.service import Service
-from pages.shared.texts import Texts
-
-MOST = 4  # more do not fit side by side
-WITH = "with"  # the link's parameter: what stands side by side
-RUN = "run:"  # what an item of the link begins with that is a saved run's name; any other is a choice's code
-BETWEEN = "*"  # between the items of a link; in no name and no code
 
 
 @dataclass(frozen=True)
@@ -60,21 +55,6 @@ class Missing:
     sentence: str
 
 
-def items_of(link: str) -> list[str]:
-    """The items in a link's parameter, each once, at most as many as fit."""
-    return list(dict.fromkeys(filter(None, link.split(BETWEEN))))[:MOST]
-
-
-def to_link(items: Sequence[str]) -> dict[str, str]:
-    """What a link to the comparison says."""
-    return {WITH: BETWEEN.join(items)}
-
-
-def run_items(names: Sequence[str]) -> list[str]:
-    """The items that saved runs are."""
-    return [RUN + name for name in names]
-
-
 def read(items: Sequence[str], service: Service) -> list[Column | Missing]:
     return [_read(item, service) for item in items]
 
@@ -104,10 +84,6 @@ def default_items() -> list[str]:
     """Two layouts of one model that differ in the schedule alone."""
     one = Choice.default()
     return [links.encode(one), links.encode(one.having({"layout.schedule": "gpipe"}))]
-
-
-def item_of(spec: RunSpec, texts: Texts) -> str:
-    return links.encode(Choice.of(spec, texts))
 
 
 # ------------------------------------------------------------------------------------------------------------------ names

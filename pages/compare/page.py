@@ -18,8 +18,9 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_time, percent
 from pages.compare import adding, columns, differences, sweeping
-from pages.compare.columns import WITH, Column, Missing
-from pages.shared import drawing, ways
+from pages.compare.columns import Column, Missing
+from pages.shared import beside, drawing, ways
+from pages.shared.beside import KEPT, RUN, WITH
 from pages.shared.frame import say, view
 from pages.shared.service import Service
 
@@ -30,9 +31,9 @@ _MIB = 2**20
 def show(service: Service) -> None:
     st.html(f'<h1 class="ss-unseen">{say()("Compare")}</h1>')
     if WITH not in st.query_params:
-        st.query_params[WITH] = columns.BETWEEN.join(st.session_state.get(adding.KEPT, columns.default_items()))
-    items = columns.items_of(st.query_params[WITH])
-    st.session_state[adding.KEPT] = items
+        st.query_params[WITH] = beside.BETWEEN.join(st.session_state.get(KEPT, columns.default_items()))
+    items = beside.items_of(st.query_params[WITH])
+    st.session_state[KEPT] = items
     found = columns.read(items, service)
     there = [column for column in found if isinstance(column, Column)]
     adding.bar(service, items, there)
@@ -78,7 +79,7 @@ def _title(column: Column | Missing, there: Sequence[Column]) -> None:
     if levers := columns.telling(column, there, words):
         st.markdown(" · ".join(levers))
     if column.saved:
-        st.caption(column.item.removeprefix(columns.RUN))
+        st.caption(column.item.removeprefix(RUN))
 
 
 def _differences(column: Column | Missing, there: Sequence[Column]) -> None:
@@ -125,8 +126,8 @@ def _buttons(service: Service, column: Column | Missing, items: Sequence[str], p
 
 
 def _lab_link(service: Service, column: Column) -> dict[str, str]:
-    link = {"spec": columns.item_of(column.spec, service.texts)}
-    return link | ({"run": column.item.removeprefix(columns.RUN)} if column.saved else {})
+    link = {"spec": beside.item_of(column.spec, service.texts)}
+    return link | ({"run": column.item.removeprefix(RUN)} if column.saved else {})
 
 
 # ----------------------------------------------------------------------------------------------------- charts in columns

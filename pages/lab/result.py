@@ -20,13 +20,12 @@ from pages.charts.look import Look, View, look
 from pages.charts.names import columns, schedule
 from pages.charts.roles import Roles, roles_of
 from pages.charts.words import Words
-from pages.compare.adding import with_these
-from pages.compare.columns import run_items, to_link
 from pages.lab import prediction, timelines, walk
 from pages.lab.events import Event, Way
 from pages.lab.events import walk as events_of
 from pages.lab.figures import figures, parity
 from pages.shared import chosen, drawing, ways
+from pages.shared.beside import run_items, to_link, with_these
 from pages.shared.figures import as_html
 from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed

@@ -15,11 +15,10 @@ from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.words import Words
-from pages.compare.adding import with_these
-from pages.compare.columns import to_link
 from pages.plan import names, rehearsing
 from pages.plan.request import Request
 from pages.shared import drawing, links, ways
+from pages.shared.beside import to_link, with_these
 from pages.shared.choice import Choice
 from pages.shared.frame import say, view
 from pages.shared.service import Service

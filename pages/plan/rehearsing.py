@@ -85,7 +85,7 @@ def _watch(id: str, spec: RunSpec) -> None:
     if found.of == 1:
         text = words("Rehearsing rank {rank}, {seconds} s", rank=found.rank or 0, seconds=passed)
     if found.spec != spec:
-        text = words("Of another layout, {layout}: {text}", layout=found.spec.layout.code, text=text)
+        text = words("Of another layout, {layout}: {told}", layout=found.spec.layout.code, told=text)
     st.progress(found.done / found.of, text=text)
     st.button(words("Cancel"), icon=":material/stop:", on_click=desk().cancel, args=(id,))
 
@@ -109,7 +109,7 @@ def _beside(found: Rehearsed, words: Words) -> None:
     """Both, stage by stage, with the signed error."""
     rows = compared(found)
     whole = rows[rows["category"] == "total"]
-    worst = whole.loc[whole["error"].abs().idxmax()]
+    worst = whole.iloc[int(whole["error"].abs().to_numpy().argmax())]
     drawing.heading(
         words("Rehearsed in {seconds} s", seconds=f"{found.seconds:.1f}"),
         words(

@@ -12,10 +12,10 @@ import streamlit as st
 from engine import parcel, store
 from engine.spec import RequestError
 from pages.charts.words import Words
-from pages.compare.columns import item_of, run_items, to_link
 from pages.runs import downloads, table
 from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
 from pages.shared import ways
+from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, say
 from pages.shared.service import Service
 

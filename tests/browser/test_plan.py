@@ -9,14 +9,14 @@ from playwright.sync_api import expect
 
 from tests.browser.served import Server, Watched, drawn
 
-LINK = "plan?model=gpt2-1.5b&device=rtx-4090&ranks=8&batch=16&accounting=korthikanti2022"
+LINK = "plan?model=gpt2-1.5b&device=mi300x&ranks=8&batch=16&accounting=korthikanti2022"
 
 
 def test_a_layout_is_picked_exported_and_opened_and_what_does_not_fit_says_why(server: Server, watched: Watched) -> None:
     page = watched.page
     page.goto(f"{server.url}/{LINK}&row=2")
     drawn(page)
-    expect(page.get_by_role("heading", name="gpt2-1.5b on 8 × rtx-4090: it fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="gpt2-1.5b on 8 × mi300x: it fits")).to_be_visible()
     expect(page.get_by_text("Number 3 of the")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     with page.expect_download() as waiting:
@@ -37,4 +37,4 @@ def test_a_layout_is_picked_exported_and_opened_and_what_does_not_fit_says_why(s
 
     page.get_by_test_id("stMain").get_by_role("link", name="Open in the Lab").click()
     expect(page).to_have_url(re.compile("spec=gpt2-1.5b~dp1.tp1.pp1"))
-    assert "device=rtx-4090" in page.url
+    assert "device=mi300x" in page.url

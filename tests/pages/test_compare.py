@@ -18,6 +18,7 @@ from pages.charts.words import words
 from pages.compare import columns, names, sweep
 from pages.compare.differences import differences, signed
 from pages.compare.page import figures
+from pages.shared.beside import items_of, run_items, to_link
 from pages.shared.service import Service
 from tests.pages.stand_in import saved, service
 
@@ -198,5 +199,5 @@ def test_every_lever_has_a_name_in_both_languages() -> None:
 
 
 def test_links_hold_at_most_four_items_each_once() -> None:
-    assert columns.items_of("a*b*a**c*d*e") == ["a", "b", "c", "d"]
-    assert columns.to_link(columns.run_items(["x y", "z"])) == {"with": "run:x y*run:z"}
+    assert items_of("a*b*a**c*d*e") == ["a", "b", "c", "d"]
+    assert to_link(run_items(["x y", "z"])) == {"with": "run:x y*run:z"}
