@@ -17,6 +17,8 @@ from pages.charts.units import Unit
 BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # what `chart` needs
 # A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
 _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
+# Lines around bars that are hardly wider than they would hide the bars.
+_NOT_THIN = "scale('x', datum.end) - scale('x', datum.start) > 4"
 _PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # of a stage's chunks, so that neighbours differ
 _BINS = 240  # of time, in an overview
 
@@ -62,7 +64,7 @@ def chart(
     compute = every.transform_filter("datum.lane == 'compute'")
     layers: list[Any] = [
         track.mark_bar(color=style.faint, **at).encode(x=x, x2=end, y=y),
-        compute.mark_bar(stroke=style.background, strokeWidth=0.8, **at),
+        compute.mark_bar(stroke=style.background, **at).encode(strokeWidth=_line(0.8)),
     ]
     if "rank" in drawn:
         layers[1] = layers[1].add_params(rank_chooser())
@@ -70,7 +72,8 @@ def chart(
         layers.append(every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True))
     if drawn["critical"].any():
         path = named.transform_filter("datum.critical").encode(x=x, x2=end, y=y)
-        layers.append(path.mark_bar(filled=False, stroke=style.text, strokeWidth=1.6, tooltip=None, aria=False, **at))
+        outline = path.mark_bar(filled=False, stroke=style.text, tooltip=None, aria=False, **at)
+        layers.append(outline.encode(strokeWidth=_line(1.6)))
     layers += [_labels(named, y, thick, style), _marked(x, y, clock, style)]
     zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
     return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(rows)), data
@@ -101,7 +104,8 @@ def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> A
             "busy": np.concatenate(bands),
         }
     )
-    brush = alt.selection_interval(name="window", encodings=["x"])
+    seen = alt.BrushConfig(fill=style.background, fillOpacity=0.4, stroke=style.text, strokeWidth=2)
+    brush = alt.selection_interval(name="window", encodings=["x"], mark=seen)
     axis = alt.Axis(title=style.say("drag here to choose what is drawn beneath ({unit})", unit=clock.name))
     cell = alt.Chart(cells[cells["busy"] > 0]).mark_rect(color=style.blue)
     return alt.layer(
@@ -158,6 +162,10 @@ def _coloured(base: Any, x: Any, y: Any, style: Look, drawn: pd.DataFrame) -> An
         fillOpacity=alt.FillOpacity("turn:O", scale=alt.Scale(domain=list(range(8)), range=_PALER), legend=None),
         tooltip=tooltip,
     )
+
+
+def _line(width: float) -> Any:
+    return alt.when(_NOT_THIN).then(alt.value(width)).otherwise(alt.value(0))
 
 
 def _labels(base: Any, y: Any, thick: _Bar, style: Look) -> Any:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from engine.topology import AXES, Mesh
 from pages.charts.drawing import Drawing, colours, finish, rank_chooser
-from pages.charts.look import Look
+from pages.charts.look import Look, Theme
 from pages.charts.roles import Roles
 from pages.charts.traffic import Measure
 from pages.charts.units import byte_unit, in_bytes, percent, significant
@@ -19,7 +19,8 @@ MOST_ROWS = 54  # 54 × 54 cells are the most that stay below `look.MAX_BARS`
 MOST_RANKS = 64  # up to which each rank has its own row: of 64 × 64 cells few are not empty
 NODE = 8  # ranks that usually stand in one machine
 _WRITTEN_UP_TO = 16  # rows; with more there is no room for numbers in the cells
-_DENSE = 0.55  # opacity above which a cell's number is written in the colour of the background
+# The opacity above which a cell's number is better read in the colour of the background than in that of text.
+_DENSE: dict[Theme, float] = {"light": 0.8, "dark": 0.62}
 
 
 class Block(NamedTuple):
@@ -175,7 +176,7 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, role
         .add_params(rank_chooser())
     )
     if count <= _WRITTEN_UP_TO:
-        dense = f"datum.strength > {_DENSE}"
+        dense = f"datum.strength > {_DENSE[style.theme]}"
         layers.append(
             alt.Chart(ends.assign(**{"to": ends["to"] + 0.5, "from": ends["from"] + 0.5}))
             .mark_text(fontSize=11, fontWeight=600, tooltip=None, cursor="pointer")

@@ -25,6 +25,7 @@ from pages.charts.words import Words
 Kind = Literal["measured", "projected", "textbook"]
 KINDS: tuple[Kind, ...] = ("measured", "projected", "textbook")
 Window = tuple[float, float]
+_LEGIBLE = 32  # bars in a row that can be told apart on a page
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Slowed(NamedTuple):
 def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None = None, window: Window | None = None) -> Drawing:
     """One row a rank: its actions as thick bars, and beneath them its collectives and transfers as thin ones.
 
-    Above `MAX_BARS` bars only those in `window` (ns), or else the first part of the step, are drawn. With `roles`, the chosen
+    Above `MAX_BARS` bars only those in `window` (ns), or else in the first part of the step, are drawn. With `roles`, the chosen
     rank and its peers are named in their rows, and the others are pale.
     """
     return draw([measured_panel(spans, mesh, style.say, roles)], style, window)
@@ -89,7 +90,7 @@ def draw(
     say, alone = style.say, len(panels) == 1
     units = alone and panels[0].kind == "textbook"
     every = pd.concat([panel.bars for panel in panels], ignore_index=True)
-    bars, until = _within(every, window)
+    bars, until = _within(every, window, sum(len(panel.rows) for panel in panels))
     end = max(least, *(panel.end for panel in panels))
     clock = clock_of(panels[0], say) if units else time_unit(end)
     shown = (0.0, end) if least and until is None else None if until is None else (window[0] if window else 0.0, until)
@@ -104,7 +105,7 @@ def draw(
         time.tickMinStep = 1
     reading = [_reading(panel, say, units) for panel in panels] + _on_every_timeline(panels[0], say)
     if until is not None:
-        cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:g}" if units else in_time(until)}
+        cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:.4g}" if units else in_time(until)}
         reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
     rows = [row for panel in panels for row in (*_headings(panel, say)[alone:], *panel.rows)]
     drawn, data = chart(bars, rows, clock, time, style, shown)
@@ -290,14 +291,17 @@ def _on_every_timeline(panel: Panel, say: Words) -> list[str]:
     return [*found, say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back.")]
 
 
-def _within(bars: pd.DataFrame, window: Window | None) -> tuple[pd.DataFrame, float | None]:
-    """At most `MAX_BARS` bars, from the window's start on, and up to when they reach; all and None if they are not more."""
+def _within(bars: pd.DataFrame, window: Window | None, rows: int) -> tuple[pd.DataFrame, float | None]:
+    """At most `MAX_BARS` bars of the window, and up to when they reach; all of them and None if there are not more.
+
+    Without a window the first part of the step, so long that its bars can be told apart.
+    """
     if len(bars) <= MAX_BARS:
         return bars, None
     ordered = bars.sort_values("start_ns", kind="stable")
     if window is not None:
         ordered = ordered[(ordered["end_ns"] > window[0]) & (ordered["start_ns"] < window[1])]
-    if len(ordered) <= MAX_BARS:
-        return ordered, float(window[1] if window else ordered["end_ns"].max())
-    first = ordered.head(MAX_BARS)
+    if window is not None and len(ordered) <= MAX_BARS:
+        return ordered, window[1]
+    first = ordered.head(MAX_BARS if window else min(MAX_BARS, _LEGIBLE * rows))
     return first, float(first["start_ns"].max())

@@ -6,7 +6,7 @@ as it was measured, or of a layout that has not run yet, by its prediction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from engine.predict.calls import wire_bytes
 from engine.predict.held import parts
+from engine.predict.timeline import Timeline
 from engine.predict.traffic import data_parallel, pipeline, tensor_parallel
-from engine.schedule import Action, Schedule, Timed, plan
+from engine.schedule import Action, Schedule, plan
 from engine.spec import RunSpec
 from engine.topology import Coordinate, Mesh
 
@@ -76,19 +77,25 @@ class Way(NamedTuple):
 
 
 def walk(
-    spec: RunSpec, traffic: pd.DataFrame, way: Way, spans: pd.DataFrame | None = None, timed: Iterable[Timed] = ()
+    spec: RunSpec, traffic: pd.DataFrame, way: Way, spans: pd.DataFrame | None = None, replayed: Timeline | None = None
 ) -> list[Event]:
     """The events of one microbatch, in an order in which each comes after all that it needs.
 
-    `traffic` and `spans` are tables of one step; `timed` is a replay, which tells the times where there are no spans.
+    `traffic` and `spans` are tables of one step; `replayed` tells the times where there are no spans.
     """
     layout = spec.layout
     mesh = Mesh(layout.dp, layout.tp, layout.pp)
-    schedule = plan(layout, spec.workload.microbatches, spec.model.parts.tied)
-    replayed = {(t.stage, t.action): (t.start, t.end) for t in timed}
-    ranks = [
-        _Rank(spec, schedule, mesh, Coordinate(stage, way.dp, way.tp), traffic, spans, replayed) for stage in range(layout.pp)
-    ]
+    schedule = replayed.schedule if replayed else plan(layout, spec.workload.microbatches, spec.model.parts.tied)
+    times: list[dict[Action, tuple[float, float]]] = [{} for _ in schedule.stages]
+    for t in replayed.timed if replayed else ():
+        if t.action.microbatch in (way.microbatch, -1):
+            times[t.stage][t.action] = (t.start, t.end)
+    ranks = []
+    for stage, known in enumerate(times):
+        at = Coordinate(stage, way.dp, way.tp)
+        mine = traffic[traffic["rank"] == mesh.rank(at)]
+        own = None if spans is None else spans[spans["rank"] == mesh.rank(at)]
+        ranks.append(_Rank(spec, schedule, at, way.microbatch, mine, own, known))
     return [event for stage, action in _order(schedule, way.microbatch) for event in ranks[stage].events(action)]
 
 
@@ -133,23 +140,27 @@ class _Rank:
         self,
         spec: RunSpec,
         schedule: Schedule,
-        mesh: Mesh,
         at: Coordinate,
+        microbatch: int,
         traffic: pd.DataFrame,
         spans: pd.DataFrame | None,
-        replayed: dict[tuple[int, Action], tuple[float, float]],
+        times: dict[Action, tuple[float, float]],
     ) -> None:
-        self.spec, self.mesh, self.at, self.rank = spec, mesh, at, mesh.rank(at)
-        self.actions = schedule.stages[at.pp]
+        """`traffic` and `spans` are this rank's own rows."""
+        self.spec, self.at, self.microbatch, self.times = spec, at, microbatch, times
+        self.mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+        self.rank = self.mesh.rank(at)
+        self.actions: dict[tuple[str, str, int], list[Action]] = {}
+        for action in schedule.stages[at.pp]:
+            self.actions.setdefault((action.kind, action.flow, action.chunk), []).append(action)
         self.held = [chunk for chunk, stage in enumerate(schedule.placement) if stage == at.pp]
         self.chunks = len(self.held)
         self.predicted = _by_chunk(spec, at.pp) if self.chunks > 1 else {}
-        self.times: dict[Action, tuple[float, float]] = {a: t for (stage, a), t in replayed.items() if stage == at.pp}
         self.calls: dict[tuple[Action, str], list[tuple[float, float]]] = {}
         if spans is not None:
-            self._read(spans[spans["rank"] == self.rank].sort_values("start_ns", kind="stable"))
+            self._read(spans.sort_values("start_ns", kind="stable"))
         self.shares: dict[Action, list[Passed]] = {}
-        for row in traffic[traffic["rank"] == self.rank].itertuples():
+        for row in traffic.itertuples():
             self._share(row)
 
     def events(self, action: Action) -> list[Event]:
@@ -192,7 +203,7 @@ class _Rank:
             at = self.times.get(turn) or self.times.get(Action("I", chunk, microbatch)) or (float("inf"), 0.0)
             flow = "activation" if start < at[0] else "gradient"
             spans.setdefault((kind, chunk, microbatch, flow), []).append((float(start), float(end)))
-        for action in self.actions:
+        for action in chain.from_iterable(self.actions.values()):
             if parts := spans.get((action.kind, action.chunk, action.microbatch, action.flow)):
                 self.times[action] = (min(s for s, _ in parts), max(e for _, e in parts))
 
@@ -205,17 +216,17 @@ class _Rank:
         whole = np.array([row.calls, row.payload_bytes, row.wire_bytes], dtype="int64")
         for chunk, amount, certain in self._by_chunk(row, group, whole):
             weights = {action: weight for action, weight in self._weights(row, group, chunk).items() if weight}
-            known = certain and len({action.kind for action in weights}) == 1
-            total, before, come = sum(weights.values()), np.zeros(3, dtype="int64"), 0
+            known = certain and len({action.kind for action in weights}) == 1 and len(set(weights.values())) == 1
+            total, come = sum(weights.values()), 0
             for action, weight in weights.items():
                 come += weight
-                until = amount * come // total if total else before  # what is cut off here is there in a later part
-                calls, payload, wire = (int(n) for n in until - before)
-                before = until
-                if calls or payload:
-                    even = len(set(weights.values())) == 1 and not (amount * weight % total).any()
-                    part = Passed(*named, group, calls, payload, wire, known and even)
-                    self.shares.setdefault(action, []).append(part)
+                if action.microbatch in (self.microbatch, -1):
+                    # What is cut off here is there in a later part.
+                    calls, payload, wire = (int(n) for n in amount * come // total - amount * (come - weight) // total)
+                    if calls or payload:
+                        exact = known and not (amount * weight % total).any()
+                        part = Passed(*named, group, calls, payload, wire, exact)
+                        self.shares.setdefault(action, []).append(part)
 
     def _by_chunk(self, row: Any, group: tuple[int, ...], whole: Counts) -> list[tuple[int, Counts, bool]]:
         """(chunk, its part of the row, whether that is certain). What the row adds up is known from the prediction, by chunk.
@@ -239,22 +250,27 @@ class _Rank:
     def _weights(self, row: Any, group: tuple[int, ...], chunk: int) -> dict[Action, int]:
         """The chunk's actions that a row's calls belong to, and their parts of it."""
         if row.phase in _ENDS:
-            return {a: 1 for a in self.actions if a.kind == row.phase}
-        mine = [a for a in self.actions if a.chunk == chunk]
+            return dict.fromkeys(self._of(row.phase, -1), 1)
         if row.collective in _MESSAGES:
             flow = "activation" if row.phase == "forward" else "gradient"
             stage = self.mesh.coordinate(next(r for r in group if r != self.rank)).pp
-            return {a: 1 for a in mine if (a.kind, a.flow, a.peer) == (row.collective, flow, stage)}
+            return {a: 1 for a in self._of(row.collective, chunk, flow) if a.peer == stage}
         if self._once(row):
-            return {a: 1 for a in mine if a.kind == "reduce"}
-        passes = [a for a in mine if a.kind in (("F",) if row.phase == "forward" else _BACKWARD)]
-        if not any(a.kind == "W" for a in passes):
-            return dict.fromkeys(passes, 1)  # every microbatch does the same
+            return dict.fromkeys(self._of("reduce", chunk), 1)
+        if row.phase == "forward":
+            return dict.fromkeys(self._of("F", chunk), 1)  # every microbatch does the same
+        whole, first, second = (self._of(kind, chunk) for kind in _BACKWARD)
+        if not second:
+            return dict.fromkeys(whole, 1)
+        passes = [*whole, *first, *second]
         counted = {a: self._counted(row, a, passes) for a in passes}
         if any(counted.values()):
             return counted
         late = row.axis == "dp" and row.collective == "reduce_scatter"
-        return {a: 1 for a in passes if (a.kind == "W") == late}
+        return dict.fromkeys(second if late else [*whole, *first], 1)
+
+    def _of(self, kind: str, chunk: int, flow: str = "") -> list[Action]:
+        return self.actions.get((kind, flow, chunk), [])
 
     def _once(self, row: Any) -> bool:
         """Below ZeRO 2 gradients are added up once a step, over the replicas and, of what tp does not cut, over its slices."""

@@ -6,7 +6,7 @@ from functools import partial
 
 import streamlit as st
 
-from engine.predict.timeline import simulate
+from engine.predict.timeline import Timeline, simulate
 from engine.predict.timeline import textbook as unit_times
 from engine.schedule import plan
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
@@ -70,5 +70,11 @@ def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def events(spec: RunSpec, way: Way) -> list[Event]:
     """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
-    timed = simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), unit_times(spec.layout)).timed
-    return events_of(spec, prediction.predicted(spec).tables["traffic"], way, timed=timed)
+    passed = prediction.predicted(spec).tables["traffic"]
+    return events_of(spec, passed, way, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def replayed(layout: LayoutSpec, microbatches: int, tied: bool) -> Timeline:
+    """The whole step in unit times."""
+    return simulate(plan(layout, microbatches, tied), unit_times(layout))

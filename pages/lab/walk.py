@@ -91,9 +91,11 @@ def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
             (say("Slice (tp)"), _TP, spec.layout.tp),
         ):
             if count > 1:
-                st.selectbox(label, range(count), key=key, on_change=_moved, args=(spec, events), width=120)
+                st.selectbox(label, range(count), key=key, on_change=_moved, args=(spec, events, step), width=120)
     if last:
-        st.slider(say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events), label_visibility="collapsed")
+        st.slider(
+            say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events, step), label_visibility="collapsed"
+        )
 
 
 def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: int) -> None:
@@ -105,10 +107,14 @@ def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: in
         chosen.choose(step.event.rank)
 
 
-def _moved(spec: RunSpec, events: Events) -> None:
-    """A slider or a list was moved: they hold where to go."""
-    microbatch, dp, tp, number = (st.session_state.get(key, 0) for key in (_MICROBATCH, _DP, _TP, _EVENT))
-    _go(spec, events, microbatch, dp, tp, max(0, number - 1))
+def _moved(spec: RunSpec, events: Events, shown: Step) -> None:
+    """A slider or a list was moved: they hold where to go.
+
+    A browser also tells of a slider that was drawn anew because there are other events now; nobody moved that.
+    """
+    asked = *(st.session_state.get(key, 0) for key in (_MICROBATCH, _DP, _TP)), max(0, st.session_state.get(_EVENT, 1) - 1)
+    if asked != (*shown.way, shown.at):
+        _go(spec, events, *asked)
 
 
 def _told(step: Step, spec: RunSpec, say: Words, style: Look, in_units: bool) -> str:

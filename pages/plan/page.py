@@ -175,7 +175,8 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
 
 
 def said(reason: Reason, words: Words) -> str:
-    return words(reason.text, **reason.values)
+    values = {name: said(value, words) if isinstance(value, Reason) else value for name, value in reason.values.items()}
+    return words.described(reason.text).format(**values)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

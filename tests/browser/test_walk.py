@@ -70,3 +70,17 @@ def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_gr
         expect(chart(page, "timeline").locator("svg.marks")).to_contain_text(name)
     cells = chart(page, "matrix").locator("svg.marks path[aria-roledescription='rect mark']")
     expect(cells.first).to_be_visible()
+
+
+def test_of_a_step_too_long_to_draw_a_part_is_brushed(server: Server, watched: Watched):
+    page = watched.open(server, spec="gpt-tiny~dp1.tp1.pp2~1f1b~m1000~b1~n3~r0.003~e0")
+    expect(chart(page, "textbook")).to_contain_text("Only 64 of 4,000 bars are drawn")
+    strip = chart(page, "textbook-overview").locator("svg.marks")
+    box = strip.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 200, box["y"] + 15)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 240, box["y"] + 15, steps=4)
+    page.mouse.up()
+    expect(chart(page, "textbook")).not_to_contain_text("Only 64 of 4,000 bars are drawn")
+    expect(chart(page, "textbook")).to_contain_text("of 4,000 bars are drawn")

@@ -58,14 +58,16 @@ def test_above_the_limit_the_first_part_is_drawn_or_what_was_brushed():
     later = [once.assign(start_ns=once["start_ns"] + 20 * MS * i, end_ns=once["end_ns"] + 20 * MS * i) for i in range(100)]
     spans = pd.concat(later, ignore_index=True)
     drawing = timeline.measured(spans, MESH, LIGHT)
-    assert len(marks(drawing.spec, "bar")[1][1]) == MAX_BARS
-    assert f"Only 3,000 of {len(spans):,} bars are drawn" in drawing.reading
+    assert len(marks(drawing.spec, "bar")[1][1]) == 32 * MESH.size  # as many as can be told apart
+    assert f"Only 128 of {len(spans):,} bars are drawn" in drawing.reading
     assert len(drawing.table) == len(spans)
 
     brushed = timeline.measured(spans, MESH, LIGHT, window=(40 * MS, 60 * MS))
     track, compute, *_ = marks(brushed.spec, "bar")
     assert len(compute[1]) == len(once)
     assert {(r["start"], r["end"]) for r in track[1]} == {(0.04, 0.06)}  # in seconds, as the whole step takes two
+    whole = timeline.measured(spans, MESH, LIGHT, window=(0, 2_000 * MS))
+    assert len(marks(whole.spec, "bar")[1][1]) == MAX_BARS
 
     strip = timeline.overview(timeline.measured_panel(spans, MESH, LIGHT.say), LIGHT)
     assert strip is not None

@@ -15,8 +15,9 @@ from engine import store
 from engine.spec import LayoutSpec, RunSpec
 from pages.charts.look import View
 from pages.charts.words import words
-from pages.runs.report import made_apart, report
+from pages.runs.report import report
 from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
+from pages.shared.apart import made_apart
 from pages.shared.service import Service
 from tests.pages.stand_in import saved, service
 
@@ -247,7 +248,12 @@ def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Pa
     assert "script" not in reader.tags
     assert [address for address in reader.addresses if not address.startswith("#")] == []
     assert "url(http" not in made
-    for said in ("Rank 0 is fullest: 42 KiB at its peak", "The bubble takes 20.0% of 15 ms", "The loss fell from 5.500 to 4.250"):
+    for said in (
+        "Rank 0 is fullest: 42 KiB; the prediction is ",
+        "the upright tick is what was predicted",
+        "The bubble takes 20.0% of 15 ms",
+        "The loss fell from 5.500 to 4.250",
+    ):
         assert said in made
     assert "zooms" not in made
     assert "a &lt;b&gt;run" in made
@@ -257,10 +263,10 @@ def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Pa
 
 
 def test_a_report_takes_theme_and_language_and_is_made_outside_of_the_server(home: Path) -> None:
-    dark = made_apart(home / "third", View("dark", "zh")).decode()
+    dark = made_apart("pages.runs.report", str(home / "third"), "dark", "zh").decode()
     assert '<html lang="zh-Hans">' in dark
     assert "background: #0F141A" in dark
     assert "#56B4E9" in dark
     (home / "third" / "spans.parquet").unlink()
-    with pytest.raises(RuntimeError, match=r"(?s)the report of third could not be made: .*spans"):
-        made_apart(home / "third", View("dark", "zh"))
+    with pytest.raises(RuntimeError, match=r"(?s)pages.runs.report failed: .*spans"):
+        made_apart("pages.runs.report", str(home / "third"), "dark", "zh")

@@ -33,7 +33,7 @@ def way_of(result: RunResult, way: Way) -> list[Event]:
 
 def before_a_run(spec: RunSpec, way: Way) -> list[Event]:
     schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
-    return walk(spec, predicted(spec), way, timed=simulate(schedule, textbook(spec.layout)).timed)
+    return walk(spec, predicted(spec), way, replayed=simulate(schedule, textbook(spec.layout)))
 
 
 def names(events: list[Event]) -> list[str]:

@@ -1,0 +1,52 @@
+"""Charts are built without holding each against Vega-Lite's schema, which takes long; so here every kind of chart is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from altair.vegalite.v6.schema.core import Root
+
+from engine.spec import LayoutSpec
+from engine.topology import Mesh
+from pages.charts import loss, matrix, memory, timeline, traffic
+from pages.charts.drawing import Drawing
+from pages.charts.look import LIGHT
+from pages.charts.roles import roles_of
+from tests.charts import made_up
+
+LAYOUT, MESH = LayoutSpec(dp=2, pp=2), Mesh(2, 1, 2)
+ROLES = roles_of(MESH, 1)
+PAIR = Mesh(1, 2, 1)
+
+
+def whole_step() -> Drawing:
+    drawn = timeline.overview(
+        timeline.replayed_panel("textbook", made_up.textbook(LayoutSpec(pp=2), 1000), ["0", "1"], LIGHT.say), LIGHT
+    )
+    assert drawn is not None
+    return drawn
+
+
+DRAWINGS: dict[str, Callable[[], Drawing]] = {
+    "peak": lambda: memory.peak(made_up.memory_peak(MESH), LIGHT, ROLES),
+    "curve": lambda: memory.curve(made_up.memory_curve(), 0, LIGHT),
+    "kinds": lambda: traffic.kinds(made_up.traffic(), 2, "wire", LIGHT),
+    "by_rank": lambda: traffic.by_rank(made_up.traffic(), 2, "wire", LIGHT, roles_of(PAIR, 1)),
+    "matrix": lambda: matrix.matrix(made_up.traffic(), PAIR, "payload", LIGHT, roles_of(PAIR, 1)),
+    "measured": lambda: timeline.measured(made_up.spans(LAYOUT, 4), MESH, LIGHT, ROLES),
+    "textbook": lambda: timeline.textbook(made_up.textbook(LayoutSpec(pp=2), 4), ["stage 0", "stage 1"], LIGHT),
+    "overview": whole_step,
+    "loss": lambda: loss.loss(made_up.steps([5.5, 4.25]), LIGHT),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_chart_is_valid_vega_lite(name: str):
+    Root.from_dict(DRAWINGS[name]().spec, validate=True)
+
+
+def test_an_invalid_chart_would_be_found():
+    spec = DRAWINGS["loss"]().spec
+    with pytest.raises(Exception, match="nonsense"):
+        Root.from_dict(spec | {"mark": {"type": "nonsense"}}, validate=True)
