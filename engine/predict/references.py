@@ -41,8 +41,8 @@ _ACTIVATIONS = (
 )
 # With dp = 64: billions of parameters; GB with ZeRO 1, 2, 3.
 _ZERO = ((7.5, 31.4, 16.6, 1.88), (128.0, 536.0, 284.0, 32.0))
-# Bubbles of 1F1B, interleaved 1F1B and ZB-1P as shares of the total, computed from profiled times. Billions of parameters, stages,
-# microbatches; and layers, hidden, heads, microbatch size.
+# Bubbles of 1F1B, interleaved 1F1B and ZB-1P as shares of the total, computed from profiled times. Billions of parameters,
+# stages, microbatches; and layers, hidden, heads, microbatch size.
 _BUBBLES = (
     (1.5, 8, 24, 22, 2304, 24, 6, 0.2431, 0.1055, 0.1585),
     (14.6, 16, 48, 46, 5120, 40, 1, 0.2552, 0.1104, 0.1397),
