@@ -15,7 +15,7 @@ from tests.pages.test_lab import PAIR
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 RUN = "a-saved-run"
-LOOKED_AT = ["lab-chosen", "lab-after", "lab-misfit", "compare", "learn-1", "learn-4", "learn-5", "runs"]
+LOOKED_AT = ["lab-chosen", "lab-after", "lab-misfit", "compare", "learn-1", "learn-4", "learn-5", "runs", "plan"]
 Theme = Literal["light", "dark"]
 
 # What others than we make, by rule and by how the element ends, in which that is the whole of what is wrong.
@@ -47,6 +47,8 @@ def test_axe_finds_nothing_serious(theme: Theme, server: Server, browser: Browse
     for name in LOOKED_AT:
         path, link = PAGES[name]
         asked = {key: value.replace("RUN", RUN) for key, value in link.items() if not (key == "spec" and "run" in link)}
+        if path == "plan":
+            asked |= {"model": "llama3-8b", "ranks": "8", "accounting": "zero2020"}  # which is there at once
         window.visit(server, path, **asked)
         settled(window.page)
         serious += [f"{name}: {violation}" for violation in found(window.page)]
