@@ -209,7 +209,7 @@ def _highest(moments: list[Moment]) -> int:
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
-    """A row for each rank and category, as `memory_peak` has it; ranks of a stage are alike. `found`: `memory(spec)`, if known."""
+    """A row for each rank and category, as `memory_peak` has it; a stage's ranks are alike. `found`: `memory(spec)`, if known."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     peaks = (found or memory(spec)).peaks
     categories = list(peaks[0].bytes)
