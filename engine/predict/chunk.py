@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from engine.predict.attention import Around
-from engine.predict.buckets import Bucket, Use
+from engine.predict.buckets import LAYERS, Bucket, Use
 from engine.predict.ends import Feed, Head, Places, Token, sinusoid
 from engine.predict.layers import Layer, norm_parameters
 from engine.predict.parts import Kit
@@ -72,7 +72,11 @@ class Chunk:
                 self.norm = norm_parameters(kit, self.norm_bucket)
         self.layers: list[tuple[Layer, Bucket]] = []
         for sample in shape.samples:
+<<<<<<< HEAD
             bucket = buckets.bucket(sentence("the layers"))
+=======
+            bucket = buckets.bucket(LAYERS)
+>>>>>>> corners
             self.layers.append((Layer(kit, bucket, sample.decodes), bucket))
         if shape.last:
             bucket = buckets.bucket(sentence("the head"))

@@ -14,6 +14,7 @@ WIDTHS = {"fp32": 4, "bf16": 2}
 SYMBOLS: dict[str, str] = {
     "L": sentence("layers of the stage, or of those a term is about"),
     "m": sentence("microbatches of a step"),
+    "mᶠ": sentence("microbatches in flight; of a stage with several chunks, their passes"),
     "B": sentence("sequences in a microbatch"),
     "S": sentence("tokens of a sequence"),
     "R": sentence("rows of a sequence that go through a layer: tokens and queries"),
@@ -34,7 +35,7 @@ SYMBOLS: dict[str, str] = {
     "eᵍ": sentence("bytes of a number of the gradients that are added up"),
     "Ψ₁": sentence("of these, the parameters that tp does not cut"),
     "r": sentence("reductions of a step"),
-    "n": sentence("how many of them"),
+    "n": sentence("how many of them there are"),
 }
 
 

@@ -16,7 +16,9 @@ PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 
 def script(service):  # its source alone is run, so it has no names but those it imports
     from pages.lab.page import show
+    from tests.pages.stand_in import know_pages
 
+    know_pages()
     show(service)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -114,7 +115,9 @@ def test_runs_are_sorted_by_any_column(home: Path, sort: str, order: list[str]) 
 
 def script(service):  # its source alone is run, so it has no names but those it imports
     from pages.runs.page import show
+    from tests.pages.stand_in import know_pages
 
+    know_pages()
     show(service)
 
 
@@ -141,6 +144,12 @@ def click(app: AppTest, label: str) -> None:
     assert not app.exception
 
 
+def way(app: AppTest, label: str) -> dict[str, list[str]] | None:
+    """What a link to another page carries; None if it cannot be followed."""
+    [found] = [link.proto for link in app.get("page_link") if link.proto.label == label]
+    return None if found.disabled else parse_qs(found.query_string)
+
+
 def picked(app: AppTest) -> str:
     found = app.query_params.get("picked", [""])
     return found if isinstance(found, str) else found[0]
@@ -149,17 +158,19 @@ def picked(app: AppTest) -> str:
 def test_without_runs_it_says_what_to_press(tmp_path: Path) -> None:
     app = page(service(tmp_path)[0])
     assert "No runs yet. Open the Lab, choose a layout and press **Run**" in app.info[0].value
-    assert 'href="./"' in text(app)
+    assert way(app, "Open the Lab") == {}
 
 
 def test_a_link_chooses_runs_and_says_what_can_be_done_with_them(home: Path) -> None:
     app = page(service(home)[0], picked="second,third,gone", find="gpt", sort="nonsense")
     assert "**2 runs chosen**" in text(app)
-    assert "./compare?runs=second%2Cthird" in text(app)
-    assert '<span class="ss-button" aria-disabled="true">Open in the Lab</span>' in text(app)
+    assert way(app, "Compare") == {"with": ["run:second*run:third"]}
+    assert way(app, "Open in the Lab") is None
     assert picked(app) == "second,third"
-    assert "./?run=second" in text(page(service(home)[0], picked="second"))
-    assert "./?run=second&amp;lang=zh" in text(page(service(home)[0], picked="second", lang="zh"))
+    to_lab = way(page(service(home)[0], picked="second"), "Open in the Lab")
+    assert to_lab == {"run": ["second"], "spec": ["gpt-tiny~dp1.tp1.pp2~gpipe~m4~b2~n20~r0.003~e0"]}
+    chinese = page(service(home)[0], picked="second", lang="zh")
+    assert way(chinese, words("zh")("Open in the Lab")) == to_lab | {"lang": ["zh"]}
 
 
 def test_deleted_runs_come_back(home: Path) -> None:
