@@ -72,11 +72,7 @@ class Chunk:
                 self.norm = norm_parameters(kit, self.norm_bucket)
         self.layers: list[tuple[Layer, Bucket]] = []
         for sample in shape.samples:
-<<<<<<< HEAD
-            bucket = buckets.bucket(sentence("the layers"))
-=======
             bucket = buckets.bucket(LAYERS)
->>>>>>> corners
             self.layers.append((Layer(kit, bucket, sample.decodes), bucket))
         if shape.last:
             bucket = buckets.bucket(sentence("the head"))
