@@ -26,7 +26,7 @@ _WIDTH = 110
 _FORMULAS = "engine/predict/"
 _NAMES = {
     "Term": 0, "Call": 3, "Key": 1, "_enter": 2, "_leave": 2,
-    "new": 0, "like": 1, "touch": 0, "column": 4, "row": 2, "bias": 2, "add": 2,
+    "new": 0, "like": 1, "touch": 0, "column": 4, "row": 2, "bias": 2, "add": 2, "_record": 1,
 }  # fmt: skip
 
 
