@@ -85,11 +85,10 @@ class Kit:
 
         def for_weight(gradient: Block, kept: Block) -> Block:
             entered = self.enter(kept)
-            if first and z.many:
-                entered = t.new("rows that are predicted from", *rows, inputs, z.e)
+            copied = t.new("rows that are predicted from", *rows, inputs, z.e) if first and z.many else None
             out = t.new("gradient of a weight", *weight.shape, z.e)
             matmul(t, z, (outputs,), rows, (inputs,), turned=True)
-            del entered
+            del entered, copied
             return out
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
