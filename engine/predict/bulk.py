@@ -41,7 +41,8 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
     for one, some in zip(first.tolist(), np.split(order, cuts), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
         found, _ = pieces(model.layers, encoders, pp * chunks)
-        matrix, beside, stages = instants(name, pp, int(microbatches[one]), chunks, model.layers, encoders, bool(early[one]), adamw)
+        both = instants(name, pp, int(microbatches[one]), chunks, model.layers, encoders, adamw)
+        matrix, beside, stages = both[bool(early[one])]
         mine = sizes.which[some]
         have = np.concatenate([tables[piece.form][rows[piece][mine]] for piece in found], axis=1)
         reached = have @ matrix.T + beside
