@@ -217,7 +217,7 @@ def undominated(rows: Any) -> Any:
 @cache
 def _read(structure: Structure, form: Form) -> tuple[_Rows, Passes, dict[str, list[_Events]]]:
     passes, _, _ = _played(structure, form)
-    made = _Rows(48)
+    made = _Rows(96)
     return made, passes, made.read({name: ledger for name, ledger in passes.ledgers.items() if name in _KNOWN})
 
 
