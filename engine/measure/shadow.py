@@ -28,6 +28,7 @@ _DEVICE = torch.ops.prim.device.default
 _READ = torch.ops.aten._local_scalar_dense.default
 _LIFT = torch.ops.aten.lift_fresh.default
 _ADD, _ADD_INTO = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+_SCATTER, _SCATTER_INTO = torch.ops.aten.scatter_add.default, torch.ops.aten.scatter_add_.default
 _MULTIPLY = (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor)
 
 _WRAPPERS = ("_fn", "inner")  # what torch puts around a mode's dispatch
@@ -58,6 +59,8 @@ class ShadowAllocator(TorchDispatchMode):
             return 0.0 if args[0].dtype.is_floating_point else 0
         if func is _ADD and _is_accumulation(args[0]):
             func = _ADD_INTO
+        elif func is _SCATTER:  # gather's backward, into zeros of its own making; of subclasses it does not trust that they can
+            func = _SCATTER_INTO
         out = func(*args, **(kwargs or {}))
         for one in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(one, FakeTensor):

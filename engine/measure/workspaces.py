@@ -4,6 +4,7 @@ native_layer_norm_backward   a row of partial sums, of scale and of shift, for e
 mm, addmm, bmm in bf16       oneDNN's scratchpad, whose size depends on the processor as much as on the shapes. So it is asked:
                              the multiplication is done once for each shape, on zeros, if that is small. Where it is not,
                              nothing is added; such a model does not run on a CPU.
+scatter_add_ in bf16         sums in fp32, as many as there are results
 number as a tensor           8 bytes, and once more in the type of the result where that is another
 """
 
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 _aten = torch.ops.aten
 _LAYER_NORM_BACKWARD = _aten.native_layer_norm_backward.default
+_SCATTER = _aten.scatter_add_.default
 _MULTIPLICATIONS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default)
 
 _MOST_WORK = 2**31  # multiplications of numbers that may be done to ask for a scratchpad: a second or two
@@ -37,6 +39,8 @@ class Workspaces:
         """Bytes of each block that the kernel of `func` takes, one after the other."""
         if func is _LAYER_NORM_BACKWARD:
             return (2 * prod(args[2]) * 4,)
+        if func is _SCATTER and args[0].dtype == torch.bfloat16:
+            return (args[0].numel() * 4,)
         if func in _MULTIPLICATIONS and args[-1].dtype == torch.bfloat16:
             return self._scratchpad(func, args)
         return ()

@@ -212,12 +212,19 @@ class Attention:
 
     def added(self, by_content: Value, by_distance: Value, around: Around) -> Value:
         """Each row's scores by distance, looked up and added in place."""
-        t, _z = self.kit.tape, self.kit.sizes
+        t, z = self.kit.tape, self.kit.sizes
         assert around.distance is not None
-        shape = by_distance.block.record.factors
+        *numbers, width = by_distance.block.record.factors
         gather = t.node(by_distance)
         t.save(gather, by_distance.block, around.distance)
-        gather.run = lambda gradients, saved: [t.new("gradients of the scores", *shape)]
+
+        def run(gradients: Gradients, saved: list[Block]) -> Gradients:
+            out = t.new("gradients of the scores", *numbers, width)
+            if z.wide:
+                t.touch("gradients of the scores, added up in fp32", *numbers, FOUR)
+            return [out]
+
+        gather.run = run
         gathered = Value(t.new("scores", *self.square()), gather)
         node = t.node(by_content, gathered)
         node.run = lambda gradients, saved: [gradients[0], gradients[0]]

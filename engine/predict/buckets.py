@@ -9,9 +9,12 @@ from typing import Any
 from engine.predict.sizes import FOUR, Sizes
 from engine.predict.tape import Block, Gradients, Tape, Value
 from engine.predict.terms import Factor
+from engine.spec import sentence
 
 Shape = tuple[Factor, ...]
 REDUCING = ("gradients of a layer, this rank's share", "gradients of a layer under way")
+LAYERS = sentence("the layers")  # the name of every layer's bucket
+EXPECTS, TAKES = "expects gradients", "takes a gradient"  # what is noted of a bucket
 
 
 def numbers(shapes: Sequence[Shape]) -> Any:
@@ -38,8 +41,6 @@ class Bucket:
     def __init__(self, owner: Buckets, name: str) -> None:
         self.owner, self.name = owner, name
         self.parameters: list[Parameter] = []
-        self.missing = 0
-        self.incoming: Block | None = None
         self.values: Block | None = None
         self.counted = True  # in the norm of the gradients; the table's copy at the pipeline's end is not
 
@@ -70,12 +71,6 @@ class Bucket:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def expect(self) -> None:
-        owner = self.owner
-        if owner.zero >= 2 and self.incoming is None:
-            self.incoming = owner.tape.new("gradients of a layer, not yet reduced", self.size, owner.sizes.e, door=True)
-        self.missing += len(self.parameters)
-
     def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
         """A gradient that autograd brings. It is gone when this returns."""
         owed = self.owner.owed
@@ -86,23 +81,25 @@ class Bucket:
         return []
 
     def convert(self, p: Parameter) -> None:
-        if self.incoming is None and self.owner.converts:
+        if self.owner.zero < 2 and self.owner.converts:
             self.owner.tape.touch("a gradient as fp32", *p.shape, FOUR)
 
+    def expect(self) -> None:
+        """A backward pass comes by."""
+        if self.owner.zero >= 2:
+            self.owner.tape.note(EXPECTS, self)
+
     def take(self) -> None:
-        owner = self.owner
-        self.missing -= 1
-        if not self.missing:
-            owner.whole(self)
+        """One of its gradients has come. What follows from that depends on what came before: see `engine.predict.reducing`."""
+        if self.owner.zero:
+            self.owner.tape.note(TAKES, self)
 
 
 class Buckets:
-    """The buckets of one chunk. `reduces`: dp > 1. With ZeRO 1 every
-    microbatch is the last, whose gradients make the step's.
-    """
+    """The buckets of one chunk."""
 
     def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
-        """`converts`: gradients are added up in a wider type than they come in; `g` is its width."""
+        """`reduces`: dp > 1. `converts`: gradients are added up in a wider type than they come in; `g` is its width."""
         self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = (
             tape,
             sizes,
@@ -114,7 +111,6 @@ class Buckets:
         )
         self.all: list[Bucket] = []
         self.owed: list[tuple[Parameter, Callable[[], Block], int]] | None = None
-        self._reducing: list[list[Block]] = []
 
     def bucket(self, name: str) -> Bucket:
         self.all.append(Bucket(self, name))
@@ -125,33 +121,6 @@ class Buckets:
             return compute()
         self.owed.append((p, compute, self.tape.layer))
         return None
-
-    def expect_all(self) -> None:
-        """Before a microbatch's backward, where gradients are added up over a step."""
-        if self.zero < 2:
-            for bucket in self.all:
-                bucket.expect()
-
-    def whole(self, bucket: Bucket) -> None:
-        """A bucket has the gradients of all passes under way: reduce them over dp."""
-        if self.zero >= 2:
-            self.settle()
-        elif self.zero == 0 or not self.reduces:
-            return
-        self.start_reduce(bucket)
-
-    def start_reduce(self, bucket: Bucket) -> None:
-        width = self.g if self.zero == 1 else self.sizes.e
-        part = self.tape.new(REDUCING[0], bucket.share, width, door=True)
-        copy = self.tape.new(REDUCING[1], bucket.size, width, door=True)
-        bucket.incoming = None
-        self._reducing.append([part, copy])
-        self.latest = bucket
-        del part, copy
-
-    def settle(self) -> None:
-        while self._reducing:
-            self._reducing.pop(0)
 
     # ---------------------------------------------------------------------------------------------------------- values
 

@@ -18,27 +18,28 @@ from numpy.typing import NDArray
 from engine.predict.buckets import Bucket, Buckets, numbers
 from engine.predict.chunk import Sample, Shape
 from engine.predict.parts import Kit
-from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Passes, size_of
+from engine.predict.passes import ChunkPasses, Counts, Passes, size_of
+from engine.predict.reducing import FRESH, MANY, State, Stretch
 from engine.predict.sizes import WIDTHS, Sizes
 from engine.predict.symbolic import Atoms, Size, later, letter, values
-from engine.predict.tape import Factors, Tape
+from engine.predict.tape import Factors, Record, Tape
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
 Real = NDArray[np.float64]
 
 # The highest points of actions. "B 1": of a first one with ZeRO 2 and 3, of a last one with ZeRO 1; "I over": while W is owed.
+# With ZeRO 1 and 0 the two that are "over" are like the others.
 ACTIONS = ("F", "B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")
 # What there is between actions: of a pass in flight what it was given and what it keeps; messages; of passes whose W is owed the
-# first and each further one; what a first or last action leaves beside; states; the optimizer's step twice; what is handed on
-# and kept as well.
+# first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
+# handed on and kept as well.
 STANDS = (
-    "given", "flight", "gradient given", "handed", "gradient handed", "owed", "owed more", "B left", "I left", "W left", "states",
-    "norm", "step", "shared",
+    "given", "flight", "gradient given", "handed", "gradient handed", "owed", "owed more", "after B", "after I 1",
+    "after I", "after I over", "after W", "after W over", "states", "norm", "step", "shared",
 )  # fmt: skip
 VALUES = (*ACTIONS, *STANDS)
 _GATHERED = "gathered weights of a layer"
-_KNOWN = {f"{kind} {state}".strip() for kind in "FBIW" for state in ("", "first", "last", "over")}
 _LETTERS = ("t0", "t1")
 
 
@@ -123,6 +124,8 @@ class _Rows:
     def __init__(self, most: int) -> None:
         self.columns: dict[Atoms, int] = {}
         self.most = most
+        self._known: dict[int, tuple[int, int]] = {}
+        self._found: dict[Factors, tuple[int, int]] = {}
 
     def column(self, size: Any) -> tuple[int, int]:
         """Which product it is and how often."""
@@ -141,24 +144,23 @@ class _Rows:
     def counts(self, counts: Counts) -> Real:
         return self.row((count, size_of(key.factors)) for key, count in counts.items())
 
-    def read(self, ledgers: dict[str, Ledger]) -> dict[str, list[_Events]]:
-        """Ledgers as arrays. Every block is in several of them."""
-        known: dict[int, tuple[int, int]] = {}
-        found: dict[Factors, tuple[int, int]] = {}
+    def read(self, stretches: list[Stretch]) -> list[_Events]:
+        """What happens in an action, as arrays. Most blocks are in several actions."""
+        found = []
+        for _, times, events in stretches:
+            blocks = [(sign, record) for sign, record in events if isinstance(record, Record)]
+            if blocks:
+                columns, sizes = np.array([self._known.get(id(r)) or self._look_up(r) for _, r in blocks], np.int64).T
+                signs = np.array([sign for sign, _ in blocks])
+                gathered = np.array([record.name == _GATHERED for _, record in blocks])
+                found.append(_Events(_which(times)[0], columns, signs * sizes.astype(float), gathered))
+        return found
 
-        def look_up(key: Key) -> tuple[int, int]:
-            if key.factors not in found:
-                found[key.factors] = self.column(size_of(key.factors))
-            known[id(key)] = found[key.factors]
-            return known[id(key)]
-
-        def part(times: Any, events: list[tuple[int, Key]]) -> _Events:
-            both = [known.get(id(key)) or look_up(key) for _, key in events]
-            columns, sizes = np.array(both, np.int64).T
-            signs = np.array([sign for sign, _ in events])
-            return _Events(_which(times)[0], columns, signs * sizes.astype(float), np.array([k.name == _GATHERED for _, k in events]))
-
-        return {name: [part(times, events) for times, events in ledger.parts if events] for name, ledger in ledgers.items()}
+    def _look_up(self, record: Record) -> tuple[int, int]:
+        if record.factors not in self._found:
+            self._found[record.factors] = self.column(size_of(record.factors))
+        self._known[id(record)] = self._found[record.factors]
+        return self._found[record.factors]
 
     def follow(self, parts: list[_Events], all_of_it: bool) -> tuple[Real, tuple[Any, Any]]:
         """What a ledger leaves, (3, products), and its points, (points, 3, products): local maxima.
@@ -214,36 +216,62 @@ def undominated(rows: Any) -> Any:
     return np.array(kept)
 
 
-@cache
-def _read(structure: Structure, form: Form) -> tuple[_Rows, Passes, dict[str, list[_Events]]]:
-    passes, _, _ = _played(structure, form)
-    made = _Rows(96)
-    return made, passes, made.read({name: ledger for name, ledger in passes.ledgers.items() if name in _KNOWN})
+class _Told:
+    """A chunk's actions in the states that most find it in, and the reduction that each leaves under way."""
+
+    def __init__(self, passes: Passes, zero: int) -> None:
+        self.passes, self.stretches, self.pending = passes, dict[str, list[Stretch]](), dict[str, int]()
+        self._tell("F", "F", FRESH)
+        if zero < 2:  # a reduction lasts until all are over
+            left = 1 if zero else MANY
+            for name, kind, state in (
+                ("B", "B", State(left=MANY)), ("B 1", "B", State(left=left)), ("I", "I", State(left=MANY)),
+                ("I 1", "I", State(left=left)), ("W", "W", State(owed=1, left=MANY)), ("W 1", "W", State(owed=1, left=left - 1)),
+            ):  # fmt: skip
+                self._tell(name, kind, state)
+            self.stretches |= {"I over": self.stretches["I"], "W over": self.stretches["W"]}
+            return
+        first = self._tell("B 1", "B", FRESH)
+        self._tell("B", "B", State(first))
+        first = self._tell("I 1", "I", FRESH)
+        before = self._tell("W 1", "W", State(first, owed=1))
+        halved = self._tell("I", "I", State(before))
+        self._tell("W", "W", State(halved, owed=1))
+        over = self._tell("I over", "I", State(halved, owed=1))
+        self._tell("W over", "W", State(over, owed=MANY))
+
+    def _tell(self, name: str, kind: str, state: State) -> int:
+        found, self.pending[name] = self.passes.reductions.told(kind, self.passes.segments.get(kind, []), state)
+        self.stretches[name] = found
+        return self.pending[name]
 
 
 @cache
 def table(structure: Structure, form: Form) -> Table:
     """What the chunk's passes do, by `VALUES`."""
     zero = structure.zero
-    alike = structure._replace(zero=3 if zero >= 2 else 1)
-    made, passes, ledgers = _read(alike, form)
-    variant = "first" if zero >= 2 else "last" if zero == 1 else ""
-    actual = {a: a.replace("1", variant).strip() for a in ACTIONS}
-    actual = {a: name if name in ledgers else a.split()[0] for a, name in actual.items()}
-    followed = {name: made.follow(ledgers[name], zero != 2) for name in dict.fromkeys(actual.values())}
+    passes, weights, width = _played(structure._replace(zero=3 if zero >= 2 else 1), form)
+    made, told = _Rows(128), _Told(passes, zero)
+    followed = {name: made.follow(made.read(found), zero != 2) for name, found in told.stretches.items()}
     nets = {name: net for name, (net, _) in followed.items()}
-    points = {name: _kept(*found) for name, (_, found) in followed.items()}
-    given, handed, back = made.counts(passes.given), made.counts(passes.handed), made.counts(passes.gradient_handed)
+    under_way = {name: made.row((1, size_of(r.factors)) for r in passes.reductions.before(n)) for name, n in told.pending.items()}
+    if zero < 2:
+        under_way = {name: np.zeros_like(nets["F"]) for name in ACTIONS}
+        under_way["I 1"] = nets["I 1"] - nets["I"]
+    else:  # a reduction is counted for as long as it lasts, not as what an action leaves
+        for name, before in (("I", "W 1"), ("I over", "I")):
+            nets[name] = nets[name] + under_way[before] - under_way[name]
+    given, handed, back = made.counts(passes.given), made.counts(passes.handed), made.counts(passes.gradient_handed["I"])
     gradient = made.counts(passes.gradient_given["I"])
     around = nets["F"] - handed + given + gradient - back
     stands = {
         "given": given, "flight": nets["F"] - handed, "gradient given": gradient, "handed": handed, "gradient handed": back,
-        "owed": around + nets["I"], "owed more": around + nets[actual["I over"]],
-        **{f"{kind} left": nets[actual[f"{kind} 1"]] - nets[kind] for kind in "BIW"},
-        **_standing(made, structure, *_played(alike, form)[1:]),
+        "owed": around + nets["I"], "owed more": around + nets["I over"],
+        **{f"after {name}": under_way[name] for name in ("B", "I 1", "I", "I over", "W", "W over")},
+        **_standing(made, structure, weights, width),
         "shared": made.row([(passes.shared, size_of(key.factors)) for key in [*passes.given, *passes.handed][:1]]),
     }  # fmt: skip
-    groups = [points[actual[a]] for a in ACTIONS] + [(stands[name][None], np.zeros(1, np.int64)) for name in STANDS]
+    groups = [_kept(*followed[a][1]) for a in ACTIONS] + [(stands[name][None], np.zeros(1, np.int64)) for name in STANDS]
     inner = np.concatenate([i for _, i in groups])
     rows = np.concatenate([rows for rows, _ in groups])[:, :, : len(made.columns)]
     return Table(

@@ -19,6 +19,7 @@ from engine.spec import V_SHAPED, ScheduleName
 
 Real = NDArray[np.float64]
 _V = {name: i for i, name in enumerate(VALUES)}
+_LEFT = {name: f"after {name.replace('B 1', 'B').replace('W 1', 'W')}" for name in ("B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")}
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
 
@@ -167,12 +168,19 @@ class _Stage:
         labels = np.array([_V[str(kind)] for kind in kinds])
         labels = np.where(over, np.where(kinds == "I", _V["I over"], _V["W over"]), labels)
         for kind in "BIW":
-            mine = special & (kinds == kind)
-            labels[mine] = _V[f"{kind} 1"]
-            left = np.eye(len(self.held), dtype=np.int64)[at] * mine[:, None]
-            done = self.back == self.microbatches  # then all is reduced
-            there = (left.cumsum(0) - left > 0) & ~(done & (self.owed == 0))
-            out[:, :, _V[f"{kind} left"]] += there @ self.pieces
+            labels[special & (kinds == kind)] = _V[f"{kind} 1"]
+        # What each chunk's latest backward has left under way, until all of them are done and reduced.
+        going = ~((self.back == self.microbatches) & (self.owed == 0))
+        latest = np.where(np.eye(len(self.held), dtype=np.bool_)[at] & (kinds != "F")[:, None], n[:, None], -1)
+        latest = np.maximum.accumulate(latest, axis=0)
+        latest = np.concatenate([np.full((1, len(self.held)), -1), latest[:-1]])  # before the action at hand
+        of = np.where((latest >= 0) & going, labels[latest], -1)
+        for name, left in _LEFT.items():
+            out[:, :, _V[left]] += (of == _V[name]) @ self.pieces
+        if not early:  # a last I's reduction lasts beyond the W that follow
+            mine = np.eye(len(self.held), dtype=np.int64)[at] * (special & (kinds == "I"))[:, None]
+            there = (mine.cumsum(0) - mine > 0) & going & (of != _V["I 1"])
+            out[:, :, _V["after I 1"]] += there @ self.pieces
         return labels
 
     def _messages(self, out: Any) -> None:

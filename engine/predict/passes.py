@@ -1,4 +1,4 @@
-"""What one chunk's passes do to memory: F, and B or I and W, each as a ledger of blocks, in every state that changes it."""
+"""What one chunk's passes do to memory: F, and B or I and W, each as a ledger of blocks, in any state that changes it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from sys import getrefcount
 from typing import Any, NamedTuple
 
-from engine.predict.buckets import REDUCING
 from engine.predict.chunk import Chunk, Shape
 from engine.predict.ends import scaled
 from engine.predict.parts import Kit
+from engine.predict.reducing import FRESH, Reductions, State, Stretch
 from engine.predict.sizes import FOUR
-from engine.predict.tape import Block, Factors, Gradients, Node, Record, Value
+from engine.predict.tape import Block, Factors, Gradients, Node, Record, Segment, Value
 
 
 class Key(NamedTuple):
@@ -95,12 +95,18 @@ def total_of(counts: Counts) -> Any:
 class Passes:
     """The ledgers of a chunk, by action and state, and what it is given and gives."""
 
-    ledgers: dict[str, Ledger]
+    segments: dict[str, list[Stretch]]
+    reductions: Reductions
     given: Counts  # what a forward is given
     handed: Counts  # what a forward leaves to be handed on
     gradient_given: dict[str, Counts]  # by what it is for, B or I
-    gradient_handed: Counts
+    gradient_handed: dict[str, Counts]  # by what leaves it, B or I
     shared: int  # of what a forward hands on, tensors that the chunk goes on to hold itself
+
+    def ledger(self, kind: str, state: State = FRESH) -> tuple[Ledger, int]:
+        """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1."""
+        told, pending = self.reductions.told(kind, self.segments.get(kind, []), state)
+        return Ledger([(times, [(sign, key_of(one)) for sign, one in events if sign]) for _, times, events in told]), pending
 
 
 class ChunkPasses:
@@ -114,55 +120,70 @@ class ChunkPasses:
         self.several = microbatches > 1
 
     def play(self) -> Passes:
-        """One microbatch tells all, but for the two whose I and W overlap where ZeRO adds up what passes under way bring.
-
-        What differs in a first or last microbatch is read from the same ledger, by leaving blocks out: see `_read`.
-        """
-        self.run()
+        """One microbatch tells all; what ZeRO's reductions add to it depends on what came before, and is told by state."""
+        self._record()
         return self._read()
 
     def run(self) -> None:
-        """Put it all on the tape."""
-        buckets = self.kit.buckets
+        """Put it all on the tape, in the states that most microbatches find; with ZeRO 1 that of the last."""
+        self._record()
+        segments, reductions, zero = self._segments(), self._reductions(), self.kit.buckets.zero
+        tape = self.tape
+        tape.parts.clear()
+
+        def put(name: str, kind: str, state: State) -> int:
+            found, pending = reductions.told(kind, segments.get(kind, []), state)
+            for layer, _, events in found:
+                tape.parts.append((Segment(name, layer), events))
+            return pending
+
+        put("F", "F", FRESH)
+        for kind in ("I", "B"):
+            if kind not in self.kinds:
+                continue
+            state = State(self._usual(kind) if zero >= 2 else -1, 0, 1)
+            if zero >= 2:
+                tape.parts.append((Segment("pending", -1), [(1, record) for record in reductions.before(state.pending)]))
+            overlap = kind == "I" and self.several and zero >= 2
+            state = state._replace(pending=put(kind, kind, state))
+            if overlap:
+                state = state._replace(pending=put("I over", "I", state._replace(owed=1)))
+                state = state._replace(pending=put("W over", "W", state._replace(owed=2)))
+            if kind == "I":
+                put("W", "W", state._replace(owed=1, left=0))
+
+    def _usual(self, kind: str) -> int:
+        """The bucket that backward came to last, whose reduction is under way when the next begins."""
+        chunk, buckets = self.chunk, self.kit.buckets
+        if chunk.layers and (kind == "I" or not self.shape.first):
+            return buckets.all.index(chunk.layers[0][1])
+        return buckets.all.index(chunk.token.bucket) if self.shape.first and chunk.token is not None else 0
+
+    def _record(self) -> None:
         self._blocks: dict[str, list[Record]] = defaultdict(list)
         self._passes: defaultdict[str, int] = defaultdict(int)
         self._shared = 0
         for kind in ("I", "B"):
             if kind not in self.kinds:
                 continue
-            self._pretend(kind)
-            name = "F" if kind == "I" or "I" not in self.kinds else "F again"
-            if kind == "I" and self.several and buckets.zero >= 2:
-                self._overlapping()
-            else:
-                flight = self._forward(name)
-                buckets.expect_all()
-                self._backward(kind, flight)
-                if kind == "I":
-                    self._weights("W", flight)
-            self.tape.at("reduce" if kind == "B" or "B" not in self.kinds else "reduce again")
-            buckets.settle()
+            flight = self._forward("F" if kind == "I" or "I" not in self.kinds else "F again")
+            self._backward(kind, flight)
+            if kind == "I":
+                self._weights("W", flight)
         self.tape.at("end")
 
-    def _pretend(self, kind: str) -> None:
-        """With ZeRO 2 and 3 the reduction of the bucket that backward came to last is under way when the next begins."""
-        chunk, buckets = self.chunk, self.kit.buckets
-        if buckets.zero < 2:
-            return
-        layered = bool(chunk.layers) and (kind == "I" or not self.shape.first)
-        if layered:
-            bucket = chunk.layers[0][1]
-        else:
-            bucket = chunk.token.bucket if self.shape.first and chunk.token is not None else buckets.all[0]
-        self.tape.at("pending", 0 if layered else -1)
-        buckets.start_reduce(bucket)
+    def _segments(self) -> dict[str, list[Stretch]]:
+        """What is on the tape, by action."""
+        found: dict[str, list[Stretch]] = defaultdict(list)
+        for segment, events in self.tape.parts:
+            if events:
+                times = self.shape.samples[segment.layer].count if segment.layer >= 0 else 1
+                found[segment.action].append((segment.layer, times, events))
+        return found
 
-    def _overlapping(self) -> None:
-        flights = [self._forward(name) for name in ("F", "F again")]
-        for flight, action in zip(flights, ("I", "I over"), strict=True):
-            self._backward(action, flight)
-        for flight, action in zip(flights, ("W over", "W"), strict=True):
-            self._weights(action, flight)
+    def _reductions(self) -> Reductions:
+        buckets = self.kit.buckets
+        return Reductions(buckets, self.chunk.weights(), self._segments().get("W", []))
 
     def _forward(self, action: str) -> _Flight:
         t, z = self.tape, self.kit.sizes
@@ -247,7 +268,7 @@ class ChunkPasses:
         given.clear()
         flight.roots.clear()
         t.at("gradient handed")
-        self._drop(handed, "gradient handed")
+        self._drop(handed, f"gradient handed {kind_of(action)}")
 
     def _weights(self, action: str, flight: _Flight) -> None:
         t, buckets = self.tape, self.kit.buckets
@@ -263,43 +284,18 @@ class ChunkPasses:
         assert buckets.owed is None
 
     def _read(self) -> Passes:
-        """Ledgers of what the tape holds. Afterwards every block is gone or stands for good."""
-        ledgers: dict[str, Ledger] = defaultdict(Ledger)
-        samples = self.shape.samples
-        keys: dict[int, Key] = {}
-        placed: dict[int, bool] = {}
-        for segment, events in self.tape.parts:
-            for sign, record in events:
-                if sign > 0:
-                    placed[id(record)] = segment.layer >= 0
-                    keys[id(record)] = Key(category(record), record.name, record.factors, segment.layer >= 0)
-        for segment, events in self.tape.parts:
-            if events:
-                times = samples[segment.layer].count if segment.layer >= 0 else 1
-                ledgers[segment.action].parts.append((times, [(sign, keys[id(record)]) for sign, record in events]))
-                self._read_variants(ledgers, segment.action, times, events, keys)
-        counted = {}
-        for what in ("given", "handed", "gradient given B", "gradient given I", "gradient handed"):
+        """Afterwards every block is gone."""
+        segments = self._segments()
+        counted: dict[str, Counts] = {}
+        kinds = [f"gradient {way} {kind}" for way in ("given", "handed") for kind in ("B", "I")]
+        for what in ("given", "handed", *kinds):
             counts: Counts = defaultdict(int)
             for record in self._blocks[what]:
-                counts[keys[id(record)]] += 1
+                counts[key_of(record)] += 1
             passes = max(1, self._passes[what])
             counted[what] = {key: count // passes for key, count in counts.items()}
-        for_backward = {kind: counted[f"gradient given {kind}"] for kind in ("B", "I")}
-        return Passes(dict(ledgers), counted["given"], counted["handed"], for_backward, counted["gradient handed"], self._shared)
-
-    def _read_variants(self, ledgers: dict[str, Ledger], action: str, times: Any, events: Any, keys: dict[int, Key]) -> None:
-        """A first backward finds no reduction under way; with ZeRO 1 only a last one starts any."""
-        buckets = self.kit.buckets
-        if not buckets.reduces or action not in ("B", "I", "W"):
-            return
-        if buckets.zero >= 2:
-            kept = [(sign, keys[id(record)]) for sign, record in events if record.born != "pending"]
-            ledgers[f"{action} first"].parts.append((times, kept))
-        if buckets.zero == 1:
-            ledgers[f"{action} last"].parts.append(ledgers[action].parts.pop())
-            kept = [(sign, keys[id(record)]) for sign, record in events if record.name not in REDUCING]
-            ledgers[action].parts.append((times, kept))
+        given, handed = ({kind: counted[f"gradient {way} {kind}"] for kind in ("B", "I")} for way in ("given", "handed"))
+        return Passes(segments, self._reductions(), counted["given"], counted["handed"], given, handed, self._shared)
 
 
 class _Flight:
@@ -317,6 +313,10 @@ _TAKEN = 4  # references to a gradient that autograd alone has, at the end of it
 
 def kind_of(action: str) -> str:
     return action.split(" ")[0]
+
+
+def key_of(record: Record) -> Key:
+    return Key(category(record), record.name, record.factors, record.layered)
 
 
 def category(record: Record) -> str:

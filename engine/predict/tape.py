@@ -19,13 +19,26 @@ Factors = tuple[Factor, ...]
 
 
 class Record:
-    """A block, for the books: what it is, how large, whether it was made in the door, and the actions it came and went in."""
+    """A block, for the books: what it is, how large, whether it was made in the door, and the actions it came and went in.
 
-    __slots__ = ("born", "died", "door", "factors", "name")
+    `layered`: whether it was made in a layer.
+    """
 
-    def __init__(self, name: str, factors: Factors, door: bool, born: str) -> None:
-        self.name, self.factors, self.door, self.born = name, factors, door, born
+    __slots__ = ("born", "died", "door", "factors", "layered", "name")
+
+    def __init__(self, name: str, factors: Factors, door: bool, born: str, layered: bool = False) -> None:
+        self.name, self.factors, self.door, self.born, self.layered = name, factors, door, born, layered
         self.died = ""
+
+
+class Note(Record):
+    """A word in between, which is no block: something happens to `bucket`."""
+
+    __slots__ = ("bucket",)
+
+    def __init__(self, name: str, bucket: Any) -> None:
+        super().__init__(name, (), False, "")
+        self.bucket = bucket
 
 
 class Block:
@@ -117,7 +130,7 @@ class Tape:
             self.parts.append((Segment(action, layer), self._events))
 
     def new(self, name: str, *factors: Factor, door: bool = False) -> Block:
-        record = Record(name, factors, door, self.action)
+        record = Record(name, factors, door, self.action, self.layer >= 0)
         self._events.append((1, record))
         return Block(record, self)
 
@@ -132,6 +145,10 @@ class Tape:
     def touch(self, name: str, *factors: Factor, door: bool = False) -> None:
         """One that comes and goes at once."""
         self.new(name, *factors, door=door)
+
+    def note(self, name: str, bucket: Any) -> None:
+        """Put down what happens, where what it does to memory is known only later."""
+        self._events.append((0, Note(name, bucket)))
 
     # ------------------------------------------------------------------------------------------------------- autograd
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from engine.predict.passes import Counts, Ledger, Passes, total_of
+from engine.predict.reducing import FRESH, MANY, State
 from engine.schedule import Action, Schedule
 
 
@@ -56,24 +57,22 @@ class Messages:
     def __init__(self, passes: Passes) -> None:
         self.given, self.handed = Change(passes.given), Change(passes.handed)
         self.gradient_given = {kind: Change(counts) for kind, counts in passes.gradient_given.items()}
-        self.gradient_handed = Change(passes.gradient_handed)
-        self.sent, self.gradient_sent = -self.handed, -self.gradient_handed
+        gradient_handed = {kind: Change(counts) for kind, counts in passes.gradient_handed.items()}
+        self.sent, self.gradient_sent = -self.handed, {kind: -change for kind, change in gradient_handed.items()}
         one = {key: min(count, 1) for key, count in passes.given.items()}
         self.one_given, self.shared = Change(one), passes.shared
 
 
 class StageWalk:
-    """`passes[c]` are those of the stage's chunks; `step` and `settled` what the optimizer's step does and a reduction ends."""
+    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does."""
 
     def __init__(self, schedule: Schedule, stage: int, passes: Mapping[int, Passes], zero: int, step: Effect) -> None:
-        self.schedule, self.stage, self.zero, self.step = schedule, stage, zero, step
-        self.effects = {c: {name: Effect(ledger) for name, ledger in p.ledgers.items()} for c, p in passes.items()}
+        self.schedule, self.stage, self.zero, self.step, self.passes = schedule, stage, zero, step, passes
+        self.effects: dict[tuple[int, str, State], tuple[Effect, int]] = {}
         self.messages = {c: Messages(p) for c, p in passes.items()}
 
     def moments(self) -> Iterator[Moment]:
-        self._passed = dict.fromkeys(self.effects, 0)  # backward passes that a chunk has had
-        self._owed = dict.fromkeys(self.effects, 0)
-        self._finished = dict.fromkeys(self.effects, 0)  # how often no W was owed any more
+        self._states = {c: State(left=self.schedule.microbatches) for c in self.passes}
         self._sent: dict[tuple[str, int], deque[Change]] = {}
         self._halved = {(a.chunk, a.microbatch) for a in self.schedule.stages[self.stage] if a.kind == "I"}
         for action in self.schedule.stages[self.stage]:
@@ -93,7 +92,7 @@ class StageWalk:
                 (messages.given if action.flow == "activation" else self._for_backward(action.chunk, action.microbatch),),
             )
         if action.kind == "reduce":
-            return Moment(action, (), self.effects[action.chunk].get("reduce"), ())
+            return Moment(action, (), self._effect(action), ())
         if action.kind == "step":
             waiting = tuple(change for messages in self._sent.values() for change in messages)
             return Moment(action, waiting, self.step, ())
@@ -103,13 +102,27 @@ class StageWalk:
         sent = self._sent.setdefault((action.flow, action.peer), deque())
         before = (sent.popleft(),) if len(sent) == self.schedule.held else ()
         messages = self.messages[action.chunk]
-        sent.append(messages.sent if action.flow == "activation" else messages.gradient_sent)
+        sent.append(
+            messages.sent if action.flow == "activation" else messages.gradient_sent[self._kind(action.chunk, action.microbatch)]
+        )
         return before
 
     def _compute(self, action: Action) -> Moment:
-        c = action.chunk
-        effect = self.effects[c][f"{action.kind}{self._state(action)}"]
-        return Moment(action, (), effect, (*self._handed_here(action), *self._kept_by_the_chunk_before(action)))
+        return Moment(action, (), self._effect(action), (*self._handed_here(action), *self._kept_by_the_chunk_before(action)))
+
+    def _effect(self, action: Action) -> Effect:
+        """What the action does to its chunk, in the state that it finds it in."""
+        c, kind, state = action.chunk, str(action.kind), self._states[action.chunk]
+        like = FRESH
+        if self.zero and kind != "F":
+            like = State(state.pending, min(state.owed, MANY), min(state.left, MANY) if self.zero == 1 else 0)
+        if (c, kind, like) not in self.effects:
+            ledger, pending = self.passes[c].ledger(kind, like)
+            self.effects[c, kind, like] = Effect(ledger), pending
+        effect, pending = self.effects[c, kind, like]
+        owed = state.owed + (kind == "I") - (kind == "W")
+        self._states[c] = State(state.pending if kind == "F" else pending, owed, state.left - (kind in ("B", "I")))
+        return effect
 
     def _kept_by_the_chunk_before(self, action: Action) -> tuple[Change, ...]:
         """Inputs that a chunk of this stage handed on and holds itself: they do not go yet."""
@@ -117,35 +130,6 @@ class StageWalk:
         if action.kind not in ("B", "I") or before < 0 or self.schedule.placement[before] != self.stage:
             return ()
         return (self.messages[action.chunk].one_given,) * self.messages[before].shared
-
-    def _state(self, action: Action) -> str:
-        """Which of its ledgers the action follows."""
-        c, kind = action.chunk, action.kind
-        known = self.effects[c]
-        if kind == "F":
-            return "" if "F" in known else next(name.removeprefix("F") for name in known if name.startswith("F"))
-        state = ""
-        if kind in ("B", "I"):
-            self._passed[c] += 1
-        if kind == "I":
-            self._owed[c] += 1
-        if kind == "W":
-            self._owed[c] -= 1
-            self._finished[c] += not self._owed[c]
-        last = self._passed[c] == self.schedule.microbatches and (kind != "W" or not self._owed[c])
-        if f"{kind} last" in known and last:
-            state = " last"
-        elif f"{kind} first" in known and self._is_first(kind, c):
-            state = " first"
-        elif f"{kind} over" in known and (self._owed[c] > 1 if kind == "I" else self._owed[c] > 0):
-            state = " over"
-        return state if f"{kind}{state}" in known else ""
-
-    def _is_first(self, kind: str, chunk: int) -> bool:
-        """Whether no reduction of the chunk's gradients can be under way when the action begins."""
-        if kind != "W":
-            return self._passed[chunk] == 1
-        return not self._owed[chunk] and self._finished[chunk] == 1
 
     def _handed_here(self, action: Action) -> tuple[Change, ...]:
         """What is handed to another chunk of this stage turns into what that one is given."""
@@ -158,7 +142,11 @@ class StageWalk:
         if action.kind == "F":
             to_here = self.messages[to]
             return self.messages[c].sent, to_here.given, *[-to_here.one_given] * self.messages[c].shared
-        return self.messages[c].gradient_sent, self._for_backward(to, action.microbatch)
+        return self.messages[c].gradient_sent[str(action.kind)], self._for_backward(to, action.microbatch)
 
     def _for_backward(self, chunk: int, microbatch: int) -> Change:
-        return self.messages[chunk].gradient_given["I" if (chunk, microbatch) in self._halved else "B"]
+        return self.messages[chunk].gradient_given[self._kind(chunk, microbatch)]
+
+    def _kind(self, chunk: int, microbatch: int) -> str:
+        """Whether the microbatch's backward is halved."""
+        return "I" if (chunk, microbatch) in self._halved else "B"

@@ -1,8 +1,9 @@
 """Messages out of the code and into the catalogs: `python -m pages.locale.extract`, or `make catalogs`.
 
-A message is what stands as a literal in say("…"), plural("…", "…"), the engine's sentence("…"), and in the description of a
-field of the spec. What is new comes into each .po without a translation, what nobody says any more leaves it, and translations
-that are there stay. Nothing is guessed: a message that changed is a new one.
+A message is what stands as a literal in say("…"), plural("…", "…"), the engine's sentence("…") and Reason("…"), in the
+description of a field of the spec, and where the formulas name what they count. What is new comes into each .po without a
+translation, what nobody says any more leaves it, and translations that are there stay. Nothing is guessed: a message that changed
+is a new one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from pages.charts.words import DOMAIN, LANGUAGES, LOCALE, SOURCE_LANGUAGE
 
 ROOT = Path(__file__).parents[2]
 _WIDTH = 110
+# Where the formulas name what they count: by what is called, the place of the name among the arguments. What is no literal there
+# is handed on, and stands as a literal where it comes from.
+_FORMULAS = "engine/predict/"
+_NAMES = {
+    "Term": 0, "Call": 3, "Key": 1, "_enter": 2, "_leave": 2,
+    "new": 0, "like": 1, "touch": 0, "column": 4, "row": 2, "bias": 2, "add": 2,
+}  # fmt: skip
 
 
 class Message(NamedTuple):
@@ -59,6 +67,11 @@ def _said(call: ast.Call, path: str) -> list[str]:
         return [_literal(call.args[0], path)]
     if name == "sentence" and isinstance(call.func, ast.Name):  # and not say.sentence(…), which says one made elsewhere
         return [_literal(call.args[0], path)]
+    if name == "Reason":
+        return [_literal(call.args[0], path)]
+    if path.startswith(_FORMULAS) and len(call.args) > _NAMES.get(name, len(call.args)):
+        named = call.args[_NAMES[name]]
+        return [named.value] if isinstance(named, ast.Constant) and isinstance(named.value, str) else []
     if name == "plural":
         return [_literal(argument, path) for argument in call.args[:2]]
     return []
