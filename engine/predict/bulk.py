@@ -41,9 +41,8 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
     for one, some in zip(first.tolist(), np.split(order, cuts), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
         found, _ = pieces(model.layers, encoders, pp * chunks)
-        matrix, beside, stages = instants(
-            name, pp, int(microbatches[one]), chunks, model.layers, encoders, bool(early[one]), adamw
-        )
+        both = instants(name, pp, int(microbatches[one]), chunks, model.layers, encoders, adamw)
+        matrix, beside, stages = both[bool(early[one])]
         mine = sizes.which[some]
         have = np.concatenate([tables[piece.form][rows[piece][mine]] for piece in found], axis=1)
         reached = have @ matrix.T + beside
@@ -85,7 +84,9 @@ class _SizesOf:
     def structure(self, group: int) -> Structure:
         zero, sequence, recompute, *flags = self.kinds[group]
         many, cut, heads, groups = (bool(flag) for flag in flags)
-        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups), zero)
+        return Structure(
+            self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups), zero
+        )
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
         """Of each form a table of `VALUES`, (entries, values), and of each piece where in it each sizes' entry is."""

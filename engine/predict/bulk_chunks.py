@@ -15,26 +15,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.buckets import REDUCING, Bucket, Buckets, numbers
+from engine.predict.buckets import Bucket, Buckets, numbers
 from engine.predict.chunk import Sample, Shape
 from engine.predict.parts import Kit
-from engine.predict.passes import ChunkPasses, Counts, Ledger, Passes, size_of
+from engine.predict.passes import ChunkPasses, Counts, Passes, size_of
+from engine.predict.reducing import FRESH, MANY, State, Stretch
 from engine.predict.sizes import WIDTHS, Sizes
 from engine.predict.symbolic import Atoms, Size, later, letter, values
-from engine.predict.tape import Tape
+from engine.predict.tape import Factors, Record, Tape
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
 Real = NDArray[np.float64]
 
 # The highest points of actions. "B 1": of a first one with ZeRO 2 and 3, of a last one with ZeRO 1; "I over": while W is owed.
+# With ZeRO 1 and 0 the two that are "over" are like the others.
 ACTIONS = ("F", "B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")
 # What there is between actions: of a pass in flight what it was given and what it keeps; messages; of passes whose W is owed the
-# first and each further one; what a first or last action leaves beside; states; the optimizer's step twice; what is handed on
-# and kept as well.
+# first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
+# handed on and kept as well.
 STANDS = (
-    "given", "flight", "gradient given", "handed", "gradient handed", "owed", "owed more", "B left", "I left", "W left", "states",
-    "norm", "step", "shared",
+    "given", "flight", "gradient given", "handed", "gradient handed", "owed", "owed more", "after B", "after I 1",
+    "after I", "after I over", "after W", "after W over", "states", "norm", "step", "shared",
 )  # fmt: skip
 VALUES = (*ACTIONS, *STANDS)
 _GATHERED = "gathered weights of a layer"
@@ -73,7 +75,7 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` of coefficients of `products`: the ends' own, of each layer `t0` and of each `t1`; (rows, 3, products).
+    """`rows` of coefficients of `products`: first the ends' own, then of each layer `t0`, then of each `t1`; (3 · rows, products).
 
     Value i of `VALUES` is the highest of the rows from `starts[i]` on. `inner`: rows that are there where `t0` or `t1` is not 0.
     """
@@ -85,9 +87,8 @@ class Table:
 
     def sizes(self, known: dict[str, Any]) -> Real:
         """Each row's own part and parts for each of the layers between, (3, rows, n)."""
-        found = values(list(self.products), known)
-        rows = self.rows.transpose(1, 0, 2)
-        return rows @ found
+        found = self.rows @ values(list(self.products), known)
+        return found.reshape(3, -1, found.shape[1])
 
 
 @cache
@@ -106,11 +107,25 @@ def _played(structure: Structure, form: Form) -> tuple[Passes, list[tuple[Bucket
     return player.play(), player.chunk.weights(), width
 
 
+class _Events(NamedTuple):
+    """A part of a ledger: what its blocks are multiplied with (0 for once, 1 or 2 for `t0` or `t1`), and of each block its
+    product's column, its signed coefficient, and whether it is gathered weights.
+    """
+
+    which: int
+    columns: NDArray[np.int64]
+    coefficients: Real
+    gathered: NDArray[np.bool_]
+
+
 class _Rows:
     """Coefficients by product and by what they are multiplied with."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self.columns: dict[Atoms, int] = {}
+        self.most = most
+        self._known: dict[int, tuple[int, int]] = {}
+        self._found: dict[Factors, tuple[int, int]] = {}
 
     def column(self, size: Any) -> tuple[int, int]:
         """Which product it is and how often."""
@@ -118,8 +133,8 @@ class _Rows:
         return self.columns.setdefault(atoms, len(self.columns)), coefficient
 
     def row(self, amounts: Iterable[tuple[Any, Any]]) -> Real:
-        """The sum of times × sizes."""
-        out = np.zeros((3, 64))
+        """The sum of times × sizes. (3, products)"""
+        out = np.zeros((3, self.most))
         for times, size in amounts:
             column, coefficient = self.column(size)
             which, many = _which(times)
@@ -129,34 +144,52 @@ class _Rows:
     def counts(self, counts: Counts) -> Real:
         return self.row((count, size_of(key.factors)) for key, count in counts.items())
 
-    def net(self, parts: _Parts) -> Real:
-        return self.row((times, sign * size) for times, events in parts for sign, size in events)
+    def read(self, stretches: list[Stretch]) -> list[_Events]:
+        """What happens in an action, as arrays. Most blocks are in several actions."""
+        found = []
+        for _, times, events in stretches:
+            blocks = [(sign, record) for sign, record in events if isinstance(record, Record)]
+            if blocks:
+                columns, sizes = np.array([self._known.get(id(r)) or self._look_up(r) for _, r in blocks], np.int64).T
+                signs = np.array([sign for sign, _ in blocks])
+                gathered = np.array([record.name == _GATHERED for _, record in blocks])
+                found.append(_Events(_which(times)[0], columns, signs * sizes.astype(float), gathered))
+        return found
 
-    def points(self, parts: _Parts) -> tuple[Any, Any]:
-        """Local maxima of a ledger, and of each whether it is in an inner layer: 0 if not, else 1 or 2."""
-        base, rows, inner = np.zeros((3, 64)), [np.zeros((3, 64))], [0]
-        for times, events in parts:
-            which, _ = _which(times)
-            one, tops = np.zeros(64), []
-            for i, (sign, size) in enumerate(events):
-                column, coefficient = self.column(size)
-                one[column] += sign * coefficient
-                if sign > 0 and (i + 1 == len(events) or events[i + 1][0] < 0):
-                    tops.append(one.copy())
-            for top in tops:
-                rows.append(base.copy())
-                rows[-1][0] += top
-                inner.append(which)
+    def _look_up(self, record: Record) -> tuple[int, int]:
+        if record.factors not in self._found:
+            self._found[record.factors] = self.column(size_of(record.factors))
+        self._known[id(record)] = self._found[record.factors]
+        return self._found[record.factors]
+
+    def follow(self, parts: list[_Events], all_of_it: bool) -> tuple[Real, tuple[Any, Any]]:
+        """What a ledger leaves, (3, products), and its points, (points, 3, products): local maxima.
+
+        Of each point also whether it is in an inner layer: 0 if not, else 1 or 2. Unless `all_of_it`, nothing is gathered.
+        """
+        base = np.zeros((3, self.most))
+        rows, inner = [np.zeros((1, 3, self.most))], [np.zeros(1, np.int64)]
+        for which, columns, coefficients, gathered in parts:
+            if not all_of_it and gathered.any():
+                columns, coefficients = columns[~gathered], coefficients[~gathered]
+            if not len(columns):
+                continue
+            reached = np.zeros((len(columns), self.most))
+            reached[np.arange(len(columns)), columns] = coefficients
+            reached = reached.cumsum(0)
+            tops = reached[(coefficients > 0) & np.append(coefficients[1:] < 0, True)]
+            if len(tops):
+                here = np.repeat(base[None], len(tops), 0)
+                here[:, 0] += tops
+                rows.append(here)
                 if which:  # the same when the layer comes for the last time
-                    rows.append(rows[-1].copy())
-                    rows[-1][0] -= one
-                    rows[-1][which] += one
-                    inner.append(which)
-            base[which] += one
-        return np.stack(rows), np.array(inner)
-
-
-_Parts = list[tuple[Any, list[tuple[int, Any]]]]
+                    again = here.copy()
+                    again[:, 0] -= reached[-1]
+                    again[:, which] += reached[-1]
+                    rows.append(again)
+                inner.append(np.full(sum(len(r) for r in rows) - sum(len(i) for i in inner), which))
+            base[which] += reached[-1]
+        return base, (np.concatenate(rows), np.concatenate(inner))
 
 
 def _which(times: Any) -> tuple[int, int]:
@@ -166,15 +199,51 @@ def _which(times: Any) -> tuple[int, int]:
     return 0, times
 
 
-def _undominated(rows: Any, inner: Any) -> Any:
-    """Numbers of the rows that can be highest: no other has at least as much of everything, wherever they are."""
+def _kept(rows: Any, inner: Any) -> tuple[Any, Any]:
+    """The points that can be highest: no other has at least as much of everything, wherever they are."""
     flat = np.concatenate([rows.reshape(len(rows), -1), (inner != 1)[:, None], (inner != 2)[:, None]], axis=1)
-    left, kept = np.argsort(-flat.sum(1), kind="stable"), []
+    kept = undominated(flat[:, (flat != flat[0]).any(0)])
+    return rows[kept], inner[kept]
+
+
+def undominated(rows: Any) -> Any:
+    """Numbers of the rows that are not, in every column, at most as large as another row."""
+    left, kept = np.argsort(-rows.sum(1), kind="stable"), []
     while len(left):
         best = left[0]
         kept.append(best)
-        left = left[(flat[left] > flat[best]).any(1)]
+        left = left[(rows[left] > rows[best]).any(1)]
     return np.array(kept)
+
+
+class _Told:
+    """A chunk's actions in the states that most find it in, and the reduction that each leaves under way."""
+
+    def __init__(self, passes: Passes, zero: int) -> None:
+        self.passes, self.stretches, self.pending = passes, dict[str, list[Stretch]](), dict[str, int]()
+        self._tell("F", "F", FRESH)
+        if zero < 2:  # a reduction lasts until all are over
+            left = 1 if zero else MANY
+            for name, kind, state in (
+                ("B", "B", State(left=MANY)), ("B 1", "B", State(left=left)), ("I", "I", State(left=MANY)),
+                ("I 1", "I", State(left=left)), ("W", "W", State(owed=1, left=MANY)), ("W 1", "W", State(owed=1, left=left - 1)),
+            ):  # fmt: skip
+                self._tell(name, kind, state)
+            self.stretches |= {"I over": self.stretches["I"], "W over": self.stretches["W"]}
+            return
+        first = self._tell("B 1", "B", FRESH)
+        self._tell("B", "B", State(first))
+        first = self._tell("I 1", "I", FRESH)
+        before = self._tell("W 1", "W", State(first, owed=1))
+        halved = self._tell("I", "I", State(before))
+        self._tell("W", "W", State(halved, owed=1))
+        over = self._tell("I over", "I", State(halved, owed=1))
+        self._tell("W over", "W", State(over, owed=MANY))
+
+    def _tell(self, name: str, kind: str, state: State) -> int:
+        found, self.pending[name] = self.passes.reductions.told(kind, self.passes.segments.get(kind, []), state)
+        self.stretches[name] = found
+        return self.pending[name]
 
 
 @cache
@@ -182,42 +251,35 @@ def table(structure: Structure, form: Form) -> Table:
     """What the chunk's passes do, by `VALUES`."""
     zero = structure.zero
     passes, weights, width = _played(structure._replace(zero=3 if zero >= 2 else 1), form)
-    made = _Rows()
-    hidden = _GATHERED if zero == 2 else None
-
-    def parts(ledger: Ledger) -> _Parts:
-        return [(t, [(sign, size_of(key.factors)) for sign, key in e if key.name != hidden]) for t, e in ledger.parts]
-
-    ledgers = {name: parts(ledger) for name, ledger in passes.ledgers.items()}
-    variant = "first" if zero >= 2 else "last" if zero == 1 else ""
-    actual = {a: a.replace("1", variant).strip() for a in ACTIONS}
-    actual = {a: name if name in ledgers else a.split()[0] for a, name in actual.items()}
-    points = {name: made.points(ledgers[name]) for name in set(actual.values())}
-    nets = {name: made.net(ledgers[name]) for name in set(actual.values())}
-    given, handed, back = made.counts(passes.given), made.counts(passes.handed), made.counts(passes.gradient_handed)
+    made, told = _Rows(128), _Told(passes, zero)
+    followed = {name: made.follow(made.read(found), zero != 2) for name, found in told.stretches.items()}
+    nets = {name: net for name, (net, _) in followed.items()}
+    under_way = {name: made.row((1, size_of(r.factors)) for r in passes.reductions.before(n)) for name, n in told.pending.items()}
+    if zero < 2:
+        under_way = {name: np.zeros_like(nets["F"]) for name in ACTIONS}
+        under_way["I 1"] = nets["I 1"] - nets["I"]
+    else:  # a reduction is counted for as long as it lasts, not as what an action leaves
+        for name, before in (("I", "W 1"), ("I over", "I")):
+            nets[name] = nets[name] + under_way[before] - under_way[name]
+    given, handed, back = made.counts(passes.given), made.counts(passes.handed), made.counts(passes.gradient_handed["I"])
     gradient = made.counts(passes.gradient_given["I"])
     around = nets["F"] - handed + given + gradient - back
     stands = {
         "given": given, "flight": nets["F"] - handed, "gradient given": gradient, "handed": handed, "gradient handed": back,
-        "owed": around + nets["I"], "owed more": around + nets[actual["I over"]],
-        **{f"{kind} left": nets[actual[f"{kind} 1"]] - nets[kind] for kind in "BIW"},
+        "owed": around + nets["I"], "owed more": around + nets["I over"],
+        **{f"after {name}": under_way[name] for name in ("B", "I 1", "I", "I over", "W", "W over")},
         **_standing(made, structure, weights, width),
         "shared": made.row([(passes.shared, size_of(key.factors)) for key in [*passes.given, *passes.handed][:1]]),
     }  # fmt: skip
-    groups = [_kept(*points[actual[a]]) for a in ACTIONS] + [(stands[name][None], np.zeros(1, np.int64)) for name in STANDS]
+    groups = [_kept(*followed[a][1]) for a in ACTIONS] + [(stands[name][None], np.zeros(1, np.int64)) for name in STANDS]
     inner = np.concatenate([i for _, i in groups])
-    count = len(made.columns)
+    rows = np.concatenate([rows for rows, _ in groups])[:, :, : len(made.columns)]
     return Table(
         products=tuple(made.columns),
-        rows=np.concatenate([rows for rows, _ in groups])[:, :, :count],
+        rows=np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(-1, len(made.columns)),
         starts=np.cumsum([0, *(len(rows) for rows, _ in groups)])[:-1],
         inner=(np.flatnonzero(inner == 1), np.flatnonzero(inner == 2)),
     )
-
-
-def _kept(rows: Any, inner: Any) -> tuple[Any, Any]:
-    kept = _undominated(rows, inner)
-    return rows[kept], inner[kept]
 
 
 def _standing(made: _Rows, structure: Structure, weights: list[tuple[Bucket, Any]], width: Factor) -> dict[str, Real]:
@@ -247,5 +309,3 @@ def _pieces(share: Any, *sizes: Any) -> Any:
         found, offset = found + (offset < share), offset + size
     return found
 
-
-__all__ = ["ACTIONS", "REDUCING", "STANDS", "VALUES", "Form", "Structure", "Table", "table"]

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk_chunks import ACTIONS, VALUES, Form
+from engine.predict.bulk_chunks import VALUES, Form, undominated
+from engine.schedule import Action
 from engine.schedule.orders import messages_held, stage_order
 from engine.spec import V_SHAPED, ScheduleName
 
 Real = NDArray[np.float64]
 _V = {name: i for i, name in enumerate(VALUES)}
+_LEFT = {name: f"after {name.replace('B 1', 'B').replace('W 1', 'W')}" for name in ("B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")}
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
 
@@ -48,35 +50,53 @@ def pieces(layers: int, encoders: int, chunks: int) -> tuple[tuple[Piece, ...], 
     return tuple(found), tuple(which)
 
 
+class Instants(NamedTuple):
+    """Rows, (k, pieces × values), bytes beside, (k,), and the stage of each, (k,)."""
+
+    rows: Real
+    beside: Real
+    stages: NDArray[np.int64]
+
+
 @cache
 def instants(
-    name: ScheduleName, pp: int, microbatches: int, chunks: int, layers: int, encoders: int, early: bool, adamw: bool
-) -> tuple[Real, Real, NDArray[np.int64]]:
-    """Rows (k, pieces × values), bytes beside (k,) and the stage of each (k,), of all stages that can be the fullest.
+    name: ScheduleName, pp: int, microbatches: int, chunks: int, layers: int, encoders: int, adamw: bool
+) -> tuple[Instants, Instants]:
+    """Of all stages that can be the fullest, first where a chunk's last backward differs from the others, then its first.
 
-    `early`: with ZeRO 2 and 3 a chunk's first backward differs from the others, otherwise its last.
+    The one is so with ZeRO 1, the other with ZeRO 2 and 3.
     """
     found, which = pieces(layers, encoders, pp * chunks)
-    rows, stages = [], []
-    for stage in _stages(name, pp, chunks, which):
-        of_stage = _Stage(name, stage, pp, microbatches, chunks, which, len(found)).rows(early, adamw)
-        rows.append(of_stage)
-        stages += [stage] * len(of_stage)
-    whole = np.concatenate(rows)
-    kept = _undominated(whole)
-    return np.ascontiguousarray(whole[kept, :-1]), whole[kept, -1], np.array(stages)[kept]
+    rows: tuple[list[Any], list[Any]] = ([], [])
+    stages = _stages(name, pp, which, bool(encoders))
+    for stage in stages:
+        of_stage = _Stage(name, stage, pp, microbatches, chunks, which, len(found))
+        for early in (False, True):
+            rows[early].append(of_stage.rows(early, adamw))
+    both = []
+    for of_stages in rows:
+        whole = np.concatenate(of_stages)
+        kept = undominated(whole[:, (whole != whole[0]).any(0)])
+        of = np.repeat(stages, [len(r) for r in of_stages])
+        both.append(Instants(np.ascontiguousarray(whole[kept, :-1]), whole[kept, -1], of[kept]))
+    return both[0], both[1]
 
 
-def _stages(name: ScheduleName, pp: int, chunks: int, which: tuple[int, ...]) -> list[int]:
-    """Those that can be the fullest: the first two and the last two, and where another piece of the model begins or ends."""
-    if pp <= 6:
+def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool) -> list[int]:
+    """Those that can be the fullest: where nothing is put off, the first two and the last, as the others hold less of it all.
+
+    Otherwise also those in the middle, and where another piece of the model begins or ends.
+    """
+    plain = name not in (*V_SHAPED, "zb-h1")
+    if pp <= 6 and not plain:
         return list(range(pp))
-    some = {0, 1, pp - 2, pp - 1}
-    if name in (*V_SHAPED, "zb-h1"):
-        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1}
-    for c in range(1, len(which)):
-        if which[c] != which[c - 1]:
-            some |= {_place(name, pp, c), _place(name, pp, c - 1)}
+    some = {0, min(1, pp - 1), pp - 1}
+    if not plain:
+        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2}
+    if encodes or not plain:
+        for c in range(1, len(which)):
+            if which[c] != which[c - 1]:
+                some |= {_place(name, pp, c), _place(name, pp, c - 1)}
     return sorted(some)
 
 
@@ -84,14 +104,13 @@ def _place(name: ScheduleName, pp: int, chunk: int) -> int:
     return 2 * pp - 1 - chunk if name in V_SHAPED and chunk >= pp else chunk % pp
 
 
-def _undominated(rows: Any) -> Any:
-    """Numbers of the rows that can be highest: no other has at least as much of everything."""
-    left, kept = np.argsort(-rows.sum(1), kind="stable"), []
-    while len(left):
-        best = left[0]
-        kept.append(best)
-        left = left[(rows[left] > rows[best]).any(1)]
-    return np.array(kept)
+def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int) -> tuple[list[Action], Any]:
+    """A stage's actions, and for how many alike in a row each stands: GPipe has as many in flight as there are microbatches."""
+    if name != "gpipe" or microbatches < 5:
+        order = stage_order(name, stage, pp, microbatches, chunks)
+        return order, np.ones(len(order), np.int64)
+    order = stage_order(name, stage, pp, 4, chunks)
+    return order, np.array([microbatches - 3, 1, 1, 1, 1, 1, microbatches - 3, 1])
 
 
 class _Stage:
@@ -104,10 +123,10 @@ class _Stage:
         self.held = [c for c in range(pp * chunks) if _place(name, pp, c) == stage]
         self.pieces = np.eye(count)[[which[c] for c in self.held]]  # (chunks, pieces)
         place = {c: i for i, c in enumerate(self.held)}
-        order = stage_order(name, stage, pp, microbatches, chunks)
+        order, times = _order(name, stage, pp, microbatches, chunks)
         self.kinds = np.array([a.kind for a in order])
         self.at = np.array([place[a.chunk] for a in order])
-        mine = np.eye(len(self.held), dtype=np.int64)[self.at]
+        mine = np.eye(len(self.held), dtype=np.int64)[self.at] * times[:, None]
         self.now = {kind: mine * (self.kinds == kind)[:, None] for kind in "FBIW"}
         self.before = {kind: now.cumsum(0) - now for kind, now in self.now.items()}
         self.back = self.before["B"] + self.before["I"]
@@ -130,7 +149,8 @@ class _Stage:
         out[n, :, _V["norm"]] = out[n + 1, :, _V["step"]] = self.pieces.sum(0)
         beside = np.full((n + 2, 1), _BEYOND)
         beside[n:, 0] += [4, 16 if adamw else 4]
-        return np.unique(np.concatenate([out.reshape(n + 2, -1), beside], axis=1), axis=0)
+        whole = np.concatenate([out.reshape(n + 2, -1), beside], axis=1)
+        return whole[list({row.tobytes(): i for i, row in enumerate(whole)}.values())]
 
     def _labels(self, out: Any, early: bool) -> Any:
         """Which of `ACTIONS` each is; and what a first or last one leaves is put down for those that follow."""
@@ -148,12 +168,19 @@ class _Stage:
         labels = np.array([_V[str(kind)] for kind in kinds])
         labels = np.where(over, np.where(kinds == "I", _V["I over"], _V["W over"]), labels)
         for kind in "BIW":
-            mine = special & (kinds == kind)
-            labels[mine] = _V[f"{kind} 1"]
-            left = np.eye(len(self.held), dtype=np.int64)[at] * mine[:, None]
-            done = self.back == self.microbatches  # then all is reduced
-            there = (left.cumsum(0) - left > 0) & ~(done & (self.owed == 0))
-            out[:, :, _V[f"{kind} left"]] += there @ self.pieces
+            labels[special & (kinds == kind)] = _V[f"{kind} 1"]
+        # What each chunk's latest backward has left under way, until all of them are done and reduced.
+        going = ~((self.back == self.microbatches) & (self.owed == 0))
+        latest = np.where(np.eye(len(self.held), dtype=np.bool_)[at] & (kinds != "F")[:, None], n[:, None], -1)
+        latest = np.maximum.accumulate(latest, axis=0)
+        latest = np.concatenate([np.full((1, len(self.held)), -1), latest[:-1]])  # before the action at hand
+        of = np.where((latest >= 0) & going, labels[latest], -1)
+        for name, left in _LEFT.items():
+            out[:, :, _V[left]] += (of == _V[name]) @ self.pieces
+        if not early:  # a last I's reduction lasts beyond the W that follow
+            mine = np.eye(len(self.held), dtype=np.int64)[at] * (special & (kinds == "I"))[:, None]
+            there = (mine.cumsum(0) - mine > 0) & going & (of != _V["I 1"])
+            out[:, :, _V["after I 1"]] += there @ self.pieces
         return labels
 
     def _messages(self, out: Any) -> None:
@@ -179,5 +206,3 @@ class _Stage:
             passed = self.before["F"] if what == "handed" else self.back
             out[:, :, _V[what]] += np.outer(np.minimum(passed[:, senders].sum(1), most), self.pieces[senders[0]])
 
-
-assert set(ACTIONS) <= set(VALUES)
