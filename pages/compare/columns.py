@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine import catalog
 from engine.predict.run import predict
-from engine.spec import LayoutSpec, RequestError, RunSpec
+from engine.spec import LayoutSpec, RequestError, RunSpec, sentence
 from engine.tables import RunResult
 from pages.shared import links
 from pages.shared.choice import Choice, spec_of
@@ -58,11 +58,11 @@ def _read(item: str, service: Service) -> Column | Missing:
         if item.startswith(RUN):
             folder = service.saved(item.removeprefix(RUN))
             if folder is None:
-                raise RequestError("this run is not here: it was deleted, or saved elsewhere")
+                raise RequestError(sentence("this run is not here: it was deleted, or saved elsewhere"))
             return Column(item, load(folder), measured=True)
         return Column(item, predict(spec_of(links.decode(item), service.texts)), measured=False)
     except (RequestError, links.LinkError) as error:
-        return Missing(item, str(error))
+        return Missing(item, error.sentence)
 
 
 def default_items() -> list[str]:

@@ -51,7 +51,7 @@ def sweep(base: RunSpec, lever: str) -> Sweep:
         try:
             result = predict(having(base, lever, value))
         except RequestError as error:
-            left_out.append((shown(value), str(error)))
+            left_out.append((shown(value), error.sentence))
             continue
         rank = result.summary["peak_rank"]
         peak = result.tables["memory_peak"]

@@ -8,10 +8,11 @@ import pandas as pd
 import streamlit as st
 
 from engine.predict.search import search
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.units import in_bytes
 from pages.plan.request import Request
 from pages.shared import drawing, frame
 
@@ -52,8 +53,10 @@ def _cell(request: Request, model: str, ranks: int) -> dict[str, object]:
     try:
         plan = search(asked.spec, ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, replayed=0)
     except RequestError as error:
-        return row | {"reason": str(error)}
+        return row | {"reason": error.sentence}
     best = plan.layouts.iloc[0]
     if not plan.feasible:
-        return row | {"layout": best["layout"], "reason": best["reason"]}
+        need, have = int(best["memory_bytes"]), plan.device.memory_bytes
+        reason = sentence("needs {need}, and the device has {size}", need=in_bytes(need), size=in_bytes(have))
+        return row | {"layout": best["layout"], "reason": reason}
     return row | {"layout": best["layout"], "mfu": float(best["mfu"])}

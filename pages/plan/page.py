@@ -77,9 +77,9 @@ def _read() -> Request:
     try:
         return of_link(st.query_params.to_dict())
     except RequestError as error:
-        st.warning(
-            f"{frame.say().sentence(error.sentence)} {frame.say()('The defaults are shown instead.')}", icon=":material/link_off:"
-        )
+        say = frame.say()
+        wrong = say("{sentence}.", sentence=say.sentence(error.sentence))
+        st.warning(f"{wrong} {say('The defaults are shown instead.')}", icon=":material/link_off:")
         return DEFAULT
 
 

@@ -11,7 +11,7 @@ from engine.devices import DEVICES, DeviceSpec
 from engine.predict.accounting import ACCOUNTINGS, AccountingName
 from engine.predict.rates import Assumptions
 from engine.predict.search import MIXED, Plan, search
-from engine.spec import ModelSpec, RequestError, WorkloadSpec
+from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 OWN = "own"  # the device whose figures the form gives
 # Figures of a device of the user's: the link's letter, the field, and the unit in which people give it.
@@ -109,16 +109,20 @@ def of_link(link: Mapping[str, str]) -> Request:
     }
     for name, known in allowed.items():
         if name in given and given[name] not in known:
-            raise RequestError(f"the link's {name} {given[name][:40]!r} is none of {', '.join(known)}")
+            raise RequestError(
+                sentence(
+                    "the link's {name} {text!r} is none of {names}", name=name, text=given[name][:40], names=", ".join(known)
+                )
+            )
     if given.get("device") == OWN and not given.get("own"):
-        raise RequestError("the link names a device of its own without its figures")
+        raise RequestError(sentence("the link names a device of its own without its figures"))
     assumed = {name: link[name] for name in Assumptions.model_fields if name in link}
     return replace(Request(**given), assumed=Assumptions.model_validate(assumed))
 
 
 def _whole(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise RequestError(f"the link's {name} {text[:20]!r} is no whole number")
+        raise RequestError(sentence("the link's {name} {text!r} is no whole number", name=name, text=text[:20]))
     return int(text)
 
 
@@ -128,5 +132,5 @@ def _figures(text: str) -> tuple[float, ...]:
     except ValueError:
         figures = ()
     if len(figures) != len(OWN_FIELDS):
-        raise RequestError(f"the link's device {text[:60]!r} has not {len(OWN_FIELDS)} figures")
+        raise RequestError(sentence("the link's device {text!r} has not {count} figures", text=text[:60], count=len(OWN_FIELDS)))
     return figures
