@@ -115,7 +115,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "tp": say("waiting for tp"),
         "pp": say("waiting for pp"),
         "dp": say("waiting for dp"),
-        "update": say("optimizer"),
+        "update": say("optimizer step"),
         "idle": say("bubble"),
     }
     tones = {
@@ -238,6 +238,7 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
     rows = cells.assign(
         fits=cells["mfu"].notna(),
         text=[f"{100 * mfu:.0f}" if mfu == mfu else "–" for mfu in cells["mfu"]],
+        reason=cells["reason"].map(say.sentence),
     )
     models = list(dict.fromkeys(cells["model"]))
     counts = sorted(set(cells["ranks"]))
