@@ -23,9 +23,10 @@ from engine import store
 from engine.command.output import print_table
 from engine.launch.dry_client import dry_run
 from engine.launch.queue import RunQueue
+from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.spec import RunSpec
-from engine.tables import RunResult, beside
+from engine.tables import RunResult
 
 _LIMIT, _MEDIAN_LIMIT, _DRY_LIMIT = 0.01, 0.003, 0.001  # of the total: formula, its median, dry run
 
@@ -49,21 +50,9 @@ def measure(spec: RunSpec, queue: RunQueue, home: Path, rehearse: bool) -> Outco
     if rehearse:
         rehearsed = store.load(dry_run(spec, home / "dry"))
         answers.append(rehearsed)
-        dry = errors(measured, rehearsed)
-    equal = all(_equal(measured.tables["traffic"], answer.tables["traffic"]) for answer in answers)
-    return Outcome(spec, errors(measured, formula), dry, equal, _peaks_alike(measured, formula))
-
-
-def errors(measured: RunResult, predicted: RunResult) -> pd.Series[float]:
-    """By rank: the predicted total at the peak against the measured, as a share of it."""
-    both = beside("memory_peak", measured.tables["memory_peak"], predicted.tables["memory_peak"])
-    totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()
-    return totals["bytes_predicted"] / totals["bytes_measured"] - 1
-
-
-def _equal(measured: pd.DataFrame, predicted: pd.DataFrame) -> bool:
-    both = beside("traffic", measured, predicted)
-    return all((both[f"{n}_measured"] == both[f"{n}_predicted"]).all() for n in ("calls", "payload_bytes", "wire_bytes"))
+        dry = memory_errors(measured, rehearsed)
+    equal = all(traffic_differences(measured, answer).empty for answer in answers)
+    return Outcome(spec, memory_errors(measured, formula), dry, equal, _peaks_alike(measured, formula))
 
 
 def _peaks_alike(measured: RunResult, predicted: RunResult) -> bool:

@@ -15,6 +15,8 @@ from engine.command.output import HOME, complain, print_json, size
 from engine.command.progress import Progress
 from engine.launch.queue import RunQueue, RunState
 from engine.launch.verdict import named
+from engine.predict.errors import memory_errors, traffic_differences
+from engine.predict.run import predict
 from engine.tables import RunResult
 
 DONE, FAILED, WRONG = 0, 1, 2  # exit statuses; a run ended by a signal exits with 128 and its number, so 130 after Ctrl-C
@@ -96,6 +98,15 @@ def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
     }
 
 
+def _held_against_the_formula(result: RunResult) -> str:
+    """How good the prediction was, in a line."""
+    predicted = predict(result.spec)
+    errors = memory_errors(result, predicted).abs()
+    memory = f"{errors.max():.2%} off at the worst" if errors.max() else "exact on every rank"
+    wrong = len(traffic_differences(result, predicted))
+    return f"memory {memory}; traffic {f'differs in {wrong} rows' if wrong else 'equal, to the byte and to the call'}"
+
+
 def _as_text(result: RunResult, folder: Path) -> str:
     spec, summary = result.spec, result.summary
     layout = spec.layout
@@ -111,6 +122,7 @@ def _as_text(result: RunResult, folder: Path) -> str:
     }
     if "parity_max_rel" in summary:
         lines["parity"] = f"{summary['parity_max_rel']:.1e} is the largest difference of a gradient from the unsharded model's"
+    lines["formula"] = _held_against_the_formula(result)
     if "generated" in summary:
         lines["text"] = repr(summary["generated"]["prompt"] + summary["generated"]["text"])
     lines["saved"] = str(folder)

@@ -9,9 +9,10 @@ from typing import Any
 from engine.predict.sizes import FOUR, Sizes
 from engine.predict.tape import Block, Gradients, Tape, Value
 from engine.predict.terms import Factor
+from engine.spec import sentence
 
 Shape = tuple[Factor, ...]
-REDUCING = ("gradients of a layer, this rank's share", "gradients of a layer under way")
+REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
 
 
 def numbers(shapes: Sequence[Shape]) -> Any:

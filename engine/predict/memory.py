@@ -19,9 +19,11 @@ from engine.predict.tape import Tape
 from engine.predict.terms import Factor, Term, total
 from engine.predict.walk import Change, Effect, Moment, StageWalk
 from engine.schedule import Action, plan, replay
-from engine.spec import RunSpec
+from engine.spec import RunSpec, sentence
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
 from engine.topology import Mesh
+
+PASSING = ("activations", "communication")  # what is there once for each microbatch in flight
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ def memory(spec: RunSpec) -> Memory:
     return Memory(tuple(stages.peak(stage) for stage in range(spec.layout.pp)))
 
 
-def _times(count: int, layers: int) -> tuple[Factor, ...]:
-    """How often a block is there: microbatches × layers where it is in every layer, otherwise a plain number."""
-    if layers and count % layers == 0:
-        passes = count // layers
-        return (Factor("L", layers),) if passes == 1 else (Factor("m", passes), Factor("L", layers))
-    return () if count == 1 else (Factor("n", count),)
+def _times(count: int, layers: int, in_flight: int) -> tuple[Factor, ...]:
+    """How often a block is there: n of it × microbatches in flight × layers, as far as these divide the count; no factor of 1."""
+    factors = []
+    for symbol, times in (("mᶠ", in_flight), ("L", layers)):
+        if times > 1 and count % times == 0:
+            factors.append(Factor(symbol, times))
+            count //= times
+    return (*([Factor("n", count)] if count > 1 else []), *factors)
 
 
 class Stages:
@@ -106,20 +110,25 @@ class Stages:
         for bucket, times in buckets:
             layered = bucket.name == "the layers"
 
-            def put(category: str, what: str, *factors: Factor, bucket=bucket, times=times, layered=layered) -> None:  # type: ignore[no-untyped-def]
-                add(category, f"{what} of {bucket.name}", *factors, times=times, layered=layered)
+            def put(category: str, name: str, *factors: Factor, times=times, layered=layered) -> None:  # type: ignore[no-untyped-def]
+                add(category, name, *factors, times=times, layered=layered)
 
-            put("parameters", "weights", bucket.share if zero == 3 else bucket.size, e)
-            put("gradients", "gradients", bucket.share if zero >= 2 else bucket.size, self.g)
+            put("parameters", sentence("weights of {bucket}", bucket=bucket.name), bucket.share if zero == 3 else bucket.size, e)
+            put(
+                "gradients",
+                sentence("gradients of {bucket}", bucket=bucket.name),
+                bucket.share if zero >= 2 else bucket.size,
+                self.g,
+            )
             if self.sizes.wide:
-                put("optimizer", "fp32 copy", bucket.share, FOUR)
+                put("optimizer", sentence("fp32 copy of {bucket}", bucket=bucket.name), bucket.share, FOUR)
             if workload.optimizer == "adamw":
-                put("optimizer", "first moment", bucket.share, FOUR)
-                put("optimizer", "second moment", bucket.share, FOUR)
-                put("optimizer", "count of steps", FOUR)
+                put("optimizer", sentence("first moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+                put("optimizer", sentence("second moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+                put("optimizer", sentence("count of steps of {bucket}", bucket=bucket.name), FOUR)
             elif workload.momentum:
-                put("optimizer", "momentum", bucket.share, FOUR)
-        add("temporary", "loss and norm of the gradients", Factor("2", 2), FOUR, times=1, layered=False)
+                put("optimizer", sentence("momentum of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+        add("temporary", sentence("loss and norm of the gradients"), Factor("2", 2), FOUR, times=1, layered=False)
         return counts
 
     def step(self, buckets: list[tuple[Bucket, Any]]) -> Ledger:
@@ -129,7 +138,7 @@ class Stages:
             if bucket.counted:
                 pieces += times * bucket.pieces
             if self.g.value == 2:
-                name = f"gradients of {bucket.name} as fp32"
+                name = sentence("gradients of {bucket} as fp32", bucket=bucket.name)
                 copies.append((times, Key("temporary", name, (bucket.share, FOUR), bucket.name == "the layers"), bucket.counted))
         norms = Key("temporary", "norm of each gradient", (Factor("n", 2 * pieces + 1), FOUR), False)
         counter = Key("temporary", "numbers of one element", (FOUR,), False)
@@ -156,14 +165,14 @@ class Stages:
             for key, count in change.counts.items():
                 counts[key] += times * count
         transient = {} if moment.effect is None else moment.effect.ledger.counts_at(moment.effect.highest[1])
-        return self._peak(stage, moment.action, counts, transient)
+        return self._peak(stage, moment.action, counts, transient, _in_flight([m.action for m in moments[: best_at + 1]]))
 
     def generating(self, stage: int) -> Peak:
         generation = Generation(self.spec, self.shapes)
         action, ledger = max(generation.passes(stage), key=lambda found: found[1].highest()[0])
         return self._peak(stage, action, generation.standing(stage), ledger.counts_at(ledger.highest()[1]))
 
-    def _peak(self, stage: int, action: Action | str, before: Counts, transient: Counts) -> Peak:
+    def _peak(self, stage: int, action: Action | str, before: Counts, transient: Counts, in_flight: int = 0) -> Peak:
         categories = (*CATEGORIES, KV_CACHE) if self.spec.generate.skip_training else CATEGORIES
         terms: dict[str, list[Term]] = {c: [] for c in categories}
         counts = defaultdict(int, before)
@@ -172,9 +181,17 @@ class Stages:
         layers = self.spec.layout.stage_layers(self.spec.model.layers)[stage]
         for key, count in counts.items():
             if count:
-                terms[key.category].append(Term(key.name, (*_times(count, layers if key.layered else 0), *key.factors)))
+                times = _times(count, layers if key.layered else 0, in_flight if key.category in PASSING else 0)
+                terms[key.category].append(Term(key.name, (*times, *key.factors)))
         found = {c: tuple(t) for c, t in terms.items()}
         return Peak(stage, str(action), {c: total(t) for c, t in found.items()}, found)
+
+
+def _in_flight(actions: list[Action]) -> int:
+    """Microbatches whose activations are held while the last of these actions runs, over all chunks."""
+    *before, now = actions
+    ended = sum(action.kind in ("B", "W") for action in before)
+    return sum(action.kind == "F" for action in before) + (now.kind == "F") - ended
 
 
 def _highest(moments: list[Moment]) -> int:
@@ -191,10 +208,10 @@ def _highest(moments: list[Moment]) -> int:
     return best_at
 
 
-def peak_table(spec: RunSpec) -> pd.DataFrame:
-    """A row for each rank and category, as `memory_peak` has it. Ranks of one stage are alike."""
+def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
+    """A row for each rank and category, as `memory_peak` has it; ranks of a stage are alike. `found`: `memory(spec)`, if known."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
-    peaks = memory(spec).peaks
+    peaks = (found or memory(spec)).peaks
     categories = list(peaks[0].bytes)
     per_stage = mesh.dp * mesh.tp
     ranks = np.arange(mesh.size)

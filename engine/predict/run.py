@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from engine.predict.memory import Memory, memory
+from engine.predict.memory import Memory, memory, peak_table
 from engine.predict.timeline import Timeline, simulate, spans_table, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec
-from engine.tables import SCHEMAS, RunResult
+from engine.tables import RunResult
 
 _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
@@ -25,30 +24,11 @@ def predict(spec: RunSpec) -> RunResult:
     timeline = textbook_timeline(spec)
     found = memory(spec)
     tables = {
-        "memory_peak": peak_rows(spec, found),
+        "memory_peak": peak_table(spec, found),
         "traffic": traffic(spec),
         "spans": spans_table(spec, timeline, unit_ns=_UNIT_NS),
     }
     return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], timeline), tables)
-
-
-def peak_rows(spec: RunSpec, found: Memory) -> pd.DataFrame:
-    """Table "memory_peak": each stage's peak, for every rank of it."""
-    layout, categories = spec.layout, list(found.peaks[0].bytes)
-    ranks = np.arange(layout.ranks).repeat(len(categories))
-    of_a_stage = layout.dp * layout.tp
-    by_stage = np.array([[peak.bytes[category] for category in categories] for peak in found.peaks])  # (pp, categories)
-    return pd.DataFrame(
-        {
-            "source": "formula",
-            "rank": ranks,
-            "pp": ranks // of_a_stage,
-            "dp": ranks % of_a_stage // layout.tp,
-            "tp": ranks % layout.tp,
-            "category": np.tile(categories, layout.ranks),
-            "bytes": by_stage.repeat(of_a_stage, axis=0).ravel(),
-        }
-    ).astype(SCHEMAS["memory_peak"])
 
 
 def textbook_timeline(spec: RunSpec) -> Timeline:

@@ -57,6 +57,6 @@ def glossary(terms: Iterable[Term], symbols: Mapping[str, str], style: Look) -> 
 
 
 def _occurs(symbol: str, text: str) -> bool:
-    """Whether it stands in the text as a whole word, not as a letter of another."""
-    letters = "".join(c if c.isalnum() or c in "_⌈⌉" else " " for c in text).replace("⌈", " ").replace("⌉", " ")
-    return symbol in letters.split() or (not symbol.isalnum() and symbol in text)
+    """Whether it stands in the text as a whole word, perhaps with an index: Ψ in "Ψ_table/dp", and no letter of another."""
+    words = "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
+    return symbol in {word.partition("_")[0] for word in words}

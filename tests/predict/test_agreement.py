@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from engine.launch.dry_tables import kinds, result
 from engine.launch.textbook import textbook
+from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.spec import RunSpec
-from engine.tables import RunResult, beside
+from engine.tables import RunResult
 from tests.launch.rehearsals import Asked, rehearse
 from tests.predict.pairs import CHOICES, covering, name
 from tests.runs import Runs
@@ -30,17 +30,7 @@ def rehearsed() -> dict[RunSpec, RunResult]:
 
 
 def errors(measured: RunResult, predicted: RunResult) -> list[float]:
-    """Of each rank's total at its peak."""
-    both = beside("memory_peak", measured.tables["memory_peak"], predicted.tables["memory_peak"])
-    totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()
-    return (totals["bytes_predicted"] / totals["bytes_measured"] - 1).abs().tolist()
-
-
-def differing(measured: RunResult, predicted: RunResult) -> pd.DataFrame:
-    """The rows of traffic in which the two differ in anything."""
-    both = beside("traffic", measured.tables["traffic"], predicted.tables["traffic"])
-    numbers = ("calls", "payload_bytes", "wire_bytes")
-    return both[[any(row[f"{n}_measured"] != row[f"{n}_predicted"] for n in numbers) for row in both.to_dict("records")]]
+    return memory_errors(measured, predicted).abs().tolist()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
@@ -50,7 +40,7 @@ def test_memory_and_traffic_are_as_measured_on_every_rank(runs: Runs, rehearsed:
     assert max(errors(measured, formula)) <= FORMULA
     assert max(errors(measured, dry)) <= DRY
     for answer in (formula, dry):
-        assert differing(measured, answer).empty
+        assert traffic_differences(measured, answer).empty
 
 
 def test_on_most_ranks_the_formula_is_nearer_still(runs: Runs) -> None:

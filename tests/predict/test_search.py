@@ -10,6 +10,7 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.predict import bulk
 from engine.predict.accounting import accounting
 from engine.predict.bulk_traffic import bulk_traffic
 from engine.predict.candidates import candidates, fits
@@ -136,6 +137,16 @@ def test_the_best_were_replayed(plan: Plan) -> None:
     assert spec.layout.ranks == 32
     assert spec.workload.microbatches * spec.workload.microbatch_size * spec.layout.dp == 64
     assert (row["step_s"], row["bubble"]) == pytest.approx(simulated(spec, A100, Assumptions()))
+
+
+def test_the_best_are_weighed_exactly_and_the_others_nearly(plan: Plan) -> None:
+    exact, stage = bulk.fullest(plan.model, MIXED, plan.grid.take(np.arange(10)))
+    assert plan.layouts["memory_bytes"][:10].tolist() == exact.tolist()
+    assert plan.layouts["fullest_stage"][:10].tolist() == stage.tolist()
+    rows = np.random.default_rng(1).integers(0, plan.feasible, 40)
+    exact, _ = bulk.fullest(plan.model, MIXED, plan.grid.take(rows))
+    errors = np.abs(plan.layouts["memory_bytes"][rows].to_numpy() / exact - 1)
+    assert np.median(errors) < 0.1
 
 
 def test_the_front_is_nobodys_loser(plan: Plan) -> None:

@@ -12,8 +12,8 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import byte_unit, percent
-from pages.learn.desk import READABLE_PX, Desk
-from pages.learn.lesson import Knob, Lesson, Question
+from pages.learn.desk import READABLE_PX, Desk, Lesson
+from pages.learn.question import Knob, Question
 from pages.learn.toys import attention, sinusoids
 from pages.shared import drawing
 

@@ -20,8 +20,8 @@ from engine.spec import LayoutSpec, RequestError
 from pages.charts.names import schedule
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
-from pages.learn.desk import Desk
-from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.desk import Desk, Lesson
+from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
