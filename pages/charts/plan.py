@@ -166,7 +166,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "tp": say("waiting for tp"),
         "pp": say("waiting for pp"),
         "dp": say("waiting for dp"),
-        "update": say("optimizer"),
+        "update": say("optimizer step"),
         "idle": say("bubble"),
     }
     tones = {
@@ -305,7 +305,7 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
         fits=cells["mfu"].notna(),
         text=[f"{100 * mfu:.0f}%" if mfu == mfu else say("too large") for mfu in cells["mfu"]],
         memory=[in_bytes(size) if size else "–" for size in cells["memory_bytes"]],
-        why=[reason or say("fits") for reason in cells["reason"]],
+        why=[say.sentence(reason) or say("fits") for reason in cells["reason"]],
     )
     models = list(dict.fromkeys(cells["model"]))
     counts = sorted(set(cells["ranks"]))

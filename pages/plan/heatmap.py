@@ -9,10 +9,11 @@ import pandas as pd
 import streamlit as st
 
 from engine.predict.search import search
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.units import in_bytes
 from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
@@ -82,9 +83,10 @@ def cell(request: Request, model: str, ranks: int) -> dict[str, Any]:
     try:
         plan = search(asked.spec, ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, replayed=0)
     except RequestError as error:
-        return row | {"reason": str(error)}
+        return row | {"reason": error.sentence}
     best = plan.layouts.iloc[0]
     row |= {"layout": str(best["layout"]), "memory_bytes": int(best["memory_bytes"])}
     if not plan.feasible:
-        return row | {"reason": str(best["reason"])}
+        need, have = in_bytes(row["memory_bytes"]), in_bytes(plan.device.memory_bytes)
+        return row | {"reason": sentence("needs {need}, and the device has {size}", need=need, size=have)}
     return row | {"mfu": float(best["mfu"])}

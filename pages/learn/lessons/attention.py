@@ -220,7 +220,7 @@ def _hidden(desk: Desk) -> Question:
         why=say("All pairs in which a token would look ahead: S · (S − 1) ÷ 2 of them."),
         unit=say("shares"),
         within=0.001,
-        reveal=lambda: desk.formula(say("Hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
+        reveal=lambda: desk.formula(say("Shares that are hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
     )
 
 
