@@ -6,7 +6,7 @@ schedule. M is the slowest stage's time of one microbatch, R what the others tak
     naive         m·(M + R + 2(p−1)ℓ): one microbatch at a time
     gpipe, 1f1b   m·M + R + 2(p−1)ℓ (Huang et al. 2019; Narayanan et al. 2019)
     interleaved   m·M + R/v + 2(p·v−1)ℓ (Narayanan et al. 2021, section 2.2)
-    zb-h1         m·M + F + I − W of the others (Qi et al. 2024, table 1)
+    zb-h1         m·M + F + I − W of the others (Qi et al. 2024, table 2)
     zb-v          m·M + max(I/2, F + I − 3W) of the others: found by the simulator for this engine's order
     dualpipe-v    m·M + (F + I − W)/2 + 0.4·max(0, I − F) of the others, likewise; both less where the two ends make stage 0 slow
 
