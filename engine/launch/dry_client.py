@@ -58,6 +58,10 @@ class DryRun:
         self._process.stdout.close()
         self._draft.discard()
 
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
     def cancel(self) -> None:
         """End it, and its processes with it. Any thread may call; `wait` then raises `DryRunError`."""
         self._cancelled = True

@@ -9,10 +9,11 @@ from typing import Any
 from engine.predict.sizes import FOUR, Sizes
 from engine.predict.tape import Block, Gradients, Tape, Value
 from engine.predict.terms import Factor
+from engine.spec import sentence
 
 Shape = tuple[Factor, ...]
-REDUCING = ("gradients of a layer, this rank's share", "gradients of a layer under way")
-LAYERS = "the layers"  # the name of every layer's bucket
+REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
+LAYERS = sentence("the layers")  # the name of every layer's bucket
 EXPECTS, TAKES = "expects gradients", "takes a gradient"  # what is noted of a bucket
 
 

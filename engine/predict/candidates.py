@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, WorkloadSpec
+from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, WorkloadSpec, sentence
 from engine.spec.numbers import divisors, either, nearest
 
 _MOST = {
@@ -54,10 +54,11 @@ def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
     cut = gcd(model.key_heads, model.ffn_width)
     least = min(ranks // (tp * pp) for tp in divisors(gcd(ranks, cut)) for pp in divisors(ranks // tp) if pp <= model.layers)
     near = either(sorted(nearest((k * least for k in range(1, global_batch // least + 2)), global_batch)))
-    return (
-        f"no dp × tp × pp = {ranks} fits: tp must divide {cut}, pp be at most {model.layers} layers, and dp, which is then at "
-        f"least {least}, divide the global batch of {global_batch}; a global batch of {near} fits"
-    )
+    return sentence(
+        "no dp × tp × pp = {ranks} fits: tp must divide {cut}, pp be at most {layers} layers, and dp, which is then at least "
+        "{least}, divide the global batch of {batch}; a global batch of {near} fits",
+        ranks=ranks, cut=cut, layers=model.layers, least=least, batch=global_batch, near=near,
+    )  # fmt: skip
 
 
 def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> tuple[NDArray[np.int64], ...]:

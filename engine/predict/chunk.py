@@ -15,7 +15,7 @@ from engine.predict.parts import Kit
 from engine.predict.sizes import EIGHT, FOUR, TWO
 from engine.predict.tape import Block, Value
 from engine.predict.terms import Factor
-from engine.spec import ModelSpec
+from engine.spec import ModelSpec, sentence
 
 Streams = tuple[Value, ...]
 
@@ -60,22 +60,22 @@ class Chunk:
         self.norm_bucket = None
         self.heads: list[Bucket] = []
         if shape.first or (shape.last and parts.tied):
-            self.token = Token(kit, buckets.bucket("the token table"))
+            self.token = Token(kit, buckets.bucket(sentence("the token table")))
             self.token.bucket.counted = shape.first
         if shape.first:
-            bucket = buckets.bucket("positions")
+            bucket = buckets.bucket(sentence("positions"))
             self.places = Places(kit, bucket)
             if not bucket.parameters:
                 buckets.all.remove(bucket)
             if parts.embedding_norm:
-                self.norm_bucket = buckets.bucket("the embedding's norm")
+                self.norm_bucket = buckets.bucket(sentence("the embedding's norm"))
                 self.norm = norm_parameters(kit, self.norm_bucket)
         self.layers: list[tuple[Layer, Bucket]] = []
         for sample in shape.samples:
             bucket = buckets.bucket(LAYERS)
             self.layers.append((Layer(kit, bucket, sample.decodes), bucket))
         if shape.last:
-            bucket = buckets.bucket("the head")
+            bucket = buckets.bucket(sentence("the head"))
             self.head = Head(kit, bucket)
             if bucket.parameters:
                 self.heads = [bucket]

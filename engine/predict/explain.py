@@ -6,7 +6,7 @@ A page translates the sentence and puts the numbers in; the command line puts th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,10 @@ _PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add
 
 @dataclass(frozen=True)
 class Reason:
-    """A sentence in English, and the values for what stands in braces in it."""
+    """A sentence in English, and the values for what stands in braces in it; a value may be a reason itself.
+
+    Catalogs of translations hold the text, so it is a literal wherever a reason is made.
+    """
 
     text: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -67,33 +70,39 @@ def label(plan: Plan, row: int) -> str:
 def _difference(part: str, one: float, other: float) -> Reason:
     """One part of a step in both layouts. `less` says whether the first has less of it."""
     values = {"one": one, "other": other, "gap": abs(other - one)}
-    texts = {
+    reasons = {
         "compute": (
-            "Its slowest stage computes for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.",
-            "Its slowest stage computes for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.",
+            Reason("Its slowest stage computes for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("Its slowest stage computes for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
         "tp": (
-            "It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s less.",
-            "It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s more.",
+            Reason("It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
         "pp": (
-            "Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.",
-            "Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.",
+            Reason("Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
         "dp": (
-            "Of its collectives over dp {one:.3f} s are not hidden instead of {other:.3f} s: {gap:.3f} s less.",
-            "Of its collectives over dp {one:.3f} s are not hidden instead of {other:.3f} s: {gap:.3f} s more.",
+            Reason("Of its collectives over dp {one:.3f} s are not hidden instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("Of its collectives over dp {one:.3f} s are not hidden instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
         "update": (
-            "The optimizer's step takes {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.",
-            "The optimizer's step takes {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.",
+            Reason("The optimizer's step takes {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("The optimizer's step takes {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
         "idle": (
-            "Filling and draining the pipeline leaves it idle for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.",
-            "Filling and draining the pipeline leaves it idle for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.",
+            Reason(
+                "Filling and draining the pipeline leaves it idle for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.",
+                values,
+            ),
+            Reason(
+                "Filling and draining the pipeline leaves it idle for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.",
+                values,
+            ),
         ),
     }
-    return Reason(texts[part][one > other], values)
+    return reasons[part][one > other]
 
 
 # ---------------------------------------------------------------------------------------------------- what does not fit
@@ -115,16 +124,19 @@ def levers(plan: Plan, spec: RunSpec) -> list[Lever]:
     changes = list(_changes(spec))
     memory, step = _weigh(plan, [spec, *(changed for _, changed in changes)])
     found = []
-    for (text, changed), need, seconds in zip(changes, memory[1:].tolist(), step[1:].tolist(), strict=True):
+    for (change, changed), need, seconds in zip(changes, memory[1:].tolist(), step[1:].tolist(), strict=True):
         if need >= memory[0]:
             continue
-        values = {
-            "saved": (int(memory[0]) - need) / 1e9,
-            "need": need / 1e9,
-            "percent": 100 * (seconds / float(step[0]) - 1),
-        } | _settings(changed)
-        ends = ": {need:.1f} GB, {saved:.1f} GB less, for {percent:+.1f} % of time."
-        found.append(Lever(Reason(text + ends, values), changed, need, seconds, need <= plan.device.memory_bytes))
+        reason = Reason(
+            "{change}: {need:.1f} GB, {saved:.1f} GB less, for {percent:+.1f} % of time.",
+            {
+                "change": change,
+                "saved": (int(memory[0]) - need) / 1e9,
+                "need": need / 1e9,
+                "percent": 100 * (seconds / float(step[0]) - 1),
+            },
+        )
+        found.append(Lever(reason, changed, need, seconds, need <= plan.device.memory_bytes))
     return sorted(found, key=lambda lever: lever.step_s)
 
 
@@ -161,27 +173,29 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _changes(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
+def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
     """Single changes that may save memory and keep ranks and batch, those that fit together."""
     layout, workload = spec.layout, spec.workload
-    offers: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    offers: list[tuple[Reason, dict[str, Any], dict[str, Any]]] = []
     if not layout.sequence_parallel:
-        offers.append(("Sequence parallelism cuts what lies between the blocks over tp={tp}", {"sequence_parallel": True}, {}))
+        offers.append(
+            (Reason("Sequence parallelism cuts what lies between the blocks over tp={tp}"), {"sequence_parallel": True}, {})
+        )
     offers += [
-        ("ZeRO {zero} shards over dp={dp}", {"zero": zero}, {})  # what it shards is in the docstring of `LayoutSpec.zero`
+        (Reason("ZeRO {zero} shards over dp={dp}"), {"zero": zero}, {})  # what it shards is in the docstring of `LayoutSpec.zero`
         for zero in range(layout.zero + 1, 4)
     ]
     if layout.recompute == "none":
-        offers.append(("Selective recompute computes attention again in backward", {"recompute": "selective"}, {}))
+        offers.append((Reason("Selective recompute computes attention again in backward"), {"recompute": "selective"}, {}))
     if layout.recompute != "full":
-        offers.append(("Full recompute keeps each layer's input alone", {"recompute": "full"}, {}))
+        offers.append((Reason("Full recompute keeps each layer's input alone"), {"recompute": "full"}, {}))
     if workload.microbatch_size % 2 == 0:
         counts = {"microbatch_size": workload.microbatch_size // 2, "microbatches": workload.microbatches * 2}
-        offers.append(("Microbatches of {size}, {microbatches} of them", {}, counts))
+        offers.append((Reason("Microbatches of {size}, {microbatches} of them"), {}, counts))
     if layout.schedule == "gpipe":
-        offers.append(("1F1B holds no more than pp={pp} microbatches in flight", {"schedule": "1f1b"}, {}))
+        offers.append((Reason("1F1B holds no more than pp={pp} microbatches in flight"), {"schedule": "1f1b"}, {}))
     offers += list(_other_degrees(spec))
-    for text, of_layout, of_workload in offers:
+    for change, of_layout, of_workload in offers:
         changed = spec.model_copy(
             update={
                 "layout": layout.model_copy(update=of_layout | {"split": ()}),
@@ -189,20 +203,20 @@ def _changes(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
             }
         )
         if not misfits(changed.model, changed.layout, changed.workload):
-            yield text, changed
+            yield replace(change, values=_settings(changed)), changed
 
 
-def _other_degrees(spec: RunSpec) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _other_degrees(spec: RunSpec) -> Iterator[tuple[Reason, dict[str, Any], dict[str, Any]]]:
     """Twice the tp or pp, from dp, from one another or from the microbatches' number."""
     layout, m = spec.layout, spec.workload.microbatches
     if layout.dp % 2 == 0:
         freed: dict[str, Any] = {"dp": layout.dp // 2} | ({"zero": 0} if layout.dp == 2 else {})
-        yield "tp={tp} instead, with dp={dp}", freed | {"tp": layout.tp * 2}, {"microbatches": m * 2}
-        yield "pp={pp} instead, with dp={dp}", freed | {"pp": layout.pp * 2}, {"microbatches": m * 2}
+        yield Reason("tp={tp} instead, with dp={dp}"), freed | {"tp": layout.tp * 2}, {"microbatches": m * 2}
+        yield Reason("pp={pp} instead, with dp={dp}"), freed | {"pp": layout.pp * 2}, {"microbatches": m * 2}
     if layout.pp % 2 == 0:
-        yield "tp={tp} instead, with pp={pp}", {"tp": layout.tp * 2, "pp": layout.pp // 2}, {}
+        yield Reason("tp={tp} instead, with pp={pp}"), {"tp": layout.tp * 2, "pp": layout.pp // 2}, {}
     if layout.tp % 2 == 0 and not (layout.sequence_parallel and layout.tp == 2):
-        yield "pp={pp} instead, with tp={tp}", {"pp": layout.pp * 2, "tp": layout.tp // 2}, {}
+        yield Reason("pp={pp} instead, with tp={tp}"), {"pp": layout.pp * 2, "tp": layout.tp // 2}, {}
 
 
 def _weigh(plan: Plan, specs: list[RunSpec]) -> tuple[Any, Any]:

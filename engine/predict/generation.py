@@ -17,7 +17,7 @@ from engine.predict.passes import Counts, Key, Ledger
 from engine.predict.sizes import EIGHT, FOUR, TWO, WIDTHS, Sizes
 from engine.predict.tape import Block, Record, Tape, Value
 from engine.predict.terms import Factor
-from engine.spec import RunSpec
+from engine.spec import RunSpec, sentence
 from engine.tables import KV_CACHE
 
 NUMBER = "numbers of one element"
@@ -52,7 +52,12 @@ class Generation:
         for c in self.chunks(stage):
             _tape, z, chunk = self._chunk(c, 1, 1)
             for bucket, times in chunk.weights():
-                key = Key("parameters", f"weights of {bucket.name}", (bucket.size, z.e), bucket.name == "the layers")
+                key = Key(
+                    "parameters",
+                    sentence("weights of {bucket}", bucket=bucket.name),
+                    (bucket.size, z.e),
+                    bucket.name == "the layers",
+                )
                 counts[key] += times
             cached = (TWO, z.G, Factor("N", self.prompt + self.new), z.D, z.e)
             layers = sum(sample.count for sample in self.shapes[c].samples)

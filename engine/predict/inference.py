@@ -13,15 +13,15 @@ from engine.predict.calls import wire_bytes
 from engine.predict.held import Part, buckets, parts
 from engine.predict.terms import Factor, Term, total
 from engine.predict.traffic import BYTES, going_on
-from engine.spec import LayoutSpec, ModelSpec, Precision
+from engine.spec import LayoutSpec, ModelSpec, Precision, sentence
 
 _NAMES = {
-    "table": "token table",
-    "positions": "positions",
-    "norm": "norm of the embeddings",
-    "layer": "layers",
-    "decoder": "decoder layers",
-    "head": "head",
+    "table": sentence("token table"),
+    "positions": sentence("positions"),
+    "norm": sentence("norm of the embeddings"),
+    "layer": sentence("layers"),
+    "decoder": sentence("decoder layers"),
+    "head": sentence("head"),
 }
 
 

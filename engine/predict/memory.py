@@ -19,7 +19,7 @@ from engine.predict.tape import Tape
 from engine.predict.terms import Factor, Term, total
 from engine.predict.walk import Change, Effect, Moment, StageWalk
 from engine.schedule import Action, plan, replay
-from engine.spec import RunSpec
+from engine.spec import RunSpec, sentence
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
 from engine.topology import Mesh
 
@@ -56,7 +56,7 @@ def memory(spec: RunSpec) -> Memory:
 def _times(count: int, layers: int, in_flight: int) -> tuple[Factor, ...]:
     """How often a block is there: n of it × microbatches in flight × layers, as far as these divide the count; no factor of 1."""
     factors = []
-    for symbol, times in (("m", in_flight), ("L", layers)):
+    for symbol, times in (("mᶠ", in_flight), ("L", layers)):
         if times > 1 and count % times == 0:
             factors.append(Factor(symbol, times))
             count //= times
@@ -110,20 +110,25 @@ class Stages:
         for bucket, times in buckets:
             layered = bucket.name == "the layers"
 
-            def put(category: str, what: str, *factors: Factor, bucket=bucket, times=times, layered=layered) -> None:  # type: ignore[no-untyped-def]
-                add(category, f"{what} of {bucket.name}", *factors, times=times, layered=layered)
+            def put(category: str, name: str, *factors: Factor, times=times, layered=layered) -> None:  # type: ignore[no-untyped-def]
+                add(category, name, *factors, times=times, layered=layered)
 
-            put("parameters", "weights", bucket.share if zero == 3 else bucket.size, e)
-            put("gradients", "gradients", bucket.share if zero >= 2 else bucket.size, self.g)
+            put("parameters", sentence("weights of {bucket}", bucket=bucket.name), bucket.share if zero == 3 else bucket.size, e)
+            put(
+                "gradients",
+                sentence("gradients of {bucket}", bucket=bucket.name),
+                bucket.share if zero >= 2 else bucket.size,
+                self.g,
+            )
             if self.sizes.wide:
-                put("optimizer", "fp32 copy", bucket.share, FOUR)
+                put("optimizer", sentence("fp32 copy of {bucket}", bucket=bucket.name), bucket.share, FOUR)
             if workload.optimizer == "adamw":
-                put("optimizer", "first moment", bucket.share, FOUR)
-                put("optimizer", "second moment", bucket.share, FOUR)
-                put("optimizer", "count of steps", FOUR)
+                put("optimizer", sentence("first moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+                put("optimizer", sentence("second moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+                put("optimizer", sentence("count of steps of {bucket}", bucket=bucket.name), FOUR)
             elif workload.momentum:
-                put("optimizer", "momentum", bucket.share, FOUR)
-        add("temporary", "loss and norm of the gradients", Factor("2", 2), FOUR, times=1, layered=False)
+                put("optimizer", sentence("momentum of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+        add("temporary", sentence("loss and norm of the gradients"), Factor("2", 2), FOUR, times=1, layered=False)
         return counts
 
     def step(self, buckets: list[tuple[Bucket, Any]]) -> Ledger:
@@ -133,7 +138,7 @@ class Stages:
             if bucket.counted:
                 pieces += times * bucket.pieces
             if self.g.value == 2:
-                name = f"gradients of {bucket.name} as fp32"
+                name = sentence("gradients of {bucket} as fp32", bucket=bucket.name)
                 copies.append((times, Key("temporary", name, (bucket.share, FOUR), bucket.name == "the layers"), bucket.counted))
         norms = Key("temporary", "norm of each gradient", (Factor("n", 2 * pieces + 1), FOUR), False)
         counter = Key("temporary", "numbers of one element", (FOUR,), False)
@@ -204,7 +209,7 @@ def _highest(moments: list[Moment]) -> int:
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
-    """A row for each rank and category, as `memory_peak` has it. Ranks of one stage are alike. `found`: `memory(spec)`, if known."""
+    """A row for each rank and category, as `memory_peak` has it; a stage's ranks are alike. `found`: `memory(spec)`, if known."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     peaks = (found or memory(spec)).peaks
     categories = list(peaks[0].bytes)

@@ -10,13 +10,17 @@ from __future__ import annotations
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from engine.predict.buckets import Shape
 from engine.predict.sizes import Sizes
+from engine.predict.symbolic import Size, later
 from engine.predict.tape import Tape
 from engine.predict.terms import Factor
 
 _TILE_COLUMNS, _STEP, _PANEL = 64, 32, 512
 _MOST_TILES = 16
+_LARGE = 2048  # hidden width from which scratch is no more than a rounding
 
 
 def scratch_bytes(m: int, k: int, n: int, turned: bool) -> int:
@@ -40,14 +44,21 @@ def _tile_rows(m: int) -> int:
     return m if m <= 256 else min(range(256, 31, -1), key=lambda rows: -m % rows)
 
 
+_OF_ARRAYS = np.vectorize(scratch_bytes, otypes=[np.int64])
+
+
 def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool = False) -> None:
-    """One product, if it is in bf16; for many layouts at once it is left out, as no more than a rounding."""
+    """One product, if it is in bf16. For very many layouts at once it is left out where it is no more than a rounding."""
     if not sizes.wide:
         return
     sides: list[Any] = [prod(factor.value for factor in shape) for shape in (m, k, n)]
-    if all(isinstance(side, int) for side in sides):
-        rows, inner, columns = sides
-        tape.touch("scratch of a matrix product", Factor("scratch", scratch_bytes(rows, inner, columns, turned)))
+    if not any(isinstance(side, Size) for side in sides):
+        scratch: Any = scratch_bytes(*sides, turned)
+    elif sizes.model.hidden < _LARGE:
+        scratch = later(_OF_ARRAYS, *sides, turned)
+    else:
+        return
+    tape.touch("scratch of a matrix product", Factor("scratch", scratch))
 
 
 Sides = tuple[Factor, ...]

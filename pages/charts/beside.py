@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -13,10 +13,9 @@ from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
 from pages.charts.roles import Roles, opacity, outline, told
+from pages.charts.traffic import Measure, meaning
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
-
-Measure = Literal["wire", "payload"]
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
 MOST_BARS = 32  # ranks of which each has a bar; beyond, one bar stands for the equal ranks of a stage
@@ -126,7 +125,7 @@ def traffic(
     rows["predicted"] = rows[f"{column}_predicted"] / unit.size
     shown = "measured" if measured is not None else "predicted"
     rows["said"] = [
-        say("{size} in {calls} calls", size=in_bytes(size), calls=significant(calls))
+        _in_calls(in_bytes(size), calls, say)
         for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
     ]
     title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
@@ -174,6 +173,7 @@ def traffic(
         reading = say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)
     if measured is not None:
         reading += " " + say("Bars were measured; the upright tick is what was predicted.")
+    reading += " " + meaning(measure, say)
     return Drawing(
         subject=say("Traffic by axis and collective"),
         title=title,
@@ -200,11 +200,16 @@ def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.Da
 
 
 def error_of(predicted: float, measured: float) -> str:
-    """The signed error of a prediction: "+0.12%", "−1.3%"; "±0" where it is exact."""
+    """The signed error of a prediction: "+0.12%", "−1.30%", "+<0.01%"; "±0" only where it is exact."""
     if predicted == measured:
         return "±0"
     share = predicted / measured - 1 if measured else 1.0
-    return f"{'+' if share > 0 else '−'}{abs(share):.2%}"
+    return f"{'+' if share > 0 else '−'}{_share(abs(share))}"
+
+
+def _share(error: float) -> str:
+    """Of an error that is not 0, so that it does not read as if it were."""
+    return f"{error:.2%}" if error >= 0.00005 else "<0.01%"
 
 
 def _capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
@@ -234,12 +239,17 @@ def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say
             "Rank {rank} is fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
             rank=_rank_of_most(measured),
             most=in_bytes(int(measured.max())),
-            error=f"{errors.max():.2%}",
+            error=_share(float(errors.max())),
             worst=worst,
         )
     if capacity is not None and most > capacity:
-        text = "Rank {rank} needs {most} and the {device} has {size}: it runs out of memory"
-        return say(text, rank=fullest, most=in_bytes(most), device=device, size=in_bytes(capacity))
+        return say(
+            "Rank {rank} needs {most} and the {device} has {size}: it runs out of memory",
+            rank=fullest,
+            most=in_bytes(most),
+            device=device,
+            size=in_bytes(capacity),
+        )
     if int(predicted.min()) == most:
         return say("Every rank needs {most}", most=in_bytes(most))
     ends = {"rank": fullest, "most": in_bytes(most), "least": in_bytes(int(predicted.min())), "other": _rank_of_most(-predicted)}
@@ -275,6 +285,13 @@ def _x_title(by_stage: bool, say: Words) -> str:
 # ---------------------------------------------------------------------------------------------------------------- traffic
 
 
+def _in_calls(size: str, mean: float, say: Words) -> str:
+    """ "4 KiB in 1 call", "4 KiB in 0.50 calls": a mean over ranks need not be whole."""
+    if mean == int(mean):
+        return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
+    return say("{size} in {mean} calls", size=size, mean=significant(mean))
+
+
 def _traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, column: str, rank: int | None, say: Words) -> str:
     total = float(rows["predicted"].sum()) * unit
     if not total:
@@ -288,6 +305,11 @@ def _traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, c
     axes = rows.groupby("axis")["predicted"].sum()
     share = percent(float(axes.max() / axes.sum()))
     if rank is not None:
-        text = "{axis} carries {share} of the {size} of rank {rank} in a step"
-        return say(text, axis=axes.idxmax(), share=share, size=in_bytes(total), rank=rank)
+        return say(
+            "{axis} carries {share} of the {size} of rank {rank} in a step",
+            axis=axes.idxmax(),
+            share=share,
+            size=in_bytes(total),
+            rank=rank,
+        )
     return say("{axis} carries {share} of the {size} of a rank in a step", axis=axes.idxmax(), share=share, size=in_bytes(total))

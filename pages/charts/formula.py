@@ -36,7 +36,7 @@ def _part(name: str, terms: list[Term], measured: int | None, say: Words) -> str
     if measured is not None:
         said += " · " + say("measured {bytes}", bytes=f"{measured:,}")
     rows = "".join(
-        f"<tr><td>{escape(say(term.name))}</td><td class='ss-math'>{escape(term.symbols)}</td>"
+        f"<tr><td>{escape(say.described(term.name))}</td><td class='ss-math'>{escape(term.symbols)}</td>"
         f"<td class='ss-math'>{escape(term.numbers)}</td><td>{term.value:,}</td></tr>"
         for term in sorted(terms, key=lambda term: -term.value)
     )
@@ -51,12 +51,12 @@ def glossary(terms: Iterable[Term], symbols: Mapping[str, str], style: Look) -> 
     used = [(symbol, meaning) for symbol, meaning in symbols.items() if _occurs(symbol, text)]
     return (
         "<p class='ss-glossary'>"
-        + " · ".join(f"<b>{escape(symbol)}</b> {escape(say(meaning))}" for symbol, meaning in used)
+        + " · ".join(f"<b>{escape(symbol)}</b> {escape(say.described(meaning))}" for symbol, meaning in used)
         + "</p>"
     )
 
 
 def _occurs(symbol: str, text: str) -> bool:
-    """Whether it stands in the text as a whole word, not as a letter of another."""
-    letters = "".join(c if c.isalnum() or c in "_⌈⌉" else " " for c in text).replace("⌈", " ").replace("⌉", " ")
-    return symbol in letters.split() or (not symbol.isalnum() and symbol in text)
+    """Whether it stands in the text as a whole word, perhaps with an index: Ψ in "Ψ_table/dp", and no letter of another."""
+    words = "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
+    return symbol in {word.partition("_")[0] for word in words}

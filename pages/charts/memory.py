@@ -1,83 +1,19 @@
-"""Where the bytes are: the fullest instant of each rank, and one rank over one step."""
+"""Where the bytes of one rank are over one step. `pages.charts.beside` has the fullest instant of every rank."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE
-from pages.charts.drawing import Drawing, colours, finish, nothing, rank_chooser
+from pages.charts.drawing import Drawing, colours, finish, nothing
 from pages.charts.look import MAX_BARS, Look, lane
 from pages.charts.names import action, categories, lanes
-from pages.charts.roles import Roles, opacity, outline, told
-from pages.charts.units import Unit, byte_unit, in_bytes, significant, time_unit
-from pages.charts.words import Words
+from pages.charts.units import Unit, byte_unit, in_bytes, time_unit
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
-
-
-def peak(memory_peak: pd.DataFrame, style: Look, roles: Roles | None = None) -> Drawing:
-    """Stacked bars: each rank's composition at the instant of its largest total. With `roles`, the chosen rank is marked."""
-    say, named = style.say, categories(style.say)
-    rows = memory_peak[["rank", "pp", "dp", "tp", "category", "bytes"]].copy()
-    totals = rows.groupby("rank")["bytes"].sum()
-    unit = byte_unit(totals.max())
-    rows["order"] = rows["category"].map(_ORDER.index)
-    rows["amount"] = rows["bytes"] / unit.size
-    rows["share"] = rows["bytes"] / rows["rank"].map(totals)
-
-    rows["opaque"] = [opacity(rank, roles) for rank in rows["rank"]]
-    stages = _rank_and_stage(rows, say, roles)
-    x = alt.X("rank:O", axis=alt.Axis(title=say("rank, and its pipeline stage"), labelAngle=0, labelExpr=stages))
-    bars = (
-        alt.Chart(rows[rows["bytes"] > 0].assign(category=rows["category"].map(named)))
-        .mark_bar(stroke=style.background, strokeWidth=0.6)
-        .encode(
-            x=x,
-            y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit.name), axis=alt.Axis(tickCount=5)),
-            color=alt.Color("category:N", scale=colours(style.category, list(rows["category"]), named)),
-            order=alt.Order("order:Q"),
-            opacity=alt.Opacity("opaque:Q", scale=None),
-            tooltip=[
-                alt.Tooltip("rank:O", title=say("rank")),
-                alt.Tooltip("pp:O", title=say("stage")),
-                alt.Tooltip("dp:O", title=say("replica")),
-                alt.Tooltip("tp:O", title=say("slice")),
-                alt.Tooltip("category:N", title=say("category")),
-                alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
-                alt.Tooltip("share:Q", format=".1%", title=say("of this rank")),
-            ],
-        )
-        .add_params(rank_chooser())
-    )
-    tops = pd.DataFrame({"rank": totals.index, "amount": totals / unit.size})
-    tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
-    # A frame around the whole bar of the chosen rank and of its peers.
-    frames = (
-        alt.Chart(tops[tops["outline"] > 0])
-        .mark_bar(fillOpacity=0, stroke=style.text)
-        .encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None))
-    )
-    sums = (
-        alt.Chart(tops.assign(said=tops["amount"].map(significant)))
-        .mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
-        .encode(x=x, y="amount:Q", text="said:N")
-    )
-    ends = {"rank": totals.idxmax(), "most": in_bytes(totals.max()), "other": totals.idxmin(), "least": in_bytes(totals.min())}
-    if totals.min() < totals.max():
-        title = say("Rank {rank} is fullest: {most} at its peak, against {least} on rank {other}", **ends)
-    else:
-        title = say("Rank {rank} is fullest: {most} at its peak", **ends)
-    return Drawing(
-        subject=say("Memory of every rank"),
-        title=title,
-        reading=say("Each bar is one rank at the instant when it held most; its parts add up to what the allocator counted."),
-        spec=finish((bars + frames + sums if roles else bars + sums).properties(height=300), style, title),
-        table=_wide(rows, ["rank", "pp", "dp", "tp"]),
-    )
 
 
 def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
@@ -224,14 +160,6 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
         .encode(x="middle:Q", text="label:N")
     )
     return bars + labels
-
-
-def _rank_and_stage(rows: pd.DataFrame, say: Words, roles: Roles | None) -> str:
-    """A Vega expression: the rank, on a second line its stage, and on a third what it is to the chosen rank."""
-    lines = {}
-    for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
-        lines[str(rank)] = [str(rank), say("stage {stage}", stage=pp)] + ([told(roles[rank], say)] if roles else [])
-    return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
 
 
 def _wide(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

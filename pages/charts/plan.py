@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -11,32 +13,37 @@ from engine.predict.memory import Peak
 from engine.tables import CATEGORIES
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
-from pages.charts.names import categories
+from pages.charts.names import categories, schedule
 from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
 
 MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
+_SLOWEST, _LARGEST = 10, 4  # times the fastest, and times the device, beyond which a layout is not drawn
+_MOST_TICKS = 9
 _PARTS = ("compute", "tp", "pp", "dp", "update", "idle")
 
 
-def front(layouts: pd.DataFrame, capacity: int, chosen: int, style: Look) -> Drawing:
+def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
     """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line."""
-    say = style.say
-    shown = _thinned(layouts, chosen)
-    unit = byte_unit(capacity)
-    rows = shown.assign(
+    say, unit = style.say, byte_unit(capacity)
+    seen, drawn_all = _seen(layouts, capacity, chosen)
+    shown = _thinned(seen, chosen)
+    kinds = [say("on the front"), say("fits"), say("does not fit")]
+    rows = shown[["row", "layout", "step_s", "mfu", "pareto", "fits"]].assign(
         memory=shown["memory_bytes"] / unit.size,
         what=[
-            say("on the front") if pareto else say("fits") if fits else say("does not fit")
+            kinds[0] if pareto else kinds[1] if fits else kinds[2]
             for pareto, fits in zip(shown["pareto"], shown["fits"], strict=True)
         ],
+        run=[_run_as(r, say) for r in shown.itertuples()],
     )
-    kinds = [say("on the front"), say("fits"), say("does not fit")]
     x = alt.X(
-        "memory:Q", title=say("memory of the fullest device ({unit})", unit=unit.name), scale=alt.Scale(type="log", nice=False)
+        "memory:Q",
+        title=say("memory of the fullest device ({unit})", unit=unit.name),
+        **_log(rows["memory"], capacity / unit.size),
     )
-    y = alt.Y("step_s:Q", title=say("time of a step (s)"), scale=alt.Scale(type="log", nice=True))
+    y = alt.Y("step_s:Q", title=say("time of a step (s)"), **_log(rows["step_s"]))
     points = (
         alt.Chart(rows)
         .mark_point(filled=True, strokeWidth=0.5)
@@ -44,17 +51,12 @@ def front(layouts: pd.DataFrame, capacity: int, chosen: int, style: Look) -> Dra
             x=x,
             y=y,
             color=alt.Color("what:N", scale=alt.Scale(domain=kinds, range=[style.orange, style.blue, style.grey])),
-            shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=["diamond", "circle", "cross"]), legend=None),
-            size=alt.Size("what:N", scale=alt.Scale(domain=kinds, range=[110, 28, 28]), legend=None),
-            opacity=alt.when(alt.datum.fits).then(alt.value(0.85)).otherwise(alt.value(0.35)),
+            shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=["diamond", "circle", "cross"])),
+            size=alt.when(alt.datum.pareto).then(alt.value(110)).otherwise(alt.value(28)),
+            opacity=alt.when(alt.datum.fits).then(alt.value(0.85)).otherwise(alt.value(0.4)),
             tooltip=[
                 alt.Tooltip("layout:N", title=say("layout")),
-                alt.Tooltip("schedule:N", title=say("schedule")),
-                alt.Tooltip("microbatch_size:Q", title=say("microbatch size")),
-                alt.Tooltip("microbatches:Q", title=say("microbatches")),
-                alt.Tooltip("zero:Q", title="ZeRO"),
-                alt.Tooltip("sequence_parallel:N", title=say("sequence parallel")),
-                alt.Tooltip("recompute:N", title=say("recompute")),
+                alt.Tooltip("run:N", title=say("run as")),
                 alt.Tooltip("memory:Q", title=say("memory ({unit})", unit=unit.name), format=",.1f"),
                 alt.Tooltip("step_s:Q", title=say("step (s)"), format=",.3f"),
                 alt.Tooltip("mfu:Q", title="MFU", format=".1%"),
@@ -66,9 +68,12 @@ def front(layouts: pd.DataFrame, capacity: int, chosen: int, style: Look) -> Dra
         color=style.orange, strokeWidth=2, interpolate="step-after"
     )
     here = alt.Chart(rows[rows["row"] == chosen]).mark_point(size=360, strokeWidth=2.5, color=style.text, filled=False)
-    edge = alt.Chart(pd.DataFrame({"memory": [capacity / unit.size]}))
+    edge = alt.Chart(pd.DataFrame({"memory": [capacity / unit.size], "text": [device]}))
     layers = [
         edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(x="memory:Q"),
+        edge.mark_text(align="left", dx=6, dy=8, fontSize=12, fontWeight=600, color=style.text).encode(
+            x="memory:Q", y=alt.value(0), text="text:N"
+        ),
         line.encode(x=x, y=y),
         points,
         here.encode(x=x, y=y),
@@ -84,21 +89,67 @@ def front(layouts: pd.DataFrame, capacity: int, chosen: int, style: Look) -> Dra
             least=in_bytes(int(ends["memory_bytes"].min())),
             most=in_bytes(int(ends["memory_bytes"].max())),
         )
+    reading = say(
+        "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
+        "and smaller. The dashed line is what the device has. Click a point to see it below."
+    )
+    if not drawn_all:
+        reading += " " + say("Layouts much slower or larger than these are in the numbers only.")
     return Drawing(
         subject=say("Memory against time"),
         title=title,
-        reading=say(
-            "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
-            "and smaller. The dashed line is what the device has. Click a point to see it below."
-        ),
-        spec=finish(alt.layer(*layers).properties(height=340), style, title),
+        reading=reading,
+        spec=finish(alt.layer(*layers).properties(height=320), style, title),
         table=layouts,
     )
 
 
-def _thinned(layouts: pd.DataFrame, chosen: int) -> pd.DataFrame:
-    """At most about `MOST_POINTS` rows, with their numbers: the front, the fastest, and an even sample of the rest."""
+def _seen(layouts: pd.DataFrame, capacity: int, chosen: int) -> tuple[pd.DataFrame, bool]:
+    """The layouts worth drawing, with their numbers, and whether that is all.
+
+    No slower than ten times the fastest, or than what of the front is, and no larger than four times the device: what lies
+    beyond would take most of the room.
+    """
     rows = layouts.assign(row=range(len(layouts)))
+    fastest = float(rows["step_s"].min())
+    near = (rows["step_s"] <= _SLOWEST * fastest) & (rows["memory_bytes"] <= _LARGEST * capacity)
+    if not near.any():  # nothing comes near the device: those that come nearest
+        near = rows["memory_bytes"] <= 2 * rows["memory_bytes"].min()
+    kept = near | rows["pareto"] & (rows["step_s"] <= 4 * _SLOWEST * fastest) | (rows["row"] == chosen)
+    return rows[kept], bool(kept.all())
+
+
+def _log(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
+    """A logarithmic scale over the data, ticks at 1, 2 and 5 of each power of ten."""
+    least, most = float(values.min()), float(values.max())
+    if also is not None:
+        least, most = min(least, also), max(most, also)
+    least, most = least / 1.12, most * 1.12
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 3, 5, 7) if least <= digit * 10.0**power <= most]
+    if len(ticks) > _MOST_TICKS:
+        ticks = [tick for tick in ticks if f"{tick:e}"[0] in "125"]
+    scale = alt.Scale(type="log", domain=[least, most], nice=False)
+    return {"scale": scale, "axis": alt.Axis(values=ticks, format=",~g", grid=True)}
+
+
+def _run_as(row: Any, say: Words) -> str:
+    """How a layout is run, in a line of a tooltip."""
+    said = [schedule(row.schedule, say) + (f" × {row.chunks}" if row.chunks > 1 else "")] if row.pp > 1 else []
+    said.append(f"{row.microbatches} × {row.microbatch_size}")
+    said += [f"ZeRO {row.zero}"] if row.zero else []
+    said += ["SP"] if row.sequence_parallel else []
+    said += (
+        [say("recompute {what}", what=say("full") if row.recompute == "full" else say("selective"))]
+        if row.recompute != "none"
+        else []
+    )
+    return ", ".join(said)
+
+
+def _thinned(layouts: pd.DataFrame, chosen: int) -> pd.DataFrame:
+    """At most about `MOST_POINTS` of the rows: the front, the fastest, and an even sample of the rest."""
+    rows = layouts
     if len(rows) <= MOST_POINTS:
         return rows
     kept = rows["pareto"] | (rows["row"] < MOST_POINTS // 3) | (rows["row"] == chosen)
@@ -115,7 +166,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "tp": say("waiting for tp"),
         "pp": say("waiting for pp"),
         "dp": say("waiting for dp"),
-        "update": say("optimizer"),
+        "update": say("optimizer step"),
         "idle": say("bubble"),
     }
     tones = {
@@ -138,8 +189,10 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
             x=alt.X("seconds:Q", title=say("seconds of a step")),
-            y=alt.Y("layout:N", sort=list(parts), title=None, axis=alt.Axis(labelLimit=420)),
-            color=alt.Color("part:N", scale=colours(tones, list(_PARTS), named), sort=list(named.values())),
+            y=alt.Y("layout:N", sort=list(parts), title=None),
+            color=alt.Color(
+                "part:N", scale=colours(tones, list(_PARTS), named), sort=list(named.values()), legend=alt.Legend(columns=3)
+            ),
             order=alt.Order("order:Q"),
             tooltip=[
                 alt.Tooltip("layout:N", title=say("layout")),
@@ -147,7 +200,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
                 alt.Tooltip("seconds:Q", title=say("seconds"), format=",.3f"),
             ],
         )
-        .properties(height=44 * len(parts) + 20)
+        .properties(height=52 * len(parts))
     )
     first = next(iter(parts.values()))
     share = first["compute"] / sum(first.values())
@@ -196,18 +249,19 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
         )
     )
     edge = alt.Chart(pd.DataFrame({"amount": [capacity / unit.size], "text": [device]}))
+    label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
+    told: dict[str, Any] = {"align": "right", "dy": -8, "fontSize": 12, "fontWeight": 600}
     layers = [
         bars,
         edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(y="amount:Q"),
-        edge.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(
-            y="amount:Q", x=alt.value("width"), text="text:N"
-        ),
+        label.mark_text(stroke=style.background, strokeWidth=4, strokeOpacity=0.85, **told),
+        label.mark_text(color=style.text, **told),
     ]
     over = [p.stage for p in peaks if p.total > capacity]
     fullest = max(peaks, key=lambda p: p.total)
     most = fullest.total
     if over:
-        listed = ", ".join(map(str, over))
+        listed = ranges(over)
         title = say(
             "It does not fit on stages {stages}: stage {stage} needs {most}",
             stages=listed,
@@ -232,12 +286,26 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
     )
 
 
+def ranges(numbers: Sequence[int]) -> str:
+    """ "0–3, 6": numbers in order, runs of them put together."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
 def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
     """`cells`: model, ranks, mfu (NaN where nothing fits), layout, reason. Grey cells say why."""
     say = style.say
     rows = cells.assign(
+        row=range(len(cells)),
         fits=cells["mfu"].notna(),
-        text=[f"{100 * mfu:.0f}" if mfu == mfu else "–" for mfu in cells["mfu"]],
+        text=[f"{100 * mfu:.0f}%" if mfu == mfu else say("too large") for mfu in cells["mfu"]],
+        memory=[in_bytes(size) if size else "–" for size in cells["memory_bytes"]],
+        why=[say.sentence(reason) or say("fits") for reason in cells["reason"]],
     )
     models = list(dict.fromkeys(cells["model"]))
     counts = sorted(set(cells["ranks"]))
@@ -247,8 +315,9 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
         alt.Tooltip("model:N", title=say("model")),
         alt.Tooltip("ranks:O", title=say("devices")),
         alt.Tooltip("layout:N", title=say("best layout")),
-        alt.Tooltip("reason:N", title=say("why")),
-        alt.Tooltip("mfu:Q", title="MFU", format=".1%"),
+        alt.Tooltip("memory:N", title=say("memory")),
+        alt.Tooltip("text:N", title="MFU"),
+        alt.Tooltip("why:N", title=say("why")),
     ]
     good = (
         alt.Chart(rows[rows["fits"]])
@@ -260,15 +329,16 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
                 "mfu:Q",
                 scale=alt.Scale(domain=[0, 0.7], range=[style.faint, style.blue], clamp=True),
                 title="MFU",
-                legend=alt.Legend(format=".0%", orient="right"),
+                legend=None,
             ),
             tooltip=tooltip,
         )
+        .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
     )
     bad = alt.Chart(rows[~rows["fits"]]).mark_rect(color=style.grey, opacity=0.35, stroke=style.background, strokeWidth=2)
     words = (
         alt.Chart(rows)
-        .mark_text(fontSize=12, fontWeight=600)
+        .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False)
         .encode(
             x=x,
             y=y,
@@ -278,18 +348,18 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
             .otherwise(alt.value(style.text)),
         )
     )
-    layers = [good, bad.encode(x=x, y=y, tooltip=tooltip), words.encode(tooltip=tooltip)]
+    layers = [good, bad.encode(x=x, y=y, tooltip=tooltip), words]
     fitting = rows[rows["fits"]]
     title = say("{count} of {all} combinations fit", count=len(fitting), all=len(rows))
     return Drawing(
         subject=say("Best layout by model and number of devices"),
         title=title,
         reading=say(
-            "Each cell is the model FLOPs utilization of the fastest layout that fits, in percent; grey cells fit nowhere, and "
-            "say why when pointed at."
+            "Each cell is the model FLOPs utilization (MFU) of the fastest layout that fits, at two sequences a device and step; "
+            "grey cells do not fit, and say why when pointed at. Click a cell to plan it."
         ),
         spec=finish(alt.layer(*layers).properties(height=38 * len(models)), style, title),
-        table=cells,
+        table=cells.rename(columns={"reason": "why"}),
     )
 
 

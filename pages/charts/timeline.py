@@ -80,15 +80,20 @@ def textbook(
     return draw([replayed_panel("textbook", timed, names, style.say)], style, window, slowed)
 
 
-def draw(panels: list[Panel], style: Look, window: Window | None = None, slowed: Slowed | None = None) -> Drawing:
-    """Panels one above the other on one time axis; the first gives the title. All in ns, but a textbook that stands alone."""
+def draw(
+    panels: list[Panel], style: Look, window: Window | None = None, slowed: Slowed | None = None, least: float = 0.0
+) -> Drawing:
+    """Panels one above the other on one time axis; the first gives the title. All in ns, but a textbook that stands alone.
+
+    The axis goes to `least` at least, so that timelines side by side can have one scale.
+    """
     say, alone = style.say, len(panels) == 1
     units = alone and panels[0].kind == "textbook"
     every = pd.concat([panel.bars for panel in panels], ignore_index=True)
     bars, until = _within(every, window, sum(len(panel.rows) for panel in panels))
-    end = max(panel.end for panel in panels)
+    end = max(least, *(panel.end for panel in panels))
     clock = clock_of(panels[0], say) if units else time_unit(end)
-    shown = None if until is None else (window[0] if window else 0.0, until)
+    shown = (0.0, end) if least and until is None else None if until is None else (window[0] if window else 0.0, until)
     title = " · ".join(_found(panel, say, units, slowed, named=not alone) for panel in panels)
     axis = {
         "measured": say("time from the step's start ({unit}, wall clock)", unit=clock.name),

@@ -1,4 +1,4 @@
-"""What passed the door in one step: by axis and collective, and by rank."""
+"""What passed the door in one step, by rank. `pages.charts.beside` has it by axis and collective."""
 
 from __future__ import annotations
 
@@ -10,56 +10,19 @@ import pandas as pd
 
 from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import Look
-from pages.charts.names import measures, phase
+from pages.charts.names import measures
 from pages.charts.roles import Roles, opacity, outline, told
-from pages.charts.units import byte_unit, in_bytes, percent
+from pages.charts.units import byte_unit, in_bytes
 from pages.charts.words import Words
 
 Measure = Literal["wire", "payload"]
 
 
-def _reading(measure: Measure, say: Words) -> str:
+def meaning(measure: Measure, say: Words) -> str:
+    """What is counted."""
     if measure == "wire":
         return say("Wire bytes are what a rank would send under the ring algorithm; a receive sends nothing, so it has no bar.")
     return say("Payload bytes are the size of the tensor that a rank hands over; what is sent counts again where it is received.")
-
-
-def kinds(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look) -> Drawing:
-    """Bars by axis, collective and phase: the mean over all `ranks`."""
-    say, counted = style.say, measures(style.say)[measure]
-    rows = _by_kind(traffic, ranks, measure, say)
-    unit = byte_unit(rows["bytes"].max() if len(rows) else 0)
-    rows["amount"] = rows["bytes"] / unit.size
-    y = alt.Y("name:N", sort=rows["name"].tolist(), title=None)
-    # Room at the right for the text that follows the longest bar.
-    x = alt.X("amount:Q", scale=alt.Scale(domain=[0, 1.45 * rows["amount"].max() if len(rows) else 1]))
-    bars = (
-        alt.Chart(rows)
-        .mark_bar()
-        .encode(
-            x=x.title(say("mean {measure} bytes of a rank in one step ({unit})", measure=counted, unit=unit.name)),
-            y=y,
-            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
-            tooltip=[
-                alt.Tooltip("axis:N", title=say("axis")),
-                alt.Tooltip("collective:N", title=say("collective")),
-                alt.Tooltip("for:N", title=say("phase")),
-                alt.Tooltip("bytes:Q", title=say("{measure} bytes, mean of the ranks", measure=counted), format=",.6~r"),
-                alt.Tooltip("calls:Q", title=say("calls, mean of the ranks"), format=",.6~r"),
-            ],
-        )
-    )
-    words = alt.Chart(rows).mark_text(align="left", dx=6, fontSize=12, color=style.text).encode(x=x, y=y, text="said:N")
-    title = _finding(rows, measure, say)
-    return Drawing(
-        subject=say("Traffic by axis and collective"),
-        title=title,
-        reading=say(
-            "Each bar is one kind of call, for one purpose: the mean over all ranks. {measure}", measure=_reading(measure, say)
-        ),
-        spec=finish((bars + words).properties(height=max(60, 30 * len(rows))), style, title),
-        table=traffic.drop(columns="source").reset_index(drop=True),
-    )
 
 
 def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
@@ -120,39 +83,6 @@ def _rank_axis(ranks: int, say: Words, roles: Roles | None) -> alt.Axis:
         return alt.Axis(labelAngle=0)
     lines = {str(rank): [str(rank), told(roles[rank], say)] for rank in range(ranks)}
     return alt.Axis(labelAngle=0, labelExpr=f"{json.dumps(lines, ensure_ascii=False)}[datum.label]")
-
-
-def _by_kind(traffic: pd.DataFrame, ranks: int, measure: Measure, say: Words) -> pd.DataFrame:
-    """One row for each axis, collective and phase that has bytes: their mean over the ranks, and it in words."""
-    rows = traffic.groupby(["axis", "collective", "phase"], as_index=False)[["calls", f"{measure}_bytes"]].sum()
-    rows = rows.rename(columns={f"{measure}_bytes": "bytes"})
-    rows[["bytes", "calls"]] = rows[["bytes", "calls"]] / ranks
-    rows = rows[rows["bytes"] > 0].sort_values(["axis", "bytes"], ascending=[False, False])
-    rows["for"] = [phase(code, say) for code in rows["phase"]]
-    rows["name"] = [
-        say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=what)
-        for axis, collective, what in zip(rows["axis"], rows["collective"], rows["for"], strict=True)
-    ]
-    rows["said"] = [_calls(in_bytes(size), calls, say) for size, calls in zip(rows["bytes"], rows["calls"], strict=True)]
-    return rows
-
-
-def _calls(size: str, mean: float, say: Words) -> str:
-    """ "4 KiB in 22 calls", "4 KiB in 0.5 calls": a mean over ranks need not be whole."""
-    if mean == int(mean):
-        return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
-    return say("{size} in {mean} calls", size=size, mean=f"{mean:,.1f}")
-
-
-def _finding(rows: pd.DataFrame, measure: Measure, say: Words) -> str:
-    total = rows["bytes"].sum()
-    if not total:
-        return say("Nothing passes between ranks")
-    axes = rows.groupby("axis")["bytes"].sum()
-    found = {"axis": axes.idxmax(), "share": percent(axes.max() / total), "total": in_bytes(total)}
-    if measure == "wire":
-        return say("{axis} carries {share} of the {total} that a rank sends in a step", **found)
-    return say("{axis} carries {share} of the {total} that a rank hands over in a step", **found)
 
 
 def _most(totals: pd.Series[int], measure: Measure, say: Words) -> str:

@@ -2,7 +2,8 @@
 
 Every text for people is written in English where it is used, `say("Rank {rank} is fullest", rank=3)`: the English sentence is the
 key of the catalog, and what is in braces is put in after it was translated. Messages are taken out of the code by these names:
-`say(…)` and `plural(…)`, and the engine's `sentence(…)` and `Field(description=…)`, which this module says by their English.
+`say(…)` and `plural(…)`, and the engine's `sentence(…)`, `Field(description=…)`, `Reason(…)` and the names of what its formulas
+count, which this module says by their English.
 """
 
 from __future__ import annotations
@@ -49,7 +50,12 @@ class Words:
         return self._catalog.gettext(text.template).format(**values)
 
     def described(self, english: str) -> str:
-        """What the spec says of one of its fields, which extraction finds where the field is declared."""
+        """What the engine says or calls something, which extraction finds where it is written.
+
+        The description of a field of the spec, the name of a formula's term, the meaning of a symbol, a reason.
+        """
+        if isinstance(english, Sentence):
+            return self.sentence(english)
         return self._catalog.gettext(english) if english else ""
 
 

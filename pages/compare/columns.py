@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
 
 from engine import catalog
 from engine.predict.run import predict
-from engine.spec import LayoutSpec, RequestError, RunSpec
+from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
+from pages.charts.names import schedule
+from pages.charts.words import Words
+from pages.compare.names import value
 from pages.shared import links
+from pages.shared.beside import RUN
 from pages.shared.choice import Choice, spec_of
 from pages.shared.saved import load
 from pages.shared.service import Service
 
-MOST = 4  # more do not fit side by side
-RUN = "run:"  # what an item of the link begins with that is a saved run's name; any other is a choice's code
-BETWEEN = "*"  # between the items of a link; in no name and no code
-
 
 @dataclass(frozen=True)
 class Column:
-    """`item` is what stands for it in the link."""
+    """`item` is what stands for it in the link; `source` who made its tables."""
 
     item: str
     result: RunResult
-    measured: bool
+    source: str
 
     @property
     def spec(self) -> RunSpec:
         return self.result.spec
+
+    @property
+    def saved(self) -> bool:
+        return self.item.startswith(RUN)
+
+    @property
+    def measured(self) -> bool:
+        return self.source == "measured"
 
     @property
     def model(self) -> str:
@@ -44,11 +55,6 @@ class Missing:
     sentence: str
 
 
-def items_of(link: str) -> list[str]:
-    """The items in a link's parameter, each once, at most as many as fit."""
-    return list(dict.fromkeys(filter(None, link.split(BETWEEN))))[:MOST]
-
-
 def read(items: Sequence[str], service: Service) -> list[Column | Missing]:
     return [_read(item, service) for item in items]
 
@@ -58,11 +64,20 @@ def _read(item: str, service: Service) -> Column | Missing:
         if item.startswith(RUN):
             folder = service.saved(item.removeprefix(RUN))
             if folder is None:
-                raise RequestError("this run is not here: it was deleted, or saved elsewhere")
-            return Column(item, load(folder), measured=True)
-        return Column(item, predict(spec_of(links.decode(item), service.texts)), measured=False)
+                name = item.removeprefix(RUN)
+                raise RequestError(
+                    sentence("the run {name} is not here: it was deleted, renamed, or saved on another machine", name=name)
+                )
+            result = load(folder)
+            return Column(item, result, str(result.tables["memory_peak"]["source"].iloc[0]))
+        return Column(item, predicted(spec_of(links.decode(item), service.texts)), "formula")
     except (RequestError, links.LinkError) as error:
-        return Missing(item, str(error))
+        return Missing(item, error.sentence)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def predicted(spec: RunSpec) -> RunResult:
+    return predict(spec)
 
 
 def default_items() -> list[str]:
@@ -71,41 +86,65 @@ def default_items() -> list[str]:
     return [links.encode(one), links.encode(one.having({"layout.schedule": "gpipe"}))]
 
 
-def item_of(spec: RunSpec, service: Service) -> str:
-    return links.encode(Choice.of(spec, service.texts))
+# ------------------------------------------------------------------------------------------------------------------ names
 
 
-def title(column: Column, others: Sequence[Column]) -> str:
-    """The layout, and whatever else tells the column from the others."""
-    spec = column.spec
-    parts = [spec.layout.code]
+def title(column: Column, others: Sequence[Column], say: Words) -> str:
+    """All that tells the column from the others, in one line."""
+    parts = [column.spec.layout.code, *telling(column, others, say)]
     if len({c.model for c in others}) > 1:
         parts.insert(0, column.model)
-    parts += [words for words, telling in _differing(spec, [c.spec for c in others]) if telling]
     return " · ".join(parts)
 
 
-def _differing(spec: RunSpec, all_specs: Sequence[RunSpec]) -> list[tuple[str, bool]]:
-    layout, workload = spec.layout, spec.workload
-
-    def differ(part: str, field: str) -> bool:
-        return len({getattr(getattr(one, part), field) for one in all_specs}) > 1
-
-    return [
-        (layout.schedule, differ("layout", "schedule")),
-        (f"chunks {layout.chunks}", differ("layout", "chunks")),
-        (f"ZeRO {layout.zero}", differ("layout", "zero")),
-        ("SP" if layout.sequence_parallel else "no SP", differ("layout", "sequence_parallel")),
-        (f"recompute {layout.recompute}", differ("layout", "recompute")),
-        (f"split {split_of(layout)}", differ("layout", "split")),
-        (workload.precision, differ("workload", "precision")),
-        (workload.optimizer, differ("workload", "optimizer")),
-        (
-            f"{workload.microbatches}×{workload.microbatch_size}",
-            differ("workload", "microbatches") or differ("workload", "microbatch_size"),
-        ),
+def telling(column: Column, others: Sequence[Column], say: Words) -> list[str]:
+    """What tells a column from the others, besides model and mesh."""
+    specs = [other.spec for other in others]
+    told = [
+        words(column.spec)
+        for field, words in _fields(say).items()
+        if len({getattr(getattr(spec, field.split(".")[0]), field.split(".")[1]) for spec in specs}) > 1
     ]
+    if len(specs) == 1 and column.spec.layout.pp > 1:
+        told = [schedule(column.spec.layout.schedule, say)]
+    return list(dict.fromkeys(told))
 
 
-def split_of(layout: LayoutSpec) -> str:
-    return ",".join(map(str, layout.split)) or "even"
+def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
+    """Field → what a spec has in it, in words."""
+
+    def batch(spec: RunSpec) -> str:
+        return say("{count} microbatches of {size}", count=spec.workload.microbatches, size=spec.workload.microbatch_size)
+
+    def order(spec: RunSpec) -> str:
+        name = schedule(spec.layout.schedule, say)
+        return f"{name} × {spec.layout.chunks}" if spec.layout.chunks > 1 else name
+
+    def off_or_on(field: str, on: str, off: str) -> Callable[[RunSpec], str]:
+        return lambda spec: on if _of(spec, field) else off
+
+    return {
+        "layout.schedule": order,
+        "layout.chunks": order,
+        "layout.zero": lambda spec: f"ZeRO {spec.layout.zero}",
+        "layout.sequence_parallel": off_or_on(
+            "layout.sequence_parallel", say("sequence parallel"), say("without sequence parallel")
+        ),
+        "layout.recompute": lambda spec: say("recompute {what}", what=value("layout.recompute", spec.layout.recompute, say)),
+        "layout.split": lambda spec: say("layers {split}", split=",".join(map(str, spec.layout.split)) or say("split evenly")),
+        "workload.precision": lambda spec: spec.workload.precision,
+        "workload.optimizer": lambda spec: spec.workload.optimizer,
+        "workload.microbatches": batch,
+        "workload.microbatch_size": batch,
+        "model.seq": lambda spec: say("sequences of {count} tokens", count=f"{spec.model.seq:,}"),
+    }
+
+
+def _of(spec: RunSpec, field: str) -> Any:
+    part, name = field.split(".")
+    return getattr(getattr(spec, part), name)
+
+
+def sources(say: Words) -> dict[str, str]:
+    """Who made a column's numbers."""
+    return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}

@@ -81,10 +81,15 @@ def _bubble(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
 
 def _time(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
     """Where both were measured."""
-    if "step_ns" not in base.summary or "step_ns" not in other.summary:
+    if not (_measured(base) and _measured(other)):
         return []
     share = _share(base.summary["step_ns"], other.summary["step_ns"])
     return [Difference(say("{change} time a step, on this machine", change=signed(share)), share, share < 0)]
+
+
+def _measured(result: RunResult) -> bool:
+    """By the clock: a dry run has a step's time as well, in the textbook's units."""
+    return bool((result.tables["memory_peak"]["source"] == "measured").all())
 
 
 def _totals(result: RunResult) -> pd.Series[int]:

@@ -3,259 +3,172 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from engine import store
 from engine.predict.run import textbook_timeline
-from engine.spec import RequestError, RunSpec
+from engine.spec import RunSpec
+from engine.summary import WORK
+from engine.topology import Mesh
 from pages.charts import multiples, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.compare import columns, differences, sweep
+from pages.charts.units import in_time, percent
+from pages.compare import adding, columns, differences, sweeping
 from pages.compare.columns import Column, Missing
-from pages.shared import drawing, form, links, ways
+from pages.shared import beside, drawing, ways
+from pages.shared.beside import KEPT, RUN, WITH
 from pages.shared.frame import say, view
 from pages.shared.service import Service
 
-WITH = "with"  # the link's parameter: what stands side by side
-BASE, LEVER = "of", "sweep"  # of the sweep: which column, and which lever
 _SHOWN_DIFFERENCES = 4
-_CHART_PX = 300  # the least width of a column
+_MIB = 2**20
 
 
 def show(service: Service) -> None:
     st.html(f'<h1 class="ss-unseen">{say()("Compare")}</h1>')
     if WITH not in st.query_params:
-        st.query_params[WITH] = columns.BETWEEN.join(columns.default_items())
-    items = columns.items_of(st.query_params[WITH])
+        st.query_params[WITH] = beside.BETWEEN.join(st.session_state.get(KEPT, columns.default_items()))
+    items = beside.items_of(st.query_params[WITH])
+    st.session_state[KEPT] = items
     found = columns.read(items, service)
     there = [column for column in found if isinstance(column, Column)]
-    _bar(service, items, there)
+    adding.bar(service, items, there)
     if not found:
-        st.info(say()("Nothing stands here yet: add a layout or a saved run with the button above."), icon=":material/add:")
+        st.info(say()("Nothing stands here yet: add a layout or a saved run with the buttons above."), icon=":material/add:")
         return
-    with st.container(key="columns"):
-        for place, column in zip(st.columns(len(found), gap="medium"), found, strict=True):
-            with place:
-                _column(service, column, there, items)
+    _heads(service, found, there)
+    if len(found) == 1:
+        st.info(say()("Add a second layout or a saved run above to see in what they differ."), icon=":material/add:")
     if there:
+        _charts(found, there)
         _table(there)
-        _sweep(there)
+        sweeping.draw(there)
 
 
-# ------------------------------------------------------------------------------------------------------ what stands here
+# ------------------------------------------------------------------------------------------------- what heads the columns
 
 
-def _bar(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
-    """What can be added."""
+def _heads(service: Service, found: Sequence[Column | Missing], there: Sequence[Column]) -> None:
+    """Row by row, so that each begins at one height in all columns."""
+    items = [column.item for column in found]
+    _row(found, lambda column, place: _title(column, there))
+    _row(found, lambda column, place: _buttons(service, column, items, place))
+    if len(there) > 1:
+        _row(found, lambda column, place: _differences(column, there))
+        if len({column.source for column in there}) > 1:
+            st.caption(say()("Some are measured and others predicted: the prediction's error is part of their difference."))
+
+
+def _row(found: Sequence[Column | Missing], draw: Callable[[Column | Missing, int], None]) -> None:
+    for place, (slot, column) in enumerate(zip(st.columns(len(found), gap="medium"), found, strict=True)):
+        with slot:
+            draw(column, place)
+
+
+def _title(column: Column | Missing, there: Sequence[Column]) -> None:
     words = say()
-    full = len(items) >= columns.MOST
-    with st.container(horizontal=True, vertical_alignment="center", key="compare-bar"):
-        st.markdown(f"### {words('Side by side')}", anchors=False)
-        with st.popover(words("Add a layout"), icon=":material/add:", disabled=full):
-            _add_layout(service, items, there)
-        with st.popover(words("Add a saved run"), icon=":material/folder_open:", disabled=full):
-            _add_run(service, items)
-        if full:
-            st.caption(words("Four is the most that stand side by side; remove one to add another."))
-
-
-def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
-    words = say()
-    if (held := form.held()) is not None:
-        st.button(
-            words("What the Lab's form holds now"),
-            width="stretch",
-            on_click=_put,
-            args=([*items, links.encode(held)],),
-            icon=":material/science:",
-        )
-    if not there:
-        return
-    st.caption(words("Or one of these with a lever moved:"))
-    names = {column.item: columns.title(column, there) for column in there}
-    item = st.selectbox(words("Layout"), names, format_func=names.__getitem__, key="compare/base")
-    lever = st.selectbox(words("Lever"), list(sweep.LEVERS), key="compare/lever")
-    base = next(column.spec for column in there if column.item == item)
-    values = _values(base, lever)
-    if not values:
-        st.info(words("No other value of this lever goes with the rest."))
-        return
-    value = st.selectbox(words("Value"), list(values), key=f"compare/value/{lever}")
-    new = columns.item_of(values[value], service)
-    st.button(words("Add"), type="primary", width="stretch", on_click=_put, args=([*items, new],), disabled=new in items)
-
-
-def _values(base: RunSpec, lever: str) -> dict[str, RunSpec]:
-    """The values of a lever that go with the rest, as labels, and the spec with each; without the value it has."""
-    found = {}
-    for value in sweep.LEVERS[lever]:
-        try:
-            spec = sweep.having(base, lever, value)
-        except RequestError:  # it does not go with the rest, so it is not offered
-            continue
-        if spec != base:
-            found[sweep.shown(value)] = spec
-    return found
-
-
-def _add_run(service: Service, items: Sequence[str]) -> None:
-    words = say()
-    names = [folder.name for folder in store.listing(service.home) if columns.RUN + folder.name not in items]
-    if not names:
-        st.info(words("There is no other saved run: press Run in the Lab, and it will be here."))
-        return
-    name = st.selectbox(words("Saved run"), names, key="compare/run")
-    st.button(
-        words("Add"), type="primary", width="stretch", key="compare/add-run", on_click=_put, args=([*items, columns.RUN + name],)
-    )
-
-
-def _put(items: Sequence[str]) -> None:
-    """Make the link say what stands side by side. A callback."""
-    st.query_params[WITH] = columns.BETWEEN.join(items)
-
-
-# ------------------------------------------------------------------------------------------------------------ one column
-
-
-def _column(service: Service, column: Column | Missing, there: Sequence[Column], items: Sequence[str]) -> None:
-    words = say()
-    place = list(items).index(column.item)
     if isinstance(column, Missing):
-        st.error(words.sentence(column.sentence), icon=":material/error:")
-        _buttons(service, column, items, place)
+        told = words.sentence(column.sentence)
+        st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/error:")
         return
-    name = columns.title(column, there)
-    kind = words("measured") if column.measured else words("predicted")
-    drawing.heading(f"{column.model} · {kind}", name)
-    _named_differences(column, there)
-    _buttons(service, column, items, place)
-    highest = max(int(c.result.tables["memory_peak"].groupby("rank")["bytes"].sum().max()) for c in there)
-    drawing.show(memory(column.result.tables["memory_peak"], highest, view()), f"memory-{place}")
-    sends = [multiples.by_collective(c.result.tables["traffic"], c.spec.layout.ranks)["bytes"].max() for c in there]
-    most = max([float(x) for x in sends if x == x], default=0.0)
-    drawing.show(traffic(column.result.tables["traffic"], column.spec.layout.ranks, most, view()), f"traffic-{place}")
-    drawing.show(pipeline(column.spec, view()), f"pipeline-{place}")
+    drawing.heading(f"{column.model} · {columns.sources(words)[column.source]}", column.spec.layout.code)
+    if levers := columns.telling(column, there, words):
+        st.markdown(" · ".join(levers))
+    if column.saved:
+        st.caption(column.item.removeprefix(RUN))
 
 
-def _named_differences(column: Column, there: Sequence[Column]) -> None:
+def _differences(column: Column | Missing, there: Sequence[Column]) -> None:
     words = say()
+    if isinstance(column, Missing):
+        return
     if column is there[0]:
-        st.caption(words("The others are compared with this one."))
+        st.caption(words("The others are held against this one."))
         return
     found = differences.differences(there[0].result, column.result, words)[:_SHOWN_DIFFERENCES]
-    if there[0].measured != column.measured:
-        st.caption(words("One of the two is measured and the other predicted; their errors are part of the differences."))
     if not found:
         st.caption(words("No difference of half a percent or more."))
     with st.container(horizontal=True, gap="xsmall"):
         for d in found:
-            icon, colour = {True: ("trending_down", "green"), False: ("trending_up", "orange"), None: ("swap_vert", "gray")}[
-                d.better
-            ]
-            st.badge(d.text, icon=f":material/{icon}:", color=colour)  # type: ignore[arg-type]
+            if d.better:
+                st.badge(d.text, icon=":material/arrow_downward:", color="green")
+            else:
+                st.badge(d.text, icon=":material/arrow_upward:", color="orange")
 
 
 def _buttons(service: Service, column: Column | Missing, items: Sequence[str], place: int) -> None:
     words = say()
-    with st.container(horizontal=True, gap="xsmall"):
+    others = [item for item in items if item != column.item]
+    with st.container(horizontal=True, gap="small", vertical_alignment="center", key=f"compare-buttons-{place}"):
         if isinstance(column, Column):
             ways.link("lab", words("Open in the Lab"), "science", _lab_link(service, column))
-        if place:
-            to_front = [column.item, *(item for item in items if item != column.item)]
-            st.button(words("Compare with this"), key=f"compare/first/{place}", type="tertiary", on_click=_put, args=(to_front,))
-        others = [item for item in items if item != column.item]
+            if place:
+                st.button(
+                    words("Make it the first"),
+                    key=f"compare/first/{place}",
+                    type="tertiary",
+                    icon=":material/first_page:",
+                    on_click=adding.put,
+                    args=([column.item, *others],),
+                )
         st.button(
             words("Remove"),
             key=f"compare/remove/{place}",
             type="tertiary",
             icon=":material/close:",
-            on_click=_put,
+            on_click=adding.put,
             args=(others,),
         )
 
 
 def _lab_link(service: Service, column: Column) -> dict[str, str]:
-    link = {"spec": columns.item_of(column.spec, service)}
-    return link | ({"run": column.item.removeprefix(columns.RUN)} if column.measured else {})
+    link = {"spec": beside.item_of(column.spec, service.texts)}
+    return link | ({"run": column.item.removeprefix(RUN)} if column.saved else {})
 
 
-# ----------------------------------------------------------------------------------------------------- table and sweep
+# ----------------------------------------------------------------------------------------------------- charts in columns
 
 
-def _table(there: Sequence[Column]) -> None:
+def _charts(found: Sequence[Column | Missing], there: Sequence[Column]) -> None:
     words = say()
-    rows = pd.DataFrame([_row(column, there) for column in there])
-    drawing.heading(words("All figures"), words("A column's head sorts; the menu above the table at the right saves it as CSV"))
-    st.dataframe(rows, hide_index=True, width="stretch", alt=words("All figures"), key="compare-table")
+    peaks = [c.result.tables["memory_peak"] for c in there]
+    highest = max(int(peak.groupby("rank")["bytes"].sum().max()) for peak in peaks)
+    present = {category for peak in peaks for category in peak.loc[peak["bytes"] > 0, "category"]}
+    sends = [multiples.by_collective(c.result.tables["traffic"], c.spec.layout.ranks) for c in there]
+    most = max((float(sent["bytes"].max()) for sent in sends if len(sent)), default=0.0)
+    axes = ("tp", "pp", "dp")
+    kinds = {pair for sent in sends for pair in zip(sent["axis"], sent["collective"], strict=True)}
+    ordered = tuple(sorted(kinds, key=lambda pair: (axes.index(pair[0]), pair[1])))
+    longest = max(textbook_timeline(c.spec).makespan for c in there)
+
+    st.html(multiples.legend(list(present), look(view())))
+    _each(found, "memory", lambda c: memory(c.result.tables["memory_peak"], highest, view()))
+    _each(found, "traffic", lambda c: traffic(c.result.tables["traffic"], c.spec.layout.ranks, most, ordered, view()))
+    st.html(multiples.lane_legend({kind for c in there for kind in _kinds(c.spec)}, look(view())))
+    _each(found, "pipeline", lambda c: pipeline(c.spec, longest, view()))
+    if all(c.measured for c in there):
+        kinds_run = {kind for c in there for kind in c.result.tables["spans"]["kind"].unique()}
+        st.html(multiples.lane_legend(kinds_run, look(view())))
+        last = max(float(c.result.tables["spans"]["end_ns"].max()) for c in there)
+        _each(found, "measured", lambda c: clocked(c.result.tables["spans"], c.spec, last, view()))
+    elif any(c.measured for c in there):
+        st.caption(words("Measured timelines are shown where all columns are measured."))
 
 
-def _row(column: Column, there: Sequence[Column]) -> dict[str, object]:
-    words, summary = say(), column.result.summary
-    layout, workload = column.spec.layout, column.spec.workload
-    peak = column.result.tables["memory_peak"].groupby("rank")["bytes"].sum()
-    row: dict[str, object] = {
-        words("layout"): columns.title(column, there),
-        words("source"): words("measured") if column.measured else words("predicted"),
-        words("ranks"): layout.ranks,
-        words("sequences a step"): layout.dp * workload.microbatches * workload.microbatch_size,
-        words("peak memory, fullest rank (bytes)"): summary["peak_bytes"],
-        words("fullest rank"): summary["peak_rank"],
-        words("peak memory, emptiest rank (bytes)"): int(peak.min()),
-        words("traffic of a rank in a step (bytes)"): round(summary["wire_bytes_per_rank"]),
-        words("bubble (% of total time)"): round(100 * summary["bubble"], 2),
-    }
-    if "step_ns" in summary:
-        row[words("step (ms)")] = round(summary["step_ns"] / 1e6, 2)
-    if "loss_last" in summary:
-        row[words("loss")] = round(summary["loss_last"], 4)
-    return row
+def _kinds(spec: RunSpec) -> set[str]:
+    return {timed.action.kind for timed in textbook_timeline(spec).timed if timed.action.kind in WORK}
 
 
-def _sweep(there: Sequence[Column]) -> None:
-    words = say()
-    names = {column.item: columns.title(column, there) for column in there}
-    st.markdown(f"### {words('One lever through all its values')}", anchors=False)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        item = _kept_select(words("Layout"), list(names), BASE, names.__getitem__)
-        lever = _kept_select(words("Lever"), list(sweep.LEVERS), LEVER, str)
-    base = next(column.spec for column in there if column.item == item)
-    made = swept(base, lever)
-    here = sweep.shown(getattr(getattr(base, lever.split(".")[0]), lever.split(".")[1]))
-    field = lever.split(".")[1]
-    drawings: list[tuple[str, Callable[..., Drawing], pd.DataFrame]] = [
-        ("sweep-memory", multiples.sweep_memory, made.memory),
-        ("sweep-traffic", multiples.sweep_traffic, made.figures),
-        ("sweep-bubble", multiples.sweep_bubble, made.figures),
-    ]
-    with st.grid(columns=3, min_column_width=_CHART_PX, gap="medium") as grid:
-        for key, make, rows in drawings:
-            with grid.cell():
-                drawing.show(make(rows, field, here, look(view())), key)
-    if made.left_out:
-        with st.expander(words("Values that do not go with the rest")):
-            for value, sentence in made.left_out:
-                st.markdown(f"- **{field}={value}**: {words.sentence(sentence)}")
+def _each(found: Sequence[Column | Missing], key: str, make: Callable[[Column], Drawing]) -> None:
+    def draw(column: Column | Missing, place: int) -> None:
+        if isinstance(column, Column):
+            drawing.show(make(column), f"{key}-{place}")
 
-
-def _kept_select(label: str, options: list[str], parameter: str, name: Callable[[str], str]) -> str:
-    """A choice that the link carries."""
-    held = st.query_params.get(parameter, options[0])
-    key = f"compare/{parameter}"
-    if st.session_state.get(key) not in options:
-        st.session_state[key] = held if held in options else options[0]
-    picked: str = st.selectbox(label, options, format_func=name, key=key, width=320)
-    if picked == options[0]:
-        st.query_params.pop(parameter, None)
-    else:
-        st.query_params[parameter] = picked
-    return picked
-
-
-# ------------------------------------------------------------------------------------------- made once for a view and input
+    _row(found, draw)
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -264,18 +177,98 @@ def memory(peak: pd.DataFrame, highest: int, view: View) -> Drawing:
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
-def traffic(table: pd.DataFrame, ranks: int, highest: float, view: View) -> Drawing:
-    return drawing.packed(multiples.traffic(table, ranks, highest, look(view)))
+def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: multiples.Sends, view: View) -> Drawing:
+    return drawing.packed(multiples.traffic(table, ranks, highest, kinds, look(view)))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
-def pipeline(spec: RunSpec, view: View) -> Drawing:
-    """The textbook timeline: for a measured run too, since clocks of different runs do not compare."""
+def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
+    """The textbook timeline, for a measured run too."""
+    style = look(view)
+    say = style.say
     made = textbook_timeline(spec)
-    names = [say()("stage {stage}", stage=s) for s in range(spec.layout.pp)]
-    return drawing.packed(timeline.textbook(list(made.timed), names, look(view)))
+    names = [say("stage {stage}", stage=stage) for stage in range(spec.layout.pp)]
+    panel = timeline.replayed_panel("textbook", list(made.timed), names, say)
+    drawn = timeline.draw([panel], style, least=longest)
+    title = say("Bubble {share} of {count} units", share=percent(panel.bubble), count=f"{panel.makespan:g}")
+    reading = say("Textbook: a forward pass takes 1 unit, a backward pass 2. The bubble is a share of total time.")
+    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading)))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def swept(base: RunSpec, lever: str) -> sweep.Sweep:
-    return sweep.sweep(base, lever)
+def clocked(spans: pd.DataFrame, spec: RunSpec, last: float, view: View) -> Drawing:
+    """The measured timeline."""
+    style, layout = look(view), spec.layout
+    panel = timeline.measured_panel(spans, Mesh(layout.dp, layout.tp, layout.pp), style.say)
+    drawn = timeline.draw([panel], style, least=last)
+    title = style.say("Bubble {share} of {time}", share=percent(panel.bubble), time=in_time(panel.makespan))
+    reading = style.say("By the wall clock of this machine, whose cores the ranks shared. The bubble is a share of total time.")
+    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading)))
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def _table(there: Sequence[Column]) -> None:
+    """Sizes in MiB; the file has them in bytes."""
+    words = say()
+    exact = pd.DataFrame([figures(column) for column in there])
+    exact.insert(0, "what", [columns.title(column, there, words) for column in there])
+    drawing.heading(words("All figures"), words("Click a column's head to sort by it"))
+    shown = exact.drop(columns="layout").assign(
+        source=exact["source"].map(columns.sources(words)),
+        peak_bytes=exact["peak_bytes"] / _MIB,
+        least_peak_bytes=exact["least_peak_bytes"] / _MIB,
+        wire_bytes_per_rank=exact["wire_bytes_per_rank"] / _MIB,
+        bubble=100 * exact["bubble"],
+    )
+    if "step_ns" in shown:
+        shown["step_ns"] = shown["step_ns"] / 1e6
+    number = st.column_config.NumberColumn
+    config: dict[str, Any] = {
+        "what": st.column_config.TextColumn(words("layout"), width="medium"),
+        "model": words("model"),
+        "source": words("source"),
+        "ranks": number(words("ranks")),
+        "sequences": number(words("sequences a step")),
+        "peak_bytes": number(words("peak (MiB)"), format="%.2f", help=words("Of the fullest rank.")),
+        "peak_rank": number(words("on rank")),
+        "least_peak_bytes": number(words("least peak (MiB)"), format="%.2f", help=words("Of the emptiest rank.")),
+        "wire_bytes_per_rank": number(words("sent a rank (MiB)"), format="%.2f", help=words("Wire bytes of a step, the mean.")),
+        "bubble": number(words("bubble (%)"), format="%.1f", help=words("Of total time. Predicted: in textbook times.")),
+        "step_ns": number(words("step (ms)"), format="%.1f", help=words("On this machine.")),
+        "loss_last": number(words("last loss"), format="%.3f"),
+    }
+    st.dataframe(shown, hide_index=True, width="stretch", column_config=config, alt=words("All figures"), key="compare-table")
+    st.download_button(
+        words("Save as CSV, in exact bytes"),
+        data=lambda: exact.to_csv(index=False).encode(),
+        file_name="shardscope-compare.csv",
+        mime="text/csv",
+        key="compare/csv",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+
+
+def figures(column: Column) -> dict[str, object]:
+    """A column's numbers, exact, under the names that tables have."""
+    summary, layout, workload = column.result.summary, column.spec.layout, column.spec.workload
+    peak = column.result.tables["memory_peak"].groupby("rank")["bytes"].sum()
+    row: dict[str, object] = {
+        "model": column.model,
+        "layout": layout.code,
+        "source": column.source,
+        "ranks": layout.ranks,
+        "sequences": layout.dp * workload.microbatches * workload.microbatch_size,
+        "peak_bytes": int(summary["peak_bytes"]),
+        "peak_rank": int(summary["peak_rank"]),
+        "least_peak_bytes": int(peak.min()),
+        "wire_bytes_per_rank": float(summary["wire_bytes_per_rank"]),
+        "bubble": float(summary["bubble"]),
+    }
+    if column.measured:
+        row["step_ns"] = int(summary["step_ns"])
+        if "loss_last" in summary:
+            row["loss_last"] = float(summary["loss_last"])
+    return row

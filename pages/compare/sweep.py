@@ -14,10 +14,11 @@ from engine.spec import V_SHAPED, RequestError, RunSpec
 
 # Lever (a spec's dotted field) → the values to try.
 LEVERS: Mapping[str, tuple[Any, ...]] = {
+    "layout.schedule": SCHEDULES,
     "layout.dp": (1, 2, 4, 8, 16),
     "layout.tp": (1, 2, 4, 8, 16),
     "layout.pp": (1, 2, 4, 8, 16),
-    "layout.schedule": SCHEDULES,
+    "layout.chunks": (1, 2, 3, 4, 6, 8),
     "layout.zero": (0, 1, 2, 3),
     "layout.sequence_parallel": (False, True),
     "layout.recompute": ("none", "selective", "full"),
@@ -33,46 +34,64 @@ _LEAST_CHUNKS = {**dict.fromkeys(V_SHAPED, 2), "interleaved": 2}
 class Sweep:
     """`memory` has a row for each value and category, of the fullest rank; `figures` one for each value.
 
-    `left_out`: the values that do not go with the rest, and the sentence that says why.
+    `tried` are the values that go with the rest, by their code, which the tables hold; `left_out` those that do not, each with
+    the sentence that says why.
     """
 
     lever: str
+    tried: Mapping[str, Any]
     memory: pd.DataFrame  # value, category, bytes
     figures: pd.DataFrame  # value, peak_bytes, peak_rank, wire_bytes_per_rank, bubble
-    left_out: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[Any, str], ...]
 
 
 def sweep(base: RunSpec, lever: str) -> Sweep:
-    part, field = lever.split(".")
-    own = getattr(getattr(base, part), field)
+    own = held(base, lever)
     values = sorted({*LEVERS[lever], own}) if isinstance(own, int) else LEVERS[lever]
-    memory, figures, left_out = [], [], []
+    tried, memory, figures, left_out = {}, [], [], []
     for value in values:
         try:
             result = predict(having(base, lever, value))
         except RequestError as error:
-            left_out.append((shown(value), str(error)))
+            left_out.append((value, error.sentence))
             continue
         rank = result.summary["peak_rank"]
         peak = result.tables["memory_peak"]
         mine = peak.loc[peak["rank"] == rank, ["category", "bytes"]]
-        memory.append(mine.assign(value=shown(value)))
-        figures.append({"value": shown(value), "this": value == own} | result.summary)
-    return Sweep(lever, pd.concat(memory, ignore_index=True), pd.DataFrame(figures), tuple(left_out))
+        tried[str(value)] = value
+        memory.append(mine.assign(value=str(value)))
+        figures.append({"value": str(value)} | result.summary)
+    return Sweep(lever, tried, pd.concat(memory, ignore_index=True), pd.DataFrame(figures), tuple(left_out))
 
 
-def shown(value: Any) -> str:
-    """A value as a label: the same in every language."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+def held(spec: RunSpec, lever: str) -> Any:
+    """The value that a spec has."""
+    part, field = lever.split(".")
+    return getattr(getattr(spec, part), field)
 
 
 def having(base: RunSpec, lever: str, value: Any) -> RunSpec:
     """Raises `RequestError` where the value does not go with the rest. Chunks follow the schedule; a split by hand is dropped."""
+    if value == held(base, lever):
+        return base
     part, field = lever.split(".")
     request = base.model_dump()
     request[part][field] = value
     if field == "schedule":
         request["layout"]["chunks"] = _LEAST_CHUNKS.get(value, 1)
-    if field in ("pp", "schedule"):
+    if field in ("pp", "schedule", "chunks"):
         request["layout"]["split"] = ()
     return RunSpec.model_validate(request)
+
+
+def others(base: RunSpec, lever: str) -> dict[Any, RunSpec]:
+    """The values of a lever that go with the rest, and the spec with each; without the value it has."""
+    found = {}
+    for value in LEVERS[lever]:
+        try:
+            spec = having(base, lever, value)
+        except RequestError:  # it does not go with the rest, so it is not offered
+            continue
+        if spec != base:
+            found[value] = spec
+    return found

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.devices import DEVICES
-from engine.predict.memory import SYMBOLS, memory
+from engine.predict.memory import SYMBOLS, Peak, memory
 from engine.predict.run import predict
 from engine.predict.traffic import terms as traffic_terms
 from engine.spec import RunSpec
@@ -17,13 +17,14 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.names import action, categories, measures, phase
 from pages.charts.roles import Roles, roles_of
+from pages.charts.traffic import Measure
 from pages.charts.units import in_bytes
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 
 DEVICE, MEASURE = "device", "bytes"  # the link's parameters
 NO_DEVICE = "none"
-MEASURES: tuple[beside.Measure, ...] = ("wire", "payload")
+MEASURES: tuple[Measure, ...] = ("wire", "payload")
 _DEFAULT_DEVICE = "rtx-4090"
 CHART_PX = 520  # two charts stand side by side where each has that much
 
@@ -68,7 +69,7 @@ def memory_chart(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
-def traffic_chart(spec: RunSpec, measured: pd.DataFrame | None, measure: beside.Measure, rank: int | None, view: View) -> Drawing:
+def traffic_chart(spec: RunSpec, measured: pd.DataFrame | None, measure: Measure, rank: int | None, view: View) -> Drawing:
     formula_says = predicted(spec).tables["traffic"]
     return drawing.packed(beside.traffic(measured, formula_says, spec.layout.ranks, measure, rank, look(view)))
 
@@ -86,7 +87,7 @@ def linked_device() -> str:
     return named if named in DEVICES or named == NO_DEVICE else _DEFAULT_DEVICE
 
 
-def linked_measure() -> beside.Measure:
+def linked_measure() -> Measure:
     return "payload" if st.query_params.get(MEASURE) == "payload" else "wire"
 
 
@@ -135,13 +136,19 @@ def _to_link(parameter: str, widget: str, default: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- the formulas
 
 
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _peaks(spec: RunSpec) -> tuple[Peak, ...]:
+    """With their terms, which the tables do not have."""
+    return memory(spec).peaks
+
+
 def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
-    found = memory(spec)
-    fullest = max(found.peaks, key=lambda peak: sum(peak.bytes.values())).stage
+    peaks = _peaks(spec)
+    fullest = max(peaks, key=lambda peak: peak.total).stage
     shown = rank if rank is not None else fullest * mesh.dp * mesh.tp
-    peak = found.peaks[mesh.coordinate(shown).pp]
-    label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(sum(peak.bytes.values())))
+    peak = peaks[mesh.coordinate(shown).pp]
+    label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
     with st.expander(
         label, icon=":material/function:", key=f"unfold-memory-{key}", on_change="rerun", type="compact"
     ) as unfolded:

@@ -15,7 +15,7 @@ import streamlit as st
 
 from pages.charts.look import Look, View, look
 from pages.charts.words import Words
-from pages.learn.lesson import Knob, Lesson, Question
+from pages.learn.question import Knob, Question
 from pages.shared.frame import view
 from pages.shared.service import Service
 
@@ -32,6 +32,17 @@ def moved() -> bool:
 
 def note_move() -> None:
     st.session_state[_MOVED] = True
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """`questions` are asked in turn: the first, and the next when the reader wants another."""
+
+    title: Callable[[Words], str]
+    goal: Callable[[Words], str]
+    knobs: tuple[Knob, ...]
+    draw: Callable[[Desk], None]
+    questions: tuple[Callable[[Desk], Question], ...]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import streamlit as st
 from pages.learn import predict
 from pages.learn.desk import Desk, moved, note_move
 from pages.learn.lessons import LESSONS
-from pages.shared.frame import say
+from pages.shared import frame
 from pages.shared.service import Service
 
 LESSON, WITH = "lesson", "with"  # the link's parameters: the lesson's number, and what is set in it
@@ -61,14 +61,14 @@ def _open(number: int) -> None:
 
 def _contents(current: int) -> None:
     """The list of lessons; what is done has a mark."""
-    words, finished = say(), predict.done()
+    say, finished = frame.say(), predict.done()
     with st.container(key="contents", gap=None):
-        st.markdown(f"##### {words('Lessons')}", anchors=False)
+        st.markdown(f"##### {say('Lessons')}", anchors=False)
         for number, lesson in enumerate(LESSONS, start=1):
             mark = "check_circle" if number in finished else "radio_button_unchecked"
             with st.container(key=f"lesson-{'open' if number == current else 'other'}-{number}", gap=None):
                 st.button(
-                    f"{number}  {lesson.title(words)}",
+                    f"{number}  {lesson.title(say)}",
                     key=f"learn/to/{number}",
                     type="tertiary",
                     icon=f":material/{mark}:",
@@ -76,7 +76,7 @@ def _contents(current: int) -> None:
                     on_click=_open,
                     args=(number,),
                 )
-        st.caption(words("{done} of {all} answered", done=len(finished), all=len(LESSONS)))
+        st.caption(say("{done} of {all} answered", done=len(finished), all=len(LESSONS)))
 
 
 def _lesson(desk: Desk) -> None:

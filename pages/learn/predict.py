@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.learn.desk import ANSWER, TURN, Desk, note_move
-from pages.learn.lesson import Question
+from pages.learn.question import Question
 
 _DONE = "learn/done"
 

@@ -9,10 +9,11 @@ import streamlit as st
 from engine import store
 from engine.launch.queue import RunState
 from engine.predict.memory import memory as predict_memory
+from engine.predict.run import predict
 from engine.predict.traffic import traffic as predict_traffic
 from engine.spec import RequestError, RunSpec
 from engine.tables import RunResult
-from pages.charts import memory, traffic
+from pages.charts import beside
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.learn.desk import Desk, note_move
@@ -63,7 +64,7 @@ def draw(desk: Desk, spec: RunSpec) -> None:
             runbar.watch(desk.service, found.id)
         return
     if isinstance(found, RunState) and found.phase == "failed":
-        st.error(found.message, icon=":material/error:")
+        st.error(desk.say.sentence(found.message), icon=":material/error:")
     if refused := st.session_state.pop(_REFUSED, None):
         st.error(say("This run was refused: {reason}.", reason=say.sentence(refused)), icon=":material/error:")
     label = say("Run it: {count} processes on this machine", count=spec.layout.ranks)
@@ -130,10 +131,13 @@ def as_predicted(done: RunResult) -> bool:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _peak(folder: Path, view: View) -> Drawing:
-    return drawing.packed(memory.peak(load(folder).tables["memory_peak"], look(view)))
+    run = load(folder)
+    predicted = predict(run.spec).tables["memory_peak"]
+    return drawing.packed(beside.memory(run.tables["memory_peak"], predicted, None, "", look(view)))
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _kinds(folder: Path, view: View) -> Drawing:
     run = load(folder)
-    return drawing.packed(traffic.kinds(run.tables["traffic"], run.spec.layout.ranks, "wire", look(view)))
+    predicted = predict(run.spec).tables["traffic"]
+    return drawing.packed(beside.traffic(run.tables["traffic"], predicted, run.spec.layout.ranks, "wire", None, look(view)))

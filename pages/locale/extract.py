@@ -1,8 +1,9 @@
 """Messages out of the code and into the catalogs: `python -m pages.locale.extract`, or `make catalogs`.
 
-A message is what stands as a literal in say("…"), plural("…", "…"), the engine's sentence("…"), and in the description of a
-field of the spec. What is new comes into each .po without a translation, what nobody says any more leaves it, and translations
-that are there stay. Nothing is guessed: a message that changed is a new one.
+A message is what stands as a literal in say("…") or words("…"), plural("…", "…"), the engine's sentence("…") and Reason("…"), in
+the description of a field of the spec, and where the formulas name what they count. What is new comes into each .po without a
+translation, what nobody says any more leaves it, and translations that are there stay. Nothing is guessed: a message that changed
+is a new one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from pages.charts.words import DOMAIN, LANGUAGES, LOCALE, SOURCE_LANGUAGE
 
 ROOT = Path(__file__).parents[2]
 _WIDTH = 110
+# Where the formulas name what they count: by what is called, the place of the name among the arguments. What is no literal there
+# is handed on, and stands as a literal where it comes from.
+_FORMULAS = "engine/predict/"
+_NAMES = {
+    "Term": 0, "Call": 3, "Key": 1, "_enter": 2, "_leave": 2,
+    "new": 0, "like": 1, "touch": 0, "column": 4, "row": 2, "bias": 2, "add": 2, "_record": 1,
+}  # fmt: skip
 
 
 class Message(NamedTuple):
@@ -57,8 +65,16 @@ def _said(call: ast.Call, path: str) -> list[str]:
         return [_literal(k.value, path) for k in call.keywords if k.arg == "description"]
     if name == "say" and call.args:  # say() without arguments is the page's Words
         return [_literal(call.args[0], path)]
+    if name == "words" and call.args:  # the page's Words by another name; words("zh") and words(language) make one
+        literal = isinstance(call.args[0], ast.Constant) and call.args[0].value not in LANGUAGES
+        return [_literal(call.args[0], path)] if literal else []
     if name == "sentence" and isinstance(call.func, ast.Name):  # and not say.sentence(…), which says one made elsewhere
         return [_literal(call.args[0], path)]
+    if name == "Reason":
+        return [_literal(call.args[0], path)]
+    if path.startswith(_FORMULAS) and len(call.args) > _NAMES.get(name, len(call.args)):
+        named = call.args[_NAMES[name]]
+        return [named.value] if isinstance(named, ast.Constant) and isinstance(named.value, str) and named.value else []
     if name == "plural":
         return [_literal(argument, path) for argument in call.args[:2]]
     return []

@@ -3,31 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from engine.predict.search import search
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.units import in_bytes
+from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
 from pages.shared.frame import say, view
 
 MODELS = ("gpt2-1.5b", "gpt3-6.7b", "llama3-8b", "gpt3-13b", "llama3-70b", "gpt3-175b", "llama3-405b")
 COUNTS = (1, 8, 64, 256, 1024, 4096)
+MAP = "map"  # the link's parameter: whether it is shown
+_PICKED = "plan/map-picked"
 
 
+@st.fragment
 def draw(request: Request) -> None:
-    """On a button, since it is as many searches as it has cells."""
+    """When it is opened, since it is as many searches as it has cells: each is kept, so what was begun is not lost."""
     words = say()
-    with st.expander(words("Other models, other numbers of devices"), key="plan-heatmap-open", on_change="rerun") as opened:
-        if opened.open:
-            with st.spinner(words("Searching {count} combinations", count=len(MODELS) * len(COUNTS))):
-                made = heatmap(_asked(request), view())
-            drawing.show(made, "plan-heatmap")
+    if st.session_state.pop(_PICKED, False):
+        st.rerun()
+    shown = MAP in st.query_params
+    label = words("What fits where: other models, other numbers of devices")
+    with st.expander(label, expanded=shown, key="plan-map-open", on_change="rerun") as opened:
+        if not opened.open:
+            st.query_params.pop(MAP, None)
+            return
+        if not shown:
+            st.query_params[MAP] = "1"
+        asked, pairs = _asked(request), [(model, ranks) for model in MODELS for ranks in COUNTS]
+        bar, rows = st.progress(0.0), []
+        for n, (model, ranks) in enumerate(pairs):
+            if n % len(COUNTS) == 0:  # a word of progress a model: each is a message to the browser
+                bar.progress(n / len(pairs), text=words("Searching {count} combinations", count=len(pairs)))
+            rows.append(cell(asked, model, ranks))
+        bar.empty()
+        drawing.show(_drawn(pd.DataFrame(rows), view()), "plan-heatmap", on_rank=lambda row: _plan(row, rows))
+
+
+def _plan(row: int | None, rows: list[dict[str, Any]]) -> None:
+    """Plan the combination that was clicked. A callback."""
+    if row is None or row >= len(rows):
+        return
+    model, ranks = rows[row]["model"], rows[row]["ranks"]
+    st.query_params["model"], st.query_params["ranks"], st.query_params["batch"] = model, str(ranks), str(batch(ranks))
+    for name in (ROW, "seq"):
+        st.query_params.pop(name, None)
+    st.session_state[_PICKED] = True
+
+
+def batch(ranks: int) -> int:
+    """Two sequences a device and step, and at least 8: what can be divided in many ways."""
+    return max(8, 2 * ranks)
 
 
 def _asked(request: Request) -> Request:
@@ -36,25 +71,22 @@ def _asked(request: Request) -> Request:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def heatmap(request: Request, view: View) -> Drawing:
-    return drawing.packed(charts.heatmap(cells(request), look(view)))
+def _drawn(cells: pd.DataFrame, view: View) -> Drawing:
+    return drawing.packed(charts.heatmap(cells, look(view)))
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def cells(request: Request) -> pd.DataFrame:
-    """model, ranks, layout, mfu, reason: a row a combination; mfu is missing where nothing fits, and the reason says why."""
-    return pd.DataFrame([_cell(request, model, ranks) for model in MODELS for ranks in COUNTS])
-
-
-def _cell(request: Request, model: str, ranks: int) -> dict[str, object]:
-    """Two sequences a device and step, and at least 8: what can be divided in many ways."""
-    asked = replace(request, model=model, ranks=ranks, batch=max(8, 2 * ranks))
-    row: dict[str, object] = {"model": model, "ranks": ranks, "layout": "", "mfu": float("nan"), "reason": ""}
+@st.cache_data(max_entries=512, show_spinner=False)
+def cell(request: Request, model: str, ranks: int) -> dict[str, Any]:
+    """model, ranks, layout, mfu, memory_bytes, reason: mfu is NaN where nothing fits, and the reason says why."""
+    asked = replace(request, model=model, ranks=ranks, batch=batch(ranks))
+    row: dict[str, Any] = {"model": model, "ranks": ranks, "layout": "", "mfu": float("nan"), "memory_bytes": 0, "reason": ""}
     try:
         plan = search(asked.spec, ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, replayed=0)
     except RequestError as error:
-        return row | {"reason": str(error)}
+        return row | {"reason": error.sentence}
     best = plan.layouts.iloc[0]
+    row |= {"layout": str(best["layout"]), "memory_bytes": int(best["memory_bytes"])}
     if not plan.feasible:
-        return row | {"layout": best["layout"], "reason": best["reason"]}
-    return row | {"layout": best["layout"], "mfu": float(best["mfu"])}
+        need, have = in_bytes(row["memory_bytes"]), in_bytes(plan.device.memory_bytes)
+        return row | {"reason": sentence("needs {need}, and the device has {size}", need=need, size=have)}
+    return row | {"mfu": float(best["mfu"])}

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
-from engine import catalog
-from engine.devices import DEVICES
-from engine.export.settings import FRAMEWORKS, Framework, settings
-from engine.predict.accounting import ACCOUNTINGS
-from engine.predict.explain import Reason, label, way_to_fit, why
+from engine.predict.explain import Reason, way_to_fit
 from engine.predict.memory import memory
-from engine.predict.rates import Assumptions
 from engine.predict.search import Plan
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.names import schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import heatmap
-from pages.plan.request import DEFAULT, OWN, OWN_FIELDS, Request, of_link, starting_from, to_link
-from pages.shared import drawing, links, ways
-from pages.shared.choice import Choice
+from pages.plan import detail, form, heatmap, names, published, rehearsing
+from pages.plan.form import ROW
+from pages.plan.request import DEFAULT, Request, of_link, to_link
+from pages.shared import drawing
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, say, view
 from pages.shared.service import Service
 
-ROW = "row"  # the link's parameter: which layout is looked at
 _TOP = 20
-# What a framework calls itself, and how its file of settings ends.
-_FRAMEWORKS: Mapping[Framework, tuple[str, str]] = {
-    "megatron": ("Megatron-LM", "sh"),
-    "torchtitan": ("torchtitan", "toml"),
-    "deepspeed": ("DeepSpeed", "json"),
-}
-_CHART_PX = 520
-_COLUMNS = (
-    "layout", "schedule", "chunks", "microbatches", "microbatch_size", "zero", "sequence_parallel", "recompute", "memory_bytes",
-    "step_s", "bubble", "tflops_per_device", "mfu", "tokens_per_second", "pareto",
-)  # fmt: skip
+_CHART_PX = 520  # two charts stand side by side where each has that much
+_KEPT = (LANG, heatmap.MAP, rehearsing.DRY)  # parameters of the link that are not about what is asked
 
 
 def show(service: Service) -> None:
@@ -49,25 +35,30 @@ def show(service: Service) -> None:
     st.html(f'<h1 class="ss-unseen">{words("Plan")}</h1>')
     request = _read()
     with st.sidebar:
-        request = _form(request)
+        form.draw(request)
     _keep(request)
     try:
-        plan = planned(request)
+        with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}"), show_time=True):
+            plan = planned(request)
     except RequestError as error:
-        st.error(words.sentence(error.sentence), icon=":material/rule:")
+        told = words.sentence(error.sentence)
+        st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
+        heatmap.draw(request)
         return
     row = _row(plan)
     st.markdown(f"### {_headline(request, plan, words)}", anchors=False)
+    drawing.heading(_place(plan, row, words), f"{plan.layouts['layout'].iloc[row]} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(plan, row, words)
     with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
         with grid.cell():
-            _front(request, plan, row)
+            drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
         with grid.cell():
             drawing.show(stages(request, row, view()), "plan-stages")
+    detail.draw(service, request, plan, row)
     _table(plan, row, words)
-    _detail(service, request, plan, row, words)
     heatmap.draw(request)
+    published.draw(request)
 
 
 # --------------------------------------------------------------------------------------------------------- what is asked
@@ -82,125 +73,11 @@ def _read() -> Request:
 
 
 def _keep(request: Request) -> None:
-    """Make the link say what is planned. A row belongs to the request it was chosen in."""
-    wanted = to_link(request)
-    held = {name: value for name, value in st.query_params.to_dict().items() if name not in (ROW, LANG)}
-    if held == wanted:
-        return
-    kept = {LANG: st.query_params[LANG]} if LANG in st.query_params else {}
-    if held and ROW in st.query_params and of_link(held) == request:
-        kept[ROW] = st.query_params[ROW]
-    st.query_params.from_dict(wanted | kept)
-
-
-def _form(request: Request) -> Request:
-    """The widgets, which show what the link asks for, and what they ask for now."""
-    words = say()
-    changed = dict(vars(request))
-    st.markdown(f"##### {words('Model')}", anchors=False)
-    changed["model"] = _select(words("Model"), list(catalog.MODELS), request.model, "model")
-    shape = catalog.model(changed["model"])
-    told = words(
-        "{parameters} parameters, sequences of {seq} tokens", parameters=short(shape.parameters(), words), seq=f"{shape.seq:,}"
-    )
-    st.caption(told)
-    st.markdown(f"##### {words('Devices')}", anchors=False)
-    names = {name: name for name in DEVICES} | {OWN: words("a device of your own")}
-    changed["device"] = _select(words("Device"), list(names), request.device, "device", names)
-    left, right = st.columns(2, gap="xsmall")
-    changed["ranks"] = _number(left, words("How many"), request.ranks, 1, 1_000_000, "ranks")
-    changed["batch"] = _number(right, words("Global batch"), request.batch, 1, 1_000_000, "batch")
-    changed["own"] = _own(request) if changed["device"] == OWN else ()
-    with st.expander(words("Sequence, precision, accounting")):
-        changed["seq"] = _number(st, words("Sequence length (0: the model's)"), request.seq, 0, 1_000_000, "seq")
-        changed["precision"] = _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
-        changed["accounting"] = _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting")
-    with st.expander(words("What is assumed of the hardware")):
-        changed["assumed"] = _assumed(request.assumed)
-    return Request(**changed)
-
-
-def _select(label: str, options: list[str], value: str, name: str, names: Mapping[str, str] | None = None) -> str:
-    st.session_state[f"plan/{name}"] = value if value in options else options[0]
-    format = (names or dict(zip(options, options, strict=True))).__getitem__
-    st.selectbox(label, options, key=f"plan/{name}", format_func=format, on_change=_moved, args=(name,))
-    return st.session_state[f"plan/{name}"]
-
-
-def _number(place: object, label: str, value: int, least: int, most: int, name: str) -> int:
-    st.session_state[f"plan/{name}"] = min(max(value, least), most)
-    place.number_input(label, least, most, key=f"plan/{name}", on_change=_moved, args=(name,))  # type: ignore[attr-defined]
-    return int(st.session_state[f"plan/{name}"])
-
-
-def _moved(name: str) -> None:
-    """A control was moved: the link follows, and the rest of the page is drawn from the link. A callback."""
-    value = st.session_state[f"plan/{name}"]
-    if name == "device" and value == OWN and "own" not in st.query_params:
-        known = st.query_params.get("device", DEFAULT.device)
-        st.query_params["own"] = "_".join(
-            f"{figure:g}" for figure in starting_from(known if known in DEVICES else DEFAULT.device)
-        )
-    st.query_params[name] = (
-        str(int(value)) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
-    st.query_params.pop(ROW, None)
-
-
-def _own(request: Request) -> tuple[float, ...]:
-    words = say()
-    labels = {
-        "memory_bytes": words("Memory (GB)"),
-        "bf16_flops": words("bf16 peak (TFLOP/s)"),
-        "fp32_flops": words("fp32 peak (TFLOP/s)"),
-        "memory_bandwidth": words("Memory bandwidth (GB/s)"),
-        "intra_bandwidth": words("Link inside a node (GB/s, one way)"),
-        "inter_bandwidth": words("Link between nodes (GB/s, one way)"),
-        "node_size": words("Devices in a node"),
-    }
-    values = request.own or starting_from(DEFAULT.device)
-    found = []
-    for (field, _), value in zip(OWN_FIELDS.values(), values, strict=True):
-        key = f"plan/own/{field}"
-        st.session_state[key] = value
-        st.number_input(labels[field], min_value=0.001 if field != "node_size" else 1.0, key=key, on_change=_own_moved)
-        found.append(float(st.session_state[key]))
-    return tuple(found)
-
-
-def _own_moved() -> None:
-    """A callback."""
-    st.query_params["own"] = "_".join(f"{st.session_state[f'plan/own/{field}']:g}" for field, _ in OWN_FIELDS.values())
-    st.query_params.pop(ROW, None)
-
-
-def _assumed(assumed: Assumptions) -> Assumptions:
-    words = say()
-    labels = {
-        "matmul_efficiency": words("Matrix products, of peak FLOP/s"),
-        "attention_efficiency": words("Attention's products, of peak FLOP/s"),
-        "memory_efficiency": words("Norms and softmax, of memory bandwidth"),
-        "intra_efficiency": words("Links inside a node, of their bandwidth"),
-        "inter_efficiency": words("Links between nodes, of their bandwidth"),
-        "dp_overlap": words("dp collectives hidden behind backward"),
-        "tp_overlap": words("tp collectives hidden"),
-        "fused_attention": words("Fused attention (scores never in memory)"),
-        "split_messages": words("Messages between stages cut over tp"),
-    }
-    found = {}
-    for name, value in assumed:
-        key = f"plan/{name}"
-        st.session_state[key] = value
-        if isinstance(value, bool):
-            st.toggle(labels[name], key=key, on_change=_moved, args=(name,))
-        else:
-            least = 0.0 if name.endswith("overlap") else 0.05
-            st.slider(labels[name], least, 1.0, step=0.05, key=key, on_change=_moved, args=(name,))
-        found[name] = st.session_state[key]
-    return Assumptions(**found)
-
-
-# ------------------------------------------------------------------------------------------------------------ the answer
+    """Make the link say what is planned, and no more."""
+    held = st.query_params.to_dict()
+    wanted = to_link(request) | {name: held[name] for name in (*_KEPT, ROW) if name in held}
+    if held != wanted:
+        st.query_params.from_dict(wanted)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -217,10 +94,14 @@ def _row(plan: Plan) -> int:
 
 
 def _choose(row: int) -> None:
+    """A callback."""
     if row:
         st.query_params[ROW] = str(row)
     else:
         st.query_params.pop(ROW, None)
+
+
+# ------------------------------------------------------------------------------------------------------------ the answer
 
 
 def _headline(request: Request, plan: Plan, words: Words) -> str:
@@ -230,42 +111,56 @@ def _headline(request: Request, plan: Plan, words: Words) -> str:
     return words("{model} on {ranks} × {device}: no layout fits", **values)
 
 
+def _place(plan: Plan, row: int, words: Words) -> str:
+    all_, fitting = f"{len(plan.layouts):,}", f"{plan.feasible:,}"
+    if row >= plan.feasible:
+        return words("One of the {count} layouts that do not fit", count=f"{len(plan.layouts) - plan.feasible:,}")
+    if not row:
+        return words("The fastest of the {count} layouts that fit, of {all}", count=fitting, all=all_)
+    return words("Number {place} of the {count} layouts that fit, of {all}", place=f"{row + 1:,}", count=fitting, all=all_)
+
+
 def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
     r = plan.layouts.iloc[row]
-    rank = words("the best of {count} that fit", count=f"{plan.feasible:,}")
-    if row:
-        rank = words("number {row} of {count} that fit", row=f"{row + 1:,}", count=f"{plan.feasible:,}")
-    if not bool(r["fits"]):
-        rank = words("does not fit")
-    share = r["memory_bytes"] / plan.device.memory_bytes
+    share = float(r["memory_bytes"]) / plan.device.memory_bytes
+    flops = significant(float(r["tflops_per_device"]))
     return [
-        Figure(words("Layout"), str(r["layout"]), rank),
+        Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(share))),
         Figure(
             words("Step"),
             charts.seconds(float(r["step_s"]), words),
             words("for {count} sequences", count=f"{plan.global_batch:,}"),
         ),
-        Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, all devices together")),
-        Figure(
-            "MFU", percent(float(r["mfu"])), words("{tflops} TFLOP/s a device", tflops=significant(float(r["tflops_per_device"])))
-        ),
-        Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(float(share)))),
+        Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, of all devices")),
+        Figure("MFU", percent(float(r["mfu"])), words("{tflops} TFLOP/s a device", tflops=flops)),
         Figure(words("Bubble"), percent(float(r["bubble"])), words("of the pipeline's total time")),
+        Figure(
+            words("Traffic"),
+            in_bytes(int(r["tp_bytes"] + r["pp_bytes"] + r["dp_bytes"])),
+            words("sent by the busiest rank in a step"),
+        ),
     ]
 
 
 def _fit(plan: Plan, row: int, words: Words) -> None:
     """Where it does not fit, on which stage and by how much, and the cheapest way to make it fit."""
-    if plan.feasible and bool(plan.layouts["fits"].iloc[row]):
-        return
     r = plan.layouts.iloc[row]
+    if bool(r["fits"]):
+        return
+    stage, each = int(r["fullest_stage"]), int(r["dp"] * r["tp"])
+    need, have = int(r["memory_bytes"]), plan.device.memory_bytes
+    first = stage * each
     st.warning(
         words(
-            "Stage {stage} of {layout} needs {need}, and the device has {size}.",
-            stage=int(r["fullest_stage"]),
+            "{ranks}, stage {stage} of {layout}: each needs {need}; the device has {size}, which is {missing} too little.",
+            ranks=words("Rank {rank}", rank=first)
+            if each == 1
+            else words("Ranks {first} to {last}", first=f"{first:,}", last=f"{first + each - 1:,}"),
+            stage=stage,
             layout=r["layout"],
-            need=in_bytes(int(r["memory_bytes"])),
-            size=in_bytes(plan.device.memory_bytes),
+            need=in_bytes(need),
+            size=in_bytes(have),
+            missing=in_bytes(need - have),
         ),
         icon=":material/memory_alt:",
     )
@@ -273,25 +168,21 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
     if not way:
         st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
         return
-    st.markdown(f"**{words('What to change, the cheapest lever first')}**")
-    for lever in way:
-        st.markdown(f"1. {_said(lever.reason, words)}")
+    steps = "\n".join(f"1. {said(lever.reason, words)}" for lever in way)
+    st.markdown(f"**{words('What to change, the cheapest lever first')}**\n\n{steps}")
     if not way[-1].fits:
         st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
 
 
-def _said(reason: Reason, words: Words) -> str:
-    return words(reason.text, **reason.values)
-
-
-def _front(request: Request, plan: Plan, row: int) -> None:
-    drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
+def said(reason: Reason, words: Words) -> str:
+    values = {name: said(value, words) if isinstance(value, Reason) else value for name, value in reason.values.items()}
+    return words.described(reason.text).format(**values)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def front(request: Request, row: int, view: View) -> Drawing:
     plan = planned(request)
-    return drawing.packed(charts.front(plan.layouts, plan.device.memory_bytes, row, look(view)))
+    return drawing.packed(charts.front(plan.layouts, plan.device.memory_bytes, plan.device.name, row, look(view)))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -301,49 +192,29 @@ def stages(request: Request, row: int, view: View) -> Drawing:
     return drawing.packed(charts.stages(peaks, plan.device.memory_bytes, plan.device.name, look(view)))
 
 
+# ------------------------------------------------------------------------------------------------------------- the table
+
+
 def _table(plan: Plan, row: int, words: Words) -> None:
-    shown = plan.layouts.head(max(_TOP, row + 1)).loc[:, list(_COLUMNS)]
+    rows = sorted({*range(min(_TOP, len(plan.layouts))), row})
+    shown = plan.layouts.iloc[rows]
     drawing.heading(
         words("Best layouts"),
         words(
-            "The fastest {count} of {all} layouts weighed; choose a row to look at it",
-            count=min(_TOP, len(shown)),
-            all=f"{len(plan.layouts):,}",
+            "The fastest {count} of {all}; choose a row to look at it", count=min(_TOP, len(shown)), all=f"{len(plan.layouts):,}"
         ),
-    )
-    config: dict[str, Any] = {
-        "layout": words("layout"),
-        "schedule": words("schedule"),
-        "chunks": words("chunks"),
-        "microbatches": words("microbatches"),
-        "microbatch_size": words("microbatch size"),
-        "zero": "ZeRO",
-        "sequence_parallel": words("sequence parallel"),
-        "recompute": words("recompute"),
-        "memory_bytes": words("memory (GiB)"),
-        "step_s": st.column_config.NumberColumn(words("step (s)"), format="%.3f"),
-        "bubble": words("bubble (%)"),
-        "tflops_per_device": st.column_config.NumberColumn("TFLOP/s", format="%.0f"),
-        "mfu": words("MFU (%)"),
-        "tokens_per_second": st.column_config.NumberColumn(words("tokens/s"), format="localized"),
-        "pareto": words("on the front"),
-    }
-    scaled = shown.assign(
-        memory_bytes=(shown["memory_bytes"] / 2**30).round(1),
-        bubble=(100 * shown["bubble"]).round(1),
-        mfu=(100 * shown["mfu"]).round(1),
     )
 
     def picked() -> None:
-        rows = st.session_state["plan-table"]["selection"]["rows"]
-        _choose(rows[0] if rows else 0)
+        chosen = st.session_state["plan-table"]["selection"]["rows"]
+        _choose(rows[chosen[0]] if chosen else 0)
 
     st.dataframe(
-        scaled,
+        _readable(shown, rows, words),
         hide_index=True,
         width="stretch",
-        height=300,
-        column_config=config,
+        height=318,
+        column_config=_heads(words),
         key="plan-table",
         on_select=picked,
         selection_mode="single-row",
@@ -359,83 +230,41 @@ def _table(plan: Plan, row: int, words: Words) -> None:
     )
 
 
-def _detail(service: Service, request: Request, plan: Plan, row: int, words: Words) -> None:
-    """One layout: why it is where it is, and where to go from here."""
-    st.markdown(f"### {label(plan, row)}", anchors=False)
-    with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
-        with grid.cell():
-            other = _rival(plan, row)
-            drawing.show(parts(request, row, other, view()), "plan-parts")
-        with grid.cell():
-            _why(plan, row, words)
-            _onward(service, plan, row, words)
-
-
-def _rival(plan: Plan, row: int) -> int | None:
-    """What a layout is held against: the best, or for the best the second."""
-    if row:
-        return 0
-    return 1 if len(plan.layouts) > 1 else None
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def parts(request: Request, row: int, other: int | None, view: View) -> Drawing:
-    plan = planned(request)
-    names = ("compute", "tp", "pp", "dp", "update", "idle")
-    rows = [row] if other is None else [row, other]
-    spent = {label(plan, r): {name: float(getattr(plan.pace, name)[r]) for name in names} for r in rows}
-    return drawing.packed(charts.step_parts(spent, look(view)))
-
-
-def _why(plan: Plan, row: int, words: Words) -> None:
-    other = _rival(plan, row)
-    if other is None:
-        return
-    faster, slower = min(row, other), max(row, other)
-    drawing.heading(words("Why"), words("What makes the faster one faster"))
-    for reason in why(plan, faster, slower):
-        st.markdown(f"- {_said(reason, words)}")
-
-
-def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:
-    spec = plan.spec(row)
-    code = links.encode(Choice.of(spec, service.texts))
-    with st.container(horizontal=True, gap="small"):
-        ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": plan.device.name})
-        with st.popover(words("Launch settings"), icon=":material/rocket_launch:"):
-            for framework in FRAMEWORKS:
-                _settings(spec, framework, words)
-        with st.popover(words("Dry-run it"), icon=":material/deployed_code:"):
-            st.caption(words("The worker itself on tensors without contents, on this machine, without a GPU:"))
-            st.code(_command(spec), language="bash", wrap_lines=True)
-
-
-def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:
-    name, suffix = _FRAMEWORKS[framework]
-    st.download_button(
-        words("For {framework}", framework=name),
-        data=settings(spec, framework),
-        file_name=f"shardscope-{framework}.{suffix}",
-        key=f"plan/export/{framework}",
-        width="stretch",
-        icon=":material/download:",
-        on_click="ignore",
+def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "place": [row + 1 for row in rows],
+            "layout": layouts["layout"].tolist(),
+            "schedule": [
+                (schedule(code, words) + (f" × {chunks}" if chunks > 1 else "")) if pp > 1 else "–"
+                for code, chunks, pp in zip(layouts["schedule"], layouts["chunks"], layouts["pp"], strict=True)
+            ],
+            "memory": (layouts["memory_bytes"] / 2**30).tolist(),
+            "step": layouts["step_s"].tolist(),
+            "mfu": (100 * layouts["mfu"]).tolist(),
+            "bubble": (100 * layouts["bubble"]).tolist(),
+            "batch": [f"{m} × {b}" for m, b in zip(layouts["microbatches"], layouts["microbatch_size"], strict=True)],
+            "zero": layouts["zero"].tolist(),
+            "sequence": layouts["sequence_parallel"].tolist(),
+            "recompute": layouts["recompute"].map(names.recomputes(words)).tolist(),
+            "fits": layouts["fits"].tolist(),
+        }
     )
 
 
-def _command(spec: RunSpec) -> str:
-    """What does the same at a terminal."""
-    layout, workload = spec.layout, spec.workload
-    flags = {
-        "--model": catalog.name_of(spec.model),
-        "--layout": layout.code,
-        "--schedule": layout.schedule,
-        "--chunks": layout.chunks,
-        "--zero": layout.zero,
-        "--recompute": layout.recompute,
-        "--microbatches": workload.microbatches,
-        "--microbatch-size": workload.microbatch_size,
-        "--precision": workload.precision,
+def _heads(words: Words) -> dict[str, Any]:
+    number = st.column_config.NumberColumn
+    return {
+        "place": number(words("no."), width=52),
+        "layout": st.column_config.TextColumn(words("layout"), width=140),
+        "schedule": st.column_config.TextColumn(words("schedule"), width=140),
+        "memory": number(words("memory (GiB)"), format="%.1f"),
+        "step": number(words("step (s)"), format="%.3f"),
+        "mfu": number(words("MFU (%)"), format="%.1f"),
+        "bubble": number(words("bubble (%)"), format="%.1f"),
+        "batch": st.column_config.TextColumn(words("microbatches"), help=words("How many, and of how many sequences each.")),
+        "zero": number("ZeRO"),
+        "sequence": st.column_config.CheckboxColumn("SP", help=words("Sequence parallel")),
+        "recompute": words("recompute"),
+        "fits": st.column_config.CheckboxColumn(words("fits")),
     }
-    sequence = " --sequence-parallel" if layout.sequence_parallel else ""
-    return "python -m engine dry-run " + " ".join(f"{flag} {value}" for flag, value in flags.items()) + sequence

@@ -11,20 +11,24 @@ from engine.devices import DEVICES, DeviceSpec
 from engine.predict.accounting import ACCOUNTINGS, AccountingName
 from engine.predict.rates import Assumptions
 from engine.predict.search import MIXED, Plan, search
-from engine.spec import ModelSpec, RequestError, WorkloadSpec
+from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 OWN = "own"  # the device whose figures the form gives
-# Figures of a device of the user's: the link's letter, the field, and the unit in which people give it.
-OWN_FIELDS: Mapping[str, tuple[str, float]] = {
-    "m": ("memory_bytes", 1e9),
-    "t": ("bf16_flops", 1e12),
-    "f": ("fp32_flops", 1e12),
-    "b": ("memory_bandwidth", 1e9),
-    "i": ("intra_bandwidth", 1e9),
-    "o": ("inter_bandwidth", 1e9),
-    "n": ("node_size", 1),
+# Figures of a device of the user's, in the link's order, each with the unit in which people give it.
+OWN_FIELDS: Mapping[str, float] = {
+    "memory_bytes": 1e9,
+    "bf16_flops": 1e12,
+    "fp32_flops": 1e12,
+    "memory_bandwidth": 1e9,
+    "intra_bandwidth": 1e9,
+    "inter_bandwidth": 1e9,
+    "intra_latency": 1e-6,
+    "inter_latency": 1e-6,
+    "node_size": 1,
 }
+_WHOLE = ("memory_bytes", "node_size")
 _NUMBERS = ("ranks", "batch", "seq")
+MOST = 1_000_000  # devices, and sequences of a batch
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Request:
     precision: str = "bf16"
     accounting: AccountingName = "engine"
     own: tuple[float, ...] = ()  # in the order of `OWN_FIELDS`, in their units
+    called: str = ""  # what a device of one's own is called
     assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
@@ -48,15 +53,7 @@ class Request:
     @property
     def hardware(self) -> DeviceSpec:
         """Raises `RequestError`."""
-        if self.device != OWN:
-            return DEVICES[self.device]
-        figures = dict(zip((name for name, _ in OWN_FIELDS.values()), self.figures(), strict=True))
-        figures["node_size"], figures["memory_bytes"] = int(figures["node_size"]), int(figures["memory_bytes"])
-        return DeviceSpec(name=OWN, **figures)
-
-    def figures(self) -> list[float]:
-        """Of a device of one's own, in base units."""
-        return [value * unit for value, (_, unit) in zip(self.own, OWN_FIELDS.values(), strict=True)]
+        return made(self.called, self.own) if self.device == OWN else DEVICES[self.device]
 
     @property
     def workload(self) -> WorkloadSpec:
@@ -70,10 +67,16 @@ class Request:
 DEFAULT = Request()
 
 
-def starting_from(device: str) -> tuple[float, ...]:
-    """The figures of a known device, to change into one's own."""
-    known = DEVICES[device]
-    return tuple(float(getattr(known, name)) / unit for name, unit in OWN_FIELDS.values())
+def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
+    """A device of one's own. Raises `RequestError` with the figure that cannot be."""
+    figures: dict[str, Any] = {name: value * unit for value, (name, unit) in zip(own, OWN_FIELDS.items(), strict=True)}
+    figures |= {name: round(figures[name]) for name in _WHOLE}
+    return DeviceSpec(name=called or OWN, **figures)
+
+
+def figures_of(device: DeviceSpec) -> tuple[float, ...]:
+    """A device's figures as links and forms have them."""
+    return tuple(float(f"{getattr(device, name) / unit:.9g}") for name, unit in OWN_FIELDS.items())
 
 
 def to_link(request: Request) -> dict[str, str]:
@@ -81,11 +84,16 @@ def to_link(request: Request) -> dict[str, str]:
     link = {"model": request.model, "device": request.device, "ranks": str(request.ranks)}
     link |= {name: str(getattr(request, name)) for name in ("batch", "seq", "precision", "accounting") if _differs(request, name)}
     if request.device == OWN:
-        link["own"] = "_".join(f"{value:g}" for value in request.own)
+        link["own"] = own_to_link(request.own)
+        link |= {"called": request.called} if request.called else {}
     for name, value in request.assumed:
         if value != getattr(DEFAULT.assumed, name):
             link[name] = f"{value:g}" if isinstance(value, float) else str(int(value))
     return link
+
+
+def own_to_link(own: tuple[float, ...]) -> str:
+    return "_".join(f"{value:.9g}" for value in own)
 
 
 def _differs(request: Request, name: str) -> bool:
@@ -99,8 +107,6 @@ def of_link(link: Mapping[str, str]) -> Request:
     for name in _NUMBERS:
         if name in given:
             given[name] = _whole(name, given[name])
-    if "own" in given:
-        given["own"] = _figures(given["own"])
     allowed = {
         "model": tuple(catalog.MODELS),
         "device": (*DEVICES, OWN),
@@ -109,16 +115,29 @@ def of_link(link: Mapping[str, str]) -> Request:
     }
     for name, known in allowed.items():
         if name in given and given[name] not in known:
-            raise RequestError(f"the link's {name} {given[name][:40]!r} is none of {', '.join(known)}")
-    if given.get("device") == OWN and not given.get("own"):
-        raise RequestError("the link names a device of its own without its figures")
+            names = ", ".join(known)
+            raise RequestError(
+                sentence("The link's {field} “{text}” is none of {names}.", field=name, text=given[name][:40], names=names)
+            )
+    if given.get("device") != OWN:  # figures without their device say nothing
+        given.pop("own", None)
+        given.pop("called", None)
+    elif not given.get("own"):
+        raise RequestError(sentence("The link names a device of its own without its figures."))
+    else:
+        given["own"] = _figures(given["own"])
+        made(given.get("called", ""), given["own"])
     assumed = {name: link[name] for name in Assumptions.model_fields if name in link}
     return replace(Request(**given), assumed=Assumptions.model_validate(assumed))
 
 
 def _whole(name: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise RequestError(f"the link's {name} {text[:20]!r} is no whole number")
+    if not text.isascii() or not text.isdigit() or not (name == "seq" or int(text)) or int(text) > MOST:
+        raise RequestError(
+            sentence(
+                "The link's {field} “{text}” is no whole number from 1 to {most}.", field=name, text=text[:20], most=f"{MOST:,}"
+            )
+        )
     return int(text)
 
 
@@ -128,5 +147,5 @@ def _figures(text: str) -> tuple[float, ...]:
     except ValueError:
         figures = ()
     if len(figures) != len(OWN_FIELDS):
-        raise RequestError(f"the link's device {text[:60]!r} has not {len(OWN_FIELDS)} figures")
+        raise RequestError(sentence("The link's device “{text}” has not {count} figures.", text=text[:60], count=len(OWN_FIELDS)))
     return figures

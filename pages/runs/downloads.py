@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine import parcel, store
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
-from pages.runs.report import made_apart
+from pages.shared.apart import made_apart
 from pages.shared.frame import say, view
 
 _NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
@@ -24,7 +24,7 @@ def draw(folder: Path) -> None:
         say()("A report with its charts (HTML)"),
         f"{folder.name}.html",
         "text/html",
-        lambda: made_apart(folder, seen),
+        lambda: made_apart("pages.runs.report", str(folder), seen.theme, seen.language),
     )
     _button(
         say()("Its timeline, for ui.perfetto.dev"),

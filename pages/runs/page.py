@@ -14,6 +14,8 @@ from engine.spec import RequestError
 from pages.charts.words import Words
 from pages.runs import downloads, table
 from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
+from pages.shared import ways
+from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, say
 from pages.shared.service import Service
 
@@ -161,7 +163,7 @@ def _nothing() -> None:
         say()("No runs yet. Open the Lab, choose a layout and press **Run**: what it measured is kept here."),
         icon=":material/science:",
     )
-    st.html(_button(say()("Open the Lab"), _address("./")))
+    ways.link("lab", say()("Open the Lab"), "science", {})
     st.caption(say()("Or press **Upload a run** to add one made elsewhere, as a zip."))
 
 
@@ -204,8 +206,9 @@ def _actions(service: Service, picked: list[Row], total: int, found: int) -> Non
     with st.container(key="runs-actions", horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(_counted(len(picked), found, total, say()))
         one, some = len(picked) == 1, len(picked) in COMPARED
-        st.html(_button(say()("Open in the Lab"), _address("./", run=names[0]) if one else ""), width="content")
-        st.html(_button(say()("Compare"), _address("./compare", runs=",".join(names)) if some else ""), width="content")
+        ways.link("lab", say()("Open in the Lab"), "science", _to_lab(picked[0], service) if one else {}, disabled=not one)
+        beside = to_link(run_items(names)) if some else {}
+        ways.link("compare", say()("Compare"), "compare_arrows", beside, disabled=not some)
         key = names[0] if one else ""  # of another run, the popover is another one, and closed
         with st.popover(say()("Rename"), icon=":material/edit:", disabled=not one, key=f"runs/rename/{key}"):
             if one:
@@ -220,6 +223,11 @@ def _actions(service: Service, picked: list[Row], total: int, found: int) -> Non
             on_click=_delete,
             args=([row.folder for row in picked],),
         )
+
+
+def _to_lab(row: Row, service: Service) -> dict[str, str]:
+    """The run, and its choice in the form."""
+    return {"run": row.name, "spec": item_of(row.spec, service.texts)}
 
 
 def _counted(picked: int, found: int, total: int, say: Words) -> str:
@@ -237,13 +245,6 @@ def _rename_form(row: Row) -> None:
         key = f"runs/new-name/{row.name}"
         st.text_input(say()("New name"), value=row.name, key=key, max_chars=80)
         st.form_submit_button(say()("Rename"), type="primary", on_click=_rename, args=(row.folder, key))
-
-
-def _button(label: str, address: str) -> str:
-    """A link that looks like a button; without an address it is one that cannot be pressed."""
-    if not address:
-        return f'<span class="ss-button" aria-disabled="true">{escape(label)}</span>'
-    return f'<a class="ss-button" href="{escape(address)}" target="_self">{escape(label)}</a>'
 
 
 def _address(page: str, **parameters: str) -> str:

@@ -6,7 +6,6 @@ FOLDER THEME LANGUAGE` prints it.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from html import escape
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-import vl_convert
+import vl_convert  # 200 MB: the server makes reports in a process of its own
 
 from engine import catalog, store
+from engine.predict.run import predict
 from engine.tables import RunResult
 from engine.topology import Mesh
-from pages.charts import loss, memory, names, timeline, traffic
+from pages.charts import beside, loss, memory, names, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, Theme, View, look
 from pages.charts.units import in_bytes, in_time, percent, scientific, short
@@ -69,21 +69,13 @@ def report(name: str, result: RunResult, view: View) -> str:
     return f'<!doctype html>\n<html lang="{tag}"><head>{head}</head><body><main>\n{body}\n</main></body></html>\n'
 
 
-def made_apart(folder: Path, view: View) -> bytes:
-    """The report of a saved run, made in a process of its own: drawing takes 200 MB, which a server would never give back."""
-    command = [sys.executable, "-m", "pages.runs.report", str(folder), view.theme, view.language]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the report of {folder.name} could not be made: {done.stderr.decode(errors='replace')}")
-    return done.stdout
-
-
 def drawings(result: RunResult, style: Look) -> Iterator[Drawing]:
     """Every chart of a run, in the order in which the Lab shows them."""
     tables, layout = result.tables, result.spec.layout
-    yield memory.peak(tables["memory_peak"], style)
+    predicted = predict(result.spec).tables
+    yield beside.memory(tables["memory_peak"], predicted["memory_peak"], None, "", style)
     yield memory.curve(tables["memory_curve"], result.summary["peak_rank"], style)
-    yield traffic.kinds(tables["traffic"], layout.ranks, "wire", style)
+    yield beside.traffic(tables["traffic"], predicted["traffic"], layout.ranks, "wire", None, style)
     yield traffic.by_rank(tables["traffic"], layout.ranks, "wire", style)
     yield timeline.measured(tables["spans"], Mesh(layout.dp, layout.tp, layout.pp), style)
     if "loss_last" in result.summary:

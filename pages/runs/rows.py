@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import catalog, store
-from engine.spec import RequestError
+from engine.spec import RequestError, RunSpec
 from engine.tables import RunResult
 from pages.charts import names
 from pages.charts.words import Words
@@ -22,6 +22,7 @@ class Row:
 
     folder: Path
     saved_ns: int
+    spec: RunSpec
     model: str
     layout: str
     schedule: str
@@ -82,6 +83,7 @@ def _row(folder: Path, saved_ns: int, result: RunResult) -> Row:
     return Row(
         folder=folder,
         saved_ns=saved_ns,
+        spec=spec,
         model=catalog.name_of(spec.model),
         layout=spec.layout.code,
         schedule=spec.layout.schedule,

@@ -16,9 +16,10 @@ from streamlit.dataframe_util import convert_anything_to_arrow_bytes
 from pages.charts.drawing import Drawing
 from pages.charts.names import columns
 from pages.charts.roles import CHOSEN
+from pages.shared.apart import made_apart
 from pages.shared.frame import say
 
-_EXPORT_WIDTH, _EXPORT_SCALE = 960, 2  # pixels, and device pixels to each
+_EXPORT_WIDTH = 960  # pixels
 
 # Of a file's text, the first that there is: a family that has Chinese without serifs, whose Latin letters are the page's own.
 _FONTS = "Noto Sans CJK SC, Source Han Sans SC, Microsoft YaHei, PingFang SC, sans-serif"
@@ -110,18 +111,14 @@ def as_csv(drawing: Drawing) -> bytes:
 
 
 def as_png(drawing: Drawing) -> bytes:
-    import vl_convert  # loads a JavaScript engine, which a server that exports nothing does without
-
-    return vl_convert.vegalite_to_png(_standing_alone(drawing), scale=_EXPORT_SCALE, allowed_base_urls=[])
+    return made_apart("pages.shared.picture", "png", given=_standing_alone(drawing))
 
 
 def as_svg(drawing: Drawing) -> bytes:
-    import vl_convert
-
-    return vl_convert.vegalite_to_svg(_standing_alone(drawing), allowed_base_urls=[]).encode("utf-8")
+    return made_apart("pages.shared.picture", "svg", given=_standing_alone(drawing))
 
 
-def _standing_alone(drawing: Drawing) -> dict[str, Any]:
+def _standing_alone(drawing: Drawing) -> bytes:
     """The spec with its data in it, a width of its own, its title and how to read it: what a slide needs."""
     spec: dict[str, Any] = json.loads(json.dumps({k: v for k, v in drawing.spec.items() if k != "datasets"}))
     spec["datasets"] = {
@@ -137,4 +134,4 @@ def _standing_alone(drawing: Drawing) -> dict[str, Any]:
     spec["config"]["font"] = _FONTS
     if "vconcat" in spec:
         spec.pop("autosize")
-    return spec
+    return json.dumps(spec).encode()

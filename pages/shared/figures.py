@@ -14,5 +14,7 @@ class Figure:
 
 
 def as_html(shown: list[Figure]) -> str:
-    boxes = (f"<div><dt>{escape(f.name)}</dt><dd>{escape(f.value)}</dd><small>{escape(f.of)}</small></div>" for f in shown)
+    boxes = (
+        f"<div><dt>{escape(f.name)}</dt><dd>{escape(f.value)}</dd><dd class='ss-of'>{escape(f.of)}</dd></div>" for f in shown
+    )
     return f'<dl class="ss-figures">{"".join(boxes)}</dl>'

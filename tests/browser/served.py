@@ -107,7 +107,11 @@ class Watched:
 
     def open(self, server: Server, **link: str) -> Page:
         """Open the Lab with these parameters in the link, and wait until it is drawn."""
-        self.page.goto(f"{server.url}/?{urlencode(link)}")
+        return self.visit(server, "", **link)
+
+    def visit(self, server: Server, path: str, **link: str) -> Page:
+        """The same of any page."""
+        self.page.goto(f"{server.url}/{path}?{urlencode(link)}")
         drawn(self.page)
         return self.page
 

@@ -11,6 +11,7 @@ import psutil
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from engine import store
+from engine.predict.run import predict
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts.look import LIGHT
@@ -73,13 +74,14 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
 
     result = saved(server, page)
     peak = result.tables["memory_peak"]
+    predicted = predict(result.spec).tables["memory_peak"]
     totals = peak.groupby("rank")["bytes"].sum()
-    expect(chart(page, "peak").get_by_role("heading")).to_contain_text(f"is fullest: {in_bytes(totals.max())} at its peak")
-    expect(bars(page, "peak")).to_have_count(int((peak["bytes"] > 0).sum()))
+    expect(chart(page, "memory-measured").get_by_role("heading")).to_contain_text(f"is fullest: {in_bytes(totals.max())}")
+    expect(bars(page, "memory-measured")).to_have_count(int((peak["bytes"] > 0).sum() + (predicted["bytes"] > 0).sum()))
 
     sent = result.tables["traffic"].groupby(["axis", "collective", "phase"])["wire_bytes"].sum()
-    expect(bars(page, "kinds")).to_have_count(int((sent > 0).sum()))
-    expect(chart(page, "kinds").locator("svg.marks")).to_contain_text("tp all_reduce, forward")
+    expect(bars(page, "traffic-measured")).to_have_count(int((sent > 0).sum()))
+    expect(chart(page, "traffic-measured").locator("svg.marks")).to_contain_text("tp all_reduce, forward")
 
     expect(bars(page, "timeline")).to_have_count(8 + len(result.tables["spans"]))
     expect(chart(page, "timeline").get_by_role("heading")).to_have_text(
@@ -106,10 +108,10 @@ def test_a_chart_has_its_numbers_and_its_controls(server: Server, watched: Watch
             break
     third.click()
     expect(chart(page, "curve").get_by_role("heading")).to_contain_text("Rank 3 peaks at")
-    chart(page, "kinds").get_by_role("radio", name="payload").click()
-    expect(chart(page, "kinds").get_by_role("heading")).to_contain_text("hands over in a step")
-    chart(page, "peak").get_by_text("The numbers").click()
-    expect(chart(page, "peak").get_by_test_id("stDataFrame")).to_be_visible()
+    chart(page, "traffic-measured").get_by_role("radio", name="payload").click()
+    expect(chart(page, "traffic-measured")).to_contain_text("the size of the tensor that a rank hands over")
+    chart(page, "memory-measured").get_by_text("The numbers").click()
+    expect(chart(page, "memory-measured").get_by_test_id("stDataFrame")).to_be_visible()
 
 
 def test_a_run_survives_a_refresh_and_can_be_cancelled(server: Server, watched: Watched):
@@ -175,15 +177,15 @@ def test_links_open_on_a_fresh_server(server: Server, watched: Watched, context:
     page = watched.open(server, spec=SHORT)
     run_button(page).click()
     expect(finished(page)).to_be_visible(timeout=LONG_S)
-    title = chart(page, "peak").get_by_role("heading").inner_text()
+    title = chart(page, "memory-measured").get_by_role("heading").inner_text()
     run = link(page, "run")
 
     with served(server.home) as fresh:
         other = Watched(context)  # closed before its server is
         page = other.open(fresh, run=run)
         expect(finished(page)).to_have_text("Measured: gpt-tiny on dp1.tp2.pp2, 1F1B")
-        expect(chart(page, "peak").get_by_role("heading")).to_have_text(title)
-        expect(bars(page, "peak").first).to_be_visible()
+        expect(chart(page, "memory-measured").get_by_role("heading")).to_have_text(title)
+        expect(bars(page, "memory-measured").first).to_be_visible()
         assert link(page, "spec") == SHORT
 
         choice = "gpt.l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"

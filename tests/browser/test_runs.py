@@ -141,8 +141,11 @@ def test_deleted_runs_come_back_at_a_press(page: Page) -> None:
 
 def test_chosen_runs_go_to_the_comparison_and_a_run_to_the_lab(page: Page) -> None:
     tick(page, "the best", "third")
-    assert page.get_by_role("link", name="Compare").get_attribute("href") == "./compare?runs=the%20best%2Cthird"
-    page.get_by_role("link", name="the best").click()
+    compare = page.get_by_test_id("stMain").get_by_role("link", name="Compare")
+    compare.click()
+    expect(page.get_by_text("gpt-tiny · measured")).to_have_count(2)
+    expect(page).to_have_url(re.compile("/compare[?]with=run%3Athe(%20|[+])best"))
+    page.get_by_role("link", name="Open in the Lab").first.click()
     expect(page.get_by_role("heading", name=re.compile("^Measured: gpt-tiny on dp1.tp1.pp2"))).to_be_visible()
 
 

@@ -1,49 +1,13 @@
 from __future__ import annotations
 
-import pytest
-
 from engine.tables import CATEGORIES
-from engine.topology import Mesh
 from pages.charts import memory
-from pages.charts.look import DARK, LIGHT, Look
+from pages.charts.look import LIGHT
 from pages.charts.units import in_bytes
 from tests.charts import made_up
-from tests.charts.reading import colour_of, marks
+from tests.charts.reading import marks
 
 KIB = 1024
-
-
-@pytest.mark.parametrize("style", [LIGHT, DARK], ids=["light", "dark"])
-def test_every_rank_and_category_is_a_bar_of_its_colour(style: Look):
-    table = made_up.memory_peak(Mesh(2, 2, 2))
-    [(view, rows)] = marks(memory.peak(table, style).spec, "bar")
-    assert {(r["rank"], r["category"], r["bytes"]) for r in rows} == set(
-        table[["rank", "category", "bytes"]].itertuples(index=False, name=None)
-    )
-    assert colour_of(view) == {category: style.category[category] for category in CATEGORIES}
-
-
-def test_the_title_names_the_fullest_and_the_leanest_rank():
-    drawing = memory.peak(made_up.memory_peak(Mesh(2, 2, 2)), LIGHT)
-    assert drawing.title == "Rank 0 is fullest: 42 KiB at its peak, against 21 KiB on rank 4"
-    assert drawing.spec["description"] == drawing.title
-    assert drawing.table["total"].tolist() == [42 * KIB] * 4 + [21 * KIB] * 4
-
-
-def test_one_rank_is_compared_with_nobody():
-    assert memory.peak(made_up.memory_peak(Mesh(1, 1, 1)), LIGHT).title == "Rank 0 is fullest: 42 KiB at its peak"
-
-
-def test_the_total_stands_above_each_bar():
-    [(_, rows)] = marks(memory.peak(made_up.memory_peak(Mesh(1, 1, 2)), LIGHT).spec, "text")
-    assert [(r["rank"], r["said"]) for r in rows] == [(0, "42"), (1, "21")]
-
-
-def test_what_is_empty_has_no_bar():
-    table = made_up.memory_peak(Mesh(1, 1, 1))
-    table.loc[table["category"] == "temporary", "bytes"] = 0
-    [(_, rows)] = marks(memory.peak(table, LIGHT).spec, "bar")
-    assert "temporary" not in {r["category"] for r in rows}
 
 
 def test_the_curve_holds_every_row_of_its_rank_in_steps():

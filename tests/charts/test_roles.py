@@ -4,7 +4,7 @@ import pytest
 
 from engine.spec import LayoutSpec
 from engine.topology import Mesh
-from pages.charts import memory, timeline, traffic
+from pages.charts import beside, memory, timeline, traffic
 from pages.charts.look import LIGHT, View, look
 from pages.charts.roles import CHOSEN, PALE, roles_of
 from tests.charts import made_up
@@ -24,7 +24,7 @@ def test_every_axis_has_its_peers(rank: int):
 
 
 def test_the_chosen_rank_is_outlined_named_and_the_others_pale():
-    drawing = memory.peak(made_up.memory_peak(MESH), LIGHT, roles_of(MESH, 3))
+    drawing = beside.memory(None, made_up.predicted_memory(MESH), None, "", LIGHT, roles_of(MESH, 3))
     (bars, rows), (_, frames) = marks(drawing.spec, "bar")
     assert {r["rank"] for r in rows if r["opaque"] == 1} == {1, 2, 3, 7}
     assert {r["opaque"] for r in rows} == {1, PALE}
@@ -34,7 +34,7 @@ def test_the_chosen_rank_is_outlined_named_and_the_others_pale():
 
 def test_without_a_choice_nothing_is_pale_and_a_rank_can_be_chosen():
     for drawing in (
-        memory.peak(made_up.memory_peak(MESH), LIGHT),
+        beside.memory(None, made_up.predicted_memory(MESH), None, "", LIGHT),
         traffic.by_rank(made_up.traffic(), 2, "wire", LIGHT),
         timeline.measured(made_up.spans(LayoutSpec(dp=2, pp=2), 4), Mesh(2, 1, 2), LIGHT),
     ):
@@ -56,4 +56,4 @@ def test_rows_of_the_timeline_say_what_they_are_to_the_chosen_rank():
 
 
 def test_charts_offer_no_editor_on_another_machine():
-    assert memory.peak(made_up.memory_peak(MESH), LIGHT).spec["usermeta"]["embedOptions"] == {"actions": False}
+    assert memory.curve(made_up.memory_curve(), 0, LIGHT).spec["usermeta"]["embedOptions"] == {"actions": False}

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import streamlit as st
+
 from engine import store
 from engine.launch.queue import RunQueue, RunState
 from engine.spec import RequestError, RunSpec
 from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.topology import Mesh
+from pages.shared import ways
 from pages.shared.service import Service
 from tests.charts import made_up
 
@@ -43,6 +46,12 @@ class Queue:
 def service(home: Path) -> tuple[Service, Queue]:
     queue = Queue()
     return Service(home, cast(RunQueue, queue)), queue
+
+
+def know_pages() -> None:
+    """Make links from page to page possible where a page stands alone, without app.py."""
+    shown = {path: (lambda: None) for path in ("start", "compare", "plan", "learn", "runs", "lab")}
+    ways.know([st.Page(show, title=path, url_path=path, default=path == "start") for path, show in shown.items()])
 
 
 def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from engine.topology import Mesh
-from pages.charts import memory
+from pages.charts import beside, memory
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.words import Language
@@ -18,7 +18,7 @@ from tests.charts import made_up
 
 
 def drawn(language: Language) -> Drawing:
-    return packed(memory.peak(made_up.memory_peak(Mesh(1, 1, 2)), look(View("dark", language))))
+    return packed(beside.memory(None, made_up.predicted_memory(Mesh(1, 1, 2)), None, "", look(View("dark", language))))
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

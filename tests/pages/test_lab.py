@@ -16,7 +16,9 @@ PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 
 def script(service):  # its source alone is run, so it has no names but those it imports
     from pages.lab.page import show
+    from tests.pages.stand_in import know_pages
 
+    know_pages()
     show(service)
 
 
@@ -182,7 +184,7 @@ def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
     assert not app.exception
     assert number(app, "Pipeline (pp)") == 2
     shown = text(app)
-    assert "Rank 0 is fullest: 42 KiB at its peak" in shown
+    assert "Rank 0 is fullest: 42 KiB; the prediction is " in shown
     assert "Gradients equal to the unsharded model: largest difference 3.1e-7 of the largest entry, ≤ 1e-5" in shown
     assert "The bubble takes 20.0% of 15 ms" in shown
     assert "The loss fell from 5.500 to 4.250" in shown
@@ -225,7 +227,7 @@ def test_a_page_in_chinese(parts: tuple[Service, Queue]):
     assert not app.exception
     shown = text(app)
     assert "实测：gpt-tiny，dp1.tp1.pp2，1F1B" in shown
-    assert "rank 0 占用最多：峰值 42 KiB，而 rank 1 为 21 KiB" in shown
+    assert "rank 0 发送最多：一步 7 KiB，而 rank 1 为 4 KiB" in shown
     assert "气泡占 15 ms 的 20.0%" in shown
     assert "2 个 rank 有 0 个 GPU，所以用 CPU 上的 gloo" in shown
     assert link(app, "spec") == link(page(parts[0], run="20261124-101500-run"), "spec")
@@ -234,6 +236,9 @@ def test_a_page_in_chinese(parts: tuple[Service, Queue]):
 def test_payload_and_wire(parts: tuple[Service, Queue]):
     saved(parts[0].home, PAIR)
     app = page(parts[0], run="20261124-101500-run")
-    assert "that a rank sends in a step" in text(app)
+    assert "Wire bytes are what a rank would send" in text(app)
+    assert "Rank 0 sends most: 7 KiB in a step" in text(app)
     next(c for c in app.segmented_control if c.label == "Bytes").set_value("payload").run()
-    assert "that a rank hands over in a step" in text(app)
+    assert "Payload bytes are the size of the tensor that a rank hands over" in text(app)
+    assert "Every rank hands over the same: 7 KiB in a step" in text(app)
+    assert link(app, "bytes") == "payload"

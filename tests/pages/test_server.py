@@ -8,7 +8,11 @@ ROOT = Path(__file__).parents[2]
 
 PROBE = """
 import sys
+from pathlib import Path
 import psutil
+from pages.charts.look import View
+from pages.lab.result import curve
+from pages.shared.drawing import as_png, as_svg
 from streamlit.testing.v1 import AppTest
 
 app = AppTest.from_string(f'''
@@ -21,16 +25,21 @@ app.query_params["run"] = "saved"
 app.run()
 assert not app.exception, app.exception
 assert any("Measured" in str(m.value) for m in app.markdown)
-print({m.split(".")[0] for m in sys.modules} & {"torch"} or "no torch", psutil.Process().memory_info().rss >> 20)
+drawn = curve(Path(sys.argv[1]) / "saved", 0, View("light", "en"))
+assert as_png(drawn).startswith(b"\\x89PNG")
+assert b"</svg>" in as_svg(drawn)
+import pages.compare.page, pages.learn.page, pages.plan.page, pages.runs.page
+loaded = {m.split(".")[0] for m in sys.modules} & {"torch", "vl_convert"}
+print(*loaded or ["neither"], psutil.Process().memory_info().rss >> 20)
 """
 
 
-def test_a_server_that_shows_a_run_has_not_loaded_torch(tmp_path: Path):
+def test_a_server_that_shows_a_run_and_made_files_of_it_has_loaded_neither_torch_nor_what_draws_files(tmp_path: Path):
     from tests.pages.stand_in import saved
     from tests.pages.test_lab import PAIR
 
     saved(tmp_path, PAIR, "saved")
     done = subprocess.run([sys.executable, "-c", PROBE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded, resident = done.stdout.rsplit(maxsplit=1)
-    assert loaded == "no torch"
+    assert loaded == "neither"
     assert int(resident) <= 250, "MiB"

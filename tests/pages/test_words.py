@@ -8,11 +8,14 @@ from string import Formatter
 
 import pytest
 
+from engine.predict.memory import SYMBOLS, memory
+from engine.predict.traffic import calls
 from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, misfits, sentence
 from engine.spec.sentence import joined, packed, unpacked
 from pages.charts.words import words
 from pages.locale import extract
 from pages.shared.choice import DEFAULTS, description
+from tests.predict.random_specs import random_specs
 
 ZH = words("zh")
 
@@ -28,6 +31,19 @@ def placeholders(text: str) -> set[tuple[str, str, str]]:
 
 def test_the_catalog_has_what_the_code_says_and_nothing_else():
     assert {str(m.id) for m in extract.read("zh")} == {str(m.id) for m in extract.template()}, "run make catalogs"
+
+
+def test_whatever_a_formula_counts_has_a_message():
+    """Names stand all over the predicted model; those of any layout are found."""
+    known = {message.one for message in extract.messages()}
+    named: set[str] = set()
+    for spec in random_specs(24, most=3):
+        found = [term.name for peak in memory(spec).peaks for terms in peak.terms.values() for term in terms]
+        found += [call.name for stage in range(spec.layout.pp) for call in calls(spec, stage)]
+        named |= {name.template if isinstance(name, Sentence) else name for name in found}
+    assert len(named) > 60
+    assert named - known == set()
+    assert set(SYMBOLS.values()) <= known
 
 
 def test_everything_is_translated():

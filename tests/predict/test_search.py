@@ -14,6 +14,7 @@ from engine.predict.accounting import accounting
 from engine.predict.bulk_traffic import bulk_traffic
 from engine.predict.candidates import candidates, fits
 from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.memory import memory
 from engine.predict.pace import simulated
 from engine.predict.rates import Assumptions
 from engine.predict.search import MIXED, Plan, search
@@ -136,6 +137,14 @@ def test_the_best_were_replayed(plan: Plan) -> None:
     assert spec.layout.ranks == 32
     assert spec.workload.microbatches * spec.workload.microbatch_size * spec.layout.dp == 64
     assert (row["step_s"], row["bubble"]) == pytest.approx(simulated(spec, A100, Assumptions()))
+
+
+def test_a_row_needs_what_its_own_spec_is_predicted_to_need(plan: Plan) -> None:
+    """The best and some others, those that do not fit too: their bytes are those that a page unfolds into a formula."""
+    for row in (*range(3), *np.random.default_rng(1).integers(0, len(plan.layouts), 5).tolist()):
+        peaks = memory(plan.spec(row)).peaks
+        assert plan.layouts["memory_bytes"][row] == max(peak.total for peak in peaks), plan.spec(row)
+        assert peaks[plan.layouts["fullest_stage"][row]].total == max(peak.total for peak in peaks)
 
 
 def test_the_front_is_nobodys_loser(plan: Plan) -> None:

@@ -12,8 +12,8 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import byte_unit, percent
-from pages.learn.desk import READABLE_PX, Desk
-from pages.learn.lesson import Knob, Lesson, Question
+from pages.learn.desk import READABLE_PX, Desk, Lesson
+from pages.learn.question import Knob, Question
 from pages.learn.toys import attention, sinusoids
 from pages.shared import drawing
 
@@ -220,7 +220,7 @@ def _hidden(desk: Desk) -> Question:
         why=say("All pairs in which a token would look ahead: S · (S − 1) ÷ 2 of them."),
         unit=say("shares"),
         within=0.001,
-        reveal=lambda: desk.formula(say("Hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
+        reveal=lambda: desk.formula(say("Shares that are hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
     )
 
 

@@ -13,9 +13,9 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, scientific
-from pages.learn.desk import Desk
-from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.desk import Desk, Lesson
 from pages.learn.matrices import matrix, number, owners
+from pages.learn.question import Choice, Knob, Question
 from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.learn.toys import Array, Regression, replicas
 from pages.shared import drawing

@@ -19,8 +19,8 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
 from pages.charts.words import Words
-from pages.learn.desk import Desk
-from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.desk import Desk, Lesson
+from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.shared import drawing
 

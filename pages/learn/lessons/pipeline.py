@@ -20,8 +20,8 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.names import schedules
 from pages.charts.units import in_bytes, percent
-from pages.learn.desk import Desk
-from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.desk import Desk, Lesson
+from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import card
 from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared import drawing

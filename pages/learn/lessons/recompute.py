@@ -18,8 +18,8 @@ from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
-from pages.learn.desk import Desk
-from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.desk import Desk, Lesson
+from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import PUBLISHED_GPT
 from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared import drawing
@@ -86,7 +86,7 @@ def _kept(name: str, s: int, b: int, view: View) -> Drawing:
 def _table(desk: Desk) -> None:
     say = desk.say
     rows = [
-        (say("none"), say("everything that backward needs"), say("nothing"), "34·s·b·h + 5·a·s²·b"),
+        (say("none"), say("everything that backward needs"), say("nothing at all"), "34·s·b·h + 5·a·s²·b"),
         (
             say("selective"),
             say("all but the attention’s scores and shares"),

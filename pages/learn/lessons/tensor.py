@@ -9,9 +9,9 @@ import streamlit as st
 
 from engine import catalog
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
-from pages.learn.desk import Desk
-from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.desk import Desk, Lesson
 from pages.learn.matrices import line, matrix, number, owners
+from pages.learn.question import Choice, Knob, Question
 from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.learn.toys import Array, Slice, TwoLayers
 

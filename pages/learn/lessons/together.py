@@ -12,8 +12,8 @@ from engine.tables import RunResult
 from engine.topology import AXES, Axis, Mesh
 from pages.charts.units import in_bytes, percent
 from pages.learn import run
-from pages.learn.desk import Desk
-from pages.learn.lesson import Choice, Knob, Lesson, Question
+from pages.learn.desk import Desk, Lesson
+from pages.learn.question import Choice, Knob, Question
 from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode

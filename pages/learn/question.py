@@ -1,15 +1,10 @@
-"""What a lesson is: a title, what the reader can change, what is shown, and questions to answer before looking."""
+"""What a reader of a lesson can do: turn a knob, and answer a question before looking."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from pages.charts.words import Words
-
-if TYPE_CHECKING:
-    from pages.learn.desk import Desk
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -71,14 +66,3 @@ class Question:
             return answer == self.right
         assert self.right is not None
         return abs(answer - self.right) <= self.within * abs(self.right)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """`questions` are asked in turn: the first, and the next when the reader wants another."""
-
-    title: Callable[[Words], str]
-    goal: Callable[[Words], str]
-    knobs: tuple[Knob, ...]
-    draw: Callable[[Desk], None]
-    questions: tuple[Callable[[Desk], Question], ...]

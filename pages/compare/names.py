@@ -1,0 +1,37 @@
+"""What levers and their values are called. Links, files and tables hold the codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pages.charts.names import schedule
+from pages.charts.words import Words
+
+
+def levers(say: Words) -> dict[str, str]:
+    """By a spec's dotted field."""
+    return {
+        "layout.dp": say("Data parallel (dp)"),
+        "layout.tp": say("Tensor parallel (tp)"),
+        "layout.pp": say("Pipeline parallel (pp)"),
+        "layout.schedule": say("Pipeline schedule"),
+        "layout.chunks": say("Chunks a stage"),
+        "layout.zero": say("ZeRO stage"),
+        "layout.sequence_parallel": say("Sequence parallel"),
+        "layout.recompute": say("Recompute in backward"),
+        "workload.microbatches": say("Microbatches"),
+        "workload.microbatch_size": say("Sequences a microbatch"),
+        "workload.precision": say("Precision"),
+        "model.seq": say("Sequence length"),
+    }
+
+
+def value(lever: str, held: Any, say: Words) -> str:
+    """A lever's value, as people read it."""
+    if isinstance(held, bool):
+        return say("on") if held else say("off")
+    if lever == "layout.schedule":
+        return schedule(held, say)
+    if lever == "layout.recompute":
+        return {"none": say("none"), "selective": say("selective"), "full": say("full")}[held]
+    return f"{held:,}" if isinstance(held, int) else str(held)

@@ -1,0 +1,109 @@
+"""One layout of a plan: what its step is spent on, why it wins or loses, and where to go from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import streamlit as st
+
+from engine.devices import DEVICES
+from engine.export.settings import FRAMEWORKS, Framework, settings
+from engine.predict.explain import why
+from engine.predict.search import Plan
+from engine.spec import RunSpec
+from pages.charts import plan as charts
+from pages.charts.drawing import Drawing
+from pages.charts.look import View, look
+from pages.charts.words import Words
+from pages.plan import names, rehearsing
+from pages.plan.request import Request
+from pages.shared import drawing, links, ways
+from pages.shared.beside import to_link, with_these
+from pages.shared.choice import Choice
+from pages.shared.frame import say, view
+from pages.shared.service import Service
+
+# What a framework calls itself, and how its file of settings ends.
+_FRAMEWORKS: Mapping[Framework, tuple[str, str]] = {
+    "megatron": ("Megatron-LM", "sh"),
+    "torchtitan": ("torchtitan", "toml"),
+    "deepspeed": ("DeepSpeed", "json"),
+}
+_CHART_PX = 520
+_PARTS = ("compute", "tp", "pp", "dp", "update", "idle")
+
+
+def draw(service: Service, request: Request, plan: Plan, row: int) -> None:
+    words = say()
+    other = _rival(plan, row)
+    with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
+        with grid.cell():
+            drawing.show(_parts(request, plan, row, other, view()), "plan-parts")
+        with grid.cell():
+            if other is not None:
+                _why(plan, row, other, words)
+    _onward(service, plan, row, words)
+    rehearsing.draw(plan, row)
+
+
+def _rival(plan: Plan, row: int) -> int | None:
+    """What a layout is held against: the best, or for the best the second."""
+    if row:
+        return 0
+    return 1 if len(plan.layouts) > 1 else None
+
+
+def _parts(request: Request, plan: Plan, row: int, other: int | None, view: View) -> Drawing:
+    rows = [row] if other is None else [row, other]
+    spent = {names.brief(plan, r, say()): {name: float(getattr(plan.pace, name)[r]) for name in _PARTS} for r in rows}
+    return _drawn(spent, view)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _drawn(spent: Mapping[str, Mapping[str, float]], view: View) -> Drawing:
+    return drawing.packed(charts.step_parts(spent, look(view)))
+
+
+def _why(plan: Plan, row: int, other: int, words: Words) -> None:
+    faster, slower = sorted((row, other), key=lambda r: float(plan.layouts["step_s"].iloc[r]))
+    title = words(
+        "What {first} saves against {second}", first=names.brief(plan, faster, words), second=names.brief(plan, slower, words)
+    )
+    drawing.heading(words("Why one beats the other"), title)
+    called = {"first": names.brief(plan, faster, words), "second": names.brief(plan, slower, words)}
+    reasons = why(plan, faster, slower)
+    lines = [words(reason.text, **(reason.values | (called if "first" in reason.values else {}))) for reason in reasons]
+    st.markdown("\n".join(f"- {line}" for line in lines))
+    st.caption(
+        words(
+            "Number {place}: {levers}. Number {other}: {others}.",
+            place=row + 1,
+            levers=names.levers(plan, row, words),
+            other=other + 1,
+            others=names.levers(plan, other, words),
+        )
+    )
+
+
+def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:
+    spec = plan.spec(row)
+    code = links.encode(Choice.of(spec, service.texts))
+    device = plan.device.name if plan.device.name in DEVICES else "none"
+    with st.container(horizontal=True, gap="small", vertical_alignment="center", key="plan-onward"):
+        ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": device})
+        ways.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([code])))
+        for framework in FRAMEWORKS:
+            _settings(spec, framework, words)
+
+
+def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:
+    name, suffix = _FRAMEWORKS[framework]
+    st.download_button(
+        words("Settings for {framework}", framework=name),
+        data=lambda: settings(spec, framework).encode(),
+        file_name=f"shardscope-{framework}.{suffix}",
+        mime="text/plain",
+        key=f"plan/export/{framework}",
+        icon=":material/download:",
+        on_click="ignore",
+    )

@@ -1,0 +1,191 @@
+"""The form of a plan, at the left. The link holds what is asked; the widgets show it, and write there when they are moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from engine import catalog
+from engine.devices import DEVICES, DeviceSpec
+from engine.predict.accounting import ACCOUNTINGS
+from engine.predict.rates import Assumptions
+from engine.spec import RequestError
+from pages.charts.units import short
+from pages.charts.words import Words
+from pages.plan.request import DEFAULT, MOST, OWN, OWN_FIELDS, Request, figures_of, own_to_link
+from pages.shared.frame import labelled, say
+
+ROW = "row"  # the link's parameter: which layout is looked at
+_UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
+_LEAST = 0.001  # of a figure of a device, in its unit
+
+
+def draw(request: Request) -> None:
+    words = say()
+    st.markdown(f"##### {words('Model')}", anchors=False)
+    _select(words("Model"), list(catalog.MODELS), request.model, "model")
+    shape = catalog.model(request.model)
+    st.caption(
+        words(
+            "{parameters} parameters, sequences of {seq} tokens",
+            parameters=short(shape.parameters(), words),
+            seq=f"{request.seq or shape.seq:,}",
+        )
+    )
+    st.markdown(f"##### {words('Devices')}", anchors=False)
+    names = {name: name for name in DEVICES} | {OWN: words("a device of your own")}
+    _select(words("Device"), list(names), request.device, "device", names)
+    if request.device == OWN:
+        _own(request, words)
+    else:
+        st.caption(_told(DEVICES[request.device], words))
+    left, right = st.columns(2, gap="xsmall", wrap=False)
+    with left:
+        _number(words("How many"), request.ranks, 1, "ranks")
+    with right:
+        _number(words("Global batch"), request.batch, 1, "batch", words("Sequences of one step, of all devices together."))
+    with st.expander(words("Sequence, precision, accounting")):
+        _number(words("Sequence length (0: the model's)"), request.seq, 0, "seq")
+        _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
+        _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
+    with st.expander(words("What is assumed of the hardware")):
+        _assumed(request.assumed, words)
+
+
+def _accounts(words: Words) -> dict[str, str]:
+    return {
+        "engine": words("this engine's, to the byte"),
+        "korthikanti2022": "Korthikanti et al. 2022",
+        "zero2020": "Rajbhandari et al. 2020 (ZeRO)",
+    }
+
+
+def _told(device: DeviceSpec, words: Words) -> str:
+    return words(
+        "{memory} GB, {flops} TFLOP/s bf16, {intra} GB/s in a node of {size}, {inter} GB/s between nodes",
+        memory=f"{device.memory_bytes / 1e9:g}",
+        flops=f"{device.bf16_flops / 1e12:g}",
+        intra=f"{device.intra_bandwidth / 1e9:g}",
+        size=device.node_size,
+        inter=f"{device.inter_bandwidth / 1e9:g}",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the widgets
+
+
+def _select(label: str, options: list[str], value: str, name: str, names: Mapping[str, str] | None = None) -> None:
+    key = f"plan/{name}"
+    st.session_state[key] = value
+    named = names or dict(zip(options, options, strict=True))
+    st.selectbox(label, options, key=labelled(key), format_func=named.__getitem__, on_change=_moved, args=(name,))
+
+
+def _number(label: str, value: int, least: int, name: str, told: str | None = None) -> None:
+    key = f"plan/{name}"
+    st.session_state[key] = value
+    st.number_input(label, least, MOST, key=key, help=told, on_change=_moved, args=(name,))
+
+
+def _moved(name: str) -> None:
+    """A control was moved: the link follows, and the page is drawn from the link. A callback."""
+    value = st.session_state[f"plan/{name}"]
+    if value is None:  # a field that was emptied takes its default
+        value = getattr(DEFAULT, name)
+    if name == "device" and value == OWN:
+        known = st.query_params.get("device", DEFAULT.device)
+        st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))
+    written = str(int(value)) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    st.query_params[name] = written
+    st.query_params.pop(ROW, None)
+
+
+# ------------------------------------------------------------------------------------------------ a device of one's own
+
+
+def _own(request: Request, words: Words) -> None:
+    st.session_state["plan/called"] = request.called
+    st.text_input(
+        words("Name"), key="plan/called", max_chars=60, placeholder=words("optional"), on_change=_moved, args=("called",)
+    )
+    labels = {
+        "memory_bytes": words("Memory (GB)"),
+        "bf16_flops": words("bf16 (TFLOP/s)"),
+        "fp32_flops": words("fp32 (TFLOP/s)"),
+        "memory_bandwidth": words("Memory (GB/s)"),
+        "intra_bandwidth": words("In a node (GB/s)"),
+        "inter_bandwidth": words("Between (GB/s)"),
+        "intra_latency": words("In a node (µs)"),
+        "inter_latency": words("Between (µs)"),
+        "node_size": words("In a node"),
+    }
+    told: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
+    values = dict(zip(OWN_FIELDS, request.own, strict=True))
+    for row in (("memory_bytes", "memory_bandwidth"), ("bf16_flops", "fp32_flops"), ("intra_bandwidth", "inter_bandwidth")):
+        _own_row(row, values, labels, told)
+    _own_row(("intra_latency", "inter_latency", "node_size"), values, labels, told)
+    st.file_uploader(
+        words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded,
+        help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
+    )  # fmt: skip
+    if wrong := st.session_state.get(_WRONG):
+        file, error = wrong
+        st.error(words("{file}: {error}.", file=file, error=words.sentence(error)), icon=":material/error:")
+
+
+def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mapping[str, str], told: Mapping[str, str]) -> None:
+    for column, name in zip(st.columns(len(names), gap="xsmall", wrap=False), names, strict=True):
+        key = f"plan/own/{name}"
+        st.session_state[key] = values[name]
+        least = 1.0 if name == "node_size" else 0.0 if name.endswith("latency") else _LEAST
+        with column:
+            st.number_input(labels[name], least, key=key, format="%g", help=told[name], on_change=_own_moved)
+
+
+def _own_moved() -> None:
+    """A callback. A field that was emptied takes the figure of the device that is planned for at first."""
+    known = dict(zip(OWN_FIELDS, figures_of(DEVICES[DEFAULT.device]), strict=True))
+    held = {name: st.session_state[f"plan/own/{name}"] for name in OWN_FIELDS}
+    st.query_params["own"] = own_to_link(tuple(known[name] if value is None else value for name, value in held.items()))
+    st.query_params.pop(ROW, None)
+
+
+def _uploaded() -> None:
+    """A callback."""
+    st.session_state.pop(_WRONG, None)
+    if (file := st.session_state[_UPLOAD]) is None:
+        return
+    try:
+        device = DeviceSpec.read_json(file.getvalue())
+    except RequestError as error:
+        st.session_state[_WRONG] = (file.name, error.sentence)
+        return
+    st.query_params["own"], st.query_params["called"] = own_to_link(figures_of(device)), device.name
+    st.query_params.pop(ROW, None)
+
+
+# ------------------------------------------------------------------------------------------------------- what is assumed
+
+
+def _assumed(assumed: Assumptions, words: Words) -> None:
+    labels = {
+        "matmul_efficiency": words("Matrix products, of peak FLOP/s"),
+        "attention_efficiency": words("Attention's products, of peak FLOP/s"),
+        "memory_efficiency": words("Norms and softmax, of memory bandwidth"),
+        "intra_efficiency": words("Links inside a node, of their bandwidth"),
+        "inter_efficiency": words("Links between nodes, of their bandwidth"),
+        "dp_overlap": words("dp collectives hidden behind backward"),
+        "tp_overlap": words("tp collectives hidden"),
+        "fused_attention": words("Fused attention (scores never in memory)"),
+        "split_messages": words("Messages between stages cut over tp"),
+    }
+    for name, value in assumed:
+        key = f"plan/{name}"
+        st.session_state[key] = value
+        if isinstance(value, bool):
+            st.toggle(labels[name], key=key, on_change=_moved, args=(name,))
+        else:
+            least = 0.0 if name.endswith("overlap") else 0.05
+            st.slider(labels[name], least, 1.0, step=0.01, key=key, on_change=_moved, args=(name,))

@@ -1,0 +1,29 @@
+"""What layouts of a plan are called."""
+
+from __future__ import annotations
+
+from engine.predict.search import Plan
+from pages.charts.names import schedule
+from pages.charts.words import Words
+
+
+def levers(plan: Plan, row: int, words: Words) -> str:
+    """How a layout is run, besides its mesh."""
+    r = plan.layouts.iloc[row]
+    named = schedule(str(r["schedule"]), words)
+    said = [f"{named} × {r['chunks']}" if r["chunks"] > 1 else named] if r["pp"] > 1 else []
+    said.append(words("{count} microbatches of {size}", count=int(r["microbatches"]), size=int(r["microbatch_size"])))
+    said += [f"ZeRO {r['zero']}"] if r["zero"] else []
+    said += [words("sequence parallel")] if r["sequence_parallel"] else []
+    if r["recompute"] != "none":
+        said.append(words("recompute {what}", what=recomputes(words)[str(r["recompute"])]))
+    return " · ".join(said)
+
+
+def recomputes(words: Words) -> dict[str, str]:
+    return {"none": words("none"), "selective": words("selective"), "full": words("full")}
+
+
+def brief(plan: Plan, row: int, words: Words) -> str:
+    """Its number among all and its mesh: "2 · dp32.tp4.pp8"."""
+    return f"{row + 1} · {plan.layouts['layout'].iloc[row]}"

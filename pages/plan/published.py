@@ -1,0 +1,100 @@
+"""Published figures beside ours: what a plan rests on, held against what papers printed and measured."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from engine.predict.rates import Assumptions
+from engine.predict.references import UNITS, Quantity, Reference, references
+from pages.charts.words import Words
+from pages.plan.rehearsing import signed
+from pages.plan.request import Request
+from pages.shared.frame import labelled, say
+
+
+def draw(request: Request) -> None:
+    words = say()
+    with st.expander(words("Published figures beside ours"), key="plan-published", on_change="rerun") as opened:
+        if not opened.open:
+            return
+        with st.spinner(words("Working out what papers published")):
+            found = computed(request.assumed)
+        near = [r for r in found if concerns(r, request)]
+        wide = [words("All"), words("Those of this model or device")]
+        shown = found
+        if near:
+            scopes = {"near": wide[1], "all": wide[0]}
+            picked = st.segmented_control(
+                words("Which"), list(scopes), key=labelled("plan/published"), format_func=scopes.__getitem__, default="near",
+                required=True, label_visibility="collapsed",
+            )  # fmt: skip
+            shown = near if picked == "near" else found
+        else:
+            st.caption(words("None is of this model or device; here are all."))
+        _table(shown, words)
+        st.caption(
+            words(
+                "One setting serves every row, with what is assumed of the hardware at the left; nothing is fitted to a row. "
+                "Formulas must come out as printed; what was measured, we predict."
+            )
+        )
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def computed(assumed: Assumptions) -> list[Reference]:
+    return references(assumed)
+
+
+def concerns(reference: Reference, request: Request) -> bool:
+    """Whether it is of the model that is planned, or was measured on the device."""
+    return reference.model == request.model or (reference.device != "" and reference.device == request.device)
+
+
+def _table(found: list[Reference], words: Words) -> None:
+    quantities = _quantities(words)
+    rows = pd.DataFrame(
+        [
+            {
+                "model": r.model,
+                "device": r.device or "–",
+                "layout": r.layout,
+                "what": f"{quantities[r.quantity]} ({UNITS[r.quantity]})",
+                "published": r.published,
+                "ours": r.ours,
+                "error": signed(r.error),
+                "kind": words("formula") if r.exact else words("measured"),
+                "source": r.source,
+            }
+            for r in found
+        ]
+    )
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        rows,
+        hide_index=True,
+        width="stretch",
+        alt=words("Published figures beside ours"),
+        key="plan-published-table",
+        column_config={
+            "model": words("model"),
+            "device": words("device"),
+            "layout": st.column_config.TextColumn(words("layout"), width="medium"),
+            "what": words("what"),
+            "published": number(words("published"), format="%.4g"),
+            "ours": number(words("ours"), format="%.4g"),
+            "error": words("our error"),
+            "kind": words("theirs is"),
+            "source": st.column_config.TextColumn(words("source"), width="large"),
+        },
+    )
+
+
+def _quantities(words: Words) -> dict[Quantity, str]:
+    return {
+        "memory": words("memory of a device"),
+        "states": words("states of a device"),
+        "bubble": words("bubble, from the device's figures"),
+        "textbook bubble": words("bubble, in unit times"),
+        "speed": words("speed of a device"),
+    }

@@ -1,0 +1,167 @@
+"""A dry run of a plan's layout, started from the page: the worker itself on fake tensors, beside what the formulas say."""
+
+from __future__ import annotations
+
+import time
+
+import pandas as pd
+import streamlit as st
+
+from engine.launch.dry_desk import DryRunDesk, Rehearsed
+from engine.predict.memory import memory
+from engine.predict.search import Plan
+from engine.spec import RequestError, RunSpec
+from engine.tables import CATEGORIES
+from pages.charts.names import categories
+from pages.charts.units import in_bytes
+from pages.charts.words import Words
+from pages.shared import drawing
+from pages.shared.frame import labelled, say
+
+DRY = "dry"  # the link's parameter: the id of a dry run
+_REFUSED, _WHICH = "plan/dry-refused", "plan/dry-which"
+_EVERY_S = 1.0
+_GIB = 2**30
+
+
+@st.cache_resource(show_spinner=False, on_release=lambda desk: desk.close())
+def desk() -> DryRunDesk:
+    """One for all sessions of a server."""
+    return DryRunDesk()
+
+
+def draw(plan: Plan, row: int) -> None:
+    words, spec = say(), plan.spec(row)
+    fullest = int(plan.layouts["fullest_stage"].iloc[row])
+    with st.container(border=True, key="plan-dry"):
+        drawing.heading(words("Dry run"), words("The worker itself, on tensors without contents"))
+        found = desk().look(st.query_params.get(DRY, ""))
+        if found is not None and found.phase == "on":
+            _watch(found.id, spec)
+        else:
+            _start_bar(spec, fullest, words)
+            if found is not None:
+                _ended(found, spec, words)
+
+
+def _start_bar(spec: RunSpec, fullest: int, words: Words) -> None:
+    layout = spec.layout
+    ranks = {
+        "fullest": words("stage {stage}, the fullest", stage=fullest),
+        "all": words.plural("its {count} stage", "all {count} stages", layout.pp),
+    }
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        which = st.selectbox(
+            words("What to rehearse"), list(ranks), key=labelled(_WHICH), format_func=ranks.__getitem__, width=240
+        )
+        rank = fullest * layout.dp * layout.tp if which == "fullest" else None
+        st.button(words("Start the dry run"), icon=":material/play_arrow:", on_click=_start, args=(spec, rank))
+    st.caption(
+        words(
+            "It runs every action of one rank of a stage on this machine, without a GPU and without the memory, and counts every "
+            "byte as a run would. A large model takes minutes a stage. It ends when you leave the page."
+        )
+    )
+    if refused := st.session_state.pop(_REFUSED, None):
+        st.warning(words("{sentence}.", sentence=words.sentence(refused)), icon=":material/hourglass_top:")
+
+
+def _start(spec: RunSpec, rank: int | None) -> None:
+    """A callback."""
+    try:
+        st.query_params[DRY] = desk().start(spec, rank)
+    except RequestError as error:
+        st.session_state[_REFUSED] = error.sentence
+
+
+@st.fragment(run_every=_EVERY_S)
+def _watch(id: str, spec: RunSpec) -> None:
+    """Looking keeps it going; whoever leaves looks no more."""
+    words, found = say(), desk().look(id)
+    if found is None or found.phase != "on":
+        st.rerun()
+    passed = f"{time.monotonic() - found.began:.0f}"
+    text = words("{done} of {of} stages rehearsed, {seconds} s", done=found.done, of=found.of, seconds=passed)
+    if found.of == 1:
+        text = words("Rehearsing rank {rank}, {seconds} s", rank=found.rank or 0, seconds=passed)
+    if found.spec != spec:
+        text = words("Of another layout, {layout}: {told}", layout=found.spec.layout.code, told=text)
+    st.progress(found.done / found.of, text=text)
+    st.button(words("Cancel"), icon=":material/stop:", on_click=desk().cancel, args=(id,))
+
+
+def _ended(found: Rehearsed, spec: RunSpec, words: Words) -> None:
+    if found.phase == "cancelled":
+        st.info(words("The dry run was cancelled, or nobody looked at it any more."), icon=":material/stop:")
+    elif found.phase == "failed":
+        told = words.sentence(found.message)
+        st.error(words("The dry run failed: {sentence}.", sentence=told.removesuffix(".")), icon=":material/error:")
+        if found.traceback:
+            with st.expander(words("Its own traceback")):
+                st.code(found.traceback, language="text")
+    elif found.spec != spec:
+        st.caption(words("The last dry run was of another layout, {layout}.", layout=found.spec.layout.code))
+    elif found.peaks is not None:
+        _beside(found, words)
+
+
+def _beside(found: Rehearsed, words: Words) -> None:
+    """Both, stage by stage, with the signed error."""
+    rows = compared(found)
+    whole = rows[rows["category"] == "total"]
+    worst = whole.iloc[int(whole["error"].abs().to_numpy().argmax())]
+    drawing.heading(
+        words("Rehearsed in {seconds} s", seconds=f"{found.seconds:.1f}"),
+        words(
+            "Stage {stage} peaks at {ours} rehearsed and {theirs} by formula: {error}",
+            stage=int(worst["stage"]),
+            ours=in_bytes(int(worst["dry_run"])),
+            theirs=in_bytes(int(worst["formula"])),
+            error=signed(float(worst["error"])),
+        ),
+    )
+    named = categories(words) | {"total": words("total")}
+    number = st.column_config.NumberColumn
+    shown = rows.assign(
+        category=rows["category"].map(named),
+        dry_run=rows["dry_run"] / _GIB,
+        formula=rows["formula"] / _GIB,
+        error=[signed(value) if value == value else "–" for value in rows["error"]],
+    )
+    st.dataframe(
+        shown,
+        hide_index=True,
+        width="stretch",
+        alt=words("Dry run"),
+        key="plan-dry-table",
+        column_config={
+            "stage": number(words("stage")),
+            "category": words("category"),
+            "dry_run": number(words("dry run (GiB)"), format="%.3f"),
+            "formula": number(words("formula (GiB)"), format="%.3f"),
+            "error": words("error of the formula"),
+        },
+    )
+
+
+def compared(found: Rehearsed) -> pd.DataFrame:
+    """stage, category, dry_run, formula (bytes), error: the formula's, signed and relative; totals first."""
+    assert found.peaks is not None
+    predicted = {peak.stage: peak for peak in memory(found.spec).peaks}
+    rows = []
+    for stage, peak in found.peaks.groupby("pp"):
+        held = peak.groupby("category")["bytes"].sum()
+        by_formula = predicted[int(str(stage))].bytes
+        pairs = {"total": (int(held.sum()), sum(by_formula.values()))}
+        pairs |= {c: (int(held.get(c, 0)), by_formula.get(c, 0)) for c in CATEGORIES}
+        for category, (ours, formula) in pairs.items():
+            error = formula / ours - 1 if ours else (0.0 if not formula else float("nan"))
+            rows.append({"stage": stage, "category": category, "dry_run": ours, "formula": formula, "error": error})
+    found_rows = pd.DataFrame(rows)
+    return pd.concat([found_rows[found_rows["category"] == "total"], found_rows[found_rows["category"] != "total"]])
+
+
+def signed(error: float) -> str:
+    """ "+0.12%", "−3.10%", "0.00%" where that is all there is."""
+    text = f"{100 * abs(error):.2f}%"
+    return text if float(text[:-1]) == 0 else f"{'+' if error > 0 else '−'}{text}"

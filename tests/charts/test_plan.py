@@ -1,0 +1,63 @@
+"""Charts of a plan: axes that the data fill, what does not fit, and what a step is spent on."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from engine.predict.memory import memory
+from engine.predict.search import Plan
+from engine.spec import LayoutSpec, RunSpec
+from pages.charts import plan
+from pages.charts.look import LIGHT
+from pages.plan.request import Request
+from tests.charts.reading import marks, views
+
+
+@pytest.fixture(scope="module")
+def found() -> Plan:
+    return Request(model="gpt3-13b", ranks=64, batch=128, accounting="korthikanti2022").plan()
+
+
+def test_the_front_fills_its_axes_and_keeps_every_layout_in_its_table(found: Plan):
+    drawing = plan.front(found.layouts, found.device.memory_bytes, "h100-80gb", 0, LIGHT)
+    points = next((view, rows) for view, rows in marks(drawing.spec, "point") if "shape" in view["encoding"])
+    steps = [row["step_s"] for row in points[1]]
+    low, high = points[0]["encoding"]["y"]["scale"]["domain"]
+    assert (low, high) == (pytest.approx(min(steps) / 1.12), pytest.approx(max(steps) * 1.12))
+    assert max(steps) < 50 * min(steps)
+    assert 3 <= len(points[0]["encoding"]["y"]["axis"]["values"]) <= 12
+    front = found.layouts[found.layouts["pareto"] & (found.layouts["step_s"] <= 40 * found.layouts["step_s"].min())]
+    assert {row["row"] for row in points[1] if row["pareto"]} == set(front.index)
+    assert len(points[1]) <= 1.5 * plan.MOST_POINTS < len(found.layouts) == len(drawing.table)
+    assert any(view["mark"]["type"] == "rule" for view in views(drawing.spec))
+
+
+def test_stages_that_do_not_fit_are_named_together():
+    peaks = memory(RunSpec(layout=LayoutSpec(pp=2))).peaks
+    small = plan.stages(peaks, min(p.total for p in peaks) - 1, "tiny", LIGHT)
+    assert small.title.startswith("It does not fit on stages 0–1: stage 0 needs ")
+    large = plan.stages(peaks, 10 * max(p.total for p in peaks), "big", LIGHT)
+    assert large.title.startswith("It fits: stage 0 is fullest")
+    assert plan.ranges([4, 0, 1, 2, 7, 8]) == "0–2, 4, 7–8"
+
+
+def test_the_parts_of_a_step_add_up():
+    parts = {"compute": 3.0, "tp": 1.0, "pp": 0.0, "dp": 0.5, "update": 0.25, "idle": 0.25}
+    drawing = plan.step_parts({"1 · dp1.tp1.pp1": parts}, LIGHT)
+    assert drawing.title == "60.0% of the step computes; the rest waits"
+    [(_, rows)] = marks(drawing.spec, "bar")
+    assert sum(row["seconds"] for row in rows) == 5.0
+
+
+def test_grey_cells_say_why():
+    cells = pd.DataFrame(
+        {
+            "model": ["a", "b"], "ranks": [1, 1], "layout": ["dp1.tp1.pp1", "dp1.tp1.pp1"], "mfu": [0.5, float("nan")],
+            "memory_bytes": [2**30, 2**40], "reason": ["", "needs more"],
+        }
+    )  # fmt: skip
+    drawing = plan.heatmap(cells, LIGHT)
+    [(_, good), (_, bad)] = marks(drawing.spec, "rect")
+    assert [(row["text"], row["why"]) for row in (*good, *bad)] == [("50%", "fits"), ("too large", "needs more")]
+    assert drawing.title == "1 of 2 combinations fit"

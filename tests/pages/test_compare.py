@@ -1,0 +1,203 @@
+"""Compare without a browser: what its link says, how differences are worked out, and what a sweep leaves out."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine import store
+from engine.predict.run import predict
+from engine.spec import LayoutSpec, RunSpec
+from engine.tables import RunResult
+from pages.charts.words import words
+from pages.compare import columns, names, sweep
+from pages.compare.differences import differences, signed
+from pages.compare.page import figures
+from pages.shared.beside import items_of, run_items, to_link
+from pages.shared.service import Service
+from tests.pages.stand_in import saved, service
+
+SAY = words("en")
+PAIR = RunSpec(layout=LayoutSpec(pp=2))
+ONE, TWO = "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0", "gpt-tiny~dp2.tp2.pp2~gpipe~m4~b2~n20~r0.003~e0"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    saved(tmp_path, PAIR, "first")
+    saved(tmp_path, RunSpec(layout=LayoutSpec(pp=2, schedule="gpipe")), "second")
+    return tmp_path
+
+
+def script(service):  # its source alone is run, so it has no names but those it imports
+    from pages.compare.page import show
+    from tests.pages.stand_in import know_pages
+
+    know_pages()
+    show(service)
+
+
+def page(service: Service, **link: str) -> AppTest:
+    app = AppTest.from_function(script, args=(service,), default_timeout=60)
+    for name, value in link.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+def linked(app: AppTest, name: str = "with") -> str:
+    found = app.query_params.get(name, [""])
+    return found if isinstance(found, str) else found[0]
+
+
+def text(app: AppTest) -> str:
+    kinds = (app.markdown, app.caption, app.info, app.error, app.get("html"))
+    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
+
+
+# -------------------------------------------------------------------------------------------------------------- the page
+
+
+def test_a_new_session_compares_two_layouts_and_says_so_in_the_link(home: Path) -> None:
+    app = page(service(home)[0])
+    assert linked(app) == f"{ONE}*{TWO}"
+    assert "+71% peak memory on the fullest rank" in text(app)
+    next(b for b in app.button if b.key == "compare/first/1").click().run()
+    assert linked(app) == f"{TWO}*{ONE}"
+    next(b for b in app.button if b.key == "compare/remove/1").click().run()
+    assert linked(app) == TWO
+    assert "Add a second layout or a saved run" in app.info[0].value
+    next(b for b in app.button if b.key == "compare/remove/0").click().run()
+    assert "Nothing stands here yet" in app.info[0].value
+
+
+def test_runs_stand_beside_layouts_and_what_is_gone_is_told_in_its_column(home: Path) -> None:
+    app = page(service(home)[0], **{"with": f"run:first*{TWO}*run:gone*nonsense"})
+    said = text(app)
+    assert "gpt-tiny · measured" in said
+    assert "gpt-tiny · predicted" in said
+    assert app.error[0].value.startswith("The run gone is not here")
+    assert "nonsense" in app.error[1].value
+    assert "Measured timelines are shown where all columns are measured." in said
+    assert "Pipeline, measured" not in said
+    assert "Pipeline, measured" in text(page(service(home)[0], **{"with": "run:first*run:second"}))
+
+
+def test_a_run_that_came_to_stand_under_a_name_is_the_one_that_is_shown(home: Path) -> None:
+    here = service(home)[0]
+    assert "1F1B" in text(page(here, **{"with": "run:first*run:second"}))
+    shutil.rmtree(home / "first")
+    saved(home, RunSpec(layout=LayoutSpec(dp=2)), "first")
+    assert "dp2.tp1.pp1" in text(page(here, **{"with": "run:first*run:second"}))
+
+
+def test_the_sweep_is_in_the_link_and_a_lever_with_one_value_says_why(home: Path) -> None:
+    alone = "gpt-tiny~dp1.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0"
+    app = page(service(home)[0], **{"with": alone, "sweep": "layout.sequence_parallel"})
+    assert "off is the only value of this lever that goes with the rest" in "".join(i.value for i in app.info)
+    assert any("**on**" in m.value and "tp" in m.value for m in app.markdown)
+    app.selectbox(key="compare/sweep").set_value("workload.precision").run()
+    assert linked(app, "sweep") == "workload.precision"
+    assert "The same for every value: 0.0%" in text(app)
+
+
+def test_the_page_speaks_chinese(home: Path) -> None:
+    app = page(service(home)[0], lang="zh")
+    assert app.selectbox(key="compare/sweep").options[0] == words("zh")("Pipeline schedule")
+
+
+# ------------------------------------------------------------------------------------------------------------ the numbers
+
+
+def result(**summary: Any) -> RunResult:
+    return replace(predict(PAIR), summary=predict(PAIR).summary | summary)
+
+
+def scaled(by: float, category: str | None = None, rank: int | None = None) -> RunResult:
+    """The same with the peak of one category, or of one rank, multiplied."""
+    base = predict(PAIR)
+    peak = base.tables["memory_peak"].copy()
+    which = (peak["category"] == category) if category else (peak["rank"] == rank) if rank is not None else peak["rank"] >= 0
+    peak.loc[which, "bytes"] = (peak.loc[which, "bytes"] * by).astype("int64")
+    return replace(base, tables=base.tables | {"memory_peak": peak})
+
+
+def test_nothing_differs_from_itself() -> None:
+    assert differences(predict(PAIR), predict(PAIR), SAY) == []
+
+
+def test_a_difference_is_relative_to_the_first_and_signed() -> None:
+    [found] = differences(predict(PAIR), scaled(0.5), SAY)
+    assert (found.text, found.better) == ("−50% peak memory on the fullest rank", True)
+    assert found.share == pytest.approx(-0.5, abs=1e-4)
+    texts = [d.text for d in differences(predict(PAIR), scaled(3.0, rank=1), SAY)]
+    assert "+200% peak memory on rank 1" in texts
+    [bubble] = differences(result(bubble=0.2), result(bubble=0.05), SAY)
+    assert (bubble.text, bubble.better) == ("−15.0 points of bubble", True)
+
+
+def test_traffic_that_there_was_not_is_named() -> None:
+    texts = [d.text for d in differences(predict(PAIR), predict(RunSpec(layout=LayoutSpec(tp=2))), SAY)]
+    assert "no pp traffic" in texts
+    assert "tp traffic, where there was none" in texts
+
+
+def test_times_are_compared_only_between_measurements(home: Path) -> None:
+    first = store.load(home / "first")
+    slower = replace(first, summary=first.summary | {"step_ns": 2 * first.summary["step_ns"]})
+    assert [d.text for d in differences(first, slower, SAY)] == ["+100% time a step, on this machine"]
+    assert not any("time a step" in d.text for d in differences(first, predict(PAIR), SAY))
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.31, "+31%"), (-0.42, "−42%"), (0.056, "+5.6%"), (4.2, "×5.2")])
+def test_shares_are_signed_and_many_times_is_a_factor(share: float, said: str) -> None:
+    assert signed(share) == said
+
+
+def test_the_table_is_exact() -> None:
+    [column] = columns.read([ONE], service(Path("nowhere"))[0])
+    assert isinstance(column, columns.Column)
+    row = figures(column)
+    assert row["peak_bytes"] == column.result.tables["memory_peak"].groupby("rank")["bytes"].sum().max()
+    assert row["sequences"] == 2 * 4 * 2
+    assert "step_ns" not in row
+
+
+# -------------------------------------------------------------------------------------------------------------- the sweep
+
+
+def test_a_sweep_tries_every_value_and_leaves_out_what_does_not_fit_with_its_sentence() -> None:
+    base = RunSpec(layout=LayoutSpec(tp=2))
+    made = sweep.sweep(base, "layout.tp")
+    assert list(made.figures["value"]) == ["1", "2", "4"]
+    assert [value for value, _ in made.left_out] == [8, 16]
+    assert "tp=8 does not divide 4 heads" in made.left_out[0][1]
+    for value, peak in zip((1, 2, 4), made.figures["peak_bytes"], strict=True):
+        assert peak == predict(sweep.having(base, "layout.tp", value)).summary["peak_bytes"]
+    whole = made.memory.groupby("value")["bytes"].sum()
+    assert whole["2"] == made.figures.set_index("value")["peak_bytes"]["2"]
+
+
+def test_a_schedule_brings_its_chunks() -> None:
+    found = sweep.others(RunSpec(layout=LayoutSpec(pp=2)), "layout.schedule")
+    assert {name: spec.layout.chunks for name, spec in found.items()}["interleaved"] == 2
+    assert "1f1b" not in found
+    assert sweep.having(found["zb-v"], "layout.schedule", "gpipe").layout.chunks == 1
+
+
+def test_every_lever_has_a_name_in_both_languages() -> None:
+    for language in ("en", "zh"):
+        assert set(names.levers(words(language))) == set(sweep.LEVERS)  # type: ignore[arg-type]
+        for lever, values in sweep.LEVERS.items():
+            assert all(names.value(lever, value, words(language)) for value in values)  # type: ignore[arg-type]
+
+
+def test_links_hold_at_most_four_items_each_once() -> None:
+    assert items_of("a*b*a**c*d*e") == ["a", "b", "c", "d"]
+    assert to_link(run_items(["x y", "z"])) == {"with": "run:x y*run:z"}

@@ -1,0 +1,191 @@
+"""Plan without a browser: its link, a device of one's own, what it says of what does not fit, and what papers published.
+
+The papers' account of memory is asked for throughout, which is weighed in a moment.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from engine.devices import DEVICES, DeviceSpec
+from engine.launch.dry_desk import Rehearsed
+from engine.predict.memory import memory
+from engine.predict.references import references
+from engine.spec import LayoutSpec, RequestError, RunSpec
+from pages.charts.words import words
+from pages.plan import heatmap
+from pages.plan.published import concerns
+from pages.plan.rehearsing import compared, signed
+from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
+from pages.shared import links
+from tests.pages.stand_in import service
+
+SMALL = {"model": "gpt2-1.5b", "device": "h100-80gb", "ranks": "8", "batch": "16", "accounting": "korthikanti2022"}
+
+
+def script(service):  # its source alone is run, so it has no names but those it imports
+    from pages.plan.page import show
+    from tests.pages.stand_in import know_pages
+
+    know_pages()
+    show(service)
+
+
+def page(**link: str) -> AppTest:
+    app = AppTest.from_function(script, args=(service(Path("nowhere"))[0],), default_timeout=60)
+    for name, value in (SMALL | link).items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+def same(one: DeviceSpec, other: DeviceSpec) -> bool:
+    """All figures, but for the last digit of a product."""
+    pairs = [(getattr(one, name), getattr(other, name)) for name in DeviceSpec.model_fields if name not in ("name", "source")]
+    return all(a == pytest.approx(b, rel=1e-12) for a, b in pairs)
+
+
+def linked(app: AppTest) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else value[0] for name, value in app.query_params.items()}
+
+
+def text(app: AppTest) -> str:
+    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.get("html"))
+    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
+
+
+# ------------------------------------------------------------------------------------------------------------- the link
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        DEFAULT,
+        Request(model="llama3-8b", device="l40s", ranks=6, batch=24, seq=512, precision="fp32", accounting="zero2020"),
+        Request(device=OWN, own=figures_of(DEVICES["mi300x"]), called="mine & yours"),
+        Request(assumed=DEFAULT.assumed.model_copy(update={"matmul_efficiency": 0.61, "fused_attention": True})),
+    ],
+    ids=["default", "all fields", "own device", "assumptions"],
+)
+def test_a_link_restores_what_was_asked(request_: Request) -> None:
+    assert of_link(to_link(request_)) == request_
+
+
+@pytest.mark.parametrize(
+    ("link", "why"),
+    [
+        ({"model": "gpt-9"}, "The link's model “gpt-9” is none of"),
+        ({"ranks": "0"}, "no whole number from 1 to 1,000,000"),
+        ({"ranks": "-3"}, "no whole number"),
+        ({"device": "own"}, "without its figures"),
+        ({"device": "own", "own": "1_2_x"}, "has not 9 figures"),
+        ({"device": "own", "own": "80_1_1_1_1_1_1_1_0"}, "node_size=0 must be greater than or equal to 1"),
+        ({"dp_overlap": "1.5"}, "dp_overlap"),
+    ],
+)
+def test_a_link_that_cannot_be_read_says_why(link: dict[str, str], why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        of_link(link)
+
+
+def test_a_known_device_can_be_changed_into_ones_own_without_losing_a_figure() -> None:
+    for device in DEVICES.values():
+        assert same(made(device.name, figures_of(device)), device)
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def test_the_best_layout_is_shown_and_every_way_on_carries_it() -> None:
+    app = page()
+    assert "gpt2-1.5b on 8 × h100-80gb: it fits" in text(app)
+    assert linked(app) == SMALL
+    [lab] = [link.proto for link in app.get("page_link") if link.proto.label == "Open in the Lab"]
+    carried = parse_qs(lab.query_string)
+    assert carried["device"] == ["h100-80gb"]
+    choice = links.decode(carried["spec"][0])
+    assert choice.ranks == 8
+    assert choice["layout.dp"] * choice["workload.microbatches"] * choice["workload.microbatch_size"] == 16
+    labels = {b.proto.label for b in app.get("download_button")}
+    assert {"Settings for Megatron-LM", "Settings for torchtitan", "Settings for DeepSpeed"} <= labels
+    assert "Why one beats the other" in text(app)
+
+
+def test_a_control_moves_the_link_and_lets_go_of_the_row() -> None:
+    app = page(row="3", lang="en")
+    assert "Number 4 of the" in text(app)
+    app.number_input(key="plan/ranks").set_value(4).run()
+    assert linked(app) == SMALL | {"ranks": "4", "lang": "en"}
+
+
+def test_what_does_not_fit_says_where_and_what_to_change() -> None:
+    app = page(model="llama3-405b", ranks="8")
+    assert "no layout fits" in text(app)
+    assert "each needs" in app.warning[0].value
+    assert "the device has 74.5 GiB" in app.warning[0].value
+
+
+def test_numbers_that_go_with_no_layout_are_told_with_the_arithmetic() -> None:
+    app = page(model="gpt3-175b", ranks="7919")
+    assert app.error[0].value.startswith("No dp × tp × pp = 7919 fits")
+
+
+def test_a_device_comes_from_a_file_or_says_what_is_wrong_with_it() -> None:
+    app = page()
+    app.selectbox(key="plan/device").set_value(OWN).run()
+    assert same(of_link(linked(app)).hardware, DEVICES["h100-80gb"])
+    app.number_input(key="plan/own/memory_bytes").set_value(12.5).run()
+    assert of_link(linked(app)).hardware.memory_bytes == 12_500_000_000
+    app.file_uploader[0].upload("bad.json", b'{"name": "x"}', "application/json").run()
+    assert "bad.json: DeviceSpec needs 'memory_bytes'" in app.error[0].value
+    device = DEVICES["l40s"].model_dump() | {"name": "my own card"}
+    app.file_uploader[0].upload("good.json", json.dumps(device).encode(), "application/json").run()
+    assert not app.exception
+    assert linked(app)["called"] == "my own card"
+    assert same(of_link(linked(app)).hardware, DEVICES["l40s"])
+    assert "gpt2-1.5b on 8 × my own card" in text(app)
+
+
+def test_the_page_speaks_chinese() -> None:
+    app = page(lang="zh")
+    assert words("zh")("Model") in text(app)
+
+
+# ------------------------------------------------------------------------------------------- what stands below the answer
+
+
+def test_a_cell_of_the_map_fits_or_says_why_not() -> None:
+    asked = Request(accounting="korthikanti2022")
+    assert heatmap.cell(asked, "gpt2-1.5b", 8)["mfu"] > 0.1
+    large = heatmap.cell(asked, "gpt3-175b", 1)
+    assert large["mfu"] != large["mfu"]
+    assert "more than the device's 80.0 GB" in large["reason"]
+
+
+def test_published_rows_of_the_model_or_the_device_come_first() -> None:
+    found = references()
+    near = [r for r in found if concerns(r, Request(model="gpt3-175b", device="a100-80gb"))]
+    assert {r.model for r in near if not r.device} == {"gpt3-175b"}
+    assert sum(r.quantity == "speed" for r in near) == 7
+    assert [r for r in found if concerns(r, Request(model="gpt2-1.5b", device="rtx-4090"))] == []
+
+
+def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
+    spec = RunSpec(layout=LayoutSpec(pp=2))
+    peaks = [
+        {"rank": p.stage, "pp": p.stage, "category": category, "bytes": size * (2 if p.stage else 1)}
+        for p in memory(spec).peaks
+        for category, size in p.bytes.items()
+    ]
+    rows = compared(Rehearsed("x", spec, None, 0.0, "done", peaks=pd.DataFrame(peaks)))
+    totals = rows[rows["category"] == "total"].set_index("stage")
+    assert totals["error"].to_dict() == {0: 0.0, 1: -0.5}
+    assert totals["formula"].to_dict() == {p.stage: p.total for p in memory(spec).peaks}
+    assert (signed(0.0), signed(-0.5), signed(0.0012), signed(0.00001)) == ("0.00%", "−50.00%", "+0.12%", "0.00%")
