@@ -5,6 +5,7 @@ mm, addmm, bmm in bf16       oneDNN's scratchpad, and copies of operands that li
                              The size depends on the processor as much as on the shapes. So it is asked: the multiplication
                              is done once for each shape, on zeros, if that is small. Where it is not, nothing is added;
                              such a model does not run on a CPU.
+add_ of another type         what is added, in the type of what it is added to
 scatter_add_ in bf16         sums in fp32, as many as there are results
 number as a tensor           8 bytes, and once more in the type of the result where that is another
 """
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 _aten = torch.ops.aten
 _LAYER_NORM_BACKWARD = _aten.native_layer_norm_backward.default
-_SCATTER = _aten.scatter_add_.default
+_SCATTER, _ADD_INTO = _aten.scatter_add_.default, _aten.add_.Tensor
 _MULTIPLICATIONS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default)
 
 _MOST_WORK = 2**31  # multiplications of numbers that may be done to ask for a scratchpad: a second or two
@@ -41,6 +42,8 @@ class Workspaces:
         """Bytes that the kernel of `func` takes at its highest, if any."""
         if func is _LAYER_NORM_BACKWARD:
             return (2 * prod(args[2]) * 4,)
+        if func is _ADD_INTO and isinstance(args[1], Tensor) and args[1].dtype != args[0].dtype:
+            return (args[1].numel() * args[0].element_size(),)
         if func is _SCATTER and args[0].dtype == torch.bfloat16:
             return (args[0].numel() * 4,)
         if func in _MULTIPLICATIONS and args[-1].dtype == torch.bfloat16:
