@@ -157,7 +157,7 @@ class _Rows:
         """What happens in an action, as arrays. Most blocks are in several actions."""
         found = []
         for _, times, events in stretches:
-            blocks = [(sign, record) for sign, record in events if isinstance(record, Record)]
+            blocks = [(sign, record) for sign, record in events if sign]
             if blocks:
                 columns, sizes = np.array([self._known.get(id(r)) or self._look_up(r) for _, r in blocks], np.int64).T
                 signs = np.array([sign for sign, _ in blocks])
@@ -278,7 +278,7 @@ def table(structure: Structure, form: Form) -> Table:
         "owed": around + nets["I"], "owed more": around + nets["I over"],
         **{f"after {name}": under_way[name] for name in ("B", "I 1", "I", "I over", "W", "W over")},
         **_standing(made, structure, weights, width),
-        "shared": made.row([(passes.shared, size_of(key.factors)) for key in [*passes.given, *passes.handed][:1]]),
+        "shared": made.row([(len(passes.shared), size_of(key.factors)) for key in [*passes.given, *passes.handed][:1]]),
     }  # fmt: skip
     groups = [_kept(*followed[a][1]) for a in ACTIONS] + [(stands[name][None], np.zeros(1, np.int64)) for name in STANDS]
     inner = np.concatenate([i for _, i in groups])

@@ -51,9 +51,9 @@ def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool 
     """One product, if it is in bf16. For very many layouts at once it is left out where it is no more than a rounding."""
     if not sizes.wide:
         return
-    sides: list[Any] = [prod(factor.value for factor in shape) for shape in (m, k, n)]
+    rows, inner, columns = sides = [prod(factor.value for factor in shape) for shape in (m, k, n)]
     if not any(isinstance(side, Size) for side in sides):
-        scratch: Any = scratch_bytes(*sides, turned)
+        scratch: Any = scratch_bytes(rows, inner, columns, turned)
     elif sizes.model.hidden < _LARGE:
         scratch = later(_OF_ARRAYS, *sides, turned)
     else:
