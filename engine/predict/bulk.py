@@ -84,9 +84,7 @@ class _SizesOf:
     def structure(self, group: int) -> Structure:
         zero, sequence, recompute, *flags = self.kinds[group]
         many, cut, heads, groups = (bool(flag) for flag in flags)
-        return Structure(
-            self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups), zero
-        )
+        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups), zero)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
         """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""

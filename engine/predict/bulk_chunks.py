@@ -317,4 +317,3 @@ def _pieces(share: Any, *sizes: Any) -> Any:
     for size in sizes:
         found, offset = found + (offset < share), offset + size
     return found
-

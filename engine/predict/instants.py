@@ -19,7 +19,10 @@ from engine.spec import V_SHAPED, ScheduleName
 
 Real = NDArray[np.float64]
 _V = {name: i for i, name in enumerate(VALUES)}
-_LEFT = {name: f"after {name.replace('B 1', 'B').replace('W 1', 'W')}" for name in ("B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")}
+_LEFT = {
+    name: f"after {name.replace('B 1', 'B').replace('W 1', 'W')}"
+    for name in ("B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")
+}
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
 
@@ -205,4 +208,3 @@ class _Stage:
         for (what, _), senders in sent.items():
             passed = self.before["F"] if what == "handed" else self.back
             out[:, :, _V[what]] += np.outer(np.minimum(passed[:, senders].sum(1), most), self.pieces[senders[0]])
-

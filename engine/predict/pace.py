@@ -242,7 +242,9 @@ def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[
 def _simulated(spec: RunSpec, microbatches: int, times: Durations) -> tuple[float, float, float]:
     """Seconds of the step, of the pipeline in it, and of all stages' passes together."""
     layout = spec.layout
-    found = rehearsal(layout.schedule, layout.pp, microbatches, layout.chunks).run(times, layout.dp > 1 or layout.sequence_parallel)
+    found = rehearsal(layout.schedule, layout.pp, microbatches, layout.chunks).run(
+        times, layout.dp > 1 or layout.sequence_parallel
+    )
     both_ends = {layout.placement[0], layout.placement[-1]} if spec.model.parts.tied and len(layout.placement) > 1 else set()
     step = max(
         clock
