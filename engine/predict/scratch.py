@@ -40,7 +40,7 @@ def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool 
         return
     sides: list[Any] = [prod(factor.value for factor in shape) for shape in (m, k, n)]
     if not any(isinstance(side, Size) for side in sides):
-        scratch: Any = int(scratch_bytes(*sides, turned))
+        scratch: Any = int(scratch_bytes(sides[0], sides[1], sides[2], turned))
     elif sizes.model.hidden < _LARGE:
         scratch = later(scratch_bytes, *sides, turned)
     else:
