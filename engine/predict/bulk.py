@@ -64,7 +64,7 @@ def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
 
 
 class _SizesOf:
-    """Layouts by what their chunks' sizes depend on: `which[i]` is the number of layout i's sizes, those of a structure together."""
+    """Layouts by what their chunks' sizes depend on: `which[i]` is the number of layout i's sizes, a structure's together."""
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:
         self.model, self.workload = model, workload

@@ -84,7 +84,7 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` of coefficients of `products`: first the ends' own, then of each layer `t0`, then of each `t1`; (3 · rows, products).
+    """`rows` of coefficients of `products`: first the ends' own, then of each layer `t0` and of each `t1`; (3 · rows, products).
 
     Value i of `VALUES` is the highest of the rows from `starts[i]` on. `inner`: rows that are there where `t0` or `t1` is not 0.
     """
@@ -178,9 +178,9 @@ class _Rows:
         """
         base = np.zeros((3, self.most))
         rows, inner = [np.zeros((1, 3, self.most))], [np.zeros(1, np.int64)]
-        for which, columns, coefficients, gathered in parts:
-            if not all_of_it and gathered.any():
-                columns, coefficients = columns[~gathered], coefficients[~gathered]
+        for which, *blocks, gathered in parts:
+            there = ~gathered | all_of_it
+            columns, coefficients = (column[there] for column in blocks)
             if not len(columns):
                 continue
             reached = np.zeros((len(columns), self.most))

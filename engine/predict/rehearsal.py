@@ -91,8 +91,12 @@ class _Director:
         for order in self.orders:
             starts.append(starts[-1] + len(order))
         self.starts, self.nobody = starts, starts[-1]
-        self.number = {(a.kind == "F", a.chunk, a.microbatch): start + i for start, order in zip(starts, self.orders, strict=False)
-                       for i, a in enumerate(order) if a.kind != "W"}  # fmt: skip
+        self.number = {
+            (action.kind == "F", action.chunk, action.microbatch): start + i
+            for start, order in zip(starts, self.orders, strict=False)
+            for i, action in enumerate(order)
+            if action.kind != "W"
+        }
         self.finals = [self._finals(order) for order in self.orders]
         self.done, self.handed = bytearray(self.nobody + 1), bytearray(self.nobody + 1)
         self.queues: defaultdict[tuple[int, int, bool], list[int]] = defaultdict(list)
@@ -100,8 +104,10 @@ class _Director:
 
     def _finals(self, order: list[Action]) -> dict[int, int]:
         """After which of a stage's passes a chunk is reduced: its last backward, or the last that hands a gradient on."""
-        return {i: chunk for chunk, i in {a.chunk: i for i, a in enumerate(order) if a.kind != "F" and (
-            a.kind != "I" or self._elsewhere(a, -1) >= 0)}.items()}  # fmt: skip
+        last = {
+            a.chunk: i for i, a in enumerate(order) if a.kind in ("B", "W") or (a.kind == "I" and self._elsewhere(a, -1) >= 0)
+        }
+        return {i: chunk for chunk, i in last.items()}
 
     def _elsewhere(self, action: Action, step: int) -> int:
         """The stage of the chunk before or behind, or −1 if there is none or it is on this stage too."""

@@ -1,7 +1,7 @@
 """Sizes with letters in them: products of whole numbers and of what is known later, for very many layouts at once.
 
-The formulas of `engine.predict.memory` are written for numbers. Put in `letter("tp")` in place of a number, and what comes out is a
-`Size`, which `values` turns into numbers for whole arrays of layouts. None of these is ever negative but for its coefficient.
+The formulas of `engine.predict.memory` are written for numbers. Put in `letter("tp")` in place of a number, and what comes out is
+a `Size`, which `values` turns into numbers for whole arrays of layouts. None of these is ever negative but for its coefficient.
 """
 
 from __future__ import annotations

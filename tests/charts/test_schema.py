@@ -9,7 +9,7 @@ from altair.vegalite.v6.schema.core import Root
 
 from engine.spec import LayoutSpec
 from engine.topology import Mesh
-from pages.charts import loss, matrix, memory, timeline, traffic
+from pages.charts import beside, loss, matrix, memory, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import LIGHT
 from pages.charts.roles import roles_of
@@ -28,10 +28,12 @@ def whole_step() -> Drawing:
     return drawn
 
 
+PEAK, PASSED = made_up.memory_peak(MESH), made_up.traffic()
+
 DRAWINGS: dict[str, Callable[[], Drawing]] = {
-    "peak": lambda: memory.peak(made_up.memory_peak(MESH), LIGHT, ROLES),
+    "memory beside": lambda: beside.memory(PEAK, PEAK.assign(source="formula"), 2**20, "toy", LIGHT, ROLES),
     "curve": lambda: memory.curve(made_up.memory_curve(), 0, LIGHT),
-    "kinds": lambda: traffic.kinds(made_up.traffic(), 2, "wire", LIGHT),
+    "traffic beside": lambda: beside.traffic(PASSED, PASSED.assign(source="formula"), 2, "wire", None, LIGHT),
     "by_rank": lambda: traffic.by_rank(made_up.traffic(), 2, "wire", LIGHT, roles_of(PAIR, 1)),
     "matrix": lambda: matrix.matrix(made_up.traffic(), PAIR, "payload", LIGHT, roles_of(PAIR, 1)),
     "measured": lambda: timeline.measured(made_up.spans(LAYOUT, 4), MESH, LIGHT, ROLES),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm
+from engine.parallel.comm import Comm, NobodyElse
 from engine.parallel.data import Bucket, DataParallel
 from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
 from engine.topology import Mesh
@@ -49,7 +49,7 @@ class TwoReplicas(Comm):
     """Rank 0 of two that do the same: a sum is twice the own part. Notes which tensors set out."""
 
     def __init__(self) -> None:
-        super().__init__(Mesh(2, 1, 1), 0, Recorder(), torch.device("cpu"))
+        super().__init__(Mesh(2, 1, 1), 0, Recorder(), torch.device("cpu"), NobodyElse(0))
         self.started: list[int] = []  # addresses
 
     def start_all_reduce(self, tensor: Tensor, group: str, reduction: str = "sum") -> Any:
