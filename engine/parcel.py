@@ -14,6 +14,8 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import ArrowException
 from pyarrow import parquet as pq
 
@@ -136,6 +138,8 @@ def _table(name: str, content: bytes) -> pd.DataFrame:
                     needed=", ".join(schema),
                 )
             )
+        if (whole := _text_bytes(content, columns)) > _LARGEST_WHOLE:
+            raise RequestError(sentence("it holds {bytes:,} bytes; up to {most:,} are taken", bytes=whole, most=_LARGEST_WHOLE))
         table = pd.read_parquet(BytesIO(content))[list(schema)]
     except (ArrowException, OSError, ValueError, KeyError) as error:
         raise RequestError(sentence("{name} is not a table: {error}", name=name, error=str(error).splitlines()[0])) from error
@@ -151,6 +155,13 @@ def _table(name: str, content: bytes) -> pd.DataFrame:
                 )
             )
     return table
+
+
+def _text_bytes(content: bytes, columns: list[str]) -> int:
+    """What the words of a table take once every row has its own: in a Parquet file of a few bytes one stands for millions."""
+    words = pq.ParquetFile(BytesIO(content), read_dictionary=columns).read()
+    chunks = [c for column in words.columns for c in column.chunks if isinstance(c, pa.DictionaryArray)]
+    return sum(pc.sum(pc.binary_length(c.dictionary).take(c.indices)).as_py() or 0 for c in chunks)
 
 
 def _unfit(result: RunResult) -> Iterator[Sentence]:

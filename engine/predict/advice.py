@@ -31,11 +31,14 @@ class Try:
 def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -> list[Try]:
     """What is tried, in order, up to the first that fits; the last is the advice, or too large as well.
 
-    `sequences` is the global batch. In bf16, one sequence a microbatch.
+    `sequences` is the global batch, and what does not divide it is left out. In bf16, one sequence a microbatch. Raises
+    `RequestError` if every entry is left out.
     """
     tried = []
     for lever, layout in _ladder(model, devices, device.node_size):
-        microbatches = min(1024, max(1, sequences // layout.dp))
+        microbatches, left = divmod(sequences, layout.dp)
+        if left:
+            continue
         workload = WorkloadSpec(microbatches=microbatches, microbatch_size=1, precision="bf16")
         try:
             spec = RunSpec(model=model, layout=layout, workload=workload)
@@ -45,6 +48,8 @@ def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -
         tried.append(Try(lever, spec, needs, needs <= device.memory_bytes))
         if tried[-1].fits:
             break
+    if not tried:
+        raise RequestError(f"no entry of the checklist for {devices} devices divides {sequences} sequences over its replicas")
     return tried
 
 

@@ -31,7 +31,7 @@ def bubble_share(name: ScheduleName, pp: Any, microbatches: Any, chunks: Any = 1
     """`BUBBLE` in numbers; any argument may be an array.
 
     GPipe: Huang et al. 2019, section 2.3; 1F1B and interleaved: Narayanan et al. 2021, section 2.2, who quote it of ideal time;
-    ZB-H1: Qi et al. 2023, table 2, with all of a pass's three parts 1. The two over a V: the plan's own, of which the first
+    ZB-H1: Qi et al. 2024, table 2, with all of a pass's three parts 1. The two over a V: the plan's own, of which the first
     forward reaches stage p − 1 after p − 1 half stages, and all else is filled.
     Holds where the microbatches fill the pipeline: m ≥ p, over a V m ≥ 2 p; for naive, GPipe and 1F1B any m.
     """
@@ -52,7 +52,7 @@ def makespan_closed(
     """From the first pass's start to the last one's end. Numbers or arrays; `forward` and `backward` are times of a whole stage.
 
     `weights`: the part of backward that W does, for the schedules that split it. Exact for naive, GPipe, 1F1B, interleaved and
-    ZB-H1, whose (p − 1)(F + I − W) in Qi et al. 2023, table 2, holds where W is no longer than F and I. Over a V, for m ≥ 2 p:
+    ZB-H1, whose (p − 1)(F + I − W) in Qi et al. 2024, table 2, holds where W is no longer than F and I. Over a V, for m ≥ 2 p:
     exact at textbook times (and ZB-V where neither forward nor W is longer than I); otherwise never above, and a few percent
     below (at most 11% in 800 random cases with times that differ by up to 3 times, and any m).
     """

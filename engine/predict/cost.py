@@ -30,21 +30,18 @@ FORWARD, AGAIN, INPUTS, WEIGHTS = range(4)
 COMPUTE, TP, DP = range(3)
 
 # How often a tensor passes through memory, forward and backward, in this engine's own operations (engine/model, one kernel each).
-_HIDDEN = (7, 9)  # r × h for each block: norm 2 (5 back: its input for the parameters as well), bias 2 (1), residual 3 (3)
-_SCORES = (
-    8,
-    11,
-)  # b·a × s × s for each attention: written, scaled 2, masked 2, softmax 2 (3 back), read (and for three products)
-_MLP = {
-    False: (2, 3),
-    True: (5, 12),
-}  # r × f: the nonlinearity; a gate and its product as well (back: joined with its other half)
-_HEADS = (4, 6)  # r × q for each attention: the heads apart and together again
-_ROTARY = (4, 4)  # r × (q + k): turned, in fp32 between
-_LOGITS = (
-    10,
-    4,
-)  # r × V in fp32: made 1.5, largest 1, less it 2, exponential 2, sum 1, softmax 2; back: hit and scaled, made 16 bits
+# r × h for each block: norm 2 (5 back: its input for the parameters as well), bias 2 (1), residual 3 (3)
+_HIDDEN = (7, 9)
+# b·a × s × s for each attention: written, scaled 2, masked 2, softmax 2 (3 back), read (and for three products)
+_SCORES = (8, 11)
+# r × f: the nonlinearity; with a gate its product as well (back: joined with its other half)
+_MLP = {False: (2, 3), True: (5, 12)}
+# r × q for each attention: the heads apart and together again
+_HEADS = (4, 6)
+# r × (q + k): turned, in fp32 between
+_ROTARY = (4, 4)
+# r × V in fp32: made 1.5, largest 1, less it 2, exponential 2, sum 1, softmax 2; back: hit and scaled, made 16 bits
+_LOGITS = (10, 4)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Durations:
 def textbook(layout: LayoutSpec) -> Durations:
     """Forward of a stage takes 1, backward 2, each half of a split backward 1; a chunk its even part; all else nothing.
 
-    The unit times of the papers: Narayanan et al. 2021, section 2.2; Qi et al. 2023, section 2.
+    The unit times of the papers: Narayanan et al. 2021, section 2.2; Qi et al. 2024, section 2.
     """
     units: dict[Kind, float] = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
     chunks = range(layout.pp * layout.chunks)

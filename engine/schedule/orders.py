@@ -102,7 +102,7 @@ def _interleaved_warm(stage: int, pp: int, microbatches: int, chunks: int) -> in
 
 
 def _zb_h1(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
-    """1F1B whose later stages put W off, so that I reaches the earlier ones sooner (Qi et al. 2023, ZB-H1).
+    """1F1B whose later stages put W off, so that I reaches the earlier ones sooner (Qi et al. 2024, ZB-H1).
 
     Stage s has begun s fewer microbatches than stage 0 and puts off s of its W: every stage then holds what 1F1B's first does.
     """
@@ -121,7 +121,7 @@ def _zb_h1(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
 
 
 def _zb_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
-    """Zero bubble over a V, whose turn makes the last stage's backward start at once (Qi et al. 2023, section 6).
+    """Zero bubble over a V, whose turn makes the last stage's backward start at once (Qi et al. 2024, section 6).
 
     Written for as many microbatches as fill the V; where there are fewer, those that are not there are left out.
     """

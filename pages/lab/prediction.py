@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.devices import DEVICES
-from engine.predict.memory import SYMBOLS, memory
+from engine.predict.memory import SYMBOLS, Peak, memory
 from engine.predict.run import predict
 from engine.predict.traffic import terms as traffic_terms
 from engine.spec import RunSpec
@@ -136,13 +136,19 @@ def _to_link(parameter: str, widget: str, default: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- the formulas
 
 
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _peaks(spec: RunSpec) -> tuple[Peak, ...]:
+    """With their terms, which the tables do not have."""
+    return memory(spec).peaks
+
+
 def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
-    found = memory(spec)
-    fullest = max(found.peaks, key=lambda peak: sum(peak.bytes.values())).stage
+    peaks = _peaks(spec)
+    fullest = max(peaks, key=lambda peak: peak.total).stage
     shown = rank if rank is not None else fullest * mesh.dp * mesh.tp
-    peak = found.peaks[mesh.coordinate(shown).pp]
-    label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(sum(peak.bytes.values())))
+    peak = peaks[mesh.coordinate(shown).pp]
+    label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
     with st.expander(
         label, icon=":material/function:", key=f"unfold-memory-{key}", on_change="rerun", type="compact"
     ) as unfolded:

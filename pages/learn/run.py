@@ -64,7 +64,7 @@ def draw(desk: Desk, spec: RunSpec) -> None:
             runbar.watch(desk.service, found.id)
         return
     if isinstance(found, RunState) and found.phase == "failed":
-        st.error(found.message, icon=":material/error:")
+        st.error(desk.say.sentence(found.message), icon=":material/error:")
     if refused := st.session_state.pop(_REFUSED, None):
         st.error(say("This run was refused: {reason}.", reason=say.sentence(refused)), icon=":material/error:")
     label = say("Run it: {count} processes on this machine", count=spec.layout.ranks)

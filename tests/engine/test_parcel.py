@@ -97,6 +97,17 @@ def claim_many_rows(files: Files) -> None:
     files["my run/steps.parquet"] = buffer.getvalue()
 
 
+def repeat_a_long_word(files: Files) -> None:
+    """A word that stands once in the file, and in every row of the table."""
+    key = "my run/traffic.parquet"
+    read = pq.read_table(io.BytesIO(files[key]))
+    word = "x" * (parcel._LARGEST_WHOLE // read.num_rows + 1)
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * read.num_rows, pa.int32()), pa.array([word]))
+    buffer = io.BytesIO()
+    pq.write_table(read.set_column(read.column_names.index("group"), "group", words), buffer, compression="zstd")
+    files[key] = buffer.getvalue()
+
+
 WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "a path out": (lambda f: move(f, "../steps.parquet"), "'../steps.parquet' does not belong in it"),
     "a path to the root": (lambda f: move(f, "/steps.parquet"), "'/steps.parquet' does not belong in it"),
@@ -120,6 +131,7 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "less than nothing": (lambda f: table(f, "traffic", lambda t: t.assign(wire_bytes=-1)), "negative wire_bytes"),
     "no work": (lambda f: table(f, "steps", lambda t: t.head(0)), "cannot be summed up"),
     "many rows": (claim_many_rows, "4,000,001 rows; up to 4,000,000 are taken"),
+    "a long word": (repeat_a_long_word, "bytes; up to 268,435,456 are taken"),
 }
 
 

@@ -27,7 +27,7 @@ def test_activations_of_a_layer_are_those_of_the_planners_account(recompute: Rec
     np.testing.assert_allclose(activations_of_a_layer(model, Grid.of([spec]))[0], total(layer_activations(model, 2, recompute)))
 
 
-@pytest.mark.parametrize("devices", [1, 64, 512])
+@pytest.mark.parametrize("devices", [1, 64, 512, 1024])
 @pytest.mark.parametrize("name", ["gpt2-1.5b", "gpt3-175b", "llama3-70b"])
 def test_the_checklist_stops_at_the_first_that_fits(name: str, devices: int):
     device = DEVICES["h100-80gb"]
@@ -35,6 +35,7 @@ def test_the_checklist_stops_at_the_first_that_fits(name: str, devices: int):
     assert [entry.fits for entry in tried[:-1]] == [False] * (len(tried) - 1)
     assert all(entry.fits == (entry.needs <= device.memory_bytes) for entry in tried)
     assert {entry.spec.layout.ranks for entry in tried} == {devices}
+    assert {entry.spec.workload.microbatches * entry.spec.layout.dp for entry in tried} == {512}, "all of the global batch"
     assert all(entry.spec.layout.tp <= device.node_size for entry in tried)
     levers = [entry.lever for entry in tried]
     assert levers == sorted(levers, key=["replicas", "zero", "recompute", "tensor", "pipeline", "full"].index)

@@ -18,8 +18,11 @@ def found() -> list[Reference]:
 def test_formulas_of_papers_come_out_as_printed(found: list[Reference]) -> None:
     exact = [r for r in found if r.exact]
     assert len(exact) == 10
-    for r in exact:  # to the digits that the paper prints
-        assert float(f"{r.ours:.3g}") == float(f"{r.published:.3g}"), r
+    for r in exact:
+        if r.quantity == "memory":  # the shapes are given, so every digit is
+            assert r.ours == pytest.approx(r.published, rel=1e-9), r
+        else:  # to the digits that the paper prints
+            assert float(f"{r.ours:.3g}") == float(f"{r.published:.3g}"), r
 
 
 def test_measured_speeds_are_predicted_within_a_seventh(found: list[Reference]) -> None:

@@ -44,10 +44,14 @@ def _draw(desk: Desk) -> None:
         desk.slide("count", say("How many of them?"), lambda n: f"{n:,}"),
         desk.slide("batch", say("Texts in a step?"), lambda n: f"{n:,}"),
     )
-    tried = tries(desk["model"], desk["count"], desk["device"], desk["batch"])
-    st.html(_list(say, tried, desk["device"]))
-    _verdict(desk, tried[-1])
-    _weigh(desk, tried[-1])
+    try:
+        tried = tries(desk["model"], desk["count"], desk["device"], desk["batch"])
+    except RequestError as error:
+        st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
+    else:
+        st.html(_list(say, tried, desk["device"]))
+        _verdict(desk, tried[-1])
+        _weigh(desk, tried[-1])
     desk.heading(say("The list to keep"))
     desk.text(
         "\n".join(
@@ -168,7 +172,7 @@ def _weigh(desk: Desk, last: Try) -> None:
         )
     )
     if last.fits:
-        own, _ = simulated(last.spec, DEVICES[desk["device"]], Assumptions(), {})
+        own, _ = simulated(last.spec, DEVICES[desk["device"]], Assumptions())
         desk.text(
             say(
                 "The list’s {layout} would take {own} s, {more} more. A list finds what fits; to find what is fastest, "
