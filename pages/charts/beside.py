@@ -119,7 +119,10 @@ def traffic(
     rows[numbers] = rows[numbers] / ranks
     rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
     rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
-    rows["name"] = rows["axis"] + " " + rows["collective"] + ", " + rows["phase"].map(lambda code: phase(code, say))
+    rows["name"] = [
+        say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(code, say))
+        for axis, collective, code in zip(rows["axis"], rows["collective"], rows["phase"], strict=True)
+    ]
     unit = byte_unit(float(rows[[f"{column}_measured", f"{column}_predicted"]].max().max()) if len(rows) else 0)
     rows["measured"] = rows[f"{column}_measured"] / unit.size
     rows["predicted"] = rows[f"{column}_predicted"] / unit.size

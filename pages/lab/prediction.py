@@ -176,7 +176,12 @@ def _unfold_traffic(spec: RunSpec, rank: int | None, key: str) -> None:
             return
         st.caption(words("Payload bytes of one step, by axis and collective: calls times the size of the tensor handed over."))
         found = traffic_terms(spec, shown)
-        names = {f"{axis} {collective} {code}": f"{axis} {collective}, {phase(code, words)}" for axis, collective, code in found}
+        names = {
+            f"{axis} {collective} {code}": words(
+                "{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(code, words)
+            )
+            for axis, collective, code in found
+        }
         parts = {f"{axis} {collective} {code}": terms for (axis, collective, code), terms in found.items()}
         st.html(formula.unfolded(parts, names, None, style))
         st.html(formula.glossary([term for terms in parts.values() for term in terms], SYMBOLS, style))
