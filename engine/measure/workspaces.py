@@ -1,9 +1,10 @@
 """What CPU kernels of torch allocate and free inside, beyond their results: no dispatcher sees it, the allocator does.
 
 native_layer_norm_backward   a row of partial sums, of scale and of shift, for each thread, of which a rank has one
-mm, addmm, bmm in bf16       oneDNN's scratchpad, whose size depends on the processor as much as on the shapes. So it is asked:
-                             the multiplication is done once for each shape, on zeros, if that is small. Where it is not,
-                             nothing is added; such a model does not run on a CPU.
+mm, addmm, bmm in bf16       oneDNN's scratchpad, and copies of operands that lie in memory as oneDNN does not take them.
+                             The size depends on the processor as much as on the shapes. So it is asked: the multiplication
+                             is done once for each shape, on zeros, if that is small. Where it is not, nothing is added;
+                             such a model does not run on a CPU.
 scatter_add_ in bf16         sums in fp32, as many as there are results
 number as a tensor           8 bytes, and once more in the type of the result where that is another
 """
@@ -11,6 +12,7 @@ number as a tensor           8 bytes, and once more in the type of the result wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -36,7 +38,7 @@ class Workspaces:
         self._scratchpads: dict[tuple[Any, ...], Sizes] = {}
 
     def of(self, func: Any, args: tuple[Any, ...]) -> Sizes:
-        """Bytes of each block that the kernel of `func` takes, one after the other."""
+        """Bytes that the kernel of `func` takes at its highest, if any."""
         if func is _LAYER_NORM_BACKWARD:
             return (2 * prod(args[2]) * 4,)
         if func is _SCATTER and args[0].dtype == torch.bfloat16:
@@ -61,15 +63,14 @@ def _taken_by(func: Any, like: list[Tensor]) -> Sizes:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
             func(*real)
     assert watched.profiler is not None and watched.profiler.kineto_results is not None
-    found: list[int] = []
+    found: list[tuple[int, int]] = []
     stack = watched.profiler.kineto_results.experimental_event_tree()
     while stack:
         event = stack.pop()
         stack.extend(event.children)
         if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
-            found.append(event.extra_fields.alloc_size)
-    found.sort()
-    result = prod(like[-2].shape[:-1]) * like[-1].shape[-1] * like[0].element_size()
-    given = [size for size in found if size > 0]
-    given.remove(result)
-    return given
+            found.append((event.start_time_ns, event.extra_fields.alloc_size))
+    found.sort(key=lambda event: event[0])
+    sizes = [size for _, size in found]
+    sizes.remove(prod(like[-2].shape[:-1]) * like[-1].shape[-1] * like[0].element_size())  # the result
+    return (max(accumulate(sizes, initial=0)),)  # copies of what lies across are there together with the scratchpad

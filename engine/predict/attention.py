@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.predict.buckets import Bucket, Parameter
 from engine.predict.parts import Kit
-from engine.predict.scratch import matmul
+from engine.predict.scratch import Copies, Sides, matmul, operands_copied
 from engine.predict.sizes import EIGHT, FOUR, ONE
 from engine.predict.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
@@ -27,11 +27,9 @@ class Attention:
     def __init__(self, kit: Kit, bucket: Bucket, causal: bool, cross: bool = False) -> None:
         self.kit, self.causal, self.cross = kit, causal, cross
         z = kit.sizes
-        model, tp = z.model, z.tp.value
         queries = Factor("A/tp · D" if z.cut else "A · D", z.A.value * z.D.value)
         keys = Factor("2 G/tp · D" if z.cut else "2 G · D", 2 * z.G.value * z.D.value)
         both = Factor("(A + 2 G)/tp · D" if z.cut else "(A + 2 G) · D", queries.value + keys.value)
-        del model, tp
         bias = z.parts.attention_bias
         inputs = (queries, keys) if cross else (both,)
         self.projections = [(bucket.parameter(n, z.H), bucket.parameter(n) if bias else None) for n in inputs]
@@ -106,7 +104,7 @@ class Attention:
         z = self.kit.sizes
         (q,) = self.split(self.project(x), [(z.heads, "q")])
         k, v = self.split(self.project(memory, 1), [(False, "k"), (z.groups, "k")])
-        return self.leave(lambda q, k, v: self.attend(q, k, v, False), q, k, v)
+        return self.leave(lambda q, k, v: self.attend(q, k, v, False, beside=False), q, k, v)
 
     def rotate(self, x: Value, heads: Factor, around: Around) -> Value:
         t, z = self.kit.tape, self.kit.sizes
@@ -178,7 +176,7 @@ class Attention:
         by_distance = self.product(q, self.biases[1], self.folded(r, self.waves, (z.B,)) if folds else r, self.waves, shared=True)
         scores = self.masked_relative(self.scaled(self.added(by_content, by_distance, around)), around)
         values = self.folded(v, z.S, (z.B,)) if folds else v
-        return self.unfold(self.mixed(self.softmax(scores), values), False)
+        return self.unfold(self.mixed(self.softmax(scores), values, None), False)
 
     def folded(self, x: Value, rows: Factor, several: tuple[Factor, ...]) -> Value:
         t, z = self.kit.tape, self.kit.sizes
@@ -238,15 +236,16 @@ class Attention:
         node.run = lambda gradients, saved: [t.new("gradients of the scores", *self.square())]
         return Value(scores.block, node)
 
-    def attend(self, q: Value, k: Value, v: Value, turned: bool) -> Value:
-        """`turned`: q and k lie in memory head by head."""
+    def attend(self, q: Value, k: Value, v: Value, turned: bool, beside: bool = True) -> Value:
+        """`turned`: q and k lie in memory head by head. `beside`: q lies beside keys and values."""
         t, z = self.kit.tape, self.kit.sizes
+        copies = operands_copied(z, turned, beside) if t.grad else None
         shared = z.model.heads != z.model.key_heads
         folds = z.many and z.groups
         if shared and z.heads and not turned:
             q = self.copied(q, z.A)
         left = self.copied(q, z.A) if folds and not turned and not shared else q
-        scores = self.scores(left, self.copied(k, z.G) if folds and not turned else k)
+        scores = self.scores(left, self.copied(k, z.G) if folds and not turned else k, copies)
         del left
         scores = self.scaled(scores)
         future = None
@@ -254,7 +253,7 @@ class Attention:
             future = t.new("mask of the future", z.R, z.S, ONE)
             scores = self.masked(scores, future)
         values = self.copied(v, z.G) if folds else v
-        mixed = self.unfold(self.mixed(self.softmax(scores), values), shared)
+        mixed = self.unfold(self.mixed(self.softmax(scores), values, copies), shared)
         del future
         return mixed
 
@@ -262,6 +261,13 @@ class Attention:
         t, z = self.kit.tape, self.kit.sizes
         block = t.new("queries, keys and values, head by head", z.B, z.R, heads, z.D, z.e)
         return Value(block, t.node(x)) if t.grad else Value(block)
+
+    def batch(self, m: Sides, k: Sides, n: Sides, *copies: Sides | None, turned: bool = False) -> None:
+        """A batch of products: its scratch, and the copies of its operands beside it."""
+        t, z = self.kit.tape, self.kit.sizes
+        held = [t.new("copy for a matrix product", *shape) for shape in copies if shape is not None]
+        matmul(t, z, m, k, n, turned=turned)
+        del held
 
     def bmm(self, m: tuple[Factor, ...], k: tuple[Factor, ...], n: tuple[Factor, ...], turned: str = "") -> None:
         """A batch of products' scratch. `turned`: which of the two is read the other way; in a batch of one it is copied."""
@@ -281,22 +287,25 @@ class Attention:
         z = self.kit.sizes
         return (z.B, z.A, z.R, z.S, z.e)
 
-    def scores(self, q: Value, k: Value) -> Value:
+    def scores(self, q: Value, k: Value, copies: Copies | None) -> Value:
         t, z = self.kit.tape, self.kit.sizes
         node = t.node(q, k) if t.grad else None
         if node is not None:
             t.save(node, q.block, k.block)
         out = t.new("scores", *self.square())
         rows = self.rows()
-        self.bmm(rows, (z.D,), (z.S,), "second")
-        if node is None:
+        if copies is None:
+            self.bmm(rows, (z.D,), (z.S,), "second")
+        else:
+            self.batch(rows, (z.D,), (z.S,), copies.query, copies.key)
+        if node is None or copies is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_key = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            self.bmm((z.D,), rows, (z.S,), "first")
+            self.batch((z.D,), rows, (z.S,), copies.query, turned=copies.query is None)
             for_query = t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e)
-            self.bmm(rows, (z.S,), (z.D,))
+            self.batch(rows, (z.S,), (z.D,), copies.key_back)
             return [for_query, for_key]
 
         node.run = run
@@ -350,22 +359,29 @@ class Attention:
         node.run = lambda gradients, saved: [t.new("gradients of the scores", *self.square())]
         return Value(out, node)
 
-    def mixed(self, softmax: Value, v: Value) -> Value:
+    def mixed(self, softmax: Value, v: Value, copies: Copies | None) -> Value:
+        """`copies`: none if it is not known what is copied."""
         t, z = self.kit.tape, self.kit.sizes
         node = t.node(softmax, v) if t.grad else None
         if node is not None:
             t.save(node, softmax.block, v.block)
         out = t.new("mixed values", z.B, z.R, z.A, z.D, z.e)
         rows = self.rows()
-        self.bmm(rows, (z.S,), (z.D,))
+        self.batch(rows, (z.S,), (z.D,), None if copies is None else copies.value)
         if node is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_value = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            self.bmm((z.S,), rows, (z.D,), "first")
+            if copies is None:
+                self.bmm((z.S,), rows, (z.D,), "first")
+            else:
+                self.batch((z.S,), rows, (z.D,), copies.output, turned=True)
             for_softmax = t.new("gradients of the scores", *self.square())
-            self.bmm(rows, (z.D,), (z.S,), "second")
+            if copies is None:
+                self.bmm(rows, (z.D,), (z.S,), "second")
+            else:
+                self.batch(rows, (z.D,), (z.S,), copies.output, copies.value)
             return [for_softmax, for_value]
 
         node.run = run

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk_chunks import VALUES, Form, Structure, table
+from engine.predict.bulk_chunks import VALUES, Form, Structure, multiplied, table
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.instants import instants, pieces
 from engine.schedule import SCHEDULES
@@ -44,10 +44,10 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
         both = instants(name, pp, int(microbatches[one]), chunks, model.layers, encoders, adamw)
         matrix, beside, stages = both[bool(early[one])]
         mine = sizes.which[some]
-        have = np.concatenate([tables[piece.form][rows[piece][mine]] for piece in found], axis=1)
-        reached = have @ matrix.T + beside
-        top = reached.argmax(1)
-        best[some] = reached[np.arange(len(some)), top]
+        have = np.concatenate([tables[piece.form][:, rows[piece][mine]] for piece in found])
+        reached = multiplied(matrix, have) + beside[:, None]
+        top = reached.argmax(0)
+        best[some] = reached[top, np.arange(len(some))]
         where[some] = stages[top]
     return best, where
 
@@ -87,7 +87,7 @@ class _SizesOf:
         return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups), zero)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
-        """Of each form a table of `VALUES`, (entries, values), and of each piece where in it each sizes' entry is."""
+        """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
         count = len(self.known["tp"])
         by_form: dict[Form, list[Any]] = defaultdict(list)
         for piece, mask in masks.items():
@@ -97,7 +97,7 @@ class _SizesOf:
         tables, rows = {}, {}
         for form, found in by_form.items():
             total = sum(len(present) for _, present in found)
-            out, done = np.empty((total, len(VALUES))), 0
+            out, done = np.empty((len(VALUES), total)), 0
             entries = np.concatenate([present for _, present in found])
             between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
             for piece, present in found:
@@ -109,12 +109,12 @@ class _SizesOf:
             for group, (start, stop) in enumerate(self.groups):
                 some = order[bounds[group] : bounds[group + 1]]
                 if len(some):
-                    out[some] = self._values(group, form, start, stop, entries[some] - start, between[some])
+                    out[:, some] = self._values(group, form, start, stop, entries[some] - start, between[some])
             tables[form] = out
         return tables, rows
 
     def _values(self, group: int, form: Form, start: int, stop: int, which: Any, between: Any) -> Real:
-        """`VALUES` of a form of chunk for some sizes and numbers of layers, (n, values)."""
+        """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
         made = table(self.structure(group), form)
         own, *layers = made.sizes({name: size[start:stop] for name, size in self.known.items()})
         reached = own[:, which]
@@ -124,7 +124,7 @@ class _SizesOf:
             none = np.flatnonzero(count == 0)
             if len(inner) and len(none):
                 reached[np.ix_(inner, none)] = 0
-        return np.maximum.reduceat(reached, made.starts, axis=0).T
+        return np.maximum.reduceat(reached, made.starts, axis=0)
 
 
 def _enough(grid: Grid) -> Array:

@@ -40,7 +40,16 @@ STANDS = (
 )  # fmt: skip
 VALUES = (*ACTIONS, *STANDS)
 _GATHERED = "gathered weights of a layer"
+_SMALL = 200_000  # multiplications
 _LETTERS = ("t0", "t1")
+
+
+def multiplied(one: Real, other: Real) -> Real:
+    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
+    at_once = max(1, _SMALL // one.size)
+    if at_once >= other.shape[1]:
+        return one @ other
+    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
 
 
 class Form(NamedTuple):
@@ -87,7 +96,7 @@ class Table:
 
     def sizes(self, known: dict[str, Any]) -> Real:
         """Each row's own part and parts for each of the layers between, (3, rows, n)."""
-        found = self.rows @ values(list(self.products), known)
+        found = multiplied(self.rows, values(list(self.products), known))
         return found.reshape(3, -1, found.shape[1])
 
 

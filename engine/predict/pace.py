@@ -16,6 +16,7 @@ Under 1F1B only p microbatches are in flight, and a message's time is waited for
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ from engine.predict.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS
 from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole
 from engine.predict.rates import Assumptions, Real
-from engine.predict.timeline import Timeline, simulate
-from engine.schedule import SCHEDULES, Flow, Kind, Schedule, plan
+from engine.predict.rehearsal import rehearsal
+from engine.schedule import SCHEDULES, Flow, Kind
 from engine.spec import V_SHAPED, RunSpec
 
 # So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
@@ -187,13 +188,19 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
     compute: dict[tuple[Kind, int], float] = {}
     ends: dict[tuple[Kind, int], float] = {}
     stages = [(0.0, 0)] * layout.pp  # parameters and buckets of each
-    done = 0
-    for chunk, count in enumerate(layers):
-        first, last = np.array([chunk == 0]), np.array([chunk == len(layers) - 1])
-        cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
-        done += count
+
+    @cache  # most chunks are alike
+    def of_chunk(count: int, cross: int, is_first: bool, is_last: bool) -> tuple[Held, Real, float]:
+        first, last = np.array([is_first]), np.array([is_last])
         held = cost.held(count, first, last, cross)
         passes = cost.accumulating((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
+        return held, passes, float(cost.reduction(passes, held)[0])
+
+    done = 0
+    for chunk, count in enumerate(layers):
+        cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
+        done += count
+        held, passes, reduction = of_chunk(count, cross, chunk == 0, chunk == len(layers) - 1)
         before = stages[layout.placement[chunk]]
         stages[layout.placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
         times = passes.sum(1)[:, 0]
@@ -201,45 +208,49 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
         compute["B", chunk] = float(times[AGAIN:].sum())
         compute["I", chunk] = float(times[AGAIN] + times[INPUTS])
         compute["W", chunk] = float(times[WEIGHTS])
-        compute["reduce", chunk] = float(cost.reduction(passes, held)[0])
+        compute["reduce", chunk] = reduction
+    tie, message = float(cost.tie()[0]), float(cost.message()[0])
     for stage, (parameters, buckets) in enumerate(stages):
         of_stage = Held(np.array([parameters]), buckets)
         ends["step", stage] = float(cost.update(of_stage)[0])
         ends["gather", stage] = float(cost.publication(of_stage)[0])
-        ends["tie", stage] = float(cost.tie()[0])
+        ends["tie", stage] = tie
     flows: tuple[Flow, ...] = ("activation", "gradient")
-    messages = {(flow, chunk): float(cost.message()[0]) for flow in flows for chunk in range(len(layers))}
+    messages = {(flow, chunk): message for flow in flows for chunk in range(len(layers))}
     return Durations(compute, messages, ends)
 
 
-Plans = dict[tuple[Any, ...], Schedule]  # by all that a plan depends on: layouts that differ otherwise share one
-
-
-def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions, plans: Plans | None = None) -> tuple[float, float]:
-    """Seconds of a step by the simulator, and the bubble. `plans` keeps what was planned, for more layouts to come.
+def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:
+    """Seconds of a step by the simulator, and the bubble.
 
     Once the pipeline is full, each further round of pp microbatches takes as long as the one before. So at most a few rounds are
     simulated, and the last one's time counts for those that are left.
     """
-    times, plans = durations(spec, device, assumed), {} if plans is None else plans
+    times = durations(spec, device, assumed)
     m, pp = spec.workload.microbatches, spec.layout.pp
     least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
     rounds = (m - (least + 1) * pp) // pp  # that are left out
     if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
-        whole = _simulated(spec, m, times, plans)
-        return whole.makespan, whole.bubble
+        step, pipeline, busy = _simulated(spec, m, times)
+        return step, 1 - busy / (pp * pipeline)
     fewer = m - rounds * pp
-    before, after = _simulated(spec, fewer - pp, times, plans), _simulated(spec, fewer, times, plans)
-    step = after.makespan + rounds * (after.makespan - before.makespan)
-    pipeline = after.pipeline + rounds * (after.pipeline - before.pipeline)
-    busy = sum(after.busy) + rounds * (sum(after.busy) - sum(before.busy))
+    before, after = _simulated(spec, fewer - pp, times), _simulated(spec, fewer, times)
+    step, pipeline, busy = (late + rounds * (late - early) for early, late in zip(before, after, strict=True))
     return step, 1 - busy / (pp * pipeline)
 
 
-def _simulated(spec: RunSpec, microbatches: int, times: Durations, plans: Plans) -> Timeline:
-    layout, tied = spec.layout, spec.model.parts.tied
-    reduces, gathers = layout.dp > 1 or layout.sequence_parallel, layout.zero in (1, 2)
-    key = (layout.schedule, layout.pp, layout.chunks, reduces, gathers, microbatches)
-    if key not in plans:
-        plans[key] = plan(layout, microbatches, tied)
-    return simulate(plans[key], times)
+def _simulated(spec: RunSpec, microbatches: int, times: Durations) -> tuple[float, float, float]:
+    """Seconds of the step, of the pipeline in it, and of all stages' passes together."""
+    layout = spec.layout
+    found = rehearsal(layout.schedule, layout.pp, microbatches, layout.chunks).run(
+        times, layout.dp > 1 or layout.sequence_parallel
+    )
+    both_ends = {layout.placement[0], layout.placement[-1]} if spec.model.parts.tied and len(layout.placement) > 1 else set()
+    step = max(
+        clock
+        + times.ends["step", stage]
+        + (times.ends["tie", stage] if stage in both_ends else 0.0)
+        + (times.ends["gather", stage] if layout.zero in (1, 2) else 0.0)
+        for stage, clock in enumerate(found.clocks)
+    )
+    return step, found.pipeline, found.busy

@@ -101,7 +101,8 @@ class Passes:
     handed: Counts  # what a forward leaves to be handed on
     gradient_given: dict[str, Counts]  # by what it is for, B or I
     gradient_handed: dict[str, Counts]  # by what leaves it, B or I
-    shared: int  # of what a forward hands on, tensors that the chunk goes on to hold itself
+    given_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each tensor given goes
+    shared: list[int]  # which tensors of those that a forward hands on the chunk goes on to hold itself
 
     def ledger(self, kind: str, state: State = FRESH) -> tuple[Ledger, int]:
         """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1."""
@@ -162,7 +163,8 @@ class ChunkPasses:
     def _record(self) -> None:
         self._blocks: dict[str, list[Record]] = defaultdict(list)
         self._passes: defaultdict[str, int] = defaultdict(int)
-        self._shared = 0
+        self._shared: list[int] = []
+        self._ends: dict[str, list[str]] = {}
         for kind in ("I", "B"):
             if kind not in self.kinds:
                 continue
@@ -170,6 +172,7 @@ class ChunkPasses:
             self._backward(kind, flight)
             if kind == "I":
                 self._weights("W", flight)
+            self._ends[kind] = ["W" if record.died == "W" else kind for record in flight.given]
         self.tape.at("end")
 
     def _segments(self) -> dict[str, list[Stretch]]:
@@ -195,6 +198,7 @@ class ChunkPasses:
             for _ in range(count):
                 block = t.new("inputs of the stage", *z.residual)
                 self._blocks["given"].append(block.record)
+                flight.given.append(block.record)
                 flight.inputs.append(Value(block, t.leaf(self._keep(flight))))
                 del block
         t.at(action)
@@ -225,7 +229,7 @@ class ChunkPasses:
         blocks.clear()
         self._passes[what] += 1
         self._blocks[what] += [record for _, record in events[before:]]
-        self._shared = sum(not record.died for record in records) if what == "handed" else self._shared
+        self._shared = [i for i, record in enumerate(records) if not record.died] if what == "handed" else self._shared
 
     def _keep(self, flight: _Flight):  # type: ignore[no-untyped-def]
         place = len(flight.inputs)
@@ -295,7 +299,7 @@ class ChunkPasses:
             passes = max(1, self._passes[what])
             counted[what] = {key: count // passes for key, count in counts.items()}
         given, handed = ({kind: counted[f"gradient {way} {kind}"] for kind in ("B", "I")} for way in ("given", "handed"))
-        return Passes(segments, self._reductions(), counted["given"], counted["handed"], given, handed, self._shared)
+        return Passes(segments, self._reductions(), counted["given"], counted["handed"], given, handed, self._ends, self._shared)
 
 
 class _Flight:
@@ -303,6 +307,7 @@ class _Flight:
 
     def __init__(self) -> None:
         self.inputs: list[Value] = []
+        self.given: list[Record] = []
         self.roots: list[tuple[Node, int]] = []
         self.gradients: dict[int, Block] = {}
         self.owed: list[Any] = []

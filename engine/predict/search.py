@@ -17,7 +17,7 @@ from engine.predict.bulk_traffic import bulk_traffic
 from engine.predict.candidates import candidates
 from engine.predict.cost import Cost, model_flops
 from engine.predict.grid import RECOMPUTES, Grid, Whole
-from engine.predict.pace import Pace, Plans, estimate, simulated
+from engine.predict.pace import Pace, estimate, simulated
 from engine.predict.rates import Assumptions
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
@@ -105,13 +105,13 @@ def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, An
     half as many, until all of these were or as many again.
     """
     step, bubble = pace.step.copy(), pace.bubble.copy()
-    fits, plans = memory <= cost.device.memory_bytes, Plans()
+    fits = memory <= cost.device.memory_bytes
     order = _ranked(step, memory, fits)
     due, done = [int(row) for row in order[:most] if fits[row]], set[int]()
     while due and len(done) < 2 * most:
         for row in due:
             spec = cost.grid.spec(row, cost.model, cost.workload)
-            step[row], bubble[row] = simulated(spec, cost.device, cost.assumed, plans)
+            step[row], bubble[row] = simulated(spec, cost.device, cost.assumed)
         done.update(due)
         order = _ranked(step, memory, fits)
         due = [int(row) for row in order[: most // 2] if fits[row] and row not in done]

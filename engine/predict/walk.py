@@ -127,9 +127,10 @@ class StageWalk:
     def _kept_by_the_chunk_before(self, action: Action) -> tuple[Change, ...]:
         """Inputs that a chunk of this stage handed on and holds itself: they do not go yet."""
         before = action.chunk - 1
-        if action.kind not in ("B", "I") or before < 0 or self.schedule.placement[before] != self.stage:
+        if action.kind not in ("B", "I", "W") or before < 0 or self.schedule.placement[before] != self.stage:
             return ()
-        return (self.messages[action.chunk].one_given,) * self.messages[before].shared
+        ends = self.passes[action.chunk].given_ends[self._kind(action.chunk, action.microbatch)]
+        return (self.messages[action.chunk].one_given,) * sum(ends[i] == action.kind for i in self.messages[before].shared)
 
     def _handed_here(self, action: Action) -> tuple[Change, ...]:
         """What is handed to another chunk of this stage turns into what that one is given."""
@@ -141,7 +142,7 @@ class StageWalk:
             return ()
         if action.kind == "F":
             to_here = self.messages[to]
-            return self.messages[c].sent, to_here.given, *[-to_here.one_given] * self.messages[c].shared
+            return self.messages[c].sent, to_here.given, *[-to_here.one_given] * len(self.messages[c].shared)
         return self.messages[c].gradient_sent[str(action.kind)], self._for_backward(to, action.microbatch)
 
     def _for_backward(self, chunk: int, microbatch: int) -> Change:

@@ -172,7 +172,7 @@ def _weigh(desk: Desk, last: Try) -> None:
         )
     )
     if last.fits:
-        own, _ = simulated(last.spec, DEVICES[desk["device"]], Assumptions(), {})
+        own, _ = simulated(last.spec, DEVICES[desk["device"]], Assumptions())
         desk.text(
             say(
                 "The list’s {layout} would take {own} s, {more} more. A list finds what fits; to find what is fastest, "

@@ -86,7 +86,7 @@ def _kept(name: str, s: int, b: int, view: View) -> Drawing:
 def _table(desk: Desk) -> None:
     say = desk.say
     rows = [
-        (say("none"), say("everything that backward needs"), say("nothing"), "34·s·b·h + 5·a·s²·b"),
+        (say("none"), say("everything that backward needs"), say("nothing at all"), "34·s·b·h + 5·a·s²·b"),
         (
             say("selective"),
             say("all but the attention’s scores and shares"),

@@ -125,18 +125,17 @@ def _steps(desk: Desk) -> None:
 def _table(desk: Desk) -> None:
     """What each stage sends, as `engine.parallel.data` does it."""
     say = desk.say
-    reduced, gathered = say("reduce-scatter of the gradients"), say("all-gather of the new values")
+    passes = (
+        say("all-reduce of the gradients, once a step"),
+        say("reduce-scatter of the gradients, once a step; all-gather of the new values"),
+        say("reduce-scatter of the gradients, for each microbatch; all-gather of the new values"),
+        say("reduce-scatter of the gradients, for each microbatch; all-gather of each layer’s values around each use"),
+    )
     rows = [
-        ("0", "Ψ", "Ψ", "Ψ", say("all-reduce of the gradients, once a step")),
-        ("1", "Ψ", "Ψ", "Ψ/dp", f"{reduced}, {say('once a step')}; {gathered}"),
-        ("2", "Ψ", "Ψ/dp", "Ψ/dp", f"{reduced}, {say('for each microbatch')}; {gathered}"),
-        (
-            "3",
-            "Ψ/dp",
-            "Ψ/dp",
-            "Ψ/dp",
-            f"{reduced}, {say('for each microbatch')}; {say('all-gather of each layer’s values around each use')}",
-        ),
+        ("0", "Ψ", "Ψ", "Ψ", passes[0]),
+        ("1", "Ψ", "Ψ", "Ψ/dp", passes[1]),
+        ("2", "Ψ", "Ψ/dp", "Ψ/dp", passes[2]),
+        ("3", "Ψ/dp", "Ψ/dp", "Ψ/dp", passes[3]),
     ]
     names = ("ZeRO", say("values"), say("gradients"), say("optimizer"), say("what passes between replicas"))
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
