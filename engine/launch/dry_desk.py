@@ -104,6 +104,8 @@ class DryRunDesk:
             reaper.join()
             with self._lock:
                 self._on = None
+                if self._states[id].phase == "on":  # by an error of the program, which is on the server's terminal
+                    self._states[id] = replace(self._states[id], phase="failed", message="its result could not be read")
 
     def _end_of(self, id: str, running: DryRun) -> dict[str, object]:
         """What becomes of the state when it ends."""

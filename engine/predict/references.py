@@ -130,7 +130,8 @@ def _bubbles(assumed: Assumptions) -> Iterator[Reference]:
             gpu = "a100-80gb"
             _, ours = simulated(RunSpec(model=shape, layout=layout, workload=workload), device(gpu), assumed)
             units = simulate(plan(layout, microbatches), textbook(layout)).bubble
-            described = f"pp{pp}, {name}" + (f" × {v}" if v > 1 else "") + f", m={microbatches}"
+            told = {"interleaved": f"interleaved × {v}", "zb-h1": "zb-h1 for their ZB-1P"}.get(name, name)
+            described = f"pp{pp}, {told}, m={microbatches}"
             yield Reference(QI, f"{billions:g} B", described, "bubble", 100 * theirs, 100 * ours, gpu)
             yield Reference(QI, f"{billions:g} B", described, "textbook bubble", 100 * theirs, 100 * units)
 

@@ -21,7 +21,7 @@ from pages.compare import adding, columns, differences, sweeping
 from pages.compare.columns import Column, Missing
 from pages.shared import beside, drawing, ways
 from pages.shared.beside import KEPT, RUN, WITH
-from pages.shared.frame import say, view
+from pages.shared.frame import inert, say, view
 from pages.shared.service import Service
 
 _SHOWN_DIFFERENCES = 4
@@ -72,7 +72,7 @@ def _row(found: Sequence[Column | Missing], draw: Callable[[Column | Missing, in
 def _title(column: Column | Missing, there: Sequence[Column]) -> None:
     words = say()
     if isinstance(column, Missing):
-        told = words.sentence(column.sentence)
+        told = inert(words.sentence(column.sentence))
         st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/error:")
         return
     drawing.heading(f"{column.model} · {columns.sources(words)[column.source]}", column.spec.layout.code)

@@ -11,7 +11,7 @@ from engine.spec import RequestError, RunSpec
 from pages.lab import preview, result
 from pages.shared import chosen, form, links, runbar
 from pages.shared.choice import Choice, read
-from pages.shared.frame import say
+from pages.shared.frame import inert, say
 from pages.shared.saved import load
 from pages.shared.service import Service
 
@@ -36,7 +36,7 @@ def show(service: Service) -> None:
         runbar.draw(service, verdict, found if isinstance(found, RunState) else None)
 
     if wrong := st.session_state.get(_BAD_LINK):
-        st.warning(f"{say().sentence(wrong)} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
+        st.warning(f"{inert(say().sentence(wrong))} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
     st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
     if verdict.spec is not None:

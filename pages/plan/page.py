@@ -22,7 +22,7 @@ from pages.plan.form import ROW
 from pages.plan.request import DEFAULT, Request, of_link, to_link
 from pages.shared import drawing
 from pages.shared.figures import Figure, as_html
-from pages.shared.frame import LANG, say, view
+from pages.shared.frame import LANG, inert, say, view
 from pages.shared.service import Service
 
 _TOP = 20
@@ -41,7 +41,7 @@ def show(service: Service) -> None:
         with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}"), show_time=True):
             plan = planned(request)
     except RequestError as error:
-        told = words.sentence(error.sentence)
+        told = inert(words.sentence(error.sentence))
         st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
         heatmap.draw(request)
         return
@@ -68,7 +68,9 @@ def _read() -> Request:
     try:
         return of_link(st.query_params.to_dict())
     except RequestError as error:
-        st.warning(f"{say().sentence(error.sentence)} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
+        st.warning(
+            f"{inert(say().sentence(error.sentence))} {say()('The defaults are shown instead.')}", icon=":material/link_off:"
+        )
         return DEFAULT
 
 

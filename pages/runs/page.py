@@ -16,7 +16,7 @@ from pages.runs import downloads, table
 from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
 from pages.shared import ways
 from pages.shared.beside import item_of, run_items, to_link
-from pages.shared.frame import LANG, say
+from pages.shared.frame import LANG, inert, say
 from pages.shared.service import Service
 
 FIND, SORT, PICKED = "find", "sort", "picked"  # the link's parameters
@@ -169,7 +169,9 @@ def _nothing() -> None:
 
 def _no_match() -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.info(say()("No run has all of “{search}” in it.", search=st.session_state[_SEARCH]), icon=":material/search_off:")
+        st.info(
+            say()("No run has all of “{search}” in it.", search=inert(st.session_state[_SEARCH])), icon=":material/search_off:"
+        )
         st.button(say()("Show all"), on_click=_show_all)
 
 

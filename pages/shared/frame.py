@@ -59,6 +59,14 @@ def say() -> Words:
     return words(language())
 
 
+def inert(text: str) -> str:
+    r"""`text` for Markdown: what a link brings into it cannot be an image, which a browser would fetch from elsewhere.
+
+    "![](https://…)" becomes r"!\[](https://…)", which reads as it was.
+    """
+    return text.replace("[", r"\[")
+
+
 def labelled(key: str) -> str:
     """The key of a widget that chooses among options with names, to be drawn next: `st.selectbox(…, key=labelled(key))`.
 
