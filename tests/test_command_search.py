@@ -31,12 +31,12 @@ def test_a_search_prints_the_best_and_why(capsys: pytest.CaptureFixture[str], tm
     out = capsys.readouterr().out
     table = pd.read_csv(file, keep_default_na=False)
     assert out.startswith(f"{len(table):,} layouts of gpt2-1.5b on 8 × rtx-4090, 16 sequences of 1,024 tokens a step: ")
-    assert f"{table['fits'].sum():,} fit 24 GB" in out
+    assert f"{table['fits'].sum():,} fit 22 GiB" in out
     rows = out.split("\n\n")[1].splitlines()
     assert [row.split()[1] for row in rows[1:]] == table["layout"][:3].tolist()
     assert "why the first and not the second:\n  dp" in out
     assert "times assume matmul_efficiency=" in out
-    assert table["reason"][~table["fits"]].str.contains("more than the device's 24.0 GB").all()
+    assert table["reason"][~table["fits"]].str.contains("more than the device's 22.4 GiB").all()
 
 
 def test_as_json_with_a_device_from_a_file_and_other_assumptions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_as_json_with_a_device_from_a_file_and_other_assumptions(capsys: pytest.
 def test_where_nothing_fits_the_least_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--model", "gpt3-175b", "--ranks", "8", "--device", "rtx-4090"]) == 0
     out = capsys.readouterr().out
-    assert ": 0 fit 24 GB" in out
+    assert ": 0 fit 22 GiB" in out
     assert "none fits; that one needs least, and it needs " in out
 
 

@@ -95,7 +95,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         print_json({"length": length, "feasible": count, "device": gpu.model_dump(), "layouts": rows.to_dict("records")})
         return 0
     print(f"{len(table):,} layouts of {arguments.model} on {arguments.ranks:,} × {gpu.name} for sequences of {length:,} tokens: "
-          f"{count:,} fit {gpu.memory_bytes / 1e9:,.0f} GB\n")  # fmt: skip
+          f"{count:,} fit {gpu.memory_bytes / 2**30:,.0f} GiB\n")  # fmt: skip
     print_table([_serving_row(row) for row in rows.to_dict("records")])
     if not count:
         print(f"\nnone fits; that one needs least, and it {rows['reason'].iloc[0]}")
@@ -105,10 +105,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _serving_row(row: dict[Any, Any]) -> dict[str, Any]:
     return {
         "layout": row["layout"],
-        "parameters": f"{row['parameters_bytes'] / 1e9:7.1f} GB",
-        "cache of a sequence": f"{row['cache_bytes'] / 1e9:7.3f} GB",
+        "parameters": f"{row['parameters_bytes'] / 2**30:7.1f} GiB",
+        "cache of a sequence": f"{row['cache_bytes'] / 2**30:7.3f} GiB",
         "sequences": row["sequences"],
-        "memory": f"{row['memory_bytes'] / 1e9:7.1f} GB",
+        "memory": f"{row['memory_bytes'] / 2**30:7.1f} GiB",
         "a token": f"{1e3 * row['token_s']:8.2f} ms",
         "tokens/s": f"{row['tokens_per_second']:10,.0f}",
     }
@@ -140,7 +140,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _print(plan: Plan, top: int) -> None:
-    table, memory = plan.layouts, f"{plan.device.memory_bytes / 1e9:,.0f} GB"
+    table, memory = plan.layouts, f"{plan.device.memory_bytes / 2**30:,.0f} GiB"
     print(
         f"{len(table):,} layouts of {catalog.name_of(plan.model)} on {plan.ranks:,} × {plan.device.name}, {plan.global_batch:,} "
         f"sequences of {plan.model.seq:,} tokens a step: {plan.feasible:,} fit {memory}\n"
@@ -175,7 +175,7 @@ def _row(plan: Plan, row: int) -> dict[str, Any]:
         "zero": int(r["zero"]),
         "sp": "yes" if r["sequence_parallel"] else "no",
         "recompute": r["recompute"],
-        "memory": f"{r['memory_bytes'] / 1e9:7.1f} GB",
+        "memory": f"{r['memory_bytes'] / 2**30:7.1f} GiB",
         "step": f"{r['step_s']:8.3f} s",
         "bubble": f"{100 * r['bubble']:5.1f} %",
         "TFLOP/s": f"{r['tflops_per_device']:7.1f}",

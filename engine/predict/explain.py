@@ -45,7 +45,7 @@ def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
     slow, fast = float(rows["step_s"].iloc[1]), float(rows["step_s"].iloc[0])
     out = [
         Reason(
-            "{first} takes {fast:.3f} s a step and {second} {slow:.3f} s, which is {percent:.1f} % longer.",
+            "{first} takes {fast:.3f} s a step and {second} {slow:.3f} s, which is {percent:.1f}% longer.",
             {"first": a, "second": b, "fast": fast, "slow": slow, "percent": 100 * (slow / fast - 1)},
         )
     ]
@@ -128,11 +128,11 @@ def levers(plan: Plan, spec: RunSpec) -> list[Lever]:
         if need >= memory[0]:
             continue
         reason = Reason(
-            "{change}: {need:.1f} GB, {saved:.1f} GB less, for {percent:+.1f} % of time.",
+            "{change}: {need:.1f} GiB, {saved:.1f} GiB less, for {percent:+.1f}% of time.",
             {
                 "change": change,
-                "saved": (int(memory[0]) - need) / 1e9,
-                "need": need / 1e9,
+                "saved": (int(memory[0]) - need) / 2**30,
+                "need": need / 2**30,
                 "percent": 100 * (seconds / float(step[0]) - 1),
             },
         )

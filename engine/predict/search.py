@@ -173,7 +173,7 @@ def _reasons(memory: Whole, fits: Any, have: int) -> Any:
     out = np.full(len(memory), "", dtype=object)
     missing = ~fits
     out[missing] = [
-        f"needs {need / 1e9:,.1f} GB, {(need - have) / 1e9:,.1f} GB more than the device's {have / 1e9:,.1f} GB"
+        f"needs {need / 2**30:,.1f} GiB, {(need - have) / 2**30:,.1f} GiB more than the device's {have / 2**30:,.1f} GiB"
         for need in memory[missing].tolist()
     ]
     return out

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.predict.rates import Assumptions
-from engine.predict.references import UNITS, Quantity, Reference, references
+from engine.predict.references import QI, UNITS, Quantity, Reference, references
 from pages.charts.words import Words
 from pages.plan.rehearsing import signed
 from pages.plan.request import Request
@@ -63,7 +63,11 @@ def _table(found: list[Reference], words: Words) -> None:
                 "published": r.published,
                 "ours": r.ours,
                 "error": signed(r.error),
-                "kind": words("formula") if r.exact else words("measured"),
+                "kind": words("formula")
+                if r.exact
+                else words("computed from profiled times")
+                if r.source == QI
+                else words("measured"),
                 "source": r.source,
             }
             for r in found

@@ -114,8 +114,8 @@ def test_first_come_those_that_fit_by_time_then_the_others_by_memory(plan: Plan)
 
 def test_a_layout_that_does_not_fit_says_by_how_much(plan: Plan) -> None:
     first = plan.layouts.iloc[plan.feasible]
-    need = first["memory_bytes"] / 1e9
-    assert first["reason"] == f"needs {need:,.1f} GB, {need - 40:,.1f} GB more than the device's 40.0 GB"
+    need, have = first["memory_bytes"] / 2**30, A100.memory_bytes / 2**30
+    assert first["reason"] == f"needs {need:,.1f} GiB, {need - have:,.1f} GiB more than the device's {have:,.1f} GiB"
     assert set(plan.layouts["reason"][: plan.feasible]) == {""}
 
 

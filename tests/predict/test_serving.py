@@ -19,7 +19,7 @@ def test_gpt3_needs_more_than_four_devices_of_80_gb() -> None:
     four = serving(GPT3, 4, H100, 2048)
     assert not four["fits"].any()
     assert (four["parameters_bytes"] >= 349e9 / 4).all()
-    assert four["reason"].str.contains("GB more than the device's 80.0 GB").all()
+    assert four["reason"].str.contains("GiB more than the device's 74.5 GiB").all()
     eight = serving(GPT3, 8, H100, 2048)
     fits = eight[eight["fits"]]
     assert set(fits["dp"]) == {1}
