@@ -112,7 +112,7 @@ def _played(structure: Structure, form: Form) -> tuple[Passes, list[tuple[Bucket
     dp: Any = letter("dp")
     tape = Tape()
     buckets = Buckets(tape, sizes, Factor("dp", dp), structure.zero, True, width.value != sizes.e.value, width)
-    player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"), 2)
+    player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"))
     return player.play(), player.chunk.weights(), width
 
 

@@ -86,10 +86,10 @@ class Stages:
     def passes(self, chunk: int) -> tuple[Passes, list[tuple[Bucket, Any]]]:
         shape = self.shapes[chunk]
         if shape not in self._passes:
-            layout, workload = self.spec.layout, self.spec.workload
+            layout = self.spec.layout
             tape = Tape()
             buckets = Buckets(tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g)
-            player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds, workload.microbatches)
+            player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds)
             self._passes[shape] = player.play(), player.chunk.weights()
         return self._passes[shape]
 

@@ -12,7 +12,7 @@ from engine.predict.ends import scaled
 from engine.predict.parts import Kit
 from engine.predict.reducing import FRESH, Reductions, State, Stretch
 from engine.predict.sizes import FOUR
-from engine.predict.tape import Block, Factors, Gradients, Node, Record, Segment, Value
+from engine.predict.tape import Block, Factors, Gradients, Node, Record, Value
 
 
 class Key(NamedTuple):
@@ -113,52 +113,16 @@ class Passes:
 class ChunkPasses:
     """Plays the microbatches of one chunk on a tape."""
 
-    def __init__(self, kit: Kit, shape: Shape, kinds: frozenset[str], microbatches: int) -> None:
+    def __init__(self, kit: Kit, shape: Shape, kinds: frozenset[str]) -> None:
         """`kinds`: which of B, I and W the schedule has."""
         self.kit, self.shape, self.kinds = kit, shape, kinds
         self.chunk = Chunk(kit, shape)
         self.tape = kit.tape
-        self.several = microbatches > 1
 
     def play(self) -> Passes:
         """One microbatch tells all; what ZeRO's reductions add to it depends on what came before, and is told by state."""
         self._record()
         return self._read()
-
-    def run(self) -> None:
-        """Put it all on the tape, in the states that most microbatches find; with ZeRO 1 that of the last."""
-        self._record()
-        segments, reductions, zero = self._segments(), self._reductions(), self.kit.buckets.zero
-        tape = self.tape
-        tape.parts.clear()
-
-        def put(name: str, kind: str, state: State) -> int:
-            found, pending = reductions.told(kind, segments.get(kind, []), state)
-            for layer, _, events in found:
-                tape.parts.append((Segment(name, layer), events))
-            return pending
-
-        put("F", "F", FRESH)
-        for kind in ("I", "B"):
-            if kind not in self.kinds:
-                continue
-            state = State(self._usual(kind) if zero >= 2 else -1, 0, 1)
-            if zero >= 2:
-                tape.parts.append((Segment("pending", -1), [(1, record) for record in reductions.before(state.pending)]))
-            overlap = kind == "I" and self.several and zero >= 2
-            state = state._replace(pending=put(kind, kind, state))
-            if overlap:
-                state = state._replace(pending=put("I over", "I", state._replace(owed=1)))
-                state = state._replace(pending=put("W over", "W", state._replace(owed=2)))
-            if kind == "I":
-                put("W", "W", state._replace(owed=1, left=0))
-
-    def _usual(self, kind: str) -> int:
-        """The bucket that backward came to last, whose reduction is under way when the next begins."""
-        chunk, buckets = self.chunk, self.kit.buckets
-        if chunk.layers and (kind == "I" or not self.shape.first):
-            return buckets.all.index(chunk.layers[0][1])
-        return buckets.all.index(chunk.token.bucket) if self.shape.first and chunk.token is not None else 0
 
     def _record(self) -> None:
         self._blocks: dict[str, list[Record]] = defaultdict(list)
