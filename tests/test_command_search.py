@@ -72,7 +72,7 @@ def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -
     best = json.loads(capsys.readouterr().out)["layouts"][0]
     assert (best["layout"], best["sequences"], best["fits"]) == ("dp1.tp4.pp1", 8, True)
     assert main(["search", "--inference", "--model", "gpt3-175b", "--ranks", "2", "--device", "h100-80gb"]) == 0
-    assert "none fits; that one needs least, and it needs 179.5 GB for 1 sequence a replica" in capsys.readouterr().out
+    assert "none fits; that one needs least, and it needs 167.1 GiB for 1 sequence a replica" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

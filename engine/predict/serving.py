@@ -101,7 +101,8 @@ def _row(asked: _Question, layout: LayoutSpec, sequences: int | None) -> dict[st
 def _missing(need: int, sequences: int, device: DeviceSpec) -> str:
     have = device.memory_bytes
     held = f"{sequences:,} sequence{'' if sequences == 1 else 's'} a replica"
-    return f"needs {need / 2**30:,.1f} GiB for {held}, {(need - have) / 2**30:,.1f} GiB more than the device's {have / 2**30:,.1f} GiB"
+    more = f"{(need - have) / 2**30:,.1f} GiB more than the device's {have / 2**30:,.1f} GiB"
+    return f"needs {need / 2**30:,.1f} GiB for {held}, {more}"
 
 
 def _token(asked: _Question, layout: LayoutSpec, held: list[int], kept: list[int], sequences: int) -> float:

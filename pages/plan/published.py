@@ -102,3 +102,10 @@ def _quantities(words: Words) -> dict[Quantity, str]:
         "textbook bubble": words("bubble, in unit times"),
         "speed": words("speed of a device"),
     }
+
+
+def _kind(reference: Reference, words: Words) -> str:
+    """What the published figure is."""
+    if reference.exact:
+        return words("formula")
+    return words("computed from profiled times") if reference.source == QI else words("measured")

@@ -39,7 +39,7 @@ def test_too_many_sequences_do_not_fit() -> None:
     fine, over = (serving(GPT3, 8, H100, 2048, sequences=count) for count in (most, most + 1))
     assert fine["fits"].any()
     assert not over["fits"].any()
-    assert over["reason"].iloc[0].startswith("needs 8")
+    assert over["reason"].iloc[0].startswith("needs 7")
 
 
 def test_one_sequence_is_as_fast_as_its_weights_are_read() -> None:
