@@ -20,7 +20,7 @@ from engine.predict.pace import simulated
 from engine.predict.rates import Assumptions
 from engine.predict.timeline import simulate
 from engine.schedule import plan
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
 
 Quantity = Literal["memory", "states", "bubble", "textbook bubble", "speed"]
 # What each is in, as tables write it. A paper's GB are 10⁹ bytes.
@@ -96,13 +96,14 @@ def _activations() -> Iterator[Reference]:
         layout = {"tp": tp, "pp": pp, "chunks": chunks, "schedule": "interleaved" if chunks > 1 else "1f1b"}
         workload = WorkloadSpec(microbatches=8 * pp, microbatch_size=microbatch)
         name = "gpt3-175b" if size == "175 B" else size
-        for told, published, levers in (
-            ("", plain, {}),
-            (", sequence parallel, selective recompute", both, {"sequence_parallel": True, "recompute": "selective"}),
+        mesh = f"tp{tp}.pp{pp}"
+        with_both = sentence("{layout}, sequence parallel, selective recompute", layout=mesh)
+        for described, published, levers in (
+            (mesh, plain, {}),
+            (with_both, both, {"sequence_parallel": True, "recompute": "selective"}),
         ):
             spec = RunSpec(model=shape, layout=LayoutSpec(**layout | levers), workload=workload)
             ours, _ = accounting("korthikanti2022")(shape, workload, Grid.of([spec]))
-            described = f"tp{tp}.pp{pp}{told}"
             yield Reference(KORTHIKANTI, name, described, "memory", states + published, float(ours[0]) / 2**30, exact=True)
 
 

@@ -58,7 +58,7 @@ def _table(found: list[Reference], words: Words) -> None:
             {
                 "model": r.model,
                 "device": r.device or "–",
-                "layout": r.layout,
+                "layout": words.sentence(r.layout),
                 "what": f"{quantities[r.quantity]} ({UNITS[r.quantity]})",
                 "published": r.published,
                 "ours": r.ours,
