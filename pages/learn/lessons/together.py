@@ -196,9 +196,7 @@ def _traffic(desk: Desk) -> Question:
         ),
         right=right,
         said=said,
-        why=say(
-            "tp sends in every layer and every microbatch, forward and backward; pp once a microbatch at each cut; dp once a step."
-        ),
+        why=say("tp sends in every layer of every microbatch, both ways; pp once a microbatch at each cut; dp once a step."),
         choices=tuple(Choice(axis, axis) for axis in AXES),
         reveal=lambda: _run(desk),
     )
