@@ -21,6 +21,9 @@ def know(pages: Sequence[StreamlitPage]) -> None:
 
 def link(to: PageName, label: str, icon: str, parameters: Mapping[str, str], disabled: bool = False) -> None:
     """A link to a page, with what its own link is to say. The language goes along."""
+    if disabled:  # a link has no such state that all readers hear of, a button has
+        st.button(label, icon=f":material/{icon}:", type="tertiary", disabled=True, key=f"ways/{to}/{icon}")
+        return
     kept = {LANG: st.query_params[LANG]} if LANG in st.query_params else {}
     page = st.session_state[_PAGES][to]
-    st.page_link(page, label=label, icon=f":material/{icon}:", disabled=disabled, query_params={**parameters, **kept})
+    st.page_link(page, label=label, icon=f":material/{icon}:", query_params={**parameters, **kept})
