@@ -11,6 +11,7 @@ from pages.charts.roles import Role, Roles, told
 from pages.charts.words import Words
 
 _CELL_REM, _GAP_REM, _PADDING_REM = 8.0, 0.5, 1.4  # as in style.css
+MOST_CELLS = 64  # beyond, one replica of each stage is shown, and of very many slices one: the others hold the like
 
 
 def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look, roles: Roles | None = None) -> str:
@@ -66,8 +67,8 @@ def _row(cells: str, least_rem: float) -> str:
 def _stage(
     model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, replica_rem: float, style: Look, roles: Roles | None
 ) -> str:
-    replicas = "".join(_replica(model, layout, mesh, stage, dp, style.say, roles) for dp in range(mesh.dp))
     say = style.say
+    replicas = "".join(_replica(model, layout, mesh, stage, dp, say, roles) for dp in _shown_replicas(mesh, roles))
     name = escape(say("Stage {stage}", stage=stage) if mesh.pp > 1 else say("One stage"))
     return (
         f'<section class="ss-stage" aria-label="{name}" style="--stage:{style.stage(stage, mesh.pp)}">'
@@ -76,9 +77,28 @@ def _stage(
 
 
 def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: int, say: Words, roles: Roles | None) -> str:
-    name = f"<header>{escape(say('replica {replica}', replica=dp))}</header>" if mesh.dp > 1 else ""
-    cells = "".join(_cell(model, layout, mesh, Coordinate(stage, dp, tp), say, roles) for tp in range(mesh.tp))
+    told = say("replica {replica}", replica=dp)
+    if mesh.size > MOST_CELLS:
+        told = say("replica {replica} of {count}, which hold the same", replica=dp, count=mesh.dp)
+    name = f"<header>{escape(told)}</header>" if mesh.dp > 1 else ""
+    slices = _shown_slices(mesh, roles)
+    cells = "".join(_cell(model, layout, mesh, Coordinate(stage, dp, tp), say, roles) for tp in slices)
+    if len(slices) < mesh.tp:
+        cells += f"<p>{escape(say('and {count} more slices', count=mesh.tp - len(slices)))}</p>"
     return f'<div class="ss-replica">{name}{_row(cells, _CELL_REM)}</div>'
+
+
+def _shown_replicas(mesh: Mesh, roles: Roles | None) -> list[int]:
+    """All, or of very many the chosen rank's, or the first."""
+    return list(range(mesh.dp)) if mesh.size <= MOST_CELLS else [_chosen(mesh, roles).dp]
+
+
+def _shown_slices(mesh: Mesh, roles: Roles | None) -> list[int]:
+    return list(range(mesh.tp)) if mesh.pp * mesh.tp <= MOST_CELLS else [_chosen(mesh, roles).tp]
+
+
+def _chosen(mesh: Mesh, roles: Roles | None) -> Coordinate:
+    return mesh.coordinate(next((rank for rank, role in roles.items() if role == "self"), 0) if roles else 0)
 
 
 def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say: Words, roles: Roles | None) -> str:

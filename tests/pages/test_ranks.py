@@ -6,8 +6,9 @@ import pytest
 
 from engine.catalog import MODELS
 from engine.spec import LayoutSpec, ModelSpec
-from engine.topology import Mesh
+from engine.topology import Coordinate, Mesh
 from pages.charts.look import LIGHT
+from pages.charts.roles import roles_of
 from pages.lab.ranks import rank_grid
 
 TINY = MODELS["gpt-tiny"]
@@ -52,3 +53,18 @@ def test_layers_of_all_stages_make_the_model():
     held = [re.search(r"layers? (\d+)(?:–(\d+))?", t) for t in cells(MODELS["gpt-medium"], LayoutSpec(pp=5))]
     covered = [n for m in held if m for n in range(int(m[1]), int(m[2] or m[1]) + 1)]
     assert covered == list(range(12))
+
+
+@pytest.mark.parametrize(("code", "cells"), [("dp2.tp2.pp2", 8), ("dp16.tp8.pp8", 64), ("dp2.tp8.pp32", 32)])
+def test_of_very_many_ranks_one_replica_stands_for_those_that_hold_the_same(code: str, cells: int):
+    model = MODELS["gpt3-175b"]
+    html = rank_grid(model, LayoutSpec(**LayoutSpec.degrees(code)), LIGHT)
+    assert html.count('class="ss-rank"') == cells
+
+
+def test_the_chosen_rank_is_among_those_that_are_shown():
+    layout = LayoutSpec(dp=16, tp=8, pp=8)
+    mesh = Mesh(16, 8, 8)
+    rank = mesh.rank(Coordinate(3, 5, 2))
+    html = rank_grid(MODELS["gpt3-175b"], layout, LIGHT, roles_of(mesh, rank))
+    assert f'data-rank="{rank}" data-role="self"' in html
