@@ -64,9 +64,10 @@ class DryRunDesk:
             self._looked[id] = now
             for old in list(self._states)[:-_KEPT]:
                 del self._states[old], self._looked[old]
-            ends = ExitStack()
-            nowhere = Path(ends.enter_context(tempfile.TemporaryDirectory()))
-            running = ends.enter_context(DryRun(spec, nowhere, rank))
+            with ExitStack() as opened:  # so that nothing is left where the process cannot be started
+                nowhere = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+                running = opened.enter_context(DryRun(spec, nowhere, rank))
+                ends = opened.pop_all()
             thread = threading.Thread(target=self._watch_over, args=(id, running, ends), daemon=True)
             self._on = id, running, thread
             thread.start()

@@ -13,7 +13,7 @@ from typing import Literal
 from engine.devices import DeviceSpec
 from engine.predict.accounting import accounting
 from engine.predict.grid import Grid
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, sentence
 
 Lever = Literal["replicas", "zero", "recompute", "tensor", "pipeline", "full"]
 
@@ -49,7 +49,13 @@ def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -
         if tried[-1].fits:
             break
     if not tried:
-        raise RequestError(f"no entry of the checklist for {devices} devices divides {sequences} sequences over its replicas")
+        raise RequestError(
+            sentence(
+                "no entry of the checklist for {devices} devices divides {sequences} sequences over its replicas",
+                devices=devices,
+                sequences=sequences,
+            )
+        )
     return tried
 
 
