@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm
+from engine.parallel.comm import Comm, NobodyElse
 from engine.parallel.tensor import (
     ColumnParallelLinear,
     Cut,
@@ -36,7 +36,7 @@ class Meeting(Comm):
     """A rank of a tp group whose ranks are threads. Calls through its door reduce and gather in memory."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
-        super().__init__(Mesh(1, tp, 1), index, Recorder(), torch.device("cpu"))
+        super().__init__(Mesh(1, tp, 1), index, Recorder(), torch.device("cpu"), NobodyElse(index))
         self._barrier, self._table = barrier, table
 
     def _exchange(self, tensor: Tensor) -> Tensor:
