@@ -33,7 +33,7 @@ def result(
 ) -> RunResult:
     """`rehearsed`: the rows of each rank. `whole`: they are one of each kind, and the tables get every rank."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
-    stands_for = {rank: _alike(mesh, rank) if whole else [rank] for rank in rehearsed}
+    stands_for = {rank: _alike(mesh, rank) if whole else [rank] for rank in sorted(rehearsed)}
     tables = {name: _repeated(name, rehearsed, stands_for, mesh) for name in ("memory_peak", "memory_curve", "traffic", "spans")}
     tables["process"] = table("process", [], "dry_run")  # nobody ran, so no process was measured
     tables["steps"] = table("steps", [_step(spec, clock)], "dry_run")
@@ -46,7 +46,7 @@ def result(
         "peak_rank": int(memory.index[int(memory.to_numpy().argmax())]),
         "wire_bytes_per_rank": float(sent.sum() / len(memory)),
         "bubble": clock.bubble,
-        "allocator": [entry for rows in rehearsed.values() for entry in rows["allocator"]],
+        "allocator": [entry for rank in sorted(rehearsed) for entry in rehearsed[rank]["allocator"]],
         "rehearsed": sorted(rehearsed),
         "seconds": seconds,
     }

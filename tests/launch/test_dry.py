@@ -1,12 +1,10 @@
-"""Dry runs: what they say is what a run measures, they take no memory of the model, and they end as they should."""
+"""Dry runs: they take no memory of the model, and they end as they should."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import psutil
 import pytest
 import torch
@@ -14,95 +12,11 @@ import torch
 from engine import catalog, store
 from engine.__main__ import main
 from engine.launch.dry_client import DryRun, DryRunError, dry_run
-from engine.launch.dry_tables import kinds, result
 from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
-from engine.spec import GenerateSpec, LayoutSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
 from tests.check_run import findings
-from tests.launch.rehearsals import Asked
-from tests.launch.rehearsals import rehearse as rehearse_together
-from tests.runs import Runs, small
-
-NEAR = 1e-3  # of the total at the peak
-
-
-def lever(spec: RunSpec, **layout: Any) -> RunSpec:
-    return spec.model_copy(update={"layout": spec.layout.model_copy(update=layout)})
-
-
-# Every family, schedule, ZeRO stage, kind of recompute and precision at least once, in mixed company.
-SPECS = {
-    "gpt, padded vocabulary": small("dp2.tp2.pp2", model={"vocab": 257}),
-    "bert, interleaved": small("pp2", "interleaved", chunks=2, microbatches=4, model={"family": "bert", "vocab": 264}),
-    "roberta, ZeRO 1": lever(
-        small("dp2.tp2", model={"family": "roberta", "vocab": 264}, precision="bf16"), zero=1, sequence_parallel=True
-    ),
-    "transformer, ZeRO 3": lever(small("dp2.pp2", "gpipe", model={"family": "transformer"}), zero=3, recompute="full"),
-    "xlnet, ZeRO 2": lever(
-        small("dp2.tp2", model={"family": "xlnet", "vocab": 264}, optimizer="sgd", momentum=0.9), zero=2, recompute="selective"
-    ),
-    "llama, zb-h1": small("tp2.pp2", "zb-h1", microbatches=3, model={"family": "llama", "kv_heads": 2}, precision="bf16"),
-    "gpt, zb-v": lever(small("dp2.pp2", "zb-v", chunks=2, microbatches=4, precision="bf16", accumulate="bf16"), zero=2),
-    "llama, dualpipe-v": small("pp2", "dualpipe-v", chunks=2, microbatches=4, model={"family": "llama"}),
-    "gpt, naive": lever(small("tp4.pp2", "naive", optimizer="sgd"), sequence_parallel=True, recompute="full"),
-    "generation": small("dp2.tp2.pp2", model={"family": "llama"}).model_copy(
-        update={"generate": GenerateSpec(prompt="abc", new_tokens=3, temperature=1.0, skip_training=True)}
-    ),
-}
-ON_CPU = ("gpt, padded vocabulary", "transformer, ZeRO 3")
-
-
-@pytest.fixture(scope="module")
-def rehearsed() -> dict[tuple[str, str], Any]:
-    """(name of the spec, device) → what its dry run says: one rank of each stage, repeated for the others."""
-    asked = {(name, "none"): spec for name, spec in SPECS.items()} | {(name, "cpu"): SPECS[name] for name in ON_CPU}
-    answers = rehearse_together([Asked(spec, tuple(kinds(spec)), device) for (_, device), spec in asked.items()])
-    return {
-        key: result(spec, {rank: one.rows for rank, one in answer.items()}, True, textbook(spec), {}, 0.0)
-        for (key, spec), answer in zip(asked.items(), answers, strict=True)
-    }
-
-
-def totals(tables: dict[str, pd.DataFrame]) -> pd.Series:
-    return tables["memory_peak"].groupby("rank")["bytes"].sum()
-
-
-def traffic(tables: dict[str, pd.DataFrame]) -> list[tuple[Any, ...]]:
-    return sorted(tables["traffic"].drop(columns="source").itertuples(index=False, name=None))
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_every_rank_is_as_measured(runs: Runs, rehearsed: dict[tuple[str, str], Any], name: str) -> None:
-    measured, dry = runs.result(SPECS[name]).tables, rehearsed[name, "none"].tables
-    error = (totals(dry) / totals(measured) - 1).abs()
-    assert len(error) == SPECS[name].layout.ranks
-    assert error.max() <= NEAR, error
-    assert traffic(dry) == traffic(measured)
-    keys = ["rank", "category"]
-    standing = pd.Series(["parameters", "gradients", "optimizer", "kv_cache"])
-    kept = [t["memory_peak"].set_index(keys)["bytes"] for t in (dry, measured)]
-    held = [k[k.index.get_level_values("category").isin(standing)] for k in kept]
-    pd.testing.assert_series_equal(held[0], held[1])
-
-
-@pytest.mark.parametrize("name", ON_CPU)
-def test_real_tensors_without_the_others_measure_what_a_run_measures(
-    runs: Runs, rehearsed: dict[tuple[str, str], Any], name: str
-) -> None:
-    """The way of --device cuda, on the device that every machine has."""
-    measured, alone = runs.result(SPECS[name]).tables, rehearsed[name, "cpu"].tables
-    assert totals(alone).to_dict() == totals(measured).to_dict()
-    assert traffic(alone) == traffic(measured)
-
-
-@pytest.mark.parametrize("name", ["gpt, padded vocabulary", "llama, zb-h1"])
-def test_the_curve_goes_through_the_same_actions(runs: Runs, rehearsed: dict[tuple[str, str], Any], name: str) -> None:
-    curves = [t["memory_curve"] for t in (rehearsed[name, "none"].tables, runs.result(SPECS[name]).tables)]
-    highest = [c.groupby(["rank", "action", "t_ns"])["bytes"].sum().groupby(["rank", "action"]).max() for c in curves]
-    both = pd.concat(highest, axis=1, keys=["dry", "measured"], join="inner")
-    work = both[both.index.get_level_values("action").str.match(r"[FBIW] ")]
-    assert len(work) == len(highest[1][highest[1].index.get_level_values("action").str.match(r"[FBIW] ")])
-    assert ((work["dry"] / work["measured"] - 1).abs() <= NEAR).all()
+from tests.runs import small
 
 
 def test_a_large_model_takes_no_memory(tmp_path: Path) -> None:
