@@ -60,7 +60,7 @@ def tick(page: Page, *chosen: str) -> None:
 
 
 def download(page: Page, label: str) -> Path:
-    with page.expect_download() as waiting:
+    with page.expect_download(timeout=60_000) as waiting:  # a report takes seconds
         page.get_by_role("button", name=label).click()
     got: Download = waiting.value
     path = Path(got.path())
