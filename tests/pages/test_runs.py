@@ -145,9 +145,12 @@ def click(app: AppTest, label: str) -> None:
 
 
 def way(app: AppTest, label: str) -> dict[str, list[str]] | None:
-    """What a link to another page carries; None if it cannot be followed."""
+    """What a link to another page carries; None if in its place there is a button that is off."""
+    if label in [b.label for b in app.button]:
+        assert button(app, label).disabled
+        return None
     [found] = [link.proto for link in app.get("page_link") if link.proto.label == label]
-    return None if found.disabled else parse_qs(found.query_string)
+    return parse_qs(found.query_string)
 
 
 def picked(app: AppTest) -> str:

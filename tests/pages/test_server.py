@@ -18,7 +18,8 @@ from streamlit.testing.v1 import AppTest
 app = AppTest.from_string(f'''
 from pathlib import Path
 from pages.lab.page import show
-from tests.pages.stand_in import service
+from tests.pages.stand_in import know_pages, service
+know_pages()
 show(service(Path({sys.argv[1]!r}))[0])
 ''', default_timeout=60)
 app.query_params["run"] = "saved"
