@@ -93,7 +93,8 @@ def parse_head(content: bytes) -> RunResult:
 
 
 def _read_table(path: Path, schema: dict[str, str]) -> pd.DataFrame:
-    rows = pd.read_parquet(path)
+    # In this thread: with threads of its own, what reading took for a moment would stay with each of them.
+    rows = pd.read_parquet(path, use_threads=False)
     if missing := [column for column in schema if column not in rows]:
         raise RequestError(sentence("{name} lacks {missing}", name=path.name, missing=", ".join(missing)))
     return rows

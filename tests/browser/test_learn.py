@@ -57,6 +57,6 @@ def test_a_real_run_answers_the_lesson(server: Server, watched: Watched):
     page.get_by_role("button", name=re.compile("^Run it")).click()
     expect(page.get_by_text(re.compile("^(Right: stage 0|You said on stage 0; it is )"))).to_be_visible(timeout=LONG_MS)
     expect(page.locator(".st-key-drawing-lesson-peak svg.marks")).to_be_visible()
-    expect(page.get_by_text("to the byte and to the call")).to_be_visible()
+    expect(page.get_by_text("to the byte and to the call", exact=True)).to_be_visible()
     result = store.load(server.home / parameter(page, "run"))
     assert (result.spec.layout.code, result.spec.parity) == ("dp2.tp2.pp2", True)
