@@ -14,11 +14,9 @@ import numpy as np
 from engine.predict.accounting import accounting
 from engine.predict.cost import Cost
 from engine.predict.grid import Grid
-from engine.predict.pace import estimate
+from engine.predict.pace import PARTS, estimate
 from engine.predict.search import Plan
 from engine.spec import RunSpec, misfits
-
-_PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add up to a step
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
         )
     ]
     found = []
-    for part in _PARTS:
+    for part in PARTS:
         one, other = (float(getattr(plan.pace, part)[row]) for row in (first, second))
         if abs(other - one) >= 0.02 * max(slow - fast, 0.01 * fast):
             found.append((abs(other - one), _difference(part, one, other)))

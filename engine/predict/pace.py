@@ -35,6 +35,9 @@ from engine.spec import V_SHAPED, RunSpec
 _ROUNDS, _ROUNDS_PUT_OFF = 2, 4
 
 
+PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add up to a step
+
+
 @dataclass(frozen=True)
 class Pace:
     """Seconds of a step and what they add up from: what the slowest stage does, and what it waits for. (n,) each"""

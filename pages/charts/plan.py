@@ -10,6 +10,7 @@ import altair as alt
 import pandas as pd
 
 from engine.predict.memory import Peak
+from engine.predict.pace import PARTS
 from engine.tables import CATEGORIES
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
@@ -21,7 +22,6 @@ from pages.charts.words import Words
 MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
 _SLOWEST, _LARGEST = 10, 4  # times the fastest, and times the device, beyond which a layout is not drawn
 _MOST_TICKS = 9
-_PARTS = ("compute", "tp", "pp", "dp", "update", "idle")
 
 
 def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
@@ -181,7 +181,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         [
             {"layout": name, "part": named[part], "code": part, "seconds": seconds[part], "order": i}
             for name, seconds in parts.items()
-            for i, part in enumerate(_PARTS)
+            for i, part in enumerate(PARTS)
         ]
     )
     chart = (
@@ -191,7 +191,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
             x=alt.X("seconds:Q", title=say("seconds of a step")),
             y=alt.Y("layout:N", sort=list(parts), title=None),
             color=alt.Color(
-                "part:N", scale=colours(tones, list(_PARTS), named), sort=list(named.values()), legend=alt.Legend(columns=3)
+                "part:N", scale=colours(tones, list(PARTS), named), sort=list(named.values()), legend=alt.Legend(columns=3)
             ),
             order=alt.Order("order:Q"),
             tooltip=[

@@ -26,12 +26,11 @@ DEVICE, MEASURE = "device", "bytes"  # the link's parameters
 NO_DEVICE = "none"
 MEASURES: tuple[Measure, ...] = ("wire", "payload")
 _DEFAULT_DEVICE = "rtx-4090"
-CHART_PX = 520  # two charts stand side by side where each has that much
 
 
 def draw(spec: RunSpec) -> None:
     """Memory and traffic as the formulas have them."""
-    with st.grid(columns=2, min_column_width=CHART_PX, gap="medium") as grid:
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             memory_card(spec, None, "predicted")
         with grid.cell():

@@ -32,7 +32,6 @@ from pages.shared.pointing import pointed
 from pages.shared.saved import load
 
 _RANK, _FOLLOWED = "lab/rank", "lab/followed"
-_CHART_PX = 520  # two charts stand side by side where each has that much
 
 
 def headline(result: RunResult, say: Words) -> str:
@@ -111,7 +110,7 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
     if rank != st.session_state.get(_FOLLOWED):  # the curve goes where the choice goes, until it is told otherwise
         st.session_state[_FOLLOWED] = rank
         st.session_state[_RANK] = st.session_state[_RANK] if rank is None else rank
-    with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             prediction.memory_card(result.spec, result, "measured")
         with grid.cell():
@@ -123,7 +122,7 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
 
 def _traffic(folder: Path, result: RunResult) -> None:
     measure, rank = prediction.linked_measure(), chosen.rank(_mesh(result))
-    with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             prediction.traffic_card(result.spec, result, "measured")
             drawing.show(by_rank(folder, measure, rank, view()), "by-rank", on_rank=chosen.choose)
@@ -153,7 +152,7 @@ def _timeline(folder: Path, result: RunResult, event: Event | None) -> None:
 
 
 def _rest(folder: Path, result: RunResult) -> None:
-    with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         if "loss_last" in result.summary:
             with grid.cell():
                 drawing.show(losses(folder, view()), "loss")

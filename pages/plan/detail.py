@@ -9,6 +9,7 @@ import streamlit as st
 from engine.devices import DEVICES
 from engine.export.settings import FRAMEWORKS, Framework, settings
 from engine.predict.explain import why
+from engine.predict.pace import PARTS
 from engine.predict.search import Plan
 from engine.spec import RunSpec
 from pages.charts import plan as charts
@@ -29,14 +30,12 @@ _FRAMEWORKS: Mapping[Framework, tuple[str, str]] = {
     "torchtitan": ("torchtitan", "toml"),
     "deepspeed": ("DeepSpeed", "json"),
 }
-_CHART_PX = 520
-_PARTS = ("compute", "tp", "pp", "dp", "update", "idle")
 
 
 def draw(service: Service, request: Request, plan: Plan, row: int) -> None:
     words = say()
     other = _rival(plan, row)
-    with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             drawing.show(_parts(request, plan, row, other, view()), "plan-parts")
         with grid.cell():
@@ -55,7 +54,7 @@ def _rival(plan: Plan, row: int) -> int | None:
 
 def _parts(request: Request, plan: Plan, row: int, other: int | None, view: View) -> Drawing:
     rows = [row] if other is None else [row, other]
-    spent = {names.brief(plan, r, say()): {name: float(getattr(plan.pace, name)[r]) for name in _PARTS} for r in rows}
+    spent = {names.brief(plan, r, say()): {name: float(getattr(plan.pace, name)[r]) for name in PARTS} for r in rows}
     return _drawn(spent, view)
 
 

@@ -26,7 +26,6 @@ from pages.shared.frame import LANG, inert, say, view
 from pages.shared.service import Service
 
 _TOP = 20
-_CHART_PX = 520  # two charts stand side by side where each has that much
 _KEPT = (LANG, heatmap.MAP, rehearsing.DRY)  # parameters of the link that are not about what is asked
 
 
@@ -50,7 +49,7 @@ def show(service: Service) -> None:
     drawing.heading(_place(plan, row, words), f"{plan.layouts['layout'].iloc[row]} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(plan, row, words)
-    with st.grid(columns=2, min_column_width=_CHART_PX, gap="medium") as grid:
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
         with grid.cell():

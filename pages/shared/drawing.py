@@ -24,6 +24,8 @@ _EXPORT_WIDTH = 960  # pixels
 # Of a file's text, the first that there is: a family that has Chinese without serifs, whose Latin letters are the page's own.
 _FONTS = "Noto Sans CJK SC, Source Han Sans SC, Microsoft YaHei, PingFang SC, sans-serif"
 
+CHART_PX = 520  # two charts stand side by side where each has that much
+
 
 def packed(drawing: Drawing) -> Drawing:
     """The same, with the chart's data in the form in which it is sent, so that a cached chart costs nothing to show."""
