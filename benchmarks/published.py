@@ -3,7 +3,7 @@
     python -m benchmarks.published [--assume matmul_efficiency=0.7 …]
 
 Nothing is fitted to a row: one setting, the planner's default, serves every table. The figures, each with its source, and what
-is ours for the same are in `engine.predict.references`; the Plan page shows the same rows.
+is ours for the same are in `engine.predict.papers.figures`; the Plan page shows the same rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.command.output import print_table
 from engine.command.search import assumptions
-from engine.predict.references import UNITS, Reference, references
+from engine.predict.papers.figures import UNITS, Reference, references
 
 
 def main() -> None:

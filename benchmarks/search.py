@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 from engine.catalog import model
 from engine.devices import device
-from engine.predict.accounting import accounting
-from engine.predict.bulk_traffic import bulk_traffic
-from engine.predict.candidates import candidates
-from engine.predict.cost import Cost
-from engine.predict.pace import estimate
-from engine.predict.rates import Assumptions
-from engine.predict.search import MIXED, search
+from engine.predict.bulk.traffic import bulk_traffic
+from engine.predict.papers.accounting import accounting
+from engine.predict.planner.candidates import candidates
+from engine.predict.planner.search import MIXED, search
+from engine.predict.speed.cost import Cost
+from engine.predict.speed.pace import estimate
+from engine.predict.speed.rates import Assumptions
 
 
 def main() -> None:

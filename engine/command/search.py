@@ -12,11 +12,11 @@ import pandas as pd
 from engine import catalog
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
-from engine.predict.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.explain import label, way_to_fit, why
-from engine.predict.rates import Assumptions
-from engine.predict.search import MIXED, Plan, search
-from engine.predict.serving import serving
+from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.predict.planner.explain import label, way_to_fit, why
+from engine.predict.planner.search import MIXED, Plan, search
+from engine.predict.planner.serving import serving
+from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec
 
 _TOP = 10

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from engine.predict.calls import wire_bytes
-from engine.predict.held import Part, buckets, parts
+from engine.predict.messages.calls import wire_bytes
+from engine.predict.messages.held import Part, buckets, parts
 from engine.predict.terms import Factor, Term, total
 from engine.predict.traffic import BYTES, going_on
 from engine.spec import LayoutSpec, ModelSpec, Precision, sentence

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from engine.predict.buckets import Bucket, Buckets
-from engine.predict.chunk import Shape
-from engine.predict.generation import Generation
-from engine.predict.parts import Kit
-from engine.predict.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes, size_of
-from engine.predict.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
-from engine.predict.tape import Tape
+from engine.predict.tape.buckets import Bucket, Buckets
+from engine.predict.tape.chunk import Shape
+from engine.predict.tape.generation import Generation
+from engine.predict.tape.parts import Kit
+from engine.predict.tape.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes, size_of
+from engine.predict.tape.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
+from engine.predict.tape.tape import Tape
+from engine.predict.tape.walk import Change, Effect, Moment, StageWalk
 from engine.predict.terms import Factor, Term, total
-from engine.predict.walk import Change, Effect, Moment, StageWalk
 from engine.schedule import Action, plan, replay
 from engine.spec import RunSpec, sentence
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table

@@ -21,9 +21,9 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from engine.predict.calls import WIRE, Call, wire_bytes
-from engine.predict.held import Bucket, Part, buckets, parts
-from engine.predict.reductions import reductions
+from engine.predict.messages.calls import WIRE, Call, wire_bytes
+from engine.predict.messages.held import Bucket, Part, buckets, parts
+from engine.predict.messages.reductions import reductions
 from engine.predict.terms import Factor, Term
 from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec
 from engine.tables import SCHEMAS

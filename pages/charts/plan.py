@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from engine.predict.memory import Peak
-from engine.predict.pace import PARTS
+from engine.predict.speed.pace import PARTS
 from engine.tables import CATEGORIES
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look

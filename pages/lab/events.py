@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engine.predict.calls import wire_bytes
-from engine.predict.held import parts
+from engine.predict.messages.calls import wire_bytes
+from engine.predict.messages.held import parts
 from engine.predict.timeline import Timeline
 from engine.predict.traffic import data_parallel, pipeline, tensor_parallel
 from engine.schedule import Action, Schedule, plan

@@ -8,9 +8,9 @@ import streamlit as st
 
 from engine.devices import DEVICES
 from engine.export.settings import FRAMEWORKS, Framework, settings
-from engine.predict.explain import why
-from engine.predict.pace import PARTS
-from engine.predict.search import Plan
+from engine.predict.planner.explain import why
+from engine.predict.planner.search import Plan
+from engine.predict.speed.pace import PARTS
 from engine.spec import RunSpec
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing

@@ -9,8 +9,8 @@ import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
-from engine.predict.accounting import ACCOUNTINGS
-from engine.predict.rates import Assumptions
+from engine.predict.papers.accounting import ACCOUNTINGS
+from engine.predict.speed.rates import Assumptions
 from engine.spec import RequestError
 from pages.charts.units import short
 from pages.charts.words import Words

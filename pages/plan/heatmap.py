@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine.predict.search import search
+from engine.predict.planner.search import search
 from engine.spec import RequestError, sentence
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing

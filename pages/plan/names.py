@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.predict.search import Plan
+from engine.predict.planner.search import Plan
 from pages.charts.names import schedule
 from pages.charts.words import Words
 

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine.predict.explain import Reason, way_to_fit
 from engine.predict.memory import memory
-from engine.predict.search import Plan
+from engine.predict.planner.explain import Reason, way_to_fit
+from engine.predict.planner.search import Plan
 from engine.spec import RequestError
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing

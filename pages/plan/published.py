@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from engine.predict.rates import Assumptions
-from engine.predict.references import QI, UNITS, Quantity, Reference, references
+from engine.predict.papers.figures import QI, UNITS, Quantity, Reference, references
+from engine.predict.speed.rates import Assumptions
 from pages.charts.words import Words
 from pages.plan.rehearsing import signed
 from pages.plan.request import Request

@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine.launch.dry_desk import DryRunDesk, Rehearsed
 from engine.predict.memory import memory
-from engine.predict.search import Plan
+from engine.predict.planner.search import Plan
 from engine.spec import RequestError, RunSpec
 from engine.tables import CATEGORIES
 from pages.charts.names import categories

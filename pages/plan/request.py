@@ -8,9 +8,9 @@ from typing import Any
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
-from engine.predict.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.rates import Assumptions
-from engine.predict.search import MIXED, Plan, search
+from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.predict.planner.search import MIXED, Plan, search
+from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 OWN = "own"  # the device whose figures the form gives

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from engine.predict.memory import memory
-from engine.predict.search import Plan
+from engine.predict.planner.search import Plan
 from engine.spec import LayoutSpec, RunSpec
 from pages.charts import plan
 from pages.charts.look import LIGHT

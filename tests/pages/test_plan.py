@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_desk import Rehearsed
 from engine.predict.memory import memory
-from engine.predict.references import references
+from engine.predict.papers.figures import references
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.words import words
 from pages.plan import heatmap

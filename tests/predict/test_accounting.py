@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.predict.accounting import accounting, passes_held, zero_states
 from engine.predict.grid import Grid
+from engine.predict.papers.accounting import accounting, passes_held, zero_states
 from engine.schedule import SCHEDULES, in_flight_bound
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from engine.predict.bulk_traffic import bulk_traffic
+from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import Grid
 from engine.predict.traffic import traffic
 from engine.spec import RunSpec

@@ -9,12 +9,12 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
-from engine.predict.candidates import candidates
-from engine.predict.cost import AGAIN, COMPUTE, FORWARD, INPUTS, TP, WEIGHTS, Cost, model_flops, recomputed_flops
 from engine.predict.grid import Grid
-from engine.predict.pace import Pace, durations, estimate, layers_of_stages, simulated
-from engine.predict.rates import Assumptions, link
-from engine.predict.search import MIXED
+from engine.predict.planner.candidates import candidates
+from engine.predict.planner.search import MIXED
+from engine.predict.speed.cost import AGAIN, COMPUTE, FORWARD, INPUTS, TP, WEIGHTS, Cost, model_flops, recomputed_flops
+from engine.predict.speed.pace import Pace, durations, estimate, layers_of_stages, simulated
+from engine.predict.speed.rates import Assumptions, link
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec

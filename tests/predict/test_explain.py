@@ -6,8 +6,8 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.predict.explain import Reason, label, levers, way_to_fit, why
-from engine.predict.search import Plan, search
+from engine.predict.planner.explain import Reason, label, levers, way_to_fit, why
+from engine.predict.planner.search import Plan, search
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.predict.durations import Durations
-from engine.predict.rehearsal import rehearsal
+from engine.predict.speed.rehearsal import rehearsal
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
 from engine.spec import LayoutSpec

@@ -10,14 +10,14 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.predict.accounting import accounting
-from engine.predict.bulk_traffic import bulk_traffic
-from engine.predict.candidates import candidates, fits
+from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.memory import memory
-from engine.predict.pace import simulated
-from engine.predict.rates import Assumptions
-from engine.predict.search import MIXED, Plan, search
+from engine.predict.papers.accounting import accounting
+from engine.predict.planner.candidates import candidates, fits
+from engine.predict.planner.search import MIXED, Plan, search
+from engine.predict.speed.pace import simulated
+from engine.predict.speed.rates import Assumptions
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
 

@@ -7,7 +7,7 @@ import pytest
 from engine import catalog
 from engine.devices import DEVICES
 from engine.predict.inference import most_sequences
-from engine.predict.serving import serving
+from engine.predict.planner.serving import serving
 from engine.spec import LayoutSpec, RequestError
 
 H100 = DEVICES["h100-80gb"]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from engine.families import FAMILIES
-from engine.predict.reductions import reductions
+from engine.predict.messages.reductions import reductions
 from engine.predict.terms import total
 from engine.predict.traffic import terms, traffic
 from engine.schedule import compute_order

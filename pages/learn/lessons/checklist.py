@@ -10,10 +10,10 @@ import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.predict.advice import Lever, Try, advise
-from engine.predict.pace import simulated
-from engine.predict.rates import Assumptions
-from engine.predict.search import search
+from engine.predict.planner.advice import Lever, Try, advise
+from engine.predict.planner.search import search
+from engine.predict.speed.pace import simulated
+from engine.predict.speed.rates import Assumptions
 from engine.predict.timeline import simulate, textbook
 from engine.schedule import plan
 from engine.spec import LayoutSpec, RequestError

@@ -11,7 +11,7 @@ import streamlit as st
 from engine import catalog
 from engine.predict.inference import cache, weights
 from engine.predict.memory import memory
-from engine.predict.published import STATE_BYTES, layer_activations, states
+from engine.predict.papers.closed_forms import STATE_BYTES, layer_activations, states
 from engine.predict.terms import Term, total
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 from pages.charts import teaching

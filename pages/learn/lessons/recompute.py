@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
-from engine.predict.published import layer_activations, layer_flops
+from engine.predict.papers.closed_forms import layer_activations, layer_flops
 from engine.predict.terms import total
 from engine.predict.timeline import Durations, simulate, textbook
 from engine.schedule import plan

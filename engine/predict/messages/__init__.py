@@ -1,0 +1,1 @@
+"""Every collective and transfer of a run, with its bytes, as the sum it is."""

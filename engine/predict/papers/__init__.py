@@ -1,0 +1,1 @@
+"""Formulas and figures as papers print them, and ours beside them."""

@@ -1,0 +1,103 @@
+"""Memory by the formulas of papers, so that their tables can be reproduced and held beside the engine's own account.
+
+    engine            this engine's own tensors, to the byte: see `engine.predict.bulk.memory`
+    korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
+    zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
+
+All of them are for mixed precision with Adam. The papers leave embeddings, the head and everything temporary out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.predict.bulk import memory as bulk
+from engine.predict.grid import RECOMPUTES, Grid, Whole
+from engine.schedule import SCHEDULES
+from engine.spec import ModelSpec, RequestError, WorkloadSpec
+
+AccountingName = Literal["engine", "korthikanti2022", "zero2020"]
+ACCOUNTINGS: tuple[AccountingName, ...] = get_args(AccountingName)
+Real = NDArray[np.float64]
+Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and which stage it is on: (n,) each
+_SELECTIVE, _FULL = RECOMPUTES.index("selective"), RECOMPUTES.index("full")
+
+
+def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
+    """The account of that name. Raises `RequestError` that lists the names."""
+    if name not in ACCOUNTINGS:
+        raise RequestError(f"there is no accounting {name!r}; there are {', '.join(ACCOUNTINGS)}")
+    accounts = {"engine": bulk.fullest, "korthikanti2022": korthikanti2022, "zero2020": zero2020}
+    return accounts[name]
+
+
+def passes_held(grid: Grid) -> Whole:
+    """Passes of one microbatch through one chunk that stage 0 holds at once, by schedule: `in_flight_bound`, in bulk. (n,)"""
+    pp, m, chunks = grid.pp, grid.microbatches, grid.chunks
+    each = m // np.maximum(1, m // pp)  # microbatches in a round of the interleaved schedule
+    warm = np.minimum((chunks - 1) * each + 2 * (pp - 1), m * chunks)
+    by_schedule: dict[str, Any] = {
+        "naive": np.ones_like(pp),
+        "gpipe": m,
+        "1f1b": np.minimum(pp, m),
+        "interleaved": np.minimum(warm + 1, m * chunks),
+        "zb-h1": np.minimum(pp, m),
+        "zb-v": np.minimum(2 * pp, 2 * m),
+        "dualpipe-v": 2 * pp + 1,
+    }
+    return np.select([grid.schedule == i for i in range(len(SCHEDULES))], [by_schedule[name] for name in SCHEDULES])
+
+
+# ------------------------------------------------------------------------------------------------------ korthikanti2022
+
+
+def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
+    """States and activations of stage 0, which under 1F1B is the fullest.
+
+    18 bytes a parameter: 2 of weights, 4 of gradients and 12 of the optimizer. The paper shards nothing over dp; where a
+    layout does, that part is divided by dp.
+    """
+    sharded = np.where(grid.zero >= 1, 12 / grid.dp, 12) + np.where(grid.zero >= 2, 4 / grid.dp, 4)
+    sharded += np.where(grid.zero >= 3, 2 / grid.dp, 2)
+    parameters = 12 * model.layers * model.hidden**2 / (grid.pp * grid.tp)
+    held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
+    total = sharded * parameters + held * activations_of_a_layer(model, grid)
+    return np.ceil(total).astype(np.int64), np.zeros(len(grid), np.int64)
+
+
+def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
+    """Bytes that one layer keeps of one microbatch in 16 bits, table 2. (n,)
+
+    s·b·h · (10 + 24/t + 5·a·s/(h·t)): sequence parallelism divides the 10 by t, selective recompute drops the last term, and
+    full recompute keeps the layer's input alone, 2·s·b·h.
+    """
+    s, h, t = model.seq, model.hidden, grid.tp
+    whole = np.where(grid.sequence_parallel, 10 / t, 10.0)
+    scores = np.where(grid.recompute == _SELECTIVE, 0.0, 5 * model.heads * s / (h * t))
+    return np.where(grid.recompute == _FULL, 2.0, whole + 24 / t + scores) * (s * h * grid.microbatch_size)
+
+
+# ------------------------------------------------------------------------------------------------------------- zero2020
+
+
+def zero_states(parameters: Any, dp: Any, zero: Any) -> Any:
+    """Bytes of Ψ parameters' states on one of dp ranks, figure 1: 2Ψ of weights, 2Ψ of gradients, 12Ψ of the optimizer.
+
+    ZeRO 1 divides the optimizer's by dp, 2 the gradients' too, 3 the weights' too. Numbers or arrays.
+    """
+    return (np.where(zero >= 1, 12 / dp, 12.0) + np.where(zero >= 2, 2 / dp, 2.0) + np.where(zero >= 3, 2 / dp, 2.0)) * parameters
+
+
+def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
+    """States as in figure 1; activations as in section 3.2, footnote 3: about 12 numbers of 16 bits a layer, token and unit of
+    the hidden width, or the layer's input alone where it is computed again.
+    """
+    states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp, grid.zero)
+    numbers = np.where(grid.recompute == _FULL, 1, 12)
+    held = passes_held(grid) / grid.chunks / grid.pp * model.layers
+    activations = 2 * numbers * model.hidden * grid.microbatch_size * model.seq * held
+    return np.ceil(states + activations).astype(np.int64), np.zeros(len(grid), np.int64)

@@ -1,0 +1,97 @@
+"""The checklist for choosing a layout: levers in the order in which they are tried, each with what it would need.
+
+It is the practice of the field (Narayanan et al. 2021, section 5, takeaways; Korthikanti et al. 2022): tensor parallelism inside
+a node, pipeline parallelism across nodes, data parallelism for the rest; and what costs little before what costs much.
+It teaches; `engine.predict.planner.search` compares all layouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.devices import DeviceSpec
+from engine.predict.grid import Grid
+from engine.predict.papers.accounting import accounting
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, sentence
+
+Lever = Literal["replicas", "zero", "recompute", "tensor", "pipeline", "full"]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One entry of the checklist: a lever, the layout with it, and what its fullest rank would hold."""
+
+    lever: Lever
+    spec: RunSpec
+    needs: int  # bytes
+    fits: bool
+
+
+def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -> list[Try]:
+    """What is tried, in order, up to the first that fits; the last is the advice, or too large as well.
+
+    `sequences` is the global batch, and what does not divide it is left out. In bf16, one sequence a microbatch. Raises
+    `RequestError` if every entry is left out.
+    """
+    tried = []
+    for lever, layout in _ladder(model, devices, device.node_size):
+        microbatches, left = divmod(sequences, layout.dp)
+        if left:
+            continue
+        workload = WorkloadSpec(microbatches=microbatches, microbatch_size=1, precision="bf16")
+        try:
+            spec = RunSpec(model=model, layout=layout, workload=workload)
+        except RequestError:  # tp does not divide the heads, or there are more stages than layers: no such entry
+            continue
+        needs = int(accounting("engine")(model, workload, Grid.of([spec]))[0][0])
+        tried.append(Try(lever, spec, needs, needs <= device.memory_bytes))
+        if tried[-1].fits:
+            break
+    if not tried:
+        raise RequestError(
+            sentence(
+                "no entry of the checklist for {devices} devices divides {sequences} sequences over its replicas",
+                devices=devices,
+                sequences=sequences,
+            )
+        )
+    return tried
+
+
+def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, LayoutSpec]]:
+    """Every entry of the list, cheapest first. A degree doubles as long as there are devices for it."""
+    found: list[tuple[Lever, LayoutSpec]] = [("replicas", LayoutSpec(dp=devices))]
+    zero = 1 if devices > 1 else 0
+    if zero:
+        found.append(("zero", LayoutSpec(dp=devices, zero=1)))
+    found.append(("recompute", LayoutSpec(dp=devices, zero=zero, recompute="selective")))
+    widest = 1
+    for tp in _doubling(min(node, devices)):
+        if devices % tp == 0 and model.key_heads % tp == 0:
+            widest = tp
+            found.append(("tensor", _split(devices, tp, 1)))
+    deepest = 1
+    for pp in _doubling(min(devices // widest, model.layers)):
+        if devices % (widest * pp) == 0:
+            deepest = pp
+            found.append(("pipeline", _split(devices, widest, pp)))
+    last = _split(devices, widest, deepest)
+    found.append(("full", last.model_copy(update={"recompute": "full"})))
+    return found
+
+
+def _split(devices: int, tp: int, pp: int) -> LayoutSpec:
+    """dp takes the rest. With ZeRO 1 where there are replicas, selective recompute, sequence parallelism where there is tp."""
+    dp = devices // (tp * pp)
+    return LayoutSpec(dp=dp, tp=tp, pp=pp, zero=1 if dp > 1 else 0, recompute="selective", sequence_parallel=tp > 1)
+
+
+def _doubling(most: int) -> list[int]:
+    """2, 4, 8 … up to `most`."""
+    out = []
+    degree = 2
+    while degree <= most:
+        out.append(degree)
+        degree *= 2
+    return out

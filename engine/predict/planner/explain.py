@@ -1,0 +1,225 @@
+"""Why the best layout beats the second, and what to change where one does not fit: sentences with their numbers apart.
+
+A page translates the sentence and puts the numbers in; the command line puts them in as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from engine.predict.grid import Grid
+from engine.predict.papers.accounting import accounting
+from engine.predict.planner.search import Plan
+from engine.predict.speed.cost import Cost
+from engine.predict.speed.pace import PARTS, estimate
+from engine.spec import RunSpec, misfits
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A sentence in English, and the values for what stands in braces in it; a value may be a reason itself.
+
+    Catalogs of translations hold the text, so it is a literal wherever a reason is made.
+    """
+
+    text: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text.format(**self.values)
+
+
+# --------------------------------------------------------------------------------------------------------------- ranked
+
+
+def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
+    """Why row `first` is faster than row `second`: the difference, and what it is made of, the largest part first."""
+    rows = plan.layouts.iloc[[first, second]]
+    a, b = (label(plan, row) for row in (first, second))
+    slow, fast = float(rows["step_s"].iloc[1]), float(rows["step_s"].iloc[0])
+    out = [
+        Reason(
+            "{first} takes {fast:.3f} s a step and {second} {slow:.3f} s, which is {percent:.1f}% longer.",
+            {"first": a, "second": b, "fast": fast, "slow": slow, "percent": 100 * (slow / fast - 1)},
+        )
+    ]
+    found = []
+    for part in PARTS:
+        one, other = (float(getattr(plan.pace, part)[row]) for row in (first, second))
+        if abs(other - one) >= 0.02 * max(slow - fast, 0.01 * fast):
+            found.append((abs(other - one), _difference(part, one, other)))
+    return out + [reason for _, reason in sorted(found, key=lambda pair: -pair[0])]
+
+
+def label(plan: Plan, row: int) -> str:
+    """A layout in a few words: its code, and how else it differs from others."""
+    r = plan.layouts.iloc[row]
+    levers = [f"{r['schedule']}" + (f" × {r['chunks']}" if r["chunks"] > 1 else ""), f"microbatch {r['microbatch_size']}"]
+    levers += [f"ZeRO {r['zero']}"] if r["zero"] else []
+    levers += ["sequence parallel"] if r["sequence_parallel"] else []
+    levers += [f"{r['recompute']} recompute"] if r["recompute"] != "none" else []
+    return f"{r['layout']} ({', '.join(levers)})"
+
+
+def _difference(part: str, one: float, other: float) -> Reason:
+    """One part of a step in both layouts. `less` says whether the first has less of it."""
+    values = {"one": one, "other": other, "gap": abs(other - one)}
+    reasons = {
+        "compute": (
+            Reason("Its slowest stage computes for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("Its slowest stage computes for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.", values),
+        ),
+        "tp": (
+            Reason("It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s more.", values),
+        ),
+        "pp": (
+            Reason("Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.", values),
+        ),
+        "dp": (
+            Reason("Of its collectives over dp {one:.3f} s are not hidden instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("Of its collectives over dp {one:.3f} s are not hidden instead of {other:.3f} s: {gap:.3f} s more.", values),
+        ),
+        "update": (
+            Reason("The optimizer's step takes {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("The optimizer's step takes {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.", values),
+        ),
+        "idle": (
+            Reason(
+                "Filling and draining the pipeline leaves it idle for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.",
+                values,
+            ),
+            Reason(
+                "Filling and draining the pipeline leaves it idle for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.",
+                values,
+            ),
+        ),
+    }
+    return reasons[part][one > other]
+
+
+# ---------------------------------------------------------------------------------------------------- what does not fit
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One change of a layout: what it does to memory and to time."""
+
+    reason: Reason
+    spec: RunSpec
+    memory_bytes: int
+    step_s: float
+    fits: bool
+
+
+def levers(plan: Plan, spec: RunSpec) -> list[Lever]:
+    """Every single change that needs less memory, cheapest in time first. For a spec of as many ranks and as large a batch."""
+    changes = list(_changes(spec))
+    memory, step = _weigh(plan, [spec, *(changed for _, changed in changes)])
+    found = []
+    for (change, changed), need, seconds in zip(changes, memory[1:].tolist(), step[1:].tolist(), strict=True):
+        if need >= memory[0]:
+            continue
+        reason = Reason(
+            "{change}: {need:.1f} GiB, {saved:.1f} GiB less, for {percent:+.1f}% of time.",
+            {
+                "change": change,
+                "saved": (int(memory[0]) - need) / 2**30,
+                "need": need / 2**30,
+                "percent": 100 * (seconds / float(step[0]) - 1),
+            },
+        )
+        found.append(Lever(reason, changed, need, seconds, need <= plan.device.memory_bytes))
+    return sorted(found, key=lambda lever: lever.step_s)
+
+
+def way_to_fit(plan: Plan, spec: RunSpec) -> list[Lever]:
+    """Changes one after the other until the layout fits: each time the one that costs least time for what it saves.
+
+    A change that is enough on its own comes before one that is not, if it costs no more. Empty if it fits as it is; where
+    nothing is enough, the last one leaves the least.
+    """
+    way: list[Lever] = []
+    memory, step = _weigh(plan, [spec])
+    need, seconds, have = int(memory[0]), float(step[0]), plan.device.memory_bytes
+    while need > have:
+        offered = levers(plan, way[-1].spec if way else spec)
+        if not offered:
+            break
+        best = min(offered, key=lambda lever: _price(lever, need, seconds, have))
+        way.append(best)
+        need, seconds = best.memory_bytes, best.step_s
+    return way
+
+
+def _price(lever: Lever, need: int, seconds: float, have: int) -> float:
+    """Seconds more for each byte of what is missing that it saves; what is faster besides is the better the faster it is."""
+    more, saved = lever.step_s - seconds, min(need - lever.memory_bytes, need - have)
+    return more / saved if more > 0 else more
+
+
+def _settings(spec: RunSpec) -> dict[str, Any]:
+    layout = spec.layout
+    return {
+        "zero": layout.zero, "tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "size": spec.workload.microbatch_size,
+        "microbatches": spec.workload.microbatches,
+    }  # fmt: skip
+
+
+def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
+    """Single changes that may save memory and keep ranks and batch, those that fit together."""
+    layout, workload = spec.layout, spec.workload
+    offers: list[tuple[Reason, dict[str, Any], dict[str, Any]]] = []
+    if not layout.sequence_parallel:
+        offers.append(
+            (Reason("Sequence parallelism cuts what lies between the blocks over tp={tp}"), {"sequence_parallel": True}, {})
+        )
+    offers += [
+        (Reason("ZeRO {zero} shards over dp={dp}"), {"zero": zero}, {})  # what it shards is in the docstring of `LayoutSpec.zero`
+        for zero in range(layout.zero + 1, 4)
+    ]
+    if layout.recompute == "none":
+        offers.append((Reason("Selective recompute computes attention again in backward"), {"recompute": "selective"}, {}))
+    if layout.recompute != "full":
+        offers.append((Reason("Full recompute keeps each layer's input alone"), {"recompute": "full"}, {}))
+    if workload.microbatch_size % 2 == 0:
+        counts = {"microbatch_size": workload.microbatch_size // 2, "microbatches": workload.microbatches * 2}
+        offers.append((Reason("Microbatches of {size}, {microbatches} of them"), {}, counts))
+    if layout.schedule == "gpipe":
+        offers.append((Reason("1F1B holds no more than pp={pp} microbatches in flight"), {"schedule": "1f1b"}, {}))
+    offers += list(_other_degrees(spec))
+    for change, of_layout, of_workload in offers:
+        changed = spec.model_copy(
+            update={
+                "layout": layout.model_copy(update=of_layout | {"split": ()}),
+                "workload": workload.model_copy(update=of_workload),
+            }
+        )
+        if not misfits(changed.model, changed.layout, changed.workload):
+            yield replace(change, values=_settings(changed)), changed
+
+
+def _other_degrees(spec: RunSpec) -> Iterator[tuple[Reason, dict[str, Any], dict[str, Any]]]:
+    """Twice the tp or pp, from dp, from one another or from the microbatches' number."""
+    layout, m = spec.layout, spec.workload.microbatches
+    if layout.dp % 2 == 0:
+        freed: dict[str, Any] = {"dp": layout.dp // 2} | ({"zero": 0} if layout.dp == 2 else {})
+        yield Reason("tp={tp} instead, with dp={dp}"), freed | {"tp": layout.tp * 2}, {"microbatches": m * 2}
+        yield Reason("pp={pp} instead, with dp={dp}"), freed | {"pp": layout.pp * 2}, {"microbatches": m * 2}
+    if layout.pp % 2 == 0:
+        yield Reason("tp={tp} instead, with pp={pp}"), {"tp": layout.tp * 2, "pp": layout.pp // 2}, {}
+    if layout.tp % 2 == 0 and not (layout.sequence_parallel and layout.tp == 2):
+        yield Reason("pp={pp} instead, with tp={tp}"), {"pp": layout.pp * 2, "tp": layout.tp // 2}, {}
+
+
+def _weigh(plan: Plan, specs: list[RunSpec]) -> tuple[Any, Any]:
+    """Bytes of each one's fullest rank, and seconds of its step in closed form."""
+    grid = Grid.of(specs)
+    memory, _ = accounting(plan.accounting)(plan.model, plan.workload, grid)
+    step = estimate(Cost(plan.model, plan.workload, grid, plan.device, plan.assumed)).step
+    return np.asarray(memory), step

@@ -1,0 +1,189 @@
+"""The planner: every layout of N devices for a model and a batch, those that fit ranked by the time of a step.
+
+All are weighed in closed form; the best are then replayed by the simulator, action by action, and ranked by what that says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine.devices import DeviceSpec
+from engine.predict.bulk.traffic import bulk_traffic
+from engine.predict.grid import RECOMPUTES, Grid, Whole
+from engine.predict.papers.accounting import AccountingName, accounting
+from engine.predict.planner.candidates import candidates
+from engine.predict.speed.cost import Cost, model_flops
+from engine.predict.speed.pace import Pace, estimate, simulated
+from engine.predict.speed.rates import Assumptions
+from engine.schedule import SCHEDULES
+from engine.spec import ModelSpec, RunSpec, WorkloadSpec
+
+MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # what is planned for, unless told otherwise
+_REPLAYED = 20  # so many of the best
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search found. Row i of `layouts` is entry i of `grid` and of `pace`."""
+
+    model: ModelSpec
+    workload: WorkloadSpec  # all that a layout does not change
+    ranks: int
+    global_batch: int
+    device: DeviceSpec
+    assumed: Assumptions
+    accounting: AccountingName
+    layouts: pd.DataFrame
+    grid: Grid
+    pace: Pace
+
+    @property
+    def feasible(self) -> int:
+        """How many fit; they are the first rows."""
+        return int(self.layouts["fits"].sum())
+
+    @property
+    def missed(self) -> int | None:
+        """The fastest layout that does not fit, if it is faster than every one that does."""
+        late = self.layouts["step_s"].to_numpy()[self.feasible :]
+        if not len(late) or (self.feasible and late.min() >= self.layouts["step_s"].iloc[0]):
+            return None
+        return self.feasible + int(late.argmin())
+
+    def spec(self, row: int) -> RunSpec:
+        """What to run for that row."""
+        return self.grid.spec(row, self.model, self.workload)
+
+
+def search(
+    model: ModelSpec,
+    ranks: int,
+    device: DeviceSpec,
+    global_batch: int,
+    workload: WorkloadSpec = MIXED,
+    assumed: Assumptions | None = None,
+    account: AccountingName = "engine",
+    replayed: int = _REPLAYED,
+) -> Plan:
+    """Weigh all layouts of `ranks` devices for `global_batch` sequences a step. Raises `RequestError` where there are none.
+
+    `workload` says what a layout does not: precision, optimizer and the like. Columns of `layouts`, first those that fit by
+    step time, then the others by memory:
+
+        layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute   as in a spec
+        memory_bytes, fullest_stage   of the fullest rank, by the account asked for
+        step_s, bubble                seconds of a step; idle share of the pipeline's total time
+        tokens_per_second             of all devices together
+        tflops_per_device, mfu        model FLOPs, nothing computed again counted, a second and device; as a share of the peak
+        tp_bytes, pp_bytes, dp_bytes  wire bytes of the busiest rank in a step
+        fits, reason                  whether it fits the device's memory; if not, by how much
+        pareto                        among those that fit: no other is faster in as little memory
+    """
+    assumed = assumed or Assumptions()
+    grid = candidates(model, ranks, global_batch)
+    cost = Cost(model, workload, grid, device, assumed)
+    memory, stage = accounting(account)(model, workload, grid)
+    pace, order = _refined(cost, estimate(cost), memory, replayed)
+    grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
+    layouts = _table(model, grid, pace, memory, stage, device, workload, global_batch)
+    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
+
+
+def _ranked(step: Any, memory: Whole, fits: Any) -> Any:
+    """Those that fit by step time and of equals by memory, then the others by memory."""
+    return np.lexsort((memory, np.where(fits, step, memory), ~fits))
+
+
+def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, Any]:
+    """The pace with the best replayed, and the order; what the closed form had wrong is put down to idling.
+
+    The first `most` of those that fit are replayed; then, as some fall behind others, those that come to stand among the first
+    half as many, until all of these were or as many again.
+    """
+    step, bubble = pace.step.copy(), pace.bubble.copy()
+    fits = memory <= cost.device.memory_bytes
+    order = _ranked(step, memory, fits)
+    due, done = [int(row) for row in order[:most] if fits[row]], set[int]()
+    while due and len(done) < 2 * most:
+        for row in due:
+            spec = cost.grid.spec(row, cost.model, cost.workload)
+            step[row], bubble[row] = simulated(spec, cost.device, cost.assumed)
+        done.update(due)
+        order = _ranked(step, memory, fits)
+        due = [int(row) for row in order[: most // 2] if fits[row] and row not in done]
+    return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), order
+
+
+def _table(
+    model: ModelSpec, grid: Grid, pace: Pace, memory: Whole, stage: Whole, device: DeviceSpec, workload: WorkloadSpec, batch: int
+) -> pd.DataFrame:
+    fits = memory <= device.memory_bytes
+    devices = grid.dp * grid.tp * grid.pp
+    flops = model_flops(model) * batch / devices / pace.step
+    wire = _wire(model, workload, grid)
+    schedules = np.array(SCHEDULES, dtype=object)
+    return pd.DataFrame(
+        {
+            "layout": _codes(grid),
+            "dp": grid.dp, "tp": grid.tp, "pp": grid.pp, "chunks": grid.chunks,
+            "schedule": schedules[grid.schedule],
+            "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
+            "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
+            "recompute": np.array(RECOMPUTES, dtype=object)[grid.recompute],
+            "memory_bytes": memory, "fullest_stage": stage,
+            "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
+            "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
+            "tp_bytes": wire["tp"], "pp_bytes": wire["pp"], "dp_bytes": wire["dp"],
+            "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
+        }
+    )  # fmt: skip
+
+
+def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any]:
+    """Wire bytes of the busiest rank by axis. Many layouts send alike, and one of them is counted for all.
+
+    Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the
+    number of microbatches follow from the rest.
+    """
+    full, in_order = grid.recompute == RECOMPUTES.index("full"), grid.schedule <= SCHEDULES.index("interleaved")
+    keys = (
+        grid.tp, grid.pp, grid.chunks, grid.microbatch_size, grid.zero, grid.sequence_parallel, full,
+        np.where(in_order, 0, grid.schedule),
+    )  # fmt: skip
+    shape = tuple(int(key.max()) + 1 for key in keys)
+    _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
+    wire = bulk_traffic(model, workload, grid.take(first))
+    return {axis: wire[axis].astype(np.int64)[which] for axis in ("tp", "pp", "dp")}
+
+
+def _codes(grid: Grid) -> Any:
+    """The short form of each layout; few are distinct."""
+    meshes, which = np.unique(grid.tp * 2**32 + grid.pp, return_inverse=True)
+    first = np.zeros(len(meshes), np.int64)
+    first[which] = np.arange(len(grid))
+    return np.array([f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first], dtype=object)[which]
+
+
+def _reasons(memory: Whole, fits: Any, have: int) -> Any:
+    """Why a layout does not fit, with the arithmetic; empty where it does."""
+    out = np.full(len(memory), "", dtype=object)
+    missing = ~fits
+    out[missing] = [
+        f"needs {need / 2**30:,.1f} GiB, {(need - have) / 2**30:,.1f} GiB more than the device's {have / 2**30:,.1f} GiB"
+        for need in memory[missing].tolist()
+    ]
+    return out
+
+
+def _pareto(memory: Whole, fits: Any) -> Any:
+    """Sorted by time: who needs less memory than everyone faster."""
+    count = int(fits.sum())
+    out = np.zeros(len(memory), np.bool_)
+    if count:
+        before = np.concatenate(([np.iinfo(np.int64).max], np.minimum.accumulate(memory[: count - 1])))
+        out[:count] = memory[:count] < before
+    return out

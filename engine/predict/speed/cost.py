@@ -1,0 +1,276 @@
+"""How long a device takes for what a stage does: the passes of one microbatch, layer by layer, for many layouts at once.
+
+A matrix product takes its 2·r·k·n FLOPs at the peak's reachable part, or its operands' bytes at the memory's, whichever is
+longer (Williams et al. 2009, the roofline). What is not a product takes the bytes that it reads and writes; how many times which
+tensor passes is counted below, with neighbouring elementwise steps in one kernel (Narayanan et al. 2021, SC21, section 4.2).
+
+Times are arrays (4, 3, n): by `FORWARD`, `AGAIN` (what is computed a second time), `INPUTS` and `WEIGHTS` (the two halves of the
+backward pass, each as many FLOPs as the forward where products have weights); by `COMPUTE`, `TP` and `DP`; by layout.
+
+Symbols: b sequences of s tokens, r = b·s rows, h hidden, q heads × width of a head, k the same of key heads, f the MLP's width,
+a heads, V vocabulary, e bytes a number, t = tp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from engine.devices import DeviceSpec
+from engine.families import predicted
+from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.speed.rates import Assumptions, Link, Real, link
+from engine.schedule import SCHEDULES
+from engine.spec import V_SHAPED, ModelSpec, WorkloadSpec
+
+FORWARD, AGAIN, INPUTS, WEIGHTS = range(4)
+COMPUTE, TP, DP = range(3)
+
+# How often a tensor passes through memory, forward and backward, in this engine's own operations (engine/model, one kernel each).
+# r × h for each block: norm 2 (5 back: its input for the parameters as well), bias 2 (1), residual 3 (3)
+_HIDDEN = (7, 9)
+# b·a × s × s for each attention: written, scaled 2, masked 2, softmax 2 (3 back), read (and for three products)
+_SCORES = (8, 11)
+# r × f: the nonlinearity; with a gate its product as well (back: joined with its other half)
+_MLP = {False: (2, 3), True: (5, 12)}
+# r × q for each attention: the heads apart and together again
+_HEADS = (4, 6)
+# r × (q + k): turned, in fp32 between
+_ROTARY = (4, 4)
+# r × V in fp32: made 1.5, largest 1, less it 2, exponential 2, sum 1, softmax 2; back: hit and scaled, made 16 bits
+_LOGITS = (10, 4)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one rank of a stage holds, for each layout. (n,) each"""
+
+    parameters: Real
+    buckets: Any  # the runs of parameters that dp reduces and gathers in one call
+
+
+class Cost:
+    """Seconds of one microbatch, for each layout of a grid."""
+
+    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> None:
+        self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
+        self.bytes = 2 if workload.precision == "bf16" else 4
+        self.gradient_bytes = 2 if workload.precision == workload.accumulate == "bf16" else 4
+        self.flops = device.peak(workload.precision) * assumed.matmul_efficiency
+        self.bandwidth = device.memory_bandwidth * assumed.memory_efficiency
+        self.t = grid.tp.astype(np.float64)
+        self.b = grid.microbatch_size.astype(np.float64)
+        self.cut = np.where(grid.sequence_parallel, self.t, 1.0)  # in so many parts are the rows outside of the blocks
+        self.full = grid.recompute == RECOMPUTES.index("full")
+        self.selective = grid.recompute == RECOMPUTES.index("selective")
+
+    @cached_property
+    def tp(self) -> Link:
+        return link(self.grid, "tp", self.device, self.assumed)
+
+    @cached_property
+    def dp(self) -> Link:
+        return link(self.grid, "dp", self.device, self.assumed)
+
+    @cached_property
+    def pp(self) -> Link:
+        return link(self.grid, "pp", self.device, self.assumed)
+
+    def none(self) -> Real:
+        return np.zeros((4, 3, len(self.grid)))
+
+    # ------------------------------------------------------------------------------------------------------------ a layer
+
+    def layer(self, cross: bool = False) -> Real:
+        """One layer; `cross`: of a decoder that attends to an encoder's output. (4, 3, n)"""
+        model, t, out = self.model, self.t, self.none()
+        rows = self.b * model.rows
+        queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
+        inner = model.ffn_width * (2 if model.parts.inner == "swiglu" else 1)
+        products = [(model.hidden, queries + 2 * keys, t), (queries, model.hidden, t)] * (2 if cross else 1)
+        products += [(model.hidden, inner, t), (model.ffn_width, model.hidden, t)]
+        for inputs, outputs, parts in products:
+            out[[FORWARD, INPUTS, WEIGHTS], COMPUTE] += self._product(rows, inputs, outputs, parts)
+        gated = model.parts.inner == "swiglu"
+        for back, kind in ((0, FORWARD), (1, INPUTS)):
+            around = _HIDDEN[back] * (3 if cross else 2) * model.hidden / self.cut
+            within = _MLP[gated][back] * model.ffn_width + _HEADS[back] * queries * (2 if cross else 1)
+            within += _ROTARY[back] * (queries + keys) if model.parts.position == "rotary" else 0
+            out[kind, COMPUTE] += rows * (around + within / t) * self.bytes / self.bandwidth
+        causal = model.parts.objective == "causal"
+        for kind in (FORWARD, INPUTS):
+            out[kind, COMPUTE] += self._attention(causal, kind) + (self._attention(False, kind) if cross else 0.0)
+        self._collectives(out, blocks=3 if cross else 2)
+        out[AGAIN] = np.where(self.full, out[FORWARD], 0.0)
+        out[AGAIN, COMPUTE] += np.where(self.selective, self._attention(causal, FORWARD) * (2 if cross else 1), 0.0)
+        return out
+
+    def _product(self, rows: Any, inputs: Any, outputs: Any, parts: Any) -> Real:
+        """(rows, inputs) × (inputs, outputs), of which each rank does one of `parts`. Its three products are of one size."""
+        moved = (rows * (inputs + outputs) + inputs * outputs) / parts * self.bytes
+        return np.maximum(2 * rows * inputs * outputs / parts / self.flops, moved / self.bandwidth)
+
+    def _attention(self, causal: bool, kind: int) -> Real:
+        """Q·Kᵀ, softmax, P·V of one layer: 4·b·s²·q FLOPs forward and twice as many backward.
+
+        Relative positions have one product more, of twice the length. Fused, backward computes the scores again.
+        """
+        model, back = self.model, kind != FORWARD
+        pairs = self.b * model.rows * model.seq
+        products = 4 if model.parts.position == "relative" else 2
+        flops = 2 * products * pairs * model.heads * model.head_width / self.t
+        rate = self.device.peak(self.workload.precision) * self.assumed.attention_efficiency
+        if self.assumed.fused_attention:
+            return flops * (2.5 if back else 1.0) * (0.5 if causal else 1.0) / rate
+        passing = _SCORES[back] * pairs * model.heads / self.t * self.bytes
+        return flops * (2 if back else 1) / rate + passing / self.bandwidth
+
+    def _collectives(self, out: Real, blocks: int) -> None:
+        """Over tp, for each block and pass an all-reduce; under sequence parallelism an all-gather and a reduce-scatter instead,
+        and one all-gather more for the weights' gradient (Korthikanti et al. 2022, section 4.2.2).
+        """
+        size = self.b * self.model.rows * self.model.hidden * self.bytes
+        shown = 1 - self.assumed.tp_overlap
+        both = blocks * self.tp.all_reduce(size) * shown
+        out[FORWARD, TP] += both
+        out[INPUTS, TP] += both
+        out[WEIGHTS, TP] += np.where(self.grid.sequence_parallel, blocks * self.tp.all_gather(size) * shown, 0.0)
+
+    # ----------------------------------------------------------------------------------------------------------- the ends
+
+    def embedding(self) -> Real:
+        """What stands before the first layer. (4, 3, n)"""
+        out, model = self.none(), self.model
+        size = self.b * model.seq * model.hidden * self.bytes * (2 if model.parts.encoder else 1)
+        out[FORWARD, COMPUTE] = 4 * size / self.cut / self.bandwidth
+        out[INPUTS, COMPUTE] = 2 * out[FORWARD, COMPUTE]
+        out[FORWARD, TP] = np.where(self.grid.sequence_parallel, self.tp.all_gather(size), self.tp.all_reduce(size))
+        out[INPUTS, TP] = np.where(self.grid.sequence_parallel, self.tp.all_gather(size), 0.0)
+        return out
+
+    def head(self) -> Real:
+        """What stands behind the last layer, the loss included. (4, 3, n)"""
+        out, model = self.none(), self.model
+        queries = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
+        rows = self.b * queries
+        out[[FORWARD, INPUTS, WEIGHTS], COMPUTE] += self._product(rows, model.hidden, model.vocab, self.t)
+        for back, kind in ((0, FORWARD), (1, INPUTS)):
+            out[kind, COMPUTE] += _LOGITS[back] * rows * model.vocab / self.t * 4 / self.bandwidth
+        size = rows * model.hidden * self.bytes
+        gather = np.where(self.grid.sequence_parallel, self.tp.all_gather(size), 0.0)
+        out[FORWARD, TP] += gather + 3 * self.tp.all_reduce(4 * rows)
+        out[INPUTS, TP] += np.where(self.grid.sequence_parallel, self.tp.all_gather(size), self.tp.all_reduce(size))
+        out[WEIGHTS, TP] += gather
+        return out
+
+    # ---------------------------------------------------------------------------------------- parameters and what dp adds
+
+    def held(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> Held:
+        """By one rank with so many layers, `cross` of them with cross-attention, and perhaps an end or both."""
+        model, family = self.model, self.model.parts
+        queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
+        plain, crossing = (family.layer_parameters(model.hidden, model.ffn_width, queries, keys, kind) for kind in (False, True))
+        table = model.vocab * model.hidden
+        outer = family.outer_parameters(model.hidden, model.vocab, model.seq) - table * (1 if family.tied else 2)
+        tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
+        parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
+        return Held(parameters, layers + 2 * first + 2 * last)
+
+    def accumulating(self, passes: Real, held: Held) -> Real:
+        """The passes of a stage with adding up their gradients, and with what of ZeRO's collectives does not hide behind them.
+
+        ZeRO 3 gathers the values for each pass; ZeRO 2 and 3 reduce-scatter the gradients of each microbatch. (4, 3, n)
+        """
+        values = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
+        gradients = self.dp.all_gather(held.parameters * self.gradient_bytes, held.buckets)
+        out, hides = passes.copy(), self.assumed.dp_overlap
+        out[WEIGHTS, COMPUTE] += self.addition(held)
+        three, two = self.grid.zero == 3, self.grid.zero >= 2
+        out[FORWARD, DP] += np.where(three, np.maximum(0.0, values - hides * passes[FORWARD, COMPUTE]), 0.0)
+        needed = np.where(three, values, 0.0) + np.where(two, gradients, 0.0)
+        out[WEIGHTS, DP] += np.maximum(0.0, needed - hides * out[AGAIN:, COMPUTE].sum(0))
+        return out
+
+    def addition(self, held: Held) -> Real:
+        """Seconds of adding one microbatch's gradients to those before: a gradient is written by the product, read, and added to
+        one that is read and written, in the type that they are added up in. (n,)
+        """
+        return 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
+
+    def reduction(self, passes: Real, held: Held) -> Real:
+        """Seconds of reducing the gradients once a step that the last microbatch's backward does not hide; ZeRO 0 and 1. (n,)"""
+        size = held.parameters * self.gradient_bytes
+        whole, share = self.dp.all_reduce(size, held.buckets), self.dp.all_gather(size, held.buckets)
+        takes = np.select([self.grid.zero == 0, self.grid.zero == 1], [whole, share], 0.0)
+        return np.maximum(0.0, takes - self.assumed.dp_overlap * passes[AGAIN:, COMPUTE].sum(0))
+
+    def tie(self) -> Real:
+        """Seconds of summing the shared embedding's gradient over the first and the last stage. (n,)"""
+        grid, model = self.grid, self.model
+        apart = (grid.pp > 1) & (self._last_stage() != 0) & model.parts.tied
+        pair = Link(self.pp.latency, self.pp.bandwidth, np.full(len(grid), 2.0))
+        share = np.where(grid.zero >= 2, grid.dp, 1)
+        return np.where(apart, pair.all_reduce(model.vocab * model.hidden / self.t * self.gradient_bytes / share), 0.0)
+
+    def _last_stage(self) -> Any:
+        """Which stage holds the last chunk: in the shape of a V the first."""
+        return np.where(self.v_shaped, 0, self.grid.pp - 1)
+
+    @cached_property
+    def v_shaped(self) -> Any:
+        return np.isin(self.grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
+
+    def update(self, held: Held) -> Real:
+        """Seconds of the optimizer's step: its gradient is read, master values and moments are read and written. (n,)"""
+        moments = 2 if self.workload.optimizer == "adamw" else 1 if self.workload.momentum else 0
+        moved = self.gradient_bytes + 8 * (1 + moments) + (self.bytes if self.bytes < 4 else 0)
+        share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
+        return held.parameters / share * moved / self.bandwidth
+
+    def publication(self, held: Held) -> Real:
+        """Seconds of giving every replica the values that the others updated; ZeRO 1 and 2. (n,)"""
+        gathered = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
+        return np.where(np.isin(self.grid.zero, (1, 2)), gathered, 0.0)
+
+    def message(self) -> Real:
+        """Seconds that one microbatch is under way from a stage to the next. (n,)"""
+        return self.pp.message(self.message_bytes()) + np.where(
+            self.assumed.split_messages & (self.cut == 1) & (self.grid.pp > 1), self.tp.all_gather(self._boundary()), 0.0
+        )
+
+    def message_bytes(self) -> Real:
+        """What one rank sends of it."""
+        return self._boundary() / (self.t if self.assumed.split_messages else self.cut)
+
+    def _boundary(self) -> Real:
+        return self.b * self.model.rows * self.model.hidden * self.bytes * (2 if self.model.parts.encoder else 1)
+
+
+def model_flops(model: ModelSpec) -> float:
+    """FLOPs of forward and backward for one sequence, nothing computed again: three times the forward's.
+
+    For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix; every score counted, masked or not).
+    """
+    queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
+    matrices = 3 if model.parts.inner == "swiglu" else 2
+    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden
+    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
+    blocks = model.layers + crossing
+    scores = (4 if model.parts.position == "relative" else 2) * model.seq * queries
+    layers = blocks * (attention + scores) + model.layers * matrices * model.hidden * model.ffn_width
+    queries_asked = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
+    return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)
+
+
+def recomputed_flops(model: ModelSpec, recompute: str) -> float:
+    """FLOPs for one sequence that are spent a second time."""
+    queries = model.heads * model.head_width
+    blocks = model.layers + (model.layers - model.encoder_layers if model.parts.encoder else 0)
+    scores = 2.0 * (4 if model.parts.position == "relative" else 2) * model.seq * queries * model.rows * blocks
+    whole = model_flops(model) / 3 - 2.0 * model.hidden * model.vocab * (
+        predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
+    )
+    return {"none": 0.0, "selective": scores, "full": whole}[recompute]

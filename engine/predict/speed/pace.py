@@ -1,0 +1,259 @@
+"""How long a step takes: passes put into the pipeline's order, in closed form for many layouts, by the simulator for one.
+
+In closed form a pipeline takes m times its slowest stage and what is left over for filling and draining, which depends on the
+schedule. M is the slowest stage's time of one microbatch, R what the others take together, F, I and W its parts, ℓ a message:
+
+    naive         m·(M + R + 2(p−1)ℓ): one microbatch at a time
+    gpipe, 1f1b   m·M + R + 2(p−1)ℓ (Huang et al. 2019; Narayanan et al. 2019)
+    interleaved   m·M + R/v + 2(p·v−1)ℓ (Narayanan et al. 2021, section 2.2)
+    zb-h1         m·M + F + I − W of the others (Qi et al. 2024, table 2)
+    zb-v          m·M + max(I/2, F + I − 3W) of the others: found by the simulator for this engine's order
+    dualpipe-v    m·M + (F + I − W)/2 + 0.4·max(0, I − F) of the others, likewise; both less where the two ends make stage 0 slow
+
+Under 1F1B only p microbatches are in flight, and a message's time is waited for in each round: 2(p−1)/p·ℓ a microbatch more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from engine.devices import DeviceSpec
+from engine.predict.durations import Durations
+from engine.predict.grid import Grid, Whole
+from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
+from engine.predict.speed.rates import Assumptions, Real
+from engine.predict.speed.rehearsal import rehearsal
+from engine.schedule import SCHEDULES, Flow, Kind
+from engine.spec import V_SHAPED, RunSpec
+
+# So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
+# pipeline takes longer until one round is like the next.
+_ROUNDS, _ROUNDS_PUT_OFF = 2, 4
+
+
+PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add up to a step
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a step and what they add up from: what the slowest stage does, and what it waits for. (n,) each"""
+
+    step: Real
+    compute: Real  # passes of the slowest stage, without what goes over links
+    tp: Real  # collectives over tp that it waits for
+    pp: Real  # messages that the pipeline waits for, and the tie of the two ends
+    dp: Real  # of reducing and gathering over dp what nothing hides
+    update: Real  # the optimizer
+    idle: Real  # of filling and draining the pipeline
+    bubble: Real  # idle time of all stages as a share of the pipeline's total time
+
+    def take(self, which: Any) -> Pace:
+        return Pace(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+
+# ------------------------------------------------------------------------------------------------------------ in bulk
+
+
+def estimate(cost: Cost) -> Pace:
+    """In closed form, for each layout of a grid."""
+    grid, m = cost.grid, cost.grid.microbatches
+    stages, held, total = _stages(cost)
+    times = [stage.sum(axis=(0, 1)) for stage in stages]
+    slowest = np.argmax(times, axis=0)
+    one = np.choose(slowest[None, None], stages)  # (4, 3, n) of the slowest stage
+    pipeline, waits = _pipeline(cost, one.sum(1), total.sum(1), one.sum((0, 1)), total.sum((0, 1)))
+    ends_dp = cost.reduction(stages[0], held[0]) + cost.publication(held[0])
+    by_kind = m * one.sum(0)
+    update, tie = cost.update(held[0]), cost.tie()
+    return Pace(
+        step=pipeline + ends_dp + update + tie,
+        compute=by_kind[COMPUTE],
+        tp=by_kind[TP],
+        pp=waits + tie,
+        dp=by_kind[DP] + ends_dp,
+        update=update,
+        idle=pipeline - waits - by_kind.sum(0),
+        bubble=1 - m * total.sum((0, 1)) / (grid.pp * pipeline),
+    )
+
+
+def _stages(cost: Cost) -> tuple[list[Real], list[Held], Real]:
+    """The first stage, the last, and one of those between with the most layers: passes and what each holds; and all passes."""
+    grid, model = cost.grid, cost.model
+    counts = [np.asarray(count) for count in layers_of_stages(grid, model.layers)]
+    plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
+    decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
+    crossing = cost.layer(cross=True) if decoder else plain
+    alone = (grid.pp == 1) | cost.v_shaped  # both ends on the first stage
+    ends = [(np.ones_like(alone), alone), (alone & False, ~alone), (alone & False, alone & False)]
+    # Of several chunks a stage has some of either half; of one it has what its place in the stack says.
+    even = decoder / model.layers
+    few = [np.maximum(0, counts[0] - model.encoder_layers), np.minimum(counts[1], decoder), np.minimum(counts[2], decoder)]
+    stages, held = [], []
+    for count, single, (first, last) in zip(counts, few, ends, strict=True):
+        cross = np.where(grid.chunks > 1, even * count, single) if decoder else np.zeros_like(count)
+        passes = (count - cross) * plain + first * embedding + last * head
+        if decoder:
+            passes = passes + cross * crossing
+        held.append(cost.held(count, first, last, cross))
+        stages.append(cost.accumulating(passes, held[-1]))
+    total = (model.layers - decoder) * plain + embedding + head
+    if decoder:
+        total = total + decoder * crossing
+    everything = cost.held(model.layers, np.ones_like(alone), alone, decoder)
+    second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the table of the last stage, tied or not
+    total[WEIGHTS, COMPUTE] += cost.addition(Held(everything.parameters + second, everything.buckets))
+    others = np.maximum(0, grid.pp - 2)
+    total[:, DP] += stages[0][:, DP] + np.where(grid.pp > 1, stages[1][:, DP], 0.0) + others * stages[2][:, DP]
+    for place, missing in ((1, grid.pp < 2), (2, grid.pp < 3)):
+        stages[place] *= np.where(missing, 0.0, 1.0)
+    return stages, held, total
+
+
+def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
+    """Layers on the first stage, on the last, and the most that one between them has; as `LayoutSpec.stage_layers`. (n,) each
+
+    Each chunk has base layers, and the first `rest` chunks one more. Stage s holds chunks s, s + pp, …, or s and 2·pp − 1 − s.
+    """
+    pp, chunks = grid.pp, grid.chunks
+    base, rest = np.divmod(layers, pp * chunks)
+    bend = np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
+
+    def round_and_round(stage: Any) -> Whole:
+        return chunks * base + np.maximum(0, -((stage - rest) // pp))
+
+    def down_and_up(stage: Any) -> Whole:
+        return 2 * base + (stage < rest) + (2 * pp - 1 - stage < rest)
+
+    def on(stage: Any) -> Whole:
+        return np.where(bend, down_and_up(stage), round_and_round(stage))
+
+    middle = np.where(bend, np.maximum(on(np.minimum(1, pp - 1)), on(np.maximum(0, pp - 2))), on(np.minimum(1, pp - 1)))
+    return on(np.zeros_like(pp)), on(pp - 1), middle
+
+
+def _pipeline(cost: Cost, one: Real, total: Real, slowest: Real, whole: Real) -> tuple[Real, Real]:
+    """From the first pass to the last, and how much of it is waiting for messages. (4, n), (4, n), (n,), (n,) → (n,), (n,)"""
+    grid = cost.grid
+    p, v, m = grid.pp, grid.chunks, grid.microbatches
+    latency = cost.message()
+    rest = total - one  # what the other stages take, by kind of pass
+    forward, back, weights = rest[FORWARD], rest[AGAIN] + rest[INPUTS], rest[WEIGHTS]
+    # In the shape of a V the slowest stage has both ends and is never without work for long, while the others wait for it anyway.
+    mean = (whole - slowest) / np.maximum(1, p - 1)
+    absorbed = np.clip(1 - 4 * (slowest / np.where(mean > 0, mean, slowest) - 1), 0.2, 1.0)
+    fill = {
+        "naive": m * (whole - slowest),
+        "gpipe": whole - slowest,
+        "1f1b": whole - slowest,
+        "interleaved": (whole - slowest) / v * np.where(m < p, (m - 1) / np.maximum(1, p - 1), 1.0)
+        + np.where(m < p, (p - m) * slowest, 0.0),
+        "zb-h1": np.maximum(0.0, forward + back - weights),
+        "zb-v": np.maximum(back / 2, forward + back - 3 * weights) * absorbed,
+        "dualpipe-v": (np.maximum(0.0, forward + back - weights) / 2 + 0.4 * np.maximum(0.0, back - forward)) * absorbed,
+    }
+    there_and_back = 2 * (p - 1) * latency
+    steady = there_and_back / p * np.maximum(0, m - p)
+    waits = {
+        "naive": m * there_and_back,
+        "gpipe": there_and_back,
+        "1f1b": there_and_back + steady,
+        "interleaved": 2 * (p * v - 1) * latency,
+        "zb-h1": there_and_back + steady,
+        "zb-v": 2 * there_and_back,
+        "dualpipe-v": 2 * there_and_back,
+    }
+    # However few there are: the first must have gone down and back, and the others follow it out of the first stage.
+    through = (whole - total[WEIGHTS]) + (m - 1) * (slowest - one[WEIGHTS]) + one[WEIGHTS]
+    for name in ("zb-h1", *V_SHAPED):  # in a V the way down of the others was gone meanwhile
+        ahead = (m - 1) * one[FORWARD] / 2 if name in V_SHAPED else 0.0
+        fill[name] = np.maximum(fill[name], through - ahead - m * slowest)
+    chosen = [grid.schedule == i for i in range(len(SCHEDULES))]
+    filling = np.select(chosen, [fill[name] for name in SCHEDULES])
+    waiting = np.where(p > 1, np.select(chosen, [waits[name] for name in SCHEDULES]), 0.0)
+    return m * slowest + np.where(p > 1, filling, 0.0) + waiting, waiting
+
+
+# ------------------------------------------------------------------------------------------------------- one, simulated
+
+
+def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durations:
+    """Seconds of every action of a layout, chunk by chunk, for `simulate`."""
+    cost = Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed)
+    model, layout = spec.model, spec.layout
+    plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
+    crossing = cost.layer(cross=True) if model.parts.encoder else plain
+    layers = layout.chunk_layers(model.layers)
+    compute: dict[tuple[Kind, int], float] = {}
+    ends: dict[tuple[Kind, int], float] = {}
+    stages = [(0.0, 0)] * layout.pp  # parameters and buckets of each
+
+    @cache  # most chunks are alike
+    def of_chunk(count: int, cross: int, is_first: bool, is_last: bool) -> tuple[Held, Real, float]:
+        first, last = np.array([is_first]), np.array([is_last])
+        held = cost.held(count, first, last, cross)
+        passes = cost.accumulating((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
+        return held, passes, float(cost.reduction(passes, held)[0])
+
+    done = 0
+    for chunk, count in enumerate(layers):
+        cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
+        done += count
+        held, passes, reduction = of_chunk(count, cross, chunk == 0, chunk == len(layers) - 1)
+        before = stages[layout.placement[chunk]]
+        stages[layout.placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
+        times = passes.sum(1)[:, 0]
+        compute["F", chunk] = float(times[FORWARD])
+        compute["B", chunk] = float(times[AGAIN:].sum())
+        compute["I", chunk] = float(times[AGAIN] + times[INPUTS])
+        compute["W", chunk] = float(times[WEIGHTS])
+        compute["reduce", chunk] = reduction
+    tie, message = float(cost.tie()[0]), float(cost.message()[0])
+    for stage, (parameters, buckets) in enumerate(stages):
+        of_stage = Held(np.array([parameters]), buckets)
+        ends["step", stage] = float(cost.update(of_stage)[0])
+        ends["gather", stage] = float(cost.publication(of_stage)[0])
+        ends["tie", stage] = tie
+    flows: tuple[Flow, ...] = ("activation", "gradient")
+    messages = {(flow, chunk): message for flow in flows for chunk in range(len(layers))}
+    return Durations(compute, messages, ends)
+
+
+def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:
+    """Seconds of a step by the simulator, and the bubble.
+
+    Once the pipeline is full, each further round of pp microbatches takes as long as the one before. So at most a few rounds are
+    simulated, and the last one's time counts for those that are left.
+    """
+    times = durations(spec, device, assumed)
+    m, pp = spec.workload.microbatches, spec.layout.pp
+    least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
+    rounds = (m - (least + 1) * pp) // pp  # that are left out
+    if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
+        step, pipeline, busy = _simulated(spec, m, times)
+        return step, 1 - busy / (pp * pipeline)
+    fewer = m - rounds * pp
+    before, after = _simulated(spec, fewer - pp, times), _simulated(spec, fewer, times)
+    step, pipeline, busy = (late + rounds * (late - early) for early, late in zip(before, after, strict=True))
+    return step, 1 - busy / (pp * pipeline)
+
+
+def _simulated(spec: RunSpec, microbatches: int, times: Durations) -> tuple[float, float, float]:
+    """Seconds of the step, of the pipeline in it, and of all stages' passes together."""
+    layout = spec.layout
+    found = rehearsal(layout.schedule, layout.pp, microbatches, layout.chunks).run(
+        times, layout.dp > 1 or layout.sequence_parallel
+    )
+    both_ends = {layout.placement[0], layout.placement[-1]} if spec.model.parts.tied and len(layout.placement) > 1 else set()
+    step = max(
+        clock
+        + times.ends["step", stage]
+        + (times.ends["tie", stage] if stage in both_ends else 0.0)
+        + (times.ends["gather", stage] if layout.zero in (1, 2) else 0.0)
+        for stage, clock in enumerate(found.clocks)
+    )
+    return step, found.pipeline, found.busy

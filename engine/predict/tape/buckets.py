@@ -1,0 +1,189 @@
+"""Where gradients and ZeRO's buffers come and go while a chunk is passed: `engine.parallel.data`, in sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from engine.predict.tape.sizes import FOUR, Sizes
+from engine.predict.tape.tape import Block, Gradients, Tape, Value
+from engine.predict.terms import Factor
+from engine.spec import sentence
+
+Shape = tuple[Factor, ...]
+REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
+LAYERS = sentence("the layers")  # the name of every layer's bucket
+EXPECTS, TAKES = "expects gradients", "takes a gradient"  # what is noted of a bucket
+
+
+def numbers(shapes: Sequence[Shape]) -> Any:
+    total: Any = 0
+    for shape in shapes:
+        count: Any = 1
+        for factor in shape:
+            count = count * factor.value
+        total = total + count
+    return total
+
+
+class Parameter:
+    """`whole`: every rank of the tp group has all of it."""
+
+    def __init__(self, shape: Shape, whole: bool, tape: Tape, bucket: Bucket) -> None:
+        self.shape, self.whole, self.bucket = shape, whole, bucket
+        self.leaf = tape.leaf(lambda gradients, saved: bucket.accumulate(self, gradients))
+
+
+class Bucket:
+    """The parameters of one layer. Its blocks' sizes are Ψ, or Ψ/dp where they are sharded."""
+
+    def __init__(self, owner: Buckets, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.parameters: list[Parameter] = []
+        self.values: Block | None = None
+        self.counted = True  # in the norm of the gradients; the table's copy at the pipeline's end is not
+
+    def parameter(self, *shape: Factor, whole: bool = False) -> Parameter:
+        p = Parameter(shape, whole, self.owner.tape, self)
+        self.parameters.append(p)
+        return p
+
+    @cached_property
+    def size(self) -> Factor:
+        used = numbers([p.shape for p in self.parameters])
+        parts = self.owner.dp.value if self.owner.zero else 1
+        return Factor("Ψ", -(-used // parts) * parts)
+
+    @cached_property
+    def share(self) -> Factor:
+        size = self.size
+        return Factor("Ψ/dp", size.value // self.owner.dp.value) if self.owner.zero else size
+
+    @property
+    def pieces(self) -> int:
+        """How many parameters have some of their gradient in the first replica's share."""
+        share, offset, found = self.share.value, 0, 0
+        for p in sorted(self.parameters, key=lambda p: not p.whole):
+            found += offset < share
+            offset += numbers([p.shape])
+        return found
+
+    # ------------------------------------------------------------------------------------------------------- gradients
+
+    def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
+        """A gradient that autograd brings. It is gone when this returns."""
+        owed = self.owner.owed
+        if owed is None or all(p is not q for q, _, _ in owed):
+            self.convert(p)
+            gradients.clear()
+            self.take()
+        return []
+
+    def convert(self, p: Parameter) -> None:
+        if self.owner.zero < 2 and self.owner.converts:
+            self.owner.tape.touch("a gradient as fp32", *p.shape, FOUR)
+
+    def expect(self) -> None:
+        """A backward pass comes by."""
+        if self.owner.zero >= 2:
+            self.owner.tape.note(EXPECTS, self)
+
+    def take(self) -> None:
+        """One of its gradients has come. What follows from that depends on what came before: `engine.predict.tape.reducing`."""
+        if self.owner.zero:
+            self.owner.tape.note(TAKES, self)
+
+
+class Buckets:
+    """The buckets of one chunk."""
+
+    def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
+        """`reduces`: dp > 1. `converts`: gradients are added up in a wider type than they come in; `g` is its width."""
+        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = (
+            tape,
+            sizes,
+            dp,
+            zero,
+            reduces,
+            converts,
+            g,
+        )
+        self.all: list[Bucket] = []
+        self.owed: list[tuple[Parameter, Callable[[], Block], int]] | None = None
+
+    def bucket(self, name: str) -> Bucket:
+        self.all.append(Bucket(self, name))
+        return self.all[-1]
+
+    def now_or_later(self, p: Parameter, compute: Callable[[], Block]) -> Block | None:
+        if self.owed is None:
+            return compute()
+        self.owed.append((p, compute, self.tape.layer))
+        return None
+
+    # ---------------------------------------------------------------------------------------------------------- values
+
+    def fetch(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            if bucket.values is None:
+                bucket.values = self.tape.new("gathered weights of a layer", bucket.size, self.sizes.e, door=True)
+
+    def enter(self, use: Use, following: Use | None) -> None:
+        if self.zero < 3:
+            return
+        self.fetch((*use.buckets, *use.borrowed))
+        if following is not None:
+            self.fetch((*following.buckets, *following.borrowed))
+
+    def leave(self, use: Use) -> None:
+        for bucket in (*use.buckets, *use.borrowed):
+            bucket.values = None
+
+    def tell(self, values: tuple[Any, ...], then: Callable[[], None]) -> tuple[Any, ...]:
+        """`engine.parallel.data._Tell`: something to do when backward comes by."""
+        node = self.tape.node(*values)
+
+        def run(gradients: Gradients, saved: list[Block]) -> Gradients:
+            then()
+            return gradients
+
+        node.run = run
+        return tuple(Value(x.block, node, i) for i, x in enumerate(values))
+
+    def through(self, uses: list[Use], streams: tuple[Any, ...]) -> tuple[Any, ...]:
+        tape = self.tape
+        for i, use in enumerate(uses):
+            tape.at(tape.action, use.layer)
+            if self.zero < 2 or not tape.grad:
+                streams = use.run(streams)
+                continue
+            before = uses[i - 1] if i and not uses[i - 1].lookup else None
+            after = uses[i + 1] if i + 1 < len(uses) else None
+            if streams:
+                streams = self.tell(streams, lambda use=use: self.leave(use))  # type: ignore[misc]
+            self.enter(use, after)
+            streams = use.run(streams)
+            self.leave(use)
+            streams = self.tell(streams, lambda use=use, before=before: self._begin_backward(use, before))  # type: ignore[misc]
+        return streams
+
+    def _begin_backward(self, use: Use, before: Use | None) -> None:
+        for bucket in use.buckets:
+            bucket.expect()
+        if not use.lookup:
+            self.enter(use, before)
+
+
+class Use:
+    """One use of some buckets on the way through a chunk: see `engine.parallel.data.Use`."""
+
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        run: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+        layer: int = -1,
+        borrowed: Sequence[Bucket] = (),
+        lookup: bool = False,
+    ) -> None:
+        self.buckets, self.run, self.layer, self.borrowed, self.lookup = tuple(buckets), run, layer, tuple(borrowed), lookup

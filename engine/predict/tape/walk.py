@@ -1,0 +1,153 @@
+"""A stage's step, action by action: what stands before each, and what each adds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from engine.predict.tape.passes import Counts, Ledger, Passes, total_of
+from engine.predict.tape.reducing import FRESH, MANY, State
+from engine.schedule import Action, Schedule
+
+
+class Change:
+    """Blocks that come (or, where counts are negative, go)."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+
+    @cached_property
+    def total(self) -> Any:
+        return total_of(self.counts)
+
+    def __neg__(self) -> Change:
+        return Change({key: -count for key, count in self.counts.items()})
+
+
+@dataclass(eq=False)
+class Effect:
+    """A ledger, summed up."""
+
+    ledger: Ledger
+
+    @cached_property
+    def net(self) -> Change:
+        return Change(self.ledger.net())
+
+    @cached_property
+    def highest(self) -> tuple[Any, tuple[int, int, bool]]:
+        return self.ledger.highest()
+
+
+class Moment(NamedTuple):
+    """One action: what changes at its start, what it does, what changes at its end."""
+
+    action: Action
+    before: tuple[Change, ...]
+    effect: Effect | None
+    after: tuple[Change, ...]
+
+
+class Messages:
+    """What a chunk is given and hands on, as changes."""
+
+    def __init__(self, passes: Passes) -> None:
+        self.given, self.handed = Change(passes.given), Change(passes.handed)
+        self.gradient_given = {kind: Change(counts) for kind, counts in passes.gradient_given.items()}
+        gradient_handed = {kind: Change(counts) for kind, counts in passes.gradient_handed.items()}
+        self.sent, self.gradient_sent = -self.handed, {kind: -change for kind, change in gradient_handed.items()}
+        one = {key: min(count, 1) for key, count in passes.given.items()}
+        self.one_given, self.shared = Change(one), passes.shared
+
+
+class StageWalk:
+    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does."""
+
+    def __init__(self, schedule: Schedule, stage: int, passes: Mapping[int, Passes], zero: int, step: Effect) -> None:
+        self.schedule, self.stage, self.zero, self.step, self.passes = schedule, stage, zero, step, passes
+        self.effects: dict[tuple[int, str, State], tuple[Effect, int]] = {}
+        self.messages = {c: Messages(p) for c, p in passes.items()}
+
+    def moments(self) -> Iterator[Moment]:
+        self._states = {c: State(left=self.schedule.microbatches) for c in self.passes}
+        self._sent: dict[tuple[str, int], deque[Change]] = {}
+        self._halved = {(a.chunk, a.microbatch) for a in self.schedule.stages[self.stage] if a.kind == "I"}
+        for action in self.schedule.stages[self.stage]:
+            yield self._moment(action)
+
+    def _moment(self, action: Action) -> Moment:
+        if action.kind in ("F", "B", "I", "W"):
+            return self._compute(action)
+        if action.kind == "send":
+            return Moment(action, self._send(action), None, ())
+        if action.kind == "recv":
+            messages = self.messages[action.chunk]
+            return Moment(
+                action,
+                (),
+                None,
+                (messages.given if action.flow == "activation" else self._for_backward(action.chunk, action.microbatch),),
+            )
+        if action.kind == "reduce":
+            return Moment(action, (), self._effect(action), ())
+        if action.kind == "step":
+            waiting = tuple(change for messages in self._sent.values() for change in messages)
+            return Moment(action, waiting, self.step, ())
+        return Moment(action, (), None, ())
+
+    def _send(self, action: Action) -> tuple[Change, ...]:
+        sent = self._sent.setdefault((action.flow, action.peer), deque())
+        before = (sent.popleft(),) if len(sent) == self.schedule.held else ()
+        messages = self.messages[action.chunk]
+        sent.append(
+            messages.sent if action.flow == "activation" else messages.gradient_sent[self._kind(action.chunk, action.microbatch)]
+        )
+        return before
+
+    def _compute(self, action: Action) -> Moment:
+        return Moment(action, (), self._effect(action), (*self._handed_here(action), *self._kept_by_the_chunk_before(action)))
+
+    def _effect(self, action: Action) -> Effect:
+        """What the action does to its chunk, in the state that it finds it in."""
+        c, kind, state = action.chunk, str(action.kind), self._states[action.chunk]
+        like = FRESH
+        if self.zero and kind != "F":
+            like = State(state.pending, min(state.owed, MANY), min(state.left, MANY) if self.zero == 1 else 0)
+        if (c, kind, like) not in self.effects:
+            ledger, pending = self.passes[c].ledger(kind, like)
+            self.effects[c, kind, like] = Effect(ledger), pending
+        effect, pending = self.effects[c, kind, like]
+        owed = state.owed + (kind == "I") - (kind == "W")
+        self._states[c] = State(state.pending if kind == "F" else pending, owed, state.left - (kind in ("B", "I")))
+        return effect
+
+    def _kept_by_the_chunk_before(self, action: Action) -> tuple[Change, ...]:
+        """Inputs that a chunk of this stage handed on and holds itself: they do not go yet."""
+        before = action.chunk - 1
+        if action.kind not in ("B", "I", "W") or before < 0 or self.schedule.placement[before] != self.stage:
+            return ()
+        ends = self.passes[action.chunk].given_ends[self._kind(action.chunk, action.microbatch)]
+        return (self.messages[action.chunk].one_given,) * sum(ends[i] == action.kind for i in self.messages[before].shared)
+
+    def _handed_here(self, action: Action) -> tuple[Change, ...]:
+        """What is handed to another chunk of this stage turns into what that one is given."""
+        placement, c = self.schedule.placement, action.chunk
+        if action.kind == "W":
+            return ()
+        to = c + (1 if action.kind == "F" else -1)
+        if not 0 <= to < len(placement) or placement[to] != self.stage:
+            return ()
+        if action.kind == "F":
+            to_here = self.messages[to]
+            return self.messages[c].sent, to_here.given, *[-to_here.one_given] * len(self.messages[c].shared)
+        return self.messages[c].gradient_sent[str(action.kind)], self._for_backward(to, action.microbatch)
+
+    def _for_backward(self, chunk: int, microbatch: int) -> Change:
+        return self.messages[chunk].gradient_given[self._kind(chunk, microbatch)]
+
+    def _kind(self, chunk: int, microbatch: int) -> str:
+        """Whether the microbatch's backward is halved."""
+        return "I" if (chunk, microbatch) in self._halved else "B"
