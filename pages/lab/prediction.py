@@ -22,6 +22,7 @@ from pages.charts.units import in_bytes
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
+from pages.shared.unfolding import unfolding
 
 DEVICE, MEASURE = "device", "bytes"  # the link's parameters
 NO_DEVICE = "none"
@@ -171,9 +172,7 @@ def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, ran
     shown = rank if rank is not None else fullest * mesh.dp * mesh.tp
     peak = peaks[mesh.coordinate(shown).pp]
     label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
-    with st.expander(
-        label, icon=":material/function:", key=f"unfold-memory-{key}", on_change="rerun", type="compact"
-    ) as unfolded:
+    with unfolding(label, f"unfold-memory-{key}", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:
             return
         st.caption(
@@ -191,9 +190,7 @@ def _unfold_traffic(spec: RunSpec, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
     shown = rank or 0
     label = words("The formula behind what rank {rank} hands over", rank=shown)
-    with st.expander(
-        label, icon=":material/function:", key=f"unfold-traffic-{key}", on_change="rerun", type="compact"
-    ) as unfolded:
+    with unfolding(label, f"unfold-traffic-{key}", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:
             return
         st.caption(words("Payload bytes of one step, by axis and collective: calls times the size of the tensor handed over."))

@@ -23,6 +23,7 @@ from pages.charts.words import Words
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
 from pages.shared.frame import labelled, say
 from pages.shared.texts import Texts
+from pages.shared.unfolding import unfolding
 
 CUSTOM = "custom"
 SIZES = ("tiny", "small", "medium")
@@ -77,10 +78,10 @@ def draw(choice: Choice, texts: Texts, problems: list[Problem]) -> None:
         _schedule_and_workload(choice, say())
         _say([p for p in problems if not p.field.startswith(_FIRST_DEPTH)], "second")
     # What is closed is not drawn: most moves of a control are made with both of them closed, and are the faster for it.
-    with st.expander(_set_levers(choice, say()), key="form-levers", on_change="rerun") as levers:
+    with unfolding(_set_levers(choice, say()), "form-levers") as levers:
         if levers.open:
             _levers(choice, say())
-    with st.expander(_set_rest(choice, say()), key="form-rest", on_change="rerun") as rest:
+    with unfolding(_set_rest(choice, say()), "form-rest") as rest:
         if rest.open:
             _the_rest(choice, texts, say())
 

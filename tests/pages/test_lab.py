@@ -70,7 +70,7 @@ def test_a_link_restores_the_choice(parts: tuple[Service, Queue]):
     code = "gpt.l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
     app = page(parts[0], spec=code)
     assert (number(app, "Layers"), number(app, "Tensor (tp)"), number(app, "Microbatches")) == (6, 3, 8)
-    assert any(e.label == "Everything else: learning rate, seed" for e in app.expander)
+    assert any(e.label == "Everything else: split, learning rate, seed" for e in app.expander)
     assert app.toggle[0].value
     assert link(app, "spec") == code
 
@@ -220,7 +220,7 @@ def test_the_last_result_stays_while_another_runs(parts: tuple[Service, Queue]):
 def test_a_rank_in_the_link_is_marked_if_there_is_such_a_rank(parts: tuple[Service, Queue], rank: str, chosen: int):
     app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp1~1f1b", rank=rank)
     assert not app.exception
-    assert text(app).count('data-role=\\"self\\"') == chosen
+    assert text(app).count('data-role="self"') == chosen
 
 
 def test_a_page_in_chinese(parts: tuple[Service, Queue]):
