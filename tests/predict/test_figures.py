@@ -6,7 +6,8 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.predict.papers.figures import UNITS, Reference, references
+from engine.predict.papers.figures import references
+from engine.predict.papers.reference import UNITS, Reference
 from engine.predict.speed.rates import Assumptions
 
 

@@ -198,7 +198,8 @@ class Cost:
         """Seconds of adding one microbatch's gradients to those before: a gradient is written by the product, read, and added to
         one that is read and written, in the type that they are added up in. (n,)
         """
-        return 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
+        between = 0 if self.assumed.fused_accumulation else self.bytes
+        return 2 * held.parameters * (between + self.gradient_bytes) / self.bandwidth
 
     def reduction(self, passes: Real, held: Held) -> Real:
         """Seconds of reducing the gradients once a step that the last microbatch's backward does not hide; ZeRO 0 and 1. (n,)"""

@@ -57,6 +57,9 @@ class Assumptions(Spec):
     fused_attention: bool = Field(
         False, description="scores never written to memory, and those hidden by the causal mask never computed (Dao 2023)"
     )
+    fused_accumulation: bool = Field(
+        False, description="a product adds its gradient to the one before in the same kernel, and none is written in between"
+    )
     split_messages: bool = Field(
         False, description="each tp rank sends 1/tp of a message to the next stage, where they are gathered (SC21, section 4.1)"
     )
