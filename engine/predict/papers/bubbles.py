@@ -82,8 +82,11 @@ def _bubble(layout: LayoutSpec, m: int, forward: float, back: float, weights: fl
     flows: tuple[Flow, ...] = ("activation", "gradient")
     compute = {(kind, chunk): time / layout.chunks for kind, time in parts.items() for chunk in chunks}
     times = Durations(compute, {(flow, chunk): message for flow in flows for chunk in chunks})
-    total = rehearsal(layout.schedule, layout.pp, m, layout.chunks).run(times, False).pipeline
-    return 1 - m * (forward + back + weights) / total
+    rounds = m // layout.pp  # every count here is so many times pp; from the fourth round on each takes as long as the one before
+    third, fourth = (
+        rehearsal(layout.schedule, layout.pp, count * layout.pp, layout.chunks).run(times, False).pipeline for count in (3, 4)
+    )
+    return 1 - m * (forward + back + weights) / (third + (rounds - 3) * (fourth - third))
 
 
 def _device_times(model: _Model, assumed: Assumptions) -> tuple[float, float, float, float]:
@@ -92,5 +95,5 @@ def _device_times(model: _Model, assumed: Assumptions) -> tuple[float, float, fl
     layout = LayoutSpec(pp=model.pp, split=(each - 1, *(each,) * (model.pp - 2), each - 1))
     shape = ModelSpec(layers=model.layers, hidden=model.hidden, heads=model.heads, seq=1024, vocab=50257)
     workload = WorkloadSpec(microbatches=1, microbatch_size=model.microbatch, precision="bf16", accumulate="fp32")
-    times = durations(RunSpec(model=shape, layout=layout, workload=workload), device(_GPU), assumed)
+    times = durations(RunSpec(model=shape, layout=layout, workload=workload), device(_GPU), assumed.model_copy(update={"fused_accumulation": True}))
     return times.compute["F", 1], times.compute["I", 1], times.compute["W", 1], times.messages["activation", 1]

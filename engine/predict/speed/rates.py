@@ -24,10 +24,10 @@ class Assumptions(Spec):
     """What part of its peak a device reaches, and how its programs are written."""
 
     matmul_efficiency: float = Field(
-        0.72,
+        0.87,
         gt=0,
         le=1,
-        description="of peak FLOP/s that the products of a Transformer reach; large ones alone reach 0.65 to 0.85",
+        description="of the FLOP/s of the device's best product that the products of a Transformer reach",
     )
     attention_efficiency: float = Field(
         0.5,
