@@ -95,5 +95,9 @@ def _device_times(model: _Model, assumed: Assumptions) -> tuple[float, float, fl
     layout = LayoutSpec(pp=model.pp, split=(each - 1, *(each,) * (model.pp - 2), each - 1))
     shape = ModelSpec(layers=model.layers, hidden=model.hidden, heads=model.heads, seq=1024, vocab=50257)
     workload = WorkloadSpec(microbatches=1, microbatch_size=model.microbatch, precision="bf16", accumulate="fp32")
-    times = durations(RunSpec(model=shape, layout=layout, workload=workload), device(_GPU), assumed.model_copy(update={"fused_accumulation": True}))
+    times = durations(
+        RunSpec(model=shape, layout=layout, workload=workload),
+        device(_GPU),
+        assumed.model_copy(update={"fused_accumulation": True}),
+    )
     return times.compute["F", 1], times.compute["I", 1], times.compute["W", 1], times.messages["activation", 1]

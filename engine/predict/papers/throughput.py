@@ -95,8 +95,8 @@ def _interleaved(chunks: int) -> dict[str, Any]:
 
 
 def _megatron(assumed: Assumptions) -> Iterator[Reference]:
-    """Everything computed again, messages cut over tp (sections 3.5 and 4.1), and what is computed again counted. Where there is a
-    pipeline, gradients are reduced after the backward pass and not beside it (DDP_IMPL=local in the scripts).
+    """Everything computed again, messages cut over tp (sections 3.5 and 4.1), and what is computed again counted. Where there is
+    a pipeline, gradients are reduced after the backward pass and not beside it (DDP=local in the scripts).
     """
     for billions, sizes, tp, pp, chunks, gpus, batch, size, theirs in _MEGATRON:
         shape = _gpt(sizes)
