@@ -10,8 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from pages.charts.look import LIGHT
 from tests.browser.screenshots import PAGES, settled
 from tests.browser.served import Server, Watched
-from tests.pages.stand_in import saved
-from tests.pages.test_lab import PAIR
+from tests.pages.stand_in import PAIR, saved
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 RUN = "a-saved-run"

@@ -11,14 +11,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from engine.spec import LayoutSpec, RunSpec
 from pages.charts.words import Language, Words, words
 from tests.browser.served import Watched, drawn, free_port, served
-from tests.pages.stand_in import saved
+from tests.pages.stand_in import PAIR, saved
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~gpipe~m6~b2~n20~r0.003~e7"
 OTHER = "gpt-tiny~dp1.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0"
-PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 RUN = "a-saved-run"
 
 

@@ -29,16 +29,10 @@ from pages.learn.lessons.tensor import reduced
 from pages.learn.lessons.together import SPEC, inside_nodes
 from pages.learn.steps import done_by
 from pages.shared.service import Service
+from tests.pages.opened import click, link, opened, text
 from tests.pages.stand_in import Queue, saved, service
-from tests.pages.test_lab import click, link, text
 
 NUMBERS = range(1, len(LESSONS) + 1)
-
-
-def script(service):  # its source alone is run, so it has no names but those it imports
-    from pages.learn.page import show
-
-    show(service)
 
 
 @pytest.fixture
@@ -47,10 +41,7 @@ def parts(tmp_path: Path) -> tuple[Service, Queue]:
 
 
 def page(service: Service, **link: str) -> AppTest:
-    app = AppTest.from_function(script, args=(service,), default_timeout=20)
-    for name, value in link.items():
-        app.query_params["with" if name == "set" else name] = value
-    app.run()
+    app = opened("learn", service, **{"with" if name == "set" else name: value for name, value in link.items()})
     assert not app.exception, app.exception[0].value
     return app
 

@@ -41,8 +41,7 @@ print(json.dumps({"torch": "torch" in sys.modules, "drawer": drawer, "MiB": resi
 
 
 def test_a_server_that_shows_a_run_and_made_files_of_it_has_loaded_neither_torch_nor_what_draws_files(tmp_path: Path):
-    from tests.pages.stand_in import saved
-    from tests.pages.test_lab import PAIR
+    from tests.pages.stand_in import PAIR, saved
 
     saved(tmp_path, PAIR, "saved")
     # What stands in pages/ itself are no modules but scripts, each of which runs app.py.
