@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Playwright, expect, sync_playwright
 
+from engine import store
+from engine.tables import RunResult
 from tests.browser.served import CHROMIUM_FLAGS, PATIENCE_MS, Server, Watched, served
+from tests.runs import Runs, small
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +37,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(color_scheme="light", reduced_motion="reduce")
-    yield context
-    context.close()
+def in_language(browser: Browser) -> Iterator[Callable[[str], BrowserContext]]:
+    """A browser that is set to a language; one for all who ask for that language, so that scripts and fonts are fetched once."""
+    contexts: dict[str, BrowserContext] = {}
+
+    def of(locale: str) -> BrowserContext:
+        if locale not in contexts:
+            contexts[locale] = browser.new_context(locale=locale, color_scheme="light", reduced_motion="reduce")
+        return contexts[locale]
+
+    yield of
+    for context in contexts.values():
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def context(in_language: Callable[[str], BrowserContext]) -> BrowserContext:
+    return in_language("en-US")
+
+
+@pytest.fixture(scope="session")
+def measured(runs: Runs, server: Server) -> RunResult:
+    """A real run that the server finds saved as "measured", for tests in which it does not matter who pressed Run."""
+    spec = small("tp2.pp2", parity=True, model={"layers": 4, "hidden": 64, "seq": 64}, steps=3, microbatches=4)
+    store.save(runs.result(spec), server.home / "measured")
+    return runs.result(spec)
 
 
 @pytest.fixture

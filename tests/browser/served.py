@@ -35,8 +35,8 @@ STARTED_S, ENDED_S = 60.0, 20.0  # seconds that a server may take to start and t
 class Server:
     """`streamlit run app.py` with its runs in `home`."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.url = home, f"http://127.0.0.1:{_free_port()}"
+    def __init__(self, home: Path, port: int | None = None) -> None:
+        self.home, self.url = home, f"http://127.0.0.1:{port or free_port()}"
         options = ["--server.port", str(urlsplit(self.url).port), "--server.headless", "true", "--server.fileWatcherType", "none"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", "--runs", str(home)],
@@ -74,15 +74,15 @@ class Server:
 
 
 @contextmanager
-def served(home: Path) -> Iterator[Server]:
-    server = Server(home)
+def served(home: Path, port: int | None = None) -> Iterator[Server]:
+    server = Server(home, port)
     try:
         yield server
     finally:
         server.end()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -9,16 +9,14 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
-from engine.spec import LayoutSpec, RunSpec
 from pages.charts.words import Language, Words, words
-from tests.browser.served import Watched, drawn, served
-from tests.pages.stand_in import saved
+from tests.browser.served import Watched, drawn, free_port, served
+from tests.pages.stand_in import PAIR, saved
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~gpipe~m6~b2~n20~r0.003~e7"
 OTHER = "gpt-tiny~dp1.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0"
-PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 RUN = "a-saved-run"
 
 
@@ -75,22 +73,31 @@ def told(page: Page) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
+# Browser's language, what the link asks for, language that is met: first one way and then the other, by turns.
+WAYS: list[list[tuple[str, dict[str, str], Language]]] = [
+    [("en-US", {"lang": "zh"}, "zh"), ("zh-CN", {"lang": "en"}, "en")],
+    [("zh-CN", {}, "zh"), ("en-US", {}, "en")],
+    [("zh-CN", {"lang": "en"}, "en"), ("en-US", {"lang": "zh"}, "zh")],
+]
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """The same for one new server after another: from the same address the browser fetches the app's own scripts once."""
+    return free_port()
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_deep_link_is_the_first_request_of_a_new_server(name: str, browser: Browser, tmp_path: Path):
-    """Asked for by a link in English, by one in Chinese, and by a Chinese browser; which is first differs from page to page."""
+def test_a_deep_link_is_the_first_request_of_a_new_server(
+    name: str, in_language: Callable[[str], BrowserContext], port: int, tmp_path: Path
+):
+    """In both languages, asked for by the link or by the browser."""
     for run in (RUN, "another"):
         saved(tmp_path, PAIR, run)
     link = LINKS[name]
-    ways: list[tuple[str, dict[str, str], Language]] = [
-        ("en-US", {"lang": "zh"}, "zh"),
-        ("zh-CN", {}, "zh"),
-        ("zh-CN", {"lang": "en"}, "en"),
-    ]
-    first = NAMES.index(name) % len(ways)
-    with served(tmp_path) as server:
-        for locale, chosen, language in ways[first:] + ways[:first]:
-            context = browser.new_context(locale=locale, reduced_motion="reduce")
-            window, say, asked = Watched(context), words(language), link.parameters | chosen
+    with served(tmp_path, port) as server:
+        for locale, chosen, language in WAYS[NAMES.index(name) % len(WAYS)]:
+            window, say, asked = Watched(in_language(locale)), words(language), link.parameters | chosen
             page = window.page
             page.goto(f"{server.url}/{link.path}?{urlencode(asked)}")
             drawn(page)
@@ -102,4 +109,3 @@ def test_a_deep_link_is_the_first_request_of_a_new_server(name: str, browser: Br
             kept = told(page)
             assert {key: kept.get(key) for key in asked} == asked
             window.close()
-            context.close()

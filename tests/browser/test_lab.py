@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import psutil
+import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from engine import store
 from engine.predict.run import predict
 from engine.tables import RunResult
 from engine.topology import Mesh
+from pages.charts import timeline
 from pages.charts.look import LIGHT
-from pages.charts.timeline import measured
 from pages.charts.units import in_bytes
 from tests.browser.served import Server, Watched, drawn, served
 
@@ -60,7 +62,7 @@ def saved(server: Server, page: Page) -> RunResult:
 
 
 def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watched):
-    page = watched.open(server, spec="gpt-tiny~dp1.tp1.pp1~1f1b~m4~b2~n60~r0.003~e0")
+    page = watched.open(server, spec="gpt-tiny~dp1.tp1.pp1~1f1b~m4~b2~n30~r0.003~e0")
     for label in ("Data (dp)", "Tensor (tp)", "Pipeline (pp)"):
         field(page, label).fill("2")
         field(page, label).press("Enter")
@@ -68,7 +70,7 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
     expect(page.get_by_text("8 ranks: 2 stages × 2 replicas × 2 slices")).to_be_visible()
     expect(page.locator(".ss-rank")).to_have_count(8)
     page.get_by_role("button", name="Run on 8 processes").click()
-    expect(page.get_by_text(re.compile(r"Step \d+ of 60, loss \d\.\d{3}"))).to_be_visible(timeout=LONG_S)
+    expect(page.get_by_text(re.compile(r"Step \d+ of 30, loss \d\.\d{3}"))).to_be_visible(timeout=LONG_S)
     expect(finished(page)).to_have_text("Measured: gpt-tiny on dp2.tp2.pp2, 1F1B", timeout=LONG_S)
     drawn(page)
 
@@ -85,7 +87,7 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
 
     expect(bars(page, "timeline")).to_have_count(8 + len(result.tables["spans"]))
     expect(chart(page, "timeline").get_by_role("heading")).to_have_text(
-        measured(result.tables["spans"], Mesh(2, 2, 2), LIGHT).title
+        timeline.measured(result.tables["spans"], Mesh(2, 2, 2), LIGHT).title
     )
     expect(chart(page, "timeline").locator("svg.marks")).to_contain_text("rank 7 · stage 1")
 
@@ -94,10 +96,8 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
     expect(page.get_by_text("Not checked against the unsharded model")).to_be_visible()
 
 
-def test_a_chart_has_its_numbers_and_its_controls(server: Server, watched: Watched):
-    page = watched.open(server, spec=SHORT + "~p")
-    run_button(page).click()
-    expect(finished(page)).to_be_visible(timeout=LONG_S)
+def test_a_chart_has_its_numbers_and_its_controls(server: Server, measured: RunResult, watched: Watched):
+    page = watched.open(server, run="measured")
     expect(page.get_by_text("Gradients equal to the unsharded model")).to_be_visible()
     third = page.get_by_role("option", name="rank 3")
     for _ in range(5):  # what is drawn anew meanwhile, on a busy machine, closes an open list
@@ -185,32 +185,38 @@ def test_going_back_restores_the_choice_before(server: Server, watched: Watched)
     assert link(page, "spec") == before
 
 
-def test_links_open_on_a_fresh_server(server: Server, watched: Watched, context: BrowserContext):
-    page = watched.open(server, spec=SHORT)
-    run_button(page).click()
-    expect(finished(page)).to_be_visible(timeout=LONG_S)
-    title = chart(page, "memory-measured").get_by_role("heading").inner_text()
-    run = link(page, "run")
-
+@pytest.fixture(scope="module")
+def fresh(server: Server) -> Iterator[Server]:
+    """A new server that finds the runs of another."""
     with served(server.home) as fresh:
-        other = Watched(context)  # closed before its server is
-        page = other.open(fresh, run=run)
-        expect(finished(page)).to_have_text("Measured: gpt-tiny on dp1.tp2.pp2, 1F1B")
-        expect(chart(page, "memory-measured").get_by_role("heading")).to_have_text(title)
-        expect(bars(page, "memory-measured").first).to_be_visible()
-        assert link(page, "spec") == SHORT
+        yield fresh
 
-        choice = "gpt.l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
-        other.open(fresh, spec=choice)
-        for label, value in {"Layers": "6", "Heads": "6", "Tensor (tp)": "3", "Microbatches": "8", "Steps": "5"}.items():
-            expect(field(page, label)).to_have_value(value)
-        expect(page.get_by_role("combobox", name="Pipeline schedule")).to_have_value("GPipe")
-        assert link(page, "spec") == choice
 
-        other.open(fresh, spec="gpt-tiny~dp2~2f2b", run="../../etc")
-        expect(page.get_by_text("The link names the schedule “2f2b”")).to_be_visible()
-        expect(page.get_by_text("The run in this link is not known here")).to_be_visible()
-        other.close()
+def test_links_open_on_a_fresh_server(fresh: Server, measured: RunResult, watched: Watched):
+    page = watched.open(fresh, run="measured")
+    expect(finished(page)).to_have_text("Measured: gpt-tiny on dp1.tp2.pp2, 1F1B")
+    most = measured.tables["memory_peak"].groupby("rank")["bytes"].sum().max()
+    expect(chart(page, "memory-measured").get_by_role("heading")).to_contain_text(f"is fullest: {in_bytes(most)}")
+    expect(bars(page, "memory-measured").first).to_be_visible()
+    assert "~dp1.tp2.pp2~1f1b~m4~b1~n3~" in link(page, "spec")
+
+    choice = "gpt.l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
+    watched.open(fresh, spec=choice)
+    for label, value in {"Layers": "6", "Heads": "6", "Tensor (tp)": "3", "Microbatches": "8", "Steps": "5"}.items():
+        expect(field(page, label)).to_have_value(value)
+    expect(page.get_by_role("combobox", name="Pipeline schedule")).to_have_value("GPipe")
+    assert link(page, "spec") == choice
+
+    watched.open(fresh, spec="gpt-tiny~dp2~2f2b", run="../../etc")
+    expect(page.get_by_text("The link names the schedule “2f2b”")).to_be_visible()
+    expect(page.get_by_text("The run in this link is not known here")).to_be_visible()
+
+
+def test_a_server_that_showed_a_run_stays_small_and_knows_no_torch(fresh: Server, measured: RunResult, watched: Watched):
+    expect(finished(watched.open(fresh, run="measured"))).to_be_visible()
+    process = psutil.Process(fresh.pid)
+    assert process.memory_info().rss <= 250 * 2**20
+    assert not any("libtorch" in mapped.path for mapped in process.memory_maps())
 
 
 def test_a_text_of_ones_own(server: Server, watched: Watched, tmp_path: Path):
@@ -254,10 +260,3 @@ def test_charts_take_the_colours_of_the_theme_as_it_changes(server: Server, watc
     expect(forward.first).to_be_visible()
     page.emulate_media(color_scheme="dark")
     expect(forward).to_have_count(0)
-
-
-def test_the_server_stays_small_and_knows_no_torch(server: Server, watched: Watched):
-    watched.open(server)
-    process = psutil.Process(server.pid)
-    assert process.memory_info().rss <= 250 * 2**20
-    assert not any("libtorch" in mapped.path for mapped in process.memory_maps())

@@ -16,9 +16,8 @@ from playwright.sync_api import BrowserContext, Download, Locator, Page, expect
 from engine import store
 from engine.spec import LayoutSpec, RunSpec
 from tests.browser.served import Server, Watched, drawn, served
+from tests.pages.stand_in import PAIR
 from tests.pages.stand_in import saved as stand_in
-
-PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 
 
 def save(home: Path, name: str, spec: RunSpec, age: int) -> None:

@@ -6,8 +6,9 @@ import re
 
 from playwright.sync_api import Locator, Page, expect
 
+from engine.tables import RunResult
 from tests.browser.served import Server, Watched, drawn
-from tests.browser.test_lab import LONG_S, bars, chart, finished, link, run_button, saved
+from tests.browser.test_lab import LONG_S, bars, chart, finished, link, run_button
 
 CHOICE = "gpt-tiny~dp1.tp2.pp2~1f1b~m4~b1~n3~r0.003~e0"
 
@@ -49,13 +50,11 @@ def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, wa
     assert link(page, "rank") == "2"
 
 
-def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_grow(server: Server, watched: Watched):
-    page = watched.open(server, spec=CHOICE)
-    run_button(page).click()
-    expect(finished(page)).to_be_visible(timeout=LONG_S)
-    drawn(page)
-    spans = saved(server, page).tables["spans"]
-    expect(bars(page, "timeline")).to_have_count(4 + len(spans))
+def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_grow(
+    server: Server, measured: RunResult, watched: Watched
+):
+    page = watched.open(server, run="measured")
+    expect(bars(page, "timeline")).to_have_count(4 + len(measured.tables["spans"]))
     chart(page, "timeline").get_by_role("radio", name="projected").click()
     expect(chart(page, "timeline").locator("svg.marks")).to_contain_text("stage 1 · ranks 2–3")
     chart(page, "timeline").get_by_role("radio", name="textbook").click()

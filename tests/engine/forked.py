@@ -40,7 +40,7 @@ class Raised:
 def together(ranks: int, body: Body, *args: Any, seconds: float = 60) -> list[Any]:
     """Run `body(rank, store, *args)` in `ranks` processes. Returns what each returned, `Raised`, or None if it just left."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._inductor.config", "pandas"])
+    context.set_forkserver_preload(["torch._inductor.config", "torch.profiler", "pyarrow.parquet", "tests.engine.forked"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started = []
     try:

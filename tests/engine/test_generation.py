@@ -26,9 +26,9 @@ FLOAT = 4
 
 
 def spec(family: str, layout: dict[str, Any], trained: bool = True, **generate: Any) -> RunSpec:
-    """Trained on the same data whatever dp is: eight sequences a step."""
+    """Trained on the same data whatever dp is: four sequences a step."""
     layout_spec = LayoutSpec(**layout)
-    workload = WorkloadSpec(steps=6, microbatches=8 // layout_spec.dp, microbatch_size=1, learning_rate=0.01, time_limit=60.0)
+    workload = WorkloadSpec(steps=4, microbatches=4 // layout_spec.dp, microbatch_size=1, learning_rate=0.01, time_limit=60.0)
     asked = GenerateSpec(**{"prompt": PROMPT, "new_tokens": NEW, "skip_training": not trained} | generate)
     return RunSpec(model=FAMILIES[family], layout=layout_spec, workload=workload, generate=asked)
 
@@ -40,8 +40,9 @@ def tokens(runs: Runs, of: RunSpec) -> list[int]:
     return generated["tokens"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("family", "layout"), [*(("gpt", layout) for layout in LAYOUTS), ("llama", "tp2.pp2"), ("llama", "zero3")]
+)
 def test_every_layout_goes_on_as_the_unsharded_model_does(runs: Runs, family: str, layout: str) -> None:
     whole = tokens(runs, spec(family, {}))
     assert len(whole) == NEW

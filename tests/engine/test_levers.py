@@ -1,4 +1,5 @@
-"""Each lever moves the bytes it says it moves, by the amount worked out here, and the run still equals the unsharded model."""
+"""Each lever moves the bytes it says it moves, by the amount worked out here. That a run with it still equals the unsharded model
+is in test_parity.py."""
 
 from __future__ import annotations
 
@@ -6,24 +7,19 @@ from typing import Any
 
 import pytest
 
-from engine.measure.parity import PARITY_LIMIT
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 from tests.runs import Runs, parameters_held
 
 MODEL = ModelSpec(layers=4, hidden=32, heads=4, vocab=256, seq=16)
 FLOAT, HALF = 4, 2
 STEP_COUNTER = 4  # bytes that AdamW keeps for each tensor it updates
-PARITY_LIMIT_BF16 = 2e-2
 
 
-def lever(
-    code: str, parity: bool = False, model: ModelSpec = MODEL, workload: dict[str, Any] | None = None, **layout: Any
-) -> RunSpec:
+def lever(code: str, model: ModelSpec = MODEL, workload: dict[str, Any] | None = None, **layout: Any) -> RunSpec:
     return RunSpec(
         model=model,
         layout=LayoutSpec(**LayoutSpec.degrees(code), **layout),
         workload=WorkloadSpec(**{"steps": 2, "microbatches": 2, "microbatch_size": 2, "time_limit": 60.0} | (workload or {})),
-        parity=parity,
     )
 
 
@@ -42,7 +38,7 @@ class TestZeRO:
     @pytest.mark.parametrize("zero", [0, 1, 2, 3])
     def test_shards_what_its_stage_says(self, runs: Runs, zero: int) -> None:
         dp = 4
-        bytes_ = at_peak(runs, lever(f"dp{dp}", parity=True, zero=zero))
+        bytes_ = at_peak(runs, lever(f"dp{dp}", zero=zero))
         padding = self.buckets * (dp - 1)  # elements, at most, over all buckets; a share has its part of it
 
         def held(numbers: int, sharded: bool) -> range:
@@ -57,7 +53,7 @@ class TestZeRO:
     @pytest.mark.parametrize("zero", [0, 1, 2, 3])
     def test_moves_what_its_stage_says(self, runs: Runs, zero: int) -> None:
         """Calls on dp in one step: B buckets, L layers, m microbatches. The loss is averaged apart from the buckets."""
-        spec = lever("dp4", parity=True, zero=zero)
+        spec = lever("dp4", zero=zero)
         traffic = runs.result(spec).tables["traffic"]
         mine = traffic[(traffic["rank"] == 0) & (traffic["axis"] == "dp")]
         calls = mine.groupby(["collective", "phase"])["calls"].sum().to_dict()
@@ -79,7 +75,7 @@ class TestZeRO:
 
     def test_every_replica_measures_the_same(self, runs: Runs) -> None:
         for zero in (1, 2, 3):
-            spec = lever("dp4", parity=True, zero=zero)
+            spec = lever("dp4", zero=zero)
             assert len({tuple(at_peak(runs, spec, rank).items()) for rank in range(4)}) == 1
 
 
@@ -87,7 +83,7 @@ class TestSequenceParallelism:
     def test_cuts_what_tp_leaves_whole(self, runs: Runs) -> None:
         """Of each layer, four (B, S, H) tensors (both norms' inputs and outputs) and both norms' mean and deviation; the same
         once for the last norm. The rest of a layer is cut by tp anyway."""
-        off, on = (at_peak(runs, lever("tp2", sequence_parallel=on, parity=True)) for on in (False, True))
+        off, on = (at_peak(runs, lever("tp2", sequence_parallel=on)) for on in (False, True))
         b, s, h, layers = 2, MODEL.seq, MODEL.hidden, MODEL.layers
         whole = (2 * layers + 1) * (2 * b * s * h + 2 * b * s) * FLOAT
         assert off["activations"] - on["activations"] == whole // 2
@@ -96,7 +92,7 @@ class TestSequenceParallelism:
         """An all-reduce is a reduce-scatter and an all-gather; gathering again in backward is what comes on top."""
         wire = {}
         for on in (False, True):
-            traffic = runs.result(lever("tp2", sequence_parallel=on, parity=True)).tables["traffic"]
+            traffic = runs.result(lever("tp2", sequence_parallel=on)).tables["traffic"]
             rows = traffic[(traffic["rank"] == 0) & (traffic["axis"] == "tp") & (traffic["phase"] != "step")]
             wire[on] = rows.groupby("collective")["wire_bytes"].sum()
         b, s, h, m = 2, MODEL.seq, MODEL.hidden, 2
@@ -114,7 +110,7 @@ class TestRecompute:
 
     def test_selective_drops_what_attention_holds(self, runs: Runs) -> None:
         """The softmax's result (B, A, S, S), and which scores were masked (S, S), a byte each, of every layer."""
-        none, selective = (at_peak(runs, lever("tp1", recompute=r, parity=True)) for r in ("none", "selective"))
+        none, selective = (at_peak(runs, lever("tp1", recompute=r)) for r in ("none", "selective"))
         dropped = self.b * self.a * self.s**2 * FLOAT + self.s**2
         saved = none["activations"] - selective["activations"]
         # q, k and v are kept as the one tensor they were cut from, instead of as three; the sum is the same.
@@ -123,7 +119,7 @@ class TestRecompute:
     def test_full_keeps_only_each_layers_input(self, runs: Runs) -> None:
         """One more layer costs one more (B, S, H), however much the layer itself would hold, and 8 bytes of checkpoint's own."""
         deeper = MODEL.model_copy(update={"layers": 5})
-        four, five = (at_peak(runs, lever("tp1", recompute="full", model=model, parity=True)) for model in (MODEL, deeper))
+        four, five = (at_peak(runs, lever("tp1", recompute="full", model=model)) for model in (MODEL, deeper))
         assert five["activations"] - four["activations"] == self.b * self.s * self.h * FLOAT + 8
 
 
@@ -133,49 +129,15 @@ class TestPrecisionAndOptimizer:
     @pytest.mark.parametrize(("accumulate", "gradient"), [("fp32", FLOAT), ("bf16", HALF)])
     def test_bf16_keeps_2_bytes_of_parameters_and_12_of_optimizer(self, runs: Runs, accumulate: str, gradient: int) -> None:
         """bf16 parameters; an fp32 copy and two moments for AdamW; gradients as they are added up: 16 or 18 in all."""
-        bytes_ = at_peak(runs, lever("tp1", workload={"precision": "bf16", "accumulate": accumulate}, parity=True))
+        bytes_ = at_peak(runs, lever("tp1", workload={"precision": "bf16", "accumulate": accumulate}))
         assert bytes_["parameters"] == HALF * self.whole
         assert bytes_["gradients"] == gradient * self.whole
         assert bytes_["optimizer"] == 3 * FLOAT * self.whole + self.buckets * STEP_COUNTER
 
     @pytest.mark.parametrize(("momentum", "numbers"), [(0.0, 0), (0.9, 1)])
     def test_sgd_keeps_one_number_a_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
-        bytes_ = at_peak(runs, lever("tp1", workload={"optimizer": "sgd", "momentum": momentum}, parity=True))
+        bytes_ = at_peak(runs, lever("tp1", workload={"optimizer": "sgd", "momentum": momentum}))
         assert bytes_["optimizer"] == numbers * FLOAT * self.whole
-
-
-COMBINED = (
-    lever("dp2.tp2.pp2", True, zero=1, sequence_parallel=True),
-    lever("dp2.tp2.pp2", True, zero=2, sequence_parallel=True, recompute="selective", schedule="gpipe"),
-    lever("dp2.tp2.pp2", True, zero=3, recompute="full", workload={"optimizer": "sgd", "momentum": 0.9}),
-    lever("dp4.pp2", True, zero=3, sequence_parallel=False, schedule="naive", workload={"microbatches": 3}),
-    lever("dp2.tp4", True, MODEL.model_copy(update={"vocab": 258}), zero=3, sequence_parallel=True, recompute="selective"),
-    lever("dp3.pp2", True, zero=2, recompute="full", workload={"microbatches": 1}),
-    lever("dp2.pp3", True, zero=1, split=(0, 4, 0), schedule="gpipe", workload={"optimizer": "sgd"}),
-    lever("tp4.pp2", True, sequence_parallel=True, recompute="full"),
-)
-COMBINED_BF16 = (
-    lever("dp2.pp2", True, zero=1, workload={"precision": "bf16"}),
-    lever("dp2", True, zero=3, recompute="full", workload={"precision": "bf16"}),
-    lever("dp2.pp2", True, zero=2, workload={"precision": "bf16", "accumulate": "bf16"}),
-)
-
-
-def name(spec: RunSpec) -> str:
-    layout, workload = spec.layout, spec.workload
-    return f"{layout.code}-zero{layout.zero}-{layout.schedule}-{layout.recompute}-{workload.precision}-{workload.optimizer}"
-
-
-@pytest.mark.parametrize("spec", COMBINED, ids=name)
-def test_levers_combine_exactly(runs: Runs, spec: RunSpec) -> None:
-    result = runs.result(spec)
-    assert result.tables["parity"]["max_rel"].max() <= PARITY_LIMIT
-    assert result.summary["loss_max_abs"] <= PARITY_LIMIT
-
-
-@pytest.mark.parametrize("spec", COMBINED_BF16, ids=name)
-def test_levers_combine_under_bf16(runs: Runs, spec: RunSpec) -> None:
-    assert runs.result(spec).tables["parity"]["max_rel"].max() <= PARITY_LIMIT_BF16
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ class TestEveryLayout:
 def test_activations_are_those_of_the_microbatches_in_flight(runs: Runs, schedule: ScheduleName) -> None:
     """Exactly so on every stage, at the start of every backward. One microbatch alone tells what one costs."""
     stages, microbatches = 3, 5
-    one = runs.result(small("pp3", schedule, microbatches=1))
+    one = runs.result(small("pp3", microbatches=1))  # in any schedule
     many = runs.result(small("pp3", schedule, microbatches=microbatches))
     most = []
     for stage, order in enumerate(compute_order(schedule, stages, microbatches)):
@@ -140,7 +140,7 @@ def test_1f1b_differs_from_gpipe_in_activations_alone(runs: Runs) -> None:
         assert bytes_["activations"] < gpipe[rank]["activations"]
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("tp", [1, 4])
 def test_activations_of_one_layer(runs: Runs, tp: int) -> None:
     """What backward needs of one layer, worked out by hand: the difference between two stages that differ by one layer."""
     kept = []

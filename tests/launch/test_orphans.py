@@ -29,9 +29,7 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize(
-    ("stage", "end"), [("running", "SIGTERM"), ("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL")]
-)
+@pytest.mark.parametrize(("stage", "end"), [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL")])
 def test_nothing_outlives_the_server(tmp_path: Path, stage: str, end: str) -> None:
     command = [sys.executable, "-c", SERVER, str(tmp_path), stage]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:

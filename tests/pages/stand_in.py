@@ -10,13 +10,15 @@ import streamlit as st
 
 from engine import store
 from engine.launch.queue import RunQueue, RunState
-from engine.spec import RequestError, RunSpec
+from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.topology import Mesh
 from pages.shared import ways
 from pages.shared.service import Service
 from tests.charts import made_up
+
+PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from pages.compare.differences import differences, signed
 from pages.compare.page import figures
 from pages.shared.beside import items_of, run_items, to_link
 from pages.shared.service import Service
+from tests.pages.opened import link, opened, text
 from tests.pages.stand_in import saved, service
 
 SAY = words("en")
@@ -34,31 +35,14 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def script(service):  # its source alone is run, so it has no names but those it imports
-    from pages.compare.page import show
-    from tests.pages.stand_in import know_pages
-
-    know_pages()
-    show(service)
-
-
 def page(service: Service, **link: str) -> AppTest:
-    app = AppTest.from_function(script, args=(service,), default_timeout=60)
-    for name, value in link.items():
-        app.query_params[name] = value
-    app.run()
+    app = opened("compare", service, **link)
     assert not app.exception
     return app
 
 
 def linked(app: AppTest, name: str = "with") -> str:
-    found = app.query_params.get(name, [""])
-    return found if isinstance(found, str) else found[0]
-
-
-def text(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.info, app.error, app.get("html"))
-    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
+    return link(app, name)
 
 
 # -------------------------------------------------------------------------------------------------------------- the page

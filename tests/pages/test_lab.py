@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine.spec import LayoutSpec, RunSpec
 from pages.shared.service import Service
-from tests.pages.stand_in import Queue, saved, service
-
-PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
-
-
-def script(service):  # its source alone is run, so it has no names but those it imports
-    from pages.lab.page import show
-    from tests.pages.stand_in import know_pages
-
-    know_pages()
-    show(service)
+from tests.pages.opened import click, link, opened, text
+from tests.pages.stand_in import PAIR, Queue, saved, service
 
 
 @pytest.fixture
@@ -29,32 +18,11 @@ def parts(tmp_path: Path) -> tuple[Service, Queue]:
 
 
 def page(service: Service, **link: str) -> AppTest:
-    app = AppTest.from_function(script, args=(service,), default_timeout=20)
-    for name, value in link.items():
-        app.query_params[name] = value
-    app.run()
-    return app
-
-
-def link(app: AppTest, name: str) -> str:
-    found = app.query_params.get(name, [""])
-    return found if isinstance(found, str) else found[0]
+    return opened("lab", service, **link)
 
 
 def number(app: AppTest, label: str) -> float | None:
     return next(n.value for n in app.number_input if n.label == label)
-
-
-def text(app: AppTest) -> str:
-    """All that stands on the page."""
-    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.get("html"))
-    grids = [json.loads(component.proto.json or "{}").get("html", "") for component in app.get("bidi_component")]
-    return "\n".join([*(str(getattr(element, "value", "")) for kind in kinds for element in kind), *grids])
-
-
-def click(app: AppTest, label: str) -> None:
-    next(b for b in app.button if b.label == label).click().run()
-    assert not app.exception
 
 
 def test_a_new_session_shows_the_default_and_writes_it_into_the_link(parts: tuple[Service, Queue]):

@@ -24,24 +24,14 @@ from pages.plan.published import concerns
 from pages.plan.rehearsing import compared, signed
 from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
 from pages.shared import links
+from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
 
 SMALL = {"model": "gpt2-1.5b", "device": "h100-80gb", "ranks": "8", "batch": "16", "accounting": "korthikanti2022"}
 
 
-def script(service):  # its source alone is run, so it has no names but those it imports
-    from pages.plan.page import show
-    from tests.pages.stand_in import know_pages
-
-    know_pages()
-    show(service)
-
-
 def page(**link: str) -> AppTest:
-    app = AppTest.from_function(script, args=(service(Path("nowhere"))[0],), default_timeout=60)
-    for name, value in (SMALL | link).items():
-        app.query_params[name] = value
-    app.run()
+    app = opened("plan", service(Path("nowhere"))[0], **(SMALL | link))
     assert not app.exception
     return app
 
@@ -54,11 +44,6 @@ def same(one: DeviceSpec, other: DeviceSpec) -> bool:
 
 def linked(app: AppTest) -> dict[str, str]:
     return {name: value if isinstance(value, str) else value[0] for name, value in app.query_params.items()}
-
-
-def text(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.info, app.warning, app.error, app.get("html"))
-    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
 
 
 # ------------------------------------------------------------------------------------------------------------- the link

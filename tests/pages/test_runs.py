@@ -19,9 +19,9 @@ from pages.runs.report import report
 from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
 from pages.shared.apart import made_apart
 from pages.shared.service import Service
-from tests.pages.stand_in import saved, service
+from tests.pages.opened import button, click, link, opened, text
+from tests.pages.stand_in import PAIR, saved, service
 
-PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 SAY = words("en")
 
 
@@ -113,35 +113,10 @@ def test_runs_are_sorted_by_any_column(home: Path, sort: str, order: list[str]) 
 # -------------------------------------------------------------------------------------------------------------- the page
 
 
-def script(service):  # its source alone is run, so it has no names but those it imports
-    from pages.runs.page import show
-    from tests.pages.stand_in import know_pages
-
-    know_pages()
-    show(service)
-
-
 def page(service: Service, **link: str) -> AppTest:
-    app = AppTest.from_function(script, args=(service,), default_timeout=20)
-    for name, value in link.items():
-        app.query_params[name] = value
-    app.run()
+    app = opened("runs", service, **link)
     assert not app.exception
     return app
-
-
-def text(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.info, app.success, app.error, app.get("html"))
-    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in kind)
-
-
-def button(app: AppTest, label: str):
-    return next(b for b in app.button if b.label == label)
-
-
-def click(app: AppTest, label: str) -> None:
-    button(app, label).click().run()
-    assert not app.exception
 
 
 def way(app: AppTest, label: str) -> dict[str, list[str]] | None:
@@ -154,8 +129,7 @@ def way(app: AppTest, label: str) -> dict[str, list[str]] | None:
 
 
 def picked(app: AppTest) -> str:
-    found = app.query_params.get("picked", [""])
-    return found if isinstance(found, str) else found[0]
+    return link(app, "picked")
 
 
 def test_without_runs_it_says_what_to_press(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from pages.charts.units import in_bytes
 from pages.charts.words import words
 from pages.lab.events import Event, Way, walk
 from pages.lab.sentences import headline, sentences
+from tests.pages.opened import link, text
 from tests.pages.stand_in import saved, service
-from tests.pages.test_lab import link, page, text
+from tests.pages.test_lab import page
 from tests.runs import Runs, small
 
 SAY = words("en")

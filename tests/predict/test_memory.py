@@ -13,6 +13,7 @@ from engine.predict.tape.sizes import SYMBOLS
 from engine.predict.terms import total
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
 from engine.tables import SCHEMAS
+from tests.covering import covering, title
 from tests.runs import Runs, small
 
 
@@ -26,40 +27,20 @@ def generating(code: str, **rest: Any) -> RunSpec:
     return small(code, **rest).model_copy(update={"generate": asked})
 
 
-BERT, XLNET, ENCODER = ({"family": f, "vocab": 264} for f in ("bert", "xlnet", "transformer"))
-LLAMA = {"family": "llama", "kv_heads": 2}
-COVERING = (
-    spec("dp1.tp1.pp1"),
-    spec("dp2.pp2", "gpipe"),
-    spec("pp3", "gpipe", microbatches=3, split=(0, 5, 0)),
-    spec("dp2.tp2.pp2", microbatches=3, model={"vocab": 257}),
-    spec("dp2.pp2", layout={"zero": 1}, microbatches=3),
-    spec("dp2.pp2", layout={"zero": 2}, microbatches=3),
-    spec("dp2.tp2", layout={"zero": 3, "sequence_parallel": True}),
-    spec("tp2.pp2", layout={"recompute": "selective"}, microbatch_size=2),
-    spec("tp2.pp2", layout={"recompute": "full"}, microbatch_size=2),
-    spec("dp2.pp2", "zb-h1", layout={"zero": 2}, microbatches=3),
-    spec("pp2", "interleaved", chunks=2, microbatches=4),
-    spec("pp2", "zb-v", chunks=2, microbatches=4, model=LLAMA),
-    spec("pp2", "dualpipe-v", chunks=2, microbatches=4),
-    spec("tp2", model=BERT, microbatch_size=2, precision="bf16"),
-    spec("pp2", model=XLNET),
-    spec("tp2", model=XLNET, microbatch_size=2, precision="bf16"),
-    spec("pp2", model=ENCODER, optimizer="sgd"),
-    spec("tp2", model=LLAMA, microbatch_size=2, precision="bf16", optimizer="sgd", momentum=0.9),
-    spec("pp2", precision="bf16", accumulate="bf16"),
-    generating("tp2.pp2", model=LLAMA),
+ALL_AXES = spec("dp2.tp2.pp2", microbatches=3, model={"vocab": 257})
+CASES = (
+    *covering(),
+    ALL_AXES,
+    generating("tp2.pp2", model={"family": "llama", "kv_heads": 2}),
     generating("pp2", precision="bf16"),
 )
 
 
-def name(case: RunSpec) -> str:
-    layout, workload = case.layout, case.workload
-    parts = (case.model.family, layout.code, layout.schedule, f"zero{layout.zero}", layout.recompute, workload.precision)
-    return "-".join((*parts, "generating" if case.generate.skip_training else f"{workload.microbatches}"))
+def called(case: RunSpec) -> str:
+    return f"{title(case)}-generating" if case.generate.skip_training else title(case)
 
 
-@pytest.mark.parametrize("case", COVERING, ids=name)
+@pytest.mark.parametrize("case", CASES, ids=called)
 class TestAgainstARealRun:
     def test_every_category_of_every_rank_is_within_a_thousandth(self, runs: Runs, case: RunSpec) -> None:
         """Most are equal to the byte; what differs is a few numbers, and under which of two names a message counts."""
@@ -89,7 +70,7 @@ class TestAgainstARealRun:
 
 
 def test_the_curve_reaches_the_peak_and_returns_to_what_stands() -> None:
-    case = COVERING[3]
+    case = ALL_AXES
     for rank in (0, 7):
         curve = curve_table(case, rank)
         assert list(curve.columns) == list(SCHEMAS["memory_curve"])
@@ -115,12 +96,12 @@ def test_in_bulk_the_same_as_one_by_one() -> None:
     for one, found, stage in zip(made, bytes_, stages, strict=True):
         peaks = memory(one).peaks
         highest = max(peak.total for peak in peaks)
-        assert abs(found / highest - 1) <= 0.005, name(one)
-        assert peaks[stage].total >= 0.995 * highest, name(one)
+        assert abs(found / highest - 1) <= 0.005, title(one)
+        assert peaks[stage].total >= 0.995 * highest, title(one)
 
 
 def test_every_symbol_is_in_the_glossary() -> None:
-    for case in COVERING:
+    for case in CASES:
         for peak in memory(case).peaks:
             for terms in peak.terms.values():
                 for term in terms:

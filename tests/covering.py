@@ -1,0 +1,125 @@
+"""Small runs that together have every pair of choices that go together: of families, axes, schedules, levers and sizes.
+
+What holds for each of them is tested where it belongs: parity, memory, traffic, spans, dry runs. Each is run once for all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
+from itertools import combinations
+from typing import Any, TypeVar
+
+from engine import catalog
+from engine.families import FAMILIES
+from engine.schedule import SCHEDULES
+from engine.spec import V_SHAPED, LayoutSpec, RequestError, RunSpec, WorkloadSpec
+
+Case = TypeVar("Case", bound=Hashable)
+
+CANDIDATES = 4_000  # enough that every pair that goes together is among them
+MOST_RANKS = 8
+
+CHOICES: dict[str, list[Any]] = {
+    "family": list(FAMILIES),
+    "schedule": list(SCHEDULES),
+    "zero": [0, 1, 2, 3],
+    "pp": [1, 2, 3, 4],
+    "dp": [1, 2, 3],  # three divide no bucket
+    "tp": [1, 2, 4],
+    "split": ["even", "lopsided", "empty first", "empty last", "empty ends"],
+    "microbatches": [1, 3, 6],
+    "microbatch_size": [1, 2],
+    "odd_vocabulary": [False, True],  # which tp does not divide
+    "recompute": ["none", "selective", "full"],
+    "numbers": ["fp32", "bf16", "bf16 throughout"],
+    "optimizer": ["adamw", "sgd", "momentum"],
+    "sequence_parallel": [False, True],
+}
+LAYERS = {1: 4, 2: 4, 3: 6, 4: 5}  # by pp: at least one for each chunk
+SPLITS: dict[int, dict[str, tuple[int, ...]]] = {  # layers of each stage
+    2: {"lopsided": (1, 3), "empty first": (0, 4), "empty last": (4, 0)},
+    3: {"lopsided": (1, 3, 2), "empty first": (0, 3, 3), "empty last": (3, 3, 0), "empty ends": (0, 6, 0)},
+    4: {"lopsided": (1, 1, 1, 2), "empty first": (0, 2, 2, 1), "empty last": (1, 3, 1, 0), "empty ends": (0, 3, 2, 0)},
+}
+
+
+def spec_of(choice: Mapping[str, Any]) -> RunSpec:
+    """Raises `RequestError` where the choices do not go together."""
+    name, pp = choice["schedule"], choice["pp"]
+    tiny = catalog.model(f"{choice['family']}-tiny")
+    model = tiny.model_copy(update={"layers": LAYERS[pp], "seq": 32, "vocab": tiny.vocab + choice["odd_vocabulary"]})
+    layout = LayoutSpec(
+        **{field: choice[field] for field in ("dp", "tp", "pp", "zero", "recompute", "sequence_parallel", "schedule")},
+        split=() if choice["split"] == "even" else SPLITS[pp][choice["split"]],
+        chunks=2 if name in (*V_SHAPED, "interleaved") else 1,
+    )
+    workload = WorkloadSpec(
+        steps=2,
+        microbatches=choice["microbatches"],
+        microbatch_size=choice["microbatch_size"],
+        precision="fp32" if choice["numbers"] == "fp32" else "bf16",
+        accumulate="bf16" if choice["numbers"] == "bf16 throughout" else "fp32",
+        optimizer="adamw" if choice["optimizer"] == "adamw" else "sgd",
+        momentum=0.9 if choice["optimizer"] == "momentum" else 0.0,
+        time_limit=60.0,
+    )
+    return RunSpec(model=model, layout=layout, workload=workload, parity=True)
+
+
+def candidates(seed: int = 0) -> dict[RunSpec, dict[str, Any]]:
+    """Specs drawn at random, and the choices that made them."""
+    draw = random.Random(seed)
+    found: dict[RunSpec, dict[str, Any]] = {}
+    while len(found) < CANDIDATES:
+        choice = {name: draw.choice(values) for name, values in CHOICES.items()}
+        choice["zero"] *= choice["dp"] > 1  # or few would go together
+        choice["sequence_parallel"] &= choice["tp"] > 1
+        splits = ("even", *SPLITS.get(choice["pp"], ()))
+        if choice["dp"] * choice["tp"] * choice["pp"] > MOST_RANKS or choice["split"] not in splits:
+            continue
+        try:
+            found[spec_of(choice)] = choice
+        except RequestError:
+            continue
+    return found
+
+
+def few(having: Mapping[Case, Iterable[Hashable]], cost: Mapping[Case, float]) -> tuple[Case, ...]:
+    """Cases that between them have all that any has: again and again the one with most that is missing.
+
+    One of twice the cost is taken if it has a quarter more.
+    """
+    bits: dict[Hashable, int] = {}
+    masks = {case: sum(1 << bits.setdefault(one, len(bits)) for one in its) for case, its in having.items()}
+    missing, chosen = (1 << len(bits)) - 1, []
+    while missing:
+        best = max(masks, key=lambda case: ((masks[case] & missing).bit_count() / cost[case] ** 0.3, -cost[case]))
+        chosen.append(best)
+        missing &= ~masks[best]
+    return tuple(chosen)
+
+
+@cache
+def covering() -> tuple[RunSpec, ...]:
+    """Always the same ones."""
+    drawn = candidates()
+    return few({spec: combinations(choice.items(), 2) for spec, choice in drawn.items()}, {spec: _cost(spec) for spec in drawn})
+
+
+def _cost(spec: RunSpec) -> float:
+    """What a run and a dry run take, roughly: processes to start, and passes of layers with their collectives."""
+    layout = spec.layout
+    return layout.ranks * (8 + spec.workload.microbatches * spec.model.layers / layout.pp * layout.tp)
+
+
+def title(spec: RunSpec) -> str:
+    """What tells a spec from the others."""
+    layout, workload = spec.layout, spec.workload
+    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}"
+    numbers = workload.precision + ("-acc" if workload.accumulate == "bf16" else "")
+    split = "".join(f"-{n}" for n in layout.split)
+    batch = f"{workload.microbatches}x{workload.microbatch_size}"
+    optimizer = f"{workload.optimizer}{workload.momentum:g}"
+    return f"{spec.model.family}-{layout.code}{split}-{layout.schedule}-{levers}-{numbers}-{optimizer}-{batch}"
