@@ -3,7 +3,7 @@
     python -m benchmarks.sessions [--sessions 30] [--seconds 20]
 
 A server of its own, and clients that speak Streamlit's own protocol, so that no browser's work is in the figure. Prints the
-median and the 95th percentile over all moves, the first page's time, and the server's memory.
+median and the 95th percentile over all moves, the first page's time, and the server's CPU time and memory.
 """
 
 from __future__ import annotations
@@ -106,9 +106,10 @@ def main() -> None:
         try:
             cold = _await(f"http://127.0.0.1:{port}/_stcore/health")
             ((alone, _),) = asyncio.run(crowd(f"ws://127.0.0.1:{port}", 1, 0.0))
-            idle = psutil.Process(server.pid).memory_info().rss
+            process = psutil.Process(server.pid)
+            idle, spent = process.memory_info().rss, sum(process.cpu_times()[:2])
             answers = asyncio.run(crowd(f"ws://127.0.0.1:{port}", chosen.sessions, chosen.seconds))
-            busy = psutil.Process(server.pid).memory_info().rss
+            busy, spent = process.memory_info().rss, sum(process.cpu_times()[:2]) - spent
         finally:
             server.terminate()
             server.wait(20)
@@ -116,6 +117,7 @@ def main() -> None:
     print(f"{chosen.sessions} sessions, a move a second each for {chosen.seconds:g} s: {len(moves)} moves")
     print(f"  redrawn after, median          {1e3 * statistics.median(moves):8.0f} ms")
     print(f"  redrawn after, 95th percentile {1e3 * moves[int(0.95 * len(moves))]:8.0f} ms")
+    print(f"  server's CPU time, per move    {1e3 * spent / len(moves):8.0f} ms")
     print(f"  server answers after           {cold:8.2f} s")
     print(f"  first page, cold, one session  {alone:8.2f} s")
     print(f"  server's memory, one session   {idle / 2**20:8.0f} MiB")
