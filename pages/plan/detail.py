@@ -54,7 +54,7 @@ def _rival(plan: Plan, row: int) -> int | None:
 
 def _parts(request: Request, plan: Plan, row: int, other: int | None, view: View) -> Drawing:
     rows = [row] if other is None else [row, other]
-    spent = {names.brief(plan, r, say()): {name: float(getattr(plan.pace, name)[r]) for name in PARTS} for r in rows}
+    spent = {names.brief(plan, r, say()): {name: max(0.0, float(getattr(plan.pace, name)[r])) for name in PARTS} for r in rows}
     return _drawn(spent, view)
 
 

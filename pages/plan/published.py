@@ -63,11 +63,7 @@ def _table(found: list[Reference], words: Words) -> None:
                 "published": r.published,
                 "ours": r.ours,
                 "error": signed(r.error),
-                "kind": words("formula")
-                if r.exact
-                else words("computed from profiled times")
-                if r.source == QI
-                else words("measured"),
+                "kind": _kind(r, words),
                 "source": r.source,
             }
             for r in found

@@ -288,8 +288,6 @@ def _attempt(do: Callable[[], str]) -> None:
     except RequestError as error:
         text = say().sentence(error.sentence)
         st.session_state[_WRONG] = say()("{sentence}.", sentence=text[:1].upper() + text[1:])
-    # A name may now stand for another run than the one that charts of that name were drawn of.
-    st.cache_data.clear()
 
 
 def _rename(folder: Path, key: str) -> None:
