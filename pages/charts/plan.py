@@ -248,9 +248,9 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
     )
     bars = (
         alt.Chart(rows)
-        .mark_bar(stroke=style.background, strokeWidth=0.6)
+        .mark_bar(stroke=style.background, strokeWidth=0.6, width=_no_wider(len(peaks)))
         .encode(
-            x=alt.X("stage:O", title=say("pipeline stage"), axis=alt.Axis(labelAngle=0), scale=_no_wider(len(peaks))),
+            x=alt.X("stage:O", title=say("pipeline stage"), axis=alt.Axis(labelAngle=0)),
             y=alt.Y("amount:Q", title=say("memory at the peak ({unit})", unit=unit.name)),
             color=alt.Color("category:N", scale=colours(style.category, list(CATEGORIES), named)),
             order=alt.Order("order:Q"),
@@ -274,9 +274,9 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
     )
 
 
-def _no_wider(bars: int) -> alt.Scale:
+def _no_wider(bars: int) -> alt.RelativeBandSize:
     """Of few bars none is wider than it would be among `_FEW`."""
-    return alt.Scale(paddingInner=0.35, paddingOuter=max(0.2, (_FEW - bars) / 2))
+    return alt.RelativeBandSize(0.7 * min(1.0, bars / _FEW))
 
 
 def _capacity(at: float, device: str, style: Look) -> list[alt.Chart]:

@@ -196,7 +196,7 @@ def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
     drawn = timeline.draw([panel], style, least=longest)
     title = say("Bubble {share} of {count} units", share=percent(panel.bubble), count=f"{panel.makespan:g}")
     reading = say("Textbook: a forward pass takes 1 unit, a backward pass 2. The bubble is a share of total time.")
-    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading)))
+    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading, moving="")))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -207,7 +207,7 @@ def clocked(spans: pd.DataFrame, spec: RunSpec, last: float, view: View) -> Draw
     drawn = timeline.draw([panel], style, least=last)
     title = style.say("Bubble {share} of {time}", share=percent(panel.bubble), time=in_time(panel.makespan))
     reading = style.say("By the wall clock of this machine, whose cores the ranks shared. The bubble is a share of total time.")
-    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading)))
+    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading, moving="")))
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

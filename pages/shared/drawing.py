@@ -57,7 +57,7 @@ def show(
             heading(drawing.subject, drawing.title)
             for control in controls:
                 control()
-        reading = f"{drawing.reading} {note}".strip()
+        reading = " ".join(part for part in (drawing.reading, drawing.moving, note) if part)
         _chart(drawing, f"chart-{key}", reading, on_rank)
         st.caption(reading)
         with st.expander(say()("The numbers"), key=f"table-{key}", on_change="rerun", type="compact") as numbers:
