@@ -98,7 +98,7 @@ def curves(
     """
     names = [name for name in colour if name in set(rows["series"])]
     dashes = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3]]
-    x = alt.X("x:O", title=axes[0], axis=alt.Axis(labelAngle=0))
+    x = alt.X("x:O", title=axes[0], axis=alt.Axis(labelAngle=0, format=","))
     # From 0, with room for what stands above a point; where all is 0, the line lies at the foot.
     linear = alt.Scale(domain=[0, 1.15 * float(rows["y"].max()) or 1.0])
     y = alt.Y("y:Q", title=axes[1], axis=alt.Axis(tickCount=5, format=form), scale=alt.Scale(type="log") if log else linear)
@@ -120,14 +120,16 @@ def curves(
     mine = rows[rows["x"] == here] if here is not None else rows.head(0)
     if len(mine):
         layers.insert(0, alt.Chart(mine.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
-        rises = rows["y"].iloc[-1] > rows["y"].iloc[0]  # what is said of a point stands where the line is not
-        layers.append(
-            alt.Chart(mine)
-            .mark_text(
-                align="right" if rises else "left", dx=-8 if rises else 8, dy=-11, fontSize=13, fontWeight=600, color=style.text
-            )
-            .encode(x=x, y=y, text=alt.Text("y:Q", format=form))
-        )
+        rises = bool(rows["y"].iloc[-1] > rows["y"].iloc[0])
+        highest = mine["y"] == mine["y"].max()
+        # What is said of a point stands where no line is: above the highest, below the others.
+        for points, above in ((mine[highest], True), (mine[~highest], False)):
+            left = rises == above
+            label = alt.Chart(points).mark_text(
+                align="right" if left else "left", dx=-8 if left else 8, dy=-11 if above else 13, fontSize=13, fontWeight=600,
+                color=style.text,
+            )  # fmt: skip
+            layers.append(label.encode(x=x, y=y, text=alt.Text("y:Q", format=form)))
     subject, title, reading = told
     table = rows.pivot_table(index="x", columns="series", values="y", aggfunc="first", sort=False).reset_index()
     chart = alt.layer(*layers).properties(height=250)

@@ -218,12 +218,12 @@ def stages(request: Request, row: int, view: View) -> Drawing:
 def _table(plan: Plan, row: int, words: Words) -> None:
     rows = sorted({*range(min(_TOP, len(plan.layouts))), row})
     shown = plan.layouts.iloc[rows]
-    drawing.heading(
-        words("Best layouts"),
-        words(
-            "The fastest {count} of {all}; choose a row to look at it", count=min(_TOP, len(shown)), all=f"{len(plan.layouts):,}"
-        ),
-    )
+    counts = {"count": min(_TOP, len(shown)), "all": f"{len(plan.layouts):,}"}
+    if plan.feasible:
+        title = words("The fastest {count} of {all}; choose a row to look at it", **counts)
+    else:
+        title = words("None fits; the smallest {count} of {all}: choose a row to look at it", **counts)
+    drawing.heading(words("Best layouts"), title)
 
     def picked() -> None:
         chosen = st.session_state["plan-table"]["selection"]["rows"]
