@@ -156,7 +156,7 @@ def heat(
     )
     base = alt.Chart(cells).encode(x=x, y=y)
     square = base.mark_rect(stroke=style.background, strokeWidth=0.6 if written else 0).encode(
-        color=alt.Color("value:Q", scale=scale, legend=alt.Legend(orient="right", gradientLength=height - 40, format=".1f")),
+        color=alt.Color("value:Q", scale=scale, legend=_swatches(signed)),
         tooltip=[
             alt.Tooltip("row:N", title=axes[0]),
             alt.Tooltip("column:N", title=axes[1]),
@@ -197,6 +197,12 @@ def columns(
     subject, title, reading = told
     table = rows.rename(columns={"name": axes[0], "value": axes[1]})
     return Drawing(subject, title, reading, finish((bars + said).properties(height=200), style, title), table)
+
+
+def _swatches(signed: bool) -> alt.Legend:
+    """Squares of single colours. A gradient would be found by the page's address, which changes, and then be drawn no more."""
+    values = [1.0, 0.5, 0.0, -0.5, -1.0] if signed else [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
+    return alt.Legend(orient="right", type="symbol", symbolType="square", symbolSize=240, values=values, format=".1f")
 
 
 def _legend(names: list[str]) -> alt.Legend | None:
