@@ -22,7 +22,7 @@ from pages.charts.words import Words
 MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
 _SLOWEST, _LARGEST = 10, 4  # times the fastest, and times the device, beyond which a layout is not drawn
 _MOST_TICKS = 9
-_FEW = 6
+_FEW = 6  # stages
 
 
 def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
@@ -321,73 +321,6 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
-
-
-def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
-    """`cells`: model, ranks, mfu (NaN where nothing fits), layout, reason. Grey cells say why."""
-    say = style.say
-    rows = cells.assign(
-        row=range(len(cells)),
-        fits=cells["mfu"].notna(),
-        text=[f"{100 * mfu:.0f}%" if mfu == mfu else say("too large") for mfu in cells["mfu"]],
-        memory=[in_bytes(size) if size else "–" for size in cells["memory_bytes"]],
-        why=[say.sentence(reason) or say("fits") for reason in cells["reason"]],
-    )
-    models = list(dict.fromkeys(cells["model"]))
-    counts = sorted(set(cells["ranks"]))
-    x = alt.X("ranks:O", sort=counts, title=say("devices"), axis=alt.Axis(labelAngle=0, format=","))
-    y = alt.Y("model:N", sort=models, title=None)
-    tooltip = [
-        alt.Tooltip("model:N", title=say("model")),
-        alt.Tooltip("ranks:O", title=say("devices")),
-        alt.Tooltip("layout:N", title=say("best layout")),
-        alt.Tooltip("memory:N", title=say("memory")),
-        alt.Tooltip("text:N", title="MFU"),
-        alt.Tooltip("why:N", title=say("why")),
-    ]
-    good = (
-        alt.Chart(rows[rows["fits"]])
-        .mark_rect(stroke=style.background, strokeWidth=2)
-        .encode(
-            x=x,
-            y=y,
-            color=alt.Color(
-                "mfu:Q",
-                scale=alt.Scale(domain=[0, 0.7], range=[style.faint, style.blue], clamp=True),
-                title="MFU",
-                legend=None,
-            ),
-            tooltip=tooltip,
-        )
-        .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
-    )
-    bad = alt.Chart(rows[~rows["fits"]]).mark_rect(color=style.grey, opacity=0.35, stroke=style.background, strokeWidth=2)
-    words = (
-        alt.Chart(rows)
-        .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False)
-        .encode(
-            x=x,
-            y=y,
-            text="text:N",
-            color=alt.when((alt.datum.mfu > 0.4) & alt.datum.fits)
-            .then(alt.value(style.on_colour))
-            .otherwise(alt.value(style.text)),
-        )
-    )
-    layers = [good, bad.encode(x=x, y=y, tooltip=tooltip), words]
-    fitting = rows[rows["fits"]]
-    title = say("{count} of {all} combinations fit", count=len(fitting), all=len(rows))
-    return Drawing(
-        subject=say("Best layout by model and number of devices"),
-        title=title,
-        reading=say(
-            "Each cell is the model FLOPs utilization (MFU) of the fastest layout that fits, at two sequences a device and step; "
-            "grey cells do not fit, and say why when pointed at. Click a cell to plan it, or choose its model and number at "
-            "the left."
-        ),
-        spec=finish(alt.layer(*layers).properties(height=38 * len(models)), style, title),
-        table=cells.drop(columns="reason").assign(why=rows["why"]),
-    )
 
 
 def seconds(value: float, say: Words) -> str:
