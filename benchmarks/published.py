@@ -15,7 +15,8 @@ from typing import Any
 
 from engine.command.output import print_table
 from engine.command.search import assumptions
-from engine.predict.papers.figures import UNITS, Reference, references
+from engine.predict.papers.figures import references
+from engine.predict.papers.reference import UNITS, Reference
 
 
 def main() -> None:

@@ -30,6 +30,9 @@ class DeviceSpec(Spec):
     inter_bandwidth: float = Field(
         gt=0, allow_inf_nan=False, description="its share of the bytes/s that its node sends to others, one direction"
     )
+    reachable: float = Field(
+        0.8, gt=0, le=1, description="of the peak FLOP/s that its best product of matrices reaches, measured"
+    )
     intra_latency: float = Field(4e-6, ge=0, allow_inf_nan=False, description="seconds before a message inside the node arrives")
     inter_latency: float = Field(14e-6, ge=0, allow_inf_nan=False, description="seconds before a message to another node arrives")
     node_size: int = Field(8, ge=1, le=65536, description="devices in a node")
@@ -47,15 +50,21 @@ _NVLINK, _PCI, _NETWORK = 3.4e-6, 5.7e-6, 14e-6
 
 
 def _made(
-    name: str, gb: int, bf16: float, fp32: float, memory: float, intra: float, inter: float, source: str, latency: float = _NVLINK
-) -> DeviceSpec:
+    name: str, gb: int, bf16: float, fp32: float, memory: float, intra: float, inter: float, reachable: float, source: str,
+    latency: float = _NVLINK,
+) -> DeviceSpec:  # fmt: skip
     """`gb` 10⁹ bytes; `bf16` and `fp32` TFLOP/s; `memory`, `intra` and `inter` GB/s. In nodes of eight."""
     return DeviceSpec(
         name=name, memory_bytes=gb * _GB, bf16_flops=bf16 * _T, fp32_flops=fp32 * _T, memory_bandwidth=memory * _GB,
         intra_bandwidth=intra * _GB, inter_bandwidth=inter * _GB, intra_latency=latency, inter_latency=_NETWORK, node_size=8,
-        source=source,
+        reachable=reachable, source=source,
     )  # fmt: skip
 
+
+# What the fastest of many products reached, of the peak in dense bf16: A100 271.2 TFLOP/s, H100 and H200 794.5, B200 1,745,
+# MI300X 668.4 (Bekman, Machine Learning Engineering, compute/accelerator, table of maximum achievable matmul FLOPS, 2026).
+# Where the table has no figure, about the middle of it.
+_AMPERE_REACHES, _HOPPER_REACHES, _UNKNOWN = 0.869, 0.803, 0.8
 
 _A100 = "NVIDIA A100 data sheet, SXM (312 TFLOPS bf16, 19.5 fp32, NVLink 600 GB/s both ways); DGX A100: 8 ports of 200 Gb/s"
 _HOPPER = "(989 TFLOPS dense bf16, 67 fp32, NVLink 900 GB/s both ways); DGX: 8 ports of 400 Gb/s"
@@ -63,28 +72,34 @@ _HOPPER = "(989 TFLOPS dense bf16, 67 fp32, NVLink 900 GB/s both ways); DGX: 8 p
 DEVICES: dict[str, DeviceSpec] = {
     device.name: device
     for device in (
-        _made("a100-40gb", 40, 312, 19.5, 1555, 300, 25, f"{_A100}; 40 GB, 1,555 GB/s"),
-        _made("a100-80gb", 80, 312, 19.5, 2039, 300, 25, f"{_A100}; 80 GB, 2,039 GB/s"),
-        _made("h100-80gb", 80, 989.4, 66.9, 3350, 450, 50, f"NVIDIA H100 data sheet, SXM {_HOPPER}; 80 GB, 3.35 TB/s"),
-        _made("h200-141gb", 141, 989.4, 66.9, 4800, 450, 50, f"NVIDIA H200 data sheet, SXM {_HOPPER}; 141 GB, 4.8 TB/s"),
+        _made("a100-40gb", 40, 312, 19.5, 1555, 300, 25, _AMPERE_REACHES, f"{_A100}; 40 GB, 1,555 GB/s"),
+        _made("a100-80gb", 80, 312, 19.5, 2039, 300, 25, _AMPERE_REACHES, f"{_A100}; 80 GB, 2,039 GB/s"),
         _made(
-            "b200", 180, 2250, 75, 8000, 900, 50,
+            "h100-80gb", 80, 989.4, 66.9, 3350, 450, 50, _HOPPER_REACHES,
+            f"NVIDIA H100 data sheet, SXM {_HOPPER}; 80 GB, 3.35 TB/s",
+        ),
+        _made(
+            "h200-141gb", 141, 989.4, 66.9, 4800, 450, 50, _HOPPER_REACHES,
+            f"NVIDIA H200 data sheet, SXM {_HOPPER}; 141 GB, 4.8 TB/s",
+        ),
+        _made(
+            "b200", 180, 2250, 75, 8000, 900, 50, 0.776,
             "NVIDIA DGX B200 data sheet, an eighth of it (1,440 GB, 64 TB/s, NVLink 14.4 TB/s both ways, 8 ports of 400 Gb/s); "
             "HGX B200: 2.25 PFLOPS dense bf16, 75 TFLOPS fp32",
         ),
         _made(
-            "mi300x", 192, 1307.4, 163.4, 5300, 448, 50,
+            "mi300x", 192, 1307.4, 163.4, 5300, 448, 50, 0.511,
             "AMD Instinct MI300X data sheet (1,307.4 TFLOPS dense bf16, 163.4 fp32, 192 GB, 5.3 TB/s, seven Infinity Fabric "
             "links of 128 GB/s both ways); platform of eight with a port of 400 Gb/s each",
         ),
         _made(
-            "l40s", 48, 362.05, 91.6, 864, 32, 12.5,
+            "l40s", 48, 362.05, 91.6, 864, 32, 12.5, _UNKNOWN,
             "NVIDIA L40S data sheet (362.05 TFLOPS dense bf16, 91.6 fp32, 48 GB, 864 GB/s, PCIe 4.0 × 16 at 64 GB/s both ways); "
             "for the network, a port of 200 Gb/s for two devices is assumed",
             _PCI,
         ),
         _made(
-            "rtx-4090", 24, 165.2, 82.6, 1008, 32, 1.5625,
+            "rtx-4090", 24, 165.2, 82.6, 1008, 32, 1.5625, _UNKNOWN,
             "NVIDIA Ada GPU architecture white paper, appendix A (165.2 TFLOPS dense bf16 added up in fp32, 82.6 fp32, 24 GB, "
             "1,008 GB/s, PCIe 4.0 × 16); for the network, one port of 100 Gb/s for eight devices is assumed",
             _PCI,

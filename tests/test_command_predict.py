@@ -40,3 +40,31 @@ def test_one_stage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_stage_that_is_not_there_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--layout", "pp2", "--explain", "2"]) == 2
     assert capsys.readouterr().err == "stage 2 is not one of the 2, 0 to 1\n"
+
+
+def test_for_inference_it_shows_what_is_held_and_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-3 175B in bf16 over tp=8: 9.66 GB of keys and values for 2,048 tokens, an eighth of them on a rank."""
+    asked = ["predict", "--model", "gpt3-175b", "--layout", "tp8", "--precision", "bf16", "--inference", "--length", "2048"]
+    assert main([*asked, "--sequences", "1", "16", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    one, many = result["held"]
+    assert one["kv_cache"] == 2 * 96 * 12288 * 2 * 2048 // 8
+    assert many["kv_cache"] == 16 * one["kv_cache"]
+    assert many["total"] == many["parameters"] + many["kv_cache"]
+    (decode,) = (s for s in result["sent"] if (s["phase"], s["sequences"], s["collective"]) == ("decode", 1, "all_reduce"))
+    assert decode["calls"] == 2 * 96 + 1  # two of each layer, and the embedding's
+    assert main(asked) == 0
+    assert "1.12 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--length", "4"], "--length is for inference; give --inference with it"),
+        (["--inference", "--sequences", "0"], "must be 1 and more"),
+        (["--inference", "--model", "bert-base"], "bert does not predict the next token"),
+    ],
+)
+def test_what_is_no_inference_is_refused(flags: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *flags]) == 2
+    assert why in capsys.readouterr().err

@@ -51,6 +51,7 @@ def _devices(arguments: argparse.Namespace) -> int:
             "name": device.name,
             "memory GB": _short(device.memory_bytes / 1e9),
             "bf16 TFLOP/s": _short(device.bf16_flops / 1e12),
+            "of them reached": f"{device.reachable:.0%}",
             "fp32 TFLOP/s": _short(device.fp32_flops / 1e12),
             "memory GB/s": _short(device.memory_bandwidth / 1e9),
             "in node GB/s": _short(device.intra_bandwidth / 1e9),

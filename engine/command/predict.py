@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import pandas as pd
+
 from engine import catalog
 from engine.command import flags
 from engine.command.output import print_json, print_table, size
+from engine.predict.inference import inference_table, must_write, passed_table
 from engine.predict.memory import Peak, memory
 from engine.predict.run import predict
 from engine.spec import RequestError, RunSpec
@@ -18,6 +21,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [--model NAME] [--layout CODE] …"
     flags.add(parser)
     parser.add_argument("--explain", type=int, metavar="STAGE", help="unfold that stage's peak into the sum that it is")
+    parser.add_argument("--inference", action="store_true", help="what generating text takes, instead of training")
+    parser.add_argument(
+        "--sequences", type=int, nargs="+", metavar="N", help="for inference: so many at a time in a replica (default 1 and 16)"
+    )
+    parser.add_argument(
+        "--length", type=int, nargs="+", metavar="N", help="for inference: tokens of a sequence (default: the model's seq)"
+    )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(do=run)
 
@@ -25,6 +35,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     spec = flags.read(arguments)
+    for name in ("sequences", "length"):
+        if getattr(arguments, name) is not None and not arguments.inference:
+            raise RequestError(f"--{name} is for inference; give --inference with it")
+    if arguments.inference:
+        return _inference(spec, arguments.sequences or [1, 16], arguments.length or [spec.model.seq], arguments.json)
     peaks = memory(spec).peaks
     if arguments.explain is not None and not 0 <= arguments.explain < len(peaks):
         raise RequestError(f"stage {arguments.explain} is not one of the {len(peaks)}, 0 to {len(peaks) - 1}")
@@ -37,6 +52,34 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(spec, result, peaks)
     return 0
+
+
+def _inference(spec: RunSpec, sequences: list[int], lengths: list[int], as_json: bool) -> int:
+    """What each stage's ranks hold, and what the busiest rank sends for one step of decoding and for a prompt."""
+    if min(*sequences, *lengths) < 1:
+        raise RequestError(f"sequences={sequences} and length={lengths} must be 1 and more")
+    model, layout, precision = spec.model, spec.layout, spec.workload.precision
+    must_write(model)
+    held = inference_table(model, layout, precision, sequences, lengths)
+    held["total"] = held["parameters"] + held["kv_cache"]
+    sent = passed_table(model, layout, precision, sequences, lengths)
+    if as_json:
+        print_json({"spec": spec.model_dump(mode="json"), "held": _records(held), "sent": _records(sent)})
+        return 0
+    print(f"{catalog.name_of(model)} as {layout.code}, {precision}, generating: for each rank of a stage")
+    print_table(_records(_in_units(held, "parameters", "kv_cache", "total")))
+    if len(sent):
+        print("\nsent by the busiest rank for one pass of all those sequences")
+        print_table(_records(_in_units(sent, "wire_bytes")))
+    return 0
+
+
+def _in_units(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    return table.assign(**{name: table[name].map(size) for name in columns})
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _as_json(result: RunResult, peaks: tuple[Peak, ...]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from engine.families import FAMILIES
 from engine.predict.messages.calls import wire_bytes
 from engine.predict.messages.held import Part, buckets, parts
 from engine.predict.terms import Factor, Term, total
 from engine.predict.traffic import BYTES, going_on
-from engine.spec import LayoutSpec, ModelSpec, Precision, sentence
+from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, sentence
 
 _NAMES = {
     "table": sentence("token table"),
@@ -23,6 +24,13 @@ _NAMES = {
     "decoder": sentence("decoder layers"),
     "head": sentence("head"),
 }
+
+
+def must_write(model: ModelSpec) -> None:
+    """Raises `RequestError` where the model's family does not generate text."""
+    if model.parts.objective not in ("causal", "seq2seq"):
+        writers = [name for name, family in FAMILIES.items() if family.objective in ("causal", "seq2seq")]
+        raise RequestError(f"{model.family} does not predict the next token; {', '.join(writers)} do")
 
 
 def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int) -> tuple[Term, ...]:
@@ -58,7 +66,7 @@ def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int
 def inference_table(
     model: ModelSpec, layout: LayoutSpec, precision: Precision, batches: list[int], lengths: list[int]
 ) -> pd.DataFrame:
-    """stage, batch, length, parameters, kv_cache: bytes of one rank of each stage, for every batch and length."""
+    """stage, sequences, length, parameters, kv_cache: bytes of one rank of each stage, for every batch and length."""
     rows = []
     for stage in range(layout.pp):
         parameters = total(weights(model, layout, precision, stage))
@@ -66,7 +74,7 @@ def inference_table(
         for batch in batches:
             rows.append(
                 pd.DataFrame(
-                    {"stage": stage, "batch": batch, "length": lengths, "parameters": parameters, "kv_cache": batch * one}
+                    {"stage": stage, "sequences": batch, "length": lengths, "parameters": parameters, "kv_cache": batch * one}
                 )
             )
     return pd.concat(rows, ignore_index=True)
@@ -109,6 +117,19 @@ def passed(
         for key, amount in here.items():
             most[key] = max(most.get(key, (0, 0)), amount, key=lambda a: a[1])
     return most
+
+
+def passed_table(
+    model: ModelSpec, layout: LayoutSpec, precision: Precision, batches: list[int], lengths: list[int]
+) -> pd.DataFrame:
+    """phase, sequences, tokens, axis, collective, calls, wire_bytes: `passed` for prompts of every length, and for one token."""
+    rows = [
+        (phase, batch, tokens, axis, collective, calls, wire)
+        for batch in batches
+        for phase, tokens in [*(("prefill", length) for length in lengths), ("decode", 1)]
+        for (axis, collective), (calls, wire) in passed(model, layout, precision, batch, tokens).items()
+    ]
+    return pd.DataFrame(rows, columns=["phase", "sequences", "tokens", "axis", "collective", "calls", "wire_bytes"])
 
 
 def _held(model: ModelSpec, layout: LayoutSpec, stage: int) -> list[Part]:

@@ -26,13 +26,11 @@ def show(service: Service) -> None:
         found = found.folder
         st.query_params[runbar.RUN] = found.name  # which a new server finds as well
 
-    _follow_link(service, found)
-    choice = form.held()
-    assert choice
+    choice = _follow_link(service, found)
     chosen.whole_page()
     verdict = read(choice, service.texts)
     with st.sidebar:
-        form.draw(service.texts, [*verdict.problems, *verdict.refused])
+        form.draw(choice, service.texts, [*verdict.problems, *verdict.refused])
         runbar.draw(service, verdict, found if isinstance(found, RunState) else None)
 
     if wrong := st.session_state.get(_BAD_LINK):
@@ -58,8 +56,8 @@ def _measured(found: RunState | Path | None) -> RunSpec | None:
         return None
 
 
-def _follow_link(service: Service, found: RunState | Path | None) -> None:
-    """Keep form and address bar the same.
+def _follow_link(service: Service, found: RunState | Path | None) -> Choice:
+    """Keep form and address bar the same; what they hold.
 
     The link wins when a session starts, and when it was changed by hand or by going back; otherwise the form does. A
     control moved just now wins always: the link that came with it may be old.
@@ -80,6 +78,7 @@ def _follow_link(service: Service, found: RunState | Path | None) -> None:
     st.session_state[_CODE] = links.encode(held)
     if code != st.session_state[_CODE]:
         st.query_params[SPEC] = st.session_state[_CODE]
+    return held
 
 
 def _default(service: Service, found: RunState | Path | None) -> Choice:

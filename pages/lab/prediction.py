@@ -21,6 +21,8 @@ from pages.charts.traffic import Measure
 from pages.charts.units import in_bytes
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
+from pages.shared.kept import kept
+from pages.shared.unfolding import unfolding
 
 DEVICE, MEASURE = "device", "bytes"  # the link's parameters
 NO_DEVICE = "none"
@@ -30,45 +32,67 @@ _DEFAULT_DEVICE = "rtx-4090"
 
 def draw(spec: RunSpec) -> None:
     """Memory and traffic as the formulas have them."""
-    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
-        with grid.cell():
-            memory_card(spec, None, "predicted")
-        with grid.cell():
-            traffic_card(spec, None, "predicted")
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
+        memory_card(spec, None, "predicted")
+        traffic_card(spec, None, "predicted")
 
 
 def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
     """The chart, with what a run of `spec` measured beside it, and the formula behind a bar. `key` names it on the page."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     rank, table = chosen.rank(mesh), None if measured is None else measured.tables["memory_peak"]
-    made = memory_chart(spec, table, linked_device(), rank, view())
-    drawing.show(made, f"memory-{key}", lambda: _pick_device(key), on_rank=chosen.choose)
-    _unfold_memory(spec, table, mesh, rank, key)
+    asked = linked_device(), rank, view()
+    made = predicted_memory(spec, *asked) if table is None else measured_memory(spec, table, *asked)
+    drawing.show(
+        made,
+        f"memory-{key}",
+        lambda: _pick_device(key),
+        on_rank=chosen.choose,
+        below=lambda: _unfold_memory(spec, table, mesh, rank, key),
+    )
 
 
 def traffic_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
     """The same for traffic; of the chosen rank alone, where there is one."""
     rank = chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp))
     table = None if measured is None else measured.tables["traffic"]
-    made = traffic_chart(spec, table, linked_measure(), rank, view())
-    drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key))
-    _unfold_traffic(spec, rank, key)
+    asked = linked_measure(), rank, view()
+    made = predicted_traffic(spec, *asked) if table is None else measured_traffic(spec, table, *asked)
+    drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key), below=lambda: _unfold_traffic(spec, rank, key))
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@kept(64)
 def predicted(spec: RunSpec) -> RunResult:
     return predict(spec)
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
-def memory_chart(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int | None, view: View) -> Drawing:
+@kept(128)
+def predicted_memory(spec: RunSpec, device: str, rank: int | None, view: View) -> Drawing:
+    return _memory(spec, None, device, rank, view)
+
+
+@kept(128)
+def predicted_traffic(spec: RunSpec, measure: Measure, rank: int | None, view: View) -> Drawing:
+    return _traffic(spec, None, measure, rank, view)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def measured_memory(spec: RunSpec, measured: pd.DataFrame, device: str, rank: int | None, view: View) -> Drawing:
+    return _memory(spec, measured, device, rank, view)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def measured_traffic(spec: RunSpec, measured: pd.DataFrame, measure: Measure, rank: int | None, view: View) -> Drawing:
+    return _traffic(spec, measured, measure, rank, view)
+
+
+def _memory(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int | None, view: View) -> Drawing:
     capacity = DEVICES[device].memory_bytes if device in DEVICES else None
     formula_says = predicted(spec).tables["memory_peak"]
     return drawing.packed(beside.memory(measured, formula_says, capacity, device, look(view), _roles(spec, rank)))
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
-def traffic_chart(spec: RunSpec, measured: pd.DataFrame | None, measure: Measure, rank: int | None, view: View) -> Drawing:
+def _traffic(spec: RunSpec, measured: pd.DataFrame | None, measure: Measure, rank: int | None, view: View) -> Drawing:
     formula_says = predicted(spec).tables["traffic"]
     return drawing.packed(beside.traffic(measured, formula_says, spec.layout.ranks, measure, rank, look(view)))
 
@@ -135,7 +159,7 @@ def _to_link(parameter: str, widget: str, default: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- the formulas
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@kept(64)
 def _peaks(spec: RunSpec) -> tuple[Peak, ...]:
     """With their terms, which the tables do not have."""
     return memory(spec).peaks
@@ -148,9 +172,7 @@ def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, ran
     shown = rank if rank is not None else fullest * mesh.dp * mesh.tp
     peak = peaks[mesh.coordinate(shown).pp]
     label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
-    with st.expander(
-        label, icon=":material/function:", key=f"unfold-memory-{key}", on_change="rerun", type="compact"
-    ) as unfolded:
+    with unfolding(label, f"unfold-memory-{key}", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:
             return
         st.caption(
@@ -168,9 +190,7 @@ def _unfold_traffic(spec: RunSpec, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
     shown = rank or 0
     label = words("The formula behind what rank {rank} hands over", rank=shown)
-    with st.expander(
-        label, icon=":material/function:", key=f"unfold-traffic-{key}", on_change="rerun", type="compact"
-    ) as unfolded:
+    with unfolding(label, f"unfold-traffic-{key}", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:
             return
         st.caption(words("Payload bytes of one step, by axis and collective: calls times the size of the tensor handed over."))

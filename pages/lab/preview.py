@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import streamlit as st
-
 from engine.predict.timeline import Timeline, simulate
 from engine.predict.timeline import textbook as unit_times
 from engine.schedule import plan
@@ -21,20 +19,19 @@ from pages.lab.ranks import rank_grid
 from pages.shared import chosen, drawing
 from pages.shared.clickable import clickable
 from pages.shared.frame import say, view
+from pages.shared.kept import kept
 
 
 def draw(spec: RunSpec, measured: RunSpec | None) -> None:
     """`measured` is what the result beneath was a run of, if there is one: what stands there is not told here as well."""
-    with st.container(key="who"):
-        drawing.heading(say()("Who holds what"), _counted(spec.layout, say()))
-        mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
-        clickable(grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    title = drawing.heading_html(say()("Who holds what"), _counted(spec.layout, say()))
+    clickable(title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
     walkable = measured is None and not spec.generate.skip_training
     if not same_but_for_length(spec, measured):
         prediction.draw(spec)
     step = walk.current(spec, partial(events, spec)) if walkable else None
-    with st.container(key="textbook"):
-        timelines.draw_textbook(spec, step.event if step else None)
+    timelines.draw_textbook(spec, step.event if step else None)
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
 
@@ -61,20 +58,20 @@ def _counted(layout: LayoutSpec, say: Words) -> str:
     return say.plural("{count} rank: {parts}", "{count} ranks: {parts}", layout.ranks, parts=" × ".join(parts))
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@kept(64)
 def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> str:
     roles = None if rank is None else roles_of(Mesh(layout.dp, layout.tp, layout.pp), rank)
     return rank_grid(model, layout, look(view), roles)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@kept(64)
 def events(spec: RunSpec, way: Way) -> list[Event]:
     """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
     passed = prediction.predicted(spec).tables["traffic"]
     return events_of(spec, passed, way, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
+@kept(8)
 def replayed(layout: LayoutSpec, microbatches: int, tied: bool) -> Timeline:
     """The whole step in unit times."""
     return simulate(plan(layout, microbatches, tied), unit_times(layout))

@@ -110,14 +110,12 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
     if rank != st.session_state.get(_FOLLOWED):  # the curve goes where the choice goes, until it is told otherwise
         st.session_state[_FOLLOWED] = rank
         st.session_state[_RANK] = st.session_state[_RANK] if rank is None else rank
-    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
-        with grid.cell():
-            prediction.memory_card(result.spec, result, "measured")
-        with grid.cell():
-            drawn = curve(folder, st.session_state[_RANK], view())
-            if event is not None and event.rank == st.session_state[_RANK]:
-                drawn = pointed(drawn, memory.marks(result.tables["memory_curve"], event.rank, str(event.action)))
-            drawing.show(drawn, "curve", pick_rank)
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
+        prediction.memory_card(result.spec, result, "measured")
+        drawn = curve(folder, st.session_state[_RANK], view())
+        if event is not None and event.rank == st.session_state[_RANK]:
+            drawn = pointed(drawn, memory.marks(result.tables["memory_curve"], event.rank, str(event.action)))
+        drawing.show(drawn, "curve", pick_rank)
 
 
 def _traffic(folder: Path, result: RunResult) -> None:
@@ -126,8 +124,7 @@ def _traffic(folder: Path, result: RunResult) -> None:
         with grid.cell():
             prediction.traffic_card(result.spec, result, "measured")
             drawing.show(by_rank(folder, measure, rank, view()), "by-rank", on_rank=chosen.choose)
-        with grid.cell():
-            drawing.show(links(folder, measure, rank, view()), "matrix", on_rank=chosen.choose)
+        drawing.show(links(folder, measure, rank, view()), "matrix", on_rank=chosen.choose)
 
 
 def _walked(folder: Path, result: RunResult) -> Event | None:
@@ -154,8 +151,7 @@ def _timeline(folder: Path, result: RunResult, event: Event | None) -> None:
 def _rest(folder: Path, result: RunResult) -> None:
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         if "loss_last" in result.summary:
-            with grid.cell():
-                drawing.show(losses(folder, view()), "loss")
+            drawing.show(losses(folder, view()), "loss")
         with grid.cell():
             drawing.heading(say()("Processes"), say()("What the operating system sees"))
             st.dataframe(processes(folder, view()), hide_index=True, alt=say()("Memory of each process"))

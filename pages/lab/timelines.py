@@ -23,6 +23,7 @@ from pages.charts.words import Language, Words, words
 from pages.lab.events import Event
 from pages.shared import chosen, drawing
 from pages.shared.frame import labelled, say, view
+from pages.shared.kept import kept
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
 
@@ -168,7 +169,7 @@ def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[P
     return panels
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@kept(64)
 def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | None, view: View) -> Drawing:
     """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
     before = Slowed(*slow, of_shape(shape, microbatches, Slow(), view.language).bubble) if slow.factor > 1 else None
@@ -176,13 +177,13 @@ def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | 
     return drawing.packed(timeline.draw([panel], look(view), window, before))
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@kept(32)
 def shape_overview(shape: LayoutSpec, microbatches: int, slow: Slow, view: View) -> Drawing | None:
     found = timeline.overview(of_shape(shape, microbatches, slow, view.language), look(view))
     return found and drawing.packed(found)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@kept(64)
 def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Language) -> Panel:
     say = words(language)
     found = _simulated(shape, microbatches, unit_times(shape), slow)

@@ -51,17 +51,24 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
     with st.container(key="walk", gap="xsmall"):
         named = {"microbatch": step.way.microbatch, "number": step.at + 1, "count": len(step.events)}
         title = say("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, say), **named)
-        drawing.heading(say("Step through"), title)
-        st.html(_told(step, spec, say, look(frame.view()), in_units))
-        _controls(spec, events, step, say)
-        st.html(_chips(step, say, look(frame.view())))
+        style = look(frame.view())
+        st.html(drawing.heading_html(say("Step through"), title) + _told(step, spec, say, style, in_units))
+        if walking:
+            _controls(spec, events, step, say)
+        else:
+            _button_on(spec, events, step, say)
         more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
         if not walking:
             more += " " + say("Press Next, and each event is marked in the charts as well.")
-        st.caption(
-            say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
-            + f" {more}"
+        read = say(
+            "What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end."
         )
+        st.html(_chips(step, say, style) * walking + f'<p class="ss-read">{escape(f"{read} {more}")}</p>')
+
+
+def _read(say: Words, more: str) -> str:
+    told = say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
+    return f'<p class="ss-read">{escape(f"{told} {more}")}</p>'
 
 
 def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:
@@ -81,10 +88,7 @@ def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
             say("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go,
             args=(spec, events, *step.way, step.at - 1), key="walk/previous", shortcut="P",
         )  # fmt: skip
-        st.button(
-            say("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == last, on_click=_go,
-            args=(spec, events, *step.way, step.at + 1), key="walk/next", type="primary", shortcut="N",
-        )  # fmt: skip
+        _button_on(spec, events, step, say)
         for label, key, count in (
             (say("Microbatch"), _MICROBATCH, spec.workload.microbatches),
             (say("Replica (dp)"), _DP, spec.layout.dp),
@@ -96,6 +100,14 @@ def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
         st.slider(
             say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events, step), label_visibility="collapsed"
         )
+
+
+def _button_on(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
+    """All that there is before one walks."""
+    st.button(
+        say("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == len(step.events) - 1,
+        on_click=_go, args=(spec, events, *step.way, step.at + 1), key="walk/next", type="primary", shortcut="N",
+    )  # fmt: skip
 
 
 def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: int) -> None:

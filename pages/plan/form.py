@@ -126,12 +126,14 @@ def _own(request: Request, words: Words) -> None:
         "intra_latency": words("In a node (µs)"),
         "inter_latency": words("Between (µs)"),
         "node_size": words("In a node"),
+        "reachable": words("Best product, of peak"),
     }
     told: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
     values = dict(zip(OWN_FIELDS, request.own, strict=True))
     for row in (("memory_bytes", "memory_bandwidth"), ("bf16_flops", "fp32_flops"), ("intra_bandwidth", "inter_bandwidth")):
         _own_row(row, values, labels, told)
-    _own_row(("intra_latency", "inter_latency", "node_size"), values, labels, told)
+    _own_row(("intra_latency", "inter_latency"), values, labels, told)
+    _own_row(("node_size", "reachable"), values, labels, told)
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
@@ -147,7 +149,8 @@ def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mappin
         st.session_state[key] = values[name]
         least = 1.0 if name == "node_size" else 0.0 if name.endswith("latency") else _LEAST
         with column:
-            st.number_input(labels[name], least, key=key, format="%g", help=told[name], on_change=_own_moved)
+            most = 1.0 if name == "reachable" else None
+            st.number_input(labels[name], least, most, key=key, format="%g", help=told[name], on_change=_own_moved)
 
 
 def _own_moved() -> None:
@@ -177,7 +180,7 @@ def _uploaded() -> None:
 
 def _assumed(assumed: Assumptions, words: Words) -> None:
     labels = {
-        "matmul_efficiency": words("Matrix products, of peak FLOP/s"),
+        "matmul_efficiency": words("Matrix products, of the device's best"),
         "attention_efficiency": words("Attention's products, of peak FLOP/s"),
         "memory_efficiency": words("Norms and softmax, of memory bandwidth"),
         "intra_efficiency": words("Links inside a node, of their bandwidth"),
@@ -185,6 +188,7 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
         "dp_overlap": words("dp collectives hidden behind backward"),
         "tp_overlap": words("tp collectives hidden"),
         "fused_attention": words("Fused attention (scores never in memory)"),
+        "fused_accumulation": words("Gradients added up by the products themselves"),
         "split_messages": words("Messages between stages cut over tp"),
     }
     for name, value in assumed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from engine.predict.papers.figures import QI, UNITS, Quantity, Reference, references
+from engine.predict.papers.bubbles import QI
+from engine.predict.papers.figures import references
+from engine.predict.papers.reference import UNITS, Quantity, Reference
 from engine.predict.speed.rates import Assumptions
 from pages.charts.words import Words
 from pages.plan.rehearsing import signed
@@ -94,14 +96,15 @@ def _quantities(words: Words) -> dict[Quantity, str]:
     return {
         "memory": words("memory of a device"),
         "states": words("states of a device"),
+        "profiled bubble": words("bubble, from their profiled times"),
         "bubble": words("bubble, from the device's figures"),
-        "textbook bubble": words("bubble, in unit times"),
         "speed": words("speed of a device"),
+        "step": words("a step"),
     }
 
 
 def _kind(reference: Reference, words: Words) -> str:
     """What the published figure is."""
-    if reference.exact:
-        return words("formula")
-    return words("computed from profiled times") if reference.source == QI else words("measured")
+    if reference.source == QI:
+        return words("computed from profiled times")
+    return words("formula") if reference.exact else words("measured")

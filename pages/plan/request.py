@@ -25,6 +25,7 @@ OWN_FIELDS: Mapping[str, float] = {
     "intra_latency": 1e-6,
     "inter_latency": 1e-6,
     "node_size": 1,
+    "reachable": 1,
 }
 _WHOLE = ("memory_bytes", "node_size")
 _NUMBERS = ("ranks", "batch", "seq")

@@ -36,7 +36,12 @@ def packed(drawing: Drawing) -> Drawing:
 
 def heading(subject: str, title: str) -> None:
     """The heading of a chart, or of something that stands among charts."""
-    st.html(f'<div class="ss-title"><span>{escape(subject)}</span><h4>{escape(title)}</h4></div>')
+    st.html(heading_html(subject, title))
+
+
+def heading_html(subject: str, title: str) -> str:
+    """The same for what is HTML itself: each element of a page costs time of its own, and a heading need not be one."""
+    return f'<div class="ss-title"><span>{escape(subject)}</span><h4>{escape(title)}</h4></div>'
 
 
 def show(
@@ -45,18 +50,22 @@ def show(
     *controls: Callable[[], object],
     note: str = "",
     on_rank: Callable[[int | None], None] | None = None,
+    below: Callable[[], object] | None = None,
 ) -> None:
     """Show a chart.
 
     `key` names it among all on the page; `controls` draw what stands at the right of its title; `note` is added to how it is
-    read. `on_rank` is called, before the page is drawn anew, with the rank that was clicked in a chart that offers ranks, and
-    with None for a click beside them.
+    read, and `below` draws what stands under it. `on_rank` is called, before the page is drawn anew, with the rank that was
+    clicked in a chart that offers ranks, and with None for a click beside them.
     """
     with st.container(key=f"drawing-{key}", gap="xsmall"):
-        with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        if controls:
+            with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+                heading(drawing.subject, drawing.title)
+                for control in controls:
+                    control()
+        else:
             heading(drawing.subject, drawing.title)
-            for control in controls:
-                control()
         reading = " ".join(part for part in (drawing.reading, drawing.moving, note) if part)
         _chart(drawing, f"chart-{key}", reading, on_rank)
         st.caption(reading)
@@ -65,6 +74,8 @@ def show(
                 table = readable(drawing.table, say())
                 st.dataframe(table, hide_index=True, width="stretch", column_config=columns(say()), alt=drawing.title)
                 _files(drawing, key)
+        if below:
+            below()
 
 
 def _chart(drawing: Drawing, key: str, reading: str, on_rank: Callable[[int | None], None] | None) -> None:

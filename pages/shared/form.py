@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import streamlit as st
+from streamlit.elements.lib.grid_container import GridContainer
 
 from engine import catalog
 from engine.schedule import SCHEDULES
@@ -22,6 +23,7 @@ from pages.charts.words import Words
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
 from pages.shared.frame import labelled, say
 from pages.shared.texts import Texts
+from pages.shared.unfolding import unfolding
 
 CUSTOM = "custom"
 SIZES = ("tiny", "small", "medium")
@@ -67,29 +69,28 @@ def touch(changes: dict[str, Any] | None = None) -> None:
 # ------------------------------------------------------------------------------------------------------- the three depths
 
 
-def draw(texts: Texts, problems: list[Problem]) -> None:
-    """The widgets. `problems` are said in the part of the form that they are about."""
-    choice = held()
-    assert choice
+def draw(choice: Choice, texts: Texts, problems: list[Problem]) -> None:
+    """The widgets, which hold `choice`. `problems` are said in the part of the form that they are about."""
     with st.container(gap="xsmall"):
         _size_and_layout(choice, say())
         _say([p for p in problems if p.field.startswith(_FIRST_DEPTH)], "first")
     with st.container(gap="xsmall"):
         _schedule_and_workload(choice, say())
         _say([p for p in problems if not p.field.startswith(_FIRST_DEPTH)], "second")
-    with st.expander(_set_levers(choice, say()), key="form-levers"):
-        _levers(choice, say())
-    with st.expander(say()("Everything else"), key="form-rest"):
-        _the_rest(choice, texts, say())
+    # What is closed is not drawn: most moves of a control are made with both of them closed, and are the faster for it.
+    with unfolding(_set_levers(choice, say()), "form-levers") as levers:
+        if levers.open:
+            _levers(choice, say())
+    with unfolding(_set_rest(choice, say()), "form-rest") as rest:
+        if rest.open:
+            _the_rest(choice, texts, say())
 
 
 def _size_and_layout(choice: Choice, say: Words) -> None:
     st.markdown(f"##### {say('Model and layout')}", anchors=False)
-    family, size = st.columns(2, gap="xsmall", wrap=False)
-    with family:
+    with _row(2):
         families = options("model.family")
         st.selectbox(say("Family"), families, key=_key("model.family"), on_change=_model_named, persist_state="session")
-    with size:
         sizes = [*_sizes(choice["model.family"]), CUSTOM]
         st.selectbox(
             say("Size"),
@@ -128,9 +129,8 @@ def _size_names(say: Words) -> dict[str, str]:
 
 def _schedule_and_workload(choice: Choice, say: Words) -> None:
     st.markdown(f"##### {say('Schedule and workload')}", anchors=False)
-    order, chunks = st.columns([2, 1], gap="xsmall", wrap=False)
-    with order:
-        st.selectbox(
+    with _row(3) as row:
+        row.cell(column_span=2).selectbox(
             say("Pipeline schedule"),
             SCHEDULES,
             format_func=lambda code: schedule(code, say),
@@ -138,7 +138,6 @@ def _schedule_and_workload(choice: Choice, say: Words) -> None:
             on_change=_schedule_chosen,
             persist_state="session",
         )
-    with chunks:
         _number("layout.chunks", say("Chunks"))
     st.caption(_what_it_does(choice["layout.schedule"], say))
     _numbers(
@@ -243,9 +242,14 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
 
 def _numbers(labels: dict[str, str]) -> None:
     """A row of number fields. `labels` by field."""
-    for column, (field, label) in zip(st.columns(len(labels), gap="xsmall", wrap=False), labels.items(), strict=True):
-        with column:
+    with _row(len(labels)):
+        for field, label in labels.items():
             _number(field, label)
+
+
+def _row(fields: int) -> GridContainer:
+    """Fields side by side, each as wide as the others: each widget drawn within is a cell of its own."""
+    return st.grid(columns=fields, min_column_width=1, wrap=False, gap="xsmall")
 
 
 def _number(field: str, label: str) -> None:
@@ -326,6 +330,20 @@ def _set_levers(choice: Choice, say: Words) -> str:
     said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]
     said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
     return say("Memory levers: {levers}", levers=say(", ").join(said)) if said else say("Memory levers")
+
+
+def _set_rest(choice: Choice, say: Words) -> str:
+    """The same for everything else: what is not drawn is not forgotten."""
+    named = {
+        "layout.split": say("split"),
+        "workload.learning_rate": say("learning rate"),
+        "workload.seed": say("seed"),
+        "workload.time_limit": say("time limit"),
+        "workload.text": say("own text"),
+        "generate.prompt": say("prompt"),
+    }
+    said = [name for field, name in named.items() if choice[field] != DEFAULTS[field]]
+    return say("Everything else: {what}", what=say(", ").join(said)) if said else say("Everything else")
 
 
 # --------------------------------------------------------------------------------------------------------- on a change

@@ -13,7 +13,7 @@ from pages.charts.words import LANGUAGES, Language, Words, words
 _HERE = Path(__file__).parent
 _SIDEBAR_WIDTH = 432  # pixels: the least in which three number fields in a row keep their buttons
 LANG = "lang"  # the link's parameter: the language, when it was chosen by hand
-_CHOSEN, _CONTROL = "frame/language", "frame/language-control"
+_CHOSEN, _CONTROL, _NOW = "frame/language", "language", "frame/language-now"
 _OWN_NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}  # what each language calls itself, in every language
 
 
@@ -22,6 +22,7 @@ def frame() -> None:
         page_title="Shardscope", page_icon=str(_HERE / "icon.svg"), layout="wide", initial_sidebar_state=_SIDEBAR_WIDTH
     )
     _follow_link()
+    st.session_state[_NOW] = _language()  # every piece of text asks for it, and it does not change while a page is drawn
     st.html(_HERE / "style.css")
     logo = str(_HERE / f"logo-{theme()}.svg")
     st.logo(logo, size="large", icon_image=logo)
@@ -43,7 +44,13 @@ def theme() -> Theme:
 
 
 def language() -> Language:
-    """The language chosen by hand in this session or its link; otherwise the browser's."""
+    """The language of this page."""
+    found: Language | None = st.session_state.get(_NOW)
+    return found or _language()
+
+
+def _language() -> Language:
+    """The one chosen by hand in this session or its link; otherwise the browser's."""
     if chosen := _linked() or st.session_state.get(_CHOSEN):
         return chosen
     return "zh" if (st.context.locale or "").lower().startswith("zh") else "en"
@@ -97,16 +104,15 @@ def _follow_link() -> None:
 def _choose_language() -> None:
     """The control, which style.css puts into the header."""
     st.session_state[_CONTROL] = language()
-    with st.container(key="language"):
-        st.segmented_control(
-            say()("Language"),
-            LANGUAGES,
-            format_func=_OWN_NAMES.__getitem__,
-            key=_CONTROL,
-            on_change=_language_chosen,
-            required=True,
-            label_visibility="collapsed",
-        )
+    st.segmented_control(
+        say()("Language"),
+        LANGUAGES,
+        format_func=_OWN_NAMES.__getitem__,
+        key=_CONTROL,
+        on_change=_language_chosen,
+        required=True,
+        label_visibility="collapsed",
+    )
 
 
 def _language_chosen() -> None:

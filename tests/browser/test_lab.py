@@ -161,6 +161,18 @@ def test_what_does_not_fit_is_told_and_a_button_mends_it(server: Server, watched
     assert "dp2.tp4.pp2" in link(page, "spec")
 
 
+def test_what_was_unfolded_stays_so_when_its_label_changes(server: Server, watched: Watched):
+    page = watched.open(server)
+    page.get_by_text("Memory levers").click()
+    page.get_by_role("radio", name="full").click()
+    expect(page.get_by_text("Memory levers: recompute full")).to_be_visible()
+    expect(page.get_by_role("radio", name="full")).to_be_checked()
+    page.get_by_text("The formula behind rank").click()
+    page.locator("[data-rank='5']").click()
+    expect(page.get_by_text("The formula behind rank 5")).to_be_visible()
+    expect(page.locator(".ss-formula").first).to_be_visible()
+
+
 def test_going_back_restores_the_choice_before(server: Server, watched: Watched):
     page = watched.open(server)
     before = link(page, "spec")

@@ -23,7 +23,7 @@ A100, H100 = DEVICES["a100-80gb"], DEVICES["h100-80gb"]
 # Nothing but products: everything else takes no time.
 IDEAL = DeviceSpec(
     name="ideal", memory_bytes=10**15, bf16_flops=1e12, fp32_flops=1e12, memory_bandwidth=1e30, intra_bandwidth=1e30,
-    inter_bandwidth=1e30, intra_latency=0, inter_latency=0,
+    inter_bandwidth=1e30, reachable=1, intra_latency=0, inter_latency=0,
 )  # fmt: skip
 WHOLE = Assumptions(matmul_efficiency=1, attention_efficiency=1, memory_efficiency=1)
 GPT = ModelSpec(layers=8, hidden=512, heads=8, seq=256, vocab=1024)

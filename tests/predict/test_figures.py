@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from statistics import median
+
 import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.predict.papers.figures import UNITS, Reference, references
+from engine.predict.papers.bubbles import QI
+from engine.predict.papers.figures import references
+from engine.predict.papers.reference import UNITS, Quantity, Reference
+from engine.predict.papers.throughput import (
+    GRATTAFIORI,
+    KORTHIKANTI_STEPS,
+    NARAYANAN,
+    NARAYANAN_2,
+    NARAYANAN_ZERO,
+    NVIDIA_GPT3,
+    NVIDIA_NEMOTRON,
+    SMITH,
+)
 from engine.predict.speed.rates import Assumptions
+
+# Source → figures, and median and largest error in percent: of a throughput, or of a step's time.
+MEASURED = {
+    NARAYANAN: (10, 2.5, 6.5),
+    NARAYANAN_2: (6, 3.5, 5),
+    KORTHIKANTI_STEPS: (8, 4, 10),
+    NVIDIA_GPT3: (5, 1, 1.5),
+    NVIDIA_NEMOTRON: (5, 3, 4.5),
+    GRATTAFIORI: (2, 11, 12),
+    SMITH: (3, 16, 18.5),
+}
 
 
 @pytest.fixture(scope="module")
@@ -15,20 +41,50 @@ def found() -> list[Reference]:
     return references()
 
 
+def errors(found: list[Reference], matching: Callable[[Reference], bool]) -> list[float]:
+    return [abs(100 * r.error) for r in found if matching(r)]
+
+
 def test_formulas_of_papers_come_out_as_printed(found: list[Reference]) -> None:
-    exact = [r for r in found if r.exact]
-    assert len(exact) == 10
+    exact = [r for r in found if r.exact and r.source != QI]
+    assert len(exact) == 8 + 18
     for r in exact:
         if r.quantity == "memory":  # the shapes are given, so every digit is
             assert r.ours == pytest.approx(r.published, rel=1e-9), r
-        else:  # to the digits that the paper prints
-            assert float(f"{r.ours:.3g}") == float(f"{r.published:.3g}"), r
+        else:  # to the last digit that the paper prints, which it rounds here and cuts off there
+            assert abs(r.ours - r.published) < 10 ** -len(f"{r.published:g}".partition(".")[2]), r
 
 
-def test_measured_speeds_are_predicted_within_a_seventh(found: list[Reference]) -> None:
-    errors = [r.error for r in found if r.quantity == "speed"]
-    assert len(errors) == 9
-    assert max(map(abs, errors)) < 1 / 7
+def test_bubbles_from_a_papers_own_times_are_the_papers(found: list[Reference]) -> None:
+    """To its four decimals. Between interleaved chunks it counts fewer messages than this engine sends."""
+    profiled = [r for r in found if r.quantity == "profiled bubble"]
+    assert [r.exact for r in profiled].count(True) == 24
+    assert all(abs(r.ours - r.published) < 0.01 for r in profiled if r.exact)
+    assert all(0 < r.error < 0.045 for r in profiled if not r.exact)
+
+
+def test_bubbles_from_the_devices_figures_are_below_the_measured_ones(found: list[Reference]) -> None:
+    """Profiled messages took longer than links need, and profiled backward passes had more to do beside their products."""
+    bubbles = [r for r in found if r.quantity == "bubble"]
+    assert len(bubbles) == 36
+    assert all(-0.36 < r.error < 0 for r in bubbles)
+    assert median(abs(100 * r.error) for r in bubbles) < 13
+
+
+@pytest.mark.parametrize("source", MEASURED)
+def test_measured_speeds_are_predicted_with_one_setting(found: list[Reference], source: str) -> None:
+    count, middle, most = MEASURED[source]
+    of_table = errors(found, lambda r: r.source == source)
+    assert len(of_table) == count
+    assert median(of_table) < middle
+    assert max(of_table) < most
+
+
+def test_what_is_not_predicted_is_shown_too(found: list[Reference]) -> None:
+    """ZeRO 3 of DeepSpeed in 2021 waited for its parameters longer than the links take to bring them."""
+    slow = [r for r in found if r.source == NARAYANAN_ZERO]
+    assert len(slow) == 6
+    assert all(r.error > 0.25 for r in slow)
 
 
 def test_every_figure_has_a_source_and_known_names(found: list[Reference]) -> None:
@@ -38,9 +94,11 @@ def test_every_figure_has_a_source_and_known_names(found: list[Reference]) -> No
 
 
 def test_what_is_assumed_changes_predictions_and_no_formula(found: list[Reference]) -> None:
-    slower = references(Assumptions(matmul_efficiency=0.36))
+    slower = references(Assumptions(matmul_efficiency=0.43))
+    faster: dict[Quantity, Callable[[Reference, Reference], bool]] = {
+        "speed": lambda before, after: after.ours < 0.8 * before.ours,
+        "step": lambda before, after: after.ours > 1.25 * before.ours,
+        "bubble": lambda before, after: after.ours != before.ours,
+    }
     for before, after in zip(found, slower, strict=True):
-        if before.quantity == "speed":
-            assert after.ours < 0.8 * before.ours
-        elif before.quantity != "bubble":
-            assert after == before
+        assert faster.get(before.quantity, lambda before, after: after == before)(before, after), before

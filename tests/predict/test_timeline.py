@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.predict.bubbles import bubble_share, makespan, makespan_closed, of_ideal
+from engine.predict.bubbles import bubble_share
 from engine.predict.durations import Durations
 from engine.predict.timeline import Timeline, projected, simulate, slowed, spans_table, textbook
 from engine.schedule import SCHEDULES, Action, bubble, plan
@@ -33,7 +33,6 @@ def test_the_bubble_at_textbook_times_is_the_papers() -> None:
     for name, p, m, v in PIPELINES:
         timeline = textbook_of(name, p, m, v)
         assert timeline.bubble == pytest.approx(bubble_share(name, p, m, v), abs=1e-12), (name, p, m, v)
-        assert timeline.bubble_of_ideal == pytest.approx(of_ideal(bubble_share(name, p, m, v)), abs=1e-12), (name, p, m, v)
         assert timeline.bubble == pytest.approx(bubble(timeline.timed, p), abs=1e-12)
         assert timeline.busy == pytest.approx([3 * m] * p), "every stage does 3 units a microbatch"
 
@@ -41,34 +40,6 @@ def test_the_bubble_at_textbook_times_is_the_papers() -> None:
 def test_of_ideal_time_1f1b_idles_p_minus_1_over_m() -> None:
     assert textbook_of("1f1b", 4, 12, 1).bubble_of_ideal == pytest.approx(3 / 12)
     assert textbook_of("interleaved", 4, 12, 2).bubble_of_ideal == pytest.approx(3 / 24)
-
-
-@pytest.mark.parametrize("name", [n for n in SCHEDULES if n not in V_SHAPED])
-def test_the_closed_length_is_exact_for_stages_alike(name: ScheduleName) -> None:
-    """Whatever forward, I and W take, and with fewer microbatches than stages too."""
-    random = np.random.default_rng(5)
-    for _ in range(60):
-        p, v = int(random.integers(1, 9)), int(random.integers(2, 5)) if name == "interleaved" else 1
-        m = int(random.integers(1, 5)) * p if random.integers(2) else int(random.integers(1, p + 1))
-        f, i, w = random.uniform(1, 5, 3)
-        found = simulate(plan(LayoutSpec(pp=p, schedule=name, chunks=v), m), alike(p * v, f / v, i / v, w / v)).pipeline
-        assert makespan_closed(name, p, m, v, f, i + w, w) == pytest.approx(found), (p, m, v, f, i, w)
-
-
-@pytest.mark.parametrize("name", V_SHAPED)
-def test_over_a_v_the_closed_length_is_exact_at_textbook_times_and_near_otherwise(name: ScheduleName) -> None:
-    random = np.random.default_rng(6)
-    for p in (1, 2, 4, 7):
-        for m in range(2 * p, 5 * p):
-            assert makespan_closed(name, p, m, 2, 1, 2, 1) == pytest.approx(textbook_of(name, p, m, 2).pipeline), (p, m)
-    for _ in range(60):
-        p, (f, i, w) = int(random.integers(2, 9)), random.uniform(1, 1.5, 3)
-        m = int(random.integers(2 * p, 6 * p))
-        found = simulate(plan(LayoutSpec(pp=p, schedule=name, chunks=2), m), alike(2 * p, f / 2, i / 2, w / 2)).pipeline
-        near = makespan_closed(name, p, m, 2, f, i + w, w)
-        exact = name == "zb-v" and max(f, w) <= i
-        assert near == pytest.approx(found, rel=1e-9 if exact else 0.1), (p, m, f, i, w)
-        assert near <= found * (1 + 1e-9)
 
 
 def alike(chunks: int, f: float, i: float, w: float) -> Durations:
@@ -121,13 +92,6 @@ def like_a_model(random: np.random.Generator, layout: LayoutSpec) -> Durations:
     compute = {(kind, chunk): time + ends.get(chunk, 0) for (kind, chunk), time in layers.items()}
     messages = {(flow, chunk): under_way for flow in ("activation", "gradient") for chunk in range(last + 1)}
     return Durations(compute, messages)  # type: ignore[arg-type]
-
-
-def test_many_microbatches_are_the_few_carried_on() -> None:
-    for layout, random in some_layouts(35, seed=8):
-        m = layout.pp * 18 + int(random.integers(0, layout.pp)) * (layout.schedule != "interleaved")
-        durations = like_a_model(random, layout)
-        assert makespan(layout, m, durations) == pytest.approx(simulate(plan(layout, m), durations).pipeline), layout
 
 
 def test_a_slow_stage_makes_the_others_wait() -> None:

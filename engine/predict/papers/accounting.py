@@ -9,7 +9,7 @@ All of them are for mixed precision with Adam. The papers leave embeddings, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk import memory as bulk
 from engine.predict.grid import RECOMPUTES, Grid, Whole
+from engine.predict.papers.closed_forms import DIVIDED, LEFT_WHOLE, SCORES, SHARED_FROM, STATE_SIZES
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RequestError, WorkloadSpec
 
@@ -61,8 +62,7 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     18 bytes a parameter: 2 of weights, 4 of gradients and 12 of the optimizer. The paper shards nothing over dp; where a
     layout does, that part is divided by dp.
     """
-    sharded = np.where(grid.zero >= 1, 12 / grid.dp, 12) + np.where(grid.zero >= 2, 4 / grid.dp, 4)
-    sharded += np.where(grid.zero >= 3, 2 / grid.dp, 2)
+    sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
     parameters = 12 * model.layers * model.hidden**2 / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
     total = sharded * parameters + held * activations_of_a_layer(model, grid)
@@ -76,9 +76,9 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
     full recompute keeps the layer's input alone, 2·s·b·h.
     """
     s, h, t = model.seq, model.hidden, grid.tp
-    whole = np.where(grid.sequence_parallel, 10 / t, 10.0)
-    scores = np.where(grid.recompute == _SELECTIVE, 0.0, 5 * model.heads * s / (h * t))
-    return np.where(grid.recompute == _FULL, 2.0, whole + 24 / t + scores) * (s * h * grid.microbatch_size)
+    whole = LEFT_WHOLE / np.where(grid.sequence_parallel, t, 1.0)
+    scores = np.where(grid.recompute == _SELECTIVE, 0.0, SCORES * model.heads * s / (h * t))
+    return np.where(grid.recompute == _FULL, 2.0, whole + DIVIDED / t + scores) * (s * h * grid.microbatch_size)
 
 
 # ------------------------------------------------------------------------------------------------------------- zero2020
@@ -89,7 +89,12 @@ def zero_states(parameters: Any, dp: Any, zero: Any) -> Any:
 
     ZeRO 1 divides the optimizer's by dp, 2 the gradients' too, 3 the weights' too. Numbers or arrays.
     """
-    return (np.where(zero >= 1, 12 / dp, 12.0) + np.where(zero >= 2, 2 / dp, 2.0) + np.where(zero >= 3, 2 / dp, 2.0)) * parameters
+    return _shared(STATE_SIZES, dp, zero) * parameters
+
+
+def _shared(sizes: Mapping[str, int], dp: Any, zero: Any) -> Any:
+    """Bytes a parameter on one of dp ranks, of each category's size and by what ZeRO shares."""
+    return sum(np.where(zero >= SHARED_FROM[category], size / dp, float(size)) for category, size in sizes.items())
 
 
 def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:

@@ -1,7 +1,8 @@
 """Closed forms as papers print them, for models of any size: what training keeps for each parameter, and activations.
 
-These are the papers' own accounts of mixed-precision training, good for teaching and for reading published tables.
-`engine.predict.memory` predicts what this engine holds, to the byte.
+These are the papers' own accounts of mixed-precision training, spelled out for teaching and for reading published tables;
+`accounting` counts by the same sizes for many layouts at once. `engine.predict.memory` predicts what this engine holds, to the
+byte.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from engine.predict.terms import Factor, Term
 from engine.spec import ModelSpec, Recompute
 
 # Bytes a parameter, Rajbhandari et al. 2020, section 3.1: fp16 values and gradients; the optimizer's fp32 values and two moments.
-VALUE_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 2, 12
-STATE_BYTES = VALUE_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES
+STATE_SIZES = {"parameters": 2, "gradients": 2, "optimizer": 12}
+STATE_BYTES = sum(STATE_SIZES.values())
 # From which stage of ZeRO on the replicas share each of them.
-_SHARED_FROM = {"parameters": 3, "gradients": 2, "optimizer": 1}
+SHARED_FROM = {"parameters": 3, "gradients": 2, "optimizer": 1}
+# Of s·b·h, Korthikanti et al. 2022, table 2: what tp leaves whole, what it divides, and what stands before a·s/h of the scores.
+LEFT_WHOLE, DIVIDED, SCORES = 10, 24, 5
 
 
 def states(parameters: int, zero: int = 0, dp: int = 1) -> dict[str, Term]:
     """What one of `dp` replicas keeps of a model's states, by category (Rajbhandari et al. 2020, figure 1 and section 5)."""
-    sizes = {"parameters": VALUE_BYTES, "gradients": GRADIENT_BYTES, "optimizer": OPTIMIZER_BYTES}
     found = {}
-    for category, size in sizes.items():
-        shared = zero >= _SHARED_FROM[category]
+    for category, size in STATE_SIZES.items():
+        shared = zero >= SHARED_FROM[category]
         share = Factor("Ψ/dp", -(-parameters // dp)) if shared else Factor("Ψ", parameters)
         found[category] = Term(category, (Factor("bytes", size), share))
     return found
@@ -36,8 +38,14 @@ def layer_activations(model: ModelSpec, microbatch: int, recompute: Recompute = 
     sbh = (Factor("s", model.seq), Factor("b", microbatch), Factor("h", model.hidden))
     if recompute == "full":
         return [Term("input", (Factor("2", 2), *sbh))]
-    linear = Term("linear in s", (Factor("34", 34), *sbh))
-    scores = (Factor("5", 5), Factor("a", model.heads), Factor("s", model.seq), Factor("s", model.seq), Factor("b", microbatch))
+    linear = Term("linear in s", (Factor("34", LEFT_WHOLE + DIVIDED), *sbh))
+    scores = (
+        Factor("5", SCORES),
+        Factor("a", model.heads),
+        Factor("s", model.seq),
+        Factor("s", model.seq),
+        Factor("b", microbatch),
+    )
     return [linear] if recompute == "selective" else [linear, Term("attention", scores)]
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import pandas as pd
 
 from engine.devices import DeviceSpec
-from engine.families import FAMILIES
 from engine.predict.grid import Grid
-from engine.predict.inference import cache, most_sequences, weights
+from engine.predict.inference import cache, most_sequences, must_write, weights
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.terms import total
@@ -55,9 +54,7 @@ def serving(
     """
     if ranks < 1 or length < 1 or (sequences is not None and sequences < 1):
         raise RequestError(f"ranks={ranks}, length={length} and sequences={sequences} must be 1 and more")
-    if model.parts.objective not in ("causal", "seq2seq"):
-        writers = [name for name, family in FAMILIES.items() if family.objective in ("causal", "seq2seq")]
-        raise RequestError(f"{model.family} does not predict the next token; {', '.join(writers)} do")
+    must_write(model)
     asked = _Question(model, device, assumed or Assumptions(), precision, length)
     rows = [_row(asked, layout, sequences) for layout in _layouts(model, ranks)]
     if not rows:

@@ -59,7 +59,7 @@ class Cost:
         self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
         self.bytes = 2 if workload.precision == "bf16" else 4
         self.gradient_bytes = 2 if workload.precision == workload.accumulate == "bf16" else 4
-        self.flops = device.peak(workload.precision) * assumed.matmul_efficiency
+        self.flops = device.peak(workload.precision) * device.reachable * assumed.matmul_efficiency
         self.bandwidth = device.memory_bandwidth * assumed.memory_efficiency
         self.t = grid.tp.astype(np.float64)
         self.b = grid.microbatch_size.astype(np.float64)
@@ -187,18 +187,22 @@ class Cost:
         values = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
         gradients = self.dp.all_gather(held.parameters * self.gradient_bytes, held.buckets)
         out, hides = passes.copy(), self.assumed.dp_overlap
-        out[WEIGHTS, COMPUTE] += self.addition(held)
+        out[WEIGHTS, COMPUTE] = self.accumulated(out[WEIGHTS, COMPUTE], held)
         three, two = self.grid.zero == 3, self.grid.zero >= 2
         out[FORWARD, DP] += np.where(three, np.maximum(0.0, values - hides * passes[FORWARD, COMPUTE]), 0.0)
         needed = np.where(three, values, 0.0) + np.where(two, gradients, 0.0)
         out[WEIGHTS, DP] += np.maximum(0.0, needed - hides * out[AGAIN:, COMPUTE].sum(0))
         return out
 
-    def addition(self, held: Held) -> Real:
-        """Seconds of adding one microbatch's gradients to those before: a gradient is written by the product, read, and added to
-        one that is read and written, in the type that they are added up in. (n,)
+    def accumulated(self, weights: Real, held: Held) -> Real:
+        """Seconds of one microbatch's W, so long as its products take, and of adding its gradients to those before. (n,)
+
+        A gradient is written by the product, read, and added to one that is read and written, in the type that they are added up
+        in. Fused, the product itself reads and writes that one, beside its multiplications.
         """
-        return 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
+        if self.assumed.fused_accumulation:
+            return weights + 2 * held.parameters * self.gradient_bytes / self.bandwidth
+        return weights + 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
 
     def reduction(self, passes: Real, held: Held) -> Real:
         """Seconds of reducing the gradients once a step that the last microbatch's backward does not hide; ZeRO 0 and 1. (n,)"""

@@ -106,7 +106,8 @@ def _stages(cost: Cost) -> tuple[list[Real], list[Held], Real]:
         total = total + decoder * crossing
     everything = cost.held(model.layers, np.ones_like(alone), alone, decoder)
     second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the table of the last stage, tied or not
-    total[WEIGHTS, COMPUTE] += cost.addition(Held(everything.parameters + second, everything.buckets))
+    both_tables = Held(everything.parameters + second, everything.buckets)
+    total[WEIGHTS, COMPUTE] = cost.accumulated(total[WEIGHTS, COMPUTE], both_tables)
     others = np.maximum(0, grid.pp - 2)
     total[:, DP] += stages[0][:, DP] + np.where(grid.pp > 1, stages[1][:, DP], 0.0) + others * stages[2][:, DP]
     for place, missing in ((1, grid.pp < 2), (2, grid.pp < 3)):

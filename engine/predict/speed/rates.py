@@ -24,10 +24,10 @@ class Assumptions(Spec):
     """What part of its peak a device reaches, and how its programs are written."""
 
     matmul_efficiency: float = Field(
-        0.72,
+        0.87,
         gt=0,
         le=1,
-        description="of peak FLOP/s that the products of a Transformer reach; large ones alone reach 0.65 to 0.85",
+        description="of the FLOP/s of the device's best product that the products of a Transformer reach",
     )
     attention_efficiency: float = Field(
         0.5,
@@ -56,6 +56,9 @@ class Assumptions(Spec):
     )
     fused_attention: bool = Field(
         False, description="scores never written to memory, and those hidden by the causal mask never computed (Dao 2023)"
+    )
+    fused_accumulation: bool = Field(
+        False, description="a product adds its gradient to the one before in the same kernel, and none is written in between"
     )
     split_messages: bool = Field(
         False, description="each tp rank sends 1/tp of a message to the next stage, where they are gathered (SC21, section 4.1)"

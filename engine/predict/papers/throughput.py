@@ -1,0 +1,180 @@
+"""Measured throughputs and step times of published systems, and what the planner predicts for them with one setting.
+
+What a system does otherwise than this engine is stated beside its table, as facts with their source; the efficiencies are the
+same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from engine.catalog import model, name_of
+from engine.devices import device
+from engine.predict.papers.reference import Reference
+from engine.predict.speed.cost import model_flops, recomputed_flops
+from engine.predict.speed.pace import simulated
+from engine.predict.speed.rates import Assumptions
+from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
+
+_SC21 = "Narayanan et al. 2021, Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM"
+NARAYANAN = f"{_SC21}, table 1"
+NARAYANAN_2 = f"{_SC21}, table 2"
+NARAYANAN_ZERO = f"{_SC21}, table 2, ZeRO 3 of DeepSpeed"
+KORTHIKANTI_STEPS = "Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 5"
+SMITH = "Smith et al. 2022, Using DeepSpeed and Megatron to Train Megatron-Turing NLG 530B, section 2.4"
+GRATTAFIORI = "Llama team 2024, The Llama 3 Herd of Models, table 4"
+NVIDIA_GPT3 = "NVIDIA DGX Cloud Benchmarking (2024), GPT-3 175B in bf16 with NeMo 24.09"
+NVIDIA_NEMOTRON = "NVIDIA DGX Cloud Benchmarking (2024), Nemotron-4 340B in bf16 with NeMo 24.09"
+
+_A100, _H100 = "a100-80gb", "h100-80gb"
+_MIXED: Any = {"precision": "bf16", "accumulate": "fp32"}
+# Layers, hidden, heads.
+_175B, _530B, _1T = (96, 12288, 96), (105, 20480, 128), (128, 25600, 160)
+
+# Billions of parameters, (layers, hidden, heads), tp, pp, chunks, GPUs, global batch, microbatch size, TFLOP/s a GPU. Chunks and
+# microbatch sizes as in the authors' own scripts (examples/sc21 of the Megatron-LM repository).
+_MEGATRON = (
+    (1.7, (24, 2304, 24), 1, 1, 1, 32, 512, 16, 137),
+    (3.6, (30, 3072, 32), 2, 1, 1, 64, 512, 16, 138),
+    (7.5, (36, 4096, 32), 4, 1, 1, 128, 512, 16, 142),
+    (18.4, (40, 6144, 48), 8, 1, 1, 256, 1024, 8, 135),
+    (39.1, (48, 8192, 64), 8, 2, 1, 512, 1536, 4, 138),
+    (76.1, (60, 10240, 80), 8, 4, 3, 1024, 1792, 2, 140),
+    (145.6, (80, 12288, 96), 8, 8, 2, 1536, 2304, 2, 148),
+    (310.1, (96, 16384, 128), 8, 16, 2, 1920, 2160, 1, 155),
+    (529.6, _530B, 8, 35, 3, 2520, 2520, 1, 163),
+    (1008.0, _1T, 8, 64, 1, 3072, 3072, 1, 163),
+)
+# (layers, hidden, heads), tp, pp, GPUs, global batch, microbatch size, TFLOP/s a GPU.
+_MEGATRON_2 = (
+    (_175B, 8, 12, 384, 1536, 1, 153), (_175B, 8, 12, 768, 1536, 1, 149), (_175B, 8, 12, 1536, 1536, 1, 141),
+    (_530B, 8, 35, 560, 2240, 1, 171), (_530B, 8, 35, 1120, 2240, 1, 167), (_530B, 8, 35, 2240, 2240, 1, 159),
+    (_175B, 1, 1, 384, 1536, 4, 144), (_175B, 1, 1, 768, 1536, 2, 88), (_175B, 1, 1, 1536, 1536, 1, 44),
+    (_530B, 1, 1, 640, 2560, 4, 138), (_530B, 1, 1, 1120, 2240, 2, 98), (_530B, 1, 1, 2240, 2240, 1, 48),
+)  # fmt: skip
+# Name, (layers, hidden, heads), pp, chunks, global batch, microbatch size; seconds with all computed again, and with sequence
+# parallelism and selective recompute. tp = 8, dp = 1.
+_KORTHIKANTI = (
+    ("22 B", (48, 6144, 64), 1, 1, 4, 4, 1.42, 1.10),
+    ("gpt3-175b", _175B, 8, 3, 64, 1, 18.13, 13.75),
+    ("530 B", _530B, 35, 3, 280, 1, 49.05, 37.83),
+    ("1 T", _1T, 64, 1, 512, 1, 94.42, 71.49),
+)
+_SMITH = ((8, 60.1), (10, 50.2), (12, 44.4))  # dp, seconds of a step of 1,920 sequences, tp8.pp35
+# tp, pp, dp, sequences of a step for each replica, TFLOP/s a GPU.
+_LLAMA = ((8, 16, 64, 32, 430), (8, 16, 128, 16, 400))
+# dp, seconds: of tp4.pp8 and 64 sequences a replica, and of tp8.pp8 and 16.
+_GPT3_STEPS = ((4, 8.309), (8, 8.408), (16, 8.42), (32, 8.453), (64, 8.49))
+_NEMOTRON_STEPS = ((2, 4.61), (4, 4.67), (8, 4.7), (16, 4.73), (32, 4.84))
+
+
+def measured(assumed: Assumptions) -> Iterator[Reference]:
+    yield from _megatron(assumed)
+    yield from _megatron_2(assumed)
+    yield from _korthikanti(assumed)
+    yield from _smith(assumed)
+    yield from _llama(assumed)
+    yield from _nemo(assumed)
+
+
+def _gpt(sizes: tuple[int, int, int]) -> ModelSpec:
+    layers, hidden, heads = sizes
+    return ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
+
+
+def _seconds(shape: ModelSpec, layout: LayoutSpec, batch: int, size: int, gpu: str, assumed: Assumptions, **facts: Any) -> float:
+    """Of a step of `batch` sequences, `size` at a time. `facts`: of the system, other than what is assumed."""
+    workload = WorkloadSpec(microbatches=batch // layout.dp // size, microbatch_size=size, **_MIXED)
+    spec = RunSpec(model=shape, layout=layout, workload=workload)
+    return simulated(spec, device(gpu), assumed.model_copy(update=facts))[0]
+
+
+def _interleaved(chunks: int) -> dict[str, Any]:
+    return {"chunks": chunks, "schedule": "interleaved" if chunks > 1 else "1f1b"}
+
+
+def _megatron(assumed: Assumptions) -> Iterator[Reference]:
+    """Everything computed again, messages cut over tp (sections 3.5 and 4.1), and what is computed again counted. Where there is
+    a pipeline, gradients are reduced after the backward pass and not beside it (DDP=local in the scripts).
+    """
+    for billions, sizes, tp, pp, chunks, gpus, batch, size, theirs in _MEGATRON:
+        shape = _gpt(sizes)
+        layout = LayoutSpec(dp=gpus // (tp * pp), tp=tp, pp=pp, recompute="full", **_interleaved(chunks))
+        hidden = assumed.dp_overlap if pp == 1 else 0.0
+        step = _seconds(shape, layout, batch, size, _A100, assumed, split_messages=True, dp_overlap=hidden)
+        yield _speed(NARAYANAN, f"{billions:g} B", shape, layout, batch, theirs, step)
+
+
+def _megatron_2(assumed: Assumptions) -> Iterator[Reference]:
+    """As in table 1. The paper does not say whether these were interleaved; here they are not. ZeRO 3 without tp and pp, as the
+    DeepSpeed of the day had it, spends most of its time waiting for parameters that its links could bring four times as fast.
+    """
+    for sizes, tp, pp, gpus, batch, size, theirs in _MEGATRON_2:
+        shape = _gpt(sizes)
+        layout = LayoutSpec(dp=gpus // (tp * pp), tp=tp, pp=pp, recompute="full", zero=0 if pp > 1 else 3)
+        facts: dict[str, Any] = {"split_messages": True, "dp_overlap": 0.0} if pp > 1 else {}
+        step = _seconds(shape, layout, batch, size, _A100, assumed, **facts)
+        name = "175 B" if sizes == _175B else "530 B"
+        yield _speed(NARAYANAN_2 if pp > 1 else NARAYANAN_ZERO, name, shape, layout, batch, theirs, step)
+
+
+def _speed(source: str, name: str, shape: ModelSpec, layout: LayoutSpec, batch: int, theirs: float, step: float) -> Reference:
+    """TFLOP/s of a GPU, what is computed again counted."""
+    flops = model_flops(shape) + recomputed_flops(shape, "full")
+    told = f"{layout.code}, ZeRO 3" if layout.zero == 3 else layout.code
+    return Reference(source, name, told, "speed", theirs, flops * batch / layout.ranks / step / 1e12, _A100)
+
+
+def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
+    """Backward, collectives over tp run beside products (section 4.2.2): of two forward and three backward, two of five are
+    hidden. Gradients are added up by the products themselves, as Megatron-LM does since 2022.
+    """
+    facts = {"tp_overlap": 0.4, "fused_accumulation": True, "split_messages": True}
+    for name, sizes, pp, chunks, batch, size, whole, selective in _KORTHIKANTI:
+        for recompute, cut, theirs in (("full", False, whole), ("selective", True, selective)):
+            levers: dict[str, Any] = {"recompute": recompute, "sequence_parallel": cut}
+            layout = LayoutSpec(tp=8, pp=pp, **_interleaved(chunks), **levers)
+            both = sentence("{layout}, sequence parallel, selective recompute", layout=layout.code)
+            told = both if cut else sentence("{layout}, full recompute", layout=layout.code)
+            step = _seconds(_gpt(sizes), layout, batch, size, _A100, assumed, **facts)
+            yield Reference(KORTHIKANTI_STEPS, name, told, "step", theirs, step, _A100)
+
+
+def _smith(assumed: Assumptions) -> Iterator[Reference]:
+    """1F1B of DeepSpeed with everything computed again; its gradients are reduced after the backward pass."""
+    for dp, theirs in _SMITH:
+        layout = LayoutSpec(dp=dp, tp=8, pp=35, schedule="1f1b", recompute="full")
+        step = _seconds(_gpt(_530B), layout, 1920, 1, _A100, assumed, dp_overlap=0.0)
+        yield Reference(SMITH, "530 B", layout.code, "step", theirs, step, _A100)
+
+
+def _llama(assumed: Assumptions) -> Iterator[Reference]:
+    """Sequences of 8,192, nothing computed again, optimizer and gradients sharded and reduced once a step, one layer a chunk with
+    none beside the embedding and the head (section 3.3.2). The third row divides sequences, which this engine does not.
+    """
+    shape = model("llama3-405b")
+    for tp, pp, dp, sequences, theirs in _LLAMA:
+        chunks, split = (shape.layers + 2) // pp, (0, *(1,) * shape.layers, 0)
+        mesh: dict[str, Any] = {"dp": dp, "tp": tp, "pp": pp, "split": split}
+        layout = LayoutSpec(**mesh, **_interleaved(chunks), zero=1, sequence_parallel=True)
+        step = _seconds(shape, layout, sequences * dp, 1, _H100, assumed, fused_attention=True)
+        ours = model_flops(shape) * sequences * dp / layout.ranks / step / 1e12
+        yield Reference(GRATTAFIORI, name_of(shape), layout.code, "speed", theirs, ours, _H100)
+
+
+def _nemo(assumed: Assumptions) -> Iterator[Reference]:
+    """Sequence parallel, nothing computed again, optimizer sharded, twelve chunks a stage. Its settings: fused attention,
+    gradient_accumulation_fusion, and ub_tp_comm_overlap, by which collectives over tp are cut up and run beside products: hidden
+    as far as those over dp are. Nemotron's squared ReLU and rotary positions are counted as this family's GELU and table.
+    """
+    facts = {"fused_attention": True, "fused_accumulation": True, "tp_overlap": assumed.dp_overlap}
+    nemotron = ModelSpec(layers=96, hidden=18432, heads=96, kv_heads=8, seq=4096, vocab=256000)
+    for source, name, shape, tp, each, steps in (
+        (NVIDIA_GPT3, "gpt3-175b", _gpt(_175B), 4, 64, _GPT3_STEPS),
+        (NVIDIA_NEMOTRON, "340 B", nemotron, 8, 16, _NEMOTRON_STEPS),
+    ):
+        for dp, theirs in steps:
+            layout = LayoutSpec(dp=dp, tp=tp, pp=8, **_interleaved(12), zero=1, sequence_parallel=True)
+            step = _seconds(shape, layout, each * dp, 1, _H100, assumed, **facts)
+            yield Reference(source, name, layout.code, "step", theirs, step, _H100)
