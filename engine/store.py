@@ -24,7 +24,7 @@ from engine.tables import SCHEMAS, RunResult
 _HEAD = ("spec", "environment", "summary")  # what run.json holds
 _PARTIAL = ".partial-"
 _TRASH = ".trash"  # in it a folder for each deletion, named by its instant, in which the run lies under its own name
-KEPT = 20  # deleted runs that can be brought back
+KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be brought back, by whatever server of the home deleted it
 # Letters and digits of any language. No comma, which stands between the names in a link; no dot first, which hides a folder.
 _NAME = re.compile(r"[^\W_][\w .+()=-]{0,79}(?<! )")
 
@@ -168,7 +168,7 @@ def rename(folder: Path, name: str) -> Path:
 
 
 def delete(folder: Path) -> Path:
-    """Put a saved run out of sight. Returns where it lies, for `restore`; the oldest of more than `KEPT` is gone for good."""
+    """Put a saved run out of sight. Returns where it lies, for `restore`; after `KEPT_NS` it is gone for good."""
     trash = folder.parent / _TRASH
     place = free(trash, str(time.time_ns()))
     place.mkdir(parents=True)
@@ -177,7 +177,7 @@ def delete(folder: Path) -> Path:
     except BaseException:
         place.rmdir()
         raise
-    empty_trash(folder.parent, KEPT)
+    empty_trash(folder.parent)
     return place / folder.name
 
 
@@ -189,12 +189,16 @@ def restore(deleted: Path) -> Path:
     return target
 
 
-def empty_trash(home: Path, kept: int = 0) -> None:
-    """Remove deleted runs for good, except for the newest `kept`."""
-    trash = home / _TRASH
-    places = sorted(trash.iterdir(), key=lambda place: place.name) if trash.is_dir() else []
-    for place in places[: max(0, len(places) - kept)]:
-        shutil.rmtree(place, ignore_errors=True)  # another server of the same home may be at it
+def empty_trash(home: Path, now_ns: int | None = None) -> None:
+    """Remove for good what was deleted longer than `KEPT_NS` ago.
+
+    By age and not by number, since others that use the home, in other sessions and servers, still offer to bring theirs back.
+    """
+    trash, now = home / _TRASH, time.time_ns() if now_ns is None else now_ns
+    for place in trash.iterdir() if trash.is_dir() else ():
+        deleted_ns = int(place.name.partition("-")[0])
+        if now - deleted_ns > KEPT_NS:
+            shutil.rmtree(place, ignore_errors=True)  # another server of the same home may be at it
 
 
 def _move(folder: Path, target: Path) -> None:

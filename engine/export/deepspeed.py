@@ -9,6 +9,8 @@ from typing import Any
 from engine.export.common import BETAS, WEIGHT_DECAY, global_batch
 from engine.spec import RunSpec
 
+_WITH_PIPELINE, _WITH_TP = 1, 2  # the highest ZeRO stages that it takes with a pipeline, and with its tensor parallelism
+
 
 def config(spec: RunSpec) -> str:
     """JSON, which has no comments: they are the first entry, which DeepSpeed does not read."""
@@ -52,10 +54,12 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         )
     elif layout.tp > 1:
         yield f"tp={layout.tp} is DeepSpeed's AutoTP, which cuts the linear layers of Hugging Face models"
+        if layout.zero > _WITH_TP:
+            yield f"AutoTP goes with ZeRO up to {_WITH_TP}, so ZeRO {layout.zero} becomes {_WITH_TP}"
     if layout.sequence_parallel:
         yield "its sequence parallelism is another (Ulysses); this one, of tensor parallelism, it has not"
-    if layout.pp > 1 and layout.zero > 1:
-        yield f"a pipeline goes with ZeRO up to 1, so ZeRO {layout.zero} becomes 1"
+    if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
+        yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
     if layout.recompute != "none":
         what = "each layer" if layout.recompute == "full" else "attention"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
@@ -65,7 +69,9 @@ def _differences(spec: RunSpec) -> Iterator[str]:
 
 
 def _stage(spec: RunSpec) -> int:
-    return min(spec.layout.zero, 1) if spec.layout.pp > 1 else spec.layout.zero
+    layout = spec.layout
+    most = _WITH_PIPELINE if layout.pp > 1 else _WITH_TP if layout.tp > 1 else layout.zero
+    return min(layout.zero, most)
 
 
 def _optimizer(spec: RunSpec) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from engine.export import deepspeed, megatron, torchtitan
@@ -10,6 +10,10 @@ from engine.spec import RequestError, RunSpec
 
 Framework = Literal["megatron", "torchtitan", "deepspeed"]
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
+
+# What each calls itself, and how its file of settings ends.
+NAMES: Mapping[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
+ENDINGS: Mapping[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json"}
 
 _WRITERS: dict[Framework, Callable[[RunSpec], str]] = {
     "megatron": megatron.arguments,

@@ -19,7 +19,8 @@ from engine import catalog
 from engine.tables import RunResult
 from engine.topology import Mesh
 
-_COMPUTE, _TRACED, _COMM = 1, 2, 3  # thread ids; 0 is the idle thread of any process, so nothing may have it
+_COMPUTE, _COMM = 0, 1  # tracks of a rank, in the order in which viewers show them; the traced step's follows the last of comm's
+_TRACKS = 1_000  # thread ids between those of one rank and the next
 _GAP_NS = 1_000_000  # between the timed step and the traced one
 _PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}  # of what passes during an action; else its kind
 
@@ -53,7 +54,7 @@ def perfetto(result: RunResult) -> str:
         named += _names(rank, mesh, len(lanes))
         events += _computed(rank, [span for span in timed if span.lane == "compute"])
         events += _passed(rank, lanes, timed, result.tables["traffic"])
-        events += _memory(rank, curve[curve["rank"] == rank], traced_from)
+        events += _memory(rank, curve[curve["rank"] == rank], traced_from, _COMM + len(lanes))
     events.sort(key=lambda event: (event["ts"], -event.get("dur", 0.0)))
     about = {"model": catalog.name_of(result.spec.model), "layout": layout.code, "schedule": layout.schedule}
     return json.dumps({"traceEvents": named + events, "displayTimeUnit": "ms", "otherData": about}, separators=(",", ":"))
@@ -61,15 +62,14 @@ def perfetto(result: RunResult) -> str:
 
 def _names(rank: int, mesh: Mesh, lanes: int) -> Iterator[Event]:
     at = mesh.coordinate(rank)
-    process = {"ph": "M", "pid": _pid(rank)}
+    process = {"ph": "M", "pid": _pid(rank), "tid": _tid(rank, _COMPUTE)}
     yield process | {"name": "process_name", "args": {"name": f"rank {rank} (pp {at.pp}, dp {at.dp}, tp {at.tp})"}}
     yield process | {"name": "process_sort_index", "args": {"sort_index": rank}}
-    threads = {_COMPUTE: "compute", _TRACED: "memory's step"}
-    threads |= {_COMM + n: "comm" if n == 0 else f"comm {n + 1}" for n in range(lanes)}
-    order = [_COMPUTE, *(_COMM + n for n in range(lanes)), _TRACED]
-    for thread, name in threads.items():
-        yield process | {"tid": thread, "name": "thread_name", "args": {"name": name}}
-        yield process | {"tid": thread, "name": "thread_sort_index", "args": {"sort_index": order.index(thread)}}
+    called = ["compute", *("comm" if n == 0 else f"comm {n + 1}" for n in range(lanes)), "memory's step"]
+    for track, name in enumerate(called):
+        thread = process | {"tid": _tid(rank, track)}
+        yield thread | {"name": "thread_name", "args": {"name": name}}
+        yield thread | {"name": "thread_sort_index", "args": {"sort_index": track}}
 
 
 def _computed(rank: int, spans: list[_Span]) -> Iterator[Event]:
@@ -83,14 +83,14 @@ def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], traffic
     actions = sorted((span for span in all_spans if span.lane == "compute"), key=lambda span: span.start_ns)
     starts = [action.start_ns for action in actions]
     counts = _payloads(traffic[traffic["rank"] == rank])
-    for thread, lane in enumerate(lanes, _COMM):
+    for track, lane in enumerate(lanes, _COMM):
         for span in lane:
             around = bisect_right(starts, span.start_ns) - 1
             within = around >= 0 and span.start_ns < actions[around].end_ns and span.kind not in ("send", "recv")
             kind = actions[around].kind if within else ""
             payloads = counts.get((span.kind, _PHASES.get(kind, kind)), set())
             extra = {"payload_bytes": next(iter(payloads))} if len(payloads) == 1 and None not in payloads else {}
-            yield _slice(rank, thread, span.kind, span.start_ns, span.end_ns, "comm", _args(span) | extra)
+            yield _slice(rank, track, span.kind, span.start_ns, span.end_ns, "comm", _args(span) | extra)
 
 
 def _payloads(traffic: pd.DataFrame) -> dict[tuple[str, str], set[int | None]]:
@@ -106,17 +106,17 @@ def _payloads(traffic: pd.DataFrame) -> dict[tuple[str, str], set[int | None]]:
     return found
 
 
-def _memory(rank: int, curve: pd.DataFrame, begin: int) -> Iterator[Event]:
+def _memory(rank: int, curve: pd.DataFrame, begin: int, track: int) -> Iterator[Event]:
     """Counters by category, and the actions of the traced step, each until the next begins."""
     wide = curve.pivot_table(index="t_ns", columns="category", values="bytes", aggfunc="last", sort=False)
     for instant, row in wide.sort_index().iterrows():
         sizes = {str(category): int(size) for category, size in row.items()}
-        yield {"ph": "C", "name": "memory (bytes)", "pid": _pid(rank), "ts": _us(begin + cast(int, instant)), "args": sizes}
+        yield {"ph": "C", "name": "memory (bytes)", **_at(rank, track), "ts": _us(begin + cast(int, instant)), "args": sizes}
     points = curve.sort_values("t_ns", kind="stable")[["t_ns", "action"]].drop_duplicates()
     changes = points[points["action"] != points["action"].shift()]
     instants = [int(t) for t in changes["t_ns"]] + [int(points["t_ns"].max())]
     for action, start, end in zip(changes["action"], instants, instants[1:], strict=False):
-        yield _slice(rank, _TRACED, str(action), begin + start, begin + end, "memory", {})
+        yield _slice(rank, track, str(action), begin + start, begin + end, "memory", {})
 
 
 def _lanes(spans: list[_Span]) -> list[list[_Span]]:
@@ -130,14 +130,26 @@ def _lanes(spans: list[_Span]) -> list[list[_Span]]:
     return lanes
 
 
-def _slice(rank: int, thread: int, name: str, start: int, end: int, category: str, args: Event) -> Event:
-    where = {"ph": "X", "name": name, "cat": category, "pid": _pid(rank), "tid": thread}
+def _slice(rank: int, track: int, name: str, start: int, end: int, category: str, args: Event) -> Event:
+    where = {"ph": "X", "name": name, "cat": category, **_at(rank, track)}
     return where | {"ts": _us(start), "dur": _us(end - start), "args": args}
 
 
 def _args(span: _Span) -> Event:
     told = {"chunk": span.chunk, "microbatch": span.microbatch}
     return {name: value for name, value in told.items() if value >= 0} | {"step": span.step, "cpu_us": _us(span.cpu_ns)}
+
+
+def _at(rank: int, track: int) -> Event:
+    return {"pid": _pid(rank), "tid": _tid(rank, track)}
+
+
+def _tid(rank: int, track: int) -> int:
+    """A thread's own number among those of all processes, and never that of its process.
+
+    Perfetto names a thread by its number alone, and takes the one that has its process's number for the main thread.
+    """
+    return _TRACKS * _pid(rank) + track
 
 
 def _pid(rank: int) -> int:

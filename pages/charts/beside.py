@@ -14,7 +14,7 @@ from pages.charts.look import Look
 from pages.charts.names import categories, phase
 from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.traffic import Measure, meaning
-from pages.charts.units import byte_unit, in_bytes, percent, significant
+from pages.charts.units import Unit, byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
@@ -44,24 +44,95 @@ def memory(
         rows = rows[(rows["dp"] == 0) & (rows["tp"] == 0)]
     totals = rows.groupby(["source", "rank"])["bytes"].sum()
     unit = byte_unit(int(totals.max()))
+    beside_it = (rows["source"] == "formula") & (measured is not None)
     rows = rows.assign(
         amount=rows["bytes"] / unit.size,
         order=rows["category"].map(_ORDER.index),
         said=rows["category"].map(named),
         by=rows["source"].map(sources),
+        opaque=[opacity(rank, roles) * (_PALE if pale else 1.0) for rank, pale in zip(rows["rank"], beside_it, strict=True)],
     )
-    labels = _labels(rows, by_stage, roles, say)
-    x = alt.X("rank:O", axis=alt.Axis(title=_x_title(by_stage, say), labelAngle=0, labelExpr=labels))
-    inner = alt.XOffset("by:N", sort=list(sources.values()), scale=alt.Scale(paddingInner=0.06))
-    beside_it = (rows["source"] == "formula") & (measured is not None)
-    rows["opaque"] = [opacity(rank, roles) * (_PALE if pale else 1.0) for rank, pale in zip(rows["rank"], beside_it, strict=True)]
-    bars = (
+    tops = _tops(totals, sources, unit.size)
+    tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+    x = alt.X("rank:O", axis=alt.Axis(title=_x_title(by_stage, say), labelAngle=0, labelExpr=_labels(rows, by_stage, roles, say)))
+    layers = [_bars(rows, x, unit.name, style), *_over_bars(tops, x, style)]
+    if measured is not None:
+        inner = alt.XOffset("by:N", sort=list(sources.values()), scale=alt.Scale(paddingInner=0.06))
+        layers = [layer.encode(xOffset=inner) for layer in layers]
+    in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
+    if capacity is not None and in_sight:
+        layers += _capacity_line(capacity / unit.size, device, style)
+    title = _memory_title(totals, capacity, device, say)
+    reading = [_each_bar(by_stage, say)]
+    if measured is not None:
+        reading.append(say("Full bars were measured; pale ones beside them were predicted before, with the error above."))
+    if capacity is not None and not in_sight:
+        reading.append(say("The {device} has {size}, far above these bars.", device=device, size=in_bytes(capacity)))
+    return Drawing(
+        subject=say("Memory of every rank"),
+        title=title,
+        reading=" ".join(reading),
+        spec=finish(alt.layer(*layers).properties(height=300), style, title),
+        table=_memory_table(rows),
+    )
+
+
+def traffic(
+    measured: pd.DataFrame | None, predicted: pd.DataFrame, ranks: int, measure: Measure, rank: int | None, style: Look
+) -> Drawing:
+    """Bars by axis, collective and phase: the mean over all ranks, or one `rank`'s own; predicted, and measured beside it."""
+    say, column = style.say, f"{measure}_bytes"
+    both = beside("traffic", measured if measured is not None else predicted, predicted)
+    if rank is not None:
+        both, ranks = both[both["rank"] == rank], 1
+    shown = "measured" if measured is not None else "predicted"
+    rows, unit = _by_kind(both, ranks, column, shown, say)
+    title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
+    y = alt.Y("name:N", sort=rows["name"].tolist(), title=None)
+    most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
+    scale = alt.Scale(domain=[0, 1.45 * most])  # with room at the right for the text that follows the longest bar
+    tooltip = _traffic_tooltip(column, measured is not None, say)
+    chart = alt.Chart(rows)
+    layers = [
+        chart.mark_bar().encode(
+            x=alt.X(f"{shown}:Q", title=_traffic_x_title(measure, unit.name, say), scale=scale),
+            y=y,
+            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
+            tooltip=tooltip,
+        )
+    ]
+    if measured is not None:  # where the prediction is: a tick across the measured bar
+        tick = chart.mark_tick(color=style.text, thickness=3, size=26)
+        layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
+    text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
+    layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"))
+    reading = [say("Each bar is one kind of call, for one purpose: the mean over all ranks.")]
+    if rank is not None:
+        reading = [say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)]
+    if measured is not None:
+        reading.append(say("Bars were measured; the upright tick is what was predicted."))
+    return Drawing(
+        subject=say("Traffic by axis and collective"),
+        title=title,
+        reading=" ".join([*reading, meaning(measure, say)]),
+        spec=finish(alt.layer(*layers).properties(height=max(60, 30 * len(rows))), style, title),
+        table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- memory
+
+
+def _bars(rows: pd.DataFrame, x: alt.X, unit: str, style: Look) -> alt.Chart:
+    """The stacks themselves; a click on one chooses its rank."""
+    say = style.say
+    return (
         alt.Chart(rows[rows["bytes"] > 0])
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
             x=x,
-            y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit.name), axis=alt.Axis(tickCount=5)),
-            color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), named)),
+            y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit), axis=alt.Axis(tickCount=5)),
+            color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), categories(say))),
             order=alt.Order("order:Q"),
             opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
@@ -74,119 +145,22 @@ def memory(
         )
         .add_params(rank_chooser())
     )
-    tops = _tops(totals, sources, unit.size)
-    tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+
+
+def _over_bars(tops: pd.DataFrame, x: alt.X, style: Look) -> list[alt.Chart]:
+    """The frames of the chosen rank and its peers, and what is written above each bar."""
     frames = alt.Chart(tops[tops["outline"] > 0]).mark_bar(fillOpacity=0, stroke=style.text)
     words = alt.Chart(tops).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
-    drawn = [
-        bars,
+    return [
         frames.encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None)),
         words.encode(x=x, y="amount:Q", text="text:N"),
     ]
-    layers: list[alt.Chart] = [layer.encode(xOffset=inner) if measured is not None else layer for layer in drawn]
-    highest = float(tops["amount"].max())
-    line = capacity is not None and capacity / unit.size <= highest * _CAPACITY_IN_SIGHT
-    if capacity is not None and line:
-        layers += _capacity_line(capacity / unit.size, device, style)
-    title = _memory_title(totals, capacity, device, say)
-    reading = say("Each bar is one rank at the instant when it holds most.")
+
+
+def _each_bar(by_stage: bool, say: Words) -> str:
     if by_stage:
-        reading = say("Each bar is one rank of a stage, whose other ranks are equal to it, at the instant when it holds most.")
-    if measured is not None:
-        reading += " " + say("Full bars were measured; pale ones beside them were predicted before, with the error above.")
-    if capacity is not None and not line:
-        reading += " " + say("The {device} has {size}, far above these bars.", device=device, size=in_bytes(capacity))
-    return Drawing(
-        subject=say("Memory of every rank"),
-        title=title,
-        reading=reading,
-        spec=finish(alt.layer(*layers).properties(height=300), style, title),
-        table=_memory_table(rows),
-    )
-
-
-def traffic(
-    measured: pd.DataFrame | None, predicted: pd.DataFrame, ranks: int, measure: Measure, rank: int | None, style: Look
-) -> Drawing:
-    """Bars by axis, collective and phase: the mean over all ranks, or one `rank`'s own; predicted, and measured beside it."""
-    say = style.say
-    column = f"{measure}_bytes"
-    both = beside("traffic", measured if measured is not None else predicted, predicted)
-    if rank is not None:
-        both, ranks = both[both["rank"] == rank], 1
-    numbers = [f"{number}_{side}" for number in (column, "calls") for side in ("measured", "predicted")]
-    rows = both.groupby(["axis", "collective", "phase"], as_index=False)[numbers].sum()
-    rows[numbers] = rows[numbers] / ranks
-    rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
-    rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
-    rows["name"] = [
-        say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(code, say))
-        for axis, collective, code in zip(rows["axis"], rows["collective"], rows["phase"], strict=True)
-    ]
-    unit = byte_unit(float(rows[[f"{column}_measured", f"{column}_predicted"]].max().max()) if len(rows) else 0)
-    rows["measured"] = rows[f"{column}_measured"] / unit.size
-    rows["predicted"] = rows[f"{column}_predicted"] / unit.size
-    shown = "measured" if measured is not None else "predicted"
-    rows["said"] = [
-        _in_calls(in_bytes(size), calls, say)
-        for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
-    ]
-    title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
-    y = alt.Y("name:N", sort=rows["name"].tolist(), title=None)
-    most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
-    x_title = say("wire bytes of a rank in one step ({unit})", unit=unit.name)
-    if measure == "payload":
-        x_title = say("payload bytes of a rank in one step ({unit})", unit=unit.name)
-    # Room at the right for the text that follows the longest bar.
-    scale = alt.Scale(domain=[0, 1.45 * most])
-    tooltip = [
-        alt.Tooltip("axis:N", title=say("axis")),
-        alt.Tooltip("collective:N", title=say("collective")),
-        alt.Tooltip("phase:N", title=say("phase")),
-        alt.Tooltip(f"{column}_predicted:Q", title=say("predicted bytes"), format=",.8~r"),
-        alt.Tooltip("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
-    ]
-    if measured is not None:
-        tooltip += [
-            alt.Tooltip(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
-            alt.Tooltip("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
-        ]
-    chart = alt.Chart(rows)
-    layers = [
-        chart.mark_bar().encode(
-            x=alt.X(f"{shown}:Q", title=x_title, scale=scale),
-            y=y,
-            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
-            tooltip=tooltip,
-        )
-    ]
-    if measured is not None:  # where the prediction is: a tick across the measured bar
-        layers.append(
-            chart.mark_tick(color=style.text, thickness=3, size=26).encode(
-                x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip
-            )
-        )
-    layers.append(
-        chart.mark_text(align="left", dx=8, fontSize=12, color=style.text).encode(
-            x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"
-        )
-    )
-    reading = say("Each bar is one kind of call, for one purpose: the mean over all ranks.")
-    if rank is not None:
-        reading = say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)
-    if measured is not None:
-        reading += " " + say("Bars were measured; the upright tick is what was predicted.")
-    reading += " " + meaning(measure, say)
-    return Drawing(
-        subject=say("Traffic by axis and collective"),
-        title=title,
-        reading=reading,
-        spec=finish(alt.layer(*layers).properties(height=max(60, 30 * len(rows))), style, title),
-        table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------------- memory
+        return say("Each bar is one rank of a stage, whose other ranks are equal to it, at the instant when it holds most.")
+    return say("Each bar is one rank at the instant when it holds most.")
 
 
 def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.DataFrame:
@@ -286,6 +260,49 @@ def _x_title(by_stage: bool, say: Words) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- traffic
+
+
+def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words) -> tuple[pd.DataFrame, Unit]:
+    """A row for each axis, collective and phase, with its name, its bytes in the unit, and what is said of its bar."""
+    numbers = [f"{number}_{side}" for number in (column, "calls") for side in ("measured", "predicted")]
+    rows = both.groupby(["axis", "collective", "phase"], as_index=False)[numbers].sum()
+    rows[numbers] = rows[numbers] / ranks
+    rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
+    rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
+    rows["name"] = [
+        say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(code, say))
+        for axis, collective, code in zip(rows["axis"], rows["collective"], rows["phase"], strict=True)
+    ]
+    unit = byte_unit(float(rows[[f"{column}_measured", f"{column}_predicted"]].max().max()) if len(rows) else 0)
+    rows["measured"] = rows[f"{column}_measured"] / unit.size
+    rows["predicted"] = rows[f"{column}_predicted"] / unit.size
+    rows["said"] = [
+        _in_calls(in_bytes(size), calls, say)
+        for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
+    ]
+    return rows, unit
+
+
+def _traffic_x_title(measure: Measure, unit: str, say: Words) -> str:
+    if measure == "payload":
+        return say("payload bytes of a rank in one step ({unit})", unit=unit)
+    return say("wire bytes of a rank in one step ({unit})", unit=unit)
+
+
+def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[alt.Tooltip]:
+    told = [
+        alt.Tooltip("axis:N", title=say("axis")),
+        alt.Tooltip("collective:N", title=say("collective")),
+        alt.Tooltip("phase:N", title=say("phase")),
+        alt.Tooltip(f"{column}_predicted:Q", title=say("predicted bytes"), format=",.8~r"),
+        alt.Tooltip("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
+    ]
+    if measured:
+        told += [
+            alt.Tooltip(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
+            alt.Tooltip("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
+        ]
+    return told
 
 
 def _in_calls(size: str, mean: float, say: Words) -> str:

@@ -21,6 +21,7 @@ class Drawing:
 
     `subject` names what is drawn; `title` states what the chart finds; `reading` tells how to read it; `spec` is
     Vega-Lite with its data inside; `table` holds the same numbers, exact and in full, for those who cannot see the chart.
+    `moving` tells how the mouse moves it, which is not so on paper.
     """
 
     subject: str
@@ -28,6 +29,7 @@ class Drawing:
     reading: str
     spec: dict[str, Any]
     table: pd.DataFrame
+    moving: str = ""
 
 
 def finish(chart: alt.TopLevelMixin, style: Look, title: str, data: Mapping[str, Rows] | None = None) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
+
 from engine.tables import KV_CACHE
 from pages.charts.words import Words
 
@@ -91,6 +93,33 @@ def action(text: str, say: Words) -> str:
     return say("{kind} microbatch {microbatch}", kind=kind, microbatch=microbatch) if microbatch else kind
 
 
+def sources(say: Words) -> dict[str, str]:
+    """Who made a number."""
+    return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}
+
+
+def recomputes(say: Words) -> dict[str, str]:
+    return {"none": say("none"), "selective": say("selective"), "full": say("full")}
+
+
+def readable(table: pd.DataFrame, say: Words) -> pd.DataFrame:
+    """The same table with words in place of the codes in its cells. Columns keep their codes: see `columns`."""
+    named = {
+        "source": sources(say),
+        "category": categories(say) | {"total": say("total")},
+        "schedule": schedules(say),
+        "recompute": recomputes(say),
+        "phase": phases(say),
+        "lane": {"compute": say("computing"), "comm": say("communicating")},
+        # Of any lever.
+        "value": schedules(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
+    }
+    told = {name: [known.get(cell, cell) for cell in table[name]] for name, known in named.items() if name in table}
+    if "action" in table:
+        told["action"] = [action(str(text), say) for text in table["action"]]
+    return table.assign(**told)
+
+
 def columns(say: Words) -> dict[str, str]:
     """Of the tables. A column that is not here is called by its code."""
     return {
@@ -135,6 +164,15 @@ def columns(say: Words) -> dict[str, str]:
         "critical": say("on the critical path"),
         "value": say("value"),
         "bubble": say("bubble"),
+        "compute_s": say("compute (s)"),
+        "tp_s": say("waiting for tp (s)"),
+        "pp_s": say("waiting for pp (s)"),
+        "dp_s": say("waiting for dp (s)"),
+        "update_s": say("optimizer step (s)"),
+        "idle_s": say("bubble (s)"),
+        "tp_bytes": say("tp traffic (bytes)"),
+        "pp_bytes": say("pp traffic (bytes)"),
+        "dp_bytes": say("dp traffic (bytes)"),
         "model": say("model"),
         "ranks": say("devices"),
         "layout": say("layout"),

@@ -22,48 +22,20 @@ from pages.charts.words import Words
 MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
 _SLOWEST, _LARGEST = 10, 4  # times the fastest, and times the device, beyond which a layout is not drawn
 _MOST_TICKS = 9
+_FEW = 6  # stages
 
 
 def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
     """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line."""
     say, unit = style.say, byte_unit(capacity)
     seen, drawn_all = _seen(layouts, capacity, chosen)
-    shown = _thinned(seen, chosen)
-    kinds = [say("on the front"), say("fits"), say("does not fit")]
-    rows = shown[["row", "layout", "step_s", "mfu", "pareto", "fits"]].assign(
-        memory=shown["memory_bytes"] / unit.size,
-        what=[
-            kinds[0] if pareto else kinds[1] if fits else kinds[2]
-            for pareto, fits in zip(shown["pareto"], shown["fits"], strict=True)
-        ],
-        run=[_run_as(r, say) for r in shown.itertuples()],
-    )
+    rows = _points(_thinned(seen, chosen), unit.size, say)
     x = alt.X(
         "memory:Q",
         title=say("memory of the fullest device ({unit})", unit=unit.name),
         **_log(rows["memory"], capacity / unit.size),
     )
     y = alt.Y("step_s:Q", title=say("time of a step (s)"), **_log(rows["step_s"]))
-    points = (
-        alt.Chart(rows)
-        .mark_point(filled=True, strokeWidth=0.5)
-        .encode(
-            x=x,
-            y=y,
-            color=alt.Color("what:N", scale=alt.Scale(domain=kinds, range=[style.orange, style.blue, style.grey])),
-            shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=["diamond", "circle", "cross"])),
-            size=alt.when(alt.datum.pareto).then(alt.value(110)).otherwise(alt.value(28)),
-            opacity=alt.when(alt.datum.fits).then(alt.value(0.85)).otherwise(alt.value(0.4)),
-            tooltip=[
-                alt.Tooltip("layout:N", title=say("layout")),
-                alt.Tooltip("run:N", title=say("run as")),
-                alt.Tooltip("memory:Q", title=say("memory ({unit})", unit=unit.name), format=",.1f"),
-                alt.Tooltip("step_s:Q", title=say("step (s)"), format=",.3f"),
-                alt.Tooltip("mfu:Q", title="MFU", format=".1%"),
-            ],
-        )
-        .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
-    )
     line = alt.Chart(rows[rows["pareto"]].sort_values("memory")).mark_line(
         color=style.orange, strokeWidth=2, interpolate="step-after"
     )
@@ -75,20 +47,10 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
             x="memory:Q", y=alt.value(0), text="text:N"
         ),
         line.encode(x=x, y=y),
-        points,
+        _clickable(rows, x, y, unit.name, style),
         here.encode(x=x, y=y),
     ]
-    title = say("None of the {count} layouts fits", count=f"{len(layouts):,}")
-    if (count := int(layouts["fits"].sum())) > 0:
-        ends = layouts[layouts["pareto"]]
-        title = say.plural(
-            "{count} layout fits; {front} of them are on the front, from {least} to {most}",
-            "{count} layouts fit; {front} of them are on the front, from {least} to {most}",
-            count,
-            front=len(ends),
-            least=in_bytes(int(ends["memory_bytes"].min())),
-            most=in_bytes(int(ends["memory_bytes"].max())),
-        )
+    title = _front_title(layouts, say)
     reading = say(
         "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
         "and smaller. The dashed line is what the device has. Click a point to see it below."
@@ -101,6 +63,59 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
         reading=reading,
         spec=finish(alt.layer(*layers).properties(height=320), style, title),
         table=layouts,
+    )
+
+
+def _kinds(say: Words) -> list[str]:
+    """What a point can be."""
+    return [say("on the front"), say("fits"), say("does not fit")]
+
+
+def _points(shown: pd.DataFrame, unit: float, say: Words) -> pd.DataFrame:
+    """What is drawn of each layout: memory in the unit, and in words what it is and how it is run."""
+    front, fits, misfit = _kinds(say)
+    return shown[["row", "layout", "step_s", "mfu", "pareto", "fits"]].assign(
+        memory=shown["memory_bytes"] / unit,
+        what=[front if p else fits if f else misfit for p, f in zip(shown["pareto"], shown["fits"], strict=True)],
+        run=[_run_as(r, say) for r in shown.itertuples()],
+    )
+
+
+def _clickable(rows: pd.DataFrame, x: alt.X, y: alt.Y, unit: str, style: Look) -> alt.Chart:
+    say, kinds = style.say, _kinds(style.say)
+    return (
+        alt.Chart(rows)
+        .mark_point(filled=True, strokeWidth=0.5)
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color("what:N", scale=alt.Scale(domain=kinds, range=[style.orange, style.blue, style.grey])),
+            shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=["diamond", "circle", "cross"])),
+            size=alt.when(alt.datum.pareto).then(alt.value(110)).otherwise(alt.value(28)),
+            opacity=alt.when(alt.datum.fits).then(alt.value(0.85)).otherwise(alt.value(0.4)),
+            tooltip=[
+                alt.Tooltip("layout:N", title=say("layout")),
+                alt.Tooltip("run:N", title=say("run as")),
+                alt.Tooltip("memory:Q", title=say("memory ({unit})", unit=unit), format=",.1f"),
+                alt.Tooltip("step_s:Q", title=say("step (s)"), format=",.3f"),
+                alt.Tooltip("mfu:Q", title="MFU", format=".1%"),
+            ],
+        )
+        .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
+    )
+
+
+def _front_title(layouts: pd.DataFrame, say: Words) -> str:
+    if not (count := int(layouts["fits"].sum())):
+        return say("None of the {count} layouts fits", count=f"{len(layouts):,}")
+    ends = layouts[layouts["pareto"]]
+    return say.plural(
+        "{count} layout fits; {front} of them are on the front, from {least} to {most}",
+        "{count} layouts fit; {front} of them are on the front, from {least} to {most}",
+        count,
+        front=len(ends),
+        least=in_bytes(int(ends["memory_bytes"].min())),
+        most=in_bytes(int(ends["memory_bytes"].max())),
     )
 
 
@@ -210,9 +225,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         title=title,
         reading=say("The slowest stage's passes, and what it waits for; the parts add up to the time of a step."),
         spec=finish(chart, style, title),
-        table=rows.pivot_table(index="layout", columns="part", values="seconds", sort=False)
-        .reset_index()
-        .rename_axis(columns=None),
+        table=pd.DataFrame([{"layout": name} | {f"{part}_s": spent[part] for part in PARTS} for name, spent in parts.items()]),
     )
 
 
@@ -235,7 +248,7 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
     )
     bars = (
         alt.Chart(rows)
-        .mark_bar(stroke=style.background, strokeWidth=0.6)
+        .mark_bar(stroke=style.background, strokeWidth=0.6, width=_no_wider(len(peaks)))
         .encode(
             x=alt.X("stage:O", title=say("pipeline stage"), axis=alt.Axis(labelAngle=0)),
             y=alt.Y("amount:Q", title=say("memory at the peak ({unit})", unit=unit.name)),
@@ -248,33 +261,8 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
             ],
         )
     )
-    edge = alt.Chart(pd.DataFrame({"amount": [capacity / unit.size], "text": [device]}))
-    label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
-    told: dict[str, Any] = {"align": "right", "dy": -8, "fontSize": 12, "fontWeight": 600}
-    layers = [
-        bars,
-        edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(y="amount:Q"),
-        label.mark_text(stroke=style.background, strokeWidth=4, strokeOpacity=0.85, **told),
-        label.mark_text(color=style.text, **told),
-    ]
-    over = [p.stage for p in peaks if p.total > capacity]
-    fullest = max(peaks, key=lambda p: p.total)
-    most = fullest.total
-    if over:
-        listed = ranges(over)
-        title = say(
-            "It does not fit on stages {stages}: stage {stage} needs {most}",
-            stages=listed,
-            stage=fullest.stage,
-            most=in_bytes(most),
-        )
-    else:
-        title = say(
-            "It fits: stage {stage} is fullest with {most} of {size}",
-            stage=fullest.stage,
-            most=in_bytes(most),
-            size=in_bytes(capacity),
-        )
+    title = _stages_title(peaks, capacity, say)
+    layers = [bars, *_capacity(capacity / unit.size, device, style)]
     return Drawing(
         subject=say("Memory of each stage"),
         title=title,
@@ -286,6 +274,44 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
     )
 
 
+def _no_wider(bars: int) -> alt.RelativeBandSize:
+    """Of few bars none is wider than it would be among `_FEW`."""
+    return alt.RelativeBandSize(0.7 * min(1.0, bars / _FEW))
+
+
+def _capacity(at: float, device: str, style: Look) -> list[alt.Chart]:
+    """A line across, with the device's name on a ground that keeps it legible over the bars."""
+    edge = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
+    label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
+    told: dict[str, Any] = {"align": "right", "dy": -8, "fontSize": 12, "fontWeight": 600}
+    return [
+        edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(y="amount:Q"),
+        label.mark_text(stroke=style.background, strokeWidth=4, strokeOpacity=0.85, **told),
+        label.mark_text(color=style.text, **told),
+    ]
+
+
+def _stages_title(peaks: Sequence[Peak], capacity: int, say: Words) -> str:
+    """Whether it fits, and what the fullest stage needs; a stage is named only where there are others."""
+    fullest = max(peaks, key=lambda p: p.total)
+    over = [p.stage for p in peaks if p.total > capacity]
+    values = {"stage": fullest.stage, "most": in_bytes(fullest.total), "size": in_bytes(capacity)}
+    if len(peaks) == 1:
+        if over:
+            return say("It does not fit: each rank needs {most} and has {size}", most=values["most"], size=values["size"])
+        return say("It fits: each rank needs {most} of {size}", most=values["most"], size=values["size"])
+    if len(over) == 1:
+        return say("It does not fit on stage {stage}, which needs {most}", stage=values["stage"], most=values["most"])
+    if over:
+        return say(
+            "It does not fit on stages {stages}: stage {stage} needs {most}",
+            stages=ranges(over),
+            stage=values["stage"],
+            most=values["most"],
+        )
+    return say("It fits: stage {stage} is fullest with {most} of {size}", **values)
+
+
 def ranges(numbers: Sequence[int]) -> str:
     """ "0–3, 6": numbers in order, runs of them put together."""
     runs: list[list[int]] = []
@@ -295,72 +321,6 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
-
-
-def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
-    """`cells`: model, ranks, mfu (NaN where nothing fits), layout, reason. Grey cells say why."""
-    say = style.say
-    rows = cells.assign(
-        row=range(len(cells)),
-        fits=cells["mfu"].notna(),
-        text=[f"{100 * mfu:.0f}%" if mfu == mfu else say("too large") for mfu in cells["mfu"]],
-        memory=[in_bytes(size) if size else "–" for size in cells["memory_bytes"]],
-        why=[say.sentence(reason) or say("fits") for reason in cells["reason"]],
-    )
-    models = list(dict.fromkeys(cells["model"]))
-    counts = sorted(set(cells["ranks"]))
-    x = alt.X("ranks:O", sort=counts, title=say("devices"), axis=alt.Axis(labelAngle=0, format=","))
-    y = alt.Y("model:N", sort=models, title=None)
-    tooltip = [
-        alt.Tooltip("model:N", title=say("model")),
-        alt.Tooltip("ranks:O", title=say("devices")),
-        alt.Tooltip("layout:N", title=say("best layout")),
-        alt.Tooltip("memory:N", title=say("memory")),
-        alt.Tooltip("text:N", title="MFU"),
-        alt.Tooltip("why:N", title=say("why")),
-    ]
-    good = (
-        alt.Chart(rows[rows["fits"]])
-        .mark_rect(stroke=style.background, strokeWidth=2)
-        .encode(
-            x=x,
-            y=y,
-            color=alt.Color(
-                "mfu:Q",
-                scale=alt.Scale(domain=[0, 0.7], range=[style.faint, style.blue], clamp=True),
-                title="MFU",
-                legend=None,
-            ),
-            tooltip=tooltip,
-        )
-        .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
-    )
-    bad = alt.Chart(rows[~rows["fits"]]).mark_rect(color=style.grey, opacity=0.35, stroke=style.background, strokeWidth=2)
-    words = (
-        alt.Chart(rows)
-        .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False)
-        .encode(
-            x=x,
-            y=y,
-            text="text:N",
-            color=alt.when((alt.datum.mfu > 0.4) & alt.datum.fits)
-            .then(alt.value(style.on_colour))
-            .otherwise(alt.value(style.text)),
-        )
-    )
-    layers = [good, bad.encode(x=x, y=y, tooltip=tooltip), words]
-    fitting = rows[rows["fits"]]
-    title = say("{count} of {all} combinations fit", count=len(fitting), all=len(rows))
-    return Drawing(
-        subject=say("Best layout by model and number of devices"),
-        title=title,
-        reading=say(
-            "Each cell is the model FLOPs utilization (MFU) of the fastest layout that fits, at two sequences a device and step; "
-            "grey cells do not fit, and say why when pointed at. Click a cell to plan it."
-        ),
-        spec=finish(alt.layer(*layers).properties(height=38 * len(models)), style, title),
-        table=cells.rename(columns={"reason": "why"}),
-    )
 
 
 def seconds(value: float, say: Words) -> str:

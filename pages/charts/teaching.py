@@ -98,7 +98,7 @@ def curves(
     """
     names = [name for name in colour if name in set(rows["series"])]
     dashes = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3]]
-    x = alt.X("x:O", title=axes[0], axis=alt.Axis(labelAngle=0))
+    x = alt.X("x:O", title=axes[0], axis=alt.Axis(labelAngle=0, format=","))
     # From 0, with room for what stands above a point; where all is 0, the line lies at the foot.
     linear = alt.Scale(domain=[0, 1.15 * float(rows["y"].max()) or 1.0])
     y = alt.Y("y:Q", title=axes[1], axis=alt.Axis(tickCount=5, format=form), scale=alt.Scale(type="log") if log else linear)
@@ -120,14 +120,16 @@ def curves(
     mine = rows[rows["x"] == here] if here is not None else rows.head(0)
     if len(mine):
         layers.insert(0, alt.Chart(mine.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
-        rises = rows["y"].iloc[-1] > rows["y"].iloc[0]  # what is said of a point stands where the line is not
-        layers.append(
-            alt.Chart(mine)
-            .mark_text(
-                align="right" if rises else "left", dx=-8 if rises else 8, dy=-11, fontSize=13, fontWeight=600, color=style.text
-            )
-            .encode(x=x, y=y, text=alt.Text("y:Q", format=form))
-        )
+        rises = bool(rows["y"].iloc[-1] > rows["y"].iloc[0])
+        highest = mine["y"] == mine["y"].max()
+        # What is said of a point stands where no line is: above the highest, below the others.
+        for points, above in ((mine[highest], True), (mine[~highest], False)):
+            left = rises == above
+            label = alt.Chart(points).mark_text(
+                align="right" if left else "left", dx=-8 if left else 8, dy=-11 if above else 13, fontSize=13, fontWeight=600,
+                color=style.text,
+            )  # fmt: skip
+            layers.append(label.encode(x=x, y=y, text=alt.Text("y:Q", format=form)))
     subject, title, reading = told
     table = rows.pivot_table(index="x", columns="series", values="y", aggfunc="first", sort=False).reset_index()
     chart = alt.layer(*layers).properties(height=250)
@@ -154,7 +156,7 @@ def heat(
     )
     base = alt.Chart(cells).encode(x=x, y=y)
     square = base.mark_rect(stroke=style.background, strokeWidth=0.6 if written else 0).encode(
-        color=alt.Color("value:Q", scale=scale, legend=alt.Legend(orient="right", gradientLength=height - 40, format=".1f")),
+        color=alt.Color("value:Q", scale=scale, legend=_swatches(signed)),
         tooltip=[
             alt.Tooltip("row:N", title=axes[0]),
             alt.Tooltip("column:N", title=axes[1]),
@@ -195,6 +197,12 @@ def columns(
     subject, title, reading = told
     table = rows.rename(columns={"name": axes[0], "value": axes[1]})
     return Drawing(subject, title, reading, finish((bars + said).properties(height=200), style, title), table)
+
+
+def _swatches(signed: bool) -> alt.Legend:
+    """Squares of single colours. A gradient would be found by the page's address, which changes, and then be drawn no more."""
+    values = [1.0, 0.5, 0.0, -0.5, -1.0] if signed else [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
+    return alt.Legend(orient="right", type="symbol", symbolType="square", symbolSize=240, values=values, format=".1f")
 
 
 def _legend(names: list[str]) -> alt.Legend | None:

@@ -115,6 +115,7 @@ def draw(
         reading=" ".join(reading),
         spec=finish(drawn, style, title, data),
         table=panels[0].table if alone else every[list(BARS)],
+        moving=say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."),
     )
 
 
@@ -288,7 +289,7 @@ def _on_every_timeline(panel: Panel, say: Words) -> list[str]:
         ideal = percent(panel.of_ideal)
         found.append(say("Papers that quote (p − 1) ÷ m mean idle ÷ busy, a share of the ideal time: here {ideal}.", ideal=ideal))
         found.append(say("Outlined: the critical path."))
-    return [*found, say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back.")]
+    return found
 
 
 def _within(bars: pd.DataFrame, window: Window | None, rows: int) -> tuple[pd.DataFrame, float | None]:

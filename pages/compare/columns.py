@@ -12,9 +12,8 @@ from engine import catalog
 from engine.predict.run import predict
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
-from pages.charts.names import schedule
+from pages.charts.names import recomputes, schedule
 from pages.charts.words import Words
-from pages.compare.names import value
 from pages.shared import links
 from pages.shared.beside import RUN
 from pages.shared.choice import Choice, spec_of
@@ -130,7 +129,7 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
         "layout.sequence_parallel": off_or_on(
             "layout.sequence_parallel", say("sequence parallel"), say("without sequence parallel")
         ),
-        "layout.recompute": lambda spec: say("recompute {what}", what=value("layout.recompute", spec.layout.recompute, say)),
+        "layout.recompute": lambda spec: say("recompute {what}", what=recomputes(say)[spec.layout.recompute]),
         "layout.split": lambda spec: say("layers {split}", split=",".join(map(str, spec.layout.split)) or say("split evenly")),
         "workload.precision": lambda spec: spec.workload.precision,
         "workload.optimizer": lambda spec: spec.workload.optimizer,
@@ -143,8 +142,3 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
 def _of(spec: RunSpec, field: str) -> Any:
     part, name = field.split(".")
     return getattr(getattr(spec, part), name)
-
-
-def sources(say: Words) -> dict[str, str]:
-    """Who made a column's numbers."""
-    return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}

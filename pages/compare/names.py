@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.charts.names import schedule
+from pages.charts.names import recomputes, schedule
 from pages.charts.words import Words
 
 
@@ -33,5 +33,7 @@ def value(lever: str, held: Any, say: Words) -> str:
     if lever == "layout.schedule":
         return schedule(held, say)
     if lever == "layout.recompute":
-        return {"none": say("none"), "selective": say("selective"), "full": say("full")}[held]
+        return recomputes(say)[held]
+    if lever == "layout.zero":
+        return f"ZeRO {held}"
     return f"{held:,}" if isinstance(held, int) else str(held)

@@ -16,6 +16,7 @@ from engine.topology import Mesh
 from pages.charts import multiples, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
+from pages.charts.names import sources
 from pages.charts.units import in_time, percent
 from pages.compare import adding, columns, differences, sweeping
 from pages.compare.columns import Column, Missing
@@ -61,6 +62,9 @@ def _heads(service: Service, found: Sequence[Column | Missing], there: Sequence[
         _row(found, lambda column, place: _differences(column, there))
         if len({column.source for column in there}) > 1:
             st.caption(say()("Some are measured and others predicted: the prediction's error is part of their difference."))
+        if len(set(sizes := [f"{_sequences(column.spec):,}" for column in there])) > 1:
+            told = say()("A step is not of one size here: from left to right it takes {sizes} sequences.", sizes=", ".join(sizes))
+            st.caption(told)
 
 
 def _row(found: Sequence[Column | Missing], draw: Callable[[Column | Missing, int], None]) -> None:
@@ -75,7 +79,7 @@ def _title(column: Column | Missing, there: Sequence[Column]) -> None:
         told = inert(words.sentence(column.sentence))
         st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/error:")
         return
-    drawing.heading(f"{column.model} · {columns.sources(words)[column.source]}", column.spec.layout.code)
+    drawing.heading(f"{column.model} · {sources(words)[column.source]}", column.spec.layout.code)
     if levers := columns.telling(column, there, words):
         st.markdown(" · ".join(levers))
     if column.saved:
@@ -192,7 +196,7 @@ def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
     drawn = timeline.draw([panel], style, least=longest)
     title = say("Bubble {share} of {count} units", share=percent(panel.bubble), count=f"{panel.makespan:g}")
     reading = say("Textbook: a forward pass takes 1 unit, a backward pass 2. The bubble is a share of total time.")
-    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading)))
+    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading, moving="")))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -203,7 +207,7 @@ def clocked(spans: pd.DataFrame, spec: RunSpec, last: float, view: View) -> Draw
     drawn = timeline.draw([panel], style, least=last)
     title = style.say("Bubble {share} of {time}", share=percent(panel.bubble), time=in_time(panel.makespan))
     reading = style.say("By the wall clock of this machine, whose cores the ranks shared. The bubble is a share of total time.")
-    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading)))
+    return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading, moving="")))
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
@@ -216,7 +220,7 @@ def _table(there: Sequence[Column]) -> None:
     exact.insert(0, "what", [columns.title(column, there, words) for column in there])
     drawing.heading(words("All figures"), words("Click a column's head to sort by it"))
     shown = exact.drop(columns="layout").assign(
-        source=exact["source"].map(columns.sources(words)),
+        source=exact["source"].map(sources(words)),
         peak_bytes=exact["peak_bytes"] / _MIB,
         least_peak_bytes=exact["least_peak_bytes"] / _MIB,
         wire_bytes_per_rank=exact["wire_bytes_per_rank"] / _MIB,
@@ -229,7 +233,7 @@ def _table(there: Sequence[Column]) -> None:
         "what": st.column_config.TextColumn(words("layout"), width="medium"),
         "model": words("model"),
         "source": words("source"),
-        "ranks": number(words("ranks")),
+        "ranks": number(words("number of ranks")),
         "sequences": number(words("sequences a step")),
         "peak_bytes": number(words("peak (MiB)"), format="%.2f", help=words("Of the fullest rank.")),
         "peak_rank": number(words("on rank")),
@@ -239,7 +243,15 @@ def _table(there: Sequence[Column]) -> None:
         "step_ns": number(words("step (ms)"), format="%.1f", help=words("On this machine.")),
         "loss_last": number(words("last loss"), format="%.3f"),
     }
-    st.dataframe(shown, hide_index=True, width="stretch", column_config=config, alt=words("All figures"), key="compare-table")
+    st.dataframe(
+        shown,
+        hide_index=True,
+        width="stretch",
+        column_config=config,
+        alt=words("All figures"),
+        key="compare-table",
+        placeholder="–",
+    )
     st.download_button(
         words("Save as CSV, in exact bytes"),
         data=lambda: exact.to_csv(index=False).encode(),
@@ -253,14 +265,14 @@ def _table(there: Sequence[Column]) -> None:
 
 def figures(column: Column) -> dict[str, object]:
     """A column's numbers, exact, under the names that tables have."""
-    summary, layout, workload = column.result.summary, column.spec.layout, column.spec.workload
+    summary, layout = column.result.summary, column.spec.layout
     peak = column.result.tables["memory_peak"].groupby("rank")["bytes"].sum()
     row: dict[str, object] = {
         "model": column.model,
         "layout": layout.code,
         "source": column.source,
         "ranks": layout.ranks,
-        "sequences": layout.dp * workload.microbatches * workload.microbatch_size,
+        "sequences": _sequences(column.spec),
         "peak_bytes": int(summary["peak_bytes"]),
         "peak_rank": int(summary["peak_rank"]),
         "least_peak_bytes": int(peak.min()),
@@ -272,3 +284,8 @@ def figures(column: Column) -> dict[str, object]:
         if "loss_last" in summary:
             row["loss_last"] = float(summary["loss_last"])
     return row
+
+
+def _sequences(spec: RunSpec) -> int:
+    """Of a step, over all replicas."""
+    return spec.layout.dp * spec.workload.microbatches * spec.workload.microbatch_size

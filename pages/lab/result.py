@@ -29,7 +29,7 @@ from pages.shared.beside import run_items, to_link, with_these
 from pages.shared.figures import as_html
 from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed
-from pages.shared.saved import load
+from pages.shared.saved import by_run, load
 
 _RANK, _FOLLOWED = "lab/rank", "lab/followed"
 
@@ -168,12 +168,12 @@ def _made(folder: Path, view: View, make: Callable[[RunResult, Look], Drawing]) 
     return drawing.packed(make(load(folder), look(view)))
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=by_run())
 def curve(folder: Path, rank: int, view: View) -> Drawing:
     return _made(folder, view, lambda r, style: memory.curve(r.tables["memory_curve"], rank, style))
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
 def by_rank(folder: Path, measure: traffic.Measure, rank: int | None, view: View) -> Drawing:
     def make(r: RunResult, style: Look) -> Drawing:
         return traffic.by_rank(r.tables["traffic"], r.spec.layout.ranks, measure, style, _roles(r, rank))
@@ -181,12 +181,12 @@ def by_rank(folder: Path, measure: traffic.Measure, rank: int | None, view: View
     return _made(folder, view, make)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
 def losses(folder: Path, view: View) -> Drawing:
     return _made(folder, view, lambda r, style: loss.loss(r.tables["steps"], style))
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=by_run())
 def links(folder: Path, measure: traffic.Measure, rank: int | None, view: View) -> Drawing:
     def make(r: RunResult, style: Look) -> Drawing:
         return matrix.matrix(r.tables["traffic"], _mesh(r), measure, style, _roles(r, rank))
@@ -194,7 +194,7 @@ def links(folder: Path, measure: traffic.Measure, rank: int | None, view: View) 
     return _made(folder, view, make)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=by_run())
 def events(folder: Path, way: Way) -> list[Event]:
     """One microbatch's way through the run's recorded step."""
     found = load(folder)
@@ -210,7 +210,7 @@ def _mesh(result: RunResult) -> Mesh:
     return Mesh(layout.dp, layout.tp, layout.pp)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
 def processes(folder: Path, view: View) -> pd.DataFrame:
     """The memory of each process, in MiB."""
     table, say = load(folder).tables["process"], look(view).say

@@ -25,7 +25,7 @@ from pages.shared import chosen, drawing
 from pages.shared.frame import labelled, say, view
 from pages.shared.kept import kept
 from pages.shared.pointing import pointed
-from pages.shared.saved import load
+from pages.shared.saved import by_run, load
 
 Shown = Literal["measured", "projected", "textbook", "all"]
 SHOWN: tuple[Shown, ...] = ("measured", "projected", "textbook", "all")
@@ -125,7 +125,7 @@ def _brushed(drawn: Drawing | None, clock: Unit, key: str) -> Window | None:
 # ------------------------------------------------------------------------------------------- made once for what is chosen
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=by_run())
 def run(folder: Path, shown: Shown, slow: Slow, rank: int | None, window: Window | None, view: View) -> Drawing:
     style, result = look(view), load(folder)
     panels = of_run(folder, shown, slow, view.language)
@@ -139,14 +139,14 @@ def run(folder: Path, shown: Shown, slow: Slow, rank: int | None, window: Window
     return drawing.packed(timeline.draw(panels, style, window, before))
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
 def run_overview(folder: Path, shown: Shown, slow: Slow, view: View) -> Drawing | None:
     """Of what is drawn on its own; the three on one axis begin with what was measured."""
     found = timeline.overview(of_run(folder, shown, slow, view.language)[0], look(view))
     return found and drawing.packed(found)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=by_run())
 def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[Panel]:
     """The accounts of a saved run that are drawn, all in ns. The textbook's unit is such that it does the projection's work."""
     result, say = load(folder), words(language)

@@ -33,7 +33,7 @@ def _ask(desk: Desk, question: Question) -> None:
             labels = {choice.name: choice.label for choice in question.choices}
             st.radio(say("Your answer"), list(labels), key=entry, format_func=labels.__getitem__, index=None)
         else:
-            label = say("Your answer, in {unit}", unit=question.unit) if question.unit else say("Your answer")
+            label = say("Your answer ({unit})", unit=question.unit) if question.unit else say("Your answer")
             st.number_input(label, key=entry, value=None, width=260)
         st.form_submit_button(
             say("Commit"), type="primary", icon=":material/lock:", on_click=_commit, args=(desk, entry, not question.choices)
@@ -54,7 +54,7 @@ def _commit(desk: Desk, entry: str, number: bool) -> None:
 def _reveal(desk: Desk, question: Question, answer: str | float) -> None:
     say = desk.say
     labels = {choice.name: choice.label for choice in question.choices}
-    given = f"{answer:,g} {question.unit}".strip() if isinstance(answer, float) else labels[answer]
+    given = _written(answer, question.unit) if isinstance(answer, float) else labels[answer]
     if question.right is None:
         st.info(say("You said: {given}.", given=given), icon=":material/lock:")
     elif question.judge(answer):
@@ -73,6 +73,11 @@ def _reveal(desk: Desk, question: Question, answer: str | float) -> None:
         on_click=_next,
         args=(desk,),
     )
+
+
+def _written(number: float, unit: str) -> str:
+    """ "16.6 GB", "29.8%", "15"."""
+    return f"{number:,g}%" if unit == "%" else f"{number:,g} {unit}".strip()
 
 
 def _next(desk: Desk) -> None:

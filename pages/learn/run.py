@@ -6,7 +6,6 @@ from pathlib import Path
 
 import streamlit as st
 
-from engine import store
 from engine.launch.queue import RunState
 from engine.predict.memory import memory as predict_memory
 from engine.predict.run import predict
@@ -18,14 +17,9 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.learn.desk import Desk, note_move
 from pages.shared import drawing, runbar
+from pages.shared.saved import by_run, load
 
 _REFUSED = "learn/refused"
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def load(folder: Path) -> RunResult:
-    """A saved run never changes, so all sessions read one copy. Raises `RequestError`."""
-    return store.load(folder)
 
 
 def result(desk: Desk, spec: RunSpec) -> RunResult | None:
@@ -129,14 +123,14 @@ def as_predicted(done: RunResult) -> bool:
     return measured.equals(predicted)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def _peak(folder: Path, view: View) -> Drawing:
     run = load(folder)
     predicted = predict(run.spec).tables["memory_peak"]
     return drawing.packed(beside.memory(run.tables["memory_peak"], predicted, None, "", look(view)))
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def _kinds(folder: Path, view: View) -> Drawing:
     run = load(folder)
     predicted = predict(run.spec).tables["traffic"]

@@ -11,7 +11,10 @@ from engine.catalog import name_of
 from engine.predict.traffic import calls
 from engine.schedule import plan
 from engine.spec import RunSpec
+from pages.charts import names
 from pages.charts.words import Words
+
+Often = tuple[str, int]  # what is done or passed, and how many times
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Step:
 
     name: str
     does: str
-    actions: tuple[str, ...] = ()
-    passes: tuple[str, ...] = ()
+    actions: tuple[Often, ...] = ()
+    passes: tuple[Often, ...] = ()
 
 
 def as_html(steps: list[Step], say: Words) -> str:
@@ -30,17 +33,18 @@ def as_html(steps: list[Step], say: Words) -> str:
 
 def _card(at: int, step: Step, say: Words) -> str:
     lines = ""
-    for label, names in ((say("actions"), step.actions), (say("between ranks"), step.passes)):
-        if names:
-            lines += f"<div><small>{escape(label)}</small>{''.join(f'<code>{escape(name)}</code>' for name in names)}</div>"
+    for label, done in ((say("actions"), step.actions), (say("between ranks"), step.passes)):
+        if done:
+            told = [f"{names.action(what, say)} ×{count}" for what, count in done]
+            lines += f"<div><small>{escape(label)}</small>{''.join(f'<code>{escape(text)}</code>' for text in told)}</div>"
     return f"<li><b>{at} {escape(step.name)}</b><p>{escape(step.does)}</p>{lines}</li>"
 
 
 class Done(NamedTuple):
     """What a rank does in one of the steps: its actions, and what it passes to others, each with how often."""
 
-    actions: tuple[str, ...]
-    passes: tuple[str, ...]
+    actions: tuple[Often, ...]
+    passes: tuple[Often, ...]
 
 
 # Which step of the algorithm a kind of action, or a purpose of traffic, belongs to; what is not here is the update's.
@@ -66,8 +70,8 @@ def _step(of: str) -> str:
     return "forward" if of in _FORWARD else "backward" if of in _BACKWARD else "update"
 
 
-def _counted(counted: Counter[tuple[str, str]], step: str) -> tuple[str, ...]:
-    return tuple(f"{name} ×{count}" for (where, name), count in counted.items() if where == step)
+def _counted(counted: Counter[tuple[str, str]], step: str) -> tuple[Often, ...]:
+    return tuple((name, count) for (where, name), count in counted.items() if where == step)
 
 
 def model_of(spec: RunSpec, say: Words) -> str:

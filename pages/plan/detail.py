@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from engine.devices import DEVICES
-from engine.export.settings import FRAMEWORKS, Framework, settings
+from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, settings
 from engine.predict.planner.explain import why
 from engine.predict.planner.search import Plan
 from engine.predict.speed.pace import PARTS
@@ -23,13 +23,6 @@ from pages.shared.beside import to_link, with_these
 from pages.shared.choice import Choice
 from pages.shared.frame import say, view
 from pages.shared.service import Service
-
-# What a framework calls itself, and how its file of settings ends.
-_FRAMEWORKS: Mapping[Framework, tuple[str, str]] = {
-    "megatron": ("Megatron-LM", "sh"),
-    "torchtitan": ("torchtitan", "toml"),
-    "deepspeed": ("DeepSpeed", "json"),
-}
 
 
 def draw(service: Service, request: Request, plan: Plan, row: int) -> None:
@@ -54,7 +47,7 @@ def _rival(plan: Plan, row: int) -> int | None:
 
 def _parts(request: Request, plan: Plan, row: int, other: int | None, view: View) -> Drawing:
     rows = [row] if other is None else [row, other]
-    spent = {names.brief(plan, r, say()): {name: float(getattr(plan.pace, name)[r]) for name in PARTS} for r in rows}
+    spent = {names.brief(plan, r, say()): {name: max(0.0, float(getattr(plan.pace, name)[r])) for name in PARTS} for r in rows}
     return _drawn(spent, view)
 
 
@@ -96,11 +89,10 @@ def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:
 
 
 def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:
-    name, suffix = _FRAMEWORKS[framework]
     st.download_button(
-        words("Settings for {framework}", framework=name),
+        words("Settings for {framework}", framework=NAMES[framework]),
         data=lambda: settings(spec, framework).encode(),
-        file_name=f"shardscope-{framework}.{suffix}",
+        file_name=f"shardscope-{framework}.{ENDINGS[framework]}",
         mime="text/plain",
         key=f"plan/export/{framework}",
         icon=":material/download:",

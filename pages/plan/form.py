@@ -25,7 +25,7 @@ _LEAST = 0.001  # of a figure of a device, in its unit
 def draw(request: Request) -> None:
     words = say()
     st.markdown(f"##### {words('Model')}", anchors=False)
-    _select(words("Model"), list(catalog.MODELS), request.model, "model")
+    _select(words("Model"), list(catalog.MODELS), request.model, "model", headed=True)
     shape = catalog.model(request.model)
     st.caption(
         words(
@@ -36,7 +36,7 @@ def draw(request: Request) -> None:
     )
     st.markdown(f"##### {words('Devices')}", anchors=False)
     names = {name: name for name in DEVICES} | {OWN: words("a device of your own")}
-    _select(words("Device"), list(names), request.device, "device", names)
+    _select(words("Device"), list(names), request.device, "device", names, headed=True)
     if request.device == OWN:
         _own(request, words)
     else:
@@ -76,11 +76,17 @@ def _told(device: DeviceSpec, words: Words) -> str:
 # ---------------------------------------------------------------------------------------------------------- the widgets
 
 
-def _select(label: str, options: list[str], value: str, name: str, names: Mapping[str, str] | None = None) -> None:
+def _select(
+    label: str, options: list[str], value: str, name: str, names: Mapping[str, str] | None = None, headed: bool = False
+) -> None:
+    """`headed`: a heading above says already what `label` says, which is then only read aloud."""
     key = f"plan/{name}"
     st.session_state[key] = value
     named = names or dict(zip(options, options, strict=True))
-    st.selectbox(label, options, key=labelled(key), format_func=named.__getitem__, on_change=_moved, args=(name,))
+    st.selectbox(
+        label, options, key=labelled(key), format_func=named.__getitem__, on_change=_moved, args=(name,),
+        label_visibility="collapsed" if headed else "visible",
+    )  # fmt: skip
 
 
 def _number(label: str, value: int, least: int, name: str, told: str | None = None) -> None:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from engine.predict.planner.search import search
 from engine.spec import RequestError, sentence
-from pages.charts import plan as charts
+from pages.charts import heatmap as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.predict.planner.search import Plan
-from pages.charts.names import schedule
+from pages.charts.names import recomputes, schedule
 from pages.charts.words import Words
 
 
@@ -18,10 +18,6 @@ def levers(plan: Plan, row: int, words: Words) -> str:
     if r["recompute"] != "none":
         said.append(words("recompute {what}", what=recomputes(words)[str(r["recompute"])]))
     return " · ".join(said)
-
-
-def recomputes(words: Words) -> dict[str, str]:
-    return {"none": words("none"), "selective": words("selective"), "full": words("full")}
 
 
 def brief(plan: Plan, row: int, words: Words) -> str:

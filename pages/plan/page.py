@@ -14,7 +14,7 @@ from engine.spec import RequestError
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.names import schedule
+from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
 from pages.plan import detail, form, heatmap, names, published, rehearsing
@@ -46,6 +46,7 @@ def show(service: Service) -> None:
         return
     row = _row(plan)
     st.markdown(f"### {_headline(request, plan, words)}", anchors=False)
+    _chooser(plan, row, words)
     drawing.heading(_place(plan, row, words), f"{plan.layouts['layout'].iloc[row]} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(plan, row, words)
@@ -100,6 +101,24 @@ def _choose(row: int) -> None:
         st.query_params[ROW] = str(row)
     else:
         st.query_params.pop(ROW, None)
+
+
+def _chooser(plan: Plan, row: int, words: Words) -> None:
+    """What a click on a point does, for the keyboard: the fastest layouts, and those that nothing beats in memory and time."""
+    best = range(min(_TOP, len(plan.layouts)))
+    rows = sorted({*best, *plan.layouts["pareto"].to_numpy().nonzero()[0].tolist(), row})
+
+    def named(row: int) -> str:
+        r = plan.layouts.iloc[row]
+        size, time = in_bytes(int(r["memory_bytes"])), charts.seconds(float(r["step_s"]), words)
+        return f"{names.brief(plan, row, words)} · {size} · {time}"
+
+    key = "plan/row"
+    st.session_state[key] = row
+    st.selectbox(
+        words("Layout"), rows, key=key, format_func=named, on_change=lambda: _choose(st.session_state[key]), width=420,
+        help=words("The fastest layouts and those on the front; a click on a point of the chart chooses any other."),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ the answer
@@ -199,23 +218,24 @@ def stages(request: Request, row: int, view: View) -> Drawing:
 def _table(plan: Plan, row: int, words: Words) -> None:
     rows = sorted({*range(min(_TOP, len(plan.layouts))), row})
     shown = plan.layouts.iloc[rows]
-    drawing.heading(
-        words("Best layouts"),
-        words(
-            "The fastest {count} of {all}; choose a row to look at it", count=min(_TOP, len(shown)), all=f"{len(plan.layouts):,}"
-        ),
-    )
+    counts = {"count": min(_TOP, len(shown)), "all": f"{len(plan.layouts):,}"}
+    if plan.feasible:
+        title = words("The fastest {count} of {all}; choose a row to look at it", **counts)
+    else:
+        title = words("None fits; the smallest {count} of {all}: choose a row to look at it", **counts)
+    drawing.heading(words("Best layouts"), title)
 
     def picked() -> None:
         chosen = st.session_state["plan-table"]["selection"]["rows"]
         _choose(rows[chosen[0]] if chosen else 0)
 
+    table = _readable(shown, rows, words)
     st.dataframe(
-        _readable(shown, rows, words),
+        table,
         hide_index=True,
         width="stretch",
         height=318,
-        column_config=_heads(words),
+        column_config={name: head for name, head in _heads(words).items() if name in table},
         key="plan-table",
         on_select=picked,
         selection_mode="single-row",
@@ -232,7 +252,8 @@ def _table(plan: Plan, row: int, words: Words) -> None:
 
 
 def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFrame:
-    return pd.DataFrame(
+    """No wider than a page of 1280 pixels has room for, so that nothing has to be scrolled to."""
+    table = pd.DataFrame(
         {
             "place": [row + 1 for row in rows],
             "layout": layouts["layout"].tolist(),
@@ -246,26 +267,28 @@ def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFr
             "bubble": (100 * layouts["bubble"]).tolist(),
             "batch": [f"{m} × {b}" for m, b in zip(layouts["microbatches"], layouts["microbatch_size"], strict=True)],
             "zero": layouts["zero"].tolist(),
-            "sequence": layouts["sequence_parallel"].tolist(),
-            "recompute": layouts["recompute"].map(names.recomputes(words)).tolist(),
-            "fits": layouts["fits"].tolist(),
+            "sequence": ["✓" if parallel else "–" for parallel in layouts["sequence_parallel"]],
+            "recompute": layouts["recompute"].map(recomputes(words)).tolist(),
         }
     )
+    if layouts["fits"].nunique() > 1:  # otherwise the headline has said it
+        return table.drop(columns="bubble").assign(fits=["✓" if fits else "–" for fits in layouts["fits"]])
+    return table
 
 
 def _heads(words: Words) -> dict[str, Any]:
-    number = st.column_config.NumberColumn
+    number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     return {
-        "place": number(words("no."), width=52),
-        "layout": st.column_config.TextColumn(words("layout"), width=140),
-        "schedule": st.column_config.TextColumn(words("schedule"), width=140),
-        "memory": number(words("memory (GiB)"), format="%.1f"),
-        "step": number(words("step (s)"), format="%.3f"),
-        "mfu": number(words("MFU (%)"), format="%.1f"),
-        "bubble": number(words("bubble (%)"), format="%.1f"),
-        "batch": st.column_config.TextColumn(words("microbatches"), help=words("How many, and of how many sequences each.")),
-        "zero": number("ZeRO"),
-        "sequence": st.column_config.CheckboxColumn("SP", help=words("Sequence parallel")),
-        "recompute": words("recompute"),
-        "fits": st.column_config.CheckboxColumn(words("fits")),
+        "place": number(words("no."), width=40),
+        "layout": text(words("layout"), width=114),
+        "schedule": text(words("schedule"), width=136),
+        "memory": number("GiB", format="%.1f", width=50, help=words("Memory of the fullest device.")),
+        "step": number(words("step (s)"), format="%.3f", width=60),
+        "mfu": number("MFU", format="%.1f%%", width=56, help=words("Model FLOPs utilization: of the device's peak.")),
+        "bubble": number(words("bubble"), format="%.1f%%", width=58, help=words("Of the pipeline's total time.")),
+        "batch": text(words("batch"), width=58, help=words("Microbatches of a step: how many, and of how many sequences each.")),
+        "zero": number("ZeRO", width=48),
+        "sequence": text("SP", width=36, help=words("Sequence parallel")),
+        "recompute": text(words("recompute"), width=84),
+        "fits": text(words("fits"), width=50),
     }

@@ -51,9 +51,11 @@ def _start_bar(spec: RunSpec, fullest: int, words: Words) -> None:
         "all": words.plural("its {count} stage", "all {count} stages", layout.pp),
     }
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        which = st.selectbox(
-            words("What to rehearse"), list(ranks), key=labelled(_WHICH), format_func=ranks.__getitem__, width=240
-        )
+        which = "fullest"
+        if layout.pp > 1:  # otherwise there is nothing to choose
+            which = st.selectbox(
+                words("What to rehearse"), list(ranks), key=labelled(_WHICH), format_func=ranks.__getitem__, width=240
+            )
         rank = fullest * layout.dp * layout.tp if which == "fullest" else None
         st.button(words("Start the dry run"), icon=":material/play_arrow:", on_click=_start, args=(spec, rank))
     st.caption(

@@ -8,12 +8,9 @@ from pathlib import Path
 import streamlit as st
 
 from engine import parcel, store
-from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
+from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, csv_zip, perfetto, settings
 from pages.shared.apart import made_apart
 from pages.shared.frame import say, view
-
-_NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
-_ENDS: dict[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json"}
 
 
 def draw(folder: Path) -> None:
@@ -40,8 +37,8 @@ def draw(folder: Path) -> None:
 
 
 def _settings(folder: Path, to: Framework) -> None:
-    file = f"{folder.name}.{to}.{_ENDS[to]}"
-    _button(_NAMES[to], file, "text/plain", lambda: settings(store.head(folder).spec, to).encode(), stretch=False)
+    file = f"{folder.name}.{to}.{ENDINGS[to]}"
+    _button(NAMES[to], file, "text/plain", lambda: settings(store.head(folder).spec, to).encode(), stretch=False)
 
 
 def _button(label: str, file: str, mime: str, make: Callable[[], bytes], stretch: bool = True) -> None:

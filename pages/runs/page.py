@@ -54,7 +54,7 @@ def show(service: Service) -> None:
 
 @st.cache_resource(show_spinner=False)
 def _shelf(home: Path) -> Shelf:
-    """One for all sessions of a server. What was deleted before it started cannot be brought back any more."""
+    """One for all sessions of a server. What was deleted long ago is gone for good."""
     store.empty_trash(home)
     return Shelf(home)
 
@@ -288,8 +288,6 @@ def _attempt(do: Callable[[], str]) -> None:
     except RequestError as error:
         text = say().sentence(error.sentence)
         st.session_state[_WRONG] = say()("{sentence}.", sentence=text[:1].upper() + text[1:])
-    # A name may now stand for another run than the one that charts of that name were drawn of.
-    st.cache_data.clear()
 
 
 def _rename(folder: Path, key: str) -> None:
@@ -314,9 +312,11 @@ def _delete(folders: list[Path]) -> None:
 
 def _undo(gone: list[Path]) -> None:
     def restore() -> str:
-        del st.session_state[_GONE]
-        _pick([store.restore(deleted).name for deleted in gone])
-        return say().plural("{count} run is back.", "{count} runs are back.", len(gone))
+        back = []
+        while gone:  # one at a time, so that after one that fails the others can still be brought back
+            back.append(store.restore(gone.pop(0)).name)
+            _pick(back)
+        return say().plural("{count} run is back.", "{count} runs are back.", len(back))
 
     _attempt(restore)
 

@@ -100,12 +100,10 @@ def _figures(result: RunResult, say: Words) -> str:
 
 
 def _chart(drawing: Drawing, say: Words) -> str:
-    # On paper nothing zooms.
-    reading = drawing.reading.replace(say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."), "")
     picture = vl_convert.vegalite_to_svg(_fixed(drawing.spec), allowed_base_urls=[])
     return (
         f"<section><h2>{escape(drawing.title)}</h2><small>{escape(drawing.subject)}</small>"
-        f'<figure role="group">{picture}<figcaption>{escape(reading)}</figcaption></figure>'
+        f'<figure role="group">{picture}<figcaption>{escape(drawing.reading)}</figcaption></figure>'
         f"<details><summary>{escape(say('The numbers'))}</summary>{_table(drawing.table, say)}</details></section>"
     )
 
@@ -118,7 +116,9 @@ def _fixed(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(table: pd.DataFrame, say: Words) -> str:
-    shown = table.head(_MOST_ROWS).to_html(index=False, border=0, na_rep="–")
+    called = names.columns(say)
+    first = names.readable(table.head(_MOST_ROWS), say)
+    shown = first.rename(columns={name: called.get(str(name), name) for name in first}).to_html(index=False, border=0, na_rep="–")
     if len(table) > _MOST_ROWS:
         of = say("The first {shown} of {all} rows; the CSV files of this run hold all.", shown=_MOST_ROWS, all=f"{len(table):,}")
         shown = f"<p><small>{escape(of)}</small></p>{shown}"

@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.dataframe_util import convert_anything_to_arrow_bytes
 
 from pages.charts.drawing import Drawing
-from pages.charts.names import columns
+from pages.charts.names import columns, readable
 from pages.charts.roles import CHOSEN
 from pages.shared.apart import made_apart
 from pages.shared.frame import say
@@ -66,12 +66,13 @@ def show(
                     control()
         else:
             heading(drawing.subject, drawing.title)
-        reading = f"{drawing.reading} {note}".strip()
+        reading = " ".join(part for part in (drawing.reading, drawing.moving, note) if part)
         _chart(drawing, f"chart-{key}", reading, on_rank)
         st.caption(reading)
-        with st.expander(say()("The numbers"), key=f"table-{key}", on_change="rerun", type="compact") as table:
-            if table.open:  # otherwise nobody sees it, and it need not be sent
-                st.dataframe(drawing.table, hide_index=True, width="stretch", column_config=columns(say()), alt=drawing.title)
+        with st.expander(say()("The numbers"), key=f"table-{key}", on_change="rerun", type="compact") as numbers:
+            if numbers.open:  # otherwise nobody sees it, and it need not be sent
+                table = readable(drawing.table, say())
+                st.dataframe(table, hide_index=True, width="stretch", column_config=columns(say()), alt=drawing.title)
                 _files(drawing, key)
         if below:
             below()

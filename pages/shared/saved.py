@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -11,6 +13,15 @@ from engine.spec import RequestError, sentence
 from engine.tables import RunResult
 
 _NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps")
+
+
+def _standing(folder: Path) -> tuple[str, int]:
+    return str(folder), store.stamp(folder)
+
+
+def by_run() -> dict[str | type[Any], Callable[[Any], Any]]:
+    """`hash_funcs` for what is cached of a saved run by its folder: it is that run's alone, also when another takes its name."""
+    return {type(Path()): _standing}
 
 
 def load(folder: Path) -> RunResult:

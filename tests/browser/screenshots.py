@@ -1,8 +1,8 @@
 """Pictures of the pages, to look at: `python -m tests.browser.screenshots --all FOLDER [--language zh] [--only compare learn-5]`.
 
-With --all PAGE-WIDTH-THEME.png of every page and every lesson, at 1280 and 1920 pixels, light and dark, each as high as what is
-on it. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png, compare.png, plan.png and learn.png. Both show
-one real run, on one server.
+With --all PAGE-WIDTH-THEME.png of every page, and of every lesson before and after its question was answered, at 1280 and 1920
+pixels, light and dark, each as high as what is on it. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png,
+compare.png, plan.png and learn.png. Both show real runs, on one server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import argparse
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -19,11 +20,11 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pages.charts.words import LANGUAGES
-from tests.browser.served import CHROMIUM_FLAGS, PATIENCE_MS, ROOT, Server, Watched, drawn, served
+from tests.browser.served import CHROMIUM_FLAGS, PATIENCE_MS, ROOT, Server, Watched, served
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0~p"
 GPIPE, DEEP = "gpt-tiny~dp2.tp2.pp2~gpipe~m4~b2~n20~r0.003~e0", "gpt-tiny~dp1.tp2.pp4~1f1b~m4~b2~n20~r0.003~e0"
-RUN = "RUN"  # in a link: the name of the run that all pictures show
+RUNS = {"RUN": CHOICE, "SECOND": GPIPE, "THIRD": DEEP}  # in a link: the names of the runs that the pictures show
 LESSONS = len(list((ROOT / "pages/learn/lessons").glob("[a-z]*.py")))
 LONG_MS = 120_000
 HIGHEST = 9_000  # pixels of a picture
@@ -33,16 +34,19 @@ WIDTHS = (1280, 1920)
 
 # Path and parameters of each page.
 PAGES: Mapping[str, tuple[str, dict[str, str]]] = {
+    "runs-empty": ("runs", {}),
     "lab-before": ("", {"spec": CHOICE}),
     "lab-chosen": ("", {"spec": CHOICE, "rank": "5"}),
-    "lab-after": ("", {"run": RUN, "spec": CHOICE}),
+    "lab-after": ("", {"run": "RUN", "spec": CHOICE}),
     "lab-misfit": ("", {"spec": "gpt-tiny~dp4.tp3.pp2~1f1b"}),
-    "compare": ("compare", {"with": f"run:{RUN}*{GPIPE}*{DEEP}"}),
-    "plan": ("plan", {"model": "gpt3-175b", "device": "h100-80gb", "ranks": "1024"}),
+    "compare": ("compare", {"with": f"run:RUN*{GPIPE}*{DEEP}", "sweep": "layout.zero"}),
+    "compare-runs": ("compare", {"with": "run:RUN*run:SECOND*run:THIRD", "sweep": "workload.microbatches"}),
+    "plan": ("plan", {"model": "gpt3-175b", "device": "h100-80gb", "ranks": "1024", "row": "4"}),
+    "plan-misfit": ("plan", {"model": "gpt3-175b", "device": "h100-80gb", "ranks": "16", "batch": "64"}),
     **{f"learn-{number}": ("learn", {"lesson": str(number)}) for number in range(1, LESSONS + 1)},
-    "runs": ("runs", {"picked": RUN}),
+    "runs": ("runs", {"picked": "RUN"}),
 }
-EMPTY = "runs-empty"
+EMPTY = "runs-empty"  # before there is a run
 README: Mapping[str, tuple[str, Theme, int]] = {  # file → page, theme, height
     "lab.png": ("lab-after", "light", 1500),
     "lab-dark.png": ("lab-after", "dark", 1500),
@@ -52,41 +56,91 @@ README: Mapping[str, tuple[str, Theme, int]] = {  # file → page, theme, height
 }
 
 
+# Whether all is drawn, and as it was when this was last asked: charts take the width of a new window only in a while.
+_STILL = """() => {
+    const charts = [...document.querySelectorAll('[data-testid=stVegaLiteChart]')];
+    const sizes = charts.map(chart => chart.querySelector('svg.marks')?.getBoundingClientRect().width);
+    const busy = document.querySelector('[data-testid=stApp]')?.dataset.testScriptState !== 'notRunning'
+        || document.querySelector('[data-testid=stSkeleton], [data-testid=stSpinner], [data-stale=true]');
+    const seen = JSON.stringify([sizes, document.querySelector('[data-testid=stMain]')?.scrollHeight, innerWidth, innerHeight]);
+    const still = !busy && !sizes.includes(undefined) && seen === window.shardscopeSeen;
+    window.shardscopeSeen = seen;
+    return still;
+}"""
+_LOOK_EACH_MS = 150
+
+
 def settled(page: Page) -> None:
-    """Wait until the server has nothing more to draw and every chart is drawn."""
-    drawn(page)
-    charts = page.get_by_test_id("stVegaLiteChart")
-    expect(charts.locator("svg.marks")).to_have_count(charts.count(), timeout=LONG_MS)
+    """Wait until the server has nothing more to draw and every chart is drawn, as wide as its place."""
+    page.wait_for_function(_STILL, polling=_LOOK_EACH_MS, timeout=LONG_MS)
     page.evaluate("document.fonts.ready")
 
 
-def run_once(window: Watched, server: Server) -> str:
-    """A run of `CHOICE`; its name."""
-    page = window.open(server, spec=CHOICE)
+def run_once(window: Watched, server: Server, choice: str) -> str:
+    """A run of `choice`; its name."""
+    page = window.open(server, spec=choice)
     page.get_by_role("button", name=re.compile("^Run|运行$")).click()
     page.wait_for_url(re.compile("run=[0-9]{8}"), timeout=LONG_MS)  # the name of its folder, once it is saved
     settled(page)
     return parse_qs(urlsplit(page.url).query)["run"][0]
 
 
-def reach(page: Page, server: Server, name: str, run: str) -> None:
+def reach(page: Page, server: Server, name: str, runs: Mapping[str, str]) -> None:
     """Open a page, as high as what is on it."""
     path, link = PAGES[name]
-    asked = {key: value.replace(RUN, run) for key, value in link.items()}
+    asked = {key: _named(value, runs) for key, value in link.items()}
     page.goto(f"{server.url}/{path}?{urlencode(asked)}", timeout=LONG_MS)
     settled(page)
     stretch(page)
 
 
-def stretch(page: Page) -> None:
+def _named(text: str, runs: Mapping[str, str]) -> str:
+    for stands_for, name in runs.items():
+        text = text.replace(stands_for, name)
+    return text
+
+
+def stretch(page: Page, width: int | None = None) -> None:
     """Streamlit scrolls inside of the page, so that a picture of the whole page would end with the window."""
     assert page.viewport_size
+    wide = width or page.viewport_size["width"]
+    if width:
+        page.set_viewport_size({"width": wide, "height": 900})
+        settled(page)
     tall = page.evaluate(
         "Math.max(...['stMain', 'stSidebarContent'].map(e => document.querySelector(`[data-testid=${e}]`)?.scrollHeight ?? 0))"
     )
-    page.set_viewport_size({"width": page.viewport_size["width"], "height": min(HIGHEST, max(720, int(tall)))})
+    page.set_viewport_size({"width": wide, "height": min(HIGHEST, max(720, int(tall)))})
     settled(page)
     page.mouse.move(0, 0)
+
+
+def answer(page: Page) -> None:
+    """Commit to the first answer of a lesson's question, whatever it is."""
+    question = page.locator(".st-key-predict")
+    if question.get_by_role("radio").count():
+        question.locator("[data-testid=stRadioOption], label:has(input[type=radio])").first.click()
+    else:
+        question.get_by_role("spinbutton").fill("100")
+    question.locator("button[kind=primaryFormSubmit]").click()
+    expect(question.locator("button[kind=primaryFormSubmit]")).to_have_count(0)
+
+
+def delete(page: Page) -> None:
+    page.get_by_role("button", name=re.compile("Delete|删除")).click()
+    expect(page.locator(".st-key-runs-gone")).to_be_visible()
+
+
+def undo(page: Page) -> None:
+    page.locator(".st-key-runs-gone").get_by_role("button").first.click()
+    expect(page.locator(".st-key-runs-gone")).to_have_count(0)
+
+
+# What is done on a page for a second picture of it, by what that is called, and how it is undone.
+THEN: Mapping[str, tuple[str, Callable[[Page], None], Callable[[Page], None] | None]] = {
+    **{f"learn-{number}": ("answered", answer, None) for number in range(1, LESSONS + 1)},
+    "runs": ("deleted", delete, undo),
+}
 
 
 def shoot(page: Page, path: Path, height: int | None = None) -> None:
@@ -96,31 +150,44 @@ def shoot(page: Page, path: Path, height: int | None = None) -> None:
 
 
 def every_page(browser: Browser, server: Server, folder: Path, locale: str, only: list[str]) -> None:
-    run = ""
+    """Each page is opened once a theme, and is then made wider."""
+    runs: dict[str, str] = {}
     for theme in THEMES:
         context = browser.new_context(color_scheme=theme, reduced_motion="reduce", locale=locale)
-        for width in WIDTHS:
-            window = Watched(context, width, 900)
-            if not run:
-                window.page.goto(f"{server.url}/runs")
-                settled(window.page)
-                shoot(window.page, folder / f"{EMPTY}-{width}-{theme}.png")
-                run = run_once(window, server)
-            for name in only or PAGES:
-                reach(window.page, server, name, run)
-                shoot(window.page, folder / f"{name}-{width}-{theme}.png")
-                window.page.set_viewport_size({"width": width, "height": 900})
-            window.close()
+        window = Watched(context, WIDTHS[0], 900)
+        for name in only or PAGES:
+            if not runs and name != EMPTY:
+                runs = {stands_for: run_once(window, server, choice) for stands_for, choice in RUNS.items()}
+            if runs and name == EMPTY:  # it is empty no more
+                continue
+            began = time.monotonic()
+            reach(window.page, server, name, runs)
+            both_widths(window.page, folder, name, theme)
+            if name in THEN:
+                called, do, back = THEN[name]
+                do(window.page)
+                both_widths(window.page, folder, f"{name}-{called}", theme)
+                if back:
+                    back(window.page)
+            window.page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+            print(f"{name}, {theme}: {time.monotonic() - began:.1f} s", flush=True)
+        window.close()
         context.close()
 
 
+def both_widths(page: Page, folder: Path, name: str, theme: Theme) -> None:
+    for width in WIDTHS:
+        stretch(page, width)
+        shoot(page, folder / f"{name}-{width}-{theme}.png")
+
+
 def for_readme(browser: Browser, server: Server, folder: Path, locale: str) -> None:
-    run = ""
+    runs: dict[str, str] = {}
     for file, (name, theme, height) in README.items():
         context = browser.new_context(color_scheme=theme, reduced_motion="reduce", locale=locale)
         window = Watched(context, 1280, 900)
-        run = run or run_once(window, server)
-        reach(window.page, server, name, run)
+        runs = runs or {stands_for: run_once(window, server, choice) for stands_for, choice in RUNS.items()}
+        reach(window.page, server, name, runs)
         shoot(window.page, folder / file, height)
         window.close()
         context.close()

@@ -38,3 +38,17 @@ def test_a_layout_is_picked_exported_and_opened_and_what_does_not_fit_says_why(s
     page.get_by_test_id("stMain").get_by_role("link", name="Open in the Lab").click()
     expect(page).to_have_url(re.compile("spec=gpt2-1.5b~dp1.tp1.pp1"))
     assert "device=mi300x" in page.url
+
+
+def test_the_keyboard_chooses_another_layout(server: Server, watched: Watched) -> None:
+    page = watched.page
+    page.goto(f"{server.url}/{LINK}")
+    drawn(page)
+    expect(page.get_by_text("The fastest of the")).to_be_visible()
+    layout = page.get_by_role("combobox", name="Layout")
+    layout.press("ArrowDown")
+    expect(page.get_by_role("option").first).to_be_visible()
+    layout.press("ArrowDown")
+    layout.press("Enter")
+    expect(page).to_have_url(re.compile("row=2(&|$)"))  # each press went one further
+    expect(page.get_by_text("Number 3 of the")).to_be_visible()

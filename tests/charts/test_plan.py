@@ -8,7 +8,7 @@ import pytest
 from engine.predict.memory import memory
 from engine.predict.planner.search import Plan
 from engine.spec import LayoutSpec, RunSpec
-from pages.charts import plan
+from pages.charts import heatmap, plan
 from pages.charts.look import LIGHT
 from pages.plan.request import Request
 from tests.charts.reading import marks, views
@@ -57,7 +57,7 @@ def test_grey_cells_say_why():
             "memory_bytes": [2**30, 2**40], "reason": ["", "needs more"],
         }
     )  # fmt: skip
-    drawing = plan.heatmap(cells, LIGHT)
+    drawing = heatmap.heatmap(cells, LIGHT)
     [(_, good), (_, bad)] = marks(drawing.spec, "rect")
     assert [(row["text"], row["why"]) for row in (*good, *bad)] == [("50%", "fits"), ("too large", "needs more")]
     assert drawing.title == "1 of 2 combinations fit"

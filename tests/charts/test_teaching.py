@@ -36,8 +36,8 @@ def test_curves_mark_the_readers_own_point():
     [(view, drawn)] = marks(drawing.spec, "line")
     assert len(drawn) == 4
     assert colour_of(view) == {"falls": LIGHT.blue, "rises": LIGHT.pink}
-    [(_, said)] = marks(drawing.spec, "text")
-    assert sorted(r["y"] for r in said) == [0.25, 2.0]
+    said = [(view["mark"]["dy"] < 0, [r["y"] for r in rows]) for view, rows in marks(drawing.spec, "text")]
+    assert said == [(True, [2.0]), (False, [0.25])]  # above the higher point, and below the lower
     assert drawing.table.columns.tolist() == ["x", "falls", "rises"]
 
 

@@ -52,7 +52,7 @@ def test_the_trace_keeps_the_rules_of_its_format(trace: list[dict[str, Any]]) ->
     assert {event["ph"] for event in trace} == {"M", "X", "C"}
     for event in trace:
         assert event["pid"] > 0  # 0 is the idle process
-        assert event.get("tid", 1) > 0
+        assert event["tid"] > 0
         assert isinstance(event["name"], str)
         if event["ph"] != "M":
             assert event["ts"] >= 0
@@ -68,9 +68,15 @@ def test_every_rank_is_a_process_and_every_track_has_a_name(trace: list[dict[str
     assert processes[8] == "rank 7 (pp 1, dp 1, tp 1)"
     named = {(e["pid"], e["tid"]) for e in trace if e["name"] == "thread_name"}
     assert {(e["pid"], e["tid"]) for e in trace if e["ph"] == "X"} <= named
+    # A viewer may know threads by their number alone, and take one that has its process's for the main thread.
+    assert len({tid for _, tid in named}) == len(named)
+    assert all(tid not in processes for _, tid in named)
     for pid in processes:
-        lanes = [e["args"]["name"] for e in trace if e["name"] == "thread_name" and e["pid"] == pid]
-        assert lanes[:3] == ["compute", "memory's step", "comm"]
+        tracks = [
+            e["args"]["name"] for e in sorted(trace, key=lambda e: e["tid"]) if e["name"] == "thread_name" and e["pid"] == pid
+        ]
+        assert tracks[:2] == ["compute", "comm"]
+        assert tracks[-1] == "memory's step"
 
 
 def test_nothing_overlaps_on_a_track_to_the_nanosecond(trace: list[dict[str, Any]]) -> None:
@@ -226,11 +232,69 @@ def test_an_uneven_split_is_passed_on() -> None:
         ("torchtitan", spec_of(schedule="zb-h1"), "torchtitan has no zb-h1 schedule; 1F1B is the nearest"),
         ("deepspeed", spec_of(), "with a pipeline DeepSpeed has no tensor parallelism of its own; tp=2"),
         ("deepspeed", spec_of(zero=3), "ZeRO 3 becomes 1"),
+        ("deepspeed", spec_of(code="dp2.tp2.pp1", zero=3), "AutoTP goes with ZeRO up to 2, so ZeRO 3 becomes 2"),
         ("deepspeed", spec_of(schedule="gpipe"), "DeepSpeed has no gpipe schedule"),
     ],
 )
 def test_what_a_framework_cannot_say_is_told(to: Framework, spec: RunSpec, told: str) -> None:
     assert told in notes(settings(spec, to))
+
+
+# Every name that is written, as it stands in Megatron-LM's megatron/training/arguments.py, in torchtitan's
+# torchtitan/config/job_config.py (both of 2025), and in DeepSpeed's documentation of its JSON.
+NAMED: dict[Framework, str] = {
+    "megatron": """
+        --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
+        --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
+        --max-position-embeddings --position-embedding-type --normalization --swiglu --disable-bias-linear
+        --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
+        --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
+        --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
+        --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
+        --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
+        --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
+        --lr-decay-style --optimizer --sgd-momentum --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
+    "torchtitan": """
+        model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
+        training.steps training.mixed_precision_param training.mixed_precision_reduce training.seed optimizer.name optimizer.lr
+        optimizer.beta1 optimizer.beta2 optimizer.weight_decay lr_scheduler.warmup_steps lr_scheduler.decay_ratio
+        parallelism.data_parallel_replicate_degree parallelism.data_parallel_shard_degree
+        parallelism.fsdp_reshard_after_forward parallelism.tensor_parallel_degree parallelism.pipeline_parallel_degree
+        parallelism.pipeline_parallel_schedule parallelism.pipeline_parallel_microbatch_size
+        parallelism.pipeline_parallel_layers_per_stage parallelism.pipeline_parallel_first_stage_less_layers
+        parallelism.pipeline_parallel_last_stage_less_layers activation_checkpoint.mode
+        activation_checkpoint.selective_ac_option""",
+    "deepspeed": """
+        _comments train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer.type optimizer.params
+        gradient_clipping bf16.enabled data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
+        activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints""",
+}
+
+
+def test_only_names_that_the_frameworks_have_are_written_and_each_of_them() -> None:
+    levers: list[dict[str, Any]] = [
+        {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "selective", "sequence_parallel": True},
+        {"split": (3, 1), "code": "dp1.tp1.pp2"}, {"schedule": "interleaved"}, {"code": "dp2.tp2.pp1", "zero": 2},
+    ]  # fmt: skip
+    specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama")]
+    specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
+    wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
+    specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
+    for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16"}, {"optimizer": "sgd"}):
+        given = specs[0].model_dump()
+        specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
+    written: dict[Framework, set[str]] = {framework: set() for framework in FRAMEWORKS}
+    for spec in specs:
+        written["megatron"] |= set(megatron(spec)) - {""}
+        sections = tomllib.loads(settings(spec, "torchtitan"))
+        written["torchtitan"] |= {f"{section}.{name}" for section, names in sections.items() for name in names}
+        entries = json.loads(settings(spec, "deepspeed"))
+        written["deepspeed"] |= {
+            f"{name}.{inner}" if isinstance(entry, dict) else name
+            for name, entry in entries.items()
+            for inner in (entry if isinstance(entry, dict) else [""])
+        }
+    assert written == {framework: set(names.split()) for framework, names in NAMED.items()}
 
 
 def test_what_needs_no_note_has_none() -> None:

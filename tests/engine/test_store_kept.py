@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -100,12 +101,14 @@ def test_two_that_delete_or_restore_the_same_run_are_told(home: Path) -> None:
         store.rename(home / "third", "fourth")
 
 
-def test_the_newest_deleted_runs_are_kept_and_a_start_empties_the_trash(home: Path) -> None:
-    deleted = []
-    for _ in range(store.KEPT + 2):
+def test_what_was_deleted_is_kept_for_a_day_whoever_else_starts_or_deletes(home: Path) -> None:
+    first = store.delete(home / "first")
+    store.empty_trash(home)  # as another server of this home does when it starts
+    for _ in range(30):
         store.save(a_result(), home / "run")
-        deleted.append(store.delete(home / "run"))
-    assert [path.exists() for path in deleted] == [False, False] + [True] * store.KEPT
-    store.empty_trash(home)
-    assert not any(path.exists() for path in deleted)
-    assert names(home) == {"first", "second"}
+        store.delete(home / "run")
+    assert store.restore(first) == home / "first"
+    second = store.delete(home / "second")
+    store.empty_trash(home, time.time_ns() + store.KEPT_NS + 1)
+    assert not second.exists()
+    assert names(home) == {"first"}

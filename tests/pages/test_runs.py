@@ -18,6 +18,7 @@ from pages.charts.words import words
 from pages.runs.report import report
 from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
 from pages.shared.apart import made_apart
+from pages.shared.saved import by_run
 from pages.shared.service import Service
 from tests.pages.opened import button, click, link, opened, text
 from tests.pages.stand_in import PAIR, saved, service
@@ -178,6 +179,24 @@ def test_a_run_gets_another_name_or_a_reason(home: Path) -> None:
     click(app, "Rename")
     assert "Renamed to best." in text(app)
     assert picked(app) == "best"
+
+
+def test_what_is_kept_of_a_run_is_not_shown_of_another_that_took_its_name(home: Path) -> None:
+    told_apart = by_run()[type(home)]
+    before = told_apart(home / "third")
+    store.delete(home / "third")
+    store.rename(home / "a first one", "third")
+    assert told_apart(home / "third") != before
+
+
+def test_what_can_be_brought_back_after_one_that_cannot_still_is(home: Path) -> None:
+    app = page(service(home)[0], picked="a first one,third")
+    click(app, "Delete")
+    store.restore(next((home / ".trash").glob("*/a first one")))  # another session brings it back
+    click(app, "Undo")
+    assert app.error[0].value == "The run a first one is not there any more."
+    click(app, "Undo")
+    assert (home / "third").exists()
 
 
 def test_an_uploaded_zip_becomes_a_run_or_a_reason(home: Path) -> None:

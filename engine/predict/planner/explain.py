@@ -67,7 +67,8 @@ def label(plan: Plan, row: int) -> str:
 
 def _difference(part: str, one: float, other: float) -> Reason:
     """One part of a step in both layouts. `less` says whether the first has less of it."""
-    values = {"one": one, "other": other, "gap": abs(other - one)}
+    # What is left of sums may be a hair less than nothing, and would read "-0.000".
+    values = {"one": max(0.0, one), "other": max(0.0, other), "gap": abs(other - one)}
     reasons = {
         "compute": (
             Reason("Its slowest stage computes for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),

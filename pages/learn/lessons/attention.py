@@ -11,7 +11,7 @@ from engine.predict.papers.closed_forms import layer_activations
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.units import byte_unit, percent
+from pages.charts.units import byte_unit, in_bytes, percent
 from pages.learn.desk import READABLE_PX, Desk, Lesson
 from pages.learn.question import Knob, Question
 from pages.learn.toys import attention, sinusoids
@@ -199,7 +199,7 @@ def _four_times_longer(desk: Desk) -> Question:
         why=say("Each token looks at each other one, so four times the tokens make four times four the scores."),
         unit=say("times"),
         within=0.01,
-        reveal=lambda: desk.formula(say("Scores of one layer"), long.symbols, long.numbers, f"{long.value:,} B"),
+        reveal=lambda: desk.formula(say("Scores of one layer"), long.symbols, long.numbers, in_bytes(long.value)),
     )
 
 

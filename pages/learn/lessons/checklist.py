@@ -23,6 +23,7 @@ from pages.charts.words import Words
 from pages.learn.desk import Desk, Lesson
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
+from pages.shared import ways
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
 
@@ -137,7 +138,7 @@ def _verdict(desk: Desk, last: Try) -> None:
             lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
     st.success(" ".join(lines), icon=":material/check_circle:")
     link = encode(FormChoice.of(last.spec, desk.service.texts))
-    st.markdown(f"[{say('Open this layout in the Lab')}](lab?spec={link})")
+    ways.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": desk["device"]})
 
 
 def _weigh(desk: Desk, last: Try) -> None:
@@ -153,7 +154,8 @@ def _weigh(desk: Desk, last: Try) -> None:
         )
         return
     try:
-        found = weighed(*asked)
+        with st.spinner(say("Weighing every layout of {count} devices", count=f"{desk['count']:,}")):
+            found = weighed(*asked)
     except RequestError as error:
         st.warning(say("There is nothing to weigh: {reason}.", reason=say.sentence(error.sentence)))
         return
@@ -194,7 +196,7 @@ class Weighed(NamedTuple):
     seconds: float
 
 
-@st.cache_data(max_entries=64, show_spinner=True)
+@st.cache_data(max_entries=64, show_spinner=False)
 def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
     """Raises `RequestError` where there is no layout at all."""
     found = search(catalog.model(model), count, DEVICES[device], batch)
