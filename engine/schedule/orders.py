@@ -9,20 +9,22 @@ Stage s of pp holds, by schedule:
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 
 from engine.schedule.actions import Action, Kind
 from engine.spec import ScheduleName
 
+Pass = tuple[Kind, int, int]  # kind, chunk and microbatch of an F, B, I or W
+
 
 def compute_order(name: ScheduleName, pp: int, microbatches: int, chunks: int = 1) -> list[list[Action]]:
     """The F, B, I and W of each stage, in order; a list a stage. `chunks` (on each stage) counts for interleaved only."""
-    return [_ORDERS[name](stage, pp, microbatches, chunks) for stage in range(pp)]
+    return [[Action(*one) for one in stage_passes(name, stage, pp, microbatches, chunks)] for stage in range(pp)]
 
 
-def stage_order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int = 1) -> list[Action]:
-    """The same for one stage alone."""
+def stage_passes(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int = 1) -> list[Pass]:
+    """The same for one stage alone, as plain tuples: the planner asks for very many."""
     return _ORDERS[name](stage, pp, microbatches, chunks)
 
 
@@ -30,19 +32,20 @@ class _Writer:
     """Writes an order down. An entry takes the next microbatch of its chunk that has not had that kind of action."""
 
     def __init__(self) -> None:
-        self.actions: list[Action] = []
-        self._next: Counter[tuple[Kind, int]] = Counter()
-        self._owed: deque[Action] = deque()  # the W of each I written, until it is written itself
+        self.passes: list[Pass] = []
+        self._next: defaultdict[tuple[Kind, int], int] = defaultdict(int)
+        self._owed: deque[Pass] = deque()  # the W of each I written, until it is written itself
 
     def write(self, *entries: tuple[Kind, int], times: int = 1) -> None:
         """Each entry is (kind, chunk), and all of them come `times` times over. B is I and W in one."""
+        counts = self._next
         for kind, chunk in entries * times:
-            counts: Kind = "I" if kind == "B" else kind
-            microbatch = self._next[counts, chunk]
-            self._next[counts, chunk] += 1
-            self.actions.append(Action(kind, chunk, microbatch))
+            counted: tuple[Kind, int] = ("I", chunk) if kind == "B" else (kind, chunk)
+            microbatch = counts[counted]
+            counts[counted] = microbatch + 1
+            self.passes.append((kind, chunk, microbatch))
             if kind == "I":
-                self._owed.append(Action("W", chunk, microbatch))
+                self._owed.append(("W", chunk, microbatch))
 
     @property
     def owes(self) -> bool:
@@ -50,31 +53,31 @@ class _Writer:
 
     def write_owed(self) -> None:
         """The W of the earliest I that has had none."""
-        self.actions.append(self._owed.popleft())
+        self.passes.append(self._owed.popleft())
 
 
-def _naive(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
+def _naive(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pass]:
     """One microbatch in the whole pipeline: forward through all stages, back through all, then the next."""
-    return [Action(kind, stage, m) for m in range(microbatches) for kind in ("F", "B")]
+    return [(kind, stage, m) for m in range(microbatches) for kind in ("F", "B")]
 
 
-def _gpipe(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
+def _gpipe(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pass]:
     """All forwards, then all backwards (Huang et al. 2019)."""
-    return [Action(kind, stage, m) for kind in ("F", "B") for m in range(microbatches)]
+    return [(kind, stage, m) for kind in ("F", "B") for m in range(microbatches)]
 
 
-def _1f1b(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
+def _1f1b(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pass]:
     """Fill the pipeline, then alternate, then drain (Narayanan et al. 2021): at most pp − stage in flight."""
     warm = min(pp - stage, microbatches)
-    order = [Action("F", stage, m) for m in range(warm)]
+    order: list[Pass] = [("F", stage, m) for m in range(warm)]
     for m in range(microbatches):
-        order.append(Action("B", stage, m))
+        order.append(("B", stage, m))
         if m + warm < microbatches:
-            order.append(Action("F", stage, m + warm))
+            order.append(("F", stage, m + warm))
     return order
 
 
-def _interleaved(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
+def _interleaved(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pass]:
     """1F1B over several chunks a stage, which shortens the wait for the first microbatch (Narayanan et al. 2021, 2.2).
 
     A round of microbatches goes through all of a stage's chunks before the next one begins. A round is pp microbatches,
@@ -86,9 +89,8 @@ def _interleaved(stage: int, pp: int, microbatches: int, chunks: int) -> list[Ac
     backward: list[tuple[Kind, int]] = [("B", (chunks - 1 - k // each % chunks) * pp + stage) for k in range(total)]
     order = _Writer()
     order.write(*forward[:warm])
-    for k in range(total):
-        order.write(*forward[k + warm : k + warm + 1], backward[k])
-    return order.actions
+    order.write(*(entry for k in range(total) for entry in (*forward[k + warm : k + warm + 1], backward[k])))
+    return order.passes
 
 
 def _round(pp: int, microbatches: int) -> int:
@@ -101,7 +103,7 @@ def _interleaved_warm(stage: int, pp: int, microbatches: int, chunks: int) -> in
     return min((chunks - 1) * _round(pp, microbatches) + 2 * (pp - 1 - stage), microbatches * chunks)
 
 
-def _zb_h1(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
+def _zb_h1(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pass]:
     """1F1B whose later stages put W off, so that I reaches the earlier ones sooner (Qi et al. 2024, ZB-H1).
 
     Stage s has begun s fewer microbatches than stage 0 and puts off s of its W: every stage then holds what 1F1B's first does.
@@ -117,10 +119,10 @@ def _zb_h1(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
             order.write(("F", stage))
     while order.owes:
         order.write_owed()
-    return order.actions
+    return order.passes
 
 
-def _zb_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
+def _zb_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pass]:
     """Zero bubble over a V, whose turn makes the last stage's backward start at once (Qi et al. 2024, section 6).
 
     Written for as many microbatches as fill the V; where there are fewer, those that are not there are left out.
@@ -140,10 +142,10 @@ def _zb_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
     order.write(("I", down), ("W", down), times=behind)
     order.write(("W", up), times=stage)
     order.write(("W", down), times=stage)
-    return [action for action in order.actions if action.microbatch < microbatches]
+    return [one for one in order.passes if one[2] < microbatches]
 
 
-def _dualpipe_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Action]:
+def _dualpipe_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pass]:
     """A forward beside each backward over a V, and I and W only where the pipeline fills and drains (DeepSeek-AI 2025).
 
     Where the original runs a forward and a backward as one, to hide one's transfers behind the other, they stand here one
@@ -167,10 +169,10 @@ def _dualpipe_v(stage: int, pp: int, microbatches: int, chunks: int) -> list[Act
         order.write(("I", down))
     while order.owes:
         order.write_owed()
-    return order.actions
+    return order.passes
 
 
-_ORDERS: dict[ScheduleName, Callable[[int, int, int, int], list[Action]]] = {
+_ORDERS: dict[ScheduleName, Callable[[int, int, int, int], list[Pass]]] = {
     "naive": _naive,
     "gpipe": _gpipe,
     "1f1b": _1f1b,

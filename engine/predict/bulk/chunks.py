@@ -1,247 +1,74 @@
-"""What one chunk's passes do to memory, for very many layouts at once: played once with letters for sizes, then read off.
+"""What one chunk's passes do to memory, for very many layouts at once: the spans of a play, put together as ZeRO has it.
 
-Layouts that differ in numbers alone share a play. Of each ledger those points are kept that can be its highest, whatever the
-numbers: none has at least as much of every product of sizes. A point is a row of coefficients, for the chunk's ends and for each
-of its inner layers: points · sizes is a product of matrices.
+Of each action the highest point is told in rows: one for the spans before the layers between a chunk's first and last, and so on
+(see `_Followed`). A row has a part of its own and parts for each of the layers between; so the same rows serve for any number of
+layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.symbolic import Atoms, Size, later, letter, values
-from engine.predict.tape.buckets import Bucket, Buckets, numbers
-from engine.predict.tape.chunk import Sample, Shape
-from engine.predict.tape.parts import Kit
-from engine.predict.tape.passes import ChunkPasses, Counts, Passes, size_of
-from engine.predict.tape.reducing import FRESH, MANY, State, Stretch
-from engine.predict.tape.sizes import WIDTHS, Sizes
-from engine.predict.tape.tape import Factors, Record, Tape
-from engine.predict.terms import Factor
-from engine.spec import ModelSpec, Recompute, WorkloadSpec
+from engine.predict.bulk.plays import GATHERS, LETTERS, RELEASES, Form, Played, Structure, figures_of, plays
+from engine.predict.symbolic import Size
+from engine.predict.tape.buckets import Bucket, numbers
+from engine.predict.tape.reducing import FRESH, MANY, Reductions, State, Stretch
+from engine.predict.tape.sizes import WIDTHS
+from engine.predict.tape.tape import Note
 
 Real = NDArray[np.float64]
 
-# The highest points of actions. "B 1": of a first one with ZeRO 2 and 3, of a last one with ZeRO 1; "I over": while W is owed.
-# With ZeRO 1 and 0 the two that are "over" are like the others.
-ACTIONS = ("F", "B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")
+# The highest points of actions. "B 1": of a first one with ZeRO 2 and 3, of a last one with ZeRO 1; "I over": while W is owed;
+# "I after B": else, where the pass before was not halved. With ZeRO 1 and 0 the latter three are like the others.
+ACTIONS = ("F", "B", "B 1", "I", "I 1", "I over", "I after B", "W", "W 1", "W over")
 # What there is between actions: of a pass in flight what it was given and what it keeps; messages; of passes whose W is owed the
 # first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
-# handed on and kept as well.
+# handed on and kept as well; and of it what is kept until W.
 STANDS = (
     "given", "flight", "gradient given", "handed", "gradient handed", "owed", "owed more", "after B", "after I 1",
     "after I", "after I over", "after W", "after W over", "states", "norm", "step", "shared",
+    "shared owed",
 )  # fmt: skip
 VALUES = (*ACTIONS, *STANDS)
-_GATHERED = "gathered weights of a layer"
-_SMALL = 200_000  # multiplications
-_LETTERS = ("t0", "t1")
-
-
-def multiplied(one: Real, other: Real) -> Real:
-    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
-    at_once = max(1, _SMALL // one.size)
-    if at_once >= other.shape[1]:
-        return one @ other
-    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
-
-
-class Form(NamedTuple):
-    """Which part of the model a chunk is. Of layers: none, one, or 2 for more, which are two and `t0` or `t1` between."""
-
-    first: bool
-    last: bool
-    layers: int  # of an encoder, or of a model that is a decoder or an encoder alone
-    ends: bool  # whether they are an encoder's last
-    decoders: int
-
-    @property
-    def shape(self) -> Shape:
-        def samples(count: int, decodes: bool, ends: bool, between: Any) -> list[Sample]:
-            times = [1] * count if count < 2 else [1, between, 1]
-            return [Sample(decodes, ends and i == len(times) - 1, n) for i, n in enumerate(times)]
-
-        before = samples(self.layers, False, self.ends, letter("t0"))
-        return Shape(self.first, self.last, (*before, *samples(self.decoders, True, self.last, letter("t1"))))
-
-
-class Structure(NamedTuple):
-    """All that changes which blocks there are."""
-
-    model: ModelSpec
-    workload: WorkloadSpec
-    recompute: Recompute
-    sequence: bool
-    flags: tuple[bool, bool, bool, bool]  # see `Sizes.of`
-    zero: int
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` of coefficients of `products`: first the ends' own, then of each layer `t0` and of each `t1`; (3 · rows, products).
+    """`parts`: each row's own part and parts for each of the layers `t0` and `t1` between, (3, rows, n).
 
-    Value i of `VALUES` is the highest of the rows from `starts[i]` on. `inner`: rows that are there where `t0` or `t1` is not 0.
+    Value i of `VALUES` is the highest of the rows from `starts[which[i]]` to the next start: some values are always the same.
+    `inner`: rows that are there where `t0` or `t1` is not 0.
     """
 
-    products: tuple[Atoms, ...]
-    rows: Real
+    parts: Real
     starts: NDArray[np.int64]
+    which: NDArray[np.int64]
     inner: tuple[NDArray[np.int64], NDArray[np.int64]]
-
-    def sizes(self, known: dict[str, Any]) -> Real:
-        """Each row's own part and parts for each of the layers between, (3, rows, n)."""
-        found = multiplied(self.rows, values(list(self.products), known))
-        return found.reshape(3, -1, found.shape[1])
-
-
-@cache
-def _played(structure: Structure, form: Form) -> tuple[Passes, list[tuple[Bucket, Any]], Any]:
-    """`structure.zero` is 1 or 3: 0 and 2 are these without some blocks."""
-    workload = structure.workload
-    sizes = Sizes.of(
-        structure.model, workload, letter("tp") if structure.flags[1] else 1, letter("B"), structure.sequence,
-        structure.recompute, structure.flags,
-    )  # fmt: skip
-    width = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
-    dp: Any = letter("dp")
-    tape = Tape()
-    buckets = Buckets(tape, sizes, Factor("dp", dp), structure.zero, True, width.value != sizes.e.value, width)
-    player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"))
-    return player.play(), player.chunk.weights(), width
-
-
-class _Events(NamedTuple):
-    """A part of a ledger: what its blocks are multiplied with (0 for once, 1 or 2 for `t0` or `t1`), and of each block its
-    product's column, its signed coefficient, and whether it is gathered weights.
-    """
-
-    which: int
-    columns: NDArray[np.int64]
-    coefficients: Real
-    gathered: NDArray[np.bool_]
-
-
-class _Rows:
-    """Coefficients by product and by what they are multiplied with."""
-
-    def __init__(self, most: int) -> None:
-        self.columns: dict[Atoms, int] = {}
-        self.most = most
-        self._known: dict[int, tuple[int, int]] = {}
-        self._found: dict[Factors, tuple[int, int]] = {}
-
-    def column(self, size: Any) -> tuple[int, int]:
-        """Which product it is and how often."""
-        atoms, coefficient = (size.atoms, size.coefficient) if isinstance(size, Size) else ((), int(size))
-        return self.columns.setdefault(atoms, len(self.columns)), coefficient
-
-    def row(self, amounts: Iterable[tuple[Any, Any]]) -> Real:
-        """The sum of times × sizes. (3, products)"""
-        out = np.zeros((3, self.most))
-        for times, size in amounts:
-            column, coefficient = self.column(size)
-            which, many = _which(times)
-            out[which, column] += many * coefficient
-        return out
-
-    def counts(self, counts: Counts) -> Real:
-        return self.row((count, size_of(key.factors)) for key, count in counts.items())
-
-    def read(self, stretches: list[Stretch]) -> list[_Events]:
-        """What happens in an action, as arrays. Most blocks are in several actions."""
-        found = []
-        for _, times, events in stretches:
-            blocks = [(sign, record) for sign, record in events if sign]
-            if blocks:
-                columns, sizes = np.array([self._known.get(id(r)) or self._look_up(r) for _, r in blocks], np.int64).T
-                signs = np.array([sign for sign, _ in blocks])
-                gathered = np.array([record.name == _GATHERED for _, record in blocks])
-                found.append(_Events(_which(times)[0], columns, signs * sizes.astype(float), gathered))
-        return found
-
-    def _look_up(self, record: Record) -> tuple[int, int]:
-        if record.factors not in self._found:
-            self._found[record.factors] = self.column(size_of(record.factors))
-        self._known[id(record)] = self._found[record.factors]
-        return self._found[record.factors]
-
-    def follow(self, parts: list[_Events], all_of_it: bool) -> tuple[Real, tuple[Any, Any]]:
-        """What a ledger leaves, (3, products), and its points, (points, 3, products): local maxima.
-
-        Of each point also whether it is in an inner layer: 0 if not, else 1 or 2. Unless `all_of_it`, nothing is gathered.
-        """
-        base = np.zeros((3, self.most))
-        rows, inner = [np.zeros((1, 3, self.most))], [np.zeros(1, np.int64)]
-        for which, *blocks, gathered in parts:
-            there = ~gathered | all_of_it
-            columns, coefficients = (column[there] for column in blocks)
-            if not len(columns):
-                continue
-            reached = np.zeros((len(columns), self.most))
-            reached[np.arange(len(columns)), columns] = coefficients
-            reached = reached.cumsum(0)
-            tops = reached[(coefficients > 0) & np.append(coefficients[1:] < 0, True)]
-            if len(tops):
-                here = np.repeat(base[None], len(tops), 0)
-                here[:, 0] += tops
-                rows.append(here)
-                if which:  # the same when the layer comes for the last time
-                    again = here.copy()
-                    again[:, 0] -= reached[-1]
-                    again[:, which] += reached[-1]
-                    rows.append(again)
-                inner.append(np.full(sum(len(r) for r in rows) - sum(len(i) for i in inner), which))
-            base[which] += reached[-1]
-        return base, (np.concatenate(rows), np.concatenate(inner))
-
-
-def _which(times: Any) -> tuple[int, int]:
-    """0 and the number, or 1 or 2 for the letter that it is, and how often."""
-    if isinstance(times, Size):
-        return 1 + _LETTERS.index(times.atoms[0].name), times.coefficient
-    return 0, times
-
-
-def _kept(rows: Any, inner: Any) -> tuple[Any, Any]:
-    """The points that can be highest: no other has at least as much of everything, wherever they are."""
-    flat = np.concatenate([rows.reshape(len(rows), -1), (inner != 1)[:, None], (inner != 2)[:, None]], axis=1)
-    kept = undominated(flat[:, (flat != flat[0]).any(0)])
-    return rows[kept], inner[kept]
-
-
-def undominated(rows: Any) -> Any:
-    """Numbers of the rows that are not, in every column, at most as large as another row."""
-    left, kept = np.argsort(-rows.sum(1), kind="stable"), []
-    while len(left):
-        best = left[0]
-        kept.append(best)
-        left = left[(rows[left] > rows[best]).any(1)]
-    return np.array(kept)
 
 
 class _Told:
     """A chunk's actions in the states that most find it in, and the reduction that each leaves under way."""
 
-    def __init__(self, passes: Passes, zero: int) -> None:
-        self.passes, self.stretches, self.pending = passes, dict[str, list[Stretch]](), dict[str, int]()
+    def __init__(self, stretches: dict[str, list[Stretch]], reductions: Reductions) -> None:
+        self._all, self.reductions = stretches, reductions
+        self.stretches, self.pending = dict[str, list[Stretch]](), dict[str, int]()
         self._tell("F", "F", FRESH)
-        if zero < 2:  # a reduction lasts until all are over
-            left = 1 if zero else MANY
+        if reductions.zero < 2:  # a reduction lasts until all are over
+            left = 1 if reductions.zero else MANY
             for name, kind, state in (
                 ("B", "B", State(left=MANY)), ("B 1", "B", State(left=left)), ("I", "I", State(left=MANY)),
                 ("I 1", "I", State(left=left)), ("W", "W", State(owed=1, left=MANY)), ("W 1", "W", State(owed=1, left=left - 1)),
             ):  # fmt: skip
                 self._tell(name, kind, state)
-            self.stretches |= {"I over": self.stretches["I"], "W over": self.stretches["W"]}
+            self.stretches |= {"I over": self.stretches["I"], "I after B": self.stretches["I"], "W over": self.stretches["W"]}
             return
         first = self._tell("B 1", "B", FRESH)
-        self._tell("B", "B", State(first))
+        whole = self._tell("B", "B", State(first))
+        self._tell("I after B", "I", State(whole))
         first = self._tell("I 1", "I", FRESH)
         before = self._tell("W 1", "W", State(first, owed=1))
         halved = self._tell("I", "I", State(before))
@@ -250,70 +77,239 @@ class _Told:
         self._tell("W over", "W", State(over, owed=MANY))
 
     def _tell(self, name: str, kind: str, state: State) -> int:
-        found, self.pending[name] = self.passes.reductions.told(kind, self.passes.segments.get(kind, []), state)
+        found, self.pending[name] = self.reductions.told(kind, self._all[kind], state)
         self.stretches[name] = found
         return self.pending[name]
 
 
-@cache
-def table(structure: Structure, form: Form) -> Table:
-    """What the chunk's passes do, by `VALUES`."""
-    zero = structure.zero
-    passes, weights, width = _played(structure._replace(zero=3 if zero >= 2 else 1), form)
-    made, told = _Rows(128), _Told(passes, zero)
-    followed = {name: made.follow(made.read(found), zero != 2) for name, found in told.stretches.items()}
-    nets = {name: net for name, (net, _) in followed.items()}
-    under_way = {name: made.row((1, size_of(r.factors)) for r in passes.reductions.before(n)) for name, n in told.pending.items()}
-    if zero < 2:
-        under_way = {name: np.zeros_like(nets["F"]) for name in ACTIONS}
-        under_way["I 1"] = nets["I 1"] - nets["I"]
-    else:  # a reduction is counted for as long as it lasts, not as what an action leaves
-        for name, before in (("I", "W 1"), ("I over", "I")):
-            nets[name] = nets[name] + under_way[before] - under_way[name]
-    given, handed, back = made.counts(passes.given), made.counts(passes.handed), made.counts(passes.gradient_handed["I"])
-    gradient = made.counts(passes.gradient_given["I"])
-    around = nets["F"] - handed + given + gradient - back
-    stands = {
-        "given": given, "flight": nets["F"] - handed, "gradient given": gradient, "handed": handed, "gradient handed": back,
-        "owed": around + nets["I"], "owed more": around + nets["I over"],
-        **{f"after {name}": under_way[name] for name in ("B", "I 1", "I", "I over", "W", "W over")},
-        **_standing(made, structure, weights, width),
-        "shared": made.row([(len(passes.shared), size_of(key.factors)) for key in [*passes.given, *passes.handed][:1]]),
-    }  # fmt: skip
-    groups = [_kept(*followed[a][1]) for a in ACTIONS] + [(stands[name][None], np.zeros(1, np.int64)) for name in STANDS]
-    inner = np.concatenate([i for _, i in groups])
-    rows = np.concatenate([rows for rows, _ in groups])[:, :, : len(made.columns)]
-    return Table(
-        products=tuple(made.columns),
-        rows=np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(-1, len(made.columns)),
-        starts=np.cumsum([0, *(len(rows) for rows, _ in groups)])[:-1],
-        inner=(np.flatnonzero(inner == 1), np.flatnonzero(inner == 2)),
-    )
+class Chunks:
+    """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, (n,)."""
+
+    def __init__(self, structure: Structure, forms: list[Form], known: dict[str, Any]) -> None:
+        self.structure, self.known = structure, known
+        own = plays(structure)
+        stages = np.unique(known["zero"] >= 2).tolist()
+        self.played = {(form, early): own.of(form, early) for form in forms for early in stages}
+        letters = {"tp": known["tp"], "B": known["B"]}
+        shape = tuple(int(of.max()) + 1 for of in letters.values())
+        keys = np.ravel_multi_index(tuple(letters.values()), shape)
+        _, first, self._which = np.unique(keys, return_index=True, return_inverse=True)
+        self._nets, self._tops = own.figures({name: of[first] for name, of in letters.items()}, len(first))
+        self._buckets: dict[Any, tuple[Real, Real, Real]] = {}
+        self._found: dict[Any, Any] = {}
+
+    def bucket(self, bucket: Bucket) -> tuple[Real, Real, Real]:
+        """Its numbers on a rank, in one replica's share, and how many parameters begin in the first share. (n,) each"""
+        sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))
+        if sizes not in self._buckets:  # most are a layer's
+            count = len(self.known["tp"])
+            whole, share, *each = figures_of((bucket.size.value, bucket.share.value, *sizes), self.known, self._found, count)
+            self._buckets[sizes] = whole, share, _pieces(share, each)
+        return self._buckets[sizes]
+
+    def table(self, form: Form, zero: int, here: slice) -> Table:
+        """`VALUES` of the layouts `here`, which all have that ZeRO stage."""
+        return _Maker(self, self.played[form, zero >= 2], zero, here).table()
+
+    def spans(self, here: slice) -> tuple[Real, Real]:
+        which = self._which[here]
+        return self._nets[:, which], self._tops[:, which]
 
 
-def _standing(made: _Rows, structure: Structure, weights: list[tuple[Bucket, Any]], width: Factor) -> dict[str, Real]:
-    """Parameters, gradients and the optimizer's, and what its step takes: as `memory.Stages.standing` and `step`."""
-    workload, zero = structure.workload, structure.zero
-    e, moments = WIDTHS[workload.precision], 8 if workload.optimizer == "adamw" else 4 if workload.momentum else 0
-    states: list[tuple[Any, Any]] = []
-    norm: list[tuple[Any, Any]] = []
-    step: list[tuple[Any, Any]] = []
-    for bucket, times in weights:
-        whole, share = bucket.size.value, bucket.share.value
-        states += [(times, (share if zero == 3 else whole) * e), (times, (share if zero >= 2 else whole) * width.value)]
-        states += [(times, share * (moments + (4 if e == 2 else 0))), (times, 4 if moments == 8 else 0)]
-        if width.value == 2:
-            step.append((times, share * 4))
-        if bucket.counted:
-            norm += [(times, share * 4)] if width.value == 2 else []
-            sizes = [numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole)]
-            norm.append((times, 8 * later(_pieces, share, *sizes)))
-    return {"states": made.row(states), "norm": made.row(norm), "step": made.row(step)}
+class _Maker:
+    """The table of one form of chunk at one ZeRO stage."""
+
+    def __init__(self, chunks: Chunks, played: Played, zero: int, here: slice) -> None:
+        self.structure, self.played, self.zero = chunks.structure, played, zero
+        self.known = {name: of[here] for name, of in chunks.known.items()}
+        self.count = len(self.known["tp"])
+        self.found: dict[Any, Any] = {}
+        e, g = chunks.structure.sizes.e, chunks.structure.width
+        self.reductions = Reductions(zero, e, g, played.weights, played.stretches["W"])
+        self.nets, self.tops = chunks.spans(here)
+        buckets = [chunks.bucket(bucket) for bucket, _ in played.weights]
+        self.whole, self.share, self.pieces = ([of[here] for of in each] for each in zip(*buckets, strict=True))
+
+    def figures(self, sizes: Any) -> list[Real]:
+        return figures_of(sizes, self.known, self.found, self.count)
+
+    def table(self) -> Table:
+        told = _Told(self.stretches(), self.reductions)
+        points, nets = self.follow(told)
+        left = {name: self.under_way(n) for name, n in told.pending.items()}
+        if self.zero < 2:
+            left = dict.fromkeys(ACTIONS, np.zeros((3, self.count))) | {"I 1": nets["I 1"] - nets["I"]}
+        else:  # a reduction is counted for as long as it lasts, not as what an action leaves
+            for name, before in (("I", "W 1"), ("I over", "I"), ("I after B", "B")):
+                nets[name] = nets[name] + left[before] - left[name]
+        p = self.played
+        messages = self.figures((p.given, p.handed, p.gradient_given, p.gradient_handed, p.shared, p.shared_owed))
+        given, handed, gradient, back, shared, shared_owed = (self.once(size) for size in messages)
+        around = nets["F"] - handed + given + gradient - back
+        stands = {
+            "given": given, "flight": nets["F"] - handed, "gradient given": gradient, "handed": handed, "gradient handed": back,
+            "owed": around + nets["I"], "owed more": around + nets["I over"],
+            **{f"after {name}": left[name] for name in ("B", "I 1", "I", "I over", "W", "W over")},
+            **self.standing(), "shared": shared, "shared owed": shared_owed,
+        }  # fmt: skip
+        ends = np.stack([stands[name] for name in STANDS], axis=1)
+        return Table(
+            np.concatenate([points.parts, ends], axis=1),
+            np.concatenate([points.starts, points.parts.shape[1] + np.arange(len(STANDS))]),
+            np.concatenate([points.which, len(points.starts) + np.arange(len(STANDS))]),
+            points.inner,
+        )
+
+    def once(self, size: Real) -> Real:
+        return np.stack([size, np.zeros(self.count), np.zeros(self.count)])
+
+    def under_way(self, bucket: int) -> Real:
+        e = self.reductions.e.value
+        return self.once((self.whole[bucket] + self.share[bucket]) * e if bucket >= 0 else np.zeros(self.count))
+
+    def stretches(self) -> dict[str, list[Stretch]]:
+        """With ZeRO 3 values are gathered and released, in blocks as large as gradients that wait; else nothing happens there."""
+        which = {id(bucket): n for n, (bucket, _) in enumerate(self.played.weights)}
+
+        def told(event: tuple[int, Any]) -> tuple[int, Any]:
+            name = event[1].name if isinstance(event[1], Note) else ""
+            if name not in (GATHERS, RELEASES):
+                return event
+            return (1 if name == GATHERS else -1), self.reductions.incoming[which[id(event[1].bucket)]]
+
+        def happens(event: tuple[int, Any]) -> bool:
+            return self.zero == 3 or event[0] != 0 or event[1].name not in (GATHERS, RELEASES)
+
+        return {
+            kind: [(layer, times, [told(event) for event in events if happens(event)]) for layer, times, events in stretches]
+            for kind, stretches in self.played.stretches.items()
+        }
+
+    def follow(self, told: _Told) -> tuple[Table, dict[str, Real]]:
+        """The highest points of actions, and what each action leaves, (3, n)."""
+        rows, lines = _Rows(self.reductions, len(self.nets)), _Lines()
+        which, found = list[int](), list[list[Stretch]]()
+        for name in ACTIONS:
+            stretches = told.stretches[name]
+            same = [i for i, other in enumerate(found) if other is stretches]
+            which += same or [len(found)]
+            if same:
+                continue
+            found.append(stretches)
+            lines.begin()
+            for _, times, events in stretches:
+                lines.add(_letter(times), [rows.of(sign, thing) for sign, thing in events if sign])
+        e, width = self.reductions.e.value, self.reductions.width.value
+        pairs = zip(self.whole, self.share, strict=True)
+        blocks = np.stack([size for whole, share in pairs for size in (share * width, whole * width, whole * e)])
+        nothing = np.zeros((1, self.count))
+        nets = np.concatenate([nothing, self.nets, blocks, -blocks])
+        tops = np.concatenate([nothing, self.tops, blocks, np.zeros_like(blocks)])
+        return lines.followed(nets, tops, np.array(which))
+
+    def standing(self) -> dict[str, Real]:
+        """Parameters, gradients and the optimizer's, and what its step takes: as `memory.Stages.standing` and `step`."""
+        workload, zero, width = self.structure.workload, self.zero, self.structure.width.value
+        e, moments = WIDTHS[workload.precision], 8 if workload.optimizer == "adamw" else 4 if workload.momentum else 0
+        states, norm, step = (np.zeros((3, self.count)) for _ in range(3))
+        for (bucket, times), whole, share, pieces in zip(self.played.weights, self.whole, self.share, self.pieces, strict=True):
+            part = _letter(times)
+            states[part] += (share if zero == 3 else whole) * e + (share if zero >= 2 else whole) * width
+            states[part] += share * (moments + (4 if e == 2 else 0)) + (4 if moments == 8 else 0)
+            if width == 2:
+                step[part] += share * 4
+            if bucket.counted:
+                norm[part] += (share * 4 if width == 2 else 0) + 8 * pieces
+        return {"states": states, "norm": norm, "step": step}
 
 
-def _pieces(share: Any, *sizes: Any) -> Any:
+def _pieces(share: Real, sizes: list[Real]) -> Any:
     """Of parameters that lie one behind the other, how many begin in the first share."""
-    offset, found = 0, 0
+    offset: Any = 0
+    found: Any = 0
     for size in sizes:
         found, offset = found + (offset < share), offset + size
     return found
+
+
+def _letter(times: Any) -> int:
+    """0 for once, or 1 or 2 for the letter that says how often."""
+    return 1 + LETTERS.index(times.atoms[0].name) if isinstance(times, Size) else 0
+
+
+class _Rows:
+    """Where in the figures a span is, or a block of ZeRO's: nothing, the spans, the blocks as they come and as they go."""
+
+    def __init__(self, reductions: Reductions, spans: int) -> None:
+        pairs = zip(reductions.under_way, reductions.incoming, strict=True)
+        blocks = [block for under_way, one in pairs for block in (*(under_way or (None, None)), one)]
+        self._first, self._count = 1 + spans, len(blocks)
+        self._blocks = {id(block): i for i, block in enumerate(blocks)}
+
+    def of(self, sign: int, thing: Any) -> int:
+        if isinstance(thing, int):
+            return 1 + thing
+        return self._first + self._blocks[id(thing)] + (self._count if sign < 0 else 0)
+
+
+class _Lines:
+    """Actions, one behind the other, as runs of rows: what happens in a layer that stands for several is a run of its own."""
+
+    def __init__(self) -> None:
+        self.rows, self.starts, self.letters, self.actions = list[int](), list[int](), list[int](), list[int]()
+
+    def begin(self) -> None:
+        """Another action, before which nothing has happened."""
+        self.actions.append(len(self.starts))
+        self._run(0)
+        self.rows.append(0)
+
+    def _run(self, letter: int) -> None:
+        self.starts.append(len(self.rows))
+        self.letters.append(letter)
+
+    def add(self, letter: int, rows: list[int]) -> None:
+        if letter or self.letters[-1]:
+            self._run(letter)
+            self.rows.append(0)
+        self.rows += rows
+
+    def followed(self, nets: Real, tops: Real, which: NDArray[np.int64]) -> tuple[Table, dict[str, Real]]:
+        """The highest points of actions, and what each leaves. `which`: of `ACTIONS`, which of those begun each is.
+
+        Of a run that is there `t` times the highest point is in the first or in the last: t − 1 times what it leaves higher.
+        Points are summed up for a run that is there once; so its own part is that, less what it leaves.
+        """
+        reached = nets[self.rows]
+        after = reached.cumsum(0)
+        points = np.maximum.reduceat(after - reached + tops[self.rows], self.starts, axis=0)
+        ends = after[np.append(self.starts[1:], len(self.rows)) - 1]
+        before = np.concatenate([np.zeros((1, ends.shape[1])), ends[:-1]])
+        actions = list(zip(self.actions, [*self.actions[1:], len(self.starts)], strict=True))
+        runs, firsts, inner, starts = list[int](), list[int](), list[int](), list[int]()
+        passed: list[tuple[int, int, int]] = []  # row, letter, and a run of that letter that lies behind the row's point
+        ended: list[tuple[int, int, int]] = []  # the same of what each action leaves
+        for number, (first, stop) in enumerate(actions):
+            starts.append(len(runs))
+            behind = list[tuple[int, int]]()
+            for run in range(first, stop):
+                for again in (False, True)[: 1 + (self.letters[run] > 0)]:
+                    behind += [(self.letters[run], run)] if again else []
+                    passed += [(len(runs), *one) for one in behind]
+                    runs.append(run)
+                    firsts.append(first)
+                    inner.append(self.letters[run])
+            ended += [(number, *one) for one in behind]
+        last = [stop - 1 for _, stop in actions]
+        passed += [(len(runs) + number, *one) for number, *one in ended]  # type: ignore[misc]
+        parts = np.zeros((3, len(runs) + len(last), ends.shape[1]))
+        parts[0] = np.concatenate([points[runs] - before[firsts], ends[last] - before[self.actions]])
+        for letter in {letter for _, letter, _ in passed}:
+            chosen = np.zeros((parts.shape[1], len(ends)))
+            chosen[tuple(np.array([(row, run) for row, which, run in passed if which == letter]).T)] = 1
+            parts[letter] = chosen @ (ends - before)
+            parts[0] -= parts[letter]
+        of = np.array(inner)
+        leaves = dict(zip(ACTIONS, parts[:, len(runs) + which].transpose(1, 0, 2), strict=True))
+        inside = np.flatnonzero(of == 1), np.flatnonzero(of == 2)
+        return Table(parts[:, : len(runs)], np.array(starts), which, inside), leaves

@@ -6,15 +6,16 @@ The rules are those of `engine.predict.tape.walk`.
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.chunks import VALUES, Form, undominated
-from engine.schedule import Action
-from engine.schedule.orders import messages_held, stage_order
+from engine.predict.bulk.chunks import VALUES
+from engine.predict.bulk.plays import Form
+from engine.schedule.orders import Pass, messages_held, stage_passes
 from engine.spec import V_SHAPED, ScheduleName
 
 Real = NDArray[np.float64]
@@ -22,7 +23,12 @@ _V = {name: i for i, name in enumerate(VALUES)}
 _LEFT = {
     name: f"after {name.replace('B 1', 'B').replace('W 1', 'W')}"
     for name in ("B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")
-}
+} | {"I after B": "after I"}
+_KINDS = "FBIW"
+_PLAIN, _SPECIAL, _OVER = (
+    np.array([_V[name] for name in names])
+    for names in (("F", "B", "I", "W"), ("F", "B 1", "I 1", "W 1"), ("F", "B", "I over", "W over"))
+)
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
 
@@ -34,23 +40,52 @@ class Piece(NamedTuple):
 
 
 @cache
-def pieces(layers: int, encoders: int, chunks: int) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
+def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
     """Of layers split as evenly as can be into so many chunks: the pieces that there are, and which of them each chunk is.
 
-    `encoders`: how many of the layers are an encoder's; 0 where there is no decoder that attends to one.
+    `encoders`: how many of the layers are an encoder's; 0 where there is no decoder that attends to one. `bends`: whether chunks
+    stand in the shape of a V, so that the one at its turn is followed by another on the same stage.
     """
     each, rest = divmod(layers, chunks)
-    found: dict[Piece, int] = {}
-    which, start = [], 0
+    forms: list[Piece] = []
+    start = 0
     for c in range(chunks):
         stop = start + each + (c < rest)
         before = min(stop, encoders or layers) - min(start, encoders or layers)
         behind = stop - start - before
         form = Form(c == 0, c == chunks - 1, min(before, 2), bool(encoders) and before > 0 and stop >= encoders, min(behind, 2))
-        piece = Piece(form, (max(0, before - 2), max(0, behind - 2)))
-        which.append(found.setdefault(piece, len(found)))
+        forms.append(Piece(form, (max(0, before - 2), max(0, behind - 2))))
         start = stop
-    return tuple(found), tuple(which)
+    if bends and encoders:
+        turn, following = forms[chunks // 2 - 1], forms[chunks // 2]
+        forms[chunks // 2 - 1] = turn._replace(form=turn.form._replace(behind=following.form))
+    found: dict[Piece, int] = {}
+    which = tuple(found.setdefault(piece, len(found)) for piece in forms)
+    return tuple(found), which
+
+
+def undominated(rows: Real, kinds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of the rows that are not, in every column, at most as large as another of their kind; those with most first."""
+    sums = rows.sum(1)
+    order = np.lexsort((-sums, kinds))
+    columns = np.ascontiguousarray(rows[order].T, dtype=np.float32)
+    ends = np.searchsorted(kinds[order], kinds[order], side="right").tolist()
+    left, kept = np.ones(len(order), np.bool_), []
+    for i, end in enumerate(ends):
+        if left[i]:
+            kept.append(i)
+            if i + 1 < end:
+                left[i + 1 : end] &= (columns[:, i + 1 : end] > columns[:, i : i + 1]).any(0)
+    found = np.sort(order[kept])
+    return found[np.argsort(-sums[found], kind="stable")]
+
+
+def _first_of_each(rows: Any) -> list[int]:
+    """Numbers of the rows that are not the same as an earlier one."""
+    data = rows.tobytes()
+    width = len(data) // len(rows)
+    first = {data[i * width : (i + 1) * width]: i for i in range(len(rows) - 1, -1, -1)}
+    return list(first.values())
 
 
 class Instants(NamedTuple):
@@ -63,26 +98,22 @@ class Instants(NamedTuple):
 
 @cache
 def instants(
-    name: ScheduleName, pp: int, microbatches: int, chunks: int, layers: int, encoders: int, adamw: bool
-) -> tuple[Instants, Instants]:
-    """Of all stages that can be the fullest, first where a chunk's last backward differs from the others, then its first.
+    name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, adamw: bool
+) -> dict[int, tuple[Instants, Instants]]:
+    """Of all stages that can be the fullest, by number of microbatches.
 
-    The one is so with ZeRO 1, the other with ZeRO 2 and 3.
+    First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
     """
-    found, which = pieces(layers, encoders, pp * chunks)
-    rows: tuple[list[Any], list[Any]] = ([], [])
-    stages = _stages(name, pp, which, bool(encoders))
-    for stage in stages:
-        of_stage = _Stage(name, stage, pp, microbatches, chunks, which, len(found))
-        for early in (False, True):
-            rows[early].append(of_stage.rows(early, adamw))
-    both = []
-    for of_stages in rows:
-        whole = np.concatenate(of_stages)
-        kept = undominated(whole[:, (whole != whole[0]).any(0)])
-        of = np.repeat(stages, [len(r) for r in of_stages])
-        both.append(Instants(np.ascontiguousarray(whole[kept, :-1]), whole[kept, -1], of[kept]))
-    return both[0], both[1]
+    found, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
+    stages = [(stage, m) for m in microbatches for stage in _stages(name, pp, which, bool(encoders))]
+    told = _Stages(name, stages, pp, chunks, which, len(found))
+    by_m = zip(microbatches, *(told.rows(early, adamw) for early in (False, True)), strict=True)
+    return {m: (_highest(*late), _highest(*early)) for m, late, early in by_m}
+
+
+def _highest(rows: Real, kinds: NDArray[np.int64], stages: NDArray[np.int64]) -> Instants:
+    kept = undominated(rows[:, (rows != rows[0]).any(0)], kinds)
+    return Instants(np.ascontiguousarray(rows[kept, :-1]), rows[kept, -1], stages[kept])
 
 
 def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool) -> list[int]:
@@ -107,104 +138,165 @@ def _place(name: ScheduleName, pp: int, chunk: int) -> int:
     return 2 * pp - 1 - chunk if name in V_SHAPED and chunk >= pp else chunk % pp
 
 
-def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int) -> tuple[list[Action], Any]:
+def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int) -> tuple[list[Pass], Any]:
     """A stage's actions, and for how many alike in a row each stands: GPipe has as many in flight as there are microbatches."""
     if name != "gpipe" or microbatches < 5:
-        order = stage_order(name, stage, pp, microbatches, chunks)
+        order = stage_passes(name, stage, pp, microbatches, chunks)
         return order, np.ones(len(order), np.int64)
-    order = stage_order(name, stage, pp, 4, chunks)
+    order = stage_passes(name, stage, pp, 4, chunks)
     return order, np.array([microbatches - 3, 1, 1, 1, 1, 1, microbatches - 3, 1])
 
 
-class _Stage:
-    """One stage's actions as arrays, and what stands before each of them: (actions, chunks of the stage)."""
+_HELD = ("states", "given", "flight", "gradient given", "handed", "gradient handed")
+_PUT_OFF = ("owed", "owed more")
+_AROUND = ("shared", "shared owed")
+
+
+class _Stages:
+    """Some stages' actions as arrays, one stage behind the other, and what stands before each: (actions, chunks of a stage).
+
+    `stages`: each with the microbatches of its step, those of one number of microbatches together.
+    """
 
     def __init__(
-        self, name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int, which: tuple[int, ...], count: int
+        self, name: ScheduleName, stages: list[tuple[int, int]], pp: int, chunks: int, which: tuple[int, ...], count: int
     ) -> None:
-        self.name, self.pp, self.microbatches, self.count = name, pp, microbatches, count
-        self.held = [c for c in range(pp * chunks) if _place(name, pp, c) == stage]
-        self.pieces = np.eye(count)[[which[c] for c in self.held]]  # (chunks, pieces)
-        place = {c: i for i, c in enumerate(self.held)}
-        order, times = _order(name, stage, pp, microbatches, chunks)
-        self.kinds = np.array([a.kind for a in order])
-        self.at = np.array([place[a.chunk] for a in order])
-        mine = np.eye(len(self.held), dtype=np.int64)[self.at] * times[:, None]
-        self.now = {kind: mine * (self.kinds == kind)[:, None] for kind in "FBIW"}
-        self.before = {kind: now.cumsum(0) - now for kind, now in self.now.items()}
-        self.back = self.before["B"] + self.before["I"]
-        self.owed = self.before["I"] - self.before["W"]
-        self.flying = self.before["F"] - self.back
+        self.name, self.stages, self.pp = name, stages, pp
+        self.held = [[c for c in range(pp * chunks) if _place(name, pp, c) == stage] for stage, _ in stages]
+        self.pieces = np.eye(count)[[[which[c] for c in held] for held in self.held]]  # (stages, chunks, pieces)
+        orders = [_order(name, stage, pp, m, chunks) for stage, m in stages]
+        lengths = [len(order) for order, _ in orders]
+        self.bounds = list(itertools.pairwise(np.cumsum([0, *lengths]).tolist()))
+        self.of = np.repeat(np.arange(len(stages)), lengths)
+        self.microbatches = np.array([m for _, m in stages])[self.of]
+        self.first = np.array([start for start, _ in self.bounds])[self.of]  # of each action's stage
+        place = {c: i for held in self.held for i, c in enumerate(held)}
+        self.at = np.array([place[chunk] for order, _ in orders for _, chunk, _ in order])
+        self.kinds = np.array([_KINDS.index(kind) for order, _ in orders for kind, _, _ in order])
+        self.mine = self.at[:, None] == np.arange(len(self.held[0]))
+        times = np.concatenate([times for _, times in orders])[:, None]
+        self.now = [(self.mine & (self.kinds == kind)[:, None]) * times for kind in range(len(_KINDS))]
+        self.split = bool((self.kinds >= _KINDS.index("I")).any())
+        self.forward, self.back = self._before(self.now[0]), self._before(self.now[1])
+        self.owed = np.zeros_like(self.back)
+        if self.split:
+            halves = self._before(self.now[2])
+            self.back, self.owed = self.back + halves, halves - self._before(self.now[3])
+        self.flying = self.forward - self.back
         self.last = pp * chunks - 1
+        self.piece = self.pieces[self.of, self.at].argmax(1)
+        self.stands = self._stands()
+        self.standing = self._by_piece(list(self.stands.values()))
 
-    def rows(self, early: bool, adamw: bool) -> Real:
-        count, n = self.count, len(self.at)
-        out = np.zeros((n + 2, count, len(VALUES)))
-        out[:, :, _V["states"]] = self.pieces.sum(0)
-        between = out[:n]
-        flying = self.flying @ self.pieces
-        between[:, :, _V["flight"]] += flying
-        between[:, :, _V["given"]] += flying
-        between[:, :, _V["owed"]] += (self.owed > 0) @ self.pieces
-        between[:, :, _V["owed more"]] += np.maximum(0, self.owed - 1) @ self.pieces
-        self._messages(between)
-        between[np.arange(n), np.argmax(self.pieces[self.at], 1), self._labels(between, early)] += 1
-        out[n, :, _V["norm"]] = out[n + 1, :, _V["step"]] = self.pieces.sum(0)
-        beside = np.full((n + 2, 1), _BEYOND)
-        beside[n:, 0] += [4, 16 if adamw else 4]
-        whole = np.concatenate([out.reshape(n + 2, -1), beside], axis=1)
-        return whole[list({row.tobytes(): i for i, row in enumerate(whole)}.values())]
+    def _before(self, now: Any) -> Any:
+        """How many there were on the stage before each action."""
+        found = now.cumsum(0) - now
+        return found - found[self.first]
 
-    def _labels(self, out: Any, early: bool) -> Any:
-        """Which of `ACTIONS` each is; and what a first or last one leaves is put down for those that follow."""
-        n, at, kinds = np.arange(len(self.at)), self.at, self.kinds
-        owed, back = self.owed[n, at], self.back[n, at]
-        behind = owed - (kinds == "W")
-        ended = (kinds == "W") & (behind == 0)
-        if early:
-            finished = np.eye(len(self.held), dtype=np.int64)[at] * ended[:, None]
-            special = np.where(kinds == "W", ended & ((finished.cumsum(0) - finished)[n, at] == 0), back == 0)
-        else:
-            special = (back + (kinds != "W") == self.microbatches) & ((kinds != "W") | (behind == 0))
-        special &= kinds != "F"
-        over = np.where(kinds == "I", owed > 0, (kinds == "W") & (behind > 0))
-        labels = np.array([_V[str(kind)] for kind in kinds])
-        labels = np.where(over, np.where(kinds == "I", _V["I over"], _V["W over"]), labels)
-        for kind in "BIW":
-            labels[special & (kinds == kind)] = _V[f"{kind} 1"]
-        # What each chunk's latest backward has left under way, until all of them are done and reduced.
-        going = ~((self.back == self.microbatches) & (self.owed == 0))
-        latest = np.where(np.eye(len(self.held), dtype=np.bool_)[at] & (kinds != "F")[:, None], n[:, None], -1)
-        latest = np.maximum.accumulate(latest, axis=0)
-        latest = np.concatenate([np.full((1, len(self.held)), -1), latest[:-1]])  # before the action at hand
-        of = np.where((latest >= 0) & going, labels[latest], -1)
-        for name, left in _LEFT.items():
-            out[:, :, _V[left]] += (of == _V[name]) @ self.pieces
-        if not early:  # a last I's reduction lasts beyond the W that follow
-            mine = np.eye(len(self.held), dtype=np.int64)[at] * (special & (kinds == "I"))[:, None]
-            there = (mine.cumsum(0) - mine > 0) & going & (of != _V["I 1"])
-            out[:, :, _V["after I 1"]] += there @ self.pieces
-        return labels
+    def _by_piece(self, of_chunks: list[Any]) -> Real:
+        """Numbers of chunks, (actions, chunks) each, as numbers of pieces: (actions, pieces, how many)."""
+        stack = np.array(of_chunks, np.float64)
+        found = [stack[:, start:stop] @ pieces for (start, stop), pieces in zip(self.bounds, self.pieces, strict=True)]
+        return np.concatenate(found, axis=1).transpose(1, 2, 0)
 
-    def _messages(self, out: Any) -> None:
-        most = messages_held(self.name, self.pp, self.microbatches)
+    def _stands(self) -> dict[str, Any]:
+        """What stands before each action, by chunk."""
+        turns = any(c + 1 in held for held in self.held for c in held)
+        names = (*_HELD, *_AROUND) if turns else _HELD
+        found = {name: np.zeros(self.mine.shape, np.int64) for name in names}
+        found["states"][:] = 1
+        found["given"] += self.flying
+        found["flight"] += self.flying
+        for (start, stop), held, (_, m) in zip(self.bounds, self.held, self.stages, strict=True):
+            self._messages({name: of[start:stop] for name, of in found.items()}, slice(start, stop), held, m)
+        if self.split:
+            found |= {"owed": (self.owed > 0) * 1, "owed more": np.maximum(0, self.owed - 1)}
+        return found
+
+    def _messages(self, out: dict[str, Any], here: slice, held: list[int], m: int) -> None:
+        """Of one stage. A chunk beside another of the same stage hands it its output; the others send, and are sent to."""
+        most = messages_held(self.name, self.pp, m)
+        forward, back, flying = self.forward[here], self.back[here], self.flying[here]
         sent: dict[tuple[str, int], list[int]] = {}
-        for j, c in enumerate(self.held):
-            place = self.pieces[j]
-            if c > 0 and c - 1 in self.held:
-                before = self.held.index(c - 1)
-                waiting = self.before["F"][:, before] - self.before["F"][:, j]
-                out[:, :, _V["given"]] += np.outer(waiting, place)
-                out[:, :, _V["shared"]] -= np.outer(waiting + self.flying[:, j], self.pieces[before])
+        for j, c in enumerate(held):
+            if c > 0 and c - 1 in held:
+                before = held.index(c - 1)
+                waiting = forward[:, before] - forward[:, j]
+                out["given"][:, j] += waiting
+                out["shared"][:, before] -= waiting + flying[:, j]
+                out["shared owed"][:, before] -= self.owed[here, j]
             elif c > 0:
-                out[:, :, _V["given"]] += np.outer(self.now["F"][:, j], place)
+                out["given"][:, j] += self.now[0][here, j]
                 sent.setdefault(("gradient handed", _place(self.name, self.pp, c - 1)), []).append(j)
-            if c < self.last and c + 1 in self.held:
-                waiting = self.back[:, self.held.index(c + 1)] - self.back[:, j]
-                out[:, :, _V["gradient given"]] += np.outer(waiting, place)
+            if c < self.last and c + 1 in held:
+                out["gradient given"][:, j] += back[:, held.index(c + 1)] - back[:, j]
             elif c < self.last:
-                out[:, :, _V["gradient given"]] += np.outer(self.now["B"][:, j] + self.now["I"][:, j], place)
+                out["gradient given"][:, j] += self.now[1][here, j] + self.now[2][here, j]
                 sent.setdefault(("handed", _place(self.name, self.pp, c + 1)), []).append(j)
         for (what, _), senders in sent.items():
-            passed = self.before["F"] if what == "handed" else self.back
-            out[:, :, _V[what]] += np.outer(np.minimum(passed[:, senders].sum(1), most), self.pieces[senders[0]])
+            passed = forward if what == "handed" else back
+            out[what][:, senders[0]] += np.minimum(passed[:, senders].sum(1), most)
+
+    def rows(self, early: bool, adamw: bool) -> list[tuple[Real, Any, Any]]:
+        """Each row once, with the bytes beside; its kind, that is which action of which piece; its stage. By microbatches."""
+        labels, left = self._labels(early)
+        names = [*self.stands, *left]
+        between = np.concatenate([self.standing, self._by_piece(list(left.values()))], axis=2)
+        told = (self.microbatches[:, None], labels[:, None], self.piece[:, None], between.reshape(len(labels), -1))
+        kept = _first_of_each(np.concatenate(told, axis=1).astype(np.int32))
+        n, count = len(kept), len(self.stages)
+        out = np.zeros((n + 2 * count, self.pieces.shape[2], len(VALUES)))
+        out[:n, :, [_V[name] for name in names]] = between[kept]
+        out[np.arange(n), self.piece[kept], labels[kept]] += 1
+        ends = self.pieces.sum(1)
+        out[n:, :, _V["states"]] = np.repeat(ends, 2, axis=0)
+        out[n::2, :, _V["norm"]] = out[n + 1 :: 2, :, _V["step"]] = ends
+        beside = np.full((len(out), 1), _BEYOND)
+        beside[n::2] += 4
+        beside[n + 1 :: 2] += 16 if adamw else 4
+        rows = np.concatenate([out.reshape(len(out), -1), beside], axis=1)
+        stages, m = np.array(self.stages)[np.concatenate([self.of[kept], np.repeat(np.arange(count), 2)])].T
+        kinds = np.concatenate([labels[kept] * out.shape[1] + self.piece[kept], np.tile([-1, -2], count)])
+        return [(rows[of], kinds[of], stages[of]) for of in (m == one for one in dict.fromkeys(m for _, m in self.stages))]
+
+    def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
+        """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, by chunk."""
+        n, at = np.arange(len(self.at)), self.at
+        is_f, is_i, is_w = (self.kinds == _KINDS.index(kind) for kind in "FIW")
+        owed, back = self.owed[n, at], self.back[n, at]
+        behind = owed - is_w
+        complete = ~is_f & ~is_i & (behind == 0)  # passes that leave nothing owed: B, and a last W
+        before = self._before(self.mine & complete[:, None])[n, at]  # of these
+        if early:
+            special = np.where(is_w, complete & (before == 0), back == 0)
+        else:
+            special = (back + ~is_w == self.microbatches) & (~is_w | (behind == 0))
+        special &= ~is_f
+        over = np.where(is_i, owed > 0, is_w & (behind > 0))
+        labels = np.where(special, _SPECIAL[self.kinds], np.where(over, _OVER[self.kinds], _PLAIN[self.kinds]))
+        if early:
+            labels[is_i & (labels == _V["I"]) & self._whole_before()] = _V["I after B"]
+        # What each chunk's latest backward has left under way, until all of them are done and reduced.
+        going = ~((self.back == self.microbatches[:, None]) & (self.owed == 0))
+        latest = np.where(self.mine & ~is_f[:, None], n[:, None], -1)
+        latest = np.maximum.accumulate(latest, axis=0)
+        latest = np.concatenate([np.full((1, latest.shape[1]), -1), latest[:-1]])  # before the action at hand
+        leaves = np.where(over & (before == 0), _V["I 1"], labels) if early else labels  # nothing more than a first I did
+        of = np.where((latest >= self.first[:, None]) & going, leaves[latest], -1)
+        left: dict[str, Any] = {}
+        for name, what in _LEFT.items():
+            if self.split or name[0] == "B":
+                left[what] = left.get(what, 0) + (of == _V[name])
+        if self.split and not early:  # a last I's reduction lasts beyond the W that follow
+            there = (self._before(self.mine & (special & is_i)[:, None]) > 0) & going & (of != _V["I 1"])
+            left["after I 1"] = left["after I 1"] + there
+        return labels, left
+
+    def _whole_before(self) -> Any:
+        """Whether the chunk's latest backward before each action was a B."""
+        n = np.arange(len(self.at))[:, None]
+        latest = [
+            np.maximum.accumulate(np.where(self.mine & np.isin(self.kinds, kinds)[:, None], n, -1)) for kinds in ([1], [2, 3])
+        ]
+        b, halves = (np.concatenate([np.full((1, of.shape[1]), -1), of[:-1]]) for of in latest)
+        return ((b > halves) & (b >= self.first[:, None]))[n[:, 0], self.at]

@@ -5,20 +5,31 @@ What each form of chunk does is in `engine.predict.bulk.chunks`, what of it is t
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.chunks import VALUES, Form, Structure, multiplied, table
+from engine.predict.bulk.chunks import VALUES, Chunks, Table
 from engine.predict.bulk.instants import instants, pieces
+from engine.predict.bulk.plays import Form, Structure
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
-from engine.spec import ModelSpec, ScheduleName, WorkloadSpec
+from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
+_SMALL = 200_000  # multiplications
+
+
+def multiplied(one: Real, other: Real) -> Real:
+    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
+    at_once = max(1, _SMALL // one.size)
+    if at_once >= other.shape[1]:
+        return one @ other
+    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
 
 
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
@@ -33,105 +44,151 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
     adamw = workload.optimizer == "adamw"
     microbatches = _enough(grid)
     early = grid.zero >= 2
-    keys = (grid.schedule, grid.pp, microbatches, grid.chunks, early)
-    shape = tuple(int(key.max()) + 1 for key in keys)
-    _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
-    order = np.argsort(which, kind="stable")
-    cuts = np.cumsum(np.bincount(which))[:-1]
-    for one, some in zip(first.tolist(), np.split(order, cuts), strict=True):
+    _, first, which = _distinct(grid.schedule, grid.pp, grid.chunks)
+    for one, of_shape in zip(first.tolist(), _groups(which), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
-        found, _ = pieces(model.layers, encoders, pp * chunks)
-        both = instants(name, pp, int(microbatches[one]), chunks, model.layers, encoders, adamw)
-        matrix, beside, stages = both[bool(early[one])]
-        mine = sizes.which[some]
-        have = np.concatenate([tables[piece.form][:, rows[piece][mine]] for piece in found])
-        reached = multiplied(matrix, have) + beside[:, None]
-        top = reached.argmax(0)
-        best[some] = reached[top, np.arange(len(some))]
-        where[some] = stages[top]
+        found, _ = pieces(model.layers, encoders, pp * chunks, name in V_SHAPED)
+        numbers = np.unique(microbatches[of_shape])
+        told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, adamw)
+        _, each, kind = _distinct(microbatches[of_shape], early[of_shape])
+        for example, some in zip(of_shape[each].tolist(), _groups(kind), strict=True):
+            here = of_shape[some]
+            matrix, beside, stages = told[int(microbatches[example])][bool(early[example])]
+            mine = sizes.which[here]
+            have = np.concatenate([tables[piece.form][:, rows[piece][mine]] for piece in found])
+            reached = multiplied(matrix, have) + beside[:, None]
+            top = reached.argmax(0)
+            best[here] = reached[top, np.arange(len(here))]
+            where[here] = stages[top]
     return best, where
+
+
+def _distinct(*keys: Any) -> tuple[Array, Array, Array]:
+    """The distinct combinations of some columns, as one number each; the first row of each; and which of them each row is."""
+    whole = tuple(np.asarray(key, np.int64) for key in keys)
+    shape = tuple(int(key.max()) + 1 for key in whole)
+    return np.unique(np.ravel_multi_index(whole, shape), return_index=True, return_inverse=True)
+
+
+def _groups(which: Array) -> list[Array]:
+    """The rows of each combination."""
+    return np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
 
 
 def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
     """Of each piece of a model that some layout has, which layouts: (n,) masks."""
     masks: dict[Any, Any] = {}
-    total = grid.pp * grid.chunks
+    total = grid.pp * grid.chunks * 2 + np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
     for count in np.unique(total).tolist():
-        for piece in pieces(model.layers, model.encoder_layers, count)[0]:
-            mask = total == count
+        mask = total == count
+        for piece in pieces(model.layers, model.encoder_layers, count // 2, bool(count % 2))[0]:
             masks[piece] = masks[piece] | mask if piece in masks else mask
     return masks
 
 
 class _SizesOf:
-    """Layouts by what their chunks' sizes depend on: `which[i]` is the number of layout i's sizes, a structure's together."""
+    """Layouts by what their chunks' sizes depend on: `which[i]` is the number of layout i's sizes.
+
+    Those of one structure stand together, and among them those of one ZeRO stage, which are a group.
+    """
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:
         self.model, self.workload = model, workload
         heads, groups = model.heads // grid.tp > 1, model.key_heads // grid.tp > 1
         flags = (grid.microbatch_size > 1, grid.tp > 1, heads, groups)
-        kinds = (grid.zero, grid.sequence_parallel & (grid.tp > 1), grid.recompute, *flags)
-        sizes = (grid.tp, grid.microbatch_size, np.where(grid.zero > 0, grid.dp, 1))
-        keys = tuple(np.asarray(key, np.int64) for key in (*kinds, *sizes))
-        shape = tuple(int(key.max()) + 1 for key in keys)
-        _, first, self.which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
-        self.known = {name: size[first] for name, size in zip(("tp", "B", "dp"), sizes, strict=True)}
-        of_kind = np.ravel_multi_index(tuple(key[first] for key in keys[: len(kinds)]), shape[: len(kinds)])
-        _, starts = np.unique(of_kind, return_index=True)
-        self.groups = list(zip(starts.tolist(), [*starts.tolist()[1:], len(first)], strict=True))
-        self.kinds = [tuple(int(key[first[start]]) for key in keys[: len(kinds)]) for start, _ in self.groups]
+        kinds = (grid.sequence_parallel & (grid.tp > 1), grid.recompute, *flags)
+        sizes = {"zero": grid.zero, "tp": grid.tp, "B": grid.microbatch_size, "dp": np.where(grid.zero > 0, grid.dp, 1)}
+        _, first, self.which = _distinct(*kinds, *sizes.values())
+        self.known = {name: size[first] for name, size in sizes.items()}
+        _, _, of_kind = _distinct(*(kind[first] for kind in kinds))
+        self.structures = [
+            (self._structure([int(kind[first[here.start]]) for kind in kinds]), here, self._groups(here))
+            for here in _runs(of_kind, 0)
+        ]
 
-    def structure(self, group: int) -> Structure:
-        zero, sequence, recompute, *flags = self.kinds[group]
+    def _structure(self, kinds: list[int]) -> Structure:
+        sequence, recompute, *flags = kinds
         many, cut, heads, groups = (bool(flag) for flag in flags)
-        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups), zero)
+        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups))
+
+    def _groups(self, here: slice) -> list[slice]:
+        return _runs(self.known["zero"][here], here.start)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
         """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
+        entries, rows = self._entries(masks)
+        tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
+        for structure, here, groups in self.structures:
+            bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
+            forms = [form for form, (start, stop) in bounds.items() if start < stop]
+            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()})
+            for form in forms:
+                for group in groups:
+                    start, stop = entries[form].bounds([group.start, group.stop])
+                    if start < stop:
+                        some = entries[form].order[start:stop]
+                        at, between = entries[form].sizes[some] - group.start, entries[form].between[some]
+                        within = slice(group.start - here.start, group.stop - here.start)
+                        made = chunks.table(form, int(self.known["zero"][group.start]), within)
+                        tables[form][:, some] = _values(made, at, between)
+        return tables, rows
+
+    def _entries(self, masks: dict[Any, Any]) -> tuple[dict[Form, _Entries], dict[Any, Array]]:
         count = len(self.known["tp"])
         by_form: dict[Form, list[Any]] = defaultdict(list)
         for piece, mask in masks.items():
             present = np.zeros(count, np.bool_)
             present[self.which[mask]] = True
             by_form[piece.form].append((piece, np.flatnonzero(present)))
-        tables, rows = {}, {}
+        entries, rows = {}, {}
         for form, found in by_form.items():
-            total = sum(len(present) for _, present in found)
-            out, done = np.empty((len(VALUES), total)), 0
-            entries = np.concatenate([present for _, present in found])
-            between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
+            done = 0
             for piece, present in found:
                 rows[piece] = np.zeros(count, np.int64)
                 rows[piece][present] = done + np.arange(len(present))
                 done += len(present)
-            order = np.argsort(entries, kind="stable")
-            bounds = np.searchsorted(entries[order], [start for start, _ in self.groups] + [count])
-            for group, (start, stop) in enumerate(self.groups):
-                some = order[bounds[group] : bounds[group + 1]]
-                if len(some):
-                    out[:, some] = self._values(group, form, start, stop, entries[some] - start, between[some])
-            tables[form] = out
-        return tables, rows
+            between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
+            entries[form] = _Entries(np.concatenate([present for _, present in found]), between)
+        return entries, rows
 
-    def _values(self, group: int, form: Form, start: int, stop: int, which: Any, between: Any) -> Real:
-        """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
-        made = table(self.structure(group), form)
-        own, *layers = made.sizes({name: size[start:stop] for name, size in self.known.items()})
-        reached = own[:, which]
-        for part, count, inner in zip(layers, between.T, made.inner, strict=True):
-            if count.any():
-                reached += part[:, which] * count
-            none = np.flatnonzero(count == 0)
-            if len(inner) and len(none):
-                reached[np.ix_(inner, none)] = 0
-        return np.maximum.reduceat(reached, made.starts, axis=0)
+
+class _Entries:
+    """Of a form of chunk all sizes that it comes in, with the numbers of layers between: (entries,) and (entries, 2)."""
+
+    def __init__(self, sizes: Array, between: Array) -> None:
+        self.sizes, self.between = sizes, between
+        self.order = np.argsort(sizes, kind="stable")
+        self._sorted = sizes[self.order]
+
+    def bounds(self, sizes: list[int]) -> list[int]:
+        found: list[int] = np.searchsorted(self._sorted, sizes).tolist()
+        return found
+
+
+def _runs(of: Array, start: int) -> list[slice]:
+    """Stretches of equal numbers, the first of which is number `start`."""
+    cuts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
+    return [slice(start + one, start + other) for one, other in itertools.pairwise(cuts)]
+
+
+def _values(made: Table, which: Array, between: Array) -> Real:
+    """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
+    own, *layers = made.parts
+    reached = own[:, which]
+    for part, count, inner in zip(layers, between.T, made.inner, strict=True):
+        if count.any():
+            reached += part[:, which] * count
+        none = np.flatnonzero(count == 0)
+        if len(inner) and len(none):
+            reached[np.ix_(inner, none)] = 0
+    return np.maximum.reduceat(reached, made.starts, axis=0)[made.which]
 
 
 def _enough(grid: Grid) -> Array:
     """So many microbatches that more of them bring no higher instant: the rest repeats what was there already."""
     pp, m = grid.pp, grid.microbatches
     most: dict[ScheduleName, Any] = {
-        "naive": np.full_like(pp, 3), "gpipe": m, "1f1b": pp + 2, "interleaved": np.where(m % pp, m, 3 * pp),
-        "zb-h1": 2 * pp + 2, "zb-v": 4 * pp, "dualpipe-v": 4 * pp,
+        "naive": np.full_like(pp, 3), "gpipe": m, "1f1b": pp + 1, "interleaved": np.where(m % pp, m, 3 * pp),
+        "zb-h1": pp + 2, "zb-v": 2 * pp + 1, "dualpipe-v": 2 * pp + 1,
     }  # fmt: skip
     return np.minimum(m, np.select([grid.schedule == i for i in range(len(SCHEDULES))], [most[name] for name in SCHEDULES]))

@@ -5,6 +5,9 @@ All are weighed in closed form; the best are then replayed by the simulator, act
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,13 +87,29 @@ def search(
         pareto                        among those that fit: no other is faster in as little memory
     """
     assumed = assumed or Assumptions()
-    grid = candidates(model, ranks, global_batch)
-    cost = Cost(model, workload, grid, device, assumed)
-    memory, stage = accounting(account)(model, workload, grid)
-    pace, order = _refined(cost, estimate(cost), memory, replayed)
-    grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
-    layouts = _table(model, grid, pace, memory, stage, device, workload, global_batch)
+    with _uncollected():
+        grid = candidates(model, ranks, global_batch)
+        cost = Cost(model, workload, grid, device, assumed)
+        memory, stage = accounting(account)(model, workload, grid)
+        pace, order = _refined(cost, estimate(cost), memory, replayed)
+        grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
+        layouts = _table(model, grid, pace, memory, stage, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of reference cycles, which would go through all that the process holds again and again.
+
+    A search makes very many small things that are gone when it ends, nearly all of them without a cycle.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _ranked(step: Any, memory: Whole, fits: Any) -> Any:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from engine.predict.durations import Durations
-from engine.schedule import Action, Flow, ScheduleError
+from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
-from engine.schedule.orders import compute_order, messages_held
+from engine.schedule.orders import messages_held, stage_passes
 from engine.spec import LayoutSpec, ScheduleName
 
 
@@ -26,16 +27,10 @@ class Rehearsed(NamedTuple):
     busy: float  # what all stages together spend on passes
 
 
-class _Operation(NamedTuple):
-    """A pass, a message handed over, or both one behind the other. Numbers are of passes; the one beyond the last is nobody's."""
-
-    stage: int
-    time: int  # which pass's duration it takes
-    source: int  # whose message it waits for
-    received: int  # the pass that takes a message in
-    sent: int  # the pass that hands a message over
-    awaited: int  # whose taking in the message handed over waits for
-    reduces: int  # the chunk that is reduced afterwards
+# A pass, a message handed over, or both one behind the other: its stage; which pass's duration it takes; whose message it waits
+# for; the pass that takes a message in; that which hands one over; whose taking in the message handed over waits for; the chunk
+# that is reduced afterwards. Numbers are of passes; the one beyond the last is nobody's. Plain tuples, as there are very many.
+_Operation = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -84,82 +79,89 @@ class _Director:
     """Goes from stage to stage and lets each do as much as it can, as `replay` does."""
 
     def __init__(self, name: ScheduleName, pp: int, microbatches: int, chunks: int) -> None:
-        self.orders = compute_order(name, pp, microbatches, chunks)
+        self.orders = [stage_passes(name, stage, pp, microbatches, chunks) for stage in range(pp)]
         self.placement = LayoutSpec(pp=pp, schedule=name, chunks=chunks).placement
         self.held = messages_held(name, pp, microbatches)
-        starts = [0]
-        for order in self.orders:
-            starts.append(starts[-1] + len(order))
-        self.starts, self.nobody = starts, starts[-1]
-        self.number = {
-            (action.kind == "F", action.chunk, action.microbatch): start + i
-            for start, order in zip(starts, self.orders, strict=False)
-            for i, action in enumerate(order)
-            if action.kind != "W"
-        }
-        self.finals = [self._finals(order) for order in self.orders]
-        self.done, self.handed = bytearray(self.nobody + 1), bytearray(self.nobody + 1)
-        self.queues: defaultdict[tuple[int, int, bool], list[int]] = defaultdict(list)
-        self.operations: list[_Operation] = []
+        self.ends = list(accumulate(len(order) for order in self.orders))
+        self.nobody = self.ends[-1]
+        self.passes = [one for order in self.orders for one in order]
+        number = {(kind == "F", chunk, m): n for n, (kind, chunk, m) in enumerate(self.passes) if kind != "W"}
+        before, behind = self._elsewhere(-1), self._elsewhere(1)
+        # Of each pass whose message it waits for, which pass its own message is for, and the queue that it goes into.
+        self.source, self.taker, self.queue = [self.nobody] * self.nobody, [self.nobody] * self.nobody, [-1] * self.nobody
+        for n, (kind, chunk, m) in enumerate(self.passes):
+            if kind == "W":
+                continue
+            forward = kind == "F"
+            from_, to = (before, behind) if forward else (behind, before)
+            ahead = 1 if forward else -1
+            if from_[chunk] >= 0:
+                self.source[n] = number[forward, chunk - ahead, m]
+            if to[chunk] >= 0:
+                self.taker[n] = number[forward, chunk + ahead, m]
+                self.queue[n] = (self.placement[chunk] * pp + to[chunk]) * 2 + forward
+        self.reduced = self._reduced(before)
 
-    def _finals(self, order: list[Action]) -> dict[int, int]:
-        """After which of a stage's passes a chunk is reduced: its last backward, or the last that hands a gradient on."""
-        last = {
-            a.chunk: i for i, a in enumerate(order) if a.kind in ("B", "W") or (a.kind == "I" and self._elsewhere(a, -1) >= 0)
-        }
-        return {i: chunk for chunk, i in last.items()}
+    def _elsewhere(self, step: int) -> list[int]:
+        """Of each chunk the stage of the one before or behind, or −1 if there is none or it is on this stage too."""
+        there = self.placement
+        others = [c + step if 0 <= c + step < len(there) else c for c in range(len(there))]
+        return [there[other] if there[other] != there[c] else -1 for c, other in enumerate(others)]
 
-    def _elsewhere(self, action: Action, step: int) -> int:
-        """The stage of the chunk before or behind, or −1 if there is none or it is on this stage too."""
-        other = action.chunk + step
-        if action.kind == "W" or not 0 <= other < len(self.placement):
-            return -1
-        return -1 if self.placement[other] == self.placement[action.chunk] else self.placement[other]
+    def _reduced(self, before: list[int]) -> list[int]:
+        """Of each pass the chunk that is reduced after it: its last backward, or the last that hands a gradient on."""
+        last = {c: n for n, (kind, c, _) in enumerate(self.passes) if kind in ("B", "W") or (kind == "I" and before[c] >= 0)}
+        found = [len(self.placement)] * self.nobody
+        for chunk, n in last.items():
+            found[n] = chunk
+        return found
 
     def rehearse(self) -> Rehearsal:
-        position, moved = [0] * len(self.orders), True
+        operations: list[_Operation] = []
+        position, moved = [0, *self.ends[:-1]], True
+        done, handed = bytearray(self.nobody + 1), bytearray(self.nobody + 1)
+        queues: defaultdict[int, list[int]] = defaultdict(list)
         while moved:
             moved = False
-            for stage, order in enumerate(self.orders):
-                while position[stage] < len(order) and self._try(stage, position[stage], order[position[stage]]):
-                    position[stage] += 1
-                    moved = True
-        if any(p < len(order) for p, order in zip(position, self.orders, strict=True)):
+            for stage, start in enumerate(position):
+                position[stage] = self._go(stage, start, operations, done, handed, queues)
+                moved |= position[stage] > start
+        if position != self.ends:
             raise ScheduleError("deadlock: the stages wait for each other")
         kinds: dict[tuple[Kind, int], int] = {}
-        kind_of = [kinds.setdefault((a.kind, a.chunk), len(kinds)) for order in self.orders for a in order]
+        kind_of = [kinds.setdefault((kind, chunk), len(kinds)) for kind, chunk, _ in self.passes]
         counts = [0] * len(kinds)
-        for kind in kind_of:
-            counts[kind] += 1
+        for number in kind_of:
+            counts[number] += 1
         chunks = len(self.placement)
-        return Rehearsal(len(self.orders), chunks, tuple(self.operations), tuple(kinds), tuple(counts), tuple(kind_of))
+        return Rehearsal(len(self.orders), chunks, tuple(operations), tuple(kinds), tuple(counts), tuple(kind_of))
 
-    def _try(self, stage: int, place: int, action: Action) -> bool:
-        """Do as much of a pass as can be done; whether that was all."""
-        n, nobody = self.starts[stage] + place, self.nobody
-        forward = action.kind == "F"
-        ahead = 1 if forward else -1
-        source = awaited = nobody
-        if not self.done[n] and self._elsewhere(action, -ahead) >= 0:
-            source = self.number[forward, action.chunk - ahead, action.microbatch]
-            if not self.handed[source]:
-                return False
-        to = self._elsewhere(action, ahead)
-        reduced = self.finals[stage].get(place, len(self.placement))
-        if to < 0:
-            self.operations.append(_Operation(stage, n, source, n, nobody, nobody, reduced))
-            self.done[n] = 1
-            return True
-        queue = self.queues[stage, to, forward]
-        if len(queue) >= self.held:
-            awaited = queue[-self.held]
-            if not self.done[awaited]:
-                if not self.done[n]:
-                    self.operations.append(_Operation(stage, n, source, n, nobody, nobody, len(self.placement)))
-                    self.done[n] = 1
-                return False
-        fresh = not self.done[n]
-        self.operations.append(_Operation(stage, n if fresh else nobody, source, n if fresh else nobody, n, awaited, reduced))
-        self.done[n] = self.handed[n] = 1
-        queue.append(self.number[forward, action.chunk + ahead, action.microbatch])
-        return True
+    def _go(
+        self, stage: int, n: int, operations: list[_Operation], done: bytearray, handed: bytearray, queues: dict[int, list[int]]
+    ) -> int:
+        """Do the stage's passes from number n on, as far as they can be done; the first that cannot, or not all of it."""
+        nobody, nothing, held = self.nobody, len(self.placement), self.held
+        while n < self.ends[stage]:
+            fresh, source, taker = not done[n], nobody, self.taker[n]
+            if fresh:
+                source = self.source[n]
+                if source != nobody and not handed[source]:
+                    break
+            if taker == nobody:
+                operations.append((stage, n, source, n, nobody, nobody, self.reduced[n]))
+                done[n] = 1
+                n += 1
+                continue
+            queue = queues[self.queue[n]]
+            awaited = queue[-held] if len(queue) >= held else nobody
+            if awaited != nobody and not done[awaited]:
+                if fresh:
+                    operations.append((stage, n, source, n, nobody, nobody, nothing))
+                    done[n] = 1
+                break
+            time = n if fresh else nobody
+            operations.append((stage, time, source, time, n, awaited, self.reduced[n]))
+            done[n] = handed[n] = 1
+            queue.append(taker)
+            n += 1
+        return n

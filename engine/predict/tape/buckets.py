@@ -75,14 +75,10 @@ class Bucket:
         """A gradient that autograd brings. It is gone when this returns."""
         owed = self.owner.owed
         if owed is None or all(p is not q for q, _, _ in owed):
-            self.convert(p)
+            self.owner.convert(p)
             gradients.clear()
             self.take()
         return []
-
-    def convert(self, p: Parameter) -> None:
-        if self.owner.zero < 2 and self.owner.converts:
-            self.owner.tape.touch("a gradient as fp32", *p.shape, FOUR)
 
     def expect(self) -> None:
         """A backward pass comes by."""
@@ -116,6 +112,11 @@ class Buckets:
         self.all.append(Bucket(self, name))
         return self.all[-1]
 
+    def convert(self, p: Parameter) -> None:
+        """A gradient is added to what is added up in a wider type."""
+        if self.zero < 2 and self.converts:
+            self.tape.touch("a gradient as fp32", *p.shape, FOUR)
+
     def now_or_later(self, p: Parameter, compute: Callable[[], Block]) -> Block | None:
         if self.owed is None:
             return compute()
@@ -137,7 +138,10 @@ class Buckets:
             self.fetch((*following.buckets, *following.borrowed))
 
     def leave(self, use: Use) -> None:
-        for bucket in (*use.buckets, *use.borrowed):
+        self.release((*use.buckets, *use.borrowed))
+
+    def release(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
             bucket.values = None
 
     def tell(self, values: tuple[Any, ...], then: Callable[[], None]) -> tuple[Any, ...]:

@@ -150,7 +150,7 @@ class ChunkPasses:
 
     def _reductions(self) -> Reductions:
         buckets = self.kit.buckets
-        return Reductions(buckets, self.chunk.weights(), self._segments().get("W", []))
+        return Reductions(buckets.zero, buckets.sizes.e, buckets.g, self.chunk.weights(), self._segments().get("W", []))
 
     def _forward(self, action: str) -> _Flight:
         t, z = self.tape, self.kit.sizes
@@ -246,7 +246,7 @@ class ChunkPasses:
             t.at(action, layer)
             gradient = compute()
             del compute
-            parameter.bucket.convert(parameter)
+            buckets.convert(parameter)
             parameter.bucket.take()
             del gradient
         assert buckets.owed is None

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from engine.predict.tape.buckets import EXPECTS, LAYERS, REDUCING, Bucket, Buckets
+from engine.predict.tape.buckets import EXPECTS, LAYERS, REDUCING, Bucket
 from engine.predict.tape.tape import Note, Record
+from engine.predict.terms import Factor
 
 Events = list[tuple[int, Record]]
 Stretch = tuple[int, Any, Events]  # a layer, or −1; how often it is repeated; what happens
@@ -34,17 +35,18 @@ MANY = 2
 class Reductions:
     """Of one chunk."""
 
-    def __init__(self, buckets: Buckets, weights: Iterable[tuple[Bucket, Any]], later: list[Stretch]) -> None:
-        """`weights`: every bucket, and how many there are of it. `later`: what W does."""
-        self.zero, self.all = buckets.zero, list(weights)
+    def __init__(self, zero: int, e: Factor, g: Factor, weights: Iterable[tuple[Bucket, Any]], later: list[Stretch]) -> None:
+        """`e`, `g`: bytes of a parameter and of what gradients are added up in. `weights`: every bucket, and how many there are
+        of it. `later`: what W does.
+        """
+        self.zero, self.all = zero, list(weights)
         self._numbers = {id(bucket): number for number, (bucket, _) in enumerate(self.all)}
-        e, g = buckets.sizes.e, buckets.g
-        width = g if buckets.zero == 1 else e
-        self._under_way = [
-            [_record(b, REDUCING[0], b.share, width), _record(b, REDUCING[1], b.size, width)] if buckets.zero else []
-            for b, _ in self.all
+        width = g if zero == 1 else e
+        self.e, self.width = e, width
+        self.under_way = [
+            [_record(b, REDUCING[0], b.share, width), _record(b, REDUCING[1], b.size, width)] if zero else [] for b, _ in self.all
         ]
-        self._incoming = [_record(b, "gradients of a layer, not yet reduced", b.size, e) for b, _ in self.all]
+        self.incoming = [_record(b, "gradients of a layer, not yet reduced", b.size, e) for b, _ in self.all]
         self._later = Counter(self._number(note) for _, _, events in later for _, note in events if isinstance(note, Note))
 
     def _number(self, note: Note) -> int:
@@ -52,7 +54,7 @@ class Reductions:
 
     def before(self, pending: int) -> list[Record]:
         """What is under way in that state."""
-        return self._under_way[pending] if pending >= 0 else []
+        return self.under_way[pending] if pending >= 0 else []
 
     def told(self, kind: str, stretches: list[Stretch], state: State) -> tuple[list[Stretch], int]:
         """What happens in an action, and which bucket's reduction is under way at its end."""
@@ -75,7 +77,7 @@ class Reductions:
                 if record.name == EXPECTS:
                     missing[n] += len(record.bucket.parameters)
                     if not incoming[n]:
-                        told.append((1, self._incoming[n]))
+                        told.append((1, self.incoming[n]))
                         incoming[n] = True
                     continue
                 missing[n] -= 1
@@ -84,9 +86,9 @@ class Reductions:
                 if self.zero >= 2:
                     told += [(-1, one) for one in reversed(self.before(pending))]
                     pending = n
-                told += [(1, one) for one in self._under_way[n]]
+                told += [(1, one) for one in self.under_way[n]]
                 if incoming[n]:
-                    told.append((-1, self._incoming[n]))
+                    told.append((-1, self.incoming[n]))
                     incoming[n] = False
             found.append((layer, times, told))
         return found, pending
@@ -94,7 +96,7 @@ class Reductions:
     def _finished(self, state: State) -> list[Stretch]:
         """The end of what is under way: with ZeRO 1, of all."""
         if self.zero == 1:
-            return [(-1, times, [(-1, one) for one in self._under_way[n]]) for n, (_, times) in enumerate(self.all)]
+            return [(-1, times, [(-1, one) for one in self.under_way[n]]) for n, (_, times) in enumerate(self.all)]
         return [(-1, 1, [(-1, one) for one in self.before(state.pending)])]
 
 

@@ -7,6 +7,7 @@ all it is less than a megabyte, which counts in models as small as those that te
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -20,9 +21,10 @@ from engine.predict.terms import Factor
 
 _TILE_COLUMNS, _STEP, _PANEL = 64, 32, 512
 _MOST_TILES = 16
-_LARGE = 2048  # hidden width from which scratch is no more than a rounding
+_KNOWN = 2**16  # so many are remembered, the latest
 
 
+@lru_cache(maxsize=_KNOWN)
 def scratch_bytes(m: int, k: int, n: int, turned: bool) -> int:
     """Of (m, k) × (k, n): a packed panel of the second, a tile of fp32 sums, and a copy of the first if it lies `turned`.
 
@@ -39,26 +41,30 @@ def scratch_bytes(m: int, k: int, n: int, turned: bool) -> int:
     return 2 * _TILE_COLUMNS * panel + sums + 1024 + copied
 
 
+@lru_cache(maxsize=_KNOWN)
 def _tile_rows(m: int) -> int:
     """From 32 to 256, and as many as leave the least of the last tile empty."""
     return m if m <= 256 else min(range(256, 31, -1), key=lambda rows: -m % rows)
 
 
-_OF_ARRAYS = np.vectorize(scratch_bytes, otypes=[np.int64])
+def _of_arrays(m: Any, k: Any, n: Any, turned: bool) -> Any:
+    """Of very many layouts at once; few products are distinct."""
+    sides = zip(*(side.ravel().tolist() for side in np.broadcast_arrays(m, k, n)), strict=True)
+    return np.array([scratch_bytes(*of_one, turned) for of_one in sides])
+
+
+@lru_cache(maxsize=_KNOWN)
+def _scratch(m: Shape, k: Shape, n: Shape, turned: bool) -> Factor:
+    sides = [prod(factor.value for factor in shape) for shape in (m, k, n)]
+    letters = any(isinstance(side, Size) for side in sides)
+    scratch: Any = later(_of_arrays, *sides, turned) if letters else scratch_bytes(*sides, turned)
+    return Factor("scratch", scratch)
 
 
 def matmul(tape: Tape, sizes: Sizes, m: Shape, k: Shape, n: Shape, turned: bool = False) -> None:
-    """One product, if it is in bf16. For very many layouts at once it is left out where it is no more than a rounding."""
-    if not sizes.wide:
-        return
-    rows, inner, columns = sides = [prod(factor.value for factor in shape) for shape in (m, k, n)]
-    if not any(isinstance(side, Size) for side in sides):
-        scratch: Any = scratch_bytes(rows, inner, columns, turned)
-    elif sizes.model.hidden < _LARGE:
-        scratch = later(_OF_ARRAYS, *sides, turned)
-    else:
-        return
-    tape.touch("scratch of a matrix product", Factor("scratch", scratch))
+    """One product, if it is in bf16."""
+    if sizes.wide:
+        tape.touch("scratch of a matrix product", _scratch(m, k, n, turned))
 
 
 Sides = tuple[Factor, ...]

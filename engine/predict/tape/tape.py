@@ -51,7 +51,9 @@ class Block:
         self.record, self.tape = record, tape
 
     def __del__(self) -> None:
-        self.tape.gone(self.record)
+        tape, record = self.tape, self.record
+        record.died = tape.action
+        tape.events.append((-1, record))
 
 
 class Segment(NamedTuple):
@@ -114,7 +116,7 @@ class _Holder:
 class Tape:
     def __init__(self) -> None:
         self.parts: list[tuple[Segment, list[tuple[int, Record]]]] = []
-        self._events: list[tuple[int, Record]] = []
+        self.events: list[tuple[int, Record]] = []
         self.action, self.layer = "", -1
         self.door = False
         self.grad = True  # whether what is done can be gone back through
@@ -127,21 +129,21 @@ class Tape:
         """What follows happens in that action, in that layer."""
         if (action, layer) != (self.action, self.layer) or not self.parts:
             self.action, self.layer = action, layer
-            self._events = []
-            self.parts.append((Segment(action, layer), self._events))
+            self.events = []
+            self.parts.append((Segment(action, layer), self.events))
+
+    def clear(self) -> None:
+        """Forget what was put down, once it has been read."""
+        self.parts, self.events = [], []
 
     def new(self, name: str, *factors: Factor, door: bool = False) -> Block:
         record = Record(name, factors, door, self.action, self.layer >= 0)
-        self._events.append((1, record))
+        self.events.append((1, record))
         return Block(record, self)
 
     def like(self, block: Block, name: str = "", door: bool = False) -> Block:
         """One of the same size."""
         return self.new(name or block.record.name, *block.record.factors, door=door)
-
-    def gone(self, record: Record) -> None:
-        record.died = self.action
-        self._events.append((-1, record))
 
     def touch(self, name: str, *factors: Factor, door: bool = False) -> None:
         """One that comes and goes at once."""
@@ -149,7 +151,7 @@ class Tape:
 
     def note(self, name: str, bucket: Any) -> None:
         """Put down what happens, where what it does to memory is known only later."""
-        self._events.append((0, Note(name, bucket)))
+        self.events.append((0, Note(name, bucket)))
 
     # ------------------------------------------------------------------------------------------------------- autograd
 

@@ -1,0 +1,226 @@
+"""One chunk's passes, played once for all layouts that differ in numbers alone: letters stand for the numbers.
+
+What ZeRO adds to a pass depends on its stage and on the passes before. So a play only notes where it would do something, and
+what happens between two such places is a span: blocks that come and go, the same whatever ZeRO does. Most spans are in several
+forms of chunk, and their figures are worked out once.
+
+One play is for ZeRO 2 and 3, whose hooks in backward hold what a chunk was fed with for longer, and one for 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from threading import RLock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.predict.symbolic import Size, letter, value
+from engine.predict.tape.buckets import TAKES, Bucket, Buckets
+from engine.predict.tape.chunk import Sample, Shape
+from engine.predict.tape.parts import Kit
+from engine.predict.tape.passes import ChunkPasses, Counts, size_of
+from engine.predict.tape.reducing import Stretch
+from engine.predict.tape.sizes import WIDTHS, Sizes
+from engine.predict.tape.tape import Factors, Record, Tape
+from engine.predict.terms import Factor
+from engine.spec import ModelSpec, Recompute, WorkloadSpec
+
+Real = NDArray[np.float64]
+GATHERS, RELEASES = "gathers values", "releases values"  # what is noted of a bucket, and happens with ZeRO 3
+LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
+_STRUCTURES = 256  # plays of so many are kept, the latest
+
+
+class Form(NamedTuple):
+    """Which part of the model a chunk is. Of layers: none, one, or 2 for more, which are two and `t0` or `t1` between."""
+
+    first: bool
+    last: bool
+    layers: int  # of an encoder, or of a model that is a decoder or an encoder alone
+    ends: bool  # whether they are an encoder's last
+    decoders: int
+    behind: Form | None = None  # the chunk behind it, where that stands on the same stage and may be handed what both hold
+
+    @property
+    def shape(self) -> Shape:
+        def samples(count: int, decodes: bool, ends: bool, between: Any) -> list[Sample]:
+            times = [1] * count if count < 2 else [1, between, 1]
+            return [Sample(decodes, ends and i == len(times) - 1, n) for i, n in enumerate(times)]
+
+        before = samples(self.layers, False, self.ends, letter(LETTERS[0]))
+        return Shape(self.first, self.last, (*before, *samples(self.decoders, True, self.last, letter(LETTERS[1]))))
+
+
+class Structure(NamedTuple):
+    """All that changes which blocks there are, but for ZeRO."""
+
+    model: ModelSpec
+    workload: WorkloadSpec
+    recompute: Recompute
+    sequence: bool
+    flags: tuple[bool, bool, bool, bool]  # see `Sizes.of`
+
+    @property
+    def width(self) -> Factor:
+        """Bytes of a number of the gradients that are added up."""
+        return Factor("g", WIDTHS[self.workload.accumulate if self.workload.precision == "bf16" else "fp32"])
+
+    @property
+    def sizes(self) -> Sizes:
+        tp: Any = letter("tp") if self.flags[1] else 1
+        return Sizes.of(self.model, self.workload, tp, letter("B"), self.sequence, self.recompute, self.flags)
+
+
+class Played(NamedTuple):
+    """`stretches`, by action: of events (1, number of a span) and (0, note)."""
+
+    stretches: dict[str, list[Stretch]]
+    weights: list[tuple[Bucket, Any]]
+    given: Size
+    handed: Size
+    gradient_given: Size
+    gradient_handed: Size
+    shared: Size
+    shared_owed: Size  # of it, what the chunk behind holds until its W
+    ends: list[str]  # in which half of backward each tensor given goes
+
+
+class _Noting(Buckets):
+    """Notes what ZeRO 3 would gather and release."""
+
+    def __init__(self, *settings: Any) -> None:
+        super().__init__(*settings)
+        self._gathered: set[int] = set()
+
+    def fetch(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            if id(bucket) not in self._gathered:
+                self._gathered.add(id(bucket))
+                self.tape.note(GATHERS, bucket)
+
+    def release(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            if id(bucket) in self._gathered:
+                self._gathered.remove(id(bucket))
+                self.tape.note(RELEASES, bucket)
+
+
+class Plays:
+    """The plays of one structure. A span is a tuple of numbers of sizes, counted from one, with the sign of their events.
+
+    Searches in several threads may share one: what is added to it is added by one at a time.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self._one_at_a_time = RLock()
+        self.structure, self.sizes = structure, structure.sizes
+        self._columns: dict[Size, int] = {}
+        self._known: dict[Factors, int] = {}
+        self._spans: dict[tuple[int, ...], int] = {}
+        self._played: dict[tuple[Form, bool], Played] = {}
+
+    def of(self, form: Form, early: bool) -> Played:
+        """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's."""
+        with self._one_at_a_time:
+            if (form, early) not in self._played:
+                self._played[form, early] = self._play(form, early)
+            return self._played[form, early]
+
+    def _play(self, form: Form, early: bool) -> Played:
+        tape, width = Tape(), self.structure.width
+        replicas: Any = letter("dp")
+        dp = Factor("dp", replicas)
+        converts = width.value != self.sizes.e.value
+        buckets = (_Noting if early else Buckets)(tape, self.sizes, dp, 3 if early else 1, True, converts, width)
+        player = ChunkPasses(Kit(tape, self.sizes, buckets), form.shape, frozenset("BIW"))
+        found = player.play()
+        one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
+        ends = self.of(form.behind, early).ends if form.behind else []
+        owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
+        stretches = {kind: self._read(found.segments.get(kind, [])) for kind in "FBIW"}
+        tape.clear()
+        return Played(
+            stretches=stretches,
+            weights=player.chunk.weights(),
+            given=_total(found.given),
+            handed=_total(found.handed),
+            gradient_given=_total(found.gradient_given["I"]),
+            gradient_handed=_total(found.gradient_handed["I"]),
+            shared=_total(dict.fromkeys(one, len(found.shared))),
+            shared_owed=_total(dict.fromkeys(one, len(owed))),
+            ends=found.given_ends["I"],
+        )
+
+    def _read(self, stretches: list[Stretch]) -> list[Stretch]:
+        """Cut into spans. Of what is noted of a bucket's gradients, only the last to come can make a difference in an action."""
+        notes: list[Any] = [note for _, _, events in stretches for sign, note in events if not sign]
+        last = {id(note.bucket): note for note in notes if note.name == TAKES}
+        earlier: dict[int, list[Any]] = {}
+        found = []
+        for layer, times, events in stretches:
+            told: list[Any] = []
+            start = 0
+            for place in [i for i, event in enumerate(events) if not event[0]]:
+                note: Any = events[place][1]
+                if note.name == TAKES and last[id(note.bucket)] is not note:
+                    earlier.setdefault(id(note.bucket), []).append(events[place])
+                    continue
+                told += self._span(events[start:place])
+                told += (*earlier.pop(id(note.bucket), ()), events[place]) if note.name == TAKES else (events[place],)
+                start = place + 1
+            told += self._span(events[start:])
+            found.append((layer, times, told))
+        return found
+
+    def _span(self, events: list[tuple[int, Record]]) -> list[tuple[int, Any]]:
+        known = self._known
+        codes = tuple([sign * (known.get(r.factors) or self._look_up(r.factors)) for sign, r in events if sign])
+        return [(1, self._spans.setdefault(codes, len(self._spans)))] if codes else []
+
+    def _look_up(self, factors: Factors) -> int:
+        self._known[factors] = self._columns.setdefault(_whole(size_of(factors)), len(self._columns) + 1)
+        return self._known[factors]
+
+    def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
+        """What each span leaves, and the most that it ever adds: (spans, n) each. `known`: `tp` and `B` of n layouts."""
+        found: dict[Any, Any] = {}
+        with self._one_at_a_time:
+            columns, spans = list(self._columns), list(self._spans)
+        sizes = np.empty((len(columns) + 1, count))
+        for number, size in enumerate(columns, 1):
+            sizes[number] = value(size, known, found)
+        codes = np.array([code for span in spans for code in span])
+        ends = np.cumsum([len(span) for span in spans]) - 1
+        reached = sizes[np.abs(codes)]
+        reached *= np.sign(codes)[:, None]
+        np.cumsum(reached, axis=0, out=reached)
+        after = reached[ends]
+        before = np.concatenate([np.zeros((1, count)), after[:-1]])
+        tops = np.maximum.reduceat(reached, np.append(0, ends[:-1] + 1), axis=0)
+        return after - before, np.maximum(tops - before, 0)
+
+
+@lru_cache(maxsize=_STRUCTURES)
+def plays(structure: Structure) -> Plays:
+    return Plays(structure)
+
+
+def _total(counts: Counts) -> Size:
+    """All blocks of a message are alike."""
+    total: Any = Size(0, ())
+    for key, count in counts.items():
+        size = size_of(key.factors) * count
+        total = size if not total.coefficient else total + size
+    return total
+
+
+def _whole(size: Any) -> Size:
+    return size if isinstance(size, Size) else Size(int(size), ())
+
+
+def figures_of(sizes: Iterable[Any], known: dict[str, Any], found: dict[Any, Any], count: int) -> list[Real]:
+    """Some sizes in numbers, (n,) each."""
+    return [np.broadcast_to(np.asarray(value(_whole(size), known, found), np.float64), count) for size in sizes]
