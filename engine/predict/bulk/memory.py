@@ -15,21 +15,13 @@ from numpy.typing import NDArray
 from engine.predict.bulk.chunks import VALUES, Chunks, Table
 from engine.predict.bulk.instants import instants, pieces
 from engine.predict.bulk.plays import Form, Structure
+from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
-_SMALL = 200_000  # multiplications
-
-
-def multiplied(one: Real, other: Real) -> Real:
-    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
-    at_once = max(1, _SMALL // one.size)
-    if at_once >= other.shape[1]:
-        return one @ other
-    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
 
 
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:

@@ -177,8 +177,9 @@ def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any
     )  # fmt: skip
     shape = tuple(int(key.max()) + 1 for key in keys)
     _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
-    wire = bulk_traffic(model, workload, grid.take(first))
-    return {axis: wire[axis].astype(np.int64)[which] for axis in ("tp", "pp", "dp")}
+    axes = ("tp", "pp", "dp")
+    wire = bulk_traffic(model, workload, grid.take(first), axes)
+    return {axis: wire[axis].astype(np.int64)[which] for axis in axes}
 
 
 def _codes(grid: Grid) -> pd.Categorical:

@@ -33,6 +33,7 @@ from engine.spec import V_SHAPED, RunSpec
 # So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
 # pipeline takes longer until one round is like the next.
 _ROUNDS, _ROUNDS_PUT_OFF = 2, 4
+_AT_ONCE = 8192  # layouts
 
 
 PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add up to a step
@@ -59,7 +60,12 @@ class Pace:
 
 
 def estimate(cost: Cost) -> Pace:
-    """In closed form, for each layout of a grid."""
+    """In closed form, for each layout of a grid; some at a time, so that what is worked out between stays small."""
+    parts = [_estimate(cost.part(slice(start, start + _AT_ONCE))) for start in range(0, max(1, len(cost.grid)), _AT_ONCE)]
+    return Pace(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Pace)})
+
+
+def _estimate(cost: Cost) -> Pace:
     grid, m = cost.grid, cost.grid.microbatches
     stages, held, total = _stages(cost)
     times = [stage.sum(axis=(0, 1)) for stage in stages]
