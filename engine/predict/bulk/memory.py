@@ -114,15 +114,14 @@ class _SizesOf:
             bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
             forms = [form for form, (start, stop) in bounds.items() if start < stop]
             chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()})
-            for form in forms:
-                for group in groups:
-                    start, stop = entries[form].bounds([group.start, group.stop])
-                    if start < stop:
-                        some = entries[form].order[start:stop]
-                        at, between = entries[form].sizes[some] - group.start, entries[form].between[some]
-                        within = slice(group.start - here.start, group.stop - here.start)
-                        made = chunks.table(form, int(self.known["zero"][group.start]), within)
-                        tables[form][:, some] = _values(made, at, between)
+            for group in groups:
+                some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
+                present = [form for form, of in some.items() if of.start < of.stop]
+                within = slice(group.start - here.start, group.stop - here.start)
+                made = chunks.tables(present, int(self.known["zero"][group.start]), within)
+                for form in present:
+                    of = entries[form].order[some[form]]
+                    tables[form][:, of] = _values(made[form], entries[form].sizes[of] - group.start, entries[form].between[of])
         return tables, rows
 
     def _entries(self, masks: dict[Any, Any]) -> tuple[dict[Form, _Entries], dict[Any, Array]]:

@@ -10,7 +10,6 @@ One play is for ZeRO 2 and 3, whose hooks in backward hold what a chunk was fed 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from engine.spec import ModelSpec, Recompute, WorkloadSpec
 Real = NDArray[np.float64]
 GATHERS, RELEASES = "gathers values", "releases values"  # what is noted of a bucket, and happens with ZeRO 3
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
-_STRUCTURES = 256  # plays of so many are kept, the latest
 
 
 class Form(NamedTuple):
@@ -115,7 +113,7 @@ class Plays:
     """
 
     def __init__(self, structure: Structure) -> None:
-        self._one_at_a_time = RLock()
+        self.one_at_a_time = RLock()
         self.structure, self.sizes = structure, structure.sizes
         self._columns: dict[Size, int] = {}
         self._known: dict[Factors, int] = {}
@@ -124,7 +122,7 @@ class Plays:
 
     def of(self, form: Form, early: bool) -> Played:
         """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's."""
-        with self._one_at_a_time:
+        with self.one_at_a_time:
             if (form, early) not in self._played:
                 self._played[form, early] = self._play(form, early)
             return self._played[form, early]
@@ -187,7 +185,7 @@ class Plays:
     def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
         """What each span leaves, and the most that it ever adds: (spans, n) each. `known`: `tp` and `B` of n layouts."""
         found: dict[Any, Any] = {}
-        with self._one_at_a_time:
+        with self.one_at_a_time:
             columns, spans = list(self._columns), list(self._spans)
         sizes = np.empty((len(columns) + 1, count))
         for number, size in enumerate(columns, 1):
@@ -201,11 +199,6 @@ class Plays:
         before = np.concatenate([np.zeros((1, count)), after[:-1]])
         tops = np.maximum.reduceat(reached, np.append(0, ends[:-1] + 1), axis=0)
         return after - before, np.maximum(tops - before, 0)
-
-
-@lru_cache(maxsize=_STRUCTURES)
-def plays(structure: Structure) -> Plays:
-    return Plays(structure)
 
 
 def _total(counts: Counts) -> Size:

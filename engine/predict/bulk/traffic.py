@@ -117,8 +117,8 @@ def _put_off(costs: _Costs, shape: _Shape, here: NDArray[np.int64], name: str, m
 class _Costs:
     """For every road and measure a matrix (len(HELD), layouts): what one thing of each sort passes in a step.
 
-    `put_off` has the same of one reduction, of what a split backward may reduce less often than once a microbatch; `splits`, (n,),
-    says where.
+    `put_off` has the same of one reduction, of what a split backward may reduce less often than once a microbatch; `splits` says
+    where, (n,).
     """
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:

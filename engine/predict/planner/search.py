@@ -150,10 +150,10 @@ def _table(
         {
             "layout": _codes(grid),
             "dp": grid.dp, "tp": grid.tp, "pp": grid.pp, "chunks": grid.chunks,
-            "schedule": pd.Categorical.from_codes(grid.schedule, SCHEDULES),
+            "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
             "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
             "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
-            "recompute": pd.Categorical.from_codes(grid.recompute, RECOMPUTES),
+            "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
             "memory_bytes": memory, "fullest_stage": stage,
             "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
             "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
@@ -182,13 +182,13 @@ def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any
     return {axis: wire[axis].astype(np.int64)[which] for axis in axes}
 
 
-def _codes(grid: Grid) -> pd.Categorical:
+def _codes(grid: Grid) -> Any:
     """The short form of each layout; few are distinct."""
     _, first, which = np.unique(grid.tp * 2**32 + grid.pp, return_index=True, return_inverse=True)
-    return pd.Categorical.from_codes(which, [f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first])
+    return pd.Categorical.from_codes(which, pd.Index([f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first]))
 
 
-def _reasons(memory: Whole, fits: Any, have: int) -> pd.Categorical:
+def _reasons(memory: Whole, fits: Any, have: int) -> Any:
     """Why a layout does not fit, with the arithmetic; empty where it does. Few tenths of GiB are distinct."""
     missing = ~fits
     need = memory[missing]
@@ -200,7 +200,7 @@ def _reasons(memory: Whole, fits: Any, have: int) -> pd.Categorical:
     codes[missing] = 1 + which
     has = f"{have / 2**30:,.1f}"
     texts = [f"needs {a / 10:,.1f} GiB, {b / 10:,.1f} GiB more than the device's {has} GiB" for a, b in pairs]
-    return pd.Categorical.from_codes(codes, ["", *texts])
+    return pd.Categorical.from_codes(codes, pd.Index(["", *texts]))
 
 
 def _pareto(memory: Whole, fits: Any) -> Any:
