@@ -79,15 +79,17 @@ class Acted(Plays):
 
     def __init__(self, structure: Structure) -> None:
         super().__init__(structure)
-        self._actions: dict[tuple[Form, int], Actions] = {}
+        self._actions: dict[tuple[Form, int, bool], Actions] = {}
         self._sizes: dict[tuple[Any, ...], int] = {}
 
-    def actions(self, form: Form, zero: int) -> Actions:
+    def actions(self, form: Form, zero: int, cut: bool) -> Actions:
+        """`cut`: with tp > 1."""
+        key = form, zero, cut or not form.first
         with self.one_at_a_time:
-            if (form, zero) not in self._actions:
-                e, width = self.sizes.e, self.structure.width
-                self._actions[form, zero] = actions(self.of(form, zero >= 2), zero, e, width, self._number_of)
-            return self._actions[form, zero]
+            if key not in self._actions:
+                e, width = self.sizes[cut].e, self.structure.width
+                self._actions[key] = actions(self.of(form, zero >= 2, cut), zero, e, width, self._number_of)
+            return self._actions[key]
 
     def _number_of(self, bucket: Bucket) -> int:
         sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))

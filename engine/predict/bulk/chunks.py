@@ -48,12 +48,12 @@ class Table:
 
 
 class Chunks:
-    """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, (n,)."""
+    """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
 
     def __init__(self, structure: Structure, forms: list[Form], known: dict[str, Any]) -> None:
         self.structure, self.known, self.plays = structure, known, acted(structure)
-        stages = np.unique(known["zero"]).tolist()
-        self.actions = {(form, zero): self.plays.actions(form, zero) for form in forms for zero in stages}
+        kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
+        self.actions = {(form, *kind): self.plays.actions(form, *kind) for form in forms for kind in kinds}
         letters = {"tp": known["tp"], "B": known["B"]}
         shape = tuple(int(of.max()) + 1 for of in letters.values())
         keys = np.ravel_multi_index(tuple(letters.values()), shape)
@@ -67,12 +67,13 @@ class Chunks:
         whole, share, *each = figures_of(sizes, self.known, found, len(self.known["tp"]))
         return np.stack([whole, share, np.broadcast_to(_pieces(share, each), whole.shape)])
 
-    def tables(self, forms: list[Form], zero: int, here: slice) -> dict[Form, Table]:
-        """`VALUES` of each form, of the layouts `here`, which all have that ZeRO stage."""
+    def tables(self, forms: list[Form], here: slice) -> dict[Form, Table]:
+        """`VALUES` of each form, of the layouts `here`, which all have one ZeRO stage and are all cut or not."""
+        zero, cut = int(self.known["zero"][here.start]), bool(self.known["cut"][here.start])
         made = _Maker(self, zero, here)
-        several = [self.actions[form, zero] for form in forms]
+        several = [self.actions[form, zero, cut] for form in forms]
         found = zip(forms, several, made.followed(several), strict=True)
-        return {form: made.table(self.plays.of(form, zero >= 2), told, *reached) for form, told, reached in found}
+        return {form: made.table(self.plays.of(form, zero >= 2, cut), told, *reached) for form, told, reached in found}
 
     def spans(self, here: slice) -> tuple[Real, Real]:
         which = self._which[here]

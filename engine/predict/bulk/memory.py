@@ -81,15 +81,21 @@ def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
 class _SizesOf:
     """Layouts by what their chunks' sizes depend on: `which[i]` is the number of layout i's sizes.
 
-    Those of one structure stand together, and among them those of one ZeRO stage, which are a group.
+    Those of one structure stand together, and among them those of one ZeRO stage that tp cuts or does not, which are a group.
     """
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:
         self.model, self.workload = model, workload
         heads, groups = model.heads // grid.tp > 1, model.key_heads // grid.tp > 1
-        flags = (grid.microbatch_size > 1, grid.tp > 1, heads, groups)
+        flags = (grid.microbatch_size > 1, heads, groups)
         kinds = (grid.sequence_parallel & (grid.tp > 1), grid.recompute, *flags)
-        sizes = {"zero": grid.zero, "tp": grid.tp, "B": grid.microbatch_size, "dp": np.where(grid.zero > 0, grid.dp, 1)}
+        sizes = {
+            "zero": grid.zero,
+            "cut": grid.tp > 1,
+            "tp": grid.tp,
+            "B": grid.microbatch_size,
+            "dp": np.where(grid.zero > 0, grid.dp, 1),
+        }
         _, first, self.which = _distinct(*kinds, *sizes.values())
         self.known = {name: size[first] for name, size in sizes.items()}
         _, _, of_kind = _distinct(*(kind[first] for kind in kinds))
@@ -100,11 +106,11 @@ class _SizesOf:
 
     def _structure(self, kinds: list[int]) -> Structure:
         sequence, recompute, *flags = kinds
-        many, cut, heads, groups = (bool(flag) for flag in flags)
-        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups))
+        many, heads, groups = (bool(flag) for flag in flags)
+        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, heads, groups))
 
     def _groups(self, here: slice) -> list[slice]:
-        return _runs(self.known["zero"][here], here.start)
+        return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
         """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
@@ -118,7 +124,7 @@ class _SizesOf:
                 some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
                 present = [form for form, of in some.items() if of.start < of.stop]
                 within = slice(group.start - here.start, group.stop - here.start)
-                made = chunks.tables(present, int(self.known["zero"][group.start]), within)
+                made = chunks.tables(present, within)
                 for form in present:
                     of = entries[form].order[some[form]]
                     tables[form][:, of] = _values(made[form], entries[form].sizes[of] - group.start, entries[form].between[of])

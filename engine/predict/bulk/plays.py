@@ -53,23 +53,24 @@ class Form(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """All that changes which blocks there are, but for ZeRO."""
+    """All that changes which blocks there are, but for ZeRO, and but for what tp = 1 changes at a model's beginning."""
 
     model: ModelSpec
     workload: WorkloadSpec
     recompute: Recompute
     sequence: bool
-    flags: tuple[bool, bool, bool, bool]  # see `Sizes.of`
+    flags: tuple[bool, bool, bool]  # many, heads and groups: see `Sizes.of`
 
     @property
     def width(self) -> Factor:
         """Bytes of a number of the gradients that are added up."""
         return Factor("g", WIDTHS[self.workload.accumulate if self.workload.precision == "bf16" else "fp32"])
 
-    @property
-    def sizes(self) -> Sizes:
-        tp: Any = letter("tp") if self.flags[1] else 1
-        return Sizes.of(self.model, self.workload, tp, letter("B"), self.sequence, self.recompute, self.flags)
+    def sizes(self, cut: bool) -> Sizes:
+        """`cut`: whether tp > 1."""
+        many, heads, groups = self.flags
+        flags = many, cut, heads, groups
+        return Sizes.of(self.model, self.workload, letter("tp"), letter("B"), self.sequence, self.recompute, flags)
 
 
 class Played(NamedTuple):
@@ -114,29 +115,30 @@ class Plays:
 
     def __init__(self, structure: Structure) -> None:
         self.one_at_a_time = RLock()
-        self.structure, self.sizes = structure, structure.sizes
+        self.structure, self.sizes = structure, {cut: structure.sizes(cut) for cut in (False, True)}
         self._columns: dict[Size, int] = {}
         self._known: dict[Factors, int] = {}
         self._spans: dict[tuple[int, ...], int] = {}
-        self._played: dict[tuple[Form, bool], Played] = {}
+        self._played: dict[tuple[Form, bool, bool], Played] = {}
 
-    def of(self, form: Form, early: bool) -> Played:
-        """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's."""
+    def of(self, form: Form, early: bool, cut: bool) -> Played:
+        """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's. `cut`: with tp > 1."""
+        key = form, early, cut or not form.first  # cut or not, all but the look-up of tokens is alike
         with self.one_at_a_time:
-            if (form, early) not in self._played:
-                self._played[form, early] = self._play(form, early)
-            return self._played[form, early]
+            if key not in self._played:
+                self._played[key] = self._play(*key)
+            return self._played[key]
 
-    def _play(self, form: Form, early: bool) -> Played:
-        tape, width = Tape(), self.structure.width
+    def _play(self, form: Form, early: bool, cut: bool) -> Played:
+        tape, width, sizes = Tape(), self.structure.width, self.sizes[cut]
         replicas: Any = letter("dp")
         dp = Factor("dp", replicas)
-        converts = width.value != self.sizes.e.value
-        buckets = (_Noting if early else Buckets)(tape, self.sizes, dp, 3 if early else 1, True, converts, width)
-        player = ChunkPasses(Kit(tape, self.sizes, buckets), form.shape, frozenset("BIW"))
+        converts = width.value != sizes.e.value
+        buckets = (_Noting if early else Buckets)(tape, sizes, dp, 3 if early else 1, True, converts, width)
+        player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"))
         found = player.play()
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
-        ends = self.of(form.behind, early).ends if form.behind else []
+        ends = self.of(form.behind, early, cut).ends if form.behind else []
         owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
         stretches = {kind: self._read(found.segments.get(kind, [])) for kind in "FBIW"}
         tape.clear()
