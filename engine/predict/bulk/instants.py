@@ -7,7 +7,7 @@ The rules are those of `engine.predict.tape.walk`.
 from __future__ import annotations
 
 import itertools
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ _PLAIN, _SPECIAL, _OVER = (
     np.array([_V[name] for name in names])
     for names in (("F", "B", "I", "W"), ("F", "B 1", "I 1", "W 1"), ("F", "B", "I over", "W over"))
 )
+_KEPT = 512  # schedules, the latest
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
 
@@ -87,14 +88,17 @@ def _first_of_each(rows: Any) -> list[int]:
 
 
 class Instants(NamedTuple):
-    """Rows, (k, pieces × values), bytes beside, (k,), and the stage of each, (k,)."""
+    """Rows, (k, pieces × values), bytes beside, (k,), and the stage of each, (k,).
 
-    rows: Real
+    Numbers are small, and very many are kept: so they are narrow, to be widened where they are multiplied.
+    """
+
+    rows: NDArray[np.int16] | NDArray[np.int32]
     beside: Real
     stages: NDArray[np.int64]
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def instants(
     name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, adamw: bool
 ) -> dict[int, tuple[Instants, Instants]]:
@@ -269,7 +273,8 @@ class _Stages:
         rows = np.concatenate([actions, step]).reshape(len(beside), -1)
         order = np.argsort(-(rows.sum(1) + beside), kind="stable")
         numbers = np.concatenate([of, np.repeat(np.array(stages)[alike], 2)])[order]
-        return Instants(rows[order], beside[order], np.array([stage for stage, _ in self.stages])[numbers])
+        narrow: Any = np.int16 if np.abs(rows).max(initial=0) < 2**15 else np.int32  # GPipe may hold more microbatches
+        return Instants(rows[order].astype(narrow), beside[order], np.array([stage for stage, _ in self.stages])[numbers])
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
         """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, by chunk."""

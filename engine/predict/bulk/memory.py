@@ -48,7 +48,7 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
             matrix, beside, stages = told[int(microbatches[example])][bool(early[example])]
             mine = sizes.which[here]
             have = np.concatenate([tables[piece.form][:, rows[piece][mine]] for piece in found])
-            reached = multiplied(matrix, have) + beside[:, None]
+            reached = multiplied(matrix.astype(np.float64), have) + beside[:, None]
             top = reached.argmax(0)
             best[here] = reached[top, np.arange(len(here))]
             where[here] = stages[top]
