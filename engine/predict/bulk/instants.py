@@ -160,9 +160,8 @@ class _Stages:
     ) -> None:
         self.name, self.stages, self.pp = name, stages, pp
         self.held = [[c for c in range(pp * chunks) if _place(name, pp, c) == stage] for stage, _ in stages]
-        self.pieces = np.eye(count, dtype=np.float32)[
-            [[which[c] for c in held] for held in self.held]
-        ]  # (stages, chunks, pieces)
+        one_of = np.eye(count, dtype=np.float32)
+        self.pieces = one_of[[[which[c] for c in held] for held in self.held]]  # (stages, chunks, pieces)
         orders = [_order(name, stage, pp, m, chunks) for stage, m in stages]
         lengths = [len(order) for order, _ in orders]
         self.bounds = list(itertools.pairwise(np.cumsum([0, *lengths]).tolist()))

@@ -194,7 +194,7 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
     model, layout = spec.model, spec.layout
     plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
     crossing = cost.layer(cross=True) if model.parts.encoder else plain
-    layers = layout.chunk_layers(model.layers)
+    layers, placement = layout.chunk_layers(model.layers), layout.placement
     compute: dict[tuple[Kind, int], float] = {}
     ends: dict[tuple[Kind, int], float] = {}
     stages = [(0.0, 0)] * layout.pp  # parameters and buckets of each
@@ -211,8 +211,8 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
         cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
         done += count
         held, passes, reduction = of_chunk(count, cross, chunk == 0, chunk == len(layers) - 1)
-        before = stages[layout.placement[chunk]]
-        stages[layout.placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
+        before = stages[placement[chunk]]
+        stages[placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
         times = passes.sum(1)[:, 0]
         compute["F", chunk] = float(times[FORWARD])
         compute["B", chunk] = float(times[AGAIN:].sum())

@@ -56,20 +56,22 @@ class Rehearsal:
         flows: dict[Kind, Flow] = {"F": "activation", "B": "gradient", "I": "gradient"}
         under_way = [durations.messages.get((flows.get(kind, ""), chunk), 0.0) for kind, chunk in self.kinds] + [0.0]
         clocks = [0.0] * self.stages
-        nobody = len(self.kind_of)
-        received, arrived, last, kind_of = [0.0] * (nobody + 1), [0.0] * (nobody + 1), 0.0, (*self.kind_of, -1)
+        nobody, last = len(self.kind_of), 0.0
+        takes, travels = ([of[kind] for kind in self.kind_of] for of in (times, under_way))
+        takes.append(0.0)
+        received, arrived = [0.0] * (nobody + 1), [0.0] * (nobody + 1)  # nobody's message has come at once
         for stage, time, source, taken, sent, awaited, reduced in self.operations.tolist():
             now = clocks[stage]
-            if source != nobody and arrived[source] > now:
+            if arrived[source] > now:
                 now = arrived[source]
             received[taken] = now
-            now += times[kind_of[time]]
+            now += takes[time]
             if now > last and time != nobody:
                 last = now
             if sent != nobody:
                 if awaited != nobody and received[awaited] > now:
                     now = received[awaited]
-                arrived[sent] = now + under_way[kind_of[sent]]
+                arrived[sent] = now + travels[sent]
             clocks[stage] = now + reductions[reduced]
         return Rehearsed(tuple(clocks), last, sum(n * t for n, t in zip(self.counts, times, strict=False)))
 
