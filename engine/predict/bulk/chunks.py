@@ -1,8 +1,8 @@
 """What one chunk's passes do to memory, for very many layouts at once: the spans of a play, put together as ZeRO has it.
 
 Of each action the highest point is told in rows: one for the spans before the layers between a chunk's first and last, and so on
-(see `_followed`). A row has a part of its own and parts for each of the layers between; so the same rows serve for any number of
-layers.
+(see `_Maker.followed`). A row has a part of its own and parts for each of the layers between; so the same rows serve for any
+number of layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.actions import ACTIONS, Actions, acted
+from engine.predict.bulk.actions import ACTIONS, Actions, Whole, acted
 from engine.predict.bulk.plays import Form, Played, Structure, figures_of
 from engine.predict.tape.sizes import WIDTHS
 
@@ -108,28 +108,15 @@ class _Maker:
         self.spans = len(spans)
 
     def followed(self, several: list[Actions]) -> list[_Reached]:
-        """Of each of several forms.
+        """Of each of several forms, all at once.
 
         Of a run that is there `t` times the highest point is in the first or in the last: t − 1 times what it leaves higher.
         Points are summed up for a run that is there once; so its own part is that, less what it leaves.
         """
-        counts = np.array([(len(one.rows), len(one.runs), len(one.firsts)) for one in several])
-        rows_before, runs_before, _ = np.concatenate([np.zeros((1, 3), np.int64), counts.cumsum(0)[:-1]]).T.tolist()
-        codes = np.concatenate([one.rows for one in several])
-        rows = np.where(codes < 0, self.spans - codes, codes)
-        starts = np.concatenate([one.runs + before for one, before in zip(several, rows_before, strict=True)])
-        firsts = np.concatenate([one.firsts + before for one, before in zip(several, runs_before, strict=True)])
-        letters = np.concatenate([one.letters for one in several])
-        reached = self.nets[rows]
-        after = reached.cumsum(0)
-        reached -= self.tops[rows]
-        points = np.maximum.reduceat(after - reached, starts, axis=0)
-        bounds = np.concatenate([np.zeros((1, self.count)), after[np.append(starts[1:], len(rows)) - 1]])
+        firsts, letters, points, bounds = self._runs(several)
         repeats = letters > 0
         runs = np.repeat(np.arange(len(letters)), 1 + repeats)
-        ahead = runs + np.append(
-            False, runs[1:] == runs[:-1]
-        )  # so many runs are over: with the last time that it is there, its own
+        ahead = runs + np.append(False, runs[1:] == runs[:-1])  # how many are over; of a run that is there again, it as well
         of_action = firsts[np.searchsorted(firsts, runs, side="right") - 1]
         stops = np.append(firsts[1:], len(letters))
         begin, end = np.concatenate([of_action, firsts]), np.concatenate([ahead, stops])
@@ -137,21 +124,27 @@ class _Maker:
         parts[0, : len(runs)] = points[runs] - bounds[of_action]
         parts[0, len(runs) :] = bounds[stops] - bounds[firsts]
         for letter in np.unique(letters[repeats]).tolist():
-            passed = np.concatenate(
-                [np.zeros((1, self.count)), np.where((letters == letter)[:, None], np.diff(bounds, axis=0), 0)]
-            )
-            passed = passed.cumsum(0)
+            passed = np.zeros_like(bounds)
+            np.cumsum(np.where((letters == letter)[:, None], np.diff(bounds, axis=0), 0), axis=0, out=passed[1:])
             parts[letter] = passed[end] - passed[begin]
             parts[0] -= parts[letter]
-        actions = np.cumsum([0, *(len(one.firsts) for one in several)]).tolist()
-        first_rows = np.append(np.searchsorted(runs, firsts), len(runs)).tolist()
-        out, inner = [], letters[runs]
-        for one, (start, stop) in zip(several, itertools.pairwise(actions), strict=True):
-            here = slice(first_rows[start], first_rows[stop])
-            inside = np.flatnonzero(inner[here] == 1), np.flatnonzero(inner[here] == 2)
-            table = Table(parts[:, here], np.array(first_rows[start:stop]) - here.start, one.which, inside)
-            out.append(_Reached(table, parts[:, len(runs) + start + one.which]))
-        return out
+        return _apart(several, parts, letters[runs], np.append(np.searchsorted(runs, firsts), len(runs)).tolist())
+
+    def _runs(self, several: list[Actions]) -> tuple[Whole, Whole, Real, Real]:
+        """All runs, one behind the other: the first of each action; the letter of each; its highest point, (runs, n); and what
+        there is before each and after the last, (runs + 1, n).
+        """
+        codes = np.concatenate([one.rows for one in several])
+        rows = np.where(codes < 0, self.spans - codes, codes)
+        before = np.cumsum([(0, 0), *((len(one.rows), len(one.runs)) for one in several)], axis=0).tolist()
+        starts = np.concatenate([one.runs + rows for one, (rows, _) in zip(several, before, strict=False)])
+        firsts = np.concatenate([one.firsts + runs for one, (_, runs) in zip(several, before, strict=False)])
+        reached = self.nets[rows]
+        after = reached.cumsum(0)
+        reached -= self.tops[rows]
+        points = np.maximum.reduceat(after - reached, starts, axis=0)
+        bounds = np.concatenate([np.zeros((1, self.count)), after[np.append(starts[1:], len(rows)) - 1]])
+        return firsts, np.concatenate([one.letters for one in several]), points, bounds
 
     def table(self, played: Played, told: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
@@ -204,6 +197,18 @@ class _Maker:
                 step[part] += share * 4
             if counted:
                 norm[part] += (share * 4 if width == 2 else 0) + 8 * pieces
+
+
+def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_Reached]:
+    """`parts`: rows of all actions, and behind them what each action leaves. `letters`: of each row; `starts`: of each action."""
+    out = []
+    actions = np.cumsum([0, *(len(one.firsts) for one in several)]).tolist()
+    for one, (start, stop) in zip(several, itertools.pairwise(actions), strict=True):
+        here = slice(starts[start], starts[stop])
+        inside = np.flatnonzero(letters[here] == 1), np.flatnonzero(letters[here] == 2)
+        table = Table(parts[:, here], np.array(starts[start:stop]) - here.start, one.which, inside)
+        out.append(_Reached(table, parts[:, len(letters) + start + one.which]))
+    return out
 
 
 def _pieces(share: Real, sizes: list[Real]) -> Any:

@@ -68,7 +68,7 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
 def undominated(rows: Any, kinds: Any) -> NDArray[np.int64]:
     """Numbers of the rows that are not, in every column, at most as large as another of their kind."""
     order = np.lexsort((-rows.sum(1), kinds))
-    columns = np.ascontiguousarray(rows[:, (rows != rows[0]).any(0)][order].T)
+    columns = np.ascontiguousarray(rows[order].T)
     ends = np.searchsorted(kinds[order], kinds[order], side="right").tolist()
     left, kept = np.ones(len(order), np.bool_), []
     for i, end in enumerate(ends):
@@ -243,11 +243,11 @@ class _Stages:
         labels, left = self._labels(early)
         between = np.concatenate([self.standing, self._by_piece(list(left.values()))], axis=2)
         kinds = labels * self.pieces.shape[2] + self.piece
-        told = np.concatenate([self.microbatches[:, None], kinds[:, None], between.reshape(len(labels), -1)], axis=1)
-        told = told.astype(np.int32)
-        first = _first_of_each(told)
-        told = told[first]
-        kept = np.array(first)[undominated(told[:, 2:], told[:, 0] * (int(kinds.max()) + 1) + told[:, 1])]
+        kinds += self.microbatches * (int(kinds.max()) + 1)
+        counts = between.reshape(len(kinds), -1)
+        counts = counts[:, (counts != counts[0]).any(0)].astype(np.int32)
+        first = np.array(_first_of_each(np.column_stack([kinds.astype(np.int32), counts])))
+        kept = first[undominated(counts[first], kinds[first])]
         columns = np.array([_V[name] for name in (*self.stands, *left)])
         found = []
         for one in dict.fromkeys(m for _, m in self.stages):
