@@ -21,8 +21,10 @@ from pages.plan import detail, form, heatmap, names, published, rehearsing
 from pages.plan.form import ROW
 from pages.plan.request import DEFAULT, Request, of_link, to_link
 from pages.shared import drawing
+from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, inert, say, view
+from pages.shared.kept import kept
 from pages.shared.service import Service
 
 _TOP = 20
@@ -82,10 +84,10 @@ def _keep(request: Request) -> None:
         st.query_params.from_dict(wanted)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@kept(4)
 def planned(request: Request) -> Plan:
     """One search for all who ask the same. Raises `RequestError`."""
-    return request.plan()
+    return done_apart(request.plan)
 
 
 def _row(plan: Plan) -> int:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from engine.spec import RequestError
 
 ROOT = Path(__file__).parents[2]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def made_apart(module: str, *arguments: str, given: bytes = b"") -> bytes:
@@ -20,3 +27,28 @@ def made_apart(module: str, *arguments: str, given: bytes = b"") -> bytes:
     if done.returncode:
         raise RuntimeError(f"{module} failed: {done.stderr.decode(errors='replace')}")
     return done.stdout
+
+
+def done_apart(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """`function(…)`, called there: a search takes hundreds of MB for a moment.
+
+    The function is one that a module names, or a method of what can be pickled; its module should import little, for it is
+    imported anew. Raises what the function raises if that is a `RequestError`; else as `made_apart`.
+    """
+    answer: T | RequestError = pickle.loads(made_apart(__spec__.name, given=pickle.dumps((function, arguments, named))))
+    if isinstance(answer, RequestError):
+        raise answer
+    return answer
+
+
+def _main() -> None:
+    function, arguments, named = pickle.load(sys.stdin.buffer)
+    try:
+        answer = function(*arguments, **named)
+    except RequestError as error:
+        answer = error
+    sys.stdout.buffer.write(pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main()
