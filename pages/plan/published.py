@@ -46,7 +46,7 @@ def draw(request: Request) -> None:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def computed(assumed: Assumptions) -> list[Reference]:
-    """Apart, since the schedules that are replayed for it would stay in the server: 50 MB."""
+    """Apart, since what that leaves behind would stay in the server: 50 MB, a third of it the replayed schedules."""
     return done_apart(references, assumed)
 
 
