@@ -49,7 +49,7 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
     # A layer for each colour of text: a browser cannot draw a scale of colours beside colours that are meant as they stand.
     words = [
         alt.Chart(written)
-        .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False, color=ink)
+        .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False, color=str(ink))
         .encode(x=x, y=y, text="text:N")
         for ink, written in rows.groupby("ink")
     ]
