@@ -19,6 +19,7 @@ from pages.runs.page import show as show_runs
 from pages.shared import ways
 from pages.shared.frame import follow_theme, frame, say
 from pages.shared.service import Service
+from pages.shared.thrift import share_one_heap
 
 
 @st.cache_resource(show_spinner=False, on_release=lambda service: service.queue.close())
@@ -37,6 +38,7 @@ def page(path: str, title: str, icon: str, show: Callable[[Service], None], **op
     return st.Page(lambda: show(open_service(runs_home())), title=title, icon=f":material/{icon}:", url_path=path, **options)
 
 
+share_one_heap()
 frame()
 pages = [
     page("start", say()("Lab"), "science", show_lab, default=True),  # what the bare address shows; its own path never does

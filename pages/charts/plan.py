@@ -28,8 +28,8 @@ _FEW = 6  # stages
 def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
     """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line."""
     say, unit = style.say, byte_unit(capacity)
-    seen, drawn_all = _seen(layouts, capacity, chosen)
-    rows = _points(_thinned(seen, chosen), unit.size, say)
+    drawn = _thinned(_seen(layouts, capacity, chosen), chosen)
+    rows = _points(drawn, unit.size, say)
     x = alt.X(
         "memory:Q",
         title=say("memory of the fullest device ({unit})", unit=unit.name),
@@ -55,14 +55,19 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
         "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
         "and smaller. The dashed line is what the device has. Click a point to see it below."
     )
-    if not drawn_all:
-        reading += " " + say("Layouts much slower or larger than these are in the numbers only.")
+    if len(drawn) < len(layouts):
+        reading += " " + say(
+            "Of {count} layouts {drawn} are drawn: the front, the fastest, and a sample of the others that come near them; the "
+            "file below has all.",
+            count=f"{len(layouts):,}",
+            drawn=f"{len(drawn):,}",
+        )
     return Drawing(
         subject=say("Memory against time"),
         title=title,
         reading=reading,
         spec=finish(alt.layer(*layers).properties(height=320), style, title),
-        table=layouts,
+        table=layouts.iloc[drawn["row"].to_numpy()],  # so that what is kept of a search is small
     )
 
 
@@ -119,8 +124,8 @@ def _front_title(layouts: pd.DataFrame, say: Words) -> str:
     )
 
 
-def _seen(layouts: pd.DataFrame, capacity: int, chosen: int) -> tuple[pd.DataFrame, bool]:
-    """The layouts worth drawing, with their numbers, and whether that is all.
+def _seen(layouts: pd.DataFrame, capacity: int, chosen: int) -> pd.DataFrame:
+    """The layouts worth drawing, with their numbers.
 
     No slower than ten times the fastest, or than what of the front is, and no larger than four times the device: what lies
     beyond would take most of the room.
@@ -131,7 +136,7 @@ def _seen(layouts: pd.DataFrame, capacity: int, chosen: int) -> tuple[pd.DataFra
     if not near.any():  # nothing comes near the device: those that come nearest
         near = rows["memory_bytes"] <= 2 * rows["memory_bytes"].min()
     kept = near | rows["pareto"] & (rows["step_s"] <= 4 * _SLOWEST * fastest) | (rows["row"] == chosen)
-    return rows[kept], bool(kept.all())
+    return rows[kept]
 
 
 def _log(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:

@@ -8,19 +8,18 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine.predict.planner.search import search
-from engine.spec import RequestError, sentence
 from pages.charts import heatmap as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.units import in_bytes
+from pages.plan.cells import cells
 from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
+from pages.shared.apart import done_apart
 from pages.shared.frame import say, view
+from pages.shared.kept import kept
 
 MODELS = ("gpt2-1.5b", "gpt3-6.7b", "llama3-8b", "gpt3-13b", "llama3-70b", "gpt3-175b", "llama3-405b")
-_REPLAYED = 3  # of the best layouts of a cell: enough to name the one that planning it names
 COUNTS = (1, 8, 64, 256, 1024, 4096)
 MAP = "map"  # the link's parameter: whether it is shown
 _PICKED = "plan/map-picked"
@@ -40,12 +39,11 @@ def draw(request: Request) -> None:
             return
         if not shown:
             st.query_params[MAP] = "1"
-        asked, pairs = _asked(request), [(model, ranks) for model in MODELS for ranks in COUNTS]
-        bar, rows = st.progress(0.0), []
-        for n, (model, ranks) in enumerate(pairs):
-            if n % len(COUNTS) == 0:  # a word of progress a model: each is a message to the browser
-                bar.progress(n / len(pairs), text=words("Searching {count} combinations", count=len(pairs)))
-            rows.append(cell(asked, model, ranks))
+        asked, bar, rows = _asked(request), st.progress(0.0), []
+        told = words("Searching {count} combinations", count=len(MODELS) * len(COUNTS))
+        for n, model in enumerate(MODELS):
+            bar.progress(n / len(MODELS), text=told)
+            rows += row_of(asked, model)
         bar.empty()
         drawing.show(_drawn(pd.DataFrame(rows), view()), "plan-heatmap", on_rank=lambda row: _plan(row, rows))
 
@@ -72,24 +70,11 @@ def _asked(request: Request) -> Request:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _drawn(cells: pd.DataFrame, view: View) -> Drawing:
-    return drawing.packed(charts.heatmap(cells, look(view)))
+def _drawn(rows: pd.DataFrame, view: View) -> Drawing:
+    return drawing.packed(charts.heatmap(rows, look(view)))
 
 
-@st.cache_data(max_entries=512, show_spinner=False)
-def cell(request: Request, model: str, ranks: int) -> dict[str, Any]:
-    """model, ranks, layout, mfu, memory_bytes, reason: mfu is NaN where nothing fits, and the reason says why."""
-    asked = replace(request, model=model, ranks=ranks, batch=batch(ranks))
-    row: dict[str, Any] = {"model": model, "ranks": ranks, "layout": "", "mfu": float("nan"), "memory_bytes": 0, "reason": ""}
-    try:
-        plan = search(
-            asked.spec, ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, replayed=_REPLAYED
-        )
-    except RequestError as error:
-        return row | {"reason": error.sentence}
-    best = plan.layouts.iloc[0]
-    row |= {"layout": str(best["layout"]), "memory_bytes": int(best["memory_bytes"])}
-    if not plan.feasible:
-        need, have = in_bytes(row["memory_bytes"]), in_bytes(plan.device.memory_bytes)
-        return row | {"reason": sentence("needs {need}, and the device has {size}", need=need, size=have)}
-    return row | {"mfu": float(best["mfu"])}
+@kept(128)
+def row_of(request: Request, model: str) -> list[dict[str, Any]]:
+    """The cells of a model, one for each number of devices: see `cells`."""
+    return done_apart(cells, [replace(request, model=model, ranks=ranks, batch=batch(ranks)) for ranks in COUNTS])

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.predict.memory import memory
-from engine.predict.planner.explain import Reason, way_to_fit
+from engine.predict.planner.explain import Lever, Reason, way_to_fit
 from engine.predict.planner.search import Plan
 from engine.spec import RequestError
 from pages.charts import plan as charts
@@ -21,8 +21,10 @@ from pages.plan import detail, form, heatmap, names, published, rehearsing
 from pages.plan.form import ROW
 from pages.plan.request import DEFAULT, Request, of_link, to_link
 from pages.shared import drawing
+from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, inert, say, view
+from pages.shared.kept import kept
 from pages.shared.service import Service
 
 _TOP = 20
@@ -49,7 +51,7 @@ def show(service: Service) -> None:
     _chooser(plan, row, words)
     drawing.heading(_place(plan, row, words), f"{plan.layouts['layout'].iloc[row]} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
-    _fit(plan, row, words)
+    _fit(request, plan, row, words)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
@@ -82,10 +84,10 @@ def _keep(request: Request) -> None:
         st.query_params.from_dict(wanted)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@kept(4)
 def planned(request: Request) -> Plan:
     """One search for all who ask the same. Raises `RequestError`."""
-    return request.plan()
+    return done_apart(request.plan)
 
 
 def _row(plan: Plan) -> int:
@@ -162,7 +164,7 @@ def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
     ]
 
 
-def _fit(plan: Plan, row: int, words: Words) -> None:
+def _fit(request: Request, plan: Plan, row: int, words: Words) -> None:
     """Where it does not fit, on which stage and by how much, and the cheapest way to make it fit."""
     r = plan.layouts.iloc[row]
     if bool(r["fits"]):
@@ -184,7 +186,7 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
         ),
         icon=":material/memory_alt:",
     )
-    way = way_to_fit(plan, plan.spec(row))
+    way = _way(request, row)
     if not way:
         st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
         return
@@ -192,6 +194,12 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
     st.markdown(f"**{words('What to change, the cheapest lever first')}**\n\n{steps}")
     if not way[-1].fits:
         st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
+
+
+@kept(64)
+def _way(request: Request, row: int) -> list[Lever]:
+    plan = planned(request)
+    return way_to_fit(plan, plan.spec(row))
 
 
 def said(reason: Reason, words: Words) -> str:

@@ -6,6 +6,7 @@ The papers' account of memory is asked for throughout, which is weighed in a mom
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -19,7 +20,7 @@ from engine.predict.memory import memory
 from engine.predict.papers.figures import references
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.words import words
-from pages.plan import heatmap
+from pages.plan.cells import cells
 from pages.plan.published import concerns
 from pages.plan.rehearsing import compared, signed
 from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
@@ -72,6 +73,8 @@ def test_a_link_restores_what_was_asked(request_: Request) -> None:
         ({"device": "own"}, "without its figures"),
         ({"device": "own", "own": "1_2_x"}, "has not 10 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
+        ({"device": "own", "own": "nan_1_1_1_1_1_1_1_8_0.8"}, "memory_bytes=nan must be a finite number"),
+        ({"device": "own", "own": "80_1_1_1_1_1_1_1_1e999_0.8"}, "node_size=inf must be a finite number"),
         ({"dp_overlap": "1.5"}, "dp_overlap"),
     ],
 )
@@ -148,8 +151,8 @@ def test_the_page_speaks_chinese() -> None:
 
 def test_a_cell_of_the_map_fits_or_says_why_not() -> None:
     asked = Request(accounting="korthikanti2022")
-    assert heatmap.cell(asked, "gpt2-1.5b", 8)["mfu"] > 0.1
-    large = heatmap.cell(asked, "gpt3-175b", 1)
+    small, large = cells([replace(asked, model="gpt2-1.5b", ranks=8, batch=16), replace(asked, ranks=1, batch=8)])
+    assert small["mfu"] > 0.1
     assert large["mfu"] != large["mfu"]
     assert large["reason"].endswith(", and the device has 74.5 GiB")
 

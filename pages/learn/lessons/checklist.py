@@ -24,6 +24,7 @@ from pages.learn.desk import Desk, Lesson
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
 from pages.shared import ways
+from pages.shared.apart import done_apart
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
 
@@ -199,7 +200,7 @@ class Weighed(NamedTuple):
 @st.cache_data(max_entries=64, show_spinner=False)
 def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
     """Raises `RequestError` where there is no layout at all."""
-    found = search(catalog.model(model), count, DEVICES[device], batch)
+    found = done_apart(search, catalog.model(model), count, DEVICES[device], batch)
     first = found.layouts.iloc[0]
     return Weighed(len(found.layouts), found.feasible, str(first["layout"]), str(first["schedule"]), float(first["step_s"]))
 

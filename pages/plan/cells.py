@@ -1,0 +1,36 @@
+"""The cells of the map of what fits where. Without Streamlit, so that the process which searches starts at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.predict.planner.search import search
+from engine.spec import RequestError, sentence
+from pages.charts.units import in_bytes
+from pages.plan.request import Request
+
+_REPLAYED = 3  # of the best layouts of a cell: enough to name the one that planning it names
+
+
+def cells(requests: list[Request]) -> list[dict[str, Any]]:
+    """What the map shows of each: model, ranks, layout, mfu, memory_bytes, reason.
+
+    mfu is NaN where nothing fits, and the reason says why.
+    """
+    return [_cell(asked) for asked in requests]
+
+
+def _cell(asked: Request) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": asked.model, "ranks": asked.ranks, "layout": "", "mfu": float("nan"), "memory_bytes": 0}
+    try:
+        plan = search(
+            asked.spec, asked.ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, _REPLAYED
+        )
+    except RequestError as error:
+        return row | {"reason": error.sentence}
+    best = plan.layouts.iloc[0]
+    row |= {"layout": str(best["layout"]), "memory_bytes": int(best["memory_bytes"])}
+    if not plan.feasible:
+        need, have = in_bytes(row["memory_bytes"]), in_bytes(plan.device.memory_bytes)
+        return row | {"reason": sentence("needs {need}, and the device has {size}", need=need, size=have)}
+    return row | {"mfu": float(best["mfu"]), "reason": ""}
