@@ -92,8 +92,12 @@ def test_a_prompt_is_restored_and_what_it_rules_out_is_told(parts: tuple[Service
     assert not app.warning
 
 
+def pick(app: AppTest, label: str):
+    return next(s for s in app.selectbox if s.label == label)
+
+
 def select(app: AppTest, label: str, value: str) -> None:
-    next(s for s in app.selectbox if s.label == label).select(value).run()
+    pick(app, label).select(value).run()
     assert not app.exception
 
 
@@ -108,6 +112,19 @@ def test_a_schedule_brings_its_chunks_and_a_family_its_sizes(parts: tuple[Servic
     assert link(app, "spec").startswith("transformer-tiny~dp2.tp2.pp2~gpipe")
     select(app, "Size", "custom")
     assert number(app, "Layers") == 4
+
+
+def test_a_published_model_is_called_by_its_name_and_can_be_taken_as_the_start_of_another(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="llama3-8b~dp2.tp2.pp2~1f1b")
+    assert pick(app, "Size").value == "llama3-8b"
+    assert all(n.label != "Vocabulary" for n in app.number_input), "the name says it"
+    select(app, "Size", "custom")
+    assert number(app, "Vocabulary") == 128256
+    select(app, "Size", "llama3-8b")
+    assert link(app, "spec").startswith("llama3-8b~")
+    select(app, "Family", "gpt")
+    assert link(app, "spec").startswith("gpt-tiny~")
+    assert "llama3-8b" not in pick(app, "Size").options
 
 
 def test_run_puts_the_run_into_the_link_and_shows_how_far_it_is(parts: tuple[Service, Queue]):
