@@ -237,3 +237,39 @@ def test_payload_and_wire(parts: tuple[Service, Queue]):
     assert "Payload bytes are the size of the tensor that a rank hands over" in text(app)
     assert "Every rank hands over the same: 7 KiB in a step" in text(app)
     assert link(app, "bytes") == "payload"
+
+
+def test_a_link_restores_the_slow_stages_and_which_timeline_is_drawn(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    # Steps of different lengths, so that the preview's textbook and the run's are told apart.
+    code = "gpt-tiny~dp1.tp1.pp2~1f1b~m8~b2~n20~r0.003~e0"
+    asked = {"slow": "0x3", "slow-run": "1x2.5", "timeline": "textbook"}
+    app = page(parts[0], spec=code, run="20261124-101500-run", **asked)
+    assert not app.exception
+    assert "With stage 0 slowed 3×" in text(app)
+    assert "With stage 1 slowed 2.5×" in text(app)
+    assert {name: link(app, name) for name in asked} == asked
+
+
+def test_the_link_follows_a_slow_stage_and_the_timeline(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run")
+    next(c for c in app.segmented_control if c.label == "Timeline").set_value("projected").run()
+    assert link(app, "timeline") == "projected"
+    run_slow = [s for s in app.selectbox if s.label == "Slow one stage"][-1]
+    run_slow.select(1).run()
+    assert (link(app, "slow-run"), link(app, "slow")) == ("1x2", "")
+    assert text(app).count("With stage 1 slowed 2×") == 1
+    next(s for s in app.select_slider if s.label == "How many times as slow").set_value(1.25).run()
+    assert link(app, "slow-run") == "1x1.25"
+    [s for s in app.selectbox if s.label == "Slow one stage"][-1].select(None).run()
+    next(c for c in app.segmented_control if c.label == "Timeline").set_value("measured").run()
+    assert not app.exception
+    assert (link(app, "slow-run"), link(app, "timeline")) == ("", "")
+
+
+@pytest.mark.parametrize("slow", ["2x2", "0x7", "-1x2", "0", "x", "0x2x2", "９x2"])
+def test_a_slow_stage_that_is_not_offered_is_ignored(parts: tuple[Service, Queue], slow: str):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp1.pp2~1f1b", slow=slow, timeline="none")
+    assert not app.exception
+    assert "slowed" not in text(app)
