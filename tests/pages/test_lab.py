@@ -273,3 +273,17 @@ def test_a_slow_stage_that_is_not_offered_is_ignored(parts: tuple[Service, Queue
     app = page(parts[0], spec="gpt-tiny~dp1.tp1.pp2~1f1b", slow=slow, timeline="none")
     assert not app.exception
     assert "slowed" not in text(app)
+
+
+def test_the_curve_is_the_chosen_ranks_and_choosing_it_there_chooses_it_everywhere(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run")
+    assert "Rank 0 peaks at" in text(app)  # the fullest
+    assert pick(app, "Rank").value == 0
+    app.query_params["rank"] = "1"
+    app.run()
+    assert "Rank 1 peaks at" in text(app)
+    pick(app, "Rank").select(0).run()
+    assert link(app, "rank") == "0"
+    assert text(app).count('data-rank="0" data-role="self"') == 1
+    assert "Rank 0 peaks at" in text(app)
