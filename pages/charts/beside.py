@@ -12,6 +12,7 @@ from engine.tables import CATEGORIES, KV_CACHE, beside
 from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
+from pages.charts.plan import ranges
 from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.traffic import Measure, meaning
 from pages.charts.units import Unit, byte_unit, in_bytes, percent, significant
@@ -39,7 +40,7 @@ def memory(
     sources = {"measured": say("measured"), "formula": say("predicted")}
     tables = [table for table in (measured, predicted) if table is not None]
     rows = pd.concat(tables)[["source", "rank", "pp", "dp", "tp", "category", "bytes"]]
-    by_stage = rows["rank"].nunique() > MOST_BARS
+    by_stage, every = rows["rank"].nunique() > MOST_BARS, rows.groupby(["source", "rank"])["bytes"].sum()
     if by_stage:
         rows = rows[(rows["dp"] == 0) & (rows["tp"] == 0)]
     totals = rows.groupby(["source", "rank"])["bytes"].sum()
@@ -62,7 +63,7 @@ def memory(
     in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
     if capacity is not None and in_sight:
         layers += _capacity_line(capacity / unit.size, device, style)
-    title = _memory_title(totals, capacity, device, say)
+    title = _memory_title(every, capacity, device, say)
     reading = [_each_bar(by_stage, say)]
     if measured is not None:
         reading.append(say("Full bars were measured; pale ones beside them were predicted before, with the error above."))
@@ -201,41 +202,53 @@ def _capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
 
 def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say: Words) -> str:
     predicted = totals.xs("formula", level="source")
-    fullest, most = _rank_of_most(predicted), int(predicted.max())
     if "measured" in totals.index.get_level_values("source"):
         measured = totals.xs("measured", level="source")
         errors = (predicted / measured - 1).abs()
-        worst = _rank_of_most(errors)
+        found = _ranks_of(measured, measured.max())
+        held = {"ranks": ranges(found), "most": in_bytes(int(measured.max()))}
         if errors.max() == 0:
-            return say(
-                "Rank {rank} is fullest: {most}; every rank as predicted, to the byte",
-                rank=_rank_of_most(measured),
-                most=in_bytes(measured.max()),
+            return say.plural(
+                "Rank {ranks} is fullest: {most}; every rank as predicted, to the byte",
+                "Ranks {ranks} are fullest: {most}; every rank as predicted, to the byte",
+                len(found),
+                **held,
             )
-        return say(
-            "Rank {rank} is fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
-            rank=_rank_of_most(measured),
-            most=in_bytes(int(measured.max())),
+        return say.plural(
+            "Rank {ranks} is fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
+            "Ranks {ranks} are fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
+            len(found),
             error=_share(float(errors.max())),
-            worst=worst,
+            worst=_ranks_of(errors, errors.max())[0],
+            **held,
         )
+    most, least = int(predicted.max()), int(predicted.min())
+    fullest, others = _ranks_of(predicted, most), _ranks_of(predicted, least)
+    needed = {"ranks": ranges(fullest), "most": in_bytes(most)}
     if capacity is not None and most > capacity:
-        return say(
-            "Rank {rank} needs {most} and the {device} has {size}: it runs out of memory",
-            rank=fullest,
-            most=in_bytes(most),
+        return say.plural(
+            "Rank {ranks} needs {most} and the {device} has {size}: it runs out of memory",
+            "Ranks {ranks} need {most} each and the {device} has {size}: they run out of memory",
+            len(fullest),
             device=device,
             size=in_bytes(capacity),
+            **needed,
         )
-    if int(predicted.min()) == most:
+    if least == most:
         return say("Every rank needs {most}", most=in_bytes(most))
-    ends = {"rank": fullest, "most": in_bytes(most), "least": in_bytes(int(predicted.min())), "other": _rank_of_most(-predicted)}
-    return say("Rank {rank} will be fullest: {most}, against {least} on rank {other}", **ends)
+    return say.plural(
+        "Rank {ranks} will be fullest: {most}, against {least} on {others}",
+        "Ranks {ranks} will be fullest: {most}, against {least} on {others}",
+        len(fullest),
+        least=in_bytes(least),
+        others=say.plural("rank {ranks}", "ranks {ranks}", len(others), ranks=ranges(others)),
+        **needed,
+    )
 
 
-def _rank_of_most(by_rank: pd.Series[Any]) -> int:
-    """The first rank with the largest value."""
-    return int(by_rank.index[int(by_rank.argmax())])
+def _ranks_of(by_rank: pd.Series[Any], value: float) -> list[int]:
+    """The ranks that have exactly this value, in order."""
+    return [int(rank) for rank in by_rank.index[by_rank == value]]
 
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from pages.charts.lanes import BARS, Row, chart
 from pages.charts.lanes import overview as lanes_overview
 from pages.charts.look import MAX_BARS, Look
 from pages.charts.roles import Roles, opacity, told
-from pages.charts.units import Unit, in_time, percent, significant, time_unit
+from pages.charts.units import Unit, in_time, percent, time_unit
 from pages.charts.words import Words
 
 Kind = Literal["measured", "projected", "textbook"]
@@ -250,16 +250,14 @@ def _found(panel: Panel, say: Words, units: bool, slowed: Slowed | None, named: 
         if units:
             return say("The bubble takes {share} of {makespan} units of time", **found)
         return say("The bubble takes {share} of {makespan}", **found)
-    slow = {"stage": slowed.stage, "factor": significant(slowed.factor), "before": percent(slowed.bubble)}
+    slow = {"stage": slowed.stage, "factor": f"{slowed.factor:g}", "before": percent(slowed.bubble)}
     if units:
         return say(
-            "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan} units of time; without, {before}",
+            "With stage {stage} slowed {factor}×, the bubble takes {share} of {makespan} units of time; without, {before}",
             **slow,
             **found,
         )
-    return say(
-        "With stage {stage} {factor} times as slow, the bubble takes {share} of {makespan}; without, {before}", **slow, **found
-    )
+    return say("With stage {stage} slowed {factor}×, the bubble takes {share} of {makespan}; without, {before}", **slow, **found)
 
 
 def _reading(panel: Panel, say: Words, units: bool) -> str:

@@ -31,7 +31,7 @@ from pages.shared.frame import labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
 
-_RANK, _FOLLOWED = "lab/rank", "lab/followed"
+_RANK = "lab/rank"
 
 
 def headline(result: RunResult, say: Words) -> str:
@@ -96,24 +96,27 @@ def _generated(result: RunResult) -> None:
 
 
 def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
-    ranks = range(result.spec.layout.ranks)
+    """The curve is the chosen rank's, or where none is chosen that of the fullest."""
+    ranks, rank = range(result.spec.layout.ranks), chosen.rank(_mesh(result))
+    shown = int(result.summary["peak_rank"]) if rank is None else rank
 
     def pick_rank() -> None:
+        st.session_state[_RANK] = shown
         named = {rank: say()("rank {rank}", rank=rank) for rank in ranks}
         st.selectbox(
-            say()("Rank"), ranks, key=labelled(_RANK), format_func=named.__getitem__, label_visibility="collapsed", width=130
+            say()("Rank"),
+            ranks,
+            key=labelled(_RANK),
+            format_func=named.__getitem__,
+            on_change=lambda: chosen.hold(st.session_state[_RANK]),
+            label_visibility="collapsed",
+            width=130,
         )
 
-    if st.session_state.get(_RANK) not in ranks:
-        st.session_state[_RANK] = result.summary["peak_rank"]
-    rank = chosen.rank(_mesh(result))
-    if rank != st.session_state.get(_FOLLOWED):  # the curve goes where the choice goes, until it is told otherwise
-        st.session_state[_FOLLOWED] = rank
-        st.session_state[_RANK] = st.session_state[_RANK] if rank is None else rank
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
         prediction.memory_card(result.spec, result, "measured")
-        drawn = curve(folder, st.session_state[_RANK], view())
-        if event is not None and event.rank == st.session_state[_RANK]:
+        drawn = curve(folder, shown, view())
+        if event is not None and event.rank == shown:
             drawn = pointed(drawn, memory.marks(result.tables["memory_curve"], event.rank, str(event.action)))
         drawing.show(drawn, "curve", pick_rank)
 

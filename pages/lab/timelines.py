@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,8 +30,12 @@ from pages.shared.saved import by_run, load
 
 Shown = Literal["measured", "projected", "textbook", "all"]
 SHOWN: tuple[Shown, ...] = ("measured", "projected", "textbook", "all")
+TIMELINE = "timeline"  # the link's parameter: which account of a run's step is drawn, if not what was measured
+SLOW = {"textbook": "slow", "timeline": "slow-run"}  # the link's parameter of each timeline: 1x2.5 is stage 1, 2.5 times as slow
 _SHOWN, _STAGE, _FACTOR = "timeline/shown", "{}/slow-stage", "{}/slow-factor"  # the latter two for each timeline
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+_USUAL_FACTOR = 2.0
+_SLOW_CODE = re.compile(r"(\d{1,5})x(\d(?:\.\d{1,2})?)", re.ASCII)
 
 
 class Slow(NamedTuple):
@@ -46,20 +51,7 @@ class Slow(NamedTuple):
 def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) -> None:
     """The timeline of a saved run. `event` is framed in it."""
     mesh = _mesh(result.spec.layout)
-    shown: Shown = st.session_state.setdefault(_SHOWN, "measured")
-    slow = _chosen_slow("timeline", mesh.pp)
-
-    def pick() -> None:
-        named = timeline.kinds(say()) | {"all": say()("on one axis")}
-        st.segmented_control(
-            say()("Timeline"),
-            SHOWN,
-            key=labelled(_SHOWN),
-            format_func=named.__getitem__,
-            required=True,
-            label_visibility="collapsed",
-        )
-
+    shown, slow = _linked_shown(), _linked_slow("timeline", mesh.pp) or Slow()
     rank = chosen.rank(mesh)
     panels = of_run(folder, shown, slow, view().language)
     window = _brushed(run_overview(folder, shown, slow, view()), timeline.clock_of(panels[0], say()), "timeline")
@@ -67,13 +59,15 @@ def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) ->
     if event is not None:
         drawn = pointed(drawn, marks(panels, event, mesh))
     slowing = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow("timeline", mesh.pp)]
-    drawing.show(drawn, "timeline", *slowing, pick, note=note if shown in ("measured", "all") else "", on_rank=chosen.choose)
+    drawing.show(
+        drawn, "timeline", *slowing, _pick_shown, note=note if shown in ("measured", "all") else "", on_rank=chosen.choose
+    )
 
 
 def draw_textbook(spec: RunSpec, event: Event | None) -> None:
     """Before a run: the schedule in unit times."""
     layout, microbatches = spec.layout, spec.workload.microbatches
-    slow = _chosen_slow("textbook", layout.pp)
+    slow = _linked_slow("textbook", layout.pp) or Slow()
     # dp and tp do not change a pipeline's shape.
     shape = LayoutSpec(pp=layout.pp, schedule=layout.schedule, chunks=layout.chunks)
     panel = of_shape(shape, microbatches, slow, view().language)
@@ -85,27 +79,62 @@ def draw_textbook(spec: RunSpec, event: Event | None) -> None:
     drawing.show(drawn, "textbook", *([lambda: _pick_slow("textbook", layout.pp)] if layout.pp > 1 else []))
 
 
-def _chosen_slow(key: str, stages: int) -> Slow:
-    stage, factor = st.session_state.get(_STAGE.format(key)), st.session_state.get(_FACTOR.format(key), 2.0)
-    return Slow() if stage is None or stage >= stages else Slow(stage, factor)
+def _linked_shown() -> Shown:
+    return next((known for known in SHOWN if known == st.query_params.get(TIMELINE)), "measured")
+
+
+def _linked_slow(key: str, stages: int) -> Slow | None:
+    """What the link slows in the timeline `key`; None if that is none of its `stages`, or by a factor that is not offered."""
+    found = _SLOW_CODE.fullmatch(st.query_params.get(SLOW[key], ""))
+    slow = Slow(int(found[1]), float(found[2])) if found else None
+    return slow if slow and slow.stage < stages and slow.factor in _FACTORS else None
+
+
+def _pick_shown() -> None:
+    """Which account of the step."""
+    st.session_state[_SHOWN] = _linked_shown()
+    named = timeline.kinds(say()) | {"all": say()("on one axis")}
+    st.segmented_control(
+        say()("Timeline"),
+        SHOWN,
+        key=labelled(_SHOWN),
+        format_func=named.__getitem__,
+        on_change=_shown_to_link,
+        required=True,
+        label_visibility="collapsed",
+    )
+
+
+def _shown_to_link() -> None:
+    if st.session_state[_SHOWN] == "measured":
+        st.query_params.pop(TIMELINE, None)
+    else:
+        st.query_params[TIMELINE] = st.session_state[_SHOWN]
 
 
 def _pick_slow(key: str, stages: int) -> None:
     """Beside the chart's title: which stage is slow, and by how much."""
-    stage, factor = _STAGE.format(key), _FACTOR.format(key)
-    if (st.session_state.get(stage) or 0) >= stages:
-        st.session_state[stage] = None
+    slow, stage, factor = _linked_slow(key, stages), _STAGE.format(key), _FACTOR.format(key)
+    st.session_state[stage] = slow.stage if slow else None
     named = {index: say()("slow stage {stage}", stage=index) for index in range(stages)}
     st.selectbox(
         say()("Slow one stage"), range(stages), index=None, key=labelled(stage), format_func=named.__getitem__,
-        placeholder=say()("slow a stage"), label_visibility="collapsed", width=160,
+        placeholder=say()("slow a stage"), label_visibility="collapsed", width=160, on_change=_slow_to_link, args=(key,),
     )  # fmt: skip
-    if st.session_state.get(stage) is not None:
-        st.session_state.setdefault(factor, 2.0)
+    if slow:
+        st.session_state[factor] = slow.factor
         st.select_slider(
             say()("How many times as slow"), _FACTORS, key=factor, format_func="{:g}×".format, label_visibility="collapsed",
-            width=200,
+            width=200, on_change=_slow_to_link, args=(key,),
         )  # fmt: skip
+
+
+def _slow_to_link(key: str) -> None:
+    stage = st.session_state[_STAGE.format(key)]
+    if stage is None:
+        st.query_params.pop(SLOW[key], None)
+    else:
+        st.query_params[SLOW[key]] = f"{stage}x{st.session_state.get(_FACTOR.format(key), _USUAL_FACTOR):g}"
 
 
 def _brushed(drawn: Drawing | None, clock: Unit, key: str) -> Window | None:

@@ -33,6 +33,12 @@ def choose(rank: int | None) -> None:
         st.query_params[RANK] = str(rank)
 
 
+def hold(rank: int) -> None:
+    """Choose a rank, also if it is the chosen one: a list's entry is not let go by picking it again. A callback."""
+    if st.query_params.get(RANK) != str(rank):
+        choose(rank)
+
+
 def whole_page() -> None:
     """Call first on a page: all of it is being drawn, so whatever was chosen shows."""
     st.session_state.pop(_MOVED, None)

@@ -43,8 +43,7 @@ def put(choice: Choice) -> None:
     """Make the form show a choice. Before its widgets are drawn."""
     for field, value in choice.values.items():
         st.session_state[_key(field)] = value
-    size = choice.model_name.removeprefix(f"{choice['model.family']}-")
-    st.session_state[_SIZE] = size if size in SIZES else CUSTOM
+    st.session_state[_SIZE] = _size_of(choice)
 
 
 def held() -> Choice | None:
@@ -91,25 +90,24 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
     with _row(2):
         families = options("model.family")
         st.selectbox(say("Family"), families, key=_key("model.family"), on_change=_model_named, persist_state="session")
-        sizes = [*_sizes(choice["model.family"]), CUSTOM]
+        if st.session_state[_SIZE] != CUSTOM:  # a button may have changed the shape that was named
+            st.session_state[_SIZE] = _size_of(choice)
+        named, usual = _size_names(say), _sizes(choice["model.family"])
+        published = [size for size in [_size_of(choice)] if size not in (*usual, CUSTOM)]  # not to run, so shown only if held
         st.selectbox(
             say("Size"),
-            sizes,
+            [*usual, *published, CUSTOM],
             key=labelled(_SIZE),
-            format_func=_size_names(say).__getitem__,
+            format_func=lambda size: named.get(size, size),
             on_change=_model_named,
             persist_state="session",
         )
     if st.session_state[_SIZE] == CUSTOM:
         _numbers({"model.layers": say("Layers"), "model.hidden": say("Hidden"), "model.heads": say("Heads")})
-        _numbers({"model.vocab": say("Vocabulary"), "model.seq": say("Sequence"), "model.ffn": say("MLP width")})
-        _numbers(
-            {
-                "model.kv_heads": say("KV heads"),
-                "model.head_dim": say("Head width"),
-                "model.decoder_layers": say("Decoder"),
-            }
-        )
+        # Two to a row, where six digits have room.
+        _numbers({"model.vocab": say("Vocabulary"), "model.seq": say("Sequence")})
+        _numbers({"model.ffn": say("MLP width"), "model.kv_heads": say("KV heads")})
+        _numbers({"model.head_dim": say("Head width"), "model.decoder_layers": say("Decoder")})
     st.caption(_described(choice, say))
     _numbers({"layout.dp": say("Data (dp)"), "layout.tp": say("Tensor (tp)"), "layout.pp": say("Pipeline (pp)")})
     product = " × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp"))
@@ -353,13 +351,21 @@ def _sizes(family: str) -> list[str]:
     return [size for size in SIZES if f"{family}-{size}" in catalog.MODELS]
 
 
+def _size_of(choice: Choice) -> str:
+    """What the shape is called: a size to run here, the catalog's name of a published model, or "custom"."""
+    name = choice.model_name
+    size = name.removeprefix(f"{choice['model.family']}-")
+    return size if size in SIZES else name
+
+
 def _model_named() -> None:
     """A family and a size that has a name set the shape; "custom" starts from the shape that was there."""
     family, size = st.session_state[_key("model.family")], st.session_state[_SIZE]
-    if size != CUSTOM and size not in _sizes(family):
+    known = catalog.MODELS.get(f"{family}-{size}" if size in SIZES else size)
+    if size != CUSTOM and (known is None or known.family != family):
         size = st.session_state[_SIZE] = SIZES[0]
-    known = catalog.MODELS.get(f"{family}-{size}", ())
-    touch({f"model.{name}": value for name, value in known})
+        known = catalog.MODELS[f"{family}-{size}"]
+    touch({f"model.{name}": value for name, value in known} if known else None)
 
 
 def _schedule_chosen() -> None:

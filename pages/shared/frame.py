@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import streamlit as st
@@ -12,6 +13,7 @@ from pages.charts.words import LANGUAGES, Language, Words, words
 
 _HERE = Path(__file__).parent
 _SIDEBAR_WIDTH = 432  # pixels: the least in which three number fields in a row keep their buttons
+_MARKUP = re.compile(r"[\\`*_~$<&:\[]")  # what Markdown would read as more than the character; after a backslash it is that
 LANG = "lang"  # the link's parameter: the language, when it was chosen by hand
 _CHOSEN, _CONTROL, _NOW = "frame/language", "language", "frame/language-now"
 _OWN_NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}  # what each language calls itself, in every language
@@ -67,11 +69,11 @@ def say() -> Words:
 
 
 def inert(text: str) -> str:
-    r"""`text` for Markdown: what a link brings into it cannot be an image, which a browser would fetch from elsewhere.
+    r"""`text` for Markdown, to be read as it is: what a link brings into it is no image, which a browser would fetch.
 
-    "![](https://…)" becomes r"!\[](https://…)", which reads as it was.
+    "![](https://…)" becomes r"!\[](https\://…)", and "gpt-tiny~dp2~1f1b" keeps what would strike it through.
     """
-    return text.replace("[", r"\[")
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 def labelled(key: str) -> str:

@@ -78,7 +78,7 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
     peak = result.tables["memory_peak"]
     predicted = predict(result.spec).tables["memory_peak"]
     totals = peak.groupby("rank")["bytes"].sum()
-    expect(chart(page, "memory-measured").get_by_role("heading")).to_contain_text(f"is fullest: {in_bytes(totals.max())}")
+    expect(chart(page, "memory-measured").get_by_role("heading")).to_contain_text(f" fullest: {in_bytes(totals.max())}")
     expect(bars(page, "memory-measured")).to_have_count(int((peak["bytes"] > 0).sum() + (predicted["bytes"] > 0).sum()))
 
     sent = result.tables["traffic"].groupby(["axis", "collective", "phase"])["wire_bytes"].sum()
@@ -196,7 +196,7 @@ def test_links_open_on_a_fresh_server(fresh: Server, measured: RunResult, watche
     page = watched.open(fresh, run="measured")
     expect(finished(page)).to_have_text("Measured: gpt-tiny on dp1.tp2.pp2, 1F1B")
     most = measured.tables["memory_peak"].groupby("rank")["bytes"].sum().max()
-    expect(chart(page, "memory-measured").get_by_role("heading")).to_contain_text(f"is fullest: {in_bytes(most)}")
+    expect(chart(page, "memory-measured").get_by_role("heading")).to_contain_text(f" fullest: {in_bytes(most)}")
     expect(bars(page, "memory-measured").first).to_be_visible()
     assert "~dp1.tp2.pp2~1f1b~m4~b1~n3~" in link(page, "spec")
 

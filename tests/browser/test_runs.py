@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from playwright.sync_api import BrowserContext, Download, Locator, Page, expect
 
@@ -21,11 +20,8 @@ from tests.pages.stand_in import saved as stand_in
 
 
 def save(home: Path, name: str, spec: RunSpec, age: int) -> None:
-    """A made-up run, saved `age` minutes ago, whole enough to be taken in again."""
+    """A made-up run, saved `age` minutes ago."""
     folder = stand_in(home, spec, name)
-    curve = pd.read_parquet(folder / "memory_curve.parquet")
-    whole = pd.concat([curve.assign(rank=rank) for rank in range(spec.layout.ranks)], ignore_index=True)
-    whole.to_parquet(folder / "memory_curve.parquet", index=False)
     now = (folder / "run.json").stat().st_mtime
     os.utime(folder / "run.json", (now - 60 * age, now - 60 * age))
 

@@ -62,8 +62,9 @@ def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_gr
     chart(page, "timeline").get_by_role("combobox", name="Slow one stage").click()
     page.get_by_role("option", name="slow stage 1").click()
     expect(chart(page, "timeline").get_by_role("heading")).to_have_text(
-        "With stage 1 2 times as slow, the bubble takes 33.3% of 27 units of time; without, 20.0%"
+        "With stage 1 slowed 2×, the bubble takes 33.3% of 27 units of time; without, 20.0%"
     )
+    assert (link(page, "timeline"), link(page, "slow-run")) == ("textbook", "1x2")
     chart(page, "timeline").get_by_role("radio", name="on one axis").click()
     for name in ("MEASURED", "PROJECTED", "TEXTBOOK"):
         expect(chart(page, "timeline").locator("svg.marks")).to_contain_text(name)

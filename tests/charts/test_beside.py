@@ -65,17 +65,18 @@ def test_the_signed_error_stands_above_each_predicted_bar(off: int, above: str):
 
 def test_the_title_says_how_far_off_the_worst_rank_is():
     # 210 bytes weigh more on the ranks of stage 1, which hold half as much: 21 KiB.
-    assert memory_of(210).title == "Rank 0 is fullest: 42 KiB; the prediction is 0.98% off at the worst, on rank 4"
+    assert memory_of(210).title == "Ranks 0–3 are fullest: 42 KiB; the prediction is 0.98% off at the worst, on rank 4"
 
 
 def test_equal_to_the_byte_is_said_so_and_one_byte_less_is_not():
-    assert memory_of(0).title == "Rank 0 is fullest: 42 KiB; every rank as predicted, to the byte"
+    assert memory_of(0).title == "Ranks 0–3 are fullest: 42 KiB; every rank as predicted, to the byte"
     assert "to the byte" not in memory_of(1).title
+    assert memory_of(mesh=Mesh(1, 1, 2)).title == "Rank 0 is fullest: 42 KiB; every rank as predicted, to the byte"
 
 
 def test_before_a_run_the_prediction_stands_alone():
     drawing = memory_of(measured=False)
-    assert drawing.title == "Rank 0 will be fullest: 42 KiB, against 21 KiB on rank 4"
+    assert drawing.title == "Ranks 0–3 will be fullest: 42 KiB, against 21 KiB on ranks 4–7"
     assert drawing.spec["description"] == drawing.title
     view, rows = marks(drawing.spec, "bar")[0]
     assert "xOffset" not in view["encoding"]
@@ -86,7 +87,7 @@ def test_before_a_run_the_prediction_stands_alone():
 
 def test_the_device_is_a_line_where_it_is_in_sight_and_a_sentence_where_not():
     small = memory_of(measured=False, capacity=40 * KIB)
-    assert small.title == "Rank 0 needs 42 KiB and the toy-1gb has 40 KiB: it runs out of memory"
+    assert small.title == "Ranks 0–3 need 42 KiB each and the toy-1gb has 40 KiB: they run out of memory"
     [(_, lines)] = marks(small.spec, "rule")
     assert [line["amount"] for line in lines] == [40]
     large = memory_of(measured=False, capacity=1 << 30)

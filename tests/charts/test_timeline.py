@@ -127,7 +127,7 @@ def test_a_stage_slowed_by_hand_makes_the_bubble_grow_and_the_title_says_from_wh
     plain, slow = simulate(schedule, unit_times(layout)), simulate(schedule, slowed(unit_times(layout), 1, 2.0))
     drawing = timeline.textbook(slow.timed, ["stage 0", "stage 1"], LIGHT, timeline.Slowed(1, 2.0, plain.bubble))
     # Stage 1 works for 4 × 6 of 1 + 24 + 2 units and stage 0 for 12: 1 − 36 ÷ 54.
-    assert drawing.title == "With stage 1 2 times as slow, the bubble takes 33.3% of 27 units of time; without, 20.0%"
+    assert drawing.title == "With stage 1 slowed 2×, the bubble takes 33.3% of 27 units of time; without, 20.0%"
 
 
 def test_views_stand_on_one_time_axis_under_their_names():

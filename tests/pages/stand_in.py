@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import streamlit as st
 
 from engine import store
@@ -63,7 +64,7 @@ def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:
     process = {"rss_bytes": 3 << 20, "uss_bytes": 1 << 20, "baseline_bytes": 2 << 20, "peak_rss_bytes": 4 << 20}
     tables = {
         "memory_peak": made_up.memory_peak(mesh),
-        "memory_curve": made_up.memory_curve(),
+        "memory_curve": pd.concat([made_up.memory_curve().assign(rank=rank) for rank in range(mesh.size)], ignore_index=True),
         "process": table("process", [{"rank": rank} | process for rank in range(mesh.size)], "measured"),
         "traffic": made_up.traffic(),
         "spans": made_up.spans(layout, spec.workload.microbatches),

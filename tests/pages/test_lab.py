@@ -49,6 +49,14 @@ def test_a_bad_link_is_told_and_the_default_shown(parts: tuple[Service, Queue]):
     assert link(app, "spec").startswith("gpt-tiny~dp2.tp2.pp2~1f1b")
 
 
+def test_what_a_bad_link_holds_is_told_as_it_was(parts: tuple[Service, Queue]):
+    """A backslash keeps Markdown from reading what follows it: without them, what stands there is what is read."""
+    told = page(parts[0], spec="garbage").warning[0].value
+    assert "gpt-tiny\\~dp2.tp2.pp2\\~1f1b" in told
+    link = page(parts[0], spec="![x](http://a)`_*$~\\").warning[0].value
+    assert r"“!\[x](http\://a)\`\_\*\$\~\\”" in link
+
+
 def test_the_link_follows_the_form(parts: tuple[Service, Queue]):
     app = page(parts[0])
     next(n for n in app.number_input if n.label == "Microbatches").set_value(6).run()
@@ -84,8 +92,12 @@ def test_a_prompt_is_restored_and_what_it_rules_out_is_told(parts: tuple[Service
     assert not app.warning
 
 
+def pick(app: AppTest, label: str):
+    return next(s for s in app.selectbox if s.label == label)
+
+
 def select(app: AppTest, label: str, value: str) -> None:
-    next(s for s in app.selectbox if s.label == label).select(value).run()
+    pick(app, label).select(value).run()
     assert not app.exception
 
 
@@ -100,6 +112,19 @@ def test_a_schedule_brings_its_chunks_and_a_family_its_sizes(parts: tuple[Servic
     assert link(app, "spec").startswith("transformer-tiny~dp2.tp2.pp2~gpipe")
     select(app, "Size", "custom")
     assert number(app, "Layers") == 4
+
+
+def test_a_published_model_is_called_by_its_name_and_can_be_taken_as_the_start_of_another(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="llama3-8b~dp2.tp2.pp2~1f1b")
+    assert pick(app, "Size").value == "llama3-8b"
+    assert all(n.label != "Vocabulary" for n in app.number_input), "the name says it"
+    select(app, "Size", "custom")
+    assert number(app, "Vocabulary") == 128256
+    select(app, "Size", "llama3-8b")
+    assert link(app, "spec").startswith("llama3-8b~")
+    select(app, "Family", "gpt")
+    assert link(app, "spec").startswith("gpt-tiny~")
+    assert "llama3-8b" not in pick(app, "Size").options
 
 
 def test_run_puts_the_run_into_the_link_and_shows_how_far_it_is(parts: tuple[Service, Queue]):
@@ -212,3 +237,53 @@ def test_payload_and_wire(parts: tuple[Service, Queue]):
     assert "Payload bytes are the size of the tensor that a rank hands over" in text(app)
     assert "Every rank hands over the same: 7 KiB in a step" in text(app)
     assert link(app, "bytes") == "payload"
+
+
+def test_a_link_restores_the_slow_stages_and_which_timeline_is_drawn(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    # Steps of different lengths, so that the preview's textbook and the run's are told apart.
+    code = "gpt-tiny~dp1.tp1.pp2~1f1b~m8~b2~n20~r0.003~e0"
+    asked = {"slow": "0x3", "slow-run": "1x2.5", "timeline": "textbook"}
+    app = page(parts[0], spec=code, run="20261124-101500-run", **asked)
+    assert not app.exception
+    assert "With stage 0 slowed 3×" in text(app)
+    assert "With stage 1 slowed 2.5×" in text(app)
+    assert {name: link(app, name) for name in asked} == asked
+
+
+def test_the_link_follows_a_slow_stage_and_the_timeline(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run")
+    next(c for c in app.segmented_control if c.label == "Timeline").set_value("projected").run()
+    assert link(app, "timeline") == "projected"
+    run_slow = [s for s in app.selectbox if s.label == "Slow one stage"][-1]
+    run_slow.select(1).run()
+    assert (link(app, "slow-run"), link(app, "slow")) == ("1x2", "")
+    assert text(app).count("With stage 1 slowed 2×") == 1
+    next(s for s in app.select_slider if s.label == "How many times as slow").set_value(1.25).run()
+    assert link(app, "slow-run") == "1x1.25"
+    [s for s in app.selectbox if s.label == "Slow one stage"][-1].select(None).run()
+    next(c for c in app.segmented_control if c.label == "Timeline").set_value("measured").run()
+    assert not app.exception
+    assert (link(app, "slow-run"), link(app, "timeline")) == ("", "")
+
+
+@pytest.mark.parametrize("slow", ["2x2", "0x7", "-1x2", "0", "x", "0x2x2", "９x2"])
+def test_a_slow_stage_that_is_not_offered_is_ignored(parts: tuple[Service, Queue], slow: str):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp1.pp2~1f1b", slow=slow, timeline="none")
+    assert not app.exception
+    assert "slowed" not in text(app)
+
+
+def test_the_curve_is_the_chosen_ranks_and_choosing_it_there_chooses_it_everywhere(parts: tuple[Service, Queue]):
+    saved(parts[0].home, PAIR)
+    app = page(parts[0], run="20261124-101500-run")
+    assert "Rank 0 peaks at" in text(app)  # the fullest
+    assert pick(app, "Rank").value == 0
+    app.query_params["rank"] = "1"
+    app.run()
+    assert "Rank 1 peaks at" in text(app)
+    pick(app, "Rank").select(0).run()
+    assert link(app, "rank") == "0"
+    assert text(app).count('data-rank="0" data-role="self"') == 1
+    assert "Rank 0 peaks at" in text(app)

@@ -188,7 +188,7 @@ def test_a_run_is_offered_once_the_reader_has_committed_and_then_judges(parts: t
     totals = store.load(folder).tables["memory_peak"].groupby("pp")["bytes"].sum() / 4
     assert app.success[0].value.startswith(f"Right: stage 0; its ranks hold {in_bytes(totals[0])} each")
     assert link(app, "run") == folder.name
-    assert "Rank 0 is fullest: 42 KiB" in text(app)
+    assert "Ranks 0–3 are fullest: 42 KiB" in text(app)
 
 
 def test_another_run_in_the_link_does_not_answer(parts: tuple[Service, Queue]):
