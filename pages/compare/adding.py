@@ -79,7 +79,6 @@ def _write(service: Service, items: Sequence[str], there: Sequence[Column]) -> N
             words("Or write a layout as a link does"),
             key=_WRITTEN,
             placeholder="dp4.tp1.pp2",
-            max_chars=2000,
             help=words(
                 "Such as gpt-tiny~dp2.tp2.pp2~1f1b, or only dp4.tp1.pp2, with the model and the workload of the first column."
             ),
@@ -88,7 +87,9 @@ def _write(service: Service, items: Sequence[str], there: Sequence[Column]) -> N
             words("Add what is written"), width="stretch", on_click=_put_written, args=(service, items, there)
         )
     if asked and (text := st.session_state.get(_WRITTEN)):  # still there: it was not added
-        st.error(inert(words.sentence(_refused(service, items, there, text))))
+        told = inert(words.sentence(_refused(service, items, there, text)))
+        begun = told[:1] if "=" in told.split(" ")[0] else told[:1].upper()  # pp=9 is no word
+        st.error(words("{sentence}.", sentence=begun + told[1:].removesuffix(".")), icon=":material/error:")
 
 
 def _put_written(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
@@ -119,7 +120,7 @@ def written(text: str, first: RunSpec | None, texts: Texts) -> str:
     else:
         base = Choice.default() if first is None else Choice.of(first, texts)
         usual = {field: value for field, value in DEFAULTS.items() if field.startswith("layout.")}
-        choice = base.having(usual | {f"layout.{axis}": degree for axis, degree in LayoutSpec.degrees(text).items()})
+        choice = base.having(usual | {f"layout.{axis}": degree for axis, degree in LayoutSpec.degrees(text[:60]).items()})
     spec_of(choice, texts)
     return links.encode(choice)
 

@@ -101,7 +101,7 @@ def test_a_layout_is_added_as_it_is_written_or_refused_in_a_sentence(home: Path)
 
     for wrong, why in {
         "pp9": "pp=9",
-        "dp2.xx4": "layout 'dp2.xx4' is not of the form dp2.tp2.pp2",
+        "dp2.xx4": "Layout 'dp2.xx4' is not of the form dp2.tp2.pp2",
         "no-model~dp2~1f1b": "The link's model “no-model” is neither",
         TWO: "That layout stands here already.",
     }.items():

@@ -104,9 +104,7 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
     for at, entry in enumerate(tried):
         name, why = names[entry.lever]
         if at and entry.lever == "recompute" and entry.needs == tried[at - 1].needs:
-            why = say(
-                "nothing saved here: the fullest moment comes once the scores are gone, when gradients are averaged or applied"
-            )
+            why = say("no gain here: gradients fill it once the scores are gone")
         verdict = say("✓ fits") if entry.fits else say("{more} too much", more=in_bytes(entry.needs - holds))
         cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
