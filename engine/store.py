@@ -173,7 +173,7 @@ def rename(folder: Path, name: str) -> Path:
 
 
 def delete(folder: Path) -> Path:
-    """Put a saved run out of sight. Returns where it lies, for `restore`; after `KEPT_NS` it is gone for good."""
+    """Put a saved run out of sight. Returns where it lies, for `restore`, until `empty_trash` finds it too old."""
     trash = folder.parent / _TRASH
     place = free(trash, str(time.time_ns()))
     place.mkdir(parents=True)
@@ -201,8 +201,8 @@ def empty_trash(home: Path, now_ns: int | None = None) -> None:
     """
     trash, now = home / _TRASH, time.time_ns() if now_ns is None else now_ns
     for place in trash.iterdir() if trash.is_dir() else ():
-        deleted_ns = int(place.name.partition("-")[0])
-        if now - deleted_ns > KEPT_NS:
+        deleted_ns = place.name.partition("-")[0]
+        if deleted_ns.isdecimal() and now - int(deleted_ns) > KEPT_NS:  # a file manager leaves files of its own behind
             shutil.rmtree(place, ignore_errors=True)  # another server of the same home may be at it
 
 

@@ -68,3 +68,18 @@ def test_for_inference_it_shows_what_is_held_and_sent(capsys: pytest.CaptureFixt
 def test_what_is_no_inference_is_refused(flags: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", *flags]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_for_inference_with_an_encoder_it_shows_what_is_held_and_claims_nothing_of_what_is_sent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two decoder layers keep two vectors of 64 numbers for each of 32 tokens and each token of the source, in fp32."""
+    asked = ["predict", "--model", "transformer-tiny", "--layout", "tp2", "--inference", "--sequences", "1", "--length", "32"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.endswith("\nwhat is sent is not predicted for a model with an encoder\n")
+    assert main([*asked, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["sent"] is None
+    (held,) = result["held"]
+    model = result["spec"]["model"]
+    assert held["kv_cache"] == 2 * 2 * (32 + model["seq"]) * model["hidden"] * 4 // 2

@@ -55,20 +55,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _inference(spec: RunSpec, sequences: list[int], lengths: list[int], as_json: bool) -> int:
-    """What each stage's ranks hold, and what the busiest rank sends for one step of decoding and for a prompt."""
+    """What each stage's ranks hold, and what the busiest rank sends for one step of decoding and for a prompt.
+
+    What a model with an encoder sends is not predicted.
+    """
     if min(*sequences, *lengths) < 1:
         raise RequestError(f"sequences={sequences} and length={lengths} must be 1 and more")
     model, layout, precision = spec.model, spec.layout, spec.workload.precision
     must_write(model)
     held = inference_table(model, layout, precision, sequences, lengths)
     held["total"] = held["parameters"] + held["kv_cache"]
-    sent = passed_table(model, layout, precision, sequences, lengths)
+    sent = None if model.parts.encoder else passed_table(model, layout, precision, sequences, lengths)
     if as_json:
-        print_json({"spec": spec.model_dump(mode="json"), "held": _records(held), "sent": _records(sent)})
+        rows = None if sent is None else _records(sent)
+        print_json({"spec": spec.model_dump(mode="json"), "held": _records(held), "sent": rows})
         return 0
     print(f"{catalog.name_of(model)} as {layout.code}, {precision}, generating: for each rank of a stage")
     print_table(_records(_in_units(held, "parameters", "kv_cache", "total")))
-    if len(sent):
+    if sent is None:
+        print("\nwhat is sent is not predicted for a model with an encoder")
+    elif len(sent):
         print("\nsent by the busiest rank for one pass of all those sequences")
         print_table(_records(_in_units(sent, "wire_bytes")))
     return 0

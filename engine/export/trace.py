@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 
 from engine import catalog
+from engine.predict.messages.calls import Call
+from engine.predict.traffic import calls
 from engine.tables import RunResult
 from engine.topology import Mesh
 
@@ -44,7 +46,8 @@ def perfetto(result: RunResult) -> str:
     """The trace as JSON text, its events in order of time."""
     layout = result.spec.layout
     mesh = Mesh(layout.dp, layout.tp, layout.pp)
-    spans, curve = result.tables["spans"], result.tables["memory_curve"]
+    spans, curve, traffic = (result.tables[name] for name in ("spans", "memory_curve", "traffic"))
+    sent = [calls(result.spec, stage) for stage in range(mesh.pp)]
     traced_from = int(spans["end_ns"].max()) + _GAP_NS
     named: list[Event] = []
     events: list[Event] = []
@@ -53,7 +56,8 @@ def perfetto(result: RunResult) -> str:
         lanes = _lanes([span for span in timed if span.lane == "comm"])
         named += _names(rank, mesh, len(lanes))
         events += _computed(rank, [span for span in timed if span.lane == "compute"])
-        events += _passed(rank, lanes, timed, result.tables["traffic"])
+        payloads = _payloads(sent[mesh.coordinate(rank).pp], traffic[traffic["rank"] == rank])
+        events += _passed(rank, lanes, timed, payloads)
         events += _memory(rank, curve[curve["rank"] == rank], traced_from, _COMM + len(lanes))
     events.sort(key=lambda event: (event["ts"], -event.get("dur", 0.0)))
     about = {"model": catalog.name_of(result.spec.model), "layout": layout.code, "schedule": layout.schedule}
@@ -78,32 +82,40 @@ def _computed(rank: int, spans: list[_Span]) -> Iterator[Event]:
         yield _slice(rank, _COMPUTE, label, span.start_ns, span.end_ns, "compute", _args(span))
 
 
-def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], traffic: pd.DataFrame) -> Iterator[Event]:
-    """What passed the door, with its payload where the counts tell that of a single call."""
+def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], payloads: dict[tuple[str, str], int]) -> Iterator[Event]:
+    """What passed the door, with its payload where that of a single call is known."""
     actions = sorted((span for span in all_spans if span.lane == "compute"), key=lambda span: span.start_ns)
     starts = [action.start_ns for action in actions]
-    counts = _payloads(traffic[traffic["rank"] == rank])
     for track, lane in enumerate(lanes, _COMM):
         for span in lane:
             around = bisect_right(starts, span.start_ns) - 1
             within = around >= 0 and span.start_ns < actions[around].end_ns and span.kind not in ("send", "recv")
             kind = actions[around].kind if within else ""
-            payloads = counts.get((span.kind, _PHASES.get(kind, kind)), set())
-            extra = {"payload_bytes": next(iter(payloads))} if len(payloads) == 1 and None not in payloads else {}
+            size = payloads.get((span.kind, _PHASES.get(kind, kind)))
+            extra = {} if size is None else {"payload_bytes": size}
             yield _slice(rank, track, span.kind, span.start_ns, span.end_ns, "comm", _args(span) | extra)
 
 
-def _payloads(traffic: pd.DataFrame) -> dict[tuple[str, str], set[int | None]]:
-    """The payloads that a call of a collective in a phase can have had: None for rows whose calls differ.
+def _payloads(sent: list[Call], traffic: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """The payload of a collective's calls in a phase, where by formula all are of one size and the counts agree with that.
 
-    A transfer belongs to either phase, whatever its rank does meanwhile: its phase is "".
+    Counts alone would not do: those of a large and a small call look like two between them. A transfer belongs to either phase,
+    whatever its rank does meanwhile: its phase is "".
     """
-    found: dict[tuple[str, str], set[int | None]] = {}
+    sizes: dict[tuple[str, str], set[int]] = {}
+    for call in sent:
+        sizes.setdefault(_phase(call.collective, call.phase), set()).add(call.payload_bytes)
+    counted: dict[tuple[str, str], tuple[int, int]] = {}
     for row in traffic.itertuples(index=False):
-        collective, calls, payload = str(row.collective), cast(int, row.calls), cast(int, row.payload_bytes)
-        phase = "" if collective in ("send", "recv") else str(row.phase)
-        found.setdefault((collective, phase), set()).add(None if payload % calls else payload // calls)
-    return found
+        key = _phase(str(row.collective), str(row.phase))
+        times, payload = counted.get(key, (0, 0))
+        counted[key] = times + cast(int, row.calls), payload + cast(int, row.payload_bytes)
+    alike = {key: next(iter(found)) for key, found in sizes.items() if len(found) == 1}
+    return {key: size for key, size in alike.items() if key in counted and counted[key][0] * size == counted[key][1]}
+
+
+def _phase(collective: str, phase: str) -> tuple[str, str]:
+    return collective, "" if collective in ("send", "recv") else phase
 
 
 def _memory(rank: int, curve: pd.DataFrame, begin: int, track: int) -> Iterator[Event]:

@@ -101,8 +101,10 @@ def passed(
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """(axis, collective) → calls and wire bytes of the busiest stage's rank, for one pass of `tokens` of each sequence.
 
-    The prompt's length for prefill, 1 for a step of decoding. Receives are left out: they send nothing.
+    The prompt's length for prefill, 1 for a step of decoding. Receives are left out: they send nothing. For models of one stack:
+    where there is an encoder, it runs once and the decoder alone goes on.
     """
+    assert not model.parts.encoder
     degree = {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp}
     most: dict[tuple[str, str], tuple[int, int]] = {}
     for stage in range(layout.pp):

@@ -85,12 +85,11 @@ def _interleaved(stage: int, pp: int, microbatches: int, chunks: int) -> list[Pa
     """
     each, total = _round(pp, microbatches), microbatches * chunks
     warm = _interleaved_warm(stage, pp, microbatches, chunks)
-    forward: list[tuple[Kind, int]] = [("F", k // each % chunks * pp + stage) for k in range(total)]
-    backward: list[tuple[Kind, int]] = [("B", (chunks - 1 - k // each % chunks) * pp + stage) for k in range(total)]
-    order = _Writer()
-    order.write(*forward[:warm])
-    order.write(*(entry for k in range(total) for entry in (*forward[k + warm : k + warm + 1], backward[k])))
-    return order.passes
+    turns = [(k // each % chunks, k // (each * chunks) * each + k % each) for k in range(total)]  # in a round, chunk after chunk
+    forward: list[Pass] = [("F", turn * pp + stage, m) for turn, m in turns]
+    backward: list[Pass] = [("B", (chunks - 1 - turn) * pp + stage, m) for turn, m in turns]
+    steady = [one for pair in zip(forward[warm:], backward, strict=False) for one in pair]
+    return [*forward[:warm], *steady, *backward[total - warm :]]
 
 
 def _round(pp: int, microbatches: int) -> int:

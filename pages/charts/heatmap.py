@@ -46,12 +46,14 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
         .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
     )
     bad = alt.Chart(rows[~rows["fits"]]).mark_rect(color=style.grey, opacity=0.3, cornerRadius=2)
-    words = (
-        alt.Chart(rows)
-        .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False)
-        .encode(x=x, y=y, text="text:N", color=alt.Color("ink:N", scale=None))
-    )
-    layers = [good, bad.encode(x=x, y=y, tooltip=tooltip), words]
+    # A layer for each colour of text: a browser cannot draw a scale of colours beside colours that are meant as they stand.
+    words = [
+        alt.Chart(written)
+        .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False, color=str(ink))
+        .encode(x=x, y=y, text="text:N")
+        for ink, written in rows.groupby("ink")
+    ]
+    layers = [good, bad.encode(x=x, y=y, tooltip=tooltip), *words]
     title = say("{count} of {all} combinations fit", count=int(rows["fits"].sum()), all=len(rows))
     return Drawing(
         subject=say("Best layout by model and number of devices"),

@@ -60,10 +60,7 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
         more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
         if not walking:
             more += " " + say("Press Next, and each event is marked in the charts as well.")
-        read = say(
-            "What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end."
-        )
-        st.html(_chips(step, say, style) * walking + f'<p class="ss-read">{escape(f"{read} {more}")}</p>')
+        st.html(_chips(step, say, style) * walking + _read(say, more))
 
 
 def _read(say: Words, more: str) -> str:

@@ -70,8 +70,8 @@ def _asked(request: Request) -> Request:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _drawn(cells: pd.DataFrame, view: View) -> Drawing:
-    return drawing.packed(charts.heatmap(cells, look(view)))
+def _drawn(rows: pd.DataFrame, view: View) -> Drawing:
+    return drawing.packed(charts.heatmap(rows, look(view)))
 
 
 @kept(128)

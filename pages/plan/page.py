@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.predict.memory import memory
-from engine.predict.planner.explain import Reason, way_to_fit
+from engine.predict.planner.explain import Lever, Reason, way_to_fit
 from engine.predict.planner.search import Plan
 from engine.spec import RequestError
 from pages.charts import plan as charts
@@ -51,7 +51,7 @@ def show(service: Service) -> None:
     _chooser(plan, row, words)
     drawing.heading(_place(plan, row, words), f"{plan.layouts['layout'].iloc[row]} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
-    _fit(plan, row, words)
+    _fit(request, plan, row, words)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
@@ -164,7 +164,7 @@ def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
     ]
 
 
-def _fit(plan: Plan, row: int, words: Words) -> None:
+def _fit(request: Request, plan: Plan, row: int, words: Words) -> None:
     """Where it does not fit, on which stage and by how much, and the cheapest way to make it fit."""
     r = plan.layouts.iloc[row]
     if bool(r["fits"]):
@@ -194,7 +194,7 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
             **told,
         )
     st.warning(sentence, icon=":material/memory_alt:")
-    way = way_to_fit(plan, plan.spec(row))
+    way = _way(request, row)
     if not way:
         st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
         return
@@ -202,6 +202,12 @@ def _fit(plan: Plan, row: int, words: Words) -> None:
     st.markdown(f"**{words('What to change, the cheapest lever first')}**\n\n{steps}")
     if not way[-1].fits:
         st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
+
+
+@kept(64)
+def _way(request: Request, row: int) -> list[Lever]:
+    plan = planned(request)
+    return way_to_fit(plan, plan.spec(row))
 
 
 def said(reason: Reason, words: Words) -> str:

@@ -12,6 +12,7 @@ from engine.predict.speed.rates import Assumptions
 from pages.charts.words import Words
 from pages.plan.rehearsing import signed
 from pages.plan.request import Request
+from pages.shared.apart import done_apart
 from pages.shared.frame import labelled, say
 
 
@@ -45,7 +46,8 @@ def draw(request: Request) -> None:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def computed(assumed: Assumptions) -> list[Reference]:
-    return references(assumed)
+    """Apart, since what that leaves behind would stay in the server: 50 MB, a third of it the replayed schedules."""
+    return done_apart(references, assumed)
 
 
 def concerns(reference: Reference, request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -71,7 +72,7 @@ DEFAULT = Request()
 def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
     """A device of one's own. Raises `RequestError` with the figure that cannot be."""
     figures: dict[str, Any] = {name: value * unit for value, (name, unit) in zip(own, OWN_FIELDS.items(), strict=True)}
-    figures |= {name: round(figures[name]) for name in _WHOLE}
+    figures |= {name: round(figures[name]) for name in _WHOLE if math.isfinite(figures[name])}
     return DeviceSpec(name=called or OWN, **figures)
 
 

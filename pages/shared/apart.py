@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import ParamSpec, TypeVar
 
 from engine.spec import RequestError
+from pages.shared.kept import kept
 
+_MOST_AT_ONCE = 4  # processes, of up to 300 MB each
 ROOT = Path(__file__).parents[2]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,14 +23,21 @@ T = TypeVar("T")
 def made_apart(module: str, *arguments: str, given: bytes = b"") -> bytes:
     """What `python -m MODULE ARGUMENTS` prints, with `given` on its standard input.
 
-    Drawing a file takes 200 MB, which a server would never give back; a process that ends does. Raises `RuntimeError` with what
-    it said if it failed.
+    Drawing a file takes 200 MB, which a server would never give back; a process that ends does. A class that asks all at once
+    takes turns. Raises `RuntimeError` with what it said if it failed.
     """
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, check=False)
+    with _turns():
+        done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{module} failed: {done.stderr.decode(errors='replace')}")
     return done.stdout
+
+
+@kept(1)
+def _turns() -> BoundedSemaphore:
+    """As many as there are CPUs, since more would only take each other's time, and memory."""
+    return BoundedSemaphore(min(_MOST_AT_ONCE, os.cpu_count() or 1))
 
 
 def done_apart(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
+import vl_convert
 
 from engine.predict.memory import memory
 from engine.predict.planner.search import Plan
@@ -61,3 +64,4 @@ def test_grey_cells_say_why():
     [(_, good), (_, bad)] = marks(drawing.spec, "rect")
     assert [(row["text"], row["why"]) for row in (*good, *bad)] == [("50%", "fits"), ("too large", "needs more")]
     assert drawing.title == "1 of 2 combinations fit"
+    assert "too large" in vl_convert.vegalite_to_svg(json.loads(json.dumps(drawing.spec)))  # raises for what no browser can draw

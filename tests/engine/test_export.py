@@ -106,8 +106,21 @@ def test_bytes_of_a_call_are_told_only_where_they_are_known(result: RunResult, t
         told = sum(e["args"]["payload_bytes"] for e in trace if e["ph"] == "X" and e["name"] == kind)
         assert told == traffic.loc[traffic["collective"] == kind, "payload_bytes"].sum()
     reduced = [e["args"] for e in trace if e["ph"] == "X" and e["name"] == "all_reduce"]
-    assert any("payload_bytes" in args for args in reduced)  # in a forward pass on the first stage, all are of one size
+    stream = SPEC.workload.microbatch_size * SPEC.model.seq * SPEC.model.hidden * 4
+    assert stream in {args.get("payload_bytes") for args in reduced}  # in a forward pass on the first stage, all are of one size
     assert any("payload_bytes" not in args for args in reduced)  # in a backward pass, tp's and dp's are not
+
+
+def test_of_buckets_of_several_sizes_no_bytes_are_told(runs: Runs) -> None:
+    """Their mean is a whole number of bytes, and no bucket's size."""
+    plain = small("dp2")
+    result = runs.result(plain.model_copy(update={"layout": plain.layout.model_copy(update={"zero": 1})}))
+    (gathered,) = result.tables["traffic"].query("rank == 0 and collective == 'all_gather'").itertuples()
+    assert gathered.payload_bytes % gathered.calls == 0
+    events = json.loads(perfetto(result))["traceEvents"]
+    told = [event["args"] for event in events if event["ph"] == "X" and event["name"] == "all_gather"]
+    assert len(told) == 2 * gathered.calls
+    assert not any("payload_bytes" in args for args in told)
 
 
 def test_the_counters_reach_each_ranks_peak_after_the_timed_step(result: RunResult, trace: list[dict[str, Any]]) -> None:

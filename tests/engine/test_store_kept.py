@@ -108,6 +108,7 @@ def test_what_was_deleted_is_kept_for_a_day_whoever_else_starts_or_deletes(home:
         store.save(a_result(), home / "run")
         store.delete(home / "run")
     assert store.restore(first) == home / "first"
+    (home / ".trash" / ".DS_Store").touch()  # as a file manager leaves in a folder that somebody looked into
     second = store.delete(home / "second")
     store.empty_trash(home, time.time_ns() + store.KEPT_NS + 1)
     assert not second.exists()

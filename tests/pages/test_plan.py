@@ -73,6 +73,8 @@ def test_a_link_restores_what_was_asked(request_: Request) -> None:
         ({"device": "own"}, "without its figures"),
         ({"device": "own", "own": "1_2_x"}, "has not 10 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
+        ({"device": "own", "own": "nan_1_1_1_1_1_1_1_8_0.8"}, "memory_bytes=nan must be a finite number"),
+        ({"device": "own", "own": "80_1_1_1_1_1_1_1_1e999_0.8"}, "node_size=inf must be a finite number"),
         ({"dp_overlap": "1.5"}, "dp_overlap"),
     ],
 )

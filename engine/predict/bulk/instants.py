@@ -7,7 +7,7 @@ The rules are those of `engine.predict.tape.walk`.
 from __future__ import annotations
 
 import itertools
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ _PLAIN, _SPECIAL, _OVER = (
     np.array([_V[name] for name in names])
     for names in (("F", "B", "I", "W"), ("F", "B 1", "I 1", "W 1"), ("F", "B", "I over", "W over"))
 )
+_KEPT = 512  # schedules, the latest
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
 
@@ -64,11 +65,10 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
     return tuple(found), which
 
 
-def undominated(rows: Real, kinds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of the rows that are not, in every column, at most as large as another of their kind; those with most first."""
-    sums = rows.sum(1)
-    order = np.lexsort((-sums, kinds))
-    columns = np.ascontiguousarray(rows[order].T, dtype=np.float32)
+def undominated(rows: Any, kinds: Any) -> NDArray[np.int64]:
+    """Numbers of the rows that are not, in every column, at most as large as another of their kind."""
+    order = np.lexsort((-rows.sum(1), kinds))
+    columns = np.ascontiguousarray(rows[order].T)
     ends = np.searchsorted(kinds[order], kinds[order], side="right").tolist()
     left, kept = np.ones(len(order), np.bool_), []
     for i, end in enumerate(ends):
@@ -76,8 +76,7 @@ def undominated(rows: Real, kinds: NDArray[np.int64]) -> NDArray[np.int64]:
             kept.append(i)
             if i + 1 < end:
                 left[i + 1 : end] &= (columns[:, i + 1 : end] > columns[:, i : i + 1]).any(0)
-    found = np.sort(order[kept])
-    return found[np.argsort(-sums[found], kind="stable")]
+    return np.sort(order[kept])
 
 
 def _first_of_each(rows: Any) -> list[int]:
@@ -89,14 +88,17 @@ def _first_of_each(rows: Any) -> list[int]:
 
 
 class Instants(NamedTuple):
-    """Rows, (k, pieces × values), bytes beside, (k,), and the stage of each, (k,)."""
+    """Rows, (k, pieces × values), bytes beside, (k,), and the stage of each, (k,).
 
-    rows: Real
+    Numbers are small, and very many are kept: so they are narrow, to be widened where they are multiplied.
+    """
+
+    rows: NDArray[np.int16] | NDArray[np.int32]
     beside: Real
     stages: NDArray[np.int64]
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def instants(
     name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, adamw: bool
 ) -> dict[int, tuple[Instants, Instants]]:
@@ -107,13 +109,8 @@ def instants(
     found, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
     stages = [(stage, m) for m in microbatches for stage in _stages(name, pp, which, bool(encoders))]
     told = _Stages(name, stages, pp, chunks, which, len(found))
-    by_m = zip(microbatches, *(told.rows(early, adamw) for early in (False, True)), strict=True)
-    return {m: (_highest(*late), _highest(*early)) for m, late, early in by_m}
-
-
-def _highest(rows: Real, kinds: NDArray[np.int64], stages: NDArray[np.int64]) -> Instants:
-    kept = undominated(rows[:, (rows != rows[0]).any(0)], kinds)
-    return Instants(np.ascontiguousarray(rows[kept, :-1]), rows[kept, -1], stages[kept])
+    by_m = zip(microbatches, *(told.highest(early, adamw) for early in (False, True)), strict=True)
+    return {m: (late, early) for m, late, early in by_m}
 
 
 def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool) -> list[int]:
@@ -163,7 +160,8 @@ class _Stages:
     ) -> None:
         self.name, self.stages, self.pp = name, stages, pp
         self.held = [[c for c in range(pp * chunks) if _place(name, pp, c) == stage] for stage, _ in stages]
-        self.pieces = np.eye(count)[[[which[c] for c in held] for held in self.held]]  # (stages, chunks, pieces)
+        one_of = np.eye(count, dtype=np.float32)
+        self.pieces = one_of[[[which[c] for c in held] for held in self.held]]  # (stages, chunks, pieces)
         orders = [_order(name, stage, pp, m, chunks) for stage, m in stages]
         lengths = [len(order) for order, _ in orders]
         self.bounds = list(itertools.pairwise(np.cumsum([0, *lengths]).tolist()))
@@ -171,10 +169,11 @@ class _Stages:
         self.microbatches = np.array([m for _, m in stages])[self.of]
         self.first = np.array([start for start, _ in self.bounds])[self.of]  # of each action's stage
         place = {c: i for held in self.held for i, c in enumerate(held)}
-        self.at = np.array([place[chunk] for order, _ in orders for _, chunk, _ in order])
-        self.kinds = np.array([_KINDS.index(kind) for order, _ in orders for kind, _, _ in order])
+        kinds, at, _ = zip(*(one for order, _ in orders for one in order), strict=True)
+        self.at = np.array([place[chunk] for chunk in at])
+        self.kinds = np.array(["FBIW".index(kind) for kind in kinds])
         self.mine = self.at[:, None] == np.arange(len(self.held[0]))
-        times = np.concatenate([times for _, times in orders])[:, None]
+        times = np.concatenate([times for _, times in orders])[:, None].astype(np.int32)
         self.now = [(self.mine & (self.kinds == kind)[:, None]) * times for kind in range(len(_KINDS))]
         self.split = bool((self.kinds >= _KINDS.index("I")).any())
         self.forward, self.back = self._before(self.now[0]), self._before(self.now[1])
@@ -190,12 +189,12 @@ class _Stages:
 
     def _before(self, now: Any) -> Any:
         """How many there were on the stage before each action."""
-        found = now.cumsum(0) - now
+        found = now.cumsum(0, dtype=np.int32) - now
         return found - found[self.first]
 
     def _by_piece(self, of_chunks: list[Any]) -> Real:
         """Numbers of chunks, (actions, chunks) each, as numbers of pieces: (actions, pieces, how many)."""
-        stack = np.array(of_chunks, np.float64)
+        stack = np.array(of_chunks, np.float32)  # exact, as counts are small
         found = [stack[:, start:stop] @ pieces for (start, stop), pieces in zip(self.bounds, self.pieces, strict=True)]
         return np.concatenate(found, axis=1).transpose(1, 2, 0)
 
@@ -203,7 +202,7 @@ class _Stages:
         """What stands before each action, by chunk."""
         turns = any(c + 1 in held for held in self.held for c in held)
         names = (*_HELD, *_AROUND) if turns else _HELD
-        found = {name: np.zeros(self.mine.shape, np.int64) for name in names}
+        found = {name: np.zeros(self.mine.shape, np.int32) for name in names}
         found["states"][:] = 1
         found["given"] += self.flying
         found["flight"] += self.flying
@@ -237,27 +236,44 @@ class _Stages:
             passed = forward if what == "handed" else back
             out[what][:, senders[0]] += np.minimum(passed[:, senders].sum(1), most)
 
-    def rows(self, early: bool, adamw: bool) -> list[tuple[Real, Any, Any]]:
-        """Each row once, with the bytes beside; its kind, that is which action of which piece; its stage. By microbatches."""
+    def highest(self, early: bool, adamw: bool) -> list[Instants]:
+        """What can be highest, by microbatches: of equal rows one, of which no other of its kind, which is action and piece, has
+        as much of everything; and the step's two. Those with most come first.
+        """
         labels, left = self._labels(early)
-        names = [*self.stands, *left]
         between = np.concatenate([self.standing, self._by_piece(list(left.values()))], axis=2)
-        told = (self.microbatches[:, None], labels[:, None], self.piece[:, None], between.reshape(len(labels), -1))
-        kept = _first_of_each(np.concatenate(told, axis=1).astype(np.int32))
-        n, count = len(kept), len(self.stages)
-        out = np.zeros((n + 2 * count, self.pieces.shape[2], len(VALUES)))
-        out[:n, :, [_V[name] for name in names]] = between[kept]
-        out[np.arange(n), self.piece[kept], labels[kept]] += 1
-        ends = self.pieces.sum(1)
-        out[n:, :, _V["states"]] = np.repeat(ends, 2, axis=0)
-        out[n::2, :, _V["norm"]] = out[n + 1 :: 2, :, _V["step"]] = ends
-        beside = np.full((len(out), 1), _BEYOND)
-        beside[n::2] += 4
-        beside[n + 1 :: 2] += 16 if adamw else 4
-        rows = np.concatenate([out.reshape(len(out), -1), beside], axis=1)
-        stages, m = np.array(self.stages)[np.concatenate([self.of[kept], np.repeat(np.arange(count), 2)])].T
-        kinds = np.concatenate([labels[kept] * out.shape[1] + self.piece[kept], np.tile([-1, -2], count)])
-        return [(rows[of], kinds[of], stages[of]) for of in (m == one for one in dict.fromkeys(m for _, m in self.stages))]
+        kinds = labels * self.pieces.shape[2] + self.piece
+        kinds += self.microbatches * (int(kinds.max()) + 1)
+        counts = between.reshape(len(kinds), -1)
+        counts = counts[:, (counts != counts[0]).any(0)].astype(np.int32)
+        first = np.array(_first_of_each(np.column_stack([kinds.astype(np.int32), counts])))
+        kept = first[undominated(counts[first], kinds[first])]
+        columns = np.array([_V[name] for name in (*self.stands, *left)])
+        found = []
+        for one in dict.fromkeys(m for _, m in self.stages):
+            here = kept[self.microbatches[kept] == one]
+            some = [number for number, (_, m) in enumerate(self.stages) if m == one]
+            actions = np.zeros((len(here), self.pieces.shape[2], len(VALUES)))
+            actions[:, :, columns] = between[here]
+            actions[np.arange(len(here)), self.piece[here], labels[here]] += 1
+            found.append(self._with_step(actions, self.of[here], some, adamw))
+        return found
+
+    def _with_step(self, actions: Real, of: Any, stages: list[int], adamw: bool) -> Instants:
+        """`of`: each action's stage. `stages`: all of them, of which those that hold the same count once."""
+        ends = self.pieces[stages].sum(1)
+        alike = _first_of_each(ends)
+        step = np.zeros((2 * len(alike), *actions.shape[1:]))
+        step[:, :, _V["states"]] = np.repeat(ends[alike], 2, axis=0)
+        step[::2, :, _V["norm"]] = step[1::2, :, _V["step"]] = ends[alike]
+        beside = np.full(len(actions) + len(step), float(_BEYOND))
+        beside[len(actions) :: 2] += 4
+        beside[len(actions) + 1 :: 2] += 16 if adamw else 4
+        rows = np.concatenate([actions, step]).reshape(len(beside), -1)
+        order = np.argsort(-(rows.sum(1) + beside), kind="stable")
+        numbers = np.concatenate([of, np.repeat(np.array(stages)[alike], 2)])[order]
+        narrow: Any = np.int16 if np.abs(rows).max(initial=0) < 2**15 else np.int32  # GPipe may hold more microbatches
+        return Instants(rows[order].astype(narrow), beside[order], np.array([stage for stage, _ in self.stages])[numbers])
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
         """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, by chunk."""

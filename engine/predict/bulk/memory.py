@@ -15,21 +15,13 @@ from numpy.typing import NDArray
 from engine.predict.bulk.chunks import VALUES, Chunks, Table
 from engine.predict.bulk.instants import instants, pieces
 from engine.predict.bulk.plays import Form, Structure
+from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
-_SMALL = 200_000  # multiplications
-
-
-def multiplied(one: Real, other: Real) -> Real:
-    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
-    at_once = max(1, _SMALL // one.size)
-    if at_once >= other.shape[1]:
-        return one @ other
-    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
 
 
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
@@ -56,7 +48,7 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
             matrix, beside, stages = told[int(microbatches[example])][bool(early[example])]
             mine = sizes.which[here]
             have = np.concatenate([tables[piece.form][:, rows[piece][mine]] for piece in found])
-            reached = multiplied(matrix, have) + beside[:, None]
+            reached = multiplied(matrix.astype(np.float64), have) + beside[:, None]
             top = reached.argmax(0)
             best[here] = reached[top, np.arange(len(here))]
             where[here] = stages[top]
@@ -89,15 +81,21 @@ def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
 class _SizesOf:
     """Layouts by what their chunks' sizes depend on: `which[i]` is the number of layout i's sizes.
 
-    Those of one structure stand together, and among them those of one ZeRO stage, which are a group.
+    Those of one structure stand together, and among them those of one ZeRO stage that tp cuts or does not, which are a group.
     """
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:
         self.model, self.workload = model, workload
         heads, groups = model.heads // grid.tp > 1, model.key_heads // grid.tp > 1
-        flags = (grid.microbatch_size > 1, grid.tp > 1, heads, groups)
+        flags = (grid.microbatch_size > 1, heads, groups)
         kinds = (grid.sequence_parallel & (grid.tp > 1), grid.recompute, *flags)
-        sizes = {"zero": grid.zero, "tp": grid.tp, "B": grid.microbatch_size, "dp": np.where(grid.zero > 0, grid.dp, 1)}
+        sizes = {
+            "zero": grid.zero,
+            "cut": grid.tp > 1,
+            "tp": grid.tp,
+            "B": grid.microbatch_size,
+            "dp": np.where(grid.zero > 0, grid.dp, 1),
+        }
         _, first, self.which = _distinct(*kinds, *sizes.values())
         self.known = {name: size[first] for name, size in sizes.items()}
         _, _, of_kind = _distinct(*(kind[first] for kind in kinds))
@@ -108,11 +106,11 @@ class _SizesOf:
 
     def _structure(self, kinds: list[int]) -> Structure:
         sequence, recompute, *flags = kinds
-        many, cut, heads, groups = (bool(flag) for flag in flags)
-        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, cut, heads, groups))
+        many, heads, groups = (bool(flag) for flag in flags)
+        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, heads, groups))
 
     def _groups(self, here: slice) -> list[slice]:
-        return _runs(self.known["zero"][here], here.start)
+        return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
         """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
@@ -122,15 +120,14 @@ class _SizesOf:
             bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
             forms = [form for form, (start, stop) in bounds.items() if start < stop]
             chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()})
-            for form in forms:
-                for group in groups:
-                    start, stop = entries[form].bounds([group.start, group.stop])
-                    if start < stop:
-                        some = entries[form].order[start:stop]
-                        at, between = entries[form].sizes[some] - group.start, entries[form].between[some]
-                        within = slice(group.start - here.start, group.stop - here.start)
-                        made = chunks.table(form, int(self.known["zero"][group.start]), within)
-                        tables[form][:, some] = _values(made, at, between)
+            for group in groups:
+                some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
+                present = [form for form, of in some.items() if of.start < of.stop]
+                within = slice(group.start - here.start, group.stop - here.start)
+                made = chunks.tables(present, within)
+                for form in present:
+                    of = entries[form].order[some[form]]
+                    tables[form][:, of] = _values(made[form], entries[form].sizes[of] - group.start, entries[form].between[of])
         return tables, rows
 
     def _entries(self, masks: dict[Any, Any]) -> tuple[dict[Form, _Entries], dict[Any, Array]]:

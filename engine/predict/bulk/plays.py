@@ -10,7 +10,6 @@ One play is for ZeRO 2 and 3, whose hooks in backward hold what a chunk was fed 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from engine.spec import ModelSpec, Recompute, WorkloadSpec
 Real = NDArray[np.float64]
 GATHERS, RELEASES = "gathers values", "releases values"  # what is noted of a bucket, and happens with ZeRO 3
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
-_STRUCTURES = 256  # plays of so many are kept, the latest
 
 
 class Form(NamedTuple):
@@ -55,23 +53,24 @@ class Form(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """All that changes which blocks there are, but for ZeRO."""
+    """All that changes which blocks there are, but for ZeRO, and but for what tp = 1 changes at a model's beginning."""
 
     model: ModelSpec
     workload: WorkloadSpec
     recompute: Recompute
     sequence: bool
-    flags: tuple[bool, bool, bool, bool]  # see `Sizes.of`
+    flags: tuple[bool, bool, bool]  # many, heads and groups: see `Sizes.of`
 
     @property
     def width(self) -> Factor:
         """Bytes of a number of the gradients that are added up."""
         return Factor("g", WIDTHS[self.workload.accumulate if self.workload.precision == "bf16" else "fp32"])
 
-    @property
-    def sizes(self) -> Sizes:
-        tp: Any = letter("tp") if self.flags[1] else 1
-        return Sizes.of(self.model, self.workload, tp, letter("B"), self.sequence, self.recompute, self.flags)
+    def sizes(self, cut: bool) -> Sizes:
+        """`cut`: whether tp > 1."""
+        many, heads, groups = self.flags
+        flags = many, cut, heads, groups
+        return Sizes.of(self.model, self.workload, letter("tp"), letter("B"), self.sequence, self.recompute, flags)
 
 
 class Played(NamedTuple):
@@ -115,30 +114,31 @@ class Plays:
     """
 
     def __init__(self, structure: Structure) -> None:
-        self._one_at_a_time = RLock()
-        self.structure, self.sizes = structure, structure.sizes
+        self.one_at_a_time = RLock()
+        self.structure, self.sizes = structure, {cut: structure.sizes(cut) for cut in (False, True)}
         self._columns: dict[Size, int] = {}
         self._known: dict[Factors, int] = {}
         self._spans: dict[tuple[int, ...], int] = {}
-        self._played: dict[tuple[Form, bool], Played] = {}
+        self._played: dict[tuple[Form, bool, bool], Played] = {}
 
-    def of(self, form: Form, early: bool) -> Played:
-        """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's."""
-        with self._one_at_a_time:
-            if (form, early) not in self._played:
-                self._played[form, early] = self._play(form, early)
-            return self._played[form, early]
+    def of(self, form: Form, early: bool, cut: bool) -> Played:
+        """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's. `cut`: with tp > 1."""
+        key = form, early, cut or not form.first  # cut or not, all but the look-up of tokens is alike
+        with self.one_at_a_time:
+            if key not in self._played:
+                self._played[key] = self._play(*key)
+            return self._played[key]
 
-    def _play(self, form: Form, early: bool) -> Played:
-        tape, width = Tape(), self.structure.width
+    def _play(self, form: Form, early: bool, cut: bool) -> Played:
+        tape, width, sizes = Tape(), self.structure.width, self.sizes[cut]
         replicas: Any = letter("dp")
         dp = Factor("dp", replicas)
-        converts = width.value != self.sizes.e.value
-        buckets = (_Noting if early else Buckets)(tape, self.sizes, dp, 3 if early else 1, True, converts, width)
-        player = ChunkPasses(Kit(tape, self.sizes, buckets), form.shape, frozenset("BIW"))
+        converts = width.value != sizes.e.value
+        buckets = (_Noting if early else Buckets)(tape, sizes, dp, 3 if early else 1, True, converts, width)
+        player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"))
         found = player.play()
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
-        ends = self.of(form.behind, early).ends if form.behind else []
+        ends = self.of(form.behind, early, cut).ends if form.behind else []
         owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
         stretches = {kind: self._read(found.segments.get(kind, [])) for kind in "FBIW"}
         tape.clear()
@@ -187,7 +187,7 @@ class Plays:
     def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
         """What each span leaves, and the most that it ever adds: (spans, n) each. `known`: `tp` and `B` of n layouts."""
         found: dict[Any, Any] = {}
-        with self._one_at_a_time:
+        with self.one_at_a_time:
             columns, spans = list(self._columns), list(self._spans)
         sizes = np.empty((len(columns) + 1, count))
         for number, size in enumerate(columns, 1):
@@ -201,11 +201,6 @@ class Plays:
         before = np.concatenate([np.zeros((1, count)), after[:-1]])
         tops = np.maximum.reduceat(reached, np.append(0, ends[:-1] + 1), axis=0)
         return after - before, np.maximum(tops - before, 0)
-
-
-@lru_cache(maxsize=_STRUCTURES)
-def plays(structure: Structure) -> Plays:
-    return Plays(structure)
 
 
 def _total(counts: Counts) -> Size:

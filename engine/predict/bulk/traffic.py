@@ -7,13 +7,14 @@ as a matrix, and multiplied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.messages.calls import wire_bytes
 from engine.predict.messages.held import head_size, layer_size, places_size, table_size
@@ -32,25 +33,28 @@ _NUMBER = 4  # bytes of a norm or a loss
 _SPLIT: tuple[ScheduleName, ...] = ("zb-h1", "zb-v", "dualpipe-v")  # schedules that put weights' gradients off
 
 
-def bulk_traffic(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Reals]:
+def bulk_traffic(model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str] = ROADS) -> dict[str, Reals]:
     """What the busiest rank passes in a step: name → (n,) numbers, for the n layouts of `grid`.
 
     "tp", "pp" and "dp" are wire bytes, with " calls" behind it the calls, receives included. "dp late" is the part of dp that
-    no pass runs beside: new values and what the optimizer's step needs. Each name has its own busiest rank.
+    no pass runs beside: new values and what the optimizer's step needs. Each name has its own busiest rank. `roads`: which.
     """
     costs = _Costs(model, workload, grid)
-    found = {name + behind: np.zeros(len(grid)) for name in ROADS for behind in ("", " calls")}
+    found = {name + behind: np.zeros(len(grid)) for name in roads for behind in ("", " calls")}
     v_shaped = np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
     shapes, which = np.unique((grid.pp * 2048 + grid.chunks) * 2 + v_shaped, return_inverse=True)
     groups = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
     for number, here in zip(shapes.tolist(), groups, strict=False):  # of no layouts, no shape and one empty group
         shape = _Shape.of(model, number // 2 // 2048, number // 2 % 2048, bool(number % 2))
-        for name in ROADS:
+        alike = np.unique(shape.held, axis=1).T  # stages that hold the same pass the same
+        late = here[costs.splits[here]]
+        for name in roads:
             for measure, behind in enumerate(("", " calls")):
-                passed = costs.matrix(name, measure)[:, here].T @ shape.held  # (layouts, stages)
-                if name in costs.put_off:
-                    passed += _put_off(costs, shape, here, name, measure)
-                found[name + behind][here] = passed.max(1)
+                matrix = costs.matrix(name, measure)
+                found[name + behind][here] = multiplied(alike, matrix[:, here]).max(0)
+                if name in costs.put_off and len(late):
+                    passed = multiplied(shape.held.T, matrix[:, late]).T  # (layouts, stages)
+                    found[name + behind][late] = (passed + _put_off(costs, shape, late, name, measure)).max(1)
     return found
 
 
@@ -113,7 +117,8 @@ def _put_off(costs: _Costs, shape: _Shape, here: NDArray[np.int64], name: str, m
 class _Costs:
     """For every road and measure a matrix (len(HELD), layouts): what one thing of each sort passes in a step.
 
-    `put_off` has the same of one reduction, of what a split backward may reduce less often than once a microbatch.
+    `put_off` has the same of one reduction, of what a split backward may reduce less often than once a microbatch; `splits` says
+    where, (n,).
     """
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:
@@ -122,7 +127,8 @@ class _Costs:
         self.kept = BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
         self._sums = {name: np.zeros((2, len(HELD), len(grid))) for name in ROADS}
         self.put_off: dict[str, Reals] = {}
-        if (np.isin(grid.schedule, [SCHEDULES.index(name) for name in _SPLIT]) & (grid.zero >= 2)).any():
+        self.splits = np.isin(grid.schedule, [SCHEDULES.index(name) for name in _SPLIT]) & (grid.zero >= 2)
+        if self.splits.any():
             self.put_off = {name: np.zeros((2, len(HELD), len(grid))) for name in ("tp", "dp")}
         self._tensor_parallel()
         self._pipeline()

@@ -4,7 +4,8 @@
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 
-All of them are for mixed precision with Adam. The papers leave embeddings, the head and everything temporary out.
+The papers' are for mixed precision with Adam, whatever the workload says, and leave out everything temporary; Korthikanti's,
+which takes every layer for a GPT's, embeddings and head too.
 """
 
 from __future__ import annotations

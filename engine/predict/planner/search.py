@@ -85,6 +85,8 @@ def search(
         tp_bytes, pp_bytes, dp_bytes  wire bytes of the busiest rank in a step
         fits, reason                  whether it fits the device's memory; if not, by how much
         pareto                        among those that fit: no other is faster in as little memory
+
+    Columns of text are categories, as few texts are distinct.
     """
     assumed = assumed or Assumptions()
     with _uncollected():
@@ -144,21 +146,21 @@ def _table(
     devices = grid.dp * grid.tp * grid.pp
     flops = model_flops(model) * batch / devices / pace.step
     wire = _wire(model, workload, grid)
-    schedules = np.array(SCHEDULES, dtype=object)
     return pd.DataFrame(
         {
             "layout": _codes(grid),
             "dp": grid.dp, "tp": grid.tp, "pp": grid.pp, "chunks": grid.chunks,
-            "schedule": schedules[grid.schedule],
+            "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
             "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
             "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
-            "recompute": np.array(RECOMPUTES, dtype=object)[grid.recompute],
+            "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
             "memory_bytes": memory, "fullest_stage": stage,
             "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
             "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
             "tp_bytes": wire["tp"], "pp_bytes": wire["pp"], "dp_bytes": wire["dp"],
             "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
-        }
+        },
+        copy=False,  # one array serves the table, the grid and the pace
     )  # fmt: skip
 
 
@@ -175,27 +177,30 @@ def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any
     )  # fmt: skip
     shape = tuple(int(key.max()) + 1 for key in keys)
     _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
-    wire = bulk_traffic(model, workload, grid.take(first))
-    return {axis: wire[axis].astype(np.int64)[which] for axis in ("tp", "pp", "dp")}
+    axes = ("tp", "pp", "dp")
+    wire = bulk_traffic(model, workload, grid.take(first), axes)
+    return {axis: wire[axis].astype(np.int64)[which] for axis in axes}
 
 
 def _codes(grid: Grid) -> Any:
     """The short form of each layout; few are distinct."""
-    meshes, which = np.unique(grid.tp * 2**32 + grid.pp, return_inverse=True)
-    first = np.zeros(len(meshes), np.int64)
-    first[which] = np.arange(len(grid))
-    return np.array([f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first], dtype=object)[which]
+    _, first, which = np.unique(grid.tp * 2**32 + grid.pp, return_index=True, return_inverse=True)
+    return pd.Categorical.from_codes(which, pd.Index([f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first]))
 
 
 def _reasons(memory: Whole, fits: Any, have: int) -> Any:
-    """Why a layout does not fit, with the arithmetic; empty where it does."""
-    out = np.full(len(memory), "", dtype=object)
+    """Why a layout does not fit, with the arithmetic; empty where it does. Few tenths of GiB are distinct."""
     missing = ~fits
-    out[missing] = [
-        f"needs {need / 2**30:,.1f} GiB, {(need - have) / 2**30:,.1f} GiB more than the device's {have / 2**30:,.1f} GiB"
-        for need in memory[missing].tolist()
-    ]
-    return out
+    need = memory[missing]
+    # Products and quotients are exact, and an even tenth is taken of two as near: so tenths are what would be written.
+    tenths, more = (np.rint(size * 10 / 2**30).astype(np.int64) for size in (need, need - have))
+    _, first, which = np.unique(tenths * 2**32 + more, return_index=True, return_inverse=True)
+    pairs = zip(tenths[first].tolist(), more[first].tolist(), strict=True)
+    codes = np.zeros(len(memory), np.int64)
+    codes[missing] = 1 + which
+    has = f"{have / 2**30:,.1f}"
+    texts = [f"needs {a / 10:,.1f} GiB, {b / 10:,.1f} GiB more than the device's {has} GiB" for a, b in pairs]
+    return pd.Categorical.from_codes(codes, pd.Index(["", *texts]))
 
 
 def _pareto(memory: Whole, fits: Any) -> Any:

@@ -79,6 +79,10 @@ class Cost:
     def pp(self) -> Link:
         return link(self.grid, "pp", self.device, self.assumed)
 
+    def part(self, which: slice) -> Cost:
+        """That of some of the layouts."""
+        return Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed)
+
     def none(self) -> Real:
         return np.zeros((4, 3, len(self.grid)))
 

@@ -33,6 +33,7 @@ from engine.spec import V_SHAPED, RunSpec
 # So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
 # pipeline takes longer until one round is like the next.
 _ROUNDS, _ROUNDS_PUT_OFF = 2, 4
+_AT_ONCE = 8192  # layouts
 
 
 PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add up to a step
@@ -59,7 +60,12 @@ class Pace:
 
 
 def estimate(cost: Cost) -> Pace:
-    """In closed form, for each layout of a grid."""
+    """In closed form, for each layout of a grid; some at a time, so that what is worked out between stays small."""
+    parts = [_estimate(cost.part(slice(start, start + _AT_ONCE))) for start in range(0, max(1, len(cost.grid)), _AT_ONCE)]
+    return Pace(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Pace)})
+
+
+def _estimate(cost: Cost) -> Pace:
     grid, m = cost.grid, cost.grid.microbatches
     stages, held, total = _stages(cost)
     times = [stage.sum(axis=(0, 1)) for stage in stages]
@@ -188,7 +194,7 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
     model, layout = spec.model, spec.layout
     plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
     crossing = cost.layer(cross=True) if model.parts.encoder else plain
-    layers = layout.chunk_layers(model.layers)
+    layers, placement = layout.chunk_layers(model.layers), layout.placement
     compute: dict[tuple[Kind, int], float] = {}
     ends: dict[tuple[Kind, int], float] = {}
     stages = [(0.0, 0)] * layout.pp  # parameters and buckets of each
@@ -205,8 +211,8 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
         cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
         done += count
         held, passes, reduction = of_chunk(count, cross, chunk == 0, chunk == len(layers) - 1)
-        before = stages[layout.placement[chunk]]
-        stages[layout.placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
+        before = stages[placement[chunk]]
+        stages[placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
         times = passes.sum(1)[:, 0]
         compute["F", chunk] = float(times[FORWARD])
         compute["B", chunk] = float(times[AGAIN:].sum())

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.predict.durations import Durations
 from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
 from engine.schedule.orders import messages_held, stage_passes
 from engine.spec import LayoutSpec, ScheduleName
+
+_KEPT = 256  # rehearsals, the latest
 
 
 class Rehearsed(NamedTuple):
@@ -39,7 +44,7 @@ class Rehearsal:
 
     stages: int
     chunks: int
-    operations: tuple[_Operation, ...]
+    operations: NDArray[np.int32]  # (operations, 7), as `_Operation`: kept so, they take a tenth of the memory
     kinds: tuple[tuple[Kind, int], ...]  # of passes by kind and chunk, and how many
     counts: tuple[int, ...]
     kind_of: tuple[int, ...]  # the kind of each pass
@@ -51,25 +56,27 @@ class Rehearsal:
         flows: dict[Kind, Flow] = {"F": "activation", "B": "gradient", "I": "gradient"}
         under_way = [durations.messages.get((flows.get(kind, ""), chunk), 0.0) for kind, chunk in self.kinds] + [0.0]
         clocks = [0.0] * self.stages
-        nobody = len(self.kind_of)
-        received, arrived, last, kind_of = [0.0] * (nobody + 1), [0.0] * (nobody + 1), 0.0, (*self.kind_of, -1)
-        for stage, time, source, taken, sent, awaited, reduced in self.operations:
+        nobody, last = len(self.kind_of), 0.0
+        takes, travels = ([of[kind] for kind in self.kind_of] for of in (times, under_way))
+        takes.append(0.0)
+        received, arrived = [0.0] * (nobody + 1), [0.0] * (nobody + 1)  # nobody's message has come at once
+        for stage, time, source, taken, sent, awaited, reduced in self.operations.tolist():
             now = clocks[stage]
-            if source != nobody and arrived[source] > now:
+            if arrived[source] > now:
                 now = arrived[source]
             received[taken] = now
-            now += times[kind_of[time]]
+            now += takes[time]
             if now > last and time != nobody:
                 last = now
             if sent != nobody:
                 if awaited != nobody and received[awaited] > now:
                     now = received[awaited]
-                arrived[sent] = now + under_way[kind_of[sent]]
+                arrived[sent] = now + travels[sent]
             clocks[stage] = now + reductions[reduced]
         return Rehearsed(tuple(clocks), last, sum(n * t for n, t in zip(self.counts, times, strict=False)))
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def rehearsal(name: ScheduleName, pp: int, microbatches: int, chunks: int) -> Rehearsal:
     """Raises `ScheduleError` where the stages end up waiting for each other."""
     return _Director(name, pp, microbatches, chunks).rehearse()
@@ -134,7 +141,7 @@ class _Director:
         for number in kind_of:
             counts[number] += 1
         chunks = len(self.placement)
-        return Rehearsal(len(self.orders), chunks, tuple(operations), tuple(kinds), tuple(counts), tuple(kind_of))
+        return Rehearsal(len(self.orders), chunks, np.array(operations, np.int32), tuple(kinds), tuple(counts), tuple(kind_of))
 
     def _go(
         self, stage: int, n: int, operations: list[_Operation], done: bytearray, handed: bytearray, queues: dict[int, list[int]]

@@ -148,9 +148,9 @@ class ChunkPasses:
                 found[segment.action].append((segment.layer, times, events))
         return found
 
-    def _reductions(self) -> Reductions:
+    def _reductions(self, segments: dict[str, list[Stretch]]) -> Reductions:
         buckets = self.kit.buckets
-        return Reductions(buckets.zero, buckets.sizes.e, buckets.g, self.chunk.weights(), self._segments().get("W", []))
+        return Reductions(buckets.zero, buckets.sizes.e, buckets.g, self.chunk.weights(), segments.get("W", []))
 
     def _forward(self, action: str) -> _Flight:
         t, z = self.tape, self.kit.sizes
@@ -263,7 +263,9 @@ class ChunkPasses:
             passes = max(1, self._passes[what])
             counted[what] = {key: count // passes for key, count in counts.items()}
         given, handed = ({kind: counted[f"gradient {way} {kind}"] for kind in ("B", "I")} for way in ("given", "handed"))
-        return Passes(segments, self._reductions(), counted["given"], counted["handed"], given, handed, self._ends, self._shared)
+        return Passes(
+            segments, self._reductions(segments), counted["given"], counted["handed"], given, handed, self._ends, self._shared
+        )
 
 
 class _Flight:

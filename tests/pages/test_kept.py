@@ -1,0 +1,48 @@
+"""What is kept for all sessions is made once, whoever asks at the same time, and a refusal is not kept."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from engine.spec import RequestError
+from pages.shared.kept import kept
+
+
+def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
+    made: list[object] = []
+    start = Barrier(8)
+
+    @kept(2)
+    def make(name: str) -> object:
+        made.append(object())
+        return made[-1]
+
+    def session(_: int) -> object:
+        start.wait(10)
+        return make("same")
+
+    with ThreadPoolExecutor(8) as sessions:
+        assert set(sessions.map(session, range(8))) == set(made)
+    assert len(made) == 1
+    make("another")
+    make("a third")  # of which two are kept
+    assert make("same") is not made[0]
+
+
+def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
+    asked: list[int] = []
+
+    @kept(2)
+    def refuse(number: int) -> int:
+        asked.append(number)
+        raise RequestError(f"{number} does not fit")
+
+    with ThreadPoolExecutor(4) as sessions:
+        answers = [sessions.submit(refuse, 3) for _ in range(4)]
+    for answer in answers:
+        with pytest.raises(RequestError, match="3 does not fit"):
+            answer.result()
+    assert asked == [3, 3, 3, 3]
