@@ -77,7 +77,12 @@ def stamp(folder: Path) -> int:
 
 
 def _no_run(folder: Path, error: Exception) -> RequestError:
-    reason = error.sentence if isinstance(error, RequestError) else str(error)
+    if isinstance(error, FileNotFoundError):
+        reason: str = sentence("there is no run.json in it")
+    elif isinstance(error, RequestError):
+        reason = error.sentence
+    else:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return RequestError(sentence("{folder} is not a saved run: {reason}", folder=str(folder), reason=reason))
 
 

@@ -106,7 +106,7 @@ def test_a_signal_cancels_in_order(tmp_path: Path, number: signal.Signals, statu
         ("run --bogus", "unrecognized arguments: --bogus; python -m engine --help shows what there is"),
         ("run --step 3", "unrecognized arguments: --step 3; python -m engine --help shows what there is"),
         ("run --tp 3", "tp=3 does not divide 4 heads; 1, 2 and 4 do"),
-        ("run --layers x", "layers='x' must be a valid integer, unable to parse string as an integer"),
+        ("run --layers x", "layers='x' must be a whole number"),
         (
             "run --schedule fast",
             "schedule='fast' must be 'naive', 'gpipe', '1f1b', 'interleaved', 'zb-h1', 'zb-v' or 'dualpipe-v'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +61,11 @@ def test_where_nothing_fits_the_least_is_shown(capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert ": 0 fit 22 GiB" in out
     assert "none fits; that one needs least, and it needs " in out
+    told = re.search(r"no lever makes it fit: all of them together bring it to ([\d.]+) GiB, and the device has 22.4:\n", out)
+    assert told
+    last = [line for line in out.split(told[0])[1].splitlines() if line.startswith("  ")][-1]
+    assert f": {told[1]} GiB, " in last
+    assert float(told[1]) > 22.4
 
 
 def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,9 @@ TARGETS = (*_FILES, *FRAMEWORKS)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s RUN --to TARGET [--out FILE]"
-    parser.add_argument("run", nargs="?", metavar="RUN", help=f"a saved run: its folder, or its name in {HOME}")
+    parser.usage = "%(prog)s RUN --to TARGET [--runs DIR] [--out FILE]"
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a saved run: its folder, or its name in the folder of runs")
+    parser.add_argument("--runs", type=Path, default=HOME, metavar="DIR", help=f"the folder of runs (default {HOME})")
     parser.add_argument("--to", required=True, metavar="TARGET", help=f"one of {', '.join(TARGETS)}")
     parser.add_argument("--spec", metavar="FILE", help="for settings, in place of RUN: a spec as JSON; - reads standard input")
     parser.add_argument(
@@ -43,7 +44,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if to in _FILES:
         if arguments.run is None:
             raise RequestError(f"{to} shows what a run measured, and a spec has measured nothing; name the RUN")
-        folder = _folder(arguments.run)
+        folder = _folder(arguments.run, arguments.runs)
         content, file = _written(folder, to), arguments.out or Path(folder.name + _FILES[to])
     else:
         spec = _spec(arguments)
@@ -61,13 +62,19 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(run: str) -> Path:
-    """A folder of that name here, or else in the usual home."""
-    return Path(run) if Path(run).is_dir() or not (HOME / run).is_dir() else HOME / run
+def _folder(run: str, home: Path) -> Path:
+    """A folder of that name here, or else in the folder of runs. Raises `RequestError` that says where it looked."""
+    for folder in (Path(run), home / run):
+        if folder.is_dir():
+            return folder
+    raise RequestError(
+        f"there is no saved run {run!r}, neither as a path nor as a name in {home}; if it was saved elsewhere, give its folder's "
+        "path, or the folder of runs with --runs"
+    )
 
 
 def _spec(arguments: argparse.Namespace) -> RunSpec:
-    return read_spec(arguments.spec) if arguments.spec else store.head(_folder(arguments.run)).spec
+    return read_spec(arguments.spec) if arguments.spec else store.head(_folder(arguments.run, arguments.runs)).spec
 
 
 def _written(folder: Path, to: str) -> bytes:

@@ -13,7 +13,7 @@ from engine import catalog
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.planner.explain import label, way_to_fit, why
+from engine.predict.planner.explain import Lever, label, way_to_fit, why
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.planner.serving import serving
 from engine.predict.speed.rates import Assumptions
@@ -152,11 +152,22 @@ def _print(plan: Plan, top: int) -> None:
         print("\nwhy the first and not the second:")
         _list(why(plan))
     if plan.missed is not None:
+        way = way_to_fit(plan, plan.spec(plan.missed))
         print(f"\n{label(plan, plan.missed)} would be faster, {table['step_s'].iloc[plan.missed]:.3f} s a step, but it "
-              f"{table['reason'].iloc[plan.missed]}; the cheapest change that makes it fit:")  # fmt: skip
-        _list(lever.reason for lever in way_to_fit(plan, plan.spec(plan.missed)))
+              f"{table['reason'].iloc[plan.missed]}; {_how_far(plan, way)}")  # fmt: skip
+        _list(lever.reason for lever in way)
     values = ", ".join(f"{name}={value}" for name, value in plan.assumed.model_dump().items())
     print(f"\nmemory by {plan.accounting}; times assume {values}")
+
+
+def _how_far(plan: Plan, way: list[Lever]) -> str:
+    """What the changes listed after it come to."""
+    if not way:
+        return "no lever makes it smaller: take more devices, or larger ones"
+    if way[-1].fits:
+        return "the cheapest change that makes it fit:" if len(way) == 1 else "the cheapest changes that together make it fit:"
+    left, have = way[-1].memory_bytes / 2**30, plan.device.memory_bytes / 2**30
+    return f"no lever makes it fit: all of them together bring it to {left:.1f} GiB, and the device has {have:.1f}:"
 
 
 def _list(reasons: Iterable[Any]) -> None:
@@ -177,7 +188,7 @@ def _row(plan: Plan, row: int) -> dict[str, Any]:
         "recompute": r["recompute"],
         "memory": f"{r['memory_bytes'] / 2**30:7.1f} GiB",
         "step": f"{r['step_s']:8.3f} s",
-        "bubble": f"{100 * r['bubble']:5.1f} %",
+        "bubble": f"{100 * max(0.0, r['bubble']):5.1f} %",  # a sum of floats may end a hair below none
         "TFLOP/s": f"{r['tflops_per_device']:7.1f}",
         "MFU": f"{100 * r['mfu']:5.1f} %",
         "tokens/s": f"{r['tokens_per_second']:12,.0f}",

@@ -49,30 +49,53 @@ _RULES: dict[str, Callable[..., str]] = {
     "less_than": lambda lt: sentence("must be less than {lt}", lt=lt),
     "less_than_equal": lambda le: sentence("must be less than or equal to {le}", le=le),
     "literal_error": lambda expected: sentence("must be {expected}", expected=expected),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), lambda **_: sentence("must be a whole number")),
+    **dict.fromkeys(("float_type", "float_parsing"), lambda **_: sentence("must be a number")),
+    "finite_number": lambda **_: sentence("must be a finite number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), lambda **_: sentence("must be true or false")),
+    "string_type": lambda **_: sentence("must be text"),
+    **dict.fromkeys(("tuple_type", "list_type"), lambda **_: sentence("must be a list")),
 }
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")  # where a record should be, there is something else
 
 
 def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
-    """The first thing pydantic found, in words, and how many more there are."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+    """The first thing pydantic found, in words, and how many more there are. All that is missing is one thing."""
+    found = error.errors()
+    first = found[0]
+    more = len(found) - 1
+    name = ".".join(str(part) for part in first["loc"]) or _called(cls)
     if first["type"] == "extra_forbidden":
         fields = ", ".join(cls.model_fields)
-        text = sentence("there is no field {name!r}; {record} has {fields}", name=name, record=cls.__name__, fields=fields)
+        text = sentence("there is no field {name!r}; {record} has {fields}", name=name, record=_called(cls), fields=fields)
     elif first["type"] == "missing":
-        text = sentence("{record} needs {name!r}", record=cls.__name__, name=name)
+        missing = [".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"]
+        more = len(found) - len(missing)
+        text = sentence("{record} needs {names}", record=_called(cls), names=", ".join(missing))
     elif first["type"] == "json_invalid":
         text = sentence("this is not JSON: {error}", error=first["ctx"]["error"])
+    elif first["type"] in _NO_OBJECT and not first["loc"]:
+        fields = ", ".join(list(cls.model_fields)[:3])
+        text = sentence(
+            "{name} must be an object with fields such as {fields}, not {value}",
+            name=name,
+            fields=fields,
+            value=_brief(first["input"]),
+        )
     else:
         said = re.sub(r"^\w+ should", "must", first["msg"])  # "Input should be …", "String should have …"
         if first["type"] in _RULES:
-            said = _RULES[first["type"]](**first["ctx"])
-        if name == cls.__name__:
+            said = _RULES[first["type"]](**first.get("ctx", {}))
+        if not first["loc"]:
             text = sentence("{name} {said}", name=name, said=said)
         else:
             text = sentence("{name}={value} {said}", name=name, value=_brief(first["input"]), said=said)
-    more = len(error.errors()) - 1
     return sentence("{sentence} (and {count} more)", sentence=text, count=more) if more else text
+
+
+def _called(cls: type[BaseModel]) -> str:
+    """What people call a record: as the field that holds it, such as model for `ModelSpec`."""
+    return "spec" if cls.__name__ == "RunSpec" else cls.__name__.removesuffix("Spec").lower()
 
 
 def _brief(value: Any) -> str:

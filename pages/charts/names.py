@@ -102,6 +102,11 @@ def recomputes(say: Words) -> dict[str, str]:
     return {"none": say("none"), "selective": say("selective"), "full": say("full")}
 
 
+def microbatches(count: int, size: int, say: Words) -> str:
+    """ "1 microbatch of 2", "8 microbatches of 2"."""
+    return say.plural("{count} microbatch of {size}", "{count} microbatches of {size}", count, size=size)
+
+
 def readable(table: pd.DataFrame, say: Words) -> pd.DataFrame:
     """The same table with words in place of the codes in its cells. Columns keep their codes: see `columns`."""
     named = {

@@ -53,7 +53,7 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
     title = _front_title(layouts, say)
     reading = say(
         "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
-        "and smaller. The dashed line is what the device has. Click a point to see it below."
+        "and smaller. The dashed line is what the device has. Click a point to look at that layout."
     )
     if len(drawn) < len(layouts):
         reading += " " + say(

@@ -51,8 +51,8 @@ def short(value: float, say: Words) -> str:
 
 
 def percent(share: float) -> str:
-    """ "12.3%"; below 10%, one digit more does no harm: "4.2%"."""
-    return f"{100 * share:.1f}%"
+    """ "12.3%"; below 10%, one digit more does no harm: "4.2%". A hair below zero is "0.0%", without a sign."""
+    return f"{round(100 * share, 1) + 0.0:.1f}%"
 
 
 def scientific(value: float) -> str:

@@ -8,12 +8,17 @@ from typing import Any
 import streamlit as st
 
 from engine import store
+from engine.spec import LayoutSpec, RequestError, RunSpec, sentence
 from pages.compare import columns, names, sweep
 from pages.compare.columns import Column
 from pages.shared import beside, form, links
 from pages.shared.beside import KEPT, RUN, run_items
-from pages.shared.frame import labelled, say
+from pages.shared.choice import DEFAULTS, Choice, spec_of
+from pages.shared.frame import inert, labelled, say
 from pages.shared.service import Service
+from pages.shared.texts import Texts
+
+_WRITTEN = "compare/text"
 
 
 def bar(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
@@ -43,11 +48,16 @@ def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column])
             icon=":material/science:",
             disabled=code in items,
         )
-    if not there:
-        if choice is None:
-            st.button(words("Two layouts to begin with"), width="stretch", on_click=put, args=(columns.default_items(),))
-        return
-    st.caption(words("Or one of these with a lever moved:"))
+    if there:
+        st.caption(words("One of these with a lever moved:") if choice is None else words("Or one of these with a lever moved:"))
+        _moved(service, items, there)
+    elif choice is None:
+        st.button(words("Two layouts to begin with"), width="stretch", on_click=put, args=(columns.default_items(),))
+    _write(service, items, there)
+
+
+def _moved(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
+    words = say()
     titles = {column.item: columns.title(column, there, words) for column in there}
     item = _select(words("Layout"), list(titles), "compare/base", titles)
     lever = _select(words("Lever"), list(sweep.LEVERS), "compare/lever", names.levers(words))
@@ -59,6 +69,60 @@ def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column])
     value = _select(words("Value"), list(found), f"compare/value/{lever}", {v: names.value(lever, v, words) for v in found})
     new = beside.item_of(found[value], service.texts)
     st.button(words("Add"), type="primary", width="stretch", on_click=put, args=([*items, new],), disabled=new in items)
+
+
+def _write(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
+    """A field for any layout, written as in a link. In a form: it is added by Enter or the button, not by clicking elsewhere."""
+    words = say()
+    with st.form("compare/written", border=False):
+        st.text_input(
+            words("Or write a layout as a link does"),
+            key=_WRITTEN,
+            placeholder="dp4.tp1.pp2",
+            help=words(
+                "Such as gpt-tiny~dp2.tp2.pp2~1f1b, or only dp4.tp1.pp2, with the model and the workload of the first column."
+            ),
+        )
+        asked = st.form_submit_button(
+            words("Add what is written"), width="stretch", on_click=_put_written, args=(service, items, there)
+        )
+    if asked and (text := st.session_state.get(_WRITTEN)):  # still there: it was not added
+        told = inert(words.sentence(_refused(service, items, there, text)))
+        begun = told[:1] if "=" in told.split(" ")[0] else told[:1].upper()  # pp=9 is no word
+        st.error(words("{sentence}.", sentence=begun + told[1:].removesuffix(".")), icon=":material/error:")
+
+
+def _put_written(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
+    """Add what was written, if it can be. A callback."""
+    text = st.session_state[_WRITTEN].strip()
+    if text and not _refused(service, items, there, text):
+        put([*items, written(text, there[0].spec if there else None, service.texts)])
+        st.session_state[_WRITTEN] = ""
+
+
+def _refused(service: Service, items: Sequence[str], there: Sequence[Column], text: str) -> str:
+    """Why what was written cannot be added; "" if it can."""
+    try:
+        item = written(text, there[0].spec if there else None, service.texts)
+    except (RequestError, links.LinkError) as error:
+        return error.sentence
+    return sentence("That layout stands here already.") if item in items else ""
+
+
+def written(text: str, first: RunSpec | None, texts: Texts) -> str:
+    """The link's item for a layout as one writes it, gpt-tiny~dp2.tp2.pp2~1f1b, or dp4.tp1.pp2 alone.
+
+    That one takes model and workload from `first`, or else the Lab's own. Raises `RequestError` or `LinkError`.
+    """
+    text = text.strip()
+    if "~" in text:
+        choice = links.decode(text)
+    else:
+        base = Choice.default() if first is None else Choice.of(first, texts)
+        usual = {field: value for field, value in DEFAULTS.items() if field.startswith("layout.")}
+        choice = base.having(usual | {f"layout.{axis}": degree for axis, degree in LayoutSpec.degrees(text[:60]).items()})
+    spec_of(choice, texts)
+    return links.encode(choice)
 
 
 def _add_run(service: Service, items: Sequence[str]) -> None:

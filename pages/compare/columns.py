@@ -12,7 +12,7 @@ from engine import catalog
 from engine.predict.run import predict
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
-from pages.charts.names import recomputes, schedule
+from pages.charts.names import microbatches, recomputes, schedule
 from pages.charts.words import Words
 from pages.shared import links
 from pages.shared.beside import RUN
@@ -113,7 +113,7 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
     """Field → what a spec has in it, in words."""
 
     def batch(spec: RunSpec) -> str:
-        return say("{count} microbatches of {size}", count=spec.workload.microbatches, size=spec.workload.microbatch_size)
+        return microbatches(spec.workload.microbatches, spec.workload.microbatch_size, say)
 
     def order(spec: RunSpec) -> str:
         name = schedule(spec.layout.schedule, say)

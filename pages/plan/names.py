@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.predict.planner.search import Plan
-from pages.charts.names import recomputes, schedule
+from pages.charts.names import microbatches, recomputes, schedule
 from pages.charts.words import Words
 
 
@@ -12,7 +12,7 @@ def levers(plan: Plan, row: int, words: Words) -> str:
     r = plan.layouts.iloc[row]
     named = schedule(str(r["schedule"]), words)
     said = [f"{named} × {r['chunks']}" if r["chunks"] > 1 else named] if r["pp"] > 1 else []
-    said.append(words("{count} microbatches of {size}", count=int(r["microbatches"]), size=int(r["microbatch_size"])))
+    said.append(microbatches(int(r["microbatches"]), int(r["microbatch_size"]), words))
     said += [f"ZeRO {r['zero']}"] if r["zero"] else []
     said += [words("sequence parallel")] if r["sequence_parallel"] else []
     if r["recompute"] != "none":

@@ -172,20 +172,28 @@ def _fit(request: Request, plan: Plan, row: int, words: Words) -> None:
     stage, each = int(r["fullest_stage"]), int(r["dp"] * r["tp"])
     need, have = int(r["memory_bytes"]), plan.device.memory_bytes
     first = stage * each
-    st.warning(
-        words(
-            "{ranks}, stage {stage} of {layout}: each needs {need}; the device has {size}, which is {missing} too little.",
-            ranks=words("Rank {rank}", rank=first)
-            if each == 1
-            else words("Ranks {first} to {last}", first=f"{first:,}", last=f"{first + each - 1:,}"),
-            stage=stage,
-            layout=r["layout"],
-            need=in_bytes(need),
-            size=in_bytes(have),
-            missing=in_bytes(need - have),
-        ),
-        icon=":material/memory_alt:",
-    )
+    told = {
+        "stage": stage,
+        "layout": r["layout"],
+        "need": in_bytes(need),
+        "size": in_bytes(have),
+        "missing": in_bytes(need - have),
+    }
+    if each == 1:
+        sentence = words(
+            "Rank {rank}, stage {stage} of {layout}, needs {need}; the device has {size}, which is {missing} too little.",
+            rank=f"{first:,}",
+            **told,
+        )
+    else:
+        sentence = words(
+            "Ranks {first} to {last}, stage {stage} of {layout}: each needs {need}; the device has {size}, which is {missing} "
+            "too little.",
+            first=f"{first:,}",
+            last=f"{first + each - 1:,}",
+            **told,
+        )
+    st.warning(sentence, icon=":material/memory_alt:")
     way = _way(request, row)
     if not way:
         st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
@@ -272,7 +280,7 @@ def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFr
             "memory": (layouts["memory_bytes"] / 2**30).tolist(),
             "step": layouts["step_s"].tolist(),
             "mfu": (100 * layouts["mfu"]).tolist(),
-            "bubble": (100 * layouts["bubble"]).tolist(),
+            "bubble": (100 * layouts["bubble"].clip(lower=0)).tolist(),  # a sum of floats may end a hair below none
             "batch": [f"{m} × {b}" for m, b in zip(layouts["microbatches"], layouts["microbatch_size"], strict=True)],
             "zero": layouts["zero"].tolist(),
             "sequence": ["✓" if parallel else "–" for parallel in layouts["sequence_parallel"]],

@@ -42,6 +42,8 @@ def test_scientific(value: float, words: str):
 
 def test_a_share():
     assert percent(0.2) == "20.0%"
+    assert percent(-1e-16) == "0.0%"
+    assert percent(-0.004) == "-0.4%"
 
 
 @given(st.integers(0, 2**49))

@@ -337,12 +337,16 @@ def test_the_command_writes_each_kind_of_file(
     for framework in FRAMEWORKS:
         assert main(["export", "mine", "--to", framework]) == 0
         assert capsys.readouterr().out == settings(SPEC, framework)
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    for said in (["mine", "--runs", "elsewhere"], ["elsewhere/mine"]):
+        assert main(["export", *said, "--to", "megatron"]) == 0
+        assert capsys.readouterr().out == settings(SPEC, "megatron")
     (tmp_path / "spec.json").write_text(SPEC.model_dump_json())
     assert main(["export", "--spec", "spec.json", "--to", "deepspeed", "--out", "ds.json", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"to": "deepspeed", "file": "ds.json", "bytes": (tmp_path / "ds.json").stat().st_size}
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ds.json", "mine.csv.zip", "mine.perfetto.json", "mine.zip", "runs", "spec.json",
+        "ds.json", "elsewhere", "mine.csv.zip", "mine.perfetto.json", "mine.zip", "spec.json",
     ]  # fmt: skip
 
 
@@ -354,7 +358,14 @@ def test_the_command_writes_each_kind_of_file(
         ("--to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("mine --spec x --to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("--spec x --to csv", "csv shows what a run measured, and a spec has measured nothing; name the RUN"),
-        ("mine --to zip", "mine is not a saved run: [Errno 2] No such file or directory: 'mine/run.json'"),
+        (
+            "mine --to zip",
+            (
+                "there is no saved run 'mine', neither as a path nor as a name in runs; if it was saved elsewhere, give its "
+                "folder's path, or the folder of runs with --runs"
+            ),
+        ),
+        (". --to zip --runs elsewhere", ". is not a saved run: there is no run.json in it"),
     ],
 )
 def test_a_wrong_export_is_one_sentence(

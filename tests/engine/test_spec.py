@@ -392,11 +392,17 @@ def test_any_text_is_read_as_a_spec_or_refused_in_a_sentence(text: str | bytes) 
         ('{"model": {"layers": 0, "seq": 0}}', "layers=0 must be greater than or equal to 1 (and 1 more)"),
         ('{"layout": {"schedule": "2f2b"}}', f"schedule='2f2b' must be {_choices(ScheduleName)}"),
         ('{"workload": {"text": ""}}', "text='' must have at least 1 character"),
-        ('{"fault": {"kind": "raise", "rank": 0}}', "FaultSpec needs 'step'"),
+        ('{"fault": {"kind": "raise", "rank": 0}}', "fault needs step"),
+        ('{"model": "gpt-tiny"}', "model must be an object with fields such as family, layers, hidden, not 'gpt-tiny'"),
+        ('{"workload": {"steps": "abc"}}', "steps='abc' must be a whole number"),
+        ('{"workload": {"steps": 2.5}}', "steps=2.5 must be a whole number"),
+        ('{"workload": {"learning_rate": "x"}}', "learning_rate='x' must be a number"),
+        ('{"parity": "perhaps"}', "parity='perhaps' must be true or false"),
+        ("[]", "spec must be an object with fields such as model, layout, workload, not []"),
         ("{", "this is not JSON: EOF while parsing an object at line 1 column 1"),
         ('{"model": {"family": "' + "x" * 5000 + '"}}', "family='" + "x" * 58 + f"… must be {_choices(FamilyName)}"),
     ],
-    ids=range(7),
+    ids=range(13),
 )
 def test_a_value_that_cannot_be_is_refused_by_its_name(request_: str, said: str) -> None:
     with pytest.raises(RequestError) as caught:

@@ -166,8 +166,8 @@ def refusal(folder: Path) -> str:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    assert "No such file" in refusal(tmp_path / "nowhere")
-    assert "No such file" in refusal(tmp_path)
+    assert "there is no run.json in it" in refusal(tmp_path / "nowhere")
+    assert "there is no run.json in it" in refusal(tmp_path)
     (tmp_path / "file").touch()
     assert "Not a directory" in refusal(tmp_path / "file")
 

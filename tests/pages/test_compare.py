@@ -20,7 +20,7 @@ from pages.compare.differences import differences, signed
 from pages.compare.page import figures
 from pages.shared.beside import items_of, run_items, to_link
 from pages.shared.service import Service
-from tests.pages.opened import link, opened, text
+from tests.pages.opened import button, link, opened, text
 from tests.pages.stand_in import saved, service
 
 SAY = words("en")
@@ -89,6 +89,31 @@ def test_the_sweep_is_in_the_link_and_a_lever_with_one_value_says_why(home: Path
     app.selectbox(key="compare/sweep").set_value("workload.precision").run()
     assert linked(app, "sweep") == "workload.precision"
     assert "The same for every value: 0.0%" in text(app)
+
+
+def test_a_layout_is_added_as_it_is_written_or_refused_in_a_sentence(home: Path) -> None:
+    app = page(service(home)[0], **{"with": TWO})
+
+    def write(text: str) -> None:
+        app.text_input(key="compare/text").set_value(text)
+        button(app, "Add what is written").click().run()
+        assert not app.exception
+
+    for wrong, why in {
+        "pp9": "pp=9",
+        "dp2.xx4": "Layout 'dp2.xx4' is not of the form dp2.tp2.pp2",
+        "no-model~dp2~1f1b": "The link's model “no-model” is neither",
+        TWO: "That layout stands here already.",
+    }.items():
+        write(wrong)
+        assert why in "".join(error.value for error in app.error)
+        assert linked(app) == TWO
+    write("dp4.tp1.pp2")
+    assert not app.error
+    assert linked(app) == f"{TWO}*gpt-tiny~dp4.tp1.pp2~1f1b~m4~b2~n20~r0.003~e0"
+    write(" gpt2-1.5b~dp1.tp5.pp1~1f1b ")
+    assert linked(app).split("*")[-1].startswith("gpt2-1.5b~dp1.tp5.pp1~1f1b~")
+    assert app.text_input(key="compare/text").value == ""
 
 
 def test_the_page_speaks_chinese(home: Path) -> None:

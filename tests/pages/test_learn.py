@@ -240,6 +240,16 @@ def test_tensor_parallelism_sits_inside_a_node_first():
     assert [inside_nodes(mesh, axis, 2) for axis in ("tp", "dp", "pp")] == [True, False, False]
 
 
+def test_the_checklist_says_why_a_lever_is_not_there_or_saves_nothing(parts: tuple[Service, Queue]):
+    """1,536 texts over 1,024 replicas; and on 512, what is fullest is the gradients under way, not what is recomputed."""
+    said = text(page(parts[0], lesson="9"))
+    assert "1,536 texts do not divide evenly over so many replicas: replicas alone, ZeRO 1, selective recompute (dp1024)." in said
+    assert "no gain here" not in said
+    said = text(page(parts[0], lesson="9", set="model-gpt3-175b~count-512"))
+    assert "Left out" not in said
+    assert said.count("no gain here") == 1
+
+
 def test_all_layouts_are_weighed_when_asked_for(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="9", set="model-gpt2-1.5b~count-8~batch-64")
     assert "the planner expects" not in text(app)

@@ -59,6 +59,17 @@ def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -
     return tried
 
 
+def left_out(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int, last: Try) -> list[tuple[Lever, int]]:
+    """Entries above `last` that `advise` left out because the batch does not divide over their replicas, with these' number."""
+    found = []
+    for lever, layout in _ladder(model, devices, device.node_size):
+        if (lever, layout) == (last.lever, last.spec.layout):
+            break
+        if sequences % layout.dp:
+            found.append((lever, layout.dp))
+    return found
+
+
 def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, LayoutSpec]]:
     """Every entry of the list, cheapest first. A degree doubles as long as there are devices for it."""
     found: list[tuple[Lever, LayoutSpec]] = [("replicas", LayoutSpec(dp=devices))]

@@ -10,7 +10,7 @@ import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.predict.planner.advice import Lever, Try, advise
+from engine.predict.planner.advice import Lever, Try, advise, left_out
 from engine.predict.planner.search import search
 from engine.predict.speed.pace import simulated
 from engine.predict.speed.rates import Assumptions
@@ -52,6 +52,8 @@ def _draw(desk: Desk) -> None:
         st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
     else:
         st.html(_list(say, tried, desk["device"]))
+        if missing := left_out(catalog.model(desk["model"]), desk["count"], DEVICES[desk["device"]], desk["batch"], tried[-1]):
+            st.caption(_missing(say, missing, desk["batch"]))
         _verdict(desk, tried[-1])
         _weigh(desk, tried[-1])
     desk.heading(say("The list to keep"))
@@ -99,8 +101,10 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
     """HTML: a row for each lever that was tried."""
     names, holds = _names(say), CARDS[device]
     rows = ""
-    for entry in tried:
+    for at, entry in enumerate(tried):
         name, why = names[entry.lever]
+        if at and entry.lever == "recompute" and entry.needs == tried[at - 1].needs:
+            why = say("no gain here: gradients fill it once the scores are gone")
         verdict = say("✓ fits") if entry.fits else say("{more} too much", more=in_bytes(entry.needs - holds))
         cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
@@ -108,6 +112,20 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
     head = (say("lever"), say("layout"), say("fullest rank"), say("in {memory}", memory=in_bytes(holds)), say("why here"))
     names_row = "".join(f"<th>{escape(name)}</th>" for name in head)
     return f'<table class="ss-plain"><thead><tr>{names_row}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _missing(say: Words, left: list[tuple[Lever, int]], texts: int) -> str:
+    """Why entries are not in the list: "replicas alone, ZeRO 1 (dp1024); …"."""
+    names = _names(say)
+    by_replicas: dict[int, list[str]] = {}
+    for lever, replicas in left:
+        by_replicas.setdefault(replicas, []).append(names[lever][0])
+    listed = "; ".join(f"{', '.join(levers)} (dp{replicas})" for replicas, levers in by_replicas.items())
+    return say(
+        "Left out of the list, because {texts} texts do not divide evenly over so many replicas: {left}.",
+        texts=f"{texts:,}",
+        left=listed,
+    )
 
 
 def bubble_of(pp: int, microbatches: int) -> float:
@@ -133,7 +151,13 @@ def _verdict(desk: Desk, last: Try) -> None:
     if layout.pp > 1:
         share = percent(bubble_of(layout.pp, m))
         lines.append(
-            say("With {m} microbatches for {p} stages the bubble is {share} of total time.", m=m, p=layout.pp, share=share)
+            say.plural(
+                "With {count} microbatch for {p} stages the bubble is {share} of total time.",
+                "With {count} microbatches for {p} stages the bubble is {share} of total time.",
+                m,
+                p=layout.pp,
+                share=share,
+            )
         )
         if m < _ENOUGH * layout.pp:
             lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
