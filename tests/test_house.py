@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -80,9 +82,15 @@ def test_no_test_is_skipped_or_expected_to_fail() -> None:
 # ------------------------------------------------------------------------------------------------- the suite's own rules
 
 
+@pytest.fixture(scope="module")
+def torch() -> ModuleType:
+    """A little suite asks torch how many GPUs there are; what one imports is forgotten after it, and torch cannot be twice."""
+    return importlib.import_module("torch")
+
+
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A little suite under the rules of this one."""
+def suite(torch: ModuleType, pytester: pytest.Pytester) -> pytest.Pytester:
+    """A little suite under the rules of this one, in this process."""
     pytester.makeconftest((HOUSE / "tests" / "conftest.py").read_text(encoding="utf-8"))
     pytester.makeini("[pytest]\nmarkers = gpu(count=1)")
     return pytester
