@@ -6,10 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import streamlit as st
-
 from engine import catalog
-from engine.predict.run import predict
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
 from pages.charts.names import microbatches, recomputes, schedule
@@ -17,6 +14,7 @@ from pages.charts.words import Words
 from pages.shared import links
 from pages.shared.beside import RUN
 from pages.shared.choice import Choice, spec_of
+from pages.shared.predicted import predicted
 from pages.shared.saved import load
 from pages.shared.service import Service
 
@@ -72,11 +70,6 @@ def _read(item: str, service: Service) -> Column | Missing:
         return Column(item, predicted(spec_of(links.decode(item), service.texts)), "formula")
     except (RequestError, links.LinkError) as error:
         return Missing(item, error.sentence)
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def predicted(spec: RunSpec) -> RunResult:
-    return predict(spec)
 
 
 def default_items() -> list[str]:

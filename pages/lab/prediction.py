@@ -7,7 +7,6 @@ import streamlit as st
 
 from engine.devices import DEVICES
 from engine.predict.memory import SYMBOLS, Peak, memory
-from engine.predict.run import predict
 from engine.predict.traffic import terms as traffic_terms
 from engine.spec import RunSpec
 from engine.tables import RunResult
@@ -22,6 +21,7 @@ from pages.charts.units import in_bytes
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
+from pages.shared.predicted import predicted
 from pages.shared.unfolding import unfolding
 
 DEVICE, MEASURE = "device", "bytes"  # the link's parameters
@@ -59,11 +59,6 @@ def traffic_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
     asked = linked_measure(), rank, view()
     made = predicted_traffic(spec, *asked) if table is None else measured_traffic(spec, table, *asked)
     drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key), below=lambda: _unfold_traffic(spec, rank, key))
-
-
-@kept(64)
-def predicted(spec: RunSpec) -> RunResult:
-    return predict(spec)
 
 
 @kept(128)

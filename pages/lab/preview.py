@@ -20,6 +20,7 @@ from pages.shared import chosen, drawing
 from pages.shared.clickable import clickable
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
+from pages.shared.predicted import predicted
 
 
 def draw(spec: RunSpec, measured: RunSpec | None) -> None:
@@ -67,7 +68,7 @@ def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> 
 @kept(64)
 def events(spec: RunSpec, way: Way) -> list[Event]:
     """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
-    passed = prediction.predicted(spec).tables["traffic"]
+    passed = predicted(spec).tables["traffic"]
     return events_of(spec, passed, way, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
 
 

@@ -60,7 +60,7 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
         more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
         if not walking:
             more += " " + say("Press Next, and each event is marked in the charts as well.")
-        st.html(_chips(step, say, style) * walking + _read(say, more))
+        st.html((_chips(step, say, style) if walking else "") + _read(say, more))
 
 
 def _read(say: Words, more: str) -> str:

@@ -145,7 +145,6 @@ def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: i
 
 
 _HELD = ("states", "given", "flight", "gradient given", "handed", "gradient handed")
-_PUT_OFF = ("owed", "owed more")
 _AROUND = ("shared", "shared owed")
 
 
