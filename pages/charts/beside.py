@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE, beside
-from pages.charts.drawing import Drawing, colours, finish, rank_chooser
+from pages.charts.drawing import Drawing, Rows, colours, finish, nothing, rank_chooser
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
 from pages.charts.plan import ranges
@@ -107,6 +107,7 @@ def traffic(
         layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
     text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
     layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"))
+    layers.append(_frame(y, rows["name"].tolist(), style))
     reading = [say("Each bar is one kind of call, for one purpose: the mean over all ranks.")]
     if rank is not None:
         reading = [say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)]
@@ -116,9 +117,14 @@ def traffic(
         subject=say("Traffic by axis and collective"),
         title=title,
         reading=" ".join([*reading, meaning(measure, say)]),
-        spec=finish(alt.layer(*layers).properties(height=max(60, 30 * len(rows))), style, title),
+        spec=finish(alt.layer(*layers).properties(height=max(60, 30 * len(rows))), style, title, {"marked": nothing("name")}),
         table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
     )
+
+
+def marks(axis: str, collective: str, phase_code: str, say: Words) -> dict[str, Rows]:
+    """The bar of that kind of call, to be pointed at in the chart of traffic."""
+    return {"marked": [{"name": _kind(axis, collective, phase_code, say)}]}
 
 
 # ----------------------------------------------------------------------------------------------------------------- memory
@@ -282,10 +288,7 @@ def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words
     rows[numbers] = rows[numbers] / ranks
     rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
     rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
-    rows["name"] = [
-        say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(code, say))
-        for axis, collective, code in zip(rows["axis"], rows["collective"], rows["phase"], strict=True)
-    ]
+    rows["name"] = [_kind(*codes, say) for codes in zip(rows["axis"], rows["collective"], rows["phase"], strict=True)]
     unit = byte_unit(float(rows[[f"{column}_measured", f"{column}_predicted"]].max().max()) if len(rows) else 0)
     rows["measured"] = rows[f"{column}_measured"] / unit.size
     rows["predicted"] = rows[f"{column}_predicted"] / unit.size
@@ -294,6 +297,20 @@ def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words
         for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
     ]
     return rows, unit
+
+
+def _kind(axis: str, collective: str, phase_code: str, say: Words) -> str:
+    return say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(phase_code, say))
+
+
+def _frame(y: alt.Y, names: list[str], style: Look) -> alt.Chart:
+    """Around the bar that the page points at, if it is one of `names`, and what is written behind it."""
+    return (
+        alt.Chart(alt.NamedData(name="marked"))
+        .transform_filter(alt.FieldOneOfPredicate(field="name", oneOf=names))
+        .mark_rect(filled=False, stroke=style.text, strokeWidth=2.5, tooltip=None, aria=False)
+        .encode(y=y, x=alt.value(0), x2=alt.value("width"))
+    )
 
 
 def _traffic_x_title(measure: Measure, unit: str, say: Words) -> str:
