@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE, beside
-from pages.charts.drawing import Drawing, Rows, colours, finish, nothing, rank_chooser
+from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
 from pages.charts.plan import ranges
 from pages.charts.roles import Roles, opacity, outline, told
+from pages.charts.template import Template, filled, template
 from pages.charts.traffic import Measure, meaning
 from pages.charts.units import Unit, byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
@@ -22,6 +24,7 @@ _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
 MOST_BARS = 32  # ranks of which each has a bar; beyond, one bar stands for the equal ranks of a stage
 _CAPACITY_IN_SIGHT = 8.0  # the device's line is drawn where it is at most that many times as high as the highest bar
 _PALE = 0.45  # a prediction beside its measurement
+_TEMPLATES = 32  # kept of each chart: a few for every language and theme
 
 
 def memory(
@@ -55,14 +58,19 @@ def memory(
     )
     tops = _tops(totals, sources, unit.size)
     tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
-    x = alt.X("rank:O", axis=alt.Axis(title=_x_title(by_stage, say), labelAngle=0, labelExpr=_labels(rows, by_stage, roles, say)))
-    layers = [_bars(rows, x, unit.name, style), *_over_bars(tops, x, style)]
-    if measured is not None:
-        inner = alt.XOffset("by:N", sort=list(sources.values()), scale=alt.Scale(paddingInner=0.06))
-        layers = [layer.encode(xOffset=inner) for layer in layers]
     in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
+    shown, hues = coloured(style.category, rows["category"], named)
+    spec = filled(
+        _memory_template(style, measured is not None, in_sight),
+        ranks=_x_title(by_stage, say),
+        labels=_labels(rows, by_stage, roles, say),
+        amount=say("memory at the rank's peak ({unit})", unit=unit.name),
+        shown=shown,
+        hues=hues,
+    )
+    data = {"bars": records(rows[rows["bytes"] > 0]), "tops": records(tops), "framed": records(tops[tops["outline"] > 0])}
     if capacity is not None and in_sight:
-        layers += _capacity_line(capacity / unit.size, device, style)
+        data["capacity"] = [{"amount": capacity / unit.size, "text": device}]
     title = _memory_title(every, capacity, device, say)
     reading = [_each_bar(by_stage, say)]
     if measured is not None:
@@ -73,7 +81,7 @@ def memory(
         subject=say("Memory of every rank"),
         title=title,
         reading=" ".join(reading),
-        spec=finish(alt.layer(*layers).properties(height=300), style, title),
+        spec=finish(spec, style, title, data),
         table=_memory_table(rows),
     )
 
@@ -89,25 +97,17 @@ def traffic(
     shown = "measured" if measured is not None else "predicted"
     rows, unit = _by_kind(both, ranks, column, shown, say)
     title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
-    y = alt.Y("name:N", sort=rows["name"].tolist(), title=None)
     most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
-    scale = alt.Scale(domain=[0, 1.45 * most])  # with room at the right for the text that follows the longest bar
-    tooltip = _traffic_tooltip(column, measured is not None, say)
-    chart = alt.Chart(rows)
-    layers = [
-        chart.mark_bar().encode(
-            x=alt.X(f"{shown}:Q", title=_traffic_x_title(measure, unit.name, say), scale=scale),
-            y=y,
-            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
-            tooltip=tooltip,
-        )
-    ]
-    if measured is not None:  # where the prediction is: a tick across the measured bar
-        tick = chart.mark_tick(color=style.text, thickness=3, size=26)
-        layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
-    text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
-    layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"))
-    layers.append(_frame(y, rows["name"].tolist(), style))
+    axes, hues = coloured(style.axis, rows["axis"])
+    spec = filled(
+        _traffic_template(style, measured is not None, column),
+        names=rows["name"].tolist(),
+        amount=_traffic_x_title(measure, unit.name, say),
+        end=1.45 * most,  # with room at the right for the text that follows the longest bar
+        axes=axes,
+        hues=hues,
+    )
+    spec["height"] = max(60, 30 * len(rows))
     reading = [say("Each bar is one kind of call, for one purpose: the mean over all ranks.")]
     if rank is not None:
         reading = [say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)]
@@ -117,7 +117,7 @@ def traffic(
         subject=say("Traffic by axis and collective"),
         title=title,
         reading=" ".join([*reading, meaning(measure, say)]),
-        spec=finish(alt.layer(*layers).properties(height=max(60, 30 * len(rows))), style, title, {"marked": nothing("name")}),
+        spec=finish(spec, style, title, {"kinds": records(rows), "marked": nothing("name")}),
         table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
     )
 
@@ -130,16 +130,27 @@ def marks(axis: str, collective: str, phase_code: str, say: Words) -> dict[str, 
 # ----------------------------------------------------------------------------------------------------------------- memory
 
 
-def _bars(rows: pd.DataFrame, x: alt.X, unit: str, style: Look) -> alt.Chart:
+@lru_cache(_TEMPLATES)
+def _memory_template(style: Look, measured: bool, capacity: bool) -> Template:
+    """The blanks are the title of the axis of ranks and its labels, that of the bars' amount, and the legend."""
+    x = alt.X("rank:O", axis=alt.Axis(title="$ranks", labelAngle=0, labelExpr="$labels"))
+    layers = [_bars(x, style), *_over_bars(x, style)]
+    if measured:
+        order = [style.say("measured"), style.say("predicted")]
+        layers = [layer.encode(xOffset=alt.XOffset("by:N", sort=order, scale=alt.Scale(paddingInner=0.06))) for layer in layers]
+    return template(alt.layer(*layers, *(_capacity_line(style) if capacity else [])).properties(height=300))
+
+
+def _bars(x: alt.X, style: Look) -> alt.Chart:
     """The stacks themselves; a click on one chooses its rank."""
     say = style.say
     return (
-        alt.Chart(rows[rows["bytes"] > 0])
+        alt.Chart(alt.NamedData("bars"))
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
             x=x,
-            y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit), axis=alt.Axis(tickCount=5)),
-            color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), categories(say))),
+            y=alt.Y("amount:Q", title="$amount", axis=alt.Axis(tickCount=5)),
+            color=alt.Color("said:N", scale=alt.Scale(domain=["$shown"], range=["$hues"])),
             order=alt.Order("order:Q"),
             opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
@@ -154,10 +165,10 @@ def _bars(rows: pd.DataFrame, x: alt.X, unit: str, style: Look) -> alt.Chart:
     )
 
 
-def _over_bars(tops: pd.DataFrame, x: alt.X, style: Look) -> list[alt.Chart]:
+def _over_bars(x: alt.X, style: Look) -> list[alt.Chart]:
     """The frames of the chosen rank and its peers, and what is written above each bar."""
-    frames = alt.Chart(tops[tops["outline"] > 0]).mark_bar(fillOpacity=0, stroke=style.text)
-    words = alt.Chart(tops).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
+    frames = alt.Chart(alt.NamedData("framed")).mark_bar(fillOpacity=0, stroke=style.text)
+    words = alt.Chart(alt.NamedData("tops")).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
     return [
         frames.encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None)),
         words.encode(x=x, y="amount:Q", text="text:N"),
@@ -196,8 +207,8 @@ def _share(error: float) -> str:
     return f"{error:.2%}" if error >= 0.00005 else "<0.01%"
 
 
-def _capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
-    line = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
+def _capacity_line(style: Look) -> list[alt.Chart]:
+    line = alt.Chart(alt.NamedData("capacity"))
     return [
         line.mark_rule(color=style.orange, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
         line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange).encode(
@@ -281,6 +292,29 @@ def _x_title(by_stage: bool, say: Words) -> str:
 # ---------------------------------------------------------------------------------------------------------------- traffic
 
 
+@lru_cache(_TEMPLATES)
+def _traffic_template(style: Look, measured: bool, column: str) -> Template:
+    """The blanks are the names of the rows, the title of the amounts' axis and its end, and the legend."""
+    shown = "measured" if measured else "predicted"
+    y, scale = alt.Y("name:N", sort=["$names"], title=None), alt.Scale(domain=[0, "$end"])
+    tooltip = _traffic_tooltip(column, measured, style.say)
+    chart = alt.Chart(alt.NamedData("kinds"))
+    layers = [
+        chart.mark_bar().encode(
+            x=alt.X(f"{shown}:Q", title="$amount", scale=scale),
+            y=y,
+            color=alt.Color("axis:N", scale=alt.Scale(domain=["$axes"], range=["$hues"])),
+            tooltip=tooltip,
+        )
+    ]
+    if measured:  # where the prediction is: a tick across the measured bar
+        tick = chart.mark_tick(color=style.text, thickness=3, size=26)
+        layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
+    text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
+    layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"))
+    return template(alt.layer(*layers, _frame(y, style)))
+
+
 def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words) -> tuple[pd.DataFrame, Unit]:
     """A row for each axis, collective and phase, with its name, its bytes in the unit, and what is said of its bar."""
     numbers = [f"{number}_{side}" for number in (column, "calls") for side in ("measured", "predicted")]
@@ -303,11 +337,11 @@ def _kind(axis: str, collective: str, phase_code: str, say: Words) -> str:
     return say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(phase_code, say))
 
 
-def _frame(y: alt.Y, names: list[str], style: Look) -> alt.Chart:
-    """Around the bar that the page points at, if it is one of `names`, and what is written behind it."""
+def _frame(y: alt.Y, style: Look) -> alt.Chart:
+    """Around the bar that the page points at, if it is there, and what is written behind it."""
     return (
         alt.Chart(alt.NamedData(name="marked"))
-        .transform_filter(alt.FieldOneOfPredicate(field="name", oneOf=names))
+        .transform_filter(alt.FieldOneOfPredicate(field="name", oneOf=["$names"]))
         .mark_rect(filled=False, stroke=style.text, strokeWidth=2.5, tooltip=None, aria=False)
         .encode(y=y, x=alt.value(0), x2=alt.value("width"))
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from pages.charts.drawing import Rows, colours, nothing, rank_chooser
+from pages.charts.drawing import Rows, coloured, nothing, rank_chooser, records
 from pages.charts.look import Look, lane
 from pages.charts.names import columns, lanes
+from pages.charts.template import Template, filled, template
 from pages.charts.units import Unit
 
 BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # what `chart` needs
@@ -20,6 +22,7 @@ _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.
 # Lines around bars that are hardly wider than they would hide the bars.
 _NOT_THIN = "scale('x', datum.end) - scale('x', datum.start) > 4"
 _PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # of a stage's chunks, so that neighbours differ
+_TEMPLATES = 64  # kept: a few for every language and theme
 _BINS = 240  # of time, in an overview
 
 
@@ -39,9 +42,9 @@ class _Bar(NamedTuple):
 
 
 def chart(
-    bars: pd.DataFrame, rows: list[Row], clock: Unit, time: alt.Axis, style: Look, window: tuple[float, float] | None = None
-) -> tuple[Any, dict[str, Rows]]:
-    """Bars on pale tracks, with text in those that have room for it.
+    bars: pd.DataFrame, rows: list[Row], clock: Unit, time: str, style: Look, window: tuple[float, float] | None = None
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Bars on pale tracks, with text in those that have room for it; `time` is the title of their axis.
 
     `bars` has the columns of `BARS`, and may have cpu_ns. With rank and opaque, a click on a bar chooses its rank. The track of
     a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
@@ -49,34 +52,55 @@ def chart(
     """
     drawn = _drawn(bars, rows, clock, style)
     talks = bool((drawn["lane"] == "comm").any())
-    data: dict[str, Rows] = {"bars": drawn.to_dict("records"), "marked": nothing("row", "start_ns", "end_ns")}  # type: ignore[dict-item]
-    named = alt.Chart(alt.NamedData(name="bars"))
-    thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
-    first, last = (0.0, drawn["end"].max()) if window is None else (window[0] / clock.size, window[1] / clock.size)
-    x, end = alt.X("start:Q", axis=time, scale=alt.Scale(nice=False, domain=[first, last])), "end:Q"
+    first, last = (0.0, float(drawn["end"].max())) if window is None else (window[0] / clock.size, window[1] / clock.size)
     keys, labels = [row.key for row in rows], {row.key: row.label for row in rows}
-    axis = alt.Axis(labelExpr=f"{json.dumps(labels, ensure_ascii=False)}[datum.value]")
-    y = alt.Y("row:N", sort=keys, title=None, scale=alt.Scale(domain=keys), axis=axis)
+    shown, hues = coloured(style.lane, drawn["what"].unique(), lanes(style.say))
+    spec = filled(
+        _template(style, clock.size, talks, bool(drawn["critical"].any()), "rank" in drawn, "cpu" in drawn),
+        time=time,
+        first=first,
+        last=last,
+        keys=keys,
+        labels=f"{json.dumps(labels, ensure_ascii=False)}[datum.value]",
+        shown=shown,
+        hues=hues,
+    )
+    spec["height"] = (32 if talks else 30) * len(rows)
+    data = {
+        "tracks": [{"row": row.key, "start": first, "end": last} for row in rows if not row.heading],
+        "bars": records(drawn),
+        "marked": nothing("row", "start_ns", "end_ns"),
+    }
+    return spec, data
 
-    track = alt.Chart(pd.DataFrame({"row": [row.key for row in rows if not row.heading], "start": first, "end": last}))
+
+@lru_cache(_TEMPLATES)
+def _template(style: Look, tick: float, talks: bool, critical: bool, by_rank: bool, cpu: bool) -> Template:
+    """The blanks are the axis of time's title and ends, the rows with their labels, and the legend.
+
+    `tick` is how much the unit of time is of what bars are in; the textbook's units, which are that themselves, are whole.
+    """
+    named, ranked = alt.Chart(alt.NamedData("bars")), [rank_chooser()] if by_rank else []
+    thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
+    axis = alt.Axis(title="$time", tickMinStep=1 if tick == 1 else alt.Undefined)
+    x, end = alt.X("start:Q", axis=axis, scale=alt.Scale(nice=False, domain=["$first", "$last"])), "end:Q"
+    y = alt.Y("row:N", sort=["$keys"], title=None, scale=alt.Scale(domain=["$keys"]), axis=alt.Axis(labelExpr="$labels"))
     at: dict[str, Any] = {"height": thick.height, "yOffset": thick.below, "clip": True}
-    every = _coloured(named, x, y, style, drawn)
-    compute = every.transform_filter("datum.lane == 'compute'")
+    every = _coloured(named, x, y, style, by_rank, cpu)
+    compute = every.transform_filter("datum.lane == 'compute'").mark_bar(stroke=style.background, **at)
     layers: list[Any] = [
-        track.mark_bar(color=style.faint, **at).encode(x=x, x2=end, y=y),
-        compute.mark_bar(stroke=style.background, **at).encode(strokeWidth=_line(0.8)),
+        alt.Chart(alt.NamedData("tracks")).mark_bar(color=style.faint, **at).encode(x=x, x2=end, y=y),
+        compute.encode(strokeWidth=_line(0.8)).add_params(*ranked),
     ]
-    if "rank" in drawn:
-        layers[1] = layers[1].add_params(rank_chooser())
     if thin:
         layers.append(every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True))
-    if drawn["critical"].any():
+    if critical:
         path = named.transform_filter("datum.critical").encode(x=x, x2=end, y=y)
         outline = path.mark_bar(filled=False, stroke=style.text, tooltip=None, aria=False, **at)
         layers.append(outline.encode(strokeWidth=_line(1.6)))
-    layers += [_labels(named, y, thick, style), _marked(x, y, clock, style)]
+    layers += [_labels(named, y, thick, style), _marked(x, y, tick, style)]
     zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
-    return alt.layer(*layers).add_params(zoom).properties(height=(32 if talks else 30) * len(rows)), data
+    return template(alt.layer(*layers).add_params(zoom))
 
 
 def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> Any:
@@ -147,18 +171,19 @@ def _drawn(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> pd.
     return drawn
 
 
-def _coloured(base: Any, x: Any, y: Any, style: Look, drawn: pd.DataFrame) -> Any:
+def _coloured(base: Any, x: Any, y: Any, style: Look, by_rank: bool, cpu: bool) -> Any:
     called = columns(style.say)
     tooltip = [alt.Tooltip("who:N", title=called["row"])]
     tooltip += [alt.Tooltip(f"{c}:N", title=called[c]) for c in ("kind", "microbatch", "chunk")]
-    tooltip += [alt.Tooltip(f"{c}:Q", title=called[c], format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
-    if "rank" in drawn:
+    times = ("start", "end", "duration", *(["cpu"] if cpu else []))
+    tooltip += [alt.Tooltip(f"{column}:Q", title=called[column], format=",.4~r") for column in times]
+    if by_rank:
         base = base.encode(opacity=alt.Opacity("opaque:Q", scale=None))
     return base.encode(
         x=x,
         x2="end:Q",
         y=y,
-        color=alt.Color("what:N", scale=colours(style.lane, list(drawn["what"]), lanes(style.say))),
+        color=alt.Color("what:N", scale=alt.Scale(domain=["$shown"], range=["$hues"])),
         fillOpacity=alt.FillOpacity("turn:O", scale=alt.Scale(domain=list(range(8)), range=_PALER), legend=None),
         tooltip=tooltip,
     )
@@ -177,12 +202,12 @@ def _labels(base: Any, y: Any, thick: _Bar, style: Look) -> Any:
     )
 
 
-def _marked(x: Any, y: Any, clock: Unit, style: Look) -> Any:
+def _marked(x: Any, y: Any, tick: float, style: Look) -> Any:
     """A strong frame around what the page points at."""
     return (
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter("isValid(datum.row)")
-        .transform_calculate(start=f"datum.start_ns / {clock.size}", end=f"datum.end_ns / {clock.size}")
+        .transform_calculate(start=f"datum.start_ns / {tick}", end=f"datum.end_ns / {tick}")
         .mark_bar(
             filled=False, stroke=style.text, strokeWidth=3.5, height=29, cornerRadius=3, clip=True, tooltip=None, aria=False
         )

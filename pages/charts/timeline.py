@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import altair as alt
 import pandas as pd
 
 from engine.schedule import Timed, bubble
@@ -100,9 +99,7 @@ def draw(
         "projected": say("time from the step's start ({unit}, a device for each rank)", unit=clock.name),
         "textbook": say("units of time"),
     }[panels[0].kind]
-    time = alt.Axis(title=axis if alone else say("time from the step's start ({unit})", unit=clock.name))
-    if units:
-        time.tickMinStep = 1
+    time = axis if alone else say("time from the step's start ({unit})", unit=clock.name)
     reading = [_reading(panel, say, units) for panel in panels] + _on_every_timeline(panels[0], say)
     if until is not None:
         cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:.4g}" if units else in_time(until)}
