@@ -83,6 +83,22 @@ def test_tp_divides_the_work_and_costs_collectives() -> None:
     assert cut[:, COMPUTE].sum() < whole[:, COMPUTE].sum()
 
 
+def test_small_messages_go_round_the_ring_under_sequence_parallelism() -> None:
+    """256 tokens × 512 numbers of 2 bytes over 4 ranks: an all-reduce climbs a tree in 2 + 2 steps; an all-gather and a
+    reduce-scatter, which have none, take 3 + 3 steps of a quarter.
+    """
+    size, quarter = 256 * 512 * 2, 256 * 512 * 2 / 4
+    bare = Assumptions(intra_efficiency=1)
+    whole, cut = (
+        cost(run(GPT, {"microbatch_size": 1}, tp=4, sequence_parallel=on), assumed=bare).layer()[:, TP, 0] for on in (False, True)
+    )
+    step, tree = H100.intra_latency + quarter / 450e9, 4 * H100.intra_latency + 2 * size / 450e9
+    assert whole[FORWARD] == pytest.approx(2 * tree)
+    assert cut[FORWARD] == cut[INPUTS] == pytest.approx(2 * 6 * step)
+    assert cut[WEIGHTS] == pytest.approx(2 * 3 * step)
+    assert 6 * step > tree, "so small is the message"
+
+
 def test_small_products_are_bound_by_memory() -> None:
     """One row by a large matrix moves the matrix, whatever the peak."""
     few = cost(run(ModelSpec(layers=1, hidden=4096, heads=32, seq=2, vocab=256), {"microbatch_size": 1})).layer()

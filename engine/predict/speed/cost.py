@@ -138,7 +138,8 @@ class Cost:
         """
         size = self.b * self.model.rows * self.model.hidden * self.bytes
         shown = 1 - self.assumed.tp_overlap
-        both = blocks * self.tp.all_reduce(size) * shown
+        pair = np.where(self.grid.sequence_parallel, 2 * self.tp.all_gather(size), self.tp.all_reduce(size))
+        both = blocks * pair * shown
         out[FORWARD, TP] += both
         out[INPUTS, TP] += both
         out[WEIGHTS, TP] += np.where(self.grid.sequence_parallel, blocks * self.tp.all_gather(size) * shown, 0.0)
