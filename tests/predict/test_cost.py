@@ -106,6 +106,13 @@ def test_small_products_are_bound_by_memory() -> None:
     assert few[FORWARD, COMPUTE, 0] == pytest.approx(weights, rel=0.05)
 
 
+def test_fp32_is_as_fast_as_its_own_products() -> None:
+    wide = ModelSpec(layers=1, hidden=8192, heads=64, seq=2048, vocab=1024)
+    layer = cost(RunSpec(model=wide, workload=WorkloadSpec(microbatch_size=1)), A100, Assumptions(matmul_efficiency=1)).layer()
+    products = 2 * 2048 * 12 * 8192**2 / (19.5e12 * 0.96)
+    assert layer[WEIGHTS, COMPUTE, 0] == pytest.approx(products)
+
+
 def test_fused_attention_moves_no_scores() -> None:
     long = ModelSpec(layers=2, hidden=1024, heads=16, seq=8192, vocab=1024)
     written, fused = (cost(run(long), assumed=Assumptions(fused_attention=on)).layer().sum() for on in (False, True))
