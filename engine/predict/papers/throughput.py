@@ -145,9 +145,9 @@ def _smith(assumed: Assumptions) -> Iterator[Reference]:
     """1F1B of DeepSpeed with everything computed again; its gradients are reduced after the backward pass.
 
     Too fast, and by no lever that is published: the same model as tp8.pp35 on as many devices (2,240) reached 159 TFLOP/s with
-    Megatron-LM's own pipeline (NARAYANAN_2, here within 5%) and 126 with DeepSpeed's, of which the smaller batch, 240 microbatches
-    instead of 280, accounts for 2%. Messages are taken whole; cut over tp, as some versions of its engine do, a step would be
-    0.4% shorter.
+    Megatron-LM's own pipeline (NARAYANAN_2, here within 5%) and 126 with DeepSpeed's, of which the smaller batch, 240
+    microbatches instead of 280, accounts for 2%. Messages are taken whole; cut over tp, as some versions of its engine do, a
+    step would be 0.4% shorter.
     """
     for dp, theirs in _SMITH:
         layout = LayoutSpec(dp=dp, tp=8, pp=35, schedule="1f1b", recompute="full")

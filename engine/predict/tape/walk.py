@@ -80,6 +80,7 @@ class StageWalk:
         self._states = {c: State(left=self.schedule.microbatches) for c in self.passes}
         self._sent: dict[tuple[str, int], deque[Change]] = {}
         self._halved = {(a.chunk, a.microbatch) for a in self.schedule.stages[self.stage] if a.kind == "I"}
+        self._done: dict[tuple[str, int, int], int] = {}  # which action of the stage it is
         self._late = self._held_late()
         for action in self.schedule.stages[self.stage]:
             yield self._moment(action)
@@ -142,7 +143,7 @@ class StageWalk:
         if all(passes.lent is None for passes in self.passes.values()):
             return set()
         actions = self.schedule.stages[self.stage]
-        done = {(str(a.kind), a.chunk, a.microbatch): n for n, a in enumerate(actions) if a.kind in ("B", "I", "W")}
+        self._done = {(str(a.kind), a.chunk, a.microbatch): n for n, a in enumerate(actions) if a.kind in ("B", "I", "W")}
         waiting: dict[int, deque[tuple[int, int]]] = {}
         gone: dict[tuple[int, int], int] = {}
         for n, a in enumerate(actions):
@@ -156,12 +157,13 @@ class StageWalk:
         for (c, m), n in gone.items():
             holder = self._holder(c)
             lent = None if holder is None else self.passes[holder].lent
-            if holder is not None and lent is not None and n > done[lent.ends[self._kind(holder, m)], holder, m]:
+            if holder is not None and lent is not None and n > self._done[lent.ends[self._kind(holder, m)], holder, m]:
                 late.add((holder, m))
         return late
 
     def _compute(self, action: Action) -> Moment:
-        return Moment(action, (), self._effect(action), (*self._handed_here(action), *self._kept_by_the_chunk_before(action)))
+        kept = (*self._kept_by_the_chunk_before(action), *self._kept_by_the_chunk_behind(action))
+        return Moment(action, (), self._effect(action), (*self._handed_here(action), *kept))
 
     def _effect(self, action: Action) -> Effect:
         """What the action does to its chunk, in the state that it finds it in."""
@@ -180,11 +182,33 @@ class StageWalk:
 
     def _kept_by_the_chunk_before(self, action: Action) -> tuple[Change, ...]:
         """Inputs that a chunk of this stage handed on and holds itself: they do not go yet."""
-        before = action.chunk - 1
-        if action.kind not in ("B", "I", "W") or before < 0 or self.schedule.placement[before] != self.stage:
+        c, m = action.chunk, action.microbatch
+        if action.kind not in ("B", "I", "W") or not self._handed_on_here(c - 1) or self._outlives(c, m):
             return ()
-        ends = self.passes[action.chunk].given_ends[self._kind(action.chunk, action.microbatch)]
-        return (self.messages[action.chunk].one_given,) * sum(ends[i] == action.kind for i in self.messages[before].shared)
+        ends = self.passes[c].given_ends[self._kind(c, m)]
+        return (self.messages[c].one_given,) * sum(ends[i] == action.kind for i in self.messages[c - 1].shared)
+
+    def _kept_by_the_chunk_behind(self, action: Action) -> tuple[Change, ...]:
+        """And where the chunk behind, on this stage, is the one that holds them longer."""
+        c, m = action.chunk, action.microbatch
+        if action.kind not in ("B", "I", "W") or not self._handed_on_here(c) or not self._outlives(c + 1, m):
+            return ()
+        lent = self.passes[c].lent
+        return (self.messages[c + 1].one_given,) if lent and lent.ends[self._kind(c, m)] == action.kind else ()
+
+    def _handed_on_here(self, chunk: int) -> bool:
+        """Whether a chunk of this stage lends what it hands on to another chunk of it."""
+        return chunk in self.passes and chunk + 1 in self.passes and bool(self.messages[chunk].shared)
+
+    def _outlives(self, chunk: int, microbatch: int) -> bool:
+        """Whether the chunk holds what the one before lent it after that one has let go of it."""
+        before, lent = chunk - 1, self.passes[chunk - 1].lent
+        if lent is None or (before, microbatch) in self._late:
+            return False
+        (i,) = self.messages[before].shared
+        here = self.passes[chunk].given_ends[self._kind(chunk, microbatch)][i]
+        there = lent.ends[self._kind(before, microbatch)]
+        return self._done[here, chunk, microbatch] > self._done[there, before, microbatch]
 
     def _handed_here(self, action: Action) -> tuple[Change, ...]:
         """What is handed to another chunk of this stage turns into what that one is given."""
