@@ -19,16 +19,18 @@ from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
 
-MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
-_SLOWEST, _LARGEST = 10, 4  # times the fastest, and times the device, beyond which a layout is not drawn
 _MOST_TICKS = 9
 _FEW = 6  # stages
 
 
-def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
-    """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line."""
+def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
+    """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line.
+
+    `layouts`: of a plan's `count` layouts, `feasible` of which fit, all that are on the front and others, by their number. Those
+    with `drawn` are drawn, and the one that is chosen.
+    """
     say, unit = style.say, byte_unit(capacity)
-    drawn = _thinned(_seen(layouts, capacity, chosen), chosen)
+    drawn = layouts[layouts["drawn"] | (layouts.index == chosen)].rename_axis("row").reset_index()
     rows = _points(drawn, unit.size, say)
     x = alt.X(
         "memory:Q",
@@ -50,16 +52,16 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
         _clickable(rows, x, y, unit.name, style),
         here.encode(x=x, y=y),
     ]
-    title = _front_title(layouts, say)
+    title = _front_title(layouts, count, feasible, say)
     reading = say(
         "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
         "and smaller. The dashed line is what the device has. Click a point to look at that layout."
     )
-    if len(drawn) < len(layouts):
+    if len(drawn) < count:
         reading += " " + say(
             "Of {count} layouts {drawn} are drawn: the front, the fastest, and a sample of the others that come near them; the "
             "file below has all.",
-            count=f"{len(layouts):,}",
+            count=f"{count:,}",
             drawn=f"{len(drawn):,}",
         )
     return Drawing(
@@ -67,7 +69,7 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
         title=title,
         reading=reading,
         spec=finish(alt.layer(*layers).properties(height=320), style, title),
-        table=layouts.iloc[drawn["row"].to_numpy()],  # so that what is kept of a search is small
+        table=drawn.drop(columns=["row", "drawn"]),
     )
 
 
@@ -110,33 +112,18 @@ def _clickable(rows: pd.DataFrame, x: alt.X, y: alt.Y, unit: str, style: Look) -
     )
 
 
-def _front_title(layouts: pd.DataFrame, say: Words) -> str:
-    if not (count := int(layouts["fits"].sum())):
-        return say("None of the {count} layouts fits", count=f"{len(layouts):,}")
+def _front_title(layouts: pd.DataFrame, count: int, feasible: int, say: Words) -> str:
+    if not feasible:
+        return say("None of the {count} layouts fits", count=f"{count:,}")
     ends = layouts[layouts["pareto"]]
     return say.plural(
         "{count} layout fits; {front} of them are on the front, from {least} to {most}",
         "{count} layouts fit; {front} of them are on the front, from {least} to {most}",
-        count,
+        feasible,
         front=len(ends),
         least=in_bytes(int(ends["memory_bytes"].min())),
         most=in_bytes(int(ends["memory_bytes"].max())),
     )
-
-
-def _seen(layouts: pd.DataFrame, capacity: int, chosen: int) -> pd.DataFrame:
-    """The layouts worth drawing, with their numbers.
-
-    No slower than ten times the fastest, or than what of the front is, and no larger than four times the device: what lies
-    beyond would take most of the room.
-    """
-    rows = layouts.assign(row=range(len(layouts)))
-    fastest = float(rows["step_s"].min())
-    near = (rows["step_s"] <= _SLOWEST * fastest) & (rows["memory_bytes"] <= _LARGEST * capacity)
-    if not near.any():  # nothing comes near the device: those that come nearest
-        near = rows["memory_bytes"] <= 2 * rows["memory_bytes"].min()
-    kept = near | rows["pareto"] & (rows["step_s"] <= 4 * _SLOWEST * fastest) | (rows["row"] == chosen)
-    return rows[kept]
 
 
 def _log(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
@@ -165,17 +152,6 @@ def _run_as(row: Any, say: Words) -> str:
         else []
     )
     return ", ".join(said)
-
-
-def _thinned(layouts: pd.DataFrame, chosen: int) -> pd.DataFrame:
-    """At most about `MOST_POINTS` of the rows: the front, the fastest, and an even sample of the rest."""
-    rows = layouts
-    if len(rows) <= MOST_POINTS:
-        return rows
-    kept = rows["pareto"] | (rows["row"] < MOST_POINTS // 3) | (rows["row"] == chosen)
-    rest = rows[~kept]
-    step = max(1, len(rest) // (MOST_POINTS * 2 // 3))
-    return pd.concat([rows[kept], rest.iloc[::step]]).sort_values("row")
 
 
 def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing:

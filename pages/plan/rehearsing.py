@@ -9,12 +9,12 @@ import streamlit as st
 
 from engine.launch.dry_desk import DryRunDesk, Rehearsed
 from engine.predict.memory import memory
-from engine.predict.planner.search import Plan
 from engine.spec import RequestError, RunSpec
 from engine.tables import CATEGORIES
 from pages.charts.names import categories
 from pages.charts.units import in_bytes
 from pages.charts.words import Words
+from pages.plan.found import Found
 from pages.shared import drawing
 from pages.shared.frame import labelled, say
 
@@ -30,9 +30,9 @@ def desk() -> DryRunDesk:
     return DryRunDesk()
 
 
-def draw(plan: Plan, row: int) -> None:
+def draw(plan: Found, row: int) -> None:
     words, spec = say(), plan.spec(row)
-    fullest = int(plan.layouts["fullest_stage"].iloc[row])
+    fullest = int(plan.layout(row)["fullest_stage"])
     with st.container(border=True, key="plan-dry"):
         drawing.heading(words("Dry run"), words("The worker itself, on tensors without contents"))
         found = desk().look(st.query_params.get(DRY, ""))
