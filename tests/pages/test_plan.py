@@ -20,7 +20,7 @@ from engine.predict.memory import memory
 from engine.predict.papers.figures import references
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.words import words
-from pages.plan.cells import cells
+from pages.plan.cells import cell
 from pages.plan.published import concerns
 from pages.plan.rehearsing import compared, signed
 from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
@@ -151,7 +151,7 @@ def test_the_page_speaks_chinese() -> None:
 
 def test_a_cell_of_the_map_fits_or_says_why_not() -> None:
     asked = Request(accounting="korthikanti2022")
-    small, large = cells([replace(asked, model="gpt2-1.5b", ranks=8, batch=16), replace(asked, ranks=1, batch=8)])
+    small, large = cell(replace(asked, model="gpt2-1.5b", ranks=8, batch=16)), cell(replace(asked, ranks=1, batch=8))
     assert small["mfu"] > 0.1
     assert large["mfu"] != large["mfu"]
     assert large["reason"].endswith(", and the device has 74.5 GiB")
