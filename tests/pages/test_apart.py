@@ -20,7 +20,7 @@ from engine.devices import device
 from engine.predict.planner.candidates import candidates
 from engine.spec import RequestError, Sentence
 from pages.shared import apart
-from pages.shared.workers import ROOT, Worker, Workers
+from pages.shared.workers import ROOT, Workers
 
 SERVER = """
 from os import getpid

@@ -22,7 +22,7 @@ from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.words import words
 from pages.plan.cells import cell
 from pages.plan.published import concerns
-from pages.plan.rehearsing import compared, signed
+from pages.plan.rehearsing import compared, far, passes_of, signed
 from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
 from pages.shared import links
 from tests.pages.opened import opened, text
@@ -177,3 +177,13 @@ def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
     assert totals["error"].to_dict() == {0: 0.0, 1: -0.5}
     assert totals["formula"].to_dict() == {p.stage: p.total for p in memory(spec).peaks}
     assert (signed(0.0), signed(-0.5), signed(0.0012), signed(0.00001)) == ("0.00%", "−50.00%", "+0.12%", "0.00%")
+
+
+def test_a_dry_run_tells_how_far_it_is_and_how_long_it_will_take() -> None:
+    spec, say = RunSpec(layout=LayoutSpec(pp=2)), words("en")
+    state = Rehearsed("x", spec, None, 0.0, of=2)
+    assert far(state, spec, 2.0, say) == "0 of 2 stages · loading torch, 2 s"
+    state = replace(state, done=1, actions=1500, of_actions=2000)
+    assert far(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"
+    assert far(state, RunSpec(), 30.0, say).startswith("Of another layout, dp1.tp1.pp2 · ")
+    assert passes_of(spec, 0) == 2 * spec.workload.microbatches * spec.model.layers // 2
