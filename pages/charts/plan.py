@@ -9,9 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from engine.predict.memory import Peak
 from engine.predict.speed.pace import PARTS
-from engine.tables import CATEGORIES
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
 from pages.charts.names import categories, schedule
@@ -35,9 +33,9 @@ def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, devic
     x = alt.X(
         "memory:Q",
         title=say("memory of the fullest device ({unit})", unit=unit.name),
-        **_log(rows["memory"], capacity / unit.size),
+        **log_axis(rows["memory"], capacity / unit.size),
     )
-    y = alt.Y("step_s:Q", title=say("time of a step (s)"), **_log(rows["step_s"]))
+    y = alt.Y("step_s:Q", title=say("time of a step (s)"), **log_axis(rows["step_s"]))
     line = alt.Chart(rows[rows["pareto"]].sort_values("memory")).mark_line(
         color=style.orange, strokeWidth=2, interpolate="step-after"
     )
@@ -126,7 +124,7 @@ def _front_title(layouts: pd.DataFrame, count: int, feasible: int, say: Words) -
     )
 
 
-def _log(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
+def log_axis(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
     """A logarithmic scale over the data, ticks at 1, 2 and 5 of each power of ten."""
     least, most = float(values.min()), float(values.max())
     if also is not None:
@@ -210,30 +208,26 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     )
 
 
-def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Drawing:
-    """Each stage's peak by category, with the device's capacity."""
+def stages(held: Sequence[Mapping[str, int]], capacity: int, device: str, style: Look) -> Drawing:
+    """What a rank of each stage holds at its peak, with the device's capacity. `held`: by stage, category → bytes."""
     say, named = style.say, categories(style.say)
-    unit = byte_unit(max(capacity, *(p.total for p in peaks)))
+    codes = list(held[0])
+    totals = [sum(one.values()) for one in held]
+    unit = byte_unit(max(capacity, *totals))
     rows = pd.DataFrame(
         [
-            {
-                "stage": p.stage,
-                "category": named[category],
-                "amount": p.bytes[category] / unit.size,
-                "bytes": p.bytes[category],
-                "order": i,
-            }
-            for p in peaks
-            for i, category in enumerate(CATEGORIES)
+            {"stage": stage, "category": named[code], "amount": one[code] / unit.size, "bytes": one[code], "order": i}
+            for stage, one in enumerate(held)
+            for i, code in enumerate(codes)
         ]
     )
     bars = (
         alt.Chart(rows)
-        .mark_bar(stroke=style.background, strokeWidth=0.6, width=_no_wider(len(peaks)))
+        .mark_bar(stroke=style.background, strokeWidth=0.6, width=_no_wider(len(held)))
         .encode(
             x=alt.X("stage:O", title=say("pipeline stage"), axis=alt.Axis(labelAngle=0)),
             y=alt.Y("amount:Q", title=say("memory at the peak ({unit})", unit=unit.name)),
-            color=alt.Color("category:N", scale=colours(style.category, list(CATEGORIES), named)),
+            color=alt.Color("category:N", scale=colours(style.category, codes, named)),
             order=alt.Order("order:Q"),
             tooltip=[
                 alt.Tooltip("stage:O", title=say("stage")),
@@ -242,8 +236,8 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
             ],
         )
     )
-    title = _stages_title(peaks, capacity, say)
-    layers = [bars, *_capacity(capacity / unit.size, device, style)]
+    title = _stages_title(totals, capacity, say)
+    layers = [bars, *capacity_line(capacity / unit.size, device, style)]
     return Drawing(
         subject=say("Memory of each stage"),
         title=title,
@@ -260,7 +254,7 @@ def _no_wider(bars: int) -> alt.RelativeBandSize:
     return alt.RelativeBandSize(0.7 * min(1.0, bars / _FEW))
 
 
-def _capacity(at: float, device: str, style: Look) -> list[alt.Chart]:
+def capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
     """A line across, with the device's name on a ground that keeps it legible over the bars."""
     edge = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
     label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
@@ -272,12 +266,12 @@ def _capacity(at: float, device: str, style: Look) -> list[alt.Chart]:
     ]
 
 
-def _stages_title(peaks: Sequence[Peak], capacity: int, say: Words) -> str:
+def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
     """Whether it fits, and what the fullest stage needs; a stage is named only where there are others."""
-    fullest = max(peaks, key=lambda p: p.total)
-    over = [p.stage for p in peaks if p.total > capacity]
-    values = {"stage": fullest.stage, "most": in_bytes(fullest.total), "size": in_bytes(capacity)}
-    if len(peaks) == 1:
+    need = max(totals)
+    over = [stage for stage, total in enumerate(totals) if total > capacity]
+    values = {"stage": totals.index(need), "most": in_bytes(need), "size": in_bytes(capacity)}
+    if len(totals) == 1:
         if over:
             return say("It does not fit: each rank needs {most} and has {size}", most=values["most"], size=values["size"])
         return say("It fits: each rank needs {most} of {size}", most=values["most"], size=values["size"])

@@ -10,16 +10,17 @@ import streamlit as st
 from engine.predict.memory import memory
 from engine.predict.planner.explain import Lever, Reason, way_to_fit
 from engine.spec import RequestError
+from engine.tables import CATEGORIES
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, form, heatmap, names, published, rehearsing
+from pages.plan import detail, form, heatmap, names, published, rehearsing, serving
 from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_csv, found
-from pages.plan.request import DEFAULT, Request, of_link, to_link
+from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
 from pages.shared import drawing
 from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
@@ -33,17 +34,38 @@ _KEPT = (LANG, heatmap.MAP, rehearsing.DRY)  # parameters of the link that are n
 def show(service: Service) -> None:
     words = say()
     st.html(f'<h1 class="ss-unseen">{words("Plan")}</h1>')
-    request = _read()
+    request, serves = _read()
     with st.sidebar:
-        form.draw(request)
-    _keep(request)
+        form.draw(request, serves)
+    _keep(request, serves)
+    if serves is None:
+        _train(service, request, words)
+    else:
+        _serve(request, serves, words)
+
+
+def _serve(request: Request, serves: Serving, words: Words) -> None:
+    try:
+        with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}")):
+            table = serving.served(request, serves)
+    except RequestError as error:
+        _refuse(error, words)
+        return
+    serving.draw(serving.Asked(request, serves, _row(len(table))), _choose)
+
+
+def _refuse(error: RequestError, words: Words) -> None:
+    told = inert(words.sentence(error.sentence))
+    st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
+
+
+def _train(service: Service, request: Request, words: Words) -> None:
     try:
         with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}"), show_time=True):
-            row = _row(searched(request))
+            row = _row(searched(request).count)
             plan = planned(request, row)
     except RequestError as error:
-        told = inert(words.sentence(error.sentence))
-        st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
+        _refuse(error, words)
         heatmap.draw(request)
         return
     st.markdown(f"### {_headline(request, plan, words)}", anchors=False)
@@ -65,20 +87,21 @@ def show(service: Service) -> None:
 # --------------------------------------------------------------------------------------------------------- what is asked
 
 
-def _read() -> Request:
+def _read() -> tuple[Request, Serving | None]:
+    link = st.query_params.to_dict()
     try:
-        return of_link(st.query_params.to_dict())
+        return of_link(link), serving_of_link(link)
     except RequestError as error:
         st.warning(
             f"{inert(say().sentence(error.sentence))} {say()('The defaults are shown instead.')}", icon=":material/link_off:"
         )
-        return DEFAULT
+        return DEFAULT, None
 
 
-def _keep(request: Request) -> None:
+def _keep(request: Request, serves: Serving | None) -> None:
     """Make the link say what is planned, and no more."""
     held = st.query_params.to_dict()
-    wanted = to_link(request) | {name: held[name] for name in (*_KEPT, ROW) if name in held}
+    wanted = to_link(request) | serving_to_link(serves) | {name: held[name] for name in (*_KEPT, ROW) if name in held}
     if held != wanted:
         st.query_params.from_dict(wanted)
 
@@ -100,11 +123,11 @@ def _with(request: Request, row: int) -> Found:
     return done_apart(found, request, row)
 
 
-def _row(plan: Found) -> int:
+def _row(count: int) -> int:
     """The layout looked at: the link's, or the best."""
     written = st.query_params.get(ROW, "0")
     row = int(written) if written.isascii() and written.isdigit() and len(written) < 9 else 0
-    return row if row < plan.count else 0
+    return row if row < count else 0
 
 
 def _choose(row: int) -> None:
@@ -237,8 +260,8 @@ def front(request: Request, row: int, view: View) -> Drawing:
 @st.cache_data(max_entries=64, show_spinner=False)
 def stages(request: Request, row: int, view: View) -> Drawing:
     plan = planned(request, row)
-    peaks = memory(plan.spec(row)).peaks
-    return drawing.packed(charts.stages(peaks, plan.device.memory_bytes, plan.device.name, look(view)))
+    held = [{name: peak.bytes[name] for name in CATEGORIES} for peak in memory(plan.spec(row)).peaks]
+    return drawing.packed(charts.stages(held, plan.device.memory_bytes, plan.device.name, look(view)))
 
 
 # ------------------------------------------------------------------------------------------------------------- the table

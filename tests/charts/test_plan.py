@@ -38,10 +38,11 @@ def test_the_front_fills_its_axes_and_has_in_its_table_what_it_draws(found: Foun
 
 
 def test_stages_that_do_not_fit_are_named_together():
-    peaks = memory(RunSpec(layout=LayoutSpec(pp=2))).peaks
-    small = plan.stages(peaks, min(p.total for p in peaks) - 1, "tiny", LIGHT)
+    held = [peak.bytes for peak in memory(RunSpec(layout=LayoutSpec(pp=2))).peaks]
+    totals = [sum(one.values()) for one in held]
+    small = plan.stages(held, min(totals) - 1, "tiny", LIGHT)
     assert small.title.startswith("It does not fit on stages 0–1: stage 0 needs ")
-    large = plan.stages(peaks, 10 * max(p.total for p in peaks), "big", LIGHT)
+    large = plan.stages(held, 10 * max(totals), "big", LIGHT)
     assert large.title.startswith("It fits: stage 0 is fullest")
     assert plan.ranges([4, 0, 1, 2, 7, 8]) == "0–2, 4, 7–8"
 

@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_desk import Rehearsed
 from engine.predict.memory import memory
 from engine.predict.papers.figures import references
+from engine.predict.planner.serving import serving as predicted
 from engine.spec import LayoutSpec, RequestError, RunSpec
+from pages.charts.units import in_bytes
 from pages.charts.words import words
 from pages.plan.cells import cell
 from pages.plan.published import concerns
@@ -144,6 +147,38 @@ def test_a_device_comes_from_a_file_or_says_what_is_wrong_with_it() -> None:
 def test_the_page_speaks_chinese() -> None:
     app = page(lang="zh")
     assert words("zh")("Model") in text(app)
+
+
+# -------------------------------------------------------------------------------------------------------------- serving
+
+
+def test_serving_is_asked_for_by_the_link_and_says_what_the_engine_does() -> None:
+    asked = {"model": "gpt3-13b", "device": "h100-80gb", "ranks": "4", "for": "serving", "length": "1024", "row": "1"}
+    app = opened("plan", service(Path("nowhere"))[0], **asked)
+    assert not app.exception
+    assert linked(app) == asked
+    table = predicted(MODELS["gpt3-13b"], 4, DEVICES["h100-80gb"], 1024)
+    best, second = table.iloc[0], table.iloc[1]
+    assert "Serving gpt3-13b on 4 × h100-80gb: it fits" in text(app)
+    assert f"Number 2 of the {table['fits'].sum()} layouts that fit, of {len(table)}" in text(app)
+    assert str(second["layout"]) in text(app)
+    assert in_bytes(int(second["parameters_bytes"])) in text(app)
+    app.number_input(key="plan/sequences").set_value(7).run()
+    assert linked(app) == {name: value for name, value in asked.items() if name != "row"} | {"sequences": "7"}
+    app.segmented_control(key="plan/for").set_value("training").run()
+    assert linked(app) == {name: asked[name] for name in ("model", "device", "ranks")}
+    assert float(best["tokens_per_second"]) > float(second["tokens_per_second"])
+
+
+def test_what_cannot_be_served_says_why() -> None:
+    base = {"device": "h100-80gb", "ranks": "4", "for": "serving"}
+    app = opened("plan", service(Path("nowhere"))[0], model="gpt3-175b", lang="zh", **base)
+    assert not app.exception
+    assert "80" in app.warning[0].value or "74.5 GiB" in app.warning[0].value
+    app = opened("plan", service(Path("nowhere"))[0], model="bert-base", **base)
+    assert "Bert does not predict the next token" in app.error[0].value
+    app = opened("plan", service(Path("nowhere"))[0], model="gpt2-1.5b", length="x", **base)
+    assert "The link's length “x” is no whole number" in app.warning[0].value
 
 
 # ------------------------------------------------------------------------------------------- what stands below the answer
