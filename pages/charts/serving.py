@@ -64,11 +64,9 @@ def _speeds_title(layouts: pd.DataFrame, say: Words) -> str:
     fitting = layouts[layouts["fits"]]
     if not len(fitting):
         return say("None of the {count} layouts fits", count=f"{len(layouts):,}")
-    best = fitting.iloc[0]
     return say(
-        "The fastest gives {tokens} tokens a second, {wait} ms apart in a sequence; the quickest has them {least} ms apart",
-        tokens=short(float(best["tokens_per_second"]), say),
-        wait=significant(1e3 * float(best["token_s"])),
+        "Up to {tokens} tokens a second; the shortest wait for one is {least} ms",
+        tokens=short(float(fitting["tokens_per_second"].max()), say),
         least=significant(1e3 * float(fitting["token_s"].min())),
     )
 
@@ -112,9 +110,10 @@ def growing(
     base = alt.Chart(pd.DataFrame({"amount": [parameters / unit.size], "text": [say("parameters")]}))
     length, sequences = here
     now = rows[(rows["length"] == length) & (rows["sequences"] == sequences)]
+    below = 9 if parameters <= capacity else -9  # beside the device's name, which stands above its line
     layers = [
         base.mark_rule(color=style.blue, strokeWidth=1.5).encode(y="amount:Q"),
-        base.mark_text(align="right", dy=9, fontSize=12, fontWeight=600, color=style.blue).encode(
+        base.mark_text(align="right", dy=below, fontSize=12, fontWeight=600, color=style.blue).encode(
             y="amount:Q", x=alt.value("width"), text="text:N"
         ),
         line.mark_line(strokeWidth=2.2),

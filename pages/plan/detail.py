@@ -23,7 +23,7 @@ from pages.shared.frame import say, view
 from pages.shared.service import Service
 
 
-def draw(service: Service, found: Found, row: int) -> None:
+def draw(found: Found, row: int) -> None:
     words = say()
     other = _rival(found, row)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
@@ -32,7 +32,9 @@ def draw(service: Service, found: Found, row: int) -> None:
         with grid.cell():
             if other is not None:
                 _why(found, row, other, words)
-    _onward(service, found, row, words)
+    with st.container(horizontal=True, gap="small", vertical_alignment="center", key="plan-onward"):
+        for framework in FRAMEWORKS:
+            _settings(found.spec(row), framework, words)
     rehearsing.draw(found, row)
 
 
@@ -75,15 +77,12 @@ def _why(found: Found, row: int, other: int, words: Words) -> None:
     )
 
 
-def _onward(service: Service, found: Found, row: int, words: Words) -> None:
-    spec = found.spec(row)
-    code = links.encode(Choice.of(spec, service.texts))
+def onward(service: Service, found: Found, row: int, words: Words) -> None:
+    """Links to the pages on which the layout can be looked at further."""
+    code = links.encode(Choice.of(found.spec(row), service.texts))
     device = found.device.name if found.device.name in DEVICES else "none"
-    with st.container(horizontal=True, gap="small", vertical_alignment="center", key="plan-onward"):
-        ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": device})
-        ways.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([code])))
-        for framework in FRAMEWORKS:
-            _settings(spec, framework, words)
+    ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": device})
+    ways.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([code])))
 
 
 def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:

@@ -68,8 +68,10 @@ def _train(service: Service, request: Request, words: Words) -> None:
         _refuse(error, words)
         heatmap.draw(request)
         return
-    st.markdown(f"### {_headline(request, plan, words)}", anchors=False)
-    _chooser(plan, row, words)
+    st.markdown(f"## {_headline(request, plan, words)}", anchors=False)
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+        _chooser(plan, row, words)
+        detail.onward(service, plan, row, words)
     drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(request, plan, row, words)
@@ -78,7 +80,7 @@ def _train(service: Service, request: Request, words: Words) -> None:
             drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
         with grid.cell():
             drawing.show(stages(request, row, view()), "plan-stages")
-    detail.draw(service, plan, row)
+    detail.draw(plan, row)
     _table(request, plan, row, words)
     heatmap.draw(request)
     published.draw(request)

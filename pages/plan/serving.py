@@ -32,7 +32,7 @@ from pages.shared.kept import kept
 from pages.shared.unfolding import unfolding
 
 _SHARES = (0.25, 0.5, 1, 2, 4)  # of the length: what else is drawn beside it
-_TABLE_PX = 318
+_TABLE_PX, _ROW_PX = 318, 35
 # What the symbols of formulas stand for here, where that is not what they do in training.
 _SYMBOLS = SYMBOLS | {
     "B": sentence("sequences at a time, of one replica"),
@@ -99,7 +99,7 @@ def draw(asked: Asked, choose: Any) -> None:
         if fitting
         else words("Serving {model} on {ranks} × {device}: no layout fits", **values)
     )
-    st.markdown(f"### {headline}", anchors=False)
+    st.markdown(f"## {headline}", anchors=False)
     _chooser(asked, choose, words)
     drawing.heading(_place(asked, fitting, words), asked.layout.code)
     st.html(as_html(_figures(asked, words)))
@@ -145,7 +145,7 @@ def _figures(asked: Asked, words: Words) -> list[Figure]:
     tokens = words.plural("{count} token", "{count} tokens", asked.length)
     return [
         Figure(words("Parameters"), in_bytes(int(r["parameters_bytes"])), words("of the fullest rank")),
-        Figure(words("KV cache"), in_bytes(int(r["cache_bytes"])), words("of a sequence of {tokens}, there", tokens=tokens)),
+        Figure(words("KV cache"), in_bytes(int(r["cache_bytes"])), words("for a sequence of {tokens}", tokens=tokens)),
         Figure(
             words("Sequences"),
             f"{int(r['sequences']):,}",
@@ -292,7 +292,7 @@ def _table(asked: Asked, fitting: int, choose: Any, words: Words) -> None:
         shown,
         hide_index=True,
         width="stretch",
-        height=_TABLE_PX,
+        height=min(_TABLE_PX, _ROW_PX * (len(table) + 1) + 3),
         column_config={
             "layout": text(words("layout"), width=112),
             "parameters": number(words("parameters (GiB)"), format="%.1f"),
