@@ -138,8 +138,8 @@ def _growing_title(most: dict[int, int], length: int, parameters: int, capacity:
     if parameters > capacity:
         return say("The parameters alone take {share} of the device", share=percent(parameters / capacity))
     return say.plural(
-        "{count} sequence of {tokens} fits at a time beside the parameters",
-        "{count} sequences of {tokens} fit at a time beside the parameters",
+        "A replica holds {count} sequence of {tokens} at a time",
+        "A replica holds {count} sequences of {tokens} at a time",
         most.get(length, 0),
         tokens=_tokens(length, say),
     )

@@ -7,7 +7,9 @@ while with the process that searched, which is asked again for whatever else is 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pandas as pd
@@ -77,9 +79,12 @@ def found(request: Request, row: int = 0) -> Found:
     return Found(len(layouts), plan.feasible, replace(plan, layouts=few, grid=plan.grid.take(rows), pace=plan.pace.take(rows)))
 
 
-def as_csv(request: Request) -> bytes:
-    """All layouts."""
-    return _whole(request).layouts.to_csv(index=False).encode()
+def as_zip(request: Request) -> bytes:
+    """All layouts as a CSV file in a zip: tens of MB of text, which the server keeps while it is fetched."""
+    file = BytesIO()
+    with ZipFile(file, "w", ZIP_DEFLATED, compresslevel=1) as zipped:
+        zipped.writestr("shardscope-plan.csv", _whole(request).layouts.to_csv(index=False))
+    return file.getvalue()
 
 
 @kept(2)

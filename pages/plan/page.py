@@ -19,7 +19,7 @@ from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
 from pages.plan import detail, form, heatmap, names, published, rehearsing, serving
 from pages.plan.form import ROW
-from pages.plan.found import TOP, Found, as_csv, found
+from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
 from pages.shared import drawing
 from pages.shared.apart import done_apart
@@ -296,10 +296,10 @@ def _table(request: Request, plan: Found, row: int, words: Words) -> None:
         alt=words("Best layouts"),
     )
     st.download_button(
-        words("All {count} layouts as CSV", count=f"{plan.count:,}"),
-        data=lambda: done_apart(as_csv, request),
-        file_name="shardscope-plan.csv",
-        mime="text/csv",
+        words("All {count} layouts as CSV, zipped", count=f"{plan.count:,}"),
+        data=lambda: done_apart(as_zip, request),
+        file_name="shardscope-plan.csv.zip",
+        mime="application/zip",
         icon=":material/download:",
         on_click="ignore",
     )
