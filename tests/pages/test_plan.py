@@ -6,6 +6,7 @@ The papers' account of memory is asked for throughout, which is weighed in a mom
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -23,7 +24,9 @@ from engine.predict.planner.serving import serving as predicted
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.units import in_bytes
 from pages.charts.words import words
+from pages.plan import heatmap
 from pages.plan.cells import cell
+from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.rehearsing import compared, far, passes_of, signed
 from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
@@ -149,6 +152,26 @@ def test_the_page_speaks_chinese() -> None:
     assert words("zh")("Model") in text(app)
 
 
+# ------------------------------------------------------------------------------------------------- what the server keeps
+
+
+def test_of_a_search_the_server_keeps_what_is_shown_and_any_layout_that_is_asked_for() -> None:
+    asked = Request(accounting="korthikanti2022")
+    plan = asked.plan()
+    hidden = next(row for row in range(len(plan.layouts) - 1, 0, -1) if row not in found(asked))
+    few = found(asked, hidden)
+    rows = few.layouts.index
+    assert (few.count, few.feasible) == (len(plan.layouts), plan.feasible)
+    assert {*range(TOP), *plan.layouts.index[plan.layouts["pareto"]], hidden} <= {*rows}
+    assert len(rows) < 1.5 * MOST_POINTS
+    assert len(pickle.dumps(few)) < 2**19 < len(pickle.dumps(plan)) / 20
+    same_rows = few.layouts.drop(columns="drawn").astype(dict.fromkeys(plan.layouts.select_dtypes("category"), str))
+    assert same_rows.equals(plan.layouts.iloc[rows].astype(dict.fromkeys(plan.layouts.select_dtypes("category"), str)))
+    for row in (0, hidden):
+        assert few.spec(row) == plan.spec(row)
+        assert few.parts(row)["compute"] == plan.pace.compute[row]
+
+
 # -------------------------------------------------------------------------------------------------------------- serving
 
 
@@ -190,6 +213,14 @@ def test_a_cell_of_the_map_fits_or_says_why_not() -> None:
     assert small["mfu"] > 0.1
     assert large["mfu"] != large["mfu"]
     assert large["reason"].endswith(", and the device has 74.5 GiB")
+
+
+def test_the_map_is_drawn_with_every_combination(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heatmap, "MODELS", ("gpt2-1.5b", "gpt3-175b", "gpt3-13b"))
+    monkeypatch.setattr(heatmap, "COUNTS", (1, 8))
+    app = page(map="1", ranks="4")
+    assert "3 of 6 combinations fit" in text(app)
+    assert linked(app)["map"] == "1"
 
 
 def test_published_rows_of_the_model_or_the_device_come_first() -> None:
