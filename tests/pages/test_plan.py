@@ -29,7 +29,7 @@ from pages.plan.cells import cell
 from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.rehearsing import compared, far, passes_of, signed
-from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
+from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, serving_of_link, to_link
 from pages.shared import links
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
@@ -197,11 +197,13 @@ def test_what_cannot_be_served_says_why() -> None:
     base = {"device": "h100-80gb", "ranks": "4", "for": "serving"}
     app = opened("plan", service(Path("nowhere"))[0], model="gpt3-175b", lang="zh", **base)
     assert not app.exception
-    assert "80" in app.warning[0].value or "74.5 GiB" in app.warning[0].value
+    assert "74.5 GiB" in app.warning[0].value
+    assert "tp" in app.warning[0].value
     app = opened("plan", service(Path("nowhere"))[0], model="bert-base", **base)
     assert "Bert does not predict the next token" in app.error[0].value
-    app = opened("plan", service(Path("nowhere"))[0], model="gpt2-1.5b", length="x", **base)
-    assert "The link's length “x” is no whole number" in app.warning[0].value
+    with pytest.raises(RequestError, match="The link's length “x” is no whole number"):
+        serving_of_link({"for": "serving", "length": "x"})
+    assert serving_of_link({"length": "x"}) is None
 
 
 # ------------------------------------------------------------------------------------------- what stands below the answer
