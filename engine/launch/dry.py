@@ -5,6 +5,7 @@
 Without --rank, one rank of each stage. Real devices are used by one rank at a time; without one, as many ranks rehearse at once
 as there are cores. Events leave as JSON lines on standard output:
 
+    {"event": "acted", "actions": …, "of": …}    a few times a second: of all ranks together, how many are over
     {"event": "rehearsed", "rank": …, "done": …, "of": …}
     {"event": "finished", "how": "done" | "wrong" | "failed", "message": …, "traceback": …}
 
@@ -47,11 +48,17 @@ class RankError(Exception):
 
 
 def rehearse_all(
-    spec: RunSpec, ranks: Sequence[int], device: Device, most: int, told: Callable[[int, int], None] = lambda rank, done: None
+    spec: RunSpec,
+    ranks: Sequence[int],
+    device: Device,
+    most: int,
+    told: Callable[[int, int], None] = lambda rank, done: None,
+    acted: Callable[[int, int], None] = lambda rank, over: None,
 ) -> dict[int, Rehearsal]:
     """Rehearse each rank in a process of its own, `most` at a time. Raises `RankError`, and leaves no process.
 
-    `told(rank, done)` hears of each and how many that makes. To be called by a process that has not used torch yet.
+    `told(rank, done)` hears of each and how many that makes; `acted(rank, over)` a few times a second how many actions of a rank
+    are over. To be called by a process that has not used torch yet.
     """
     context = multiprocessing.get_context("fork")
     waiting, found = deque(ranks), {}
@@ -66,8 +73,13 @@ def rehearse_all(
                 theirs.close()
                 running[ours] = rank, process
             for pipe in wait(list(running)):
-                rank, process = running.pop(pipe)
-                found[rank] = _answer(pipe, process, rank)
+                rank, process = running[pipe]
+                answer = _said(pipe, process, rank)
+                if isinstance(answer, int):
+                    acted(rank, answer)
+                    continue
+                del running[pipe]
+                found[rank] = answer
                 told(rank, len(found))
     finally:
         for _, process in running.values():
@@ -75,19 +87,22 @@ def rehearse_all(
     return found
 
 
-def _answer(pipe: Any, process: Any, rank: int) -> Rehearsal:
+def _said(pipe: Any, process: Any, rank: int) -> int | Rehearsal:
+    """How many of its actions are over, or its rehearsal, with which its process ends. Raises `RankError`."""
     from engine.launch.verdict import Raised
 
     try:
-        answer = pipe.recv()
+        said = pipe.recv()
     except EOFError:
         process.join()
-        answer = Raised(f"the process of rank {rank} ended with exit status {process.exitcode}, without saying why", "")
+        said = Raised(f"the process of rank {rank} ended with exit status {process.exitcode}, without saying why", "")
+    if isinstance(said, int):
+        return said
     process.join()
     pipe.close()
-    if isinstance(answer, Raised):
-        raise RankError(answer)
-    return answer
+    if isinstance(said, Raised):
+        raise RankError(said)
+    return said
 
 
 def _be_rank(answer: Connection, spec: RunSpec, rank: int, device: Device) -> None:
@@ -97,7 +112,7 @@ def _be_rank(answer: Connection, spec: RunSpec, rank: int, device: Device) -> No
 
     end_with_parent()
     try:
-        answer.send(rehearse(spec, rank, device, textbook(spec)))
+        answer.send(rehearse(spec, rank, device, textbook(spec), told=answer.send))
     except Exception as error:  # noqa: BLE001  the parent hears of it, whatever it is
         answer.send(account(error))
 
@@ -132,17 +147,25 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
     most = (os.cpu_count() or 1) if device == "none" else 1
+    clock, each = textbook(spec), spec.layout.dp * spec.layout.tp
+    all_ = {rank: rehearsal.actions_of(spec, rank // each, device, clock) for rank in ranks}
+    over = dict.fromkeys(ranks, 0)
+
+    def acted(rank: int, actions: int) -> None:
+        over[rank] = actions
+        _tell({"event": "acted", "actions": sum(over.values()), "of": sum(all_.values())})
 
     def told(rank: int, done: int) -> None:
         _tell({"event": "rehearsed", "rank": rank, "done": done, "of": len(ranks)})
+        acted(rank, all_[rank])
 
-    found = rehearse_all(spec, ranks, device, most, told)
+    found = rehearse_all(spec, ranks, device, most, told, acted)
     import torch
 
     why = "a dry run: one rank at a time, without the others, " + ("on fake tensors" if device == "none" else f"on this {device}")
     where = environment(Backend("none", torch.device("cpu" if device == "none" else device), why))
     rows = {r: rehearsed.rows for r, rehearsed in found.items()}
-    answer = result(spec, rows, rank is None, textbook(spec), where, time.monotonic() - began)
+    answer = result(spec, rows, rank is None, clock, where, time.monotonic() - began)
     answer.summary["grown_bytes"] = max(rehearsed.grown_bytes for rehearsed in found.values())
     save(answer, out)
 

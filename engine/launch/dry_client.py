@@ -67,8 +67,14 @@ class DryRun:
         self._cancelled = True
         self._process.kill()
 
-    def wait(self, told: Callable[[int, int], None] = lambda done, of: None) -> Path:
+    def wait(
+        self,
+        told: Callable[[int, int], None] = lambda done, of: None,
+        acted: Callable[[int, int], None] = lambda actions, of: None,
+    ) -> Path:
         """The folder of its result. `told(done, of)` hears how many of how many ranks have been rehearsed.
+
+        `acted(actions, of)` hears a few times a second how many of how many actions are over, of all these ranks together.
 
         Raises `RequestError` if it cannot be done as asked, and `DryRunError`.
         """
@@ -78,6 +84,8 @@ class DryRun:
             event = json.loads(line)
             if event["event"] == "rehearsed":
                 told(event["done"], event["of"])
+            elif event["event"] == "acted":
+                acted(event["actions"], event["of"])
             elif event["event"] == "finished":
                 end = event
         if end["how"] == "wrong":

@@ -26,7 +26,8 @@ _LOOKED_S = 0.5  # how often it is seen whether somebody still looks
 class Rehearsed:
     """One dry run: `done` of `of` ranks so far, and when it is done the peak of each rank that was rehearsed.
 
-    `rank` None: one of each stage. `message` is a sentence of why it failed, `traceback` that of the rank it happened on.
+    `actions` of `of_actions` of all these ranks together are over, 0 of 0 until the first are. `rank` None: one of each stage.
+    `message` is a sentence of why it failed, `traceback` that of the rank it happened on.
     """
 
     id: str
@@ -36,6 +37,8 @@ class Rehearsed:
     phase: Phase = "on"
     done: int = 0
     of: int = 1
+    actions: int = 0
+    of_actions: int = 0
     peaks: pd.DataFrame | None = None  # the columns of memory_peak
     seconds: float = 0.0
     message: str = ""
@@ -114,8 +117,11 @@ class DryRunDesk:
         def told(done: int, of: int) -> None:
             self._becomes(id, {"done": done, "of": of})
 
+        def acted(actions: int, of: int) -> None:
+            self._becomes(id, {"actions": actions, "of_actions": of})
+
         try:
-            result = store.load(running.wait(told))
+            result = store.load(running.wait(told, acted))
         except RequestError as error:
             return {"phase": "failed", "message": error.sentence}
         except DryRunError as error:

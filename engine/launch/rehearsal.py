@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from engine.measure.process import resident_bytes
 from engine.measure.recorder import Recorder
 from engine.measure.shadow import ShadowAllocator
 from engine.parallel.comm import Comm
+from engine.schedule import Action
 from engine.spec import RequestError, RunSpec
 from engine.topology import Mesh
 from engine.worker import Trainer
@@ -26,6 +27,7 @@ from engine.worker import Trainer
 Device = Literal["none", "cpu", "cuda"]
 Rows = dict[str, list[dict[str, Any]]]
 Warp = Callable[[int], int]
+_TOLD_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,35 @@ class _NoLink:
     def at(self, doing: str) -> None: ...
 
 
-def rehearse(spec: RunSpec, rank: int, device: Device, clock: Textbook) -> Rehearsal:
+class _Telling(Recorder):
+    """Tells from time to time how many actions are over."""
+
+    def __init__(self, told: Callable[[int], None]) -> None:
+        super().__init__()
+        self._told, self._over, self._next = told, 0, time.monotonic() + _TOLD_S
+
+    @contextmanager
+    def action(self, action: Action, phase: str) -> Iterator[None]:
+        with super().action(action, phase):
+            yield
+        self._over += 1
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + _TOLD_S
+            self._told(self._over)
+
+
+def actions_of(spec: RunSpec, stage: int, device: Device, clock: Textbook) -> int:
+    """How many actions a rehearsal of a rank of `stage` goes through."""
+    settles = device != "none" and not spec.generate.skip_training  # by a step before the one that is traced
+    return len(clock.stages[stage]) * (2 if settles else 1)
+
+
+def rehearse(
+    spec: RunSpec, rank: int, device: Device, clock: Textbook, told: Callable[[int], None] = lambda over: None
+) -> Rehearsal:
     """Do one step (or generate once) as `rank`, without the others. Rows of memory, traffic and spans, on the textbook's clock.
+
+    `told` hears a few times a second how many actions are over, of `actions_of`.
 
     On device "none" tensors are fake; on "cpu" and "cuda" they are real, measured by the allocator of that device, and what the
     others would have sent is zeros. Call it once in a process: what an earlier run left is measured too. Raises `RequestError`
@@ -57,7 +86,7 @@ def rehearse(spec: RunSpec, rank: int, device: Device, clock: Textbook) -> Rehea
         raise RequestError("--device cuda needs a GPU, and there is none here; without it the dry run needs no device at all")
     began, before = time.monotonic(), resident_bytes()
     torch.set_num_threads(1)
-    recorder = Recorder()
+    recorder = _Telling(told)
     with ExitStack() as stack:
         make_tracer: Any = Tracer
         if device == "none":

@@ -30,7 +30,8 @@ def must_write(model: ModelSpec) -> None:
     """Raises `RequestError` where the model's family does not generate text."""
     if model.parts.objective not in ("causal", "seq2seq"):
         writers = [name for name, family in FAMILIES.items() if family.objective in ("causal", "seq2seq")]
-        raise RequestError(f"{model.family} does not predict the next token; {', '.join(writers)} do")
+        told = sentence("{family} does not predict the next token; {others} do", family=model.family, others=", ".join(writers))
+        raise RequestError(told)
 
 
 def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int) -> tuple[Term, ...]:

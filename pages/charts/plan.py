@@ -9,9 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from engine.predict.memory import Peak
 from engine.predict.speed.pace import PARTS
-from engine.tables import CATEGORIES
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
 from pages.charts.names import categories, schedule
@@ -19,23 +17,25 @@ from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
 
-MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
-_SLOWEST, _LARGEST = 10, 4  # times the fastest, and times the device, beyond which a layout is not drawn
 _MOST_TICKS = 9
 _FEW = 6  # stages
 
 
-def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
-    """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line."""
+def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
+    """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line.
+
+    `layouts`: of a plan's `count` layouts, `feasible` of which fit, all that are on the front and others, by their number. Those
+    with `drawn` are drawn, and the one that is chosen.
+    """
     say, unit = style.say, byte_unit(capacity)
-    drawn = _thinned(_seen(layouts, capacity, chosen), chosen)
+    drawn = layouts[layouts["drawn"] | (layouts.index == chosen)].rename_axis("row").reset_index()
     rows = _points(drawn, unit.size, say)
     x = alt.X(
         "memory:Q",
         title=say("memory of the fullest device ({unit})", unit=unit.name),
-        **_log(rows["memory"], capacity / unit.size),
+        **log_axis(rows["memory"], capacity / unit.size),
     )
-    y = alt.Y("step_s:Q", title=say("time of a step (s)"), **_log(rows["step_s"]))
+    y = alt.Y("step_s:Q", title=say("time of a step (s)"), **log_axis(rows["step_s"]))
     line = alt.Chart(rows[rows["pareto"]].sort_values("memory")).mark_line(
         color=style.orange, strokeWidth=2, interpolate="step-after"
     )
@@ -50,16 +50,16 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
         _clickable(rows, x, y, unit.name, style),
         here.encode(x=x, y=y),
     ]
-    title = _front_title(layouts, say)
+    title = _front_title(layouts, count, feasible, say)
     reading = say(
         "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
         "and smaller. The dashed line is what the device has. Click a point to look at that layout."
     )
-    if len(drawn) < len(layouts):
+    if len(drawn) < count:
         reading += " " + say(
             "Of {count} layouts {drawn} are drawn: the front, the fastest, and a sample of the others that come near them; the "
             "file below has all.",
-            count=f"{len(layouts):,}",
+            count=f"{count:,}",
             drawn=f"{len(drawn):,}",
         )
     return Drawing(
@@ -67,7 +67,7 @@ def front(layouts: pd.DataFrame, capacity: int, device: str, chosen: int, style:
         title=title,
         reading=reading,
         spec=finish(alt.layer(*layers).properties(height=320), style, title),
-        table=layouts.iloc[drawn["row"].to_numpy()],  # so that what is kept of a search is small
+        table=drawn.drop(columns=["row", "drawn"]),
     )
 
 
@@ -110,36 +110,21 @@ def _clickable(rows: pd.DataFrame, x: alt.X, y: alt.Y, unit: str, style: Look) -
     )
 
 
-def _front_title(layouts: pd.DataFrame, say: Words) -> str:
-    if not (count := int(layouts["fits"].sum())):
-        return say("None of the {count} layouts fits", count=f"{len(layouts):,}")
+def _front_title(layouts: pd.DataFrame, count: int, feasible: int, say: Words) -> str:
+    if not feasible:
+        return say("None of the {count} layouts fits", count=f"{count:,}")
     ends = layouts[layouts["pareto"]]
     return say.plural(
         "{count} layout fits; {front} of them are on the front, from {least} to {most}",
         "{count} layouts fit; {front} of them are on the front, from {least} to {most}",
-        count,
+        feasible,
         front=len(ends),
         least=in_bytes(int(ends["memory_bytes"].min())),
         most=in_bytes(int(ends["memory_bytes"].max())),
     )
 
 
-def _seen(layouts: pd.DataFrame, capacity: int, chosen: int) -> pd.DataFrame:
-    """The layouts worth drawing, with their numbers.
-
-    No slower than ten times the fastest, or than what of the front is, and no larger than four times the device: what lies
-    beyond would take most of the room.
-    """
-    rows = layouts.assign(row=range(len(layouts)))
-    fastest = float(rows["step_s"].min())
-    near = (rows["step_s"] <= _SLOWEST * fastest) & (rows["memory_bytes"] <= _LARGEST * capacity)
-    if not near.any():  # nothing comes near the device: those that come nearest
-        near = rows["memory_bytes"] <= 2 * rows["memory_bytes"].min()
-    kept = near | rows["pareto"] & (rows["step_s"] <= 4 * _SLOWEST * fastest) | (rows["row"] == chosen)
-    return rows[kept]
-
-
-def _log(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
+def log_axis(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
     """A logarithmic scale over the data, ticks at 1, 2 and 5 of each power of ten."""
     least, most = float(values.min()), float(values.max())
     if also is not None:
@@ -165,17 +150,6 @@ def _run_as(row: Any, say: Words) -> str:
         else []
     )
     return ", ".join(said)
-
-
-def _thinned(layouts: pd.DataFrame, chosen: int) -> pd.DataFrame:
-    """At most about `MOST_POINTS` of the rows: the front, the fastest, and an even sample of the rest."""
-    rows = layouts
-    if len(rows) <= MOST_POINTS:
-        return rows
-    kept = rows["pareto"] | (rows["row"] < MOST_POINTS // 3) | (rows["row"] == chosen)
-    rest = rows[~kept]
-    step = max(1, len(rest) // (MOST_POINTS * 2 // 3))
-    return pd.concat([rows[kept], rest.iloc[::step]]).sort_values("row")
 
 
 def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing:
@@ -234,30 +208,26 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     )
 
 
-def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Drawing:
-    """Each stage's peak by category, with the device's capacity."""
+def stages(held: Sequence[Mapping[str, int]], capacity: int, device: str, style: Look) -> Drawing:
+    """What a rank of each stage holds at its peak, with the device's capacity. `held`: by stage, category → bytes."""
     say, named = style.say, categories(style.say)
-    unit = byte_unit(max(capacity, *(p.total for p in peaks)))
+    codes = list(held[0])
+    totals = [sum(one.values()) for one in held]
+    unit = byte_unit(max(capacity, *totals))
     rows = pd.DataFrame(
         [
-            {
-                "stage": p.stage,
-                "category": named[category],
-                "amount": p.bytes[category] / unit.size,
-                "bytes": p.bytes[category],
-                "order": i,
-            }
-            for p in peaks
-            for i, category in enumerate(CATEGORIES)
+            {"stage": stage, "category": named[code], "amount": one[code] / unit.size, "bytes": one[code], "order": i}
+            for stage, one in enumerate(held)
+            for i, code in enumerate(codes)
         ]
     )
     bars = (
         alt.Chart(rows)
-        .mark_bar(stroke=style.background, strokeWidth=0.6, width=_no_wider(len(peaks)))
+        .mark_bar(stroke=style.background, strokeWidth=0.6, width=_no_wider(len(held)))
         .encode(
             x=alt.X("stage:O", title=say("pipeline stage"), axis=alt.Axis(labelAngle=0)),
             y=alt.Y("amount:Q", title=say("memory at the peak ({unit})", unit=unit.name)),
-            color=alt.Color("category:N", scale=colours(style.category, list(CATEGORIES), named)),
+            color=alt.Color("category:N", scale=colours(style.category, codes, named)),
             order=alt.Order("order:Q"),
             tooltip=[
                 alt.Tooltip("stage:O", title=say("stage")),
@@ -266,8 +236,8 @@ def stages(peaks: Sequence[Peak], capacity: int, device: str, style: Look) -> Dr
             ],
         )
     )
-    title = _stages_title(peaks, capacity, say)
-    layers = [bars, *_capacity(capacity / unit.size, device, style)]
+    title = _stages_title(totals, capacity, say)
+    layers = [bars, *capacity_line(capacity / unit.size, device, style)]
     return Drawing(
         subject=say("Memory of each stage"),
         title=title,
@@ -284,7 +254,7 @@ def _no_wider(bars: int) -> alt.RelativeBandSize:
     return alt.RelativeBandSize(0.7 * min(1.0, bars / _FEW))
 
 
-def _capacity(at: float, device: str, style: Look) -> list[alt.Chart]:
+def capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
     """A line across, with the device's name on a ground that keeps it legible over the bars."""
     edge = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
     label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
@@ -296,12 +266,12 @@ def _capacity(at: float, device: str, style: Look) -> list[alt.Chart]:
     ]
 
 
-def _stages_title(peaks: Sequence[Peak], capacity: int, say: Words) -> str:
+def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
     """Whether it fits, and what the fullest stage needs; a stage is named only where there are others."""
-    fullest = max(peaks, key=lambda p: p.total)
-    over = [p.stage for p in peaks if p.total > capacity]
-    values = {"stage": fullest.stage, "most": in_bytes(fullest.total), "size": in_bytes(capacity)}
-    if len(peaks) == 1:
+    need = max(totals)
+    over = [stage for stage, total in enumerate(totals) if total > capacity]
+    values = {"stage": totals.index(need), "most": in_bytes(need), "size": in_bytes(capacity)}
+    if len(totals) == 1:
         if over:
             return say("It does not fit: each rank needs {most} and has {size}", most=values["most"], size=values["size"])
         return say("It fits: each rank needs {most} of {size}", most=values["most"], size=values["size"])

@@ -12,15 +12,11 @@ from pages.plan.request import Request
 _REPLAYED = 3  # of the best layouts of a cell: enough to name the one that planning it names
 
 
-def cells(requests: list[Request]) -> list[dict[str, Any]]:
-    """What the map shows of each: model, ranks, layout, mfu, memory_bytes, reason.
+def cell(asked: Request) -> dict[str, Any]:
+    """What the map shows of a request: model, ranks, layout, mfu, memory_bytes, reason.
 
     mfu is NaN where nothing fits, and the reason says why.
     """
-    return [_cell(asked) for asked in requests]
-
-
-def _cell(asked: Request) -> dict[str, Any]:
     row: dict[str, Any] = {"model": asked.model, "ranks": asked.ranks, "layout": "", "mfu": float("nan"), "memory_bytes": 0}
     try:
         plan = search(

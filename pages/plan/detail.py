@@ -9,15 +9,13 @@ import streamlit as st
 from engine.devices import DEVICES
 from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, settings
 from engine.predict.planner.explain import why
-from engine.predict.planner.search import Plan
-from engine.predict.speed.pace import PARTS
 from engine.spec import RunSpec
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.words import Words
 from pages.plan import names, rehearsing
-from pages.plan.request import Request
+from pages.plan.found import Found
 from pages.shared import drawing, links, ways
 from pages.shared.beside import to_link, with_these
 from pages.shared.choice import Choice
@@ -25,29 +23,31 @@ from pages.shared.frame import say, view
 from pages.shared.service import Service
 
 
-def draw(service: Service, request: Request, plan: Plan, row: int) -> None:
+def draw(found: Found, row: int) -> None:
     words = say()
-    other = _rival(plan, row)
+    other = _rival(found, row)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
-            drawing.show(_parts(request, plan, row, other, view()), "plan-parts")
+            drawing.show(_parts(found, row, other, view()), "plan-parts")
         with grid.cell():
             if other is not None:
-                _why(plan, row, other, words)
-    _onward(service, plan, row, words)
-    rehearsing.draw(plan, row)
+                _why(found, row, other, words)
+    with st.container(horizontal=True, gap="small", vertical_alignment="center", key="plan-onward"):
+        for framework in FRAMEWORKS:
+            _settings(found.spec(row), framework, words)
+    rehearsing.draw(found, row)
 
 
-def _rival(plan: Plan, row: int) -> int | None:
+def _rival(found: Found, row: int) -> int | None:
     """What a layout is held against: the best, or for the best the second."""
     if row:
         return 0
-    return 1 if len(plan.layouts) > 1 else None
+    return 1 if found.count > 1 else None
 
 
-def _parts(request: Request, plan: Plan, row: int, other: int | None, view: View) -> Drawing:
+def _parts(found: Found, row: int, other: int | None, view: View) -> Drawing:
     rows = [row] if other is None else [row, other]
-    spent = {names.brief(plan, r, say()): {name: max(0.0, float(getattr(plan.pace, name)[r])) for name in PARTS} for r in rows}
+    spent = {names.brief(found, r, say()): {part: max(0.0, taken) for part, taken in found.parts(r).items()} for r in rows}
     return _drawn(spent, view)
 
 
@@ -56,36 +56,33 @@ def _drawn(spent: Mapping[str, Mapping[str, float]], view: View) -> Drawing:
     return drawing.packed(charts.step_parts(spent, look(view)))
 
 
-def _why(plan: Plan, row: int, other: int, words: Words) -> None:
-    faster, slower = sorted((row, other), key=lambda r: float(plan.layouts["step_s"].iloc[r]))
+def _why(found: Found, row: int, other: int, words: Words) -> None:
+    faster, slower = sorted((row, other), key=lambda r: float(found.layout(r)["step_s"]))
     title = words(
-        "What {first} saves against {second}", first=names.brief(plan, faster, words), second=names.brief(plan, slower, words)
+        "What {first} saves against {second}", first=names.brief(found, faster, words), second=names.brief(found, slower, words)
     )
     drawing.heading(words("Why one beats the other"), title)
-    called = {"first": names.brief(plan, faster, words), "second": names.brief(plan, slower, words)}
-    reasons = why(plan, faster, slower)
+    called = {"first": names.brief(found, faster, words), "second": names.brief(found, slower, words)}
+    reasons = why(found.plan, found.at(faster), found.at(slower))
     lines = [words(reason.text, **(reason.values | (called if "first" in reason.values else {}))) for reason in reasons]
     st.markdown("\n".join(f"- {line}" for line in lines))
     st.caption(
         words(
             "Number {place}: {levers}. Number {other}: {others}.",
             place=row + 1,
-            levers=names.levers(plan, row, words),
+            levers=names.levers(found, row, words),
             other=other + 1,
-            others=names.levers(plan, other, words),
+            others=names.levers(found, other, words),
         )
     )
 
 
-def _onward(service: Service, plan: Plan, row: int, words: Words) -> None:
-    spec = plan.spec(row)
-    code = links.encode(Choice.of(spec, service.texts))
-    device = plan.device.name if plan.device.name in DEVICES else "none"
-    with st.container(horizontal=True, gap="small", vertical_alignment="center", key="plan-onward"):
-        ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": device})
-        ways.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([code])))
-        for framework in FRAMEWORKS:
-            _settings(spec, framework, words)
+def onward(service: Service, found: Found, row: int, words: Words) -> None:
+    """Links to the pages on which the layout can be looked at further."""
+    code = links.encode(Choice.of(found.spec(row), service.texts))
+    device = found.device.name if found.device.name in DEVICES else "none"
+    ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": device})
+    ways.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([code])))
 
 
 def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import streamlit as st
@@ -14,16 +15,19 @@ from engine.predict.speed.rates import Assumptions
 from engine.spec import RequestError
 from pages.charts.units import short
 from pages.charts.words import Words
-from pages.plan.request import DEFAULT, MOST, OWN, OWN_FIELDS, Request, figures_of, own_to_link
+from pages.plan.request import DEFAULT, FOR, MOST, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
 from pages.shared.frame import labelled, say
 
 ROW = "row"  # the link's parameter: which layout is looked at
 _UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
+_OF_SERVING = tuple(known.name for known in fields(Serving))
 _LEAST = 0.001  # of a figure of a device, in its unit
 
 
-def draw(request: Request) -> None:
+def draw(request: Request, serving: Serving | None) -> None:
+    """`serving`: what is asked of it, None where the model is trained."""
     words = say()
+    _choose_use(serving, words)
     st.markdown(f"##### {words('Model')}", anchors=False)
     _select(words("Model"), list(catalog.MODELS), request.model, "model", headed=True)
     shape = catalog.model(request.model)
@@ -44,14 +48,51 @@ def draw(request: Request) -> None:
     left, right = st.columns(2, gap="xsmall", wrap=False)
     with left:
         _number(words("How many"), request.ranks, 1, "ranks")
-    with right:
-        _number(words("Global batch"), request.batch, 1, "batch", words("Sequences of one step, of all devices together."))
-    with st.expander(words("Sequence, precision, accounting")):
-        _number(words("Sequence length (0: the model's)"), request.seq, 0, "seq")
-        _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
-        _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
+    if serving is None:
+        with right:
+            _number(words("Global batch"), request.batch, 1, "batch", words("Sequences of one step, of all devices together."))
+        with st.expander(words("Sequence, precision, accounting")):
+            _number(words("Sequence length (0: the model's)"), request.seq, 0, "seq")
+            _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
+            _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
+    else:
+        with right:
+            _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
+        _ask_serving(serving, request, words)
     with st.expander(words("What is assumed of the hardware")):
         _assumed(request.assumed, words)
+
+
+def _choose_use(serving: Serving | None, words: Words) -> None:
+    key = labelled("plan/for")
+    st.session_state[key] = "training" if serving is None else SERVING
+    uses = {"training": words("Training"), SERVING: words("Serving")}
+    st.segmented_control(
+        words("What the model is for"), list(uses), key=key, format_func=uses.__getitem__, on_change=_use_chosen, required=True,
+        label_visibility="collapsed", width="stretch",
+    )  # fmt: skip
+
+
+def _use_chosen() -> None:
+    """A callback."""
+    for name in (ROW, FOR, *_OF_SERVING):
+        st.query_params.pop(name, None)
+    if st.session_state["plan/for"] == SERVING:
+        st.query_params[FOR] = SERVING
+
+
+def _ask_serving(serving: Serving, request: Request, words: Words) -> None:
+    st.markdown(f"##### {words('Sequences')}", anchors=False)
+    left, right = st.columns(2, gap="xsmall", wrap=False)
+    with left:
+        _number(
+            words("Tokens of each"), serving.length or request.spec.seq, 1, "length",
+            words("Prompt and answer together; their keys and values are kept until the answer ends."),
+        )  # fmt: skip
+    with right:
+        _number(
+            words("At a time"), serving.sequences, 0, "sequences", words("Of all replicas together; 0: as many as fit."),
+        )  # fmt: skip
 
 
 def _accounts(words: Words) -> dict[str, str]:
@@ -99,7 +140,7 @@ def _moved(name: str) -> None:
     """A control was moved: the link follows, and the page is drawn from the link. A callback."""
     value = st.session_state[f"plan/{name}"]
     if value is None:  # a field that was emptied takes its default
-        value = getattr(DEFAULT, name)
+        value = 0 if name in _OF_SERVING else getattr(DEFAULT, name)
     if name == "device" and value == OWN:
         known = st.query_params.get("device", DEFAULT.device)
         st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))

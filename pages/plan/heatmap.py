@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from engine.spec import RequestError
 from pages.charts import heatmap as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.plan.cells import cells
+from pages.charts.words import Words
+from pages.plan.cells import cell
 from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
-from pages.shared.apart import done_apart
+from pages.shared.apart import at_once, done_apart
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
 
 MODELS = ("gpt2-1.5b", "gpt3-6.7b", "llama3-8b", "gpt3-13b", "llama3-70b", "gpt3-175b", "llama3-405b")
 COUNTS = (1, 8, 64, 256, 1024, 4096)
 MAP = "map"  # the link's parameter: whether it is shown
+_EVERY_S = 0.25  # the bar moves
 _PICKED = "plan/map-picked"
 
 
@@ -39,12 +44,11 @@ def draw(request: Request) -> None:
             return
         if not shown:
             st.query_params[MAP] = "1"
-        asked, bar, rows = _asked(request), st.progress(0.0), []
-        told = words("Searching {count} combinations", count=len(MODELS) * len(COUNTS))
-        for n, model in enumerate(MODELS):
-            bar.progress(n / len(MODELS), text=told)
-            rows += row_of(asked, model)
-        bar.empty()
+        try:
+            rows = _searched(_asked(request), words)
+        except RequestError as error:
+            st.error(words("{sentence}.", sentence=words.sentence(error.sentence)), icon=":material/hourglass_bottom:")
+            return
         drawing.show(_drawn(pd.DataFrame(rows), view()), "plan-heatmap", on_rank=lambda row: _plan(row, rows))
 
 
@@ -74,7 +78,40 @@ def _drawn(rows: pd.DataFrame, view: View) -> Drawing:
     return drawing.packed(charts.heatmap(rows, look(view)))
 
 
-@kept(128)
-def row_of(request: Request, model: str) -> list[dict[str, Any]]:
-    """The cells of a model, one for each number of devices: see `cells`."""
-    return done_apart(cells, [replace(request, model=model, ranks=ranks, batch=batch(ranks)) for ranks in COUNTS])
+def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
+    """All cells, model by model, with a bar until they are there. Raises `RequestError` where one takes too long.
+
+    As many models at once as processes may work, each with its cells one after the other: what a search works out of a model
+    serves the next, in the process that has it.
+    """
+    count, done, leaves, bar = len(MODELS) * len(COUNTS), list[Request](), Event(), st.empty()
+
+    def of_model(model: str) -> list[dict[str, Any]]:
+        found = []
+        for ranks in COUNTS:
+            if leaves.is_set():
+                break
+            one = replace(asked, model=model, ranks=ranks, batch=batch(ranks))
+            found.append(searched(one))
+            done.append(one)
+        return found
+
+    threads = ThreadPoolExecutor(at_once())
+    try:
+        models = [threads.submit(of_model, model) for model in MODELS]
+        while wait(models, _EVERY_S).not_done:
+            told = words("{done} of {count} combinations searched", done=len(done), count=count)
+            if done:
+                told += f" · {done[-1].model}, {done[-1].ranks:,}"
+            bar.progress(len(done) / count, text=told)
+        bar.empty()
+        return [row for model in models for row in model.result()]
+    finally:  # also when the reader turns to something else, which ends this at the bar
+        leaves.set()
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+@kept(512)
+def searched(asked: Request) -> dict[str, Any]:
+    """One cell: see `cells.cell`."""
+    return done_apart(cell, asked)

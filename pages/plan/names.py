@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from engine.predict.planner.search import Plan
 from pages.charts.names import microbatches, recomputes, schedule
 from pages.charts.words import Words
+from pages.plan.found import Found
 
 
-def levers(plan: Plan, row: int, words: Words) -> str:
+def levers(found: Found, row: int, words: Words) -> str:
     """How a layout is run, besides its mesh."""
-    r = plan.layouts.iloc[row]
+    r = found.layout(row)
     named = schedule(str(r["schedule"]), words)
     said = [f"{named} × {r['chunks']}" if r["chunks"] > 1 else named] if r["pp"] > 1 else []
     said.append(microbatches(int(r["microbatches"]), int(r["microbatch_size"]), words))
@@ -20,6 +20,6 @@ def levers(plan: Plan, row: int, words: Words) -> str:
     return " · ".join(said)
 
 
-def brief(plan: Plan, row: int, words: Words) -> str:
+def brief(found: Found, row: int, words: Words) -> str:
     """Its number among all and its mesh: "2 · dp32.tp4.pp8"."""
-    return f"{row + 1} · {plan.layouts['layout'].iloc[row]}"
+    return f"{row + 1} · {found.layout(row)['layout']}"

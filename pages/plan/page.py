@@ -9,17 +9,18 @@ import streamlit as st
 
 from engine.predict.memory import memory
 from engine.predict.planner.explain import Lever, Reason, way_to_fit
-from engine.predict.planner.search import Plan
 from engine.spec import RequestError
+from engine.tables import CATEGORIES
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, form, heatmap, names, published, rehearsing
+from pages.plan import detail, form, heatmap, names, published, rehearsing, serving
 from pages.plan.form import ROW
-from pages.plan.request import DEFAULT, Request, of_link, to_link
+from pages.plan.found import TOP, Found, as_zip, found
+from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
 from pages.shared import drawing
 from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
@@ -27,29 +28,51 @@ from pages.shared.frame import LANG, inert, say, view
 from pages.shared.kept import kept
 from pages.shared.service import Service
 
-_TOP = 20
 _KEPT = (LANG, heatmap.MAP, rehearsing.DRY)  # parameters of the link that are not about what is asked
 
 
 def show(service: Service) -> None:
     words = say()
     st.html(f'<h1 class="ss-unseen">{words("Plan")}</h1>')
-    request = _read()
+    request, serves = _read()
     with st.sidebar:
-        form.draw(request)
-    _keep(request)
+        form.draw(request, serves)
+    _keep(request, serves)
+    if serves is None:
+        _train(service, request, words)
+    else:
+        _serve(request, serves, words)
+
+
+def _serve(request: Request, serves: Serving, words: Words) -> None:
+    try:
+        with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}")):
+            table = serving.served(request, serves)
+    except RequestError as error:
+        _refuse(error, words)
+        return
+    serving.draw(serving.Asked(request, serves, _row(len(table))), _choose)
+
+
+def _refuse(error: RequestError, words: Words) -> None:
+    told = inert(words.sentence(error.sentence))
+    st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
+
+
+def _train(service: Service, request: Request, words: Words) -> None:
     try:
         with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}"), show_time=True):
-            plan = planned(request)
+            row = _row(searched(request).count)
+            plan = planned(request, row)
     except RequestError as error:
-        told = inert(words.sentence(error.sentence))
-        st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
+        _refuse(error, words)
         heatmap.draw(request)
         return
-    row = _row(plan)
-    st.markdown(f"### {_headline(request, plan, words)}", anchors=False)
-    _chooser(plan, row, words)
-    drawing.heading(_place(plan, row, words), f"{plan.layouts['layout'].iloc[row]} · {names.levers(plan, row, words)}")
+    st.markdown(f"## {_headline(request, plan, words)}", anchors=False)
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+        _chooser(plan, row, words)
+        detail.onward(service, plan, row, words)
+    drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(request, plan, row, words)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
@@ -57,8 +80,8 @@ def show(service: Service) -> None:
             drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
         with grid.cell():
             drawing.show(stages(request, row, view()), "plan-stages")
-    detail.draw(service, request, plan, row)
-    _table(plan, row, words)
+    detail.draw(plan, row)
+    _table(request, plan, row, words)
     heatmap.draw(request)
     published.draw(request)
 
@@ -66,35 +89,47 @@ def show(service: Service) -> None:
 # --------------------------------------------------------------------------------------------------------- what is asked
 
 
-def _read() -> Request:
+def _read() -> tuple[Request, Serving | None]:
+    link = st.query_params.to_dict()
     try:
-        return of_link(st.query_params.to_dict())
+        return of_link(link), serving_of_link(link)
     except RequestError as error:
         st.warning(
             f"{inert(say().sentence(error.sentence))} {say()('The defaults are shown instead.')}", icon=":material/link_off:"
         )
-        return DEFAULT
+        return DEFAULT, None
 
 
-def _keep(request: Request) -> None:
+def _keep(request: Request, serves: Serving | None) -> None:
     """Make the link say what is planned, and no more."""
     held = st.query_params.to_dict()
-    wanted = to_link(request) | {name: held[name] for name in (*_KEPT, ROW) if name in held}
+    wanted = to_link(request) | serving_to_link(serves) | {name: held[name] for name in (*_KEPT, ROW) if name in held}
     if held != wanted:
         st.query_params.from_dict(wanted)
 
 
-@kept(4)
-def planned(request: Request) -> Plan:
+@kept(16)
+def searched(request: Request) -> Found:
     """One search for all who ask the same. Raises `RequestError`."""
-    return done_apart(request.plan)
+    return done_apart(found, request)
 
 
-def _row(plan: Plan) -> int:
+def planned(request: Request, row: int) -> Found:
+    """The same, with a layout that is looked at: a link may name any. Raises `RequestError`."""
+    plan = searched(request)
+    return plan if row in plan else _with(request, row)
+
+
+@kept(16)
+def _with(request: Request, row: int) -> Found:
+    return done_apart(found, request, row)
+
+
+def _row(count: int) -> int:
     """The layout looked at: the link's, or the best."""
     written = st.query_params.get(ROW, "0")
     row = int(written) if written.isascii() and written.isdigit() and len(written) < 9 else 0
-    return row if row < len(plan.layouts) else 0
+    return row if row < count else 0
 
 
 def _choose(row: int) -> None:
@@ -105,13 +140,13 @@ def _choose(row: int) -> None:
         st.query_params.pop(ROW, None)
 
 
-def _chooser(plan: Plan, row: int, words: Words) -> None:
+def _chooser(plan: Found, row: int, words: Words) -> None:
     """What a click on a point does, for the keyboard: the fastest layouts, and those that nothing beats in memory and time."""
-    best = range(min(_TOP, len(plan.layouts)))
-    rows = sorted({*best, *plan.layouts["pareto"].to_numpy().nonzero()[0].tolist(), row})
+    best = range(min(TOP, plan.count))
+    rows = sorted({*best, *plan.layouts.index[plan.layouts["pareto"]].tolist(), row})
 
     def named(row: int) -> str:
-        r = plan.layouts.iloc[row]
+        r = plan.layout(row)
         size, time = in_bytes(int(r["memory_bytes"])), charts.seconds(float(r["step_s"]), words)
         return f"{names.brief(plan, row, words)} · {size} · {time}"
 
@@ -126,24 +161,24 @@ def _chooser(plan: Plan, row: int, words: Words) -> None:
 # ------------------------------------------------------------------------------------------------------------ the answer
 
 
-def _headline(request: Request, plan: Plan, words: Words) -> str:
+def _headline(request: Request, plan: Found, words: Words) -> str:
     values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": plan.device.name}
     if plan.feasible:
         return words("{model} on {ranks} × {device}: it fits", **values)
     return words("{model} on {ranks} × {device}: no layout fits", **values)
 
 
-def _place(plan: Plan, row: int, words: Words) -> str:
-    all_, fitting = f"{len(plan.layouts):,}", f"{plan.feasible:,}"
+def _place(plan: Found, row: int, words: Words) -> str:
+    all_, fitting = f"{plan.count:,}", f"{plan.feasible:,}"
     if row >= plan.feasible:
-        return words("One of the {count} layouts that do not fit", count=f"{len(plan.layouts) - plan.feasible:,}")
+        return words("One of the {count} layouts that do not fit", count=f"{plan.count - plan.feasible:,}")
     if not row:
         return words("The fastest of the {count} layouts that fit, of {all}", count=fitting, all=all_)
     return words("Number {place} of the {count} layouts that fit, of {all}", place=f"{row + 1:,}", count=fitting, all=all_)
 
 
-def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
-    r = plan.layouts.iloc[row]
+def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
+    r = plan.layout(row)
     share = float(r["memory_bytes"]) / plan.device.memory_bytes
     flops = significant(float(r["tflops_per_device"]))
     return [
@@ -151,7 +186,7 @@ def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
         Figure(
             words("Step"),
             charts.seconds(float(r["step_s"]), words),
-            words("for {count} sequences", count=f"{plan.global_batch:,}"),
+            words("for {count} sequences", count=f"{plan.plan.global_batch:,}"),
         ),
         Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, of all devices")),
         Figure("MFU", percent(float(r["mfu"])), words("{tflops} TFLOP/s a device", tflops=flops)),
@@ -164,9 +199,9 @@ def _figures(plan: Plan, row: int, words: Words) -> list[Figure]:
     ]
 
 
-def _fit(request: Request, plan: Plan, row: int, words: Words) -> None:
+def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
     """Where it does not fit, on which stage and by how much, and the cheapest way to make it fit."""
-    r = plan.layouts.iloc[row]
+    r = plan.layout(row)
     if bool(r["fits"]):
         return
     stage, each = int(r["fullest_stage"]), int(r["dp"] * r["tp"])
@@ -206,8 +241,8 @@ def _fit(request: Request, plan: Plan, row: int, words: Words) -> None:
 
 @kept(64)
 def _way(request: Request, row: int) -> list[Lever]:
-    plan = planned(request)
-    return way_to_fit(plan, plan.spec(row))
+    plan = planned(request, row)
+    return way_to_fit(plan.plan, plan.spec(row))
 
 
 def said(reason: Reason, words: Words) -> str:
@@ -217,24 +252,27 @@ def said(reason: Reason, words: Words) -> str:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def front(request: Request, row: int, view: View) -> Drawing:
-    plan = planned(request)
-    return drawing.packed(charts.front(plan.layouts, plan.device.memory_bytes, plan.device.name, row, look(view)))
+    plan = planned(request, row)
+    device = plan.device
+    return drawing.packed(
+        charts.front(plan.layouts, plan.count, plan.feasible, device.memory_bytes, device.name, row, look(view))
+    )
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def stages(request: Request, row: int, view: View) -> Drawing:
-    plan = planned(request)
-    peaks = memory(plan.spec(row)).peaks
-    return drawing.packed(charts.stages(peaks, plan.device.memory_bytes, plan.device.name, look(view)))
+    plan = planned(request, row)
+    held = [{name: peak.bytes[name] for name in CATEGORIES} for peak in memory(plan.spec(row)).peaks]
+    return drawing.packed(charts.stages(held, plan.device.memory_bytes, plan.device.name, look(view)))
 
 
 # ------------------------------------------------------------------------------------------------------------- the table
 
 
-def _table(plan: Plan, row: int, words: Words) -> None:
-    rows = sorted({*range(min(_TOP, len(plan.layouts))), row})
-    shown = plan.layouts.iloc[rows]
-    counts = {"count": min(_TOP, len(shown)), "all": f"{len(plan.layouts):,}"}
+def _table(request: Request, plan: Found, row: int, words: Words) -> None:
+    rows = sorted({*range(min(TOP, plan.count)), row})
+    shown = plan.layouts.loc[rows]
+    counts = {"count": min(TOP, len(shown)), "all": f"{plan.count:,}"}
     if plan.feasible:
         title = words("The fastest {count} of {all}; choose a row to look at it", **counts)
     else:
@@ -258,10 +296,10 @@ def _table(plan: Plan, row: int, words: Words) -> None:
         alt=words("Best layouts"),
     )
     st.download_button(
-        words("All {count} layouts as CSV", count=f"{len(plan.layouts):,}"),
-        data=lambda: plan.layouts.to_csv(index=False).encode(),
-        file_name="shardscope-plan.csv",
-        mime="text/csv",
+        words("All {count} layouts as CSV, zipped", count=f"{plan.count:,}"),
+        data=lambda: done_apart(as_zip, request),
+        file_name="shardscope-plan.csv.zip",
+        mime="application/zip",
         icon=":material/download:",
         on_click="ignore",
     )

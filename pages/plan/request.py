@@ -14,6 +14,7 @@ from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
+FOR, SERVING = "for", "serving"  # the link's parameter, and its value where a model is served; otherwise it is trained
 OWN = "own"  # the device whose figures the form gives
 # Figures of a device of the user's, in the link's order, each with the unit in which people give it.
 OWN_FIELDS: Mapping[str, float] = {
@@ -30,6 +31,7 @@ OWN_FIELDS: Mapping[str, float] = {
     "fp32_reachable": 1,
 }
 _WHOLE = ("memory_bytes", "node_size")
+_OR_NONE = ("seq", "length", "sequences")  # numbers that may be 0
 _NUMBERS = ("ranks", "batch", "seq")
 MOST = 1_000_000  # devices, and sequences of a batch
 
@@ -65,6 +67,14 @@ class Request:
     def plan(self) -> Plan:
         """Search. Raises `RequestError` where no layout fits the numbers together."""
         return search(self.spec, self.ranks, self.hardware, self.batch, self.workload, self.assumed, self.accounting)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What is asked besides, where a model is not trained but answers."""
+
+    length: int = 0  # tokens of a sequence, prompt and answer; 0: as many as the model was trained on
+    sequences: int = 0  # at a time, of all replicas together; 0: as many as fit
 
 
 DEFAULT = Request()
@@ -134,8 +144,22 @@ def of_link(link: Mapping[str, str]) -> Request:
     return replace(Request(**given), assumed=Assumptions.model_validate(assumed))
 
 
+def serving_of_link(link: Mapping[str, str]) -> Serving | None:
+    """Of a link, what is asked of serving; None where it asks for training. Raises `RequestError`."""
+    if link.get(FOR) != SERVING:
+        return None
+    return Serving(**{known.name: _whole(known.name, link[known.name]) for known in fields(Serving) if known.name in link})
+
+
+def serving_to_link(serving: Serving | None) -> dict[str, str]:
+    if serving is None:
+        return {}
+    asked = {known.name: str(getattr(serving, known.name)) for known in fields(Serving) if getattr(serving, known.name)}
+    return {FOR: SERVING} | asked
+
+
 def _whole(name: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not (name == "seq" or int(text)) or int(text) > MOST:
+    if not text.isascii() or not text.isdigit() or not (name in _OR_NONE or int(text)) or int(text) > MOST:
         raise RequestError(
             sentence(
                 "The link's {field} “{text}” is no whole number from 1 to {most}.", field=name, text=text[:20], most=f"{MOST:,}"

@@ -42,6 +42,7 @@ PAGES: Mapping[str, tuple[str, dict[str, str]]] = {
     "compare": ("compare", {"with": f"run:RUN*{GPIPE}*{DEEP}", "sweep": "layout.zero"}),
     "compare-runs": ("compare", {"with": "run:RUN*run:SECOND*run:THIRD", "sweep": "workload.microbatches"}),
     "plan": ("plan", {"model": "gpt3-175b", "device": "h100-80gb", "ranks": "1024", "row": "4"}),
+    "plan-serving": ("plan", {"model": "gpt3-175b", "device": "h100-80gb", "ranks": "16", "for": "serving"}),
     "plan-misfit": ("plan", {"model": "gpt3-175b", "device": "h100-80gb", "ranks": "16", "batch": "64"}),
     **{f"learn-{number}": ("learn", {"lesson": str(number)}) for number in range(1, LESSONS + 1)},
     "runs": ("runs", {"picked": "RUN"}),

@@ -14,7 +14,7 @@ from tests.pages.stand_in import PAIR, saved
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 RUN = "a-saved-run"
-LOOKED_AT = ["lab-chosen", "lab-after", "lab-misfit", "compare", "learn-1", "learn-4", "learn-5", "runs", "plan"]
+LOOKED_AT = ["lab-chosen", "lab-after", "lab-misfit", "compare", "learn-1", "learn-4", "learn-5", "runs", "plan", "plan-serving"]
 COLOURS = ["color-contrast", "link-in-text-block"]  # the rules that ask what colours there are
 
 # What others than we make, by rule and by how the element ends, in which that is the whole of what is wrong.

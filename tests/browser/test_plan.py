@@ -52,3 +52,40 @@ def test_the_keyboard_chooses_another_layout(server: Server, watched: Watched) -
     layout.press("Enter")
     expect(page).to_have_url(re.compile("row=2(&|$)"))  # each press went one further
     expect(page.get_by_text("Number 3 of the")).to_be_visible()
+
+
+def test_serving_is_asked_for_and_its_link_restores_it_in_another_language(server: Server, watched: Watched) -> None:
+    page = watched.page
+    page.goto(f"{server.url}/plan?model=gpt3-13b&device=h100-80gb&ranks=4&for=serving")
+    drawn(page)
+    expect(page.get_by_role("heading", name="Serving gpt3-13b on 4 × h100-80gb: it fits")).to_be_visible()
+    many = page.get_by_role("spinbutton", name="At a time")
+    many.fill("64")
+    many.press("Enter")
+    expect(page).to_have_url(re.compile("sequences=64(&|$)"))
+    layout = page.get_by_role("combobox", name="Layout")
+    layout.press("ArrowDown")
+    expect(page.get_by_role("option").first).to_be_visible()
+    layout.press("ArrowDown")
+    layout.press("Enter")
+    expect(page.get_by_text("Number 3 of the")).to_be_visible()
+    drawn(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.goto(f"{page.url}&lang=zh")
+    drawn(page)
+    expect(page.get_by_role("heading", name="在 4 × h100-80gb 上部署 gpt3-13b 推理：放得下")).to_be_visible()
+    expect(page.get_by_role("spinbutton", name="同时处理")).to_have_value("64")
+    assert "row=2" in page.url
+    page.get_by_role("radio", name="训练").or_(page.get_by_role("button", name="训练")).first.click()
+    expect(page).not_to_have_url(re.compile("for=serving"))
+
+
+def test_a_dry_run_shows_how_far_it_is_and_is_cancelled(server: Server, watched: Watched) -> None:
+    page = watched.page
+    page.goto(f"{server.url}/plan?model=gpt3-175b&device=h100-80gb&ranks=1024&accounting=korthikanti2022")
+    drawn(page)
+    page.get_by_role("button", name="Start the dry run").click()
+    expect(page.get_by_text(re.compile(r"[\d,]+ of [\d,]+ actions · \d+ s"))).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("The dry run was cancelled")).to_be_visible()
+    expect(page.get_by_role("button", name="Start the dry run")).to_be_enabled()

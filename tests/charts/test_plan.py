@@ -9,21 +9,22 @@ import pytest
 import vl_convert
 
 from engine.predict.memory import memory
-from engine.predict.planner.search import Plan
 from engine.spec import LayoutSpec, RunSpec
 from pages.charts import heatmap, plan
 from pages.charts.look import LIGHT
+from pages.plan.found import MOST_POINTS, Found
+from pages.plan.found import found as found_of
 from pages.plan.request import Request
 from tests.charts.reading import marks, views
 
 
 @pytest.fixture(scope="module")
-def found() -> Plan:
-    return Request(model="gpt3-13b", ranks=64, batch=128, accounting="korthikanti2022").plan()
+def found() -> Found:
+    return found_of(Request(model="gpt3-13b", ranks=64, batch=128, accounting="korthikanti2022"))
 
 
-def test_the_front_fills_its_axes_and_has_in_its_table_what_it_draws(found: Plan):
-    drawing = plan.front(found.layouts, found.device.memory_bytes, "h100-80gb", 0, LIGHT)
+def test_the_front_fills_its_axes_and_has_in_its_table_what_it_draws(found: Found):
+    drawing = plan.front(found.layouts, found.count, found.feasible, found.device.memory_bytes, "h100-80gb", 0, LIGHT)
     points = next((view, rows) for view, rows in marks(drawing.spec, "point") if "shape" in view["encoding"])
     steps = [row["step_s"] for row in points[1]]
     low, high = points[0]["encoding"]["y"]["scale"]["domain"]
@@ -32,15 +33,16 @@ def test_the_front_fills_its_axes_and_has_in_its_table_what_it_draws(found: Plan
     assert 3 <= len(points[0]["encoding"]["y"]["axis"]["values"]) <= 12
     front = found.layouts[found.layouts["pareto"] & (found.layouts["step_s"] <= 40 * found.layouts["step_s"].min())]
     assert {row["row"] for row in points[1] if row["pareto"]} == set(front.index)
-    assert len(drawing.table) == len(points[1]) <= 1.5 * plan.MOST_POINTS < len(found.layouts)
+    assert len(drawing.table) == len(points[1]) <= 1.5 * MOST_POINTS < found.count
     assert any(view["mark"]["type"] == "rule" for view in views(drawing.spec))
 
 
 def test_stages_that_do_not_fit_are_named_together():
-    peaks = memory(RunSpec(layout=LayoutSpec(pp=2))).peaks
-    small = plan.stages(peaks, min(p.total for p in peaks) - 1, "tiny", LIGHT)
+    held = [peak.bytes for peak in memory(RunSpec(layout=LayoutSpec(pp=2))).peaks]
+    totals = [sum(one.values()) for one in held]
+    small = plan.stages(held, min(totals) - 1, "tiny", LIGHT)
     assert small.title.startswith("It does not fit on stages 0–1: stage 0 needs ")
-    large = plan.stages(peaks, 10 * max(p.total for p in peaks), "big", LIGHT)
+    large = plan.stages(held, 10 * max(totals), "big", LIGHT)
     assert large.title.startswith("It fits: stage 0 is fullest")
     assert plan.ranges([4, 0, 1, 2, 7, 8]) == "0–2, 4, 7–8"
 

@@ -27,12 +27,16 @@ def test_a_large_model_takes_no_memory(tmp_path: Path) -> None:
         workload=WorkloadSpec(precision="bf16", microbatches=2),
     )
     told: list[tuple[int, int]] = []
+    acted: list[tuple[int, int]] = []
     with DryRun(spec, tmp_path) as running:
-        folder = running.wait(lambda done, of: told.append((done, of)))
+        folder = running.wait(lambda done, of: told.append((done, of)), lambda over, of: acted.append((over, of)))
     assert store.listing(tmp_path) == [folder]
     assert list(findings(folder)) == []
     saved = store.load(folder)
     assert told == [(1, 2), (2, 2)]
+    actions = sum(map(len, textbook(spec).stages))
+    assert acted == sorted(acted)
+    assert acted[-1] == (actions, actions)
     assert saved.summary["rehearsed"] == [0, 64]
     assert saved.summary["peak_bytes"] > 5 * 2**30
     assert saved.summary["grown_bytes"] < 250 * 2**20

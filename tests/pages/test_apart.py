@@ -1,13 +1,18 @@
-"""What is done in a process of its own: its answer, its refusal and its failure come back, and a class takes turns."""
+"""What is done beside the server: its answer, its refusal and its failure come back, and no process outlives the server."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
-from time import perf_counter
+from threading import BoundedSemaphore, Lock
+from time import perf_counter, sleep
 from typing import Any
 
+import psutil
 import pytest
 
 from engine.catalog import MODELS
@@ -15,6 +20,25 @@ from engine.devices import device
 from engine.predict.planner.candidates import candidates
 from engine.spec import RequestError, Sentence
 from pages.shared import apart
+from pages.shared.workers import ROOT, Workers
+
+SERVER = """
+from os import getpid
+from time import sleep
+from pages.shared.apart import done_apart
+print(done_apart(getpid), flush=True)
+done_apart(sleep, 60)
+"""
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    with Workers(BoundedSemaphore(2), patience_s=20) as workers:
+        yield workers
+
+
+def pid(workers: Workers) -> int:
+    return int(workers.do(os.getpid, (), {}))
 
 
 def test_an_answer_and_a_refusal_come_back_as_if_it_had_been_called_here() -> None:
@@ -26,9 +50,51 @@ def test_an_answer_and_a_refusal_come_back_as_if_it_had_been_called_here() -> No
     assert told.values["ranks"] == 7
 
 
-def test_what_goes_wrong_there_is_told_with_its_traceback() -> None:
+def test_what_goes_wrong_there_is_told_with_its_traceback_and_the_process_goes_on(workers: Workers) -> None:
+    before = pid(workers)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        apart.done_apart(divmod, 1, 0)
+        workers.do(divmod, (1, 0), {})
+    assert pid(workers) == before
+
+
+def test_a_process_that_was_killed_is_replaced_even_in_the_middle_of_its_work(workers: Workers) -> None:
+    waiting = pid(workers)
+    os.kill(waiting, signal.SIGKILL)
+    busy = pid(workers)
+    assert busy != waiting
+    with ThreadPoolExecutor(1) as session:
+        answer = session.submit(workers.do, sleep, (0.3,), {})
+        os.kill(busy, signal.SIGKILL)
+        assert answer.result() is None
+    assert pid(workers) not in (waiting, busy)
+    with pytest.raises(RuntimeError, match="ended with exit status 3 before it had answered, twice"):
+        workers.do(os._exit, (3,), {})
+
+
+def test_what_takes_too_long_is_stopped_and_says_so() -> None:
+    before = set(psutil.Process().children())
+    with Workers(BoundedSemaphore(1), patience_s=0.5) as workers:
+        for _ in range(2):  # nobody waits in vain for the turn of what was stopped
+            with pytest.raises(RequestError, match=r"took longer than 0\.5 s and was stopped"):
+                workers.do(sleep, (60,), {})
+        assert set(psutil.Process().children()) <= before
+
+
+def test_a_process_that_has_grown_makes_room_for_a_new_one() -> None:
+    with Workers(BoundedSemaphore(1), patience_s=20, heavy_bytes=1) as workers:
+        before = pid(workers)
+        assert not psutil.pid_exists(before)
+        assert pid(workers) != before
+
+
+def test_a_server_that_is_killed_leaves_no_process_even_at_work() -> None:
+    server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    worker = psutil.Process(int(server.stdout.readline()))
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    worker.wait(5)
 
 
 def test_however_many_ask_only_a_few_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ The papers' account of memory is asked for throughout, which is weighed in a mom
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -14,16 +15,21 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_desk import Rehearsed
 from engine.predict.memory import memory
 from engine.predict.papers.figures import references
+from engine.predict.planner.serving import serving as predicted
 from engine.spec import LayoutSpec, RequestError, RunSpec
+from pages.charts.units import in_bytes
 from pages.charts.words import words
-from pages.plan.cells import cells
+from pages.plan import heatmap
+from pages.plan.cells import cell
+from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
-from pages.plan.rehearsing import compared, signed
-from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, to_link
+from pages.plan.rehearsing import compared, far, passes_of, signed
+from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, serving_of_link, to_link
 from pages.shared import links
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
@@ -151,15 +157,77 @@ def test_the_page_speaks_chinese() -> None:
     assert words("zh")("Model") in text(app)
 
 
+# ------------------------------------------------------------------------------------------------- what the server keeps
+
+
+def test_of_a_search_the_server_keeps_what_is_shown_and_any_layout_that_is_asked_for() -> None:
+    asked = Request(accounting="korthikanti2022")
+    plan = asked.plan()
+    hidden = next(row for row in range(len(plan.layouts) - 1, 0, -1) if row not in found(asked))
+    few = found(asked, hidden)
+    rows = few.layouts.index
+    assert (few.count, few.feasible) == (len(plan.layouts), plan.feasible)
+    assert {*range(TOP), *plan.layouts.index[plan.layouts["pareto"]], hidden} <= {*rows}
+    assert len(rows) < 1.5 * MOST_POINTS
+    assert len(pickle.dumps(few)) < 2**19 < len(pickle.dumps(plan)) / 20
+    same_rows = few.layouts.drop(columns="drawn").astype(dict.fromkeys(plan.layouts.select_dtypes("category"), str))
+    assert same_rows.equals(plan.layouts.iloc[rows].astype(dict.fromkeys(plan.layouts.select_dtypes("category"), str)))
+    for row in (0, hidden):
+        assert few.spec(row) == plan.spec(row)
+        assert few.parts(row)["compute"] == plan.pace.compute[row]
+
+
+# -------------------------------------------------------------------------------------------------------------- serving
+
+
+def test_serving_is_asked_for_by_the_link_and_says_what_the_engine_does() -> None:
+    asked = {"model": "gpt3-13b", "device": "h100-80gb", "ranks": "4", "for": "serving", "length": "1024", "row": "1"}
+    app = opened("plan", service(Path("nowhere"))[0], **asked)
+    assert not app.exception
+    assert linked(app) == asked
+    table = predicted(MODELS["gpt3-13b"], 4, DEVICES["h100-80gb"], 1024)
+    best, second = table.iloc[0], table.iloc[1]
+    assert "Serving gpt3-13b on 4 × h100-80gb: it fits" in text(app)
+    assert f"Number 2 of the {table['fits'].sum()} layouts that fit, of {len(table)}" in text(app)
+    assert str(second["layout"]) in text(app)
+    assert in_bytes(int(second["parameters_bytes"])) in text(app)
+    app.number_input(key="plan/sequences").set_value(7).run()
+    assert linked(app) == {name: value for name, value in asked.items() if name != "row"} | {"sequences": "7"}
+    app.segmented_control(key="plan/for").set_value("training").run()
+    assert linked(app) == {name: asked[name] for name in ("model", "device", "ranks")}
+    assert float(best["tokens_per_second"]) > float(second["tokens_per_second"])
+
+
+def test_what_cannot_be_served_says_why() -> None:
+    base = {"device": "h100-80gb", "ranks": "4", "for": "serving"}
+    app = opened("plan", service(Path("nowhere"))[0], model="gpt3-175b", lang="zh", **base)
+    assert not app.exception
+    assert "74.5 GiB" in app.warning[0].value
+    assert "tp" in app.warning[0].value
+    app = opened("plan", service(Path("nowhere"))[0], model="bert-base", **base)
+    assert "Bert does not predict the next token" in app.error[0].value
+    with pytest.raises(RequestError, match="The link's length “x” is no whole number"):
+        serving_of_link({"for": "serving", "length": "x"})
+    assert serving_of_link({"length": "x"}) is None
+
+
 # ------------------------------------------------------------------------------------------- what stands below the answer
 
 
 def test_a_cell_of_the_map_fits_or_says_why_not() -> None:
     asked = Request(accounting="korthikanti2022")
-    small, large = cells([replace(asked, model="gpt2-1.5b", ranks=8, batch=16), replace(asked, ranks=1, batch=8)])
+    small, large = cell(replace(asked, model="gpt2-1.5b", ranks=8, batch=16)), cell(replace(asked, ranks=1, batch=8))
     assert small["mfu"] > 0.1
     assert large["mfu"] != large["mfu"]
     assert large["reason"].endswith(", and the device has 74.5 GiB")
+
+
+def test_the_map_is_drawn_with_every_combination(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heatmap, "MODELS", ("gpt2-1.5b", "gpt3-175b", "gpt3-13b"))
+    monkeypatch.setattr(heatmap, "COUNTS", (1, 8))
+    app = page(map="1", ranks="4")
+    assert "3 of 6 combinations fit" in text(app)
+    assert linked(app)["map"] == "1"
 
 
 def test_published_rows_of_the_model_or_the_device_come_first() -> None:
@@ -182,3 +250,13 @@ def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
     assert totals["error"].to_dict() == {0: 0.0, 1: -0.5}
     assert totals["formula"].to_dict() == {p.stage: p.total for p in memory(spec).peaks}
     assert (signed(0.0), signed(-0.5), signed(0.0012), signed(0.00001)) == ("0.00%", "−50.00%", "+0.12%", "0.00%")
+
+
+def test_a_dry_run_tells_how_far_it_is_and_how_long_it_will_take() -> None:
+    spec, say = RunSpec(layout=LayoutSpec(pp=2)), words("en")
+    state = Rehearsed("x", spec, None, 0.0, of=2)
+    assert far(state, spec, 2.0, say) == "0 of 2 stages · loading torch, 2 s"
+    state = replace(state, done=1, actions=1500, of_actions=2000)
+    assert far(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"
+    assert far(state, RunSpec(), 30.0, say).startswith("Of another layout, dp1.tp1.pp2 · ")
+    assert passes_of(spec, 0) == 2 * spec.workload.microbatches * spec.model.layers // 2

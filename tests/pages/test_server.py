@@ -34,13 +34,25 @@ assert as_png(drawn).startswith(b"\\x89PNG")
 assert b"</svg>" in as_svg(drawn)
 import pages.compare.page, pages.learn.page, pages.plan.page, pages.runs.page
 drawer, resident = "vl_convert" in sys.modules, psutil.Process().memory_info().rss >> 20
+from pages.plan.request import Request
+
+def search(ranks):
+    found = pages.plan.page.searched(Request(ranks=ranks, batch=6 * ranks, accounting="korthikanti2022"))
+    return found.count
+
+search(128)  # which brings what any of them leaves behind
+before = psutil.Process().memory_info().rss
+weighed = sum(search(ranks) for ranks in (256, 512, 1024))
+searched = (psutil.Process().memory_info().rss - before) >> 20
 for name in sys.argv[2:]:
     import_module(name)
-print(json.dumps({"torch": "torch" in sys.modules, "drawer": drawer, "MiB": resident}))
+print(json.dumps({"torch": "torch" in sys.modules, "drawer": drawer, "MiB": resident, "weighed": weighed, "searched": searched}))
 """
 
 
-def test_a_server_that_shows_a_run_and_made_files_of_it_has_loaded_neither_torch_nor_what_draws_files(tmp_path: Path):
+def test_a_server_that_shows_runs_makes_files_and_searches_is_small_and_has_loaded_neither_torch_nor_what_draws(
+    tmp_path: Path,
+):
     from tests.pages.stand_in import PAIR, saved
 
     saved(tmp_path, PAIR, "saved")
@@ -52,3 +64,5 @@ def test_a_server_that_shows_a_run_and_made_files_of_it_has_loaded_neither_torch
     assert not found["torch"]
     assert not found["drawer"]
     assert found["MiB"] <= 250
+    assert found["weighed"] > 100_000
+    assert found["searched"] <= 12

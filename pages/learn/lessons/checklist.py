@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from typing import NamedTuple
 
 import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
 from engine.predict.planner.advice import Lever, Try, advise, left_out
-from engine.predict.planner.search import search
 from engine.predict.speed.pace import simulated
 from engine.predict.speed.rates import Assumptions
 from engine.predict.timeline import simulate, textbook
@@ -23,6 +21,7 @@ from pages.charts.words import Words
 from pages.learn.desk import Desk, Lesson
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
+from pages.learn.weighing import Weighed, weigh
 from pages.shared import ways
 from pages.shared.apart import done_apart
 from pages.shared.choice import Choice as FormChoice
@@ -211,22 +210,10 @@ def _weigh(desk: Desk, last: Try) -> None:
         )
 
 
-class Weighed(NamedTuple):
-    """Of all layouts: how many there are and fit, and the fastest that does."""
-
-    all: int
-    fit: int
-    best: str
-    schedule: str
-    seconds: float
-
-
 @st.cache_data(max_entries=64, show_spinner=False)
 def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
     """Raises `RequestError` where there is no layout at all."""
-    found = done_apart(search, catalog.model(model), count, DEVICES[device], batch)
-    first = found.layouts.iloc[0]
-    return Weighed(len(found.layouts), found.feasible, str(first["layout"]), str(first["schedule"]), float(first["step_s"]))
+    return done_apart(weigh, model, count, device, batch)
 
 
 def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[Desk], Question]:

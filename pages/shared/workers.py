@@ -1,0 +1,138 @@
+"""Warm processes beside the server, for work that would take its memory or its time: see `pages.shared.apart`."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing import Pipe
+from pathlib import Path
+from threading import BoundedSemaphore, Lock
+from typing import Any, Literal, NamedTuple, Self
+
+from engine.launch.client import messages
+from engine.spec import RequestError, Sentence, sentence
+
+ROOT = Path(__file__).parents[2]
+_HEAVY_BYTES = 512 << 20  # a process that has grown so large makes room for a new one
+
+
+def too_long(patience_s: float) -> Sentence:
+    return sentence("this took longer than {seconds} s and was stopped; ask for less at a time", seconds=f"{patience_s:g}")
+
+
+class Answer(NamedTuple):
+    """`how` tells what `value` is: what was asked for, a `RequestError`, or the traceback of any other error."""
+
+    how: Literal["done", "refused", "failed"]
+    value: Any
+    resident_bytes: int  # of the process that worked it out, after that
+
+
+class Worker:
+    """One process. Not for use by more than one thread at a time."""
+
+    def __init__(self) -> None:
+        # A program of its own: what multiprocessing spawns from a server would run app.py again, and a fork would keep its port.
+        self._pipe, theirs = Pipe()
+        with theirs:
+            said = messages()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pages.shared.worker"],
+                cwd=ROOT,
+                stdin=theirs.fileno(),
+                stdout=said,
+                stderr=said,
+                start_new_session=True,  # so that Ctrl-C in a terminal reaches the server alone, with which it ends
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, question: bytes, patience_s: float) -> Answer:
+        """Raises `TimeoutError` where it takes longer, and `EOFError` or `ConnectionError` where the process is gone."""
+        self._pipe.send_bytes(question)
+        if not self._pipe.poll(patience_s):
+            raise TimeoutError
+        answer: Answer = pickle.loads(self._pipe.recv_bytes())
+        return answer
+
+    def end(self) -> int:
+        """End it, whatever it is at. Its exit status, or minus the signal that killed it."""
+        self._process.kill()
+        self._pipe.close()  # a second time does no harm
+        return self._process.wait()
+
+
+class Workers:
+    """As many as there are turns, each started when it is needed and kept. Any thread may ask."""
+
+    def __init__(self, turns: BoundedSemaphore, patience_s: float, heavy_bytes: int = _HEAVY_BYTES) -> None:
+        self._turns, self._patience_s, self._heavy_bytes = turns, patience_s, heavy_bytes
+        self._idle: list[Worker] = []  # the one that was busy last is taken first, as it may know already what is asked
+        self._lock = Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End those that wait. What is under way goes on."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.end()
+
+    def do(self, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Raises `RequestError` if the function does or takes too long, `RuntimeError` with its traceback for other errors."""
+        question = pickle.dumps((function, arguments, named))
+        with self._turns:
+            try:
+                answer = self._asked(self._taken(), question)
+            except (EOFError, ConnectionError):  # it had waited long enough and ended, or somebody killed it
+                answer = self._asked_anew(question)
+        if answer.how == "refused":
+            raise answer.value
+        if answer.how == "failed":
+            raise RuntimeError(f"{function.__qualname__} failed: {answer.value}")
+        return answer.value
+
+    def _taken(self) -> Worker:
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.lives:
+                    return worker
+                worker.end()
+        return Worker()
+
+    def _asked_anew(self, question: bytes) -> Answer:
+        worker = Worker()
+        try:
+            return self._asked(worker, question)
+        except (EOFError, ConnectionError):
+            raise RuntimeError(f"a process ended with exit status {worker.end()} before it had answered, twice") from None
+
+    def _asked(self, worker: Worker, question: bytes) -> Answer:
+        """Its answer. The worker then waits for the next question, or is ended."""
+        stays = False
+        try:
+            answer = worker.ask(question, self._patience_s)
+            stays = answer.resident_bytes < self._heavy_bytes
+        except TimeoutError:
+            raise RequestError(too_long(self._patience_s)) from None
+        finally:
+            if stays:
+                with self._lock:
+                    self._idle.append(worker)
+            else:
+                worker.end()
+        return answer
