@@ -55,6 +55,9 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
+_SIDES = ("measured", "predicted")
+
+
 def beside(name: str, measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Two answers to one question, joined: for each number of the table `name` columns NAME_measured and NAME_predicted.
 
@@ -62,9 +65,11 @@ def beside(name: str, measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.Dat
     """
     keys = list(KEYS[name])
     numbers = [column for column in SCHEMAS[name] if column not in ("source", *keys)]
+    if measured is predicted:  # there is nothing to join
+        return predicted[keys].assign(**{f"{column}_{side}": predicted[column] for column in numbers for side in _SIDES})
     sides = [side[keys + numbers] for side in (measured, predicted)]
     joined = sides[0].merge(sides[1], on=keys, how="outer", suffixes=("_measured", "_predicted"), validate="one_to_one")
-    filled = {f"{column}_{side}": 0 for column in numbers for side in ("measured", "predicted")}
+    filled = {f"{column}_{side}": 0 for column in numbers for side in _SIDES}
     return joined.fillna(filled).astype(dict.fromkeys(filled, "int64"))
 
 

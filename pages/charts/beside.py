@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE, beside
-from pages.charts.drawing import Drawing, colours, finish, rank_chooser
+from pages.charts.drawing import Drawing, finish
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
+from pages.charts.plain import Spec, channel, chosen_in, layered, records, scale_of, view
 from pages.charts.plan import ranges
 from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.traffic import Measure, meaning
@@ -55,14 +55,16 @@ def memory(
     )
     tops = _tops(totals, sources, unit.size)
     tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
-    x = alt.X("rank:O", axis=alt.Axis(title=_x_title(by_stage, say), labelAngle=0, labelExpr=_labels(rows, by_stage, roles, say)))
-    layers = [_bars(rows, x, unit.name, style), *_over_bars(tops, x, style)]
+    at = {"x": _rank_axis(rows, by_stage, roles, say)}
     if measured is not None:
-        inner = alt.XOffset("by:N", sort=list(sources.values()), scale=alt.Scale(paddingInner=0.06))
-        layers = [layer.encode(xOffset=inner) for layer in layers]
+        at["xOffset"] = channel("by:N", sort=list(sources.values()), scale={"paddingInner": 0.06})
+    bars, click = chosen_in(_bars(rows, at, unit.name, style))
+    views, data = [bars, *_over_bars(at, style)], {"bars": records(rows[rows["bytes"] > 0])}
+    data |= {"tops": records(tops), "framed": records(tops[tops["outline"] > 0])}
     in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
     if capacity is not None and in_sight:
-        layers += _capacity_line(capacity / unit.size, device, style)
+        views += _capacity_line(style)
+        data["capacity"] = [{"amount": capacity / unit.size, "text": device}]
     title = _memory_title(every, capacity, device, say)
     reading = [_each_bar(by_stage, say)]
     if measured is not None:
@@ -73,7 +75,7 @@ def memory(
         subject=say("Memory of every rank"),
         title=title,
         reading=" ".join(reading),
-        spec=finish(alt.layer(*layers).properties(height=300), style, title),
+        spec=finish(layered(views, data, 300, click), style, title),
         table=_memory_table(rows),
     )
 
@@ -89,24 +91,9 @@ def traffic(
     shown = "measured" if measured is not None else "predicted"
     rows, unit = _by_kind(both, ranks, column, shown, say)
     title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
-    y = alt.Y("name:N", sort=rows["name"].tolist(), title=None)
-    most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
-    scale = alt.Scale(domain=[0, 1.45 * most])  # with room at the right for the text that follows the longest bar
-    tooltip = _traffic_tooltip(column, measured is not None, say)
-    chart = alt.Chart(rows)
-    layers = [
-        chart.mark_bar().encode(
-            x=alt.X(f"{shown}:Q", title=_traffic_x_title(measure, unit.name, say), scale=scale),
-            y=y,
-            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
-            tooltip=tooltip,
-        )
-    ]
-    if measured is not None:  # where the prediction is: a tick across the measured bar
-        tick = chart.mark_tick(color=style.text, thickness=3, size=26)
-        layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
-    text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
-    layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"))
+    views = _kinds(
+        rows, shown, _traffic_x_title(measure, unit.name, say), _traffic_tooltip(column, measured is not None, say), style
+    )
     reading = [say("Each bar is one kind of call, for one purpose: the mean over all ranks.")]
     if rank is not None:
         reading = [say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)]
@@ -116,7 +103,7 @@ def traffic(
         subject=say("Traffic by axis and collective"),
         title=title,
         reading=" ".join([*reading, meaning(measure, say)]),
-        spec=finish(alt.layer(*layers).properties(height=max(60, 30 * len(rows))), style, title),
+        spec=finish(layered(views, {"kinds": records(rows)}, max(60, 30 * len(rows))), style, title),
         table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
     )
 
@@ -124,37 +111,33 @@ def traffic(
 # ----------------------------------------------------------------------------------------------------------------- memory
 
 
-def _bars(rows: pd.DataFrame, x: alt.X, unit: str, style: Look) -> alt.Chart:
-    """The stacks themselves; a click on one chooses its rank."""
+def _bars(rows: pd.DataFrame, at: dict[str, Spec], unit: str, style: Look) -> Spec:
+    """The stacks themselves."""
     say = style.say
-    return (
-        alt.Chart(rows[rows["bytes"] > 0])
-        .mark_bar(stroke=style.background, strokeWidth=0.6)
-        .encode(
-            x=x,
-            y=alt.Y("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit), axis=alt.Axis(tickCount=5)),
-            color=alt.Color("said:N", scale=colours(style.category, list(rows["category"]), categories(say))),
-            order=alt.Order("order:Q"),
-            opacity=alt.Opacity("opaque:Q", scale=None),
-            tooltip=[
-                alt.Tooltip("rank:O", title=say("rank")),
-                alt.Tooltip("pp:O", title=say("stage")),
-                alt.Tooltip("by:N", title=say("source")),
-                alt.Tooltip("said:N", title=say("category")),
-                alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
-            ],
-        )
-        .add_params(rank_chooser())
-    )
+    encoding: dict[str, Spec | list[Spec]] = {
+        **at,
+        "y": channel("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit), axis={"tickCount": 5}),
+        "color": channel("said:N", scale=scale_of(style.category, list(rows["category"]), categories(say))),
+        "order": channel("order:Q"),
+        "opacity": channel("opaque:Q", scale=None),
+        "tooltip": [
+            channel("rank:O", title=say("rank")),
+            channel("pp:O", title=say("stage")),
+            channel("by:N", title=say("source")),
+            channel("said:N", title=say("category")),
+            channel("bytes:Q", title=say("bytes"), format=","),
+        ],
+    }
+    return view("bar", "bars", encoding, stroke=style.background, strokeWidth=0.6)
 
 
-def _over_bars(tops: pd.DataFrame, x: alt.X, style: Look) -> list[alt.Chart]:
+def _over_bars(at: dict[str, Spec], style: Look) -> list[Spec]:
     """The frames of the chosen rank and its peers, and what is written above each bar."""
-    frames = alt.Chart(tops[tops["outline"] > 0]).mark_bar(fillOpacity=0, stroke=style.text)
-    words = alt.Chart(tops).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
+    at = {**at, "y": channel("amount:Q")}
+    frame, text = at | {"strokeWidth": channel("outline:Q", scale=None)}, at | {"text": channel("text:N")}
     return [
-        frames.encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None)),
-        words.encode(x=x, y="amount:Q", text="text:N"),
+        view("bar", "framed", frame, fillOpacity=0, stroke=style.text),
+        view("text", "tops", text, dy=-8, fontSize=12, fontWeight=600, color=style.text),
     ]
 
 
@@ -190,13 +173,11 @@ def _share(error: float) -> str:
     return f"{error:.2%}" if error >= 0.00005 else "<0.01%"
 
 
-def _capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
-    line = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
+def _capacity_line(style: Look) -> list[Spec]:
+    at, text = {"y": channel("amount:Q")}, {"x": {"value": "width"}, "text": channel("text:N")}
     return [
-        line.mark_rule(color=style.orange, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
-        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange).encode(
-            y="amount:Q", x=alt.value("width"), text="text:N"
-        ),
+        view("rule", "capacity", at, color=style.orange, strokeWidth=2, strokeDash=[6, 4]),
+        view("text", "capacity", at | text, align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange),
     ]
 
 
@@ -259,13 +240,14 @@ def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index().sort_values(["rank", "source"], kind="stable").rename_axis(columns=None)
 
 
-def _labels(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> str:
-    """A Vega expression: the rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
+def _rank_axis(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> Spec:
+    """Beneath each bar its rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
     lines = {}
     for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
         stage = say("stage {stage}", stage=pp)
         lines[str(rank)] = [stage] if by_stage else [str(rank), stage, *([told(roles[rank], say)] if roles else [])]
-    return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
+    labels = f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
+    return channel("rank:O", axis={"title": _x_title(by_stage, say), "labelAngle": 0, "labelExpr": labels})
 
 
 def _x_title(by_stage: bool, say: Words) -> str:
@@ -302,18 +284,37 @@ def _traffic_x_title(measure: Measure, unit: str, say: Words) -> str:
     return say("wire bytes of a rank in one step ({unit})", unit=unit)
 
 
-def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[alt.Tooltip]:
+def _kinds(rows: pd.DataFrame, shown: str, x_title: str, tooltip: list[Spec], style: Look) -> list[Spec]:
+    """The bars, what is said of each, and where a run is shown a tick across each at what was predicted."""
+    most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
+    scale = {"domain": [0, 1.45 * most]}  # with room at the right for the text that follows the longest bar
+    y = channel("name:N", sort=rows["name"].tolist(), title=None)
+    encoding: dict[str, Spec | list[Spec]] = {
+        "x": channel(f"{shown}:Q", title=x_title, scale=scale),
+        "y": y,
+        "color": channel("axis:N", scale=scale_of(style.axis, list(rows["axis"]))),
+        "tooltip": tooltip,
+    }
+    views = [view("bar", "kinds", encoding)]
+    if shown == "measured":
+        encoding = {"x": channel("predicted:Q", scale=scale), "y": y, "tooltip": tooltip}
+        views.append(view("tick", "kinds", encoding, color=style.text, thickness=3, size=26))
+    written = {"x": channel(f"{shown}:Q", scale=scale), "y": y, "text": channel("said:N")}
+    return [*views, view("text", "kinds", written, align="left", dx=8, fontSize=12, color=style.text)]
+
+
+def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[Spec]:
     told = [
-        alt.Tooltip("axis:N", title=say("axis")),
-        alt.Tooltip("collective:N", title=say("collective")),
-        alt.Tooltip("phase:N", title=say("phase")),
-        alt.Tooltip(f"{column}_predicted:Q", title=say("predicted bytes"), format=",.8~r"),
-        alt.Tooltip("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
+        channel("axis:N", title=say("axis")),
+        channel("collective:N", title=say("collective")),
+        channel("phase:N", title=say("phase")),
+        channel(f"{column}_predicted:Q", title=say("predicted bytes"), format=",.8~r"),
+        channel("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
     ]
     if measured:
         told += [
-            alt.Tooltip(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
-            alt.Tooltip("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
+            channel(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
+            channel("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
         ]
     return told
 

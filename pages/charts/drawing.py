@@ -10,9 +10,8 @@ import altair as alt
 import pandas as pd
 
 from pages.charts.look import Look, config
+from pages.charts.plain import Rows, scale_of
 from pages.charts.roles import CHOSEN
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,17 @@ class Drawing:
     moving: str = ""
 
 
-def finish(chart: alt.TopLevelMixin, style: Look, title: str, data: Mapping[str, Rows] | None = None) -> dict[str, Any]:
-    """Altair's chart as a plain Vega-Lite spec with the settings that all charts share.
+def finish(
+    chart: alt.TopLevelMixin | dict[str, Any], style: Look, title: str, data: Mapping[str, Rows] | None = None
+) -> dict[str, Any]:
+    """A chart of Altair's, or one that is plain Vega-Lite, with the settings that all charts share.
 
     `data` are the rows of the data sets that the chart only names. One that is empty until a page points at something is given
     as `nothing`: see `pages.shared.pointing`. The spec is not held against Vega-Lite's schema, which would take longer than
     all else; a test does so.
     """
-    spec: dict[str, Any] = chart.to_dict(validate=False)
-    spec.setdefault("datasets", {}).update(data or {})
+    spec: dict[str, Any] = dict(chart) if isinstance(chart, dict) else chart.to_dict(validate=False)
+    spec["datasets"] = {**spec.get("datasets", {}), **(data or {})}
     spec["config"] = config(style)
     # As wide as where it stands, as high as its content: "fit" would squeeze the rows when there is a legend.
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
@@ -61,9 +62,5 @@ def rank_chooser() -> alt.Parameter:
 
 
 def colours(domain: dict[str, str], present: list[str], names: dict[str, str] | None = None) -> alt.Scale:
-    """The scale that gives each code its colour. Codes that do not occur take no room in the legend.
-
-    `names` are what readers see; the rows drawn must then hold those in place of the codes.
-    """
-    shown = [code for code in domain if code in present or (names and names[code] in present)]
-    return alt.Scale(domain=[names[code] if names else code for code in shown], range=[domain[code] for code in shown])
+    """`scale_of`, for a chart of Altair's."""
+    return alt.Scale(**scale_of(domain, present, names))
