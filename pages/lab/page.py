@@ -9,7 +9,7 @@ import streamlit as st
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
 from pages.lab import preview, result
-from pages.shared import chosen, form, links, runbar
+from pages.shared import chosen, form, held, links, runbar
 from pages.shared.choice import Choice, read
 from pages.shared.frame import inert, say
 from pages.shared.saved import load
@@ -63,22 +63,21 @@ def _follow_link(service: Service, found: RunState | Path | None) -> Choice:
     control moved just now wins always: the link that came with it may be old.
     """
     code = st.query_params.get(SPEC, "")
-    moved = form.touched()
-    held = form.held()
+    moved, choice = held.touched(), held.choice()
     if moved:
         st.session_state.pop(_BAD_LINK, None)
-    elif held is None or (code and code != st.session_state[_CODE]):
+    elif choice is None or (code and code != st.session_state[_CODE]):
         try:
-            held = links.decode(code) if code else _default(service, found)
+            choice = links.decode(code) if code else _default(service, found)
         except links.LinkError as error:
             st.session_state[_BAD_LINK] = error.sentence
-            held = Choice.default()
-        form.put(held)
-    assert held
-    st.session_state[_CODE] = links.encode(held)
+            choice = Choice.default()
+        held.put(choice)
+    assert choice
+    st.session_state[_CODE] = links.encode(choice)
     if code != st.session_state[_CODE]:
         st.query_params[SPEC] = st.session_state[_CODE]
-    return held
+    return choice
 
 
 def _default(service: Service, found: RunState | Path | None) -> Choice:
