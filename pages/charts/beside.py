@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE, beside
-from pages.charts.drawing import Drawing, finish
+from pages.charts.drawing import Drawing, finish, nothing
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
-from pages.charts.plain import Spec, channel, chosen_in, layered, records, scale_of, view
+from pages.charts.plain import Rows, Spec, channel, chosen_in, layered, records, scale_of, view
 from pages.charts.plan import ranges
 from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.traffic import Measure, meaning
@@ -94,6 +94,7 @@ def traffic(
     views = _kinds(
         rows, shown, _traffic_x_title(measure, unit.name, say), _traffic_tooltip(column, measured is not None, say), style
     )
+    data = {"kinds": records(rows), "marked": nothing("name")}
     reading = [say("Each bar is one kind of call, for one purpose: the mean over all ranks.")]
     if rank is not None:
         reading = [say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)]
@@ -103,9 +104,14 @@ def traffic(
         subject=say("Traffic by axis and collective"),
         title=title,
         reading=" ".join([*reading, meaning(measure, say)]),
-        spec=finish(layered(views, {"kinds": records(rows)}, max(60, 30 * len(rows))), style, title),
+        spec=finish(layered(views, data, max(60, 30 * len(rows))), style, title),
         table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
     )
+
+
+def marks(axis: str, collective: str, phase_code: str, say: Words) -> dict[str, Rows]:
+    """The bar of that kind of call, to be pointed at in the chart of traffic."""
+    return {"marked": [{"name": _kind(axis, collective, phase_code, say)}]}
 
 
 # ----------------------------------------------------------------------------------------------------------------- memory
@@ -264,10 +270,7 @@ def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words
     rows[numbers] = rows[numbers] / ranks
     rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
     rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
-    rows["name"] = [
-        say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(code, say))
-        for axis, collective, code in zip(rows["axis"], rows["collective"], rows["phase"], strict=True)
-    ]
+    rows["name"] = [_kind(*codes, say) for codes in zip(rows["axis"], rows["collective"], rows["phase"], strict=True)]
     unit = byte_unit(float(rows[[f"{column}_measured", f"{column}_predicted"]].max().max()) if len(rows) else 0)
     rows["measured"] = rows[f"{column}_measured"] / unit.size
     rows["predicted"] = rows[f"{column}_predicted"] / unit.size
@@ -276,6 +279,17 @@ def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words
         for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
     ]
     return rows, unit
+
+
+def _kind(axis: str, collective: str, phase_code: str, say: Words) -> str:
+    return say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(phase_code, say))
+
+
+def _frame(y: Spec, names: list[str], style: Look) -> Spec:
+    """Around the bar that the page points at, if it is one of `names`, and what is written behind it."""
+    at = {"y": y, "x": {"value": 0}, "x2": {"value": "width"}}
+    one_of = {"filter": {"field": "name", "oneOf": names}}
+    return view("rect", "marked", at, one_of, filled=False, stroke=style.text, strokeWidth=2.5, tooltip=None, aria=False)
 
 
 def _traffic_x_title(measure: Measure, unit: str, say: Words) -> str:
@@ -300,7 +314,8 @@ def _kinds(rows: pd.DataFrame, shown: str, x_title: str, tooltip: list[Spec], st
         encoding = {"x": channel("predicted:Q", scale=scale), "y": y, "tooltip": tooltip}
         views.append(view("tick", "kinds", encoding, color=style.text, thickness=3, size=26))
     written = {"x": channel(f"{shown}:Q", scale=scale), "y": y, "text": channel("said:N")}
-    return [*views, view("text", "kinds", written, align="left", dx=8, fontSize=12, color=style.text)]
+    views.append(view("text", "kinds", written, align="left", dx=8, fontSize=12, color=style.text))
+    return [*views, _frame(y, rows["name"].tolist(), style)]
 
 
 def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[Spec]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -9,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from engine.topology import AXES, Mesh
-from pages.charts.drawing import Drawing, colours, finish, rank_chooser
+from pages.charts.drawing import Drawing, colours, finish, nothing, rank_chooser
 from pages.charts.look import Look, Theme
+from pages.charts.plain import Rows
 from pages.charts.roles import Roles
 from pages.charts.traffic import Measure
 from pages.charts.units import byte_unit, in_bytes, percent, significant
@@ -21,6 +24,9 @@ NODE = 8  # ranks that usually stand in one machine
 _WRITTEN_UP_TO = 16  # rows; with more there is no room for numbers in the cells
 # The opacity above which a cell's number is better read in the colour of the background than in that of text.
 _DENSE: dict[Theme, float] = {"light": 0.8, "dark": 0.62}
+
+
+_CORNERS = ("to", "x2", "from", "y2")  # of the cell that the page points at
 
 
 class Block(NamedTuple):
@@ -56,7 +62,7 @@ def links(traffic: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     wire bytes go (Patarasuk and Yuan 2009). Payload is laid on the same link, though its content reaches the whole group.
     """
     rows = traffic[(traffic["collective"] != "recv") & (traffic[f"{measure}_bytes"] > 0)]
-    receivers = [_next(rank, group) for rank, group in zip(rows["rank"], rows["group"], strict=True)]
+    receivers = [_next(rank, [*map(int, group.split(","))]) for rank, group in zip(rows["rank"], rows["group"], strict=True)]
     sent = pd.DataFrame(
         {
             "sender": rows["rank"].to_numpy(),
@@ -103,15 +109,23 @@ def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, rol
         subject=say("Who sends to whom"),
         title=title,
         reading=f"{reading} {rule}",
-        spec=finish(chart, style, title),
+        spec=finish(chart, style, title, {"marked": nothing(*_CORNERS)}),
         table=sent.rename(columns={"bytes": f"{measure}_bytes"}),
     )
 
 
-def _next(rank: int, group: str) -> int:
-    """The neighbour behind `rank` in a group written "0,2,4"; behind the last comes the first."""
-    ranks = [int(member) for member in group.split(",")]
-    return ranks[(ranks.index(rank) + 1) % len(ranks)]
+def marks(rank: int, collective: str, group: Sequence[int], mesh: Mesh, style: Look) -> dict[str, Rows]:
+    """The cell in which a rank's call is counted, to be pointed at: a receive's is that of the send."""
+    neighbour = _next(rank, group)
+    sender, receiver = (neighbour, rank) if collective == "recv" else (rank, neighbour)
+    firsts = [block.first for block in blocks(mesh, style)]
+    row, column = (bisect_right(firsts, rank) - 1 for rank in (sender, receiver))
+    return {"marked": [dict(zip(_CORNERS, (column, column + 1, row, row + 1), strict=True))]}
+
+
+def _next(rank: int, group: Sequence[int]) -> int:
+    """The neighbour behind `rank` in a group; behind the last comes the first."""
+    return group[(group.index(rank) + 1) % len(group)]
 
 
 def _cells(sent: pd.DataFrame, rows: list[Block], style: Look) -> pd.DataFrame:
@@ -187,6 +201,7 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, role
                 color=alt.condition(dense, alt.value(style.on_colour), alt.value(style.text)),
             )
         )
+    layers.append(_frame(x, y, style))
     if roles:
         layers.append(_frames(roles, rows, x, y, style))
     return alt.layer(*layers)
@@ -208,6 +223,16 @@ def _frames(roles: Roles, rows: list[Block], x: Any, y: Any, style: Look) -> Any
     return (
         alt.Chart(pd.DataFrame(frames, columns=["from", "y2", "to", "x2"]))
         .mark_rect(filled=False, stroke=style.text, strokeWidth=2, tooltip=None, aria=False)
+        .encode(x=x, x2="x2:Q", y=y, y2="y2:Q")
+    )
+
+
+def _frame(x: Any, y: Any, style: Look) -> Any:
+    """Around the cell that the page points at."""
+    return (
+        alt.Chart(alt.NamedData(name="marked"))
+        .transform_filter("isValid(datum.to)")
+        .mark_rect(filled=False, stroke=style.text, strokeWidth=3.5, tooltip=None, aria=False)
         .encode(x=x, x2="x2:Q", y=y, y2="y2:Q")
     )
 

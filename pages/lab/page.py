@@ -6,6 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from engine import catalog
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
 from pages.lab import preview, result
@@ -16,7 +17,7 @@ from pages.shared.saved import load
 from pages.shared.service import Service
 
 SPEC = "spec"  # the link's parameter: the choice, as `links` writes it
-_CODE, _BAD_LINK, _SHOWN = "lab/code", "lab/bad-link", "lab/shown"
+_CODE, _BAD_LINK, _SHOWN, _FITTED = "lab/code", "lab/bad-link", "lab/shown", "lab/fitted"
 
 
 def show(service: Service) -> None:
@@ -37,14 +38,33 @@ def show(service: Service) -> None:
         st.warning(f"{inert(say().sentence(wrong))} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
     st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
-    if verdict.spec is not None:
-        preview.draw(verdict.spec, _measured(found))
-    else:
+    _preview(verdict.spec, _measured(found))
+    _show_result(found, fits=verdict.runnable is not None)
+
+
+def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
+    """While the form holds what cannot be, the last choice that could stays in view, and the page where it was scrolled to."""
+    if spec is not None:
+        st.session_state[_FITTED] = spec
+        preview.draw(spec, measured)
+        return
+    last: RunSpec | None = st.session_state.get(_FITTED)
+    if last is None:
         st.info(
             say()("The ranks are drawn as soon as everything fits together: the form at the left says what does not."),
             icon=":material/rule:",
         )
-    _show_result(found, fits=verdict.runnable is not None)
+        return
+    st.info(
+        say()(
+            "The form at the left says what does not fit together. Until it does, this is still {model} on {layout}.",
+            model=catalog.name_of(last.model),
+            layout=last.layout.code,
+        ),
+        icon=":material/rule:",
+    )
+    with st.container(key="lab-last"):
+        preview.draw(last, measured)
 
 
 def _measured(found: RunState | Path | None) -> RunSpec | None:

@@ -18,9 +18,11 @@ from pages.charts.names import action, categories, measures, phase
 from pages.charts.roles import Roles, roles_of
 from pages.charts.traffic import Measure
 from pages.charts.units import in_bytes
+from pages.lab.events import Event
 from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
+from pages.shared.pointing import pointed
 from pages.shared.predicted import predicted
 from pages.shared.unfolding import unfolding
 
@@ -30,11 +32,11 @@ MEASURES: tuple[Measure, ...] = ("wire", "payload")
 _DEFAULT_DEVICE = "rtx-4090"
 
 
-def draw(spec: RunSpec) -> None:
-    """Memory and traffic as the formulas have them."""
+def draw(spec: RunSpec, event: Event | None) -> None:
+    """Memory and traffic as the formulas have them. `event` is framed where it is counted."""
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
         memory_card(spec, None, "predicted")
-        traffic_card(spec, None, "predicted")
+        traffic_card(spec, None, "predicted", event)
 
 
 def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
@@ -52,12 +54,15 @@ def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
     )
 
 
-def traffic_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
+def traffic_card(spec: RunSpec, measured: RunResult | None, key: str, event: Event | None) -> None:
     """The same for traffic; of the chosen rank alone, where there is one."""
     rank = chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp))
     table = None if measured is None else measured.tables["traffic"]
     asked = linked_measure(), rank, view()
     made = predicted_traffic(spec, *asked) if table is None else measured_traffic(spec, table, *asked)
+    if event is not None and event.passed is not None:
+        passed = event.passed
+        made = pointed(made, beside.marks(passed.axis, passed.collective, passed.phase, say()))
     drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key), below=lambda: _unfold_traffic(spec, rank, key))
 
 

@@ -29,10 +29,11 @@ def draw(spec: RunSpec, measured: RunSpec | None) -> None:
     title = drawing.heading_html(say()("Who holds what"), _counted(spec.layout, say()))
     clickable(title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
     walkable = measured is None and not spec.generate.skip_training
-    if not same_but_for_length(spec, measured):
-        prediction.draw(spec)
     step = walk.current(spec, partial(events, spec)) if walkable else None
-    timelines.draw_textbook(spec, step.event if step else None)
+    event = step.event if step else None
+    if not same_but_for_length(spec, measured):
+        prediction.draw(spec, event)
+    timelines.draw_textbook(spec, event)
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
 

@@ -60,7 +60,7 @@ def draw(folder: Path) -> None:
     _generated(result)
     event = _walked(folder, result)
     _memory(folder, result, event)
-    _traffic(folder, result)
+    _traffic(folder, result, event)
     _timeline(folder, result, event)
     if _walkable(result):
         walk.draw(result.spec, partial(events, folder), in_units=False)
@@ -121,13 +121,17 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
         drawing.show(drawn, "curve", pick_rank)
 
 
-def _traffic(folder: Path, result: RunResult) -> None:
-    measure, rank = prediction.linked_measure(), chosen.rank(_mesh(result))
+def _traffic(folder: Path, result: RunResult, event: Event | None) -> None:
+    mesh = _mesh(result)
+    measure, rank = prediction.linked_measure(), chosen.rank(mesh)
+    drawn = links(folder, measure, rank, view())
+    if event is not None and event.passed is not None:
+        drawn = pointed(drawn, matrix.marks(event.rank, event.passed.collective, event.passed.group, mesh, look(view())))
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
-            prediction.traffic_card(result.spec, result, "measured")
+            prediction.traffic_card(result.spec, result, "measured", event)
             drawing.show(by_rank(folder, measure, rank, view()), "by-rank", on_rank=chosen.choose)
-        drawing.show(links(folder, measure, rank, view()), "matrix", on_rank=chosen.choose)
+        drawing.show(drawn, "matrix", on_rank=chosen.choose)
 
 
 def _walked(folder: Path, result: RunResult) -> Event | None:

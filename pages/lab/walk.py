@@ -19,7 +19,7 @@ from pages.shared import chosen, drawing, frame
 
 WALK = "walk"  # the link's parameter: microbatch.event, or microbatch.event.replica.slice
 _MICROBATCH, _EVENT, _DP, _TP = "walk/microbatch", "walk/event", "walk/dp", "walk/tp"
-_CHIPS = 40  # events listed at a time: those around the one that is told
+_BEFORE, _AFTER = 2, 20  # events listed around the one that is told
 _CODE = re.compile(r"(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5})\.(\d{1,5}))?")
 
 Events = Callable[[Way], list[Event]]
@@ -52,20 +52,22 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
         named = {"microbatch": step.way.microbatch, "number": step.at + 1, "count": len(step.events)}
         title = say("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, say), **named)
         style = look(frame.view())
-        st.html(drawing.heading_html(say("Step through"), title) + _told(step, spec, say, style, in_units))
-        if walking:
-            _controls(spec, events, step, say)
-        else:
-            _button_on(spec, events, step, say)
-        more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
+        told = _told(step, spec, say, style, in_units)
         if not walking:
-            more += " " + say("Press Next, and each event is marked in the charts as well.")
-        st.html((_chips(step, say, style) if walking else "") + _read(say, more))
-
-
-def _read(say: Words, more: str) -> str:
+            st.html(drawing.heading_html(say("Step through"), title) + told)
+            _button_on(spec, events, step, say)
+        else:  # style.css keeps it in view from here on, so it is no higher than need be
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                drawing.heading(say("Step through"), title)
+                _slider(spec, events, step, say)
+                st.button(say("Stop"), icon=":material/close:", on_click=_stop, key="walk/stop", type="tertiary")
+            st.html(told + _chips(step, say, style))
+            _controls(spec, events, step, say)
     told = say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
-    return f'<p class="ss-read">{escape(f"{told} {more}")}</p>'
+    more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
+    if not walking:
+        more += " " + say("Press Next, and each event is marked in the charts as well.")
+    st.html(f'<p class="ss-read">{escape(f"{told} {more}")}</p>')
 
 
 def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:
@@ -78,25 +80,33 @@ def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:
 
 def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
     """Widgets take their values from the link and write them back to it, so that it always says where the walk is."""
-    last = len(step.events) - 1
-    st.session_state.update({_MICROBATCH: step.way.microbatch, _DP: step.way.dp, _TP: step.way.tp, _EVENT: step.at + 1})
+    st.session_state.update({_MICROBATCH: step.way.microbatch, _DP: step.way.dp, _TP: step.way.tp})
+    ways = (
+        (_MICROBATCH, say("Microbatch"), spec.workload.microbatches, lambda n: say("microbatch {number}", number=n)),
+        (_DP, say("Replica (dp)"), spec.layout.dp, lambda n: say("replica {number}", number=n)),
+        (_TP, say("Slice (tp)"), spec.layout.tp, lambda n: say("slice {number}", number=n)),
+    )
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.button(
             say("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go,
             args=(spec, events, *step.way, step.at - 1), key="walk/previous", shortcut="P",
         )  # fmt: skip
         _button_on(spec, events, step, say)
-        for label, key, count in (
-            (say("Microbatch"), _MICROBATCH, spec.workload.microbatches),
-            (say("Replica (dp)"), _DP, spec.layout.dp),
-            (say("Slice (tp)"), _TP, spec.layout.tp),
-        ):
+        for key, label, count, named in ways:
             if count > 1:
-                st.selectbox(label, range(count), key=key, on_change=_moved, args=(spec, events, step), width=120)
-    if last:
+                st.selectbox(
+                    label, range(count), key=frame.labelled(key), format_func=named, on_change=_moved,
+                    args=(spec, events, step), label_visibility="collapsed", width=142,
+                )  # fmt: skip
+
+
+def _slider(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
+    if len(step.events) > 1:
+        st.session_state[_EVENT] = step.at + 1
         st.slider(
-            say("Event"), 1, last + 1, key=_EVENT, on_change=_moved, args=(spec, events, step), label_visibility="collapsed"
-        )
+            say("Event"), 1, len(step.events), key=_EVENT, on_change=_moved, args=(spec, events, step),
+            label_visibility="collapsed", width=240,
+        )  # fmt: skip
 
 
 def _button_on(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
@@ -114,6 +124,11 @@ def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: in
     st.query_params[WALK] = f"{way.microbatch}.{step.at}" + (f".{way.dp}.{way.tp}" if way.dp or way.tp else "")
     if chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)) != step.event.rank:
         chosen.choose(step.event.rank)
+
+
+def _stop() -> None:
+    """A callback. The rank stays chosen."""
+    st.query_params.pop(WALK, None)
 
 
 def _moved(spec: RunSpec, events: Events, shown: Step) -> None:
@@ -134,18 +149,16 @@ def _told(step: Step, spec: RunSpec, say: Words, style: Look, in_units: bool) ->
 
 
 def _chips(step: Step, say: Words, style: Look) -> str:
-    """The events in a row, in the colours of the timeline, with the one that is told marked; of many, those around it."""
-    first = max(0, min(step.at - _CHIPS // 2, len(step.events) - _CHIPS))
-    shown = step.events[first : first + _CHIPS]
+    """The events around the one that is told, in a row that ends where the page does, in the colours of the timeline."""
+    first = max(0, step.at - _BEFORE)
+    shown = step.events[first : step.at + _AFTER]
     chips = []
     for i, event in enumerate(shown, first):
         here = ' aria-current="step"' if i == step.at else ""
         text = escape(headline(event, say))
         chips.append(f'<li style="--stage:{_colour(event, style)}"{here}>{text}</li>')
-    before = "<li>…</li>" if first else ""
-    after = "<li>…</li>" if first + len(shown) < len(step.events) else ""
     label = escape(say("Events of this microbatch"))
-    return f'<ol class="ss-walk" start="{first + 1}" aria-label="{label}">{before}{"".join(chips)}{after}</ol>'
+    return f'<ol class="ss-walk" start="{first + 1}" aria-label="{label}">{"".join(chips)}</ol>'
 
 
 def _colour(event: Event, style: Look) -> str:

@@ -17,9 +17,17 @@ def walk(page: Page) -> Locator:
     return page.locator(".st-key-walk")
 
 
-def frames(page: Page, name: str) -> Locator:
+def frames(page: Page, name: str, width: str = "3.5") -> Locator:
     """What a chart frames: the event that is told."""
-    return chart(page, name).locator("svg.marks path[stroke-width='3.5']")
+    return chart(page, name).locator(f"svg.marks path[stroke-width='{width}']")
+
+
+def in_view(page: Page, name: str) -> bool:
+    """Whether one sees the foot of that, and not what covers it."""
+    at: bool = page.locator(name).evaluate(
+        "e => { const b = e.getBoundingClientRect(); return e.contains(document.elementFromPoint(b.x + 20, b.bottom - 5)); }"
+    )
+    return at
 
 
 def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, watched: Watched):
@@ -28,16 +36,20 @@ def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, wa
     page.get_by_role("button", name="Next").click()
     expect(walk(page)).to_contain_text("Rank 0 makes 5 calls of all_reduce along tp with rank 1")
     expect(frames(page, "textbook")).to_have_count(1)  # the pass that the calls are part of
+    expect(frames(page, "traffic-predicted", "2.5")).to_have_count(1)  # the kind of call
+    page.get_by_role("heading", name="4 ranks").scroll_into_view_if_needed()
+    assert in_view(page, ".st-key-walk"), "it is told at the foot of the window, whichever chart one looks at"
 
     run_button(page).click()
     expect(finished(page)).to_be_visible(timeout=LONG_S)
     drawn(page)
     expect(walk(page)).to_have_count(1)
-    expect(walk(page)).to_contain_text("As measured.")
+    expect(page.get_by_text("As measured.")).to_be_visible()
     page.get_by_role("button", name="Next").click()
     page.wait_for_url(re.compile("walk=0.2"))
     expect(walk(page)).to_contain_text("Rank 0 sends the activations of microbatch 0 on to rank 2 at stage 1")
     expect(frames(page, "timeline")).to_have_count(1)
+    expect(frames(page, "matrix")).to_have_count(1)  # who sends to whom
     page.keyboard.press("n")
     page.wait_for_url(re.compile("walk=0.3"))
     expect(page.locator("[data-rank='2'][aria-pressed='true']")).to_be_visible()

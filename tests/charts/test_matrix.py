@@ -69,6 +69,14 @@ def test_a_cell_has_the_colour_of_its_axis_and_tells_which_rank_it_chooses():
     assert drawing.title == "The 8 busiest links carry 100 B each along tp: 69.0% of all bytes"
 
 
+def test_a_call_is_pointed_at_where_its_bytes_are_counted():
+    mesh = Mesh(3, 1, 2)
+    there = matrix.marks(4, "all_reduce", (3, 4, 5), mesh, LIGHT)["marked"]
+    assert there == [{"from": 4, "y2": 5, "to": 5, "x2": 6}]
+    sent, received = (matrix.marks(rank, name, (1, 4), mesh, LIGHT) for rank, name in ((1, "send"), (4, "recv")))
+    assert sent == received == {"marked": [{"from": 1, "y2": 2, "to": 4, "x2": 5}]}
+
+
 def test_the_chosen_ranks_row_and_column_are_framed():
     mesh = Mesh(1, 2, 1)
     views = marks(matrix.matrix(made_up.traffic(), mesh, "wire", LIGHT, roles_of(mesh, 1)).spec, "rect")

@@ -75,6 +75,18 @@ def test_a_choice_that_does_not_fit_is_told_and_mended_by_a_button(parts: tuple[
     assert not next(b for b in app.button if b.label == "Run on 4 processes").disabled
 
 
+def test_while_the_form_does_not_fit_the_last_choice_that_did_stays_in_view(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp2~1f1b")
+    next(n for n in app.number_input if n.label == "Tensor (tp)").set_value(3).run()
+    assert [said.value for said in app.info][:1] == [
+        "The form at the left says what does not fit together. Until it does, this is still gpt-tiny on dp1.tp2.pp2."
+    ]
+    assert "4 ranks: 2 stages × 2 slices" in text(app)
+    click(app, "tp=4")
+    assert "8 ranks: 2 stages × 4 slices" in text(app)
+    assert "still gpt-tiny" not in text(app)
+
+
 def test_levers_are_restored_and_named(parts: tuple[Service, Queue]):
     code = "llama-tiny~dp2.tp2.pp2~zb-v~m4~b2~n5~r0.003~e0~c2~z2~q~aselective~fbf16"
     app = page(parts[0], spec=code)

@@ -167,6 +167,9 @@ def test_next_goes_on_and_puts_the_event_into_the_link_and_chooses_its_rank(tmp_
     assert (link(app, "walk"), link(app, "rank")) == ("0.1", "0")
     next(s for s in app.selectbox if s.label == "Microbatch").select(3).run()
     assert link(app, "walk") == "3.1"
+    press(app, "Stop")
+    assert not link(app, "walk")
+    assert "Press Next" in text(app)
 
 
 def test_a_link_restores_the_event_of_a_run(tmp_path: Path):
