@@ -36,7 +36,6 @@ def show(service: Service) -> None:
 
     if wrong := st.session_state.get(_BAD_LINK):
         st.warning(f"{inert(say().sentence(wrong))} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
-    st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
     _preview(verdict.spec, _measured(found))
     _show_result(found, fits=verdict.runnable is not None)
@@ -44,10 +43,12 @@ def show(service: Service) -> None:
 
 def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
     """While the form holds what cannot be, the last choice that could stays in view, and the page where it was scrolled to."""
+    name = f'<h1 class="ss-unseen">{say()("Lab")}</h1>'
     if spec is not None:
         st.session_state[_FITTED] = spec
-        preview.draw(spec, measured)
+        preview.draw(spec, measured, name)
         return
+    st.html(name)
     last: RunSpec | None = st.session_state.get(_FITTED)
     if last is None:
         st.info(
