@@ -16,14 +16,14 @@ from pages.runs.page import show as show_runs
 from pages.shared import ways
 from pages.shared.frame import follow_theme, frame, say
 from pages.shared.service import Service, open_service
-from pages.shared.thrift import share_one_heap
+from pages.shared.thrift import settle
 
 
 def page(path: str, title: str, icon: str, show: Callable[[Service], None], **options: Any) -> StreamlitPage:
     return st.Page(lambda: show(open_service()), title=title, icon=f":material/{icon}:", url_path=path, **options)
 
 
-share_one_heap()
+settle()
 frame()
 pages = [
     page("start", say()("Lab"), "science", show_lab, default=True),  # what the bare address shows; its own path never does
