@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
+import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE, beside
-from pages.charts.drawing import Drawing, finish, nothing
+from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
-from pages.charts.plain import Rows, Spec, channel, chosen_in, layered, records, scale_of, view
 from pages.charts.plan import ranges
 from pages.charts.roles import Roles, opacity, outline, told
+from pages.charts.template import Template, filled, template
 from pages.charts.traffic import Measure, meaning
 from pages.charts.units import Unit, byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
@@ -22,6 +24,7 @@ _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
 MOST_BARS = 32  # ranks of which each has a bar; beyond, one bar stands for the equal ranks of a stage
 _CAPACITY_IN_SIGHT = 8.0  # the device's line is drawn where it is at most that many times as high as the highest bar
 _PALE = 0.45  # a prediction beside its measurement
+_TEMPLATES = 32  # kept of each chart: a few for every language and theme
 
 
 def memory(
@@ -55,15 +58,18 @@ def memory(
     )
     tops = _tops(totals, sources, unit.size)
     tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
-    at = {"x": _rank_axis(rows, by_stage, roles, say)}
-    if measured is not None:
-        at["xOffset"] = channel("by:N", sort=list(sources.values()), scale={"paddingInner": 0.06})
-    bars, click = chosen_in(_bars(rows, at, unit.name, style))
-    views, data = [bars, *_over_bars(at, style)], {"bars": records(rows[rows["bytes"] > 0])}
-    data |= {"tops": records(tops), "framed": records(tops[tops["outline"] > 0])}
     in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
+    shown, hues = coloured(style.category, rows["category"], named)
+    spec = filled(
+        _memory_template(style, measured is not None, in_sight),
+        ranks=_x_title(by_stage, say),
+        labels=_labels(rows, by_stage, roles, say),
+        amount=say("memory at the rank's peak ({unit})", unit=unit.name),
+        shown=shown,
+        hues=hues,
+    )
+    data = {"bars": records(rows[rows["bytes"] > 0]), "tops": records(tops), "framed": records(tops[tops["outline"] > 0])}
     if capacity is not None and in_sight:
-        views += _capacity_line(style)
         data["capacity"] = [{"amount": capacity / unit.size, "text": device}]
     title = _memory_title(every, capacity, device, say)
     reading = [_each_bar(by_stage, say)]
@@ -75,7 +81,7 @@ def memory(
         subject=say("Memory of every rank"),
         title=title,
         reading=" ".join(reading),
-        spec=finish(layered(views, data, 300, click), style, title),
+        spec=finish(spec, style, title, data),
         table=_memory_table(rows),
     )
 
@@ -91,10 +97,17 @@ def traffic(
     shown = "measured" if measured is not None else "predicted"
     rows, unit = _by_kind(both, ranks, column, shown, say)
     title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
-    views = _kinds(
-        rows, shown, _traffic_x_title(measure, unit.name, say), _traffic_tooltip(column, measured is not None, say), style
+    most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
+    axes, hues = coloured(style.axis, rows["axis"])
+    spec = filled(
+        _traffic_template(style, measured is not None, column),
+        names=rows["name"].tolist(),
+        amount=_traffic_x_title(measure, unit.name, say),
+        end=1.45 * most,  # with room at the right for the text that follows the longest bar
+        axes=axes,
+        hues=hues,
     )
-    data = {"kinds": records(rows), "marked": nothing("name")}
+    spec["height"] = max(60, 30 * len(rows))
     reading = [say("Each bar is one kind of call, for one purpose: the mean over all ranks.")]
     if rank is not None:
         reading = [say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)]
@@ -104,7 +117,7 @@ def traffic(
         subject=say("Traffic by axis and collective"),
         title=title,
         reading=" ".join([*reading, meaning(measure, say)]),
-        spec=finish(layered(views, data, max(60, 30 * len(rows))), style, title),
+        spec=finish(spec, style, title, {"kinds": records(rows), "marked": nothing("name")}),
         table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
     )
 
@@ -117,33 +130,48 @@ def marks(axis: str, collective: str, phase_code: str, say: Words) -> dict[str, 
 # ----------------------------------------------------------------------------------------------------------------- memory
 
 
-def _bars(rows: pd.DataFrame, at: dict[str, Spec], unit: str, style: Look) -> Spec:
-    """The stacks themselves."""
+@lru_cache(_TEMPLATES)
+def _memory_template(style: Look, measured: bool, capacity: bool) -> Template:
+    """The blanks are the title of the axis of ranks and its labels, that of the bars' amount, and the legend."""
+    x = alt.X("rank:O", axis=alt.Axis(title="$ranks", labelAngle=0, labelExpr="$labels"))
+    layers = [_bars(x, style), *_over_bars(x, style)]
+    if measured:
+        order = [style.say("measured"), style.say("predicted")]
+        layers = [layer.encode(xOffset=alt.XOffset("by:N", sort=order, scale=alt.Scale(paddingInner=0.06))) for layer in layers]
+    return template(alt.layer(*layers, *(_capacity_line(style) if capacity else [])).properties(height=300))
+
+
+def _bars(x: alt.X, style: Look) -> alt.Chart:
+    """The stacks themselves; a click on one chooses its rank."""
     say = style.say
-    encoding: dict[str, Spec | list[Spec]] = {
-        **at,
-        "y": channel("amount:Q", title=say("memory at the rank's peak ({unit})", unit=unit), axis={"tickCount": 5}),
-        "color": channel("said:N", scale=scale_of(style.category, list(rows["category"]), categories(say))),
-        "order": channel("order:Q"),
-        "opacity": channel("opaque:Q", scale=None),
-        "tooltip": [
-            channel("rank:O", title=say("rank")),
-            channel("pp:O", title=say("stage")),
-            channel("by:N", title=say("source")),
-            channel("said:N", title=say("category")),
-            channel("bytes:Q", title=say("bytes"), format=","),
-        ],
-    }
-    return view("bar", "bars", encoding, stroke=style.background, strokeWidth=0.6)
+    return (
+        alt.Chart(alt.NamedData("bars"))
+        .mark_bar(stroke=style.background, strokeWidth=0.6)
+        .encode(
+            x=x,
+            y=alt.Y("amount:Q", title="$amount", axis=alt.Axis(tickCount=5)),
+            color=alt.Color("said:N", scale=alt.Scale(domain=["$shown"], range=["$hues"])),
+            order=alt.Order("order:Q"),
+            opacity=alt.Opacity("opaque:Q", scale=None),
+            tooltip=[
+                alt.Tooltip("rank:O", title=say("rank")),
+                alt.Tooltip("pp:O", title=say("stage")),
+                alt.Tooltip("by:N", title=say("source")),
+                alt.Tooltip("said:N", title=say("category")),
+                alt.Tooltip("bytes:Q", title=say("bytes"), format=","),
+            ],
+        )
+        .add_params(rank_chooser())
+    )
 
 
-def _over_bars(at: dict[str, Spec], style: Look) -> list[Spec]:
+def _over_bars(x: alt.X, style: Look) -> list[alt.Chart]:
     """The frames of the chosen rank and its peers, and what is written above each bar."""
-    at = {**at, "y": channel("amount:Q")}
-    frame, text = at | {"strokeWidth": channel("outline:Q", scale=None)}, at | {"text": channel("text:N")}
+    frames = alt.Chart(alt.NamedData("framed")).mark_bar(fillOpacity=0, stroke=style.text)
+    words = alt.Chart(alt.NamedData("tops")).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
     return [
-        view("bar", "framed", frame, fillOpacity=0, stroke=style.text),
-        view("text", "tops", text, dy=-8, fontSize=12, fontWeight=600, color=style.text),
+        frames.encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None)),
+        words.encode(x=x, y="amount:Q", text="text:N"),
     ]
 
 
@@ -179,11 +207,13 @@ def _share(error: float) -> str:
     return f"{error:.2%}" if error >= 0.00005 else "<0.01%"
 
 
-def _capacity_line(style: Look) -> list[Spec]:
-    at, text = {"y": channel("amount:Q")}, {"x": {"value": "width"}, "text": channel("text:N")}
+def _capacity_line(style: Look) -> list[alt.Chart]:
+    line = alt.Chart(alt.NamedData("capacity"))
     return [
-        view("rule", "capacity", at, color=style.orange, strokeWidth=2, strokeDash=[6, 4]),
-        view("text", "capacity", at | text, align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange),
+        line.mark_rule(color=style.orange, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
+        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange).encode(
+            y="amount:Q", x=alt.value("width"), text="text:N"
+        ),
     ]
 
 
@@ -249,14 +279,13 @@ def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.sort_values(["rank", "source"], kind="stable")
 
 
-def _rank_axis(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> Spec:
-    """Beneath each bar its rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
+def _labels(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> str:
+    """A Vega expression: the rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
     lines = {}
     for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
         stage = say("stage {stage}", stage=pp)
         lines[str(rank)] = [stage] if by_stage else [str(rank), stage, *([told(roles[rank], say)] if roles else [])]
-    labels = f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
-    return channel("rank:O", axis={"title": _x_title(by_stage, say), "labelAngle": 0, "labelExpr": labels})
+    return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
 
 
 def _x_title(by_stage: bool, say: Words) -> str:
@@ -264,6 +293,29 @@ def _x_title(by_stage: bool, say: Words) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- traffic
+
+
+@lru_cache(_TEMPLATES)
+def _traffic_template(style: Look, measured: bool, column: str) -> Template:
+    """The blanks are the names of the rows, the title of the amounts' axis and its end, and the legend."""
+    shown = "measured" if measured else "predicted"
+    y, scale = alt.Y("name:N", sort=["$names"], title=None), alt.Scale(domain=[0, "$end"])
+    tooltip = _traffic_tooltip(column, measured, style.say)
+    chart = alt.Chart(alt.NamedData("kinds"))
+    layers = [
+        chart.mark_bar().encode(
+            x=alt.X(f"{shown}:Q", title="$amount", scale=scale),
+            y=y,
+            color=alt.Color("axis:N", scale=alt.Scale(domain=["$axes"], range=["$hues"])),
+            tooltip=tooltip,
+        )
+    ]
+    if measured:  # where the prediction is: a tick across the measured bar
+        tick = chart.mark_tick(color=style.text, thickness=3, size=26)
+        layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
+    text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
+    layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"))
+    return template(alt.layer(*layers, _frame(y, style)))
 
 
 def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words) -> tuple[pd.DataFrame, Unit]:
@@ -288,11 +340,14 @@ def _kind(axis: str, collective: str, phase_code: str, say: Words) -> str:
     return say("{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(phase_code, say))
 
 
-def _frame(y: Spec, names: list[str], style: Look) -> Spec:
-    """Around the bar that the page points at, if it is one of `names`, and what is written behind it."""
-    at = {"y": y, "x": {"value": 0}, "x2": {"value": "width"}}
-    one_of = {"filter": {"field": "name", "oneOf": names}}
-    return view("rect", "marked", at, one_of, filled=False, stroke=style.text, strokeWidth=2.5, tooltip=None, aria=False)
+def _frame(y: alt.Y, style: Look) -> alt.Chart:
+    """Around the bar that the page points at, if it is there, and what is written behind it."""
+    return (
+        alt.Chart(alt.NamedData(name="marked"))
+        .transform_filter(alt.FieldOneOfPredicate(field="name", oneOf=["$names"]))
+        .mark_rect(filled=False, stroke=style.text, strokeWidth=2.5, tooltip=None, aria=False)
+        .encode(y=y, x=alt.value(0), x2=alt.value("width"))
+    )
 
 
 def _traffic_x_title(measure: Measure, unit: str, say: Words) -> str:
@@ -301,38 +356,18 @@ def _traffic_x_title(measure: Measure, unit: str, say: Words) -> str:
     return say("wire bytes of a rank in one step ({unit})", unit=unit)
 
 
-def _kinds(rows: pd.DataFrame, shown: str, x_title: str, tooltip: list[Spec], style: Look) -> list[Spec]:
-    """The bars, what is said of each, and where a run is shown a tick across each at what was predicted."""
-    most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
-    scale = {"domain": [0, 1.45 * most]}  # with room at the right for the text that follows the longest bar
-    y = channel("name:N", sort=rows["name"].tolist(), title=None)
-    encoding: dict[str, Spec | list[Spec]] = {
-        "x": channel(f"{shown}:Q", title=x_title, scale=scale),
-        "y": y,
-        "color": channel("axis:N", scale=scale_of(style.axis, list(rows["axis"]))),
-        "tooltip": tooltip,
-    }
-    views = [view("bar", "kinds", encoding)]
-    if shown == "measured":
-        encoding = {"x": channel("predicted:Q", scale=scale), "y": y, "tooltip": tooltip}
-        views.append(view("tick", "kinds", encoding, color=style.text, thickness=3, size=26))
-    written = {"x": channel(f"{shown}:Q", scale=scale), "y": y, "text": channel("said:N")}
-    views.append(view("text", "kinds", written, align="left", dx=8, fontSize=12, color=style.text))
-    return [*views, _frame(y, rows["name"].tolist(), style)]
-
-
-def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[Spec]:
+def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[alt.Tooltip]:
     told = [
-        channel("axis:N", title=say("axis")),
-        channel("collective:N", title=say("collective")),
-        channel("phase:N", title=say("phase")),
-        channel(f"{column}_predicted:Q", title=say("predicted bytes"), format=",.8~r"),
-        channel("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
+        alt.Tooltip("axis:N", title=say("axis")),
+        alt.Tooltip("collective:N", title=say("collective")),
+        alt.Tooltip("phase:N", title=say("phase")),
+        alt.Tooltip(f"{column}_predicted:Q", title=say("predicted bytes"), format=",.8~r"),
+        alt.Tooltip("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
     ]
     if measured:
         told += [
-            channel(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
-            channel("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
+            alt.Tooltip(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
+            alt.Tooltip("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
         ]
     return told
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from pages.charts.drawing import nothing
+from pages.charts.drawing import Rows, coloured, nothing, rank_chooser, records
 from pages.charts.look import Look, lane
 from pages.charts.names import columns, lanes
-from pages.charts.plain import Rows, Spec, channel, chosen_in, layered, records, scale_of, until, view, where
+from pages.charts.template import Template, filled, template
 from pages.charts.units import Unit
 
 BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # what `chart` needs
@@ -21,13 +22,8 @@ _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.
 # Lines around bars that are hardly wider than they would hide the bars.
 _NOT_THIN = "scale('x', datum.end) - scale('x', datum.start) > 4"
 _PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # of a stage's chunks, so that neighbours differ
+_TEMPLATES = 64  # kept: a few for every language and theme
 _BINS = 240  # of time, in an overview
-_ZOOM: Spec = {
-    "name": "zoom",
-    "select": {"type": "interval", "encodings": ["x"], "zoom": "wheel![event.ctrlKey]"},
-    "bind": "scales",
-    "views": ["tracks"],
-}
 
 
 class Row(NamedTuple):
@@ -46,42 +42,65 @@ class _Bar(NamedTuple):
 
 
 def chart(
-    bars: pd.DataFrame, rows: list[Row], clock: Unit, time: Spec, style: Look, window: tuple[float, float] | None = None
-) -> Spec:
-    """Bars on pale tracks, with text in those that have room for it.
+    bars: pd.DataFrame, rows: list[Row], clock: Unit, time: str, style: Look, window: tuple[float, float] | None = None
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Bars on pale tracks, with text in those that have room for it; `time` is the title of their axis.
 
     `bars` has the columns of `BARS`, and may have cpu_ns. With rank and opaque, a click on a bar chooses its rank. The track of
-    a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows; `time` is the axis.
-    Bars with `critical` are outlined; those put into the data set "marked" later are framed.
+    a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
+    Bars with `critical` are outlined; those put into the data set "marked" later are framed. Returns the chart and its data.
     """
     drawn = _drawn(bars, rows, clock, style)
     talks = bool((drawn["lane"] == "comm").any())
-    thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
     first, last = (0.0, float(drawn["end"].max())) if window is None else (window[0] / clock.size, window[1] / clock.size)
-    at = _axes(rows, time, [first, last])
-    shape: dict[str, Any] = {"height": thick.height, "yOffset": thick.below, "clip": True}
-    coloured, params = _coloured(at, style, drawn), [_ZOOM]
-    compute = view(
-        "bar", "bars", coloured | {"strokeWidth": where(_NOT_THIN, 0.8)}, _only("datum.lane == 'compute'"),
-        stroke=style.background, **shape,
-    )  # fmt: skip
-    if "rank" in drawn:
-        compute, click = chosen_in(compute)
-        params.insert(0, click)
-    views = [view("bar", "tracks", at, color=style.faint, **shape) | {"name": "tracks"}, compute]
-    if thin:
-        talk = _only("datum.lane == 'comm'")
-        views.append(view("bar", "bars", coloured, talk, height=thin.height, yOffset=thin.below, clip=True))
-    if drawn["critical"].any():
-        outline: dict[str, Any] = {"filled": False, "stroke": style.text, "tooltip": None, "aria": False, **shape}
-        views.append(view("bar", "bars", at | {"strokeWidth": where(_NOT_THIN, 1.6)}, _only("datum.critical"), **outline))
-    views += [_labels(at["y"], thick, style), _marked(at, clock, style)]
-    data: dict[str, Rows] = {
+    keys, labels = [row.key for row in rows], {row.key: row.label for row in rows}
+    shown, hues = coloured(style.lane, drawn["what"].unique(), lanes(style.say))
+    spec = filled(
+        _template(style, clock.size, talks, bool(drawn["critical"].any()), "rank" in drawn, "cpu" in drawn),
+        time=time,
+        first=first,
+        last=last,
+        keys=keys,
+        labels=f"{json.dumps(labels, ensure_ascii=False)}[datum.value]",
+        shown=shown,
+        hues=hues,
+    )
+    spec["height"] = (32 if talks else 30) * len(rows)
+    data = {
         "tracks": [{"row": row.key, "start": first, "end": last} for row in rows if not row.heading],
         "bars": records(drawn),
         "marked": nothing("row", "start_ns", "end_ns"),
     }
-    return layered(views, data, (32 if talks else 30) * len(rows), *params)
+    return spec, data
+
+
+@lru_cache(_TEMPLATES)
+def _template(style: Look, tick: float, talks: bool, critical: bool, by_rank: bool, cpu: bool) -> Template:
+    """The blanks are the axis of time's title and ends, the rows with their labels, and the legend.
+
+    `tick` is how much the unit of time is of what bars are in; the textbook's units, which are that themselves, are whole.
+    """
+    named, ranked = alt.Chart(alt.NamedData("bars")), [rank_chooser()] if by_rank else []
+    thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
+    axis = alt.Axis(title="$time", tickMinStep=1 if tick == 1 else alt.Undefined)
+    x, end = alt.X("start:Q", axis=axis, scale=alt.Scale(nice=False, domain=["$first", "$last"])), "end:Q"
+    y = alt.Y("row:N", sort=["$keys"], title=None, scale=alt.Scale(domain=["$keys"]), axis=alt.Axis(labelExpr="$labels"))
+    at: dict[str, Any] = {"height": thick.height, "yOffset": thick.below, "clip": True}
+    every = _coloured(named, x, y, style, by_rank, cpu)
+    compute = every.transform_filter("datum.lane == 'compute'").mark_bar(stroke=style.background, **at)
+    layers: list[Any] = [
+        alt.Chart(alt.NamedData("tracks")).mark_bar(color=style.faint, **at).encode(x=x, x2=end, y=y),
+        compute.encode(strokeWidth=_line(0.8)).add_params(*ranked),
+    ]
+    if thin:
+        layers.append(every.transform_filter("datum.lane == 'comm'").mark_bar(height=thin.height, yOffset=thin.below, clip=True))
+    if critical:
+        path = named.transform_filter("datum.critical").encode(x=x, x2=end, y=y)
+        outline = path.mark_bar(filled=False, stroke=style.text, tooltip=None, aria=False, **at)
+        layers.append(outline.encode(strokeWidth=_line(1.6)))
+    layers += [_labels(named, y, thick, style), _marked(x, y, tick, style)]
+    zoom = alt.selection_interval(name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.ctrlKey]")
+    return template(alt.layer(*layers).add_params(zoom))
 
 
 def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> Any:
@@ -152,52 +171,48 @@ def _drawn(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> pd.
     return drawn
 
 
-def _axes(rows: list[Row], time: Spec, ends: list[float]) -> dict[str, Spec]:
-    """Where a bar is: its ends on the axis of time, and its row."""
-    keys, labels = [row.key for row in rows], {row.key: row.label for row in rows}
-    named = {"labelExpr": f"{json.dumps(labels, ensure_ascii=False)}[datum.value]"}
-    return {
-        "x": channel("start:Q", axis=time, scale={"nice": False, "domain": ends}),
-        "x2": until("end"),
-        "y": channel("row:N", sort=keys, title=None, scale={"domain": keys}, axis=named),
-    }
-
-
-def _only(test: str) -> Spec:
-    return {"filter": test}
-
-
-def _coloured(at: dict[str, Spec], style: Look, drawn: pd.DataFrame) -> dict[str, Any]:
+def _coloured(base: Any, x: Any, y: Any, style: Look, by_rank: bool, cpu: bool) -> Any:
     called = columns(style.say)
-    tooltip = [channel("who:N", title=called["row"])]
-    tooltip += [channel(f"{c}:N", title=called[c]) for c in ("kind", "microbatch", "chunk")]
-    tooltip += [channel(f"{c}:Q", title=called[c], format=",.4~r") for c in ("start", "end", "duration", "cpu") if c in drawn]
-    pale = {"opacity": channel("opaque:Q", scale=None)} if "rank" in drawn else {}
-    present = list(drawn["what"].unique())
-    return {
-        **at,
-        **pale,
-        "color": channel("what:N", scale=scale_of(style.lane, present, lanes(style.say))),
-        "fillOpacity": channel("turn:O", scale={"domain": list(range(8)), "range": _PALER}, legend=None),
-        "tooltip": tooltip,
-    }
+    tooltip = [alt.Tooltip("who:N", title=called["row"])]
+    tooltip += [alt.Tooltip(f"{c}:N", title=called[c]) for c in ("kind", "microbatch", "chunk")]
+    times = ("start", "end", "duration", *(["cpu"] if cpu else []))
+    tooltip += [alt.Tooltip(f"{column}:Q", title=called[column], format=",.4~r") for column in times]
+    if by_rank:
+        base = base.encode(opacity=alt.Opacity("opaque:Q", scale=None))
+    return base.encode(
+        x=x,
+        x2="end:Q",
+        y=y,
+        color=alt.Color("what:N", scale=alt.Scale(domain=["$shown"], range=["$hues"])),
+        fillOpacity=alt.FillOpacity("turn:O", scale=alt.Scale(domain=list(range(8)), range=_PALER), legend=None),
+        tooltip=tooltip,
+    )
 
 
-def _labels(y: Spec, thick: _Bar, style: Look) -> Spec:
-    middle = {"calculate": "(datum.start + datum.end) / 2", "as": "middle"}
-    encoding = {"x": channel("middle:Q"), "y": y, "text": channel("label:N"), "opacity": where(_HAS_ROOM, 1)}
-    written: dict[str, Any] = {"fontSize": 11, "fontWeight": 600, "color": style.on_colour, "dy": thick.below, "tooltip": None}
-    return view("text", "bars", encoding, _only("datum.label != ''"), middle, clip=True, **written)
+def _line(width: float) -> Any:
+    return alt.when(_NOT_THIN).then(alt.value(width)).otherwise(alt.value(0))
 
 
-def _marked(at: dict[str, Spec], clock: Unit, style: Look) -> Spec:
+def _labels(base: Any, y: Any, thick: _Bar, style: Look) -> Any:
+    return (
+        base.transform_filter("datum.label != ''")
+        .transform_calculate(middle="(datum.start + datum.end) / 2")
+        .mark_text(fontSize=11, fontWeight=600, color=style.on_colour, dy=thick.below, clip=True, tooltip=None)
+        .encode(x="middle:Q", y=y, text="label:N", opacity=alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0)))
+    )
+
+
+def _marked(x: Any, y: Any, tick: float, style: Look) -> Any:
     """A strong frame around what the page points at."""
-    start = {"calculate": f"datum.start_ns / {clock.size}", "as": "start"}
-    end = {"calculate": f"datum.end_ns / {clock.size}", "as": "end"}
-    frame: dict[str, Any] = {"stroke": style.text, "strokeWidth": 3.5, "height": 29, "cornerRadius": 3, "clip": True}
-    return view(
-        "bar", "marked", at, _only("isValid(datum.row)"), start, end, filled=False, tooltip=None, aria=False, **frame
-    )  # fmt: skip
+    return (
+        alt.Chart(alt.NamedData(name="marked"))
+        .transform_filter("isValid(datum.row)")
+        .transform_calculate(start=f"datum.start_ns / {tick}", end=f"datum.end_ns / {tick}")
+        .mark_bar(
+            filled=False, stroke=style.text, strokeWidth=3.5, height=29, cornerRadius=3, clip=True, tooltip=None, aria=False
+        )
+        .encode(x=x, x2="end:Q", y=y)
+    )
 
 
 def _turns(rows: pd.Series[Any], chunks: pd.Series[int]) -> pd.Series[int]:

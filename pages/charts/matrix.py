@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from engine.topology import AXES, Mesh
-from pages.charts.drawing import Drawing, colours, finish, nothing, rank_chooser
+from pages.charts.drawing import Drawing, Rows, colours, finish, nothing, rank_chooser
 from pages.charts.look import Look, Theme
-from pages.charts.plain import Rows
 from pages.charts.roles import Roles
 from pages.charts.traffic import Measure
 from pages.charts.units import byte_unit, in_bytes, percent, significant

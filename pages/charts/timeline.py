@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -99,19 +99,18 @@ def draw(
         "projected": say("time from the step's start ({unit}, a device for each rank)", unit=clock.name),
         "textbook": say("units of time"),
     }[panels[0].kind]
-    time: dict[str, Any] = {"title": axis if alone else say("time from the step's start ({unit})", unit=clock.name)}
-    if units:
-        time["tickMinStep"] = 1
+    time = axis if alone else say("time from the step's start ({unit})", unit=clock.name)
     reading = [_reading(panel, say, units) for panel in panels] + _on_every_timeline(panels[0], say)
     if until is not None:
         cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:.4g}" if units else in_time(until)}
         reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
     rows = [row for panel in panels for row in (*_headings(panel, say)[alone:], *panel.rows)]
+    drawn, data = chart(bars, rows, clock, time, style, shown)
     return Drawing(
         subject=_subject(panels, say),
         title=title,
         reading=" ".join(reading),
-        spec=finish(chart(bars, rows, clock, time, style, shown), style, title),
+        spec=finish(drawn, style, title, data),
         table=panels[0].table if alone else every[list(BARS)],
         moving=say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +48,11 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_chart_is_valid_vega_lite(name: str):
     Root.from_dict(DRAWINGS[name]().spec, validate=True)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_chart_has_no_blank_left(name: str):
+    assert not re.findall(r'"\$[^"]*"(?!:)', json.dumps(DRAWINGS[name]().spec))
 
 
 def test_an_invalid_chart_would_be_found():
