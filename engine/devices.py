@@ -31,8 +31,9 @@ class DeviceSpec(Spec):
         gt=0, allow_inf_nan=False, description="its share of the bytes/s that its node sends to others, one direction"
     )
     reachable: float = Field(
-        0.8, gt=0, le=1, description="of the peak FLOP/s that its best product of matrices reaches, measured"
+        0.8, gt=0, le=1, description="of the peak FLOP/s in bf16 that its best product of matrices reaches, measured"
     )
+    fp32_reachable: float = Field(0.8, gt=0, le=1, description="of the peak FLOP/s in fp32 that its best product reaches")
     intra_latency: float = Field(4e-6, ge=0, allow_inf_nan=False, description="seconds before a message inside the node arrives")
     inter_latency: float = Field(14e-6, ge=0, allow_inf_nan=False, description="seconds before a message to another node arrives")
     node_size: int = Field(8, ge=1, le=65536, description="devices in a node")
@@ -42,6 +43,10 @@ class DeviceSpec(Spec):
         """FLOP/s of matrices in that precision."""
         return self.bf16_flops if precision == "bf16" else self.fp32_flops
 
+    def reached(self, precision: Precision) -> float:
+        """FLOP/s of its best product of matrices in that precision."""
+        return self.peak(precision) * (self.reachable if precision == "bf16" else self.fp32_reachable)
+
 
 _GB, _T = 10**9, 1e12
 # What a message takes before its first byte arrives: NCCL's own estimates for a ring and its protocol for large messages
@@ -50,21 +55,26 @@ _NVLINK, _PCI, _NETWORK = 3.4e-6, 5.7e-6, 14e-6
 
 
 def _made(
-    name: str, gb: int, bf16: float, fp32: float, memory: float, intra: float, inter: float, reachable: float, source: str,
-    latency: float = _NVLINK,
+    name: str, gb: int, bf16: float, fp32: float, memory: float, intra: float, inter: float, reach: tuple[float, float],
+    source: str, latency: float = _NVLINK,
 ) -> DeviceSpec:  # fmt: skip
-    """`gb` 10⁹ bytes; `bf16` and `fp32` TFLOP/s; `memory`, `intra` and `inter` GB/s. In nodes of eight."""
+    """`gb` 10⁹ bytes; `bf16` and `fp32` TFLOP/s, and what is reached of either; others GB/s. In nodes of eight."""
     return DeviceSpec(
         name=name, memory_bytes=gb * _GB, bf16_flops=bf16 * _T, fp32_flops=fp32 * _T, memory_bandwidth=memory * _GB,
         intra_bandwidth=intra * _GB, inter_bandwidth=inter * _GB, intra_latency=latency, inter_latency=_NETWORK, node_size=8,
-        reachable=reachable, source=source,
+        reachable=reach[0], fp32_reachable=reach[1], source=source,
     )  # fmt: skip
 
 
 # What the fastest of many products reached, of the peak in dense bf16: A100 271.2 TFLOP/s, H100 and H200 794.5, B200 1,745,
 # MI300X 668.4 (Bekman, Machine Learning Engineering, compute/accelerator, table of maximum achievable matmul FLOPS, 2026).
 # Where the table has no figure, about the middle of it.
-_AMPERE_REACHES, _HOPPER_REACHES, _UNKNOWN = 0.869, 0.803, 0.8
+#
+# In fp32, which torch does not round to TF32 unless it is told to, products run on other units, and of their peak another part is
+# reached: A100 at least 0.96 (PyTorch, CUDA semantics, "TensorFloat-32": 10,240³ in 0.11 s); H200 NVL 47.3 of 60 TFLOP/s, taken
+# for Hopper, and RTX 4090 57.6 of 82.6, taken for Ada (xzwgit/gpu-flops-bench, cuBLASLt, 2026). For the others nothing is known.
+_UNKNOWN = 0.8
+_AMPERE_REACHES, _HOPPER_REACHES, _ADA_REACHES = (0.869, 0.96), (0.803, 0.79), (_UNKNOWN, 0.70)
 
 _A100 = "NVIDIA A100 data sheet, SXM (312 TFLOPS bf16, 19.5 fp32, NVLink 600 GB/s both ways); DGX A100: 8 ports of 200 Gb/s"
 _HOPPER = "(989 TFLOPS dense bf16, 67 fp32, NVLink 900 GB/s both ways); DGX: 8 ports of 400 Gb/s"
@@ -83,23 +93,23 @@ DEVICES: dict[str, DeviceSpec] = {
             f"NVIDIA H200 data sheet, SXM {_HOPPER}; 141 GB, 4.8 TB/s",
         ),
         _made(
-            "b200", 180, 2250, 75, 8000, 900, 50, 0.776,
+            "b200", 180, 2250, 75, 8000, 900, 50, (0.776, _UNKNOWN),
             "NVIDIA DGX B200 data sheet, an eighth of it (1,440 GB, 64 TB/s, NVLink 14.4 TB/s both ways, 8 ports of 400 Gb/s); "
             "HGX B200: 2.25 PFLOPS dense bf16, 75 TFLOPS fp32",
         ),
         _made(
-            "mi300x", 192, 1307.4, 163.4, 5300, 448, 50, 0.511,
+            "mi300x", 192, 1307.4, 163.4, 5300, 448, 50, (0.511, _UNKNOWN),
             "AMD Instinct MI300X data sheet (1,307.4 TFLOPS dense bf16, 163.4 fp32, 192 GB, 5.3 TB/s, seven Infinity Fabric "
             "links of 128 GB/s both ways); platform of eight with a port of 400 Gb/s each",
         ),
         _made(
-            "l40s", 48, 362.05, 91.6, 864, 32, 12.5, _UNKNOWN,
+            "l40s", 48, 362.05, 91.6, 864, 32, 12.5, _ADA_REACHES,
             "NVIDIA L40S data sheet (362.05 TFLOPS dense bf16, 91.6 fp32, 48 GB, 864 GB/s, PCIe 4.0 × 16 at 64 GB/s both ways); "
             "for the network, a port of 200 Gb/s for two devices is assumed",
             _PCI,
         ),
         _made(
-            "rtx-4090", 24, 165.2, 82.6, 1008, 32, 1.5625, _UNKNOWN,
+            "rtx-4090", 24, 165.2, 82.6, 1008, 32, 1.5625, _ADA_REACHES,
             "NVIDIA Ada GPU architecture white paper, appendix A (165.2 TFLOPS dense bf16 added up in fp32, 82.6 fp32, 24 GB, "
             "1,008 GB/s, PCIe 4.0 × 16); for the network, one port of 100 Gb/s for eight devices is assumed",
             _PCI,

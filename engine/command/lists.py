@@ -53,6 +53,7 @@ def _devices(arguments: argparse.Namespace) -> int:
             "bf16 TFLOP/s": _short(device.bf16_flops / 1e12),
             "of them reached": f"{device.reachable:.0%}",
             "fp32 TFLOP/s": _short(device.fp32_flops / 1e12),
+            "of these": f"{device.fp32_reachable:.0%}",
             "memory GB/s": _short(device.memory_bandwidth / 1e9),
             "in node GB/s": _short(device.intra_bandwidth / 1e9),
             "between nodes GB/s": _short(device.inter_bandwidth / 1e9),

@@ -132,7 +132,10 @@ class Stages:
         return counts
 
     def step(self, buckets: list[tuple[Bucket, Any]]) -> Ledger:
-        """The norm of the gradients, piece by piece, then the optimizer; both on fp32 copies where gradients are bf16."""
+        """The norm of the gradients, piece by piece, then the optimizer; both on fp32 copies where gradients are bf16.
+
+        As on the first tp rank: the others leave out what tp does not cut, and with each such piece two numbers of four bytes.
+        """
         pieces, copies = 0, []
         for bucket, times in buckets:
             if bucket.counted:

@@ -7,10 +7,14 @@ a `Size`, which `values` turns into numbers for whole arrays of layouts. None of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+
+# Sums, and as many quotients, the latest. A model's shape has some ten of each, about a kilobyte together, and a server is asked
+# about any number of shapes. What was dropped is made anew and is equal to what it was, since atoms of one name are one.
+_KEPT = 4096
 
 
 class Atom:
@@ -80,19 +84,19 @@ def _in_order(atoms: Atoms) -> Atoms:
     return tuple(sorted(atoms, key=lambda atom: atom.name))
 
 
-@cache
+@cache  # by the few names that the code writes, never by what users choose
 def letter(name: str) -> Size:
     """A number that is known later."""
     return Size(1, (Atom(name, lambda known, found: known[name]),))
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def _sum(one: Size, other: Size) -> Size:
     name = f"({one} + {other})"
     return Size(1, (Atom(name, lambda known, found: value(one, known, found) + value(other, known, found)),))
 
 
-@cache
+@lru_cache(maxsize=_KEPT)
 def _quotient(over: Size, under: Size) -> Size:
     """Rounded down; of a negative number so are its coefficient's signs, which makes it the opposite of one rounded up."""
     if over.coefficient < 0:

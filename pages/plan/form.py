@@ -126,14 +126,16 @@ def _own(request: Request, words: Words) -> None:
         "intra_latency": words("In a node (µs)"),
         "inter_latency": words("Between (µs)"),
         "node_size": words("In a node"),
-        "reachable": words("Best product, of peak"),
+        "reachable": words("Reached in bf16, of peak"),
+        "fp32_reachable": words("Reached in fp32, of peak"),
     }
     told: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
     values = dict(zip(OWN_FIELDS, request.own, strict=True))
     for row in (("memory_bytes", "memory_bandwidth"), ("bf16_flops", "fp32_flops"), ("intra_bandwidth", "inter_bandwidth")):
         _own_row(row, values, labels, told)
     _own_row(("intra_latency", "inter_latency"), values, labels, told)
-    _own_row(("node_size", "reachable"), values, labels, told)
+    _own_row(("reachable", "fp32_reachable"), values, labels, told)
+    _own_row(("node_size",), values, labels, told)
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
@@ -149,7 +151,7 @@ def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mappin
         st.session_state[key] = values[name]
         least = 1.0 if name == "node_size" else 0.0 if name.endswith("latency") else _LEAST
         with column:
-            most = 1.0 if name == "reachable" else None
+            most = 1.0 if name.endswith("reachable") else None
             st.number_input(labels[name], least, most, key=key, format="%g", help=told[name], on_change=_own_moved)
 
 

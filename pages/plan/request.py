@@ -27,6 +27,7 @@ OWN_FIELDS: Mapping[str, float] = {
     "inter_latency": 1e-6,
     "node_size": 1,
     "reachable": 1,
+    "fp32_reachable": 1,
 }
 _WHOLE = ("memory_bytes", "node_size")
 _NUMBERS = ("ranks", "batch", "seq")
@@ -148,6 +149,8 @@ def _figures(text: str) -> tuple[float, ...]:
         figures = tuple(float(part) for part in text.split("_"))
     except ValueError:
         figures = ()
+    if len(figures) == len(OWN_FIELDS) - 1:  # a link from before the last of them was asked for
+        figures += (DeviceSpec.model_fields["fp32_reachable"].default,)
     if len(figures) != len(OWN_FIELDS):
         raise RequestError(sentence("The link's device “{text}” has not {count} figures.", text=text[:60], count=len(OWN_FIELDS)))
     return figures

@@ -71,7 +71,7 @@ def test_a_link_restores_what_was_asked(request_: Request) -> None:
         ({"ranks": "0"}, "no whole number from 1 to 1,000,000"),
         ({"ranks": "-3"}, "no whole number"),
         ({"device": "own"}, "without its figures"),
-        ({"device": "own", "own": "1_2_x"}, "has not 10 figures"),
+        ({"device": "own", "own": "1_2_x"}, "has not 11 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
         ({"device": "own", "own": "nan_1_1_1_1_1_1_1_8_0.8"}, "memory_bytes=nan must be a finite number"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_1e999_0.8"}, "node_size=inf must be a finite number"),
@@ -81,6 +81,11 @@ def test_a_link_restores_what_was_asked(request_: Request) -> None:
 def test_a_link_that_cannot_be_read_says_why(link: dict[str, str], why: str) -> None:
     with pytest.raises(RequestError, match=why):
         of_link(link)
+
+
+def test_a_link_from_before_fp32_had_a_share_of_its_own_still_opens() -> None:
+    hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5"}).hardware
+    assert (hardware.reachable, hardware.fp32_reachable) == (0.5, 0.8)
 
 
 def test_a_known_device_can_be_changed_into_ones_own_without_losing_a_figure() -> None:
@@ -116,7 +121,7 @@ def test_a_control_moves_the_link_and_lets_go_of_the_row() -> None:
 def test_what_does_not_fit_says_where_and_what_to_change() -> None:
     app = page(model="llama3-405b", ranks="8")
     assert "no layout fits" in text(app)
-    assert app.warning[0].value.startswith("Rank 0, stage 0 of dp1.tp1.pp8, needs 854 GiB; the device has 74.5 GiB")
+    assert app.warning[0].value.startswith("Rank 0, stage 0 of dp1.tp1.pp8, needs 846 GiB; the device has 74.5 GiB")
     assert "the device has 74.5 GiB" in app.warning[0].value
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine import catalog
 from engine.predict.grid import Grid
-from engine.predict.papers.accounting import accounting, passes_held, zero_states
+from engine.predict.papers.accounting import accounting, activations_of_a_layer, numbers_of_a_token, passes_held, zero_states
 from engine.schedule import SCHEDULES, in_flight_bound
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -63,6 +64,49 @@ def test_zero_2020_counts_the_model_at_hand() -> None:
     assert round(states / 1e9) == 25
     assert round((whole[0] - states) / 1e9) == 60
     assert round((again[0] - states) / 1e9) == 5
+
+
+def test_korthikantis_terms_are_a_llamas_own_widths() -> None:
+    """Llama 3 8B: 4,096 wide, 32 heads on 8 key heads of 128, a gated MLP of 14,336, 32 layers, no dropout."""
+    model = catalog.model("llama3-8b")
+    account, workload = accounting("korthikanti2022"), WorkloadSpec()
+    around = 2 * 128_256 * 4096 + (2 * 32 + 1) * 4096  # both tables and every norm, which the paper leaves out
+    matrices = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14_336)
+    assert matrices == model.parameters() - around
+    token = 8 * 4096 + 4 * (4096 + 1024) + 6 * 14_336  # bytes that a layer keeps of one, scores apart
+    plain, _ = account(model, workload, one(model, {"microbatch_size": 1, "microbatches": 1}))
+    assert plain[0] == 18 * matrices + 32 * 8192 * (token + 2 * 32 * 8192)
+    cut, _ = account(
+        model,
+        workload,
+        one(model, {"microbatch_size": 1, "microbatches": 1}, tp=8, sequence_parallel=True, recompute="selective"),
+    )
+    assert cut[0] == (18 * matrices + 32 * 8192 * token) / 8
+    again, _ = account(model, workload, one(model, {"microbatch_size": 1, "microbatches": 1}, recompute="full"))
+    assert again[0] == 18 * matrices + 32 * 8192 * 2 * 4096
+
+
+def test_korthikantis_layers_are_alike_and_see_their_own_tokens() -> None:
+    for name in ("bert-large", "roberta-large"):
+        model = catalog.model(name)
+        layer = activations_of_a_layer(model, one(model, {"microbatch_size": 1}))[0]
+        assert layer == model.seq * (34 * model.hidden + 5 * model.heads * model.seq), "as of a GPT"
+    for name, family in (("transformer-big", "transformer"), ("xlnet-large", "xlnet")):
+        model = catalog.model(name)
+        with pytest.raises(RequestError, match=f"and {family} has others; gpt, bert, roberta, llama fit"):
+            accounting("korthikanti2022")(model, WorkloadSpec(), one(model))
+
+
+def test_zeros_twelve_numbers_are_what_norms_and_matrices_put_out() -> None:
+    assert numbers_of_a_token(catalog.model("gpt2-1.5b")) == 12 * 1600
+    llama = 4096 + (4096 + 2 * 1024) + 4096 + 4096 + 4096 + 2 * 14_336 + 4096  # two norms, a gate and fewer keys
+    assert numbers_of_a_token(catalog.model("llama3-8b")) == llama
+    # Half of the layers attend to the encoder as well: a norm, queries, keys, values, attention and its output.
+    assert numbers_of_a_token(catalog.model("transformer-base")) == (12 + 6 / 2) * 512
+    two_streams = catalog.model("xlnet-large")
+    bytes_, _ = accounting("zero2020")(two_streams, WorkloadSpec(), one(two_streams, {"microbatch_size": 1, "microbatches": 1}))
+    kept = 2 * 12 * 1024 * 24 * two_streams.rows
+    assert bytes_[0] == 16 * two_streams.parameters() + kept
 
 
 def test_passes_held_in_bulk_are_those_of_each_schedule() -> None:

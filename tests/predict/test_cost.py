@@ -83,11 +83,34 @@ def test_tp_divides_the_work_and_costs_collectives() -> None:
     assert cut[:, COMPUTE].sum() < whole[:, COMPUTE].sum()
 
 
+def test_small_messages_go_round_the_ring_under_sequence_parallelism() -> None:
+    """256 tokens × 512 numbers of 2 bytes over 4 ranks: an all-reduce climbs a tree in 2 + 2 steps; an all-gather and a
+    reduce-scatter, which have none, take 3 + 3 steps of a quarter.
+    """
+    size, quarter = 256 * 512 * 2, 256 * 512 * 2 / 4
+    bare = Assumptions(intra_efficiency=1)
+    whole, cut = (
+        cost(run(GPT, {"microbatch_size": 1}, tp=4, sequence_parallel=on), assumed=bare).layer()[:, TP, 0] for on in (False, True)
+    )
+    step, tree = H100.intra_latency + quarter / 450e9, 4 * H100.intra_latency + 2 * size / 450e9
+    assert whole[FORWARD] == pytest.approx(2 * tree)
+    assert cut[FORWARD] == cut[INPUTS] == pytest.approx(2 * 6 * step)
+    assert cut[WEIGHTS] == pytest.approx(2 * 3 * step)
+    assert 6 * step > tree, "so small is the message"
+
+
 def test_small_products_are_bound_by_memory() -> None:
     """One row by a large matrix moves the matrix, whatever the peak."""
     few = cost(run(ModelSpec(layers=1, hidden=4096, heads=32, seq=2, vocab=256), {"microbatch_size": 1})).layer()
     weights = 12 * 4096**2 * 2 / (H100.memory_bandwidth * 0.8)
     assert few[FORWARD, COMPUTE, 0] == pytest.approx(weights, rel=0.05)
+
+
+def test_fp32_is_as_fast_as_its_own_products() -> None:
+    wide = ModelSpec(layers=1, hidden=8192, heads=64, seq=2048, vocab=1024)
+    layer = cost(RunSpec(model=wide, workload=WorkloadSpec(microbatch_size=1)), A100, Assumptions(matmul_efficiency=1)).layer()
+    products = 2 * 2048 * 12 * 8192**2 / (19.5e12 * 0.96)
+    assert layer[WEIGHTS, COMPUTE, 0] == pytest.approx(products)
 
 
 def test_fused_attention_moves_no_scores() -> None:

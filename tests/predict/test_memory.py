@@ -109,3 +109,17 @@ def test_every_symbol_is_in_the_glossary() -> None:
                         letters = factor.symbol.replace("scratch", "").replace("tp", " ").replace("dp", " ")
                         known = set("".join(SYMBOLS)) | set(" ·/+−()⌈⌉0123456789")
                         assert set(letters) <= known, factor.symbol
+
+
+def test_what_a_message_holds_stays_until_the_message_goes() -> None:
+    """An encoder's stage makes the embeddings of source and target as one block (2 · B · S · H), keeps the first half for W and
+    sends the second. The last microbatch's message goes at the step, after its W: until then the block is there.
+    """
+    case = spec("dp2.pp2", "zb-h1", layout={"zero": 1}, microbatches=3, model={"family": "transformer", "decoder_layers": 2})
+    model, size = case.model, case.workload.microbatch_size
+    stream = size * model.seq * model.hidden * 4
+    curve = curve_table(case, 0)
+    at_tie = curve[(curve["action"] == "tie") & (curve["category"] == "communication")]["bytes"]
+    assert at_tie.tolist() == [2 * stream + stream], "the block, and the encoder's output beside it"
+    [*_, end] = curve[curve["category"] == "communication"]["bytes"]
+    assert end == 0

@@ -8,6 +8,7 @@ from engine import catalog
 from engine.devices import DEVICES
 from engine.predict.inference import most_sequences
 from engine.predict.planner.serving import serving
+from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, RequestError
 
 H100 = DEVICES["h100-80gb"]
@@ -45,11 +46,42 @@ def test_too_many_sequences_do_not_fit() -> None:
 def test_one_sequence_is_as_fast_as_its_weights_are_read() -> None:
     """tp reads them side by side; a pipeline reads them one stage after the other and is no faster for one sequence."""
     table = serving(catalog.model("llama3-8b"), 8, H100, 1024, sequences=1).set_index("layout")
-    read = 16e9 / (H100.memory_bandwidth * 0.8)
-    assert table["token_s"]["dp8.tp1.pp1"] == pytest.approx(read, rel=0.05)
-    assert table["token_s"]["dp1.tp1.pp8"] == pytest.approx(read, rel=0.1)
+    looked_up = 128_256 * 4096  # numbers of the table that embeds: a token takes a row of it
+    read = 2 * (8_030_261_248 - looked_up) / (H100.memory_bandwidth * 0.8)
+    assert table["token_s"]["dp8.tp1.pp1"] == pytest.approx(read, rel=0.01)
+    assert table["token_s"]["dp1.tp1.pp8"] == pytest.approx(read, rel=0.06)
     assert table["token_s"]["dp1.tp8.pp1"] < read / 2
     assert table["tokens_per_second"].is_monotonic_decreasing
+
+
+# Of transformer-base's 12 layers 6 are the decoder's: 512 wide, an MLP of 2,048, a table of 37,000 rows, sources of 512 tokens.
+# A layer's self-attention has 4 matrices; its cross-attention the query's and the output's, as keys and values of the source are
+# there; the MLP 2 with their biases; 3 norms. The head is the table.
+_BASE = catalog.model("transformer-base")
+_READ = 6 * (6 * 512**2 + 2 * 512 * 2048 + 2048 + 512 + 3 * 2 * 512) + 37_000 * 512
+_NUMBERS_KEPT = 6 * 2 * 512 * (100 + 512)  # of one sequence of 100 tokens: keys and values, its own and the source's
+
+
+def test_decoding_runs_the_decoder_alone() -> None:
+    """Two bytes a number, read once a token; 3 sequences read 3 caches and the parameters once."""
+    for sequences in (1, 3):
+        row = serving(_BASE, 1, H100, 100, sequences=sequences).iloc[0]
+        assert row["token_s"] == pytest.approx(2 * (_READ + sequences * _NUMBERS_KEPT) / (H100.memory_bandwidth * 0.8))
+
+
+def test_decoding_multiplies_by_the_decoder_alone() -> None:
+    """2 FLOPs a parameter, and for each token that is remembered 4 a number of a head: q·k, and its share of v."""
+    slow = H100.model_copy(update={"bf16_flops": 1e12, "memory_bandwidth": 1e18, "reachable": 1})
+    flops = 2 * _READ + 6 * 4 * 512 * (100 + 512)
+    row = serving(_BASE, 1, slow, 100, sequences=5, assumed=Assumptions(matmul_efficiency=1)).iloc[0]
+    assert row["token_s"] == pytest.approx(5 * flops / 1e12)
+
+
+def test_stages_of_an_encoder_are_not_waited_for() -> None:
+    """On two stages the first is the encoder: the second decodes at the speed of one, and its token is sent once."""
+    alone, two = (serving(_BASE, ranks, H100, 100, sequences=4).set_index("layout") for ranks in (1, 2))
+    message = H100.intra_latency + 4 * 512 * 2 / (H100.intra_bandwidth * 0.8)
+    assert two["token_s"]["dp1.tp1.pp2"] == pytest.approx(alone["token_s"]["dp1.tp1.pp1"] + message)
 
 
 def test_the_next_token_must_be_what_is_predicted() -> None:

@@ -4,8 +4,12 @@
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 
-The papers' are for mixed precision with Adam, whatever the workload says, and leave out everything temporary; Korthikanti's,
-which takes every layer for a GPT's, embeddings and head too.
+The papers' are for mixed precision with Adam, whatever the workload says, and leave out everything temporary; Korthikanti's
+embeddings and head too. Both papers count a GPT's layer and print sums for it. Here the sums are of terms, each by its own width,
+which for a GPT add up to what is printed and for other families to what the paper would have counted in their layers.
+
+Symbols: s tokens, b sequences of a microbatch, h hidden, f the MLP's width, m its matrices (3 with a gate), a heads, q heads ×
+width of a head, k the same of key heads, t = tp, L layers.
 """
 
 from __future__ import annotations
@@ -16,16 +20,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.families import FAMILIES, Family, FamilyName
 from engine.predict.bulk import memory as bulk
 from engine.predict.grid import RECOMPUTES, Grid, Whole
-from engine.predict.papers.closed_forms import DIVIDED, LEFT_WHOLE, SCORES, SHARED_FROM, STATE_SIZES
+from engine.predict.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
 from engine.schedule import SCHEDULES
-from engine.spec import ModelSpec, RequestError, WorkloadSpec
+from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 AccountingName = Literal["engine", "korthikanti2022", "zero2020"]
 ACCOUNTINGS: tuple[AccountingName, ...] = get_args(AccountingName)
 Real = NDArray[np.float64]
 Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and which stage it is on: (n,) each
+_WITHOUT_DROPOUT: tuple[FamilyName, ...] = ("llama",)
 _SELECTIVE, _FULL = RECOMPUTES.index("selective"), RECOMPUTES.index("full")
 
 
@@ -61,25 +67,70 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     """States and activations of stage 0, which under 1F1B is the fullest.
 
     18 bytes a parameter: 2 of weights, 4 of gradients and 12 of the optimizer. The paper shards nothing over dp; where a
-    layout does, that part is divided by dp.
+    layout does, that part is divided by dp. Raises `RequestError` where layers are not all alike or not of the paper's kind.
     """
+    _must_be_one_stack(model)
     sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
-    parameters = 12 * model.layers * model.hidden**2 / (grid.pp * grid.tp)
+    parameters = model.layers * matrices_of_a_layer(model) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
     total = sharded * parameters + held * activations_of_a_layer(model, grid)
     return np.ceil(total).astype(np.int64), np.zeros(len(grid), np.int64)
 
 
-def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
-    """Bytes that one layer keeps of one microbatch in 16 bits, table 2. (n,)
+def matrices_of_a_layer(model: ModelSpec) -> int:
+    """Parameters of one layer as the paper counts them, without biases and norms: h·(2·q + 2·k) + m·h·f, a GPT's 12·h²."""
+    queries, keys = _widths(model)
+    return model.hidden * (2 * queries + 2 * keys + (3 if _gated(model) else 2) * model.ffn_width)
 
-    s·b·h · (10 + 24/t + 5·a·s/(h·t)): sequence parallelism divides the 10 by t, selective recompute drops the last term, and
-    full recompute keeps the layer's input alone, 2·s·b·h.
+
+def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
+    """Bytes that one layer keeps of one microbatch in 16 bits, section 4.1 and table 2. (n,)
+
+    Each token keeps, in bytes:
+
+        8·h                 inputs of both norms, of the attention and of the MLP, which tp leaves whole
+        2·h                 masks of the two dropouts outside of the blocks, left whole too
+        (4·q + 4·k)/t       queries and the output layer's input; keys and values, which groups of heads share
+        2·m·f/t             what the nonlinearity takes in, the gate's other half among it, and gives out
+        5·a·s/t             scores: softmax 2, its dropout's mask 1 and result 2; without dropout softmax's 2 alone
+
+    For a GPT that is h · (10 + 24/t + 5·a·s/(h·t)). Sequence parallelism divides the first two by t, selective recompute drops
+    the last, and full recompute keeps the layer's input alone, 2·h. Llama as published has no dropout, and with its gate the
+    MLP keeps three tensors as wide as f, as with Megatron-LM's fused kernel.
     """
     s, h, t = model.seq, model.hidden, grid.tp
-    whole = LEFT_WHOLE / np.where(grid.sequence_parallel, t, 1.0)
-    scores = np.where(grid.recompute == _SELECTIVE, 0.0, SCORES * model.heads * s / (h * t))
-    return np.where(grid.recompute == _FULL, 2.0, whole + DIVIDED / t + scores) * (s * h * grid.microbatch_size)
+    queries, keys = _widths(model)
+    drops = model.family not in _WITHOUT_DROPOUT
+    whole = (8 + 2 * drops) * h / np.where(grid.sequence_parallel, t, 1.0)
+    divided = 4 * (queries + keys) + 2 * (3 if _gated(model) else 2) * model.ffn_width
+    scores = np.where(grid.recompute == _SELECTIVE, 0.0, (SCORES if drops else 2) * model.heads * s / t)
+    return np.where(grid.recompute == _FULL, 2.0 * h, whole + divided / t + scores) * (s * grid.microbatch_size)
+
+
+def _must_be_one_stack(model: ModelSpec) -> None:
+    """Raises `RequestError` for an encoder with a decoder and for two-stream attention."""
+
+    def counted(family: Family) -> bool:
+        return not family.encoder and family.position != "relative"
+
+    if not counted(model.parts):
+        raise RequestError(
+            sentence(
+                "korthikanti2022 counts layers that are all alike, with plain self-attention, and {family} has others; "
+                "{families} fit, and the accounts engine and zero2020 know every family",
+                family=model.family,
+                families=", ".join(name for name, family in FAMILIES.items() if counted(family)),
+            )
+        )
+
+
+def _widths(model: ModelSpec) -> tuple[int, int]:
+    """Of all heads together, and of all key heads."""
+    return model.heads * model.head_width, model.key_heads * model.head_width
+
+
+def _gated(model: ModelSpec) -> bool:
+    return model.parts.inner == "swiglu"
 
 
 # ------------------------------------------------------------------------------------------------------------- zero2020
@@ -101,9 +152,25 @@ def _shared(sizes: Mapping[str, int], dp: Any, zero: Any) -> Any:
 def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
     """States as in figure 1; activations as in section 3.2, footnote 3: about 12 numbers of 16 bits a layer, token and unit of
     the hidden width, or the layer's input alone where it is computed again.
+
+    Of an encoder and a decoder a stage has the average: the paper divides a model evenly.
     """
     states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp, grid.zero)
-    numbers = np.where(grid.recompute == _FULL, 1, 12)
+    numbers = np.where(grid.recompute == _FULL, model.hidden, numbers_of_a_token(model))
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers
-    activations = 2 * numbers * model.hidden * grid.microbatch_size * model.seq * held
+    activations = 2 * numbers * grid.microbatch_size * model.rows * held
     return np.ceil(states + activations).astype(np.int64), np.zeros(len(grid), np.int64)
+
+
+def numbers_of_a_token(model: ModelSpec) -> float:
+    """That a layer makes of one token, on the average of all layers: 12·h for "a GPT-2 like architecture", says the paper.
+
+    It does not say which. Taken here for what norms and matrices put out: 2·h of two norms, q + 2·k of queries, keys and values,
+    q of attention, h of its output layer, f of the MLP's first matrix (2·f with a gate) and h of its last; and in a decoder that
+    attends to an encoder a norm and an attention more. So GPT-2 has 2 + 3 + 1 + 1 + 4 + 1 = 12.
+    """
+    queries, keys = _widths(model)
+    attention = model.hidden + (queries + 2 * keys) + queries + model.hidden  # with its norm
+    mlp = model.hidden + (2 if _gated(model) else 1) * model.ffn_width + model.hidden
+    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
+    return attention * (1 + crossing / model.layers) + mlp

@@ -3,6 +3,9 @@
 Nothing but parameters and the cache of keys and values is kept, so what limits a layout is memory, and what limits a token is how
 fast both are read (Pope et al. 2022, Efficiently Scaling Transformer Inference, section 2). Each replica has its own sequences; a
 pipeline's stages work at different ones, a pp-th of them at a time.
+
+Times are those of the answer's tokens. The prompt is read once, before the first of them, and by the encoder where there is one:
+its time is not counted here.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import pandas as pd
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
 from engine.predict.inference import cache, most_sequences, must_write, weights
+from engine.predict.messages.held import Part, head_size, layer_size, parts, table_size
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.terms import total
@@ -84,7 +88,7 @@ def _row(asked: _Question, layout: LayoutSpec, sequences: int | None) -> dict[st
     each = max(1, most) if sequences is None else -(-sequences // layout.dp)
     need = max(parameters + each * one for parameters, one in zip(held, kept, strict=True))
     fits = need <= device.memory_bytes
-    wait = _token(asked, layout, held, kept, each)
+    wait = _token(asked, layout, kept, each)
     under_way = each * layout.dp if sequences is None else sequences
     missing = "" if fits else _missing(need, each, device)
     return {
@@ -102,21 +106,42 @@ def _missing(need: int, sequences: int, device: DeviceSpec) -> str:
     return f"needs {need / 2**30:,.1f} GiB for {held}, {more}"
 
 
-def _token(asked: _Question, layout: LayoutSpec, held: list[int], kept: list[int], sequences: int) -> float:
+def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int) -> float:
     """Seconds from one token of a sequence to its next: through every stage, or until the others' turns are over.
 
-    A stage reads its parameters once for the sequences at hand, a pp-th of all, and their cache; or multiplies, if that takes
-    longer. Over tp there are two all-reduces a layer, three with cross-attention.
+    A stage reads its parameters once for the sequences at hand, and their cache; or multiplies, if that takes longer: 2 FLOPs a
+    parameter, and for each token of the cache 4 · A/tp · D a layer, Q·Kᵀ and P·V. Over tp there are two all-reduces a layer,
+    three with cross-attention. The stages of an encoder have nothing to do, and those of the decoder take turns without them.
     """
-    spec = RunSpec(model=asked.model, layout=layout, workload=WorkloadSpec(precision=asked.precision))
+    model = asked.model
+    spec = RunSpec(model=model, layout=layout, workload=WorkloadSpec(precision=asked.precision))
     cost = Cost(spec.model, spec.workload, Grid.of([spec]), asked.device, asked.assumed)
-    at_hand = -(-sequences // layout.pp)
-    one = at_hand * asked.model.hidden * cost.bytes  # bytes of one token's activations
-    sums = float(cost.tp.all_reduce(one)[0]) * (3 if asked.model.parts.encoder else 2)
-    stages = [
-        max((parameters + at_hand * kept_here) / cost.bandwidth, 2 * at_hand * parameters / cost.bytes / cost.flops)
-        + layers * sums
-        + float(cost.pp.message(one)[0])
-        for parameters, kept_here, layers in zip(held, kept, layout.stage_layers(asked.model.layers), strict=True)
-    ]
-    return max(sum(stages), min(layout.pp, sequences) * max(stages))
+    decoding = [part for part in parts(model, layout) if part.crossing or not model.parts.encoder]
+    at_hand = -(-sequences // len(decoding))
+    one = at_hand * model.hidden * cost.bytes  # bytes of one token's activations
+    sums, message = float(cost.tp.all_reduce(one)[0]), float(cost.pp.message(one)[0])
+    stages = []
+    for part in decoding:
+        read = _parameters_read(model, layout.tp, part)
+        layers, attentions = (part.crossing, 2) if model.parts.encoder else (part.layers, 1)
+        remembered = asked.length + (model.seq if model.parts.encoder else 0)
+        scores = 4 * layers * remembered * model.heads // layout.tp * model.head_width
+        moved = read * cost.bytes + at_hand * kept[part.stage]
+        work = max(moved / cost.bandwidth, at_hand * (2 * read + scores) / cost.flops)
+        stages.append(work + layers * (attentions + 1) * sums + message)
+    return max(sum(stages), min(len(decoding), sequences) * max(stages))
+
+
+def _parameters_read(model: ModelSpec, tp: int, part: Part) -> int:
+    """Those on one tp rank that the next token is multiplied by: of the decoder's layers, if there is an encoder, and the head's.
+
+    Of the table that embeds, and of positions, it takes a row; and the encoder's output was turned into keys and values when the
+    prompt was read.
+    """
+    whole, cut = layer_size(model, tp, bool(model.parts.encoder))
+    if model.parts.encoder:
+        cut -= 2 * (model.key_heads // tp) * model.head_width * model.hidden
+    read: int = (part.crossing if model.parts.encoder else part.layers) * (whole + cut)
+    if part.last:
+        read += sum(head_size(model, tp)) + (table_size(model, tp) if model.parts.tied else 0)
+    return read

@@ -1,8 +1,10 @@
 """How long a device takes for what a stage does: the passes of one microbatch, layer by layer, for many layouts at once.
 
-A matrix product takes its 2·r·k·n FLOPs at the peak's reachable part, or its operands' bytes at the memory's, whichever is
-longer (Williams et al. 2009, the roofline). What is not a product takes the bytes that it reads and writes; how many times which
-tensor passes is counted below, with neighbouring elementwise steps in one kernel (Narayanan et al. 2021, SC21, section 4.2).
+A matrix product takes its 2·r·k·n FLOPs at the part of the precision's peak that is reached, or its operands' bytes at the
+memory's, whichever is longer (Williams et al. 2009, the roofline). In fp32 nothing is rounded to TF32, as torch does by default;
+what attention's products reach is measured in 16 bits and taken for fp32 too. What is not a product takes the bytes that it reads
+and writes; how many times which tensor passes is counted below, with neighbouring elementwise steps in one kernel (Narayanan et
+al. 2021, SC21, section 4.2).
 
 Times are arrays (4, 3, n): by `FORWARD`, `AGAIN` (what is computed a second time), `INPUTS` and `WEIGHTS` (the two halves of the
 backward pass, each as many FLOPs as the forward where products have weights); by `COMPUTE`, `TP` and `DP`; by layout.
@@ -59,7 +61,7 @@ class Cost:
         self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
         self.bytes = 2 if workload.precision == "bf16" else 4
         self.gradient_bytes = 2 if workload.precision == workload.accumulate == "bf16" else 4
-        self.flops = device.peak(workload.precision) * device.reachable * assumed.matmul_efficiency
+        self.flops = device.reached(workload.precision) * assumed.matmul_efficiency
         self.bandwidth = device.memory_bandwidth * assumed.memory_efficiency
         self.t = grid.tp.astype(np.float64)
         self.b = grid.microbatch_size.astype(np.float64)
@@ -138,7 +140,8 @@ class Cost:
         """
         size = self.b * self.model.rows * self.model.hidden * self.bytes
         shown = 1 - self.assumed.tp_overlap
-        both = blocks * self.tp.all_reduce(size) * shown
+        pair = np.where(self.grid.sequence_parallel, 2 * self.tp.all_gather(size), self.tp.all_reduce(size))
+        both = blocks * pair * shown
         out[FORWARD, TP] += both
         out[INPUTS, TP] += both
         out[WEIGHTS, TP] += np.where(self.grid.sequence_parallel, blocks * self.tp.all_gather(size) * shown, 0.0)

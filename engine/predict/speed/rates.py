@@ -76,7 +76,8 @@ class Link:
     def all_gather(self, size: Any, calls: Any = 1) -> Real:
         """Seconds of a ring's all-gathers, or reduce-scatters, of `size` bytes in all when whole, in that many calls.
 
-        Each takes d − 1 steps of a d-th of its size (Thakur et al. 2005, section 4); none where there is one rank.
+        Each takes d − 1 steps of a d-th of its size (Thakur et al. 2005, section 4); none where there is one rank. NCCL has trees
+        for its all-reduce alone (src/graph/tuning.cc): however small these are, they go round the ring.
         """
         return (self.degree - 1) * (calls * self.latency + size / self.degree / self.bandwidth)
 

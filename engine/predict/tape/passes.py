@@ -92,6 +92,22 @@ def total_of(counts: Counts) -> Any:
 
 
 @dataclass
+class Lent:
+    """The block that a forward hands on while its chunk goes on to hold it: an encoder's output that passes a decoder's stage, or
+    the embeddings of source and target, which are one block.
+    """
+
+    records: list[Record]  # of every microbatch played
+    given: int  # which of the tensors given it is; −1 where the chunk makes it
+    ends: dict[str, str]  # by what backward begins with, B or I: the action in which the chunk lets go of it
+
+    @property
+    def key(self) -> Key:
+        """Of one that the message holds longer than the chunk: `engine.measure.memory` counts it as communication all along."""
+        return key_of(self.records[0])._replace(category="communication")
+
+
+@dataclass
 class Passes:
     """The ledgers of a chunk, by action and state, and what it is given and gives."""
 
@@ -103,11 +119,26 @@ class Passes:
     gradient_handed: dict[str, Counts]  # by what leaves it, B or I
     given_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each tensor given goes
     shared: list[int]  # which tensors of those that a forward hands on the chunk goes on to hold itself
+    lent: Lent | None  # the block of that one
 
-    def ledger(self, kind: str, state: State = FRESH) -> tuple[Ledger, int]:
-        """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1."""
+    def ledger(self, kind: str, state: State = FRESH, late: bool = False) -> tuple[Ledger, int]:
+        """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1.
+
+        `late`: the message that holds what is lent goes later than the chunk lets go of it.
+        """
         told, pending = self.reductions.told(kind, self.segments.get(kind, []), state)
-        return Ledger([(times, [(sign, key_of(one)) for sign, one in events if sign]) for _, times, events in told]), pending
+        lent = {id(record) for record in self.lent.records} if late and self.lent else set()
+
+        def entries(events: list[tuple[int, Record]]) -> list[tuple[int, Key]]:
+            found = []
+            for sign, one in events:
+                if id(one) not in lent:
+                    found += [(sign, key_of(one))] if sign else []
+                elif sign > 0 and self.lent:
+                    found.append((sign, self.lent.key))
+            return found
+
+        return Ledger([(times, entries(events)) for _, times, events in told]), pending
 
 
 class ChunkPasses:
@@ -129,6 +160,7 @@ class ChunkPasses:
         self._passes: defaultdict[str, int] = defaultdict(int)
         self._shared: list[int] = []
         self._ends: dict[str, list[str]] = {}
+        self._lent: Lent | None = None
         for kind in ("I", "B"):
             if kind not in self.kinds:
                 continue
@@ -137,7 +169,17 @@ class ChunkPasses:
             if kind == "I":
                 self._weights("W", flight)
             self._ends[kind] = ["W" if record.died == "W" else kind for record in flight.given]
+            if flight.lent:
+                self._lend(kind, flight)
         self.tape.at("end")
+
+    def _lend(self, kind: str, flight: _Flight) -> None:
+        """Note what a microbatch lent, now that it is gone."""
+        (record,) = flight.lent
+        if self._lent is None:
+            self._lent = Lent([], next((i for i, one in enumerate(flight.given) if one is record), -1), {})
+        self._lent.records.append(record)
+        self._lent.ends[kind] = "W" if record.died == "W" else kind
 
     def _segments(self) -> dict[str, list[Stretch]]:
         """What is on the tape, by action."""
@@ -179,21 +221,23 @@ class ChunkPasses:
         flight.roots = roots
         del outputs, x
         t.at("handed")
-        self._drop(handed, "handed")
+        records = self._drop(handed, "handed")
+        self._shared = [i for i, record in enumerate(records) if not record.died]
+        flight.lent = [records[i] for i in self._shared]
         return flight
 
     def _decoded(self) -> bool:
         """Whether the chunk is given one stream, by a decoder that is done."""
         return not self.shape.samples
 
-    def _drop(self, blocks: list[Block], what: str) -> None:
-        """Let go of what was handed on; what then goes is what waits to be sent."""
+    def _drop(self, blocks: list[Block], what: str) -> list[Record]:
+        """Let go of what was handed on, and return it; what then goes is what waits to be sent."""
         events = self.tape.parts[-1][1]
         before, records = len(events), [block.record for block in blocks]
         blocks.clear()
         self._passes[what] += 1
         self._blocks[what] += [record for _, record in events[before:]]
-        self._shared = [i for i, record in enumerate(records) if not record.died] if what == "handed" else self._shared
+        return records
 
     def _keep(self, flight: _Flight):  # type: ignore[no-untyped-def]
         place = len(flight.inputs)
@@ -264,8 +308,9 @@ class ChunkPasses:
             counted[what] = {key: count // passes for key, count in counts.items()}
         given, handed = ({kind: counted[f"gradient {way} {kind}"] for kind in ("B", "I")} for way in ("given", "handed"))
         return Passes(
-            segments, self._reductions(segments), counted["given"], counted["handed"], given, handed, self._ends, self._shared
-        )
+            segments, self._reductions(segments), counted["given"], counted["handed"], given, handed, self._ends, self._shared,
+            self._lent,
+        )  # fmt: skip
 
 
 class _Flight:
@@ -274,6 +319,7 @@ class _Flight:
     def __init__(self) -> None:
         self.inputs: list[Value] = []
         self.given: list[Record] = []
+        self.lent: list[Record] = []
         self.roots: list[tuple[Node, int]] = []
         self.gradients: dict[int, Block] = {}
         self.owed: list[Any] = []
