@@ -270,13 +270,11 @@ def _ranks_of(by_rank: pd.Series[Any], value: float) -> list[int]:
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each rank and source, a column for each category, and their sum."""
-    who = ["rank", "pp", "dp", "tp", "source"]
-    found: dict[tuple[Any, ...], dict[str, int]] = {}
+    who, found = ["rank", "pp", "dp", "tp", "source"], dict[tuple[Any, ...], dict[str, int]]()
     for *rank, category, size in rows[[*who, "category", "bytes"]].itertuples(index=False):
         found.setdefault(tuple(rank), {})[category] = size
-    wide = pd.DataFrame([dict(zip(who, rank, strict=True)) | sizes for rank, sizes in found.items()])
-    wide["total"] = [sum(sizes.values()) for sizes in found.values()]
-    return wide.sort_values(["rank", "source"], kind="stable")
+    wide = [dict(zip(who, rank, strict=True)) | sizes | {"total": sum(sizes.values())} for rank, sizes in found.items()]
+    return pd.DataFrame(wide).sort_values(["rank", "source"], kind="stable")
 
 
 def _labels(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> str:
