@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
 
@@ -163,9 +164,15 @@ def _gb(size: int) -> str:
 # ------------------------------------------------------------------------------------------------------------------ text
 
 
+@cache
+def _own_size() -> int:
+    """Bytes of the built-in text, which is put together of many: it is asked for at each move of a control."""
+    return len(load(None))
+
+
 def _check_text(spec: RunSpec) -> None:
     path, seq = spec.workload.text, spec.model.seq
-    size = len(load(path))
+    size = _own_size() if path is None else len(load(path))
     if size <= seq:
         raise RequestError(
             sentence(

@@ -269,11 +269,12 @@ def _ranks_of(by_rank: pd.Series[Any], value: float) -> list[int]:
 
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
-    wide = rows.pivot_table(
-        index=["rank", "pp", "dp", "tp", "source"], columns="category", values="bytes", aggfunc="sum", sort=False
-    )
-    wide["total"] = wide.sum(axis=1)
-    return wide.reset_index().sort_values(["rank", "source"], kind="stable").rename_axis(columns=None)
+    """A row for each rank and source, a column for each category, and their sum."""
+    who, found = ["rank", "pp", "dp", "tp", "source"], dict[tuple[Any, ...], dict[str, int]]()
+    for *rank, category, size in rows[[*who, "category", "bytes"]].itertuples(index=False):
+        found.setdefault(tuple(rank), {})[category] = size
+    wide = [dict(zip(who, rank, strict=True)) | sizes | {"total": sum(sizes.values())} for rank, sizes in found.items()]
+    return pd.DataFrame(wide).sort_values(["rank", "source"], kind="stable")
 
 
 def _labels(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> str:

@@ -11,7 +11,7 @@ from engine import store
 from engine.spec import LayoutSpec, RequestError, RunSpec, sentence
 from pages.compare import columns, names, sweep
 from pages.compare.columns import Column
-from pages.shared import beside, form, links
+from pages.shared import beside, held, links
 from pages.shared.beside import KEPT, RUN, run_items
 from pages.shared.choice import DEFAULTS, Choice, spec_of
 from pages.shared.frame import inert, labelled, say
@@ -38,7 +38,7 @@ def bar(service: Service, items: Sequence[str], there: Sequence[Column]) -> None
 
 def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
     words = say()
-    if (choice := form.held()) is not None:
+    if (choice := held.choice()) is not None:
         code = links.encode(choice)
         st.button(
             words("What the Lab's form holds now"),

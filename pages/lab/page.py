@@ -10,7 +10,7 @@ from engine import catalog
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
 from pages.lab import preview, result
-from pages.shared import chosen, form, links, runbar
+from pages.shared import chosen, form, held, links, runbar
 from pages.shared.choice import Choice, read
 from pages.shared.frame import inert, say
 from pages.shared.saved import load
@@ -36,7 +36,6 @@ def show(service: Service) -> None:
 
     if wrong := st.session_state.get(_BAD_LINK):
         st.warning(f"{inert(say().sentence(wrong))} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
-    st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     _tell(run, found)
     _preview(verdict.spec, _measured(found))
     _show_result(found, fits=verdict.runnable is not None)
@@ -44,10 +43,12 @@ def show(service: Service) -> None:
 
 def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
     """While the form holds what cannot be, the last choice that could stays in view, and the page where it was scrolled to."""
+    name = f'<h1 class="ss-unseen">{say()("Lab")}</h1>'
     if spec is not None:
         st.session_state[_FITTED] = spec
-        preview.draw(spec, measured)
+        preview.draw(spec, measured, name)
         return
+    st.html(name)
     last: RunSpec | None = st.session_state.get(_FITTED)
     if last is None:
         st.info(
@@ -83,22 +84,21 @@ def _follow_link(service: Service, found: RunState | Path | None) -> Choice:
     control moved just now wins always: the link that came with it may be old.
     """
     code = st.query_params.get(SPEC, "")
-    moved = form.touched()
-    held = form.held()
+    moved, choice = held.touched(), held.choice()
     if moved:
         st.session_state.pop(_BAD_LINK, None)
-    elif held is None or (code and code != st.session_state[_CODE]):
+    elif choice is None or (code and code != st.session_state[_CODE]):
         try:
-            held = links.decode(code) if code else _default(service, found)
+            choice = links.decode(code) if code else _default(service, found)
         except links.LinkError as error:
             st.session_state[_BAD_LINK] = error.sentence
-            held = Choice.default()
-        form.put(held)
-    assert held
-    st.session_state[_CODE] = links.encode(held)
+            choice = Choice.default()
+        held.put(choice)
+    assert choice
+    st.session_state[_CODE] = links.encode(choice)
     if code != st.session_state[_CODE]:
         st.query_params[SPEC] = st.session_state[_CODE]
-    return held
+    return choice
 
 
 def _default(service: Service, found: RunState | Path | None) -> Choice:

@@ -23,11 +23,14 @@ from pages.shared.kept import kept
 from pages.shared.predicted import predicted
 
 
-def draw(spec: RunSpec, measured: RunSpec | None) -> None:
-    """`measured` is what the result beneath was a run of, if there is one: what stands there is not told here as well."""
+def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
+    """`measured` is what the result beneath was a run of, if there is one: what stands there is not told here as well.
+
+    `above` is HTML that comes first.
+    """
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     title = drawing.heading_html(say()("Who holds what"), _counted(spec.layout, say()))
-    clickable(title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
+    clickable(above + title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
     walkable = measured is None and not spec.generate.skip_training
     step = walk.current(spec, partial(events, spec)) if walkable else None
     event = step.event if step else None

@@ -52,9 +52,9 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
         named = {"microbatch": step.way.microbatch, "number": step.at + 1, "count": len(step.events)}
         title = say("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, say), **named)
         style = look(frame.view())
-        told = _told(step, spec, say, style, in_units)
+        told, read = _told(step, spec, say, style, in_units), _read(walking, in_units, say)
         if not walking:
-            st.html(drawing.heading_html(say("Step through"), title) + told)
+            st.html(drawing.heading_html(say("Step through"), title) + told + read)
             _button_on(spec, events, step, say)
         else:  # style.css keeps it in view from here on, so it is no higher than need be
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -63,11 +63,16 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
                 st.button(say("Stop"), icon=":material/close:", on_click=_stop, key="walk/stop", type="tertiary")
             st.html(told + _chips(step, say, style))
             _controls(spec, events, step, say)
+    if walking:
+        st.html(read)
+
+
+def _read(walking: bool, in_units: bool, say: Words) -> str:
     told = say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
     more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
     if not walking:
         more += " " + say("Press Next, and each event is marked in the charts as well.")
-    st.html(f'<p class="ss-read">{escape(f"{told} {more}")}</p>')
+    return f'<p class="ss-read">{escape(f"{told} {more}")}</p>'
 
 
 def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:

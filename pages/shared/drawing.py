@@ -59,13 +59,9 @@ def show(
     clicked in a chart that offers ranks, and with None for a click beside them.
     """
     with st.container(key=f"drawing-{key}", gap="xsmall"):
-        if controls:
-            with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-                heading(drawing.subject, drawing.title)
-                for control in controls:
-                    control()
-        else:
-            heading(drawing.subject, drawing.title)
+        heading(drawing.subject, drawing.title)
+        for control in controls:  # which style.css puts at the right of it
+            control()
         reading = " ".join(part for part in (drawing.reading, drawing.moving, note) if part)
         _chart(drawing, f"chart-{key}", reading, on_rank)
         st.caption(reading)

@@ -15,7 +15,7 @@ _HERE = Path(__file__).parent
 _SIDEBAR_WIDTH = 432  # pixels: the least in which three number fields in a row keep their buttons
 _MARKUP = re.compile(r"[\\`*_~$<&:\[]")  # what Markdown would read as more than the character; after a backslash it is that
 LANG = "lang"  # the link's parameter: the language, when it was chosen by hand
-_CHOSEN, _CONTROL, _NOW = "frame/language", "language", "frame/language-now"
+_CHOSEN, _CONTROL, _NOW, _SPOKEN = "frame/language", "language", "frame/language-now", "frame/spoken"
 _OWN_NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}  # what each language calls itself, in every language
 
 
@@ -81,10 +81,12 @@ def labelled(key: str) -> str:
 
     A browser knows the choice by its name, which changes with the language: then it must be told the choice anew.
     """
-    spoken = f"{key}/language"
-    if st.session_state.get(spoken, language()) != language() and key in st.session_state:
+    if _SPOKEN not in st.session_state:
+        st.session_state[_SPOKEN] = {}
+    spoken, now = st.session_state[_SPOKEN], language()  # of all such widgets, in which language each was drawn last
+    if spoken.get(key, now) != now and key in st.session_state:
         st.session_state[key] = st.session_state[key]
-    st.session_state[spoken] = language()
+    spoken[key] = now
     return key
 
 

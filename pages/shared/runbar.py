@@ -7,7 +7,7 @@ import streamlit as st
 from engine.launch.queue import RunState
 from engine.spec import RequestError
 from pages.charts.words import Words
-from pages.shared import form
+from pages.shared import held
 from pages.shared.choice import Verdict, read
 from pages.shared.frame import say
 from pages.shared.service import Service
@@ -48,8 +48,8 @@ def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
 
 
 def _start(service: Service) -> None:
-    form.touch()
-    choice = form.held()
+    held.touch()
+    choice = held.choice()
     assert choice
     spec = read(choice, service.texts).runnable
     if spec is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
+
+import streamlit as st
 
 from engine import store
 from engine.launch.queue import RunQueue, RunState
@@ -26,3 +29,21 @@ class Service:
     def find(self, run: str) -> RunState | Path | None:
         """What a link's `run` stands for: a run of this server by its id, or a saved run by its name."""
         return self.queue.watch(run) or self.saved(run)
+
+
+@st.cache_resource(show_spinner=False, on_release=lambda service: service.queue.close())
+def open_service() -> Service:
+    """One queue for all sessions of this server. It warms up its host at once, in the background.
+
+    Here, and not in app.py, whose every function is a new one each time a page is drawn.
+    """
+    home = _runs_home()
+    return Service(home, RunQueue(home))
+
+
+def _runs_home() -> Path:
+    """Where the command line says that runs are kept: `streamlit run app.py -- --runs DIR`."""
+    arguments = argparse.ArgumentParser(prog="streamlit run app.py --", description="Shardscope in the browser.")
+    usual = Path(__file__).parents[2] / "runs"
+    arguments.add_argument("--runs", type=Path, default=usual, help="where runs are saved")
+    return arguments.parse_args().runs.absolute()
