@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,61 +35,67 @@ class Held(NamedTuple):
 
 
 class Actions(NamedTuple):
-    """Rows, one behind the other, in runs: what happens in a layer that stands for several is a run of its own.
+    """Runs, one behind the other: what happens in a layer that stands for several is a run of its own."""
 
-    A row is nothing, 0; or span number n − 1; or, if negative, a block as it comes, or as it goes: see `block`.
-    """
-
-    rows: Whole
-    runs: Whole  # the first row of each
-    letters: Whole  # of each run 0, or 1 or 2 for the letter that says how often it is there
+    runs: Whole  # numbers of runs among the structure's
+    letters: Whole  # of each 0, or 1 or 2 for the letter that says how often it is there
     firsts: Whole  # the first run of each action that is not the same as an earlier one
     which: Whole  # of `ACTIONS`, which of these each is
     pending: dict[str, int]  # whose reduction each action leaves under way, as a number in `held`, or −1
     held: list[Held]
 
 
+Run = tuple[int, ...]  # each is a number of a span, from one; or, if negative, a block as it comes, or as it goes: see `block`
+
+
 def block(number: int, which: int, goes: bool) -> int:
-    """The row of one of the `BLOCKS` of the sizes with that number."""
+    """What stands in a run for one of the `BLOCKS` of the sizes with that number."""
     return -1 - 2 * (BLOCKS * number + which) - goes
 
 
-def actions(played: Played, zero: int, e: Any, width: Any, number_of: Callable[[Bucket], int]) -> Actions:
-    """`e`, `width`: bytes of a number of parameters, and of gradients that are added up."""
-    reductions = Reductions(zero, e, width, played.weights, played.stretches["W"])
-    told = _Told(_stretches(played, zero, reductions), reductions)
-    held = [Held(number_of(bucket), _letter(times), bucket.counted) for bucket, times in played.weights]
-    records = zip(held, reductions.under_way, reductions.incoming, strict=True)
-    of_buckets = [(one, [*(under_way or (None, None)), incoming]) for one, under_way, incoming in records]
-    blocks = {id(record): block(one.number, kind, False) for one, several in of_buckets for kind, record in enumerate(several)}
-    lines, which, found = _Lines(), list[int](), list[list[Stretch]]()
-    for name in ACTIONS:
-        stretches = told.stretches[name]
-        same = [i for i, other in enumerate(found) if other is stretches]
-        which += same or [len(found)]
-        if not same:
-            found.append(stretches)
-            lines.add(stretches, blocks)
-    rows, runs, letters, firsts = (np.array(some, np.int64) for some in (lines.rows, lines.runs, lines.letters, lines.firsts))
-    return Actions(rows, runs, letters, firsts, np.array(which), told.pending, held)
-
-
 class Acted(Plays):
-    """Plays, and what they come to at each ZeRO stage."""
+    """Plays, and what they come to at each ZeRO stage. Most runs are in several actions and forms, and are worked out once."""
 
     def __init__(self, structure: Structure) -> None:
         super().__init__(structure)
         self._actions: dict[tuple[Form, int, bool], Actions] = {}
         self._sizes: dict[tuple[Any, ...], int] = {}
+        self._runs: dict[Run, int] = {}
 
     def actions(self, form: Form, zero: int, cut: bool) -> Actions:
         """`cut`: with tp > 1."""
         key = form, zero, cut or not form.first
         with self.one_at_a_time:
             if key not in self._actions:
-                e, width = self.sizes[cut].e, self.structure.width
-                self._actions[key] = actions(self.of(form, zero >= 2, cut), zero, e, width, self._number_of)
+                self._actions[key] = self._of(self.of(form, zero >= 2, cut), zero, self.sizes[cut].e)
             return self._actions[key]
+
+    def _of(self, played: Played, zero: int, e: Any) -> Actions:
+        """`e`: bytes of a number of parameters."""
+        reductions = Reductions(zero, e, self.structure.width, played.weights, played.stretches["W"])
+        told = _Told(_stretches(played, zero, reductions), reductions)
+        held = [Held(self._number_of(bucket), _letter(times), bucket.counted) for bucket, times in played.weights]
+        records = zip(held, reductions.under_way, reductions.incoming, strict=True)
+        of_buckets = [(one, [*(under_way or (None, None)), incoming]) for one, under_way, incoming in records]
+        blocks = {
+            id(record): block(one.number, kind, False) for one, several in of_buckets for kind, record in enumerate(several)
+        }
+        numbers, letters, firsts, which, found = list[int](), list[int](), list[int](), list[int](), list[list[Stretch]]()
+        for name in ACTIONS:
+            stretches = told.stretches[name]
+            same = [i for i, other in enumerate(found) if other is stretches]
+            which += same or [len(found)]
+            if not same:
+                found.append(stretches)
+                firsts.append(len(numbers))
+                for letter, run in _runs(stretches, blocks):
+                    numbers.append(self._runs.setdefault(run, len(self._runs)))
+                    letters.append(letter)
+        return Actions(*(np.array(some, np.int64) for some in (numbers, letters, firsts, which)), told.pending, held)
+
+    def runs(self) -> list[Run]:
+        with self.one_at_a_time:
+            return list(self._runs)
 
     def _number_of(self, bucket: Bucket) -> int:
         sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))
@@ -161,23 +167,14 @@ class _Told:
         return self.pending[name]
 
 
-class _Lines:
-    def __init__(self) -> None:
-        self.rows, self.runs, self.letters, self.firsts = list[int](), list[int](), list[int](), list[int]()
-
-    def _run(self, letter: int) -> None:
-        """Another run, before which nothing has happened."""
-        self.runs.append(len(self.rows))
-        self.letters.append(letter)
-        self.rows.append(0)
-
-    def add(self, stretches: list[Stretch], blocks: dict[int, int]) -> None:
-        """Another action. `blocks`: the rows of records as they come."""
-        self.firsts.append(len(self.runs))
-        self._run(0)
-        for _, times, events in stretches:
-            letter = _letter(times)
-            if letter or self.letters[-1]:
-                self._run(letter)
-            things: list[tuple[int, Any]] = [event for event in events if event[0]]
-            self.rows += [1 + one if isinstance(one, int) else blocks[id(one)] - (sign < 0) for sign, one in things]
+def _runs(stretches: list[Stretch], blocks: dict[int, int]) -> Iterator[tuple[int, Run]]:
+    """An action's runs, each with its letter. `blocks`: what stands for records as they come."""
+    letter, run = 0, list[int]()
+    for _, times, events in stretches:
+        of_stretch = _letter(times)
+        if of_stretch or letter:
+            yield letter, tuple(run)
+            letter, run = of_stretch, []
+        things: list[tuple[int, Any]] = [event for event in events if event[0]]
+        run += [1 + one if isinstance(one, int) else blocks[id(one)] - (sign < 0) for sign, one in things]
+    yield letter, tuple(run)

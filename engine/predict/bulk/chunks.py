@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.actions import ACTIONS, Actions, Whole, acted
+from engine.predict.bulk.actions import ACTIONS, Actions, Run, Whole, acted
 from engine.predict.bulk.plays import Form, Played, Structure, figures_of
 from engine.predict.tape.sizes import WIDTHS
 
@@ -54,6 +54,7 @@ class Chunks:
         self.structure, self.known, self.plays = structure, known, acted(structure)
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
         self.actions = {(form, *kind): self.plays.actions(form, *kind) for form in forms for kind in kinds}
+        self.runs = self.plays.runs()
         letters = {"tp": known["tp"], "B": known["B"]}
         shape = tuple(int(of.max()) + 1 for of in letters.values())
         keys = np.ravel_multi_index(tuple(letters.values()), shape)
@@ -105,7 +106,7 @@ class _Maker:
         nothing = np.zeros((1, self.count))
         self.nets = np.concatenate([nothing, spans, blocks])
         self.tops = np.concatenate([nothing, highest, np.maximum(blocks, 0)])
-        self.spans = len(spans)
+        self.spans, self.runs = len(spans), chunks.runs
 
     def followed(self, several: list[Actions]) -> list[_Reached]:
         """Of each of several forms, all at once.
@@ -134,17 +135,24 @@ class _Maker:
         """All runs, one behind the other: the first of each action; the letter of each; its highest point, (runs, n); and what
         there is before each and after the last, (runs + 1, n).
         """
-        codes = np.concatenate([one.rows for one in several])
+        before = np.cumsum([0, *(len(one.runs) for one in several)]).tolist()
+        firsts = np.concatenate([one.firsts + runs for one, runs in zip(several, before, strict=False)])
+        numbers, which = np.unique(np.concatenate([one.runs for one in several]), return_inverse=True)
+        leaves, tops = self._of_runs([self.runs[number] for number in numbers.tolist()])
+        bounds = np.zeros((len(which) + 1, self.count))
+        np.cumsum(leaves[which], axis=0, out=bounds[1:])
+        return firsts, np.concatenate([one.letters for one in several]), bounds[:-1] + tops[which], bounds
+
+    def _of_runs(self, runs: list[Run]) -> tuple[Real, Real]:
+        """What each leaves, and its highest point: (runs, n) each. Before each stands nothing."""
+        codes = np.array([code for run in runs for code in (0, *run)])
+        starts = np.cumsum([0, *(1 + len(run) for run in runs)])
         rows = np.where(codes < 0, self.spans - codes, codes)
-        before = np.cumsum([(0, 0), *((len(one.rows), len(one.runs)) for one in several)], axis=0).tolist()
-        starts = np.concatenate([one.runs + rows for one, (rows, _) in zip(several, before, strict=False)])
-        firsts = np.concatenate([one.firsts + runs for one, (_, runs) in zip(several, before, strict=False)])
         reached = self.nets[rows]
         after = reached.cumsum(0)
         reached -= self.tops[rows]
-        points = np.maximum.reduceat(after - reached, starts, axis=0)
-        bounds = np.concatenate([np.zeros((1, self.count)), after[np.append(starts[1:], len(rows)) - 1]])
-        return firsts, np.concatenate([one.letters for one in several]), points, bounds
+        before = np.concatenate([np.zeros((1, self.count)), after[starts[1:-1] - 1]])
+        return after[starts[1:] - 1] - before, np.maximum.reduceat(after - reached, starts[:-1], axis=0) - before
 
     def table(self, played: Played, told: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""

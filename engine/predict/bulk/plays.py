@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.symbolic import Size, letter, value
+from engine.predict.symbolic import Size, as_size, letter, sized, value
 from engine.predict.tape.buckets import TAKES, Bucket, Buckets
 from engine.predict.tape.chunk import Sample, Shape
 from engine.predict.tape.parts import Kit
@@ -181,7 +181,7 @@ class Plays:
         return [(1, self._spans.setdefault(codes, len(self._spans)))] if codes else []
 
     def _look_up(self, factors: Factors) -> int:
-        self._known[factors] = self._columns.setdefault(_whole(size_of(factors)), len(self._columns) + 1)
+        self._known[factors] = self._columns.setdefault(as_size(size_of(factors)), len(self._columns) + 1)
         return self._known[factors]
 
     def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
@@ -205,17 +205,13 @@ class Plays:
 
 def _total(counts: Counts) -> Size:
     """All blocks of a message are alike."""
-    total: Any = Size(0, ())
+    total: Any = sized(0)
     for key, count in counts.items():
         size = size_of(key.factors) * count
         total = size if not total.coefficient else total + size
     return total
 
 
-def _whole(size: Any) -> Size:
-    return size if isinstance(size, Size) else Size(int(size), ())
-
-
 def figures_of(sizes: Iterable[Any], known: dict[str, Any], found: dict[Any, Any], count: int) -> list[Real]:
     """Some sizes in numbers, (n,) each."""
-    return [np.broadcast_to(np.asarray(value(_whole(size), known, found), np.float64), count) for size in sizes]
+    return [np.broadcast_to(np.asarray(value(as_size(size), known, found), np.float64), count) for size in sizes]

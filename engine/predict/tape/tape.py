@@ -147,7 +147,9 @@ class Tape:
 
     def touch(self, name: str, *factors: Factor, door: bool = False) -> None:
         """One that comes and goes at once."""
-        self.new(name, *factors, door=door)
+        record = Record(name, factors, door, self.action, self.layer >= 0)
+        record.died = self.action
+        self.events += ((1, record), (-1, record))
 
     def note(self, name: str, bucket: Any) -> None:
         """Put down what happens, where what it does to memory is known only later."""
