@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-
 _KEPT = 2**16  # so many sizes are remembered, the latest
 
 
