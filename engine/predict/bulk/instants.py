@@ -21,9 +21,17 @@ from engine.spec import V_SHAPED, ScheduleName
 Real = NDArray[np.float64]
 _V = {name: i for i, name in enumerate(VALUES)}
 _LEFT = {
-    name: f"after {name.replace('B 1', 'B').replace('W 1', 'W')}"
-    for name in ("B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")
-} | {"I after B": "after I"}
+    "B": "B",
+    "B 1": "B",
+    "I": "I",
+    "I after B": "I",
+    "I 1": "I 1",
+    "I over": "I over",
+    "W": "W",
+    "W 1": "W",
+    "W over": "W over",
+}
+_LEAVES = np.array([_V[f"after {_LEFT[name]}"] if name in _LEFT else -1 for name in VALUES])  # whose reduction is under way
 _KINDS = "FBIW"
 _PLAIN, _SPECIAL, _OVER = (
     np.array([_V[name] for name in names])
@@ -66,19 +74,23 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
 
 
 def undominated(rows: Any, kinds: Any) -> NDArray[np.int64]:
-    """Numbers of the rows that are not, in every column, at most as large as another of their kind.
+    """Numbers of the rows that are not, in every column, at most as large as another of their kind; of equal ones the first.
 
     Of each kind the row with the largest sum is one, and all that it is above are none; so it goes on with those that are left.
+    Those whose equals come last in `rows` are told first.
     """
-    left = np.lexsort((-rows.sum(1), kinds))
-    kept = []
+    sums = rows.sum(1)
+    left = np.lexsort((-sums, kinds))
+    kept, last = [], []
     while len(left):
-        new = np.append(True, np.diff(kinds[left]) != 0)
-        largest = left[new]
+        starts = np.flatnonzero(np.append(True, np.diff(kinds[left]) != 0))
+        largest = left[starts]
+        above = np.repeat(largest, np.diff(np.append(starts, len(left))))
+        beaten = (rows[left] <= rows[above]).all(1)
         kept.append(largest)
-        above = np.repeat(largest, np.diff(np.append(np.flatnonzero(new), len(left))))
-        left = left[(rows[left] > rows[above]).any(1)]
-    return np.sort(np.concatenate(kept))
+        last.append(np.maximum.reduceat(np.where(beaten & (sums[left] == sums[above]), left, -1), starts))
+        left = left[~beaten]
+    return np.concatenate(kept)[np.argsort(-np.concatenate(last))]
 
 
 def _first_of_each(rows: Any) -> list[int]:
@@ -279,9 +291,7 @@ class _Stages:
         kinds = labels * self.count + self.piece
         kinds += self.microbatches * (int(kinds.max()) + 1)
         counts = between.reshape(len(kinds), -1)
-        counts = counts[:, (counts != counts[0]).any(0)]
-        first = np.array(_first_of_each(np.column_stack([kinds.astype(np.int32), counts])))
-        kept = first[undominated(counts[first], kinds[first])]
+        kept = undominated(counts[:, (counts != counts[0]).any(0)], kinds)
         rows = np.zeros((len(kept), self.count, len(VALUES)))
         rows[:, :, [_V[name] for name in stands]] = between[kept]
         rows[np.arange(len(kept)), self.piece[kept], labels[kept]] += 1
@@ -324,9 +334,8 @@ class _Stages:
         # What each chunk's latest backward has left under way, until all of them are done and reduced.
         going = ~self.is_f & ((back + self.backs * self.times < self.microbatches) | (owed + is_i - is_w > 0))
         leaves = np.where(over & (before == 0), _V["I 1"], labels) if early else labels  # nothing more than a first I did
-        left = {}
-        for what in dict.fromkeys(_LEFT.values()) if self.split else ("after B",):
-            left[what] = self._while(going & np.isin(leaves, [_V[name] for name in _LEFT if _LEFT[name] == what]))
+        whats = dict.fromkeys(_LEFT.values()) if self.split else ("B",)
+        left = {f"after {what}": self._while(going & (_LEAVES[leaves] == _V[f"after {what}"])) for what in whats}
         if self.split and not early:  # a last I's reduction lasts beyond the W that follow
             there = self.own.before((special & is_i) * 1) + (special & is_i) > 0
             left["after I 1"] = left["after I 1"] + self._while(going & there & (leaves != _V["I 1"]))
