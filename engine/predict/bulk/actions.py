@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.plays import GATHERS, LETTERS, RELEASES, Form, Played, Plays, Structure
+from engine.predict.bulk.plays import GATHERS, LETTERS, Form, Only, Played, Plays, Structure
 from engine.predict.symbolic import Size
-from engine.predict.tape.buckets import Bucket, numbers
+from engine.predict.tape.buckets import EXPECTS, TAKES, Bucket, numbers
 from engine.predict.tape.reducing import FRESH, MANY, Reductions, State, Stretch
-from engine.predict.tape.tape import Note
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # plays of so many are kept, the latest
@@ -117,20 +116,21 @@ def _letter(times: Any) -> int:
 
 
 def _stretches(played: Played, zero: int, reductions: Reductions) -> dict[str, list[Stretch]]:
-    """With ZeRO 3 values are gathered and released, in blocks as large as gradients that wait; else nothing happens there."""
+    """As they are at that ZeRO stage. With 3 values are gathered and released, in blocks as large as gradients that wait."""
     which = {id(bucket): n for n, (bucket, _) in enumerate(played.weights)}
 
-    def told(event: tuple[int, Any]) -> tuple[int, Any]:
-        name = event[1].name if isinstance(event[1], Note) else ""
-        if name not in (GATHERS, RELEASES):
-            return event
-        return (1 if name == GATHERS else -1), reductions.incoming[which[id(event[1].bucket)]]
-
-    def happens(event: tuple[int, Any]) -> bool:
-        return zero == 3 or event[0] != 0 or event[1].name not in (GATHERS, RELEASES)
+    def told(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        for sign, one in events:
+            if isinstance(one, Only):
+                if one.hooked == (zero >= 2):
+                    yield 1, one.span
+            elif sign or one.name == TAKES or (one.name == EXPECTS and zero >= 2):
+                yield sign, one
+            elif zero == 3:
+                yield (1 if one.name == GATHERS else -1), reductions.incoming[which[id(one.bucket)]]
 
     return {
-        kind: [(layer, times, [told(event) for event in events if happens(event)]) for layer, times, events in stretches]
+        kind: [(layer, times, list(told(events))) for layer, times, events in stretches]
         for kind, stretches in played.stretches.items()
     }
 

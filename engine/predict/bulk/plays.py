@@ -4,7 +4,9 @@ What ZeRO adds to a pass depends on its stage and on the passes before. So a pla
 what happens between two such places is a span: blocks that come and go, the same whatever ZeRO does. Most spans are in several
 forms of chunk, and their figures are worked out once.
 
-One play is for ZeRO 2 and 3, whose hooks in backward hold what a chunk was fed with for longer, and one for 0 and 1.
+ZeRO 2 and 3 have hooks in backward, which hold what a chunk was fed with for longer; 0 and 1 have none, and turn each gradient
+into fp32. A play tells of both. Only where a decoder attends to an encoder, hooks change which gradients are added up where; so
+such chunks are played once with hooks and once without.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.symbolic import Size, as_size, letter, sized, value
-from engine.predict.tape.buckets import TAKES, Bucket, Buckets
+from engine.predict.tape.buckets import TAKES, Bucket, Buckets, Parameter
 from engine.predict.tape.chunk import Sample, Shape
 from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, size_of
 from engine.predict.tape.reducing import Stretch
-from engine.predict.tape.sizes import WIDTHS, Sizes
-from engine.predict.tape.tape import Factors, Record, Tape
+from engine.predict.tape.sizes import FOUR, WIDTHS, Sizes
+from engine.predict.tape.tape import Apart, Block, Factors, Hold, Record, Tape
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
@@ -73,8 +75,15 @@ class Structure(NamedTuple):
         return Sizes.of(self.model, self.workload, letter("tp"), letter("B"), self.sequence, self.recompute, flags)
 
 
+class Only(NamedTuple):
+    """A span that is there with hooks, which ZeRO 2 and 3 have, or without."""
+
+    hooked: bool
+    span: int
+
+
 class Played(NamedTuple):
-    """`stretches`, by action: of events (1, number of a span) and (0, note)."""
+    """`stretches`, by action: of events (1, number of a span), (0, note) and (0, only)."""
 
     stretches: dict[str, list[Stretch]]
     weights: list[tuple[Bucket, Any]]
@@ -88,7 +97,7 @@ class Played(NamedTuple):
 
 
 class _Noting(Buckets):
-    """Notes what ZeRO 3 would gather and release."""
+    """Notes what ZeRO 3 would gather and release; and what differs where there are hooks, as they are here, and where not."""
 
     def __init__(self, *settings: Any) -> None:
         super().__init__(*settings)
@@ -105,6 +114,14 @@ class _Noting(Buckets):
             if id(bucket) in self._gathered:
                 self._gathered.remove(id(bucket))
                 self.tape.note(RELEASES, bucket)
+
+    def convert(self, p: Parameter) -> None:
+        if self.converts:
+            record = Record("a gradient as fp32", (*p.shape, FOUR), False, "")
+            self.tape.events.append((0, Apart(False, (1, record), (-1, record))))
+
+    def hold(self, blocks: Iterable[Block]) -> list[Any]:
+        return [Hold(block) for block in blocks]
 
 
 class Plays:
@@ -123,22 +140,23 @@ class Plays:
 
     def of(self, form: Form, early: bool, cut: bool) -> Played:
         """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's. `cut`: with tp > 1."""
-        key = form, early, cut or not form.first  # cut or not, all but the look-up of tokens is alike
+        hooked = early or not self.structure.model.parts.encoder
+        key = form, hooked, cut or not form.first  # cut or not, all but the look-up of tokens is alike
         with self.one_at_a_time:
             if key not in self._played:
                 self._played[key] = self._play(*key)
             return self._played[key]
 
-    def _play(self, form: Form, early: bool, cut: bool) -> Played:
+    def _play(self, form: Form, hooked: bool, cut: bool) -> Played:
         tape, width, sizes = Tape(), self.structure.width, self.sizes[cut]
         replicas: Any = letter("dp")
         dp = Factor("dp", replicas)
         converts = width.value != sizes.e.value
-        buckets = (_Noting if early else Buckets)(tape, sizes, dp, 3 if early else 1, True, converts, width)
+        buckets = (_Noting if hooked else Buckets)(tape, sizes, dp, 3 if hooked else 1, True, converts, width)
         player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"))
         found = player.play()
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
-        ends = self.of(form.behind, early, cut).ends if form.behind else []
+        ends = self.of(form.behind, hooked, cut).ends if form.behind else []
         owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
         stretches = {kind: self._read(found.segments.get(kind, [])) for kind in "FBIW"}
         tape.clear()
@@ -169,13 +187,16 @@ class Plays:
                     earlier.setdefault(id(note.bucket), []).append(events[place])
                     continue
                 told += self._span(events[start:place])
-                told += (*earlier.pop(id(note.bucket), ()), events[place]) if note.name == TAKES else (events[place],)
                 start = place + 1
+                if isinstance(note, Apart):
+                    told += [(0, Only(note.hooked, span)) for _, span in self._span(note.events)]
+                    continue
+                told += (*earlier.pop(id(note.bucket), ()), events[place]) if note.name == TAKES else (events[place],)
             told += self._span(events[start:])
             found.append((layer, times, told))
         return found
 
-    def _span(self, events: list[tuple[int, Record]]) -> list[tuple[int, Any]]:
+    def _span(self, events: Sequence[tuple[int, Record]]) -> list[tuple[int, Any]]:
         known = self._known
         codes = tuple([sign * (known.get(r.factors) or self._look_up(r.factors)) for sign, r in events if sign])
         return [(1, self._spans.setdefault(codes, len(self._spans)))] if codes else []
