@@ -44,7 +44,7 @@ class Actions(NamedTuple):
     held: list[Held]
 
 
-Run = tuple[int, ...]  # each is a number of a span, from one; or, if negative, a block as it comes, or as it goes: see `block`
+Run = tuple[int, ...]  # each is a number of a chain, from one; or, if negative, a block as it comes, or as it goes: see `block`
 
 
 def block(number: int, which: int, goes: bool) -> int:
@@ -87,7 +87,7 @@ class Acted(Plays):
             if not same:
                 found.append(stretches)
                 firsts.append(len(numbers))
-                for letter, run in _runs(stretches, blocks):
+                for letter, run in self._told(stretches, blocks):
                     numbers.append(self._runs.setdefault(run, len(self._runs)))
                     letters.append(letter)
         return Actions(*(np.array(some, np.int64) for some in (numbers, letters, firsts, which)), told.pending, held)
@@ -95,6 +95,27 @@ class Acted(Plays):
     def runs(self) -> list[Run]:
         with self.one_at_a_time:
             return list(self._runs)
+
+    def _told(self, stretches: list[Stretch], blocks: dict[int, int]) -> Iterator[tuple[int, Run]]:
+        """An action's runs, each with its letter. `blocks`: what stands for records as they come."""
+        letter, run, spans = 0, list[int](), list[int]()
+
+        def chained() -> list[int]:
+            found = [self.chain(spans)] if spans else []
+            spans.clear()
+            return found
+
+        for _, times, events in stretches:
+            of_stretch = _letter(times)
+            if of_stretch or letter:
+                yield letter, (*run, *chained())
+                letter, run = of_stretch, []
+            for sign, one in events:
+                if isinstance(one, int):
+                    spans.append(one)
+                elif sign:
+                    run += (*chained(), blocks[id(one)] - (sign < 0))
+        yield letter, (*run, *chained())
 
     def _number_of(self, bucket: Bucket) -> int:
         sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))
@@ -165,16 +186,3 @@ class _Told:
         found, self.pending[name] = self.reductions.told(kind, self._all[kind], state)
         self.stretches[name] = found
         return self.pending[name]
-
-
-def _runs(stretches: list[Stretch], blocks: dict[int, int]) -> Iterator[tuple[int, Run]]:
-    """An action's runs, each with its letter. `blocks`: what stands for records as they come."""
-    letter, run = 0, list[int]()
-    for _, times, events in stretches:
-        of_stretch = _letter(times)
-        if of_stretch or letter:
-            yield letter, tuple(run)
-            letter, run = of_stretch, []
-        things: list[tuple[int, Any]] = [event for event in events if event[0]]
-        run += [1 + one if isinstance(one, int) else blocks[id(one)] - (sign < 0) for sign, one in things]
-    yield letter, tuple(run)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.actions import ACTIONS, Actions, Run, Whole, acted
+from engine.predict.bulk.actions import ACTIONS, Actions, Whole, acted
 from engine.predict.bulk.plays import Form, Played, Structure, figures_of
+from engine.predict.bulk.points import joined
 from engine.predict.tape.sizes import WIDTHS
 
 Real = NDArray[np.float64]
@@ -76,7 +77,7 @@ class Chunks:
         found = zip(forms, several, made.followed(several), strict=True)
         return {form: made.table(self.plays.of(form, zero >= 2, cut), told, *reached) for form, told, reached in found}
 
-    def spans(self, here: slice) -> tuple[Real, Real]:
+    def chains(self, here: slice) -> tuple[Real, Real]:
         which = self._which[here]
         return self._nets[:, which], self._tops[:, which]
 
@@ -98,15 +99,15 @@ class _Maker:
         self.found: dict[Any, Any] = {}
         self.e, self.width = WIDTHS[self.structure.workload.precision], self.structure.width.value
         self.buckets = np.stack(chunks.buckets)[:, :, here]  # (buckets, 3, n)
-        spans, highest = chunks.spans(here)
+        chains, highest = chunks.chains(here)
         whole, share = self.buckets[:, 0], self.buckets[:, 1]
         width = self.width if zero == 1 else self.e
         blocks = np.stack([share * width, -share * width, whole * width, -whole * width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
-        self.nets = np.concatenate([nothing, spans, blocks])
-        self.tops = np.concatenate([nothing, highest, np.maximum(blocks, 0)])
-        self.spans, self.runs = len(spans), chunks.runs
+        self.leaves = np.concatenate([nothing, chains, blocks[::-1]])  # blocks are counted from the end
+        self.tops = np.concatenate([nothing, highest, np.maximum(blocks[::-1], 0)])
+        self.runs = chunks.runs
 
     def followed(self, several: list[Actions]) -> list[_Reached]:
         """Of each of several forms, all at once.
@@ -138,21 +139,10 @@ class _Maker:
         before = np.cumsum([0, *(len(one.runs) for one in several)]).tolist()
         firsts = np.concatenate([one.firsts + runs for one, runs in zip(several, before, strict=False)])
         numbers, which = np.unique(np.concatenate([one.runs for one in several]), return_inverse=True)
-        leaves, tops = self._of_runs([self.runs[number] for number in numbers.tolist()])
+        leaves, tops = joined(self.leaves, self.tops, [self.runs[number] for number in numbers.tolist()])
         bounds = np.zeros((len(which) + 1, self.count))
         np.cumsum(leaves[which], axis=0, out=bounds[1:])
         return firsts, np.concatenate([one.letters for one in several]), bounds[:-1] + tops[which], bounds
-
-    def _of_runs(self, runs: list[Run]) -> tuple[Real, Real]:
-        """What each leaves, and its highest point: (runs, n) each. Before each stands nothing."""
-        codes = np.array([code for run in runs for code in (0, *run)])
-        starts = np.cumsum([0, *(1 + len(run) for run in runs)])
-        rows = np.where(codes < 0, self.spans - codes, codes)
-        reached = self.nets[rows]
-        after = reached.cumsum(0)
-        reached -= self.tops[rows]
-        before = np.concatenate([np.zeros((1, self.count)), after[starts[1:-1] - 1]])
-        return after[starts[1:] - 1] - before, np.maximum.reduceat(after - reached, starts[:-1], axis=0) - before
 
     def table(self, played: Played, told: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""

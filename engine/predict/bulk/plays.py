@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.bulk.points import joined
 from engine.predict.symbolic import Size, as_size, letter, sized, value
 from engine.predict.tape.buckets import TAKES, Bucket, Buckets, Parameter
 from engine.predict.tape.chunk import Sample, Shape
@@ -125,7 +126,8 @@ class _Noting(Buckets):
 
 
 class Plays:
-    """The plays of one structure. A span is a tuple of numbers of sizes, counted from one, with the sign of their events.
+    """The plays of one structure. A span is a tuple of numbers of sizes, counted from one, with the sign of their events; a chain
+    is a tuple of numbers of spans, counted from one too.
 
     Searches in several threads may share one: what is added to it is added by one at a time.
     """
@@ -136,6 +138,7 @@ class Plays:
         self._columns: dict[Size, int] = {}
         self._known: dict[Factors, int] = {}
         self._spans: dict[tuple[int, ...], int] = {}
+        self._chains: dict[tuple[int, ...], int] = {}
         self._played: dict[tuple[Form, bool, bool], Played] = {}
 
     def of(self, form: Form, early: bool, cut: bool) -> Played:
@@ -199,29 +202,28 @@ class Plays:
     def _span(self, events: Sequence[tuple[int, Record]]) -> list[tuple[int, Any]]:
         known = self._known
         codes = tuple([sign * (known.get(r.factors) or self._look_up(r.factors)) for sign, r in events if sign])
-        return [(1, self._spans.setdefault(codes, len(self._spans)))] if codes else []
+        return [(1, self._spans.setdefault(codes, len(self._spans) + 1))] if codes else []
 
     def _look_up(self, factors: Factors) -> int:
         self._known[factors] = self._columns.setdefault(as_size(size_of(factors)), len(self._columns) + 1)
         return self._known[factors]
 
+    def chain(self, spans: list[int]) -> int:
+        """The number of these spans, one behind the other."""
+        return self._chains.setdefault(tuple(spans), len(self._chains) + 1)
+
     def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
-        """What each span leaves, and the most that it ever adds: (spans, n) each. `known`: `tp` and `B` of n layouts."""
+        """What each chain leaves, and the most that it ever adds: (chains, n) each. `known`: `tp` and `B` of n layouts."""
         found: dict[Any, Any] = {}
         with self.one_at_a_time:
-            columns, spans = list(self._columns), list(self._spans)
-        sizes = np.empty((len(columns) + 1, count))
-        for number, size in enumerate(columns, 1):
+            columns, spans, chains = list(self._columns), list(self._spans), list(self._chains)
+        sizes = np.zeros((len(columns), count))
+        for number, size in enumerate(columns):
             sizes[number] = value(size, known, found)
-        codes = np.array([code for span in spans for code in span])
-        ends = np.cumsum([len(span) for span in spans]) - 1
-        reached = sizes[np.abs(codes)]
-        reached *= np.sign(codes)[:, None]
-        np.cumsum(reached, axis=0, out=reached)
-        after = reached[ends]
-        before = np.concatenate([np.zeros((1, count)), after[:-1]])
-        tops = np.maximum.reduceat(reached, np.append(0, ends[:-1] + 1), axis=0)
-        return after - before, np.maximum(tops - before, 0)
+        nothing = np.zeros((1, count))
+        changes = np.concatenate([nothing, sizes, -sizes[::-1]])
+        leaves, tops = joined(changes, np.maximum(changes, 0), spans)
+        return joined(np.concatenate([nothing, leaves]), np.concatenate([nothing, tops]), chains)
 
 
 def _total(counts: Counts) -> Size:
