@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,12 +63,12 @@ class Chunks:
         _, first, self._which = np.unique(keys, return_index=True, return_inverse=True)
         self._nets, self._tops = self.plays.figures({name: of[first] for name, of in letters.items()}, len(first))
         found: dict[Any, Any] = {}
-        self.buckets = [self._bucket(sizes, found) for sizes in self.plays.bucket_sizes()]
-
-    def _bucket(self, sizes: tuple[Any, ...], found: dict[Any, Any]) -> Real:
-        """Its numbers on a rank, in one replica's share, and how many parameters begin in the first share. (3, n)"""
-        whole, share, *each = figures_of(sizes, self.known, found, len(self.known["tp"]))
-        return np.stack([whole, share, np.broadcast_to(_pieces(share, each), whole.shape)])
+        several = self.plays.bucket_sizes()
+        # Numbers of each on a rank, in one replica's share, and how many parameters begin in the first share.
+        self.buckets = np.empty((len(several), 3, len(known["tp"])))
+        for sizes, out in zip(several, self.buckets, strict=True):
+            out[0], out[1], *each = figures_of(sizes, self.known, found)
+            out[2] = _pieces(out[1], each)
 
     def tables(self, forms: list[Form], here: slice) -> dict[Form, Table]:
         """`VALUES` of each form, of the layouts `here`, which all have one ZeRO stage and are all cut or not."""
@@ -98,9 +99,9 @@ class _Maker:
         self.count = len(self.known["tp"])
         self.found: dict[Any, Any] = {}
         self.e, self.width = WIDTHS[self.structure.workload.precision], self.structure.width.value
-        self.buckets = np.stack(chunks.buckets)[:, :, here]  # (buckets, 3, n)
+        self.buckets = chunks.buckets[:, :, here]  # (buckets, 3, n)
         chains, highest = chunks.chains(here)
-        whole, share = self.buckets[:, 0], self.buckets[:, 1]
+        whole, share, _ = self.buckets.swapaxes(0, 1)
         width = self.width if zero == 1 else self.e
         blocks = np.stack([share * width, -share * width, whole * width, -whole * width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
@@ -156,14 +157,12 @@ class _Maker:
                 ends[0, _S[f"after {name}"]] = left[name]
             for name, before in (("I", "W 1"), ("I over", "I")):
                 nets[name][0] += left[before] - left[name]
-        messages = (
-            played.given, played.handed, played.gradient_given, played.gradient_handed, played.shared, played.shared_owed,
-        )  # fmt: skip
-        given, handed, gradient, back, shared, shared_owed = figures_of(messages, self.known, self.found, self.count)
-        for name, size in (
-            ("given", given), ("gradient given", gradient), ("handed", handed), ("gradient handed", back), ("shared", shared),
-            ("shared owed", shared_owed),
-        ):  # fmt: skip
+        messages = {
+            "given": played.given, "gradient given": played.gradient_given, "handed": played.handed,
+            "gradient handed": played.gradient_handed, "shared": played.shared, "shared owed": played.shared_owed,
+        }  # fmt: skip
+        given, gradient, handed, back, *_ = sizes = figures_of(messages.values(), self.known, self.found)
+        for name, size in zip(messages, sizes, strict=True):
             ends[0, _S[name]] = size
         flight, owed, more = (ends[:, _S[name]] for name in ("flight", "owed", "owed more"))
         flight[:] = nets["F"]
@@ -184,17 +183,30 @@ class _Maker:
 
     def _standing(self, told: Actions, ends: Real) -> None:
         """Parameters, gradients and the optimizer's, and what its step takes: as `memory.Stages.standing` and `step`."""
-        workload, zero, width, e = self.structure.workload, self.zero, self.width, self.e
-        moments = 8 if workload.optimizer == "adamw" else 4 if workload.momentum else 0
         states, norm, step = (ends[:, _S[name]] for name in ("states", "norm", "step"))
         for number, part, counted in told.held:
-            whole, share, pieces = self.buckets[number]
-            states[part] += (share if zero == 3 else whole) * e + (share if zero >= 2 else whole) * width
-            states[part] += share * (moments + (4 if e == 2 else 0)) + (4 if moments == 8 else 0)
-            if width == 2:
-                step[part] += share * 4
+            states[part] += self.states[number]
+            step[part] += self.copies[number]
             if counted:
-                norm[part] += (share * 4 if width == 2 else 0) + 8 * pieces
+                norm[part] += self.norms[number]
+
+    @cached_property
+    def states(self) -> Real:
+        """Of each bucket. (buckets, n)"""
+        whole, share, _ = self.buckets.swapaxes(0, 1)
+        workload, zero, e = self.structure.workload, self.zero, self.e
+        moments = 8 if workload.optimizer == "adamw" else 4 if workload.momentum else 0
+        parameters, gradients = (share if zero == 3 else whole) * e, (share if zero >= 2 else whole) * self.width
+        return parameters + gradients + share * (moments + (4 if e == 2 else 0)) + (4 if moments == 8 else 0)
+
+    @cached_property
+    def copies(self) -> Real:
+        """Of gradients as fp32, which the optimizer's step makes. (buckets, n)"""
+        return self.buckets[:, 1] * (4 if self.width == 2 else 0)
+
+    @cached_property
+    def norms(self) -> Real:
+        return self.copies + 8 * self.buckets[:, 2]
 
 
 def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_Reached]:

@@ -235,6 +235,6 @@ def _total(counts: Counts) -> Size:
     return total
 
 
-def figures_of(sizes: Iterable[Any], known: dict[str, Any], found: dict[Any, Any], count: int) -> list[Real]:
-    """Some sizes in numbers, (n,) each."""
-    return [np.broadcast_to(np.asarray(value(as_size(size), known, found), np.float64), count) for size in sizes]
+def figures_of(sizes: Iterable[Any], known: dict[str, Any], found: dict[Any, Any]) -> list[Any]:
+    """Some sizes in numbers: (n,) each, or one for all."""
+    return [value(as_size(size), known, found) for size in sizes]
