@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.plays import GATHERS, LETTERS, Form, Only, Played, Plays, Structure
+from engine.predict.bulk.plays import GATHERS, LETTERS, RELEASES, Form, Only, Played, Plays, Structure
 from engine.predict.symbolic import Size
 from engine.predict.tape.buckets import EXPECTS, TAKES, Bucket, numbers
 from engine.predict.tape.reducing import FRESH, MANY, Reductions, State, Stretch
@@ -111,9 +111,9 @@ class Acted(Plays):
                 yield letter, (*run, *chained())
                 letter, run = of_stretch, []
             for sign, one in events:
-                if isinstance(one, int):
-                    spans.append(one)
-                elif sign:
+                if isinstance(one, tuple):
+                    spans += one
+                else:
                     run += (*chained(), blocks[id(one)] - (sign < 0))
         yield letter, (*run, *chained())
 
@@ -136,19 +136,30 @@ def _letter(times: Any) -> int:
     return 1 + LETTERS.index(times.atoms[0].name) if isinstance(times, Size) else 0
 
 
+_SINCE = {TAKES: 1, EXPECTS: 2, GATHERS: 3, RELEASES: 3}  # from which ZeRO stage on something happens
+
+
 def _stretches(played: Played, zero: int, reductions: Reductions) -> dict[str, list[Stretch]]:
     """As they are at that ZeRO stage. With 3 values are gathered and released, in blocks as large as gradients that wait."""
     which = {id(bucket): n for n, (bucket, _) in enumerate(played.weights)}
 
     def told(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        spans: tuple[int, ...] = ()  # with nothing between them
         for sign, one in events:
-            if isinstance(one, Only):
-                if one.hooked == (zero >= 2):
-                    yield 1, one.span
-            elif sign or one.name == TAKES or (one.name == EXPECTS and zero >= 2):
-                yield sign, one
-            elif zero == 3:
-                yield (1 if one.name == GATHERS else -1), reductions.incoming[which[id(one.bucket)]]
+            if sign:
+                spans += (one,)
+            elif isinstance(one, Only):
+                spans += (one.span,) if one.hooked == (zero >= 2) else ()
+            elif zero >= _SINCE[one.name]:
+                if spans:
+                    yield 1, spans
+                    spans = ()
+                if one.name in (EXPECTS, TAKES):
+                    yield 0, one
+                else:
+                    yield (1 if one.name == GATHERS else -1), reductions.incoming[which[id(one.bucket)]]
+        if spans:
+            yield 1, spans
 
     return {
         kind: [(layer, times, list(told(events))) for layer, times, events in stretches]

@@ -11,6 +11,7 @@ such chunks are played once with hooks and once without.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from threading import RLock
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, size_of
 from engine.predict.tape.reducing import Stretch
 from engine.predict.tape.sizes import FOUR, WIDTHS, Sizes
-from engine.predict.tape.tape import Apart, Block, Factors, Hold, Record, Tape
+from engine.predict.tape.tape import Apart, Block, Factors, Hold, Note, Record, Tape
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
@@ -178,25 +179,25 @@ class Plays:
     def _read(self, stretches: list[Stretch]) -> list[Stretch]:
         """Cut into spans. Of what is noted of a bucket's gradients, only the last to come can make a difference in an action."""
         notes: list[Any] = [note for _, _, events in stretches for sign, note in events if not sign]
-        last = {id(note.bucket): note for note in notes if note.name == TAKES}
-        earlier: dict[int, list[Any]] = {}
+        last = {id(note.bucket): note for note in notes if isinstance(note, Note) and note.name == TAKES}
+        times = Counter(id(note.bucket) for note in notes if isinstance(note, Note) and note.name == TAKES)
         found = []
-        for layer, times, events in stretches:
+        for layer, count, events in stretches:
             told: list[Any] = []
             start = 0
             for place in [i for i, event in enumerate(events) if not event[0]]:
                 note: Any = events[place][1]
-                if note.name == TAKES and last[id(note.bucket)] is not note:
-                    earlier.setdefault(id(note.bucket), []).append(events[place])
+                taken = isinstance(note, Note) and note.name == TAKES
+                if taken and last[id(note.bucket)] is not note:
                     continue
                 told += self._span(events[start:place])
                 start = place + 1
                 if isinstance(note, Apart):
                     told += [(0, Only(note.hooked, span)) for _, span in self._span(note.events)]
-                    continue
-                told += (*earlier.pop(id(note.bucket), ()), events[place]) if note.name == TAKES else (events[place],)
+                else:
+                    told.append((0, Note(TAKES, note.bucket, times[id(note.bucket)]) if taken else note))
             told += self._span(events[start:])
-            found.append((layer, times, told))
+            found.append((layer, count, told))
         return found
 
     def _span(self, events: Sequence[tuple[int, Record]]) -> list[tuple[int, Any]]:

@@ -33,13 +33,13 @@ class Record:
 
 
 class Note(Record):
-    """A word in between, which is no block: something happens to `bucket`."""
+    """A word in between, which is no block: something happens to `bucket`, or has happened so many times."""
 
-    __slots__ = ("bucket",)
+    __slots__ = ("bucket", "times")
 
-    def __init__(self, name: str, bucket: Any) -> None:
+    def __init__(self, name: str, bucket: Any, times: int = 1) -> None:
         super().__init__(name, (), False, "")
-        self.bucket = bucket
+        self.bucket, self.times = bucket, times
 
 
 class Apart(Record):
