@@ -37,7 +37,8 @@ _AFTER = ("B", "I 1", "I", "I over", "W", "W over")
 
 @dataclass(frozen=True)
 class Table:
-    """`parts`: each row's own part and parts for each of the layers `t0` and `t1` between, (3, rows, n).
+    """`parts`: each row's own part and parts for each of the layers `t0` and, where there are two kinds, `t1` between.
+    (2 or 3, rows, n)
 
     Value i of `VALUES` is the highest of the rows from `starts[which[i]]` to the next start: some values are always the same.
     `inner`: rows that are there where `t0` or `t1` is not 0.
@@ -84,7 +85,7 @@ class Chunks:
 
 
 class _Reached(NamedTuple):
-    """Of one form: highest points as in `Table`; and what each of `ACTIONS` leaves, (3, actions, n)."""
+    """Of one form: highest points as in `Table`; and what each of `ACTIONS` leaves, (parts, actions, n)."""
 
     points: Table
     leaves: Real
@@ -97,6 +98,7 @@ class _Maker:
         self.structure, self.zero = chunks.structure, zero
         self.known = {name: of[here] for name, of in chunks.known.items()}
         self.count = len(self.known["tp"])
+        self.parts = 1 + (2 if self.structure.model.parts.encoder else 1)
         self.found: dict[Any, Any] = {}
         self.e, self.width = WIDTHS[self.structure.workload.precision], self.structure.width.value
         self.buckets = chunks.buckets[:, :, here]  # (buckets, 3, n)
@@ -123,7 +125,7 @@ class _Maker:
         of_action = firsts[np.searchsorted(firsts, runs, side="right") - 1]
         stops = np.append(firsts[1:], len(letters))
         begin, end = np.concatenate([of_action, firsts]), np.concatenate([ahead, stops])
-        parts = np.zeros((3, len(begin), self.count))
+        parts = np.zeros((self.parts, len(begin), self.count))
         parts[0, : len(runs)] = points[runs] - bounds[of_action]
         parts[0, len(runs) :] = bounds[stops] - bounds[firsts]
         for letter in np.unique(letters[repeats]).tolist():
@@ -147,7 +149,7 @@ class _Maker:
 
     def table(self, played: Played, told: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
-        ends = np.zeros((3, len(STANDS), self.count))
+        ends = np.zeros((self.parts, len(STANDS), self.count))
         nets = {name: leaves[:, _A[name]] for name in ACTIONS}
         if self.zero < 2:
             ends[:, _S["after I 1"]] = nets["I 1"] - nets["I"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.plays import Form
+from engine.predict.passes import KINDS, columns
 from engine.schedule.orders import Pass, messages_held, stage_passes
 from engine.spec import V_SHAPED, ScheduleName
 
@@ -32,7 +33,6 @@ _LEFT = {
     "W over": "W over",
 }
 _LEAVES = np.array([_V[f"after {_LEFT[name]}"] if name in _LEFT else -1 for name in VALUES])  # whose reduction is under way
-_KINDS = "FBIW"
 _PLAIN, _SPECIAL, _OVER = (
     np.array([_V[name] for name in names])
     for names in (("F", "B", "I", "W"), ("F", "B 1", "I 1", "W 1"), ("F", "B", "I over", "W over"))
@@ -194,9 +194,7 @@ class _Stages:
         self.stages, self.numbers = stages, microbatches
         orders = [_order(name, stage, pp, m, len(which) // pp) for m in microbatches for stage in stages]
         lengths = [len(order) for order, _ in orders]
-        n = sum(lengths)
-        self.kinds = np.fromiter((_KINDS.index(kind) for order, _ in orders for kind, _, _ in order), np.int64, n)
-        self.chunk = np.fromiter((chunk for order, _ in orders for _, chunk, _ in order), np.int64, n)
+        self.kinds, self.chunk, _ = columns(order for order, _ in orders)
         self.times = np.concatenate([times for _, times in orders])
         of = np.repeat(np.arange(len(orders)), lengths)  # which stage and number of microbatches
         self.first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)  # of each action's stage
@@ -208,7 +206,7 @@ class _Stages:
         self.piece = which[self.chunk]
         self.of = of
         self.own = _Groups(of * len(which) + self.chunk)
-        self.is_f, self.is_b, self.is_i, self.is_w = (self.kinds == kind for kind in range(len(_KINDS)))
+        self.is_f, self.is_b, self.is_i, self.is_w = (self.kinds == kind for kind in range(len(KINDS)))
         self.backs = self.is_b | self.is_i
         self.split = bool(self.is_i.any())
         # of the chunk at hand, before each action

@@ -178,7 +178,7 @@ def _values(made: Table, which: Array, between: Array) -> Real:
     """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
     own, *layers = made.parts
     reached = own[:, which]
-    for part, count, inner in zip(layers, between.T, made.inner, strict=True):
+    for part, count, inner in zip(layers, between.T, made.inner, strict=False):  # of one kind of layers or of two
         if count.any():
             reached += part[:, which] * count
         none = np.flatnonzero(count == 0)

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.durations import Durations
+from engine.predict.passes import KINDS, columns
 from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
 from engine.schedule.orders import messages_held, stage_passes
 from engine.spec import LayoutSpec, ScheduleName
 
 _KEPT = 256  # rehearsals, the latest
-_KINDS: tuple[Kind, ...] = ("F", "B", "I", "W")
 _FLOWS: dict[Kind, Flow] = {"F": "activation", "B": "gradient", "I": "gradient"}
 Whole = NDArray[Any]  # integers
 
@@ -87,14 +87,13 @@ class _Director:
 
     def __init__(self, name: ScheduleName, pp: int, microbatches: int, chunks: int) -> None:
         orders = [stage_passes(name, stage, pp, microbatches, chunks) for stage in range(pp)]
-        passes = [(_KINDS.index(kind), chunk, m) for order in orders for kind, chunk, m in order]
         self.pp, self.place = pp, np.array(LayoutSpec(pp=pp, schedule=name, chunks=chunks).placement)
         self.held = messages_held(name, pp, microbatches)
-        self.kind, self.chunk, self.microbatch = np.array(passes).T
+        self.kind, self.chunk, self.microbatch = columns(orders)
         self.lengths = [len(order) for order in orders]
         self.stage = np.repeat(np.arange(pp), self.lengths)
-        self.forward, self.weights = self.kind == _KINDS.index("F"), self.kind == _KINDS.index("W")
-        self.nobody = len(passes)
+        self.forward, self.weights = self.kind == KINDS.index("F"), self.kind == KINDS.index("W")
+        self.nobody = len(self.kind)
         self.source, self.taker = self._at(-1), self._at(1)  # of each pass, whose message it takes in, and for whom its own is
         self.sends = self.taker < self.nobody
         self.reduced = self._reduced()
@@ -114,7 +113,7 @@ class _Director:
 
     def _reduced(self) -> NDArray[np.bool_]:
         """Behind which passes a chunk is reduced: its last backward, or the last that hands a gradient on."""
-        some = np.flatnonzero(~self.forward & (self.sends | (self.kind != _KINDS.index("I"))))
+        some = np.flatnonzero(~self.forward & (self.sends | (self.kind != KINDS.index("I"))))
         found = np.zeros(self.nobody, np.bool_)
         last = np.zeros(len(self.place), np.int64)
         np.maximum.at(last, self.chunk[some], some)
@@ -126,7 +125,7 @@ class _Director:
         codes, first, of, counts = np.unique(self.kind * chunks + self.chunk, True, True, True)
         order = np.argsort(first)  # kinds as they come
         kind_of = np.argsort(order)[of]
-        kinds = tuple((_KINDS[code // chunks], code % chunks) for code in codes[order].tolist())
+        kinds = tuple((KINDS[code // chunks], code % chunks) for code in codes[order].tolist())
         takes, travels = np.full((2, steps), len(kinds))
         takes[self.step] = kind_of
         reduced = self.reduced
