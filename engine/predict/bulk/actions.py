@@ -90,7 +90,7 @@ class Acted(Plays):
                 for letter, run in self._told(stretches, blocks):
                     numbers.append(self._runs.setdefault(run, len(self._runs)))
                     letters.append(letter)
-        return Actions(*(np.array(some, np.int64) for some in (numbers, letters, firsts, which)), told.pending, held)
+        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, held)
 
     def runs(self) -> list[Run]:
         with self.one_at_a_time:

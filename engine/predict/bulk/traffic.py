@@ -108,10 +108,12 @@ def _put_off(costs: _Costs, shape: _Shape, here: NDArray[np.int64], name: str, m
     for schedule in _SPLIT:
         some = np.flatnonzero((grid.zero[here] >= 2) & (grid.schedule[here] == SCHEDULES.index(schedule)))
         if len(some):
-            m = grid.microbatches[here[some]][:, None]
-            fewer = reductions(schedule, shape.pp, m, shape.stage, shape.run) - m  # (layouts, chunks)
-            one = costs.put_off[name][measure][:, here[some]].T @ shape.chunk_held  # what one reduction of a chunk passes
-            less[some] += (fewer * one) @ shape.on
+            m, which = np.unique(grid.microbatches[here[some]], return_inverse=True)
+            fewer = reductions(schedule, shape.pp, m[:, None], shape.stage, shape.run) - m[:, None]  # (numbers, chunks)
+            # What one reduction of a chunk passes, and how many fewer there are.
+            one = multiplied(shape.chunk_held.T, costs.put_off[name][measure][:, here[some]]).T
+            one *= fewer[which]
+            less[some] = one @ shape.on
     return less
 
 

@@ -132,8 +132,10 @@ class _Director:
         takes[(self.step + 1 + self.sends)[reduced]] += 1 + self.chunk[reduced]
         travels[self.step[self.sends] + 1] = kind_of[self.sends]
         waits = self._waits()
-        some = (np.array(of_all, np.int32) for of_all in (waits, takes, travels))
-        return Rehearsal(self.pp, chunks, *some, kinds, tuple(counts[order].tolist()), self._stretches(waits.tolist()))
+        return Rehearsal(
+            self.pp, chunks, waits.astype(np.int32), takes.astype(np.int32), travels.astype(np.int32), kinds,
+            tuple(counts[order].tolist()), self._stretches(waits.tolist()),
+        )  # fmt: skip
 
     def _waits(self) -> Whole:
         """A message is handed over when that so many before it, by the same way, has been taken in."""

@@ -37,9 +37,8 @@ class Note(Record):
 
     __slots__ = ("bucket", "times")
 
-    def __init__(self, name: str, bucket: Any, times: int = 1) -> None:
-        super().__init__(name, (), False, "")
-        self.bucket, self.times = bucket, times
+    def __init__(self, name: str, bucket: Any, times: int = 1) -> None:  # very many are made: nothing of a block's is set
+        self.name, self.bucket, self.times = name, bucket, times
 
 
 class Apart(Record):
@@ -48,7 +47,6 @@ class Apart(Record):
     __slots__ = ("events", "hooked")
 
     def __init__(self, hooked: bool, *events: tuple[int, Record]) -> None:
-        super().__init__("", (), False, "")
         self.hooked, self.events = hooked, events
 
 
