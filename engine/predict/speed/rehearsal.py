@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,20 +36,20 @@ class Rehearsed(NamedTuple):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One schedule with its microbatches, as steps: a pass, a message handed on, or a chunk's reduction. (steps,) each
+    """One schedule with its microbatches, as steps in an order in which all can be worked out. (steps,) each
 
-    A stage's steps stand one behind the other. Each waits for the stage's step before, and for one of another stage: a pass for
-    the message that it takes in, and a message for an earlier one to be taken in.
+    A step is a pass, a message handed on, or a chunk's reduction. Each waits for its stage's step before, and for one of another
+    stage: a pass for the message that it takes in, and a message for an earlier one to be taken in.
     """
 
     stages: int
     chunks: int
-    waits: Whole  # for which step; for none the number beyond the last
+    waits: Whole  # for which step, counted from one; 0 for none
     takes: Whole  # which time: that of `kinds`, then none, then those of the chunks' reductions
     travels: Whole  # whose message is under way: that of `kinds`, then none
     kinds: tuple[tuple[Kind, int], ...]  # of passes by kind and chunk, and how many
     counts: tuple[int, ...]
-    stretches: Whole  # in the order in which all can be worked out: a stage, its first step, and the one behind its last
+    stretches: Whole  # stages, and how many steps each does before the next has its turn, (stretches, 2)
 
     def run(self, durations: Durations, reduces: bool) -> Rehearsed:
         """`reduces`: whether chunks are reduced over dp. Stages slowed by hand and passes that differ are not known here."""
@@ -56,22 +57,23 @@ class Rehearsal:
         reductions = [durations.compute.get(("reduce", c), 0.0) if reduces else 0.0 for c in range(self.chunks)]
         under_way = [durations.messages.get((_FLOWS.get(kind, ""), chunk), 0.0) for kind, chunk in self.kinds]
         takes, travels = np.array([*times, 0.0, *reductions])[self.takes], np.array([*under_way, 0.0])[self.travels]
-        clocks, seen = self._seen(takes.tolist(), travels.tolist())
+        clocks, seen = self._seen(takes, travels)
         passes = np.flatnonzero(self.takes < len(times))
-        ends = np.array(seen)[passes] + takes[passes]
+        ends = np.array(seen)[1 + passes] + takes[passes]
         return Rehearsed(tuple(clocks), float(ends.max()), sum(n * t for n, t in zip(self.counts, times, strict=True)))
 
-    def _seen(self, takes: list[float], travels: list[float]) -> tuple[list[float], list[float]]:
+    def _seen(self, takes: NDArray[np.float64], travels: NDArray[np.float64]) -> tuple[list[float], list[float]]:
         """When each stage is through; and when others see each step: where a pass begins, where a message has come."""
-        clocks, seen, waits = [0.0] * self.stages, [0.0] * (len(takes) + 1), self.waits.tolist()
-        for stage, start, stop in self.stretches.tolist():
+        clocks, seen = [0.0] * self.stages, [0.0]
+        steps = zip(self.waits.tolist(), takes.tolist(), travels.tolist(), strict=True)
+        for stage, count in self.stretches.tolist():
             now = clocks[stage]
-            for step in range(start, stop):
-                other = seen[waits[step]]
+            for waited, time, under_way in islice(steps, count):
+                other = seen[waited]
                 if other > now:
                     now = other
-                seen[step] = now + travels[step]
-                now += takes[step]
+                seen.append(now + under_way)
+                now += time
             clocks[stage] = now
         return clocks, seen
 
@@ -132,9 +134,14 @@ class _Director:
         takes[(self.step + 1 + self.sends)[reduced]] += 1 + self.chunk[reduced]
         travels[self.step[self.sends] + 1] = kind_of[self.sends]
         waits = self._waits()
+        stage, start, stop = np.array(self._stretches(waits.tolist())).T
+        count = stop - start
+        done = np.arange(steps) + np.repeat(start - count.cumsum() + count, count)  # the steps, in that order
+        place = np.empty(steps + 1, np.int32)
+        place[done], place[steps] = 1 + np.arange(steps), 0
         return Rehearsal(
-            self.pp, chunks, waits.astype(np.int32), takes.astype(np.int32), travels.astype(np.int32), kinds,
-            tuple(counts[order].tolist()), self._stretches(waits.tolist()),
+            self.pp, chunks, place[waits[done]], takes[done].astype(np.int32), travels[done].astype(np.int32), kinds,
+            tuple(counts[order].tolist()), np.column_stack([stage, count]).astype(np.int32),
         )  # fmt: skip
 
     def _waits(self) -> Whole:
@@ -150,7 +157,8 @@ class _Director:
         waits[self.step[senders[same + self.held]] + 1] = self.step[self.taker[senders[same]]]
         return waits
 
-    def _stretches(self, waits: list[int]) -> Whole:
+    def _stretches(self, waits: list[int]) -> list[tuple[int, int, int]]:
+        """In an order in which all can be worked out: a stage, its first step, and the one behind its last."""
         bounds = [*self.step[np.cumsum([0, *self.lengths[:-1]])].tolist(), self.steps]
         position, found, moved = bounds[:-1], list[tuple[int, int, int]](), True
         done = bytearray(self.steps + 1)
@@ -167,4 +175,4 @@ class _Director:
                     position[stage], moved = now, True
         if position != bounds[1:]:
             raise ScheduleError("deadlock: the stages wait for each other")
-        return np.array(found, np.int32)
+        return found
