@@ -12,72 +12,70 @@ from typing import Any
 
 import numpy as np
 
-# Sums, and as many quotients, the latest. A model's shape has some ten of each, about a kilobyte together, and a server is asked
-# about any number of shapes. What was dropped is made anew and is equal to what it was, since atoms of one name are one.
-_KEPT = 4096
+# So many sizes are remembered of each sort, the latest: a model's shape has some hundred, and a server is asked about any number
+# of shapes. What was dropped is made anew, and in numbers it comes out the same.
+_KEPT = 2**16
 
 
 class Atom:
-    """What is not taken apart: a letter, a quotient, a sum. Two of one name are one."""
+    """What is not taken apart: a letter, a quotient, a sum. There is one of a name."""
 
     __slots__ = ("name", "recipe")
 
     def __init__(self, name: str, recipe: Callable[[Mapping[str, Any], dict[Atom, Any]], Any]) -> None:
         self.name, self.recipe = name, recipe
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Atom) and self.name == other.name
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
 
 Atoms = tuple[Atom, ...]
 
 
 class Size:
-    """A coefficient times some atoms, which are in order of their names: equal products are equal."""
+    """A coefficient times some atoms, which are in order of their names. Made by `sized` alone: equal products are one object."""
 
-    __slots__ = ("_hash", "atoms", "coefficient")
+    __slots__ = ("atoms", "coefficient")
 
     def __init__(self, coefficient: int, atoms: Atoms) -> None:
         self.coefficient, self.atoms = coefficient, atoms
-        self._hash = hash((coefficient, atoms))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Size) and self.coefficient == other.coefficient and self.atoms == other.atoms
-
-    def __hash__(self) -> int:
-        return self._hash
 
     def __str__(self) -> str:
         return "·".join([str(self.coefficient), *(atom.name for atom in self.atoms)])
 
     def __mul__(self, other: Any) -> Size:
         if isinstance(other, Size):
-            return Size(self.coefficient * other.coefficient, _in_order(self.atoms + other.atoms))
-        return Size(self.coefficient * int(other), self.atoms)
+            return sized(self.coefficient * other.coefficient, _in_order(self.atoms + other.atoms))
+        return sized(self.coefficient * int(other), self.atoms)
 
     __rmul__ = __mul__
 
     def __neg__(self) -> Size:
-        return Size(-self.coefficient, self.atoms)
+        return sized(-self.coefficient, self.atoms)
 
     def __add__(self, other: Any) -> Size:
         """A sum of equal products is one of them; else it is an atom."""
         if isinstance(other, Size) and self.atoms == other.atoms:
-            return Size(self.coefficient + other.coefficient, self.atoms)
+            return sized(self.coefficient + other.coefficient, self.atoms)
         if not isinstance(other, Size) and other == 0:
             return self
-        return _sum(self, other if isinstance(other, Size) else Size(int(other), ()))
+        return _sum(self, as_size(other))
 
     __radd__ = __add__
 
     def __floordiv__(self, other: Any) -> Size:
-        return _quotient(self, other if isinstance(other, Size) else Size(int(other), ()))
+        return _quotient(self, as_size(other))
 
     def __rfloordiv__(self, other: Any) -> Size:
-        return _quotient(Size(int(other), ()), self)
+        return _quotient(as_size(other), self)
+
+
+@lru_cache(maxsize=_KEPT)
+def sized(coefficient: int, atoms: Atoms = ()) -> Size:
+    """The product of these."""
+    return Size(coefficient, atoms)
+
+
+def as_size(number: Any) -> Size:
+    """A number, or a size as it is."""
+    return number if isinstance(number, Size) else sized(int(number))
 
 
 def _in_order(atoms: Atoms) -> Atoms:
@@ -87,13 +85,13 @@ def _in_order(atoms: Atoms) -> Atoms:
 @cache  # by the few names that the code writes, never by what users choose
 def letter(name: str) -> Size:
     """A number that is known later."""
-    return Size(1, (Atom(name, lambda known, found: known[name]),))
+    return sized(1, (Atom(name, lambda known, found: known[name]),))
 
 
 @lru_cache(maxsize=_KEPT)
 def _sum(one: Size, other: Size) -> Size:
     name = f"({one} + {other})"
-    return Size(1, (Atom(name, lambda known, found: value(one, known, found) + value(other, known, found)),))
+    return sized(1, (Atom(name, lambda known, found: value(one, known, found) + value(other, known, found)),))
 
 
 @lru_cache(maxsize=_KEPT)
@@ -102,11 +100,12 @@ def _quotient(over: Size, under: Size) -> Size:
     if over.coefficient < 0:
         above = -over
         name = f"⌈{above}/{under}⌉"
-        return Size(-1, (Atom(name, lambda known, found: -(-value(above, known, found) // value(under, known, found))),))
+        return sized(-1, (Atom(name, lambda known, found: -(-value(above, known, found) // value(under, known, found))),))
     name = f"⌊{over}/{under}⌋"
-    return Size(1, (Atom(name, lambda known, found: value(over, known, found) // value(under, known, found)),))
+    return sized(1, (Atom(name, lambda known, found: value(over, known, found) // value(under, known, found)),))
 
 
+@lru_cache(maxsize=_KEPT)
 def later(function: Callable[..., Any], *arguments: Any) -> Size:
     """What a function of sizes will be. The function must do arrays."""
     name = f"{function.__name__}({', '.join(str(argument) for argument in arguments)})"
@@ -114,7 +113,7 @@ def later(function: Callable[..., Any], *arguments: Any) -> Size:
     def recipe(known: Mapping[str, Any], found: dict[Atom, Any]) -> Any:
         return function(*(value(a, known, found) if isinstance(a, Size) else a for a in arguments))
 
-    return Size(1, (Atom(name, recipe),))
+    return sized(1, (Atom(name, recipe),))
 
 
 def value(size: Size, known: Mapping[str, Any], found: dict[Atom, Any]) -> Any:

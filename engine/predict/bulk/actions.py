@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.plays import GATHERS, LETTERS, RELEASES, Form, Played, Plays, Structure
+from engine.predict.bulk.plays import GATHERS, LETTERS, RELEASES, Form, Only, Played, Plays, Structure
 from engine.predict.symbolic import Size
-from engine.predict.tape.buckets import Bucket, numbers
+from engine.predict.tape.buckets import EXPECTS, TAKES, Bucket, numbers
 from engine.predict.tape.reducing import FRESH, MANY, Reductions, State, Stretch
-from engine.predict.tape.tape import Note
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # plays of so many are kept, the latest
@@ -35,61 +34,88 @@ class Held(NamedTuple):
 
 
 class Actions(NamedTuple):
-    """Rows, one behind the other, in runs: what happens in a layer that stands for several is a run of its own.
+    """Runs, one behind the other: what happens in a layer that stands for several is a run of its own."""
 
-    A row is nothing, 0; or span number n − 1; or, if negative, a block as it comes, or as it goes: see `block`.
-    """
-
-    rows: Whole
-    runs: Whole  # the first row of each
-    letters: Whole  # of each run 0, or 1 or 2 for the letter that says how often it is there
+    runs: Whole  # numbers of runs among the structure's
+    letters: Whole  # of each 0, or 1 or 2 for the letter that says how often it is there
     firsts: Whole  # the first run of each action that is not the same as an earlier one
     which: Whole  # of `ACTIONS`, which of these each is
     pending: dict[str, int]  # whose reduction each action leaves under way, as a number in `held`, or −1
     held: list[Held]
 
 
+Run = tuple[int, ...]  # each is a number of a chain, from one; or, if negative, a block as it comes, or as it goes: see `block`
+
+
 def block(number: int, which: int, goes: bool) -> int:
-    """The row of one of the `BLOCKS` of the sizes with that number."""
+    """What stands in a run for one of the `BLOCKS` of the sizes with that number."""
     return -1 - 2 * (BLOCKS * number + which) - goes
 
 
-def actions(played: Played, zero: int, e: Any, width: Any, number_of: Callable[[Bucket], int]) -> Actions:
-    """`e`, `width`: bytes of a number of parameters, and of gradients that are added up."""
-    reductions = Reductions(zero, e, width, played.weights, played.stretches["W"])
-    told = _Told(_stretches(played, zero, reductions), reductions)
-    held = [Held(number_of(bucket), _letter(times), bucket.counted) for bucket, times in played.weights]
-    records = zip(held, reductions.under_way, reductions.incoming, strict=True)
-    of_buckets = [(one, [*(under_way or (None, None)), incoming]) for one, under_way, incoming in records]
-    blocks = {id(record): block(one.number, kind, False) for one, several in of_buckets for kind, record in enumerate(several)}
-    lines, which, found = _Lines(), list[int](), list[list[Stretch]]()
-    for name in ACTIONS:
-        stretches = told.stretches[name]
-        same = [i for i, other in enumerate(found) if other is stretches]
-        which += same or [len(found)]
-        if not same:
-            found.append(stretches)
-            lines.add(stretches, blocks)
-    rows, runs, letters, firsts = (np.array(some, np.int64) for some in (lines.rows, lines.runs, lines.letters, lines.firsts))
-    return Actions(rows, runs, letters, firsts, np.array(which), told.pending, held)
-
-
 class Acted(Plays):
-    """Plays, and what they come to at each ZeRO stage."""
+    """Plays, and what they come to at each ZeRO stage. Most runs are in several actions and forms, and are worked out once."""
 
     def __init__(self, structure: Structure) -> None:
         super().__init__(structure)
         self._actions: dict[tuple[Form, int, bool], Actions] = {}
         self._sizes: dict[tuple[Any, ...], int] = {}
+        self._runs: dict[Run, int] = {}
 
     def actions(self, form: Form, zero: int, cut: bool) -> Actions:
         """`cut`: with tp > 1."""
         key = form, zero, cut or not form.first
         with self.one_at_a_time:
             if key not in self._actions:
-                e, width = self.sizes[cut].e, self.structure.width
-                self._actions[key] = actions(self.of(form, zero >= 2, cut), zero, e, width, self._number_of)
+                self._actions[key] = self._of(self.of(form, zero >= 2, cut), zero, self.sizes[cut].e)
             return self._actions[key]
+
+    def _of(self, played: Played, zero: int, e: Any) -> Actions:
+        """`e`: bytes of a number of parameters."""
+        reductions = Reductions(zero, e, self.structure.width, played.weights, played.stretches["W"])
+        told = _Told(_stretches(played, zero, reductions), reductions)
+        held = [Held(self._number_of(bucket), _letter(times), bucket.counted) for bucket, times in played.weights]
+        records = zip(held, reductions.under_way, reductions.incoming, strict=True)
+        of_buckets = [(one, [*(under_way or (None, None)), incoming]) for one, under_way, incoming in records]
+        blocks = {
+            id(record): block(one.number, kind, False) for one, several in of_buckets for kind, record in enumerate(several)
+        }
+        numbers, letters, firsts, which, found = list[int](), list[int](), list[int](), list[int](), list[list[Stretch]]()
+        for name in ACTIONS:
+            stretches = told.stretches[name]
+            same = [i for i, other in enumerate(found) if other is stretches]
+            which += same or [len(found)]
+            if not same:
+                found.append(stretches)
+                firsts.append(len(numbers))
+                for letter, run in self._told(stretches, blocks):
+                    numbers.append(self._runs.setdefault(run, len(self._runs)))
+                    letters.append(letter)
+        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, held)
+
+    def runs(self) -> list[Run]:
+        with self.one_at_a_time:
+            return list(self._runs)
+
+    def _told(self, stretches: list[Stretch], blocks: dict[int, int]) -> Iterator[tuple[int, Run]]:
+        """An action's runs, each with its letter. `blocks`: what stands for records as they come."""
+        letter, run, spans = 0, list[int](), list[int]()
+
+        def chained() -> list[int]:
+            found = [self.chain(spans)] if spans else []
+            spans.clear()
+            return found
+
+        for _, times, events in stretches:
+            of_stretch = _letter(times)
+            if of_stretch or letter:
+                yield letter, (*run, *chained())
+                letter, run = of_stretch, []
+            for sign, one in events:
+                if isinstance(one, tuple):
+                    spans += one
+                else:
+                    run += (*chained(), blocks[id(one)] - (sign < 0))
+        yield letter, (*run, *chained())
 
     def _number_of(self, bucket: Bucket) -> int:
         sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))
@@ -110,21 +136,33 @@ def _letter(times: Any) -> int:
     return 1 + LETTERS.index(times.atoms[0].name) if isinstance(times, Size) else 0
 
 
+_SINCE = {TAKES: 1, EXPECTS: 2, GATHERS: 3, RELEASES: 3}  # from which ZeRO stage on something happens
+
+
 def _stretches(played: Played, zero: int, reductions: Reductions) -> dict[str, list[Stretch]]:
-    """With ZeRO 3 values are gathered and released, in blocks as large as gradients that wait; else nothing happens there."""
+    """As they are at that ZeRO stage. With 3 values are gathered and released, in blocks as large as gradients that wait."""
     which = {id(bucket): n for n, (bucket, _) in enumerate(played.weights)}
 
-    def told(event: tuple[int, Any]) -> tuple[int, Any]:
-        name = event[1].name if isinstance(event[1], Note) else ""
-        if name not in (GATHERS, RELEASES):
-            return event
-        return (1 if name == GATHERS else -1), reductions.incoming[which[id(event[1].bucket)]]
-
-    def happens(event: tuple[int, Any]) -> bool:
-        return zero == 3 or event[0] != 0 or event[1].name not in (GATHERS, RELEASES)
+    def told(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        spans: tuple[int, ...] = ()  # with nothing between them
+        for sign, one in events:
+            if sign:
+                spans += (one,)
+            elif isinstance(one, Only):
+                spans += (one.span,) if one.hooked == (zero >= 2) else ()
+            elif zero >= _SINCE[one.name]:
+                if spans:
+                    yield 1, spans
+                    spans = ()
+                if one.name in (EXPECTS, TAKES):
+                    yield 0, one
+                else:
+                    yield (1 if one.name == GATHERS else -1), reductions.incoming[which[id(one.bucket)]]
+        if spans:
+            yield 1, spans
 
     return {
-        kind: [(layer, times, [told(event) for event in events if happens(event)]) for layer, times, events in stretches]
+        kind: [(layer, times, list(told(events))) for layer, times, events in stretches]
         for kind, stretches in played.stretches.items()
     }
 
@@ -159,25 +197,3 @@ class _Told:
         found, self.pending[name] = self.reductions.told(kind, self._all[kind], state)
         self.stretches[name] = found
         return self.pending[name]
-
-
-class _Lines:
-    def __init__(self) -> None:
-        self.rows, self.runs, self.letters, self.firsts = list[int](), list[int](), list[int](), list[int]()
-
-    def _run(self, letter: int) -> None:
-        """Another run, before which nothing has happened."""
-        self.runs.append(len(self.rows))
-        self.letters.append(letter)
-        self.rows.append(0)
-
-    def add(self, stretches: list[Stretch], blocks: dict[int, int]) -> None:
-        """Another action. `blocks`: the rows of records as they come."""
-        self.firsts.append(len(self.runs))
-        self._run(0)
-        for _, times, events in stretches:
-            letter = _letter(times)
-            if letter or self.letters[-1]:
-                self._run(letter)
-            things: list[tuple[int, Any]] = [event for event in events if event[0]]
-            self.rows += [1 + one if isinstance(one, int) else blocks[id(one)] - (sign < 0) for sign, one in things]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.actions import ACTIONS, Actions, Whole, acted
 from engine.predict.bulk.plays import Form, Played, Structure, figures_of
+from engine.predict.bulk.points import joined
 from engine.predict.tape.sizes import WIDTHS
 
 Real = NDArray[np.float64]
@@ -35,7 +37,8 @@ _AFTER = ("B", "I 1", "I", "I over", "W", "W over")
 
 @dataclass(frozen=True)
 class Table:
-    """`parts`: each row's own part and parts for each of the layers `t0` and `t1` between, (3, rows, n).
+    """`parts`: each row's own part and parts for each of the layers `t0` and, where there are two kinds, `t1` between.
+    (2 or 3, rows, n)
 
     Value i of `VALUES` is the highest of the rows from `starts[which[i]]` to the next start: some values are always the same.
     `inner`: rows that are there where `t0` or `t1` is not 0.
@@ -54,18 +57,19 @@ class Chunks:
         self.structure, self.known, self.plays = structure, known, acted(structure)
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
         self.actions = {(form, *kind): self.plays.actions(form, *kind) for form in forms for kind in kinds}
+        self.runs = self.plays.runs()
         letters = {"tp": known["tp"], "B": known["B"]}
         shape = tuple(int(of.max()) + 1 for of in letters.values())
         keys = np.ravel_multi_index(tuple(letters.values()), shape)
         _, first, self._which = np.unique(keys, return_index=True, return_inverse=True)
         self._nets, self._tops = self.plays.figures({name: of[first] for name, of in letters.items()}, len(first))
         found: dict[Any, Any] = {}
-        self.buckets = [self._bucket(sizes, found) for sizes in self.plays.bucket_sizes()]
-
-    def _bucket(self, sizes: tuple[Any, ...], found: dict[Any, Any]) -> Real:
-        """Its numbers on a rank, in one replica's share, and how many parameters begin in the first share. (3, n)"""
-        whole, share, *each = figures_of(sizes, self.known, found, len(self.known["tp"]))
-        return np.stack([whole, share, np.broadcast_to(_pieces(share, each), whole.shape)])
+        several = self.plays.bucket_sizes()
+        # Numbers of each on a rank, in one replica's share, and how many parameters begin in the first share.
+        self.buckets = np.empty((len(several), 3, len(known["tp"])))
+        for sizes, out in zip(several, self.buckets, strict=True):
+            out[0], out[1], *each = figures_of(sizes, self.known, found)
+            out[2] = _pieces(out[1], each)
 
     def tables(self, forms: list[Form], here: slice) -> dict[Form, Table]:
         """`VALUES` of each form, of the layouts `here`, which all have one ZeRO stage and are all cut or not."""
@@ -75,13 +79,13 @@ class Chunks:
         found = zip(forms, several, made.followed(several), strict=True)
         return {form: made.table(self.plays.of(form, zero >= 2, cut), told, *reached) for form, told, reached in found}
 
-    def spans(self, here: slice) -> tuple[Real, Real]:
+    def chains(self, here: slice) -> tuple[Real, Real]:
         which = self._which[here]
         return self._nets[:, which], self._tops[:, which]
 
 
 class _Reached(NamedTuple):
-    """Of one form: highest points as in `Table`; and what each of `ACTIONS` leaves, (3, actions, n)."""
+    """Of one form: highest points as in `Table`; and what each of `ACTIONS` leaves, (parts, actions, n)."""
 
     points: Table
     leaves: Real
@@ -94,18 +98,19 @@ class _Maker:
         self.structure, self.zero = chunks.structure, zero
         self.known = {name: of[here] for name, of in chunks.known.items()}
         self.count = len(self.known["tp"])
+        self.parts = 1 + (2 if self.structure.model.parts.encoder else 1)
         self.found: dict[Any, Any] = {}
         self.e, self.width = WIDTHS[self.structure.workload.precision], self.structure.width.value
-        self.buckets = np.stack(chunks.buckets)[:, :, here]  # (buckets, 3, n)
-        spans, highest = chunks.spans(here)
-        whole, share = self.buckets[:, 0], self.buckets[:, 1]
+        self.buckets = chunks.buckets[:, :, here]  # (buckets, 3, n)
+        chains, highest = chunks.chains(here)
+        whole, share, _ = self.buckets.swapaxes(0, 1)
         width = self.width if zero == 1 else self.e
         blocks = np.stack([share * width, -share * width, whole * width, -whole * width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
-        self.nets = np.concatenate([nothing, spans, blocks])
-        self.tops = np.concatenate([nothing, highest, np.maximum(blocks, 0)])
-        self.spans = len(spans)
+        self.leaves = np.concatenate([nothing, chains, blocks[::-1]])  # blocks are counted from the end
+        self.tops = np.concatenate([nothing, highest, np.maximum(blocks[::-1], 0)])
+        self.runs = chunks.runs
 
     def followed(self, several: list[Actions]) -> list[_Reached]:
         """Of each of several forms, all at once.
@@ -120,7 +125,7 @@ class _Maker:
         of_action = firsts[np.searchsorted(firsts, runs, side="right") - 1]
         stops = np.append(firsts[1:], len(letters))
         begin, end = np.concatenate([of_action, firsts]), np.concatenate([ahead, stops])
-        parts = np.zeros((3, len(begin), self.count))
+        parts = np.zeros((self.parts, len(begin), self.count))
         parts[0, : len(runs)] = points[runs] - bounds[of_action]
         parts[0, len(runs) :] = bounds[stops] - bounds[firsts]
         for letter in np.unique(letters[repeats]).tolist():
@@ -134,21 +139,17 @@ class _Maker:
         """All runs, one behind the other: the first of each action; the letter of each; its highest point, (runs, n); and what
         there is before each and after the last, (runs + 1, n).
         """
-        codes = np.concatenate([one.rows for one in several])
-        rows = np.where(codes < 0, self.spans - codes, codes)
-        before = np.cumsum([(0, 0), *((len(one.rows), len(one.runs)) for one in several)], axis=0).tolist()
-        starts = np.concatenate([one.runs + rows for one, (rows, _) in zip(several, before, strict=False)])
-        firsts = np.concatenate([one.firsts + runs for one, (_, runs) in zip(several, before, strict=False)])
-        reached = self.nets[rows]
-        after = reached.cumsum(0)
-        reached -= self.tops[rows]
-        points = np.maximum.reduceat(after - reached, starts, axis=0)
-        bounds = np.concatenate([np.zeros((1, self.count)), after[np.append(starts[1:], len(rows)) - 1]])
-        return firsts, np.concatenate([one.letters for one in several]), points, bounds
+        before = np.cumsum([0, *(len(one.runs) for one in several)]).tolist()
+        firsts = np.concatenate([one.firsts + runs for one, runs in zip(several, before, strict=False)])
+        numbers, which = np.unique(np.concatenate([one.runs for one in several]), return_inverse=True)
+        leaves, tops = joined(self.leaves, self.tops, [self.runs[number] for number in numbers.tolist()])
+        bounds = np.zeros((len(which) + 1, self.count))
+        np.cumsum(leaves[which], axis=0, out=bounds[1:])
+        return firsts, np.concatenate([one.letters for one in several]), bounds[:-1] + tops[which], bounds
 
     def table(self, played: Played, told: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
-        ends = np.zeros((3, len(STANDS), self.count))
+        ends = np.zeros((self.parts, len(STANDS), self.count))
         nets = {name: leaves[:, _A[name]] for name in ACTIONS}
         if self.zero < 2:
             ends[:, _S["after I 1"]] = nets["I 1"] - nets["I"]
@@ -158,14 +159,12 @@ class _Maker:
                 ends[0, _S[f"after {name}"]] = left[name]
             for name, before in (("I", "W 1"), ("I over", "I")):
                 nets[name][0] += left[before] - left[name]
-        messages = (
-            played.given, played.handed, played.gradient_given, played.gradient_handed, played.shared, played.shared_owed,
-        )  # fmt: skip
-        given, handed, gradient, back, shared, shared_owed = figures_of(messages, self.known, self.found, self.count)
-        for name, size in (
-            ("given", given), ("gradient given", gradient), ("handed", handed), ("gradient handed", back), ("shared", shared),
-            ("shared owed", shared_owed),
-        ):  # fmt: skip
+        messages = {
+            "given": played.given, "gradient given": played.gradient_given, "handed": played.handed,
+            "gradient handed": played.gradient_handed, "shared": played.shared, "shared owed": played.shared_owed,
+        }  # fmt: skip
+        given, gradient, handed, back, *_ = sizes = figures_of(messages.values(), self.known, self.found)
+        for name, size in zip(messages, sizes, strict=True):
             ends[0, _S[name]] = size
         flight, owed, more = (ends[:, _S[name]] for name in ("flight", "owed", "owed more"))
         flight[:] = nets["F"]
@@ -186,17 +185,30 @@ class _Maker:
 
     def _standing(self, told: Actions, ends: Real) -> None:
         """Parameters, gradients and the optimizer's, and what its step takes: as `memory.Stages.standing` and `step`."""
-        workload, zero, width, e = self.structure.workload, self.zero, self.width, self.e
-        moments = 8 if workload.optimizer == "adamw" else 4 if workload.momentum else 0
         states, norm, step = (ends[:, _S[name]] for name in ("states", "norm", "step"))
         for number, part, counted in told.held:
-            whole, share, pieces = self.buckets[number]
-            states[part] += (share if zero == 3 else whole) * e + (share if zero >= 2 else whole) * width
-            states[part] += share * (moments + (4 if e == 2 else 0)) + (4 if moments == 8 else 0)
-            if width == 2:
-                step[part] += share * 4
+            states[part] += self.states[number]
+            step[part] += self.copies[number]
             if counted:
-                norm[part] += (share * 4 if width == 2 else 0) + 8 * pieces
+                norm[part] += self.norms[number]
+
+    @cached_property
+    def states(self) -> Real:
+        """Of each bucket. (buckets, n)"""
+        whole, share, _ = self.buckets.swapaxes(0, 1)
+        workload, zero, e = self.structure.workload, self.zero, self.e
+        moments = 8 if workload.optimizer == "adamw" else 4 if workload.momentum else 0
+        parameters, gradients = (share if zero == 3 else whole) * e, (share if zero >= 2 else whole) * self.width
+        return parameters + gradients + share * (moments + (4 if e == 2 else 0)) + (4 if moments == 8 else 0)
+
+    @cached_property
+    def copies(self) -> Real:
+        """Of gradients as fp32, which the optimizer's step makes. (buckets, n)"""
+        return self.buckets[:, 1] * (4 if self.width == 2 else 0)
+
+    @cached_property
+    def norms(self) -> Real:
+        return self.copies + 8 * self.buckets[:, 2]
 
 
 def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_Reached]:

@@ -15,16 +15,24 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.plays import Form
+from engine.predict.passes import KINDS, columns
 from engine.schedule.orders import Pass, messages_held, stage_passes
 from engine.spec import V_SHAPED, ScheduleName
 
 Real = NDArray[np.float64]
 _V = {name: i for i, name in enumerate(VALUES)}
 _LEFT = {
-    name: f"after {name.replace('B 1', 'B').replace('W 1', 'W')}"
-    for name in ("B", "B 1", "I", "I 1", "I over", "W", "W 1", "W over")
-} | {"I after B": "after I"}
-_KINDS = "FBIW"
+    "B": "B",
+    "B 1": "B",
+    "I": "I",
+    "I after B": "I",
+    "I 1": "I 1",
+    "I over": "I over",
+    "W": "W",
+    "W 1": "W",
+    "W over": "W over",
+}
+_LEAVES = np.array([_V[f"after {_LEFT[name]}"] if name in _LEFT else -1 for name in VALUES])  # whose reduction is under way
 _PLAIN, _SPECIAL, _OVER = (
     np.array([_V[name] for name in names])
     for names in (("F", "B", "I", "W"), ("F", "B 1", "I 1", "W 1"), ("F", "B", "I over", "W over"))
@@ -66,17 +74,23 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
 
 
 def undominated(rows: Any, kinds: Any) -> NDArray[np.int64]:
-    """Numbers of the rows that are not, in every column, at most as large as another of their kind."""
-    order = np.lexsort((-rows.sum(1), kinds))
-    columns = np.ascontiguousarray(rows[order].T)
-    ends = np.searchsorted(kinds[order], kinds[order], side="right").tolist()
-    left, kept = np.ones(len(order), np.bool_), []
-    for i, end in enumerate(ends):
-        if left[i]:
-            kept.append(i)
-            if i + 1 < end:
-                left[i + 1 : end] &= (columns[:, i + 1 : end] > columns[:, i : i + 1]).any(0)
-    return np.sort(order[kept])
+    """Numbers of the rows that are not, in every column, at most as large as another of their kind; of equal ones the first.
+
+    Of each kind the row with the largest sum is one, and all that it is above are none; so it goes on with those that are left.
+    Those whose equals come last in `rows` are told first.
+    """
+    sums = rows.sum(1)
+    left = np.lexsort((-sums, kinds))
+    kept, last = [], []
+    while len(left):
+        starts = np.flatnonzero(np.append(True, np.diff(kinds[left]) != 0))
+        largest = left[starts]
+        above = np.repeat(largest, np.diff(np.append(starts, len(left))))
+        beaten = (rows[left] <= rows[above]).all(1)
+        kept.append(largest)
+        last.append(np.maximum.reduceat(np.where(beaten & (sums[left] == sums[above]), left, -1), starts))
+        left = left[~beaten]
+    return np.concatenate(kept)[np.argsort(-np.concatenate(last))]
 
 
 def _first_of_each(rows: Any) -> list[int]:
@@ -106,11 +120,10 @@ def instants(
 
     First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
     """
-    found, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
-    stages = [(stage, m) for m in microbatches for stage in _stages(name, pp, which, bool(encoders))]
-    told = _Stages(name, stages, pp, chunks, which, len(found))
-    by_m = zip(microbatches, *(told.highest(early, adamw) for early in (False, True)), strict=True)
-    return {m: (late, early) for m, late, early in by_m}
+    _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
+    told = _Stages(name, pp, np.array(which), _stages(name, pp, which, bool(encoders)), microbatches)
+    late, early = (told.highest(early, adamw) for early in (False, True))
+    return {m: (late[m], early[m]) for m in microbatches}
 
 
 def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool) -> list[int]:
@@ -144,174 +157,190 @@ def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: i
     return order, np.array([microbatches - 3, 1, 1, 1, 1, 1, microbatches - 3, 1])
 
 
-_HELD = ("states", "given", "flight", "gradient given", "handed", "gradient handed")
-_AROUND = ("shared", "shared owed")
+class _Groups:
+    """Actions by what they share: running numbers within each group."""
+
+    def __init__(self, of: Any) -> None:
+        self._order = np.argsort(of, kind="stable")
+        ordered = of[self._order]
+        self._first = np.searchsorted(ordered, ordered)
+
+    def before(self, amounts: Any) -> Any:
+        """The sum of what came in the group before each."""
+        sums = np.append(0, amounts[self._order].cumsum())[:-1]
+        return self._back(sums - sums[self._first])
+
+    def latest(self, some: Any) -> Any:
+        """Which of `some` came last in the group before each; −1 where none did."""
+        places = np.arange(len(some))
+        latest = np.append(-1, np.maximum.accumulate(np.where(some[self._order], places, -1)))[:-1]
+        return self._back(np.where(latest >= self._first, self._order[latest], -1))
+
+    def _back(self, found: Any) -> Any:
+        out = np.empty_like(found)
+        out[self._order] = found
+        return out
 
 
 class _Stages:
-    """Some stages' actions as arrays, one stage behind the other, and what stands before each: (actions, chunks of a stage).
+    """Some stages' actions as arrays, one stage behind the other, each as often as there are numbers of microbatches.
 
-    `stages`: each with the microbatches of its step, those of one number of microbatches together.
+    An action changes what stands on its stage. So what stands before each is a running sum: of every piece, (actions, pieces).
     """
 
-    def __init__(
-        self, name: ScheduleName, stages: list[tuple[int, int]], pp: int, chunks: int, which: tuple[int, ...], count: int
-    ) -> None:
-        self.name, self.stages, self.pp = name, stages, pp
-        self.held = [[c for c in range(pp * chunks) if _place(name, pp, c) == stage] for stage, _ in stages]
-        one_of = np.eye(count, dtype=np.float32)
-        self.pieces = one_of[[[which[c] for c in held] for held in self.held]]  # (stages, chunks, pieces)
-        orders = [_order(name, stage, pp, m, chunks) for stage, m in stages]
+    def __init__(self, name: ScheduleName, pp: int, which: Any, stages: list[int], microbatches: tuple[int, ...]) -> None:
+        self.pp, self.which, self.count = pp, which, int(which.max()) + 1
+        self.last = len(which) - 1
+        self.stages, self.numbers = stages, microbatches
+        orders = [_order(name, stage, pp, m, len(which) // pp) for m in microbatches for stage in stages]
         lengths = [len(order) for order, _ in orders]
-        self.bounds = list(itertools.pairwise(np.cumsum([0, *lengths]).tolist()))
-        self.of = np.repeat(np.arange(len(stages)), lengths)
-        self.microbatches = np.array([m for _, m in stages])[self.of]
-        self.first = np.array([start for start, _ in self.bounds])[self.of]  # of each action's stage
-        place = {c: i for held in self.held for i, c in enumerate(held)}
-        kinds, at, _ = zip(*(one for order, _ in orders for one in order), strict=True)
-        self.at = np.array([place[chunk] for chunk in at])
-        self.kinds = np.array(["FBIW".index(kind) for kind in kinds])
-        self.mine = self.at[:, None] == np.arange(len(self.held[0]))
-        times = np.concatenate([times for _, times in orders])[:, None].astype(np.int32)
-        self.now = [(self.mine & (self.kinds == kind)[:, None]) * times for kind in range(len(_KINDS))]
-        self.split = bool((self.kinds >= _KINDS.index("I")).any())
-        self.forward, self.back = self._before(self.now[0]), self._before(self.now[1])
-        self.owed = np.zeros_like(self.back)
-        if self.split:
-            halves = self._before(self.now[2])
-            self.back, self.owed = self.back + halves, halves - self._before(self.now[3])
-        self.flying = self.forward - self.back
-        self.last = pp * chunks - 1
-        self.piece = self.pieces[self.of, self.at].argmax(1)
+        self.kinds, self.chunk, _ = columns(order for order, _ in orders)
+        self.times = np.concatenate([times for _, times in orders])
+        of = np.repeat(np.arange(len(orders)), lengths)  # which stage and number of microbatches
+        self.first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)  # of each action's stage
+        self.stage = np.array(stages)[of % len(stages)]
+        self.microbatches = np.array(microbatches)[of // len(stages)]
+        self.held = np.array([messages_held(name, pp, m) for m in microbatches])[of // len(stages)]
+        self.place = np.array([_place(name, pp, c) for c in range(len(which))])
+        self.states = np.array([np.bincount(which[self.place == stage], minlength=self.count) for stage in stages], np.int32)
+        self.piece = which[self.chunk]
+        self.of = of
+        self.own = _Groups(of * len(which) + self.chunk)
+        self.is_f, self.is_b, self.is_i, self.is_w = (self.kinds == kind for kind in range(len(KINDS)))
+        self.backs = self.is_b | self.is_i
+        self.split = bool(self.is_i.any())
+        # of the chunk at hand, before each action
+        self.back = self.own.before(self.backs * self.times)
+        self.owed = self.own.before(self.is_i * 1 - self.is_w)
+        self.latest = self.own.latest(~self.is_f)
         self.stands = self._stands()
-        self.standing = self._by_piece(list(self.stands.values()))
 
-    def _before(self, now: Any) -> Any:
-        """How many there were on the stage before each action."""
-        found = now.cumsum(0, dtype=np.int32) - now
-        return found - found[self.first]
+    def _running(self, changes: list[tuple[Any, Any, Any]]) -> Any:
+        """What stands before each action, (actions, pieces). Each change: at which actions, of which piece, by how much."""
+        found = np.zeros((len(self.of), self.count), np.int32)
+        for actions, piece, amount in changes:
+            found[actions, piece] += amount
+        before = found.cumsum(0, dtype=np.int32) - found
+        return before - before[self.first]
 
-    def _by_piece(self, of_chunks: list[Any]) -> Real:
-        """Numbers of chunks, (actions, chunks) each, as numbers of pieces: (actions, pieces, how many)."""
-        stack = np.array(of_chunks, np.float32)  # exact, as counts are small
-        found = [stack[:, start:stop] @ pieces for (start, stop), pieces in zip(self.bounds, self.pieces, strict=True)]
-        return np.concatenate(found, axis=1).transpose(1, 2, 0)
+    def _own(self, actions: Any, amount: Any) -> tuple[Any, Any, Any]:
+        """A change of the chunk's own piece at some actions, given as a mask; one entry of `amount` for each action."""
+        here = np.flatnonzero(actions)
+        return here, self.piece[here], amount[here]
+
+    def _others(self, actions: Any, step: int, amount: Any) -> tuple[Any, Any, Any]:
+        """The same of the piece of the chunk before or behind."""
+        here = np.flatnonzero(actions)
+        return here, self.which[self.chunk[here] + step], amount[here]
 
     def _stands(self) -> dict[str, Any]:
-        """What stands before each action, by chunk."""
-        turns = any(c + 1 in held for held in self.held for c in held)
-        names = (*_HELD, *_AROUND) if turns else _HELD
-        found = {name: np.zeros(self.mine.shape, np.int32) for name in names}
-        found["states"][:] = 1
-        found["given"] += self.flying
-        found["flight"] += self.flying
-        for (start, stop), held, (_, m) in zip(self.bounds, self.held, self.stages, strict=True):
-            self._messages({name: of[start:stop] for name, of in found.items()}, slice(start, stop), held, m)
+        """What stands before each action, and what it is given itself. A chunk beside another of the same stage hands it its
+        output; the others send, and are sent to.
+        """
+        f, backs, times = self.is_f, self.backs, self.times
+        after_another = np.append(False, self.place[1:] == self.place[:-1])[self.chunk]
+        before_another = np.append(self.place[1:] == self.place[:-1], False)[self.chunk]
+        flying = [self._own(f, times), self._own(backs, -times)]
+        turned = [self._others(f & before_another, 1, times), self._own(f & after_another, -times)]
+        turned_back = [self._others(backs & after_another, -1, times), self._own(backs & before_another, -times)]
+        found = {
+            "given": self._running([*flying, *turned]),
+            "flight": self._running(flying),
+            "gradient given": self._running(turned_back),
+            "handed": self._sent(f & ~before_another & (self.chunk < self.last), 1),
+            "gradient handed": self._sent(backs & ~after_another & (self.chunk > 0), -1),
+        }
+        for name, actions in (
+            ("given", f & ~after_another & (self.chunk > 0)),
+            ("gradient given", backs & ~before_another & (self.chunk < self.last)),
+        ):
+            here, piece, amount = self._own(actions, times)
+            found[name][here, piece] += amount
+        if after_another.any():
+            found["shared"] = self._running([self._own(f & before_another, -times), turned_back[0]])
         if self.split:
-            found |= {"owed": (self.owed > 0) * 1, "owed more": np.maximum(0, self.owed - 1)}
+            i, w, owed = self.is_i, self.is_w, self.owed
+            found["owed"] = self._running([self._own(i & (owed == 0), times), self._own(w & (owed == 1), -times)])
+            found["owed more"] = self._running([self._own(i & (owed > 0), times), self._own(w & (owed > 1), -times)])
+            if after_another.any():
+                owing = [self._others(i & after_another, -1, -times), self._others(w & after_another, -1, times)]
+                found["shared owed"] = self._running(owing)
         return found
 
-    def _messages(self, out: dict[str, Any], here: slice, held: list[int], m: int) -> None:
-        """Of one stage. A chunk beside another of the same stage hands it its output; the others send, and are sent to."""
-        most = messages_held(self.name, self.pp, m)
-        forward, back, flying = self.forward[here], self.back[here], self.flying[here]
-        sent: dict[tuple[str, int], list[int]] = {}
-        for j, c in enumerate(held):
-            if c > 0 and c - 1 in held:
-                before = held.index(c - 1)
-                waiting = forward[:, before] - forward[:, j]
-                out["given"][:, j] += waiting
-                out["shared"][:, before] -= waiting + flying[:, j]
-                out["shared owed"][:, before] -= self.owed[here, j]
-            elif c > 0:
-                out["given"][:, j] += self.now[0][here, j]
-                sent.setdefault(("gradient handed", _place(self.name, self.pp, c - 1)), []).append(j)
-            if c < self.last and c + 1 in held:
-                out["gradient given"][:, j] += back[:, held.index(c + 1)] - back[:, j]
-            elif c < self.last:
-                out["gradient given"][:, j] += self.now[1][here, j] + self.now[2][here, j]
-                sent.setdefault(("handed", _place(self.name, self.pp, c + 1)), []).append(j)
-        for (what, _), senders in sent.items():
-            passed = forward if what == "handed" else back
-            out[what][:, senders[0]] += np.minimum(passed[:, senders].sum(1), most)
+    def _sent(self, actions: Any, step: int) -> Any:
+        """Messages that wait to be sent, as many as may be held; all are put down to the first chunk that sends to that stage."""
+        here = np.flatnonzero(actions)
+        waiting = _Groups(self.of[here] * self.pp + self.place[self.chunk[here] + step]).before(self.times[here])
+        most = self.held[here]
+        amount = np.minimum(waiting + self.times[here], most) - np.minimum(waiting, most)
+        some = np.arange(max(0, -step), len(self.which) - max(0, step))  # chunks with one before, or behind
+        _, first, route = np.unique(self.place[some] * self.pp + self.place[some + step], return_index=True, return_inverse=True)
+        sender = np.zeros_like(self.which)
+        sender[some] = self.which[some[first[route]]]
+        return self._running([(here, sender[self.chunk[here]], amount)])
 
-    def highest(self, early: bool, adamw: bool) -> list[Instants]:
+    def highest(self, early: bool, adamw: bool) -> dict[int, Instants]:
         """What can be highest, by microbatches: of equal rows one, of which no other of its kind, which is action and piece, has
         as much of everything; and the step's two. Those with most come first.
         """
         labels, left = self._labels(early)
-        between = np.concatenate([self.standing, self._by_piece(list(left.values()))], axis=2)
-        kinds = labels * self.pieces.shape[2] + self.piece
+        stands = {"states": self.states[self.of % len(self.stages)], **self.stands, **left}
+        between = np.stack(list(stands.values()), axis=2)  # (actions, pieces, values)
+        kinds = labels * self.count + self.piece
         kinds += self.microbatches * (int(kinds.max()) + 1)
         counts = between.reshape(len(kinds), -1)
-        counts = counts[:, (counts != counts[0]).any(0)].astype(np.int32)
-        first = np.array(_first_of_each(np.column_stack([kinds.astype(np.int32), counts])))
-        kept = first[undominated(counts[first], kinds[first])]
-        columns = np.array([_V[name] for name in (*self.stands, *left)])
-        found = []
-        for one in dict.fromkeys(m for _, m in self.stages):
-            here = kept[self.microbatches[kept] == one]
-            some = [number for number, (_, m) in enumerate(self.stages) if m == one]
-            actions = np.zeros((len(here), self.pieces.shape[2], len(VALUES)))
-            actions[:, :, columns] = between[here]
-            actions[np.arange(len(here)), self.piece[here], labels[here]] += 1
-            found.append(self._with_step(actions, self.of[here], some, adamw))
-        return found
+        kept = undominated(counts[:, (counts != counts[0]).any(0)], kinds)
+        rows = np.zeros((len(kept), self.count, len(VALUES)))
+        rows[:, :, [_V[name] for name in stands]] = between[kept]
+        rows[np.arange(len(kept)), self.piece[kept], labels[kept]] += 1
+        return self._with_step(rows, kept, adamw)
 
-    def _with_step(self, actions: Real, of: Any, stages: list[int], adamw: bool) -> Instants:
-        """`of`: each action's stage. `stages`: all of them, of which those that hold the same count once."""
-        ends = self.pieces[stages].sum(1)
-        alike = _first_of_each(ends)
+    def _with_step(self, actions: Real, kept: Any, adamw: bool) -> dict[int, Instants]:
+        """`actions`: rows of those kept. Of stages that hold the same count, one has the step's."""
+        alike = _first_of_each(self.states)
         step = np.zeros((2 * len(alike), *actions.shape[1:]))
-        step[:, :, _V["states"]] = np.repeat(ends[alike], 2, axis=0)
-        step[::2, :, _V["norm"]] = step[1::2, :, _V["step"]] = ends[alike]
-        beside = np.full(len(actions) + len(step), float(_BEYOND))
-        beside[len(actions) :: 2] += 4
-        beside[len(actions) + 1 :: 2] += 16 if adamw else 4
-        rows = np.concatenate([actions, step]).reshape(len(beside), -1)
-        order = np.argsort(-(rows.sum(1) + beside), kind="stable")
-        numbers = np.concatenate([of, np.repeat(np.array(stages)[alike], 2)])[order]
-        narrow: Any = np.int16 if np.abs(rows).max(initial=0) < 2**15 else np.int32  # GPipe may hold more microbatches
-        return Instants(rows[order].astype(narrow), beside[order], np.array([stage for stage, _ in self.stages])[numbers])
+        step[:, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
+        step[::2, :, _V["norm"]] = step[1::2, :, _V["step"]] = self.states[alike]
+        times = len(self.numbers)
+        rows = np.concatenate([actions, np.tile(step, (times, 1, 1))])
+        beside = np.concatenate([np.zeros(len(kept)), np.tile([4.0, 16.0 if adamw else 4.0], times * len(alike))]) + _BEYOND
+        stages = np.concatenate([self.stage[kept], np.tile(np.repeat(np.array(self.stages)[alike], 2), times)])
+        of = np.concatenate([self.microbatches[kept], np.repeat(self.numbers, len(step))])
+        rows = rows.reshape(len(rows), -1)
+        order = np.lexsort((-(rows.sum(1) + beside), of))
+        narrow: Any = np.int16 if np.abs(rows).max() < 2**15 else np.int32  # GPipe may hold more microbatches
+        rows, beside, stages = rows[order].astype(narrow), beside[order], stages[order]
+        bounds = np.searchsorted(of[order], [*self.numbers, self.numbers[-1] + 1]).tolist()
+        each = zip(self.numbers, itertools.pairwise(bounds), strict=True)
+        return {m: Instants(rows[start:stop], beside[start:stop], stages[start:stop]) for m, (start, stop) in each}
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
-        """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, by chunk."""
-        n, at = np.arange(len(self.at)), self.at
-        is_f, is_i, is_w = (self.kinds == _KINDS.index(kind) for kind in "FIW")
-        owed, back = self.owed[n, at], self.back[n, at]
+        """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, of each piece."""
+        is_i, is_w, back, owed = self.is_i, self.is_w, self.back, self.owed
         behind = owed - is_w
-        complete = ~is_f & ~is_i & (behind == 0)  # passes that leave nothing owed: B, and a last W
-        before = self._before(self.mine & complete[:, None])[n, at]  # of these
+        complete = ~self.is_f & ~is_i & (behind == 0)  # passes that leave nothing owed: B, and a last W
+        before = self.own.before(complete * 1)  # of these
         if early:
             special = np.where(is_w, complete & (before == 0), back == 0)
         else:
             special = (back + ~is_w == self.microbatches) & (~is_w | (behind == 0))
-        special &= ~is_f
+        special &= ~self.is_f
         over = np.where(is_i, owed > 0, is_w & (behind > 0))
         labels = np.where(special, _SPECIAL[self.kinds], np.where(over, _OVER[self.kinds], _PLAIN[self.kinds]))
         if early:
-            labels[is_i & (labels == _V["I"]) & self._whole_before()] = _V["I after B"]
+            labels[is_i & (labels == _V["I"]) & (self.latest >= 0) & self.is_b[self.latest]] = _V["I after B"]
         # What each chunk's latest backward has left under way, until all of them are done and reduced.
-        going = ~((self.back == self.microbatches[:, None]) & (self.owed == 0))
-        latest = np.where(self.mine & ~is_f[:, None], n[:, None], -1)
-        latest = np.maximum.accumulate(latest, axis=0)
-        latest = np.concatenate([np.full((1, latest.shape[1]), -1), latest[:-1]])  # before the action at hand
+        going = ~self.is_f & ((back + self.backs * self.times < self.microbatches) | (owed + is_i - is_w > 0))
         leaves = np.where(over & (before == 0), _V["I 1"], labels) if early else labels  # nothing more than a first I did
-        of = np.where((latest >= self.first[:, None]) & going, leaves[latest], -1)
-        left: dict[str, Any] = {}
-        for name, what in _LEFT.items():
-            if self.split or name[0] == "B":
-                left[what] = left.get(what, 0) + (of == _V[name])
+        whats = dict.fromkeys(_LEFT.values()) if self.split else ("B",)
+        left = {f"after {what}": self._while(going & (_LEAVES[leaves] == _V[f"after {what}"])) for what in whats}
         if self.split and not early:  # a last I's reduction lasts beyond the W that follow
-            there = (self._before(self.mine & (special & is_i)[:, None]) > 0) & going & (of != _V["I 1"])
-            left["after I 1"] = left["after I 1"] + there
+            there = self.own.before((special & is_i) * 1) + (special & is_i) > 0
+            left["after I 1"] = left["after I 1"] + self._while(going & there & (leaves != _V["I 1"]))
         return labels, left
 
-    def _whole_before(self) -> Any:
-        """Whether the chunk's latest backward before each action was a B."""
-        n = np.arange(len(self.at))[:, None]
-        latest = [
-            np.maximum.accumulate(np.where(self.mine & np.isin(self.kinds, kinds)[:, None], n, -1)) for kinds in ([1], [2, 3])
-        ]
-        b, halves = (np.concatenate([np.full((1, of.shape[1]), -1), of[:-1]]) for of in latest)
-        return ((b > halves) & (b >= self.first[:, None]))[n[:, 0], self.at]
+    def _while(self, some: Any) -> Any:
+        """Of how many chunks the latest backward before each action is one of `some`, (actions, pieces)."""
+        now, before = some & ~self.is_f, some[self.latest] & (self.latest >= 0) & ~self.is_f
+        change = now * 1 - before
+        return self._running([self._own(change != 0, change)])

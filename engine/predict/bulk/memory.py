@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.chunks import VALUES, Chunks, Table
-from engine.predict.bulk.instants import instants, pieces
+from engine.predict.bulk.instants import Piece, instants, pieces
 from engine.predict.bulk.plays import Form, Structure
 from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid
@@ -43,16 +43,22 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
         numbers = np.unique(microbatches[of_shape])
         told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, adamw)
         _, each, kind = _distinct(microbatches[of_shape], early[of_shape])
-        for example, some in zip(of_shape[each].tolist(), _groups(kind), strict=True):
-            here = of_shape[some]
+        here = of_shape[np.argsort(kind, kind="stable")]
+        have = _had(tables, rows, found, sizes.which[here])
+        for example, part in zip(of_shape[each].tolist(), _runs(np.sort(kind), 0), strict=True):
             matrix, beside, stages = told[int(microbatches[example])][bool(early[example])]
-            mine = sizes.which[here]
-            have = np.concatenate([tables[piece.form][:, rows[piece][mine]] for piece in found])
-            reached = multiplied(matrix.astype(np.float64), have) + beside[:, None]
-            top = reached.argmax(0)
-            best[here] = reached[top, np.arange(len(here))]
-            where[here] = stages[top]
+            reached = multiplied(matrix.astype(np.float64), have[part].T)
+            reached += beside[:, None]
+            best[here[part]], where[here[part]] = reached.max(0), stages[reached.argmax(0)]
     return best, where
+
+
+def _had(tables: dict[Form, Real], rows: dict[Any, Array], found: tuple[Piece, ...], sizes: Array) -> Real:
+    """`VALUES` of all pieces of a model for layouts of these sizes, one piece behind the other. (n, pieces × values)"""
+    have = np.empty((len(sizes), len(found), len(VALUES)))
+    for number, piece in enumerate(found):
+        have[:, number] = tables[piece.form][rows[piece][sizes]]
+    return have.reshape(len(sizes), -1)
 
 
 def _distinct(*keys: Any) -> tuple[Array, Array, Array]:
@@ -113,9 +119,9 @@ class _SizesOf:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
-        """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
+        """Of each form a table of `VALUES`, (entries, values), and of each piece where in it each sizes' entry is."""
         entries, rows = self._entries(masks)
-        tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
+        tables = {form: np.empty((len(of.sizes), len(VALUES))) for form, of in entries.items()}
         for structure, here, groups in self.structures:
             bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
             forms = [form for form, (start, stop) in bounds.items() if start < stop]
@@ -127,7 +133,7 @@ class _SizesOf:
                 made = chunks.tables(present, within)
                 for form in present:
                     of = entries[form].order[some[form]]
-                    tables[form][:, of] = _values(made[form], entries[form].sizes[of] - group.start, entries[form].between[of])
+                    tables[form][of] = _values(made[form], entries[form].sizes[of] - group.start, entries[form].between[of]).T
         return tables, rows
 
     def _entries(self, masks: dict[Any, Any]) -> tuple[dict[Form, _Entries], dict[Any, Array]]:
@@ -172,7 +178,7 @@ def _values(made: Table, which: Array, between: Array) -> Real:
     """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
     own, *layers = made.parts
     reached = own[:, which]
-    for part, count, inner in zip(layers, between.T, made.inner, strict=True):
+    for part, count, inner in zip(layers, between.T, made.inner, strict=False):  # of one kind of layers or of two
         if count.any():
             reached += part[:, which] * count
         none = np.flatnonzero(count == 0)

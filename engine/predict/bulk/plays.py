@@ -4,11 +4,14 @@ What ZeRO adds to a pass depends on its stage and on the passes before. So a pla
 what happens between two such places is a span: blocks that come and go, the same whatever ZeRO does. Most spans are in several
 forms of chunk, and their figures are worked out once.
 
-One play is for ZeRO 2 and 3, whose hooks in backward hold what a chunk was fed with for longer, and one for 0 and 1.
+ZeRO 2 and 3 have hooks in backward, which hold what a chunk was fed with for longer; 0 and 1 have none, and turn each gradient
+into fp32. A play tells of both. Only where a decoder attends to an encoder, hooks change which gradients are added up where; so
+such chunks are played once with hooks and once without.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from threading import RLock
 from typing import Any, NamedTuple
@@ -16,14 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.symbolic import Size, letter, value
-from engine.predict.tape.buckets import TAKES, Bucket, Buckets
+from engine.predict.bulk.points import joined
+from engine.predict.symbolic import Size, as_size, letter, sized, value
+from engine.predict.tape.buckets import TAKES, Bucket, Buckets, Parameter
 from engine.predict.tape.chunk import Sample, Shape
 from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, size_of
 from engine.predict.tape.reducing import Stretch
-from engine.predict.tape.sizes import WIDTHS, Sizes
-from engine.predict.tape.tape import Factors, Record, Tape
+from engine.predict.tape.sizes import FOUR, WIDTHS, Sizes
+from engine.predict.tape.tape import Apart, Block, Factors, Hold, Note, Record, Tape
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
@@ -73,8 +77,15 @@ class Structure(NamedTuple):
         return Sizes.of(self.model, self.workload, letter("tp"), letter("B"), self.sequence, self.recompute, flags)
 
 
+class Only(NamedTuple):
+    """A span that is there with hooks, which ZeRO 2 and 3 have, or without."""
+
+    hooked: bool
+    span: int
+
+
 class Played(NamedTuple):
-    """`stretches`, by action: of events (1, number of a span) and (0, note)."""
+    """`stretches`, by action: of events (1, number of a span), (0, note) and (0, only)."""
 
     stretches: dict[str, list[Stretch]]
     weights: list[tuple[Bucket, Any]]
@@ -88,7 +99,7 @@ class Played(NamedTuple):
 
 
 class _Noting(Buckets):
-    """Notes what ZeRO 3 would gather and release."""
+    """Notes what ZeRO 3 would gather and release; and what differs where there are hooks, as they are here, and where not."""
 
     def __init__(self, *settings: Any) -> None:
         super().__init__(*settings)
@@ -106,9 +117,18 @@ class _Noting(Buckets):
                 self._gathered.remove(id(bucket))
                 self.tape.note(RELEASES, bucket)
 
+    def convert(self, p: Parameter) -> None:
+        if self.converts:
+            record = Record("a gradient as fp32", (*p.shape, FOUR), False, "")
+            self.tape.events.append((0, Apart(False, (1, record), (-1, record))))
+
+    def hold(self, blocks: Iterable[Block]) -> list[Any]:
+        return [Hold(block) for block in blocks]
+
 
 class Plays:
-    """The plays of one structure. A span is a tuple of numbers of sizes, counted from one, with the sign of their events.
+    """The plays of one structure. A span is a tuple of numbers of sizes, counted from one, with the sign of their events; a chain
+    is a tuple of numbers of spans, counted from one too.
 
     Searches in several threads may share one: what is added to it is added by one at a time.
     """
@@ -119,26 +139,28 @@ class Plays:
         self._columns: dict[Size, int] = {}
         self._known: dict[Factors, int] = {}
         self._spans: dict[tuple[int, ...], int] = {}
+        self._chains: dict[tuple[int, ...], int] = {}
         self._played: dict[tuple[Form, bool, bool], Played] = {}
 
     def of(self, form: Form, early: bool, cut: bool) -> Played:
         """`early`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's. `cut`: with tp > 1."""
-        key = form, early, cut or not form.first  # cut or not, all but the look-up of tokens is alike
+        hooked = early or not self.structure.model.parts.encoder
+        key = form, hooked, cut or not form.first  # cut or not, all but the look-up of tokens is alike
         with self.one_at_a_time:
             if key not in self._played:
                 self._played[key] = self._play(*key)
             return self._played[key]
 
-    def _play(self, form: Form, early: bool, cut: bool) -> Played:
+    def _play(self, form: Form, hooked: bool, cut: bool) -> Played:
         tape, width, sizes = Tape(), self.structure.width, self.sizes[cut]
         replicas: Any = letter("dp")
         dp = Factor("dp", replicas)
         converts = width.value != sizes.e.value
-        buckets = (_Noting if early else Buckets)(tape, sizes, dp, 3 if early else 1, True, converts, width)
+        buckets = (_Noting if hooked else Buckets)(tape, sizes, dp, 3 if hooked else 1, True, converts, width)
         player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"))
         found = player.play()
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
-        ends = self.of(form.behind, early, cut).ends if form.behind else []
+        ends = self.of(form.behind, hooked, cut).ends if form.behind else []
         owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
         stretches = {kind: self._read(found.segments.get(kind, [])) for kind in "FBIW"}
         tape.clear()
@@ -157,65 +179,63 @@ class Plays:
     def _read(self, stretches: list[Stretch]) -> list[Stretch]:
         """Cut into spans. Of what is noted of a bucket's gradients, only the last to come can make a difference in an action."""
         notes: list[Any] = [note for _, _, events in stretches for sign, note in events if not sign]
-        last = {id(note.bucket): note for note in notes if note.name == TAKES}
-        earlier: dict[int, list[Any]] = {}
+        last = {id(note.bucket): note for note in notes if isinstance(note, Note) and note.name == TAKES}
+        times = Counter(id(note.bucket) for note in notes if isinstance(note, Note) and note.name == TAKES)
         found = []
-        for layer, times, events in stretches:
+        for layer, count, events in stretches:
             told: list[Any] = []
             start = 0
             for place in [i for i, event in enumerate(events) if not event[0]]:
                 note: Any = events[place][1]
-                if note.name == TAKES and last[id(note.bucket)] is not note:
-                    earlier.setdefault(id(note.bucket), []).append(events[place])
+                taken = isinstance(note, Note) and note.name == TAKES
+                if taken and last[id(note.bucket)] is not note:
                     continue
                 told += self._span(events[start:place])
-                told += (*earlier.pop(id(note.bucket), ()), events[place]) if note.name == TAKES else (events[place],)
                 start = place + 1
+                if isinstance(note, Apart):
+                    told += [(0, Only(note.hooked, span)) for _, span in self._span(note.events)]
+                else:
+                    told.append((0, Note(TAKES, note.bucket, times[id(note.bucket)]) if taken else note))
             told += self._span(events[start:])
-            found.append((layer, times, told))
+            found.append((layer, count, told))
         return found
 
-    def _span(self, events: list[tuple[int, Record]]) -> list[tuple[int, Any]]:
+    def _span(self, events: Sequence[tuple[int, Record]]) -> list[tuple[int, Any]]:
         known = self._known
         codes = tuple([sign * (known.get(r.factors) or self._look_up(r.factors)) for sign, r in events if sign])
-        return [(1, self._spans.setdefault(codes, len(self._spans)))] if codes else []
+        return [(1, self._spans.setdefault(codes, len(self._spans) + 1))] if codes else []
 
     def _look_up(self, factors: Factors) -> int:
-        self._known[factors] = self._columns.setdefault(_whole(size_of(factors)), len(self._columns) + 1)
+        self._known[factors] = self._columns.setdefault(as_size(size_of(factors)), len(self._columns) + 1)
         return self._known[factors]
 
+    def chain(self, spans: list[int]) -> int:
+        """The number of these spans, one behind the other."""
+        return self._chains.setdefault(tuple(spans), len(self._chains) + 1)
+
     def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
-        """What each span leaves, and the most that it ever adds: (spans, n) each. `known`: `tp` and `B` of n layouts."""
+        """What each chain leaves, and the most that it ever adds: (chains, n) each. `known`: `tp` and `B` of n layouts."""
         found: dict[Any, Any] = {}
         with self.one_at_a_time:
-            columns, spans = list(self._columns), list(self._spans)
-        sizes = np.empty((len(columns) + 1, count))
-        for number, size in enumerate(columns, 1):
+            columns, spans, chains = list(self._columns), list(self._spans), list(self._chains)
+        sizes = np.zeros((len(columns), count))
+        for number, size in enumerate(columns):
             sizes[number] = value(size, known, found)
-        codes = np.array([code for span in spans for code in span])
-        ends = np.cumsum([len(span) for span in spans]) - 1
-        reached = sizes[np.abs(codes)]
-        reached *= np.sign(codes)[:, None]
-        np.cumsum(reached, axis=0, out=reached)
-        after = reached[ends]
-        before = np.concatenate([np.zeros((1, count)), after[:-1]])
-        tops = np.maximum.reduceat(reached, np.append(0, ends[:-1] + 1), axis=0)
-        return after - before, np.maximum(tops - before, 0)
+        nothing = np.zeros((1, count))
+        changes = np.concatenate([nothing, sizes, -sizes[::-1]])
+        leaves, tops = joined(changes, np.maximum(changes, 0), spans)
+        return joined(np.concatenate([nothing, leaves]), np.concatenate([nothing, tops]), chains)
 
 
 def _total(counts: Counts) -> Size:
     """All blocks of a message are alike."""
-    total: Any = Size(0, ())
+    total: Any = sized(0)
     for key, count in counts.items():
         size = size_of(key.factors) * count
         total = size if not total.coefficient else total + size
     return total
 
 
-def _whole(size: Any) -> Size:
-    return size if isinstance(size, Size) else Size(int(size), ())
-
-
-def figures_of(sizes: Iterable[Any], known: dict[str, Any], found: dict[Any, Any], count: int) -> list[Real]:
-    """Some sizes in numbers, (n,) each."""
-    return [np.broadcast_to(np.asarray(value(_whole(size), known, found), np.float64), count) for size in sizes]
+def figures_of(sizes: Iterable[Any], known: dict[str, Any], found: dict[Any, Any]) -> list[Any]:
+    """Some sizes in numbers: (n,) each, or one for all."""
+    return [value(as_size(size), known, found) for size in sizes]

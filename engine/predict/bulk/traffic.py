@@ -33,14 +33,18 @@ _NUMBER = 4  # bytes of a norm or a loss
 _SPLIT: tuple[ScheduleName, ...] = ("zb-h1", "zb-v", "dualpipe-v")  # schedules that put weights' gradients off
 
 
-def bulk_traffic(model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str] = ROADS) -> dict[str, Reals]:
+def bulk_traffic(
+    model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str] = ROADS, calls: bool = True
+) -> dict[str, Reals]:
     """What the busiest rank passes in a step: name → (n,) numbers, for the n layouts of `grid`.
 
     "tp", "pp" and "dp" are wire bytes, with " calls" behind it the calls, receives included. "dp late" is the part of dp that
-    no pass runs beside: new values and what the optimizer's step needs. Each name has its own busiest rank. `roads`: which.
+    no pass runs beside: new values and what the optimizer's step needs. Each name has its own busiest rank. `roads`: which;
+    `calls`: whether they are counted too.
     """
-    costs = _Costs(model, workload, grid)
-    found = {name + behind: np.zeros(len(grid)) for name in roads for behind in ("", " calls")}
+    costs = _Costs(model, workload, grid, roads, 1 + calls)
+    measures = ("", " calls")[: 1 + calls]
+    found = {name + behind: np.zeros(len(grid)) for name in roads for behind in measures}
     v_shaped = np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
     shapes, which = np.unique((grid.pp * 2048 + grid.chunks) * 2 + v_shaped, return_inverse=True)
     groups = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
@@ -49,7 +53,7 @@ def bulk_traffic(model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Se
         alike = np.unique(shape.held, axis=1).T  # stages that hold the same pass the same
         late = here[costs.splits[here]]
         for name in roads:
-            for measure, behind in enumerate(("", " calls")):
+            for measure, behind in enumerate(measures):
                 matrix = costs.matrix(name, measure)
                 found[name + behind][here] = multiplied(alike, matrix[:, here]).max(0)
                 if name in costs.put_off and len(late):
@@ -104,10 +108,12 @@ def _put_off(costs: _Costs, shape: _Shape, here: NDArray[np.int64], name: str, m
     for schedule in _SPLIT:
         some = np.flatnonzero((grid.zero[here] >= 2) & (grid.schedule[here] == SCHEDULES.index(schedule)))
         if len(some):
-            m = grid.microbatches[here[some]][:, None]
-            fewer = reductions(schedule, shape.pp, m, shape.stage, shape.run) - m  # (layouts, chunks)
-            one = costs.put_off[name][measure][:, here[some]].T @ shape.chunk_held  # what one reduction of a chunk passes
-            less[some] += (fewer * one) @ shape.on
+            m, which = np.unique(grid.microbatches[here[some]], return_inverse=True)
+            fewer = reductions(schedule, shape.pp, m[:, None], shape.stage, shape.run) - m[:, None]  # (numbers, chunks)
+            # What one reduction of a chunk passes, and how many fewer there are.
+            one = multiplied(shape.chunk_held.T, costs.put_off[name][measure][:, here[some]]).T
+            one *= fewer[which]
+            less[some] = one @ shape.on
     return less
 
 
@@ -121,15 +127,15 @@ class _Costs:
     where, (n,).
     """
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:
-        self.model, self.grid = model, grid
+    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str], measures: int) -> None:
+        self.model, self.grid, self.measures = model, grid, measures
         self.e = BYTES[workload.precision]
         self.kept = BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
-        self._sums = {name: np.zeros((2, len(HELD), len(grid))) for name in ROADS}
+        self._sums = {name: np.zeros((measures, len(HELD), len(grid))) for name in roads}
         self.put_off: dict[str, Reals] = {}
         self.splits = np.isin(grid.schedule, [SCHEDULES.index(name) for name in _SPLIT]) & (grid.zero >= 2)
         if self.splits.any():
-            self.put_off = {name: np.zeros((2, len(HELD), len(grid))) for name in ("tp", "dp")}
+            self.put_off = {name: np.zeros((measures, len(HELD), len(grid))) for name in ("tp", "dp")}
         self._tensor_parallel()
         self._pipeline()
         for bucket in _buckets(model, grid.tp):
@@ -140,9 +146,8 @@ class _Costs:
         return self._sums[name][measure]
 
     def _add(self, road: str, held: str, amount: Amount) -> None:
-        row = HELD.index(held)
-        for measure in (0, 1):
-            self._sums[road][measure, row] += amount[measure]
+        for measure in range(self.measures if road in self._sums else 0):
+            self._sums[road][measure, HELD.index(held)] += amount[measure]
 
     def _tensor_parallel(self) -> None:
         """As `traffic.tensor_parallel`: sums left behind, and under sequence parallelism gathered input, a microbatch."""
@@ -190,7 +195,7 @@ class _Costs:
         for road, (each, calls) in reduced.items() if bucket.reduced else ():
             self._add(road, held, (each * often, calls * often))
             if bucket.deferred and self.put_off:
-                self.put_off[road][:, HELD.index(held)] += np.array([each, calls])
+                self.put_off[road][:, HELD.index(held)] += np.array([each, calls][: self.measures])
         gathered = wire_bytes("all_gather", share * self.e, g.dp)
         fetches = (g.zero == 3) * g.microbatches * bucket.gathers
         published = ((g.zero == 1) | (g.zero == 2)) * bucket.reduced

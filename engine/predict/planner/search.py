@@ -178,7 +178,7 @@ def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any
     shape = tuple(int(key.max()) + 1 for key in keys)
     _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
     axes = ("tp", "pp", "dp")
-    wire = bulk_traffic(model, workload, grid.take(first), axes)
+    wire = bulk_traffic(model, workload, grid.take(first), axes, calls=False)
     return {axis: wire[axis].astype(np.int64)[which] for axis in axes}
 
 

@@ -6,22 +6,24 @@ once for a schedule, and a run is one loop over it.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.durations import Durations
+from engine.predict.passes import KINDS, columns
 from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
 from engine.schedule.orders import messages_held, stage_passes
 from engine.spec import LayoutSpec, ScheduleName
 
 _KEPT = 256  # rehearsals, the latest
+_FLOWS: dict[Kind, Flow] = {"F": "activation", "B": "gradient", "I": "gradient"}
+Whole = NDArray[Any]  # integers
 
 
 class Rehearsed(NamedTuple):
@@ -32,48 +34,48 @@ class Rehearsed(NamedTuple):
     busy: float  # what all stages together spend on passes
 
 
-# A pass, a message handed over, or both one behind the other: its stage; which pass's duration it takes; whose message it waits
-# for; the pass that takes a message in; that which hands one over; whose taking in the message handed over waits for; the chunk
-# that is reduced afterwards. Numbers are of passes; the one beyond the last is nobody's. Plain tuples, as there are very many.
-_Operation = tuple[int, int, int, int, int, int, int]
-
-
 @dataclass(frozen=True)
 class Rehearsal:
-    """One schedule with its microbatches. The last of `passes` and of `chunks` stands for nothing."""
+    """One schedule with its microbatches, as steps in an order in which all can be worked out. (steps,) each
+
+    A step is a pass, a message handed on, or a chunk's reduction. Each waits for its stage's step before, and for one of another
+    stage: a pass for the message that it takes in, and a message for an earlier one to be taken in.
+    """
 
     stages: int
     chunks: int
-    operations: NDArray[np.int32]  # (operations, 7), as `_Operation`: kept so, they take a tenth of the memory
+    waits: Whole  # for which step, counted from one; 0 for none
+    takes: Whole  # which time: that of `kinds`, then none, then those of the chunks' reductions
+    travels: Whole  # whose message is under way: that of `kinds`, then none
     kinds: tuple[tuple[Kind, int], ...]  # of passes by kind and chunk, and how many
     counts: tuple[int, ...]
-    kind_of: tuple[int, ...]  # the kind of each pass
+    stretches: Whole  # stages, and how many steps each does before the next has its turn, (stretches, 2)
 
     def run(self, durations: Durations, reduces: bool) -> Rehearsed:
         """`reduces`: whether chunks are reduced over dp. Stages slowed by hand and passes that differ are not known here."""
-        times = [durations.compute.get(kind, 0.0) for kind in self.kinds] + [0.0]
-        reductions = [durations.compute.get(("reduce", c), 0.0) if reduces else 0.0 for c in range(self.chunks)] + [0.0]
-        flows: dict[Kind, Flow] = {"F": "activation", "B": "gradient", "I": "gradient"}
-        under_way = [durations.messages.get((flows.get(kind, ""), chunk), 0.0) for kind, chunk in self.kinds] + [0.0]
-        clocks = [0.0] * self.stages
-        nobody, last = len(self.kind_of), 0.0
-        takes, travels = ([of[kind] for kind in self.kind_of] for of in (times, under_way))
-        takes.append(0.0)
-        received, arrived = [0.0] * (nobody + 1), [0.0] * (nobody + 1)  # nobody's message has come at once
-        for stage, time, source, taken, sent, awaited, reduced in self.operations.tolist():
+        times = [durations.compute.get(kind, 0.0) for kind in self.kinds]
+        reductions = [durations.compute.get(("reduce", c), 0.0) if reduces else 0.0 for c in range(self.chunks)]
+        under_way = [durations.messages.get((_FLOWS.get(kind, ""), chunk), 0.0) for kind, chunk in self.kinds]
+        takes, travels = np.array([*times, 0.0, *reductions])[self.takes], np.array([*under_way, 0.0])[self.travels]
+        clocks, seen = self._seen(takes, travels)
+        passes = np.flatnonzero(self.takes < len(times))
+        ends = np.array(seen)[1 + passes] + takes[passes]
+        return Rehearsed(tuple(clocks), float(ends.max()), sum(n * t for n, t in zip(self.counts, times, strict=True)))
+
+    def _seen(self, takes: NDArray[np.float64], travels: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+        """When each stage is through; and when others see each step: where a pass begins, where a message has come."""
+        clocks, seen = [0.0] * self.stages, [0.0]
+        steps = zip(self.waits.tolist(), takes.tolist(), travels.tolist(), strict=True)
+        for stage, count in self.stretches.tolist():
             now = clocks[stage]
-            if arrived[source] > now:
-                now = arrived[source]
-            received[taken] = now
-            now += takes[time]
-            if now > last and time != nobody:
-                last = now
-            if sent != nobody:
-                if awaited != nobody and received[awaited] > now:
-                    now = received[awaited]
-                arrived[sent] = now + travels[sent]
-            clocks[stage] = now + reductions[reduced]
-        return Rehearsed(tuple(clocks), last, sum(n * t for n, t in zip(self.counts, times, strict=False)))
+            for waited, time, under_way in islice(steps, count):
+                other = seen[waited]
+                if other > now:
+                    now = other
+                seen.append(now + under_way)
+                now += time
+            clocks[stage] = now
+        return clocks, seen
 
 
 @lru_cache(maxsize=_KEPT)
@@ -83,92 +85,94 @@ def rehearsal(name: ScheduleName, pp: int, microbatches: int, chunks: int) -> Re
 
 
 class _Director:
-    """Goes from stage to stage and lets each do as much as it can, as `replay` does."""
+    """Goes from stage to stage and lets each do as much as it can, as `replay` does. Passes stand one stage behind the other."""
 
     def __init__(self, name: ScheduleName, pp: int, microbatches: int, chunks: int) -> None:
-        self.orders = [stage_passes(name, stage, pp, microbatches, chunks) for stage in range(pp)]
-        self.placement = LayoutSpec(pp=pp, schedule=name, chunks=chunks).placement
+        orders = [stage_passes(name, stage, pp, microbatches, chunks) for stage in range(pp)]
+        self.pp, self.place = pp, np.array(LayoutSpec(pp=pp, schedule=name, chunks=chunks).placement)
         self.held = messages_held(name, pp, microbatches)
-        self.ends = list(accumulate(len(order) for order in self.orders))
-        self.nobody = self.ends[-1]
-        self.passes = [one for order in self.orders for one in order]
-        number = {(kind == "F", chunk, m): n for n, (kind, chunk, m) in enumerate(self.passes) if kind != "W"}
-        before, behind = self._elsewhere(-1), self._elsewhere(1)
-        # Of each pass whose message it waits for, which pass its own message is for, and the queue that it goes into.
-        self.source, self.taker, self.queue = [self.nobody] * self.nobody, [self.nobody] * self.nobody, [-1] * self.nobody
-        for n, (kind, chunk, m) in enumerate(self.passes):
-            if kind == "W":
-                continue
-            forward = kind == "F"
-            from_, to = (before, behind) if forward else (behind, before)
-            ahead = 1 if forward else -1
-            if from_[chunk] >= 0:
-                self.source[n] = number[forward, chunk - ahead, m]
-            if to[chunk] >= 0:
-                self.taker[n] = number[forward, chunk + ahead, m]
-                self.queue[n] = (self.placement[chunk] * pp + to[chunk]) * 2 + forward
-        self.reduced = self._reduced(before)
+        self.kind, self.chunk, self.microbatch = columns(orders)
+        self.lengths = [len(order) for order in orders]
+        self.stage = np.repeat(np.arange(pp), self.lengths)
+        self.forward, self.weights = self.kind == KINDS.index("F"), self.kind == KINDS.index("W")
+        self.nobody = len(self.kind)
+        self.source, self.taker = self._at(-1), self._at(1)  # of each pass, whose message it takes in, and for whom its own is
+        self.sends = self.taker < self.nobody
+        self.reduced = self._reduced()
+        steps = np.cumsum(np.append(0, 1 + self.sends + self.reduced))
+        self.step, self.steps = steps[:-1], int(steps[-1])  # the first of each pass, and how many there are
 
-    def _elsewhere(self, step: int) -> list[int]:
-        """Of each chunk the stage of the one before or behind, or −1 if there is none or it is on this stage too."""
-        there = self.placement
-        others = [c + step if 0 <= c + step < len(there) else c for c in range(len(there))]
-        return [there[other] if there[other] != there[c] else -1 for c, other in enumerate(others)]
+    def _at(self, ahead: int) -> Whole:
+        """The pass of the same microbatch and direction so many chunks ahead, where that is on another stage; else nobody."""
+        there = self.chunk + np.where(self.forward, ahead, -ahead)
+        is_one = ~self.weights & (there >= 0) & (there < len(self.place))
+        there[~is_one] = 0
+        is_one &= self.place[there] != self.place[self.chunk]
+        some = np.flatnonzero(~self.weights)
+        number = np.zeros((2, len(self.place), int(self.microbatch.max()) + 1), np.int64)
+        number[self.forward[some] * 1, self.chunk[some], self.microbatch[some]] = some
+        return np.where(is_one, number[self.forward * 1, there, self.microbatch], self.nobody)
 
-    def _reduced(self, before: list[int]) -> list[int]:
-        """Of each pass the chunk that is reduced after it: its last backward, or the last that hands a gradient on."""
-        last = {c: n for n, (kind, c, _) in enumerate(self.passes) if kind in ("B", "W") or (kind == "I" and before[c] >= 0)}
-        found = [len(self.placement)] * self.nobody
-        for chunk, n in last.items():
-            found[n] = chunk
+    def _reduced(self) -> NDArray[np.bool_]:
+        """Behind which passes a chunk is reduced: its last backward, or the last that hands a gradient on."""
+        some = np.flatnonzero(~self.forward & (self.sends | (self.kind != KINDS.index("I"))))
+        found = np.zeros(self.nobody, np.bool_)
+        last = np.zeros(len(self.place), np.int64)
+        np.maximum.at(last, self.chunk[some], some)
+        found[last] = True
         return found
 
     def rehearse(self) -> Rehearsal:
-        operations: list[_Operation] = []
-        position, moved = [0, *self.ends[:-1]], True
-        done, handed = bytearray(self.nobody + 1), bytearray(self.nobody + 1)
-        queues: defaultdict[int, list[int]] = defaultdict(list)
+        chunks, steps = len(self.place), self.steps
+        codes, first, of, counts = np.unique(self.kind * chunks + self.chunk, True, True, True)
+        order = np.argsort(first)  # kinds as they come
+        kind_of = np.argsort(order)[of]
+        kinds = tuple((KINDS[code // chunks], code % chunks) for code in codes[order].tolist())
+        takes, travels = np.full((2, steps), len(kinds))
+        takes[self.step] = kind_of
+        reduced = self.reduced
+        takes[(self.step + 1 + self.sends)[reduced]] += 1 + self.chunk[reduced]
+        travels[self.step[self.sends] + 1] = kind_of[self.sends]
+        waits = self._waits()
+        stage, start, stop = np.array(self._stretches(waits.tolist())).T
+        count = stop - start
+        done = np.arange(steps) + np.repeat(start - count.cumsum() + count, count)  # the steps, in that order
+        place = np.empty(steps + 1, np.int32)
+        place[done], place[steps] = 1 + np.arange(steps), 0
+        return Rehearsal(
+            self.pp, chunks, place[waits[done]], takes[done].astype(np.int32), travels[done].astype(np.int32), kinds,
+            tuple(counts[order].tolist()), np.column_stack([stage, count]).astype(np.int32),
+        )  # fmt: skip
+
+    def _waits(self) -> Whole:
+        """A message is handed over when that so many before it, by the same way, has been taken in."""
+        waits = np.full(self.steps, self.steps)
+        fed = self.source < self.nobody
+        waits[self.step[fed]] = self.step[self.source[fed]] + 1
+        senders = np.flatnonzero(self.sends)
+        way = (self.stage[senders] * self.pp + self.stage[self.taker[senders]]) * 2 + self.forward[senders]
+        order = np.argsort(way, kind="stable")
+        senders, way = senders[order], way[order]
+        same = np.flatnonzero(way[self.held :] == way[: -self.held])
+        waits[self.step[senders[same + self.held]] + 1] = self.step[self.taker[senders[same]]]
+        return waits
+
+    def _stretches(self, waits: list[int]) -> list[tuple[int, int, int]]:
+        """In an order in which all can be worked out: a stage, its first step, and the one behind its last."""
+        bounds = [*self.step[np.cumsum([0, *self.lengths[:-1]])].tolist(), self.steps]
+        position, found, moved = bounds[:-1], list[tuple[int, int, int]](), True
+        done = bytearray(self.steps + 1)
+        done[self.steps] = 1
         while moved:
             moved = False
             for stage, start in enumerate(position):
-                position[stage] = self._go(stage, start, operations, done, handed, queues)
-                moved |= position[stage] > start
-        if position != self.ends:
+                now, stop = start, bounds[stage + 1]
+                while now < stop and done[waits[now]]:
+                    now += 1
+                if now > start:
+                    done[start:now] = bytes([1]) * (now - start)
+                    found.append((stage, start, now))
+                    position[stage], moved = now, True
+        if position != bounds[1:]:
             raise ScheduleError("deadlock: the stages wait for each other")
-        kinds: dict[tuple[Kind, int], int] = {}
-        kind_of = [kinds.setdefault((kind, chunk), len(kinds)) for kind, chunk, _ in self.passes]
-        counts = [0] * len(kinds)
-        for number in kind_of:
-            counts[number] += 1
-        chunks = len(self.placement)
-        return Rehearsal(len(self.orders), chunks, np.array(operations, np.int32), tuple(kinds), tuple(counts), tuple(kind_of))
-
-    def _go(
-        self, stage: int, n: int, operations: list[_Operation], done: bytearray, handed: bytearray, queues: dict[int, list[int]]
-    ) -> int:
-        """Do the stage's passes from number n on, as far as they can be done; the first that cannot, or not all of it."""
-        nobody, nothing, held = self.nobody, len(self.placement), self.held
-        while n < self.ends[stage]:
-            fresh, source, taker = not done[n], nobody, self.taker[n]
-            if fresh:
-                source = self.source[n]
-                if source != nobody and not handed[source]:
-                    break
-            if taker == nobody:
-                operations.append((stage, n, source, n, nobody, nobody, self.reduced[n]))
-                done[n] = 1
-                n += 1
-                continue
-            queue = queues[self.queue[n]]
-            awaited = queue[-held] if len(queue) >= held else nobody
-            if awaited != nobody and not done[awaited]:
-                if fresh:
-                    operations.append((stage, n, source, n, nobody, nobody, nothing))
-                    done[n] = 1
-                break
-            time = n if fresh else nobody
-            operations.append((stage, time, source, time, n, awaited, self.reduced[n]))
-            done[n] = handed[n] = 1
-            queue.append(taker)
-            n += 1
-        return n
+        return found

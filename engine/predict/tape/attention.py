@@ -22,6 +22,10 @@ class Around(NamedTuple):
     distance: Block | None = None
     cache: Block | None = None  # when generating
 
+    @property
+    def blocks(self) -> list[Block]:
+        return [x for x in (*(self.rotation or ()), self.hidden, self.waves, self.distance) if x is not None]
+
 
 class Attention:
     def __init__(self, kit: Kit, bucket: Bucket, causal: bool, cross: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from engine.predict.terms import Factor
 from engine.spec import sentence
 
 Shape = tuple[Factor, ...]
+Run = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
 LAYERS = sentence("the layers")  # the name of every layer's bucket
 EXPECTS, TAKES = "expects gradients", "takes a gradient"  # what is noted of a bucket
@@ -155,19 +156,23 @@ class Buckets:
         node.run = run
         return tuple(Value(x.block, node, i) for i, x in enumerate(values))
 
-    def through(self, uses: list[Use], streams: tuple[Any, ...]) -> tuple[Any, ...]:
+    def hold(self, blocks: Iterable[Block]) -> list[Any]:
+        """What hooks keep of what the chunk was fed with, for as long as they are there themselves."""
+        return list(blocks)
+
+    def through(self, uses: list[tuple[Use, Run]], streams: tuple[Any, ...]) -> tuple[Any, ...]:
         tape = self.tape
-        for i, use in enumerate(uses):
+        for i, (use, run) in enumerate(uses):
             tape.at(tape.action, use.layer)
             if self.zero < 2 or not tape.grad:
-                streams = use.run(streams)
+                streams = run(streams)
                 continue
-            before = uses[i - 1] if i and not uses[i - 1].lookup else None
-            after = uses[i + 1] if i + 1 < len(uses) else None
+            before = uses[i - 1][0] if i and not uses[i - 1][0].lookup else None
+            after = uses[i + 1][0] if i + 1 < len(uses) else None
             if streams:
                 streams = self.tell(streams, lambda use=use: self.leave(use))  # type: ignore[misc]
             self.enter(use, after)
-            streams = use.run(streams)
+            streams = run(streams)
             self.leave(use)
             streams = self.tell(streams, lambda use=use, before=before: self._begin_backward(use, before))  # type: ignore[misc]
         return streams
@@ -180,14 +185,9 @@ class Buckets:
 
 
 class Use:
-    """One use of some buckets on the way through a chunk: see `engine.parallel.data.Use`."""
+    """One use of some buckets on the way through a chunk, as its hooks know it: see `engine.parallel.data.Use`."""
 
     def __init__(
-        self,
-        buckets: Sequence[Bucket],
-        run: Callable[[tuple[Any, ...]], tuple[Any, ...]],
-        layer: int = -1,
-        borrowed: Sequence[Bucket] = (),
-        lookup: bool = False,
+        self, buckets: Sequence[Bucket], layer: int = -1, borrowed: Sequence[Bucket] = (), lookup: bool = False, fed: Any = ()
     ) -> None:
-        self.buckets, self.run, self.layer, self.borrowed, self.lookup = tuple(buckets), run, layer, tuple(borrowed), lookup
+        self.buckets, self.layer, self.borrowed, self.lookup, self.fed = tuple(buckets), layer, tuple(borrowed), lookup, fed

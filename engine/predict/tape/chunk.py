@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from engine.predict.tape.attention import Around
-from engine.predict.tape.buckets import LAYERS, Bucket, Use
+from engine.predict.tape.buckets import LAYERS, Bucket, Run, Use
 from engine.predict.tape.ends import Feed, Head, Places, Token, sinusoid
 from engine.predict.tape.layers import Layer, norm_parameters
 from engine.predict.tape.parts import Kit
@@ -92,26 +92,25 @@ class Chunk:
         feed = Feed.of(self.kit) if needed else None
         return self.kit.buckets.through(self._uses(feed), inputs)
 
-    def _uses(self, feed: Feed | None) -> list[Use]:
-        kit, uses = self.kit, []
+    def _uses(self, feed: Feed | None) -> list[tuple[Use, Run]]:
+        kit, hold, uses = self.kit, self.kit.buckets.hold, list[tuple[Use, Run]]()
         if self.places is not None:
             assert self.token is not None and feed is not None
             there = [b for b in (self.token.bucket, *_of(self.places)) if b.parameters]
-            uses.append(Use(there, lambda _: self._look_up(feed), lookup=True))
+            uses.append((Use(there, lookup=True, fed=hold(feed.blocks)), lambda _: self._look_up(feed)))
             if self.norm_bucket is not None:
                 norm = self.norm
-                uses.append(Use([self.norm_bucket], lambda streams: tuple(kit.norm(x, norm) for x in streams)))
+                uses.append((Use([self.norm_bucket]), lambda streams: tuple(kit.norm(x, norm) for x in streams)))
         around = self._around(feed) if self.layers else Around()
         for number, ((layer, bucket), sample) in enumerate(zip(self.layers, self.shape.samples, strict=True)):
-            uses.append(
-                Use([bucket], lambda s, layer=layer, sample=sample: self._pass(layer, sample, around, s), layer=number)  # type: ignore[misc]
-            )
+            run: Run = partial(self._pass, layer, sample, around)
+            uses.append((Use([bucket], number, fed=hold(around.blocks)), run))
         if self.head is not None:
             assert feed is not None
             tied = self.token if kit.sizes.parts.tied else None
             table = [] if tied is None else [tied.bucket]
             own, borrowed = (self.heads, table) if self.shape.first else ([*self.heads, *table], [])
-            uses.append(Use(own, partial(self._loss, tied, feed.targets), borrowed=borrowed))
+            uses.append((Use(own, borrowed=borrowed, fed=hold([feed.targets])), partial(self._loss, tied, feed.targets)))
         return uses
 
     def extend(self, streams: Streams, tokens: Block | None, cache: Block) -> Streams:

@@ -25,6 +25,10 @@ class Feed(NamedTuple):
     positions: Block | None = None
     hidden: Block | None = None
 
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for block in self if block is not None]
+
     @classmethod
     def of(cls, kit: Kit) -> Feed:
         t, z = kit.tape, kit.sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from sys import getrefcount
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ class Passes:
     """The ledgers of a chunk, by action and state, and what it is given and gives."""
 
     segments: dict[str, list[Stretch]]
-    reductions: Reductions
+    chunk: Chunk
     given: Counts  # what a forward is given
     handed: Counts  # what a forward leaves to be handed on
     gradient_given: dict[str, Counts]  # by what it is for, B or I
@@ -120,6 +121,11 @@ class Passes:
     given_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each tensor given goes
     shared: list[int]  # which tensors of those that a forward hands on the chunk goes on to hold itself
     lent: Lent | None  # the block of that one
+
+    @cached_property
+    def reductions(self) -> Reductions:
+        buckets = self.chunk.kit.buckets
+        return Reductions(buckets.zero, buckets.sizes.e, buckets.g, self.chunk.weights(), self.segments.get("W", []))
 
     def ledger(self, kind: str, state: State = FRESH, late: bool = False) -> tuple[Ledger, int]:
         """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1.
@@ -189,10 +195,6 @@ class ChunkPasses:
                 times = self.shape.samples[segment.layer].count if segment.layer >= 0 else 1
                 found[segment.action].append((segment.layer, times, events))
         return found
-
-    def _reductions(self, segments: dict[str, list[Stretch]]) -> Reductions:
-        buckets = self.kit.buckets
-        return Reductions(buckets.zero, buckets.sizes.e, buckets.g, self.chunk.weights(), segments.get("W", []))
 
     def _forward(self, action: str) -> _Flight:
         t, z = self.tape, self.kit.sizes
@@ -308,9 +310,8 @@ class ChunkPasses:
             counted[what] = {key: count // passes for key, count in counts.items()}
         given, handed = ({kind: counted[f"gradient {way} {kind}"] for kind in ("B", "I")} for way in ("given", "handed"))
         return Passes(
-            segments, self._reductions(segments), counted["given"], counted["handed"], given, handed, self._ends, self._shared,
-            self._lent,
-        )  # fmt: skip
+            segments, self.chunk, counted["given"], counted["handed"], given, handed, self._ends, self._shared, self._lent
+        )
 
 
 class _Flight:

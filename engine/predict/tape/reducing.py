@@ -47,7 +47,9 @@ class Reductions:
             [_record(b, REDUCING[0], b.share, width), _record(b, REDUCING[1], b.size, width)] if zero else [] for b, _ in self.all
         ]
         self.incoming = [_record(b, "gradients of a layer, not yet reduced", b.size, e) for b, _ in self.all]
-        self._later = Counter(self._number(note) for _, _, events in later for _, note in events if isinstance(note, Note))
+        self._later = Counter[int]()
+        for note in (note for _, _, events in later for _, note in events if isinstance(note, Note)):
+            self._later[self._number(note)] += note.times
 
     def _number(self, note: Note) -> int:
         return self._numbers[id(note.bucket)]
@@ -80,7 +82,7 @@ class Reductions:
                         told.append((1, self.incoming[n]))
                         incoming[n] = True
                     continue
-                missing[n] -= 1
+                missing[n] -= record.times
                 if missing[n]:
                     continue
                 if self.zero >= 2:

@@ -22,24 +22,32 @@ Factors = tuple[Factor, ...]
 class Record:
     """A block, for the books: what it is, how large, whether it was made in the door, and the actions it came and went in.
 
-    `layered`: whether it was made in a layer.
+    `layered`: whether it was made in a layer. `hooks`: how many of them hold it, where that is told apart.
     """
 
-    __slots__ = ("born", "died", "door", "factors", "layered", "name")
+    __slots__ = ("born", "died", "door", "factors", "hooks", "layered", "name")
 
     def __init__(self, name: str, factors: Factors, door: bool, born: str, layered: bool = False) -> None:
         self.name, self.factors, self.door, self.born, self.layered = name, factors, door, born, layered
-        self.died = ""
+        self.died, self.hooks = "", 0
 
 
 class Note(Record):
-    """A word in between, which is no block: something happens to `bucket`."""
+    """A word in between, which is no block: something happens to `bucket`, or has happened so many times."""
 
-    __slots__ = ("bucket",)
+    __slots__ = ("bucket", "times")
 
-    def __init__(self, name: str, bucket: Any) -> None:
-        super().__init__(name, (), False, "")
-        self.bucket = bucket
+    def __init__(self, name: str, bucket: Any, times: int = 1) -> None:  # very many are made: nothing of a block's is set
+        self.name, self.bucket, self.times = name, bucket, times
+
+
+class Apart(Record):
+    """No block either: what comes and goes only with hooks, or only without, in a tape that tells of both."""
+
+    __slots__ = ("events", "hooked")
+
+    def __init__(self, hooked: bool, *events: tuple[int, Record]) -> None:
+        self.hooked, self.events = hooked, events
 
 
 class Block:
@@ -53,7 +61,22 @@ class Block:
     def __del__(self) -> None:
         tape, record = self.tape, self.record
         record.died = tape.action
-        tape.events.append((-1, record))
+        tape.events.append((0, Apart(False, (-1, record))) if record.hooks else (-1, record))
+
+
+class Hold:
+    """A hook's hold on a block, told apart from what else refers to it."""
+
+    __slots__ = ("record", "tape")
+
+    def __init__(self, block: Block) -> None:
+        self.record, self.tape = block.record, block.tape
+        self.record.hooks += 1
+
+    def __del__(self) -> None:
+        self.record.hooks -= 1
+        if self.record.died and not self.record.hooks:
+            self.tape.events.append((0, Apart(True, (-1, self.record))))
 
 
 class Segment(NamedTuple):
@@ -147,7 +170,9 @@ class Tape:
 
     def touch(self, name: str, *factors: Factor, door: bool = False) -> None:
         """One that comes and goes at once."""
-        self.new(name, *factors, door=door)
+        record = Record(name, factors, door, self.action, self.layer >= 0)
+        record.died = self.action
+        self.events += ((1, record), (-1, record))
 
     def note(self, name: str, bucket: Any) -> None:
         """Put down what happens, where what it does to memory is known only later."""
