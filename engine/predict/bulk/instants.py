@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.plays import Form
-from engine.predict.passes import KINDS, columns
+from engine.schedule.columns import KINDS, columns
 from engine.schedule.orders import Pass, messages_held, stage_passes
 from engine.spec import V_SHAPED, ScheduleName
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.durations import Durations
-from engine.predict.passes import KINDS, columns
 from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
+from engine.schedule.columns import KINDS, columns
 from engine.schedule.orders import messages_held, stage_passes
 from engine.spec import LayoutSpec, ScheduleName
 

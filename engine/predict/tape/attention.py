@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from engine.predict.tape.buckets import Bucket, Parameter
-from engine.predict.tape.parts import Kit
+from engine.predict.tape.parts import Around, Kit
 from engine.predict.tape.scratch import Copies, Sides, matmul, operands_copied
 from engine.predict.tape.sizes import EIGHT, FOUR, ONE
 from engine.predict.tape.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
-
-
-class Around(NamedTuple):
-    """What the layers of a chunk share in one pass."""
-
-    rotation: tuple[Block, Block] | None = None
-    hidden: Block | None = None
-    waves: Block | None = None
-    distance: Block | None = None
-    cache: Block | None = None  # when generating
-
-    @property
-    def blocks(self) -> list[Block]:
-        return [x for x in (*(self.rotation or ()), self.hidden, self.waves, self.distance) if x is not None]
 
 
 class Attention:

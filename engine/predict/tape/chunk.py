@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from engine.predict.tape.attention import Around
 from engine.predict.tape.buckets import LAYERS, Bucket, Run, Use
 from engine.predict.tape.ends import Feed, Head, Places, Token, sinusoid
 from engine.predict.tape.layers import Layer, norm_parameters
-from engine.predict.tape.parts import Kit
+from engine.predict.tape.parts import Around, Kit
 from engine.predict.tape.sizes import EIGHT, FOUR, TWO
 from engine.predict.tape.tape import Block, Value
 from engine.predict.terms import Factor

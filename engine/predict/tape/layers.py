@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.predict.tape.attention import Around, Attention
+from engine.predict.tape.attention import Attention
 from engine.predict.tape.buckets import Bucket, Parameter
-from engine.predict.tape.parts import Kit
+from engine.predict.tape.parts import Around, Kit
 from engine.predict.tape.sizes import TWO
 from engine.predict.tape.tape import Block, Gradients, Value
 from engine.predict.terms import Factor

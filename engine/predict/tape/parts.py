@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from engine.predict.tape.buckets import Buckets, Parameter, Shape
 from engine.predict.tape.scratch import matmul
 from engine.predict.tape.sizes import FOUR, TWO, Sizes
 from engine.predict.tape.tape import Block, Gradients, Tape, Value
+
+
+class Around(NamedTuple):
+    """What the layers of a chunk share in one pass."""
+
+    rotation: tuple[Block, Block] | None = None
+    hidden: Block | None = None
+    waves: Block | None = None
+    distance: Block | None = None
+    cache: Block | None = None  # when generating
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [x for x in (*(self.rotation or ()), self.hidden, self.waves, self.distance) if x is not None]
 
 
 class Kit:
