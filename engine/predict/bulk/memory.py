@@ -25,9 +25,9 @@ Real = NDArray[np.float64]
 
 
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
-    """The peak of each layout's fullest stage in bytes, and which stage that is. `workload` gives what is not in the grid.
+    """The peak of each layout's fullest stage in bytes, and which stage that is; where several are as full, any of them.
 
-    Layers are split as evenly as can be. (n,), (n,)
+    `workload` gives what is not in the grid. Layers are split as evenly as can be. (n,), (n,)
     """
     best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
     sizes = _SizesOf(model, workload, grid)
