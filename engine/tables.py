@@ -65,7 +65,7 @@ def beside(name: str, measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.Dat
     """
     keys = list(KEYS[name])
     numbers = [column for column in SCHEMAS[name] if column not in ("source", *keys)]
-    if measured is predicted:  # there is nothing to join
+    if measured is predicted and not predicted.duplicated(keys).any():  # there is nothing to join
         return predicted[keys].assign(**{f"{column}_{side}": predicted[column] for column in numbers for side in _SIDES})
     sides = [side[keys + numbers] for side in (measured, predicted)]
     joined = sides[0].merge(sides[1], on=keys, how="outer", suffixes=("_measured", "_predicted"), validate="one_to_one")

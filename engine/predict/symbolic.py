@@ -30,7 +30,9 @@ Atoms = tuple[Atom, ...]
 
 
 class Size:
-    """A coefficient times some atoms, which are in order of their names. Made by `sized` alone: equal products are one object."""
+    """A coefficient times some atoms, which are in order of their names. Made by `sized`: equal products are one
+    object while they are remembered, which saves work, and on which no result depends.
+    """
 
     __slots__ = ("atoms", "coefficient")
 

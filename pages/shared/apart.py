@@ -13,7 +13,7 @@ from engine.spec import RequestError
 from pages.shared.kept import kept
 from pages.shared.workers import ROOT, Workers, too_long
 
-_MOST_AT_ONCE = 4  # processes, of up to 300 MB each
+_MOST_AT_ONCE = 4  # processes, of mostly 200 to 300 MB each, and 512 at the most: see `workers`
 _PATIENCE_S = 120.0
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -35,5 +35,6 @@ def _let_be_what_stays() -> None:
     What was loaded stays for as long as the server runs. To go through it took 0.1 s, in which nobody's page was drawn, at one
     move of a control in 150.
     """
+    gc.collect()  # what is no longer used now would be frozen too
     gc.freeze()
     gc.set_threshold(_YOUNG)

@@ -63,6 +63,7 @@ def test_serving_is_asked_for_and_its_link_restores_it_in_another_language(serve
     many.fill("64")
     many.press("Enter")
     expect(page).to_have_url(re.compile("sequences=64(&|$)"))
+    drawn(page)  # which would close a list that was opened before
     layout = page.get_by_role("combobox", name="Layout")
     layout.press("ArrowDown")
     expect(page.get_by_role("option").first).to_be_visible()

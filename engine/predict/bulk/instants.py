@@ -121,22 +121,22 @@ def instants(
     First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
     """
     _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
-    told = _Stages(name, pp, np.array(which), _stages(name, pp, which, bool(encoders)), microbatches)
+    told = _Stages(name, pp, np.array(which), _stages(name, pp, which, bool(encoders), microbatches), microbatches)
     late, early = (told.highest(early, adamw) for early in (False, True))
     return {m: (late[m], early[m]) for m in microbatches}
 
 
-def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool) -> list[int]:
+def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: tuple[int, ...]) -> list[int]:
     """Those that can be the fullest: where nothing is put off, the first two and the last, as the others hold less of it all.
 
-    Otherwise also those in the middle, and where another piece of the model begins or ends.
+    Otherwise also those in the middle, where another piece of the model begins or ends, and the first that has all microbatches.
     """
     plain = name not in (*V_SHAPED, "zb-h1")
     if pp <= 6 and not plain:
         return list(range(pp))
     some = {0, min(1, pp - 1), pp - 1}
     if not plain:
-        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2}
+        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2, *(m - 1 for m in microbatches if m < pp)}
     if encodes or not plain:
         for c in range(1, len(which)):
             if which[c] != which[c - 1]:
@@ -255,7 +255,7 @@ class _Stages:
             ("gradient given", backs & ~before_another & (self.chunk < self.last)),
         ):
             here, piece, amount = self._own(actions, times)
-            found[name][here, piece] += amount
+            found[name][here, piece] += amount if name == "given" else 1  # gradients come one at a time
         if after_another.any():
             found["shared"] = self._running([self._own(f & before_another, -times), turned_back[0]])
         if self.split:

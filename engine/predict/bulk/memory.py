@@ -25,7 +25,7 @@ Real = NDArray[np.float64]
 
 
 def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
-    """The peak of each layout's fullest stage in bytes, and which stage that is; where several are as full, any of them.
+    """The peak of each layout's fullest stage in bytes, and which stage that is, the first of several as full.
 
     `workload` gives what is not in the grid. Layers are split as evenly as can be. (n,), (n,)
     """
@@ -49,7 +49,8 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
             matrix, beside, stages = told[int(microbatches[example])][bool(early[example])]
             reached = multiplied(matrix.astype(np.float64), have[part].T)
             reached += beside[:, None]
-            best[here[part]], where[here[part]] = reached.max(0), stages[reached.argmax(0)]
+            best[here[part]] = most = reached.max(0)
+            where[here[part]] = np.where(reached == most, stages[:, None], pp).min(0)
     return best, where
 
 
