@@ -11,7 +11,7 @@ from engine import catalog
 from engine.families import FamilyName
 from engine.predict.bulk.instants import instants
 from engine.predict.bulk.memory import fullest
-from engine.predict.grid import Grid
+from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.memory import memory
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
@@ -84,6 +84,17 @@ def test_of_gpipes_many_backward_passes_each_has_one_gradient_at_a_time(family: 
     grid = candidates(model, 8, 16)
     here = (grid.schedule == SCHEDULES.index("gpipe")) & (grid.pp == 8) & (grid.microbatches == 16)
     assert_equal(model, MIXED, grid.take(here))
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zb-v", "dualpipe-v"])
+def test_of_an_encoders_block_that_a_message_holds_longer_than_its_chunk(schedule: str) -> None:
+    model = ModelSpec(family="transformer", layers=12, hidden=64, heads=4, vocab=264, seq=32)
+    for ranks, batch in ((4, 8), (12, 24)):
+        grid = candidates(model, ranks, batch)
+        here = (grid.schedule == SCHEDULES.index(schedule)) & (grid.recompute == RECOMPUTES.index("full"))
+        here &= (grid.zero != 1) | (schedule != "dualpipe-v")  # whose last W can be highest after it let go of such a block
+        few = np.flatnonzero(here & (grid.pp > 1) & (grid.microbatches * grid.pp * grid.chunks <= 64))
+        assert_equal(model, MIXED, grid.take(few[:: max(1, len(few) // 24)]))
 
 
 def test_sizes_with_letters_are_what_numbers_give() -> None:

@@ -24,11 +24,11 @@ Real = NDArray[np.float64]
 
 # What there is between actions: of a pass in flight what it was given and what it keeps; messages; of passes whose W is owed the
 # first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
-# handed on and kept as well; and of it what is kept until W.
+# handed on and kept as well; of it what is kept until W; and what a message holds that its chunk let go of, by the action.
 STANDS = (
     "given", "flight", "gradient given", "handed", "gradient handed", "owed", "owed more", "after B", "after I 1",
     "after I", "after I over", "after W", "after W over", "states", "norm", "step", "shared",
-    "shared owed",
+    "shared owed I", "shared owed W", "lent B", "lent I", "lent W",
 )  # fmt: skip
 VALUES = (*ACTIONS, *STANDS)
 _A, _S = ({name: i for i, name in enumerate(names)} for names in (ACTIONS, STANDS))
@@ -161,7 +161,9 @@ class _Maker:
                 nets[name][0] += left[before] - left[name]
         messages = {
             "given": played.given, "gradient given": played.gradient_given, "handed": played.handed,
-            "gradient handed": played.gradient_handed, "shared": played.shared, "shared owed": played.shared_owed,
+            "gradient handed": played.gradient_handed, "shared": played.shared,
+            **{f"shared owed {kind}": size for kind, size in played.shared_owed.items()},
+            **{f"lent {kind}": size for kind, size in played.lent.items()},
         }  # fmt: skip
         given, gradient, handed, back, *_ = sizes = figures_of(messages.values(), self.known, self.found)
         for name, size in zip(messages, sizes, strict=True):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.plays import Form
+from engine.predict.bulk.points import undominated
 from engine.schedule.columns import KINDS, columns
 from engine.schedule.orders import Pass, messages_held, stage_passes
 from engine.spec import V_SHAPED, ScheduleName
@@ -73,26 +74,6 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
     return tuple(found), which
 
 
-def undominated(rows: Any, kinds: Any) -> NDArray[np.int64]:
-    """Numbers of the rows that are not, in every column, at most as large as another of their kind; of equal ones the first.
-
-    Of each kind the row with the largest sum is one, and all that it is above are none; so it goes on with those that are left.
-    Those whose equals come last in `rows` are told first.
-    """
-    sums = rows.sum(1)
-    left = np.lexsort((-sums, kinds))
-    kept, last = [], []
-    while len(left):
-        starts = np.flatnonzero(np.append(True, np.diff(kinds[left]) != 0))
-        largest = left[starts]
-        above = np.repeat(largest, np.diff(np.append(starts, len(left))))
-        beaten = (rows[left] <= rows[above]).all(1)
-        kept.append(largest)
-        last.append(np.maximum.reduceat(np.where(beaten & (sums[left] == sums[above]), left, -1), starts))
-        left = left[~beaten]
-    return np.concatenate(kept)[np.argsort(-np.concatenate(last))]
-
-
 def _first_of_each(rows: Any) -> list[int]:
     """Numbers of the rows that are not the same as an earlier one."""
     data = rows.tobytes()
@@ -121,7 +102,8 @@ def instants(
     First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
     """
     _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
-    told = _Stages(name, pp, np.array(which), _stages(name, pp, which, bool(encoders), microbatches), microbatches)
+    stages = _stages(name, pp, which, bool(encoders), microbatches)
+    told = _Stages(name, pp, np.array(which), stages, microbatches, bool(encoders))
     late, early = (told.highest(early, adamw) for early in (False, True))
     return {m: (late[m], early[m]) for m in microbatches}
 
@@ -188,13 +170,16 @@ class _Stages:
     An action changes what stands on its stage. So what stands before each is a running sum: of every piece, (actions, pieces).
     """
 
-    def __init__(self, name: ScheduleName, pp: int, which: Any, stages: list[int], microbatches: tuple[int, ...]) -> None:
+    def __init__(
+        self, name: ScheduleName, pp: int, which: Any, stages: list[int], microbatches: tuple[int, ...], encodes: bool
+    ) -> None:
+        self.encodes = encodes
         self.pp, self.which, self.count = pp, which, int(which.max()) + 1
         self.last = len(which) - 1
         self.stages, self.numbers = stages, microbatches
         orders = [_order(name, stage, pp, m, len(which) // pp) for m in microbatches for stage in stages]
         lengths = [len(order) for order, _ in orders]
-        self.kinds, self.chunk, _ = columns(order for order, _ in orders)
+        self.kinds, self.chunk, self.microbatch = columns(order for order, _ in orders)
         self.times = np.concatenate([times for _, times in orders])
         of = np.repeat(np.arange(len(orders)), lengths)  # which stage and number of microbatches
         self.first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)  # of each action's stage
@@ -256,15 +241,66 @@ class _Stages:
         ):
             here, piece, amount = self._own(actions, times)
             found[name][here, piece] += amount if name == "given" else 1  # gradients come one at a time
-        if after_another.any():
-            found["shared"] = self._running([self._own(f & before_another, -times), turned_back[0]])
+        if self.encodes and times.max() == 1:  # GPipe's many, put together, lend for no longer than they last
+            sent = self._gone(f & ~before_another & (self.chunk < self.last))
+            found |= self._lent(sent, after_another)
+            if after_another.any():
+                found["shared"] = self._running([self._own(f & before_another, -times), turned_back[0]])
+                found |= self._shared_owed(self.is_i & after_another, self.is_w & after_another, sent)
         if self.split:
             i, w, owed = self.is_i, self.is_w, self.owed
             found["owed"] = self._running([self._own(i & (owed == 0), times), self._own(w & (owed == 1), -times)])
             found["owed more"] = self._running([self._own(i & (owed > 0), times), self._own(w & (owed > 1), -times)])
-            if after_another.any():
-                owing = [self._others(i & after_another, -1, -times), self._others(w & after_another, -1, times)]
-                found["shared owed"] = self._running(owing)
+        return found
+
+    def _shared_owed(self, i: Any, w: Any, sent: Any) -> dict[str, Any]:
+        """What the chunk behind the turn holds from its I to its W and the one before holds too: until one of them lets go, or
+        until that W if a message holds it still. `i`, `w`: actions of the chunk behind; `sent`: see `_gone`.
+        """
+        found, before = {}, self.which[self.chunk[i] - 1]
+        of, chunk, microbatch = self.of[i], self.chunk[i], self.microbatch[i]
+        gone, last = sent[self._when(self.is_f, of, chunk, microbatch)], self._when(w, of, chunk, microbatch)
+        for kind, does in (("I", self.is_i), ("W", self.is_w)):
+            done = self._when(does, of, chunk - 1, microbatch)
+            first = np.where(done < gone, last, np.minimum(last, done))
+            ends = first < len(self.of)
+            found[f"shared owed {kind}"] = self._running([(np.flatnonzero(i), before, -1), (first[ends], before[ends], 1)])
+        return found
+
+    def _when(self, does: Any, of: Any, chunk: Any, microbatch: Any) -> Any:
+        """At which action a chunk does that with a microbatch; after the last of all where it does not."""
+        most = int(self.microbatch.max()) + 1
+        keys = (self.of * len(self.which) + self.chunk) * most + self.microbatch
+        found = np.full(int(keys.max()) + 1, len(self.of))
+        found[keys[does]] = np.flatnonzero(does)
+        return found[(of * len(self.which) + chunk) * most + microbatch]
+
+    def _gone(self, sends: Any) -> Any:
+        """At which action what a forward sent is gone: when so many more were sent the same way as may wait. (actions,)
+
+        After the last of all where it waits until the step's end, and −1 where nothing was sent.
+        """
+        here = np.flatnonzero(sends)
+        peer = self.of[here] * self.pp + self.place[self.chunk[here] + 1]
+        order = np.argsort(peer, kind="stable")
+        here, peer = here[order], peer[order]
+        later = np.arange(len(here)) + self.held[here]
+        which = np.minimum(later, len(here) - 1)
+        gone = np.full(len(self.of), -1)
+        gone[here] = np.where((later < len(here)) & (peer[which] == peer), here[which], len(self.of))
+        return gone
+
+    def _lent(self, sent: Any, after_another: Any) -> dict[str, Any]:
+        """Blocks of which a chunk has let go and a message has not. At the turn of a V the chunk that lends is the one before,
+        which handed the block on to the sender. The action that lets go is itself told as if the block went there.
+        """
+        here = np.flatnonzero(sent >= 0)
+        gone, holder, found = sent[here], self.chunk[here] - after_another[here], {}
+        piece = self.which[holder]
+        for kind, does in (("B", self.is_b), ("I", self.is_i), ("W", self.is_w)):
+            done = self._when(does, self.of[here], holder, self.microbatch[here])
+            late, ends = done < gone, (done < gone) & (gone < len(self.of))
+            found[f"lent {kind}"] = self._running([(done[late], piece[late], 1), (gone[ends], piece[ends], -1)])
         return found
 
     def _sent(self, actions: Any, step: int) -> Any:

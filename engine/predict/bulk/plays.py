@@ -24,7 +24,7 @@ from engine.predict.symbolic import Size, as_size, letter, sized, value
 from engine.predict.tape.buckets import TAKES, Bucket, Buckets, Parameter
 from engine.predict.tape.chunk import Sample, Shape
 from engine.predict.tape.parts import Kit
-from engine.predict.tape.passes import ChunkPasses, Counts, size_of
+from engine.predict.tape.passes import ChunkPasses, Counts, Lent, size_of
 from engine.predict.tape.reducing import Stretch
 from engine.predict.tape.sizes import FOUR, WIDTHS, Sizes
 from engine.predict.tape.tape import Apart, Block, Factors, Hold, Note, Record, Tape
@@ -94,8 +94,9 @@ class Played(NamedTuple):
     gradient_given: Size
     gradient_handed: Size
     shared: Size
-    shared_owed: Size  # of it, what the chunk behind holds until its W
+    shared_owed: dict[str, Size]  # of it, what the chunk behind holds until its W; by what this one lets go of it in, I or W
     ends: list[str]  # in which half of backward each tensor given goes
+    lent: dict[str, Size]  # what it lends a message and lets go of in a B, in an I or in a W: see `passes.Lent`
 
 
 class _Noting(Buckets):
@@ -162,6 +163,7 @@ class Plays:
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
         ends = self.of(form.behind, hooked, cut).ends if form.behind else []
         owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
+        owed_size, until = _total(dict.fromkeys(one, len(owed))), found.lent.ends["I"] if found.lent else "W"
         stretches = {kind: self._read(found.segments.get(kind, [])) for kind in "FBIW"}
         tape.clear()
         return Played(
@@ -172,8 +174,9 @@ class Plays:
             gradient_given=_total(found.gradient_given["I"]),
             gradient_handed=_total(found.gradient_handed["I"]),
             shared=_total(dict.fromkeys(one, len(found.shared))),
-            shared_owed=_total(dict.fromkeys(one, len(owed))),
+            shared_owed={kind: owed_size if kind == until else sized(0) for kind in "IW"},
             ends=found.given_ends["I"],
+            lent=_lent(found.lent),
         )
 
     def _read(self, stretches: list[Stretch]) -> list[Stretch]:
@@ -225,6 +228,14 @@ class Plays:
         changes = np.concatenate([nothing, sizes, -sizes[::-1]])
         leaves, tops = joined(changes, np.maximum(changes, 0), spans)
         return joined(np.concatenate([nothing, leaves]), np.concatenate([nothing, tops]), chains)
+
+
+def _lent(lent: Lent | None) -> dict[str, Size]:
+    nothing = dict.fromkeys("BIW", sized(0))
+    if lent is None:
+        return nothing
+    size = as_size(size_of(lent.records[0].factors))
+    return nothing | {"B": size, lent.ends["I"]: size}
 
 
 def _total(counts: Counts) -> Size:
