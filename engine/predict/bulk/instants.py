@@ -7,7 +7,7 @@ The rules are those of `engine.predict.tape.walk`.
 from __future__ import annotations
 
 import itertools
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.plays import Form
 from engine.predict.bulk.points import undominated
+from engine.schedule import Kind
 from engine.schedule.columns import KINDS, columns
 from engine.schedule.orders import Pass, messages_held, stage_passes
 from engine.spec import V_SHAPED, ScheduleName
@@ -246,34 +247,42 @@ class _Stages:
             found |= self._lent(sent, after_another)
             if after_another.any():
                 found["shared"] = self._running([self._own(f & before_another, -times), turned_back[0]])
-                found |= self._shared_owed(self.is_i & after_another, self.is_w & after_another, sent)
+                found |= self._shared_owed(np.flatnonzero(self.is_i & after_another), sent)
         if self.split:
             i, w, owed = self.is_i, self.is_w, self.owed
             found["owed"] = self._running([self._own(i & (owed == 0), times), self._own(w & (owed == 1), -times)])
             found["owed more"] = self._running([self._own(i & (owed > 0), times), self._own(w & (owed > 1), -times)])
         return found
 
-    def _shared_owed(self, i: Any, w: Any, sent: Any) -> dict[str, Any]:
+    def _shared_owed(self, i: Any, sent: Any) -> dict[str, Any]:
         """What the chunk behind the turn holds from its I to its W and the one before holds too: until one of them lets go, or
-        until that W if a message holds it still. `i`, `w`: actions of the chunk behind; `sent`: see `_gone`.
+        until that W if a message holds it still. `i`: which actions are that I; `sent`: see `_gone`.
         """
-        found, before = {}, self.which[self.chunk[i] - 1]
-        of, chunk, microbatch = self.of[i], self.chunk[i], self.microbatch[i]
-        gone, last = sent[self._when(self.is_f, of, chunk, microbatch)], self._when(w, of, chunk, microbatch)
-        for kind, does in (("I", self.is_i), ("W", self.is_w)):
-            done = self._when(does, of, chunk - 1, microbatch)
+        chunk = self.chunk[i]
+        found, before = {}, self.which[chunk - 1]
+        gone, last = sent[self._when("F", i, chunk)], self._when("W", i, chunk)
+        for kind in ("I", "W"):
+            done = self._when(kind, i, chunk - 1)
             first = np.where(done < gone, last, np.minimum(last, done))
             ends = first < len(self.of)
-            found[f"shared owed {kind}"] = self._running([(np.flatnonzero(i), before, -1), (first[ends], before[ends], 1)])
+            found[f"shared owed {kind}"] = self._running([(i, before, -1), (first[ends], before[ends], 1)])
         return found
 
-    def _when(self, does: Any, of: Any, chunk: Any, microbatch: Any) -> Any:
-        """At which action a chunk does that with a microbatch; after the last of all where it does not."""
-        most = int(self.microbatch.max()) + 1
-        keys = (self.of * len(self.which) + self.chunk) * most + self.microbatch
-        found = np.full(int(keys.max()) + 1, len(self.of))
-        found[keys[does]] = np.flatnonzero(does)
-        return found[(of * len(self.which) + chunk) * most + microbatch]
+    def _when(self, kind: Kind, here: Any, chunk: Any) -> Any:
+        """At which action a chunk does that with the microbatch of each action `here`; after the last of all if it does not."""
+        return self._places[kind][self._keys(self.of[here], chunk, self.microbatch[here])]
+
+    @cached_property
+    def _places(self) -> dict[Kind, Any]:
+        keys = self._keys(self.of, self.chunk, self.microbatch)
+        found = {kind: np.full(int(keys.max()) + 1, len(self.of)) for kind in KINDS}
+        for number, kind in enumerate(KINDS):
+            does = np.flatnonzero(self.kinds == number)
+            found[kind][keys[does]] = does
+        return found
+
+    def _keys(self, of: Any, chunk: Any, microbatch: Any) -> Any:
+        return (of * len(self.which) + chunk) * (max(self.numbers) + 1) + microbatch
 
     def _gone(self, sends: Any) -> Any:
         """At which action what a forward sent is gone: when so many more were sent the same way as may wait. (actions,)
@@ -297,8 +306,8 @@ class _Stages:
         here = np.flatnonzero(sent >= 0)
         gone, holder, found = sent[here], self.chunk[here] - after_another[here], {}
         piece = self.which[holder]
-        for kind, does in (("B", self.is_b), ("I", self.is_i), ("W", self.is_w)):
-            done = self._when(does, self.of[here], holder, self.microbatch[here])
+        for kind in KINDS[1:]:
+            done = self._when(kind, here, holder)
             late, ends = done < gone, (done < gone) & (gone < len(self.of))
             found[f"lent {kind}"] = self._running([(done[late], piece[late], 1), (gone[ends], piece[ends], -1)])
         return found
