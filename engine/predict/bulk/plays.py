@@ -4,15 +4,16 @@ What ZeRO adds to a pass depends on its stage and on the passes before. So a pla
 what happens between two such places is a span: blocks that come and go, the same whatever ZeRO does. Most spans are in several
 forms of chunk, and their figures are worked out once.
 
-ZeRO 2 and 3 have hooks in backward, which hold what a chunk was fed with for longer; 0 and 1 have none, and turn each gradient
-into fp32. A play tells of both. Only where a decoder attends to an encoder, hooks change which gradients are added up where; so
-such chunks are played once with hooks and once without.
+A play tells two things both ways at once. Backward is whole, B, or halved, I and W; what is owed then holds some blocks for
+longer. And ZeRO 2 and 3 have hooks in backward, which hold what a chunk was fed with for longer; 0 and 1 have none, and turn each
+gradient into fp32. Only where a decoder attends to an encoder, hooks change which gradients are added up where; so such chunks
+are played once with hooks and once without.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, Lent, size_of
 from engine.predict.tape.reducing import Stretch
 from engine.predict.tape.sizes import FOUR, WIDTHS, Sizes
-from engine.predict.tape.tape import Apart, Block, Factors, Hold, Note, Record, Tape
+from engine.predict.tape.tape import HALVES, HOOKS, WHOLE, Apart, Block, Case, Factors, Gradients, Hold, Note, Record, Tape
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
@@ -99,7 +100,35 @@ class Played(NamedTuple):
     lent: dict[str, Size]  # what it lends a message and lets go of in a B, in an I or in a W: see `passes.Lent`
 
 
-class _Noting(Buckets):
+class _Halving(Buckets):
+    """Tells in a backward's first half, I, what happens in a whole one, B, as well: it has the gradients that are left to W."""
+
+    def now_or_later(self, p: Parameter, compute: Callable[..., Block], *blocks: Block) -> Block | None:
+        if self.owed is None:
+            return compute(*blocks)
+        self.owed.append((p, compute, [Hold(block, HALVES) for block in blocks], self.tape.layer))
+        gradient = self._whole(lambda: compute(*blocks))
+        gradient.record.case = WHOLE
+        return gradient
+
+    def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
+        if self.owes(p):
+            self._whole(lambda: self.add(p, gradients))
+        else:
+            self.add(p, gradients)
+        return []
+
+    def _whole(self, run: Callable[[], Any]) -> Any:
+        """Run what happens in B only."""
+        tape, events = self.tape, self.tape.events
+        tape.events = []
+        found = run()
+        events.append((0, Apart(WHOLE, *tape.events)))
+        tape.events = events
+        return found
+
+
+class _Noting(_Halving):
     """Notes what ZeRO 3 would gather and release; and what differs where there are hooks, as they are here, and where not."""
 
     def __init__(self, *settings: Any) -> None:
@@ -121,10 +150,10 @@ class _Noting(Buckets):
     def convert(self, p: Parameter) -> None:
         if self.converts:
             record = Record("a gradient as fp32", (*p.shape, FOUR), False, "")
-            self.tape.events.append((0, Apart(False, (1, record), (-1, record))))
+            self.tape.apart(Case(HOOKS, False), (1, record), (-1, record))
 
     def hold(self, blocks: Iterable[Block]) -> list[Any]:
-        return [Hold(block) for block in blocks]
+        return [Hold(block, HOOKS) for block in blocks]
 
 
 class Plays:
@@ -157,14 +186,15 @@ class Plays:
         replicas: Any = letter("dp")
         dp = Factor("dp", replicas)
         converts = width.value != sizes.e.value
-        buckets = (_Noting if hooked else Buckets)(tape, sizes, dp, 3 if hooked else 1, True, converts, width)
-        player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("BIW"))
+        buckets = (_Noting if hooked else _Halving)(tape, sizes, dp, 3 if hooked else 1, True, converts, width)
+        player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("IW"))
         found = player.play()
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
         ends = self.of(form.behind, hooked, cut).ends if form.behind else []
         owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
         owed_size, until = _total(dict.fromkeys(one, len(owed))), found.lent.ends["I"] if found.lent else "W"
-        stretches = {kind: self._read(found.segments.get(kind, [])) for kind in "FBIW"}
+        segments = {kind: found.segments.get("I" if kind == "B" else kind, []) for kind in "FBIW"}
+        stretches = {kind: self._read(of, kind != "B") for kind, of in segments.items()}
         tape.clear()
         return Played(
             stretches=stretches,
@@ -179,8 +209,9 @@ class Plays:
             lent=_lent(found.lent),
         )
 
-    def _read(self, stretches: list[Stretch]) -> list[Stretch]:
+    def _read(self, stretches: list[Stretch], halved: bool) -> list[Stretch]:
         """Cut into spans. Of what is noted of a bucket's gradients, only the last to come can make a difference in an action."""
+        stretches = [(layer, count, list(_where(halved, events))) for layer, count, events in stretches]
         notes: list[Any] = [note for _, _, events in stretches for sign, note in events if not sign]
         last = {id(note.bucket): note for note in notes if isinstance(note, Note) and note.name == TAKES}
         times = Counter(id(note.bucket) for note in notes if isinstance(note, Note) and note.name == TAKES)
@@ -196,7 +227,7 @@ class Plays:
                 told += self._span(events[start:place])
                 start = place + 1
                 if isinstance(note, Apart):
-                    told += [(0, Only(note.hooked, span)) for _, span in self._span(note.events)]
+                    told += [(0, Only(note.case.so, span)) for _, span in self._span(note.events)]
                 else:
                     told.append((0, Note(TAKES, note.bucket, times[id(note.bucket)]) if taken else note))
             told += self._span(events[start:])
@@ -228,6 +259,16 @@ class Plays:
         changes = np.concatenate([nothing, sizes, -sizes[::-1]])
         leaves, tops = joined(changes, np.maximum(changes, 0), spans)
         return joined(np.concatenate([nothing, leaves]), np.concatenate([nothing, tops]), chains)
+
+
+def _where(halved: bool, events: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """What happens where backward is halved, or where it is whole."""
+    for event in events:
+        one = event[1]
+        if event[0] or not isinstance(one, Apart) or one.case.of != HALVES:
+            yield event
+        elif one.case.so == halved:
+            yield from _where(halved, one.events)
 
 
 def _lent(lent: Lent | None) -> dict[str, Size]:

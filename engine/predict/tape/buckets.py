@@ -13,6 +13,7 @@ from engine.spec import sentence
 
 Shape = tuple[Factor, ...]
 Run = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+Owed = tuple["Parameter", Callable[..., Block], Sequence[Any], int]  # how its gradient is made of what is held, in which layer
 REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
 LAYERS = sentence("the layers")  # the name of every layer's bucket
 EXPECTS, TAKES = "expects gradients", "takes a gradient"  # what is noted of a bucket
@@ -33,7 +34,7 @@ class Parameter:
 
     def __init__(self, shape: Shape, whole: bool, tape: Tape, bucket: Bucket) -> None:
         self.shape, self.whole, self.bucket = shape, whole, bucket
-        self.leaf = tape.leaf(lambda gradients, saved: bucket.accumulate(self, gradients))
+        self.leaf = tape.leaf(lambda gradients, saved: bucket.owner.accumulate(self, gradients))
 
 
 class Bucket:
@@ -72,15 +73,6 @@ class Bucket:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
-        """A gradient that autograd brings. It is gone when this returns."""
-        owed = self.owner.owed
-        if owed is None or all(p is not q for q, _, _ in owed):
-            self.owner.convert(p)
-            gradients.clear()
-            self.take()
-        return []
-
     def expect(self) -> None:
         """A backward pass comes by."""
         if self.owner.zero >= 2:
@@ -107,7 +99,7 @@ class Buckets:
             g,
         )
         self.all: list[Bucket] = []
-        self.owed: list[tuple[Parameter, Callable[[], Block], int]] | None = None
+        self.owed: list[Owed] | None = None
 
     def bucket(self, name: str) -> Bucket:
         self.all.append(Bucket(self, name))
@@ -118,10 +110,26 @@ class Buckets:
         if self.zero < 2 and self.converts:
             self.tape.touch("a gradient as fp32", *p.shape, FOUR)
 
-    def now_or_later(self, p: Parameter, compute: Callable[[], Block]) -> Block | None:
+    def owes(self, p: Parameter) -> bool:
+        """Whether its gradient comes in W."""
+        return self.owed is not None and any(p is q for q, *_ in self.owed)
+
+    def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
+        """A gradient that autograd brings. It is gone when this returns."""
+        if not self.owes(p):
+            self.add(p, gradients)
+        return []
+
+    def add(self, p: Parameter, gradients: Gradients) -> None:
+        self.convert(p)
+        gradients.clear()
+        p.bucket.take()
+
+    def now_or_later(self, p: Parameter, compute: Callable[..., Block], *blocks: Block) -> Block | None:
+        """The gradient that is made of these blocks, unless it is owed."""
         if self.owed is None:
-            return compute()
-        self.owed.append((p, compute, self.tape.layer))
+            return compute(*blocks)
+        self.owed.append((p, compute, blocks, self.tape.layer))
         return None
 
     # ---------------------------------------------------------------------------------------------------------- values

@@ -115,10 +115,7 @@ class Kit:
             padded = t.new("gradients on their way", *z.full) if first else partial
             for_input = self.leave(padded)
             del padded
-            if later:
-                grad_weight = self.buckets.now_or_later(weight, lambda: for_weight(gradient, kept))
-            else:
-                grad_weight = for_weight(gradient, kept)
+            grad_weight = self.buckets.now_or_later(weight, for_weight, gradient, kept) if later else for_weight(gradient, kept)
             if bias is None:
                 return [for_input, grad_weight, None]
             return [for_input, grad_weight, t.new("gradients of biases and norms", *bias.shape, z.e)]
@@ -149,7 +146,7 @@ class Kit:
             whole = self.enter(gradient)
             for_input = t.new("gradients on their way", z.B, z.R, inputs, z.e)
             matmul(t, z, (z.B, z.R), (outputs,), (inputs,))
-            return [for_input, self.buckets.now_or_later(weight, lambda: for_weight(whole, kept))]
+            return [for_input, self.buckets.now_or_later(weight, for_weight, whole, kept)]
 
         node.run = run
         return Value(y, node)

@@ -249,6 +249,8 @@ class ChunkPasses:
             assert gradient is not None
             if getrefcount(gradient) > _TAKEN:
                 gradient = self.tape.like(gradient)
+            else:
+                gradient.written()
             flight.gradients[place] = gradient
             return []
 
@@ -288,10 +290,10 @@ class ChunkPasses:
         t, buckets = self.tape, self.kit.buckets
         t.at(action)
         while flight.owed:
-            parameter, compute, layer = flight.owed.pop(0)
+            parameter, compute, held, layer = flight.owed.pop(0)
             t.at(action, layer)
-            gradient = compute()
-            del compute
+            gradient = compute(*held)
+            del held
             buckets.convert(parameter)
             parameter.bucket.take()
             del gradient

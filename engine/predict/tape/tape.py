@@ -19,17 +19,30 @@ from engine.predict.terms import Factor
 Factors = tuple[Factor, ...]
 
 
+class Case(NamedTuple):
+    """Where a tape tells of two cases at once, one of them."""
+
+    of: str  # `HOOKS` or `HALVES`
+    so: bool
+
+
+HOOKS, HALVES = "hooks", "halves"  # whether there are hooks; whether backward is halved, into I and W
+HALVED, WHOLE = Case(HALVES, True), Case(HALVES, False)
+
+
 class Record:
     """A block, for the books: what it is, how large, whether it was made in the door, and the actions it came and went in.
 
-    `layered`: whether it was made in a layer. `hooks`: how many of them hold it, where that is told apart.
+    `layered`: whether it was made in a layer. `case`: where it goes with its `Block` in that case only. `holds`: how many `Hold`s
+    it has, which it waits for in the other.
     """
 
-    __slots__ = ("born", "died", "door", "factors", "hooks", "layered", "name")
+    __slots__ = ("born", "case", "died", "door", "factors", "holds", "layered", "name")
 
     def __init__(self, name: str, factors: Factors, door: bool, born: str, layered: bool = False) -> None:
         self.name, self.factors, self.door, self.born, self.layered = name, factors, door, born, layered
-        self.died, self.hooks = "", 0
+        self.died, self.holds = "", 0
+        self.case: Case | None = None
 
 
 class Note(Record):
@@ -42,12 +55,13 @@ class Note(Record):
 
 
 class Apart(Record):
-    """No block either: what comes and goes only with hooks, or only without, in a tape that tells of both."""
+    """No block either: what happens in one case only."""
 
-    __slots__ = ("events", "hooked")
+    __slots__ = ("events",)
+    case: Case
 
-    def __init__(self, hooked: bool, *events: tuple[int, Record]) -> None:
-        self.hooked, self.events = hooked, events
+    def __init__(self, case: Case, *events: tuple[int, Record]) -> None:
+        self.case, self.events = case, events
 
 
 class Block:
@@ -61,22 +75,35 @@ class Block:
     def __del__(self) -> None:
         tape, record = self.tape, self.record
         record.died = tape.action
-        tape.events.append((0, Apart(False, (-1, record))) if record.hooks else (-1, record))
+        tape.events.append((-1, record) if record.case is None else (0, Apart(record.case, (-1, record))))
+
+    def written(self) -> None:
+        """Something is written to it that only its variable refers to: where `Hold`s may be there too, that takes another."""
+        held, tape = self.record, self.tape
+        if held.holds:
+            self.record = Record(held.name, held.factors, held.door, tape.action, tape.layer >= 0)
+            held.died = tape.action
+            tape.apart(HALVED, (1, self.record))
 
 
 class Hold:
-    """A hook's hold on a block, told apart from what else refers to it."""
+    """A hold on a block that is there in one case only, told apart from what else refers to it."""
 
-    __slots__ = ("record", "tape")
+    __slots__ = ("of", "record", "tape")
 
-    def __init__(self, block: Block) -> None:
-        self.record, self.tape = block.record, block.tape
-        self.record.hooks += 1
+    def __init__(self, block: Block, of: str) -> None:
+        self.record, self.tape, self.of = block.record, block.tape, of
+        self.record.holds += 1
+        self.record.case = Case(of, False)
 
     def __del__(self) -> None:
-        self.record.hooks -= 1
-        if self.record.died and not self.record.hooks:
-            self.tape.events.append((0, Apart(True, (-1, self.record))))
+        record = self.record
+        record.holds -= 1
+        if not record.holds:
+            if record.died:
+                record.died = self.tape.action
+                self.tape.apart(Case(self.of, True), (-1, record))
+            record.case = None
 
 
 class Segment(NamedTuple):
@@ -177,6 +204,10 @@ class Tape:
     def note(self, name: str, bucket: Any) -> None:
         """Put down what happens, where what it does to memory is known only later."""
         self.events.append((0, Note(name, bucket)))
+
+    def apart(self, case: Case, *events: tuple[int, Record]) -> None:
+        """Put down what happens in that case only."""
+        self.events.append((0, Apart(case, *events)))
 
     # ------------------------------------------------------------------------------------------------------- autograd
 
@@ -312,6 +343,8 @@ class Tape:
             return
         if getrefcount(there) > _ALONE:
             node.inbox[place] = self.like(there)
+        else:
+            there.written()
 
 
 _ALONE = 3  # references to a block that only an inbox has: the inbox's, the variable's, the call's
