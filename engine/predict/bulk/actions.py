@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.plays import GATHERS, LETTERS, RELEASES, Form, Only, Played, Plays, Structure
-from engine.predict.symbolic import Size
-from engine.predict.tape.buckets import EXPECTS, TAKES, Bucket, numbers
+from engine.predict.bulk.books import GATHERS
+from engine.predict.bulk.plays import Form, Held, Played, Plays, Structure, letter_of
+from engine.predict.tape.buckets import EXPECTS, TAKES
 from engine.predict.tape.reducing import FRESH, MANY, Reductions, State, Stretch
+from engine.predict.terms import Factor
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # plays of so many are kept, the latest
@@ -21,16 +22,6 @@ _STRUCTURES = 256  # plays of so many are kept, the latest
 # "I after B": else, where the pass before was not halved. With ZeRO 1 and 0 the latter three are like the others.
 ACTIONS = ("F", "B", "B 1", "I", "I 1", "I over", "I after B", "W", "W 1", "W over")
 BLOCKS = 3  # of a bucket: a share of its gradients, all of them, and all as they come
-
-
-class Held(NamedTuple):
-    """A bucket: the number of its sizes among the structure's; how often, as 0 for once, or 1 or 2 for the letter that says
-    so; whether it counts in the norm.
-    """
-
-    number: int
-    part: int
-    counted: bool
 
 
 class Actions(NamedTuple):
@@ -44,7 +35,7 @@ class Actions(NamedTuple):
     held: list[Held]
 
 
-Run = tuple[int, ...]  # each is a number of a chain, from one; or, if negative, a block as it comes, or as it goes: see `block`
+Run = tuple[int, ...]  # each is a number of a span, from one; or, if negative, a block as it comes, or as it goes: see `block`
 
 
 def block(number: int, which: int, goes: bool) -> int:
@@ -58,7 +49,6 @@ class Acted(Plays):
     def __init__(self, structure: Structure) -> None:
         super().__init__(structure)
         self._actions: dict[tuple[Form, int, bool], Actions] = {}
-        self._sizes: dict[tuple[Any, ...], int] = {}
         self._runs: dict[Run, int] = {}
 
     def actions(self, form: Form, zero: int, cut: bool) -> Actions:
@@ -71,14 +61,9 @@ class Acted(Plays):
 
     def _of(self, played: Played, zero: int, e: Any) -> Actions:
         """`e`: bytes of a number of parameters."""
-        reductions = Reductions(zero, e, self.structure.width, played.weights, played.stretches["W"])
-        told = _Told(_stretches(played, zero, reductions), reductions)
-        held = [Held(self._number_of(bucket), _letter(times), bucket.counted) for bucket, times in played.weights]
-        records = zip(held, reductions.under_way, reductions.incoming, strict=True)
-        of_buckets = [(one, [*(under_way or (None, None)), incoming]) for one, under_way, incoming in records]
-        blocks = {
-            id(record): block(one.number, kind, False) for one, several in of_buckets for kind, record in enumerate(several)
-        }
+        of = played.stretches[zero >= 2]
+        reductions = _Reductions(zero, e, self.structure.width, played.weights, of["W"], [one.number for one in played.held])
+        told = _Told(_stretches(of, zero, reductions), reductions)
         numbers, letters, firsts, which, found = list[int](), list[int](), list[int](), list[int](), list[list[Stretch]]()
         for name in ACTIONS:
             stretches = told.stretches[name]
@@ -87,44 +72,14 @@ class Acted(Plays):
             if not same:
                 found.append(stretches)
                 firsts.append(len(numbers))
-                for letter, run in self._told(stretches, blocks):
+                for letter, run in _runs(stretches):
                     numbers.append(self._runs.setdefault(run, len(self._runs)))
                     letters.append(letter)
-        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, held)
+        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, played.held)
 
     def runs(self) -> list[Run]:
         with self.one_at_a_time:
             return list(self._runs)
-
-    def _told(self, stretches: list[Stretch], blocks: dict[int, int]) -> Iterator[tuple[int, Run]]:
-        """An action's runs, each with its letter. `blocks`: what stands for records as they come."""
-        letter, run, spans = 0, list[int](), list[int]()
-
-        def chained() -> list[int]:
-            found = [self.chain(spans)] if spans else []
-            spans.clear()
-            return found
-
-        for _, times, events in stretches:
-            of_stretch = _letter(times)
-            if of_stretch or letter:
-                yield letter, (*run, *chained())
-                letter, run = of_stretch, []
-            for sign, one in events:
-                if isinstance(one, tuple):
-                    spans += one
-                else:
-                    run += (*chained(), blocks[id(one)] - (sign < 0))
-        yield letter, (*run, *chained())
-
-    def _number_of(self, bucket: Bucket) -> int:
-        sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))
-        return self._sizes.setdefault((bucket.size.value, bucket.share.value, *sizes), len(self._sizes))
-
-    def bucket_sizes(self) -> list[tuple[Any, ...]]:
-        """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""
-        with self.one_at_a_time:
-            return list(self._sizes)
 
 
 @lru_cache(maxsize=_STRUCTURES)
@@ -132,39 +87,45 @@ def acted(structure: Structure) -> Acted:
     return Acted(structure)
 
 
-def _letter(times: Any) -> int:
-    return 1 + LETTERS.index(times.atoms[0].name) if isinstance(times, Size) else 0
+class _Reductions(Reductions):
+    """`sizes`: the numbers of the buckets' sizes, by which their blocks are told in runs."""
+
+    def __init__(self, zero: int, e: Factor, g: Factor, weights: Any, later: list[Stretch], sizes: list[int]) -> None:
+        self._sizes = sizes
+        super().__init__(zero, e, g, weights, later)
+
+    def _blocks(self) -> tuple[list[Any], list[Any]]:
+        share, size, incoming = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
+        return [list(both) for both in zip(share, size, strict=True)], incoming
 
 
-_SINCE = {TAKES: 1, EXPECTS: 2, GATHERS: 3, RELEASES: 3}  # from which ZeRO stage on something happens
+_SINCE = {TAKES: 1, EXPECTS: 2}  # from which ZeRO stage on something happens
 
 
-def _stretches(played: Played, zero: int, reductions: Reductions) -> dict[str, list[Stretch]]:
+def _stretches(of: dict[str, list[Stretch]], zero: int, reductions: Reductions) -> dict[str, list[Stretch]]:
     """As they are at that ZeRO stage. With 3 values are gathered and released, in blocks as large as gradients that wait."""
-    which = {id(bucket): n for n, (bucket, _) in enumerate(played.weights)}
 
     def told(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        spans: tuple[int, ...] = ()  # with nothing between them
-        for sign, one in events:
-            if sign:
-                spans += (one,)
-            elif isinstance(one, Only):
-                spans += (one.span,) if one.hooked == (zero >= 2) else ()
-            elif zero >= _SINCE[one.name]:
-                if spans:
-                    yield 1, spans
-                    spans = ()
-                if one.name in (EXPECTS, TAKES):
-                    yield 0, one
-                else:
-                    yield (1 if one.name == GATHERS else -1), reductions.incoming[which[id(one.bucket)]]
-        if spans:
-            yield 1, spans
+        for event in events:
+            sign, one = event
+            if sign or zero >= _SINCE.get(one.name, 4):
+                yield event
+            elif zero == 3:
+                yield (1 if one.name == GATHERS else -1), reductions.incoming[reductions.numbers[id(one.bucket)]]
 
-    return {
-        kind: [(layer, times, list(told(events))) for layer, times, events in stretches]
-        for kind, stretches in played.stretches.items()
-    }
+    return {kind: [(layer, times, list(told(events))) for layer, times, events in stretches] for kind, stretches in of.items()}
+
+
+def _runs(stretches: list[tuple[int, Any, Any]]) -> Iterator[tuple[int, Run]]:
+    """An action's runs, each with its letter."""
+    letter, run = 0, list[Any]()
+    for _, times, events in stretches:
+        of_stretch = letter_of(times)
+        if of_stretch or letter:
+            yield letter, tuple(run)
+            letter, run = of_stretch, []
+        run += [one - (sign < 0) for sign, one in events]
+    yield letter, tuple(run)
 
 
 class _Told:

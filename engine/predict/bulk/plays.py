@@ -13,27 +13,27 @@ are played once with hooks and once without.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.bulk.books import Books, Chapter, Halving, Noting, Numbers, page_of
 from engine.predict.bulk.points import joined
 from engine.predict.symbolic import Size, as_size, letter, sized, value
-from engine.predict.tape.buckets import TAKES, Bucket, Buckets, Parameter
+from engine.predict.tape.buckets import TAKES, Bucket, numbers
 from engine.predict.tape.chunk import Sample, Shape
 from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, Lent, size_of
 from engine.predict.tape.reducing import Stretch
-from engine.predict.tape.sizes import FOUR, WIDTHS, Sizes
-from engine.predict.tape.tape import HALVES, HOOKS, WHOLE, Apart, Block, Case, Factors, Gradients, Hold, Note, Record, Tape
+from engine.predict.tape.sizes import WIDTHS, Sizes
+from engine.predict.tape.tape import Note
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
 Real = NDArray[np.float64]
-GATHERS, RELEASES = "gathers values", "releases values"  # what is noted of a bucket, and happens with ZeRO 3
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
 
 
@@ -78,18 +78,22 @@ class Structure(NamedTuple):
         return Sizes.of(self.model, self.workload, letter("tp"), letter("B"), self.sequence, self.recompute, flags)
 
 
-class Only(NamedTuple):
-    """A span that is there with hooks, which ZeRO 2 and 3 have, or without."""
+class Held(NamedTuple):
+    """A bucket: the number of its sizes among the structure's; how often, as 0 for once, or 1 or 2 for the letter that says
+    so; whether it counts in the norm.
+    """
 
-    hooked: bool
-    span: int
+    number: int
+    part: int
+    counted: bool
 
 
 class Played(NamedTuple):
-    """`stretches`, by action: of events (1, number of a span), (0, note) and (0, only)."""
+    """`stretches`, by whether there are hooks, and by action: of events (1, number of a span) and (0, note)."""
 
-    stretches: dict[str, list[Stretch]]
+    stretches: dict[bool, dict[str, list[Stretch]]]
     weights: list[tuple[Bucket, Any]]
+    held: list[Held]  # the same
     given: Size
     handed: Size
     gradient_given: Size
@@ -100,65 +104,9 @@ class Played(NamedTuple):
     lent: dict[str, Size]  # what it lends a message and lets go of in a B, in an I or in a W: see `passes.Lent`
 
 
-class _Halving(Buckets):
-    """Tells in a backward's first half, I, what happens in a whole one, B, as well: it has the gradients that are left to W."""
-
-    def now_or_later(self, p: Parameter, compute: Callable[..., Block], *blocks: Block) -> Block | None:
-        if self.owed is None:
-            return compute(*blocks)
-        self.owed.append((p, compute, [Hold(block, HALVES) for block in blocks], self.tape.layer))
-        gradient = self._whole(lambda: compute(*blocks))
-        gradient.record.case = WHOLE
-        return gradient
-
-    def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
-        if self.owes(p):
-            self._whole(lambda: self.add(p, gradients))
-        else:
-            self.add(p, gradients)
-        return []
-
-    def _whole(self, run: Callable[[], Any]) -> Any:
-        """Run what happens in B only."""
-        tape, events = self.tape, self.tape.events
-        tape.events = []
-        found = run()
-        events.append((0, Apart(WHOLE, *tape.events)))
-        tape.events = events
-        return found
-
-
-class _Noting(_Halving):
-    """Notes what ZeRO 3 would gather and release; and what differs where there are hooks, as they are here, and where not."""
-
-    def __init__(self, *settings: Any) -> None:
-        super().__init__(*settings)
-        self._gathered: set[int] = set()
-
-    def fetch(self, buckets: Sequence[Bucket]) -> None:
-        for bucket in buckets:
-            if id(bucket) not in self._gathered:
-                self._gathered.add(id(bucket))
-                self.tape.note(GATHERS, bucket)
-
-    def release(self, buckets: Sequence[Bucket]) -> None:
-        for bucket in buckets:
-            if id(bucket) in self._gathered:
-                self._gathered.remove(id(bucket))
-                self.tape.note(RELEASES, bucket)
-
-    def convert(self, p: Parameter) -> None:
-        if self.converts:
-            record = Record("a gradient as fp32", (*p.shape, FOUR), False, "")
-            self.tape.apart(Case(HOOKS, False), (1, record), (-1, record))
-
-    def hold(self, blocks: Iterable[Block]) -> list[Any]:
-        return [Hold(block, HOOKS) for block in blocks]
-
-
 class Plays:
-    """The plays of one structure. A span is a tuple of numbers of sizes, counted from one, with the sign of their events; a chain
-    is a tuple of numbers of spans, counted from one too.
+    """The plays of one structure. A span is a tuple of numbers of sizes, with the sign of their events; spans and sizes are
+    counted from one.
 
     Searches in several threads may share one: what is added to it is added by one at a time.
     """
@@ -166,10 +114,9 @@ class Plays:
     def __init__(self, structure: Structure) -> None:
         self.one_at_a_time = RLock()
         self.structure, self.sizes = structure, {cut: structure.sizes(cut) for cut in (False, True)}
-        self._columns: dict[Size, int] = {}
-        self._known: dict[Factors, int] = {}
+        self._numbers = Numbers()
         self._spans: dict[tuple[int, ...], int] = {}
-        self._chains: dict[tuple[int, ...], int] = {}
+        self._buckets: dict[tuple[Any, ...], int] = {}
         self._played: dict[tuple[Form, bool, bool], Played] = {}
 
     def of(self, form: Form, early: bool, cut: bool) -> Played:
@@ -182,23 +129,27 @@ class Plays:
             return self._played[key]
 
     def _play(self, form: Form, hooked: bool, cut: bool) -> Played:
-        tape, width, sizes = Tape(), self.structure.width, self.sizes[cut]
+        tape, width, sizes = Books(self._numbers), self.structure.width, self.sizes[cut]
         replicas: Any = letter("dp")
         dp = Factor("dp", replicas)
         converts = width.value != sizes.e.value
-        buckets = (_Noting if hooked else _Halving)(tape, sizes, dp, 3 if hooked else 1, True, converts, width)
+        buckets = (Noting if hooked else Halving)(tape, sizes, dp, 3 if hooked else 1, True, converts, width)
         player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("IW"))
-        found = player.play()
+        found, weights = player.play(), player.chunk.weights()
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size
         ends = self.of(form.behind, hooked, cut).ends if form.behind else []
         owed = [i for i in found.shared if i < len(ends) and ends[i] == "W"]
         owed_size, until = _total(dict.fromkeys(one, len(owed))), found.lent.ends["I"] if found.lent else "W"
-        segments = {kind: found.segments.get("I" if kind == "B" else kind, []) for kind in "FBIW"}
-        stretches = {kind: self._read(of, kind != "B") for kind, of in segments.items()}
+        actions: dict[str, Any] = {**found.segments, "B": found.segments["I"]}
+        stretches = {
+            case: {kind: self._stretches(actions.get(kind, []), page_of(case, kind != "B")) for kind in "FBIW"}
+            for case in ([hooked] if self.structure.model.parts.encoder else [False, True])
+        }
         tape.clear()
         return Played(
             stretches=stretches,
-            weights=player.chunk.weights(),
+            weights=weights,
+            held=[Held(self._number_of(bucket), letter_of(times), bucket.counted) for bucket, times in weights],
             given=_total(found.given),
             handed=_total(found.handed),
             gradient_given=_total(found.gradient_given["I"]),
@@ -209,66 +160,57 @@ class Plays:
             lent=_lent(found.lent),
         )
 
-    def _read(self, stretches: list[Stretch], halved: bool) -> list[Stretch]:
-        """Cut into spans. Of what is noted of a bucket's gradients, only the last to come can make a difference in an action."""
-        stretches = [(layer, count, list(_where(halved, events))) for layer, count, events in stretches]
-        notes: list[Any] = [note for _, _, events in stretches for sign, note in events if not sign]
-        last = {id(note.bucket): note for note in notes if isinstance(note, Note) and note.name == TAKES}
-        times = Counter(id(note.bucket) for note in notes if isinstance(note, Note) and note.name == TAKES)
+    def _stretches(self, action: list[tuple[int, Any, Chapter]], page: int) -> list[Stretch]:
+        """One page of an action, cut into spans. Of what is noted of a bucket's gradients, only the last to come can make a
+        difference.
+        """
+        here = [(layer, times, told.pages[page], told.noted(page)) for layer, times, told in action]
+        taken = Counter(id(note.bucket) for *_, notes in here for _, note in notes if note.name == TAKES)
+        left = taken.copy()
         found = []
-        for layer, count, events in stretches:
-            told: list[Any] = []
-            start = 0
-            for place in [i for i, event in enumerate(events) if not event[0]]:
-                note: Any = events[place][1]
-                taken = isinstance(note, Note) and note.name == TAKES
-                if taken and last[id(note.bucket)] is not note:
+        for layer, times, codes, notes in here:
+            events, start = list[tuple[int, Any]](), 0
+            for place, note in notes:
+                bucket = id(note.bucket)
+                left[bucket] -= note.name == TAKES
+                if note.name == TAKES and left[bucket]:
                     continue
-                told += self._span(events[start:place])
-                start = place + 1
-                if isinstance(note, Apart):
-                    told += [(0, Only(note.case.so, span)) for _, span in self._span(note.events)]
-                else:
-                    told.append((0, Note(TAKES, note.bucket, times[id(note.bucket)]) if taken else note))
-            told += self._span(events[start:])
-            found.append((layer, count, told))
+                events += self._span(codes[start:place])
+                events.append((0, Note(TAKES, note.bucket, taken[bucket]) if note.name == TAKES else note))
+                start = place
+            events += self._span(codes[start:])
+            if events:
+                found.append((layer, times, events))
         return found
 
-    def _span(self, events: Sequence[tuple[int, Record]]) -> list[tuple[int, Any]]:
-        known = self._known
-        codes = tuple([sign * (known.get(r.factors) or self._look_up(r.factors)) for sign, r in events if sign])
-        return [(1, self._spans.setdefault(codes, len(self._spans) + 1))] if codes else []
+    def _span(self, codes: list[int]) -> list[tuple[int, Any]]:
+        return [(1, self._spans.setdefault(tuple(codes), len(self._spans) + 1))] if codes else []
 
-    def _look_up(self, factors: Factors) -> int:
-        self._known[factors] = self._columns.setdefault(as_size(size_of(factors)), len(self._columns) + 1)
-        return self._known[factors]
+    def _number_of(self, bucket: Bucket) -> int:
+        sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))
+        return self._buckets.setdefault((bucket.size.value, bucket.share.value, *sizes), len(self._buckets))
 
-    def chain(self, spans: list[int]) -> int:
-        """The number of these spans, one behind the other."""
-        return self._chains.setdefault(tuple(spans), len(self._chains) + 1)
+    def bucket_sizes(self) -> list[tuple[Any, ...]]:
+        """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""
+        with self.one_at_a_time:
+            return list(self._buckets)
 
     def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
-        """What each chain leaves, and the most that it ever adds: (chains, n) each. `known`: `tp` and `B` of n layouts."""
+        """What each span leaves, and the most that it ever adds: (spans, n) each. `known`: `tp` and `B` of n layouts."""
         found: dict[Any, Any] = {}
         with self.one_at_a_time:
-            columns, spans, chains = list(self._columns), list(self._spans), list(self._chains)
+            columns, spans = list(self._numbers.sizes), list(self._spans)
         sizes = np.zeros((len(columns), count))
         for number, size in enumerate(columns):
             sizes[number] = value(size, known, found)
         nothing = np.zeros((1, count))
         changes = np.concatenate([nothing, sizes, -sizes[::-1]])
-        leaves, tops = joined(changes, np.maximum(changes, 0), spans)
-        return joined(np.concatenate([nothing, leaves]), np.concatenate([nothing, tops]), chains)
+        return joined(changes, np.maximum(changes, 0), spans)
 
 
-def _where(halved: bool, events: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """What happens where backward is halved, or where it is whole."""
-    for event in events:
-        one = event[1]
-        if event[0] or not isinstance(one, Apart) or one.case.of != HALVES:
-            yield event
-        elif one.case.so == halved:
-            yield from _where(halved, one.events)
+def letter_of(times: Any) -> int:
+    """Which of `LETTERS` that is, from one, or 0 if none."""
+    return 1 + LETTERS.index(times.atoms[0].name) if isinstance(times, Size) else 0
 
 
 def _lent(lent: Lent | None) -> dict[str, Size]:

@@ -234,11 +234,10 @@ class ChunkPasses:
 
     def _drop(self, blocks: list[Block], what: str) -> list[Record]:
         """Let go of what was handed on, and return it; what then goes is what waits to be sent."""
-        events = self.tape.parts[-1][1]
-        before, records = len(events), [block.record for block in blocks]
+        records = [block.record for block in blocks]
         blocks.clear()
         self._passes[what] += 1
-        self._blocks[what] += [record for _, record in events[before:]]
+        self._blocks[what] += [record for record in dict.fromkeys(records) if record.died]
         return records
 
     def _keep(self, flight: _Flight):  # type: ignore[no-untyped-def]
@@ -250,7 +249,7 @@ class ChunkPasses:
             if getrefcount(gradient) > _TAKEN:
                 gradient = self.tape.like(gradient)
             else:
-                gradient.written()
+                self.tape.written(gradient)
             flight.gradients[place] = gradient
             return []
 

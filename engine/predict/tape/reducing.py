@@ -40,19 +40,18 @@ class Reductions:
         of it. `later`: what W does.
         """
         self.zero, self.all = zero, list(weights)
-        self._numbers = {id(bucket): number for number, (bucket, _) in enumerate(self.all)}
-        width = g if zero == 1 else e
-        self.e, self.width = e, width
-        self.under_way = [
-            [_record(b, REDUCING[0], b.share, width), _record(b, REDUCING[1], b.size, width)] if zero else [] for b, _ in self.all
-        ]
-        self.incoming = [_record(b, "gradients of a layer, not yet reduced", b.size, e) for b, _ in self.all]
+        self.numbers = {id(bucket): number for number, (bucket, _) in enumerate(self.all)}
+        self.e, self.width = e, g if zero == 1 else e
+        self.under_way, self.incoming = self._blocks()
         self._later = Counter[int]()
         for note in (note for _, _, events in later for _, note in events if isinstance(note, Note)):
-            self._later[self._number(note)] += note.times
+            self._later[self.numbers[id(note.bucket)]] += note.times
 
-    def _number(self, note: Note) -> int:
-        return self._numbers[id(note.bucket)]
+    def _blocks(self) -> tuple[list[Any], list[Any]]:
+        """Of each bucket those of a reduction, and the one of gradients that wait for more."""
+        width, several = self.width, [bucket for bucket, _ in self.all]
+        under_way = [[_record(b, REDUCING[0], b.share, width), _record(b, REDUCING[1], b.size, width)] for b in several]
+        return under_way, [_record(b, "gradients of a layer, not yet reduced", b.size, self.e) for b in several]
 
     def before(self, pending: int) -> list[Record]:
         """What is under way in that state."""
@@ -71,18 +70,19 @@ class Reductions:
         pending, found = state.pending, []
         for layer, times, events in stretches:
             told: Events = []
-            for sign, record in events:
-                if not isinstance(record, Note):
-                    told.append((sign, record))
+            for event in events:
+                note: Any = event[1]
+                if not isinstance(note, Note):
+                    told.append(event)
                     continue
-                n = self._number(record)
-                if record.name == EXPECTS:
-                    missing[n] += len(record.bucket.parameters)
+                n = self.numbers[id(note.bucket)]
+                if note.name == EXPECTS:
+                    missing[n] += len(note.bucket.parameters)
                     if not incoming[n]:
                         told.append((1, self.incoming[n]))
                         incoming[n] = True
                     continue
-                missing[n] -= record.times
+                missing[n] -= note.times
                 if missing[n]:
                     continue
                 if self.zero >= 2:

@@ -19,30 +19,17 @@ from engine.predict.terms import Factor
 Factors = tuple[Factor, ...]
 
 
-class Case(NamedTuple):
-    """Where a tape tells of two cases at once, one of them."""
-
-    of: str  # `HOOKS` or `HALVES`
-    so: bool
-
-
-HOOKS, HALVES = "hooks", "halves"  # whether there are hooks; whether backward is halved, into I and W
-HALVED, WHOLE = Case(HALVES, True), Case(HALVES, False)
-
-
 class Record:
     """A block, for the books: what it is, how large, whether it was made in the door, and the actions it came and went in.
 
-    `layered`: whether it was made in a layer. `case`: where it goes with its `Block` in that case only. `holds`: how many `Hold`s
-    it has, which it waits for in the other.
+    `layered`: whether it was made in a layer.
     """
 
-    __slots__ = ("born", "case", "died", "door", "factors", "holds", "layered", "name")
+    __slots__ = ("born", "died", "door", "factors", "layered", "name")
 
     def __init__(self, name: str, factors: Factors, door: bool, born: str, layered: bool = False) -> None:
         self.name, self.factors, self.door, self.born, self.layered = name, factors, door, born, layered
-        self.died, self.holds = "", 0
-        self.case: Case | None = None
+        self.died = ""
 
 
 class Note(Record):
@@ -54,16 +41,6 @@ class Note(Record):
         self.name, self.bucket, self.times = name, bucket, times
 
 
-class Apart(Record):
-    """No block either: what happens in one case only."""
-
-    __slots__ = ("events",)
-    case: Case
-
-    def __init__(self, case: Case, *events: tuple[int, Record]) -> None:
-        self.case, self.events = case, events
-
-
 class Block:
     """A block of memory, for as long as something refers to it."""
 
@@ -73,37 +50,7 @@ class Block:
         self.record, self.tape = record, tape
 
     def __del__(self) -> None:
-        tape, record = self.tape, self.record
-        record.died = tape.action
-        tape.events.append((-1, record) if record.case is None else (0, Apart(record.case, (-1, record))))
-
-    def written(self) -> None:
-        """Something is written to it that only its variable refers to: where `Hold`s may be there too, that takes another."""
-        held, tape = self.record, self.tape
-        if held.holds:
-            self.record = Record(held.name, held.factors, held.door, tape.action, tape.layer >= 0)
-            held.died = tape.action
-            tape.apart(HALVED, (1, self.record))
-
-
-class Hold:
-    """A hold on a block that is there in one case only, told apart from what else refers to it."""
-
-    __slots__ = ("of", "record", "tape")
-
-    def __init__(self, block: Block, of: str) -> None:
-        self.record, self.tape, self.of = block.record, block.tape, of
-        self.record.holds += 1
-        self.record.case = Case(of, False)
-
-    def __del__(self) -> None:
-        record = self.record
-        record.holds -= 1
-        if not record.holds:
-            if record.died:
-                record.died = self.tape.action
-                self.tape.apart(Case(self.of, True), (-1, record))
-            record.case = None
+        self.tape.gone(self.record)
 
 
 class Segment(NamedTuple):
@@ -165,7 +112,7 @@ class _Holder:
 
 class Tape:
     def __init__(self) -> None:
-        self.parts: list[tuple[Segment, list[tuple[int, Record]]]] = []
+        self.parts: list[tuple[Segment, Any]] = []
         self.events: list[tuple[int, Record]] = []
         self.action, self.layer = "", -1
         self.door = False
@@ -205,9 +152,13 @@ class Tape:
         """Put down what happens, where what it does to memory is known only later."""
         self.events.append((0, Note(name, bucket)))
 
-    def apart(self, case: Case, *events: tuple[int, Record]) -> None:
-        """Put down what happens in that case only."""
-        self.events.append((0, Apart(case, *events)))
+    def gone(self, record: Record) -> None:
+        """Put down that nothing refers to a block any more."""
+        record.died = self.action
+        self.events.append((-1, record))
+
+    def written(self, block: Block) -> None:
+        """Something is written into a block that only what writes refers to."""
 
     # ------------------------------------------------------------------------------------------------------- autograd
 
@@ -344,7 +295,7 @@ class Tape:
         if getrefcount(there) > _ALONE:
             node.inbox[place] = self.like(there)
         else:
-            there.written()
+            self.written(there)
 
 
 _ALONE = 3  # references to a block that only an inbox has: the inbox's, the variable's, the call's
