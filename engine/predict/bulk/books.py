@@ -100,13 +100,9 @@ class Books(Tape):
         for number in self._of[case]:
             self._chapter.pages[number].extend(what)
 
-    def _entry(self, name: str, factors: Factors, door: bool) -> Entry:
+    def new(self, name: str, *factors: Factor, door: bool = False) -> Block:
         entry = Entry(name, factors, door, self.action, self.layer >= 0)
         entry.number = self.numbers[factors]
-        return entry
-
-    def new(self, name: str, *factors: Factor, door: bool = False) -> Block:
-        entry = self._entry(name, factors, door)
         for page in self._all:
             page.append(entry.number)
         return Block(entry, self)
@@ -130,8 +126,8 @@ class Books(Tape):
         """Where something holds the block in one case, it is written to another one in that case."""
         held: Any = block.record
         if held.holds:
-            entry = self._entry(held.name, held.factors, held.door)
-            block.record, held.died = entry, self.action
+            block.record = entry = Entry(held.name, held.factors, held.door, self.action, self.layer >= 0)
+            entry.number, held.died = held.number, self.action
             self._put(HALVED, entry.number)
 
     def let_go(self, record: Any, case: str) -> None:
@@ -169,7 +165,7 @@ class Halving(Buckets):
     def now_or_later(self, p: Parameter, compute: Callable[..., Block], *blocks: Block) -> Block | None:
         if self.owed is None:
             return compute(*blocks)
-        self.owed.append((p, compute, [Hold(block, HALVED) for block in blocks], self.tape.layer))
+        self.owed[p] = compute, [Hold(block, HALVED) for block in blocks], self.tape.layer
         gradient: Any = self.tape.whole(lambda: compute(*blocks))
         gradient.record.case = WHOLE
         return gradient

@@ -12,7 +12,7 @@ are played once with hooks and once without.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from threading import RLock
 from typing import Any, NamedTuple
@@ -117,6 +117,7 @@ class Plays:
         self._numbers = Numbers()
         self._spans: dict[tuple[int, ...], int] = {}
         self._buckets: dict[tuple[Any, ...], int] = {}
+        self._alike: dict[tuple[Any, ...], int] = {}  # of these the number, by the shapes of their parameters
         self._played: dict[tuple[Form, bool, bool], Played] = {}
 
     def of(self, form: Form, early: bool, cut: bool) -> Played:
@@ -164,20 +165,20 @@ class Plays:
         """One page of an action, cut into spans. Of what is noted of a bucket's gradients, only the last to come can make a
         difference.
         """
-        here = [(layer, times, told.pages[page], told.noted(page)) for layer, times, told in action]
-        taken = Counter(id(note.bucket) for *_, notes in here for _, note in notes if note.name == TAKES)
-        left = taken.copy()
+        here = [(layer, times, chapter.pages[page], chapter.noted(page)) for layer, times, chapter in action]
+        taken = defaultdict[int, list[Note]](list)
+        for note in (note for *_, notes in here for _, note in notes if note.name == TAKES):
+            taken[id(note.bucket)].append(note)
+        last = {id(notes[-1]): Note(TAKES, notes[-1].bucket, len(notes)) for notes in taken.values()}
         found = []
         for layer, times, codes, notes in here:
             events, start = list[tuple[int, Any]](), 0
             for place, note in notes:
-                bucket = id(note.bucket)
-                left[bucket] -= note.name == TAKES
-                if note.name == TAKES and left[bucket]:
-                    continue
-                events += self._span(codes[start:place])
-                events.append((0, Note(TAKES, note.bucket, taken[bucket]) if note.name == TAKES else note))
-                start = place
+                told = last.get(id(note)) if note.name == TAKES else note
+                if told is not None:
+                    events += self._span(codes[start:place])
+                    events.append((0, told))
+                    start = place
             events += self._span(codes[start:])
             if events:
                 found.append((layer, times, events))
@@ -187,8 +188,12 @@ class Plays:
         return [(1, self._spans.setdefault(tuple(codes), len(self._spans) + 1))] if codes else []
 
     def _number_of(self, bucket: Bucket) -> int:
-        sizes = tuple(numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole))
-        return self._buckets.setdefault((bucket.size.value, bucket.share.value, *sizes), len(self._buckets))
+        shapes = tuple((p.whole, p.shape) for p in bucket.parameters)
+        if shapes not in self._alike:
+            sizes = [numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole)]
+            key = bucket.size.value, bucket.share.value, *sizes
+            self._alike[shapes] = self._buckets.setdefault(key, len(self._buckets))
+        return self._alike[shapes]
 
     def bucket_sizes(self) -> list[tuple[Any, ...]]:
         """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""

@@ -13,7 +13,7 @@ from engine.spec import sentence
 
 Shape = tuple[Factor, ...]
 Run = Callable[[tuple[Any, ...]], tuple[Any, ...]]
-Owed = tuple["Parameter", Callable[..., Block], Sequence[Any], int]  # how its gradient is made of what is held, in which layer
+Owed = dict["Parameter", tuple[Callable[..., Block], Sequence[Any], int]]  # how its gradient is made, of what; in which layer
 REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
 LAYERS = sentence("the layers")  # the name of every layer's bucket
 EXPECTS, TAKES = "expects gradients", "takes a gradient"  # what is noted of a bucket
@@ -99,7 +99,7 @@ class Buckets:
             g,
         )
         self.all: list[Bucket] = []
-        self.owed: list[Owed] | None = None
+        self.owed: Owed | None = None
 
     def bucket(self, name: str) -> Bucket:
         self.all.append(Bucket(self, name))
@@ -112,7 +112,7 @@ class Buckets:
 
     def owes(self, p: Parameter) -> bool:
         """Whether its gradient comes in W."""
-        return self.owed is not None and any(p is q for q, *_ in self.owed)
+        return self.owed is not None and p in self.owed
 
     def accumulate(self, p: Parameter, gradients: Gradients) -> Gradients:
         """A gradient that autograd brings. It is gone when this returns."""
@@ -129,7 +129,7 @@ class Buckets:
         """The gradient that is made of these blocks, unless it is owed."""
         if self.owed is None:
             return compute(*blocks)
-        self.owed.append((p, compute, blocks, self.tape.layer))
+        self.owed[p] = compute, blocks, self.tape.layer
         return None
 
     # ---------------------------------------------------------------------------------------------------------- values

@@ -8,6 +8,7 @@ from functools import cached_property
 from sys import getrefcount
 from typing import Any, NamedTuple
 
+from engine.predict.tape.buckets import Owed
 from engine.predict.tape.chunk import Chunk, Shape
 from engine.predict.tape.ends import scaled
 from engine.predict.tape.parts import Kit
@@ -288,8 +289,8 @@ class ChunkPasses:
     def _weights(self, action: str, flight: _Flight) -> None:
         t, buckets = self.tape, self.kit.buckets
         t.at(action)
-        while flight.owed:
-            parameter, compute, held, layer = flight.owed.pop(0)
+        for parameter in list(flight.owed):
+            compute, held, layer = flight.owed.pop(parameter)
             t.at(action, layer)
             gradient = compute(*held)
             del held
@@ -324,7 +325,7 @@ class _Flight:
         self.lent: list[Record] = []
         self.roots: list[tuple[Node, int]] = []
         self.gradients: dict[int, Block] = {}
-        self.owed: list[Any] = []
+        self.owed: Owed = {}
 
 
 _TAKEN = 3  # references to a gradient that autograd alone has, at the end of its way
