@@ -103,13 +103,13 @@ def instants(
     First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
     """
     _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
-    stages = _stages(name, pp, which, bool(encoders), microbatches)
-    told = _Stages(name, pp, np.array(which), stages, microbatches, bool(encoders))
-    late, early = (told.highest(early, adamw) for early in (False, True))
-    return {m: (late[m], early[m]) for m in microbatches}
+    stages = {m: _stages(name, pp, which, bool(encoders), m) for m in microbatches}
+    told = _Stages(name, pp, np.array(which), stages, bool(encoders))
+    found = told.highest(adamw)
+    return {m: (found[False, m], found[True, m]) for m in microbatches}
 
 
-def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: tuple[int, ...]) -> list[int]:
+def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: int) -> list[int]:
     """Those that can be the fullest: where nothing is put off, the first two and the last, as the others hold less of it all.
 
     Otherwise also those in the middle, where another piece of the model begins or ends, and the first that has all microbatches.
@@ -119,7 +119,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
         return list(range(pp))
     some = {0, min(1, pp - 1), pp - 1}
     if not plain:
-        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2, *(m - 1 for m in microbatches if m < pp)}
+        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2, *(s for s in (microbatches - 2, microbatches - 1) if 0 <= s < pp)}
     if encodes or not plain:
         for c in range(1, len(which)):
             if which[c] != which[c - 1]:
@@ -166,29 +166,29 @@ class _Groups:
 
 
 class _Stages:
-    """Some stages' actions as arrays, one stage behind the other, each as often as there are numbers of microbatches.
+    """Some stages' actions as arrays, one stage behind the other, for one number of microbatches after another.
 
-    An action changes what stands on its stage. So what stands before each is a running sum: of every piece, (actions, pieces).
+    An action changes what stands on its stage. So what stands before each is a running sum: of every piece, (pieces, actions).
     """
 
-    def __init__(
-        self, name: ScheduleName, pp: int, which: Any, stages: list[int], microbatches: tuple[int, ...], encodes: bool
-    ) -> None:
+    def __init__(self, name: ScheduleName, pp: int, which: Any, stages: dict[int, list[int]], encodes: bool) -> None:
+        """`stages`: which, by number of microbatches."""
         self.encodes = encodes
         self.pp, self.which, self.count = pp, which, int(which.max()) + 1
         self.last = len(which) - 1
-        self.stages, self.numbers = stages, microbatches
-        orders = [_order(name, stage, pp, m, len(which) // pp) for m in microbatches for stage in stages]
+        self.numbers = list(stages)
+        several = [(m, stage) for m, some in stages.items() for stage in some]
+        orders = [_order(name, stage, pp, m, len(which) // pp) for m, stage in several]
         lengths = [len(order) for order, _ in orders]
         self.kinds, self.chunk, self.microbatch = columns(order for order, _ in orders)
         self.times = np.concatenate([times for _, times in orders])
         of = np.repeat(np.arange(len(orders)), lengths)  # which stage and number of microbatches
-        self.first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)  # of each action's stage
-        self.stage = np.array(stages)[of % len(stages)]
-        self.microbatches = np.array(microbatches)[of // len(stages)]
-        self.held = np.array([messages_held(name, pp, m) for m in microbatches])[of // len(stages)]
+        self.lengths, self.firsts = lengths, np.cumsum([0, *lengths[:-1]])  # of each stage's actions
+        self.microbatches, self.stage = np.array(several).T[:, of]
+        self.held = np.array([messages_held(name, pp, m) for m, _ in several])[of]
         self.place = np.array([_place(name, pp, c) for c in range(len(which))])
-        self.states = np.array([np.bincount(which[self.place == stage], minlength=self.count) for stage in stages], np.int32)
+        held = self.place * self.count + which
+        self.states = np.bincount(held, minlength=pp * self.count).reshape(pp, self.count)  # of all stages
         self.piece = which[self.chunk]
         self.of = of
         self.own = _Groups(of * len(which) + self.chunk)
@@ -202,12 +202,14 @@ class _Stages:
         self.stands = self._stands()
 
     def _running(self, changes: list[tuple[Any, Any, Any]]) -> Any:
-        """What stands before each action, (actions, pieces). Each change: at which actions, of which piece, by how much."""
-        found = np.zeros((len(self.of), self.count), np.int32)
+        """What stands before each action, (pieces, actions). Each change: at which actions, of which piece, by how much."""
+        found = np.zeros((self.count, len(self.of)), np.int32)
         for actions, piece, amount in changes:
-            found[actions, piece] += amount
-        before = found.cumsum(0, dtype=np.int32) - found
-        return before - before[self.first]
+            found[piece, actions] += amount
+        before = found.cumsum(1, dtype=np.int32)
+        before -= found
+        before -= before[:, self.firsts].repeat(self.lengths, axis=1)
+        return before
 
     def _own(self, actions: Any, amount: Any) -> tuple[Any, Any, Any]:
         """A change of the chunk's own piece at some actions, given as a mask; one entry of `amount` for each action."""
@@ -241,7 +243,7 @@ class _Stages:
             ("gradient given", backs & ~before_another & (self.chunk < self.last)),
         ):
             here, piece, amount = self._own(actions, times)
-            found[name][here, piece] += amount if name == "given" else 1  # gradients come one at a time
+            found[name][piece, here] += amount if name == "given" else 1  # gradients come one at a time
         if self.encodes and times.max() == 1:  # GPipe's many, put together, lend for no longer than they last
             sent = self._gone(f & ~before_another & (self.chunk < self.last))
             found |= self._lent(sent, after_another)
@@ -324,40 +326,47 @@ class _Stages:
         sender[some] = self.which[some[first[route]]]
         return self._running([(here, sender[self.chunk[here]], amount)])
 
-    def highest(self, early: bool, adamw: bool) -> dict[int, Instants]:
-        """What can be highest, by microbatches: of equal rows one, of which no other of its kind, which is action and piece, has
-        as much of everything; and the step's two. Those with most come first.
+    def highest(self, adamw: bool) -> dict[tuple[bool, int], Instants]:
+        """What can be highest, by `early` and microbatches: of equal rows one, of which no other of its kind, which is action and
+        piece, has as much of everything; and the step's two. Those with most come first.
         """
-        labels, left = self._labels(early)
-        stands = {"states": self.states[self.of % len(self.stages)], **self.stands, **left}
-        between = np.stack(list(stands.values()), axis=2)  # (actions, pieces, values)
-        kinds = labels * self.count + self.piece
-        kinds += self.microbatches * (int(kinds.max()) + 1)
-        counts = between.reshape(len(kinds), -1)
-        kept = undominated(counts[:, (counts != counts[0]).any(0)], kinds)
-        rows = np.zeros((len(kept), self.count, len(VALUES)))
-        rows[:, :, [_V[name] for name in stands]] = between[kept]
-        rows[np.arange(len(kept)), self.piece[kept], labels[kept]] += 1
-        return self._with_step(rows, kept, adamw)
+        (late, left_late), (early, left_early) = (self._labels(early) for early in (False, True))
+        stands = {"states": self.states.T[:, self.stage], **self.stands}
+        names = [*stands, *left_early]
+        between = np.zeros((len(names), self.count, 2, len(self.of)), np.int32)
+        for here, name in zip(between, names, strict=True):
+            here[:, 0], here[:, 1] = (stands[name],) * 2 if name in stands else (left_late[name], left_early[name])
+        counts = between.reshape(len(names) * self.count, -1)
+        labels, piece, stage, microbatches = np.concatenate([late, early]), *np.tile([self.piece, self.stage, self.microbatches], 2)
+        of = np.arange(len(labels)) // len(self.of) * (max(self.numbers) + 1) + microbatches
+        kept = undominated(counts[(counts != counts[:, :1]).any(1)], (of * len(VALUES) + labels) * self.count + piece)
+        rows = np.zeros((len(kept), self.count, len(VALUES)), np.int32)
+        rows[:, :, [_V[name] for name in names]] = between.reshape(len(names), self.count, -1)[:, :, kept].T
+        rows[np.arange(len(kept)), piece[kept], labels[kept]] += 1
+        return self._with_step(rows, of[kept], stage[kept], adamw)
 
-    def _with_step(self, actions: Real, kept: Any, adamw: bool) -> dict[int, Instants]:
-        """`actions`: rows of those kept. Of stages that hold the same count, one has the step's."""
-        alike = _first_of_each(self.states)
-        step = np.zeros((2 * len(alike), *actions.shape[1:]))
+    def _with_step(self, actions: Any, of: Any, stages: Any, adamw: bool) -> dict[tuple[bool, int], Instants]:
+        """`actions`: rows of those kept, `of`: microbatches, and more if early. Of stages that hold the same count, one has the
+        step's.
+        """
+        some = np.unique(self.stage)
+        alike = some[_first_of_each(self.states[some])]
+        step = np.zeros((2 * len(alike), *actions.shape[1:]), np.int32)
         step[:, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
         step[::2, :, _V["norm"]] = step[1::2, :, _V["step"]] = self.states[alike]
-        times = len(self.numbers)
-        rows = np.concatenate([actions, np.tile(step, (times, 1, 1))])
-        beside = np.concatenate([np.zeros(len(kept)), np.tile([4.0, 16.0 if adamw else 4.0], times * len(alike))]) + _BEYOND
-        stages = np.concatenate([self.stage[kept], np.tile(np.repeat(np.array(self.stages)[alike], 2), times)])
-        of = np.concatenate([self.microbatches[kept], np.repeat(self.numbers, len(step))])
+        most = max(self.numbers) + 1
+        numbers = [*self.numbers, *(most + m for m in self.numbers)]
+        rows = np.concatenate([actions, np.tile(step, (len(numbers), 1, 1))])
+        beside = np.concatenate([np.zeros(len(of)), np.tile([4.0, 16.0 if adamw else 4.0], len(numbers) * len(alike))]) + _BEYOND
+        stages = np.concatenate([stages, np.tile(np.repeat(alike, 2), len(numbers))])
+        of = np.concatenate([of, np.repeat(numbers, len(step))])
         rows = rows.reshape(len(rows), -1)
         order = np.lexsort((-(rows.sum(1) + beside), of))
         narrow: Any = np.int16 if np.abs(rows).max() < 2**15 else np.int32  # GPipe may hold more microbatches
         rows, beside, stages = rows[order].astype(narrow), beside[order], stages[order]
-        bounds = np.searchsorted(of[order], [*self.numbers, self.numbers[-1] + 1]).tolist()
-        each = zip(self.numbers, itertools.pairwise(bounds), strict=True)
-        return {m: Instants(rows[start:stop], beside[start:stop], stages[start:stop]) for m, (start, stop) in each}
+        bounds = np.searchsorted(of[order], [*numbers, numbers[-1] + 1]).tolist()
+        each = zip(numbers, itertools.pairwise(bounds), strict=True)
+        return {(m > most, m % most): Instants(rows[start:stop], beside[start:stop], stages[start:stop]) for m, (start, stop) in each}
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
         """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, of each piece."""
@@ -385,7 +394,7 @@ class _Stages:
         return labels, left
 
     def _while(self, some: Any) -> Any:
-        """Of how many chunks the latest backward before each action is one of `some`, (actions, pieces)."""
+        """Of how many chunks the latest backward before each action is one of `some`, (pieces, actions)."""
         now, before = some & ~self.is_f, some[self.latest] & (self.latest >= 0) & ~self.is_f
         change = now * 1 - before
         return self._running([self._own(change != 0, change)])

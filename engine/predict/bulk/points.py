@@ -26,21 +26,22 @@ def joined(leaves: Real, tops: Real, several: Sequence[tuple[int, ...]]) -> tupl
     return ends - before, np.maximum.reduceat(after - own, starts[:-1], axis=0) - before
 
 
-def undominated(rows: Any, kinds: Any) -> NDArray[np.int64]:
-    """Numbers of the rows that are not, in every column, at most as large as another of their kind; of equal ones the first.
+def undominated(columns: Any, kinds: Any) -> NDArray[np.int64]:
+    """Numbers of the things that are not, in every column, at most as large as another of their kind; of equal ones the first.
 
-    Of each kind the row with the largest sum is one, and all that it is above are none; so it goes on with those that are left.
-    Those whose equals come last in `rows` are told first.
+    Of each kind the one with the largest sum is such, and all that it is above are not; so it goes on with those that are left.
+    `columns`: (columns, things), whole numbers from 0.
     """
-    sums = rows.sum(1)
-    left = np.lexsort((-sums, kinds))
-    kept, last = [], []
+    sums = columns.sum(0, dtype=np.int64)
+    most, count = int(sums.max()) + 1, len(kinds)
+    left = np.sort((kinds * most + (most - 1 - sums)) * count + np.arange(count)) % count
+    columns, kinds = columns[:, left], kinds[left]
+    kept = []
     while len(left):
-        starts = np.flatnonzero(np.append(True, np.diff(kinds[left]) != 0))
-        largest = left[starts]
-        above = np.repeat(largest, np.diff(np.append(starts, len(left))))
-        beaten = (rows[left] <= rows[above]).all(1)
-        kept.append(largest)
-        last.append(np.maximum.reduceat(np.where(beaten & (sums[left] == sums[above]), left, -1), starts))
-        left = left[~beaten]
-    return np.concatenate(kept)[np.argsort(-np.concatenate(last))]
+        first = np.append(True, kinds[1:] != kinds[:-1])
+        largest = np.flatnonzero(first)
+        kept.append(left[largest])
+        above = columns[:, largest].repeat(np.diff(np.append(largest, len(left))), axis=1)
+        rest = np.flatnonzero((columns > above).any(0))
+        columns, kinds, left = columns[:, rest], kinds[rest], left[rest]
+    return np.concatenate(kept)
