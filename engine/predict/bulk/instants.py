@@ -84,7 +84,7 @@ def _first_of_each(rows: Any) -> list[int]:
 
 
 class Instants(NamedTuple):
-    """Rows, (k, pieces × values), bytes beside, (k,), and the stage of each, (k,).
+    """Rows, (k, columns), bytes beside, (k,), and the stage of each, (k,).
 
     Numbers are small, and very many are kept: so they are narrow, to be widened where they are multiplied.
     """
@@ -94,19 +94,23 @@ class Instants(NamedTuple):
     stages: NDArray[np.int64]
 
 
+class Told(NamedTuple):
+    """Instants by number of microbatches: first where a chunk's last backward differs from the others, as with ZeRO 1, then where
+    its first does, as with ZeRO 2 and 3. `columns`: of which piece which of `VALUES` there is any of at all.
+    """
+
+    columns: list[tuple[int, int]]
+    of: dict[int, tuple[Instants, Instants]]
+
+
 @lru_cache(maxsize=_KEPT)
 def instants(
     name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, adamw: bool
-) -> dict[int, tuple[Instants, Instants]]:
-    """Of all stages that can be the fullest, by number of microbatches.
-
-    First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
-    """
+) -> Told:
+    """Of all stages that can be the fullest, for some numbers of microbatches."""
     _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
     stages = {m: _stages(name, pp, which, bool(encoders), m) for m in microbatches}
-    told = _Stages(name, pp, np.array(which), stages, bool(encoders))
-    found = told.highest(adamw)
-    return {m: (found[False, m], found[True, m]) for m in microbatches}
+    return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest(adamw)
 
 
 def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: int) -> list[int]:
@@ -326,18 +330,22 @@ class _Stages:
         sender[some] = self.which[some[first[route]]]
         return self._running([(here, sender[self.chunk[here]], amount)])
 
-    def highest(self, adamw: bool) -> dict[tuple[bool, int], Instants]:
-        """What can be highest, by `early` and microbatches: of equal rows one, of which no other of its kind, which is action and
-        piece, has as much of everything; and the step's two. Those with most come first.
+    def highest(self, adamw: bool) -> Told:
+        """Of equal rows one, of which no other of its kind, which is action and piece, has as much of everything; and the step's
+        two.
         """
         (late, left_late), (early, left_early) = (self._labels(early) for early in (False, True))
         stands = {"states": self.states.T[:, self.stage], **self.stands}
         names = [*stands, *left_early]
-        between = np.zeros((len(names), self.count, 2, len(self.of)), np.int32)
+        narrow = np.int16 if max(self.numbers) * len(self.which) < 2**14 else np.int32
+        between = np.zeros((len(names), self.count, 2, len(self.of)), narrow)
         for here, name in zip(between, names, strict=True):
             here[:, 0], here[:, 1] = (stands[name],) * 2 if name in stands else (left_late[name], left_early[name])
         counts = between.reshape(len(names) * self.count, -1)
-        labels, piece, stage, microbatches = np.concatenate([late, early]), *np.tile([self.piece, self.stage, self.microbatches], 2)
+        labels, piece, stage, microbatches = (
+            np.concatenate([late, early]),
+            *np.tile([self.piece, self.stage, self.microbatches], 2),
+        )
         of = np.arange(len(labels)) // len(self.of) * (max(self.numbers) + 1) + microbatches
         kept = undominated(counts[(counts != counts[:, :1]).any(1)], (of * len(VALUES) + labels) * self.count + piece)
         rows = np.zeros((len(kept), self.count, len(VALUES)), np.int32)
@@ -345,7 +353,7 @@ class _Stages:
         rows[np.arange(len(kept)), piece[kept], labels[kept]] += 1
         return self._with_step(rows, of[kept], stage[kept], adamw)
 
-    def _with_step(self, actions: Any, of: Any, stages: Any, adamw: bool) -> dict[tuple[bool, int], Instants]:
+    def _with_step(self, actions: Any, of: Any, stages: Any, adamw: bool) -> Told:
         """`actions`: rows of those kept, `of`: microbatches, and more if early. Of stages that hold the same count, one has the
         step's.
         """
@@ -356,17 +364,19 @@ class _Stages:
         step[::2, :, _V["norm"]] = step[1::2, :, _V["step"]] = self.states[alike]
         most = max(self.numbers) + 1
         numbers = [*self.numbers, *(most + m for m in self.numbers)]
-        rows = np.concatenate([actions, np.tile(step, (len(numbers), 1, 1))])
+        rows = np.concatenate([actions, np.tile(step, (len(numbers), 1, 1))]).reshape(-1, self.count * len(VALUES))
         beside = np.concatenate([np.zeros(len(of)), np.tile([4.0, 16.0 if adamw else 4.0], len(numbers) * len(alike))]) + _BEYOND
         stages = np.concatenate([stages, np.tile(np.repeat(alike, 2), len(numbers))])
         of = np.concatenate([of, np.repeat(numbers, len(step))])
-        rows = rows.reshape(len(rows), -1)
-        order = np.lexsort((-(rows.sum(1) + beside), of))
+        order = np.argsort(of, kind="stable")
+        columns = np.flatnonzero(rows.any(0))
         narrow: Any = np.int16 if np.abs(rows).max() < 2**15 else np.int32  # GPipe may hold more microbatches
-        rows, beside, stages = rows[order].astype(narrow), beside[order], stages[order]
+        rows, beside, stages = rows[order][:, columns].astype(narrow), beside[order], stages[order]
         bounds = np.searchsorted(of[order], [*numbers, numbers[-1] + 1]).tolist()
-        each = zip(numbers, itertools.pairwise(bounds), strict=True)
-        return {(m > most, m % most): Instants(rows[start:stop], beside[start:stop], stages[start:stop]) for m, (start, stop) in each}
+        found = [Instants(rows[a:b], beside[a:b], stages[a:b]) for a, b in itertools.pairwise(bounds)]
+        late, early = found[: len(self.numbers)], found[len(self.numbers) :]
+        pairs = [divmod(column, len(VALUES)) for column in columns.tolist()]
+        return Told(pairs, dict(zip(self.numbers, zip(late, early, strict=True), strict=True)))
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
         """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, of each piece."""

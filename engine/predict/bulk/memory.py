@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,22 +44,25 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
         told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, adamw)
         _, each, kind = _distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
-        have = _had(tables, rows, found, sizes.which[here])
+        have = _had(tables, rows, found, told.columns, sizes.which[here])
         for example, part in zip(of_shape[each].tolist(), _runs(np.sort(kind), 0), strict=True):
-            matrix, beside, stages = told[int(microbatches[example])][bool(early[example])]
-            reached = multiplied(matrix.astype(np.float64), have[part].T)
+            matrix, beside, stages = told.of[int(microbatches[example])][int(early[example])]
+            reached = multiplied(matrix.astype(np.float64), have[:, part])
             reached += beside[:, None]
             best[here[part]] = most = reached.max(0)
             where[here[part]] = np.where(reached == most, stages[:, None], pp).min(0)
     return best, where
 
 
-def _had(tables: dict[Form, Real], rows: dict[Any, Array], found: tuple[Piece, ...], sizes: Array) -> Real:
-    """`VALUES` of all pieces of a model for layouts of these sizes, one piece behind the other. (n, pieces × values)"""
-    have = np.empty((len(sizes), len(found), len(VALUES)))
-    for number, piece in enumerate(found):
-        have[:, number] = tables[piece.form][rows[piece][sizes]]
-    return have.reshape(len(sizes), -1)
+def _had(
+    tables: dict[Form, Real], rows: dict[Any, Array], found: tuple[Piece, ...], columns: list[tuple[int, int]], sizes: Array
+) -> Real:
+    """What layouts of these sizes have of some values of some pieces, (columns, n)."""
+    where = [rows[piece][sizes] for piece in found]
+    have = np.empty((len(columns), len(sizes)))
+    for out, (piece, value) in zip(have, columns, strict=True):
+        tables[found[piece].form][value].take(where[piece], out=out, mode="clip")  # which checks nothing, as all are there
+    return have
 
 
 def _distinct(*keys: Any) -> tuple[Array, Array, Array]:
@@ -120,9 +123,9 @@ class _SizesOf:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
-        """Of each form a table of `VALUES`, (entries, values), and of each piece where in it each sizes' entry is."""
+        """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
         entries, rows = self._entries(masks)
-        tables = {form: np.empty((len(of.sizes), len(VALUES))) for form, of in entries.items()}
+        tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
         for structure, here, groups in self.structures:
             bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
             forms = [form for form, (start, stop) in bounds.items() if start < stop]
@@ -133,8 +136,9 @@ class _SizesOf:
                 within = slice(group.start - here.start, group.stop - here.start)
                 made = chunks.tables(present, within)
                 for form in present:
-                    of = entries[form].order[some[form]]
-                    tables[form][of] = _values(made[form], entries[form].sizes[of] - group.start, entries[form].between[of]).T
+                    of = some[form]
+                    which, between = entries[form].sizes[of] - group.start, entries[form].between[of]
+                    tables[form][:, of] = _values(made[form], which, between)
         return tables, rows
 
     def _entries(self, masks: dict[Any, Any]) -> tuple[dict[Form, _Entries], dict[Any, Array]]:
@@ -146,26 +150,28 @@ class _SizesOf:
             by_form[piece.form].append((piece, np.flatnonzero(present)))
         entries, rows = {}, {}
         for form, found in by_form.items():
+            between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
+            sizes = np.concatenate([present for _, present in found])
+            order = np.argsort(sizes, kind="stable")
+            entries[form] = _Entries(sizes[order], between[order])
+            places = np.empty_like(order)
+            places[order] = np.arange(len(order))
             done = 0
             for piece, present in found:
                 rows[piece] = np.zeros(count, np.int64)
-                rows[piece][present] = done + np.arange(len(present))
+                rows[piece][present] = places[done : done + len(present)]
                 done += len(present)
-            between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
-            entries[form] = _Entries(np.concatenate([present for _, present in found]), between)
         return entries, rows
 
 
-class _Entries:
-    """Of a form of chunk all sizes that it comes in, with the numbers of layers between: (entries,) and (entries, 2)."""
+class _Entries(NamedTuple):
+    """Of a form of chunk all sizes that it comes in, in order, with the numbers of layers between: (entries,), (entries, 2)."""
 
-    def __init__(self, sizes: Array, between: Array) -> None:
-        self.sizes, self.between = sizes, between
-        self.order = np.argsort(sizes, kind="stable")
-        self._sorted = sizes[self.order]
+    sizes: Array
+    between: Array
 
     def bounds(self, sizes: list[int]) -> list[int]:
-        found: list[int] = np.searchsorted(self._sorted, sizes).tolist()
+        found: list[int] = np.searchsorted(self.sizes, sizes).tolist()
         return found
 
 

@@ -30,11 +30,11 @@ def undominated(columns: Any, kinds: Any) -> NDArray[np.int64]:
     """Numbers of the things that are not, in every column, at most as large as another of their kind; of equal ones the first.
 
     Of each kind the one with the largest sum is such, and all that it is above are not; so it goes on with those that are left.
-    `columns`: (columns, things), whole numbers from 0.
+    `columns`: (columns, things), whole numbers; `kinds`: (things,), from 0.
     """
     sums = columns.sum(0, dtype=np.int64)
-    most, count = int(sums.max()) + 1, len(kinds)
-    left = np.sort((kinds * most + (most - 1 - sums)) * count + np.arange(count)) % count
+    below, count = sums.max() - sums, len(kinds)
+    left = np.sort((kinds * (below.max() + 1) + below) * count + np.arange(count)) % count
     columns, kinds = columns[:, left], kinds[left]
     kept = []
     while len(left):
