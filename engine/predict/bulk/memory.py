@@ -184,13 +184,13 @@ def _runs(of: Array, start: int) -> list[slice]:
 def _values(made: Table, which: Array, between: Array) -> Real:
     """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
     own, *layers = made.parts
-    reached = own[:, which]
+    reached = own.take(which, axis=1)
     for part, count, inner in zip(layers, between.T, made.inner, strict=False):  # of one kind of layers or of two
         if count.any():
-            reached += part[:, which] * count
-        none = np.flatnonzero(count == 0)
-        if len(inner) and len(none):
-            reached[np.ix_(inner, none)] = 0
+            rows = np.flatnonzero(part.any(1))
+            reached[rows] += part[rows].take(which, axis=1) * count
+        if len(inner):
+            reached[inner] *= count > 0
     return np.maximum.reduceat(reached, made.starts, axis=0)[made.which]
 
 

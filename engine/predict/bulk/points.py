@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,19 @@ Real = NDArray[np.float64]
 
 
 def joined(leaves: Real, tops: Real, several: Sequence[tuple[int, ...]]) -> tuple[Real, Real]:
-    """What each of several rows of things leaves, and the most that it ever adds: (rows, n) each.
+    """What each of several rows of things leaves, and the most that it ever adds, 0 at least: (rows, n) each.
 
-    `leaves`, `tops`: the same of each thing, (things, n), the first of which is nothing: so is what a row begins with.
+    `leaves`, `tops`: the same of each thing, (things, n). All rows take a step at a time, the longest first.
     """
-    things = np.array([thing for row in several for thing in (0, *row)])
-    starts = np.cumsum([0, *(1 + len(row) for row in several)])
-    own = leaves[things]
-    after = own.cumsum(0)
-    own -= tops[things]
-    ends = after[starts[1:] - 1]
-    before = np.concatenate([np.zeros((1, ends.shape[1])), ends[:-1]])
-    return ends - before, np.maximum.reduceat(after - own, starts[:-1], axis=0) - before
+    order = sorted(range(len(several)), key=lambda row: -len(several[row]))
+    level, highest = np.zeros((2, len(several), leaves.shape[1]))
+    for step in zip_longest(*(several[row] for row in order)):
+        things = [thing for thing in step if thing is not None]
+        now, top = level[: len(things)], highest[: len(things)]
+        np.maximum(top, now + tops[things], out=top)
+        now += leaves[things]
+    back = np.argsort(order)
+    return level[back], highest[back]
 
 
 def undominated(columns: Any, kinds: Any) -> NDArray[np.int64]:
