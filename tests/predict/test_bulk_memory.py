@@ -70,6 +70,19 @@ def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: 
         assert {row.tobytes() for row in one.rows} == {row.tobytes() for row in more.rows}
 
 
+def test_no_other_stage_than_those_looked_at_is_the_first_that_is_fullest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = catalog.model("gpt3-175b")
+    grid = candidates(model, 1024, 1536)
+    grid = grid.take((grid.schedule >= SCHEDULES.index("interleaved")) & (grid.pp == 16))
+    instants.cache_clear()
+    some = fullest(model, MIXED, grid)
+    monkeypatch.setattr("engine.predict.bulk.instants._stages", lambda name, pp, *others: list(range(pp)))
+    instants.cache_clear()
+    for one, other in zip(some, fullest(model, MIXED, grid), strict=True):
+        np.testing.assert_array_equal(one, other)
+    instants.cache_clear()
+
+
 def test_gpipe_counts_alike_actions_at_once() -> None:
     by_hand = ModelSpec(layers=4, hidden=32, heads=4, vocab=264, seq=16)
     for m in (4, 5, 9, 40):
