@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.bulk.actions import ACTIONS
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.plays import Form
 from engine.predict.bulk.points import undominated
@@ -83,24 +84,26 @@ def _first_of_each(rows: Any) -> list[int]:
     return list(first.values())
 
 
+Narrow = NDArray[np.int16] | NDArray[np.int32]
+
+
 class Instants(NamedTuple):
     """Rows, (k, columns), bytes beside, (k,), and the stage of each, (k,).
 
+    First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
     Numbers are small, and very many are kept: so they are narrow, to be widened where they are multiplied.
     """
 
-    rows: NDArray[np.int16] | NDArray[np.int32]
+    rows: tuple[Narrow, Narrow]
     beside: Real
     stages: NDArray[np.int64]
 
 
 class Told(NamedTuple):
-    """Instants by number of microbatches: first where a chunk's last backward differs from the others, as with ZeRO 1, then where
-    its first does, as with ZeRO 2 and 3. `columns`: of which piece which of `VALUES` there is any of at all.
-    """
+    """Instants by number of microbatches. `columns`: of which piece which of `VALUES` there is any of at all."""
 
     columns: list[tuple[int, int]]
-    of: dict[int, tuple[Instants, Instants]]
+    of: dict[int, Instants]
 
 
 @lru_cache(maxsize=_KEPT)
@@ -142,6 +145,11 @@ def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: i
         return order, np.ones(len(order), np.int64)
     order = stage_passes(name, stage, pp, 4, chunks)
     return order, np.array([microbatches - 3, 1, 1, 1, 1, 1, microbatches - 3, 1])
+
+
+def _narrow(numbers: Any) -> type[np.int16 | np.int32]:
+    """What they fit into; GPipe may hold very many microbatches."""
+    return np.int16 if np.abs(numbers).max() < 2**15 else np.int32
 
 
 class _Groups:
@@ -332,51 +340,46 @@ class _Stages:
 
     def highest(self, adamw: bool) -> Told:
         """Of equal rows one, of which no other of its kind, which is action and piece, has as much of everything; and the step's
-        two.
+        two. What is such a row late or early is told of both.
         """
-        (late, left_late), (early, left_early) = (self._labels(early) for early in (False, True))
+        told = [self._labels(early) for early in (False, True)]
         stands = {"states": self.states.T[:, self.stage], **self.stands}
-        names = [*stands, *left_early]
-        narrow = np.int16 if max(self.numbers) * len(self.which) < 2**14 else np.int32
-        between = np.zeros((len(names), self.count, 2, len(self.of)), narrow)
-        for here, name in zip(between, names, strict=True):
-            here[:, 0], here[:, 1] = (stands[name],) * 2 if name in stands else (left_late[name], left_early[name])
-        counts = between.reshape(len(names) * self.count, -1)
-        labels, piece, stage, microbatches = (
-            np.concatenate([late, early]),
-            *np.tile([self.piece, self.stage, self.microbatches], 2),
-        )
-        of = np.arange(len(labels)) // len(self.of) * (max(self.numbers) + 1) + microbatches
-        kept = undominated(counts[(counts != counts[:, :1]).any(1)], (of * len(VALUES) + labels) * self.count + piece)
-        rows = np.zeros((len(kept), self.count, len(VALUES)), np.int32)
-        rows[:, :, [_V[name] for name in names]] = between.reshape(len(names), self.count, -1)[:, :, kept].T
-        rows[np.arange(len(kept)), piece[kept], labels[kept]] += 1
-        return self._with_step(rows, of[kept], stage[kept], adamw)
+        between = np.concatenate([*stands.values(), *told[0][1].values(), *told[1][1].values()])
+        between = between.astype(_narrow(between))
+        kinds = self.microbatches
+        for labels, _ in told:
+            kinds = kinds * len(ACTIONS) + labels
+        kept = undominated(between[(between != between[:, :1]).any(1)], kinds * self.count + self.piece)
+        kept = kept[np.argsort(self.microbatches[kept], kind="stable")]
+        found = between[:, kept].reshape(-1, self.count, len(kept)).T  # (kept, pieces, values)
+        rows = np.zeros((2, len(kept), self.count, len(VALUES)), np.int32)
+        rows[:, :, :, [_V[name] for name in stands]] = found[:, :, : len(stands)]
+        lefts = np.split(found[:, :, len(stands) :], 2, axis=2)
+        for row, (labels, names), left in zip(rows, told, lefts, strict=True):
+            row[:, :, [_V[name] for name in names]] = left
+            row[np.arange(len(kept)), self.piece[kept], labels[kept]] += 1
+        return self._with_step(rows, kept, adamw)
 
-    def _with_step(self, actions: Any, of: Any, stages: Any, adamw: bool) -> Told:
-        """`actions`: rows of those kept, `of`: microbatches, and more if early. Of stages that hold the same count, one has the
+    def _with_step(self, actions: Any, kept: Any, adamw: bool) -> Told:
+        """`actions`: rows of those kept, in the order of their microbatches. Of stages that hold the same count, one has the
         step's.
         """
         some = np.unique(self.stage)
         alike = some[_first_of_each(self.states[some])]
-        step = np.zeros((2 * len(alike), *actions.shape[1:]), np.int32)
-        step[:, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
-        step[::2, :, _V["norm"]] = step[1::2, :, _V["step"]] = self.states[alike]
-        most = max(self.numbers) + 1
-        numbers = [*self.numbers, *(most + m for m in self.numbers)]
-        rows = np.concatenate([actions, np.tile(step, (len(numbers), 1, 1))]).reshape(-1, self.count * len(VALUES))
-        beside = np.concatenate([np.zeros(len(of)), np.tile([4.0, 16.0 if adamw else 4.0], len(numbers) * len(alike))]) + _BEYOND
-        stages = np.concatenate([stages, np.tile(np.repeat(alike, 2), len(numbers))])
-        of = np.concatenate([of, np.repeat(numbers, len(step))])
-        order = np.argsort(of, kind="stable")
-        columns = np.flatnonzero(rows.any(0))
-        narrow: Any = np.int16 if np.abs(rows).max() < 2**15 else np.int32  # GPipe may hold more microbatches
-        rows, beside, stages = rows[order][:, columns].astype(narrow), beside[order], stages[order]
-        bounds = np.searchsorted(of[order], [*numbers, numbers[-1] + 1]).tolist()
-        found = [Instants(rows[a:b], beside[a:b], stages[a:b]) for a, b in itertools.pairwise(bounds)]
-        late, early = found[: len(self.numbers)], found[len(self.numbers) :]
-        pairs = [divmod(column, len(VALUES)) for column in columns.tolist()]
-        return Told(pairs, dict(zip(self.numbers, zip(late, early, strict=True), strict=True)))
+        step = np.zeros((2, 2 * len(alike), *actions.shape[2:]), np.int32)
+        step[:, :, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
+        step[:, ::2, :, _V["norm"]] = step[:, 1::2, :, _V["step"]] = self.states[alike]
+        both = np.concatenate([actions, step], axis=1).reshape(2, -1, self.count * len(VALUES))
+        columns = np.flatnonzero(both.any((0, 1)))
+        actions, step = np.split(both[:, :, columns].astype(_narrow(both)), [len(kept)], axis=1)
+        beside, stages = np.tile([4.0, 16.0 if adamw else 4.0], len(alike)) + _BEYOND, alike.repeat(2)
+        bounds = np.searchsorted(self.microbatches[kept], [*self.numbers, self.numbers[-1] + 1]).tolist()
+        of = {}
+        for m, start, stop in zip(self.numbers, bounds, bounds[1:], strict=False):
+            late, early = (np.concatenate([one[start:stop], two]) for one, two in zip(actions, step, strict=True))
+            here = np.concatenate([np.full(stop - start, float(_BEYOND)), beside])
+            of[m] = Instants((late, early), here, np.concatenate([self.stage[kept[start:stop]], stages]))
+        return Told([divmod(column, len(VALUES)) for column in columns.tolist()], of)
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
         """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, of each piece."""

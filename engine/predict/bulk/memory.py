@@ -46,8 +46,8 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
         here = of_shape[np.argsort(kind, kind="stable")]
         have = _had(tables, rows, found, told.columns, sizes.which[here])
         for example, part in zip(of_shape[each].tolist(), _runs(np.sort(kind), 0), strict=True):
-            matrix, beside, stages = told.of[int(microbatches[example])][int(early[example])]
-            reached = multiplied(matrix.astype(np.float64), have[:, part])
+            matrix, beside, stages = told.of[int(microbatches[example])]
+            reached = multiplied(matrix[int(early[example])].astype(np.float64), have[:, part])
             reached += beside[:, None]
             best[here[part]] = most = reached.max(0)
             where[here[part]] = np.where(reached == most, stages[:, None], pp).min(0)
