@@ -6,8 +6,7 @@ The rules are those of `engine.predict.tape.walk`.
 
 from __future__ import annotations
 
-import itertools
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.actions import ACTIONS
 from engine.predict.bulk.chunks import VALUES
-from engine.predict.bulk.plays import Form
+from engine.predict.bulk.pieces import pieces
 from engine.predict.bulk.points import undominated
 from engine.schedule import Kind
 from engine.schedule.columns import KINDS, columns
@@ -42,38 +41,6 @@ _PLAIN, _SPECIAL, _OVER = (
 )
 _KEPT = 512  # schedules, the latest
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
-
-
-class Piece(NamedTuple):
-    """A form of chunk, and how many layers there are between its first and last of each kind."""
-
-    form: Form
-    between: tuple[int, int]
-
-
-@cache
-def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
-    """Of layers split as evenly as can be into so many chunks: the pieces that there are, and which of them each chunk is.
-
-    `encoders`: how many of the layers are an encoder's; 0 where there is no decoder that attends to one. `bends`: whether chunks
-    stand in the shape of a V, so that the one at its turn is followed by another on the same stage.
-    """
-    each, rest = divmod(layers, chunks)
-    forms: list[Piece] = []
-    start = 0
-    for c in range(chunks):
-        stop = start + each + (c < rest)
-        before = min(stop, encoders or layers) - min(start, encoders or layers)
-        behind = stop - start - before
-        form = Form(c == 0, c == chunks - 1, min(before, 2), bool(encoders) and before > 0 and stop >= encoders, min(behind, 2))
-        forms.append(Piece(form, (max(0, before - 2), max(0, behind - 2))))
-        start = stop
-    if bends and encoders:
-        turn, following = forms[chunks // 2 - 1], forms[chunks // 2]
-        forms[chunks // 2 - 1] = turn._replace(form=turn.form._replace(behind=following.form))
-    found: dict[Piece, int] = {}
-    which = tuple(found.setdefault(piece, len(found)) for piece in forms)
-    return tuple(found), which
 
 
 def _first_of_each(rows: Any) -> list[int]:
@@ -147,11 +114,6 @@ def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: i
     return order, np.array([microbatches - 3, 1, 1, 1, 1, 1, microbatches - 3, 1])
 
 
-def _narrow(numbers: Any) -> type[np.int16 | np.int32]:
-    """What they fit into; GPipe may hold very many microbatches."""
-    return np.int16 if np.abs(numbers).max() < 2**15 else np.int32
-
-
 class _Groups:
     """Actions by what they share: running numbers within each group."""
 
@@ -189,6 +151,8 @@ class _Stages:
         self.pp, self.which, self.count = pp, which, int(which.max()) + 1
         self.last = len(which) - 1
         self.numbers = list(stages)
+        most = max(stages) * len(which)  # of anything on a stage; GPipe may hold very many microbatches
+        self.narrow = np.int16 if most < 2**15 else np.int32
         several = [(m, stage) for m, some in stages.items() for stage in some]
         orders = [_order(name, stage, pp, m, len(which) // pp) for m, stage in several]
         lengths = [len(order) for order, _ in orders]
@@ -215,10 +179,10 @@ class _Stages:
 
     def _running(self, changes: list[tuple[Any, Any, Any]]) -> Any:
         """What stands before each action, (pieces, actions). Each change: at which actions, of which piece, by how much."""
-        found = np.zeros((self.count, len(self.of)), np.int32)
+        found = np.zeros((self.count, len(self.of)), self.narrow)
         for actions, piece, amount in changes:
             found[piece, actions] += amount
-        before = found.cumsum(1, dtype=np.int32)
+        before = found.cumsum(1, dtype=self.narrow)
         before -= found
         before -= before[:, self.firsts].repeat(self.lengths, axis=1)
         return before
@@ -343,16 +307,15 @@ class _Stages:
         two. What is such a row late or early is told of both.
         """
         told = [self._labels(early) for early in (False, True)]
-        stands = {"states": self.states.T[:, self.stage], **self.stands}
+        stands = {"states": self.states.T.astype(self.narrow)[:, self.stage], **self.stands}
         between = np.concatenate([*stands.values(), *told[0][1].values(), *told[1][1].values()])
-        between = between.astype(_narrow(between))
         kinds = self.microbatches
         for labels, _ in told:
             kinds = kinds * len(ACTIONS) + labels
         kept = undominated(between[(between != between[:, :1]).any(1)], kinds * self.count + self.piece)
         kept = kept[np.argsort(self.microbatches[kept], kind="stable")]
         found = between[:, kept].reshape(-1, self.count, len(kept)).T  # (kept, pieces, values)
-        rows = np.zeros((2, len(kept), self.count, len(VALUES)), np.int32)
+        rows = np.zeros((2, len(kept), self.count, len(VALUES)), self.narrow)
         rows[:, :, :, [_V[name] for name in stands]] = found[:, :, : len(stands)]
         lefts = np.split(found[:, :, len(stands) :], 2, axis=2)
         for row, (labels, names), left in zip(rows, told, lefts, strict=True):
@@ -366,12 +329,12 @@ class _Stages:
         """
         some = np.unique(self.stage)
         alike = some[_first_of_each(self.states[some])]
-        step = np.zeros((2, 2 * len(alike), *actions.shape[2:]), np.int32)
+        step = np.zeros((2, 2 * len(alike), *actions.shape[2:]), self.narrow)
         step[:, :, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
         step[:, ::2, :, _V["norm"]] = step[:, 1::2, :, _V["step"]] = self.states[alike]
         both = np.concatenate([actions, step], axis=1).reshape(2, -1, self.count * len(VALUES))
         columns = np.flatnonzero(both.any((0, 1)))
-        actions, step = np.split(both[:, :, columns].astype(_narrow(both)), [len(kept)], axis=1)
+        actions, step = np.split(both[:, :, columns], [len(kept)], axis=1)
         beside, stages = np.tile([4.0, 16.0 if adamw else 4.0], len(alike)) + _BEYOND, alike.repeat(2)
         bounds = np.searchsorted(self.microbatches[kept], [*self.numbers, self.numbers[-1] + 1]).tolist()
         of = {}

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.chunks import VALUES, Chunks, Table
-from engine.predict.bulk.instants import Piece, instants, pieces
+from engine.predict.bulk.instants import instants
+from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.plays import Form, Structure
 from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid
@@ -75,17 +76,6 @@ def _distinct(*keys: Any) -> tuple[Array, Array, Array]:
 def _groups(which: Array) -> list[Array]:
     """The rows of each combination."""
     return np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
-
-
-def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
-    """Of each piece of a model that some layout has, which layouts: (n,) masks."""
-    masks: dict[Any, Any] = {}
-    total = grid.pp * grid.chunks * 2 + np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
-    for count in np.unique(total).tolist():
-        mask = total == count
-        for piece in pieces(model.layers, model.encoder_layers, count // 2, bool(count % 2))[0]:
-            masks[piece] = masks[piece] | mask if piece in masks else mask
-    return masks
 
 
 class _SizesOf:
