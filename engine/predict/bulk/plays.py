@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.books import Books, Chapter, Halving, Noting, Numbers, page_of
-from engine.predict.bulk.points import joined
 from engine.predict.symbolic import Size, as_size, letter, sized, value
 from engine.predict.tape.buckets import TAKES, Bucket, numbers
 from engine.predict.tape.chunk import Sample, Shape
@@ -208,9 +207,13 @@ class Plays:
         sizes = np.zeros((len(columns), count))
         for number, size in enumerate(columns):
             sizes[number] = value(size, known, found)
-        nothing = np.zeros((1, count))
-        changes = np.concatenate([nothing, sizes, -sizes[::-1]])
-        return joined(changes, np.maximum(changes, 0), spans)
+        changes = np.concatenate([np.zeros((1, count)), sizes, -sizes[::-1]])
+        leaves, tops = np.zeros((2, len(spans), count))
+        for span, left, top in zip(spans, leaves, tops, strict=True):
+            there = changes[list(span)].cumsum(0)
+            left[:] = there[-1]
+            np.maximum(there.max(0), 0, out=top)
+        return leaves, tops
 
 
 def letter_of(times: Any) -> int:
