@@ -230,6 +230,18 @@ def test_the_map_is_drawn_with_every_combination(monkeypatch: pytest.MonkeyPatch
     assert linked(app)["map"] == "1"
 
 
+def test_a_combination_that_takes_too_long_says_so_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def searched(asked: Request) -> dict[str, object]:
+        if asked.ranks == 8:
+            raise RequestError("it took too long")
+        return cell(asked)
+
+    monkeypatch.setattr(heatmap, "searched", searched)
+    monkeypatch.setattr(heatmap, "MODELS", ("gpt2-1.5b",))
+    monkeypatch.setattr(heatmap, "COUNTS", (1, 8))
+    assert "1 of 2 combinations fit" in text(page(map="1", ranks="4"))
+
+
 def test_published_rows_of_the_model_or_the_device_come_first() -> None:
     found = references()
     near = [r for r in found if concerns(r, Request(model="gpt3-175b", device="a100-80gb"))]
