@@ -99,16 +99,13 @@ class _Reductions(Reductions):
         return [list(both) for both in zip(share, size, strict=True)], incoming
 
 
-_SINCE = {TAKES: 1, EXPECTS: 2}  # from which ZeRO stage on something happens
-
-
 def _stretches(of: dict[str, list[Stretch]], zero: int, reductions: Reductions) -> dict[str, list[Stretch]]:
     """As they are at that ZeRO stage. With 3 values are gathered and released, in blocks as large as gradients that wait."""
 
     def told(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         for event in events:
             sign, one = event
-            if sign or zero >= _SINCE.get(one.name, 4):
+            if sign or (zero and one.name in (EXPECTS, TAKES)):
                 yield event
             elif zero == 3:
                 yield (1 if one.name == GATHERS else -1), reductions.incoming[reductions.numbers[id(one.bucket)]]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from engine.predict.symbolic import Size, as_size
-from engine.predict.tape.buckets import Bucket, Buckets, Parameter
+from engine.predict.tape.buckets import TAKES, Bucket, Buckets, Parameter
 from engine.predict.tape.passes import size_of
 from engine.predict.tape.sizes import FOUR
 from engine.predict.tape.tape import Block, Factors, Gradients, Note, Record, Segment, Tape
@@ -76,24 +76,26 @@ class Books(Tape):
     def __init__(self, numbers: Numbers) -> None:
         super().__init__()
         self.numbers = numbers
-        self._open(Chapter(), _HALVED)
+        self._chapter = Chapter()
+        self._open(_HALVED)
 
-    def _open(self, chapter: Chapter, of: Pages) -> None:
-        self._chapter, self._of = chapter, of
-        self._all = [chapter.pages[number] for number in of[""]]
+    def _open(self, of: Pages) -> None:
+        self._of, pages = of, self._chapter.pages
+        self._all = [pages[number] for number in of[""]]
 
     def at(self, action: str, layer: int = -1) -> None:
         if (action, layer) != (self.action, self.layer) or not self.parts:
             self.action, self.layer = action, layer
-            self._open(Chapter(), _BOTH if action == "I" else _HALVED)
+            self._chapter = Chapter()
+            self._open(_BOTH if action == "I" else _HALVED)
             self.parts.append((Segment(action, layer), self._chapter))
 
     def whole(self, run: Callable[[], Any]) -> Any:
         """Run what happens in a B only."""
-        chapter, of = self._chapter, self._of
-        self._open(chapter, _WHOLE)
+        before = self._of, self._all
+        self._open(_WHOLE)
         found = run()
-        self._open(chapter, of)
+        self._of, self._all = before
         return found
 
     def _put(self, case: str, *what: int) -> None:
@@ -120,7 +122,10 @@ class Books(Tape):
         self._put(case, number, -number)
 
     def note(self, name: str, bucket: Any) -> None:
-        self._chapter.notes.append((self._of[""], tuple(map(len, self._chapter.pages)), Note(name, bucket)))
+        """All but `TAKES` is only with hooks: no other stages of ZeRO expect, gather or release anything."""
+        self._chapter.notes.append(
+            (self._of["" if name == TAKES else HOOKED], tuple(map(len, self._chapter.pages)), Note(name, bucket))
+        )
 
     def written(self, block: Block) -> None:
         """Where something holds the block in one case, it is written to another one in that case."""
