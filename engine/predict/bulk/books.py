@@ -123,9 +123,8 @@ class Books(Tape):
 
     def note(self, name: str, bucket: Any) -> None:
         """All but `TAKES` is only with hooks: no other stages of ZeRO expect, gather or release anything."""
-        self._chapter.notes.append(
-            (self._of["" if name == TAKES else HOOKED], tuple(map(len, self._chapter.pages)), Note(name, bucket))
-        )
+        pages = self._of["" if name == TAKES else HOOKED]
+        self._chapter.notes.append((pages, tuple(map(len, self._chapter.pages)), Note(name, bucket)))
 
     def written(self, block: Block) -> None:
         """Where something holds the block in one case, it is written to another one in that case."""

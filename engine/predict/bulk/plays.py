@@ -4,10 +4,9 @@ What ZeRO adds to a pass depends on its stage and on the passes before. So a pla
 what happens between two such places is a span: blocks that come and go, the same whatever ZeRO does. Most spans are in several
 forms of chunk, and their figures are worked out once.
 
-A play tells two things both ways at once. Backward is whole, B, or halved, I and W; what is owed then holds some blocks for
-longer. And ZeRO 2 and 3 have hooks in backward, which hold what a chunk was fed with for longer; 0 and 1 have none, and turn each
-gradient into fp32. Only where a decoder attends to an encoder, hooks change which gradients are added up where; so such chunks
-are played once with hooks and once without.
+A play tells of B and of I and W, and with hooks in backward, which ZeRO 2 and 3 have, and without, at once: see
+`engine.predict.bulk.books`. Only where a decoder attends to an encoder, hooks change which gradients are added up where; so such
+chunks are played once with hooks and once without.
 """
 
 from __future__ import annotations
