@@ -16,7 +16,7 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.grid import RECOMPUTES, Grid, Whole
+from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.papers.accounting import AccountingName, accounting
 from engine.predict.planner.candidates import candidates
 from engine.predict.speed.cost import Cost, model_flops
@@ -94,8 +94,9 @@ def search(
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         pace, order = _refined(cost, estimate(cost), memory, replayed)
+        wire = {axis: sent[order] for axis, sent in _wire(model, workload, grid).items()}
         grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
-        layouts = _table(model, grid, pace, memory, stage, device, workload, global_batch)
+        layouts = _table(model, grid, pace, memory, stage, wire, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
 
 
@@ -114,38 +115,48 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _ranked(step: Any, memory: Whole, fits: Any) -> Any:
-    """Those that fit by step time and of equals by memory, then the others by memory."""
-    return np.lexsort((memory, np.where(fits, step, memory), ~fits))
+def _ranked(step: Any, memory: Whole, fitting: Any) -> Any:
+    """Which layouts, of those given, by step time and of equals by memory."""
+    return fitting[np.lexsort((memory[fitting], step[fitting]))]
 
 
 def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, Any]:
-    """The pace with the best replayed, and the order; what the closed form had wrong is put down to idling.
+    """The pace with the best replayed, and the order: first those that fit by step time and of equals by memory, then the others
+    by memory. What the closed form had wrong is put down to idling.
 
     The first `most` of those that fit are replayed; then, as some fall behind others, those that come to stand among the first
     half as many, until all of these were or as many again.
     """
     step, bubble = pace.step.copy(), pace.bubble.copy()
     fits = memory <= cost.device.memory_bytes
-    order = _ranked(step, memory, fits)
-    due, done = [int(row) for row in order[:most] if fits[row]], set[int]()
+    fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
+    order = _ranked(step, memory, fitting)
+    due, done = order[:most].tolist(), set[int]()
     while due and len(done) < 2 * most:
         for row in due:
             spec = cost.grid.spec(row, cost.model, cost.workload)
             step[row], bubble[row] = simulated(spec, cost.device, cost.assumed)
         done.update(due)
-        order = _ranked(step, memory, fits)
-        due = [int(row) for row in order[: most // 2] if fits[row] and row not in done]
+        order = _ranked(step, memory, fitting)
+        due = [row for row in order[: most // 2].tolist() if row not in done]
+    order = np.append(order, others[np.argsort(memory[others], kind="stable")])
     return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), order
 
 
 def _table(
-    model: ModelSpec, grid: Grid, pace: Pace, memory: Whole, stage: Whole, device: DeviceSpec, workload: WorkloadSpec, batch: int
+    model: ModelSpec,
+    grid: Grid,
+    pace: Pace,
+    memory: Whole,
+    stage: Whole,
+    wire: dict[str, Whole],
+    device: DeviceSpec,
+    workload: WorkloadSpec,
+    batch: int,
 ) -> pd.DataFrame:
     fits = memory <= device.memory_bytes
     devices = grid.dp * grid.tp * grid.pp
     flops = model_flops(model) * batch / devices / pace.step
-    wire = _wire(model, workload, grid)
     return pd.DataFrame(
         {
             "layout": _codes(grid),
@@ -164,27 +175,24 @@ def _table(
     )  # fmt: skip
 
 
-def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any]:
+def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Whole]:
     """Wire bytes of the busiest rank by axis. Many layouts send alike, and one of them is counted for all.
 
     Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the
     number of microbatches follow from the rest.
     """
     full, in_order = grid.recompute == RECOMPUTES.index("full"), grid.schedule <= SCHEDULES.index("interleaved")
-    keys = (
+    first, which = distinct(
         grid.tp, grid.pp, grid.chunks, grid.microbatch_size, grid.zero, grid.sequence_parallel, full,
         np.where(in_order, 0, grid.schedule),
     )  # fmt: skip
-    shape = tuple(int(key.max()) + 1 for key in keys)
-    _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
-    axes = ("tp", "pp", "dp")
-    wire = bulk_traffic(model, workload, grid.take(first), axes, calls=False)
-    return {axis: wire[axis].astype(np.int64)[which] for axis in axes}
+    wire = bulk_traffic(model, workload, grid.take(first), ("tp", "pp", "dp"), calls=False)
+    return {axis: sent.astype(np.int64)[which] for axis, sent in wire.items()}
 
 
 def _codes(grid: Grid) -> Any:
     """The short form of each layout; few are distinct."""
-    _, first, which = np.unique(grid.tp * 2**32 + grid.pp, return_index=True, return_inverse=True)
+    first, which = distinct(grid.tp, grid.pp)
     return pd.Categorical.from_codes(which, pd.Index([f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first]))
 
 
