@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, get_args
@@ -52,7 +52,7 @@ class Grid:
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
     @classmethod
-    def of(cls, specs: list[RunSpec]) -> Grid:
+    def of(cls, specs: Sequence[RunSpec]) -> Grid:
         """The layouts of some specs; for tests and for comparing few."""
         layouts, workloads = [spec.layout for spec in specs], [spec.workload for spec in specs]
 

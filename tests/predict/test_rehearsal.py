@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.predict.durations import Durations
-from engine.predict.speed.rehearsal import rehearsal
+from engine.predict.speed.rehearsal import rehearsal, rehearse
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
 from engine.spec import LayoutSpec
@@ -25,7 +25,7 @@ def test_a_rehearsed_schedule_takes_as_long_as_the_simulated_one(name: Any) -> N
         kinds: Any = [(kind, c) for kind in ("F", "B", "I", "W", "reduce") for c in range(pp * chunks)]
         flows: Any = [(flow, c) for flow in ("activation", "gradient") for c in range(pp * chunks)]
         times = Durations({k: random.uniform(1, 3) for k in kinds}, {f: random.uniform(0, 2) for f in flows})
-        found = rehearsal(name, pp, m, chunks).run(times, reduces=True)
+        (found,) = rehearse([(rehearsal(name, pp, m, chunks), times, True)])
         timeline = simulate(plan(layout, m), times)
         assert max(found.clocks) == pytest.approx(timeline.makespan)
         assert found.pipeline == pytest.approx(timeline.pipeline)

@@ -20,7 +20,7 @@ from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.papers.accounting import AccountingName, accounting
 from engine.predict.planner.candidates import candidates
 from engine.predict.speed.cost import Cost, model_flops
-from engine.predict.speed.pace import Pace, estimate, simulated
+from engine.predict.speed.pace import Pace, estimate, replayed
 from engine.predict.speed.rates import Assumptions
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
@@ -133,9 +133,8 @@ def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, An
     order = _ranked(step, memory, fitting)
     due, done = order[:most].tolist(), set[int]()
     while due and len(done) < 2 * most:
-        for row in due:
-            spec = cost.grid.spec(row, cost.model, cost.workload)
-            step[row], bubble[row] = simulated(spec, cost.device, cost.assumed)
+        specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
+        step[due], bubble[due] = np.array(replayed(specs, cost.device, cost.assumed)).T
         done.update(due)
         order = _ranked(step, memory, fitting)
         due = [row for row in order[: most // 2].tolist() if row not in done]

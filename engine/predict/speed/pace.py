@@ -15,8 +15,8 @@ Under 1F1B only p microbatches are in flight, and a message's time is waited for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
 from engine.predict.speed.rates import Assumptions, Real
-from engine.predict.speed.rehearsal import rehearsal
+from engine.predict.speed.rehearsal import Rehearsed, rehearsal, rehearse
 from engine.schedule import SCHEDULES, Flow, Kind
 from engine.spec import V_SHAPED, RunSpec, ScheduleName
 
@@ -222,76 +222,97 @@ def _pipeline(name: ScheduleName, p: Whole, v: Whole, m: Whole, work: _Work) -> 
     return m * slowest + fill + waits, waits
 
 
-# ------------------------------------------------------------------------------------------------------- one, simulated
+# ---------------------------------------------------------------------------------------------------------- simulated
 
 
 def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durations:
     """Seconds of every action of a layout, chunk by chunk, for `simulate`."""
-    cost = Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed)
-    model, layout = spec.model, spec.layout
-    plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
-    crossing = cost.layer(cross=True) if model.parts.encoder else plain
-    layers, placement = layout.chunk_layers(model.layers), layout.placement
-    compute: dict[tuple[Kind, int], float] = {}
-    ends: dict[tuple[Kind, int], float] = {}
-    stages = [(0.0, 0)] * layout.pp  # parameters and buckets of each
+    return _durations([spec], device, assumed)[0]
 
-    @cache  # most chunks are alike
-    def of_chunk(count: int, cross: int, is_first: bool, is_last: bool) -> tuple[Held, Real, float]:
-        first, last = np.array([is_first]), np.array([is_last])
-        held = cost.held(count, first, last, cross)
-        passes = cost.accumulating((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
-        return held, passes, float(cost.reduction(passes, held)[0])
 
-    done = 0
-    for chunk, count in enumerate(layers):
-        cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
-        done += count
-        held, passes, reduction = of_chunk(count, cross, chunk == 0, chunk == len(layers) - 1)
-        before = stages[placement[chunk]]
-        stages[placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
-        times = passes.sum(1)[:, 0]
-        compute["F", chunk] = float(times[FORWARD])
-        compute["B", chunk] = float(times[AGAIN:].sum())
-        compute["I", chunk] = float(times[AGAIN] + times[INPUTS])
-        compute["W", chunk] = float(times[WEIGHTS])
-        compute["reduce", chunk] = reduction
-    tie, message = float(cost.tie()[0]), float(cost.message()[0])
-    for stage, (parameters, buckets) in enumerate(stages):
-        of_stage = Held(np.array([parameters]), buckets)
-        ends["step", stage] = float(cost.update(of_stage)[0])
-        ends["gather", stage] = float(cost.publication(of_stage)[0])
-        ends["tie", stage] = tie
+def _durations(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions) -> list[Durations]:
+    """The same for several, worked out at once; they differ in layout and microbatches only."""
+    model, layouts = specs[0].model, [spec.layout for spec in specs]
+    cost = Cost(model, specs[0].workload, Grid.of(specs), device, assumed)
+    chunks, stages = np.array([(layout.pp * layout.chunks, layout.pp) for layout in layouts]).T
+    of_chunk, of_stage = (np.repeat(np.arange(len(specs)), number) for number in (chunks, stages))
+    count = np.concatenate([layout.chunk_layers(model.layers) for layout in layouts])
+    first, last = np.zeros((2, len(count)), np.bool_)
+    first[chunks.cumsum() - chunks] = last[chunks.cumsum() - 1] = True
+    end = count.cumsum() - of_chunk * model.layers
+    cross = np.clip(end - model.encoder_layers, 0, count) if model.parts.encoder else np.zeros_like(count)
+    some = cost.part(of_chunk)
+    plain, crossing = some.layer(), some.layer(cross=True) if model.parts.encoder else 0.0
+    held = some.held(count, first, last, cross)
+    passes = some.accumulating((count - cross) * plain + cross * crossing + first * some.embedding() + last * some.head(), held)
+    times = passes.sum(1)
+    by_chunk: dict[Kind, Real] = {
+        "F": times[FORWARD], "B": times[AGAIN:].sum(0), "I": times[AGAIN] + times[INPUTS], "W": times[WEIGHTS],
+        "reduce": some.reduction(passes, held),
+    }  # fmt: skip
+    stage = np.concatenate([layout.placement for layout in layouts]) + (stages.cumsum() - stages)[of_chunk]
+    parameters: Any = np.bincount(stage, held.parameters)
+    together = Held(parameters, np.bincount(stage, held.buckets))
+    each = cost.part(of_stage)
+    by_stage: dict[Kind, Real] = {"step": each.update(together), "gather": each.publication(together), "tie": each.tie()}
+    messages = cost.message().tolist()
     flows: tuple[Flow, ...] = ("activation", "gradient")
-    messages = {(flow, chunk): message for flow in flows for chunk in range(len(layers))}
-    return Durations(compute, messages, ends)
+
+    def of(i: int, numbers: Any, seconds: dict[Kind, Real]) -> dict[tuple[Kind, int], float]:
+        stop = int(numbers[: i + 1].sum())
+        own = {kind: times[stop - int(numbers[i]) : stop].tolist() for kind, times in seconds.items()}
+        return {(kind, number): time for kind, some in own.items() for number, time in enumerate(some)}
+
+    return [
+        Durations(
+            of(i, chunks, by_chunk),
+            {(flow, chunk): messages[i] for flow in flows for chunk in range(chunks[i])},
+            of(i, stages, by_stage),
+        )
+        for i in range(len(specs))
+    ]
 
 
 def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:
-    """Seconds of a step by the simulator, and the bubble.
+    """Seconds of a step by the simulator, and the bubble."""
+    return replayed([spec], device, assumed)[0]
+
+
+def replayed(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions) -> list[tuple[float, float]]:
+    """The same of several at once, which differ in layout and microbatches only.
 
     Once the pipeline is full, each further round of pp microbatches takes as long as the one before. So at most a few rounds are
     simulated, and the last one's time counts for those that are left.
     """
-    times = durations(spec, device, assumed)
+    counts, times = [_counts(spec) for spec in specs], _durations(specs, device, assumed)
+    plays = [
+        (rehearsal(layout.schedule, layout.pp, count, layout.chunks), own, layout.dp > 1 or layout.sequence_parallel)
+        for layout, some, own in zip([spec.layout for spec in specs], counts, times, strict=True)
+        for count in some
+    ]
+    found = iter(rehearse(plays))
+    out = []
+    for spec, some, own in zip(specs, counts, times, strict=True):
+        measured = [_measured(spec, next(found), own) for _ in some]
+        rounds = (spec.workload.microbatches - some[-1]) // spec.layout.pp
+        step, pipeline, busy = (late + rounds * (late - early) for early, late in zip(measured[0], measured[-1], strict=True))
+        out.append((step, 1 - busy / (spec.layout.pp * pipeline)))
+    return out
+
+
+def _counts(spec: RunSpec) -> tuple[int, ...]:
+    """How many microbatches are simulated: all, or a few rounds less one, and a few rounds."""
     m, pp = spec.workload.microbatches, spec.layout.pp
     least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
     rounds = (m - (least + 1) * pp) // pp  # that are left out
     if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
-        step, pipeline, busy = _simulated(spec, m, times)
-        return step, 1 - busy / (pp * pipeline)
-    fewer = m - rounds * pp
-    before, after = _simulated(spec, fewer - pp, times), _simulated(spec, fewer, times)
-    step, pipeline, busy = (late + rounds * (late - early) for early, late in zip(before, after, strict=True))
-    return step, 1 - busy / (pp * pipeline)
+        return (m,)
+    return m - (rounds + 1) * pp, m - rounds * pp
 
 
-def _simulated(spec: RunSpec, microbatches: int, times: Durations) -> tuple[float, float, float]:
+def _measured(spec: RunSpec, found: Rehearsed, times: Durations) -> tuple[float, float, float]:
     """Seconds of the step, of the pipeline in it, and of all stages' passes together."""
     layout = spec.layout
-    found = rehearsal(layout.schedule, layout.pp, microbatches, layout.chunks).run(
-        times, layout.dp > 1 or layout.sequence_parallel
-    )
     both_ends = {layout.placement[0], layout.placement[-1]} if spec.model.parts.tied and len(layout.placement) > 1 else set()
     step = max(
         clock
