@@ -66,8 +66,21 @@ def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: 
     chunks = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}.get(name, 1)
     enough = {"naive": 3, "1f1b": pp + 1, "interleaved": 3 * pp, "zb-h1": pp + 2}.get(name, 2 * pp + 1)
     told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0, True)
-    for one, more in zip(told[enough], told[enough + 3 * pp], strict=True):
-        assert {row.tobytes() for row in one.rows} == {row.tobytes() for row in more.rows}
+    for one, more in zip(told.of[enough].rows, told.of[enough + 3 * pp].rows, strict=True):
+        assert {row.tobytes() for row in one} == {row.tobytes() for row in more}
+
+
+def test_no_other_stage_than_those_looked_at_is_the_first_that_is_fullest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = catalog.model("gpt3-175b")
+    grid = candidates(model, 1024, 1536)
+    grid = grid.take((grid.schedule >= SCHEDULES.index("interleaved")) & (grid.pp == 16))
+    instants.cache_clear()
+    some = fullest(model, MIXED, grid)
+    monkeypatch.setattr("engine.predict.bulk.instants._stages", lambda name, pp, *others: list(range(pp)))
+    instants.cache_clear()
+    for one, other in zip(some, fullest(model, MIXED, grid), strict=True):
+        np.testing.assert_array_equal(one, other)
+    instants.cache_clear()
 
 
 def test_gpipe_counts_alike_actions_at_once() -> None:

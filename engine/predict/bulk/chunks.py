@@ -129,10 +129,13 @@ class _Maker:
         parts[0, : len(runs)] = points[runs] - bounds[of_action]
         parts[0, len(runs) :] = bounds[stops] - bounds[firsts]
         for letter in np.unique(letters[repeats]).tolist():
-            passed = np.zeros_like(bounds)
-            np.cumsum(np.where((letters == letter)[:, None], np.diff(bounds, axis=0), 0), axis=0, out=passed[1:])
-            parts[letter] = passed[end] - passed[begin]
-            parts[0] -= parts[letter]
+            again = np.flatnonzero(letters == letter)
+            passed = np.zeros((len(again) + 1, self.count))
+            np.cumsum(bounds[again + 1] - bounds[again], axis=0, out=passed[1:])
+            before, over = np.searchsorted(again, begin), np.searchsorted(again, end)
+            some = np.flatnonzero(over > before)
+            parts[letter, some] = passed[over[some]] - passed[before[some]]
+            parts[0, some] -= parts[letter, some]
         return _apart(several, parts, letters[runs], np.append(np.searchsorted(runs, firsts), len(runs)).tolist())
 
     def _runs(self, several: list[Actions]) -> tuple[Whole, Whole, Real, Real]:

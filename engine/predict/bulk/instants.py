@@ -6,15 +6,15 @@ The rules are those of `engine.predict.tape.walk`.
 
 from __future__ import annotations
 
-import itertools
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.bulk.actions import ACTIONS
 from engine.predict.bulk.chunks import VALUES
-from engine.predict.bulk.plays import Form
+from engine.predict.bulk.pieces import pieces
 from engine.predict.bulk.points import undominated
 from engine.schedule import Kind
 from engine.schedule.columns import KINDS, columns
@@ -43,38 +43,6 @@ _KEPT = 512  # schedules, the latest
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
 
-class Piece(NamedTuple):
-    """A form of chunk, and how many layers there are between its first and last of each kind."""
-
-    form: Form
-    between: tuple[int, int]
-
-
-@cache
-def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
-    """Of layers split as evenly as can be into so many chunks: the pieces that there are, and which of them each chunk is.
-
-    `encoders`: how many of the layers are an encoder's; 0 where there is no decoder that attends to one. `bends`: whether chunks
-    stand in the shape of a V, so that the one at its turn is followed by another on the same stage.
-    """
-    each, rest = divmod(layers, chunks)
-    forms: list[Piece] = []
-    start = 0
-    for c in range(chunks):
-        stop = start + each + (c < rest)
-        before = min(stop, encoders or layers) - min(start, encoders or layers)
-        behind = stop - start - before
-        form = Form(c == 0, c == chunks - 1, min(before, 2), bool(encoders) and before > 0 and stop >= encoders, min(behind, 2))
-        forms.append(Piece(form, (max(0, before - 2), max(0, behind - 2))))
-        start = stop
-    if bends and encoders:
-        turn, following = forms[chunks // 2 - 1], forms[chunks // 2]
-        forms[chunks // 2 - 1] = turn._replace(form=turn.form._replace(behind=following.form))
-    found: dict[Piece, int] = {}
-    which = tuple(found.setdefault(piece, len(found)) for piece in forms)
-    return tuple(found), which
-
-
 def _first_of_each(rows: Any) -> list[int]:
     """Numbers of the rows that are not the same as an earlier one."""
     data = rows.tobytes()
@@ -83,33 +51,39 @@ def _first_of_each(rows: Any) -> list[int]:
     return list(first.values())
 
 
-class Instants(NamedTuple):
-    """Rows, (k, pieces × values), bytes beside, (k,), and the stage of each, (k,).
+Narrow = NDArray[np.int16] | NDArray[np.int32]
 
+
+class Instants(NamedTuple):
+    """Rows, (k, columns), bytes beside, (k,), and the stage of each, (k,).
+
+    First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
     Numbers are small, and very many are kept: so they are narrow, to be widened where they are multiplied.
     """
 
-    rows: NDArray[np.int16] | NDArray[np.int32]
+    rows: tuple[Narrow, Narrow]
     beside: Real
     stages: NDArray[np.int64]
+
+
+class Told(NamedTuple):
+    """Instants by number of microbatches. `columns`: of which piece which of `VALUES` there is any of at all."""
+
+    columns: list[tuple[int, int]]
+    of: dict[int, Instants]
 
 
 @lru_cache(maxsize=_KEPT)
 def instants(
     name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, adamw: bool
-) -> dict[int, tuple[Instants, Instants]]:
-    """Of all stages that can be the fullest, by number of microbatches.
-
-    First where a chunk's last backward differs from the others, as with ZeRO 1, then where its first does, as with ZeRO 2 and 3.
-    """
+) -> Told:
+    """Of all stages that can be the fullest, for some numbers of microbatches."""
     _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
-    stages = _stages(name, pp, which, bool(encoders), microbatches)
-    told = _Stages(name, pp, np.array(which), stages, microbatches, bool(encoders))
-    late, early = (told.highest(early, adamw) for early in (False, True))
-    return {m: (late[m], early[m]) for m in microbatches}
+    stages = {m: _stages(name, pp, which, bool(encoders), m) for m in microbatches}
+    return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest(adamw)
 
 
-def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: tuple[int, ...]) -> list[int]:
+def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: int) -> list[int]:
     """Those that can be the fullest: where nothing is put off, the first two and the last, as the others hold less of it all.
 
     Otherwise also those in the middle, where another piece of the model begins or ends, and the first that has all microbatches.
@@ -119,7 +93,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
         return list(range(pp))
     some = {0, min(1, pp - 1), pp - 1}
     if not plain:
-        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2, *(m - 1 for m in microbatches if m < pp)}
+        some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2, *(s for s in (microbatches - 2, microbatches - 1) if 0 <= s < pp)}
     if encodes or not plain:
         for c in range(1, len(which)):
             if which[c] != which[c - 1]:
@@ -166,29 +140,31 @@ class _Groups:
 
 
 class _Stages:
-    """Some stages' actions as arrays, one stage behind the other, each as often as there are numbers of microbatches.
+    """Some stages' actions as arrays, one stage behind the other, for one number of microbatches after another.
 
-    An action changes what stands on its stage. So what stands before each is a running sum: of every piece, (actions, pieces).
+    An action changes what stands on its stage. So what stands before each is a running sum: of every piece, (pieces, actions).
     """
 
-    def __init__(
-        self, name: ScheduleName, pp: int, which: Any, stages: list[int], microbatches: tuple[int, ...], encodes: bool
-    ) -> None:
+    def __init__(self, name: ScheduleName, pp: int, which: Any, stages: dict[int, list[int]], encodes: bool) -> None:
+        """`stages`: which, by number of microbatches."""
         self.encodes = encodes
         self.pp, self.which, self.count = pp, which, int(which.max()) + 1
         self.last = len(which) - 1
-        self.stages, self.numbers = stages, microbatches
-        orders = [_order(name, stage, pp, m, len(which) // pp) for m in microbatches for stage in stages]
+        self.numbers = list(stages)
+        most = max(stages) * len(which)  # of anything on a stage; GPipe may hold very many microbatches
+        self.narrow = np.int16 if most < 2**15 else np.int32
+        several = [(m, stage) for m, some in stages.items() for stage in some]
+        orders = [_order(name, stage, pp, m, len(which) // pp) for m, stage in several]
         lengths = [len(order) for order, _ in orders]
         self.kinds, self.chunk, self.microbatch = columns(order for order, _ in orders)
         self.times = np.concatenate([times for _, times in orders])
         of = np.repeat(np.arange(len(orders)), lengths)  # which stage and number of microbatches
-        self.first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)  # of each action's stage
-        self.stage = np.array(stages)[of % len(stages)]
-        self.microbatches = np.array(microbatches)[of // len(stages)]
-        self.held = np.array([messages_held(name, pp, m) for m in microbatches])[of // len(stages)]
+        self.lengths, self.firsts = lengths, np.cumsum([0, *lengths[:-1]])  # of each stage's actions
+        self.microbatches, self.stage = np.array(several).T[:, of]
+        self.held = np.array([messages_held(name, pp, m) for m, _ in several])[of]
         self.place = np.array([_place(name, pp, c) for c in range(len(which))])
-        self.states = np.array([np.bincount(which[self.place == stage], minlength=self.count) for stage in stages], np.int32)
+        held = self.place * self.count + which
+        self.states = np.bincount(held, minlength=pp * self.count).reshape(pp, self.count)  # of all stages
         self.piece = which[self.chunk]
         self.of = of
         self.own = _Groups(of * len(which) + self.chunk)
@@ -202,12 +178,14 @@ class _Stages:
         self.stands = self._stands()
 
     def _running(self, changes: list[tuple[Any, Any, Any]]) -> Any:
-        """What stands before each action, (actions, pieces). Each change: at which actions, of which piece, by how much."""
-        found = np.zeros((len(self.of), self.count), np.int32)
+        """What stands before each action, (pieces, actions). Each change: at which actions, of which piece, by how much."""
+        found = np.zeros((self.count, len(self.of)), self.narrow)
         for actions, piece, amount in changes:
-            found[actions, piece] += amount
-        before = found.cumsum(0, dtype=np.int32) - found
-        return before - before[self.first]
+            found[piece, actions] += amount
+        before = found.cumsum(1, dtype=self.narrow)
+        before -= found
+        before -= before[:, self.firsts].repeat(self.lengths, axis=1)
+        return before
 
     def _own(self, actions: Any, amount: Any) -> tuple[Any, Any, Any]:
         """A change of the chunk's own piece at some actions, given as a mask; one entry of `amount` for each action."""
@@ -241,7 +219,7 @@ class _Stages:
             ("gradient given", backs & ~before_another & (self.chunk < self.last)),
         ):
             here, piece, amount = self._own(actions, times)
-            found[name][here, piece] += amount if name == "given" else 1  # gradients come one at a time
+            found[name][piece, here] += amount if name == "given" else 1  # gradients come one at a time
         if self.encodes and times.max() == 1:  # GPipe's many, put together, lend for no longer than they last
             sent = self._gone(f & ~before_another & (self.chunk < self.last))
             found |= self._lent(sent, after_another)
@@ -324,40 +302,47 @@ class _Stages:
         sender[some] = self.which[some[first[route]]]
         return self._running([(here, sender[self.chunk[here]], amount)])
 
-    def highest(self, early: bool, adamw: bool) -> dict[int, Instants]:
-        """What can be highest, by microbatches: of equal rows one, of which no other of its kind, which is action and piece, has
-        as much of everything; and the step's two. Those with most come first.
+    def highest(self, adamw: bool) -> Told:
+        """Of equal rows one, of which no other of its kind, which is action and piece, has as much of everything; and the step's
+        two. What is such a row late or early is told of both.
         """
-        labels, left = self._labels(early)
-        stands = {"states": self.states[self.of % len(self.stages)], **self.stands, **left}
-        between = np.stack(list(stands.values()), axis=2)  # (actions, pieces, values)
-        kinds = labels * self.count + self.piece
-        kinds += self.microbatches * (int(kinds.max()) + 1)
-        counts = between.reshape(len(kinds), -1)
-        kept = undominated(counts[:, (counts != counts[0]).any(0)], kinds)
-        rows = np.zeros((len(kept), self.count, len(VALUES)))
-        rows[:, :, [_V[name] for name in stands]] = between[kept]
-        rows[np.arange(len(kept)), self.piece[kept], labels[kept]] += 1
+        told = [self._labels(early) for early in (False, True)]
+        stands = {"states": self.states.T.astype(self.narrow)[:, self.stage], **self.stands}
+        between = np.concatenate([*stands.values(), *told[0][1].values(), *told[1][1].values()])
+        kinds = self.microbatches
+        for labels, _ in told:
+            kinds = kinds * len(ACTIONS) + labels
+        kept = undominated(between[(between != between[:, :1]).any(1)], kinds * self.count + self.piece)
+        kept = kept[np.argsort(self.microbatches[kept], kind="stable")]
+        found = between[:, kept].reshape(-1, self.count, len(kept)).T  # (kept, pieces, values)
+        rows = np.zeros((2, len(kept), self.count, len(VALUES)), self.narrow)
+        rows[:, :, :, [_V[name] for name in stands]] = found[:, :, : len(stands)]
+        lefts = np.split(found[:, :, len(stands) :], 2, axis=2)
+        for row, (labels, names), left in zip(rows, told, lefts, strict=True):
+            row[:, :, [_V[name] for name in names]] = left
+            row[np.arange(len(kept)), self.piece[kept], labels[kept]] += 1
         return self._with_step(rows, kept, adamw)
 
-    def _with_step(self, actions: Real, kept: Any, adamw: bool) -> dict[int, Instants]:
-        """`actions`: rows of those kept. Of stages that hold the same count, one has the step's."""
-        alike = _first_of_each(self.states)
-        step = np.zeros((2 * len(alike), *actions.shape[1:]))
-        step[:, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
-        step[::2, :, _V["norm"]] = step[1::2, :, _V["step"]] = self.states[alike]
-        times = len(self.numbers)
-        rows = np.concatenate([actions, np.tile(step, (times, 1, 1))])
-        beside = np.concatenate([np.zeros(len(kept)), np.tile([4.0, 16.0 if adamw else 4.0], times * len(alike))]) + _BEYOND
-        stages = np.concatenate([self.stage[kept], np.tile(np.repeat(np.array(self.stages)[alike], 2), times)])
-        of = np.concatenate([self.microbatches[kept], np.repeat(self.numbers, len(step))])
-        rows = rows.reshape(len(rows), -1)
-        order = np.lexsort((-(rows.sum(1) + beside), of))
-        narrow: Any = np.int16 if np.abs(rows).max() < 2**15 else np.int32  # GPipe may hold more microbatches
-        rows, beside, stages = rows[order].astype(narrow), beside[order], stages[order]
-        bounds = np.searchsorted(of[order], [*self.numbers, self.numbers[-1] + 1]).tolist()
-        each = zip(self.numbers, itertools.pairwise(bounds), strict=True)
-        return {m: Instants(rows[start:stop], beside[start:stop], stages[start:stop]) for m, (start, stop) in each}
+    def _with_step(self, actions: Any, kept: Any, adamw: bool) -> Told:
+        """`actions`: rows of those kept, in the order of their microbatches. Of stages that hold the same count, one has the
+        step's.
+        """
+        some = np.unique(self.stage)
+        alike = some[_first_of_each(self.states[some])]
+        step = np.zeros((2, 2 * len(alike), *actions.shape[2:]), self.narrow)
+        step[:, :, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
+        step[:, ::2, :, _V["norm"]] = step[:, 1::2, :, _V["step"]] = self.states[alike]
+        both = np.concatenate([actions, step], axis=1).reshape(2, -1, self.count * len(VALUES))
+        columns = np.flatnonzero(both.any((0, 1)))
+        actions, step = np.split(both[:, :, columns], [len(kept)], axis=1)
+        beside, stages = np.tile([4.0, 16.0 if adamw else 4.0], len(alike)) + _BEYOND, alike.repeat(2)
+        bounds = np.searchsorted(self.microbatches[kept], [*self.numbers, self.numbers[-1] + 1]).tolist()
+        of = {}
+        for m, start, stop in zip(self.numbers, bounds, bounds[1:], strict=False):
+            late, early = (np.concatenate([one[start:stop], two]) for one, two in zip(actions, step, strict=True))
+            here = np.concatenate([np.full(stop - start, float(_BEYOND)), beside])
+            of[m] = Instants((late, early), here, np.concatenate([self.stage[kept[start:stop]], stages]))
+        return Told([divmod(column, len(VALUES)) for column in columns.tolist()], of)
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
         """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, of each piece."""
@@ -385,7 +370,7 @@ class _Stages:
         return labels, left
 
     def _while(self, some: Any) -> Any:
-        """Of how many chunks the latest backward before each action is one of `some`, (actions, pieces)."""
+        """Of how many chunks the latest backward before each action is one of `some`, (pieces, actions)."""
         now, before = some & ~self.is_f, some[self.latest] & (self.latest >= 0) & ~self.is_f
         change = now * 1 - before
         return self._running([self._own(change != 0, change)])

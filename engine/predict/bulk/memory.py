@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.chunks import VALUES, Chunks, Table
-from engine.predict.bulk.instants import Piece, instants, pieces
+from engine.predict.bulk.instants import instants
+from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.plays import Form, Structure
 from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid
@@ -44,22 +45,25 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
         told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, adamw)
         _, each, kind = _distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
-        have = _had(tables, rows, found, sizes.which[here])
+        have = _had(tables, rows, found, told.columns, sizes.which[here])
         for example, part in zip(of_shape[each].tolist(), _runs(np.sort(kind), 0), strict=True):
-            matrix, beside, stages = told[int(microbatches[example])][bool(early[example])]
-            reached = multiplied(matrix.astype(np.float64), have[part].T)
+            matrix, beside, stages = told.of[int(microbatches[example])]
+            reached = multiplied(matrix[int(early[example])].astype(np.float64), have[:, part])
             reached += beside[:, None]
             best[here[part]] = most = reached.max(0)
             where[here[part]] = np.where(reached == most, stages[:, None], pp).min(0)
     return best, where
 
 
-def _had(tables: dict[Form, Real], rows: dict[Any, Array], found: tuple[Piece, ...], sizes: Array) -> Real:
-    """`VALUES` of all pieces of a model for layouts of these sizes, one piece behind the other. (n, pieces × values)"""
-    have = np.empty((len(sizes), len(found), len(VALUES)))
-    for number, piece in enumerate(found):
-        have[:, number] = tables[piece.form][rows[piece][sizes]]
-    return have.reshape(len(sizes), -1)
+def _had(
+    tables: dict[Form, Real], rows: dict[Any, Array], found: tuple[Piece, ...], columns: list[tuple[int, int]], sizes: Array
+) -> Real:
+    """What layouts of these sizes have of some values of some pieces, (columns, n)."""
+    where = [rows[piece][sizes] for piece in found]
+    have = np.empty((len(columns), len(sizes)))
+    for out, (piece, value) in zip(have, columns, strict=True):
+        tables[found[piece].form][value].take(where[piece], out=out, mode="clip")  # which checks nothing, as all are there
+    return have
 
 
 def _distinct(*keys: Any) -> tuple[Array, Array, Array]:
@@ -72,17 +76,6 @@ def _distinct(*keys: Any) -> tuple[Array, Array, Array]:
 def _groups(which: Array) -> list[Array]:
     """The rows of each combination."""
     return np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
-
-
-def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
-    """Of each piece of a model that some layout has, which layouts: (n,) masks."""
-    masks: dict[Any, Any] = {}
-    total = grid.pp * grid.chunks * 2 + np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
-    for count in np.unique(total).tolist():
-        mask = total == count
-        for piece in pieces(model.layers, model.encoder_layers, count // 2, bool(count % 2))[0]:
-            masks[piece] = masks[piece] | mask if piece in masks else mask
-    return masks
 
 
 class _SizesOf:
@@ -120,9 +113,9 @@ class _SizesOf:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
 
     def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
-        """Of each form a table of `VALUES`, (entries, values), and of each piece where in it each sizes' entry is."""
+        """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
         entries, rows = self._entries(masks)
-        tables = {form: np.empty((len(of.sizes), len(VALUES))) for form, of in entries.items()}
+        tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
         for structure, here, groups in self.structures:
             bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
             forms = [form for form, (start, stop) in bounds.items() if start < stop]
@@ -133,8 +126,9 @@ class _SizesOf:
                 within = slice(group.start - here.start, group.stop - here.start)
                 made = chunks.tables(present, within)
                 for form in present:
-                    of = entries[form].order[some[form]]
-                    tables[form][of] = _values(made[form], entries[form].sizes[of] - group.start, entries[form].between[of]).T
+                    of = some[form]
+                    which, between = entries[form].sizes[of] - group.start, entries[form].between[of]
+                    tables[form][:, of] = _values(made[form], which, between)
         return tables, rows
 
     def _entries(self, masks: dict[Any, Any]) -> tuple[dict[Form, _Entries], dict[Any, Array]]:
@@ -146,26 +140,28 @@ class _SizesOf:
             by_form[piece.form].append((piece, np.flatnonzero(present)))
         entries, rows = {}, {}
         for form, found in by_form.items():
+            between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
+            sizes = np.concatenate([present for _, present in found])
+            order = np.argsort(sizes, kind="stable")
+            entries[form] = _Entries(sizes[order], between[order])
+            places = np.empty_like(order)
+            places[order] = np.arange(len(order))
             done = 0
             for piece, present in found:
                 rows[piece] = np.zeros(count, np.int64)
-                rows[piece][present] = done + np.arange(len(present))
+                rows[piece][present] = places[done : done + len(present)]
                 done += len(present)
-            between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
-            entries[form] = _Entries(np.concatenate([present for _, present in found]), between)
         return entries, rows
 
 
-class _Entries:
-    """Of a form of chunk all sizes that it comes in, with the numbers of layers between: (entries,) and (entries, 2)."""
+class _Entries(NamedTuple):
+    """Of a form of chunk all sizes that it comes in, in order, with the numbers of layers between: (entries,), (entries, 2)."""
 
-    def __init__(self, sizes: Array, between: Array) -> None:
-        self.sizes, self.between = sizes, between
-        self.order = np.argsort(sizes, kind="stable")
-        self._sorted = sizes[self.order]
+    sizes: Array
+    between: Array
 
     def bounds(self, sizes: list[int]) -> list[int]:
-        found: list[int] = np.searchsorted(self._sorted, sizes).tolist()
+        found: list[int] = np.searchsorted(self.sizes, sizes).tolist()
         return found
 
 
@@ -178,13 +174,13 @@ def _runs(of: Array, start: int) -> list[slice]:
 def _values(made: Table, which: Array, between: Array) -> Real:
     """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
     own, *layers = made.parts
-    reached = own[:, which]
+    reached = own.take(which, axis=1)
     for part, count, inner in zip(layers, between.T, made.inner, strict=False):  # of one kind of layers or of two
         if count.any():
-            reached += part[:, which] * count
-        none = np.flatnonzero(count == 0)
-        if len(inner) and len(none):
-            reached[np.ix_(inner, none)] = 0
+            rows = np.flatnonzero(part.any(1))
+            reached[rows] += part[rows].take(which, axis=1) * count
+        if len(inner):
+            reached[inner] *= count > 0
     return np.maximum.reduceat(reached, made.starts, axis=0)[made.which]
 
 

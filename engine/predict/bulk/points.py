@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,35 +13,37 @@ Real = NDArray[np.float64]
 
 
 def joined(leaves: Real, tops: Real, several: Sequence[tuple[int, ...]]) -> tuple[Real, Real]:
-    """What each of several rows of things leaves, and the most that it ever adds: (rows, n) each.
+    """What each of several rows of things leaves, and the most that it ever adds, 0 at least: (rows, n) each.
 
-    `leaves`, `tops`: the same of each thing, (things, n), the first of which is nothing: so is what a row begins with.
+    `leaves`, `tops`: the same of each thing, (things, n). All rows take a step at a time, the longest first.
     """
-    things = np.array([thing for row in several for thing in (0, *row)])
-    starts = np.cumsum([0, *(1 + len(row) for row in several)])
-    own = leaves[things]
-    after = own.cumsum(0)
-    own -= tops[things]
-    ends = after[starts[1:] - 1]
-    before = np.concatenate([np.zeros((1, ends.shape[1])), ends[:-1]])
-    return ends - before, np.maximum.reduceat(after - own, starts[:-1], axis=0) - before
+    order = sorted(range(len(several)), key=lambda row: -len(several[row]))
+    level, highest = np.zeros((2, len(several), leaves.shape[1]))
+    for step in zip_longest(*(several[row] for row in order)):
+        things = [thing for thing in step if thing is not None]
+        now, top = level[: len(things)], highest[: len(things)]
+        np.maximum(top, now + tops[things], out=top)
+        now += leaves[things]
+    back = np.argsort(order)
+    return level[back], highest[back]
 
 
-def undominated(rows: Any, kinds: Any) -> NDArray[np.int64]:
-    """Numbers of the rows that are not, in every column, at most as large as another of their kind; of equal ones the first.
+def undominated(columns: Any, kinds: Any) -> NDArray[np.int64]:
+    """Numbers of the things that are not, in every column, at most as large as another of their kind; of equal ones the first.
 
-    Of each kind the row with the largest sum is one, and all that it is above are none; so it goes on with those that are left.
-    Those whose equals come last in `rows` are told first.
+    Of each kind the one with the largest sum is such, and all that it is above are not; so it goes on with those that are left.
+    `columns`: (columns, things), whole numbers; `kinds`: (things,), from 0.
     """
-    sums = rows.sum(1)
-    left = np.lexsort((-sums, kinds))
-    kept, last = [], []
+    sums = columns.sum(0, dtype=np.int64)
+    below, count = sums.max() - sums, len(kinds)
+    left = np.sort((kinds * (below.max() + 1) + below) * count + np.arange(count)) % count
+    columns, kinds = columns[:, left], kinds[left]
+    kept = []
     while len(left):
-        starts = np.flatnonzero(np.append(True, np.diff(kinds[left]) != 0))
-        largest = left[starts]
-        above = np.repeat(largest, np.diff(np.append(starts, len(left))))
-        beaten = (rows[left] <= rows[above]).all(1)
-        kept.append(largest)
-        last.append(np.maximum.reduceat(np.where(beaten & (sums[left] == sums[above]), left, -1), starts))
-        left = left[~beaten]
-    return np.concatenate(kept)[np.argsort(-np.concatenate(last))]
+        first = np.append(True, kinds[1:] != kinds[:-1])
+        largest = np.flatnonzero(first)
+        kept.append(left[largest])
+        above = columns[:, largest].repeat(np.diff(np.append(largest, len(left))), axis=1)
+        rest = np.flatnonzero((columns > above).any(0))
+        columns, kinds, left = columns[:, rest], kinds[rest], left[rest]
+    return np.concatenate(kept)

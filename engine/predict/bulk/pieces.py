@@ -1,0 +1,58 @@
+"""The pieces of a model that layouts cut it into: what one chunk holds, without the numbers that make it large or small."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engine.predict.bulk.plays import Form
+from engine.predict.grid import Grid
+from engine.schedule import SCHEDULES
+from engine.spec import V_SHAPED, ModelSpec
+
+_KEPT = 512  # numbers of chunks, the latest
+
+
+class Piece(NamedTuple):
+    """A form of chunk, and how many layers there are between its first and last of each kind."""
+
+    form: Form
+    between: tuple[int, int]
+
+
+@lru_cache(maxsize=_KEPT)
+def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
+    """Of layers split as evenly as can be into so many chunks: the pieces that there are, and which of them each chunk is.
+
+    `encoders`: how many of the layers are an encoder's; 0 where there is no decoder that attends to one. `bends`: whether chunks
+    stand in the shape of a V, so that the one at its turn is followed by another on the same stage.
+    """
+    each, rest = divmod(layers, chunks)
+    forms: list[Piece] = []
+    start = 0
+    for c in range(chunks):
+        stop = start + each + (c < rest)
+        before = min(stop, encoders or layers) - min(start, encoders or layers)
+        behind = stop - start - before
+        form = Form(c == 0, c == chunks - 1, min(before, 2), bool(encoders) and before > 0 and stop >= encoders, min(behind, 2))
+        forms.append(Piece(form, (max(0, before - 2), max(0, behind - 2))))
+        start = stop
+    if bends and encoders:
+        turn, following = forms[chunks // 2 - 1], forms[chunks // 2]
+        forms[chunks // 2 - 1] = turn._replace(form=turn.form._replace(behind=following.form))
+    found: dict[Piece, int] = {}
+    which = tuple(found.setdefault(piece, len(found)) for piece in forms)
+    return tuple(found), which
+
+
+def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
+    """Of each piece of a model that some layout has, which layouts: (n,) masks."""
+    masks: dict[Any, Any] = {}
+    total = grid.pp * grid.chunks * 2 + np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
+    for count in np.unique(total).tolist():
+        mask = total == count
+        for piece in pieces(model.layers, model.encoder_layers, count // 2, bool(count % 2))[0]:
+            masks[piece] = masks[piece] | mask if piece in masks else mask
+    return masks
