@@ -24,6 +24,9 @@ def distinct(*columns: Any) -> tuple[Whole, Whole]:
     keys, which numpy sorts digit by digit, or where rows are nearly in order already.
     """
     shape = [int(column.max(initial=0)) + 1 for column in columns]
+    if prod(shape) > 2**62:  # more than a key can hold
+        _, some = distinct(*columns[: len(columns) // 2])
+        return distinct(some, *columns[len(columns) // 2 :])
     key = np.ravel_multi_index(columns, shape).astype(np.min_scalar_type(prod(shape)))
     _, first, which = np.unique(key, return_index=True, return_inverse=True)
     return first, which

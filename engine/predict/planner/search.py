@@ -94,7 +94,7 @@ def search(
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         pace, order = _refined(cost, estimate(cost), memory, replayed)
-        wire = {axis: sent[order] for axis, sent in _wire(model, workload, grid).items()}
+        wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, ("tp", "pp", "dp"), calls=False).items()}
         grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
         layouts = _table(model, grid, pace, memory, stage, wire, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
@@ -148,7 +148,7 @@ def _table(
     pace: Pace,
     memory: Whole,
     stage: Whole,
-    wire: dict[str, Whole],
+    wire: dict[str, Any],
     device: DeviceSpec,
     workload: WorkloadSpec,
     batch: int,
@@ -167,26 +167,11 @@ def _table(
             "memory_bytes": memory, "fullest_stage": stage,
             "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
             "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
-            "tp_bytes": wire["tp"], "pp_bytes": wire["pp"], "dp_bytes": wire["dp"],
+            **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
             "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
         },
         copy=False,  # one array serves the table, the grid and the pace
     )  # fmt: skip
-
-
-def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Whole]:
-    """Wire bytes of the busiest rank by axis. Many layouts send alike, and one of them is counted for all.
-
-    Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the
-    number of microbatches follow from the rest.
-    """
-    full, in_order = grid.recompute == RECOMPUTES.index("full"), grid.schedule <= SCHEDULES.index("interleaved")
-    first, which = distinct(
-        grid.tp, grid.pp, grid.chunks, grid.microbatch_size, grid.zero, grid.sequence_parallel, full,
-        np.where(in_order, 0, grid.schedule),
-    )  # fmt: skip
-    wire = bulk_traffic(model, workload, grid.take(first), ("tp", "pp", "dp"), calls=False)
-    return {axis: sent.astype(np.int64)[which] for axis, sent in wire.items()}
 
 
 def _codes(grid: Grid) -> Any:
