@@ -115,9 +115,11 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _ranked(step: Any, memory: Whole, fitting: Any) -> Any:
-    """Which layouts, of those given, by step time and of equals by memory."""
-    return fitting[np.lexsort((memory[fitting], step[fitting]))]
+def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
+    """Of some rows so many first ones, by step time and of equals by memory."""
+    if most < len(rows):
+        rows = rows[step[rows] <= np.partition(step[rows], most)[most]]
+    return rows[np.lexsort((memory[rows], step[rows]))][:most]
 
 
 def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, Any]:
@@ -130,15 +132,13 @@ def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, An
     step, bubble = pace.step.copy(), pace.bubble.copy()
     fits = memory <= cost.device.memory_bytes
     fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
-    order = _ranked(step, memory, fitting)
-    due, done = order[:most].tolist(), set[int]()
+    due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
         specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
         step[due], bubble[due] = np.array(replayed(specs, cost.device, cost.assumed)).T
         done.update(due)
-        order = _ranked(step, memory, fitting)
-        due = [row for row in order[: most // 2].tolist() if row not in done]
-    order = np.append(order, others[np.argsort(memory[others], kind="stable")])
+        due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
+    order = np.append(_ranked(step, memory, fitting, len(fitting)), others[np.argsort(memory[others], kind="stable")])
     return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), order
 
 
@@ -186,12 +186,13 @@ def _reasons(memory: Whole, fits: Any, have: int) -> Any:
     need = memory[missing]
     # Products and quotients are exact, and an even tenth is taken of two as near: so tenths are what would be written.
     tenths, more = (np.rint(size * 10 / 2**30).astype(np.int64) for size in (need, need - have))
-    _, first, which = np.unique(tenths * 2**32 + more, return_index=True, return_inverse=True)
-    pairs = zip(tenths[first].tolist(), more[first].tolist(), strict=True)
+    first, which = distinct(tenths, more)
+    needed, lacking = tenths[first].tolist(), more[first].tolist()
+    written = {number: f"{number / 10:,.1f} GiB" for number in {*needed, *lacking}}
     codes = np.zeros(len(memory), np.int64)
     codes[missing] = 1 + which
     has = f"{have / 2**30:,.1f}"
-    texts = [f"needs {a / 10:,.1f} GiB, {b / 10:,.1f} GiB more than the device's {has} GiB" for a, b in pairs]
+    texts = [f"needs {written[a]}, {written[b]} more than the device's {has} GiB" for a, b in zip(needed, lacking, strict=True)]
     return pd.Categorical.from_codes(codes, pd.Index(["", *texts]))
 
 

@@ -52,13 +52,13 @@ class Rehearsal:
     lasts: Whole
     passes: Whole  # which steps are passes
 
-    def times(self, durations: Durations, reduces: bool) -> tuple[NDArray[np.float64], float]:
-        """How long each step takes, and how long its message is under way, (steps, 2); and all passes together."""
+    def times(self, durations: Durations, reduces: bool) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """How long each step takes, and how long its message is under way, (steps,) both; and all passes together."""
         times = [durations.compute.get(kind, 0.0) for kind in self.kinds]
         reductions = [durations.compute.get(("reduce", c), 0.0) if reduces else 0.0 for c in range(self.chunks)]
         under_way = [durations.messages.get((_FLOWS.get(kind, ""), chunk), 0.0) for kind, chunk in self.kinds]
         takes, travels = np.array([*times, 0.0, *reductions])[self.takes], np.array([*under_way, 0.0])[self.travels]
-        return np.column_stack([takes, travels]), sum(n * t for n, t in zip(self.counts, times, strict=True))
+        return takes, travels, sum(n * t for n, t in zip(self.counts, times, strict=True))
 
 
 def rehearse(plays: Sequence[tuple[Rehearsal, Durations, bool]]) -> list[Rehearsed]:
@@ -67,7 +67,7 @@ def rehearse(plays: Sequence[tuple[Rehearsal, Durations, bool]]) -> list[Rehears
     Stages slowed by hand and passes that differ are not known here. Raises `ScheduleError` where the stages end up waiting for
     each other.
     """
-    rehearsals, found = [one for one, _, _ in plays], [one.times(durations, reduces) for one, durations, reduces in plays]
+    rehearsals, times = [one for one, _, _ in plays], [one.times(durations, reduces) for one, durations, reduces in plays]
     starts = np.cumsum([0, *(len(one.waits) for one in rehearsals)])
 
     def joined(name: str) -> Whole:
@@ -75,27 +75,22 @@ def rehearse(plays: Sequence[tuple[Rehearsal, Durations, bool]]) -> list[Rehears
         return np.concatenate([getattr(one, name) + start for one, start in zip(rehearsals, starts, strict=False)])
 
     waits, at, lasts = joined("waits"), joined("firsts"), joined("lasts")
-    times = np.concatenate([one for one, _ in found])
+    takes, travels = (np.concatenate([own[i] for own in times]) for i in range(2))
     seen = np.full(len(waits), -1.0)  # when others see each step, where a pass begins and where a message has come; −1 before
     seen[starts[:-1]] = 0.0
     clocks = np.zeros(len(at))
-    while True:
-        other = seen.take(waits.take(at))
-        ready = other >= 0
-        if not ready.any():
-            break
+    while np.count_nonzero(ready := (other := seen.take(waits.take(at))) >= 0):
         start = np.maximum(clocks, other)
-        after = start[:, None] + times.take(at, axis=0)
-        clocks = np.where(ready, after[:, 0], clocks)
-        seen[at] = np.where(ready, after[:, 1], -1.0)
+        clocks = np.where(ready, start + takes.take(at), clocks)
+        seen[at] = np.where(ready, start + travels.take(at), -1.0)
         at += ready
     if (at < lasts).any():
         raise ScheduleError("deadlock: the stages wait for each other")
-    ends = seen + times[:, 0]
+    ends = seen + takes
     of_stages = np.split(clocks, np.cumsum([len(one.firsts) for one in rehearsals])[:-1])
     return [
         Rehearsed(tuple(own.tolist()), float(ends[one.passes + start].max()), busy)
-        for one, start, own, (_, busy) in zip(rehearsals, starts, of_stages, found, strict=False)
+        for one, start, own, (_, _, busy) in zip(rehearsals, starts, of_stages, times, strict=False)
     ]
 
 
