@@ -108,6 +108,9 @@ class _Director:
         self.kind, self.chunk, self.microbatch, self.stage = passes(name, pp, np.arange(pp), np.full(pp, microbatches), chunks)
         self.forward, self.weights = self.kind == KINDS.index("F"), self.kind == KINDS.index("W")
         self.nobody = len(self.kind)
+        some = np.flatnonzero(~self.weights)
+        self.number = np.full((2, len(self.place) + 2, microbatches), self.nobody)  # of F and of what hands gradients on
+        self.number[self.forward[some] * 1, 1 + self.chunk[some], self.microbatch[some]] = some
         self.source, self.taker = self._at(-1), self._at(1)  # of each pass, whose message it takes in, and for whom its own is
         self.sends = self.taker < self.nobody
         self.reduced = self._reduced()
@@ -118,14 +121,9 @@ class _Director:
 
     def _at(self, ahead: int) -> Whole:
         """The pass of the same microbatch and direction so many chunks ahead, where that is on another stage; else nobody."""
-        there = self.chunk + np.where(self.forward, ahead, -ahead)
-        is_one = ~self.weights & (there >= 0) & (there < len(self.place))
-        there[~is_one] = 0
-        is_one &= self.place[there] != self.place[self.chunk]
-        some = np.flatnonzero(~self.weights)
-        number = np.zeros((2, len(self.place), int(self.microbatch.max()) + 1), np.int64)
-        number[self.forward[some] * 1, self.chunk[some], self.microbatch[some]] = some
-        return np.where(is_one, number[self.forward * 1, there, self.microbatch], self.nobody)
+        there = 1 + self.chunk + np.where(self.forward, ahead, -ahead)
+        elsewhere = ~self.weights & (np.pad(self.place, 1, constant_values=-1)[there] != self.place[self.chunk])
+        return np.where(elsewhere, self.number[self.forward * 1, there, self.microbatch], self.nobody)
 
     def _reduced(self) -> NDArray[np.bool_]:
         """Behind which passes a chunk is reduced: its last backward, or the last that hands a gradient on."""
@@ -138,17 +136,24 @@ class _Director:
 
     def rehearsal(self) -> Rehearsal:
         chunks, reduced = len(self.place), self.reduced
-        codes, first, of, counts = np.unique(self.kind * chunks + self.chunk, True, True, True)
-        order = np.argsort(first)  # kinds as they come
-        kind_of = np.argsort(order)[of]
-        kinds = tuple((KINDS[code // chunks], code % chunks) for code in codes[order].tolist())
+        code = self.kind * chunks + self.chunk
+        counts = np.bincount(code)
+        first = np.full(len(counts), self.nobody)
+        first[code[::-1]] = np.arange(self.nobody)[::-1]  # of several, what is written last stays
+        codes = np.argsort(first)[: np.count_nonzero(counts)]  # kinds as they come
+        kinds = tuple(
+            (KINDS[kind], chunk) for kind, chunk in zip(*(some.tolist() for some in np.divmod(codes, chunks)), strict=True)
+        )
+        number = np.empty_like(counts)
+        number[codes] = np.arange(len(codes))
+        kind_of = number[code]
         takes, travels = np.full((2, self.steps), len(kinds), np.int32)
         takes[self.step] = kind_of
         takes[(self.step + 1 + self.sends)[reduced]] += 1 + self.chunk[reduced]
         travels[self.step[self.sends] + 1] = kind_of[self.sends]
         firsts = np.append(1, self.lasts[:-1] + 1)
         return Rehearsal(
-            chunks, self._waits(), takes, travels, kinds, tuple(counts[order].tolist()), firsts, self.lasts, self.step
+            chunks, self._waits(), takes, travels, kinds, tuple(counts[codes].tolist()), firsts, self.lasts, self.step
         )
 
     def _waits(self) -> Whole:
