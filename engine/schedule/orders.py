@@ -48,13 +48,12 @@ def passes(name: ScheduleName, pp: int, stages: Any, microbatches: Any, chunks: 
     script = _SCRIPTS[name](stages, pp, microbatches, chunks)
     parts = [_entries(text) for text, _ in script]
     widths = np.array([len(entries) for entries in parts])
-    times = np.array([np.broadcast_to(times, stages.shape) for _, times in script]).T.clip(0)  # (k, parts)
-    lengths = (times * widths).ravel()
+    lengths = (np.array([often for _, often in script]).T.clip(0) * widths).ravel()  # of each order's parts
     which = np.repeat(np.arange(lengths.size), lengths)
     place = np.arange(len(which)) - np.repeat(lengths.cumsum() - lengths, lengths)
     of, part = np.divmod(which, len(parts))
     entry = (widths.cumsum() - widths)[part] + place % widths[part]
-    kinds, ups, owed = np.array([entry for entries in parts for entry in entries]).T[:, entry]
+    kinds, ups, owed = (told.take(entry) for told in np.array([one for entries in parts for one in entries]).T)
     # The so manieth of its order, kind and direction; B counts as I.
     sort = ((of * len(KINDS) + np.where(kinds == _B, _I, kinds)) * 2 + ups).astype(np.min_scalar_type(8 * len(stages)))
     counts = np.bincount(sort)
