@@ -66,8 +66,8 @@ def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
 class Need:
     """Bytes that a run takes on this machine, all of its ranks together. Estimates, to tell a fitting run from a hopeless one."""
 
-    state: int  # weights, gradients, optimizer
-    activations: int
+    state: int  # weights, gradients, optimizer; the weights alone where nothing is trained
+    activations: int  # or the cache of keys and values
     processes: int
 
     @property
@@ -79,12 +79,22 @@ def need(spec: RunSpec) -> Need:
     """About how much memory a run takes."""
     model, layout = spec.model, spec.layout
     tied = model.vocab * model.hidden if layout.pp > 1 else 0  # the first and the last stage each hold the embedding
+    if spec.generate.skip_training:
+        each = _BYTES[spec.workload.precision] * layout.dp
+        return Need((model.parameters() + tied) * each, _cached_numbers(spec) * each, layout.ranks * _PROCESS)
     state = (model.parameters() + tied) * _state_of_a_parameter(spec)
     activations = layout.dp * sum(_stage_activations(spec, stage) for stage in range(layout.pp))
     if spec.parity:  # the whole model in one process, fp32 with Adam, and every rank's gradients beside it
         state += model.parameters() * (16 + 4 * (1 + layout.dp))
         activations += _microbatch_activations(spec, model.layers, head=True)
     return Need(state, activations, layout.ranks * _PROCESS)
+
+
+def _cached_numbers(spec: RunSpec) -> int:
+    """Of the keys and values of one sequence, prompt and new tokens, in all layers."""
+    model, generate = spec.model, spec.generate
+    length = len(generate.prompt.encode()) + generate.new_tokens
+    return 2 * model.layers * model.key_heads * model.head_width * length
 
 
 def _state_of_a_parameter(spec: RunSpec) -> int:
@@ -126,16 +136,20 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
 def _too_large(spec: RunSpec, available: int) -> str:
     asked, ranks = need(spec), spec.layout.ranks
     processes = sentence("{ranks} processes", ranks=ranks) if ranks > 1 else sentence("1 process")
-    told = sentence(
-        "this run needs about {total} (weights, gradients and optimizer {state}, activations {activations}, half as much again "
-        "for the allocator, {own} for {processes}) and {free} is free",
-        total=_gb(asked.total),
-        state=_gb(asked.state),
-        activations=_gb(asked.activations),
-        own=_gb(asked.processes),
-        processes=processes,
-        free=_gb(available),
-    )
+    state, activations, own = (_gb(size) for size in (asked.state, asked.activations, asked.processes))
+    total, free = _gb(asked.total), _gb(available)
+    if spec.generate.skip_training:
+        told = sentence(
+            "this run needs about {total} (weights {state}, cache of keys and values {cache}, half as much again for the "
+            "allocator, {own} for {processes}) and {free} is free",
+            total=total, state=state, cache=activations, own=own, processes=processes, free=free,
+        )  # fmt: skip
+    else:
+        told = sentence(
+            "this run needs about {total} (weights, gradients and optimizer {state}, activations {activations}, half as much "
+            "again for the allocator, {own} for {processes}) and {free} is free",
+            total=total, state=state, activations=activations, own=own, processes=processes, free=free,
+        )  # fmt: skip
     fits = next((change for change, smaller in _smaller(spec) if need(smaller).total <= available), None)
     return joined(told, sentence("{change} would fit", change=fits)) if fits else told
 

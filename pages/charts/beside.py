@@ -13,11 +13,11 @@ from engine.tables import CATEGORIES, KV_CACHE, beside
 from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
-from pages.charts.plan import ranges
 from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.template import Template, filled, template
+from pages.charts.titles import memory_title, share, traffic_title
 from pages.charts.traffic import Measure, meaning
-from pages.charts.units import Unit, byte_unit, in_bytes, percent, significant
+from pages.charts.units import Unit, byte_unit, in_bytes, significant
 from pages.charts.words import Words
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
@@ -71,7 +71,7 @@ def memory(
     data = {"bars": records(rows[rows["bytes"] > 0]), "tops": records(tops), "framed": records(tops[tops["outline"] > 0])}
     if capacity is not None and in_sight:
         data["capacity"] = [{"amount": capacity / unit.size, "text": device}]
-    title = _memory_title(every, capacity, device, say)
+    title = memory_title(every, capacity, device, say)
     reading = [_each_bar(by_stage, say)]
     if measured is not None:
         reading.append(say("Full bars were measured; pale ones beside them were predicted before, with the error above."))
@@ -96,7 +96,7 @@ def traffic(
         both, ranks = both[both["rank"] == rank], 1
     shown = "measured" if measured is not None else "predicted"
     rows, unit = _by_kind(both, ranks, column, shown, say)
-    title = _traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
+    title = traffic_title(both if measured is not None else None, rows, unit.size, column, rank, say)
     most = float(rows[["measured", "predicted"]].max().max()) if len(rows) else 1.0
     axes, hues = coloured(style.axis, rows["axis"])
     spec = filled(
@@ -198,13 +198,8 @@ def error_of(predicted: float, measured: float) -> str:
     """The signed error of a prediction: "+0.12%", "−1.30%", "+<0.01%"; "±0" only where it is exact."""
     if predicted == measured:
         return "±0"
-    share = predicted / measured - 1 if measured else 1.0
-    return f"{'+' if share > 0 else '−'}{_share(abs(share))}"
-
-
-def _share(error: float) -> str:
-    """Of an error that is not 0, so that it does not read as if it were."""
-    return f"{error:.2%}" if error >= 0.00005 else "<0.01%"
+    error = predicted / measured - 1 if measured else 1.0
+    return f"{'+' if error > 0 else '−'}{share(abs(error))}"
 
 
 def _capacity_line(style: Look) -> list[alt.Chart]:
@@ -215,57 +210,6 @@ def _capacity_line(style: Look) -> list[alt.Chart]:
             y="amount:Q", x=alt.value("width"), text="text:N"
         ),
     ]
-
-
-def _memory_title(totals: pd.Series[int], capacity: int | None, device: str, say: Words) -> str:
-    predicted = totals.xs("formula", level="source")
-    if "measured" in totals.index.get_level_values("source"):
-        measured = totals.xs("measured", level="source")
-        errors = (predicted / measured - 1).abs()
-        found = _ranks_of(measured, measured.max())
-        held = {"ranks": ranges(found), "most": in_bytes(int(measured.max()))}
-        if errors.max() == 0:
-            return say.plural(
-                "Rank {ranks} is fullest: {most}; every rank as predicted, to the byte",
-                "Ranks {ranks} are fullest: {most}; every rank as predicted, to the byte",
-                len(found),
-                **held,
-            )
-        return say.plural(
-            "Rank {ranks} is fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
-            "Ranks {ranks} are fullest: {most}; the prediction is {error} off at the worst, on rank {worst}",
-            len(found),
-            error=_share(float(errors.max())),
-            worst=_ranks_of(errors, errors.max())[0],
-            **held,
-        )
-    most, least = int(predicted.max()), int(predicted.min())
-    fullest, others = _ranks_of(predicted, most), _ranks_of(predicted, least)
-    needed = {"ranks": ranges(fullest), "most": in_bytes(most)}
-    if capacity is not None and most > capacity:
-        return say.plural(
-            "Rank {ranks} needs {most} and the {device} has {size}: it runs out of memory",
-            "Ranks {ranks} need {most} each and the {device} has {size}: they run out of memory",
-            len(fullest),
-            device=device,
-            size=in_bytes(capacity),
-            **needed,
-        )
-    if least == most:
-        return say("Every rank needs {most}", most=in_bytes(most))
-    return say.plural(
-        "Rank {ranks} will be fullest: {most}, against {least} on {others}",
-        "Ranks {ranks} will be fullest: {most}, against {least} on {others}",
-        len(fullest),
-        least=in_bytes(least),
-        others=say.plural("rank {ranks}", "ranks {ranks}", len(others), ranks=ranges(others)),
-        **needed,
-    )
-
-
-def _ranks_of(by_rank: pd.Series[Any], value: float) -> list[int]:
-    """The ranks that have exactly this value, in order."""
-    return [int(rank) for rank in by_rank.index[by_rank == value]]
 
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -375,26 +319,3 @@ def _in_calls(size: str, mean: float, say: Words) -> str:
     if mean == int(mean):
         return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
     return say("{size} in {mean} calls", size=size, mean=significant(mean))
-
-
-def _traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, column: str, rank: int | None, say: Words) -> str:
-    total = float(rows["predicted"].sum()) * unit
-    if not total:
-        return say("Nothing passes between ranks")
-    if both is not None:
-        numbers = [(f"{number}_measured", f"{number}_predicted") for number in (column, "calls")]
-        if all((both[one] == both[other]).all() for one, other in numbers):
-            return say("{size} a rank in a step: measured as predicted, to the byte and to the call", size=in_bytes(total))
-        wrong = int((both[numbers[0][0]] != both[numbers[0][1]]).sum())
-        return say.plural("{count} row differs from its prediction", "{count} rows differ from their prediction", wrong)
-    axes = rows.groupby("axis")["predicted"].sum()
-    share = percent(float(axes.max() / axes.sum()))
-    if rank is not None:
-        return say(
-            "{axis} carries {share} of the {size} of rank {rank} in a step",
-            axis=axes.idxmax(),
-            share=share,
-            size=in_bytes(total),
-            rank=rank,
-        )
-    return say("{axis} carries {share} of the {size} of a rank in a step", axis=axes.idxmax(), share=share, size=in_bytes(total))

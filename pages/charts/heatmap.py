@@ -11,6 +11,7 @@ from pages.charts.drawing import Drawing, finish
 from pages.charts.look import Look
 from pages.charts.roles import CHOSEN
 from pages.charts.units import in_bytes
+from pages.charts.words import Words
 
 _MOST_MFU = 0.7  # from which on a cell is as dark as can be
 
@@ -21,7 +22,7 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
     rows = cells.assign(
         row=range(len(cells)),
         fits=cells["mfu"].notna(),
-        text=[f"{100 * mfu:.0f}%" if mfu == mfu else say("too large") for mfu in cells["mfu"]],
+        text=[_told(mfu, size, say) for mfu, size in zip(cells["mfu"], cells["memory_bytes"], strict=True)],
         ink=[_ink(mfu, style) for mfu in cells["mfu"]],
         memory=[in_bytes(size) if size else "–" for size in cells["memory_bytes"]],
         why=[say.sentence(reason) or say("fits") for reason in cells["reason"]],
@@ -66,6 +67,13 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
         spec=finish(alt.layer(*layers).properties(height=38 * len(models)), style, title),
         table=cells.drop(columns="reason").assign(why=rows["why"]),
     )
+
+
+def _told(mfu: float, size: int, say: Words) -> str:
+    """In the cell: a dash where there is no layout at all."""
+    if mfu == mfu:
+        return f"{100 * mfu:.0f}%"
+    return say("too large") if size else "–"
 
 
 def _ink(mfu: float, style: Look) -> str:

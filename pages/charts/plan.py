@@ -17,7 +17,7 @@ from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 from pages.charts.words import Words
 
-_MOST_TICKS = 9
+_FEWEST_TICKS, _MOST_TICKS = 3, 9
 _FEW = 6  # stages
 
 
@@ -125,7 +125,9 @@ def _front_title(layouts: pd.DataFrame, count: int, feasible: int, say: Words) -
 
 
 def log_axis(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
-    """A logarithmic scale over the data, ticks at 1, 2 and 5 of each power of ten."""
+    """A logarithmic scale over the data, ticks at 1, 2, 3, 5 and 7 of each power of ten, or at even steps if few of these are in
+    it.
+    """
     least, most = float(values.min()), float(values.max())
     if also is not None:
         least, most = min(least, also), max(most, also)
@@ -134,8 +136,18 @@ def log_axis(values: pd.Series[float], also: float | None = None) -> dict[str, A
     ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 3, 5, 7) if least <= digit * 10.0**power <= most]
     if len(ticks) > _MOST_TICKS:
         ticks = [tick for tick in ticks if f"{tick:e}"[0] in "125"]
+    if len(ticks) < _FEWEST_TICKS:
+        ticks = _even_ticks(least, most)
     scale = alt.Scale(type="log", domain=[least, most], nice=False)
     return {"scale": scale, "axis": alt.Axis(values=ticks, format=",~g", grid=True)}
+
+
+def _even_ticks(least: float, most: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, the largest of these of which there are enough."""
+    power = 10.0 ** math.floor(math.log10(most - least))
+    steps = (power / part for part in (1, 2, 5, 10, 20, 50))
+    ticks = ([step * n for n in range(math.ceil(least / step), math.floor(most / step) + 1)] for step in steps)
+    return next(found for found in ticks if len(found) >= _FEWEST_TICKS)
 
 
 def _run_as(row: Any, say: Words) -> str:

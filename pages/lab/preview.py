@@ -36,7 +36,8 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
     event = step.event if step else None
     if not same_but_for_length(spec, measured):
         prediction.draw(spec, event)
-    timelines.draw_textbook(spec, event)
+    if not spec.generate.skip_training:  # a schedule is how a step of training is put in order
+        timelines.draw_textbook(spec, event)
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
 

@@ -17,16 +17,22 @@ def cell(asked: Request) -> dict[str, Any]:
 
     mfu is NaN where nothing fits, and the reason says why.
     """
-    row: dict[str, Any] = {"model": asked.model, "ranks": asked.ranks, "layout": "", "mfu": float("nan"), "memory_bytes": 0}
+    row = unknown(asked, "")
     try:
         plan = search(
             asked.spec, asked.ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, _REPLAYED
         )
     except RequestError as error:
-        return row | {"reason": error.sentence}
+        return unknown(asked, error.sentence)
     best = plan.layouts.iloc[0]
     row |= {"layout": str(best["layout"]), "memory_bytes": int(best["memory_bytes"])}
     if not plan.feasible:
         need, have = in_bytes(row["memory_bytes"]), in_bytes(plan.device.memory_bytes)
         return row | {"reason": sentence("needs {need}, and the device has {size}", need=need, size=have)}
-    return row | {"mfu": float(best["mfu"]), "reason": ""}
+    return row | {"mfu": float(best["mfu"])}
+
+
+def unknown(asked: Request, reason: str) -> dict[str, Any]:
+    """A cell without a layout."""
+    nothing = {"layout": "", "mfu": float("nan"), "memory_bytes": 0, "reason": reason}
+    return {"model": asked.model, "ranks": asked.ranks} | nothing

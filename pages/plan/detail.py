@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import streamlit as st
 
-from engine.devices import DEVICES
 from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, settings
 from engine.predict.planner.explain import why
 from engine.spec import RunSpec
@@ -16,11 +15,8 @@ from pages.charts.look import View, look
 from pages.charts.words import Words
 from pages.plan import names, rehearsing
 from pages.plan.found import Found
-from pages.shared import drawing, links, ways
-from pages.shared.beside import to_link, with_these
-from pages.shared.choice import Choice
+from pages.shared import drawing
 from pages.shared.frame import say, view
-from pages.shared.service import Service
 
 
 def draw(found: Found, row: int) -> None:
@@ -75,14 +71,6 @@ def _why(found: Found, row: int, other: int, words: Words) -> None:
             others=names.levers(found, other, words),
         )
     )
-
-
-def onward(service: Service, found: Found, row: int, words: Words) -> None:
-    """Links to the pages on which the layout can be looked at further."""
-    code = links.encode(Choice.of(found.spec(row), service.texts))
-    device = found.device.name if found.device.name in DEVICES else "none"
-    ways.link("lab", words("Open in the Lab"), "science", {"spec": code, "device": device})
-    ways.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([code])))
 
 
 def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:

@@ -15,7 +15,7 @@ from pages.charts import heatmap as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.words import Words
-from pages.plan.cells import cell
+from pages.plan.cells import cell, unknown
 from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
@@ -44,11 +44,7 @@ def draw(request: Request) -> None:
             return
         if not shown:
             st.query_params[MAP] = "1"
-        try:
-            rows = _searched(_asked(request), words)
-        except RequestError as error:
-            st.error(words("{sentence}.", sentence=words.sentence(error.sentence)), icon=":material/hourglass_bottom:")
-            return
+        rows = _searched(_asked(request), words)
         drawing.show(_drawn(pd.DataFrame(rows), view()), "plan-heatmap", on_rank=lambda row: _plan(row, rows))
 
 
@@ -79,7 +75,7 @@ def _drawn(rows: pd.DataFrame, view: View) -> Drawing:
 
 
 def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
-    """All cells, model by model, with a bar until they are there. Raises `RequestError` where one takes too long.
+    """All cells, model by model, with a bar until they are there. One that takes too long says so.
 
     As many models at once as processes may work, each with its cells one after the other: what a search works out of a model
     serves the next, in the process that has it.
@@ -92,7 +88,10 @@ def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
             if leaves.is_set():
                 break
             one = replace(asked, model=model, ranks=ranks, batch=batch(ranks))
-            found.append(searched(one))
+            try:
+                found.append(searched(one))
+            except RequestError as error:
+                found.append(unknown(one, error.sentence))
             done.append(one)
         return found
 

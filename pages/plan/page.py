@@ -17,7 +17,7 @@ from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, form, heatmap, names, published, rehearsing, serving
+from pages.plan import detail, form, heatmap, names, onward, published, rehearsing, serving
 from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
@@ -41,17 +41,17 @@ def show(service: Service) -> None:
     if serves is None:
         _train(service, request, words)
     else:
-        _serve(request, serves, words)
+        _serve(service, request, serves, words)
 
 
-def _serve(request: Request, serves: Serving, words: Words) -> None:
+def _serve(service: Service, request: Request, serves: Serving, words: Words) -> None:
     try:
         with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}")):
             table = serving.served(request, serves)
     except RequestError as error:
         _refuse(error, words)
         return
-    serving.draw(serving.Asked(request, serves, _row(len(table))), _choose)
+    serving.draw(service, serving.Asked(request, serves, _row(len(table))), _choose)
 
 
 def _refuse(error: RequestError, words: Words) -> None:
@@ -71,7 +71,8 @@ def _train(service: Service, request: Request, words: Words) -> None:
     st.markdown(f"## {_headline(request, plan, words)}", anchors=False)
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         _chooser(plan, row, words)
-        detail.onward(service, plan, row, words)
+        onward.to_lab(service, plan.spec(row), plan.device, words)
+        onward.to_compare(service, plan.spec(row), words)
     drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(request, plan, row, words)

@@ -13,7 +13,7 @@ from engine.predict.inference import cache, weights
 from engine.predict.memory import SYMBOLS
 from engine.predict.planner.serving import serving
 from engine.predict.terms import Term, total
-from engine.spec import LayoutSpec, sentence
+from engine.spec import GenerateSpec, LayoutSpec, RunSpec, sentence
 from engine.tables import KV_CACHE
 from pages.charts import formula
 from pages.charts import plan as plans
@@ -23,14 +23,18 @@ from pages.charts.look import View, look
 from pages.charts.names import categories
 from pages.charts.units import in_bytes, percent, short
 from pages.charts.words import Words
+from pages.plan import onward
 from pages.plan.request import Request, Serving
 from pages.shared import drawing
 from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
+from pages.shared.service import Service
 from pages.shared.unfolding import unfolding
 
+_PROMPT = "Once upon a time"  # of the run that the Lab is shown; a byte is a token
+_MOST = 100_000  # new tokens of a run
 _SHARES = (0.25, 0.5, 1, 2, 4)  # of the length: what else is drawn beside it
 _TABLE_PX, _ROW_PX = 318, 35
 # What the symbols of formulas stand for here, where that is not what they do in training.
@@ -63,6 +67,14 @@ class Asked:
         return LayoutSpec(dp=int(r["dp"]), tp=int(r["tp"]), pp=int(r["pp"]))
 
     @property
+    def spec(self) -> RunSpec:
+        """What to run, or to predict, for one sequence as long as is asked, as far as the model reads."""
+        length = min(self.length, self.request.spec.seq)
+        prompt = _PROMPT[: max(1, length - 1)]
+        generate = GenerateSpec(prompt=prompt, new_tokens=min(max(1, length - len(prompt)), _MOST), skip_training=True)
+        return RunSpec(model=self.request.spec, layout=self.layout, workload=self.request.workload, generate=generate)
+
+    @property
     def each(self) -> int:
         """Sequences at a time of one replica."""
         r = self.table.iloc[self.row]
@@ -88,7 +100,7 @@ def served(request: Request, asked: Serving) -> pd.DataFrame:
     )
 
 
-def draw(asked: Asked, choose: Any) -> None:
+def draw(service: Service, asked: Asked, choose: Any) -> None:
     """`choose(row)` is called, before the page is drawn anew, with the number of another layout."""
     words, table = say(), asked.table
     fitting = int(table["fits"].sum())
@@ -100,7 +112,10 @@ def draw(asked: Asked, choose: Any) -> None:
         else words("Serving {model} on {ranks} × {device}: no layout fits", **values)
     )
     st.markdown(f"## {headline}", anchors=False)
-    _chooser(asked, choose, words)
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+        _chooser(asked, choose, words)
+        if asked.request.spec.parts.objective == "causal":  # the others do not generate here
+            onward.to_lab(service, asked.spec, asked.request.hardware, words)
     drawing.heading(_place(asked, fitting, words), asked.layout.code)
     st.html(as_html(_figures(asked, words)))
     _fit(asked, words)

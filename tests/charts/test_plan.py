@@ -58,12 +58,14 @@ def test_the_parts_of_a_step_add_up():
 def test_grey_cells_say_why():
     cells = pd.DataFrame(
         {
-            "model": ["a", "b"], "ranks": [1, 1], "layout": ["dp1.tp1.pp1", "dp1.tp1.pp1"], "mfu": [0.5, float("nan")],
-            "memory_bytes": [2**30, 2**40], "reason": ["", "needs more"],
+            "model": ["a", "b", "c"], "ranks": [1] * 3, "layout": ["dp1.tp1.pp1", "dp1.tp1.pp1", ""],
+            "mfu": [0.5, *2 * [float("nan")]], "memory_bytes": [2**30, 2**40, 0], "reason": ["", "needs more", "no layout"],
         }
     )  # fmt: skip
     drawing = heatmap.heatmap(cells, LIGHT)
     [(_, good), (_, bad)] = marks(drawing.spec, "rect")
-    assert [(row["text"], row["why"]) for row in (*good, *bad)] == [("50%", "fits"), ("too large", "needs more")]
-    assert drawing.title == "1 of 2 combinations fit"
+    assert [(row["text"], row["why"]) for row in (*good, *bad)] == [
+        ("50%", "fits"), ("too large", "needs more"), ("–", "no layout"),
+    ]  # fmt: skip
+    assert drawing.title == "1 of 3 combinations fit"
     assert "too large" in vl_convert.vegalite_to_svg(json.loads(json.dumps(drawing.spec)))  # raises for what no browser can draw

@@ -10,7 +10,8 @@ import pytest
 
 from engine import catalog
 from engine.launch import limits
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.predict.memory import memory
+from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
 
 def refusal(spec: RunSpec) -> str:
@@ -52,6 +53,17 @@ def test_more_memory_than_there_is() -> None:
         "this run needs about 2.73 GB (weights, gradients and optimizer 1.23 GB, activations 0.51 GB, half as much"
     )
     assert text.endswith("0.12 GB for 2 processes) and 2.00 GB is free; dp=1 would fit")
+
+
+@pytest.mark.usefixtures("two_gb")
+def test_generating_needs_the_weights_and_the_cache_that_the_formula_says() -> None:
+    generate = GenerateSpec(prompt="Once", new_tokens=60, skip_training=True)
+    spec = RunSpec(model=catalog.model("gpt2-1.5b"), layout=LayoutSpec(tp=5), generate=generate)
+    held = memory(spec).peaks[0].bytes
+    asked = limits.need(spec)
+    assert asked.activations == 5 * held["kv_cache"]
+    assert asked.state == pytest.approx(5 * held["parameters"], rel=0.01)  # norms and biases stand on every rank
+    assert refusal(spec).startswith("this run needs about 9.70 GB (weights 6.23 GB, cache of keys and values 0.04 GB, half")
 
 
 @pytest.mark.usefixtures("two_gb")

@@ -24,12 +24,12 @@ from engine.predict.planner.serving import serving as predicted
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.units import in_bytes
 from pages.charts.words import words
-from pages.plan import heatmap
+from pages.plan import heatmap, serving
 from pages.plan.cells import cell
 from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.rehearsing import compared, far, passes_of, signed
-from pages.plan.request import DEFAULT, OWN, Request, figures_of, made, of_link, serving_of_link, to_link
+from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, serving_of_link, to_link
 from pages.shared import links
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
@@ -198,6 +198,16 @@ def test_serving_is_asked_for_by_the_link_and_says_what_the_engine_does() -> Non
     assert float(best["tokens_per_second"]) > float(second["tokens_per_second"])
 
 
+def test_the_lab_shows_of_what_is_served_the_same_parameters_and_cache() -> None:
+    asked = serving.Asked(Request(model="llama3-8b", ranks=4), Serving(length=1000), row=1)
+    table, peaks = predicted(MODELS["llama3-8b"], 4, DEVICES["h100-80gb"], 1000), memory(asked.spec).peaks
+    assert asked.spec.layout.code == table["layout"][1]
+    assert max(peak.bytes["parameters"] for peak in peaks) == table["parameters_bytes"][1]
+    assert max(peak.bytes["kv_cache"] for peak in peaks) == table["cache_bytes"][1]
+    app = opened("plan", service(Path("nowhere"))[0], model="llama3-8b", device="h100-80gb", ranks="4", **{"for": "serving"})
+    assert "Open in the Lab" in [link.proto.label for link in app.get("page_link")]
+
+
 def test_what_cannot_be_served_says_why() -> None:
     base = {"device": "h100-80gb", "ranks": "4", "for": "serving"}
     app = opened("plan", service(Path("nowhere"))[0], model="gpt3-175b", lang="zh", **base)
@@ -228,6 +238,18 @@ def test_the_map_is_drawn_with_every_combination(monkeypatch: pytest.MonkeyPatch
     app = page(map="1", ranks="4")
     assert "3 of 6 combinations fit" in text(app)
     assert linked(app)["map"] == "1"
+
+
+def test_a_combination_that_takes_too_long_says_so_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def searched(asked: Request) -> dict[str, object]:
+        if asked.ranks == 8:
+            raise RequestError("it took too long")
+        return cell(asked)
+
+    monkeypatch.setattr(heatmap, "searched", searched)
+    monkeypatch.setattr(heatmap, "MODELS", ("gpt2-1.5b",))
+    monkeypatch.setattr(heatmap, "COUNTS", (1, 8))
+    assert "1 of 2 combinations fit" in text(page(map="1", ranks="4"))
 
 
 def test_published_rows_of_the_model_or_the_device_come_first() -> None:
