@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.schedule import Kind
+from engine.schedule.orders import KINDS as KINDS
 from engine.schedule.orders import Pass
 
-KINDS: tuple[Kind, ...] = ("F", "B", "I", "W")
 _NUMBER = np.zeros(128, np.int64)
 _NUMBER[[ord(kind) for kind in KINDS]] = np.arange(len(KINDS))
 
