@@ -9,10 +9,8 @@ Stage s of pp holds, by schedule:
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from itertools import count, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +20,6 @@ from engine.schedule.actions import Action, Kind
 from engine.spec import ScheduleName
 
 KINDS: tuple[Kind, ...] = ("F", "B", "I", "W")
-Pass = tuple[Kind, int, int]  # kind, chunk and microbatch of an F, B, I or W
 
 
 class Passes(NamedTuple):
@@ -68,35 +65,6 @@ def passes(name: ScheduleName, pp: int, stages: Any, microbatches: Any, chunks: 
         chunk[late], number[late] = chunk[early], number[early]
     there = number < microbatches[of]
     return Passes(kinds[there], chunk[there], number[there], of[there])
-
-
-def stage_passes(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int = 1) -> list[Pass]:
-    """The same for one stage alone, as plain tuples."""
-
-    def places(kind: int, up: int) -> Iterator[tuple[int, int]]:
-        """Chunks and microbatches of passes of a kind and direction, one after the other."""
-        if name != "interleaved":
-            return zip(repeat(2 * pp - 1 - stage if up else stage), count())
-        found = _turn(stage, pp, microbatches, chunks, kind == _F, np.arange(microbatches * chunks))
-        return zip(*(column.tolist() for column in found), strict=True)
-
-    order = list[Pass]()
-    coming = dict[tuple[int, int], Iterator[tuple[int, int]]]()
-    owed = deque[tuple[int, int]]()
-    for text, times in _SCRIPTS[name](stage, pp, microbatches, chunks):
-        for kind, up, late in _entries(text) * int(times):
-            if late:
-                place = owed.popleft()
-            else:
-                key = (_I if kind == _B else kind), up
-                if key not in coming:
-                    coming[key] = places(*key)
-                place = next(coming[key])
-                if kind == _I:
-                    owed.append(place)
-            if place[1] < microbatches:
-                order.append((KINDS[kind], *place))
-    return order
 
 
 # ------------------------------------------------------------------------------------------------------------ the scripts
