@@ -16,7 +16,7 @@ from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes, size_of
 from engine.predict.tape.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
 from engine.predict.tape.tape import Tape
-from engine.predict.tape.walk import Change, Effect, Moment, StageWalk
+from engine.predict.tape.walk import Change, Effect, Effects, Moment, StageWalk
 from engine.predict.terms import Factor, Term, total
 from engine.schedule import Action, plan, replay
 from engine.spec import RunSpec, sentence
@@ -75,6 +75,7 @@ class Stages:
         self.g = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
         self.kinds = frozenset(action.kind for stage in self.schedule.stages for action in stage)
         self._passes: dict[Shape, tuple[Passes, list[tuple[Bucket, Any]]]] = {}
+        self._effects = Effects()
         counts = layout.chunk_layers(model.layers)
         ends = np.cumsum(counts)
         last = len(counts) - 1
@@ -97,7 +98,8 @@ class Stages:
         chunks = [c for c, s in enumerate(self.schedule.placement) if s == stage]
         passes = {c: self.passes(c)[0] for c in chunks}
         buckets = [pair for c in chunks for pair in self.passes(c)[1]]
-        return self.standing(buckets), StageWalk(self.schedule, stage, passes, self.spec.layout.zero, Effect(self.step(buckets)))
+        step = Effect(self.step(buckets))
+        return self.standing(buckets), StageWalk(self.schedule, stage, passes, self.spec.layout.zero, step, self._effects)
 
     def standing(self, buckets: list[tuple[Bucket, Any]]) -> Counts:
         counts: Counts = defaultdict(int)

@@ -7,7 +7,6 @@ The worker executes the list, the checks hold for it, `replay` times it, and the
     plans       the same with sends, receives, gradient reduction and the optimizer's step put in
     checks      what every plan must satisfy, whatever its name
     clock       run a plan against a clock, given how long each action takes
-    columns     passes as arrays, for what goes through very many schedules
 """
 
 from engine.schedule.actions import SCHEDULES, Action, Flow, Kind, Schedule, ScheduleError

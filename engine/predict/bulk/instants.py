@@ -17,8 +17,7 @@ from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.pieces import pieces
 from engine.predict.bulk.points import undominated
 from engine.schedule import Kind
-from engine.schedule.columns import KINDS, columns
-from engine.schedule.orders import Pass, messages_held, stage_passes
+from engine.schedule.orders import KINDS, messages_held, passes
 from engine.spec import V_SHAPED, ScheduleName
 
 Real = NDArray[np.float64]
@@ -105,15 +104,6 @@ def _place(name: ScheduleName, pp: int, chunk: int) -> int:
     return 2 * pp - 1 - chunk if name in V_SHAPED and chunk >= pp else chunk % pp
 
 
-def _order(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int) -> tuple[list[Pass], Any]:
-    """A stage's actions, and for how many alike in a row each stands: GPipe has as many in flight as there are microbatches."""
-    if name != "gpipe" or microbatches < 5:
-        order = stage_passes(name, stage, pp, microbatches, chunks)
-        return order, np.ones(len(order), np.int64)
-    order = stage_passes(name, stage, pp, 4, chunks)
-    return order, np.array([microbatches - 3, 1, 1, 1, 1, 1, microbatches - 3, 1])
-
-
 class _Groups:
     """Actions by what they share: running numbers within each group."""
 
@@ -153,14 +143,15 @@ class _Stages:
         self.numbers = list(stages)
         most = max(stages) * len(which)  # of anything on a stage; GPipe may hold very many microbatches
         self.narrow = np.int16 if most < 2**15 else np.int32
-        several = [(m, stage) for m, some in stages.items() for stage in some]
-        orders = [_order(name, stage, pp, m, len(which) // pp) for m, stage in several]
-        lengths = [len(order) for order, _ in orders]
-        self.kinds, self.chunk, self.microbatch = columns(order for order, _ in orders)
-        self.times = np.concatenate([times for _, times in orders])
-        of = np.repeat(np.arange(len(orders)), lengths)  # which stage and number of microbatches
-        self.lengths, self.firsts = lengths, np.cumsum([0, *lengths[:-1]])  # of each stage's actions
-        self.microbatches, self.stage = np.array(several).T[:, of]
+        several = np.array([(m, stage) for m, some in stages.items() for stage in some])
+        # GPipe has as many in flight as there are microbatches. Of five and more it has four here, and of these the first F and
+        # the last B but one stand for all others too.
+        alike = np.maximum(1, several[:, 0] - 3) if name == "gpipe" else np.ones(len(several), np.int64)
+        self.kinds, self.chunk, self.microbatch, of = passes(name, pp, several[:, 1], several[:, 0] + 1 - alike, len(which) // pp)
+        self.times = np.where(self.microbatch == np.where(self.kinds == KINDS.index("F"), 0, 2), alike[of], 1)
+        lengths = np.bincount(of)  # `of`: which stage and number of microbatches
+        self.lengths, self.firsts = lengths, lengths.cumsum() - lengths  # of each stage's actions
+        self.microbatches, self.stage = several.T[:, of]
         self.held = np.array([messages_held(name, pp, m) for m, _ in several])[of]
         self.place = np.array([_place(name, pp, c) for c in range(len(which))])
         held = self.place * self.count + which

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.products import multiplied
-from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.messages.calls import wire_bytes
 from engine.predict.messages.held import head_size, layer_size, places_size, table_size
 from engine.predict.messages.reductions import reductions
@@ -42,24 +44,39 @@ def bulk_traffic(
     no pass runs beside: new values and what the optimizer's step needs. Each name has its own busiest rank. `roads`: which;
     `calls`: whether they are counted too.
     """
-    costs = _Costs(model, workload, grid, roads, 1 + calls)
+    full = grid.recompute == RECOMPUTES.index("full")  # selective recompute repeats no collective
+    first, cost = distinct(
+        grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full
+    )
+    costs = _Costs(model, workload, grid.take(first), roads, 1 + calls)
+    v_shaped, splits = (np.isin(grid.schedule, [SCHEDULES.index(name) for name in names]) for names in (V_SHAPED, _SPLIT))
+    groups = grid.pp, grid.chunks, v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
+    some, which = distinct(*groups, cost)  # one of those whose stages pass the same
+    starts, _ = distinct(*(group[some] for group in groups))
+    bounds = [*starts.tolist(), len(some)]
     measures = ("", " calls")[: 1 + calls]
-    found = {name + behind: np.zeros(len(grid)) for name in roads for behind in measures}
-    v_shaped = np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
-    shapes, which = np.unique((grid.pp * 2048 + grid.chunks) * 2 + v_shaped, return_inverse=True)
-    groups = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
-    for number, here in zip(shapes.tolist(), groups, strict=False):  # of no layouts, no shape and one empty group
-        shape = _Shape.of(model, number // 2 // 2048, number // 2 % 2048, bool(number % 2))
-        alike = np.unique(shape.held, axis=1).T  # stages that hold the same pass the same
-        late = here[costs.splits[here]]
+    found = {name + behind: np.zeros(len(some)) for name in roads for behind in measures}
+    for start, stop in pairwise(bounds):
+        pp, chunks, bends, schedule = (int(group[some[start]]) for group in groups)
+        shape, here = _Shape.of(model, pp, chunks, bool(bends)), cost[some[start:stop]]
+        held = shape.held.T if schedule else shape.alike
+        fewer = _fewer(SCHEDULES[schedule - 1], shape, costs.grid.microbatches[here]) if schedule else None
         for name in roads:
             for measure, behind in enumerate(measures):
-                matrix = costs.matrix(name, measure)
-                found[name + behind][here] = multiplied(alike, matrix[:, here]).max(0)
-                if name in costs.put_off and len(late):
-                    passed = multiplied(shape.held.T, matrix[:, late]).T  # (layouts, stages)
-                    found[name + behind][late] = (passed + _put_off(costs, shape, late, name, measure)).max(1)
-    return found
+                passed = multiplied(held, costs.matrix(name, measure)[:, here])  # (stages, layouts)
+                if fewer is not None and name in costs.put_off:
+                    # What one reduction of a chunk passes, and how many fewer there are.
+                    one = multiplied(shape.chunk_held.T, costs.put_off[name][measure][:, here])
+                    passed += multiplied(shape.on.T, one * fewer)
+                found[name + behind][start:stop] = passed.max(0)
+    return {name: numbers[which] for name, numbers in found.items()}
+
+
+def _fewer(name: ScheduleName, shape: _Shape, microbatches: Whole) -> Whole:
+    """How many reductions of each chunk there are, where passes that overlap are reduced together, more than one a microbatch:
+    nothing or less. (chunks, layouts)
+    """
+    return reductions(name, shape.pp, microbatches, shape.stage[:, None], shape.run[:, None]) - microbatches
 
 
 # ------------------------------------------------------------------------------------------------ what each stage holds
@@ -75,6 +92,11 @@ class _Shape:
     chunk_held: Reals
     on: Reals
     held: Reals
+
+    @cached_property
+    def alike(self) -> Reals:
+        """What different stages hold, (k, len(HELD)): those that hold the same pass the same."""
+        return np.array(list(dict.fromkeys(map(tuple, self.held.T.tolist()))))
 
     @classmethod
     def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: bool) -> _Shape:
@@ -101,30 +123,13 @@ class _Shape:
         return cls(pp, stage, run, by_chunk, on, held)
 
 
-def _put_off(costs: _Costs, shape: _Shape, here: NDArray[np.int64], name: str, measure: int) -> Any:
-    """What is to be added where passes that overlap are reduced together: (layouts, stages), nothing or less."""
-    less = np.zeros((len(here), shape.pp))
-    grid = costs.grid
-    for schedule in _SPLIT:
-        some = np.flatnonzero((grid.zero[here] >= 2) & (grid.schedule[here] == SCHEDULES.index(schedule)))
-        if len(some):
-            m, which = np.unique(grid.microbatches[here[some]], return_inverse=True)
-            fewer = reductions(schedule, shape.pp, m[:, None], shape.stage, shape.run) - m[:, None]  # (numbers, chunks)
-            # What one reduction of a chunk passes, and how many fewer there are.
-            one = multiplied(shape.chunk_held.T, costs.put_off[name][measure][:, here[some]]).T
-            one *= fewer[which]
-            less[some] = one @ shape.on
-    return less
-
-
 # ------------------------------------------------------------------------------------------- what one of each thing passes
 
 
 class _Costs:
     """For every road and measure a matrix (len(HELD), layouts): what one thing of each sort passes in a step.
 
-    `put_off` has the same of one reduction, of what a split backward may reduce less often than once a microbatch; `splits` says
-    where, (n,).
+    `put_off` has the same of one reduction, of what a split backward may reduce less often than once a microbatch.
     """
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str], measures: int) -> None:
@@ -132,10 +137,7 @@ class _Costs:
         self.e = BYTES[workload.precision]
         self.kept = BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
         self._sums = {name: np.zeros((measures, len(HELD), len(grid))) for name in roads}
-        self.put_off: dict[str, Reals] = {}
-        self.splits = np.isin(grid.schedule, [SCHEDULES.index(name) for name in _SPLIT]) & (grid.zero >= 2)
-        if self.splits.any():
-            self.put_off = {name: np.zeros((measures, len(HELD), len(grid))) for name in ("tp", "dp")}
+        self.put_off = {name: np.zeros((measures, len(HELD), len(grid))) for name in ("tp", "dp")}
         self._tensor_parallel()
         self._pipeline()
         for bucket in _buckets(model, grid.tp):
@@ -194,7 +196,7 @@ class _Costs:
         }
         for road, (each, calls) in reduced.items() if bucket.reduced else ():
             self._add(road, held, (each * often, calls * often))
-            if bucket.deferred and self.put_off:
+            if bucket.deferred:
                 self.put_off[road][:, HELD.index(held)] += np.array([each, calls][: self.measures])
         gathered = wire_bytes("all_gather", share * self.e, g.dp)
         fetches = (g.zero == 3) * g.microbatches * bucket.gathers

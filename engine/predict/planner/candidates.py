@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 from typing import Any
 
@@ -29,16 +30,25 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
     """
     if ranks < 1 or global_batch < 1:
         raise RequestError(f"ranks={ranks} and global_batch={global_batch} must be 1 and more")
-    found = [_of(model, ranks // (tp * pp), tp, pp, global_batch) for tp, pp in _degrees(model, ranks, global_batch)]
-    if not found:
+    meshes = [_of(model, ranks // (tp * pp), tp, pp, global_batch) for tp, pp in _degrees(model, ranks, global_batch)]
+    if not meshes:
         raise RequestError(_nothing(model, ranks, global_batch))
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-    whole = [column.astype(np.int64) for column in columns]
-    grid = Grid(
-        dp=whole[0], tp=whole[1], pp=whole[2], chunks=whole[4], microbatch_size=whole[5], microbatches=whole[6], zero=whole[7],
-        sequence_parallel=whole[8] > 0, recompute=whole[9], schedule=whole[3],
-    )  # fmt: skip
-    return grid.take(fits(model, grid))
+    dp, tp, pp, schedule, chunks, size, count = np.array([row for mesh in meshes for row in mesh]).T.copy()
+    none, never = np.zeros_like(dp), np.zeros(len(dp), np.bool_)
+    bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule)
+    return _with_levers(model, bare.take(fits(model, bare)))
+
+
+def _with_levers(model: ModelSpec, bare: Grid) -> Grid:
+    """Each layout with every ZeRO stage, sequence parallelism and recompute that it may have, one behind the other."""
+    zeros = np.where(fits(model, replace(bare, zero=np.ones_like(bare.zero))), 4, 1)
+    sequences = np.where(fits(model, replace(bare, sequence_parallel=np.ones(len(bare), np.bool_))), 2, 1)
+    each = zeros * sequences * len(RECOMPUTES)
+    of = np.repeat(np.arange(len(bare)), each)
+    number = np.arange(len(of)) - np.repeat(each.cumsum() - each, each)  # among those of its layout
+    rest, recompute = np.divmod(number, len(RECOMPUTES))
+    zero, sequence = np.divmod(rest, sequences[of])
+    return replace(bare.take(of), zero=zero, sequence_parallel=sequence > 0, recompute=recompute)
 
 
 def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[int, int]]:
@@ -61,19 +71,12 @@ def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
     )  # fmt: skip
 
 
-def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> tuple[NDArray[np.int64], ...]:
-    """All of one mesh, as columns: dp, tp, pp, schedule, chunks, microbatch size, microbatches, zero, sequence, recompute."""
+def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> list[tuple[int, ...]]:
+    """All of one mesh, without levers: dp, tp, pp, schedule, chunks, microbatch size, microbatches."""
     each = global_batch // dp
     orders = [(SCHEDULES.index(name), v) for name in SCHEDULES for v in _chunks(name, model.layers, pp)]
-    sizes = np.array([size for size in divisors(each) if size <= _MOST[WorkloadSpec, "microbatch_size"]])
-    axes = np.meshgrid(
-        np.arange(len(orders)), sizes, np.arange(4 if dp > 1 else 1), np.arange(2 if tp > 1 else 1), np.arange(len(RECOMPUTES)),
-        indexing="ij",
-    )  # fmt: skip
-    order, size, zero, sequence, recompute = (axis.ravel() for axis in axes)
-    schedule, chunks = np.array(orders)[order].T
-    mesh = tuple(np.full(len(order), degree) for degree in (dp, tp, pp))
-    return *mesh, schedule, chunks, size, each // size, zero, sequence, recompute
+    sizes = [size for size in divisors(each) if size <= _MOST[WorkloadSpec, "microbatch_size"]]
+    return [(dp, tp, pp, schedule, v, size, each // size) for schedule, v in orders for size in sizes]
 
 
 def _chunks(name: str, layers: int, pp: int) -> list[int]:

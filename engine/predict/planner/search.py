@@ -16,11 +16,11 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.grid import RECOMPUTES, Grid, Whole
+from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.papers.accounting import AccountingName, accounting
 from engine.predict.planner.candidates import candidates
 from engine.predict.speed.cost import Cost, model_flops
-from engine.predict.speed.pace import Pace, estimate, simulated
+from engine.predict.speed.pace import Pace, estimate, replayed
 from engine.predict.speed.rates import Assumptions
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
@@ -94,8 +94,9 @@ def search(
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         pace, order = _refined(cost, estimate(cost), memory, replayed)
+        wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, ("tp", "pp", "dp"), calls=False).items()}
         grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
-        layouts = _table(model, grid, pace, memory, stage, device, workload, global_batch)
+        layouts = _table(model, grid, pace, memory, stage, wire, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
 
 
@@ -114,38 +115,47 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _ranked(step: Any, memory: Whole, fits: Any) -> Any:
-    """Those that fit by step time and of equals by memory, then the others by memory."""
-    return np.lexsort((memory, np.where(fits, step, memory), ~fits))
+def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
+    """Of some rows so many first ones, by step time and of equals by memory."""
+    if most < len(rows):
+        rows = rows[step[rows] <= np.partition(step[rows], most)[most]]
+    return rows[np.lexsort((memory[rows], step[rows]))][:most]
 
 
 def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, Any]:
-    """The pace with the best replayed, and the order; what the closed form had wrong is put down to idling.
+    """The pace with the best replayed, and the order: first those that fit by step time and of equals by memory, then the others
+    by memory. What the closed form had wrong is put down to idling.
 
     The first `most` of those that fit are replayed; then, as some fall behind others, those that come to stand among the first
     half as many, until all of these were or as many again.
     """
     step, bubble = pace.step.copy(), pace.bubble.copy()
     fits = memory <= cost.device.memory_bytes
-    order = _ranked(step, memory, fits)
-    due, done = [int(row) for row in order[:most] if fits[row]], set[int]()
+    fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
+    due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
-        for row in due:
-            spec = cost.grid.spec(row, cost.model, cost.workload)
-            step[row], bubble[row] = simulated(spec, cost.device, cost.assumed)
+        specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
+        step[due], bubble[due] = np.array(replayed(specs, cost.device, cost.assumed)).T
         done.update(due)
-        order = _ranked(step, memory, fits)
-        due = [int(row) for row in order[: most // 2] if fits[row] and row not in done]
+        due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
+    order = np.append(_ranked(step, memory, fitting, len(fitting)), others[np.argsort(memory[others], kind="stable")])
     return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), order
 
 
 def _table(
-    model: ModelSpec, grid: Grid, pace: Pace, memory: Whole, stage: Whole, device: DeviceSpec, workload: WorkloadSpec, batch: int
+    model: ModelSpec,
+    grid: Grid,
+    pace: Pace,
+    memory: Whole,
+    stage: Whole,
+    wire: dict[str, Any],
+    device: DeviceSpec,
+    workload: WorkloadSpec,
+    batch: int,
 ) -> pd.DataFrame:
     fits = memory <= device.memory_bytes
     devices = grid.dp * grid.tp * grid.pp
     flops = model_flops(model) * batch / devices / pace.step
-    wire = _wire(model, workload, grid)
     return pd.DataFrame(
         {
             "layout": _codes(grid),
@@ -157,34 +167,16 @@ def _table(
             "memory_bytes": memory, "fullest_stage": stage,
             "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
             "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
-            "tp_bytes": wire["tp"], "pp_bytes": wire["pp"], "dp_bytes": wire["dp"],
+            **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
             "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
         },
         copy=False,  # one array serves the table, the grid and the pace
     )  # fmt: skip
 
 
-def _wire(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[str, Any]:
-    """Wire bytes of the busiest rank by axis. Many layouts send alike, and one of them is counted for all.
-
-    Selective recompute repeats no collective, and the schedules up to interleaved differ in when they send only. dp and the
-    number of microbatches follow from the rest.
-    """
-    full, in_order = grid.recompute == RECOMPUTES.index("full"), grid.schedule <= SCHEDULES.index("interleaved")
-    keys = (
-        grid.tp, grid.pp, grid.chunks, grid.microbatch_size, grid.zero, grid.sequence_parallel, full,
-        np.where(in_order, 0, grid.schedule),
-    )  # fmt: skip
-    shape = tuple(int(key.max()) + 1 for key in keys)
-    _, first, which = np.unique(np.ravel_multi_index(keys, shape), return_index=True, return_inverse=True)
-    axes = ("tp", "pp", "dp")
-    wire = bulk_traffic(model, workload, grid.take(first), axes, calls=False)
-    return {axis: wire[axis].astype(np.int64)[which] for axis in axes}
-
-
 def _codes(grid: Grid) -> Any:
     """The short form of each layout; few are distinct."""
-    _, first, which = np.unique(grid.tp * 2**32 + grid.pp, return_index=True, return_inverse=True)
+    first, which = distinct(grid.tp, grid.pp)
     return pd.Categorical.from_codes(which, pd.Index([f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first]))
 
 
@@ -194,12 +186,13 @@ def _reasons(memory: Whole, fits: Any, have: int) -> Any:
     need = memory[missing]
     # Products and quotients are exact, and an even tenth is taken of two as near: so tenths are what would be written.
     tenths, more = (np.rint(size * 10 / 2**30).astype(np.int64) for size in (need, need - have))
-    _, first, which = np.unique(tenths * 2**32 + more, return_index=True, return_inverse=True)
-    pairs = zip(tenths[first].tolist(), more[first].tolist(), strict=True)
+    first, which = distinct(tenths, more)
+    needed, lacking = tenths[first].tolist(), more[first].tolist()
+    written = {number: f"{number / 10:,.1f} GiB" for number in {*needed, *lacking}}
     codes = np.zeros(len(memory), np.int64)
     codes[missing] = 1 + which
     has = f"{have / 2**30:,.1f}"
-    texts = [f"needs {a / 10:,.1f} GiB, {b / 10:,.1f} GiB more than the device's {has} GiB" for a, b in pairs]
+    texts = [f"needs {written[a]}, {written[b]} more than the device's {has} GiB" for a, b in zip(needed, lacking, strict=True)]
     return pd.Categorical.from_codes(codes, pd.Index(["", *texts]))
 
 

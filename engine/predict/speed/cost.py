@@ -81,7 +81,7 @@ class Cost:
     def pp(self) -> Link:
         return link(self.grid, "pp", self.device, self.assumed)
 
-    def part(self, which: slice) -> Cost:
+    def part(self, which: Any) -> Cost:
         """That of some of the layouts."""
         return Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed)
 

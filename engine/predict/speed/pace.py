@@ -15,20 +15,20 @@ Under 1F1B only p microbatches are in flight, and a message's time is waited for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.devices import DeviceSpec
 from engine.predict.durations import Durations
-from engine.predict.grid import Grid, Whole
+from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
 from engine.predict.speed.rates import Assumptions, Real
-from engine.predict.speed.rehearsal import rehearsal
+from engine.predict.speed.rehearsal import Rehearsed, rehearsal, rehearse
 from engine.schedule import SCHEDULES, Flow, Kind
-from engine.spec import V_SHAPED, RunSpec
+from engine.spec import V_SHAPED, RunSpec, ScheduleName
 
 # So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
 # pipeline takes longer until one round is like the next.
@@ -59,31 +59,77 @@ class Pace:
 # ------------------------------------------------------------------------------------------------------------ in bulk
 
 
+class _Work(NamedTuple):
+    """What stages do, in seconds: for one microbatch, and at the end of a step. (…, n) each"""
+
+    slowest: Real  # of the slowest stage, by kind of pass, (4, n)
+    slowest_parts: Real  # by part, (3, n)
+    slowest_whole: Real
+    all: Real  # of all stages together, by kind of pass, (4, n)
+    all_whole: Real
+    message: Real
+    ends_dp: Real  # once a step, over dp
+    update: Real
+    tie: Real
+
+    def take(self, which: Any) -> _Work:
+        return _Work(*(field.take(which, axis=-1) for field in self))
+
+
 def estimate(cost: Cost) -> Pace:
-    """In closed form, for each layout of a grid; some at a time, so that what is worked out between stays small."""
-    parts = [_estimate(cost.part(slice(start, start + _AT_ONCE))) for start in range(0, max(1, len(cost.grid)), _AT_ONCE)]
-    return Pace(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Pace)})
+    """In closed form, for each layout of a grid.
 
-
-def _estimate(cost: Cost) -> Pace:
+    Many layouts differ in their schedule or chunks only, and their stages do the same. What that is, is worked out once for each
+    sort of them; some at a time, so that what is worked out between stays small.
+    """
     grid, m = cost.grid, cost.grid.microbatches
-    stages, held, total = _stages(cost)
-    times = [stage.sum(axis=(0, 1)) for stage in stages]
-    slowest = np.argmax(times, axis=0)
-    one = np.choose(slowest[None, None], stages)  # (4, 3, n) of the slowest stage
-    pipeline, waits = _pipeline(cost, one.sum(1), total.sum(1), one.sum((0, 1)), total.sum((0, 1)))
-    ends_dp = cost.reduction(stages[0], held[0]) + cost.publication(held[0])
-    by_kind = m * one.sum(0)
-    update, tie = cost.update(held[0]), cost.tie()
+    first, sort = distinct(
+        grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel, grid.recompute, _stage_sort(cost)
+    )
+    blocks = [_work(cost.part(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
+    work = _Work(*(np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)))
+    pipeline, waits = np.empty((2, len(grid)))
+    for i, name in enumerate(SCHEDULES):
+        rows = np.flatnonzero(grid.schedule == i)
+        pipeline[rows], waits[rows] = _pipeline(name, grid.pp[rows], grid.chunks[rows], m[rows], work.take(sort[rows]))
+    by_part, ends_dp = m * work.slowest_parts.take(sort, axis=1), work.ends_dp[sort]
+    update, tie = work.update[sort], work.tie[sort]
     return Pace(
         step=pipeline + ends_dp + update + tie,
-        compute=by_kind[COMPUTE],
-        tp=by_kind[TP],
+        compute=by_part[COMPUTE],
+        tp=by_part[TP],
         pp=waits + tie,
-        dp=by_kind[DP] + ends_dp,
+        dp=by_part[DP] + ends_dp,
         update=update,
-        idle=pipeline - waits - by_kind.sum(0),
-        bubble=1 - m * total.sum((0, 1)) / (grid.pp * pipeline),
+        idle=pipeline - waits - by_part.sum(0),
+        bubble=1 - m * work.all_whole[sort] / (grid.pp * pipeline),
+    )
+
+
+def _stage_sort(cost: Cost) -> Whole:
+    """What schedule and chunks change in what stages do: how many layers they have, and where the ends of the model are. (n,)"""
+    grid, model = cost.grid, cost.model
+    first, shape = distinct(grid.pp, grid.chunks, cost.v_shaped)
+    few = cost.part(first)
+    crossing = model.parts.encoder & (few.grid.chunks > 1)  # see `_stages`
+    _, sort = distinct(*layers_of_stages(few.grid, model.layers), few.v_shaped, crossing)
+    return sort[shape]
+
+
+def _work(cost: Cost) -> _Work:
+    stages, held, total = _stages(cost)
+    times = [stage.sum(axis=(0, 1)) for stage in stages]
+    one = np.choose(np.argmax(times, axis=0)[None, None], stages)  # (4, 3, n) of the slowest stage
+    return _Work(
+        slowest=one.sum(1),
+        slowest_parts=one.sum(0),
+        slowest_whole=one.sum((0, 1)),
+        all=total.sum(1),
+        all_whole=total.sum((0, 1)),
+        message=cost.message(),
+        ends_dp=cost.reduction(stages[0], held[0]) + cost.publication(held[0]),
+        update=cost.update(held[0]),
+        tie=cost.tie(),
     )
 
 
@@ -143,118 +189,130 @@ def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
     return on(np.zeros_like(pp)), on(pp - 1), middle
 
 
-def _pipeline(cost: Cost, one: Real, total: Real, slowest: Real, whole: Real) -> tuple[Real, Real]:
-    """From the first pass to the last, and how much of it is waiting for messages. (4, n), (4, n), (n,), (n,) → (n,), (n,)"""
-    grid = cost.grid
-    p, v, m = grid.pp, grid.chunks, grid.microbatches
-    latency = cost.message()
-    rest = total - one  # what the other stages take, by kind of pass
+def _pipeline(name: ScheduleName, p: Whole, v: Whole, m: Whole, work: _Work) -> tuple[Real, Real]:
+    """From the first pass to the last, and how much of it is waiting for messages, under one schedule. (n,) each"""
+    slowest, others = work.slowest_whole, work.all_whole - work.slowest_whole
+    rest = work.all - work.slowest  # what the other stages take, by kind of pass
     forward, back, weights = rest[FORWARD], rest[AGAIN] + rest[INPUTS], rest[WEIGHTS]
-    # In the shape of a V the slowest stage has both ends and is never without work for long, while the others wait for it anyway.
-    mean = (whole - slowest) / np.maximum(1, p - 1)
-    absorbed = np.clip(1 - 4 * (slowest / np.where(mean > 0, mean, slowest) - 1), 0.2, 1.0)
-    fill = {
-        "naive": m * (whole - slowest),
-        "gpipe": whole - slowest,
-        "1f1b": whole - slowest,
-        "interleaved": (whole - slowest) / v * np.where(m < p, (m - 1) / np.maximum(1, p - 1), 1.0)
-        + np.where(m < p, (p - m) * slowest, 0.0),
-        "zb-h1": np.maximum(0.0, forward + back - weights),
-        "zb-v": np.maximum(back / 2, forward + back - 3 * weights) * absorbed,
-        "dualpipe-v": (np.maximum(0.0, forward + back - weights) / 2 + 0.4 * np.maximum(0.0, back - forward)) * absorbed,
-    }
-    there_and_back = 2 * (p - 1) * latency
-    steady = there_and_back / p * np.maximum(0, m - p)
-    waits = {
-        "naive": m * there_and_back,
-        "gpipe": there_and_back,
-        "1f1b": there_and_back + steady,
-        "interleaved": 2 * (p * v - 1) * latency,
-        "zb-h1": there_and_back + steady,
-        "zb-v": 2 * there_and_back,
-        "dualpipe-v": 2 * there_and_back,
-    }
-    # However few there are: the first must have gone down and back, and the others follow it out of the first stage.
-    through = (whole - total[WEIGHTS]) + (m - 1) * (slowest - one[WEIGHTS]) + one[WEIGHTS]
-    for name in ("zb-h1", *V_SHAPED):  # in a V the way down of the others was gone meanwhile
-        ahead = (m - 1) * one[FORWARD] / 2 if name in V_SHAPED else 0.0
-        fill[name] = np.maximum(fill[name], through - ahead - m * slowest)
-    chosen = [grid.schedule == i for i in range(len(SCHEDULES))]
-    filling = np.select(chosen, [fill[name] for name in SCHEDULES])
-    waiting = np.where(p > 1, np.select(chosen, [waits[name] for name in SCHEDULES]), 0.0)
-    return m * slowest + np.where(p > 1, filling, 0.0) + waiting, waiting
+    fill, waits = others, 2 * (p - 1) * work.message
+    if name in ("1f1b", "zb-h1"):
+        waits = waits + waits / p * np.maximum(0, m - p)
+    if name == "naive":
+        fill, waits = m * others, m * waits
+    elif name == "interleaved":
+        fill = others / v * np.where(m < p, (m - 1) / np.maximum(1, p - 1), 1.0) + np.where(m < p, (p - m) * slowest, 0.0)
+        waits = 2 * (p * v - 1) * work.message
+    elif name == "zb-h1":
+        fill = np.maximum(0.0, forward + back - weights)
+    elif name in V_SHAPED:
+        # The slowest stage has both ends and is never without work for long, while the others wait for it anyway.
+        mean = others / np.maximum(1, p - 1)
+        absorbed = np.clip(1 - 4 * (slowest / np.where(mean > 0, mean, slowest) - 1), 0.2, 1.0)
+        if name == "zb-v":
+            fill = np.maximum(back / 2, forward + back - 3 * weights) * absorbed
+        else:
+            fill = (np.maximum(0.0, forward + back - weights) / 2 + 0.4 * np.maximum(0.0, back - forward)) * absorbed
+        waits = 2 * waits
+    if name in ("zb-h1", *V_SHAPED):
+        # However few there are: the first must have gone down and back, and the others follow it out of the first stage.
+        through = (work.all_whole - work.all[WEIGHTS]) + (m - 1) * (slowest - work.slowest[WEIGHTS]) + work.slowest[WEIGHTS]
+        ahead = (m - 1) * work.slowest[FORWARD] / 2 if name in V_SHAPED else 0.0  # the way down of the others was gone meanwhile
+        fill = np.maximum(fill, through - ahead - m * slowest)
+    fill, waits = np.where(p > 1, fill, 0.0), np.where(p > 1, waits, 0.0)
+    return m * slowest + fill + waits, waits
 
 
-# ------------------------------------------------------------------------------------------------------- one, simulated
+# ---------------------------------------------------------------------------------------------------------- simulated
 
 
 def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durations:
     """Seconds of every action of a layout, chunk by chunk, for `simulate`."""
-    cost = Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed)
-    model, layout = spec.model, spec.layout
-    plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
-    crossing = cost.layer(cross=True) if model.parts.encoder else plain
-    layers, placement = layout.chunk_layers(model.layers), layout.placement
-    compute: dict[tuple[Kind, int], float] = {}
-    ends: dict[tuple[Kind, int], float] = {}
-    stages = [(0.0, 0)] * layout.pp  # parameters and buckets of each
+    return _durations([spec], device, assumed)[0]
 
-    @cache  # most chunks are alike
-    def of_chunk(count: int, cross: int, is_first: bool, is_last: bool) -> tuple[Held, Real, float]:
-        first, last = np.array([is_first]), np.array([is_last])
-        held = cost.held(count, first, last, cross)
-        passes = cost.accumulating((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
-        return held, passes, float(cost.reduction(passes, held)[0])
 
-    done = 0
-    for chunk, count in enumerate(layers):
-        cross = min(count, max(0, done + count - model.encoder_layers)) if model.parts.encoder else 0
-        done += count
-        held, passes, reduction = of_chunk(count, cross, chunk == 0, chunk == len(layers) - 1)
-        before = stages[placement[chunk]]
-        stages[placement[chunk]] = before[0] + float(held.parameters[0]), before[1] + int(held.buckets[0])
-        times = passes.sum(1)[:, 0]
-        compute["F", chunk] = float(times[FORWARD])
-        compute["B", chunk] = float(times[AGAIN:].sum())
-        compute["I", chunk] = float(times[AGAIN] + times[INPUTS])
-        compute["W", chunk] = float(times[WEIGHTS])
-        compute["reduce", chunk] = reduction
-    tie, message = float(cost.tie()[0]), float(cost.message()[0])
-    for stage, (parameters, buckets) in enumerate(stages):
-        of_stage = Held(np.array([parameters]), buckets)
-        ends["step", stage] = float(cost.update(of_stage)[0])
-        ends["gather", stage] = float(cost.publication(of_stage)[0])
-        ends["tie", stage] = tie
+def _durations(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions) -> list[Durations]:
+    """The same for several, worked out at once; they differ in layout and microbatches only."""
+    model, layouts = specs[0].model, [spec.layout for spec in specs]
+    cost = Cost(model, specs[0].workload, Grid.of(specs), device, assumed)
+    chunks, stages = np.array([(layout.pp * layout.chunks, layout.pp) for layout in layouts]).T
+    of_chunk, of_stage = (np.repeat(np.arange(len(specs)), number) for number in (chunks, stages))
+    count = np.concatenate([layout.chunk_layers(model.layers) for layout in layouts])
+    first, last = np.zeros((2, len(count)), np.bool_)
+    first[chunks.cumsum() - chunks] = last[chunks.cumsum() - 1] = True
+    end = count.cumsum() - of_chunk * model.layers
+    cross = np.clip(end - model.encoder_layers, 0, count) if model.parts.encoder else np.zeros_like(count)
+    some = cost.part(of_chunk)
+    plain, crossing = some.layer(), some.layer(cross=True) if model.parts.encoder else 0.0
+    held = some.held(count, first, last, cross)
+    passes = some.accumulating((count - cross) * plain + cross * crossing + first * some.embedding() + last * some.head(), held)
+    times = passes.sum(1)
+    by_chunk: dict[Kind, Real] = {
+        "F": times[FORWARD], "B": times[AGAIN:].sum(0), "I": times[AGAIN] + times[INPUTS], "W": times[WEIGHTS],
+        "reduce": some.reduction(passes, held),
+    }  # fmt: skip
+    stage = np.concatenate([layout.placement for layout in layouts]) + (stages.cumsum() - stages)[of_chunk]
+    parameters: Any = np.bincount(stage, held.parameters)
+    together = Held(parameters, np.bincount(stage, held.buckets))
+    each = cost.part(of_stage)
+    by_stage: dict[Kind, Real] = {"step": each.update(together), "gather": each.publication(together), "tie": each.tie()}
+    messages = cost.message().tolist()
     flows: tuple[Flow, ...] = ("activation", "gradient")
-    messages = {(flow, chunk): message for flow in flows for chunk in range(len(layers))}
-    return Durations(compute, messages, ends)
+
+    def of(i: int, numbers: Any, seconds: dict[Kind, Real]) -> dict[tuple[Kind, int], float]:
+        stop = int(numbers[: i + 1].sum())
+        own = {kind: times[stop - int(numbers[i]) : stop].tolist() for kind, times in seconds.items()}
+        return {(kind, number): time for kind, some in own.items() for number, time in enumerate(some)}
+
+    return [
+        Durations(
+            of(i, chunks, by_chunk),
+            {(flow, chunk): messages[i] for flow in flows for chunk in range(chunks[i])},
+            of(i, stages, by_stage),
+        )
+        for i in range(len(specs))
+    ]
 
 
 def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:
-    """Seconds of a step by the simulator, and the bubble.
+    """Seconds of a step by the simulator, and the bubble."""
+    return replayed([spec], device, assumed)[0]
+
+
+def replayed(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions) -> list[tuple[float, float]]:
+    """The same of several at once, which differ in layout and microbatches only.
 
     Once the pipeline is full, each further round of pp microbatches takes as long as the one before. So at most a few rounds are
     simulated, and the last one's time counts for those that are left.
     """
-    times = durations(spec, device, assumed)
+    counts, times = [_counts(spec) for spec in specs], _durations(specs, device, assumed)
+    plays = [
+        (rehearsal(layout.schedule, layout.pp, count, layout.chunks), own, layout.dp > 1 or layout.sequence_parallel)
+        for layout, some, own in zip([spec.layout for spec in specs], counts, times, strict=True)
+        for count in some
+    ]
+    found = iter(rehearse(plays))
+    out = []
+    for spec, some, own in zip(specs, counts, times, strict=True):
+        measured = [_measured(spec, next(found), own) for _ in some]
+        rounds = (spec.workload.microbatches - some[-1]) // spec.layout.pp
+        step, pipeline, busy = (late + rounds * (late - early) for early, late in zip(measured[0], measured[-1], strict=True))
+        out.append((step, 1 - busy / (spec.layout.pp * pipeline)))
+    return out
+
+
+def _counts(spec: RunSpec) -> tuple[int, ...]:
+    """How many microbatches are simulated: all, or a few rounds less one, and a few rounds."""
     m, pp = spec.workload.microbatches, spec.layout.pp
     least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
     rounds = (m - (least + 1) * pp) // pp  # that are left out
     if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
-        step, pipeline, busy = _simulated(spec, m, times)
-        return step, 1 - busy / (pp * pipeline)
-    fewer = m - rounds * pp
-    before, after = _simulated(spec, fewer - pp, times), _simulated(spec, fewer, times)
-    step, pipeline, busy = (late + rounds * (late - early) for early, late in zip(before, after, strict=True))
-    return step, 1 - busy / (pp * pipeline)
+        return (m,)
+    return m - (rounds + 1) * pp, m - rounds * pp
 
 
-def _simulated(spec: RunSpec, microbatches: int, times: Durations) -> tuple[float, float, float]:
+def _measured(spec: RunSpec, found: Rehearsed, times: Durations) -> tuple[float, float, float]:
     """Seconds of the step, of the pipeline in it, and of all stages' passes together."""
     layout = spec.layout
-    found = rehearsal(layout.schedule, layout.pp, microbatches, layout.chunks).run(
-        times, layout.dp > 1 or layout.sequence_parallel
-    )
     both_ends = {layout.placement[0], layout.placement[-1]} if spec.model.parts.tied and len(layout.placement) > 1 else set()
     step = max(
         clock

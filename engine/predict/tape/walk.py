@@ -42,6 +42,23 @@ class Effect:
         return self.ledger.highest()
 
 
+class Effects:
+    """What actions do, by chunk and state: worked out once for all the chunks of all stages that have the same passes."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str, State, bool], tuple[Effect, int]] = {}
+        self._passes: list[Passes] = []  # so that no other takes the place of one that is gone
+
+    def of(self, passes: Passes, kind: str, state: State, late: bool) -> tuple[Effect, int]:
+        """The effect, and the bucket whose reduction it leaves under way, or −1: see `Passes.ledger`."""
+        key = id(passes), kind, state, late
+        if key not in self._known:
+            ledger, pending = passes.ledger(kind, state, late)
+            self._known[key] = Effect(ledger), pending
+            self._passes.append(passes)
+        return self._known[key]
+
+
 class Moment(NamedTuple):
     """One action: what changes at its start, what it does, what changes at its end."""
 
@@ -68,11 +85,13 @@ class Messages:
 
 
 class StageWalk:
-    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does."""
+    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does. Stages may share `effects`."""
 
-    def __init__(self, schedule: Schedule, stage: int, passes: Mapping[int, Passes], zero: int, step: Effect) -> None:
+    def __init__(
+        self, schedule: Schedule, stage: int, passes: Mapping[int, Passes], zero: int, step: Effect, effects: Effects
+    ) -> None:
         self.schedule, self.stage, self.zero, self.step, self.passes = schedule, stage, zero, step, passes
-        self.effects: dict[tuple[int, str, State, bool], tuple[Effect, int]] = {}
+        self.effects = effects
         self.messages = {c: Messages(p) for c, p in passes.items()}
         self._sent_late: dict[int, Change] = {}  # by chunk
 
@@ -171,11 +190,7 @@ class StageWalk:
         like = FRESH
         if self.zero and kind != "F":
             like = State(state.pending, min(state.owed, MANY), min(state.left, MANY) if self.zero == 1 else 0)
-        late = (c, action.microbatch) in self._late
-        if (c, kind, like, late) not in self.effects:
-            ledger, pending = self.passes[c].ledger(kind, like, late)
-            self.effects[c, kind, like, late] = Effect(ledger), pending
-        effect, pending = self.effects[c, kind, like, late]
+        effect, pending = self.effects.of(self.passes[c], kind, like, (c, action.microbatch) in self._late)
         owed = state.owed + (kind == "I") - (kind == "W")
         self._states[c] = State(state.pending if kind == "F" else pending, owed, state.left - (kind in ("B", "I")))
         return effect
