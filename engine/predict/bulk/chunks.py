@@ -79,7 +79,7 @@ class Chunks:
         found = zip(forms, several, made.followed(several), strict=True)
         return {form: made.table(self.plays.of(form, zero >= 2, cut), told, *reached) for form, told, reached in found}
 
-    def chains(self, here: slice) -> tuple[Real, Real]:
+    def spans(self, here: slice) -> tuple[Real, Real]:
         which = self._which[here]
         return self._nets[:, which], self._tops[:, which]
 
@@ -102,13 +102,13 @@ class _Maker:
         self.found: dict[Any, Any] = {}
         self.e, self.width = WIDTHS[self.structure.workload.precision], self.structure.width.value
         self.buckets = chunks.buckets[:, :, here]  # (buckets, 3, n)
-        chains, highest = chunks.chains(here)
+        spans, highest = chunks.spans(here)
         whole, share, _ = self.buckets.swapaxes(0, 1)
         width = self.width if zero == 1 else self.e
         blocks = np.stack([share * width, -share * width, whole * width, -whole * width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
-        self.leaves = np.concatenate([nothing, chains, blocks[::-1]])  # blocks are counted from the end
+        self.leaves = np.concatenate([nothing, spans, blocks[::-1]])  # blocks are counted from the end
         self.tops = np.concatenate([nothing, highest, np.maximum(blocks[::-1], 0)])
         self.runs = chunks.runs
 
