@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,14 +22,14 @@ from engine.predict.terms import Factor, Term, total
 from engine.schedule import Action, plan, replay
 from engine.spec import RunSpec, sentence
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
-from engine.topology import Mesh
+from engine.topology import Coordinate, Mesh
 
 PASSING = ("activations", "communication")  # what is there once for each microbatch in flight
 
 
 @dataclass(frozen=True)
 class Peak:
-    """A stage's ranks at their peak. `terms[c]` add up to `bytes[c]`."""
+    """Ranks of a stage at their peak. `terms[c]` add up to `bytes[c]`."""
 
     stage: int
     action: str
@@ -40,17 +41,37 @@ class Peak:
         return sum(self.bytes.values())
 
 
+class Place(NamedTuple):
+    """Which of a stage's ranks: what they hold differs in the optimizer's step only, by which numbers of the norm each counts."""
+
+    stage: int
+    replica: int = 0
+    later: bool = False  # not the first of its tp group
+
+
 @dataclass(frozen=True)
 class Memory:
-    peaks: tuple[Peak, ...]  # one a stage
+    peaks: tuple[Peak, ...]  # one a stage, of its first rank
+    others: dict[Place, Peak] = field(default_factory=dict)  # of those ranks whose peak is another
+
+    def of(self, at: Coordinate) -> Peak:
+        """A rank's."""
+        return self.others.get(Place(at.pp, at.dp, at.tp > 0), self.peaks[at.pp])
+
+    @property
+    def fullest(self) -> tuple[Place, Peak]:
+        """The first of those ranks that need most."""
+        every = {Place(peak.stage): peak for peak in self.peaks} | self.others
+        return max(sorted(every.items()), key=lambda found: found[1].total)
 
 
 def memory(spec: RunSpec) -> Memory:
-    """The peak of the ranks of every stage."""
+    """The peak of every rank."""
     stages = Stages(spec)
     if spec.generate.skip_training:
         return Memory(tuple(stages.generating(stage) for stage in range(spec.layout.pp)))
-    return Memory(tuple(stages.peak(stage) for stage in range(spec.layout.pp)))
+    peaks = tuple(stages.peak(Place(stage)) for stage in range(spec.layout.pp))
+    return Memory(peaks, stages.others(peaks))
 
 
 def _times(count: int, layers: int, in_flight: int) -> tuple[Factor, ...]:
@@ -94,12 +115,15 @@ class Stages:
             self._passes[shape] = player.play(), player.chunk.weights()
         return self._passes[shape]
 
-    def walk(self, stage: int) -> tuple[Counts, StageWalk]:
-        chunks = [c for c, s in enumerate(self.schedule.placement) if s == stage]
-        passes = {c: self.passes(c)[0] for c in chunks}
-        buckets = [pair for c in chunks for pair in self.passes(c)[1]]
-        step = Effect(self.step(buckets))
-        return self.standing(buckets), StageWalk(self.schedule, stage, passes, self.spec.layout.zero, step, self._effects)
+    def buckets(self, stage: int) -> list[tuple[Bucket, Any]]:
+        """All of a stage, and how many there are of each."""
+        return [pair for c, s in enumerate(self.schedule.placement) if s == stage for pair in self.passes(c)[1]]
+
+    def walk(self, at: Place) -> tuple[Counts, StageWalk]:
+        passes = {c: self.passes(c)[0] for c, s in enumerate(self.schedule.placement) if s == at.stage}
+        step = Effect(self.step(at))
+        walk = StageWalk(self.schedule, at.stage, passes, self.spec.layout.zero, step, self._effects)
+        return self.standing(self.buckets(at.stage)), walk
 
     def standing(self, buckets: list[tuple[Bucket, Any]]) -> Counts:
         counts: Counts = defaultdict(int)
@@ -133,29 +157,52 @@ class Stages:
         add("temporary", sentence("loss and norm of the gradients"), Factor("2", 2), FOUR, times=1, layered=False)
         return counts
 
-    def step(self, buckets: list[tuple[Bucket, Any]]) -> Ledger:
-        """The norm of the gradients, piece by piece, then the optimizer; both on fp32 copies where gradients are bf16.
-
-        As on the first tp rank: the others leave out what tp does not cut, and with each such piece two numbers of four bytes.
+    def step(self, at: Place) -> Ledger:
+        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer. Both on fp32 copies
+        where gradients are bf16.
         """
-        pieces, copies = 0, []
-        for bucket, times in buckets:
-            if bucket.counted:
-                pieces += times * bucket.pieces
+        pieces, first, second = 0, list[Part](), list[Part]()
+        for bucket, times in self.buckets(at.stage):
+            found, size = bucket.counted_on(at.replica, at.later)
+            pieces += times * found
             if self.g.value == 2:
-                name = sentence("gradients of {bucket} as fp32", bucket=bucket.name)
-                copies.append((times, Key("temporary", name, (bucket.share, FOUR), bucket.name == "the layers"), bucket.counted))
+                name, share = sentence("gradients of {bucket} as fp32", bucket=bucket.name), bucket.share
+                counted = share if size == share.value else Factor("n", size)
+                of_norm, of_step = (Key("temporary", name, (n, FOUR), bucket.name == "the layers") for n in (counted, share))
+                first += [(times, [(1, of_norm)])] if size else []
+                second.append((times, [(1, of_step)]))
         norms = Key("temporary", "norm of each gradient", (Factor("n", 2 * pieces + 1), FOUR), False)
         counter = Key("temporary", "numbers of one element", (FOUR,), False)
-        first: list[Part] = [(times, [(1, key)]) for times, key, counted in copies if counted] + [(1, [(1, norms)])]
-        second: list[Part] = [(1, [(1, counter)]), *((times, [(1, key)]) for times, key, _ in copies)]
+        first.append((1, [(1, norms)]))
+        second.insert(0, (1, [(1, counter)]))
         if self.spec.workload.optimizer == "adamw":
             second.append((1, [(1, counter)] * 3 + [(-1, counter)] * 3))
         back = [(times, [(-sign, key) for sign, key in events]) for times, events in first]
         return Ledger([*first, *back, *second, *((t, [(-sign, key) for sign, key in events]) for t, events in second)])
 
-    def peak(self, stage: int) -> Peak:
-        standing, walk = self.walk(stage)
+    def others(self, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
+        """The peaks of ranks that have another than their stage's first. They peak in the step, or would if they held as much."""
+        layout = self.spec.layout
+        replicas, slices = range(layout.dp if layout.zero else 1), (False, True)[: layout.tp]
+        found = {}
+        for peak in (peak for peak in peaks if peak.action == "step"):
+            alike = {self._counted(Place(peak.stage)): peak}
+            for replica, later in itertools.product(replicas, slices):
+                at = Place(peak.stage, replica, later)
+                counted = self._counted(at)
+                if counted not in alike:
+                    alike[counted] = self.peak(at)
+                if alike[counted] is not peak:
+                    found[at] = alike[counted]
+        if layout.zero:
+            return found
+        return {Place(at.stage, replica, at.later): peak for at, peak in found.items() for replica in range(layout.dp)}
+
+    def _counted(self, at: Place) -> tuple[tuple[int, int], ...]:
+        return tuple(bucket.counted_on(at.replica, at.later) for bucket, _ in self.buckets(at.stage))
+
+    def peak(self, at: Place) -> Peak:
+        standing, walk = self.walk(at)
         moments = list(walk.moments())
         best_at = _highest(moments)
         moment = moments[best_at]
@@ -170,7 +217,7 @@ class Stages:
             for key, count in change.counts.items():
                 counts[key] += times * count
         transient = {} if moment.effect is None else moment.effect.ledger.counts_at(moment.effect.highest[1])
-        return self._peak(stage, moment.action, counts, transient, _in_flight([m.action for m in moments[: best_at + 1]]))
+        return self._peak(at.stage, moment.action, counts, transient, _in_flight([m.action for m in moments[: best_at + 1]]))
 
     def generating(self, stage: int) -> Peak:
         generation = Generation(self.spec, self.shapes)
@@ -214,13 +261,16 @@ def _highest(moments: list[Moment]) -> int:
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
-    """A row for each rank and category, as `memory_peak` has it; a stage's ranks are alike. `found`: `memory(spec)`, if known."""
+    """A row for each rank and category, as `memory_peak` has it. `found`: `memory(spec)`, if known."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
-    peaks = (found or memory(spec)).peaks
-    categories = list(peaks[0].bytes)
+    found = found or memory(spec)
+    categories = list(found.peaks[0].bytes)
     per_stage = mesh.dp * mesh.tp
     ranks = np.arange(mesh.size)
-    bytes_ = np.array([[peak.bytes[c] for c in categories] for peak in peaks], np.int64)
+    bytes_ = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64).repeat(per_stage, axis=0)
+    for at, peak in found.others.items():
+        rank = mesh.rank(Coordinate(at.stage, at.replica, 0))
+        bytes_[slice(rank + 1, rank + mesh.tp) if at.later else [rank]] = [peak.bytes[c] for c in categories]
     columns = {
         "source": "formula",
         "rank": np.repeat(ranks, len(categories)),
@@ -228,7 +278,7 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
         "dp": np.repeat(ranks % per_stage // mesh.tp, len(categories)),
         "tp": np.repeat(ranks % mesh.tp, len(categories)),
         "category": categories * mesh.size,
-        "bytes": np.repeat(bytes_, per_stage, axis=0).ravel(),
+        "bytes": bytes_.ravel(),
     }
     return pd.DataFrame(
         {
@@ -243,9 +293,9 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
 
     Instants are textbook ones: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
     """
-    stage = rank // (spec.layout.dp * spec.layout.tp)
+    stage, replica, slice_ = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp).coordinate(rank)
     stages = Stages(spec)
-    standing, walk = stages.walk(stage)
+    standing, walk = stages.walk(Place(stage, replica, slice_ > 0))
     chunks = spec.layout.chunks
     lasts = {"F": 1e6 / chunks, "B": 2e6 / chunks, "I": 1e6 / chunks, "W": 1e6 / chunks}
     timed = [t for t in replay(stages.schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == stage]

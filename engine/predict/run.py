@@ -12,6 +12,7 @@ from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec
 from engine.tables import RunResult
+from engine.topology import Coordinate, Mesh
 
 _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
@@ -38,10 +39,11 @@ def textbook_timeline(spec: RunSpec) -> Timeline:
 
 def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, timeline: Timeline) -> dict[str, Any]:
     """The numbers of a run's summary that a formula can give, under the same names; and at which action the peak is."""
-    fullest = max(found.peaks, key=lambda peak: peak.total)
+    at, fullest = found.fullest
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     return {
         "peak_bytes": fullest.total,
-        "peak_rank": fullest.stage * spec.layout.dp * spec.layout.tp,
+        "peak_rank": mesh.rank(Coordinate(at.stage, at.replica, int(at.later))),
         "peak_action": fullest.action,
         "wire_bytes_per_rank": float(passed["wire_bytes"].sum() / spec.layout.ranks),
         "bubble": timeline.bubble,

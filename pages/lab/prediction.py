@@ -6,11 +6,11 @@ import pandas as pd
 import streamlit as st
 
 from engine.devices import DEVICES
-from engine.predict.memory import SYMBOLS, Peak, memory
+from engine.predict.memory import SYMBOLS, Memory, memory
 from engine.predict.traffic import terms as traffic_terms
 from engine.spec import RunSpec
 from engine.tables import RunResult
-from engine.topology import Mesh
+from engine.topology import Coordinate, Mesh
 from pages.charts import beside, formula
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -160,17 +160,17 @@ def _to_link(parameter: str, widget: str, default: str) -> None:
 
 
 @kept(64)
-def _peaks(spec: RunSpec) -> tuple[Peak, ...]:
+def _peaks(spec: RunSpec) -> Memory:
     """With their terms, which the tables do not have."""
-    return memory(spec).peaks
+    return memory(spec)
 
 
 def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
-    peaks = _peaks(spec)
-    fullest = max(peaks, key=lambda peak: peak.total).stage
-    shown = rank if rank is not None else fullest * mesh.dp * mesh.tp
-    peak = peaks[mesh.coordinate(shown).pp]
+    found = _peaks(spec)
+    at, _ = found.fullest
+    shown = rank if rank is not None else mesh.rank(Coordinate(at.stage, at.replica, int(at.later)))
+    peak = found.of(mesh.coordinate(shown))
     label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
     with unfolding(label, f"unfold-memory-{key}", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:

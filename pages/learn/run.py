@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from engine.launch.queue import RunState
-from engine.predict.memory import memory as predict_memory
+from engine.predict.memory import peak_table
 from engine.predict.run import predict
 from engine.predict.traffic import traffic as predict_traffic
 from engine.spec import RequestError, RunSpec
@@ -108,7 +108,7 @@ def _measured(desk: Desk, done: RunResult) -> None:
 def memory_error(done: RunResult) -> float:
     """The largest difference of a rank's predicted peak from its measured one, as a share of that."""
     peak = done.tables["memory_peak"]
-    predicted = peak["pp"].map({found.stage: found.total for found in predict_memory(done.spec).peaks})
+    predicted = peak["rank"].map(peak_table(done.spec).groupby("rank")["bytes"].sum())
     measured = peak.groupby("rank")["bytes"].transform("sum")
     return float(((predicted - measured) / measured).abs().max())
 

@@ -62,14 +62,22 @@ class Bucket:
         size = self.size
         return Factor("Ψ/dp", size.value // self.owner.dp.value) if self.owner.zero else size
 
-    @property
-    def pieces(self) -> int:
-        """How many parameters have some of their gradient in the first replica's share."""
-        share, offset, found = self.share.value, 0, 0
-        for p in sorted(self.parameters, key=lambda p: not p.whole):
-            found += offset < share
-            offset += numbers([p.shape])
-        return found
+    def counted_on(self, replica: int, later: bool) -> tuple[int, int]:
+        """What a rank has of what counts in the norm of the gradients: of how many parameters, and how many numbers in all.
+
+        `replica`: whose share it is. `later`: whether the rank is not the first of its tp group: these leave out what tp does not
+        cut.
+        """
+        share = self.share.value
+        begin, offset = replica * share if self.owner.zero else 0, 0
+        pieces = found = 0
+        for p in sorted(self.parameters, key=lambda p: not p.whole) if self.counted else ():
+            size = numbers([p.shape])
+            here = min(offset + size, begin + share) - max(offset, begin)
+            if here > 0 and not (later and p.whole):
+                pieces, found = pieces + 1, found + here
+            offset += size
+        return pieces, found
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
