@@ -1,0 +1,153 @@
+"""Step time against torch's own stack: the same model, weights, batches, layout and schedule, side by side.
+
+    python -m benchmarks.torch_stack [--model gpt-tiny] [--layouts dp2 tp2 pp2 dp2.tp2.pp2] [--schedule 1f1b] [--zero 0]
+                                     [--steps 12] [--rounds 3] [--fused-attention]
+
+`benchmarks.torch_side` says what torch's stack is. Both start from the same weights and read the same batches, and the losses
+of all steps have to agree to within 1e-5, or there is no table. Both run one process a rank over gloo, forked from a process
+that has imported torch, with one thread for a rank's operators. A step's time is what a run's summary says: the median over the
+second half of the steps, on the first rank of the last stage, from the instant at which all ranks began to the end of its
+optimizer's step. The norm of all gradients and the loss over all replicas are part of the step on both sides. The engine and
+torch's stack take turns, and every second round the other begins, so that a busy machine is busy for both.
+
+What differs is left to each stack: torch's DDP reduces buckets of 25 MB and the engine one a layer; a pipeline stage of torch's
+that is under FSDP2 reduces after the last microbatch even for ZeRO 2 and 3, which then hold a whole gradient. In torch 2.13 every
+combination of dp, tp and pp runs on gloo but two: ZeRO 1 beside tp or pp is refused here, since `ZeroRedundancyOptimizer` takes
+no DTensors ("…").
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import store
+from engine.catalog import model
+from engine.command.output import print_table
+from engine.launch.queue import RunQueue
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+
+if TYPE_CHECKING:
+    from benchmarks.torch_side import Timed
+
+LIMIT = 0.8  # times torch's step
+TOLERANCE = 1e-5  # between losses, which are a few nats
+
+
+@dataclass
+class Layout:
+    """What the rounds found for one layout: seconds of a step in each round, and the losses' largest difference."""
+
+    spec: RunSpec
+    engine: list[float] = field(default_factory=list)
+    torch: list[float] = field(default_factory=list)
+    apart: float = 0.0
+
+    def round(self, queue: RunQueue, fused: bool, torch_first: bool) -> None:
+        if torch_first:
+            theirs = on_torch(self.spec, fused)
+            ours = on_engine(self.spec, queue)
+        else:
+            ours = on_engine(self.spec, queue)
+            theirs = on_torch(self.spec, fused)
+        self.engine.append(ours[0])
+        self.torch.append(statistics.median(theirs.step_ns[len(theirs.step_ns) // 2 :]) / 1e9)
+        self.apart = max(self.apart, *(abs(a - b) for a, b in zip(ours[1], theirs.losses, strict=True)))
+        if not self.apart <= TOLERANCE:
+            raise SystemExit(f"{self.spec.layout.code}: the losses are {self.apart:.2g} apart, so this is not the same work")
+
+    def row(self) -> dict[str, str]:
+        engine, torch = statistics.median(self.engine), statistics.median(self.torch)
+        ratios = [a / b for a, b in zip(self.engine, self.torch, strict=True)]
+        return {
+            "layout": self.spec.layout.code,
+            "torch_ms": f"{1e3 * torch:.1f}",
+            "engine_ms": f"{1e3 * engine:.1f}",
+            "ratio": f"{engine / torch:.2f}",
+            "of_rounds": f"{min(ratios):.2f} to {max(ratios):.2f}",
+            f"at_most_{LIMIT}": "yes" if engine / torch <= LIMIT else "NO",
+            "losses_apart": f"{self.apart:.1e}",
+        }
+
+
+def on_engine(spec: RunSpec, queue: RunQueue) -> tuple[float, list[float]]:
+    """Seconds of a step, and every step's loss, from the tables of a saved run."""
+    id = queue.submit(spec)
+    state = queue.state(id)
+    while state is not None and not state.finished:
+        state = queue.wait(id, state)
+    if state is None or state.folder is None:
+        raise SystemExit(f"{spec.layout.code} did not finish: {state.message if state else ''}")
+    result = store.load(state.folder)
+    return result.summary["step_ns"] / 1e9, result.tables["steps"].sort_values("step")["loss"].tolist()
+
+
+def on_torch(spec: RunSpec, fused: bool) -> Timed:
+    """What the rank whose times the engine reports saw of a run on torch's stack."""
+    import torch.distributed as dist
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._inductor.config", "benchmarks.torch_side"])
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = []
+    for rank in range(spec.layout.ranks):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_be, args=(theirs, meeting.port, rank, spec, fused), daemon=True)
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    try:
+        seen = [pipe.recv() for _, pipe in ranks]
+    except EOFError:
+        raise SystemExit(f"torch's stack did not finish {spec.layout.code}; its processes said why above") from None
+    finally:
+        for process, pipe in ranks:
+            process.kill()
+            process.join()
+            pipe.close()
+    return seen[(spec.layout.pp - 1) * spec.layout.dp * spec.layout.tp]
+
+
+def _be(answer: Connection, port: int, rank: int, spec: RunSpec, fused: bool) -> None:
+    import torch.distributed as dist
+
+    from benchmarks.torch_side import train
+
+    answer.send(train(rank, dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False), spec, fused))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default="gpt-tiny", help="of the gpt family")
+    options.add_argument("--layouts", nargs="+", default=["dp2", "tp2", "pp2", "dp2.tp2.pp2"])
+    options.add_argument("--schedule", choices=("1f1b", "gpipe"), default="1f1b")
+    options.add_argument("--zero", type=int, choices=range(4), default=0)
+    options.add_argument("--steps", type=int, default=12)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--fused-attention", action="store_true", help="let torch's side use its own attention kernel")
+    chosen = options.parse_args()
+    levers = {"schedule": chosen.schedule, "zero": chosen.zero}
+    workload = WorkloadSpec(steps=chosen.steps)
+    layouts = [
+        Layout(RunSpec(model=model(chosen.model), layout=_layout(code, levers), workload=workload)) for code in chosen.layouts
+    ]
+    with tempfile.TemporaryDirectory(prefix="shardscope-") as home, RunQueue(Path(home), unwatched_s=None) as queue:
+        for number in range(chosen.rounds):
+            for layout in layouts:
+                layout.round(queue, chosen.fused_attention, torch_first=number % 2 == 1)
+    print(f"{chosen.model}, {chosen.schedule}, zero {chosen.zero}: a step's time, median of {chosen.rounds} rounds")
+    print_table([layout.row() for layout in layouts])
+
+
+def _layout(code: str, levers: dict[str, object]) -> LayoutSpec:
+    return LayoutSpec.model_validate(LayoutSpec.degrees(code) | levers)
+
+
+if __name__ == "__main__":
+    main()
