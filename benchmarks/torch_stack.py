@@ -3,17 +3,19 @@
     python -m benchmarks.torch_stack [--model gpt-tiny] [--layouts dp2 tp2 pp2 dp2.tp2.pp2] [--schedule 1f1b] [--zero 0]
                                      [--steps 12] [--rounds 3] [--fused-attention]
 
-`benchmarks.torch_side` says what torch's stack is. Both start from the same weights and read the same batches, and the losses
-of all steps have to agree to within 1e-5, or there is no table. Both run one process a rank over gloo, forked from a process
-that has imported torch, with one thread for a rank's operators. A step's time is what a run's summary says: the median over the
-second half of the steps, on the first rank of the last stage, from the instant at which all ranks began to the end of its
-optimizer's step. The norm of all gradients and the loss over all replicas are part of the step on both sides. The engine and
-torch's stack take turns, and every second round the other begins, so that a busy machine is busy for both.
+`benchmarks.torch_side` is the model on torch's stack, and says of what. Both sides start from the same weights and read the same
+batches; in every step the losses have to agree to within 1e-5 and the norms of all gradients to within 1%, or there is no table.
+(The norms are looser because a step with a spike in it has one that is off by 0.1% between two layouts of the engine, too.)
 
-What differs is left to each stack: torch's DDP reduces buckets of 25 MB and the engine one a layer; a pipeline stage of torch's
-that is under FSDP2 reduces after the last microbatch even for ZeRO 2 and 3, which then hold a whole gradient. In torch 2.13 every
-combination of dp, tp and pp runs on gloo but two: ZeRO 1 beside tp or pp is refused here, since `ZeroRedundancyOptimizer` takes
-no DTensors ("…").
+Both run a process a rank over gloo, forked from one that has imported torch, with one thread for operators. A step's time is
+what a run's summary says: the median over the second half of the steps, on the first rank of the last stage, from the instant
+at which all ranks had come to the end of its optimizer's step. The norm of all gradients and the mean loss over all replicas
+are part of the step on both sides. The two take turns, and in every second round the other begins, so that a busy machine is
+busy for both.
+
+What differs is each stack's own: DDP reduces buckets of up to 25 MB, the engine one a layer; under FSDP2 torch's pipeline stage
+reduces after the last microbatch even for ZeRO 2 and 3, holding whole gradients until then. The engine writes attention out to
+show its S² term, and so does torch's side here; with --fused-attention it uses torch's kernel.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from engine.catalog import model
 from engine.command.output import print_table
 from engine.launch.queue import RunQueue
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from engine.tables import RunResult
 
 if TYPE_CHECKING:
     from benchmarks.torch_side import Timed
 
 LIMIT = 0.8  # times torch's step
-TOLERANCE = 1e-5  # between losses, which are a few nats
+LOSSES, NORMS = 1e-5, 0.01  # how far apart they may be: nats, and a share
 
 
 @dataclass
@@ -56,11 +59,14 @@ class Layout:
         else:
             ours = on_engine(self.spec, queue)
             theirs = on_torch(self.spec, fused)
-        self.engine.append(ours[0])
+        self.engine.append(ours.summary["step_ns"] / 1e9)
         self.torch.append(statistics.median(theirs.step_ns[len(theirs.step_ns) // 2 :]) / 1e9)
-        self.apart = max(self.apart, *(abs(a - b) for a, b in zip(ours[1], theirs.losses, strict=True)))
-        if not self.apart <= TOLERANCE:
-            raise SystemExit(f"{self.spec.layout.code}: the losses are {self.apart:.2g} apart, so this is not the same work")
+        steps = ours.tables["steps"].sort_values("step")
+        self.apart = max(self.apart, float((steps["loss"] - theirs.losses).abs().max(skipna=False)))
+        norms = float((steps["grad_norm"] / theirs.grad_norms - 1).abs().max(skipna=False))
+        if not (self.apart <= LOSSES and norms <= NORMS):
+            code = self.spec.layout.code
+            raise SystemExit(f"{code}: not the same work, losses are {self.apart:.1e} and gradients' norms {norms:.1%} apart")
 
     def row(self) -> dict[str, str]:
         engine, torch = statistics.median(self.engine), statistics.median(self.torch)
@@ -71,21 +77,20 @@ class Layout:
             "engine_ms": f"{1e3 * engine:.1f}",
             "ratio": f"{engine / torch:.2f}",
             "of_rounds": f"{min(ratios):.2f} to {max(ratios):.2f}",
-            f"at_most_{LIMIT}": "yes" if engine / torch <= LIMIT else "NO",
+            f"{LIMIT}_at_most": "yes" if engine / torch <= LIMIT else "NO",
             "losses_apart": f"{self.apart:.1e}",
         }
 
 
-def on_engine(spec: RunSpec, queue: RunQueue) -> tuple[float, list[float]]:
-    """Seconds of a step, and every step's loss, from the tables of a saved run."""
+def on_engine(spec: RunSpec, queue: RunQueue) -> RunResult:
+    """A run as anybody's, read from where it was saved."""
     id = queue.submit(spec)
     state = queue.state(id)
     while state is not None and not state.finished:
         state = queue.wait(id, state)
     if state is None or state.folder is None:
         raise SystemExit(f"{spec.layout.code} did not finish: {state.message if state else ''}")
-    result = store.load(state.folder)
-    return result.summary["step_ns"] / 1e9, result.tables["steps"].sort_values("step")["loss"].tolist()
+    return store.load(state.folder)
 
 
 def on_torch(spec: RunSpec, fused: bool) -> Timed:
@@ -132,11 +137,12 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--fused-attention", action="store_true", help="let torch's side use its own attention kernel")
     chosen = options.parse_args()
+    shape = model(chosen.model)
+    if shape.family != "gpt":
+        raise SystemExit(f"the model on torch's stack is of the gpt family, and {chosen.model} is of {shape.family}")
     levers = {"schedule": chosen.schedule, "zero": chosen.zero}
     workload = WorkloadSpec(steps=chosen.steps)
-    layouts = [
-        Layout(RunSpec(model=model(chosen.model), layout=_layout(code, levers), workload=workload)) for code in chosen.layouts
-    ]
+    layouts = [Layout(RunSpec(model=shape, layout=_layout(code, levers), workload=workload)) for code in chosen.layouts]
     with tempfile.TemporaryDirectory(prefix="shardscope-") as home, RunQueue(Path(home), unwatched_s=None) as queue:
         for number in range(chosen.rounds):
             for layout in layouts:
