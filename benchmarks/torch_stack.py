@@ -17,9 +17,9 @@ What differs is each stack's own: DDP reduces buckets of up to 25 MB, the engine
 reduces after the last microbatch even for ZeRO 2 and 3, holding whole gradients until then. The engine writes attention out to
 show its S² term, and so does torch's side here; with --fused-attention it uses torch's kernel.
 
-Without tp there is little to win: torch's side is then bare kernels behind a thin layer of C++. The engine loses there by its layers
-being Python functions of autograd, twice a linear layer a microbatch: on gpt-tiny about 5 of the 9 ms by which a step of one rank
-takes longer (43 against 34 ms of CPU time); the rest is hooks, the loss and the norm.
+Without tp there is little to win: torch's side is then bare kernels behind a thin layer of C++. The engine loses there by its
+layers being Python functions of autograd, twice a linear layer a microbatch: on gpt-tiny about 5 of the 9 ms by which a step of
+one rank takes longer (43 against 34 ms of CPU time); the rest is hooks, the loss and the norm.
 """
 
 from __future__ import annotations
