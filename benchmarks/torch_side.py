@@ -1,0 +1,354 @@
+"""The engine's gpt family on torch's own stack, for `benchmarks.torch_stack`: one rank's part of a run, as a user would write it.
+
+    tp   `parallelize_module` over DTensor; the loss by `loss_parallel`, on logits cut along the vocabulary
+    pp   `torch.distributed.pipelining`: a `PipelineStage` and `Schedule1F1B` or `ScheduleGPipe`
+    dp   `DistributedDataParallel`, with `ZeroRedundancyOptimizer` for ZeRO 1; `fully_shard` for ZeRO 2 and 3
+
+It starts from the engine's weights and reads the engine's batches, so its losses have to be the engine's.
+
+In torch 2.13 all of dp, tp, pp and ZeRO combine on gloo. What it took: DTensor leaves the gradient of a table's look-up whole on
+every tp rank, where the table itself is cut, so the two copies' gradients do not add up before one is cut; DTensors of two meshes
+do not go into one `get_total_norm`, so the norm is put together from local parts; and DDP takes DTensors for plain tensors
+(`device_mesh`), which `replicate` of FSDP2 does not, for a fifth more CPU time.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.model.chunk import TransformerChunk, layer_ranges
+from engine.objective import feed
+from engine.optimizer import BETAS, WEIGHT_DECAY
+from engine.parallel.comm import Comm
+from engine.parallel.tensor import TensorParallel
+from engine.spec import ModelSpec, RunSpec
+from engine.text import load
+
+TABLE = "token.weight"
+SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
+
+
+class Timed(NamedTuple):
+    """What a run on torch's stack tells, as the engine's own steps table has it."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    step_ns: list[int]
+
+
+# -------------------------------------------------------------------------------------------------------------- the model
+
+
+class Attention(nn.Module):
+    """Causal. (B, S, H) → (B, S, H). The rows of qkv are ordered by head, so that a slice of them is whole heads."""
+
+    def __init__(self, spec: ModelSpec, fused: bool) -> None:
+        """`fused`: by torch's own attention kernel, where the engine writes attention out to show its S² term."""
+        super().__init__()
+        self.width, self.fused = spec.head_width, fused
+        self.qkv = nn.Linear(spec.hidden, 3 * spec.heads * spec.head_width)
+        self.out = nn.Linear(spec.heads * spec.head_width, spec.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, seq, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, seq, -1, 3, self.width).permute(3, 0, 2, 1, 4)  # (B, A/tp, S, D) each
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = (q @ k.transpose(-1, -2)).mul_(self.width**-0.5)  # (B, A/tp, S, S)
+            future = torch.ones(seq, seq, dtype=torch.bool).triu_(1)
+            mixed = scores.masked_fill_(future, float("-inf")).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.inner = nn.Linear(spec.hidden, spec.ffn_width)
+        self.out = nn.Linear(spec.ffn_width, spec.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.inner(x), approximate="tanh"))
+
+
+class Layer(nn.Module):
+    def __init__(self, spec: ModelSpec, fused: bool) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = nn.LayerNorm(spec.hidden), Attention(spec, fused)
+        self.mlp_norm, self.mlp = nn.LayerNorm(spec.hidden), MLP(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Part(nn.Module):
+    """A stage's layers. Tokens (B, S) on the first stage, else (B, S, H) → logits (B, S, V) on the last, else (B, S, H).
+
+    The output matrix is the token table. torch's pipelining ties nothing across stages, so each end has a copy.
+    """
+
+    def __init__(self, spec: ModelSpec, layers: range, fused: bool) -> None:
+        super().__init__()
+        self.first, self.last = layers.start == 0, layers.stop == spec.layers
+        self.token = nn.Embedding(spec.vocab, spec.hidden) if self.first or self.last else None
+        self.position = nn.Parameter(torch.empty(spec.seq, spec.hidden)) if self.first else None
+        self.layers = nn.ModuleDict({str(i): Layer(spec, fused) for i in layers})
+        self.norm = nn.LayerNorm(spec.hidden) if self.last else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.token is not None and self.position is not None:
+            x = self.token(x) + self.position
+        for layer in self.layers.values():
+            x = layer(x)
+        if self.norm is None or self.token is None:
+            return x
+        x, table = self.norm(x), self.token.weight
+        if isinstance(table, DTensor):
+            x = DTensor.from_local(x, table.device_mesh, [Replicate()], run_check=False)
+        return F.linear(x, table)
+
+    @property
+    def copies(self) -> bool:
+        """Whether the token table here is the copy of another stage's."""
+        return self.last and not self.first
+
+    @torch.no_grad()
+    def take_weights(self, spec: ModelSpec, layers: range, seed: int) -> None:
+        """Those of the engine's own model of that seed."""
+        tp = TensorParallel(Comm.alone(torch.device("cpu")))
+        model = TransformerChunk(spec, layers, self.first, self.last, lambda _: None, tp, "none")  # type: ignore[arg-type, return-value]
+        model.draw(seed)
+        renamed = {"embedding.token.": "token.", "embedding.places.position.weight": "position", "head.norm.": "norm."}
+        weights = {}
+        for name, value in model.state_dict().items():
+            # q, k and v one after the other → head by head
+            by_head = value.unflatten(0, (3, spec.heads, -1)).transpose(0, 1).flatten(0, 2) if ".qkv." in name else value
+            weights[next((name.replace(old, new) for old, new in renamed.items() if name.startswith(old)), name)] = by_head
+        self.load_state_dict(weights)
+
+
+# --------------------------------------------------------------------------------------------------------------- one rank
+
+
+_OVER_TP = {
+    "token": RowwiseParallel(input_layouts=Replicate()),
+    "layers.*.attention.qkv": ColwiseParallel(),
+    "layers.*.attention.out": RowwiseParallel(),
+    "layers.*.mlp.inner": ColwiseParallel(),
+    "layers.*.mlp.out": RowwiseParallel(),
+}
+
+
+class TorchRank:
+    """One rank of a run of `spec`: the counterpart of `engine.worker.Trainer`."""
+
+    def __init__(self, spec: RunSpec, fused: bool) -> None:
+        layout, workload = spec.layout, spec.workload
+        self.spec, self.text, self.microbatches = spec, load(workload.text), workload.microbatches
+        self.mesh = init_device_mesh("cpu", (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
+        stage = self.mesh.get_local_rank("pp")
+        layers = layer_ranges(layout.chunk_layers(spec.model.layers))[stage]
+        self.part = Part(spec.model, layers, fused)
+        self._count(spec.model)
+        self.part.take_weights(spec.model, layers, workload.seed)
+        if layout.tp > 1:
+            parallelize_module(self.part, self.mesh["tp"], _OVER_TP)
+        cut_over_tp = {name for name, p in self.part.named_parameters() if _cut_over(p, "tp")}
+        self.module = _over_dp(self.part, self.mesh["dp"], layout.zero)
+        # Kept, since a DDP over DTensors takes them for plain tensors, and its module forgets them in its first forward.
+        self.parameters = dict(self.part.named_parameters())
+        self.cut = {name: name in cut_over_tp for name in self.parameters}
+        self.optimizer = self._optimizer()
+        self.ends: dist.ProcessGroup | None = None
+        self.schedule: PipelineScheduleSingle | None = None
+        if layout.pp > 1:
+            self.ends = self._group_of_the_ends()
+            piece = PipelineStage(self.module, stage, layout.pp, torch.device("cpu"), group=self.mesh.get_group("pp"))
+            self.schedule = SCHEDULES[layout.schedule](piece, self.microbatches, self._loss, scale_grads=False)
+        self.loss = self.grad_norm = torch.zeros(())
+
+    def run_step(self, step: int) -> None:
+        """Forward and backward of all microbatches, reduction, the two numbers that a user follows, the optimizer's step."""
+        self.optimizer.zero_grad()
+        with loss_parallel() if self.mesh["tp"].size() > 1 else nullcontext():
+            losses = self._through_the_pipeline(step) if self.schedule else self._one_by_one(step)
+        self._tie()
+        self.grad_norm = self._norm()
+        if self.part.last:
+            self.loss = torch.stack([_local(loss.detach()) for loss in losses]).sum() / self.mesh["dp"].size()
+            if self.mesh["dp"].size() > 1:
+                dist.all_reduce(self.loss, group=self.mesh.get_group("dp"))
+        self.optimizer.step()
+
+    def _one_by_one(self, step: int) -> list[Tensor]:
+        losses = []
+        for i in range(self.microbatches):
+            tokens, targets = self._batch(step, i)
+            with self._synchronized(i == self.microbatches - 1):
+                loss = self._loss(self.module(tokens), targets)
+                loss.backward()
+            losses.append(loss)
+        return losses
+
+    def _synchronized(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are reduced after the last microbatch; with ZeRO 2 and 3 after each, or they would be held whole."""
+        if isinstance(self.module, DistributedDataParallel):
+            return nullcontext() if last else self.module.no_sync()
+        if isinstance(self.module, FSDPModule):
+            self.module.set_is_last_backward(last)
+            self.module.set_requires_gradient_sync(last or self.spec.layout.zero >= 2)
+        return nullcontext()
+
+    def _through_the_pipeline(self, step: int) -> list[Tensor]:
+        assert self.schedule is not None
+        losses: list[Tensor] = []
+        if self.part.first or self.part.last:
+            batches = [self._batch(step, i) for i in range(self.microbatches)]
+            tokens, targets = (torch.cat(of_all) for of_all in zip(*batches, strict=True))
+            arguments = (tokens,) if self.part.first else ()
+            target = targets if self.part.last else None
+            self.schedule.step(*arguments, target=target, losses=losses, return_outputs=False)
+        else:
+            self.schedule.step(return_outputs=False)
+        return losses
+
+    def _batch(self, step: int, microbatch: int) -> tuple[Tensor, Tensor]:
+        workload = self.spec.workload
+        index = self.mesh.get_local_rank("dp") * workload.microbatches + microbatch
+        arrays = feed(self.spec.model, self.text, workload.microbatch_size, workload.seed, step, index)
+        return torch.tensor(arrays.tokens), torch.tensor(arrays.targets)
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()) / self.microbatches
+
+    def _tie(self) -> None:
+        """Add up the gradients of the token table's two copies."""
+        if self.ends is not None and TABLE in self.parameters:
+            dist.all_reduce(self._gradient(TABLE), group=self.ends)
+
+    def _gradient(self, name: str) -> Tensor:
+        """What this rank holds of it."""
+        p = self.parameters[name]
+        gradient = p.grad
+        assert gradient is not None
+        if isinstance(p, DTensor) and isinstance(gradient, DTensor):
+            if gradient.placements != p.placements:  # DTensor leaves the gradient of a look-up whole on every rank
+                p.grad = gradient = gradient.redistribute(placements=p.placements)
+            return gradient.to_local()
+        return gradient
+
+    def _norm(self) -> Tensor:
+        """Of all gradients, each element counted once."""
+        own = [name for name in self.parameters if not (self.part.copies and name == TABLE)]
+        squares = []
+        for cut in (False, True):
+            gradients = [self._gradient(name) for name in own if self.cut[name] == cut]
+            squares.append(torch.nn.utils.get_total_norm(gradients).square() if gradients else torch.zeros(()))
+        whole, parts = squares
+        if self.mesh["tp"].size() > 1:
+            dist.all_reduce(parts, group=self.mesh.get_group("tp"))
+        squared = whole + parts
+        if self.mesh["pp"].size() > 1:
+            dist.all_reduce(squared, group=self.mesh.get_group("pp"))
+        if self.spec.layout.zero >= 2:
+            dist.all_reduce(squared, group=self.mesh.get_group("dp"))
+        return squared.sqrt()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        workload, parameters = self.spec.workload, list(self.parameters.values())
+        options: dict[str, Any] = {
+            "lr": workload.learning_rate, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "fused": True,
+        }  # fmt: skip
+        if self.spec.layout.zero == 1:
+            group = self.mesh.get_group("dp")
+            return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, process_group=group, **options)
+        return torch.optim.AdamW([{"params": alike} for alike in _by_mesh(parameters)], **options)
+
+    def _count(self, spec: ModelSpec) -> None:
+        """The whole model has to have the parameters that the engine's has."""
+        total = torch.tensor(
+            sum(p.numel() for name, p in self.part.named_parameters() if not (self.part.copies and name == TABLE))
+        )
+        dist.all_reduce(total, group=self.mesh.get_group("pp"))
+        assert int(total) == spec.parameters(), f"{int(total)} parameters, and the engine's model has {spec.parameters()}"
+
+    def _group_of_the_ends(self) -> dist.ProcessGroup | None:
+        """The first and the last stage of this pipeline. Every rank has to take part in making every group."""
+        pipelines = self.mesh.mesh.flatten(1).T.tolist()  # the ranks of each, by stage
+        groups = {ranks[0]: dist.new_group([ranks[0], ranks[-1]]) for ranks in pipelines}
+        own = next(ranks for ranks in pipelines if dist.get_rank() in ranks)
+        return groups[own[0]] if dist.get_rank() in (own[0], own[-1]) else None
+
+
+def _over_dp(part: Part, dp: DeviceMesh, zero: int) -> nn.Module:
+    """The module whose gradients are averaged over dp."""
+    if dp.size() == 1:
+        return part
+    if zero < 2:
+        return DistributedDataParallel(part, device_mesh=dp, gradient_as_bucket_view=True)
+    for module in (*part.layers.values(), part):
+        fully_shard(module, mesh=dp, reshard_after_forward=zero == 3)
+    return part
+
+
+def _cut_over(p: nn.Parameter, axis: str) -> bool:
+    """Whether each rank along `axis` holds a slice of its own."""
+    if not isinstance(p, DTensor):
+        return False
+    names = p.device_mesh.mesh_dim_names or ()
+    return any(name == axis and placement.is_shard() for name, placement in zip(names, p.placements, strict=True))
+
+
+def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Plain tensors apart, and DTensors by their mesh: torch takes only tensors of one kind into one call."""
+    found: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for p in parameters:
+        found.setdefault(p.device_mesh if isinstance(p, DTensor) else None, []).append(p)
+    return list(found.values())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def train(rank: int, store: dist.Store, spec: RunSpec, fused: bool) -> Timed:
+    """Be one rank, with the threads that a rank of the engine has. Every rank returns what it saw."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=spec.layout.ranks)
+    model = TorchRank(spec, fused)
+    gc.collect()
+    gc.freeze()  # as the engine's host does before it forks
+    seen = Timed([], [], [])
+    for step in range(1, spec.workload.steps + 1):
+        began = _common_instant()
+        model.run_step(step)
+        seen.step_ns.append(time.perf_counter_ns() - began)
+        seen.losses.append(float(model.loss))
+        seen.grad_norms.append(float(model.grad_norm))
+    dist.barrier()
+    dist.destroy_process_group()
+    return seen
+
+
+def _common_instant() -> int:
+    """The clock's reading at which the last rank came, as the engine has it."""
+    clock = torch.tensor([time.perf_counter_ns()])
+    dist.all_reduce(clock, dist.ReduceOp.MAX)
+    return int(clock)

@@ -1,0 +1,164 @@
+"""Step time against torch's own stack: the same model, weights, batches, layout and schedule, side by side.
+
+    python -m benchmarks.torch_stack [--model gpt-tiny] [--layouts dp2 tp2 pp2 dp2.tp2.pp2] [--schedule 1f1b] [--zero 0]
+                                     [--steps 12] [--rounds 3] [--fused-attention]
+
+`benchmarks.torch_side` is the model on torch's stack, and says of what. Both sides start from the same weights and read the same
+batches; in the first 12 steps the losses have to agree to 1e-5 of themselves and the norms of all gradients to 1%, or there is no
+table. (In a step with a spike the norm is off by 0.1% between two layouts of the engine, too.)
+
+Both run a process a rank over gloo, forked from one that has imported torch, with one thread for operators. A step's time is
+what a run's summary says: the median over the second half of the steps, on the first rank of the last stage, from the instant
+at which all ranks had come to the end of its optimizer's step. The norm of all gradients and the mean loss over all replicas
+are part of the step on both sides. The two take turns, and in every second round the other begins, so that a busy machine is
+busy for both.
+
+What differs is each stack's own: DDP reduces buckets of up to 25 MB, the engine one a layer; under FSDP2 torch's pipeline stage
+reduces after the last microbatch even for ZeRO 2 and 3, holding whole gradients until then. The engine writes attention out to
+show its S² term, and so does torch's side here; with --fused-attention it uses torch's kernel.
+
+Without tp there is little to win: torch's side is then bare kernels behind a thin layer of C++. The engine loses there by its
+layers being Python functions of autograd, twice a linear layer a microbatch: on gpt-tiny about 5 of the 9 ms by which a step of
+one rank takes longer (43 against 34 ms of CPU time); the rest is hooks, the loss and the norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import store
+from engine.catalog import model
+from engine.command.output import print_table
+from engine.launch.queue import RunQueue
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from engine.tables import RunResult
+
+if TYPE_CHECKING:
+    from benchmarks.torch_side import Timed
+
+LIMIT = 0.8  # times torch's step
+LOSSES, NORMS = 1e-5, 0.01  # how far apart they may be, as a share
+COMPARED = 12  # steps; in later ones rounding has grown, between two layouts of the engine as well
+
+
+@dataclass
+class Layout:
+    """What the rounds found for one layout: seconds of a step in each round, and the losses' largest difference, a share."""
+
+    spec: RunSpec
+    engine: list[float] = field(default_factory=list)
+    torch: list[float] = field(default_factory=list)
+    apart: float = 0.0
+
+    def round(self, queue: RunQueue, fused: bool, torch_first: bool) -> None:
+        if torch_first:
+            theirs = on_torch(self.spec, fused)
+            ours = on_engine(self.spec, queue)
+        else:
+            ours = on_engine(self.spec, queue)
+            theirs = on_torch(self.spec, fused)
+        self.engine.append(ours.summary["step_ns"] / 1e9)
+        self.torch.append(statistics.median(theirs.step_ns[len(theirs.step_ns) // 2 :]) / 1e9)
+        steps = ours.tables["steps"].sort_values("step")[:COMPARED]
+        self.apart = max(self.apart, float((steps["loss"] / theirs.losses[:COMPARED] - 1).abs().max(skipna=False)))
+        norms = float((steps["grad_norm"] / theirs.grad_norms[:COMPARED] - 1).abs().max(skipna=False))
+        if not (self.apart <= LOSSES and norms <= NORMS):
+            code = self.spec.layout.code
+            raise SystemExit(f"{code}: not the same work, losses are {self.apart:.1e} and gradients' norms {norms:.1%} apart")
+
+    def row(self) -> dict[str, str]:
+        engine, torch = statistics.median(self.engine), statistics.median(self.torch)
+        ratios = [a / b for a, b in zip(self.engine, self.torch, strict=True)]
+        return {
+            "layout": self.spec.layout.code,
+            "torch_ms": f"{1e3 * torch:.1f}",
+            "engine_ms": f"{1e3 * engine:.1f}",
+            "ratio": f"{engine / torch:.2f}",
+            "of_rounds": f"{min(ratios):.2f} to {max(ratios):.2f}",
+            f"{LIMIT}_at_most": "yes" if engine / torch <= LIMIT else "NO",
+            "losses_apart": f"{self.apart:.1e}",
+        }
+
+
+def on_engine(spec: RunSpec, queue: RunQueue) -> RunResult:
+    """A run as anybody's, read from where it was saved."""
+    id = queue.submit(spec)
+    state = queue.state(id)
+    while state is not None and not state.finished:
+        state = queue.wait(id, state)
+    if state is None or state.folder is None:
+        raise SystemExit(f"{spec.layout.code} did not finish: {state.message if state else ''}")
+    return store.load(state.folder)
+
+
+def on_torch(spec: RunSpec, fused: bool) -> Timed:
+    """What the rank whose times the engine reports saw of a run on torch's stack."""
+    import torch.distributed as dist
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._inductor.config", "benchmarks.torch_side"])
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = []
+    for rank in range(spec.layout.ranks):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_be, args=(theirs, meeting.port, rank, spec, fused), daemon=True)
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    try:
+        seen = [pipe.recv() for _, pipe in ranks]
+    except EOFError:
+        raise SystemExit(f"torch's stack did not finish {spec.layout.code}; its processes said why above") from None
+    finally:
+        for process, pipe in ranks:
+            process.kill()
+            process.join()
+            pipe.close()
+    return seen[(spec.layout.pp - 1) * spec.layout.dp * spec.layout.tp]
+
+
+def _be(answer: Connection, port: int, rank: int, spec: RunSpec, fused: bool) -> None:
+    import torch.distributed as dist
+
+    from benchmarks.torch_side import train
+
+    answer.send(train(rank, dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False), spec, fused))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default="gpt-tiny", help="of the gpt family")
+    options.add_argument("--layouts", nargs="+", default=["dp2", "tp2", "pp2", "dp2.tp2.pp2"])
+    options.add_argument("--schedule", choices=("1f1b", "gpipe"), default="1f1b")
+    options.add_argument("--zero", type=int, choices=range(4), default=0)
+    options.add_argument("--steps", type=int, default=12)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--fused-attention", action="store_true", help="let torch's side use its own attention kernel")
+    chosen = options.parse_args()
+    shape = model(chosen.model)
+    if shape.family != "gpt":
+        raise SystemExit(f"the model on torch's stack is of the gpt family, and {chosen.model} is of {shape.family}")
+    levers = {"schedule": chosen.schedule, "zero": chosen.zero}
+    workload = WorkloadSpec(steps=chosen.steps)
+    layouts = [Layout(RunSpec(model=shape, layout=_layout(code, levers), workload=workload)) for code in chosen.layouts]
+    with tempfile.TemporaryDirectory(prefix="shardscope-") as home, RunQueue(Path(home), unwatched_s=None) as queue:
+        for number in range(chosen.rounds):
+            for layout in layouts:
+                layout.round(queue, chosen.fused_attention, torch_first=number % 2 == 1)
+    print(f"{chosen.model}, {chosen.schedule}, zero {chosen.zero}: a step's time, median of {chosen.rounds} rounds")
+    print_table([layout.row() for layout in layouts])
+
+
+def _layout(code: str, levers: dict[str, object]) -> LayoutSpec:
+    return LayoutSpec.model_validate(LayoutSpec.degrees(code) | levers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The model that the benchmark builds on torch's own stack is the engine's: so the two of them do the same work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks.torch_side import Part
+from tests.model.build import microbatch, shape, whole_model
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_model_on_torchs_stack_has_the_parameters_the_loss_and_the_gradients_of_the_engines(alone, fused):
+    spec = shape("gpt")
+    ours, theirs = whole_model(spec, alone), Part(spec, range(spec.layers), fused)
+    theirs.take_weights(spec, range(spec.layers), seed=0)
+    assert sum(p.numel() for p in theirs.parameters()) == spec.parameters()
+    feed = microbatch(spec)
+    loss = F.cross_entropy(theirs(feed.tokens).flatten(0, 1), feed.targets.flatten())
+    (expected,) = ours((), 0)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    squares = [sum(p.grad.square().sum() for p in model.parameters()) for model in (ours, theirs)]
+    torch.testing.assert_close(*squares)
+    torch.testing.assert_close(theirs.token.weight.grad, ours.embedding.token.weight.grad)
