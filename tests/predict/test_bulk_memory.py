@@ -17,7 +17,7 @@ from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
 from engine.predict.symbolic import letter, values
 from engine.schedule import SCHEDULES
-from engine.spec import ModelSpec, WorkloadSpec
+from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 from tests.predict.random_specs import random_specs
 
 
@@ -89,6 +89,15 @@ def test_gpipe_counts_alike_actions_at_once() -> None:
         grid = candidates(by_hand, 2, m)
         grid = grid.take((grid.schedule == SCHEDULES.index("gpipe")) & (grid.microbatches == m))
         assert_equal(by_hand, MIXED, grid)
+
+
+def test_each_of_gpipes_very_many_microbatches_takes_as_much_as_the_one_before() -> None:
+    """Also where there are more of them than narrow numbers hold."""
+    model = ModelSpec(layers=4, hidden=32, heads=4, vocab=264, seq=16)
+    layout = LayoutSpec(pp=2, schedule="gpipe")
+    several = [RunSpec(model=model, layout=layout, workload=WorkloadSpec(microbatches=m)) for m in range(64, 65_536, 64)]
+    found, _ = fullest(model, WorkloadSpec(), Grid.of(several))
+    assert len(set(np.diff(found).tolist())) == 1
 
 
 @pytest.mark.parametrize("family", ["gpt", "transformer"])

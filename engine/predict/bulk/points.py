@@ -36,6 +36,7 @@ def undominated(columns: Any, kinds: Any) -> NDArray[np.int64]:
     """
     sums = columns.sum(0, dtype=np.int64)
     below, count = sums.max() - sums, len(kinds)
+    assert (int(kinds.max()) + 1) * (int(below.max()) + 1) * count < 2**63, "more than a key can hold"
     left = np.sort((kinds * (below.max() + 1) + below) * count + np.arange(count)) % count
     columns, kinds = columns[:, left], kinds[left]
     kept = []
