@@ -86,7 +86,7 @@ def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -
     [
         (["--device", "h100"], "there is no device 'h100'; there are a100-40gb"),
         (["--model", "gpt4"], "there is no model 'gpt4'"),
-        (["--ranks", "0"], "ranks=0 and global_batch=16 must be 1 and more"),
+        (["--ranks", "0"], "ranks=0 must be from 1 to 1,000,000"),
         (["--global-batch", "3", "--ranks", "512"], "no dp × tp × pp = 512 fits"),
         (["--accounting", "mine"], "there is no accounting 'mine'; there are engine, korthikanti2022, zero2020"),
         (["--assume", "matmul_efficiency"], "--assume 'matmul_efficiency' is not of the form NAME=VALUE"),

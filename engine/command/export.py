@@ -92,4 +92,4 @@ def _write(file: Path, content: bytes) -> None:
         os.replace(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise RequestError(f"cannot write {file}: {error.strerror}") from error
+        raise RequestError(f"cannot write {file}: {error.strerror or error}") from error

@@ -13,6 +13,7 @@ from engine import catalog
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.predict.planner.candidates import MOST
 from engine.predict.planner.explain import Lever, label, way_to_fit, why
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.planner.serving import serving
@@ -120,7 +121,7 @@ def _write(table: pd.DataFrame, file: Path | None) -> None:
     try:
         table.to_csv(file, index=False)
     except OSError as error:
-        raise RequestError(f"cannot write {file}: {error.strerror}") from error
+        raise RequestError(f"cannot write {file}: {error.strerror or error}") from error
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
@@ -131,7 +132,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         MIXED.model_dump() | {"precision": arguments.precision, "optimizer": arguments.optimizer}
         | ({"accumulate": "fp32"} if arguments.precision == "fp32" else {})
     )  # fmt: skip
-    batch = 2 * arguments.ranks if arguments.global_batch is None else arguments.global_batch
+    batch = min(max(1, 2 * arguments.ranks), MOST) if arguments.global_batch is None else arguments.global_batch
     account: AccountingName = arguments.accounting
     return search(model, arguments.ranks, device(arguments.device), batch, workload, assumptions(arguments.assume), account)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 
 from engine.export.common import BETAS, WEIGHT_DECAY, global_batch
 from engine.spec import RunSpec
@@ -13,6 +14,7 @@ _ORDERS = ("1f1b", "interleaved")  # the schedules that it has
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
 Argument = tuple[str, object]
+_NODE = 8  # devices of a node, at most
 
 
 def arguments(spec: RunSpec) -> str:
@@ -25,9 +27,10 @@ def arguments(spec: RunSpec) -> str:
     ]
     lines += [f"# Not the same: {text}." for text in _differences(spec)]
     lines += ["# --mock-data and --vocab-size stand for data and tokenizer; --data-path and --tokenizer-model are yours."]
+    here = layout.ranks if layout.ranks <= _NODE else gcd(layout.ranks, _NODE)
     given = [*_model(spec), *_layout(spec), *_levers(spec), *_workload(spec)]
     words = [name if value is True else f"{name} {value}" for name, value in given]
-    nodes = f"--nnodes ${{NNODES:-1}} --nproc-per-node ${{GPUS_PER_NODE:-{min(8, layout.ranks)}}}"
+    nodes = f"--nnodes ${{NNODES:-{layout.ranks // here}}} --nproc-per-node ${{GPUS_PER_NODE:-{here}}}"
     return "\n".join(lines) + f"\ntorchrun {nodes} {script} \\\n" + " \\\n".join(f"  {word}" for word in words) + "\n"
 
 

@@ -173,7 +173,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "pp": say("waiting for pp"),
         "dp": say("waiting for dp"),
         "update": say("optimizer step"),
-        "idle": say("bubble"),
+        "idle": say("waiting for its turn"),
     }
     tones = {
         "compute": style.blue,
@@ -211,6 +211,8 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     first = next(iter(parts.values()))
     share = first["compute"] / sum(first.values())
     title = say("{share} of the step computes; the rest waits", share=percent(share))
+    if percent(share) == percent(1):
+        title = say("Nearly all of the step computes")
     return Drawing(
         subject=say("What a step is spent on"),
         title=title,

@@ -279,6 +279,8 @@ def _reading(panel: Panel, say: Words, units: bool) -> str:
 
 
 def _on_every_timeline(panel: Panel, say: Words) -> list[str]:
+    if {"B", "I"}.isdisjoint(panel.bars["kind"]):
+        return [say("Nothing is trained: F0 is the pass of the prompt, and each F after it that of one new token.")]
     found = [say("The bubble is 1 − busy ÷ (pp × makespan) of forward and backward, a share of total time.")]
     if panel.stages > 1:
         ideal = percent(panel.of_ideal)

@@ -49,19 +49,19 @@ class Slow(NamedTuple):
 
 
 def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) -> None:
-    """The timeline of a saved run. `event` is framed in it."""
-    mesh = _mesh(result.spec.layout)
-    shown, slow = _linked_shown(), _linked_slow("timeline", mesh.pp) or Slow()
+    """The timeline of a saved run. `event` is framed in it. Where nothing is trained there is no schedule to hold it against."""
+    mesh, trains = _mesh(result.spec.layout), not result.spec.generate.skip_training
+    shown, slow = _linked_shown() if trains else "measured", _linked_slow("timeline", mesh.pp) or Slow()
     rank = chosen.rank(mesh)
     panels = of_run(folder, shown, slow, view().language)
     window = _brushed(run_overview(folder, shown, slow, view()), timeline.clock_of(panels[0], say()), "timeline")
     drawn = run(folder, shown, slow, rank, window, view())
     if event is not None:
         drawn = pointed(drawn, marks(panels, event, mesh))
-    slowing = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow("timeline", mesh.pp)]
-    drawing.show(
-        drawn, "timeline", *slowing, _pick_shown, note=note if shown in ("measured", "all") else "", on_rank=chosen.choose
-    )
+    controls = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow("timeline", mesh.pp)]
+    controls += [_pick_shown] if trains else []
+    told = note if trains and shown in ("measured", "all") else ""
+    drawing.show(drawn, "timeline", *controls, note=told, on_rank=chosen.choose)
 
 
 def draw_textbook(spec: RunSpec, event: Event | None) -> None:

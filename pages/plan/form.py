@@ -11,11 +11,12 @@ import streamlit as st
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
 from engine.predict.papers.accounting import ACCOUNTINGS
+from engine.predict.planner.candidates import MOST
 from engine.predict.speed.rates import Assumptions
 from engine.spec import RequestError
 from pages.charts.units import short
 from pages.charts.words import Words
-from pages.plan.request import DEFAULT, FOR, MOST, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
+from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
 from pages.shared.frame import labelled, say
 
 ROW = "row"  # the link's parameter: which layout is looked at

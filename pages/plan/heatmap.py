@@ -53,9 +53,9 @@ def _plan(row: int | None, rows: list[dict[str, Any]]) -> None:
     if row is None or row >= len(rows):
         return
     model, ranks = rows[row]["model"], rows[row]["ranks"]
-    st.query_params["model"], st.query_params["ranks"], st.query_params["batch"] = model, str(ranks), str(batch(ranks))
-    for name in (ROW, "seq"):
-        st.query_params.pop(name, None)
+    held = {name: value for name, value in st.query_params.to_dict().items() if name not in (ROW, "seq")}
+    # All at once, which is one step back for the browser.
+    st.query_params.from_dict(held | {"model": model, "ranks": str(ranks), "batch": str(batch(ranks))})
     st.session_state[_PICKED] = True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.predict.planner.candidates import MOST
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
@@ -33,7 +34,6 @@ OWN_FIELDS: Mapping[str, float] = {
 _WHOLE = ("memory_bytes", "node_size")
 _OR_NONE = ("seq", "length", "sequences")  # numbers that may be 0
 _NUMBERS = ("ranks", "batch", "seq")
-MOST = 1_000_000  # devices, and sequences of a batch
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,12 @@ def test_every_framework_is_told_the_same_ranks_and_the_same_batch(family: Famil
     assert config["train_batch_size"] == product == batch
 
 
+@pytest.mark.parametrize(("code", "nodes", "each"), [("dp8.tp2.pp4", 8, 8), ("dp3.tp2.pp1", 1, 6), ("dp3.tp2.pp2", 3, 4)])
+def test_megatron_is_started_on_as_many_ranks_as_there_are(code: str, nodes: int, each: int) -> None:
+    text = settings(spec_of(code=code), "megatron")
+    assert f"torchrun --nnodes ${{NNODES:-{nodes}}} --nproc-per-node ${{GPUS_PER_NODE:-{each}}} " in text
+
+
 def test_a_llama_is_set_up_as_one() -> None:
     given = megatron(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8, pp=4, chunks=2, schedule="interleaved")))
     assert given[""] == "pretrain_gpt.py"

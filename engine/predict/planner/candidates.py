@@ -15,6 +15,7 @@ from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, WorkloadSpec, sentence
 from engine.spec.numbers import divisors, either, nearest
 
+MOST = 1_000_000  # ranks, and sequences of a batch
 _MOST = {
     (part, name): next(m.le for m in part.model_fields[name].metadata if hasattr(m, "le"))
     for part, names in ((LayoutSpec, ("dp", "tp", "pp", "chunks")), (WorkloadSpec, ("microbatches", "microbatch_size")))
@@ -28,8 +29,9 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
     Left out is what differs from another in name only: with one stage there is nothing to schedule, and of several numbers of
     chunks whose largest is equally large, all but the smallest only send more messages.
     """
-    if ranks < 1 or global_batch < 1:
-        raise RequestError(f"ranks={ranks} and global_batch={global_batch} must be 1 and more")
+    wrong = [f"{n}={value:,}" for n, value in (("ranks", ranks), ("global_batch", global_batch)) if not 1 <= value <= MOST]
+    if wrong:
+        raise RequestError(f"{' and '.join(wrong)} must be from 1 to {MOST:,}")
     meshes = [_of(model, ranks // (tp * pp), tp, pp, global_batch) for tp, pp in _degrees(model, ranks, global_batch)]
     if not meshes:
         raise RequestError(_nothing(model, ranks, global_batch))
