@@ -17,7 +17,7 @@ from engine.predict.bulk.instants import instants
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.plays import Form, Structure
 from engine.predict.bulk.products import multiplied
-from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
 
@@ -37,13 +37,13 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
     adamw = workload.optimizer == "adamw"
     microbatches = _enough(grid)
     early = grid.zero >= 2
-    _, first, which = _distinct(grid.schedule, grid.pp, grid.chunks)
+    first, which = distinct(grid.schedule, grid.pp, grid.chunks)
     for one, of_shape in zip(first.tolist(), _groups(which), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
         found, _ = pieces(model.layers, encoders, pp * chunks, name in V_SHAPED)
         numbers = np.unique(microbatches[of_shape])
         told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, adamw)
-        _, each, kind = _distinct(microbatches[of_shape], early[of_shape])
+        each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
         have = _had(tables, rows, found, told.columns, sizes.which[here])
         for example, part in zip(of_shape[each].tolist(), _runs(np.sort(kind), 0), strict=True):
@@ -64,13 +64,6 @@ def _had(
     for out, (piece, value) in zip(have, columns, strict=True):
         tables[found[piece].form][value].take(where[piece], out=out, mode="clip")  # which checks nothing, as all are there
     return have
-
-
-def _distinct(*keys: Any) -> tuple[Array, Array, Array]:
-    """The distinct combinations of some columns, as one number each; the first row of each; and which of them each row is."""
-    whole = tuple(np.asarray(key, np.int64) for key in keys)
-    shape = tuple(int(key.max()) + 1 for key in whole)
-    return np.unique(np.ravel_multi_index(whole, shape), return_index=True, return_inverse=True)
 
 
 def _groups(which: Array) -> list[Array]:
@@ -96,9 +89,9 @@ class _SizesOf:
             "B": grid.microbatch_size,
             "dp": np.where(grid.zero > 0, grid.dp, 1),
         }
-        _, first, self.which = _distinct(*kinds, *sizes.values())
+        first, self.which = distinct(*kinds, *sizes.values())
         self.known = {name: size[first] for name, size in sizes.items()}
-        _, _, of_kind = _distinct(*(kind[first] for kind in kinds))
+        _, of_kind = distinct(*(kind[first] for kind in kinds))
         self.structures = [
             (self._structure([int(kind[first[here.start]]) for kind in kinds]), here, self._groups(here))
             for here in _runs(of_kind, 0)
