@@ -109,7 +109,7 @@ class Lent:
         return key_of(self.records[0])._replace(category="communication")
 
 
-@dataclass
+@dataclass(eq=False)
 class Passes:
     """The ledgers of a chunk, by action and state, and what it is given and gives."""
 

@@ -46,16 +46,14 @@ class Effects:
     """What actions do, by chunk and state: worked out once for all the chunks of all stages that have the same passes."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, str, State, bool], tuple[Effect, int]] = {}
-        self._passes: list[Passes] = []  # so that no other takes the place of one that is gone
+        self._known: dict[tuple[Passes, str, State, bool], tuple[Effect, int]] = {}
 
     def of(self, passes: Passes, kind: str, state: State, late: bool) -> tuple[Effect, int]:
         """The effect, and the bucket whose reduction it leaves under way, or −1: see `Passes.ledger`."""
-        key = id(passes), kind, state, late
+        key = passes, kind, state, late
         if key not in self._known:
             ledger, pending = passes.ledger(kind, state, late)
             self._known[key] = Effect(ledger), pending
-            self._passes.append(passes)
         return self._known[key]
 
 
