@@ -8,6 +8,8 @@ from functools import cache
 
 import psutil
 
+from engine.predict import inference
+from engine.predict.terms import total
 from engine.schedule import in_flight_bound
 from engine.spec import LayoutSpec, RequestError, RunSpec, joined, misfits, sentence
 from engine.text import load
@@ -80,8 +82,8 @@ def need(spec: RunSpec) -> Need:
     model, layout = spec.model, spec.layout
     tied = model.vocab * model.hidden if layout.pp > 1 else 0  # the first and the last stage each hold the embedding
     if spec.generate.skip_training:
-        each = _BYTES[spec.workload.precision] * layout.dp
-        return Need((model.parameters() + tied) * each, _cached_numbers(spec) * each, layout.ranks * _PROCESS)
+        weights = (model.parameters() + tied) * _BYTES[spec.workload.precision] * layout.dp
+        return Need(weights, _cached(spec), layout.ranks * _PROCESS)
     state = (model.parameters() + tied) * _state_of_a_parameter(spec)
     activations = layout.dp * sum(_stage_activations(spec, stage) for stage in range(layout.pp))
     if spec.parity:  # the whole model in one process, fp32 with Adam, and every rank's gradients beside it
@@ -90,11 +92,12 @@ def need(spec: RunSpec) -> Need:
     return Need(state, activations, layout.ranks * _PROCESS)
 
 
-def _cached_numbers(spec: RunSpec) -> int:
-    """Of the keys and values of one sequence, prompt and new tokens, in all layers."""
-    model, generate = spec.model, spec.generate
+def _cached(spec: RunSpec) -> int:
+    """Keys and values of one sequence, prompt and new tokens, on all ranks."""
+    layout, generate = spec.layout, spec.generate
     length = len(generate.prompt.encode()) + generate.new_tokens
-    return 2 * model.layers * model.key_heads * model.head_width * length
+    of_stages = (inference.cache(spec.model, layout, spec.workload.precision, stage, 1, length) for stage in range(layout.pp))
+    return layout.dp * layout.tp * sum(map(total, of_stages))
 
 
 def _state_of_a_parameter(spec: RunSpec) -> int:
