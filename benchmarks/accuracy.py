@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.draw import specs
+from benchmarks.running import ended
 from engine import store
 from engine.command.output import print_table
 from engine.launch.dry_client import dry_run
@@ -43,7 +44,7 @@ class Outcome:
 
 
 def measure(spec: RunSpec, queue: RunQueue, home: Path, rehearse: bool) -> Outcome:
-    measured = _run(spec, queue)
+    measured = store.load(ended(queue, spec).folder)
     formula = predict(spec)
     answers = [formula]
     dry = None
@@ -62,16 +63,6 @@ def _peaks_alike(measured: RunResult, predicted: RunResult) -> bool:
     totals = curve[curve["rank"] == rank].groupby(["t_ns", "action"])["bytes"].sum()
     highest = {action for (_, action), total in totals.items() if total == totals.max()}
     return predicted.summary["peak_action"] in highest
-
-
-def _run(spec: RunSpec, queue: RunQueue) -> RunResult:
-    id = queue.submit(spec)
-    state = queue.state(id)
-    while state is not None and not state.finished:
-        state = queue.wait(id, state)
-    if state is None or state.folder is None:
-        raise SystemExit(f"{spec.layout.code} did not finish: {state.message if state else ''}\n{spec.model_dump_json()}")
-    return store.load(state.folder)
 
 
 def main() -> None:

@@ -18,21 +18,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine.launch.queue import RunQueue, RunState
+from benchmarks.running import ended
+from engine.launch.queue import RunQueue
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 
 
 def warm(queue: RunQueue, spec: RunSpec) -> tuple[float, float]:
     """Seconds from asking to the saved folder, and to all ranks being ready to train."""
     began = time.perf_counter()
-    id = queue.submit(spec)
-    state: RunState | None = None
-    while state is None or not state.finished:
-        state = queue.wait(id, state, 60.0)
-    took = time.perf_counter() - began
-    if state.phase != "done" or state.ready_s is None:
-        raise SystemExit(f"the run did not finish: {state.message}\n{state.traceback}")
-    return took, state.ready_s
+    run = ended(queue, spec)
+    return time.perf_counter() - began, run.ready_s
 
 
 def torchrun(spec: RunSpec, home: Path) -> float:

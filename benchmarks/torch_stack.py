@@ -33,12 +33,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.running import ended
 from engine import store
 from engine.catalog import model
 from engine.command.output import print_table
 from engine.launch.queue import RunQueue
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
-from engine.tables import RunResult
 
 if TYPE_CHECKING:
     from benchmarks.torch_side import Timed
@@ -60,9 +60,9 @@ class Layout:
     def round(self, queue: RunQueue, fused: bool, torch_first: bool) -> None:
         if torch_first:
             theirs = on_torch(self.spec, fused)
-            ours = on_engine(self.spec, queue)
+            ours = store.load(ended(queue, self.spec).folder)
         else:
-            ours = on_engine(self.spec, queue)
+            ours = store.load(ended(queue, self.spec).folder)
             theirs = on_torch(self.spec, fused)
         self.engine.append(ours.summary["step_ns"] / 1e9)
         self.torch.append(statistics.median(theirs.step_ns[len(theirs.step_ns) // 2 :]) / 1e9)
@@ -85,17 +85,6 @@ class Layout:
             f"{LIMIT}_at_most": "yes" if engine / torch <= LIMIT else "NO",
             "losses_apart": f"{self.apart:.1e}",
         }
-
-
-def on_engine(spec: RunSpec, queue: RunQueue) -> RunResult:
-    """A run as anybody's, read from where it was saved."""
-    id = queue.submit(spec)
-    state = queue.state(id)
-    while state is not None and not state.finished:
-        state = queue.wait(id, state)
-    if state is None or state.folder is None:
-        raise SystemExit(f"{spec.layout.code} did not finish: {state.message if state else ''}")
-    return store.load(state.folder)
 
 
 def on_torch(spec: RunSpec, fused: bool) -> Timed:
