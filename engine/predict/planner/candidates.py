@@ -16,7 +16,7 @@ from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, WorkloadS
 from engine.spec.numbers import divisors, either, nearest
 
 MOST = 1_000_000  # ranks, and sequences of a batch
-_MOST = {
+_LARGEST = {
     (part, name): next(m.le for m in part.model_fields[name].metadata if hasattr(m, "le"))
     for part, names in ((LayoutSpec, ("dp", "tp", "pp", "chunks")), (WorkloadSpec, ("microbatches", "microbatch_size")))
     for name in names
@@ -77,7 +77,7 @@ def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> list[
     """All of one mesh, without levers: dp, tp, pp, schedule, chunks, microbatch size, microbatches."""
     each = global_batch // dp
     orders = [(SCHEDULES.index(name), v) for name in SCHEDULES for v in _chunks(name, model.layers, pp)]
-    sizes = [size for size in divisors(each) if size <= _MOST[WorkloadSpec, "microbatch_size"]]
+    sizes = [size for size in divisors(each) if size <= _LARGEST[WorkloadSpec, "microbatch_size"]]
     return [(dp, tp, pp, schedule, v, size, each // size) for schedule, v in orders for size in sizes]
 
 
@@ -89,7 +89,7 @@ def _chunks(name: str, layers: int, pp: int) -> list[int]:
         return [2] if 2 * pp <= layers else []
     if name != "interleaved":
         return [1]
-    most = min(layers // pp, _MOST[LayoutSpec, "chunks"])
+    most = min(layers // pp, _LARGEST[LayoutSpec, "chunks"])
     fewest: dict[int, int] = {}  # layers of the largest chunk → chunks
     for v in range(2, most + 1):
         fewest.setdefault(-(-layers // (pp * v)), v)
@@ -107,7 +107,7 @@ def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
     fine &= ~_is(g, "dualpipe-v") | (m >= 2 * g.pp)
     fine &= (g.zero == 0) | (g.dp > 1)
     fine &= ~g.sequence_parallel | ((g.tp > 1) & (model.rows % g.tp == 0))
-    for (_, name), most in _MOST.items():
+    for (_, name), most in _LARGEST.items():
         fine &= getattr(g, name) <= most
     return fine
 
