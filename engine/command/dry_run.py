@@ -11,10 +11,9 @@ from typing import Any
 
 from engine import catalog, store
 from engine.command import flags
-from engine.command.output import complain, print_json, print_table, size
+from engine.command.output import complain, highest, print_json, print_table, size
 from engine.command.run import DONE, FAILED
 from engine.launch.dry_client import DryRun, DryRunError
-from engine.launch.verdict import named
 from engine.spec import RunSpec
 from engine.tables import RunResult
 
@@ -79,7 +78,7 @@ def _print(result: RunResult, folder: Path | None) -> None:
     name = catalog.name_of(spec.model)
     print(f"{name} as {layout.code}, {layout.schedule}, rehearsed in {summary['seconds']:.1f} s: {result.environment['why']}\n")
     print_table(_lines(spec, result))
-    print(f"\n  memory   {size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}")
+    print(f"\n  memory   {highest(summary, layout)}")
     print(f"  traffic  {size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average")
     print(f"  bubble   {summary['bubble']:.1%} of the pipeline's time, where a backward takes twice as long as a forward")
     if folder is not None:

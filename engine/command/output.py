@@ -9,7 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engine.launch.verdict import named
+from engine.spec import LayoutSpec
 from engine.store import finite
+from engine.summary import workspace
 
 HOME = Path("runs")  # where saved runs are, unless told otherwise
 
@@ -43,6 +46,13 @@ def size(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count:.0f} B"
+
+
+def highest(summary: dict[str, Any], layout: LayoutSpec) -> str:
+    """The fullest rank of a measured or rehearsed step, in a line."""
+    beside = workspace(summary["allocator"])
+    more = f"; kernels took up to {size(beside)} more inside single operations, on this processor" if beside else ""
+    return f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}{more}"
 
 
 def _shown(value: Any) -> str:

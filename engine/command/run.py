@@ -11,10 +11,9 @@ from typing import Any
 
 from engine import catalog, store
 from engine.command import flags
-from engine.command.output import HOME, complain, print_json, size
+from engine.command.output import HOME, complain, highest, print_json, size
 from engine.command.progress import Progress
 from engine.launch.queue import RunQueue, RunState
-from engine.launch.verdict import named
 from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.tables import RunResult
@@ -115,7 +114,7 @@ def _as_text(result: RunResult, folder: Path) -> str:
         "loss": f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f} in {summary['steps']} steps"
         if trained
         else "not trained",
-        "memory": f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}",
+        "memory": highest(summary, layout),
         "traffic": f"{size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average",
         "bubble": f"{summary['bubble']:.1%} of the pipeline's time",
         "speed": f"{summary['tokens_per_second']:,.0f} tokens a second",

@@ -110,7 +110,7 @@ class Stages:
         if shape not in self._passes:
             layout = self.spec.layout
             tape = Tape()
-            buckets = Buckets(tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g)
+            buckets = Buckets(tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g)
             player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds)
             self._passes[shape] = player.play(), player.chunk.weights()
         return self._passes[shape]
@@ -175,8 +175,6 @@ class Stages:
         counter = Key("temporary", "numbers of one element", (FOUR,), False)
         first.append((1, [(1, norms)]))
         second.insert(0, (1, [(1, counter)]))
-        if self.spec.workload.optimizer == "adamw":
-            second.append((1, [(1, counter)] * 3 + [(-1, counter)] * 3))
         back = [(times, [(-sign, key) for sign, key in events]) for times, events in first]
         return Ledger([*first, *back, *second, *((t, [(-sign, key) for sign, key in events]) for t, events in second)])
 

@@ -12,6 +12,7 @@ import streamlit as st
 
 from engine import catalog
 from engine.spec import RequestError
+from engine.summary import workspace
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import loss, matrix, memory, traffic
@@ -19,6 +20,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import Look, View, look
 from pages.charts.names import columns, schedule
 from pages.charts.roles import Roles, roles_of
+from pages.charts.units import in_bytes
 from pages.charts.words import Words
 from pages.lab import prediction, timelines, walk
 from pages.lab.events import Event, Way
@@ -113,12 +115,25 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
             width=130,
         )
 
-    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
-        prediction.memory_card(result.spec, result, "measured")
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
+        with grid.cell():
+            prediction.memory_card(result.spec, result, "measured")
+            _workspace(result)
         drawn = curve(folder, shown, view())
         if event is not None and event.rank == shown:
             drawn = pointed(drawn, memory.marks(result.tables["memory_curve"], event.rank, str(event.action)))
         drawing.show(drawn, "curve", pick_rank)
+
+
+def _workspace(result: RunResult) -> None:
+    """What no bar has, because it is a fact of this machine."""
+    if found := workspace(result.summary.get("allocator", [])):
+        st.caption(
+            say()(
+                "Kernels took up to {size} more, inside single operations. This depends on the processor, not on the layout.",
+                size=in_bytes(found),
+            )
+        )
 
 
 def _traffic(folder: Path, result: RunResult, event: Event | None) -> None:
