@@ -65,7 +65,7 @@ def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: 
     """Beyond the number that is looked at, nothing new is found; of GPipe, which holds all of them, the rows grow with them."""
     chunks = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}.get(name, 1)
     enough = {"naive": 3, "1f1b": pp + 1, "interleaved": 3 * pp, "zb-h1": pp + 2}.get(name, 2 * pp + 1)
-    told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0, True)
+    told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0)
     for one, more in zip(told.of[enough].rows, told.of[enough + 3 * pp].rows, strict=True):
         assert {row.tobytes() for row in one} == {row.tobytes() for row in more}
 

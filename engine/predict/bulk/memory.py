@@ -34,7 +34,6 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
     sizes = _SizesOf(model, workload, grid)
     encoders = model.encoder_layers
     tables, rows = sizes.tables(pieces_of(model, grid))
-    adamw = workload.optimizer == "adamw"
     microbatches = _enough(grid)
     early = grid.zero >= 2
     first, which = distinct(grid.schedule, grid.pp, grid.chunks)
@@ -42,7 +41,7 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
         found, _ = pieces(model.layers, encoders, pp * chunks, name in V_SHAPED)
         numbers = np.unique(microbatches[of_shape])
-        told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, adamw)
+        told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders)
         each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
         have = _had(tables, rows, found, told.columns, sizes.which[here])
