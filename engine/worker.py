@@ -21,11 +21,11 @@ from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
 from engine.model.chunk import TIED, TransformerChunk, layer_ranges, streams_before, to_tensors
 from engine.objective import Feed, feed
-from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
+from engine.parallel.update import make_optimizer
 from engine.reference import compare
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec

@@ -12,6 +12,7 @@ import pandas as pd
 from engine import catalog
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
+from engine.optimizer import OPTIMIZERS
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
 from engine.predict.planner.candidates import MOST
 from engine.predict.planner.explain import Lever, label, way_to_fit, why
@@ -31,7 +32,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
     parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")
     parser.add_argument("--precision", default=MIXED.precision, metavar="{fp32,bf16}", help="default bf16")
-    parser.add_argument("--optimizer", default=MIXED.optimizer, metavar="{adamw,sgd}", help="default adamw")
+    optimizers = f"{{{','.join(OPTIMIZERS)}}}"
+    parser.add_argument("--optimizer", default=MIXED.optimizer, metavar=optimizers, help=f"default {MIXED.optimizer}")
     parser.add_argument(
         "--accounting",
         default="engine",

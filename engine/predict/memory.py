@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from engine.optimizer import optimizer_of
 from engine.predict.tape.buckets import Bucket, Buckets
 from engine.predict.tape.chunk import Shape
 from engine.predict.tape.generation import Generation
@@ -128,7 +129,7 @@ class Stages:
     def standing(self, buckets: list[tuple[Bucket, Any]]) -> Counts:
         counts: Counts = defaultdict(int)
         zero, workload = self.spec.layout.zero, self.spec.workload
-        e = self.sizes.e
+        e, optimizer = self.sizes.e, optimizer_of(workload)
 
         def add(category: str, name: str, *factors: Factor, times: Any, layered: bool) -> None:
             counts[Key(category, name, factors, layered)] += times
@@ -148,12 +149,10 @@ class Stages:
             )
             if self.sizes.wide:
                 put("optimizer", sentence("fp32 copy of {bucket}", bucket=bucket.name), bucket.share, FOUR)
-            if workload.optimizer == "adamw":
-                put("optimizer", sentence("first moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
-                put("optimizer", sentence("second moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+            for state in optimizer.states(workload):
+                put("optimizer", state(bucket.name), bucket.share, FOUR)
+            if optimizer.counts_steps:
                 put("optimizer", sentence("count of steps of {bucket}", bucket=bucket.name), FOUR)
-            elif workload.momentum:
-                put("optimizer", sentence("momentum of {bucket}", bucket=bucket.name), bucket.share, FOUR)
         add("temporary", sentence("loss and norm of the gradients"), Factor("2", 2), FOUR, times=1, layered=False)
         return counts
 
