@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, BrowserContext, Playwright, expect, syn
 
 from engine import store
 from engine.tables import RunResult
-from tests.browser.served import CHROMIUM_FLAGS, PATIENCE_MS, Server, Watched, served
+from tests.browser.served import CHROMIUM_FLAGS, LONG_MS, PATIENCE_MS, Server, Watched, served
 from tests.runs import Runs, small
 
 
@@ -24,7 +24,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
     """A real Chromium: Debian's, or whatever is on the path under that name."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "these tests need Chromium: apt-get install chromium"
-    browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+    browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS, timeout=LONG_MS)
     yield browser
     browser.close()
 

@@ -20,13 +20,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pages.charts.words import LANGUAGES
-from tests.browser.served import CHROMIUM_FLAGS, PATIENCE_MS, ROOT, Server, Watched, served
+from tests.browser.served import CHROMIUM_FLAGS, LONG_MS, PATIENCE_MS, ROOT, Server, Watched, served
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0~p"
 GPIPE, DEEP = "gpt-tiny~dp2.tp2.pp2~gpipe~m4~b2~n20~r0.003~e0", "gpt-tiny~dp1.tp2.pp4~1f1b~m4~b2~n20~r0.003~e0"
 RUNS = {"RUN": CHOICE, "SECOND": GPIPE, "THIRD": DEEP}  # in a link: the names of the runs that the pictures show
 LESSONS = len(list((ROOT / "pages/learn/lessons").glob("[a-z]*.py")))
-LONG_MS = 120_000
 HIGHEST = 9_000  # pixels of a picture
 Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
