@@ -1,4 +1,4 @@
-"""What this machine computes with."""
+"""What this machine computes with: `python -m benchmarks.machine` says it in a line."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ import sys
 _ASK = """
 import torch
 print("torch:", torch.backends.cpu.get_cpu_capability())
-with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
-    torch.ones(1).to_mkldnn()
+if torch.backends.mkldnn.is_available():
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        torch.ones(1).to_mkldnn()
 """
 
 
 def instruction_set() -> str:
     """The CPU's instructions that torch uses, and those that oneDNN does, in one line. Asked of a process of its own."""
     said = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True).stdout
-    of_torch, of_onednn = re.search(r"^torch: (.*)", said, re.MULTILINE), re.search(r",cpu,isa:(.*)", said)
+    of_torch, of_onednn = (re.search(what, said, re.MULTILINE) for what in (r"^torch: (.*)", r",cpu,isa:(.*)"))
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return (
-        f"torch uses {of_torch[1] if of_torch else 'it does not say what'}; "
-        f"oneDNN uses {of_onednn[1] if of_onednn else 'it does not say what'} "
-        f"({f'ONEDNN_MAX_CPU_ISA={limit}' if limit else 'ONEDNN_MAX_CPU_ISA is not set'})"
+        f"torch uses {of_torch[1] if of_torch else 'what it does not say'}, "
+        f"oneDNN {of_onednn[1] if of_onednn else 'is not used'} (ONEDNN_MAX_CPU_ISA {f'is {limit}' if limit else 'is not set'})"
     )
+
+
+if __name__ == "__main__":
+    print(instruction_set())
