@@ -20,14 +20,15 @@ from engine.command.output import print_json, size
 from engine.command.progress import Progress
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
-from tests.launch.bench import hosts, orphans_gone, small
+from tests.launch.bench import all_end, hosts, small
+from tests.patience import PATIENCE_S
 
 TINY = ["--layers", "2", "--hidden", "16", "--heads", "2", "--seq", "16", "--microbatches", "2", "--steps", "3"]
 
 
 def engine(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "engine", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -85,14 +86,14 @@ def test_a_signal_cancels_in_order(tmp_path: Path, number: signal.Signals, statu
             left = [host, *host.children()]
             assert len(left) == 3
             running.send_signal(number)
-            out, said = running.communicate(timeout=20)
+            out, said = running.communicate(timeout=PATIENCE_S)
             assert running.returncode == status
         finally:
             running.kill()
     assert out == ""
     assert said.splitlines()[-1] == "cancelled"
     assert "Traceback" not in said
-    assert orphans_gone(left, 0.1)
+    assert all_end(left)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +196,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     os.close(reading)
     try:
         command = [sys.executable, "-m", "engine", "schema"]
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE_S)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")

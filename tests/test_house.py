@@ -127,6 +127,33 @@ def test_with_no_skips_a_skipped_module_has_failed(suite: pytest.Pytester) -> No
     suite.runpytest("--no-skips").assert_outcomes(errors=1)
 
 
+def test_without_a_browser_what_needs_one_is_left_out_and_the_last_line_says_so(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def browser(): assert False, "no browser"
+
+        @pytest.fixture
+        def page(browser): pass
+
+        def test_of_a_page(page): pass
+
+        def test_of_none(): pass
+        """
+    )
+    monkeypatch.setenv("PATH", str(suite.path))
+    result = suite.runpytest()
+    result.assert_outcomes(passed=1, deselected=1)
+    assert result.outlines[-1].startswith(
+        "left out: 1 browser test, as there is no browser. Chromium or Chrome must be on the PATH"
+    )
+    suite.runpytest("--no-skips").assert_outcomes(passed=1, errors=1)
+
+
 def test_what_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:
     suite.makepyfile("import pytest\n\n@pytest.mark.gpu(count=1_000)\ndef test_on_a_thousand(): pass")
     suite.runpytest("--no-skips").assert_outcomes(skipped=1)

@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext, Download, Locator, Page, expect
 
 from engine import store
 from engine.spec import LayoutSpec, RunSpec
-from tests.browser.served import Server, Watched, drawn, served
+from tests.browser.served import LONG_MS, Server, Watched, drawn, served
 from tests.pages.stand_in import PAIR
 from tests.pages.stand_in import saved as stand_in
 
@@ -55,7 +55,7 @@ def tick(page: Page, *chosen: str) -> None:
 
 
 def download(page: Page, label: str) -> Path:
-    with page.expect_download(timeout=60_000) as waiting:  # a report takes seconds
+    with page.expect_download(timeout=LONG_MS) as waiting:  # a report takes seconds
         page.get_by_role("button", name=label).click()
     got: Download = waiting.value
     path = Path(got.path())

@@ -13,6 +13,7 @@ import pytest
 from engine import store
 from engine.spec import RequestError, RunSpec
 from tests.launch.bench import Bench, finished, small
+from tests.patience import PATIENCE_S
 
 # Where a process is, as torchrun tells it.
 PLACE = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
@@ -29,7 +30,7 @@ def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list
     command += ["--spec", str(file), "--out", str(tmp_path / "runs")]
     agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(nodes)]
     try:
-        said = [agent.communicate(timeout=180)[1] for agent in agents]
+        said = [agent.communicate(timeout=PATIENCE_S)[1] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
@@ -38,7 +39,7 @@ def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list
 
 
 def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: Path) -> None:
-    spec = small("dp1.tp2.pp2", parity=True, time_limit=60)
+    spec = small("dp1.tp2.pp2", parity=True)
     here = finished(bench.queue, bench.queue.submit(spec))
     assert here.folder is not None
     agents = torchrun(spec, tmp_path, nodes=2, ranks_each=2)
@@ -57,7 +58,7 @@ def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: 
 
 
 def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
-    ((status, said),) = torchrun(small("dp1.tp2.pp1", "raise:1@2", time_limit=60), tmp_path, nodes=1, ranks_each=2)
+    ((status, said),) = torchrun(small("dp1.tp2.pp1", "raise:1@2"), tmp_path, nodes=1, ranks_each=2)
     assert status == 1
     assert "rank 1 (dp 0, tp 1, pp 0) failed in step " in said
     assert "in _act_out" in said
@@ -67,7 +68,7 @@ def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
 def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "engine.launch.cluster", "--spec", "spec.json", "--out", str(tmp_path)]
     bare = {name: value for name, value in os.environ.items() if name not in PLACE}
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=bare, check=False, timeout=60)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=bare, check=False, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr == "RANK is not set: this is one rank of a run, to be started by torchrun\n"
 

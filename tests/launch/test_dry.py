@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
 from tests.check_run import findings
+from tests.launch.bench import all_end
 from tests.runs import small
 
 
@@ -70,12 +70,17 @@ def test_without_a_gpu_there_is_none_to_rehearse_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
-    before = set(psutil.Process().children(recursive=True))
-    with DryRun(small("dp2.tp2.pp2"), tmp_path) as running:
-        ending = threading.Timer(0.5, running.cancel)
-        ending.start()
+    before, its_own = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
+    with DryRun(small("pp2", microbatches=1000), tmp_path) as running:
+
+        def cancel_in_the_midst(over: int, of: int) -> None:
+            if not its_own:
+                assert over < of
+                its_own.update(set(psutil.Process().children(recursive=True)) - before)
+                running.cancel()
+
         with pytest.raises(DryRunError, match="cancelled"):
-            running.wait()
-        ending.join()
-    assert not psutil.wait_procs(list(set(psutil.Process().children(recursive=True)) - before), 5)[1]
+            running.wait(acted=cancel_in_the_midst)
+    assert len(its_own) == 3  # the program, and a process for each of two ranks
+    assert all_end(list(its_own))
     assert list(tmp_path.iterdir()) == []

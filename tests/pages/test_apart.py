@@ -21,19 +21,20 @@ from engine.predict.planner.candidates import candidates
 from engine.spec import RequestError, Sentence
 from pages.shared import apart
 from pages.shared.workers import ROOT, Workers
+from tests.patience import PATIENCE_S
 
 SERVER = """
 from os import getpid
 from time import sleep
 from pages.shared.apart import done_apart
 print(done_apart(getpid), flush=True)
-done_apart(sleep, 60)
+done_apart(sleep, 3600)
 """
 
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    with Workers(BoundedSemaphore(2), patience_s=20) as workers:
+    with Workers(BoundedSemaphore(2), PATIENCE_S) as workers:
         yield workers
 
 
@@ -76,12 +77,12 @@ def test_what_takes_too_long_is_stopped_and_says_so() -> None:
     with Workers(BoundedSemaphore(1), patience_s=0.5) as workers:
         for _ in range(2):  # nobody waits in vain for the turn of what was stopped
             with pytest.raises(RequestError, match=r"took longer than 0\.5 s and was stopped"):
-                workers.do(sleep, (60,), {})
+                workers.do(sleep, (3600,), {})
         assert set(psutil.Process().children()) <= before
 
 
 def test_a_process_that_has_grown_makes_room_for_a_new_one() -> None:
-    with Workers(BoundedSemaphore(1), patience_s=20, heavy_bytes=1) as workers:
+    with Workers(BoundedSemaphore(1), PATIENCE_S, heavy_bytes=1) as workers:
         before = pid(workers)
         assert not psutil.pid_exists(before)
         assert pid(workers) != before
@@ -94,7 +95,7 @@ def test_a_server_that_is_killed_leaves_no_process_even_at_work() -> None:
     server.kill()
     server.wait()
     server.stdout.close()
-    worker.wait(5)
+    worker.wait(PATIENCE_S)
 
 
 def test_however_many_ask_only_a_few_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from engine.spec import RequestError
 from pages.shared.kept import kept
+from tests.patience import PATIENCE_S
 
 
 def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
@@ -21,7 +22,7 @@ def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
         return made[-1]
 
     def session(_: int) -> object:
-        start.wait(10)
+        start.wait(PATIENCE_S)
         return make("same")
 
     with ThreadPoolExecutor(8) as sessions:
