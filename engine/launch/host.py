@@ -17,7 +17,7 @@ from typing import Any
 from engine.launch import ranks, verdict
 from engine.launch.draft import Draft
 from engine.spec import RunSpec, sentence
-from engine.spec.sentence import packed, unpacked
+from engine.spec.sentence import packed
 
 _GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to hand in their stacks
 _READ = selectors.EVENT_READ
@@ -125,7 +125,7 @@ class LocalRun:
                 rank.ended = True
             elif event["event"] == "failed":
                 del event["event"]
-                rank.raised = verdict.Raised(**event | {"sentence": unpacked(event["sentence"])})
+                rank.raised = verdict.raised_from(event)
             else:
                 self._saved |= event["event"] == "saved"
                 self._tell(event)

@@ -27,10 +27,9 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from engine.launch.parent import end_with_parent
-from engine.launch.verdict import Raised
+from engine.launch.verdict import Raised, as_json
 from engine.parallel.comm import CommError
 from engine.spec import RequestError, RunSpec
-from engine.spec.sentence import packed
 from engine.worker import work
 
 
@@ -170,10 +169,6 @@ def account(error: BaseException) -> Raised:
     return Raised(f"{type(error).__name__}: {said}" if said else type(error).__name__, text, secondary=lost_peer)
 
 
-def _as_json(raised: Raised) -> dict[str, Any]:
-    return {**vars(raised), "sentence": packed(raised.sentence)}
-
-
 def _be_rank(
     spec: RunSpec, rank: int, out: Path | None, link: PipeLink, listener: socket.socket, dumps: FileIO, life: int, host: int
 ) -> NoReturn:
@@ -190,7 +185,7 @@ def _be_rank(
     except SystemExit as leaving:  # means what it means anywhere: leave with this status, say nothing
         status = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:  # noqa: BLE001  the host hears of it, whatever it is
-        link.report({"event": "failed", **_as_json(account(error))})
+        link.report({"event": "failed", **as_json(account(error))})
     finally:
         # Not sys.exit: the host's own exit handlers and buffers were forked too, and are not this process's to run.
         sys.stderr.flush()
