@@ -29,18 +29,24 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize(("stage", "end"), [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL")])
+ENDS = [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL"), ("stopped", "SIGKILL"), ("stopped", "leaves")]
+
+
+@pytest.mark.parametrize(("stage", "end"), ENDS)
 def test_nothing_outlives_the_server(tmp_path: Path, stage: str, end: str) -> None:
-    command = [sys.executable, "-c", SERVER, str(tmp_path), stage]
+    """ "stopped": it is running, and its host has been stopped."""
+    command = [sys.executable, "-c", SERVER, str(tmp_path), "starting" if stage == "starting" else "running"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            assert server.stdout.readline() == f"{stage}\n"
+            assert server.stdout.readline().strip() == command[-1]
             (host,) = hosts(psutil.Process(server.pid))
             left = [host, *host.children()]
-            assert len(left) == (5 if stage == "running" else 1)
+            assert len(left) == (1 if stage == "starting" else 5)
+            if stage == "stopped":
+                host.suspend()
             if end == "leaves":
-                server.communicate("leave\n", timeout=10)
+                server.communicate("leave\n", timeout=60)
             else:
                 server.send_signal(getattr(signal, end))
             assert orphans_gone(left)
