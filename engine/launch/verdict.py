@@ -17,7 +17,9 @@ from engine.spec.sentence import packed, unpacked
 from engine.topology import Mesh
 
 # A rank with this in its stack waits for other ranks, so it is not the one that holds up the run.
-_WAITING = re.compile(r'engine/parallel/comm\.py"|engine/launch/ranks\.py", line \d+,? in _connect')
+_WAITING = re.compile(
+    r'engine/parallel/comm\.py"|engine/launch/(?:agreement|liveness)\.py"|engine/launch/\w+\.py", line \d+,? in _connect'
+)
 
 _FORKED = re.compile(r"^ *File .*, line \d+,? in _be_rank$", re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
