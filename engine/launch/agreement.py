@@ -72,6 +72,23 @@ class Meeting:
     hosts: tuple[str, ...]  # the name of each rank's machine
 
 
+def check_reached(host: str, port: int, seconds: float) -> None:
+    """Raise `RequestError` if nobody listens where torchrun says that its store is: the store has been there before any rank.
+
+    Torch would try for as long as it may. A machine whose name leads to 127.0.0.1 is called localhost by its own torchrun, which
+    tells that to the others.
+    """
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except OSError as error:
+        told = sentence(
+            "{host} does not reach torchrun's store at {store}: {reason}; give torchrun on each machine that machine's own "
+            "address with --local-addr",
+            host=platform.node(), store=f"{host}:{port}", reason=error.strerror or str(error),
+        )  # fmt: skip
+        raise RequestError(told) from error
+
+
 def _code() -> str:
     """A digest of the engine's modules, by name."""
     home = Path(engine.__file__).parent

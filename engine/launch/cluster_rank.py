@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from engine.launch import verdict
-from engine.launch.agreement import Meeting, Route, Terms, agree, interface
+from engine.launch.agreement import Meeting, Route, Terms, agree, check_reached, interface
 from engine.launch.draft import Draft
 from engine.launch.liveness import Liveness, LivenessError, News, gather, join, listener
 from engine.launch.place import DONE, FAILED, GRACE_S, Place, fitting, refuse, say
@@ -26,6 +26,11 @@ from engine.spec import RequestError, RunSpec, sentence
 from engine.worker import work
 
 _NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def _master() -> tuple[str, int]:
+    """Where torchrun says that the store is."""
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 class ClusterRank:
@@ -75,13 +80,15 @@ class ClusterRank:
     def _connect(self) -> dist.Store:
         self.at("connecting")
         patience = timedelta(seconds=self._spec.workload.time_limit)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            check_reached(*_master(), patience.total_seconds())
         store, _, _ = next(dist.rendezvous("env://", timeout=patience))
         return store
 
     def _meet(self, store: dist.Store, terms: Terms) -> Meeting:
         """Agree with the others, and settle on the network between the machines."""
         place = self._place
-        route = Route.to(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        route = Route.to(*_master())
         meeting = agree(store, place.rank, place.world, terms, route, self._listen, self.at)
         # Otherwise gloo takes the one that the machine's own name leads to, which often is the loopback device.
         if name := interface(route, meeting):

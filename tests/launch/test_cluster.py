@@ -17,7 +17,7 @@ import pytest
 
 from engine import store
 from engine.launch import place
-from engine.launch.agreement import Meeting, Route, Terms, common_address, difference, interface
+from engine.launch.agreement import Meeting, Route, Terms, check_reached, common_address, difference, interface
 from engine.spec import RequestError, RunSpec
 from tests.launch.bench import Bench, finished, orphans_gone, small
 
@@ -177,3 +177,13 @@ def test_the_interface_is_that_of_the_address_on_the_way() -> None:
     assert (route.own, route.other) == ("127.0.0.1", "127.0.0.1")
     assert interface(route, Meeting("127.0.0.1", 1, "", ("a",))) == name
     assert interface(replace(route, own="192.0.2.1"), Meeting("127.0.0.1", 1, "", ("a",))) is None
+
+
+def test_a_store_that_is_not_where_torchrun_says_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        address = there.getsockname()
+        check_reached(*address, 30)
+    with pytest.raises(
+        RequestError, match=rf"torchrun's store at 127\.0\.0\.1:{address[1]}: Connection refused; .* --local-addr"
+    ):
+        check_reached(*address, 30)
