@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from codecs import BOM_UTF8
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +12,17 @@ from numpy.typing import NDArray
 from engine.spec import RequestError, sentence
 
 LARGEST = 1_000_000  # bytes of a text of the user's
+# A file of this project's own: the same bytes on every system and Python, so that a spec and a seed mean one run everywhere.
+_BUILT_IN = Path(__file__).with_name("text.txt")
 
 
 def load(path: str | None) -> bytes:
-    """The whole text as UTF-8: of the file at `path`, or without one the help texts that come with Python itself.
+    """The whole text as UTF-8: of the file at `path`, or without one the built-in text.
 
     Raises `RequestError` if there is no such file, or it is not a text that can be trained on.
     """
     if path is None:
-        return "\n".join(topics[name] for name in sorted(topics)).encode()
+        return _BUILT_IN.read_bytes()
     try:
         file = Path(path)
         found = file.stat()

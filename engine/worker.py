@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 import signal
 import threading
@@ -26,7 +25,7 @@ from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.parallel.update import make_optimizer
-from engine.reference import compare
+from engine.reference import compare, publish
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
 from engine.store import save
@@ -34,6 +33,7 @@ from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.text import load
 from engine.topology import Mesh
+from engine.wire import WireError, pack_rows, unpack_rows
 
 
 class Link(Protocol):
@@ -84,7 +84,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
         generated = model.go_on()
     rows["process"] = [process_row(rank, baseline)]
     comm.common_instant()  # a rank that hangs is found waiting here by the others, not by rank 0 alone
-    store.set(f"rows/{rank}", pickle.dumps(rows))  # type: ignore[arg-type]  # its stub forgets bytes
+    store.set(f"rows/{rank}", pack_rows(rows))  # type: ignore[arg-type]  # its stub forgets bytes
     if rank == 0:
         _collect_and_save(spec, comm, backend, store, link, out, generated)
     comm.common_instant()  # rank 0 may host the store that the others still write to
@@ -233,7 +233,7 @@ class Trainer:
                 bucket = self.data.buckets[layer]
                 for p, gradient in bucket.whole_gradients().items():
                     key = "tied" if names[p] == TIED and not chunk.first else names[p]
-                    store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))  # type: ignore[arg-type]
+                    publish(store, key, self.comm.at.dp, self.comm.at.tp, gradient)
 
 
 def _collect_and_save(
@@ -242,7 +242,7 @@ def _collect_and_save(
     """On rank 0: wait for every rank's rows, compare with the unsharded model if asked, and write the folder."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for rank in range(comm.mesh.size):
-        for name, part in pickle.loads(store.get(f"rows/{rank}")).items():
+        for name, part in _handed_in(store, rank).items():
             rows.setdefault(name, []).extend(part)
     allocator = rows.pop("allocator")
     extra: dict[str, Any] = {"allocator": allocator}
@@ -259,6 +259,14 @@ def _collect_and_save(
     summary = summarize(tables, comm.mesh) | extra
     if out is not None:
         save(RunResult(spec, environment(backend), summary, tables), out)
+
+
+def _handed_in(store: dist.Store, rank: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of another rank. Raises `WireError` if it handed in something else."""
+    try:
+        return unpack_rows(store.get(f"rows/{rank}"), rank)
+    except WireError as error:
+        raise WireError(f"what rank {rank} handed in cannot be read: {error}") from error
 
 
 def environment(backend: Backend) -> dict[str, Any]:

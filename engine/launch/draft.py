@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,20 @@ class Draft:
     def folder(self) -> Path:
         return self.home / self.name
 
+    @property
+    def meeting(self) -> Path:
+        """The file through which the ranks of this machine meet, in a folder that only this user can enter."""
+        return Path(tempfile.gettempdir()) / f"shardscope-{self.name.removeprefix('.')}" / "store"
+
+    def open_meeting(self) -> Path:
+        """Make that folder, for the time of the run."""
+        self.meeting.parent.mkdir(mode=0o700)
+        return self.meeting
+
+    def close_meeting(self) -> None:
+        if self.meeting.parent.exists():
+            shutil.rmtree(self.meeting.parent)
+
     def keep(self, spec: RunSpec) -> Path:
         """Give the saved run its final name, and return that."""
         while True:
@@ -43,6 +58,7 @@ class Draft:
 
     def discard(self) -> None:
         """Remove what was saved, whole or in part. The processes that wrote it must have ended."""
+        self.close_meeting()
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)

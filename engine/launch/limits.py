@@ -183,7 +183,7 @@ def _gb(size: int) -> str:
 
 @cache
 def _own_size() -> int:
-    """Bytes of the built-in text, which is put together of many: it is asked for at each move of a control."""
+    """Bytes of the built-in text: it is asked for at each move of a control."""
     return len(load(None))
 
 
@@ -194,7 +194,7 @@ def _check_text(spec: RunSpec) -> None:
         raise RequestError(
             sentence(
                 "{text} is {size:,} bytes long and seq={seq} needs at least {needed:,}",
-                text=path or sentence("Python's own help text"),
+                text=path or sentence("the built-in text"),
                 size=size,
                 seq=seq,
                 needed=seq + 1,

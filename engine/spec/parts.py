@@ -210,7 +210,7 @@ class WorkloadSpec(Spec):
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     text: str | None = Field(
-        None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts"
+        None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
 

@@ -172,7 +172,7 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
         say("Text to train on"),
         type=["txt", "md", "py", "csv", "json"],
         key=_UPLOAD,
-        help=say("UTF-8, at most {largest} bytes; it is read as bytes. Otherwise Python's own help texts.", largest=largest),
+        help=say("UTF-8, at most {largest} bytes; it is read as bytes. Otherwise the built-in text.", largest=largest),
         on_change=_text_uploaded,
         args=(texts,),
     )
@@ -188,7 +188,7 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
             st.caption(say("Training on the uploaded text {name}.", name=name))
         st.button(say("Use the built-in text"), on_click=touch, args=({"workload.text": ""},))
     else:
-        st.caption(say("Training on the built-in text: the help texts that come with Python."))
+        st.caption(say("Training on the built-in text: what this project says of parallel training in its own pages and code."))
     _text(choice, "generate.prompt", say("Then continue this prompt"), say("nothing"), say)
     if choice["generate.prompt"] or choice["generate.skip_training"]:
         _row(choice, {"generate.new_tokens": say("New tokens"), "generate.temperature": say("Temperature")}, say)

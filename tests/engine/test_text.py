@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from itertools import product
 from pathlib import Path
@@ -22,11 +23,12 @@ DRAWS = st.tuples(st.integers(0, 2**31 - 1), st.integers(1, 10_000), st.integers
 # ------------------------------------------------------------------------------------------------------ what can be read
 
 
-def test_without_a_file_it_is_the_prose_of_pythons_own_help() -> None:
-    text = load(None).decode("utf-8")
-    assert len(text) > 100_000
-    assert 'The "if" statement is used for conditional execution' in " ".join(text.replace("`", '"').split())
-    assert load(None) == load(None)
+def test_without_a_file_it_is_the_same_prose_on_every_system() -> None:
+    """Were one byte another, the same spec and seed would give other losses elsewhere, and a cluster train on two texts."""
+    text = load(None)
+    assert hashlib.sha256(text).hexdigest() == "a834ebc14eb711bc9bd330f31a61e2d38c36e97f15ec64086884f83ef00612e1"
+    assert text.isascii()
+    assert text.startswith(b"Shardscope shows what distributed training of a Transformer really does")
 
 
 def test_a_file_is_read_as_its_bytes(tmp_path: Path) -> None:
