@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import files
 from engine.spec import sentence
 from engine.text import checked
 
@@ -26,9 +27,7 @@ class Texts:
         path = self.folder / f"{name}.txt"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(content)
-            partial.rename(path)  # a run that starts now finds all of it or nothing
+            files.write(path, content)  # a run that starts now finds all of it or nothing
         return name
 
     def path(self, name: str) -> Path | None:
