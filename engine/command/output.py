@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine.store import finite
+from engine.head import finite
 
 HOME = Path("runs")  # where saved runs are, unless told otherwise
 

@@ -8,11 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from engine import store
+from engine import contract, store
 from engine.spec import RequestError, sentence
 from engine.tables import RunResult
-
-_NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps")
 
 
 def _standing(folder: Path) -> tuple[str, int]:
@@ -33,6 +31,6 @@ def load(folder: Path) -> RunResult:
 def _load(folder: Path, stamp: int) -> RunResult:
     """`stamp` keeps apart what stood under one name at different times."""
     result = store.load(folder)
-    if missing := [name for name in _NEEDED if name not in result.tables]:
-        raise RequestError(sentence("{name} is not whole: it lacks {missing}", name=folder.name, missing=", ".join(missing)))
+    if contract.source(result) != "measured":
+        raise RequestError(sentence("{name} is a dry run, which has no times or losses of its own to show", name=folder.name))
     return result
