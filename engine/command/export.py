@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="where to write; otherwise settings are printed, and a run goes to a file here",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    parser.set_defaults(do=_export)
+    parser.set_defaults(do=_export, kept=lambda arguments: arguments.out is not None or arguments.to in _FILES)
 
 
 def _export(arguments: argparse.Namespace) -> int:
