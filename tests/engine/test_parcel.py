@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "a column less": (lambda f: table(f, "steps", lambda t: t.drop(columns="loss")), "steps.parquet lacks loss"),
     "a column more": (lambda f: table(f, "steps", lambda t: t.assign(x=1)), "steps.parquet has a column 'x', which is none of"),
     "a type": (lambda f: table(f, "spans", lambda t: t.assign(rank=0.5)), "double in rank; int64 belongs there"),
-    "another whole number": (lambda f: table(f, "spans", lambda t: t.astype({"rank": "uint64"})), "uint64 in rank; int64 belongs"),
+    "another whole number": (lambda f: table(f, "spans", lambda t: t.astype({"rank": "uint64"})), "uint64 in rank; int64"),
     "lists": (lambda f: table(f, "steps", lambda t: t.assign(loss=[[1.0], [2.0]])), "in loss; float64 belongs there"),
     "another way": (lambda f: rewrite(f, "spans", lambda t: t, compression="zstd"), "packed in a way that is not taken: ZSTD"),
     "prefixes": (lambda f: rewrite(f, "spans", lambda t: t, use_dictionary=False, column_encoding={"kind": "DELTA_BYTE_ARRAY"}),
