@@ -134,7 +134,6 @@ def _bar(service: Service) -> None:
                 type="zip",
                 # A new one after each upload, so that it is empty again.
                 key=f"{_UPLOAD}/{st.session_state.get(_UPLOADS, 0)}",
-                max_upload_size=upload.most_mb(),
                 on_change=_uploaded,
                 args=(service,),
             )

@@ -6,20 +6,12 @@ import json
 import logging
 from pathlib import Path
 
-import streamlit as st
-
 from engine import store
 from engine.spec import RequestError, sentence
 from engine.spec.sentence import unpacked
 from pages.shared.apart import made_apart
 
 _MEMORY_MB = 1024  # four times what a run may hold, once packed and once unpacked, and what Python and its libraries take
-
-
-def most_mb() -> int:
-    """How large a zip may be: what the server takes, less a megabyte for what a browser wraps around a file."""
-    taken: int = st.get_option("server.maxUploadSize")
-    return max(1, taken - 1)
 
 
 def add(zipped: bytes, home: Path, name: str) -> Path:

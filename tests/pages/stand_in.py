@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -94,3 +95,17 @@ def result_of(spec: RunSpec) -> RunResult:
         tables["parity"] = table("parity", rows, "measured")
     environment = {"backend": "gloo", "why": f"0 GPUs for {mesh.size} ranks, so gloo on the CPU", "cores": 2}
     return RunResult(spec, environment, summarize(tables, mesh), tables)
+
+
+def dry_run_of(spec: RunSpec, rank: int) -> RunResult:
+    """A dry run of one rank of `spec`, which trained nothing and had no processes."""
+    run = result_of(spec.model_copy(update={"parity": False}))
+    tables = {
+        name: (rows[rows["rank"] == rank] if "rank" in rows else rows.head(1).assign(loss=math.nan)).assign(source="dry_run")
+        for name, rows in run.tables.items()
+    }
+    tables["process"] = tables["process"].head(0)
+    told = ("tokens_per_second", "loss_first", "loss_last")
+    summary = {name: value for name, value in run.summary.items() if name not in told}
+    summary |= {"peak_rank": rank, "rehearsed": [rank], "steps": 1, "seconds": 2.5, "grown_bytes": -4096}
+    return RunResult(run.spec, run.environment | {"backend": "none", "why": "a dry run"}, summary, tables)

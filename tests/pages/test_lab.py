@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from engine import store
 from pages.shared.service import Service
 from tests.pages.opened import click, link, opened, text
-from tests.pages.stand_in import PAIR, Queue, saved, service
+from tests.pages.stand_in import PAIR, Queue, dry_run_of, saved, service
 
 
 @pytest.fixture
@@ -195,6 +196,13 @@ def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
     assert "Gradients equal to the unsharded model: largest difference 3.1e-7 of the largest entry, ≤ 1e-5" in shown
     assert "The bubble takes 20.0% of 15 ms" in shown
     assert "The loss fell from 5.500 to 4.250" in shown
+
+
+def test_a_dry_run_is_told_where_it_is_shown(parts: tuple[Service, Queue]):
+    store.save(dry_run_of(PAIR, 1), parts[0].home / "rank 1")
+    app = page(parts[0], run="rank 1")
+    assert not app.exception
+    assert app.error[0].value == "This run cannot be shown: rank 1 is a dry run: Compare shows it beside others."
 
 
 def test_a_run_that_is_not_whole_is_told(parts: tuple[Service, Queue]):

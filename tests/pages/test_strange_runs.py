@@ -32,7 +32,7 @@ from pages.lab import events, sentences
 from pages.lab.figures import figures, parity
 from pages.runs.report import drawings
 from pages.runs.rows import Shelf
-from tests.pages.stand_in import PAIR, saved
+from tests.pages.stand_in import PAIR, dry_run_of, saved
 
 VIEW = View("light", "en")
 STYLE = look(VIEW)
@@ -164,6 +164,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sound_run_is_shown(sound: Path) -> None:
     assert refused(sound) == ""
+
+
+def test_a_dry_run_of_one_rank_comes_back_and_is_shown_where_there_is_something_to_show(tmp_path: Path) -> None:
+    store.save(dry_run_of(PAIR, 1), tmp_path / "there" / "rank 1")
+    folder = parcel.unpack(parcel.pack(tmp_path / "there" / "rank 1"), tmp_path / "here", "x")
+    assert refused(folder) == ""
+    assert {event["pid"] for event in json.loads(perfetto(store.load(folder)))["traceEvents"]} == {2}
 
 
 @pytest.mark.parametrize("seed", range(36))

@@ -56,3 +56,9 @@ def test_sessions_that_keep_the_same_text_at_once_do_not_get_in_each_others_way(
         found = list(sessions.map(keep, range(15)))
     assert all(names == found[0] for names in found)
     assert {path.name for path in texts.folder.iterdir()} == {f"{name}.txt" for name in found[0]}
+
+
+def test_a_text_that_there_is_no_room_for_is_told(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="the text could not be kept: Not a directory"):
+        Texts(tmp_path / "file" / "texts").keep(b"text")
