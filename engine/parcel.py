@@ -41,7 +41,7 @@ def pack(folder: Path) -> bytes:
     """The run as a zip of one folder with its name."""
     store.head(folder)
     buffer = BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for name in _expected():
             if (folder / name).exists():
                 archive.write(folder / name, f"{folder.name}/{name}")
