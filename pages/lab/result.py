@@ -47,7 +47,7 @@ def draw(folder: Path) -> None:
     """The whole reading of a run. Its own controls redraw it alone; a rank chosen in it redraws the page."""
     chosen.redraw_all()
     try:
-        result = _of_a_run(folder)
+        result = measured(folder)
     except RequestError as error:
         st.error(say()("This run cannot be shown: {error}.", error=say().sentence(error.sentence)), icon=":material/error:")
         return
@@ -67,8 +67,8 @@ def draw(folder: Path) -> None:
     _rest(folder, result)
 
 
-def _of_a_run(folder: Path) -> RunResult:
-    """Raises `RequestError`, also for a dry run, which has no processes and no speed to read."""
+def measured(folder: Path) -> RunResult:
+    """A saved run to be read here. Raises `RequestError`, also for a dry run, which has no processes and no speed."""
     result = load(folder)
     if contract.source(result) != "measured":
         raise RequestError(sentence("{name} is a dry run: Compare shows it beside others", name=folder.name))
