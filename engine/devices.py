@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.spec import Precision, RequestError, Spec
+from engine import files
+from engine.spec import LARGEST_JSON, Precision, RequestError, Spec
 
 
 class DeviceSpec(Spec):
@@ -141,7 +142,7 @@ def device(name: str) -> DeviceSpec:
 def read_device(file: Path) -> DeviceSpec:
     """The device in a JSON file: an object with the fields of `DeviceSpec`. Raises `RequestError`."""
     try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise RequestError(f"cannot read the device {file}: {error.strerror}") from error
+        text = files.read(file, LARGEST_JSON)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise RequestError(f"cannot read the device {file}: {getattr(error, 'strerror', None) or error}") from error
     return DeviceSpec.read_json(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="save the result as a folder there; otherwise it is only printed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(do=dry_run)
+    parser.set_defaults(do=dry_run, kept=lambda arguments: arguments.out is not None)
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
@@ -57,7 +56,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
 
 def _show(done: int, of: int) -> None:
     if of > 1:
-        print(f"{done} of {of} ranks", file=sys.stderr, flush=True)
+        complain(f"{done} of {of} ranks")
 
 
 def _as_json(result: RunResult, folder: Path | None) -> dict[str, Any]:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engine.command import streams
+from engine.head import finite
 from engine.launch.verdict import named
 from engine.spec import LayoutSpec
-from engine.store import finite
 from engine.summary import workspace
 
 HOME = Path("runs")  # where saved runs are, unless told otherwise
 
 
 def complain(text: str) -> None:
-    """Print to standard error, which somebody may have closed: then there is nobody to tell."""
-    with suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
+    """Print to standard error. If that takes nothing, there is nobody to tell."""
+    streams.written(f"{text}\n", sys.stderr)
 
 
 def print_json(value: Any) -> None:

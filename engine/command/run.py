@@ -26,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser)
     parser.add_argument("--out", type=Path, default=HOME, metavar="DIR", help=f"where the run's folder is put (default {HOME})")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(do=run)
+    parser.set_defaults(do=run, kept=lambda arguments: True)
 
 
 def run(arguments: argparse.Namespace) -> int:

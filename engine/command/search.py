@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from engine import catalog
+from engine import catalog, files
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
 from engine.optimizer import OPTIMIZERS
@@ -121,7 +121,7 @@ def _write(table: pd.DataFrame, file: Path | None) -> None:
     if file is None:
         return
     try:
-        table.to_csv(file, index=False)
+        files.write(file, table.to_csv(index=False).encode())
     except OSError as error:
         raise RequestError(f"cannot write {file}: {error.strerror or error}") from error
 

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import store
+from engine import files, store
 from engine.spec import RunSpec
 
 
@@ -24,7 +24,7 @@ class Draft:
     @classmethod
     def new(cls, home: Path) -> Draft:
         """Only a name: the folder comes into being when a run is saved there."""
-        return cls(home, f".partial-{secrets.token_hex(8)}")
+        return cls(home, f"{files.PARTIAL}{secrets.token_hex(8)}")
 
     @property
     def folder(self) -> Path:

@@ -8,7 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from engine.families import FAMILIES, Family, FamilyName, predicted
-from engine.spec.base import RequestError, Spec
+from engine.spec.base import Spec
+from engine.spec.errors import RequestError
 from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
 from engine.spec.sentence import sentence
 

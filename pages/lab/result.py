@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import catalog
-from engine.spec import RequestError
+from engine import catalog, contract
+from engine.spec import RequestError, sentence
 from engine.summary import workspace
 from engine.tables import RunResult
 from engine.topology import Mesh
@@ -49,7 +49,7 @@ def draw(folder: Path) -> None:
     """The whole reading of a run. Its own controls redraw it alone; a rank chosen in it redraws the page."""
     chosen.redraw_all()
     try:
-        result = load(folder)
+        result = measured(folder)
     except RequestError as error:
         st.error(say()("This run cannot be shown: {error}.", error=say().sentence(error.sentence)), icon=":material/error:")
         return
@@ -67,6 +67,14 @@ def draw(folder: Path) -> None:
     if _walkable(result):
         walk.draw(result.spec, partial(events, folder), in_units=False)
     _rest(folder, result)
+
+
+def measured(folder: Path) -> RunResult:
+    """A saved run to be read here. Raises `RequestError`, also for a dry run, which has no processes and no speed."""
+    result = load(folder)
+    if contract.source(result) != "measured":
+        raise RequestError(sentence("{name} is a dry run: Compare shows it beside others", name=folder.name))
+    return result
 
 
 def _parity(result: RunResult) -> None:

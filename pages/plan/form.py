@@ -179,7 +179,7 @@ def _own(request: Request, words: Words) -> None:
     _own_row(("reachable", "fp32_reachable"), values, labels, told)
     _own_row(("node_size",), values, labels, told)
     st.file_uploader(
-        words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded,
+        words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
     )  # fmt: skip
     if wrong := st.session_state.get(_WRONG):

@@ -9,10 +9,10 @@ from urllib.parse import quote, urlencode
 
 import streamlit as st
 
-from engine import parcel, store
+from engine import store
 from engine.spec import RequestError
 from pages.charts.words import Words
-from pages.runs import downloads, table
+from pages.runs import downloads, table, upload
 from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
 from pages.shared import ways
 from pages.shared.beside import item_of, run_items, to_link
@@ -134,7 +134,6 @@ def _bar(service: Service) -> None:
                 type="zip",
                 # A new one after each upload, so that it is empty again.
                 key=f"{_UPLOAD}/{st.session_state.get(_UPLOADS, 0)}",
-                max_upload_size=parcel.LARGEST >> 20,
                 on_change=_uploaded,
                 args=(service,),
             )
@@ -322,15 +321,15 @@ def _undo(gone: list[Path]) -> None:
 
 
 def _uploaded(service: Service) -> None:
-    def upload() -> str:
+    def take() -> str:
         count = st.session_state.get(_UPLOADS, 0)
         file = st.session_state[f"{_UPLOAD}/{count}"]
         if file is None:
             return ""
         st.session_state[_UPLOADS] = count + 1
-        folder = parcel.unpack(file.getvalue(), service.home, Path(file.name).stem)
+        folder = upload.add(file.getvalue(), service.home, Path(file.name).stem)
         _show_all()
         _pick([folder.name])
         return say()("Added {name}.", name=folder.name)
 
-    _attempt(upload)
+    _attempt(take)

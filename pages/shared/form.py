@@ -172,6 +172,7 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
         say("Text to train on"),
         type=["txt", "md", "py", "csv", "json"],
         key=_UPLOAD,
+        max_upload_size=1,
         help=say("UTF-8, at most {largest} bytes; it is read as bytes. Otherwise the built-in text.", largest=largest),
         on_change=_text_uploaded,
         args=(texts,),
