@@ -13,6 +13,7 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str]) -> int:
     """Do one command. Returns the exit status."""
     from engine.command import dry_run, export, flags, lists, output, predict, run, search
+    from engine.launch.failure import RunError
     from engine.spec import RequestError
 
     parser = flags.Parser(prog="python -m engine", description="Run a Transformer sharded over ranks, and measure it.")
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     except RequestError as error:
         output.complain(str(error))
         return run.WRONG
+    except RunError as error:
+        output.complain(f"{error}\n{error.traceback}".rstrip())
+        return run.FAILED
 
 
 def _flushed(status: int) -> int:

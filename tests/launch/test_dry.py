@@ -11,7 +11,8 @@ import torch
 
 from engine import catalog, store
 from engine.__main__ import main
-from engine.launch.dry_client import DryRun, DryRunError
+from engine.launch.dry_client import DryRun
+from engine.launch.failure import RunError
 from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
@@ -74,7 +75,7 @@ def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
     with DryRun(small("dp2.tp2.pp2"), tmp_path) as running:
         ending = threading.Timer(0.5, running.cancel)
         ending.start()
-        with pytest.raises(DryRunError, match="cancelled"):
+        with pytest.raises(RunError, match="cancelled"):
             running.wait()
         ending.join()
     assert not psutil.wait_procs(list(set(psutil.Process().children(recursive=True)) - before), 5)[1]
