@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> int:
 def _done(arguments: Sequence[str]) -> tuple[int, bool]:
     """The exit status, and whether there is more left of what was done than what was printed."""
     from engine.command import dry_run, export, flags, lists, output, predict, run, search
+    from engine.launch.failure import RunError
     from engine.spec import RequestError
 
     parser = flags.Parser(prog="python -m engine", description="Run a Transformer sharded over ranks, and measure it.")
@@ -40,6 +41,9 @@ def _done(arguments: Sequence[str]) -> tuple[int, bool]:
     except RequestError as error:
         output.complain(str(error))
         return run.WRONG, False
+    except RunError as error:
+        output.complain(f"{error}\n{error.traceback}".rstrip())
+        return run.FAILED, False
 
 
 def _enter(arguments: Sequence[str]) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from engine import catalog, store
 from engine.command import flags
 from engine.command.output import complain, highest, print_json, print_table, size
-from engine.command.run import DONE, FAILED
-from engine.launch.dry_client import DryRun, DryRunError
+from engine.command.run import DONE
+from engine.launch import dry_client
+from engine.launch.draft import folder_for
 from engine.spec import RunSpec
 from engine.tables import RunResult
 
@@ -36,13 +36,9 @@ def dry_run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     spec = flags.read(arguments)
     try:
-        with tempfile.TemporaryDirectory() as nowhere:
-            with DryRun(spec, arguments.out or Path(nowhere), arguments.rank, arguments.device) as running:
-                folder = running.wait(_show)
+        with folder_for(arguments.out) as home:
+            folder = dry_client.dry_run(spec, home, arguments.rank, arguments.device, _show)
             result = store.load(folder)
-    except DryRunError as error:
-        complain(f"{error}\n{error.traceback}".rstrip())
-        return FAILED
     except KeyboardInterrupt:
         complain("cancelled")
         return 128 + signal.SIGINT

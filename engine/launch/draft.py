@@ -7,6 +7,8 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,3 +64,13 @@ class Draft:
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+@contextmanager
+def folder_for(out: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """A folder to save runs in: `out`, or where that is None a temporary one, which is removed with what is in it."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="shardscope-") as folder:
+        yield Path(folder)

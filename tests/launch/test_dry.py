@@ -10,7 +10,8 @@ import torch
 
 from engine import catalog, store
 from engine.__main__ import main
-from engine.launch.dry_client import DryRun, DryRunError
+from engine.launch.dry_client import DryRun
+from engine.launch.failure import RunError
 from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
@@ -79,7 +80,7 @@ def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
                 its_own.update(set(psutil.Process().children(recursive=True)) - before)
                 running.cancel()
 
-        with pytest.raises(DryRunError, match="cancelled"):
+        with pytest.raises(RunError, match="cancelled"):
             running.wait(acted=cancel_in_the_midst)
     assert len(its_own) == 3  # the program, and a process for each of two ranks
     assert all_end(list(its_own))
