@@ -97,7 +97,7 @@ def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bou
     for part in (group.column(i) for group in groups for i in range(metadata.num_columns) if bounds.strange):
         if part.compression not in _CODECS or not _ENCODINGS.issuperset(part.encodings):
             yield sentence(
-                "{name} is packed in a way that is not taken: {way}; pandas packs it so that it is",
+                "{name} is packed in a way that is not taken: {way}; what pandas writes by default is",
                 name=name, way=", ".join([part.compression, *part.encodings]),
             )  # fmt: skip
         if part.total_uncompressed_size > bounds.bytes:
