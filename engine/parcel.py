@@ -38,8 +38,8 @@ _ENCRYPTED = 1  # a bit of an entry's flags
 
 
 def pack(folder: Path) -> bytes:
-    """The run as a zip of one folder with its name."""
-    store.head(folder)
+    """The run as a zip of one folder with its name. Raises `RequestError` for what `unpack` would not take back."""
+    store.load(folder)
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for name in _expected():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -311,6 +313,11 @@ def test_a_name_that_no_folder_can_have_is_passed_over(run: Path, tmp_path: Path
 def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is not a saved run"):
         parcel.pack(tmp_path)
+    shutil.copytree(run, tmp_path / "damaged")
+    (tmp_path / "damaged" / "spans.parquet").unlink()
+    os.mkfifo(tmp_path / "damaged" / "spans.parquet")
+    with pytest.raises(RequestError, match=r"spans\.parquet is not a regular file"):
+        parcel.pack(tmp_path / "damaged")
     (run / "notes.txt").write_text("mine")
     names = zipfile.ZipFile(io.BytesIO(parcel.pack(run))).namelist()
     assert set(names) == set(files_of(run)) - {"my run/notes.txt"}
