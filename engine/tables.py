@@ -19,6 +19,8 @@ Source = Literal["formula", "dry_run", "measured"]
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")
 KV_CACHE = "kv_cache"  # one more, when generating
 
+LARGEST = 2**63 - 1  # of whole numbers
+
 _TEXT, _WHOLE, _REAL = "str", "int64", "float64"
 
 SCHEMAS: dict[str, dict[str, str]] = {

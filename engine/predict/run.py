@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
+from engine.predict.bubbles import textbook_bubble
 from engine.predict.memory import Memory, memory, peak_table
-from engine.predict.timeline import Timeline, simulate, spans_table, textbook
-from engine.predict.traffic import traffic
+from engine.predict.timeline import Timeline, simulate, spans_table, textbook, too_long
+from engine.predict.traffic import traffic, wire_bytes_per_rank
 from engine.schedule import plan
 from engine.spec import RunSpec
 from engine.tables import RunResult
@@ -20,16 +19,18 @@ _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 def predict(spec: RunSpec) -> RunResult:
     """Memory and traffic of every rank, and the textbook timeline. Fast enough to be asked at each move of a control.
 
-    The timeline is in units of time: one millisecond stands for a stage's forward pass of one microbatch.
+    The timeline is in units of time: one millisecond stands for a stage's forward pass of one microbatch. There is no table of it
+    where `too_long` says why; of very many ranks, tables have those that `Mesh.listed` has. Raises `RequestError` where `memory`
+    does, and where the numbers are too large for a table.
     """
-    timeline = textbook_timeline(spec)
     found = memory(spec)
-    tables = {
-        "memory_peak": peak_table(spec, found),
-        "traffic": traffic(spec),
-        "spans": spans_table(spec, timeline, unit_ns=_UNIT_NS),
-    }
-    return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], timeline), tables)
+    tables = {"memory_peak": peak_table(spec, found), "traffic": traffic(spec)}
+    if too_long(spec.layout, spec.workload.microbatches):
+        bubble = textbook_bubble(spec.layout, spec.workload.microbatches)
+    else:
+        timeline = textbook_timeline(spec)
+        tables["spans"], bubble = spans_table(spec, timeline, unit_ns=_UNIT_NS), timeline.bubble
+    return RunResult(spec, {"source": "formula"}, _summary(spec, found, bubble), tables)
 
 
 def textbook_timeline(spec: RunSpec) -> Timeline:
@@ -37,7 +38,7 @@ def textbook_timeline(spec: RunSpec) -> Timeline:
     return simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), textbook(spec.layout))
 
 
-def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, timeline: Timeline) -> dict[str, Any]:
+def _summary(spec: RunSpec, found: Memory, bubble: float) -> dict[str, Any]:
     """The numbers of a run's summary that a formula can give, under the same names; and at which action the peak is."""
     at, fullest = found.fullest
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
@@ -45,6 +46,6 @@ def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, timeline: Timel
         "peak_bytes": fullest.total,
         "peak_rank": mesh.rank(Coordinate(at.stage, at.replica, int(at.later))),
         "peak_action": fullest.action,
-        "wire_bytes_per_rank": float(passed["wire_bytes"].sum() / spec.layout.ranks),
-        "bubble": timeline.bubble,
+        "wire_bytes_per_rank": wire_bytes_per_rank(spec),
+        "bubble": bubble,
     }
