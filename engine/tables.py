@@ -20,6 +20,7 @@ CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communicat
 KV_CACHE = "kv_cache"  # one more, when generating
 
 LARGEST = 2**63 - 1  # of whole numbers
+CUT = "…"  # stands for the middle of a group's name, where it is long and only some ranks have rows
 
 _TEXT, _WHOLE, _REAL = "str", "int64", "float64"
 
@@ -55,6 +56,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "memory_peak": ("rank", "pp", "dp", "tp", "category"),
     "traffic": ("rank", "axis", "collective", "phase", "group"),
 }
+
+
+def members(group: str) -> tuple[int, ...]:
+    """The ranks that a group's name names: all, or of a long one that is cut short its first two and the last."""
+    return tuple(int(member) for member in group.split(",") if member != CUT)
 
 
 _SIDES = ("measured", "predicted")

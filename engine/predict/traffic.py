@@ -26,7 +26,7 @@ from engine.predict.messages.held import Bucket, Part, buckets, parts
 from engine.predict.messages.reductions import reductions
 from engine.predict.terms import Factor, Term
 from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, sentence
-from engine.tables import LARGEST, SCHEMAS
+from engine.tables import CUT, LARGEST, SCHEMAS
 from engine.topology import Axis, Mesh
 
 __all__ = ["WIRE", "calls", "terms", "traffic"]
@@ -397,5 +397,5 @@ class _Groups:
             if self.whole or count <= MOST_NAMED or axis == "pp":  # a rank of a stage stands anywhere in its group along pp
                 self._made[key] = ",".join(map(str, members))
             else:
-                self._made[key] = f"{members[0]},{members[1]},…,{members[-1]}"
+                self._made[key] = f"{members[0]},{members[1]},{CUT},{members[-1]}"
         return self._made[key]

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from engine.predict.run import predict
-from engine.spec import RunSpec
+from engine.spec import LayoutSpec, RunSpec
 from engine.tables import RunResult
-from pages.shared.kept import kept
+from engine.topology import Mesh
+from pages.shared.kept import kept_by_size
+
+_KEPT_BYTES = 48 << 20  # of tables
 
 
-@kept(64)
+def listed(layout: LayoutSpec) -> int:
+    """How many ranks have rows in tables: what a sum over these is divided by for the mean of all."""
+    return len(Mesh(layout.dp, layout.tp, layout.pp).listed)
+
+
+def _bytes_of(result: RunResult) -> int:
+    return sum(int(table.memory_usage(deep=True).sum()) for table in result.tables.values())
+
+
+@kept_by_size(_KEPT_BYTES, _bytes_of)
 def predicted(spec: RunSpec) -> RunResult:
+    """Raises `RequestError` as `predict` does."""
     return predict(spec)
