@@ -6,6 +6,7 @@ times are nanoseconds from the start of the step that the row describes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ KV_CACHE = "kv_cache"  # one more, when generating
 
 LARGEST = 2**63 - 1  # of whole numbers
 CUT = "…"  # stands for the middle of a group's name, where it is long and only some ranks have rows
+_MOST_NAMED = 64  # members of a group whose name is not cut
 
 _TEXT, _WHOLE, _REAL = "str", "int64", "float64"
 
@@ -56,6 +58,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "memory_peak": ("rank", "pp", "dp", "tp", "category"),
     "traffic": ("rank", "axis", "collective", "phase", "group"),
 }
+
+
+def group_name(ranks: Sequence[int], cut: bool) -> str:
+    """How tables name a group of ranks. `cut`: the middle of a long name is left out, where the first rank has the row."""
+    if cut and len(ranks) > _MOST_NAMED:
+        return f"{ranks[0]},{ranks[1]},{CUT},{ranks[-1]}"
+    return ",".join(map(str, ranks))
 
 
 def members(group: str) -> tuple[int, ...]:

@@ -26,23 +26,21 @@ from engine.predict.messages.held import Bucket, Part, buckets, parts
 from engine.predict.messages.reductions import reductions
 from engine.predict.terms import Factor, Term
 from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, sentence
-from engine.tables import CUT, LARGEST, SCHEMAS
+from engine.tables import LARGEST, SCHEMAS, group_name
 from engine.topology import Axis, Mesh
 
 __all__ = ["WIRE", "calls", "terms", "traffic"]
 
 BYTES = {"fp32": 4, "bf16": 2}
 _FLOAT = Factor("4", 4)  # losses and norms are in fp32, whatever the precision
-MOST_NAMED = 64  # members of a group whose name is written out where only some ranks have rows
 Factors = tuple[Factor, ...]
 
 
 def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
     """Table "traffic" of one steady step of every rank; of the whole generation, where there is no training.
 
-    Of very many ranks, as `Mesh.listed` has it, and a group of more than `MOST_NAMED` is then written with … for its middle:
-    the others of a stage pass the same. `ranks`: of these alone, their groups written out. Raises `RequestError` where numbers
-    are too large for a table.
+    Of very many ranks, as `Mesh.listed` has it, and then the names of long groups are cut: the others of a stage pass the same.
+    `ranks`: of these alone, their groups written out. Raises `RequestError` where numbers are too large for a table.
     """
     layout = spec.layout
     mesh = Mesh(layout.dp, layout.tp, layout.pp)
@@ -394,8 +392,5 @@ class _Groups:
         key = axis, between, first
         if key not in self._made:
             members = range(first, first + step * count, step)
-            if self.whole or count <= MOST_NAMED or axis == "pp":  # a rank of a stage stands anywhere in its group along pp
-                self._made[key] = ",".join(map(str, members))
-            else:
-                self._made[key] = f"{members[0]},{members[1]},{CUT},{members[-1]}"
+            self._made[key] = group_name(members, cut=not self.whole and axis != "pp")  # along pp a rank may be any of them
         return self._made[key]
