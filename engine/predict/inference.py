@@ -42,7 +42,8 @@ def must_be_told(size: int, sequences: int, length: int) -> None:
     if size > LARGEST:
         raise RequestError(
             sentence(
-                "sequences={sequences} of length={length} would take {bytes} bytes of a rank, and memory is told up to 2^63 bytes",
+                "sequences={sequences} of length={length} would take {bytes} bytes of a rank, and memory is told up to 2^63 "
+                "bytes",
                 sequences=_short(sequences),
                 length=_short(length),
                 bytes=_short(size),
