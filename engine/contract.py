@@ -16,7 +16,7 @@ import pandas as pd
 from engine.schedule import Kind
 from engine.schedule.orders import KINDS, passes
 from engine.spec import RequestError, RunSpec, Sentence, sentence
-from engine.tables import COLLECTIVES, TABLES, RunResult, misfits_of
+from engine.tables import COLLECTIVES, CUT, TABLES, RunResult, group_name, misfits_of
 from engine.topology import Axis, Mesh
 
 _OPTIONAL = ("parity",)
@@ -119,8 +119,9 @@ def _is_pair(group: str, rank: int, mesh: Mesh) -> bool:
 
 
 def _is_whole(group: str, rank: int, axis: Axis, mesh: Mesh) -> bool:
-    degree = mesh.degree(axis)
-    return group.count(",") + 1 == degree > 1 and group == ",".join(map(str, mesh.group(rank, axis)))
+    """A dry run of very many ranks cuts long names."""
+    degree, cut = mesh.degree(axis), CUT in group
+    return (cut or group.count(",") + 1 == degree) and degree > 1 and group == group_name(mesh.group(rank, axis), cut)
 
 
 def _numbers(result: RunResult) -> Iterator[Sentence]:

@@ -6,7 +6,7 @@ times are nanoseconds from the start of the step that the row describes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,10 @@ CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communicat
 KV_CACHE = "kv_cache"  # one more, when generating
 
 Dtype = Literal["str", "int64", "float64"]
+
+LARGEST = 2**63 - 1  # of whole numbers
+CUT = "…"  # stands for the middle of a group's name, where it is long and only some ranks have rows
+_MOST_NAMED = 64  # members of a group whose name is not cut
 
 _MOST = 2**53  # up to here a browser's numbers are exact
 _MOST_SUM = 2.0**62  # of a column: what pandas adds up must stay an int64
@@ -148,6 +152,18 @@ def _strange_numbers(name: str, column: str, rule: Column, found: pd.Series[Any]
         )  # fmt: skip
     elif known.sum(dtype="float64") > _MOST_SUM:
         yield sentence("{name} has {column} that add up to more than can be counted", name=name, column=column)
+
+
+def group_name(ranks: Sequence[int], cut: bool) -> str:
+    """How tables name a group of ranks. `cut`: the middle of a long name is left out, where the first rank has the row."""
+    if cut and len(ranks) > _MOST_NAMED:
+        return f"{ranks[0]},{ranks[1]},{CUT},{ranks[-1]}"
+    return ",".join(map(str, ranks))
+
+
+def members(group: str) -> tuple[int, ...]:
+    """The ranks that a group's name names: all, or of a long one that is cut short its first two and the last."""
+    return tuple(int(member) for member in group.split(",") if member != CUT)
 
 
 _SIDES = ("measured", "predicted")

@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None:
     began = time.monotonic()
-    ranks = _asked(spec, rank)
+    ranks, clock = _asked(spec, rank), textbook(spec)
     preload()
     from engine.launch import rehearsal
     from engine.parallel.comm import Backend
@@ -179,7 +179,7 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
     most = (os.cpu_count() or 1) if device == "none" else 1
-    clock, each = textbook(spec), spec.layout.dp * spec.layout.tp
+    each = spec.layout.dp * spec.layout.tp
     all_ = {rank: rehearsal.actions_of(spec, rank // each, device, clock) for rank in ranks}
     over = dict.fromkeys(ranks, 0)
 

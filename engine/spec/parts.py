@@ -184,7 +184,7 @@ class LayoutSpec(Spec):
         """The stage that holds each chunk: round and round, or down the stages and back up, in the shape of a V."""
         down = tuple(range(self.pp))
         up = down[::-1] if self.schedule in V_SHAPED else down
-        return tuple(stage for run in range(self.chunks) for stage in (up if run % 2 else down))
+        return (down + up) * (self.chunks // 2) + down * (self.chunks % 2)
 
     def chunk_layers(self, layers: int) -> tuple[int, ...]:
         """Layers of each chunk. Without a split, as even as can be, the earlier chunks taking what is left over."""

@@ -85,3 +85,13 @@ def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
     assert len(its_own) == 3  # the program, and a process for each of two ranks
     assert all_end(list(its_own))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_too_long_to_rehearse_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dry-run", "--layers", "1024", "--layout", "pp1024", "--microbatches", "65536"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(
+        "pp=1024 × chunks=1 with 65536 microbatches are 402,391,040 passes and messages, and a dry run goes"
+    )
+    assert said.err.count("\n") == 1

@@ -19,7 +19,8 @@ from engine.predict.bulk.plays import Form, Structure
 from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
+from engine.schedule.orders import enough_microbatches
+from engine.spec import V_SHAPED, ModelSpec, WorkloadSpec
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -177,10 +178,6 @@ def _values(made: Table, which: Array, between: Array) -> Real:
 
 
 def _enough(grid: Grid) -> Array:
-    """So many microbatches that more of them bring no higher instant: the rest repeats what was there already."""
-    pp, m = grid.pp, grid.microbatches
-    most: dict[ScheduleName, Any] = {
-        "naive": np.full_like(pp, 3), "gpipe": m, "1f1b": pp + 1, "interleaved": np.where(m % pp, m, 3 * pp),
-        "zb-h1": pp + 2, "zb-v": 2 * pp + 1, "dualpipe-v": 2 * pp + 1,
-    }  # fmt: skip
-    return np.minimum(m, np.select([grid.schedule == i for i in range(len(SCHEDULES))], [most[name] for name in SCHEDULES]))
+    """So many microbatches that more of them bring no higher instant."""
+    cases = [grid.schedule == i for i in range(len(SCHEDULES))]
+    return np.select(cases, [enough_microbatches(name, grid.pp, grid.microbatches) for name in SCHEDULES])
