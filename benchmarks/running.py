@@ -19,7 +19,7 @@ class Ended(NamedTuple):
 
 def ended(queue: RunQueue, spec: RunSpec) -> Ended:
     """Ask for a run, and wait for it. Ends the benchmark where it does not finish, with what it said."""
-    state = follow(queue, queue.submit(spec), lambda state: None)
+    state = follow(queue, queue.submit(spec))
     if state.phase != "done" or state.folder is None or state.ready_s is None:
         raise SystemExit(f"{spec.layout.code} did not finish: {state.message}\n{state.traceback}\n{spec.model_dump_json()}")
     return Ended(state.folder, state.ready_s)

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from engine import catalog
+from engine.api import search
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.planner.candidates import MOST
 from engine.predict.planner.explain import Lever, label, way_to_fit, why
-from engine.predict.planner.search import MIXED, Plan, search
+from engine.predict.planner.search import MIXED, Plan
 from engine.predict.planner.serving import serving
 from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec
@@ -132,9 +132,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         MIXED.model_dump() | {"precision": arguments.precision, "optimizer": arguments.optimizer}
         | ({"accumulate": "fp32"} if arguments.precision == "fp32" else {})
     )  # fmt: skip
-    batch = min(max(1, 2 * arguments.ranks), MOST) if arguments.global_batch is None else arguments.global_batch
     account: AccountingName = arguments.accounting
-    return search(model, arguments.ranks, device(arguments.device), batch, workload, assumptions(arguments.assume), account)
+    assumed = assumptions(arguments.assume)
+    return search(model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account)
 
 
 # ----------------------------------------------------------------------------------------------------------------- text

@@ -13,8 +13,6 @@ from pathlib import Path
 from select import select
 from typing import Any
 
-import engine
-
 _PATIENCE_S = 5.0  # for a host to end by itself; it needs milliseconds
 
 
@@ -99,7 +97,7 @@ def messages() -> int:
 def environment() -> dict[str, str]:
     """This process's environment, and in it what torch's libraries can be told in no other way."""
     here = dict(os.environ)
-    root = str(Path(engine.__file__).parent.parent)
+    root = str(Path(__file__).parents[2])  # where the package `engine` is
     here["PYTHONPATH"] = os.pathsep.join(filter(None, (root, here.get("PYTHONPATH"))))
     here["KINETO_LOG_LEVEL"] = "6"  # the profiler's library otherwise prints two lines for every profile
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)

@@ -12,16 +12,15 @@ from engine.spec import RequestError
 Progress = Callable[[RunState], None]
 
 
-def follow(queue: RunQueue, id: str, progress: Progress) -> RunState:
+def follow(queue: RunQueue, id: str, progress: Progress | None = None) -> RunState:
     """Wait until a run is finished, and return its last state. `progress` is called with each new state, the last included."""
-    state = queue.state(id)
-    assert state is not None
-    progress(state)
-    while not state.finished:
-        state = queue.wait(id, state)
-        assert state is not None
-        progress(state)
-    return state
+    seen: RunState | None = None
+    while seen is None or not seen.finished:
+        seen = queue.wait(id, seen)
+        assert seen is not None
+        if progress is not None:
+            progress(seen)
+    return seen
 
 
 def saved_folder(finished: RunState) -> Path:

@@ -9,6 +9,7 @@ import pytest
 
 from engine import catalog
 from engine.families import FamilyName
+from engine.predict.bulk import instants as instants_module
 from engine.predict.bulk.instants import instants
 from engine.predict.bulk.memory import fullest
 from engine.predict.grid import RECOMPUTES, Grid
@@ -76,7 +77,7 @@ def test_no_other_stage_than_those_looked_at_is_the_first_that_is_fullest(monkey
     grid = grid.take((grid.schedule >= SCHEDULES.index("interleaved")) & (grid.pp == 16))
     instants.cache_clear()
     some = fullest(model, MIXED, grid)
-    monkeypatch.setattr("engine.predict.bulk.instants._stages", lambda name, pp, *others: list(range(pp)))
+    monkeypatch.setattr(instants_module, "_stages", lambda name, pp, *others: list(range(pp)))
     instants.cache_clear()
     for one, other in zip(some, fullest(model, MIXED, grid), strict=True):
         np.testing.assert_array_equal(one, other)
