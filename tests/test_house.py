@@ -24,7 +24,7 @@ def python_files(*folders: str) -> list[Path]:
     return sorted(path.relative_to(HOUSE) for folder in folders for path in (HOUSE / folder).rglob("*.py"))
 
 
-PRODUCT = [Path("app.py"), *python_files("engine", "pages")]
+PRODUCT = [Path("app.py"), *python_files("engine", "examples", "pages")]
 TESTS = python_files("tests")
 
 
