@@ -1,4 +1,4 @@
-"""What the documents say is there, is there: the files they name, and where their links lead."""
+"""What the documents say is there: the files they name, where their links lead, the columns of tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from engine.tables import SCHEMAS
 
 HOUSE = Path(__file__).parent.parent
 DOCUMENTS = sorted(path.relative_to(HOUSE) for path in (*HOUSE.glob("*.md"), *(HOUSE / "docs").glob("*.md")))
@@ -45,6 +47,12 @@ def headings(text: str) -> set[str]:
     """As links name them: in small letters, with dashes for spaces."""
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_tables_are_described_with_their_columns() -> None:
+    text = (HOUSE / "docs" / "python.md").read_text(encoding="utf-8")
+    described = dict(re.findall(r"^\| `(\w+)` \| (source, [^|]+) \|", text, re.MULTILINE))
+    assert described == {name: ", ".join(columns) for name, columns in SCHEMAS.items()}
 
 
 def test_a_path_that_is_gone_and_a_link_into_nothing_would_be_found() -> None:
