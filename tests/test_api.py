@@ -19,6 +19,7 @@ from engine import catalog, store, tables
 from engine.__main__ import main
 from engine.devices import DEVICES
 from tests.launch.bench import all_end, hosts, small
+from tests.patience import PATIENCE_S
 
 ENDLESS = """
 import sys
@@ -100,11 +101,11 @@ def test_ctrl_c_ends_a_run_and_its_processes(tmp_path: Path) -> None:
             left = [host, *host.children()]
             assert len(left) == 3
             script.send_signal(signal.SIGINT)
-            said = script.communicate(timeout=60)[1]
+            said = script.communicate(timeout=PATIENCE_S)[1]
         finally:
             script.kill()
     assert said.splitlines()[-1] == "KeyboardInterrupt"
-    assert all_end(left, 0.1)
+    assert all_end(left)
     assert list(tmp_path.iterdir()) == []
 
 
