@@ -22,7 +22,7 @@ class DeviceSpec(Spec):
     """One device, and the node and network that it stands in. Bandwidths are bytes a second in one direction."""
 
     name: str = Field(min_length=1, max_length=60, description="what it is called")
-    memory_bytes: int = Field(ge=1, description="memory for tensors")
+    memory_bytes: int = Field(ge=1, le=10**18, description="memory for tensors")
     bf16_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s of dense bf16 matrices, added up in fp32")
     fp32_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s in fp32")
     memory_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="bytes/s of its own memory")
