@@ -159,7 +159,7 @@ class Trainer:
         }
         tracer = make_tracer(owned, self.recorder, self.comm.device)
         with tracer.step():
-            self.run_step(self.spec.workload.steps + 1)
+            self.run_step(self.spec.workload.steps + 1, "the traced step")
         return tracer.result()
 
     def settle(self) -> None:
@@ -171,12 +171,12 @@ class Trainer:
         generator = Generator(self.spec, self.chunks, self.executor.placement, self.comm, self.recorder, self.link.at)
         return generator.run()
 
-    def run_step(self, step: int) -> int:
-        """Returns the instant at which all ranks began."""
+    def run_step(self, step: int, called: str = "") -> int:
+        """Returns the instant at which all ranks began. `called`: see `Executor.run`."""
         self.step = step
         origin = self.comm.common_instant()
         self.recorder.begin_step(step, origin)
-        self.executor.run(step)
+        self.executor.run(step, called)
         return origin
 
     def _batch(self, microbatch: int) -> Feed:

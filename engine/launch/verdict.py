@@ -17,6 +17,8 @@ from engine.topology import Mesh
 # A rank with this in its stack waits for other ranks, so it is not the one that holds up the run.
 _WAITING = re.compile(r'engine/parallel/comm\.py"|engine/launch/ranks\.py", line \d+,? in _connect')
 
+_STEPS = ("step ", "the traced step")  # what a rank does begins so while it is in one
+
 _FORKED = re.compile(r"^ *File .*, line \d+,? in _be_rank$", re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
 
@@ -146,14 +148,14 @@ def _blame(death: Death) -> int:
 def _where(doing: str) -> str:
     if not doing:
         return sentence("while starting")
-    return sentence("in {doing}", doing=doing) if doing.startswith("step ") else sentence("while {doing}", doing=doing)
+    return sentence("in {doing}", doing=doing) if doing.startswith(_STEPS) else sentence("while {doing}", doing=doing)
 
 
 def _doing(doing: str) -> str:
     """The same, after "had been"."""
     if not doing:
         return sentence("starting")
-    return sentence("in {doing}", doing=doing) if doing.startswith("step ") else doing
+    return sentence("in {doing}", doing=doing) if doing.startswith(_STEPS) else doing
 
 
 def signal_named(number: int) -> str:
