@@ -86,7 +86,7 @@ def _title(column: Column | Missing, there: Sequence[Column]) -> None:
     if levers := columns.telling(column, there, words):
         st.markdown(" · ".join(levers))
     if column.saved:
-        st.caption(column.item.removeprefix(RUN))
+        st.caption(inert(column.item.removeprefix(RUN)))
 
 
 def _differences(column: Column | Missing, there: Sequence[Column]) -> None:

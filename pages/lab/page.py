@@ -156,5 +156,5 @@ def _show_result(found: RunState | Path | None, fits: bool) -> None:
 
 
 def _sentence(text: str) -> str:
-    said = say().sentence(text)
+    said = inert(say().sentence(text))
     return say()("{sentence}.", sentence=said[:1].upper() + said[1:].removesuffix("."))

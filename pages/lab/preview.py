@@ -21,7 +21,7 @@ from pages.lab.events import walk as events_of
 from pages.lab.ranks import rank_grid
 from pages.shared import chosen, drawing
 from pages.shared.clickable import clickable
-from pages.shared.frame import say, view
+from pages.shared.frame import inert, say, view
 from pages.shared.kept import kept, kept_by_size
 from pages.shared.predicted import predicted
 
@@ -39,7 +39,7 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
     step = walk.current(spec, partial(events, spec)) if walkable else None
     event = step.event if step else None
     if refused is not None:
-        st.info(say()("{sentence}.", sentence=_begun(say().sentence(refused))), icon=":material/straighten:")
+        st.info(say()("{sentence}.", sentence=inert(_begun(say().sentence(refused)))), icon=":material/straighten:")
     elif not same_but_for_length(spec, measured):
         prediction.draw(spec, event)
     if not spec.generate.skip_training:  # a schedule is how a step of training is put in order

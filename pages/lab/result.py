@@ -27,7 +27,7 @@ from pages.lab.figures import figures, parity
 from pages.shared import chosen, drawing, ways
 from pages.shared.beside import run_items, to_link, with_these
 from pages.shared.figures import as_html
-from pages.shared.frame import labelled, say, view
+from pages.shared.frame import inert, labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
 
@@ -49,7 +49,9 @@ def draw(folder: Path) -> None:
     try:
         result = load(folder)
     except RequestError as error:
-        st.error(say()("This run cannot be shown: {error}.", error=say().sentence(error.sentence)), icon=":material/error:")
+        st.error(
+            say()("This run cannot be shown: {error}.", error=inert(say().sentence(error.sentence))), icon=":material/error:"
+        )
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"### {headline(result, say())}", anchors=False, width="content")

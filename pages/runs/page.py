@@ -143,14 +143,14 @@ def _bar(service: Service) -> None:
 def _tell(service: Service) -> None:
     """What was done last, with the way back, or why it was not."""
     if wrong := st.session_state.pop(_WRONG, ""):
-        st.error(wrong, icon=":material/error:")
+        st.error(inert(wrong), icon=":material/error:")
     if done := st.session_state.pop(_DONE, ""):
-        st.success(done, icon=":material/check:")
+        st.success(inert(done), icon=":material/check:")
     gone: list[Path] = st.session_state.get(_GONE, [])
     if not gone:
         return
     with st.container(key="runs-gone", horizontal=True, vertical_alignment="center", gap="small"):
-        text = say()("Deleted {name}.", name=gone[0].name)
+        text = say()("Deleted {name}.", name=inert(gone[0].name))
         if len(gone) > 1:
             text = say().plural("Deleted {count} run.", "Deleted {count} runs.", len(gone))
         st.info(text, icon=":material/delete:")

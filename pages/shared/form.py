@@ -16,7 +16,7 @@ from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared import held
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
-from pages.shared.frame import say
+from pages.shared.frame import inert, say
 from pages.shared.held import CUSTOM, SIZE, key_of, model_named, moved, shown, size, size_of, sizes, touch
 from pages.shared.texts import Texts
 from pages.shared.unfolding import unfolding
@@ -178,7 +178,7 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
     )
     if refused := st.session_state.get(_REFUSED_TEXT):
         file, error = refused
-        st.error(say("{file}: {error}.", file=file, error=say.sentence(error)))
+        st.error(say("{file}: {error}.", file=inert(file), error=inert(say.sentence(error))))
     if name := choice["workload.text"]:
         path = texts.path(name)
         if path:
@@ -262,7 +262,7 @@ def _text(choice: Choice, field: str, label: str, placeholder: str, say: Words) 
 def _say(problems: list[Problem], where: str, say: Words) -> None:
     """What does not fit, and for each a row of buttons that make it fit."""
     for n, problem in enumerate(problems):
-        st.warning(say("{sentence}.", sentence=say.sentence(problem.sentence)), icon=":material/rule:")
+        st.warning(say("{sentence}.", sentence=inert(say.sentence(problem.sentence))), icon=":material/rule:")
         with st.container(horizontal=True, gap="xsmall"):
             for fix in problem.fixes:
                 key = f"fix-{where}-{n}-{fix.field}-{fix.value}"
