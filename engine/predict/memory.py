@@ -12,7 +12,7 @@ import pandas as pd
 from engine.predict.tape.buckets import Bucket, Buckets, numbers
 from engine.predict.tape.chunk import Shape
 from engine.predict.tape.generation import Generation
-from engine.predict.tape.moments import highest, in_flight, way_of, with_left_out
+from engine.predict.tape.moments import ALL_OF, MOST, highest, in_flight, way_of, with_left_out
 from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes, size_of
 from engine.predict.tape.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
@@ -71,9 +71,13 @@ class Memory:
         return max(sorted(every.items()), key=lambda found: found[1].total)
 
 
-def memory(spec: RunSpec) -> Memory:
-    """The peak of every rank. Raises `RequestError` where the schedule is too long to be gone through, or the bytes too many."""
-    stages = Stages(spec)
+def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> Memory:
+    """The peak of every rank. Raises `RequestError` where the schedule is too long to be gone through, or the bytes too many.
+
+    A schedule of up to `all_of` passes and messages is gone through whole, of a longer one what brings something new, and that is
+    at most `most`.
+    """
+    stages = Stages(spec, all_of, most)
     if spec.generate.skip_training:
         return Memory(tuple(stages.generating(stage) for stage in range(spec.layout.pp)))
     peaks = tuple(stages.peak(Place(stage)) for stage in range(spec.layout.pp))
@@ -93,13 +97,13 @@ def _times(count: int, layers: int, in_flight: int) -> tuple[Factor, ...]:
 class Stages:
     """The stages of one spec: what stands on each, and its step."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> None:
         self.spec = spec
         layout, workload, model = spec.layout, spec.workload, spec.model
         self.sizes = Sizes.of(model, workload, layout.tp, workload.microbatch_size, layout.sequence_parallel, layout.recompute)
         self.dp = Factor("dp", layout.dp)
         self.g = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
-        self.way = way_of(spec)
+        self.way = way_of(spec, all_of, most)
         self.kinds = kinds_of(layout.schedule, layout.pp, 1 if self.way.short else self.way.microbatches, layout.chunks)
         self._passes: dict[Shape, tuple[Passes, list[tuple[Bucket, Any]]]] = {}
         self._effects = Effects()

@@ -57,7 +57,7 @@ def test_one_rank_of_a_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert set(store.load(folder).tables["memory_peak"]["rank"]) == {5}
 
 
-def test_a_wrong_request_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_request_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dry-run", "--layout", "dp2.tp2", "--rank", "4", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr() == ("", "rank 4 is not one of the 4 ranks of dp2.tp2.pp1, 0 to 3\n")
     assert list(tmp_path.iterdir()) == []
@@ -79,3 +79,13 @@ def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
         ending.join()
     assert not psutil.wait_procs(list(set(psutil.Process().children(recursive=True)) - before), 5)[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_too_long_to_rehearse_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dry-run", "--layers", "1024", "--layout", "pp1024", "--microbatches", "65536"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(
+        "pp=1024 × chunks=1 with 65536 microbatches are 402,391,040 passes and messages, and a dry run goes"
+    )
+    assert said.err.count("\n") == 1

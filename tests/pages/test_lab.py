@@ -49,11 +49,12 @@ def test_a_bad_link_is_told_and_the_default_shown(parts: tuple[Service, Queue]):
     assert link(app, "spec").startswith("gpt-tiny~dp2.tp2.pp2~1f1b")
 
 
-def test_what_a_bad_link_holds_is_told_as_it_was(parts: tuple[Service, Queue]):
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_a_bad_link_holds_is_told_as_it_was(parts: tuple[Service, Queue], language: str):
     """A backslash keeps Markdown from reading what follows it: without them, what stands there is what is read."""
-    told = page(parts[0], spec="garbage").warning[0].value
+    told = page(parts[0], spec="garbage", lang=language).warning[0].value
     assert "gpt-tiny\\~dp2.tp2.pp2\\~1f1b" in told
-    link = page(parts[0], spec="![x](http://a)`_*$~\\").warning[0].value
+    link = page(parts[0], spec="![x](http://a)`_*$~\\", lang=language).warning[0].value
     assert r"“!\[x](http\://a)\`\_\*\$\~\\”" in link
 
 

@@ -55,7 +55,7 @@ class StageActions:
         return replace(action, microbatch=action.microbatch + self.fewer)
 
 
-def way_of(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> StageActions:
+def way_of(spec: RunSpec, all_of: int, most: int) -> StageActions:
     """Raises `RequestError` where too much would be left to go through."""
     layout, m, parts = spec.layout, spec.workload.microbatches, spec.model.parts
     if spec.generate.skip_training or entries(layout, m) <= all_of:
