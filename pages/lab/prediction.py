@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.devices import DEVICES
-from engine.predict.memory import SYMBOLS, Memory, memory
+from engine.predict.memory import SYMBOLS
 from engine.predict.traffic import terms as traffic_terms
 from engine.predict.traffic import traffic
 from engine.spec import RunSpec
@@ -24,7 +24,7 @@ from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
 from pages.shared.pointing import pointed
-from pages.shared.predicted import listed, predicted
+from pages.shared.predicted import listed, peaks, predicted
 from pages.shared.unfolding import unfolding
 
 DEVICE, MEASURE = "device", "bytes"  # the link's parameters
@@ -166,15 +166,9 @@ def _to_link(parameter: str, widget: str, default: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- the formulas
 
 
-@kept(64)
-def _peaks(spec: RunSpec) -> Memory:
-    """With their terms, which the tables do not have."""
-    return memory(spec)
-
-
 def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
-    found = _peaks(spec)
+    found = peaks(spec)
     at, _ = found.fullest
     shown = rank if rank is not None else mesh.rank(Coordinate(at.stage, at.replica, int(at.later)))
     peak = found.of(mesh.coordinate(shown))

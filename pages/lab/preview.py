@@ -112,7 +112,7 @@ def _size_of(events: list[Event]) -> int:
     return sum(1 + (len(event.passed.group) if event.passed else 0) for event in events)
 
 
-@kept_by_size(500_000, _size_of)
+@kept_by_size(200_000, _size_of)
 def events(spec: RunSpec, way: Way) -> list[Event]:
     """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
@@ -127,7 +127,7 @@ def _length(timeline: Timeline) -> int:
     return len(timeline.timed)
 
 
-@kept_by_size(2 * MOST, _length)
+@kept_by_size(MOST, _length)
 def replayed(layout: LayoutSpec, microbatches: int, tied: bool) -> Timeline:
     """The whole step in unit times."""
     return simulate(plan(layout, microbatches, tied), unit_times(layout))

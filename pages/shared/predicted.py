@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from engine.predict.memory import Memory, memory
 from engine.predict.run import predict
 from engine.spec import LayoutSpec, RunSpec
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.shared.kept import kept_by_size
 
-_KEPT_BYTES = 48 << 20  # of tables
+_KEPT_BYTES = 24 << 20  # of tables
 
 
 def listed(layout: LayoutSpec) -> int:
@@ -23,4 +24,14 @@ def _bytes_of(result: RunResult) -> int:
 @kept_by_size(_KEPT_BYTES, _bytes_of)
 def predicted(spec: RunSpec) -> RunResult:
     """Raises `RequestError` as `predict` does."""
-    return predict(spec)
+    return predict(spec, peaks(spec))
+
+
+def _peaks_of(found: Memory) -> int:
+    return len(found.peaks) + len(found.others)
+
+
+@kept_by_size(2_048, _peaks_of)
+def peaks(spec: RunSpec) -> Memory:
+    """With their terms, which the tables do not have. Raises `RequestError` as `memory` does."""
+    return memory(spec)

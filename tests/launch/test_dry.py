@@ -57,7 +57,7 @@ def test_one_rank_of_a_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert set(store.load(folder).tables["memory_peak"]["rank"]) == {5}
 
 
-def test_a_wrong_request_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_request_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dry-run", "--layout", "dp2.tp2", "--rank", "4", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr() == ("", "rank 4 is not one of the 4 ranks of dp2.tp2.pp1, 0 to 3\n")
     assert list(tmp_path.iterdir()) == []
