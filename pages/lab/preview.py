@@ -46,6 +46,8 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
         timelines.draw_textbook(spec, event)
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
+    elif measured is None and refused is None and not spec.generate.skip_training and (reason := not_walked(spec)):
+        st.caption(say()("One microbatch's way is not told: {reason}.", reason=say().sentence(reason)))
 
 
 def _refused(spec: RunSpec) -> str | None:
