@@ -171,7 +171,7 @@ def _brushed(drawn: Drawing | None, clock: Unit, key: str) -> Window | None:
 # ------------------------------------------------------------------------------------------- made once for what is chosen
 
 
-@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=by_run())
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def run(folder: Path, shown: Shown, slow: Slow, rank: int | None, window: Window | None, view: View) -> Drawing:
     style, result = look(view), load(folder)
     panels = of_run(folder, shown, slow, view.language)
@@ -192,7 +192,7 @@ def run_overview(folder: Path, shown: Shown, slow: Slow, view: View) -> Drawing 
     return found and drawing.packed(found)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=by_run())
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[Panel]:
     """The accounts of a saved run that are drawn, all in ns. The textbook's unit is such that it does the projection's work."""
     result, say = load(folder), words(language)
