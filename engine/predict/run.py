@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from engine.predict.bubbles import textbook_bubble
 from engine.predict.memory import Memory, memory, peak_table
 from engine.predict.timeline import Timeline, simulate, spans_table, textbook, too_long
-from engine.predict.traffic import traffic, wire_bytes_per_rank
+from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec
 from engine.tables import RunResult
@@ -30,7 +32,7 @@ def predict(spec: RunSpec, found: Memory | None = None) -> RunResult:
     else:
         timeline = textbook_timeline(spec)
         tables["spans"], bubble = spans_table(spec, timeline, unit_ns=_UNIT_NS), timeline.bubble
-    return RunResult(spec, {"source": "formula"}, _summary(spec, found, bubble), tables)
+    return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], bubble), tables)
 
 
 def textbook_timeline(spec: RunSpec) -> Timeline:
@@ -38,7 +40,7 @@ def textbook_timeline(spec: RunSpec) -> Timeline:
     return simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), textbook(spec.layout))
 
 
-def _summary(spec: RunSpec, found: Memory, bubble: float) -> dict[str, Any]:
+def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, bubble: float) -> dict[str, Any]:
     """The numbers of a run's summary that a formula can give, under the same names; and at which action the peak is."""
     at, fullest = found.fullest
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
@@ -46,6 +48,6 @@ def _summary(spec: RunSpec, found: Memory, bubble: float) -> dict[str, Any]:
         "peak_bytes": fullest.total,
         "peak_rank": mesh.rank(Coordinate(at.stage, at.replica, int(at.later))),
         "peak_action": fullest.action,
-        "wire_bytes_per_rank": wire_bytes_per_rank(spec),
+        "wire_bytes_per_rank": sum(passed["wire_bytes"].tolist()) / len(mesh.listed),  # a sum that may need more than 64 bits
         "bubble": bubble,
     }

@@ -65,13 +65,6 @@ def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
     )
 
 
-def wire_bytes_per_rank(spec: RunSpec) -> float:
-    """What a rank sends in a step, the mean over all ranks."""
-    by_stage = _parts_by_stage(spec)
-    sent = sum(wire for stage, held in enumerate(by_stage) for _, _, wire in _rows(spec, held, stage).values())
-    return sent / spec.layout.pp
-
-
 def _writable(number: int) -> int:
     if number > LARGEST:
         raise RequestError(
