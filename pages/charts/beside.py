@@ -64,6 +64,8 @@ def memory(
     )
     tops = _tops(totals, sources, unit.size)
     tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+    if stages and stages.together > 1:  # there is no room for more
+        tops["text"] = tops["text"].where(tops["bytes"] == tops["bytes"].max(), "")
     in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
     shown, hues = coloured(style.category, rows["category"], named)
     spec = filled(

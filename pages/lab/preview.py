@@ -34,19 +34,20 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     title = drawing.heading_html(say()("Who holds what"), _counted(spec.layout, say()))
     clickable(above + title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
-    refused = _refused(spec)
-    walkable = measured is None and not spec.generate.skip_training and refused is None and not_walked(spec) is None
+    refused, trains = _refused(spec), not spec.generate.skip_training
+    offered = measured is None and trains and refused is None
+    walkable = offered and not_walked(spec) is None
     step = walk.current(spec, partial(events, spec)) if walkable else None
     event = step.event if step else None
     if refused is not None:
         st.info(say()("{sentence}.", sentence=inert(_begun(say().sentence(refused)))), icon=":material/straighten:")
     elif not same_but_for_length(spec, measured):
         prediction.draw(spec, event)
-    if not spec.generate.skip_training:  # a schedule is how a step of training is put in order
+    if trains:  # a schedule is how a step of training is put in order
         timelines.draw_textbook(spec, event)
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
-    elif measured is None and refused is None and not spec.generate.skip_training and (reason := not_walked(spec)):
+    elif offered and (reason := _groups_too_large(spec.layout)):
         st.caption(say()("One microbatch's way is not told: {reason}.", reason=say().sentence(reason)))
 
 
@@ -66,9 +67,10 @@ def _begun(sentence: str) -> str:
 
 def not_walked(spec: RunSpec) -> str | None:
     """Why one microbatch's way is not told; None where it is. Its ranks, one of each stage, name all their groups."""
-    layout = spec.layout
-    if (reason := too_long(layout, spec.workload.microbatches)) is not None:
-        return reason
+    return too_long(spec.layout, spec.workload.microbatches) or _groups_too_large(spec.layout)
+
+
+def _groups_too_large(layout: LayoutSpec) -> str | None:
     named = layout.pp * (layout.dp + layout.tp + layout.pp)
     if named <= MOST_MEMBERS:
         return None

@@ -38,7 +38,7 @@ SIZES = {  # a link's choice, and what the Lab says of it
     "many replicas": ("gpt-tiny~dp16384.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0", ["16,384 ranks", "Every rank needs"]),
     "many of everything": (
         "gpt3-175b~dp65536.tp32.pp96~1f1b~m8~b2~n20~r0.003~e0",
-        ["201,326,592 ranks", "The ranks of stage 0 will be fullest: 9.46 GiB", "of a rank in a step"],
+        ["201,326,592 ranks", "The ranks of stage 0 will be fullest: 9.46 GiB", "One microbatch's way is not told: a way"],
     ),
     "many microbatches": (
         "gpt.l8.h64.a4.v256.s64.f0~dp1.tp1.pp8~1f1b~m65536~b2~n20~r0.003~e0",
