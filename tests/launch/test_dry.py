@@ -10,7 +10,8 @@ import torch
 
 from engine import catalog, store
 from engine.__main__ import main
-from engine.launch.dry_client import DryRun, DryRunError
+from engine.launch.dry_client import DryRun
+from engine.launch.failure import RunError
 from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
@@ -79,8 +80,18 @@ def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
                 its_own.update(set(psutil.Process().children(recursive=True)) - before)
                 running.cancel()
 
-        with pytest.raises(DryRunError, match="cancelled"):
+        with pytest.raises(RunError, match="cancelled"):
             running.wait(acted=cancel_in_the_midst)
     assert len(its_own) == 3  # the program, and a process for each of two ranks
     assert all_end(list(its_own))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_too_long_to_rehearse_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dry-run", "--layers", "1024", "--layout", "pp1024", "--microbatches", "65536"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(
+        "pp=1024 × chunks=1 with 65536 microbatches are 402,391,040 passes and messages, and a dry run goes"
+    )
+    assert said.err.count("\n") == 1

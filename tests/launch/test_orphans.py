@@ -31,19 +31,25 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize(("stage", "end"), [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL")])
+ENDS = [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL"), ("stopped", "SIGKILL"), ("stopped", "leaves")]
+
+
+@pytest.mark.parametrize(("stage", "end"), ENDS)
 def test_nothing_outlives_the_server(tmp_path: Path, stage: str, end: str) -> None:
+    """ "stopped": it is running, and its host has been stopped."""
     runs, path = tmp_path / "runs", tmp_path / "path"
     path.mkdir()
     environment = os.environ | ({"PYTHONPATH": hang_instead_of_torch(path)} if stage == "starting" else {})
-    command = [sys.executable, "-c", SERVER, str(runs), stage]
+    command = [sys.executable, "-c", SERVER, str(runs), "starting" if stage == "starting" else "running"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout is not None
-            assert server.stdout.readline() == f"{stage}\n"
+            assert server.stdout.readline().strip() == command[-1]
             host = host_of(psutil.Process(server.pid))
             left = [host, *host.children()]
-            assert len(left) == (5 if stage == "running" else 1)
+            assert len(left) == (1 if stage == "starting" else 5)
+            if stage == "stopped":
+                host.suspend()
             if end == "leaves":
                 server.communicate("leave\n", timeout=PATIENCE_S)
             else:
