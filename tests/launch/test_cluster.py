@@ -110,7 +110,7 @@ def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: 
 
 
 def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path: Path) -> None:
-    spec = small("dp1.tp2.pp2", steps=10_000, time_limit=600)
+    spec = small("dp1.tp2.pp2", steps=10_000)
     agents = started([spec, spec], tmp_path, ranks_each=2)
     tells = first_to_say("loss", agents)
     (other,) = [agent for agent in agents if agent is not tells]
@@ -123,11 +123,11 @@ def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path:
     assert all_end(orphans)
 
 
-def first_to_say(what: str, agents: list[subprocess.Popen[str]], seconds: float = PATIENCE_S) -> subprocess.Popen[str]:
+def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """The agent that is the first to say that. What all have said until then is read."""
     said = {agent.stderr.fileno(): b"" for agent in agents if agent.stderr}
     of = {agent.stderr.fileno(): agent for agent in agents if agent.stderr}
-    while readable := select(list(said), [], [], seconds)[0]:
+    while readable := select(list(said), [], [], PATIENCE_S)[0]:
         for fd in readable:
             said[fd] += os.read(fd, 1 << 16)
             if what.encode() in said[fd]:
@@ -183,8 +183,8 @@ def test_the_interface_is_that_of_the_address_on_the_way() -> None:
 def test_a_store_that_is_not_where_torchrun_says_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         address = there.getsockname()
-        check_reached(*address, 30)
+        check_reached(*address, PATIENCE_S)
     with pytest.raises(
         RequestError, match=rf"torchrun's store at 127\.0\.0\.1:{address[1]}: Connection refused; .* --local-addr"
     ):
-        check_reached(*address, 30)
+        check_reached(*address, PATIENCE_S)

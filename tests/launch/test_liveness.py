@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from queue import SimpleQueue
-from threading import Thread
 
 import pytest
 
@@ -94,19 +93,17 @@ def test_only_who_knows_the_word_is_let_in() -> None:
         for rank in strange:
             stranger = opened.enter_context(socket.create_connection(address))
             stranger.sendall(json.dumps({"rank": rank, "word": WORD}).encode() + b"\n")
-        real = opened.enter_context(join(*address, WORD, 1, 5))
-        connections = gather(listening, WORD, 2, 30)
+        real = opened.enter_context(join(*address, WORD, 1, PATIENCE_S))
+        connections = gather(listening, WORD, 2, PATIENCE_S)
         assert connections[1].getpeername() == real.getsockname()
         connections[1].close()
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:
     with listener("127.0.0.1") as listening:
-        coming = Thread(target=lambda: join(*listening.getsockname(), WORD, 1, 5).close())
-        coming.start()
-        with pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):
+        came = join(*listening.getsockname(), WORD, 1, PATIENCE_S)
+        with came, pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):
             gather(listening, WORD, 3, 0.5)
-        coming.join()
         address, port = listening.getsockname()
     with pytest.raises(LivenessError, match=r"rank 1 does not reach rank 0 at 127\.0\.0\.1: .*refused"):
-        join(address, port, WORD, 1, 5)
+        join(address, port, WORD, 1, PATIENCE_S)
