@@ -139,7 +139,7 @@ class Liveness:
         try:
             data = self._connections[rank].recv(_MOST)
         except OSError as error:
-            return f"its machine has not answered for {SILENCE_S} s" if isinstance(error, TimeoutError) else _reason(error)
+            return "its machine does not answer" if isinstance(error, TimeoutError) else f"its connection broke: {error.strerror}"
         if not data:
             return "its connection was closed"
         *lines, rest = (self._unread[rank] + data).split(b"\n")
@@ -184,10 +184,6 @@ class Liveness:
             connection = self._connections.pop(rank)
         self._selector.unregister(connection)
         connection.close()
-
-
-def _reason(error: OSError) -> str:
-    return f"its connection broke: {error.strerror}"
 
 
 def _keep_alive(connection: socket.socket) -> None:
