@@ -109,7 +109,7 @@ class ClusterRank:
             with self._listening:
                 connections = gather(self._listening, meeting.word, place.world, patience)
         self._hosts = meeting.hosts
-        return Liveness(connections, self._lost)
+        return Liveness(connections, place.world, self._lost)
 
     # ------------------------------------------------------------------------------------------------ when it goes wrong
 
