@@ -103,8 +103,8 @@ def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: 
     agents = ended(started([ours, theirs], tmp_path, ranks_each=2))
     assert [status for status, _ in agents] == [1, 1]
     for _, said in agents:  # which of the two nodes is the first is up to torchrun
-        assert said.count("was given another spec than rank 0: workload.seed is") == 1
-        assert "rank 2, 3 on " in said
+        assert said.count(": another spec than that of rank 0; workload.seed is ") == 1
+        assert "ranks 2, 3 on " in said
         assert "loss" not in said
     assert not (tmp_path / "runs").exists()
 
@@ -146,11 +146,11 @@ TERMS = Terms({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, tex
     [
         (
             {"spec": {"model": {"layers": 4}, "workload": TERMS.spec["workload"]}},
-            "another spec than rank 0: model.layers is 4 there and 2",
+            "another spec than that of rank 0; model.layers is 4 there and 2",
         ),
         ({"spec": {"model": {"layers": 4}, "workload": {}}}, r"model.layers is 4 there and 2 on rank 0 \(and 2 more\)"),
         ({"text": "x"}, "another text to train on"),
-        ({"torch": "2.12.0"}, "has torch 2.12.0, and rank 0 has torch 2.13.0"),
+        ({"torch": "2.12.0"}, "torch 2.12.0, where rank 0 has torch 2.13.0"),
         ({"engine": "x"}, "another version of this program's engine"),
         ({"spec": {}, "refused": "cannot read the spec"}, "rank 1 on b: cannot read the spec"),
     ],
@@ -160,7 +160,7 @@ def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], s
     told = difference([TERMS, other, TERMS, other], ["a", "b", "a", "b"])
     assert told is not None
     assert re.search(says, told)
-    assert told.startswith("rank 1 on b" if "refused" in changes else "rank 1, 3 on b")
+    assert told.startswith("rank 1 on b: " if "refused" in changes else "ranks 1, 3 on b: ")
     assert difference([TERMS] * 3, ["a"] * 3) is None
 
 

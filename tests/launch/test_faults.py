@@ -166,3 +166,20 @@ def test_a_run_of_a_host_that_is_stopped_can_be_cancelled(bench: Bench) -> None:
     state = finished(bench.queue, id)
     assert (state.phase, state.message) == ("cancelled", "cancelled")
     assert all_end([host, *ranks])
+
+
+def test_when_rank_0_dies_while_others_connect_to_it_they_show_no_stacks_of_torchs_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = Bench(tmp_path)  # its host writes to what this test reads
+    try:
+        finished(own.queue, own.queue.submit(small(steps=1)))  # the host is warm
+        id, host = own.queue.submit(small("dp2.tp2.pp2", steps=10_000)), own.host
+        ranks = next(ranks for ranks in iter(host.children, None) if len(ranks) == 8)
+        min(ranks, key=lambda rank: rank.pid).kill()
+        state = finished(own.queue, id)
+    finally:
+        own.queue.close()
+    assert state.failed_rank == 0
+    assert state.message.startswith("rank 0 (dp 0, tp 0, pp 0) was killed by signal 9 (SIGKILL) while ")
+    assert "frame #" not in capfd.readouterr().err + state.traceback

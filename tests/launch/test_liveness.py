@@ -25,8 +25,8 @@ class Ranks:
             self.sockets = {rank: join("127.0.0.1", port, WORD, rank, PATIENCE_S) for rank in range(1, world)}
             self.connections = gather(listening, WORD, world, PATIENCE_S)
         self.lost: dict[int, SimpleQueue[News]] = {rank: SimpleQueue() for rank in range(world)}
-        self.ranks = {0: Liveness(self.connections, self.lost[0].put)}
-        self.ranks |= {rank: Liveness({0: own}, self.lost[rank].put) for rank, own in self.sockets.items()}
+        self.ranks = {0: Liveness(self.connections, world, self.lost[0].put)}
+        self.ranks |= {rank: Liveness({0: own}, world, self.lost[rank].put) for rank, own in self.sockets.items()}
 
     def cut(self, rank: int) -> None:
         """What the system does when the process ends."""
@@ -67,8 +67,9 @@ def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three:
     assert three.lost[0].empty()
 
 
-def test_what_no_rank_says_counts_as_its_end(three: Ranks) -> None:
-    three.sockets[1].sendall(b"GET / HTTP/1.1\r\n")
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b'{"rank": 3, "how": "gone", "why": ""}\n', b"7\n", b"x" * 100_000])
+def test_what_no_rank_says_counts_as_its_end(three: Ranks, said: bytes) -> None:
+    three.sockets[1].sendall(said)
     assert three.lost[0].get(timeout=PATIENCE_S) == News(1, "gone", "it said what no rank says")
 
 
