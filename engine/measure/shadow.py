@@ -43,7 +43,7 @@ class _Sum(NamedTuple):
 
     first: int
     total: int  # the C++ address of its storage
-    event: int | None  # the place of its allocation among the events, while a step is traced
+    event: int  # the place of its allocation among the events, while a step is traced
 
 
 class ShadowAllocator(TorchDispatchMode):
@@ -75,11 +75,12 @@ class ShadowAllocator(TorchDispatchMode):
         if func is _SCATTER:  # gather's backward, into zeros of its own making; of subclasses it does not trust that they can
             func = _SCATTER_INTO
         out = func(*args, **(kwargs or {}))
+        before = 0 if self.events is None else len(self.events)
         for one in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(one, FakeTensor):
                 self._see(one, func is _LIFT)
         if func is _ADD and _called_by_autograd() and is_non_overlapping_and_dense_or_false(args[0]):
-            self._note_sum(args[0], out)
+            self._note_sum(args[0], out, before)
         if self.events is not None:
             self._take_workspaces(func, args)
             if func in _MULTIPLY and isinstance(args[1], float) and args[0].requires_grad and torch.is_grad_enabled():
@@ -113,8 +114,10 @@ class ShadowAllocator(TorchDispatchMode):
         if not lifted:
             self._change(number, -size)
 
-    def _note_sum(self, first: Tensor, total: Tensor) -> None:
-        event = None if self.events is None else len(self.events) - 1
+    def _note_sum(self, first: Tensor, total: Tensor, event: int) -> None:
+        """`event`: the place of the sum's allocation among the events. One of no bytes has none, and goes unnoticed."""
+        if self.events is not None and len(self.events) == event:
+            return
         self._sum = _Sum(self.number_of(first), total.untyped_storage()._cdata, event)
 
     def _add_in_place(self, done: _Sum) -> None:
@@ -124,7 +127,7 @@ class ShadowAllocator(TorchDispatchMode):
         sum takes the first one's place.
         """
         self._sum = None
-        if done.event is not None and self.events is not None:
+        if self.events is not None:
             del self.events[done.event]
         del self.live[self._numbers[done.total]]
         self._numbers[done.total] = done.first

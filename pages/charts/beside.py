@@ -81,7 +81,7 @@ def memory(
         data["capacity"] = [{"amount": capacity / unit.size, "text": device}]
     reading = [_each_bar(stages, say)]
     if measured is not None:
-        reading.append(say("Full bars were measured; pale ones beside them were predicted before, with the error above."))
+        reading.append(say("Full bars were measured; faint ones beside them were predicted before, with the error above."))
     if capacity is not None and not in_sight:
         reading.append(say("The {device} has {size}, far above these bars.", device=device, size=in_bytes(capacity)))
     return Drawing(

@@ -17,6 +17,7 @@ from pages.charts.units import Unit, byte_unit, in_bytes, time_unit
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
 _MOST_ACTIONS = 1_000  # in the strip: two for each of its pixels
+_HEADROOM = 1.12  # of the highest point, which has its size written above it
 
 
 def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
@@ -42,7 +43,10 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         .encode(
             x=alt.X("time:Q", title=None, scale=alt.Scale(nice=False), axis=alt.Axis(labels=False, ticks=False)),
             y=alt.Y(
-                "amount:Q", title=say("memory of rank {rank} ({unit})", rank=rank, unit=size.name), axis=alt.Axis(tickCount=5)
+                "amount:Q",
+                title=say("memory of rank {rank} ({unit})", rank=rank, unit=size.name),
+                axis=alt.Axis(tickCount=5),
+                scale=alt.Scale(domain=[0, float(totals.max() / size.size) * _HEADROOM]),
             ),
             color=alt.Color("category:N", scale=colours(style.category, list(rows["category"]), named)),
             order=alt.Order("order:Q"),
@@ -66,7 +70,8 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
     reading = say("Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then.")
     if len(kept) < len(totals):
         reading += " " + say(
-            "Of {count} moments {drawn} are drawn, of each short stretch the highest and the lowest.",
+            "Of {count} moments {drawn} are drawn, of each short stretch the highest and the lowest; "
+            "the strip has its longest action.",
             count=f"{len(totals):,}",
             drawn=f"{len(kept):,}",
         )
@@ -144,6 +149,8 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
             "action": [action(text, say) for text in first["action"]],
             "start": first["t_ns"] / clock.size,
             "end": first["end_ns"] / clock.size,
+            "began": first["began_ns"] / clock.size,
+            "ended": first["ended_ns"] / clock.size,
             "what": words.str[0].map(lane).map(named),
             "label": words.map(lambda w: w[0] + w[-1] if "microbatch" in w else w[0]),
         }
@@ -160,8 +167,8 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
             ),
             tooltip=[
                 alt.Tooltip("action:N", title=say("action")),
-                alt.Tooltip("start:Q", title=say("start"), format=",.3f"),
-                alt.Tooltip("end:Q", title=say("end"), format=",.3f"),
+                alt.Tooltip("began:Q", title=say("start"), format=",.3f"),
+                alt.Tooltip("ended:Q", title=say("end"), format=",.3f"),
             ],
         )
     )
@@ -187,15 +194,19 @@ def _one_a_time(mine: pd.DataFrame) -> pd.DataFrame:
 
 
 def _longest(actions: pd.DataFrame, end: int) -> pd.DataFrame:
-    """`actions`: t_ns, action, one behind the other until `end`. The same with end_ns, in at most `_MOST_ACTIONS` stretches."""
+    """`actions`: t_ns, action, one behind the other until `end`. The same in at most `_MOST_ACTIONS` stretches.
+
+    A stretch is from t_ns to end_ns and has the name of its longest action, which was from began_ns to ended_ns.
+    """
     found = actions.assign(end_ns=actions["t_ns"].shift(-1, fill_value=end))
+    found = found.assign(began_ns=found["t_ns"], ended_ns=found["end_ns"])
     if len(found) <= _MOST_ACTIONS:
         return found
     begins = stretches(len(found), _MOST_ACTIONS)
     which = np.searchsorted(begins, np.arange(len(found)), side="right")
     longest = (found["end_ns"] - found["t_ns"]).groupby(which).idxmax()
     span = found.groupby(which).agg(t_ns=("t_ns", "first"), end_ns=("end_ns", "last"))
-    return span.assign(action=found.loc[longest, "action"].to_numpy())
+    return span.assign(**{name: found.loc[longest, name].to_numpy() for name in ("action", "began_ns", "ended_ns")})
 
 
 def _wide(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

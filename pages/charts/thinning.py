@@ -16,12 +16,22 @@ def stretches(count: int, most: int) -> Places:
 
 
 def extremes(values: Any, most: int) -> Places:
-    """Places of at most `most` values, in order: all, or of each stretch the highest and the lowest; and the ends of all."""
+    """Places of at most `most` values, in order: all, or of each stretch the highest and the lowest; and the ends of all.
+
+    A stretch of nothing but NaN, as in a run that blew up, keeps its first value.
+    """
     values = np.asarray(values)
     if len(values) <= most:
         return np.arange(len(values))
     begins = stretches(len(values), (most - 2) // 2)
     ends = np.append(begins[1:], len(values))
     parts = [(begin, values[begin:end]) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
-    found = [begin + int(place) for begin, part in parts for place in (part.argmax(), part.argmin())]
+    found = [begin + int(place) for begin, part in parts for place in _highest_and_lowest(part)]
     return np.unique([0, *found, len(values) - 1])
+
+
+def _highest_and_lowest(part: Any) -> tuple[Any, Any]:
+    """Their places. NaN is neither."""
+    if np.isnan(part).all():
+        return 0, 0
+    return np.nanargmax(part), np.nanargmin(part)

@@ -141,7 +141,7 @@ def overview(panel: Panel, style: Look) -> Drawing | None:
         return None
     say, clock = style.say, clock_of(panel, style.say)
     title = say("{count} bars are too many to draw at once", count=f"{len(panel.bars):,}")
-    reading = say("The darker, the busier. Drag over a part of the step, and it is drawn beneath; a double click lets go.")
+    reading = say("The stronger the colour, the busier. Drag over a part of the step to draw it beneath; a double click lets go.")
     spec = finish(lanes_overview(panel.bars, panel.rows, clock, style), style, title)
     return Drawing(say("The whole step"), title, reading, spec, panel.table.head(0))
 

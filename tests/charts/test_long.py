@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pandas as pd
@@ -84,11 +85,15 @@ def test_the_strip_beneath_covers_the_whole_step() -> None:
     [(_, bars)] = marks(memory.curve(curve, PEAK_RANK, LIGHT).spec, "bar")
     assert bars[0]["start"] == 0
     assert all(one["end"] == pytest.approx(other["start"]) for one, other in itertools.pairwise(bars))
+    for bar in bars:  # a stretch has the name of its longest action, and tells when that one was
+        assert bar["start"] <= bar["began"] <= bar["ended"] <= bar["end"] + 1e-9
+    assert any(bar["ended"] - bar["began"] < bar["end"] - bar["start"] for bar in bars)
 
 
 def test_a_thinned_loss_keeps_its_ends_and_extremes() -> None:
     steps = long_run().tables["steps"].copy()
     steps.loc[5_000, "loss"] = 9.0  # one step stands out
+    steps.loc[5_001, "loss"] = math.nan  # and the next blew up
     [(_, rows)] = marks(loss.loss(steps, LIGHT).spec, "line")
     assert (rows[0]["step"], rows[-1]["step"]) == (1, 10_000)
     assert max(row["loss"] for row in rows) == 9.0
