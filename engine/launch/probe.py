@@ -85,6 +85,6 @@ def _stacks(part: Part, encodes: bool) -> tuple[int, int, int]:
     if not encodes:
         return before, max(1, before + layers + behind), 0
     encoders = before + layers + int(not part.ends) if layers else 1
-    all_decoders = decoders + behind or 1
+    all_decoders = decoders + (behind and not part.closes) or 1
     start = before if layers else encoders if decoders or not part.last else encoders + all_decoders
     return 0 if part.first else start, encoders + all_decoders, all_decoders

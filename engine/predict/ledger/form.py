@@ -51,7 +51,8 @@ class Structure(NamedTuple):
 class Part(NamedTuple):
     """Which part of the model a chunk is. Of layers: none, one, or two, which stands for any number from two on.
 
-    `layers` are those of an encoder, or of a model that has one stack; `ends`: the last of them is the encoder's last.
+    `layers` are those of an encoder, or of a model that has one stack; `ends`: the last of them is the encoder's last. `closes`:
+    the last of the decoders is the model's last layer, and the head is another chunk's.
     """
 
     first: bool
@@ -59,12 +60,13 @@ class Part(NamedTuple):
     layers: int
     ends: bool = False
     decoders: int = 0
+    closes: bool = False
 
     @property
     def name(self) -> str:
         """In letters that a file's name may have."""
         which = ("first" if self.first else "") + ("last" if self.last else "") or "middle"
-        return f"{which}_{self.layers}{'_ends' if self.ends else ''}_{self.decoders}"
+        return f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}"
 
     @property
     def recorded(self) -> tuple[int, int]:

@@ -49,7 +49,8 @@ def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[P
     before = len(range(layers.start, min(layers.stop, border)))
     behind = len(layers) - before
     ends = bool(model.parts.encoder and before and layers.stop >= border)
-    return Part(first, last, min(before, 2), ends, min(behind, 2)), (before, behind)
+    closes = bool(model.parts.encoder and behind and not last and layers.stop == model.layers)
+    return Part(first, last, min(before, 2), ends, min(behind, 2), closes), (before, behind)
 
 
 class LedgerStages(Stages):

@@ -42,6 +42,9 @@ CASES = {
         precision="bf16", accumulate="bf16",
     ),
     "bert, over a V": spec("dp2.pp2", "zb-v", {"zero": 3, "chunks": 2}, {"family": "bert", "vocab": 264}, microbatches=4),
+    "encoder and decoder, all layers in one chunk": spec(
+        "dp2.pp3", "gpipe", {"split": (0, 6, 0), "zero": 1}, {"family": "transformer", "layers": 6}
+    ),
     "encoder and decoder": spec(
         "dp2.tp2.pp2", "1f1b", {"zero": 2, "sequence_parallel": True}, {"family": "transformer", "layers": 6}, microbatch_size=2
     ),
