@@ -27,7 +27,7 @@ from engine.predict.ledger.form import (
     Structure,
 )  # fmt: skip
 from engine.predict.ledger.form import Bucket as RecordedBucket
-from engine.predict.memory import Stages
+from engine.predict.memory import Memory, Place, Stages
 from engine.predict.tape import buckets as notes
 from engine.predict.tape.buckets import LAYERS, Bucket
 from engine.predict.tape.passes import Counts, Lent, Passes, key_of
@@ -69,12 +69,26 @@ class LedgerStages(Stages):
             self._ranges.append(range(start, stop))
         self._read: dict[Any, tuple[Passes, Weights]] = {}
 
+    def needs(self) -> set[tuple[Structure, Part]]:
+        """Which ledgers."""
+        return {(self.structure, self._part(chunk)[0]) for chunk in range(len(self._ranges))}
+
+    def _part(self, chunk: int) -> tuple[Part, tuple[int, int]]:
+        return part_of(self.spec.model, self._ranges[chunk], chunk == 0, chunk == len(self._ranges) - 1)
+
     def passes(self, chunk: int) -> tuple[Passes, Weights]:
-        key = part_of(self.spec.model, self._ranges[chunk], chunk == 0, chunk == len(self._ranges) - 1)
+        key = self._part(chunk)
         if key not in self._read:
             part, counts = key
             self._read[key] = _Reading(self, self._ledgers(self.structure, part), part, counts).passes()
         return self._read[key]
+
+
+def memory(spec: RunSpec, ledgers: Ledgers) -> Memory:
+    """The peak of every rank."""
+    stages = LedgerStages(spec, ledgers)
+    peaks = tuple(stages.peak(Place(stage)) for stage in range(spec.layout.pp))
+    return Memory(peaks, stages.others(peaks))
 
 
 def counted(part: Part, bucket: RecordedBucket) -> bool:
