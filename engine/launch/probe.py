@@ -10,10 +10,12 @@ from engine.predict.ledger.dimensions import QKV, dimensions
 from engine.predict.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
 
-# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp. Where heads share keys, A/G and A/G + 2 have to be two more, and so small that
-# attention over all heads is.
+# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. Where heads share keys, A/G and A/G + 2 have to be two
+# more, and so small that attention over all heads is. Of two streams S alone can be chosen, and T, R and 2 S − 1 have to have a
+# prime each that no other has: T, R are 7, 22 and 40, 273.
 _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
-_SHARING = (3, 11, 13, 17, 19, 37, 29, 101)
+_SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
+_STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
 _GROUP = (5, 7)
 _ROWS = (263, 269)  # of the token table where tp does not cut it: every byte has one
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
@@ -54,11 +56,12 @@ def _without(number: int, *primes: int) -> int:
 
 def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe:
     """The probe of a part of a structure. `primes` to use in place of the usual ones, which must not change what is found."""
-    parts, rotary, sequence = FAMILIES[structure.family], False, structure.slicing == "sequence"
-    rotary = parts.position == "rotary"
-    shares = "A/G" not in structure.ones
-    chosen = dict(zip(_NAMES, primes or (_SHARING if shares else _PRIMES), strict=True))
-    called = {"S": "S/tp" if sequence else "S", "D": "D/2" if rotary else "D"}
+    parts, sequence = FAMILIES[structure.family], structure.slicing == "sequence"
+    rotary, streams, shares = parts.position == "rotary", parts.objective == "permuted", "A/G" not in structure.ones
+    usual = _STREAMS["sequence" if sequence else "none"] if streams else _SHARING if shares else _PRIMES
+    chosen = dict(zip(_NAMES, primes or usual, strict=True))
+    cuts = sequence and not streams  # of two streams the rows are cut, of which there are more than tokens
+    called = {"S": "S/tp" if cuts else "S", "D": "D/2" if rotary else "D"}
     sizes = {called.get(name, name): prime for name, prime in chosen.items()}
     if structure.slicing == "none":
         del sizes["tp"]
@@ -69,7 +72,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
         heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
-        ffn=tp * sizes["F/tp"], vocab=tp * sizes["V/tp"], seq=sizes[called["S"]] * (tp if sequence else 1),
+        ffn=tp * sizes["F/tp"], vocab=tp * sizes["V/tp"], seq=sizes[called["S"]] * (tp if cuts else 1),
     )  # fmt: skip
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
     every = dimensions(model, structure.slicing, tp, sizes["B"])

@@ -7,6 +7,8 @@
     F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, the vocabulary rounded up
     tp       tensor-parallel ranks
 
+Of two streams also R rows of a sequence, or R/tp, T of them to be predicted from, and 2 S − 1 distances.
+
 `tp` and the size of a microbatch may be numbers, or `engine.predict.symbolic` sizes for very many layouts at once.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.families import predicted
 from engine.predict.ledger.form import Product, Slicing, Structure
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
@@ -31,7 +34,11 @@ def dimensions(model: ModelSpec, slicing: Slicing, tp: Any, microbatch_size: Any
     }  # fmt: skip
     found |= {"D/2": model.head_width // 2} if position == "rotary" else {"D": model.head_width}
     found |= {"H/2": -(-model.hidden // 2)} if position in ("sinusoidal", "relative") else {}
-    found |= {"S/tp": model.seq // tp} if slicing == "sequence" else {"S": model.seq}
+    rows = "S"
+    if model.parts.objective == "permuted":
+        rows = "R"
+        found |= {"S": model.seq, "T": predicted("permuted", model.seq), "2 S − 1": 2 * model.seq - 1}
+    found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
     return found | ({} if slicing == "none" else {"tp": tp})
 
 
@@ -59,7 +66,7 @@ def value(product: Product, sizes: Mapping[str, Any]) -> Any:
     return out
 
 
-_TOGETHER = (("S", ("S/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
+_TOGETHER = (("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
 _TWICE = (("D", "D/2"),)
 
 

@@ -88,12 +88,13 @@ class _Reading:
         return bucket, self.times[one.layer] if one.layer >= 0 else 1
 
     def _value(self, size: Product) -> Any:
-        """Where the sequence is whole, S has no letter."""
+        """A sequence that is whole has no letter in its length."""
         times, left = size.times, list(size.dimensions)
-        while "S/tp" in left and "tp" in left:
-            left.remove("S/tp")
-            left.remove("tp")
-            times *= self.plays.structure.model.seq
+        for rows in ("S/tp", "R/tp"):
+            while rows in left and "tp" in left:
+                left.remove(rows)
+                left.remove("tp")
+                times *= self.plays.structure.model.rows
         return value(Product(times, tuple(left)), self.known)
 
     def played(self, ends_behind: list[str]) -> Played:
