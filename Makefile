@@ -44,7 +44,7 @@ catalogs: $(VENV)/.app
 	$(RUN) pages.locale.extract
 
 clean:
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venvs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ------------------------------------------------------------------------------------------------------------ what is needed
@@ -67,10 +67,9 @@ $(VENV)/.dev: requirements-dev.txt requirements.txt $(VENV)/.made
 	$(RUN) pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.app
 
+# Where it can be had. Where not, the tests that need it are left out, and say so; the pictures say that they need it.
 chromium:
 	@for name in $(CHROMIUMS); do command -v $$name > /dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		apt-get update && apt-get install --yes --no-install-recommends chromium fonts-noto-cjk; \
-	else \
-		echo "The browser tests need Chromium or Chrome on the PATH; on Debian: sudo apt-get install chromium" >&2; exit 1; \
-	fi
+	fi || echo "Chromium could not be installed" >&2

@@ -5,14 +5,23 @@ Exit status 0 done, 1 a rank failed, 2 the request is wrong, 130 cancelled by Ct
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+
+from engine.command import streams
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do one command. Returns the exit status."""
+    return _done(arguments)[0]
+
+
+def _done(arguments: Sequence[str]) -> tuple[int, bool]:
+    """The exit status, and whether there is more left of what was done than what was printed."""
     from engine.command import dry_run, export, flags, lists, output, predict, run, search
+    from engine.launch.failure import RunError
     from engine.spec import RequestError
 
     parser = flags.Parser(prog="python -m engine", description="Run a Transformer sharded over ranks, and measure it.")
@@ -28,26 +37,32 @@ def main(arguments: Sequence[str]) -> int:
     lists.add_schema(commands.add_parser("schema", help="print the JSON Schema of a spec"))
     try:
         parsed = parser.parse_args(arguments)
-        return parsed.do(parsed)
+        return parsed.do(parsed), parsed.kept(parsed) if "kept" in parsed else False
     except RequestError as error:
         output.complain(str(error))
-        return run.WRONG
+        return run.WRONG, False
+    except RunError as error:
+        output.complain(f"{error}\n{error.traceback}".rstrip())
+        return run.FAILED, False
 
 
-def _flushed(status: int) -> int:
-    """Hand on what was printed. A reader that has gone, as in `… | head`, is no error of the command."""
+def _enter(arguments: Sequence[str]) -> int:
+    """Be the program. What a command prints is handed on when it is done, so that a full disk cannot end it half-way."""
+    streams.make_usable()
+    printed = io.StringIO()
+    status, kept = 0, False
     try:
-        if sys.stdout:  # None if it was closed from the start
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain as it ends
+        with redirect_stdout(printed):
+            status, kept = _done(arguments)
+    except SystemExit as leaving:  # after --help
+        status = int(leaving.code or 0)
+    except KeyboardInterrupt:  # before there was a run to cancel
+        status = 130
+    if lost := streams.written(printed.getvalue(), sys.stdout):
+        streams.written(f"standard output cannot be written: {lost}\n", sys.stderr)
+        return status or (0 if kept else 2)
     return status
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(_flushed(main(sys.argv[1:])))
-    except KeyboardInterrupt:  # before there was a run to cancel
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(_flushed(0))
+    sys.exit(_enter(sys.argv[1:]))

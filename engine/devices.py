@@ -15,14 +15,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.spec import Precision, RequestError, Spec
+from engine import files
+from engine.spec import LARGEST_JSON, Precision, RequestError, Spec
 
 
 class DeviceSpec(Spec):
     """One device, and the node and network that it stands in. Bandwidths are bytes a second in one direction."""
 
     name: str = Field(min_length=1, max_length=60, description="what it is called")
-    memory_bytes: int = Field(ge=1, description="memory for tensors")
+    memory_bytes: int = Field(ge=1, le=10**18, description="memory for tensors")
     bf16_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s of dense bf16 matrices, added up in fp32")
     fp32_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s in fp32")
     memory_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="bytes/s of its own memory")
@@ -141,7 +142,7 @@ def device(name: str) -> DeviceSpec:
 def read_device(file: Path) -> DeviceSpec:
     """The device in a JSON file: an object with the fields of `DeviceSpec`. Raises `RequestError`."""
     try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise RequestError(f"cannot read the device {file}: {error.strerror}") from error
+        text = files.read(file, LARGEST_JSON)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise RequestError(f"cannot read the device {file}: {getattr(error, 'strerror', None) or error}") from error
     return DeviceSpec.read_json(text)

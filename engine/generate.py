@@ -55,7 +55,7 @@ class Generator:
             began = time.perf_counter_ns()
             kind = "decode" if number else "prefill"
             count = tokens.shape[1]
-            self.at(f"{kind}, new token {number + 1}")
+            self.at(f"generating new token {number + 1} ({kind})")
             tokens = self._next(tokens, number, kind)
             self.cache.length += count
             new.append(int(tokens.item()))

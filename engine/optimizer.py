@@ -1,19 +1,92 @@
-"""The optimizer that a spec names."""
+"""One record an optimizer: what it keeps between steps, how torch is asked for it, and its names in other frameworks.
+
+Predictions, limits and settings files ask the record; `engine.parallel.update` makes the optimizer itself. Imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from engine.spec import WorkloadSpec, sentence
+from engine.spec.parts import OptimizerName
 
-from engine.spec import WorkloadSpec
+BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01  # of AdamW
 
-BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01
+StateName = Callable[[str], str]  # the name of a bucket → what its state is called in an explanation
+Settings = dict[str, Any]
+Framework = Literal["megatron", "deepspeed", "torchtitan"]
 
 
-def make_optimizer(workload: WorkloadSpec, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """Over fp32 tensors, whose `grad` is set before each step."""
-    if workload.optimizer == "sgd":
-        return torch.optim.SGD(tensors, lr=workload.learning_rate, momentum=workload.momentum, fused=True)
-    return torch.optim.AdamW(tensors, lr=workload.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+@dataclass(frozen=True)
+class Optimizer:
+    """`states`: of each parameter one fp32 number of each. `counts_steps`: one more fp32 number a bucket.
+
+    `torch_class` names a class, `settings` are its arguments but for the learning rate. `elsewhere` says the same to other
+    frameworks: Megatron-LM's flags, DeepSpeed's "optimizer" entry, torchtitan's [optimizer] table. One that is missing has no
+    such optimizer.
+    """
+
+    states: Callable[[WorkloadSpec], tuple[StateName, ...]]
+    counts_steps: bool
+    torch_class: str
+    settings: Callable[[WorkloadSpec], Settings]
+    elsewhere: Mapping[Framework, Callable[[WorkloadSpec], Settings]]
+
+    def bytes_of_a_parameter(self, workload: WorkloadSpec) -> int:
+        """Bytes of the states that one parameter has; the fp32 copy of a bf16 parameter is not one of them."""
+        return 4 * len(self.states(workload))
+
+    def bytes_of_a_bucket(self) -> int:
+        """Bytes that a bucket has besides, however large it is."""
+        return 4 * self.counts_steps
+
+
+_MOMENTS: tuple[StateName, ...] = (
+    lambda bucket: sentence("first moment of {bucket}", bucket=bucket),
+    lambda bucket: sentence("second moment of {bucket}", bucket=bucket),
+)
+_MOMENTUM: tuple[StateName, ...] = (lambda bucket: sentence("momentum of {bucket}", bucket=bucket),)
+
+OPTIMIZERS: dict[OptimizerName, Optimizer] = {
+    "adamw": Optimizer(
+        states=lambda workload: _MOMENTS,
+        counts_steps=True,
+        torch_class="AdamW",
+        settings=lambda workload: {"betas": BETAS, "weight_decay": WEIGHT_DECAY, "fused": True},
+        elsewhere={
+            "megatron": lambda workload: {
+                "--optimizer": "adam",
+                "--adam-beta1": BETAS[0],
+                "--adam-beta2": BETAS[1],
+                "--weight-decay": WEIGHT_DECAY,
+            },
+            "deepspeed": lambda workload: {"type": "AdamW", "params": {"betas": list(BETAS), "weight_decay": WEIGHT_DECAY}},
+            "torchtitan": lambda workload: {
+                "name": "AdamW",
+                "beta1": BETAS[0],
+                "beta2": BETAS[1],
+                "weight_decay": WEIGHT_DECAY,
+            },
+        },
+    ),
+    "sgd": Optimizer(
+        states=lambda workload: _MOMENTUM if workload.momentum else (),
+        counts_steps=False,
+        torch_class="SGD",
+        settings=lambda workload: {"momentum": workload.momentum, "fused": True},
+        elsewhere={
+            "megatron": lambda workload: {
+                "--optimizer": "sgd",
+                "--sgd-momentum": f"{workload.momentum:g}",
+                "--weight-decay": 0,
+            },
+            "deepspeed": lambda workload: {"type": "SGD", "params": {"momentum": workload.momentum}},
+        },
+    ),
+}
+
+
+def optimizer_of(workload: WorkloadSpec) -> Optimizer:
+    return OPTIMIZERS[workload.optimizer]

@@ -5,7 +5,8 @@ It shares the layers with the sharded run, but neither its executor nor its buck
 
 from __future__ import annotations
 
-import pickle
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 from engine.measure.parity import parity_row
 from engine.model.chunk import TIED, TransformerChunk, to_tensors
 from engine.objective import Feed, feed
-from engine.optimizer import make_optimizer
 from engine.parallel.comm import Comm
 from engine.parallel.tensor import ShardedParameter, TensorParallel
+from engine.parallel.update import make_optimizer
 from engine.spec import RunSpec
 from engine.text import load
+from engine.wire import WireError, pack, unpack
 
 
 def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict[str, ShardedParameter]]:
@@ -70,6 +72,26 @@ def gradient_of(p: Tensor) -> Tensor:
     return p.grad
 
 
+def publish(store: dist.Store, key: str, dp: int, tp: int, gradient: Tensor) -> None:
+    """Put a rank's gradient of the parameter `key` into `store`, in fp32, for `compare`."""
+    whole = gradient.float().cpu().contiguous()
+    message = pack({"dtype": "float32", "shape": list(whole.shape)}, {"bytes": whole.numpy().tobytes()})
+    store.set(_place(key, dp, tp), message)  # type: ignore[arg-type]  # its stub forgets bytes
+
+
+def _published(store: dist.Store, key: str, dp: int, tp: int, shape: Sequence[int]) -> Tensor:
+    """What `publish` put there, which must have that shape. Raises `WireError`."""
+    head, parts = unpack(store.get(_place(key, dp, tp)))
+    raw = parts.get("bytes", memoryview(b""))
+    if head != {"dtype": "float32", "shape": list(shape)} or len(raw) != 4 * math.prod(shape):
+        raise WireError(f"the gradient of {key} from dp {dp}, tp {tp} is not float32 of {tuple(shape)}, as it should be")
+    return torch.frombuffer(bytearray(raw), dtype=torch.float32).view(*shape)
+
+
+def _place(key: str, dp: int, tp: int) -> str:
+    return f"gradient/{key}/{dp}/{tp}"
+
+
 def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], list[float]]:
     """Rows of the parity table, from the gradients that the ranks put into `store`, and the unsharded losses."""
     gradients, losses, parameters = train_unsharded(spec)
@@ -78,10 +100,11 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     for name, whole in gradients.items():
         copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         cut = parameters[name].cut
+        shape = cut.take(whole, 0, layout.tp).shape
         joined: list[Tensor] = []
         for key in copies:
             for dp in range(layout.dp):
-                slices = [pickle.loads(store.get(f"gradient/{key}/{dp}/{tp}")) for tp in range(layout.tp)]
+                slices = [_published(store, key, dp, tp, shape) for tp in range(layout.tp)]
                 joined += [cut.join(slices)] if cut.dim is not None else slices
         rows.append(parity_row(name, joined, whole))
     return rows, losses

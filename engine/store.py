@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import math
+import errno
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
 from glob import escape
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pandas as pd
-from pyarrow import ArrowException
 
-from engine.spec import RequestError, RunSpec, sentence
+from engine import contract, files
+from engine.head import read_head, written_head
+from engine.parquet import Bounds, bytes_of, read_table
+from engine.spec import LARGEST_JSON, RequestError, RunSpec, sentence
 from engine.tables import SCHEMAS, RunResult
 
-_HEAD = ("spec", "environment", "summary")  # what run.json holds
-_PARTIAL = ".partial-"
+OWN = Bounds(
+    rows=4_000_000, bytes=512 << 20, strange=False
+)  # of a run in a folder of one's own: 16 ranks with some 6,000 microbatches
 _TRASH = ".trash"  # in it a folder for each deletion, named by its instant, in which the run lies under its own name
 KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be brought back, by whatever server of the home deleted it
 # Letters and digits of any language. No comma, which stands between the names in a link; no dot first, which hides a folder.
-_NAME = re.compile(r"[^\W_][\w .+()=-]{0,79}(?<! )")
+_NAME = re.compile(r"[^\W_][\w .+()=-]{0,79}(?<![ .])")
+_LONGEST_NAME = 200  # bytes: systems take 255, and this leaves room for what is put before and after a name
+# What Windows calls devices, whatever follows after a dot.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")}
 
 
 def save(result: RunResult, folder: Path) -> None:
@@ -34,36 +39,60 @@ def save(result: RunResult, folder: Path) -> None:
 
     JSON knows no NaN: a number in `summary` that is not finite is null in run.json, and NaN again when loaded.
     """
-    partial = folder.parent / f"{_PARTIAL}{os.getpid()}-{folder.name}"
+    partial = files.partial(folder)
     partial.mkdir(parents=True)
     try:
-        head = {"spec": result.spec.model_dump(mode="json"), "environment": result.environment, "summary": finite(result.summary)}
-        (partial / "run.json").write_text(json.dumps(head, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (partial / "run.json").write_text(written_head(result), encoding="utf-8")
         for name, rows in result.tables.items():
-            rows.to_parquet(partial / f"{name}.parquet", index=False)
+            with (partial / f"{name}.parquet").open("xb") as file:  # a path that is no UTF-8 could not be handed over
+                rows.to_parquet(file, index=False)
         if folder.exists():  # rename would replace an empty folder
             raise FileExistsError(f"{folder} is there already")
-        os.rename(partial, folder)
+        try:
+            os.rename(partial, folder)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:  # somebody was quicker
+                raise FileExistsError(f"{folder} is there already") from error
+            raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def load(folder: Path) -> RunResult:
-    """Read a saved run. Raises `RequestError` if the folder is not one."""
+    """Read a saved run. Raises `RequestError` if the folder is not one, or not a whole one."""
     result = head(folder)
-    found = {name: folder / f"{name}.parquet" for name in SCHEMAS}
     try:
-        tables = {name: _read_table(path, SCHEMAS[name]) for name, path in found.items() if path.exists()}
-    except (RequestError, OSError, ValueError, ArrowException) as error:
+        result = with_tables(result, _tables(folder), OWN)
+        contract.refuse_wrong_sum(result)
+    except (RequestError, OSError) as error:
         raise _no_run(folder, error) from error
-    return replace(result, tables=tables)
+    return result
+
+
+def _tables(folder: Path) -> Iterable[tuple[str, BinaryIO]]:
+    for name in SCHEMAS:
+        path = folder / f"{name}.parquet"
+        if path.exists():
+            with files.opened(path) as file:
+                yield name, file
+
+
+def with_tables(result: RunResult, tables: Iterable[tuple[str, BinaryIO]], bounds: Bounds) -> RunResult:
+    """The head `result` with its tables, each a Parquet file by its name. Raises `RequestError` if that is no run."""
+    found: dict[str, pd.DataFrame] = {}
+    for name, file in tables:
+        left = bounds.bytes - sum(map(bytes_of, found.values()))
+        found[name] = read_table(name, file, bounds._replace(bytes=left))
+    result = replace(result, tables=found)
+    contract.refuse_misfits(result)
+    return result
 
 
 def head(folder: Path) -> RunResult:
     """A saved run without its tables: all that a list of runs shows. Raises `RequestError` if the folder is not one."""
     try:
-        return parse_head((folder / "run.json").read_bytes())
+        return read_head(files.read(folder / "run.json", LARGEST_JSON))
     except (RequestError, OSError) as error:
         raise _no_run(folder, error) from error
 
@@ -84,25 +113,6 @@ def _no_run(folder: Path, error: Exception) -> RequestError:
     else:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return RequestError(sentence("{folder} is not a saved run: {reason}", folder=str(folder), reason=reason))
-
-
-def parse_head(content: bytes) -> RunResult:
-    """What run.json holds. Raises `RequestError`."""
-    try:
-        read = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(sentence("run.json is not JSON: {error}", error=str(error))) from error
-    if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in _HEAD):
-        raise RequestError(sentence("run.json has not all of {parts}", parts=", ".join(_HEAD)))
-    return RunResult(RunSpec.model_validate(read["spec"]), read["environment"], _map_leaves(read["summary"], _number))
-
-
-def _read_table(path: Path, schema: dict[str, str]) -> pd.DataFrame:
-    # In this thread: with threads of its own, what reading took for a moment would stay with each of them.
-    rows = pd.read_parquet(path, use_threads=False)
-    if missing := [column for column in schema if column not in rows]:
-        raise RequestError(sentence("{name} lacks {missing}", name=path.name, missing=", ".join(missing)))
-    return rows
 
 
 def listing(home: Path) -> list[Path]:
@@ -140,7 +150,7 @@ def free(home: Path, stem: str) -> Path:
 
 def discard_partial(folder: Path) -> None:
     """Remove what writers that did not finish left beside `folder` under its name."""
-    for path in folder.parent.glob(f"{_PARTIAL}*-{escape(folder.name)}"):
+    for path in folder.parent.glob(f"{files.PARTIAL}*-{escape(folder.name)}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -149,7 +159,8 @@ def discard_partial(folder: Path) -> None:
 
 def good_name(name: str) -> bool:
     """Whether a run may have this name: then it is the name of a folder on every system, and of none outside its home."""
-    return _NAME.fullmatch(name) is not None
+    device = name.partition(".")[0].rstrip().upper()
+    return _NAME.fullmatch(name) is not None and device not in _DEVICES and len(name.encode()) <= _LONGEST_NAME
 
 
 def rename(folder: Path, name: str) -> Path:
@@ -160,9 +171,10 @@ def rename(folder: Path, name: str) -> Path:
         shown = name if len(name) <= 40 else f"{name[:39]}…"
         raise RequestError(
             sentence(
-                "a run cannot be named {name!r}: a name has up to 80 letters, digits, spaces and . _ - + = ( ), and begins with "
-                "a letter or a digit",
+                "a run cannot be named {name!r}: a name has up to 80 letters, digits, spaces and . _ - + = ( ), or {most} bytes, "
+                "begins with a letter or a digit, does not end with a dot, and is no device of Windows, such as CON",
                 name=shown,
+                most=_LONGEST_NAME,
             )
         )
     target = folder.parent / name
@@ -214,23 +226,3 @@ def _move(folder: Path, target: Path) -> None:
     except OSError as error:
         why = sentence("the run {name} cannot be moved: {reason}", name=folder.name, reason=str(error.strerror))
         raise RequestError(why) from error
-
-
-# ---------------------------------------------------------------------------------------------------- numbers in JSON
-
-
-def finite(value: Any) -> Any:
-    """The same JSON value with None for every number that JSON has no way to write."""
-    return _map_leaves(value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
-
-
-def _number(leaf: Any) -> Any:
-    return math.nan if leaf is None else leaf
-
-
-def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {name: _map_leaves(inner, change) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_leaves(inner, change) for inner in value]
-    return change(value)

@@ -22,6 +22,11 @@ def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
     return float((1 - busy / (mesh.pp * makespan)).mean())
 
 
+def workspace(allocator: list[dict[str, Any]]) -> int:
+    """The most bytes by which kernels' workspaces raised a rank's peak; 0 of a run saved before they were told apart."""
+    return max((entry.get("workspace_bytes", 0) for entry in allocator), default=0)
+
+
 def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
     """JSON-able numbers: first and last loss (of a run that trained), fullest rank, bubble, traffic, speed, parity."""
     steps = tables["steps"].sort_values("step")

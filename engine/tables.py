@@ -6,12 +6,14 @@ times are nanoseconds from the start of the step that the row describes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
-from engine.spec import RunSpec
+from engine.spec import RunSpec, Sentence, sentence
 
 Source = Literal["formula", "dry_run", "measured"]
 
@@ -19,40 +21,149 @@ Source = Literal["formula", "dry_run", "measured"]
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")
 KV_CACHE = "kv_cache"  # one more, when generating
 
-_TEXT, _WHOLE, _REAL = "str", "int64", "float64"
+Dtype = Literal["str", "int64", "float64"]
 
-SCHEMAS: dict[str, dict[str, str]] = {
+LARGEST = 2**63 - 1  # of whole numbers
+CUT = "…"  # stands for the middle of a group's name, where it is long and only some ranks have rows
+_MOST_NAMED = 64  # members of a group whose name is not cut
+
+_MOST = 2**53  # up to here a browser's numbers are exact
+_MOST_SUM = 2.0**62  # of a column: what pandas adds up must stay an int64
+
+
+@dataclass(frozen=True)
+class Column:
+    """What may stand in a column, in every row.
+
+    words         of a text: all that there are; without any, whatever is not empty
+    least, most   of a number, both included; a fraction may also be NaN or infinite, as in a run that blew up
+    """
+
+    dtype: Dtype
+    words: tuple[str, ...] = ()
+    least: int = 0
+    most: int = _MOST
+
+
+@dataclass(frozen=True)
+class Table:
+    """`key`: the columns that tell its rows apart; none where two rows may be alike."""
+
+    columns: dict[str, Column]
+    key: tuple[str, ...] = ()
+
+
+_SOURCE = Column("str", get_args(Source))
+_WHOLE = Column("int64")
+_NAME = Column("str")
+_FRACTION = Column("float64", least=-_MOST)
+_NUMBER = Column("int64", least=-1)  # of a chunk or a microbatch; −1 where the row is about none
+_INSTANT = Column("int64", least=-_MOST)  # a rank may be a little ahead of the step's start, which is the last rank's
+_CATEGORY = Column("str", (*CATEGORIES, KV_CACHE))
+_AXIS = Column("str", ("dp", "tp", "pp"))
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send", "recv")
+_COLLECTIVE = Column("str", COLLECTIVES)
+_PHASE = Column("str", ("forward", "backward", "reduce", "tie", "step", "gather", "prefill", "decode"))
+_ACTIONS = ("F", "B", "I", "W", "reduce", "tie", "step", "gather")
+
+TABLES: dict[str, Table] = {
     # The composition at the instant of the rank's largest total in a steady step.
-    "memory_peak": {
-        "source": _TEXT, "rank": _WHOLE, "pp": _WHOLE, "dp": _WHOLE, "tp": _WHOLE, "category": _TEXT, "bytes": _WHOLE,
-    },
+    "memory_peak": Table(
+        {"source": _SOURCE, "rank": _WHOLE, "pp": _WHOLE, "dp": _WHOLE, "tp": _WHOLE, "category": _CATEGORY, "bytes": _WHOLE},
+        key=("rank", "pp", "dp", "tp", "category"),
+    ),
     # The composition over one steady step: at the start of each action, and at the highest point within it.
-    "memory_curve": {"source": _TEXT, "rank": _WHOLE, "t_ns": _WHOLE, "action": _TEXT, "category": _TEXT, "bytes": _WHOLE},
+    "memory_curve": Table(
+        {"source": _SOURCE, "rank": _WHOLE, "t_ns": _INSTANT, "action": _NAME, "category": _CATEGORY, "bytes": _WHOLE},
+        key=("rank", "t_ns", "category"),
+    ),
     # The process as the operating system sees it: Python, torch and the allocator's own reserve included.
-    "process": {
-        "source": _TEXT, "rank": _WHOLE, "rss_bytes": _WHOLE, "uss_bytes": _WHOLE, "baseline_bytes": _WHOLE,
-        "peak_rss_bytes": _WHOLE,
-    },
+    "process": Table(
+        {
+            "source": _SOURCE, "rank": _WHOLE, "rss_bytes": _WHOLE, "uss_bytes": _WHOLE, "baseline_bytes": _WHOLE,
+            "peak_rss_bytes": _WHOLE,
+        },
+        key=("rank",),
+    ),
     # What passed the door in one steady step. `group` is the group's ranks, comma-separated.
-    "traffic": {
-        "source": _TEXT, "rank": _WHOLE, "axis": _TEXT, "collective": _TEXT, "phase": _TEXT, "group": _TEXT,
-        "calls": _WHOLE, "payload_bytes": _WHOLE, "wire_bytes": _WHOLE,
-    },
+    "traffic": Table(
+        {
+            "source": _SOURCE, "rank": _WHOLE, "axis": _AXIS, "collective": _COLLECTIVE, "phase": _PHASE, "group": _NAME,
+            "calls": Column("int64", least=1), "payload_bytes": _WHOLE, "wire_bytes": _WHOLE,
+        },
+        key=("rank", "axis", "collective", "phase", "group"),
+    ),
     # One steady step. Lane "compute" holds actions, lane "comm" holds collectives and transfers.
-    "spans": {
-        "source": _TEXT, "rank": _WHOLE, "lane": _TEXT, "kind": _TEXT, "chunk": _WHOLE, "microbatch": _WHOLE, "step": _WHOLE,
-        "start_ns": _WHOLE, "end_ns": _WHOLE, "cpu_ns": _WHOLE,
-    },
-    "steps": {"source": _TEXT, "step": _WHOLE, "loss": _REAL, "grad_norm": _REAL, "step_ns": _WHOLE, "tokens": _WHOLE},
-    "parity": {"source": _TEXT, "parameter": _TEXT, "max_abs": _REAL, "max_rel": _REAL},
+    "spans": Table(
+        {
+            "source": _SOURCE, "rank": _WHOLE, "lane": Column("str", ("compute", "comm")),
+            "kind": Column("str", (*_ACTIONS, *COLLECTIVES)), "chunk": _NUMBER, "microbatch": _NUMBER,
+            "step": Column("int64", least=1), "start_ns": _INSTANT, "end_ns": _INSTANT, "cpu_ns": _WHOLE,
+        },
+    ),
+    "steps": Table(
+        {
+            "source": _SOURCE, "step": Column("int64", least=1), "loss": _FRACTION, "grad_norm": _FRACTION,
+            "step_ns": Column("int64", least=1), "tokens": Column("int64", least=1),
+        },
+        key=("step",),
+    ),
+    "parity": Table(
+        {"source": _SOURCE, "parameter": _NAME, "max_abs": Column("float64"), "max_rel": Column("float64")}, key=("parameter",)
+    ),
 }  # fmt: skip
-
+SCHEMAS: dict[str, dict[str, str]] = {
+    name: {column: rule.dtype for column, rule in table.columns.items()} for name, table in TABLES.items()
+}
 
 # What tells the rows of a table apart, in the tables whose numbers a prediction and a measurement can both give.
-KEYS: dict[str, tuple[str, ...]] = {
-    "memory_peak": ("rank", "pp", "dp", "tp", "category"),
-    "traffic": ("rank", "axis", "collective", "phase", "group"),
-}
+KEYS: dict[str, tuple[str, ...]] = {name: TABLES[name].key for name in ("memory_peak", "traffic")}
+
+
+def misfits_of(name: str, rows: pd.DataFrame) -> Iterator[Sentence]:
+    """What in `rows` the table `name` cannot have, whatever ran: a sentence each. They have its columns and types."""
+    for column, rule in TABLES[name].columns.items():
+        if rule.dtype == "str":
+            yield from _strange_words(name, column, rule, rows[column])
+        else:
+            yield from _strange_numbers(name, column, rule, rows[column])
+    key = list(TABLES[name].key)
+    if key and rows.duplicated(key).any():
+        yield sentence("{name} has two rows with the same {key}", name=name, key=", ".join(key))
+
+
+def _strange_words(name: str, column: str, rule: Column, found: pd.Series[str]) -> Iterator[Sentence]:
+    if found.hasnans:
+        yield sentence("{name} has nothing in {column} where a text belongs", name=name, column=column)
+        return
+    unknown = [word for word in found.unique() if (word not in rule.words if rule.words else not word.strip())]
+    if unknown:
+        yield sentence("{name} has the {column} {value!r}, which is none", name=name, column=column, value=min(unknown)[:40])
+
+
+def _strange_numbers(name: str, column: str, rule: Column, found: pd.Series[Any]) -> Iterator[Sentence]:
+    values = found.to_numpy()
+    known = values[np.isfinite(values)]
+    if len(known) and not (rule.least <= known.min() and known.max() <= rule.most):
+        wrong = known.min() if known.min() < rule.least else known.max()
+        yield sentence(
+            "{name} has {value} in {column}, which is from {least:,} to {most:,}",
+            name=name, value=f"{wrong:,}", column=column, least=rule.least, most=rule.most,
+        )  # fmt: skip
+    elif known.sum(dtype="float64") > _MOST_SUM:
+        yield sentence("{name} has {column} that add up to more than can be counted", name=name, column=column)
+
+
+def group_name(ranks: Sequence[int], cut: bool) -> str:
+    """How tables name a group of ranks. `cut`: the middle of a long name is left out, where the first rank has the row."""
+    if cut and len(ranks) > _MOST_NAMED:
+        return f"{ranks[0]},{ranks[1]},{CUT},{ranks[-1]}"
+    return ",".join(map(str, ranks))
+
+
+def members(group: str) -> tuple[int, ...]:
+    """The ranks that a group's name names: all, or of a long one that is cut short its first two and the last."""
+    return tuple(int(member) for member in group.split(",") if member != CUT)
 
 
 _SIDES = ("measured", "predicted")

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import stat
 from codecs import BOM_UTF8
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.spec import RequestError, sentence
+from engine import files
+from engine.spec import RequestError, sentence, too_large
 
 LARGEST = 1_000_000  # bytes of a text of the user's
+# A file of this project's own: the same bytes on every system and Python, so that a spec and a seed mean one run everywhere.
+_BUILT_IN = Path(__file__).with_name("text.txt")
 
 
 def load(path: str | None) -> bytes:
-    """The whole text as UTF-8: of the file at `path`, or without one the help texts that come with Python itself.
+    """The whole text as UTF-8: of the file at `path`, or without one the built-in text.
 
     Raises `RequestError` if there is no such file, or it is not a text that can be trained on.
     """
     if path is None:
-        return "\n".join(topics[name] for name in sorted(topics)).encode()
+        return _BUILT_IN.read_bytes()
     try:
-        file = Path(path)
-        found = file.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise RequestError(sentence("{path} is a folder, not a text file", path=path))
-        if not stat.S_ISREG(found.st_mode):  # a pipe or a device may have no end
-            raise RequestError(sentence("{path} is not a regular file", path=path))
-        if found.st_size > LARGEST:
-            raise RequestError(too_large(path, found.st_size))
-        content = file.read_bytes()
+        content = files.read(Path(path), LARGEST)
     except FileNotFoundError:
         raise RequestError(sentence("there is no file {path}", path=path)) from None
     except (OSError, ValueError) as error:  # ValueError: a path that no system could have, such as one with a null byte
@@ -46,7 +39,7 @@ def checked(content: bytes, name: str) -> bytes:
     A byte order mark at the start goes: it tells how a file is written and is no part of the text.
     """
     if len(content) > LARGEST:
-        raise RequestError(too_large(name, len(content)))
+        raise RequestError(too_large(name, len(content), LARGEST))
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -59,10 +52,6 @@ def checked(content: bytes, name: str) -> bytes:
     if not text:
         raise RequestError(sentence("{name} is empty", name=name))
     return text
-
-
-def too_large(name: str, size: int) -> str:
-    return sentence("{name} has {size:,} bytes and a text may have {most:,} at most", name=name, size=size, most=LARGEST)
 
 
 def batch(text: bytes, seq: int, size: int, seed: int, step: int, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

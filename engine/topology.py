@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 Axis = Literal["dp", "tp", "pp"]
 AXES: tuple[Axis, ...] = ("dp", "tp", "pp")
+MOST_MEMBERS = 2**20  # members of the groups of one axis, counted once for each rank: all layouts of 1,024 ranks have no more
 
 
 class Coordinate(NamedTuple):
@@ -29,6 +30,16 @@ class Mesh:
     @property
     def size(self) -> int:
         return self.dp * self.tp * self.pp
+
+    @property
+    def all_listed(self) -> bool:
+        """Whether tables have rows of every rank. Each rank's name its groups, so they grow as ranks × group."""
+        return self.size * max(self.dp, self.tp, self.pp) <= MOST_MEMBERS
+
+    @property
+    def listed(self) -> range:
+        """The ranks that tables have rows of: all, or of very many the first of each stage, whose others do the same."""
+        return range(0, self.size, 1 if self.all_listed else self.dp * self.tp)
 
     def degree(self, axis: Axis) -> int:
         return getattr(self, axis)

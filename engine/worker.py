@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 import signal
 import threading
@@ -21,12 +20,12 @@ from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
 from engine.model.chunk import TIED, TransformerChunk, layer_ranges, streams_before, to_tensors
 from engine.objective import Feed, feed
-from engine.optimizer import make_optimizer
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
-from engine.reference import compare
+from engine.parallel.update import make_optimizer
+from engine.reference import compare, publish
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
 from engine.store import save
@@ -34,6 +33,7 @@ from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.text import load
 from engine.topology import Mesh
+from engine.wire import WireError, pack_rows, unpack_rows
 
 
 class Link(Protocol):
@@ -84,7 +84,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
         generated = model.go_on()
     rows["process"] = [process_row(rank, baseline)]
     comm.common_instant()  # a rank that hangs is found waiting here by the others, not by rank 0 alone
-    store.set(f"rows/{rank}", pickle.dumps(rows))  # type: ignore[arg-type]  # its stub forgets bytes
+    store.set(f"rows/{rank}", pack_rows(rows))  # type: ignore[arg-type]  # its stub forgets bytes
     if rank == 0:
         _collect_and_save(spec, comm, backend, store, link, out, generated)
     comm.common_instant()  # rank 0 may host the store that the others still write to
@@ -159,7 +159,7 @@ class Trainer:
         }
         tracer = make_tracer(owned, self.recorder, self.comm.device)
         with tracer.step():
-            self.run_step(self.spec.workload.steps + 1)
+            self.run_step(self.spec.workload.steps + 1, "the traced step")
         return tracer.result()
 
     def settle(self) -> None:
@@ -171,12 +171,12 @@ class Trainer:
         generator = Generator(self.spec, self.chunks, self.executor.placement, self.comm, self.recorder, self.link.at)
         return generator.run()
 
-    def run_step(self, step: int) -> int:
-        """Returns the instant at which all ranks began."""
+    def run_step(self, step: int, called: str = "") -> int:
+        """Returns the instant at which all ranks began. `called`: see `Executor.run`."""
         self.step = step
         origin = self.comm.common_instant()
         self.recorder.begin_step(step, origin)
-        self.executor.run(step)
+        self.executor.run(step, called)
         return origin
 
     def _batch(self, microbatch: int) -> Feed:
@@ -233,7 +233,7 @@ class Trainer:
                 bucket = self.data.buckets[layer]
                 for p, gradient in bucket.whole_gradients().items():
                     key = "tied" if names[p] == TIED and not chunk.first else names[p]
-                    store.set(f"gradient/{key}/{self.comm.at.dp}/{self.comm.at.tp}", pickle.dumps(gradient.float().cpu()))  # type: ignore[arg-type]
+                    publish(store, key, self.comm.at.dp, self.comm.at.tp, gradient)
 
 
 def _collect_and_save(
@@ -242,7 +242,7 @@ def _collect_and_save(
     """On rank 0: wait for every rank's rows, compare with the unsharded model if asked, and write the folder."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for rank in range(comm.mesh.size):
-        for name, part in pickle.loads(store.get(f"rows/{rank}")).items():
+        for name, part in _handed_in(store, rank).items():
             rows.setdefault(name, []).extend(part)
     allocator = rows.pop("allocator")
     extra: dict[str, Any] = {"allocator": allocator}
@@ -259,6 +259,14 @@ def _collect_and_save(
     summary = summarize(tables, comm.mesh) | extra
     if out is not None:
         save(RunResult(spec, environment(backend), summary, tables), out)
+
+
+def _handed_in(store: dist.Store, rank: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of another rank. Raises `WireError` if it handed in something else."""
+    try:
+        return unpack_rows(store.get(f"rows/{rank}"), rank)
+    except WireError as error:
+        raise WireError(f"what rank {rank} handed in cannot be read: {error}") from error
 
 
 def environment(backend: Backend) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.browser.chromium import HOW_TO_HAVE_IT, chromium
 from tests.runs import Runs
 
 # On a busy machine a limit on the time of one example says nothing about the code. All else stays as Hypothesis chose:
 # on CI it draws the same examples every time.
 settings.register_profile("shardscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shardscope")
+
+LEFT_OUT = pytest.StashKey[int]()  # how many tests, as there is no browser
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +26,34 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-skips", action="store_true", help="count a skipped test as failed, unless it is marked gpu")
+    how = "leave no test out, and count one that is skipped as failed, unless it is marked gpu"
+    parser.addoption("--no-skips", action="store_true", help=how)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # of what was asked for
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--no-skips") and chromium() is None:
+        _leave_out_browser_tests(config, items)
+    _skip_without_gpus(items)
+
+
+def _leave_out_browser_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in left_out]
+    config.stash[LEFT_OUT] = len(left_out)
+    config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Say what was left out, below all else."""
+    yield
+    if left_out := session.config.stash.get(LEFT_OUT, 0):
+        many = f"{left_out} browser test{'s' if left_out > 1 else ''}"
+        session.config.get_terminal_writer().line(f"left out: {many}, as there is no browser. {HOW_TO_HAVE_IT}")
+
+
+def _skip_without_gpus(items: list[pytest.Item]) -> None:
     """Skip what needs more GPUs than there are."""
     marks = [(item, mark) for item in items for mark in item.iter_markers("gpu")]
     if not marks:

@@ -63,7 +63,6 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
         accumulate="bf16" if choice["numbers"] == "bf16 throughout" else "fp32",
         optimizer="adamw" if choice["optimizer"] == "adamw" else "sgd",
         momentum=0.9 if choice["optimizer"] == "momentum" else 0.0,
-        time_limit=60.0,
     )
     return RunSpec(model=model, layout=layout, workload=workload, parity=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,14 +21,15 @@ from engine.command.output import print_json, size
 from engine.command.progress import Progress
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
-from tests.launch.bench import hosts, orphans_gone, small
+from tests.launch.bench import all_end, hosts, small
+from tests.patience import PATIENCE_S
 
 TINY = ["--layers", "2", "--hidden", "16", "--heads", "2", "--seq", "16", "--microbatches", "2", "--steps", "3"]
 
 
 def engine(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "engine", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -85,14 +87,14 @@ def test_a_signal_cancels_in_order(tmp_path: Path, number: signal.Signals, statu
             left = [host, *host.children()]
             assert len(left) == 3
             running.send_signal(number)
-            out, said = running.communicate(timeout=20)
+            out, said = running.communicate(timeout=PATIENCE_S)
             assert running.returncode == status
         finally:
             running.kill()
     assert out == ""
     assert said.splitlines()[-1] == "cancelled"
     assert "Traceback" not in said
-    assert orphans_gone(left, 0.1)
+    assert all_end(left)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,10 +197,51 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     os.close(reading)
     try:
         command = [sys.executable, "-m", "engine", "schema"]
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE_S)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_that_was_saved_is_done_though_nothing_can_be_said_of_it(tmp_path: Path) -> None:
+    """To a folder whose name is no UTF-8, from a shell that has only ASCII, with both streams on a full disk."""
+    home = tmp_path / os.fsdecode(b"caf\xe9")
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "engine", "run", *TINY, "--out", str(home)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=full, check=False, timeout=120, env=ascii_only)
+    assert done.returncode == 0
+    (folder,) = store.listing(home)
+    shown = engine("runs", "--out", str(home), env=ascii_only)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert folder.name in shown.stdout
+    listed = engine("export", str(folder), "--to", "csv", "--out", str(tmp_path / "run.zip"), env=ascii_only)
+    assert (listed.returncode, listed.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("models > /dev/full", 2, "standard output cannot be written: No space left on device\n"),
+        ("--help > /dev/full", 2, "standard output cannot be written: No space left on device\n"),
+        ("models >&-", 0, ""),
+        ("models <&- >&- 2>&-", 0, ""),
+        ("run --tp 3 2> /dev/full", 2, ""),
+        ("run --tp 3 2>&-", 2, ""),
+        ("run --spec - <&-", 2, "this is not JSON: Expecting value: line 1 column 1 (char 0)\n"),
+    ],
+)
+def test_a_stream_that_takes_or_gives_nothing_is_no_traceback(command: str, status: int, said: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m engine {command}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+def test_a_letter_that_an_encoding_has_not_is_written_as_its_number() -> None:
+    asked = ("search", "--model", "gpt-tiny", "--ranks", "2", "--device", "l40s")
+    shown = engine(*asked, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert r" on 2 \xd7 l40s" in shown.stdout
 
 
 # --------------------------------------------------------------------------------------------------------------- printing

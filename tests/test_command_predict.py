@@ -83,3 +83,24 @@ def test_for_inference_with_an_encoder_it_shows_what_is_held_and_claims_nothing_
     (held,) = result["held"]
     model = result["spec"]["model"]
     assert held["kv_cache"] == 2 * 2 * (32 + model["seq"]) * model["hidden"] * 4 // 2
+
+
+def test_very_many_ranks_take_a_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--layout", "dp65536.tp1.pp1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("--inference --length 1000000000000000000000", "sequences=16 of length=1e21 would take 3.28e25 bytes of a rank"),
+        (f"--inference --sequences 1{'0' * 400}", "sequences=1e400 of length=64 would take"),
+        ("--layers 1024 --layout pp1024 --schedule zb-h1 --microbatches 65536", "7,364,592 passes and messages"),
+    ],
+)
+def test_what_no_table_can_hold_is_a_wrong_request(asked: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *asked.split()]) == 2
+    answer = capsys.readouterr()
+    assert answer.out == ""
+    assert said in answer.err
+    assert answer.err.count("\n") == 1

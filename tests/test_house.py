@@ -16,6 +16,11 @@ DOOR = Path("engine/parallel/comm.py")
 MEETING = {"FileStore", "HashStore", "PrefixStore", "Store", "TCPStore", "rendezvous"}
 MEETING |= {"DistError", "DistNetworkError", "DistStoreError"}
 LONGEST = 400  # lines of a file
+# What reads or writes pickles, openly or underneath. Reading one runs whatever it says.
+PICKLING = {"_pickle", "cloudpickle", "concurrent.futures.ProcessPoolExecutor", "dill", "joblib", "marshal", "multiprocessing"}
+PICKLING |= {"numpy.load", "pandas.read_pickle", "pickle", "shelve", "torch.load", "torch.save"}
+PICKLING_METHODS = {"to_pickle", "all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
+PICKLING_METHODS |= {"recv_object_list", "send_object_list"}
 SKIPPING = {f"pytest.{name}" for name in ("importorskip", "mark.skip", "mark.skipif", "mark.xfail", "skip", "xfail")}
 
 
@@ -24,7 +29,7 @@ def python_files(*folders: str) -> list[Path]:
     return sorted(path.relative_to(HOUSE) for folder in folders for path in (HOUSE / folder).rglob("*.py"))
 
 
-PRODUCT = [Path("app.py"), *python_files("engine", "pages")]
+PRODUCT = [Path("app.py"), *python_files("engine", "examples", "pages")]
 TESTS = python_files("tests")
 
 
@@ -65,6 +70,20 @@ def beyond_meeting(path: Path) -> list[str]:
 def test_only_the_door_uses_collectives_and_transfers() -> None:
     assert any("all_reduce" in found for found in beyond_meeting(DOOR)), "the check would not see a collective"
     assert [found for path in PRODUCT if path != DOOR for found in beyond_meeting(path)] == []
+
+
+def pickles(path: Path) -> list[str]:
+    """What a file uses that reads or writes pickles."""
+    return [
+        f"{where}: {name}"
+        for where, name in names_used(path)
+        if name.rpartition(".")[2] in PICKLING_METHODS or any(f"{name}.".startswith(f"{module}.") for module in PICKLING)
+    ]
+
+
+def test_nothing_is_pickled() -> None:
+    assert pickles(Path("tests/launch/rehearsals.py")), "the check would not see a pickle"
+    assert [found for path in PRODUCT for found in pickles(path)] == []
 
 
 def test_a_file_that_needs_a_table_of_contents_is_two_files() -> None:
@@ -125,6 +144,33 @@ def test_with_no_skips_a_skipped_module_has_failed(suite: pytest.Pytester) -> No
     suite.makepyfile("import pytest; pytest.importorskip('no_such_module')")
     suite.runpytest().assert_outcomes(skipped=1)
     suite.runpytest("--no-skips").assert_outcomes(errors=1)
+
+
+def test_without_a_browser_what_needs_one_is_left_out_and_the_last_line_says_so(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def browser(): assert False, "no browser"
+
+        @pytest.fixture
+        def page(browser): pass
+
+        def test_of_a_page(page): pass
+
+        def test_of_none(): pass
+        """
+    )
+    monkeypatch.setenv("PATH", str(suite.path))
+    result = suite.runpytest()
+    result.assert_outcomes(passed=1, deselected=1)
+    assert result.outlines[-1].startswith(
+        "left out: 1 browser test, as there is no browser. Chromium or Chrome must be on the PATH"
+    )
+    suite.runpytest("--no-skips").assert_outcomes(passed=1, errors=1)
 
 
 def test_what_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:

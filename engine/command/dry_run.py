@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from engine import catalog, store
 from engine.command import flags
-from engine.command.output import complain, print_json, print_table, size
-from engine.command.run import DONE, FAILED
-from engine.launch.dry_client import DryRun, DryRunError
-from engine.launch.verdict import named
+from engine.command.output import complain, highest, print_json, print_table, size
+from engine.command.run import DONE
+from engine.launch import dry_client
+from engine.launch.draft import folder_for
 from engine.spec import RunSpec
 from engine.tables import RunResult
 
@@ -31,20 +29,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="save the result as a folder there; otherwise it is only printed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(do=dry_run)
+    parser.set_defaults(do=dry_run, kept=lambda arguments: arguments.out is not None)
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     spec = flags.read(arguments)
     try:
-        with tempfile.TemporaryDirectory() as nowhere:
-            with DryRun(spec, arguments.out or Path(nowhere), arguments.rank, arguments.device) as running:
-                folder = running.wait(_show)
+        with folder_for(arguments.out) as home:
+            folder = dry_client.dry_run(spec, home, arguments.rank, arguments.device, _show)
             result = store.load(folder)
-    except DryRunError as error:
-        complain(f"{error}\n{error.traceback}".rstrip())
-        return FAILED
     except KeyboardInterrupt:
         complain("cancelled")
         return 128 + signal.SIGINT
@@ -58,7 +52,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
 
 def _show(done: int, of: int) -> None:
     if of > 1:
-        print(f"{done} of {of} ranks", file=sys.stderr, flush=True)
+        complain(f"{done} of {of} ranks")
 
 
 def _as_json(result: RunResult, folder: Path | None) -> dict[str, Any]:
@@ -79,7 +73,7 @@ def _print(result: RunResult, folder: Path | None) -> None:
     name = catalog.name_of(spec.model)
     print(f"{name} as {layout.code}, {layout.schedule}, rehearsed in {summary['seconds']:.1f} s: {result.environment['why']}\n")
     print_table(_lines(spec, result))
-    print(f"\n  memory   {size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}")
+    print(f"\n  memory   {highest(summary, layout)}")
     print(f"  traffic  {size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average")
     print(f"  bubble   {summary['bubble']:.1%} of the pipeline's time, where a backward takes twice as long as a forward")
     if folder is not None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from engine import parcel, store
+from engine import files, parcel, store
 from engine.command.output import HOME, print_json
 from engine.export import FRAMEWORKS, csv_zip, perfetto, settings
 from engine.launch.request import read_spec
@@ -30,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="where to write; otherwise settings are printed, and a run goes to a file here",
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    parser.set_defaults(do=_export)
+    parser.set_defaults(do=_export, kept=lambda arguments: arguments.out is not None or arguments.to in _FILES)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -85,11 +84,7 @@ def _written(folder: Path, to: str) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
-        partial.write_bytes(content)
-        os.replace(partial, file)
+        files.write(file, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RequestError(f"cannot write {file}: {error.strerror or error}") from error

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine.store import finite
+from engine.command import streams
+from engine.head import finite
+from engine.launch.verdict import named
+from engine.spec import LayoutSpec
+from engine.summary import workspace
 
 HOME = Path("runs")  # where saved runs are, unless told otherwise
 
 
 def complain(text: str) -> None:
-    """Print to standard error, which somebody may have closed: then there is nobody to tell."""
-    with suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
+    """Print to standard error. If that takes nothing, there is nobody to tell."""
+    streams.written(f"{text}\n", sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -43,6 +45,13 @@ def size(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count:.0f} B"
+
+
+def highest(summary: dict[str, Any], layout: LayoutSpec) -> str:
+    """The fullest rank of a measured or rehearsed step, in a line."""
+    beside = workspace(summary["allocator"])
+    more = f"; kernels took up to {size(beside)} more inside single operations, on this processor" if beside else ""
+    return f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}{more}"
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TextIO
 
+from engine.command import streams
 from engine.launch.queue import RunState
 
 _LATE_PHASES = {"tracing": "tracing one more step", "parity": "comparing with the unsharded model", "saving": "saving"}
@@ -46,8 +47,5 @@ class Progress:
     def _write(self, text: str) -> None:
         if self._stream is None:
             return
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except BrokenPipeError:  # nobody reads any more, which is no reason to end the run
+        if streams.written(text, self._stream):  # it takes nothing any more, which is no reason to end the run
             self._stream = None

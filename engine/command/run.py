@@ -11,10 +11,10 @@ from typing import Any
 
 from engine import catalog, store
 from engine.command import flags
-from engine.command.output import HOME, complain, print_json, size
+from engine.command.output import HOME, complain, highest, print_json, size
 from engine.command.progress import Progress
-from engine.launch.queue import RunQueue, RunState
-from engine.launch.verdict import named
+from engine.launch.following import follow, saved_folder
+from engine.launch.queue import RunQueue
 from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.tables import RunResult
@@ -27,27 +27,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser)
     parser.add_argument("--out", type=Path, default=HOME, metavar="DIR", help=f"where the run's folder is put (default {HOME})")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(do=run)
+    parser.set_defaults(do=run, kept=lambda arguments: True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     spec = flags.read(arguments)
+    progress = Progress(sys.stderr)
     with RunQueue(arguments.out, unwatched_s=None) as queue:
         id = queue.submit(spec)
         with _CancelOnSignal(queue, id) as signals:
-            state = _follow(queue, id)
-    if state.phase == "failed":
-        complain(state.message if state.wrong else f"{state.message}\n{state.traceback}".rstrip())
-        return WRONG if state.wrong else FAILED
-    if state.folder is None:
+            state = follow(queue, id, progress.show)
+    progress.end()
+    if state.phase == "cancelled":
         complain(state.message)
         return 128 + (signals.number or signal.SIGINT)
-    result = store.load(state.folder)
+    folder = saved_folder(state)
+    result = store.load(folder)
     if arguments.json:
-        print_json(_as_json(result, state.folder))
+        print_json(_as_json(result, folder))
     else:
-        print(_as_text(result, state.folder))
+        print(_as_text(result, folder))
     return DONE
 
 
@@ -72,20 +72,6 @@ class _CancelOnSignal:
         self.number = number
         signal.signal(number, signal.SIG_DFL)  # the host then sees the end of its requests, and ends the ranks
         self._queue.cancel(self._id)
-
-
-def _follow(queue: RunQueue, id: str) -> RunState:
-    """Show progress until the run is finished."""
-    progress = Progress(sys.stderr)
-    state = queue.state(id)
-    assert state is not None
-    while not state.finished:
-        progress.show(state)
-        state = queue.wait(id, state)
-        assert state is not None
-    progress.show(state)
-    progress.end()
-    return state
 
 
 def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
@@ -115,7 +101,7 @@ def _as_text(result: RunResult, folder: Path) -> str:
         "loss": f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f} in {summary['steps']} steps"
         if trained
         else "not trained",
-        "memory": f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}",
+        "memory": highest(summary, layout),
         "traffic": f"{size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average",
         "bubble": f"{summary['bubble']:.1%} of the pipeline's time",
         "speed": f"{summary['tokens_per_second']:,.0f} tokens a second",

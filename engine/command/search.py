@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from engine import catalog
+from engine import catalog, files
+from engine.api import search
 from engine.command.output import print_json, print_table
 from engine.devices import DEVICES, device
+from engine.optimizer import OPTIMIZERS
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.planner.candidates import MOST
 from engine.predict.planner.explain import Lever, label, way_to_fit, why
-from engine.predict.planner.search import MIXED, Plan, search
+from engine.predict.planner.search import MIXED, Plan
 from engine.predict.planner.serving import serving
 from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec
@@ -31,7 +32,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
     parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")
     parser.add_argument("--precision", default=MIXED.precision, metavar="{fp32,bf16}", help="default bf16")
-    parser.add_argument("--optimizer", default=MIXED.optimizer, metavar="{adamw,sgd}", help="default adamw")
+    optimizers = f"{{{','.join(OPTIMIZERS)}}}"
+    parser.add_argument("--optimizer", default=MIXED.optimizer, metavar=optimizers, help=f"default {MIXED.optimizer}")
     parser.add_argument(
         "--accounting",
         default="engine",
@@ -119,7 +121,7 @@ def _write(table: pd.DataFrame, file: Path | None) -> None:
     if file is None:
         return
     try:
-        table.to_csv(file, index=False)
+        files.write(file, table.to_csv(index=False).encode())
     except OSError as error:
         raise RequestError(f"cannot write {file}: {error.strerror or error}") from error
 
@@ -132,9 +134,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         MIXED.model_dump() | {"precision": arguments.precision, "optimizer": arguments.optimizer}
         | ({"accumulate": "fp32"} if arguments.precision == "fp32" else {})
     )  # fmt: skip
-    batch = min(max(1, 2 * arguments.ranks), MOST) if arguments.global_batch is None else arguments.global_batch
     account: AccountingName = arguments.accounting
-    return search(model, arguments.ranks, device(arguments.device), batch, workload, assumptions(arguments.assume), account)
+    assumed = assumptions(arguments.assume)
+    return search(model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account)
 
 
 # ----------------------------------------------------------------------------------------------------------------- text

@@ -1,10 +1,25 @@
-"""What every settings file says, in the numbers that `engine.optimizer` trains with (which cannot be imported without torch)."""
+"""What every settings file says."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from engine.optimizer import OPTIMIZERS, Framework, Settings, optimizer_of
 from engine.spec import RunSpec
 
-BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01  # of AdamW; a test holds them against the optimizer's own
+
+def optimizer_settings(spec: RunSpec, framework: Framework) -> Settings:
+    """The optimizer as the framework is asked for it; AdamW's where it has no such one, of which `optimizer_note` tells."""
+    workload = spec.workload
+    usual = OPTIMIZERS["adamw"].elsewhere[framework]
+    return optimizer_of(workload).elsewhere.get(framework, usual)(workload)
+
+
+def optimizer_note(spec: RunSpec, framework: Framework, name: str) -> Iterator[str]:
+    """At most one. `name`: what the framework is called."""
+    record = optimizer_of(spec.workload)
+    if framework not in record.elsewhere:
+        yield f"{name} has no {record.torch_class}; AdamW stands in its place"
 
 
 def global_batch(spec: RunSpec) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import BETAS, WEIGHT_DECAY, global_batch
+from engine.export.common import global_batch, optimizer_note, optimizer_settings
 from engine.spec import RunSpec
 
 _WITH_PIPELINE, _WITH_TP = 1, 2  # the highest ZeRO stages that it takes with a pipeline, and with its tensor parallelism
@@ -65,6 +65,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
     if workload.precision == "bf16" and layout.zero == 0:
         yield "its bf16 keeps fp32 masters as here, in an optimizer of its own"
+    yield from optimizer_note(spec, "deepspeed", "DeepSpeed")
     yield "steps, sequence length and data are the training script's"
 
 
@@ -75,8 +76,5 @@ def _stage(spec: RunSpec) -> int:
 
 
 def _optimizer(spec: RunSpec) -> dict[str, Any]:
-    workload = spec.workload
-    if workload.optimizer == "sgd":
-        return {"type": "SGD", "params": {"lr": workload.learning_rate, "momentum": workload.momentum}}
-    params = {"lr": workload.learning_rate, "betas": list(BETAS), "weight_decay": WEIGHT_DECAY}
-    return {"type": "AdamW", "params": params}
+    found = optimizer_settings(spec, "deepspeed")
+    return {**found, "params": {"lr": spec.workload.learning_rate, **found["params"]}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 
-from engine.export.common import BETAS, WEIGHT_DECAY, global_batch
+from engine.export.common import global_batch, optimizer_note, optimizer_settings
 from engine.spec import RunSpec
 
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
@@ -52,6 +52,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its layout string is experimental and counts layers by chunk, as here"
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
+    yield from optimizer_note(spec, "megatron", "Megatron-LM")
     if spec.generate.prompt:
         yield "nothing is generated after training"
 
@@ -135,15 +136,7 @@ def _workload(spec: RunSpec) -> Iterator[Argument]:
     yield "--train-iters", workload.steps
     yield "--lr", f"{workload.learning_rate:g}"
     yield "--lr-decay-style", "constant"
-    if workload.optimizer == "sgd":
-        yield "--optimizer", "sgd"
-        yield "--sgd-momentum", f"{workload.momentum:g}"
-        yield "--weight-decay", 0
-    else:
-        yield "--optimizer", "adam"
-        yield "--adam-beta1", BETAS[0]
-        yield "--adam-beta2", BETAS[1]
-        yield "--weight-decay", WEIGHT_DECAY
+    yield from optimizer_settings(spec, "megatron").items()
     yield "--clip-grad", 0
     yield "--seed", max(1, workload.seed)  # it takes no 0
     yield "--mock-data", True

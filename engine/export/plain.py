@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from io import BytesIO
 
-from engine.store import finite
+from engine.head import written_head
 from engine.tables import RunResult
 
 
 def csv_zip(result: RunResult) -> bytes:
     """A zip of one CSV file a table, columns named as the tables' are (bytes, ns), beside run.json, which says of what run."""
-    head = {"spec": result.spec.model_dump(mode="json"), "environment": result.environment, "summary": finite(result.summary)}
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("run.json", json.dumps(head, indent=2, allow_nan=False) + "\n")
+        archive.writestr("run.json", written_head(result))
         for name, table in result.tables.items():
             archive.writestr(f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     return buffer.getvalue()

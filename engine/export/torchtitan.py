@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import BETAS, WEIGHT_DECAY, global_batch
+from engine.export.common import global_batch, optimizer_note, optimizer_settings
 from engine.spec import ModelSpec, RunSpec
 
 _SCHEDULES = {
@@ -60,8 +60,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
     if workload.accumulate == "bf16" and workload.precision == "bf16":
         yield "it reduces gradients in fp32, not in bf16"
-    if workload.optimizer == "sgd":
-        yield "torchtitan has no SGD; AdamW stands in its place"
+    yield from optimizer_note(spec, "torchtitan", "torchtitan")
     if layout.split and layout.pp > 1 and (layout.chunks > 1 or len(set(layout.split[1:-1])) > 1):
         yield f"the split {','.join(map(str, layout.split))} has to be written as module_fqns_per_model_part"
     if spec.generate.prompt:
@@ -90,8 +89,7 @@ def _training(spec: RunSpec) -> dict[str, Any]:
 
 
 def _optimizer(spec: RunSpec) -> dict[str, Any]:
-    adam = {"beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY}
-    return {"name": "AdamW", "lr": spec.workload.learning_rate, **adam}
+    return {**optimizer_settings(spec, "torchtitan"), "lr": spec.workload.learning_rate}
 
 
 def _parallelism(spec: RunSpec) -> dict[str, Any]:

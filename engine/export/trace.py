@@ -51,7 +51,7 @@ def perfetto(result: RunResult) -> str:
     traced_from = int(spans["end_ns"].max()) + _GAP_NS
     named: list[Event] = []
     events: list[Event] = []
-    for rank in range(mesh.size):
+    for rank in sorted({*spans["rank"], *curve["rank"]}):  # of a dry run, those that were rehearsed and what is like them
         timed = [_Span(*row) for row in spans.loc[spans["rank"] == rank, list(_Span._fields)].itertuples(index=False)]
         lanes = _lanes([span for span in timed if span.lane == "comm"])
         named += _names(rank, mesh, len(lanes))
@@ -120,7 +120,9 @@ def _phase(collective: str, phase: str) -> tuple[str, str]:
 
 def _memory(rank: int, curve: pd.DataFrame, begin: int, track: int) -> Iterator[Event]:
     """Counters by category, and the actions of the traced step, each until the next begins."""
-    wide = curve.pivot_table(index="t_ns", columns="category", values="bytes", aggfunc="last", sort=False)
+    if curve.empty:
+        return
+    wide = curve.pivot_table(index="t_ns", columns="category", values="bytes", aggfunc="last", sort=False, fill_value=0)
     for instant, row in wide.sort_index().iterrows():
         sizes = {str(category): int(size) for category, size in row.items()}
         yield {"ph": "C", "name": "memory (bytes)", **_at(rank, track), "ts": _us(begin + cast(int, instant)), "args": sizes}

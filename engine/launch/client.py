@@ -13,13 +13,18 @@ from pathlib import Path
 from select import select
 from typing import Any
 
-import engine
+from engine.spec import sentence
 
+_WARM_S = 300.0  # for it to import torch
 _PATIENCE_S = 5.0  # for a host to end by itself; it needs milliseconds
 
 
 class WarmHost:
-    """One host process. Not for use by more than one thread."""
+    """One host process. Not for use by more than one thread.
+
+    A host that is stopped, or stuck, ends no run at its time limit and hears of no cancelling. So it is watched from here: who
+    asks for something says by when it must have been answered.
+    """
 
     def __init__(self) -> None:
         self.events, events_end = os.pipe()
@@ -41,6 +46,9 @@ class WarmHost:
         finally:
             os.close(events_end)
         self._unread = bytearray()
+        self.overdue: str = ""  # why it was killed, if `end_if_silent` did it
+        self._due: tuple[float, str] | None = None
+        self.must_answer(_WARM_S)
 
     @property
     def pid(self) -> int:
@@ -62,6 +70,33 @@ class WarmHost:
         *lines, rest = self._unread.split(b"\n")
         self._unread = bytearray(rest)
         return [json.loads(line) for line in lines]
+
+    def must_answer(self, seconds: float) -> None:
+        """Give it that long to answer, from now on."""
+        why = sentence("the process that runs the ranks did not answer within {seconds:g} s and was ended", seconds=seconds)
+        self._due = time.monotonic() + seconds, why
+
+    def must_end(self, limit: float, seconds: float) -> None:
+        """Give it `seconds` more than the time limit of the run that it has begun."""
+        why = sentence(
+            "the run reached its time limit of {limit:g} s; the process that runs the ranks did not answer and was ended",
+            limit=limit,
+        )
+        self._due = time.monotonic() + limit + seconds, why
+
+    def has_answered(self) -> None:
+        """Nothing is asked of it now."""
+        self._due = None
+
+    def patience(self) -> float | None:
+        """Seconds until it must have answered; None if nothing is asked of it."""
+        return None if self._due is None else max(0.0, self._due[0] - time.monotonic())
+
+    def end_if_silent(self) -> None:
+        """Kill it if it has not answered in time. Its ranks go with it, and then `hear` tells."""
+        if self._due is not None and time.monotonic() >= self._due[0]:
+            (_, self.overdue), self._due = self._due, None
+            self._process.kill()
 
     def end(self, patience: float = _PATIENCE_S) -> int:
         """End it and its ranks, and return when they are gone: its exit status, or minus the signal that killed it.
@@ -99,7 +134,7 @@ def messages() -> int:
 def environment() -> dict[str, str]:
     """This process's environment, and in it what torch's libraries can be told in no other way."""
     here = dict(os.environ)
-    root = str(Path(engine.__file__).parent.parent)
+    root = str(Path(__file__).parents[2])  # where the package `engine` is
     here["PYTHONPATH"] = os.pathsep.join(filter(None, (root, here.get("PYTHONPATH"))))
     here["KINETO_LOG_LEVEL"] = "6"  # the profiler's library otherwise prints two lines for every profile
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)

@@ -6,10 +6,13 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import store
+from engine import files, store
 from engine.spec import RunSpec
 
 
@@ -23,11 +26,25 @@ class Draft:
     @classmethod
     def new(cls, home: Path) -> Draft:
         """Only a name: the folder comes into being when a run is saved there."""
-        return cls(home, f".partial-{secrets.token_hex(8)}")
+        return cls(home, f"{files.PARTIAL}{secrets.token_hex(8)}")
 
     @property
     def folder(self) -> Path:
         return self.home / self.name
+
+    @property
+    def meeting(self) -> Path:
+        """The file through which the ranks of this machine meet, in a folder that only this user can enter."""
+        return Path(tempfile.gettempdir()) / f"shardscope-{self.name.removeprefix('.')}" / "store"
+
+    def open_meeting(self) -> Path:
+        """Make that folder, for the time of the run."""
+        self.meeting.parent.mkdir(mode=0o700)
+        return self.meeting
+
+    def close_meeting(self) -> None:
+        if self.meeting.parent.exists():
+            shutil.rmtree(self.meeting.parent)
 
     def keep(self, spec: RunSpec) -> Path:
         """Give the saved run its final name, and return that."""
@@ -43,6 +60,17 @@ class Draft:
 
     def discard(self) -> None:
         """Remove what was saved, whole or in part. The processes that wrote it must have ended."""
+        self.close_meeting()
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+@contextmanager
+def folder_for(out: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """A folder to save runs in: `out`, or where that is None a temporary one, which is removed with what is in it."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="shardscope-") as folder:
+        yield Path(folder)

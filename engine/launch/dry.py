@@ -17,26 +17,28 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from select import select
 from typing import TYPE_CHECKING, Any, get_args
 
 from engine.launch.dry_tables import kinds, result
 from engine.launch.parent import end_with_parent
 from engine.launch.textbook import textbook
+from engine.launch.verdict import Raised, as_json, raised_from
 from engine.launch.warm import preload
 from engine.spec import RequestError, RunSpec
 from engine.store import save
+from engine.wire import pack, pack_rows, receive, send, unpack, unpack_rows
 
 if TYPE_CHECKING:
     from engine.launch.rehearsal import Device, Rehearsal
-    from engine.launch.verdict import Raised
 
 
 class RankError(Exception):
@@ -45,6 +47,20 @@ class RankError(Exception):
     def __init__(self, raised: Raised) -> None:
         super().__init__(raised.sentence)
         self.raised = raised
+
+
+@dataclass
+class _Running:
+    """A forked process that rehearses a rank, and the pipe on which it says how far it is, and at last what it found."""
+
+    rank: int
+    pid: int
+    said: int  # file descriptor
+
+    def reap(self) -> int:
+        """Its exit status, or minus the signal that killed it. Waits for its end."""
+        os.close(self.said)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def rehearse_all(
@@ -60,61 +76,77 @@ def rehearse_all(
     `told(rank, done)` hears of each and how many that makes; `acted(rank, over)` a few times a second how many actions of a rank
     are over. To be called by a process that has not used torch yet.
     """
-    context = multiprocessing.get_context("fork")
     waiting, found = deque(ranks), {}
-    running: dict[Any, tuple[int, Any]] = {}
+    running: dict[int, _Running] = {}
     try:
         while waiting or running:
             while waiting and len(running) < most:
-                rank = waiting.popleft()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_be_rank, args=(theirs, spec, rank, device), daemon=True)
-                process.start()
-                theirs.close()
-                running[ours] = rank, process
-            for pipe in wait(list(running)):
-                rank, process = running[pipe]
-                answer = _said(pipe, process, rank)
-                if isinstance(answer, int):
-                    acted(rank, answer)
+                started = _fork(spec, waiting.popleft(), device, list(running))
+                running[started.said] = started
+            for pipe in select(list(running), [], [])[0]:
+                one = running[pipe]
+                try:
+                    head, parts = unpack(receive(pipe))
+                except EOFError:
+                    del running[pipe]
+                    status = one.reap()
+                    told_nothing = f"the process of rank {one.rank} ended with exit status {status}, without saying why"
+                    raise RankError(Raised(told_nothing, "")) from None
+                if "acted" in head:
+                    acted(one.rank, int(head["acted"]))
                     continue
                 del running[pipe]
-                found[rank] = answer
-                told(rank, len(found))
+                one.reap()
+                found[one.rank] = _found(one.rank, head, parts)
+                told(one.rank, len(found))
     finally:
-        for _, process in running.values():
-            process.kill()
+        for one in running.values():
+            os.kill(one.pid, signal.SIGKILL)
+            one.reap()
     return found
 
 
-def _said(pipe: Any, process: Any, rank: int) -> int | Rehearsal:
-    """How many of its actions are over, or its rehearsal, with which its process ends. Raises `RankError`."""
-    from engine.launch.verdict import Raised
+def _found(rank: int, head: dict[str, Any], parts: Mapping[str, memoryview]) -> Rehearsal:
+    """The rehearsal that a process found. Raises `RankError` if it failed, and `WireError`."""
+    from engine.launch.rehearsal import Rehearsal
 
+    if "failed" in head:
+        raise RankError(raised_from(head["failed"]))
+    rows = unpack_rows(bytes(parts["rows"]), rank)
+    return Rehearsal(rank, rows, float(head["seconds"]), int(head["grown_bytes"]))
+
+
+def _fork(spec: RunSpec, rank: int, device: Device, others: Sequence[int]) -> _Running:
+    """`others`: the pipes of those that run already, which are no business of the new one."""
+    said, says = os.pipe()
+    parent = os.getpid()
+    sys.stdout.flush()  # what waits in a buffer would be written twice
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        os.close(says)
+        return _Running(rank, pid, said)
     try:
-        said = pipe.recv()
-    except EOFError:
-        process.join()
-        said = Raised(f"the process of rank {rank} ended with exit status {process.exitcode}, without saying why", "")
-    if isinstance(said, int):
-        return said
-    process.join()
-    pipe.close()
-    if isinstance(said, Raised):
-        raise RankError(said)
-    return said
+        for fd in (said, *others):
+            os.close(fd)
+        end_with_parent()
+        if os.getppid() == parent:  # otherwise it ended before the call
+            send(says, _rehearsed(spec, rank, device, says))
+    finally:
+        sys.stderr.flush()
+        os._exit(0)  # what was forked, exit handlers and all, is not this process's to end
 
 
-def _be_rank(answer: Connection, spec: RunSpec, rank: int, device: Device) -> None:
-    """The life of a forked process."""
+def _rehearsed(spec: RunSpec, rank: int, device: Device, says: int) -> bytes:
+    """In a forked process: what to say of the rank."""
     from engine.launch.ranks import account
     from engine.launch.rehearsal import rehearse
 
-    end_with_parent()
     try:
-        answer.send(rehearse(spec, rank, device, textbook(spec), told=answer.send))
+        done = rehearse(spec, rank, device, textbook(spec), told=lambda over: send(says, pack({"acted": over})))
+        return pack({"seconds": done.seconds, "grown_bytes": done.grown_bytes}, {"rows": pack_rows(done.rows)})
     except Exception as error:  # noqa: BLE001  the parent hears of it, whatever it is
-        answer.send(account(error))
+        return pack({"failed": as_json(account(error))})
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -136,7 +168,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None:
     began = time.monotonic()
-    ranks = _asked(spec, rank)
+    ranks, clock = _asked(spec, rank), textbook(spec)
     preload()
     from engine.launch import rehearsal
     from engine.parallel.comm import Backend
@@ -147,7 +179,7 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
     most = (os.cpu_count() or 1) if device == "none" else 1
-    clock, each = textbook(spec), spec.layout.dp * spec.layout.tp
+    each = spec.layout.dp * spec.layout.tp
     all_ = {rank: rehearsal.actions_of(spec, rank // each, device, clock) for rank in ranks}
     over = dict.fromkeys(ranks, 0)
 

@@ -13,15 +13,8 @@ from typing import Any, Self
 
 from engine.launch.client import environment, messages
 from engine.launch.draft import Draft
+from engine.launch.failure import RunError
 from engine.spec import RequestError, RunSpec
-
-
-class DryRunError(Exception):
-    """A dry run ended badly, by no fault of the request. `traceback` is that of the rank it happened on."""
-
-    def __init__(self, message: str, traceback: str) -> None:
-        super().__init__(message)
-        self.traceback = traceback
 
 
 class DryRun:
@@ -63,7 +56,7 @@ class DryRun:
         return self._cancelled
 
     def cancel(self) -> None:
-        """End it, and its processes with it. Any thread may call; `wait` then raises `DryRunError`."""
+        """End it, and its processes with it. Any thread may call; `wait` then raises `RunError`."""
         self._cancelled = True
         self._process.kill()
 
@@ -76,7 +69,7 @@ class DryRun:
 
         `acted(actions, of)` hears a few times a second how many of how many actions are over, of all these ranks together.
 
-        Raises `RequestError` if it cannot be done as asked, and `DryRunError`.
+        Raises `RequestError` if it cannot be done as asked, and `RunError`.
         """
         assert self._process.stdout is not None
         end: dict[str, Any] = {"how": "failed", "traceback": ""}
@@ -92,11 +85,17 @@ class DryRun:
             raise RequestError(end["message"])
         if end["how"] != "done":
             silent = "cancelled" if self._cancelled else "the process of the dry run ended without saying why"
-            raise DryRunError(end.get("message", silent), end["traceback"])
+            raise RunError(end.get("message", silent), end["traceback"])
         return self._draft.keep(self._spec)
 
 
-def dry_run(spec: RunSpec, home: Path, rank: int | None = None, device: str = "none") -> Path:
-    """Do a dry run from start to end: the folder of its result, in `home`. Raises `RequestError` and `DryRunError`."""
+def dry_run(
+    spec: RunSpec,
+    home: Path,
+    rank: int | None = None,
+    device: str = "none",
+    told: Callable[[int, int], None] = lambda done, of: None,
+) -> Path:
+    """Do a dry run from start to end: the folder of its result, in `home`. Raises `RequestError` and `RunError`."""
     with DryRun(spec, home, rank, device) as running:
-        return running.wait()
+        return running.wait(told)

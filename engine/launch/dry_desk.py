@@ -14,7 +14,8 @@ from typing import Literal
 import pandas as pd
 
 from engine import store
-from engine.launch.dry_client import DryRun, DryRunError
+from engine.launch.dry_client import DryRun
+from engine.launch.failure import RunError
 from engine.spec import RequestError, RunSpec, sentence
 
 Phase = Literal["on", "done", "failed", "cancelled"]
@@ -124,7 +125,7 @@ class DryRunDesk:
             result = store.load(running.wait(told, acted))
         except RequestError as error:
             return {"phase": "failed", "message": error.sentence}
-        except DryRunError as error:
+        except RunError as error:
             phase = "cancelled" if running.cancelled else "failed"
             return {"phase": phase, "message": str(error), "traceback": error.traceback}
         peak = result.tables["memory_peak"]

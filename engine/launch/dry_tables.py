@@ -14,7 +14,7 @@ import pandas as pd
 
 from engine.launch.textbook import Textbook
 from engine.spec import RunSpec
-from engine.tables import RunResult, table
+from engine.tables import RunResult, group_name, members, table
 from engine.topology import Axis, Mesh
 
 _MOST_ROWS = 1_000_000  # of a table of many rows a rank: beyond that, it has only the ranks that were rehearsed
@@ -31,9 +31,11 @@ def kinds(spec: RunSpec) -> list[int]:
 def result(
     spec: RunSpec, rehearsed: Mapping[int, Rows], whole: bool, clock: Textbook, environment: dict[str, Any], seconds: float
 ) -> RunResult:
-    """`rehearsed`: the rows of each rank. `whole`: they are one of each kind, and the tables get every rank."""
+    """`rehearsed`: the rows of each rank. `whole`: they are one of each kind, and the tables get every rank that `Mesh.listed`
+    has.
+    """
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
-    stands_for = {rank: _alike(mesh, rank) if whole else [rank] for rank in sorted(rehearsed)}
+    stands_for = {rank: _alike(mesh, rank) if whole and mesh.all_listed else [rank] for rank in sorted(rehearsed)}
     tables = {name: _repeated(name, rehearsed, stands_for, mesh) for name in ("memory_peak", "memory_curve", "traffic", "spans")}
     tables["process"] = table("process", [], "dry_run")  # nobody ran, so no process was measured
     tables["steps"] = table("steps", [_step(spec, clock)], "dry_run")
@@ -83,8 +85,9 @@ def _as_rank(name: str, rows: pd.DataFrame, rank: int, mesh: Mesh) -> pd.DataFra
 
 def _group(mesh: Mesh, rank: int, axis: Axis, group: str) -> str:
     """The group that goes through `rank` as `group` goes through the rank it was counted on."""
-    places = [getattr(mesh.coordinate(int(member)), axis) for member in group.split(",")]
-    return ",".join(str(mesh.rank(mesh.coordinate(rank)._replace(**{axis: place}))) for place in places)
+    places = [getattr(mesh.coordinate(member), axis) for member in members(group)]
+    ranks = [mesh.rank(mesh.coordinate(rank)._replace(**{axis: place})) for place in places]
+    return group_name(ranks, cut=not mesh.all_listed and ranks[0] == rank)
 
 
 def _step(spec: RunSpec, clock: Textbook) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from engine.launch import ranks, verdict
 from engine.launch.draft import Draft
 from engine.spec import RunSpec, sentence
-from engine.spec.sentence import packed, unpacked
+from engine.spec.sentence import packed
 
 _GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to hand in their stacks
 _READ = selectors.EVENT_READ
@@ -34,7 +34,7 @@ class LocalRun:
         self,
         spec: RunSpec,
         draft: Draft,
-        fork: Callable[[RunSpec, Path, ranks.Board], list[ranks.Rank]],
+        fork: Callable[[RunSpec, Draft, ranks.Board], list[ranks.Rank]],
         selector: selectors.BaseSelector,
         tell: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -45,7 +45,7 @@ class LocalRun:
         self._deaths: list[verdict.Death] = []
         self._halts: list[verdict.Halt] = []
         self._board = ranks.Board(spec.layout.ranks)
-        self._ranks = fork(spec, draft.folder, self._board)
+        self._ranks = fork(spec, draft, self._board)
         self._open = 0  # pipes of ranks not yet at end-of-file
         for rank in self._ranks:
             self._watch(rank.events, partial(self._hear, rank))
@@ -87,6 +87,7 @@ class LocalRun:
     def close(self) -> None:
         """Say how it ended, and leave nothing of it. Call once, when finished."""
         self._board.close()
+        self._draft.close_meeting()
         how, why = self._outcome()
         folder = None
         if how == "done":
@@ -125,7 +126,7 @@ class LocalRun:
                 rank.ended = True
             elif event["event"] == "failed":
                 del event["event"]
-                rank.raised = verdict.Raised(**event | {"sentence": unpacked(event["sentence"])})
+                rank.raised = verdict.raised_from(event)
             else:
                 self._saved |= event["event"] == "saved"
                 self._tell(event)
@@ -243,8 +244,12 @@ class Host:
         except BrokenPipeError:
             pass  # whoever asked is gone; the end of the requests, which is about to be read, ends the host
 
-    def _fork(self, spec: RunSpec, out: Path, board: ranks.Board) -> list[ranks.Rank]:
-        return ranks.fork(spec, out, board, self._life, self._leave)
+    def _fork(self, spec: RunSpec, draft: Draft, board: ranks.Board) -> list[ranks.Rank]:
+        try:
+            return ranks.fork(spec, draft.folder, draft.open_meeting(), board, self._life, self._leave)
+        except OSError:
+            draft.close_meeting()
+            raise
 
     def _leave(self) -> None:
         """In a forked rank: part with what is the host's alone.

@@ -8,6 +8,7 @@ from functools import cache
 
 import psutil
 
+from engine.optimizer import optimizer_of
 from engine.predict import inference
 from engine.predict.terms import total
 from engine.schedule import in_flight_bound
@@ -103,11 +104,10 @@ def _cached(spec: RunSpec) -> int:
 def _state_of_a_parameter(spec: RunSpec) -> int:
     """Bytes that all replicas together keep for one parameter."""
     workload, dp, zero = spec.workload, spec.layout.dp, spec.layout.zero
-    moments = {"adamw": 2, "sgd": 1 if workload.momentum else 0}[workload.optimizer]
-    own_copy = 1 if workload.precision == "bf16" else 0  # the optimizer's fp32 weights, of which the bf16 ones are made
+    own_copy = 4 if workload.precision == "bf16" else 0  # the optimizer's fp32 weights, of which the bf16 ones are made
     weight = _BYTES[workload.precision]
     gradient = _BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
-    optimizer = 4 * (moments + own_copy)
+    optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + own_copy
     return sum(size * (1 if zero >= stage else dp) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
 
 
@@ -183,7 +183,7 @@ def _gb(size: int) -> str:
 
 @cache
 def _own_size() -> int:
-    """Bytes of the built-in text, which is put together of many: it is asked for at each move of a control."""
+    """Bytes of the built-in text: it is asked for at each move of a control."""
     return len(load(None))
 
 
@@ -194,7 +194,7 @@ def _check_text(spec: RunSpec) -> None:
         raise RequestError(
             sentence(
                 "{text} is {size:,} bytes long and seq={seq} needs at least {needed:,}",
-                text=path or sentence("Python's own help text"),
+                text=path or sentence("the built-in text"),
                 size=size,
                 seq=seq,
                 needed=seq + 1,

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from select import select
 from typing import TYPE_CHECKING
 
-from engine.launch.parent import end_with_parent
+from engine.launch.parent import end_with_parent, wake_with_parents_end
 from engine.launch.warm import preload
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         event = {"event": "broken", "message": message, "traceback": traceback.format_exc()}
         os.write(events, json.dumps(event).encode() + b"\n")
         return 1
-    end_with_parent(False)  # from here on the end of the requests tells, which leaves time to clean up
+    wake_with_parents_end()  # from here on the end of the requests tells, which leaves time to clean up
     host.serve()
     return 0
 

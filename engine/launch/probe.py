@@ -10,9 +10,9 @@ from engine.predict.ledger.dimensions import QKV, dimensions
 from engine.predict.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
 
-# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. Where heads share keys, A/G and A/G + 2 have to be two
-# more, and so small that attention over all heads is. Of two streams S alone can be chosen, and T, R and 2 S − 1 have to have a
-# prime each that no other has: T, R are 7, 22 and 40, 273.
+# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. Where heads share keys, A/G and A/G + 2 have to be
+# two more, and so small that attention over all heads is. Of two streams S alone can be chosen, and T, R and 2 S − 1 have to have
+# a prime each that no other has: T and R are 7 and 22, or 40 and 273.
 _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}

@@ -24,6 +24,11 @@ from engine.spec.sentence import unpacked
 
 Phase = Literal["queued", "starting", "running", "tracing", "parity", "generating", "saving", "done", "failed", "cancelled"]
 
+# How long the host may take to answer, in seconds. It needs milliseconds, and a loaded machine some more.
+_TAKEN_S = 30.0  # to begin a run
+_LATE_S = 10.0  # beyond the run's time limit, at which it ends the run and says why
+_CANCELLED_S = 5.0  # to end a run that is cancelled
+
 _REMEMBERED = 200  # finished runs whose state is kept; what they saved is kept regardless
 
 
@@ -168,8 +173,10 @@ class RunQueue:
                 self._cancel_unwatched()
                 self._do_cancels()
                 self._start_next()
-                for key, _ in self._selector.select(self._until_unwatched()):
+                for key, _ in self._selector.select(self._patience()):
                     key.data()
+                if self._host:
+                    self._host.end_if_silent()
         finally:  # also after a defect of this class: whoever waits for a run must not wait for ever
             self._shut()
 
@@ -219,6 +226,12 @@ class RunQueue:
 
     # Ending runs early
 
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do though nobody says anything; None: for ever."""
+        due = self._host.patience() if self._host else None
+        waits = [seconds for seconds in (due, self._until_unwatched()) if seconds is not None]
+        return min(waits, default=None)
+
     def _until_unwatched(self) -> float | None:
         """Seconds until the next run has gone unwatched for too long."""
         with self._changed:
@@ -251,7 +264,7 @@ class RunQueue:
             self._finish(phase="cancelled", message=message)
         elif not current.ending:
             current.ending = True
-            self._ask({"do": "cancel"})  # the host says when it has ended
+            self._ask({"do": "cancel"}, _CANCELLED_S)  # the host says when it has ended
 
     # Starting runs
 
@@ -269,7 +282,7 @@ class RunQueue:
             self._current.sent = True
             assert self._running
             where = {"home": str(self._home), "draft": self._current.draft.name}
-            self._ask({"do": "run", "spec": self._running.model_dump(mode="json"), **where})
+            self._ask({"do": "run", "spec": self._running.model_dump(mode="json"), **where}, _TAKEN_S)
 
     def _start_host(self) -> None:
         self._warm = self._keep_warm = False
@@ -282,9 +295,10 @@ class RunQueue:
             return
         self._selector.register(self._host.events, selectors.EVENT_READ, self._hear)
 
-    def _ask(self, request: dict[str, Any]) -> None:
+    def _ask(self, request: dict[str, Any], within_s: float) -> None:
         assert self._host
         self._host.ask(request)
+        self._host.must_answer(within_s)
 
     # Hearing from the host
 
@@ -297,6 +311,7 @@ class RunQueue:
         for event in events:
             if event["event"] == "warm":
                 self._warm = True
+                self._host.has_answered()
             elif event["event"] == "broken":
                 self._last_words = event
             elif self._current:
@@ -304,9 +319,12 @@ class RunQueue:
 
     def _take_in(self, current: _Current, event: dict[str, Any]) -> None:
         """An event of the current run."""
+        assert self._host
         kind = event["event"]
         if kind == "started":
             current.taken = True
+            if not current.ending:
+                self._host.must_end(self._states[current.id].spec.workload.time_limit, _LATE_S)
         elif kind == "ready":
             ready_s = time.monotonic() - current.since
             self._change(current.id, phase="running", backend=event["backend"], why=event["why"], ready_s=ready_s)
@@ -316,6 +334,7 @@ class RunQueue:
         elif kind == "phase":
             self._change(current.id, phase=event["phase"])
         elif kind == "finished":
+            self._host.has_answered()
             self._finish(**self._outcome(current, event))
 
     def _outcome(self, current: _Current, event: dict[str, Any]) -> dict[str, Any]:
@@ -339,11 +358,15 @@ class RunQueue:
             )
         else:
             how = sentence("the process that runs the ranks left with exit status {status}, and the ranks with it", status=status)
-        words = self._last_words or {"message": how, "traceback": ""}
+        overdue = self._host.overdue
+        words = self._last_words or {"message": overdue or how, "traceback": ""}
         self._host, self._keep_warm, self._last_words = None, self._warm, None
         self._warm = False
-        if self._current and self._current.sent and not self._current.taken:
+        if self._current and self._current.sent and not (self._current.taken or overdue):
             self._current.sent = False  # it was on its way to a host that was just ending; the next one gets it
+        elif self._current and self._current.ending:
+            self._current.draft.discard()
+            self._finish(phase="cancelled", message=self._to_cancel[self._current.id])
         elif self._current:
             self._current.draft.discard()
             self._finish(phase="failed", message=words["message"], traceback=words["traceback"])

@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import signal
-import socket
 import struct
 import sys
 import threading
@@ -27,10 +26,9 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from engine.launch.parent import end_with_parent
-from engine.launch.verdict import Raised
+from engine.launch.verdict import Raised, as_json
 from engine.parallel.comm import CommError
 from engine.spec import RequestError, RunSpec
-from engine.spec.sentence import packed
 from engine.worker import work
 
 
@@ -119,38 +117,37 @@ class Rank:
         self.status = os.waitstatus_to_exitcode(status)
 
 
-def fork(spec: RunSpec, out: Path, board: Board, life: int, leave_host: Callable[[], None]) -> list[Rank]:
+def fork(spec: RunSpec, out: Path, meeting: Path, board: Board, life: int, leave_host: Callable[[], None]) -> list[Rank]:
     """Start all ranks of `spec`. The caller must not have touched CUDA nor run a torch operation.
 
-    `life` is the reading end of a pipe whose writing end only the host holds; `leave_host` closes, in a rank, what is
-    the host's alone. If the system refuses a process, those started before are killed and OSError is raised.
+    They meet at the file `meeting`. `life` is the reading end of a pipe whose writing end only the host holds; `leave_host`
+    closes, in a rank, what is the host's alone. If the system refuses a process, those started before are killed and OSError is
+    raised.
     """
     host = os.getpid()
     started: list[Rank] = []
-    # The host binds the port and hands over the open socket: no moment at which another program could take it.
-    with socket.create_server(("127.0.0.1", 0), backlog=spec.layout.ranks) as listener:
-        try:
-            for rank in range(spec.layout.ranks):
-                events, events_end = _pipe()
-                dumps, dumps_end = _pipe()
-                pid = os.fork()
-                if pid == 0:
-                    try:
-                        leave_host()
-                        for pipe in (events, dumps, *(pipe for other in started for pipe in (other.events, other.dumps))):
-                            pipe.close()
-                        link = PipeLink(rank, events_end, board)
-                        _be_rank(spec, rank, out if rank == 0 else None, link, listener, dumps_end, life, host)
-                    finally:
-                        os._exit(1)  # whatever happened, a rank must not go on as a second host
-                started.append(Rank(rank, pid, events, dumps))
-                events_end.close()  # at once: were the next rank to inherit it, this one's death would go unseen
-                dumps_end.close()
-        except OSError:
-            for other in started:
-                other.kill()
-                other.reap()
-            raise
+    try:
+        for rank in range(spec.layout.ranks):
+            events, events_end = _pipe()
+            dumps, dumps_end = _pipe()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    leave_host()
+                    for pipe in (events, dumps, *(pipe for other in started for pipe in (other.events, other.dumps))):
+                        pipe.close()
+                    link = PipeLink(rank, events_end, board)
+                    _be_rank(spec, rank, out if rank == 0 else None, link, meeting, dumps_end, life, host)
+                finally:
+                    os._exit(1)  # whatever happened, a rank must not go on as a second host
+            started.append(Rank(rank, pid, events, dumps))
+            events_end.close()  # at once: were the next rank to inherit it, this one's death would go unseen
+            dumps_end.close()
+    except OSError:
+        for other in started:
+            other.kill()
+            other.reap()
+        raise
     return started
 
 
@@ -170,12 +167,8 @@ def account(error: BaseException) -> Raised:
     return Raised(f"{type(error).__name__}: {said}" if said else type(error).__name__, text, secondary=lost_peer)
 
 
-def _as_json(raised: Raised) -> dict[str, Any]:
-    return {**vars(raised), "sentence": packed(raised.sentence)}
-
-
 def _be_rank(
-    spec: RunSpec, rank: int, out: Path | None, link: PipeLink, listener: socket.socket, dumps: FileIO, life: int, host: int
+    spec: RunSpec, rank: int, out: Path | None, link: PipeLink, meeting: Path, dumps: FileIO, life: int, host: int
 ) -> NoReturn:
     """The life of a rank, in the forked process."""
     status = 1
@@ -184,29 +177,27 @@ def _be_rank(
         faulthandler.enable(file=dumps)  # so that a segmentation fault shows where
         # Chained to the default action, which is to die: the end of the pipe then tells that the dump is whole.
         faulthandler.register(signal.SIGUSR1, file=dumps, all_threads=True, chain=True)
-        work(spec, rank, _connect(spec, rank, listener), link, out)
+        work(spec, rank, _connect(spec, meeting), link, out)
         link.report({"event": "end"})
         status = 0
     except SystemExit as leaving:  # means what it means anywhere: leave with this status, say nothing
         status = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:  # noqa: BLE001  the host hears of it, whatever it is
-        link.report({"event": "failed", **_as_json(account(error))})
+        link.report({"event": "failed", **as_json(account(error))})
     finally:
         # Not sys.exit: the host's own exit handlers and buffers were forked too, and are not this process's to run.
         sys.stderr.flush()
         os._exit(status)
 
 
-def _connect(spec: RunSpec, rank: int, listener: socket.socket) -> dist.Store:
-    """Rank 0 serves the store on the socket that the host opened; the others join it."""
-    host, port = listener.getsockname()
-    patience = timedelta(seconds=spec.workload.time_limit + 60)  # the host enforces the limit, and tells more
-    if rank:
-        listener.close()
-        return dist.TCPStore(host, port, is_master=False, timeout=patience, wait_for_workers=False)
-    return dist.TCPStore(
-        host, port, is_master=True, timeout=patience, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
-    )
+def _connect(spec: RunSpec, meeting: Path) -> dist.Store:
+    """A store in a file that only this user can open.
+
+    One that listens on a port, as torch's does, lets in whoever knocks: it has no password, and tells the keys that others use.
+    """
+    store = dist.FileStore(str(meeting))
+    store.set_timeout(timedelta(seconds=spec.workload.time_limit + 60))  # the host enforces the limit, and tells more
+    return store
 
 
 def _die_with(host: int, life: int) -> None:

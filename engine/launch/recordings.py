@@ -17,7 +17,7 @@ from typing import get_args
 from engine import catalog
 from engine.launch.warm import preload
 from engine.predict.ledger.dimensions import dimensions, structure
-from engine.predict.ledger.form import Part, Slicing, Structure, pack
+from engine.predict.ledger.form import Part, Slicing, Structure
 from engine.predict.ledger.keep import Shelf
 from engine.predict.ledger.passes import part_of
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
@@ -54,11 +54,9 @@ def record_all(models: Iterable[ModelSpec], shelf: Shelf) -> int:
     from engine.launch.record import record
 
     wanted = dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model)))
-    missing = [key for key in wanted if not shelf.path(*key).exists()]
+    missing = [key for key in wanted if key not in shelf]
     for number, (one, part) in enumerate(missing):
-        path = shelf.path(one, part)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pack(record(one, part)))
+        shelf.put(one, part, record(one, part))
         print(f"{number + 1} of {len(missing)}: {one.name} {part.name}", flush=True)
     return len(missing)
 

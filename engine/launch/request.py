@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from engine.spec import RequestError, RunSpec
+from engine import files
+from engine.spec import LARGEST_JSON, RequestError, RunSpec
 
 
 def read_spec(name: str) -> RunSpec:
     """The spec in the JSON file `name`, or on standard input if that is "-". Raises `RequestError`."""
     try:
-        text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        raise RequestError(f"cannot read the spec {name}: {error.strerror}") from error
+        text = sys.stdin.buffer.read(LARGEST_JSON + 1) if name == "-" else files.read(Path(name), LARGEST_JSON)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise RequestError(f"cannot read the spec {name}: {getattr(error, 'strerror', None) or error}") from error
     return RunSpec.read_json(text)

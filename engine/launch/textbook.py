@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.schedule import Action, Schedule, bubble, plan, replay
-from engine.spec import RunSpec
+from engine.schedule import Action, Schedule, bubble, entries, plan, replay
+from engine.spec import RequestError, RunSpec, sentence
 
 UNIT_NS = 1_000_000
+_MOST = 1_000_000  # passes and messages
 _UNITS = {"F": 1, "B": 2, "I": 1, "W": 1}
 
 
@@ -28,7 +29,24 @@ class Textbook:
 
 
 def textbook(spec: RunSpec) -> Textbook:
+    """Raises `RequestError` where there are too many actions to be put in time."""
     layout = spec.layout
+    count, passes = entries(layout, spec.workload.microbatches), sentence("{n} microbatches", n=spec.workload.microbatches)
+    if spec.generate.skip_training:
+        count = 3 * len(layout.placement) * spec.generate.new_tokens
+        passes = sentence("{n} new tokens", n=spec.generate.new_tokens)
+    if count > _MOST:
+        raise RequestError(
+            sentence(
+                "pp={pp} × chunks={chunks} with {passes} are {count} passes and messages, and a dry run goes through at most "
+                "{most}",
+                pp=layout.pp,
+                chunks=layout.chunks,
+                passes=passes,
+                count=f"{count:,}",
+                most=f"{_MOST:,}",
+            )
+        )
     if spec.generate.skip_training:
         schedule = _generation(layout.placement, spec.generate.new_tokens)
     else:

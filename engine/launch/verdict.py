@@ -10,12 +10,18 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.spec import LayoutSpec, joined, sentence
+from engine.spec.sentence import packed, unpacked
 from engine.topology import Mesh
 
 # A rank with this in its stack waits for other ranks, so it is not the one that holds up the run.
-_WAITING = re.compile(r'engine/parallel/comm\.py"|engine/launch/ranks\.py", line \d+,? in _connect')
+_WAITING = re.compile(
+    r'engine/parallel/comm\.py"|engine/launch/(?:agreement|liveness)\.py"|engine/launch/\w+\.py", line \d+,? in _connect'
+)
+
+_STEPS = ("step ", "the traced step")  # what a rank does begins so while it is in one
 
 _FORKED = re.compile(r"^ *File .*, line \d+,? in _be_rank$", re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
@@ -29,6 +35,16 @@ class Raised:
     traceback: str
     secondary: bool = False  # it failed only because another rank was gone
     wrong: bool = False  # a RequestError: the request cannot be run, no rank is to blame
+
+
+def as_json(raised: Raised) -> dict[str, Any]:
+    """As a pipe carries it to another process."""
+    return {**vars(raised), "sentence": packed(raised.sentence)}
+
+
+def raised_from(carried: dict[str, Any]) -> Raised:
+    """What `as_json` made of it."""
+    return Raised(**carried | {"sentence": unpacked(carried["sentence"])})
 
 
 @dataclass(frozen=True)
@@ -146,14 +162,14 @@ def _blame(death: Death) -> int:
 def _where(doing: str) -> str:
     if not doing:
         return sentence("while starting")
-    return sentence("in {doing}", doing=doing) if doing.startswith("step ") else sentence("while {doing}", doing=doing)
+    return sentence("in {doing}", doing=doing) if doing.startswith(_STEPS) else sentence("while {doing}", doing=doing)
 
 
 def _doing(doing: str) -> str:
     """The same, after "had been"."""
     if not doing:
         return sentence("starting")
-    return sentence("in {doing}", doing=doing) if doing.startswith("step ") else doing
+    return sentence("in {doing}", doing=doing) if doing.startswith(_STEPS) else doing
 
 
 def signal_named(number: int) -> str:

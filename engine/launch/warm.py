@@ -10,7 +10,6 @@ _NEEDED = (
     "torch._inductor.config",
     "torch.profiler",
     "pyarrow.parquet",
-    "pydoc_data.topics",
     "engine.worker",
 )
 

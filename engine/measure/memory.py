@@ -10,6 +10,9 @@ put into a category by who owns its address, or else by the actions in which it 
     communication                      born in the door or in a transfer, or outlived its action without being an activation,
                                        such as an output that waits to be sent
     temporary                          born and died within one action, and whatever is none of the above
+
+What one operation takes and gives back inside itself, a kernel's workspace, has no category and is in no table: it depends on the
+processor (oneDNN's scratchpads, copies of operands), not on the layout. `MemoryTrace.workspace` tells how much it adds.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
@@ -48,13 +52,14 @@ class ActionTime(NamedTuple):
 
 @dataclass(slots=True)
 class Block:
-    """One allocation. `born` and `died` are numbers of actions; −1 is before the step."""
+    """One allocation. `born` and `died` are numbers of actions; −1 is before the step. `operation`: the one that made it."""
 
     size: int
     born: int
     in_door: bool
     owner: str = ""
     died: int | None = None
+    operation: int = -1
 
 
 class Change(NamedTuple):
@@ -68,13 +73,14 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryTrace:
-    """What was read from one step. The three totals are the allocator's own, in bytes, apart from our accounting."""
+    """What was read from one step. `start_total` and `peak_total` are the allocator's own bytes, apart from our accounting."""
 
     actions: list[ActionTime]
-    changes: list[Change]
+    changes: list[Change]  # without those of kernels' workspaces
     standing: list[Block]  # blocks that were there when the step began
     start_total: int
-    peak_total: int
+    peak_total: int  # kernels' workspaces included
+    workspace: int  # bytes by which kernels' workspaces raise the peak of all blocks above that of the others
     unaccounted: int  # live tensors at the end that the events do not explain, less those they claim and that are gone
 
     def curve(self) -> list[tuple[int, int, dict[str, int]]]:
@@ -102,7 +108,12 @@ class MemoryTrace:
 
     def rows(self, rank: int, pp: int, dp: int, tp: int) -> dict[str, list[dict[str, Any]]]:
         """Rows of the memory tables, and the allocator's totals."""
-        totals = {"start_bytes": self.start_total, "peak_bytes": self.peak_total, "unaccounted_bytes": self.unaccounted}
+        totals = {
+            "start_bytes": self.start_total,
+            "peak_bytes": self.peak_total,
+            "workspace_bytes": self.workspace,
+            "unaccounted_bytes": self.unaccounted,
+        }
         return {
             "memory_peak": self.peak_rows(rank, pp, dp, tp),
             "memory_curve": self.curve_rows(rank),
@@ -149,38 +160,62 @@ def _one_each_instant(points: list[tuple[int, int, dict[str, int]]]) -> list[tup
     return [kept[t] for t in sorted(kept)]
 
 
+class Allocation(NamedTuple):
+    """One event of the allocator: `size` bytes come to `address`, or go from it where `size` is negative.
+
+    `operation`: the number of the operation that was under way, or −1 between operations.
+    """
+
+    t_ns: int
+    address: int
+    size: int
+    operation: int = -1
+
+
 class Events(NamedTuple):
     """What was seen of one step, in order of time."""
 
     actions: list[ActionTime]
     doors: list[tuple[int, int]]  # start and end of the door's work
-    memory: list[tuple[int, int, int]]  # (t_ns, address, ± bytes)
+    memory: list[Allocation]
 
 
 def attribute(events: Events, before: dict[int, int], owners: dict[int, str], after: int) -> MemoryTrace:
     """Give each event its block. `before`: address → bytes of what is there when the step begins; `after`: bytes at its end.
 
-    The total at the peak is that of the events, from what was there before; a caller that knows the allocator's own replaces it.
+    A block that comes and goes within one operation is a kernel's workspace. The total at the peak is that of the events, from
+    what was there before; a caller that knows the allocator's own replaces it.
     """
     starts = [a.start_ns for a in events.actions]
     door_starts = [start for start, _ in events.doors]
     alive = {p: Block(size, -1, False, owners.get(p, "")) for p, size in before.items()}
     standing = list(alive.values())
     changes = []
-    for t_ns, pointer, size in events.memory:
+    inside = set()  # blocks of kernels' workspaces, by identity
+    for t_ns, pointer, size, operation in events.memory:
         action = max(0, bisect_right(starts, t_ns) - 1)
         if size > 0:
             door = bisect_right(door_starts, t_ns) - 1
-            block = Block(size, action, door >= 0 and t_ns <= events.doors[door][1], owners.get(pointer, ""))
+            in_door = door >= 0 and t_ns <= events.doors[door][1]
+            block = Block(size, action, in_door, owners.get(pointer, ""), operation=operation)
             alive[pointer] = block
             changes.append(Change(t_ns, action, 1, block))
         elif pointer in alive:
             block = alive.pop(pointer)
             block.died = action
             changes.append(Change(t_ns, action, -1, block))
-    start = sum(before.values())
-    highest = max(accumulate((size for _, _, size in events.memory), initial=0))
-    return MemoryTrace(events.actions, changes, standing, start, start + highest, after - sum(b.size for b in alive.values()))
+            if operation >= 0 and operation == block.operation:
+                inside.add(id(block))
+    lasting = [change for change in changes if id(change.block) not in inside]
+    start, with_workspace = sum(before.values()), _highest(changes)
+    unaccounted = after - sum(b.size for b in alive.values())
+    workspace = with_workspace - _highest(lasting)
+    return MemoryTrace(events.actions, lasting, standing, start, start + with_workspace, workspace, unaccounted)
+
+
+def _highest(changes: list[Change]) -> int:
+    """The most bytes by which the changes raise what was there before them."""
+    return max(accumulate((change.sign * change.block.size for change in changes), initial=0))
 
 
 class StepTracer(Protocol):
@@ -246,19 +281,43 @@ def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
     """The profiler's tree, flattened, and the allocator's running total at each event of memory."""
     actions: list[ActionTime] = []
     doors: list[tuple[int, int]] = []
-    memory: list[tuple[int, int, int, int]] = []
-    stack = tree[::-1]
+    memory: list[tuple[Allocation, int]] = []
+    operations = 0
+    stack = [(event, -1) for event in reversed(tree)]
     while stack:
-        event = stack.pop()
-        stack.extend(event.children[::-1])  # in order, so that events of one instant stay in theirs
+        event, operation = stack.pop()
         name = event.name
         if name == "[memory]":
             fields = event.extra_fields
             if fields.device.type == device:
-                memory.append((event.start_time_ns, fields.ptr, fields.alloc_size, fields.total_allocated))
+                allocation = Allocation(event.start_time_ns, fields.ptr, fields.alloc_size, operation)
+                memory.append((allocation, fields.total_allocated))
         elif name.startswith(ACTION_MARK):
             actions.append(ActionTime.of(name, event.start_time_ns, event.end_time_ns))
         elif name.startswith(DOOR_MARK):
             doors.append((event.start_time_ns, event.end_time_ns))
-    memory.sort(key=lambda m: m[0])
-    return Events(sorted(actions), sorted(doors), [m[:3] for m in memory]), [m[3] for m in memory]
+        elif operation < 0 and _is_operation(name):
+            operation, operations = operations, operations + 1
+        stack.extend((child, operation) for child in reversed(event.children))  # in order, so that events of one instant stay so
+    memory.sort(key=lambda m: m[0].t_ns)
+    return Events(sorted(actions), sorted(doors), [m[0] for m in memory]), [m[1] for m in memory]
+
+
+@lru_cache(maxsize=4096)  # torch has some 1,600 operators
+def _is_operation(name: str) -> bool:
+    """Whether an event of the profiler is an operation with a kernel of its own, not one that is made of other operations.
+
+    A result of those others is no workspace. A dispatch mode, and so the dry run, sees the same operations. The events tell no
+    overload, so one overload that is made of others is enough; those with names of dimensions are never used here.
+    """
+    space, _, operator = name.partition("::")
+    packet = getattr(torch.ops.aten, operator, None) if space == "aten" else None
+    if packet is None:
+        return False
+    overloads = [o for o in packet.overloads() if "Dimname" not in str(getattr(packet, o)._schema)]
+    return not any((name if o == "default" else f"{name}.{o}") in _made_of_others() for o in overloads)
+
+
+@lru_cache(maxsize=1)
+def _made_of_others() -> frozenset[str]:
+    return frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))

@@ -78,12 +78,15 @@ class Executor:
             "gather": lambda action: data.publish_values(),
         }
 
-    def run(self, step: int) -> None:
-        """One step: every action of this rank's list. Afterwards `loss` holds this replica's share on the last stage."""
+    def run(self, step: int, called: str = "") -> None:
+        """One step: every action of this rank's list. Afterwards `loss` holds this replica's share on the last stage.
+
+        `called`: what the step is called to whoever asks what this rank does, if not by its number.
+        """
         self.loss.zero_()
         self.data.begin_step()
         for action in self.actions:
-            self.at(f"step {step}: {action}")
+            self.at(f"{called or f'step {step}'}: {action}")
             with self.recorder.action(action, _phase(action)):
                 self._do[action.kind](action)
         left = (self._inputs, self._roots, self._arrived, self._leaving, self._sent, self._owed)

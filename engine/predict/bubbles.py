@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.spec import ScheduleName
+from engine.spec import V_SHAPED, LayoutSpec, RequestError, ScheduleName, sentence
 
 # Idle time as a share of total time, at the textbook's unit times: forward 1, backward 2, each half of it 1.
 BUBBLE: dict[ScheduleName, str] = {
@@ -34,3 +34,20 @@ def bubble_share(name: ScheduleName, pp: Any, microbatches: Any, chunks: Any = 1
         return (pp - 1) / pp
     parts = {"gpipe": 1, "1f1b": 1, "interleaved": chunks, "zb-h1": 3, "zb-v": 6, "dualpipe-v": 6}[name]
     return (pp - 1) / (parts * microbatches + pp - 1)
+
+
+def textbook_bubble(layout: LayoutSpec, microbatches: int) -> float:
+    """`bubble_share` of a layout. Raises `RequestError` where it does not hold, as microbatches do not fill the pipeline."""
+    needed = {"naive": 1, "gpipe": 1, "1f1b": 1}.get(layout.schedule, layout.pp * (2 if layout.schedule in V_SHAPED else 1))
+    if microbatches < needed:
+        raise RequestError(
+            sentence(
+                "{schedule} with pp={pp} and {microbatches} microbatches is too long to be put in time, and with fewer than "
+                "{needed} its bubble has no closed form",
+                schedule=layout.schedule,
+                pp=layout.pp,
+                microbatches=f"{microbatches:,}",
+                needed=f"{needed:,}",
+            )
+        )
+    return float(bubble_share(layout.schedule, layout.pp, microbatches, layout.chunks))

@@ -6,6 +6,8 @@ For serving as for the engine's own generation: `batch` sequences at a time thro
 
 from __future__ import annotations
 
+from decimal import Context, Decimal
+
 import numpy as np
 import pandas as pd
 
@@ -15,6 +17,7 @@ from engine.predict.messages.held import Part, buckets, parts
 from engine.predict.terms import Factor, Term, total
 from engine.predict.traffic import BYTES, going_on
 from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, sentence
+from engine.tables import LARGEST
 
 _NAMES = {
     "table": sentence("token table"),
@@ -32,6 +35,26 @@ def must_write(model: ModelSpec) -> None:
         writers = [name for name, family in FAMILIES.items() if family.objective in ("causal", "seq2seq")]
         told = sentence("{family} does not predict the next token; {others} do", family=model.family, others=", ".join(writers))
         raise RequestError(told)
+
+
+def must_be_told(size: int, sequences: int, length: int) -> None:
+    """Raises `RequestError` where so many bytes, of a rank with those sequences, are more than a table can hold."""
+    if size > LARGEST:
+        raise RequestError(
+            sentence(
+                "sequences={sequences} of length={length} would take {bytes} bytes of a rank, and memory is told up to 2^63 "
+                "bytes",
+                sequences=_short(sequences),
+                length=_short(length),
+                bytes=_short(size),
+            )
+        )
+
+
+def _short(number: int) -> str:
+    """As it is, or as a power of ten: it may be too large for a float."""
+    text = str(Decimal(number).normalize(Context(prec=3))).lower() if number >= 10**12 else f"{number:,}"
+    return text.replace("e+", "e")
 
 
 def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int) -> tuple[Term, ...]:
@@ -67,11 +90,16 @@ def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int
 def inference_table(
     model: ModelSpec, layout: LayoutSpec, precision: Precision, batches: list[int], lengths: list[int]
 ) -> pd.DataFrame:
-    """stage, sequences, length, parameters, kv_cache: bytes of one rank of each stage, for every batch and length."""
+    """stage, sequences, length, parameters, kv_cache: bytes of one rank of each stage, for every batch and length.
+
+    Raises `RequestError` where that is more than a table can hold.
+    """
     rows = []
     for stage in range(layout.pp):
         parameters = total(weights(model, layout, precision, stage))
-        one = np.array([total(cache(model, layout, precision, stage, 1, length)) for length in lengths], np.int64)
+        each = [total(cache(model, layout, precision, stage, 1, length)) for length in lengths]
+        must_be_told(parameters + max(batches) * max(each), max(batches), max(lengths))
+        one = np.array(each, np.int64)
         for batch in batches:
             rows.append(
                 pd.DataFrame(

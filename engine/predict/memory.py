@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,18 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from engine.predict.tape.buckets import Bucket, Buckets
+from engine.optimizer import optimizer_of
+from engine.predict.tape.buckets import Bucket, Buckets, numbers
 from engine.predict.tape.chunk import Shape
 from engine.predict.tape.generation import Generation
+from engine.predict.tape.moments import ALL_OF, MOST, highest, in_flight, way_of, with_left_out
 from engine.predict.tape.parts import Kit
 from engine.predict.tape.passes import ChunkPasses, Counts, Key, Ledger, Part, Passes, size_of
 from engine.predict.tape.sizes import FOUR, SYMBOLS, WIDTHS, Sizes
 from engine.predict.tape.tape import Tape
 from engine.predict.tape.walk import Change, Effect, Effects, Moment, StageWalk
 from engine.predict.terms import Factor, Term, total
-from engine.schedule import Action, plan, replay
-from engine.spec import RunSpec, sentence
-from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
+from engine.schedule import Action, Schedule, plan, replay
+from engine.schedule.orders import kinds_of
+from engine.spec import RequestError, RunSpec, sentence
+from engine.tables import CATEGORIES, KV_CACHE, LARGEST, SCHEMAS, table
 from engine.topology import Coordinate, Mesh
 
 PASSING = ("activations", "communication")  # what is there once for each microbatch in flight
@@ -51,12 +53,17 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
+    """`others`: of those stages whose ranks do not all have one peak, for both kinds of slices, the first of each run of replicas
+    that are alike, in order.
+    """
+
     peaks: tuple[Peak, ...]  # one a stage, of its first rank
-    others: dict[Place, Peak] = field(default_factory=dict)  # of those ranks whose peak is another
+    others: dict[Place, Peak] = field(default_factory=dict)
 
     def of(self, at: Coordinate) -> Peak:
         """A rank's."""
-        return self.others.get(Place(at.pp, at.dp, at.tp > 0), self.peaks[at.pp])
+        here = [place for place in self.others if (place.stage, place.later) == (at.pp, at.tp > 0) and place.replica <= at.dp]
+        return self.others[max(here)] if here else self.peaks[at.pp]
 
     @property
     def fullest(self) -> tuple[Place, Peak]:
@@ -65,9 +72,13 @@ class Memory:
         return max(sorted(every.items()), key=lambda found: found[1].total)
 
 
-def memory(spec: RunSpec) -> Memory:
-    """The peak of every rank."""
-    stages = Stages(spec)
+def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> Memory:
+    """The peak of every rank. Raises `RequestError` where the schedule is too long to be gone through, or the bytes too many.
+
+    A schedule of up to `all_of` passes and messages is gone through whole, of a longer one what brings something new, and that is
+    at most `most`.
+    """
+    stages = Stages(spec, all_of, most)
     if spec.generate.skip_training:
         return Memory(tuple(stages.generating(stage) for stage in range(spec.layout.pp)))
     peaks = tuple(stages.peak(Place(stage)) for stage in range(spec.layout.pp))
@@ -87,17 +98,20 @@ def _times(count: int, layers: int, in_flight: int) -> tuple[Factor, ...]:
 class Stages:
     """The stages of one spec: what stands on each, and its step."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> None:
         self.spec = spec
         layout, workload, model = spec.layout, spec.workload, spec.model
-        self.schedule = plan(layout, workload.microbatches, model.parts.tied)
         self.sizes = Sizes.of(model, workload, layout.tp, workload.microbatch_size, layout.sequence_parallel, layout.recompute)
         self.dp = Factor("dp", layout.dp)
         self.g = Factor("g", WIDTHS[workload.accumulate if workload.precision == "bf16" else "fp32"])
-        self.kinds = frozenset(action.kind for stage in self.schedule.stages for action in stage)
+        self.way = way_of(spec, all_of, most)
+        self.kinds = kinds_of(layout.schedule, layout.pp, 1 if self.way.short else self.way.microbatches, layout.chunks)
         self._passes: dict[Shape, tuple[Passes, list[tuple[Bucket, Any]]]] = {}
         self._effects = Effects()
-        counts = layout.chunk_layers(model.layers)
+        self._chunks = [list[int]() for _ in range(layout.pp)]  # of each stage its chunks
+        for chunk, stage in enumerate(layout.placement):
+            self._chunks[stage].append(chunk)
+        counts, self._layers = layout.chunk_layers(model.layers), layout.stage_layers(model.layers)
         ends = np.cumsum(counts)
         last = len(counts) - 1
         self.shapes = [
@@ -110,25 +124,32 @@ class Stages:
         if shape not in self._passes:
             layout = self.spec.layout
             tape = Tape()
-            buckets = Buckets(tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g.value != self.sizes.e.value, self.g)
+            buckets = Buckets(tape, self.sizes, self.dp, layout.zero, layout.dp > 1, self.g)
             player = ChunkPasses(Kit(tape, self.sizes, buckets), shape, self.kinds)
             self._passes[shape] = player.play(), player.chunk.weights()
         return self._passes[shape]
 
     def buckets(self, stage: int) -> list[tuple[Bucket, Any]]:
         """All of a stage, and how many there are of each."""
-        return [pair for c, s in enumerate(self.schedule.placement) if s == stage for pair in self.passes(c)[1]]
+        return [pair for c in self._chunks[stage] for pair in self.passes(c)[1]]
 
-    def walk(self, at: Place) -> tuple[Counts, StageWalk]:
-        passes = {c: self.passes(c)[0] for c, s in enumerate(self.schedule.placement) if s == at.stage}
+    def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
+        """`schedule` need have the actions of that stage alone."""
+        passes = {c: self.passes(c)[0] for c in self._chunks[at.stage]}
         step = Effect(self.step(at))
-        walk = StageWalk(self.schedule, at.stage, passes, self.spec.layout.zero, step, self._effects)
+        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, step, self._effects)
         return self.standing(self.buckets(at.stage)), walk
+
+    def _moments(self, at: Place) -> tuple[Counts, list[Moment]]:
+        """What stands, and what the stage does, with one moment for all that its schedule leaves out at a place."""
+        schedule, left_out = self.way.of(at.stage)
+        standing, walk = self.walk(at, schedule)
+        return standing, with_left_out(list(walk.moments()), left_out)
 
     def standing(self, buckets: list[tuple[Bucket, Any]]) -> Counts:
         counts: Counts = defaultdict(int)
         zero, workload = self.spec.layout.zero, self.spec.workload
-        e = self.sizes.e
+        e, optimizer = self.sizes.e, optimizer_of(workload)
 
         def add(category: str, name: str, *factors: Factor, times: Any, layered: bool) -> None:
             counts[Key(category, name, factors, layered)] += times
@@ -148,12 +169,10 @@ class Stages:
             )
             if self.sizes.wide:
                 put("optimizer", sentence("fp32 copy of {bucket}", bucket=bucket.name), bucket.share, FOUR)
-            if workload.optimizer == "adamw":
-                put("optimizer", sentence("first moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
-                put("optimizer", sentence("second moment of {bucket}", bucket=bucket.name), bucket.share, FOUR)
+            for state in optimizer.states(workload):
+                put("optimizer", state(bucket.name), bucket.share, FOUR)
+            if optimizer.counts_steps:
                 put("optimizer", sentence("count of steps of {bucket}", bucket=bucket.name), FOUR)
-            elif workload.momentum:
-                put("optimizer", sentence("momentum of {bucket}", bucket=bucket.name), bucket.share, FOUR)
         add("temporary", sentence("loss and norm of the gradients"), Factor("2", 2), FOUR, times=1, layered=False)
         return counts
 
@@ -175,40 +194,47 @@ class Stages:
         counter = Key("temporary", "numbers of one element", (FOUR,), False)
         first.append((1, [(1, norms)]))
         second.insert(0, (1, [(1, counter)]))
-        if self.spec.workload.optimizer == "adamw":
-            second.append((1, [(1, counter)] * 3 + [(-1, counter)] * 3))
         back = [(times, [(-sign, key) for sign, key in events]) for times, events in first]
         return Ledger([*first, *back, *second, *((t, [(-sign, key) for sign, key in events]) for t, events in second)])
 
     def others(self, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
-        """The peaks of ranks that have another than their stage's first. They peak in the step, or would if they held as much."""
-        layout = self.spec.layout
-        replicas, slices = range(layout.dp if layout.zero else 1), (False, True)[: layout.tp]
-        found = {}
+        """Of ranks that have another peak than their stage's first. They peak in the step, or would if they held as much."""
+        layout, found = self.spec.layout, dict[Place, Peak]()
         for peak in (peak for peak in peaks if peak.action == "step"):
-            alike = {self._counted(Place(peak.stage)): peak}
-            for replica, later in itertools.product(replicas, slices):
-                at = Place(peak.stage, replica, later)
-                counted = self._counted(at)
-                if counted not in alike:
-                    alike[counted] = self.peak(at)
-                if alike[counted] is not peak:
-                    found[at] = alike[counted]
-        if layout.zero:
-            return found
-        return {Place(at.stage, replica, at.later): peak for at, peak in found.items() for replica in range(layout.dp)}
+            alike, runs = {self._counted(Place(peak.stage)): peak}, dict[Place, Peak]()
+            for later in (False, True)[: layout.tp]:
+                last = None
+                for replica in self._where_shares_differ(peak.stage) if layout.zero else [0]:
+                    at = Place(peak.stage, replica, later)
+                    counted = self._counted(at)
+                    if counted not in alike:
+                        alike[counted] = self.peak(at)
+                    if alike[counted] is not last:
+                        runs[at] = last = alike[counted]
+            if len(alike) > 1:
+                found |= runs
+        return found
+
+    def _where_shares_differ(self, stage: int) -> list[int]:
+        """Replicas in order, the first among them: those between two of these count the same in the norm as the one before."""
+        dp, found = self.spec.layout.dp, {0}
+        for bucket, _ in self.buckets(stage):
+            share, end = bucket.share.value, 0
+            for size in (numbers([p.shape]) for p in sorted(bucket.parameters, key=lambda p: not p.whole)):
+                end += size
+                found |= {end // share, end // share + 1}  # where one begins that is cut, and where the next one is whole
+        return sorted(replica for replica in found if replica < dp)
 
     def _counted(self, at: Place) -> tuple[tuple[int, int], ...]:
         return tuple(bucket.counted_on(at.replica, at.later) for bucket, _ in self.buckets(at.stage))
 
     def peak(self, at: Place) -> Peak:
-        standing, walk = self.walk(at)
-        moments = list(walk.moments())
-        best_at = _highest(moments)
+        standing, moments = self._moments(at)
+        best_at = highest(moments)
         moment = moments[best_at]
         changes: dict[Change, int] = defaultdict(int)
         for earlier in moments[:best_at]:
-            for change in (*earlier.before, *((earlier.effect.net,) if earlier.effect else ()), *earlier.after):
+            for change in earlier.changes:
                 changes[change] += 1
         for change in (*moment.before, *(moment.after if moment.effect is None else ())):
             changes[change] += 1
@@ -217,7 +243,8 @@ class Stages:
             for key, count in change.counts.items():
                 counts[key] += times * count
         transient = {} if moment.effect is None else moment.effect.ledger.counts_at(moment.effect.highest[1])
-        return self._peak(at.stage, moment.action, counts, transient, _in_flight([m.action for m in moments[: best_at + 1]]))
+        action = self.way.named(moment.action, moments[best_at:])
+        return self._peak(at.stage, action, counts, transient, in_flight(moments[: best_at + 1]))
 
     def generating(self, stage: int) -> Peak:
         generation = Generation(self.spec, self.shapes)
@@ -230,62 +257,65 @@ class Stages:
         counts = defaultdict(int, before)
         for key, count in transient.items():
             counts[key] += count
-        layers = self.spec.layout.stage_layers(self.spec.model.layers)[stage]
+        layers = self._layers[stage]
         for key, count in counts.items():
             if count:
                 times = _times(count, layers if key.layered else 0, in_flight if key.category in PASSING else 0)
                 terms[key.category].append(Term(key.name, (*times, *key.factors)))
         found = {c: tuple(t) for c, t in terms.items()}
-        return Peak(stage, str(action), {c: total(t) for c, t in found.items()}, found)
-
-
-def _in_flight(actions: list[Action]) -> int:
-    """Microbatches whose activations are held while the last of these actions runs, over all chunks."""
-    *before, now = actions
-    ended = sum(action.kind in ("B", "W") for action in before)
-    return sum(action.kind == "F" for action in before) + (now.kind == "F") - ended
-
-
-def _highest(moments: list[Moment]) -> int:
-    """The number of the action with the highest point."""
-    best, best_at, now = -1, 0, 0
-    for number, moment in enumerate(moments):
-        for change in moment.before:
-            now += change.total
-        high, net = (moment.effect.highest[0], moment.effect.net.total) if moment.effect is not None else (0, 0)
-        after = sum(change.total for change in moment.after)
-        if now + max(high, net + after) > best:
-            best, best_at = now + max(high, net + after), number
-        now += net + after
-    return best_at
+        bytes_ = {c: total(t) for c, t in found.items()}
+        if sum(bytes_.values()) > LARGEST:
+            raise RequestError(
+                sentence(
+                    "a rank of stage {stage} would hold {bytes:.3g} bytes, and memory is told up to 2^63 bytes",
+                    stage=stage,
+                    bytes=float(sum(bytes_.values())),
+                )
+            )
+        return Peak(stage, str(action), bytes_, found)
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
-    """A row for each rank and category, as `memory_peak` has it. `found`: `memory(spec)`, if known."""
+    """A row for each rank and category, as `memory_peak` has it. `found`: `memory(spec)`, if known.
+
+    Of very many ranks, as `Mesh.listed` has it, and the fullest: the others of a stage hold the like.
+    """
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     found = found or memory(spec)
     categories = list(found.peaks[0].bytes)
     per_stage = mesh.dp * mesh.tp
-    ranks = np.arange(mesh.size)
-    bytes_ = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64).repeat(per_stage, axis=0)
-    for at, peak in found.others.items():
-        rank = mesh.rank(Coordinate(at.stage, at.replica, 0))
-        bytes_[slice(rank + 1, rank + mesh.tp) if at.later else [rank]] = [peak.bytes[c] for c in categories]
+    ranks = np.array(mesh.listed)
+    if len(ranks) < mesh.size:
+        at, _ = found.fullest
+        ranks = np.union1d(ranks, mesh.rank(Coordinate(at.stage, at.replica, int(at.later))))
+        bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
+    else:
+        bytes_ = _bytes_of_all(mesh, found, categories)
     columns = {
         "source": "formula",
         "rank": np.repeat(ranks, len(categories)),
         "pp": np.repeat(ranks // per_stage, len(categories)),
         "dp": np.repeat(ranks % per_stage // mesh.tp, len(categories)),
         "tp": np.repeat(ranks % mesh.tp, len(categories)),
-        "category": categories * mesh.size,
+        "category": categories * len(ranks),
         "bytes": bytes_.ravel(),
     }
     return pd.DataFrame(
         {
-            name: pd.Series(columns[name], dtype=dtype, index=range(mesh.size * len(categories)))
+            name: pd.Series(columns[name], dtype=dtype, index=range(len(ranks) * len(categories)))
             for name, dtype in SCHEMAS["memory_peak"].items()
         }
     )
+
+
+def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
+    """Of every rank, (ranks, categories)."""
+    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
+    bytes_ = by_stage.repeat(mesh.dp * mesh.tp, axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
+    for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
+        slices = slice(1, None) if at.later else slice(0, 1)
+        bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
+    return bytes_.reshape(mesh.size, len(categories))
 
 
 def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
@@ -294,11 +324,11 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
     Instants are textbook ones: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
     """
     stage, replica, slice_ = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp).coordinate(rank)
-    stages = Stages(spec)
-    standing, walk = stages.walk(Place(stage, replica, slice_ > 0))
-    chunks = spec.layout.chunks
+    stages, chunks = Stages(spec), spec.layout.chunks
+    schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
+    standing, walk = stages.walk(Place(stage, replica, slice_ > 0), schedule)
     lasts = {"F": 1e6 / chunks, "B": 2e6 / chunks, "I": 1e6 / chunks, "W": 1e6 / chunks}
-    timed = [t for t in replay(stages.schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == stage]
+    timed = [t for t in replay(schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == stage]
     now = _by_category(standing)
     rows: list[dict[str, Any]] = []
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from engine.predict.bubbles import textbook_bubble
 from engine.predict.memory import Memory, memory, peak_table
-from engine.predict.timeline import Timeline, simulate, spans_table, textbook
+from engine.predict.timeline import Timeline, simulate, spans_table, textbook, too_long
 from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec
@@ -17,19 +18,21 @@ from engine.topology import Coordinate, Mesh
 _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
 
-def predict(spec: RunSpec) -> RunResult:
+def predict(spec: RunSpec, found: Memory | None = None) -> RunResult:
     """Memory and traffic of every rank, and the textbook timeline. Fast enough to be asked at each move of a control.
 
-    The timeline is in units of time: one millisecond stands for a stage's forward pass of one microbatch.
+    The timeline is in units of time: one millisecond stands for a stage's forward pass of one microbatch. There is no table of it
+    where `too_long` says why; of very many ranks, tables have those that `Mesh.listed` has. Raises `RequestError` where `memory`
+    does, and where the numbers are too large for a table. `found`: `memory(spec)`, if known.
     """
-    timeline = textbook_timeline(spec)
-    found = memory(spec)
-    tables = {
-        "memory_peak": peak_table(spec, found),
-        "traffic": traffic(spec),
-        "spans": spans_table(spec, timeline, unit_ns=_UNIT_NS),
-    }
-    return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], timeline), tables)
+    found = found or memory(spec)
+    tables = {"memory_peak": peak_table(spec, found), "traffic": traffic(spec)}
+    if too_long(spec.layout, spec.workload.microbatches):
+        bubble = textbook_bubble(spec.layout, spec.workload.microbatches)
+    else:
+        timeline = textbook_timeline(spec)
+        tables["spans"], bubble = spans_table(spec, timeline, unit_ns=_UNIT_NS), timeline.bubble
+    return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], bubble), tables)
 
 
 def textbook_timeline(spec: RunSpec) -> Timeline:
@@ -37,7 +40,7 @@ def textbook_timeline(spec: RunSpec) -> Timeline:
     return simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), textbook(spec.layout))
 
 
-def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, timeline: Timeline) -> dict[str, Any]:
+def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, bubble: float) -> dict[str, Any]:
     """The numbers of a run's summary that a formula can give, under the same names; and at which action the peak is."""
     at, fullest = found.fullest
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
@@ -45,6 +48,6 @@ def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, timeline: Timel
         "peak_bytes": fullest.total,
         "peak_rank": mesh.rank(Coordinate(at.stage, at.replica, int(at.later))),
         "peak_action": fullest.action,
-        "wire_bytes_per_rank": float(passed["wire_bytes"].sum() / spec.layout.ranks),
-        "bubble": timeline.bubble,
+        "wire_bytes_per_rank": sum(passed["wire_bytes"].tolist()) / len(mesh.listed),  # a sum that may need more than 64 bits
+        "bubble": bubble,
     }

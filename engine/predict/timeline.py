@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 
 from engine.predict.durations import Durations, projected, slowed, textbook
-from engine.schedule import Schedule, Timed, replay
-from engine.spec import RunSpec
+from engine.schedule import Schedule, Timed, entries, replay
+from engine.spec import LayoutSpec, RunSpec, Sentence, sentence
 from engine.tables import Source, table
 
-__all__ = ["Durations", "Timeline", "projected", "simulate", "slowed", "spans_table", "textbook"]
+__all__ = ["Durations", "Timeline", "projected", "simulate", "slowed", "spans_table", "textbook", "too_long"]
 
 PASSES = ("F", "B", "I", "W")
 MOST_RANKS = 64  # of which every one gets rows in `spans_table`
+MOST = 100_000  # passes and messages of a schedule that is replayed for a page or a table
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,21 @@ class Timeline:
 def simulate(schedule: Schedule, durations: Durations) -> Timeline:
     """Run the schedule as if each stage had a device of its own, by `replay`'s rules of waiting."""
     return Timeline(schedule, tuple(replay(schedule, durations)))
+
+
+def too_long(layout: LayoutSpec, microbatches: int) -> Sentence | None:
+    """Why a schedule is not replayed for a page or a table; None if it is short enough."""
+    if (count := entries(layout, microbatches)) <= MOST:
+        return None
+    return sentence(
+        "pp={pp} × chunks={chunks} with {microbatches} microbatches are {count} passes and messages, and at most {most} are "
+        "put in time",
+        pp=layout.pp,
+        chunks=layout.chunks,
+        microbatches=f"{microbatches:,}",
+        count=f"{count:,}",
+        most=f"{MOST:,}",
+    )
 
 
 def spans_table(spec: RunSpec, timeline: Timeline, source: Source = "formula", unit_ns: float = 1.0) -> pd.DataFrame:

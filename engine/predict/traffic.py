@@ -15,7 +15,7 @@ cut, each with the layer's kind; r reductions of a step; n passes and P tokens o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -25,9 +25,9 @@ from engine.predict.messages.calls import WIRE, Call, wire_bytes
 from engine.predict.messages.held import Bucket, Part, buckets, parts
 from engine.predict.messages.reductions import reductions
 from engine.predict.terms import Factor, Term
-from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec
-from engine.tables import SCHEMAS
-from engine.topology import Axis
+from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, sentence
+from engine.tables import LARGEST, SCHEMAS, group_name
+from engine.topology import Axis, Mesh
 
 __all__ = ["WIRE", "calls", "terms", "traffic"]
 
@@ -36,27 +36,41 @@ _FLOAT = Factor("4", 4)  # losses and norms are in fp32, whatever the precision
 Factors = tuple[Factor, ...]
 
 
-def traffic(spec: RunSpec) -> pd.DataFrame:
-    """Table "traffic" of one steady step of every rank; of the whole generation, where there is no training."""
+def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
+    """Table "traffic" of one steady step of every rank; of the whole generation, where there is no training.
+
+    Of very many ranks, as `Mesh.listed` has it, and then the names of long groups are cut: the others of a stage pass the same.
+    `ranks`: of these alone, their groups written out. Raises `RequestError` where numbers are too large for a table.
+    """
     layout = spec.layout
-    per_stage = layout.dp * layout.tp
+    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    label = _Groups(mesh, whole=ranks is not None or mesh.all_listed)
+    every = np.array(mesh.listed if ranks is None else ranks, np.int64)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMAS["traffic"]}
-    label = _Groups(spec)
     by_stage = _parts_by_stage(spec)
+    stages = every // (layout.dp * layout.tp)
     for stage in range(layout.pp):
-        ranks = stage * per_stage + np.arange(per_stage)
-        for (axis, collective, phase, between), amount in _rows(spec, by_stage[stage], stage).items():
-            columns["rank"].append(ranks)
-            columns["group"].append(label.of(axis, stage, between))
+        here = every[stages == stage] if ranks is not None or mesh.all_listed else every[stage : stage + 1]
+        for (axis, collective, phase, between), amount in _rows(spec, by_stage[stage], stage).items() if len(here) else ():
+            columns["rank"].append(here)
+            columns["group"].append(label.of(axis, here, between))
             same = {"source": "formula", "axis": axis, "collective": collective, "phase": phase}
             for name, text in same.items():
-                columns[name].append(np.full(per_stage, text, dtype=object))
+                columns[name].append(np.full(len(here), text, dtype=object))
             for name, number in zip(("calls", "payload_bytes", "wire_bytes"), amount, strict=True):
-                columns[name].append(np.full(per_stage, number))
+                columns[name].append(np.full(len(here), _writable(number)))
     empty = [np.empty(0, dtype=object)]
     return pd.DataFrame(
         {name: pd.Series(np.concatenate(columns[name] or empty), dtype=dtype) for name, dtype in SCHEMAS["traffic"].items()}
     )
+
+
+def _writable(number: int) -> int:
+    if number > LARGEST:
+        raise RequestError(
+            sentence("a rank would pass {bytes:.3g} bytes in a step, and traffic is told up to 2^63 bytes", bytes=float(number))
+        )
+    return number
 
 
 def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, ...]]:
@@ -339,30 +353,37 @@ def _degree(spec: RunSpec, axis: Axis) -> int:
 
 
 class _Groups:
-    """The table's name of each rank's group, for all ranks of a stage at once: in their order, tp fastest."""
+    """The table's name of each rank's group, for some ranks of a stage at once."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        self.dp, self.tp, self.pp = spec.layout.dp, spec.layout.tp, spec.layout.pp
-        self.per_stage = self.dp * self.tp
-        self._made: dict[tuple[Axis, int, tuple[int, int] | None], np.ndarray] = {}
+    def __init__(self, mesh: Mesh, whole: bool) -> None:
+        """`whole`: names are written out, however long."""
+        self.mesh, self.whole = mesh, whole
+        self._made: dict[tuple[Axis, tuple[int, int] | None, int], str] = {}  # made once for all ranks of a group
+        self._known: dict[tuple[Axis, tuple[int, int] | None, int], np.ndarray] = {}
 
-    def of(self, axis: Axis, stage: int, between: tuple[int, int] | None) -> np.ndarray:
-        key = (axis, -1 if axis == "pp" else stage, between)  # along pp, the same from every stage
-        if key not in self._made:
-            self._made[key] = self._make(axis, stage, between)
-        return self._made[key]
+    def of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None) -> np.ndarray:
+        """`ranks`: those of a stage that have rows."""
+        key = axis, between, int(ranks[0])
+        if key not in self._known:
+            self._known[key] = self._of(axis, ranks, between)
+        return self._known[key]
 
-    def _make(self, axis: Axis, stage: int, between: tuple[int, int] | None) -> np.ndarray:
-        first = stage * self.per_stage
-        if axis == "dp":
-            members = np.arange(self.tp)[:, None] + np.arange(0, self.per_stage, self.tp) + first
-            return np.tile(_named(members), self.dp)
+    def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None) -> np.ndarray:
+        dp, tp, pp = self.mesh.dp, self.mesh.tp, self.mesh.pp
+        per_stage = dp * tp
         if axis == "tp":
-            return np.repeat(_named(np.arange(self.per_stage).reshape(self.dp, self.tp) + first), self.tp)
-        stages = np.arange(self.pp) if between is None else np.array(between)
-        return _named(np.arange(self.per_stage)[:, None] + stages * self.per_stage)
+            firsts, step, count = ranks - ranks % tp, 1, tp
+        elif axis == "dp":
+            firsts, step, count = ranks - ranks % per_stage + ranks % tp, tp, dp
+        else:
+            low, high = between or (0, pp - 1)
+            firsts, step, count = ranks % per_stage + low * per_stage, (high - low) * per_stage if between else per_stage, pp
+            count = 2 if between else pp
+        return np.array([self._name(axis, between, int(first), step, count) for first in firsts], dtype=object)
 
-
-def _named(members: np.ndarray) -> np.ndarray:
-    """(groups, ranks in each) → (groups,) names."""
-    return np.array([",".join(map(str, row)) for row in members.tolist()], dtype=object)
+    def _name(self, axis: Axis, between: tuple[int, int] | None, first: int, step: int, count: int) -> str:
+        key = axis, between, first
+        if key not in self._made:
+            members = range(first, first + step * count, step)
+            self._made[key] = group_name(members, cut=not self.whole and axis != "pp")  # along pp a rank may be any of them
+        return self._made[key]

@@ -6,6 +6,7 @@ The worker executes the list, the checks hold for it, `replay` times it, and the
     orders      which F, B, I and W, in which order: this is what makes a schedule that schedule
     plans       the same with sends, receives, gradient reduction and the optimizer's step put in
     checks      what every plan must satisfy, whatever its name
+    short       a stage's step with the middle of what repeats left out
     clock       run a plan against a clock, given how long each action takes
 """
 
@@ -13,7 +14,7 @@ from engine.schedule.actions import SCHEDULES, Action, Flow, Kind, Schedule, Sch
 from engine.schedule.checks import check, in_flight
 from engine.schedule.clock import Timed, bubble, replay
 from engine.schedule.orders import compute_order, in_flight_bound
-from engine.schedule.plans import plan
+from engine.schedule.plans import entries, plan
 
 __all__ = [
     "SCHEDULES",
@@ -26,6 +27,7 @@ __all__ = [
     "bubble",
     "check",
     "compute_order",
+    "entries",
     "in_flight",
     "in_flight_bound",
     "plan",

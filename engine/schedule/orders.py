@@ -40,6 +40,19 @@ def compute_order(name: ScheduleName, pp: int, microbatches: int, chunks: int = 
     return orders
 
 
+def stage_order(name: ScheduleName, pp: int, stage: int, microbatches: int, chunks: int = 1) -> list[Action]:
+    """The F, B, I and W of one stage alone, in order."""
+    found = passes(name, pp, np.array([stage]), np.array([microbatches]), chunks)
+    columns = (found.kinds.tolist(), found.chunks.tolist(), found.microbatches.tolist())
+    return [Action(KINDS[kind], chunk, microbatch) for kind, chunk, microbatch in zip(*columns, strict=True)]
+
+
+def kinds_of(name: ScheduleName, pp: int, microbatches: int, chunks: int = 1) -> frozenset[Kind]:
+    """Which of F, B, I and W there are."""
+    found = passes(name, pp, np.arange(pp), np.full(pp, microbatches), chunks)
+    return frozenset(KINDS[kind] for kind in np.unique(found.kinds))
+
+
 def passes(name: ScheduleName, pp: int, stages: Any, microbatches: Any, chunks: int = 1) -> Passes:
     """The same as arrays, of some stages, each with so many microbatches, (k,) both: the planner asks for very many."""
     script = _SCRIPTS[name](stages, pp, microbatches, chunks)
@@ -196,6 +209,27 @@ _SCRIPTS: dict[ScheduleName, Callable[[Any, int, Any, int], Script]] = {
     "zb-v": _zb_v,
     "dualpipe-v": _dualpipe_v,
 }
+
+
+def splits(name: ScheduleName) -> bool:
+    """Whether a schedule splits backward into I and W, at least of some microbatches."""
+    return name in ("zb-h1", "zb-v", "dualpipe-v")
+
+
+def enough_microbatches(name: ScheduleName, pp: Any, microbatches: Any) -> Any:
+    """So many that more of them bring no higher instant of memory: the rest repeats what was there already. May be arrays."""
+    m = microbatches
+    most = {
+        "naive": 3 + 0 * pp, "gpipe": m, "1f1b": pp + 1, "interleaved": np.where(m % pp, m, 3 * pp),
+        "zb-h1": pp + 2, "zb-v": 2 * pp + 1, "dualpipe-v": 2 * pp + 1,
+    }  # fmt: skip
+    return np.minimum(m, most[name])
+
+
+def script(name: ScheduleName, pp: int, stage: int, microbatches: int) -> list[tuple[list[Kind], int]]:
+    """What a stage with one chunk does: kinds of passes, and how many times over these come, always of the next microbatch."""
+    found = _SCRIPTS[name](stage, pp, microbatches, 1)
+    return [([KINDS[kind] for kind, *_ in _entries(text)], max(0, int(often))) for text, often in found]
 
 
 def in_flight_bound(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int = 1) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from engine.schedule.actions import Action, Flow, Schedule
-from engine.schedule.orders import compute_order, messages_held
+from engine.schedule.orders import compute_order, messages_held, splits
 from engine.spec import LayoutSpec
 
 
@@ -16,22 +17,34 @@ def plan(layout: LayoutSpec, microbatches: int, tied: bool = True) -> Schedule:
     """
     orders = compute_order(layout.schedule, layout.pp, microbatches, layout.chunks)
     placement = layout.placement
-    stages = []
-    for stage, order in enumerate(orders):
-        actions = [entry for action in order for entry in _with_transfers(action, placement)]
-        if layout.dp > 1 or layout.sequence_parallel:
-            actions = _with_reduction(actions)
-        if tied and len(placement) > 1 and stage in (placement[0], placement[-1]):
-            actions.append(Action("tie"))
-        actions.append(Action("step"))
-        if layout.zero in (1, 2):
-            actions.append(Action("gather"))
-        stages.append(tuple(actions))
+    stages = tuple(stage_plan(layout, placement, stage, order, tied) for stage, order in enumerate(orders))
     held = messages_held(layout.schedule, layout.pp, microbatches)
-    return Schedule(layout.schedule, microbatches, placement, tuple(stages), held)
+    return Schedule(layout.schedule, microbatches, placement, stages, held)
 
 
-def _with_transfers(action: Action, placement: Sequence[int]) -> list[Action]:
+def entries(layout: LayoutSpec, microbatches: int) -> int:
+    """How many passes and messages a plan has at most, over all stages: what its time and memory grow with."""
+    placement = layout.placement
+    cuts = sum(one != other for one, other in pairwise(placement))
+    return microbatches * ((3 if splits(layout.schedule) else 2) * len(placement) + 4 * cuts)
+
+
+def stage_plan(
+    layout: LayoutSpec, placement: Sequence[int], stage: int, order: Sequence[Action], tied: bool = True
+) -> tuple[Action, ...]:
+    """The whole step of one stage, whose order of compute is given. `placement` is the layout's."""
+    actions = [entry for action in order for entry in with_transfers(action, placement)]
+    if layout.dp > 1 or layout.sequence_parallel:
+        actions = _with_reduction(actions)
+    if tied and len(placement) > 1 and stage in (placement[0], placement[-1]):
+        actions.append(Action("tie"))
+    actions.append(Action("step"))
+    if layout.zero in (1, 2):
+        actions.append(Action("gather"))
+    return tuple(actions)
+
+
+def with_transfers(action: Action, placement: Sequence[int]) -> list[Action]:
     """The action between the receive it needs and the send it makes possible; neither within one stage."""
     forward = action.kind == "F"
     flow: Flow = "activation" if forward else "gradient"

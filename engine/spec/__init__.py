@@ -4,8 +4,11 @@ Every mistake a user can make in a spec raises `RequestError` with one sentence 
 `misfits` holds the rules that need more than one part of the spec, so that the form can show all of them at once.
 """
 
-from engine.spec.base import RequestError, Spec
+from engine.spec.base import Spec
+from engine.spec.errors import RequestError, too_large
 from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
+from engine.spec.parsing import LARGEST as LARGEST_JSON
+from engine.spec.parsing import parsed
 from engine.spec.parts import (
     V_SHAPED,
     FaultSpec,
@@ -23,6 +26,7 @@ from engine.spec.sentence import Sentence, joined, sentence
 
 __all__ = [
     "BYTE_VOCABULARY",
+    "LARGEST_JSON",
     "V_SHAPED",
     "FaultSpec",
     "GenerateSpec",
@@ -41,5 +45,7 @@ __all__ = [
     "generation_misfits",
     "joined",
     "misfits",
+    "parsed",
     "sentence",
+    "too_large",
 ]

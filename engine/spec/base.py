@@ -8,16 +8,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from engine.spec.errors import RequestError
+from engine.spec.parsing import parsed
 from engine.spec.sentence import sentence
-
-
-class RequestError(Exception):
-    """The request is wrong. The message is one sentence for the user."""
-
-    @property
-    def sentence(self) -> str:
-        """The message as it was made: a `Sentence`, where it can be said in other languages."""
-        return str(self) if len(self.args) != 1 or not isinstance(self.args[0], str) else self.args[0]
 
 
 class Spec(BaseModel):
@@ -36,10 +29,7 @@ class Spec(BaseModel):
     @classmethod
     def read_json(cls, text: str | bytes) -> Self:
         """Read what `model_dump_json` wrote. Raises `RequestError`, for text that is not JSON too."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise RequestError(_sentence(cls, error)) from None
+        return cls.model_validate(parsed(text, sentence("this")))
 
 
 # What pydantic says of a value, by the kind of mistake, with what it tells of the rule.
@@ -72,8 +62,6 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
         missing = [".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"]
         more = len(found) - len(missing)
         text = sentence("{record} needs {names}", record=_called(cls), names=", ".join(missing))
-    elif first["type"] == "json_invalid":
-        text = sentence("this is not JSON: {error}", error=first["ctx"]["error"])
     elif first["type"] in _NO_OBJECT and not first["loc"]:
         fields = ", ".join(list(cls.model_fields)[:3])
         text = sentence(

@@ -126,8 +126,12 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
         found.append(Misfit("workload.accumulate", text))
-    if workload.momentum and workload.optimizer == "adamw":
-        text = sentence("momentum={momentum:g} is a setting of sgd; adamw has its own two moments", momentum=workload.momentum)
+    if workload.momentum and workload.optimizer != "sgd":
+        text = sentence(
+            "momentum={momentum:g} is a setting of sgd; {optimizer} has none",
+            momentum=workload.momentum,
+            optimizer=workload.optimizer,
+        )
         found.append(Misfit("workload.momentum", text))
     return found
 

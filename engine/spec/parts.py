@@ -8,7 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from engine.families import FAMILIES, Family, FamilyName, predicted
-from engine.spec.base import RequestError, Spec
+from engine.spec.base import Spec
+from engine.spec.errors import RequestError
 from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
 from engine.spec.sentence import sentence
 
@@ -183,7 +184,7 @@ class LayoutSpec(Spec):
         """The stage that holds each chunk: round and round, or down the stages and back up, in the shape of a V."""
         down = tuple(range(self.pp))
         up = down[::-1] if self.schedule in V_SHAPED else down
-        return tuple(stage for run in range(self.chunks) for stage in (up if run % 2 else down))
+        return (down + up) * (self.chunks // 2) + down * (self.chunks % 2)
 
     def chunk_layers(self, layers: int) -> tuple[int, ...]:
         """Layers of each chunk. Without a split, as even as can be, the earlier chunks taking what is left over."""
@@ -210,7 +211,7 @@ class WorkloadSpec(Spec):
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     text: str | None = Field(
-        None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise Python's own help texts"
+        None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
 

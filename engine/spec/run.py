@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from engine.spec.base import RequestError, Spec
+from engine.spec.base import Spec
+from engine.spec.errors import RequestError
 from engine.spec.fit import generation_misfits, misfits
 from engine.spec.parts import FaultSpec, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
 from engine.spec.sentence import joined, sentence

@@ -13,9 +13,10 @@ from engine.tables import CATEGORIES, KV_CACHE, beside
 from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
+from pages.charts.neighbours import Stages, by_stage
 from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.template import Template, filled, template
-from pages.charts.titles import memory_title, share, traffic_title
+from pages.charts.titles import memory_title, share, stage_title, traffic_title
 from pages.charts.traffic import Measure, meaning
 from pages.charts.units import Unit, byte_unit, in_bytes, significant
 from pages.charts.words import Words
@@ -34,18 +35,23 @@ def memory(
     device: str,
     style: Look,
     roles: Roles | None = None,
+    ranks: int = 0,
 ) -> Drawing:
     """Stacked bars by category: each rank as predicted, and beside it, if there is a run, as measured with the signed error.
 
-    `capacity` of the device in bytes is a line, where it is in sight. With `roles`, the chosen rank is marked.
+    `capacity` of the device in bytes is a line, where it is in sight. With `roles`, the chosen rank is marked. `ranks`: how many
+    there are, where that may be more than the tables have.
     """
     say, named = style.say, categories(style.say)
     sources = {"measured": say("measured"), "formula": say("predicted")}
     tables = [table for table in (measured, predicted) if table is not None]
     rows = pd.concat(tables)[["source", "rank", "pp", "dp", "tp", "category", "bytes"]]
-    by_stage, every = rows["rank"].nunique() > MOST_BARS, rows.groupby(["source", "rank"])["bytes"].sum()
-    if by_stage:
-        rows = rows[(rows["dp"] == 0) & (rows["tp"] == 0)]
+    listed, every = rows["rank"].nunique(), rows.groupby(["source", "rank"])["bytes"].sum()
+    title = memory_title(every, capacity, device, say)
+    if listed < ranks:
+        title = stage_title(rows, capacity, device, say)
+    stages = by_stage(rows) if max(listed, ranks) > MOST_BARS else None
+    rows = rows if stages is None else stages.rows
     totals = rows.groupby(["source", "rank"])["bytes"].sum()
     unit = byte_unit(int(totals.max()))
     beside_it = (rows["source"] == "formula") & (measured is not None)
@@ -58,12 +64,14 @@ def memory(
     )
     tops = _tops(totals, sources, unit.size)
     tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
+    if stages and stages.together > 1:  # there is no room for more
+        tops["text"] = tops["text"].where(tops["bytes"] == tops["bytes"].max(), "")
     in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
     shown, hues = coloured(style.category, rows["category"], named)
     spec = filled(
         _memory_template(style, measured is not None, in_sight),
-        ranks=_x_title(by_stage, say),
-        labels=_labels(rows, by_stage, roles, say),
+        ranks=_x_title(stages, say),
+        labels=_labels(rows, stages, roles, say),
         amount=say("memory at the rank's peak ({unit})", unit=unit.name),
         shown=shown,
         hues=hues,
@@ -71,8 +79,7 @@ def memory(
     data = {"bars": records(rows[rows["bytes"] > 0]), "tops": records(tops), "framed": records(tops[tops["outline"] > 0])}
     if capacity is not None and in_sight:
         data["capacity"] = [{"amount": capacity / unit.size, "text": device}]
-    title = memory_title(every, capacity, device, say)
-    reading = [_each_bar(by_stage, say)]
+    reading = [_each_bar(stages, say)]
     if measured is not None:
         reading.append(say("Full bars were measured; pale ones beside them were predicted before, with the error above."))
     if capacity is not None and not in_sight:
@@ -175,8 +182,14 @@ def _over_bars(x: alt.X, style: Look) -> list[alt.Chart]:
     ]
 
 
-def _each_bar(by_stage: bool, say: Words) -> str:
-    if by_stage:
+def _each_bar(stages: Stages | None, say: Words) -> str:
+    if stages and stages.together > 1:
+        return say(
+            "Each bar is one rank of the fullest of {count} neighbouring stages, whose other ranks are equal to it, at the "
+            "instant when it holds most.",
+            count=stages.together,
+        )
+    if stages:
         return say("Each bar is one rank of a stage, whose other ranks are equal to it, at the instant when it holds most.")
     return say("Each bar is one rank at the instant when it holds most.")
 
@@ -221,17 +234,17 @@ def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(wide).sort_values(["rank", "source"], kind="stable")
 
 
-def _labels(rows: pd.DataFrame, by_stage: bool, roles: Roles | None, say: Words) -> str:
+def _labels(rows: pd.DataFrame, stages: Stages | None, roles: Roles | None, say: Words) -> str:
     """A Vega expression: the rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
     lines = {}
     for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
-        stage = say("stage {stage}", stage=pp)
-        lines[str(rank)] = [stage] if by_stage else [str(rank), stage, *([told(roles[rank], say)] if roles else [])]
+        stage = stages.called(pp, say) if stages else say("stage {stage}", stage=pp)
+        lines[str(rank)] = [stage] if stages else [str(rank), stage, *([told(roles[rank], say)] if roles else [])]
     return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
 
 
-def _x_title(by_stage: bool, say: Words) -> str:
-    return say("pipeline stage") if by_stage else say("rank, and its pipeline stage")
+def _x_title(stages: Stages | None, say: Words) -> str:
+    return say("pipeline stage") if stages else say("rank, and its pipeline stage")
 
 
 # ---------------------------------------------------------------------------------------------------------------- traffic

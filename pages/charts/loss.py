@@ -6,7 +6,8 @@ import altair as alt
 import pandas as pd
 
 from pages.charts.drawing import Drawing, finish
-from pages.charts.look import Look
+from pages.charts.look import MAX_BARS, Look
+from pages.charts.thinning import extremes
 
 _POINTS_UP_TO = 100  # steps; beyond that they run into one another
 
@@ -15,9 +16,10 @@ def loss(steps: pd.DataFrame, style: Look) -> Drawing:
     """The loss after each step."""
     say = style.say
     rows = steps[["step", "loss", "grad_norm", "step_ns", "tokens"]].reset_index(drop=True)
+    drawn = rows.iloc[extremes(rows["loss"], MAX_BARS)]
     points = alt.OverlayMarkDef(color=style.blue, size=36)
     line = (
-        alt.Chart(rows.assign(ms=rows["step_ns"] / 1e6))
+        alt.Chart(drawn.assign(ms=drawn["step_ns"] / 1e6))
         .mark_line(color=style.blue, strokeWidth=2.5, point=points if len(rows) <= _POINTS_UP_TO else False)
         .encode(
             x=alt.X("step:Q", title=say("step"), axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
@@ -49,4 +51,10 @@ def loss(steps: pd.DataFrame, style: Look) -> Drawing:
             **ends,
         )
     reading = say("One point a step: the mean over all replicas and microbatches; guessing among 256 bytes costs ln 256 = 5.545.")
+    if len(drawn) < len(rows):
+        reading += " " + say(
+            "Of {count} steps {drawn} are drawn, of each short stretch the highest and the lowest.",
+            count=f"{len(rows):,}",
+            drawn=f"{len(drawn):,}",
+        )
     return Drawing(say("Training"), title, reading, finish(line, style, title), rows)

@@ -10,6 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from engine.tables import members
 from engine.topology import AXES, Mesh
 from pages.charts.drawing import Drawing, Rows, colours, finish, nothing, rank_chooser
 from pages.charts.look import Look, Theme
@@ -61,7 +62,7 @@ def links(traffic: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     wire bytes go (Patarasuk and Yuan 2009). Payload is laid on the same link, though its content reaches the whole group.
     """
     rows = traffic[(traffic["collective"] != "recv") & (traffic[f"{measure}_bytes"] > 0)]
-    receivers = [_next(rank, [*map(int, group.split(","))]) for rank, group in zip(rows["rank"], rows["group"], strict=True)]
+    receivers = [_next(rank, members(group)) for rank, group in zip(rows["rank"], rows["group"], strict=True)]
     sent = pd.DataFrame(
         {
             "sender": rows["rank"].to_numpy(),
@@ -216,8 +217,7 @@ def _squares(rows: list[Block], mesh: Mesh) -> pd.DataFrame:
 
 def _frames(roles: Roles, rows: list[Block], x: Any, y: Any, style: Look) -> Any:
     """One around the chosen rank's row, one around its column."""
-    chosen = next(rank for rank, role in roles.items() if role == "self")
-    at = next(i for i, block in enumerate(rows) if block.first <= chosen <= block.last)
+    at = next(i for i, block in enumerate(rows) if block.first <= roles.chosen <= block.last)
     frames = [(at, at + 1, 0, len(rows)), (0, len(rows), at, at + 1)]
     return (
         alt.Chart(pd.DataFrame(frames, columns=["from", "y2", "to", "x2"]))

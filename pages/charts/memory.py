@@ -5,29 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from engine.tables import CATEGORIES, KV_CACHE
 from pages.charts.drawing import Drawing, colours, finish, nothing
 from pages.charts.look import MAX_BARS, Look, lane
 from pages.charts.names import action, categories, lanes
+from pages.charts.thinning import extremes, stretches
 from pages.charts.units import Unit, byte_unit, in_bytes, time_unit
 
 _ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
+_MOST_ACTIONS = 1_000  # in the strip: two for each of its pixels
 
 
 def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
     """Stacked steps: one rank's composition over a step, and beneath, on the same time axis, what it was doing."""
     say, named = style.say, categories(style.say)
     mine = memory_curve[memory_curve["rank"] == rank].sort_values("t_ns", kind="stable")
-    totals = mine.groupby("t_ns")["bytes"].sum()
+    moments = _one_a_time(mine)
+    totals = moments.groupby("t_ns")["bytes"].sum()
+    kept = totals.index[extremes(totals, MAX_BARS // len(_ORDER))]
+    shown = moments[moments["t_ns"].isin(kept)]
     size, clock = byte_unit(totals.max()), time_unit(mine["t_ns"].max())
     rows = pd.DataFrame(
         {
-            "time": mine["t_ns"] / clock.size,
-            "category": mine["category"].map(named),
-            "amount": mine["bytes"] / size.size,
-            "order": mine["category"].map(_ORDER.index),
+            "time": shown["t_ns"] / clock.size,
+            "category": shown["category"].map(named),
+            "amount": shown["bytes"] / size.size,
+            "order": shown["category"].map(_ORDER.index),
         }
     )
     areas = (
@@ -43,23 +49,31 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         )
     )
     top = totals.idxmax()
-    doing = action(mine.loc[mine["t_ns"] == top, "action"].iloc[0], say)
+    doing = action(moments.loc[moments["t_ns"] == top, "action"].iloc[0], say)
     title = say("Rank {rank} peaks at {most} during {action}", rank=rank, most=in_bytes(totals.max()), action=doing)
-    highest = float(mine.loc[mine["t_ns"] == top, "t_ns"].iloc[0])
     summit = _summit(
-        highest / clock.size, totals.max() / size.size, in_bytes(totals.max()), mine["t_ns"].max() / clock.size, style
+        float(mine.loc[mine["t_ns"] == top, "t_ns"].iloc[0]) / clock.size,
+        totals.max() / size.size,
+        in_bytes(totals.max()),
+        mine["t_ns"].max() / clock.size,
+        style,
     )
     chart = alt.vconcat(
-        alt.layer(areas, _band(clock, style), *summit, _pointer(mine, clock, style)).properties(height=236),
+        alt.layer(areas, _band(clock, style), *summit, _pointer(shown, clock, style)).properties(height=236),
         alt.layer(_strip(mine, clock, style), _band(clock, style)).properties(height=22),
         spacing=4,
     ).resolve_scale(x="shared", color="independent")
+    reading = say("Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then.")
+    if len(kept) < len(totals):
+        reading += " " + say(
+            "Of {count} moments {drawn} are drawn, of each short stretch the highest and the lowest.",
+            count=f"{len(totals):,}",
+            drawn=f"{len(kept):,}",
+        )
     return Drawing(
         subject=say("Memory over one step"),
         title=title,
-        reading=say(
-            "Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then."
-        ),
+        reading=reading,
         spec=finish(chart, style, title, {"marked": nothing("t_ns", "end_ns")}),
         table=_wide(mine, ["t_ns", "action"]),
     )
@@ -121,20 +135,20 @@ def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
 
 
 def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
-    """One bar an action, from its first instant in the curve to the next action's."""
+    """One bar an action, from its first instant in the curve to the next action's. Of very many, of each stretch the longest."""
     say, named = style.say, lanes(style.say)
-    first = mine.loc[mine["action"].ne(mine["action"].shift()), ["t_ns", "action"]]
+    first = _longest(mine.loc[mine["action"].ne(mine["action"].shift()), ["t_ns", "action"]], int(mine["t_ns"].max()))
     words = first["action"].str.split()
     actions = pd.DataFrame(
         {
             "action": [action(text, say) for text in first["action"]],
             "start": first["t_ns"] / clock.size,
-            "end": first["t_ns"].shift(-1, fill_value=mine["t_ns"].max()) / clock.size,
+            "end": first["end_ns"] / clock.size,
             "what": words.str[0].map(lane).map(named),
             "label": words.map(lambda w: w[0] + w[-1] if "microbatch" in w else w[0]),
         }
     )
-    actions = actions[actions["end"] > actions["start"]].head(MAX_BARS)
+    actions = actions[actions["end"] > actions["start"]]
     bars = (
         alt.Chart(actions)
         .mark_bar(stroke=style.background, strokeWidth=0.6)
@@ -160,6 +174,28 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
         .encode(x="middle:Q", text="label:N")
     )
     return bars + labels
+
+
+def _one_a_time(mine: pd.DataFrame) -> pd.DataFrame:
+    """Of several compositions at one instant, as where actions take no time, the highest."""
+    turn = mine.groupby(["t_ns", "category"]).cumcount()
+    if not turn.any():
+        return mine
+    totals = mine["bytes"].groupby([mine["t_ns"], turn]).transform("sum")
+    high = mine[totals == totals.groupby(mine["t_ns"]).transform("max")]
+    return high[high.groupby(["t_ns", "category"]).cumcount() == 0]
+
+
+def _longest(actions: pd.DataFrame, end: int) -> pd.DataFrame:
+    """`actions`: t_ns, action, one behind the other until `end`. The same with end_ns, in at most `_MOST_ACTIONS` stretches."""
+    found = actions.assign(end_ns=actions["t_ns"].shift(-1, fill_value=end))
+    if len(found) <= _MOST_ACTIONS:
+        return found
+    begins = stretches(len(found), _MOST_ACTIONS)
+    which = np.searchsorted(begins, np.arange(len(found)), side="right")
+    longest = (found["end_ns"] - found["t_ns"]).groupby(which).idxmax()
+    span = found.groupby(which).agg(t_ns=("t_ns", "first"), end_ns=("end_ns", "last"))
+    return span.assign(action=found.loc[longest, "action"].to_numpy())
 
 
 def _wide(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from engine.tables import CATEGORIES, KV_CACHE
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look, lane
 from pages.charts.names import categories, lanes
+from pages.charts.neighbours import by_stage
 from pages.charts.units import byte_unit, in_bytes, percent
 from pages.charts.words import Words
 
@@ -53,14 +54,13 @@ def without_legend(drawing: Drawing) -> Drawing:
     return replace(drawing, spec={**drawing.spec, "layer": layers})
 
 
-def memory(peak: pd.DataFrame, highest: int, style: Look) -> Drawing:
-    """Each rank's peak by category, on a scale up to `highest` bytes."""
+def memory(peak: pd.DataFrame, highest: int, style: Look, ranks: int = 0) -> Drawing:
+    """Each rank's peak by category, on a scale up to `highest` bytes. `ranks`: how many there are, if not all have rows."""
     say, named = style.say, categories(style.say)
-    ranks, what = peak["rank"].nunique(), "rank"
     totals = peak.groupby("rank")["bytes"].sum()
-    shown = peak
-    if ranks > _MOST_BARS:
-        shown, what = peak[(peak["dp"] == 0) & (peak["tp"] == 0)], "pp"
+    shown, what, together = peak, "rank", 1
+    if max(len(totals), ranks) > _MOST_BARS:
+        (shown, together, _), what = by_stage(peak), "pp"
     unit = byte_unit(highest)
     rows = shown[["rank", "pp", "category", "bytes"]].assign(
         amount=shown["bytes"] / unit.size,
@@ -98,12 +98,18 @@ def memory(peak: pd.DataFrame, highest: int, style: Look) -> Drawing:
     return Drawing(
         subject=say("Peak memory"),
         title=title,
-        reading=say("One bar a rank at its fullest instant.")
-        if what == "rank"
-        else say("One bar a stage, whose ranks are alike, at its fullest instant."),
+        reading=_each_bar(what, together, say),
         spec=finish(chart, style, title),
         table=table.assign(total=table.sum(axis=1)).reset_index().rename_axis(columns=None),
     )
+
+
+def _each_bar(what: str, together: int, say: Words) -> str:
+    if what == "rank":
+        return say("One bar a rank at its fullest instant.")
+    if together == 1:
+        return say("One bar a stage, whose ranks are alike, at its fullest instant.")
+    return say("One bar for {count} neighbouring stages: the fullest, whose ranks are alike.", count=together)
 
 
 def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: Sends, style: Look) -> Drawing:

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from engine.topology import Axis, Mesh
+from engine.topology import Mesh
 from pages.charts.words import Words
 
 Role = Literal["self", "tp", "dp", "pp", "none"]
-Roles = Mapping[int, Role]
 PALE = 0.3  # how opaque is what has nothing to do with the chosen rank
 CHOSEN = "chosen"  # the selection that a chart declares when a rank can be chosen in it, by the field "rank"
 
 
-def roles_of(mesh: Mesh, rank: int) -> dict[int, Role]:
-    """What every rank of the mesh is to `rank`: itself, a peer along one axis, or neither."""
-    found: dict[int, Role] = dict.fromkeys(range(mesh.size), "none")
-    axes: tuple[Axis, ...] = ("pp", "dp", "tp")
-    for axis in axes:
-        found |= dict.fromkeys(mesh.group(rank, axis), axis)
-    return found | {rank: "self"}
+class Roles(Mapping[int, Role]):
+    """What every rank of the mesh is to the `chosen` one: itself, a peer along one axis, or neither. Told when it is asked."""
+
+    def __init__(self, mesh: Mesh, chosen: int) -> None:
+        self.mesh, self.chosen, self._at = mesh, chosen, mesh.coordinate(chosen)
+
+    def __getitem__(self, rank: int) -> Role:
+        if not 0 <= rank < self.mesh.size:
+            raise KeyError(rank)
+        at = self.mesh.coordinate(rank)
+        pp, dp, tp = (one != other for one, other in zip(at, self._at, strict=True))
+        if pp + dp + tp > 1:
+            return "none"
+        return "pp" if pp else "dp" if dp else "tp" if tp else "self"
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.mesh.size))
+
+    def __len__(self) -> int:
+        return self.mesh.size
+
+
+def roles_of(mesh: Mesh, rank: int) -> Roles:
+    return Roles(mesh, rank)
 
 
 def told(role: Role, say: Words) -> str:

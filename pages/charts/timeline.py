@@ -25,6 +25,7 @@ Kind = Literal["measured", "projected", "textbook"]
 KINDS: tuple[Kind, ...] = ("measured", "projected", "textbook")
 Window = tuple[float, float]
 _LEGIBLE = 32  # bars in a row that can be told apart on a page
+_MOST_ROWS = 128  # of a panel: a browser draws no chart of any height
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,11 @@ def draw(
     say, alone = style.say, len(panels) == 1
     units = alone and panels[0].kind == "textbook"
     every = pd.concat([panel.bars for panel in panels], ignore_index=True)
-    bars, until = _within(every, window, sum(len(panel.rows) for panel in panels))
+    drawn_rows = [panel.rows[:_MOST_ROWS] for panel in panels]
+    shown_bars = every
+    if any(len(panel.rows) > _MOST_ROWS for panel in panels):
+        shown_bars = every[every["row"].isin([row.key for rows in drawn_rows for row in rows])]
+    bars, until = _within(shown_bars, window, sum(map(len, drawn_rows)))
     end = max(least, *(panel.end for panel in panels))
     clock = clock_of(panels[0], say) if units else time_unit(end)
     shown = (0.0, end) if least and until is None else None if until is None else (window[0] if window else 0.0, until)
@@ -104,7 +109,11 @@ def draw(
     if until is not None:
         cut = {"drawn": f"{len(bars):,}", "count": f"{len(every):,}", "until": f"{until:.4g}" if units else in_time(until)}
         reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
-    rows = [row for panel in panels for row in (*_headings(panel, say)[alone:], *panel.rows)]
+    if len(shown_bars) < len(every):
+        of = max(len(panel.rows) for panel in panels)
+        reading.append(say("Of {count} rows the first {drawn} are drawn.", count=f"{of:,}", drawn=_MOST_ROWS))
+    pairs = zip(panels, drawn_rows, strict=True)
+    rows = [row for panel, some in pairs for row in (*_headings(panel, say)[alone:], *some)]
     drawn, data = chart(bars, rows, clock, time, style, shown)
     return Drawing(
         subject=_subject(panels, say),

@@ -65,8 +65,36 @@ def memory_title(totals: pd.Series[int], capacity: int | None, device: str, say:
     )
 
 
+def stage_title(peaks: pd.DataFrame, capacity: int | None, device: str, say: Words) -> str:
+    """The same where tables have some ranks of each stage, the fullest among them; of what is measured, or else predicted."""
+    source = "formula" if (peaks["source"] == "formula").all() else str(peaks.loc[peaks["source"] != "formula", "source"].iloc[0])
+    totals = peaks[peaks["source"] == source].groupby(["pp", "rank"])["bytes"].sum().groupby("pp").max()
+    most, least = int(totals.max()), int(totals.min())
+    fullest, others = _ranks_of(totals, most), _ranks_of(totals, least)
+    needed = {"stages": ranges(fullest), "most": in_bytes(most)}
+    if capacity is not None and most > capacity:
+        return say.plural(
+            "The ranks of stage {stages} need {most} each and the {device} has {size}: they run out of memory",
+            "The ranks of stages {stages} need {most} each and the {device} has {size}: they run out of memory",
+            len(fullest),
+            device=device,
+            size=in_bytes(capacity),
+            **needed,
+        )
+    if least == most:
+        return say("Every rank needs {most}", most=in_bytes(most))
+    return say.plural(
+        "The ranks of stage {stages} will be fullest: {most}, against {least} of stage {other}",
+        "The ranks of stages {stages} will be fullest: {most}, against {least} of stage {other}",
+        len(fullest),
+        least=in_bytes(least),
+        other=others[0],
+        **needed,
+    )
+
+
 def _ranks_of(by_rank: pd.Series[Any], value: float) -> list[int]:
-    """The ranks that have exactly this value, in order."""
+    """The ranks (or stages) that have exactly this value, in order."""
     return [int(rank) for rank in by_rank.index[by_rank == value]]
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Literal
 
 import altair as alt
 import pandas as pd
 
 from pages.charts.drawing import Drawing, colours, finish, rank_chooser
-from pages.charts.look import Look
+from pages.charts.look import MAX_BARS, Look
 from pages.charts.names import measures
 from pages.charts.roles import Roles, opacity, outline, told
+from pages.charts.thinning import stretches
 from pages.charts.units import byte_unit, in_bytes
 from pages.charts.words import Words
 
+_MOST_RANKS = MAX_BARS // 3  # with a bar for each of three axes
 Measure = Literal["wire", "payload"]
 
 
@@ -26,15 +29,21 @@ def meaning(measure: Measure, say: Words) -> str:
 
 
 def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
-    """Stacked bars: what each rank sends (or hands over) along each axis. With `roles`, the chosen rank is marked."""
+    """Stacked bars: what each rank sends (or hands over) along each axis. With `roles`, the chosen rank is marked.
+
+    Of more than `_MOST_RANKS` those that the table has, and where these are as many still, of each few neighbours the first.
+    """
     say, counted = style.say, measures(style.say)[measure]
     column = f"{measure}_bytes"
-    rows = traffic.groupby(["rank", "axis"], as_index=False)[[column, "calls"]].sum().rename(columns={column: "bytes"})
-    totals = rows.groupby("rank")["bytes"].sum().reindex(range(ranks), fill_value=0)
-    unit = byte_unit(totals.max())
-    rows["amount"] = rows["bytes"] / unit.size
-    rows["opaque"] = [opacity(rank, roles) for rank in rows["rank"]]
-    x = alt.X("rank:O", title=say("rank"), axis=_rank_axis(ranks, say, roles), scale=alt.Scale(domain=list(range(ranks))))
+    every = traffic.groupby(["rank", "axis"], as_index=False)[[column, "calls"]].sum().rename(columns={column: "bytes"})
+    listed = range(ranks) if ranks <= _MOST_RANKS else sorted(set(traffic["rank"]))
+    sent = every.groupby("rank")["bytes"].sum().reindex(listed, fill_value=0)
+    totals = sent.iloc[stretches(len(sent), _MOST_RANKS)]
+    rows = every[every["rank"].isin(totals.index)]
+    unit = byte_unit(sent.max())
+    rows = rows.assign(amount=rows["bytes"] / unit.size, opaque=[opacity(rank, roles) for rank in rows["rank"]])
+    drawn = totals.index.tolist()
+    x = alt.X("rank:O", title=say("rank"), axis=_rank_axis(drawn, say, roles), scale=alt.Scale(domain=drawn))
     chart = (
         alt.Chart(rows)
         .mark_bar(stroke=style.background, strokeWidth=0.6)
@@ -64,24 +73,27 @@ def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, ro
             .mark_bar(fillOpacity=0, stroke=style.text)
             .encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None))
         )
-    title = _most(totals, measure, say)
-    wide = rows.pivot_table(index="rank", columns="axis", values="bytes", aggfunc="sum", fill_value=0)
+    title = _most(sent, measure, say)
+    reading = say(
+        "Each bar is one rank: the {measure} bytes of one step, by the axis of the mesh along which they go.", measure=counted
+    )
+    if len(drawn) < ranks:
+        reading += " " + say("Of {count} ranks {drawn} are drawn.", count=f"{ranks:,}", drawn=f"{len(drawn):,}")
+    wide = every.pivot_table(index="rank", columns="axis", values="bytes", aggfunc="sum", fill_value=0)
     return Drawing(
         subject=say("Traffic of every rank"),
         title=title,
-        reading=say(
-            "Each bar is one rank: the {measure} bytes of one step, by the axis of the mesh along which they go.", measure=counted
-        ),
+        reading=reading,
         spec=finish(chart.properties(height=180), style, title),
         table=wide.reset_index().rename_axis(columns=None),
     )
 
 
-def _rank_axis(ranks: int, say: Words, roles: Roles | None) -> alt.Axis:
+def _rank_axis(ranks: Sequence[int], say: Words, roles: Roles | None) -> alt.Axis:
     """The rank, and on a second line what it is to the chosen one."""
     if not roles:
         return alt.Axis(labelAngle=0)
-    lines = {str(rank): [str(rank), told(roles[rank], say)] for rank in range(ranks)}
+    lines = {str(rank): [str(rank), told(roles[rank], say)] for rank in ranks}
     return alt.Axis(labelAngle=0, labelExpr=f"{json.dumps(lines, ensure_ascii=False)}[datum.label]")
 
 

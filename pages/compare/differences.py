@@ -8,6 +8,7 @@ import pandas as pd
 
 from engine.tables import RunResult
 from pages.charts.words import Words
+from pages.shared.predicted import listed
 
 _NOTICED = 0.005  # a smaller share is no difference that anybody should act on
 
@@ -44,7 +45,7 @@ def _memory(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
     found = []
     share = _share(int(ours.max()), int(theirs.max()))
     found.append(Difference(say("{change} peak memory on the fullest rank", change=signed(share)), share, share < 0))
-    if len(ours) == len(theirs):  # rank by rank, where the ranks are as many: the one that changes most
+    if ours.index.equals(theirs.index):  # rank by rank, where the ranks are as many: the one that changes most
         shares = theirs / ours - 1
         most = int(shares.index[int(shares.abs().argmax())])
         if abs(shares[most] - share) >= _NOTICED:
@@ -98,7 +99,7 @@ def _totals(result: RunResult) -> pd.Series[int]:
 
 def _sent(result: RunResult) -> pd.Series[float]:
     """Wire bytes of a rank in a step, by axis: the mean over all ranks."""
-    return result.tables["traffic"].groupby("axis")["wire_bytes"].sum() / result.spec.layout.ranks
+    return result.tables["traffic"].groupby("axis")["wire_bytes"].sum() / listed(result.spec.layout)
 
 
 def _share(before: float, after: float) -> float:

@@ -10,8 +10,9 @@ import pandas as pd
 import streamlit as st
 
 from engine.predict.run import textbook_timeline
+from engine.predict.timeline import MOST, too_long
+from engine.schedule.orders import kinds_of
 from engine.spec import RunSpec
-from engine.summary import WORK
 from engine.topology import Mesh
 from pages.charts import multiples, timeline
 from pages.charts.drawing import Drawing
@@ -23,6 +24,8 @@ from pages.compare.columns import Column, Missing
 from pages.shared import beside, drawing, ways
 from pages.shared.beside import KEPT, RUN, WITH
 from pages.shared.frame import inert, say, view
+from pages.shared.kept import kept, kept_by_size
+from pages.shared.predicted import listed
 from pages.shared.service import Service
 
 _SHOWN_DIFFERENCES = 4
@@ -83,7 +86,7 @@ def _title(column: Column | Missing, there: Sequence[Column]) -> None:
     if levers := columns.telling(column, there, words):
         st.markdown(" · ".join(levers))
     if column.saved:
-        st.caption(column.item.removeprefix(RUN))
+        st.caption(inert(column.item.removeprefix(RUN)))
 
 
 def _differences(column: Column | Missing, there: Sequence[Column]) -> None:
@@ -142,18 +145,18 @@ def _charts(found: Sequence[Column | Missing], there: Sequence[Column]) -> None:
     peaks = [c.result.tables["memory_peak"] for c in there]
     highest = max(int(peak.groupby("rank")["bytes"].sum().max()) for peak in peaks)
     present = {category for peak in peaks for category in peak.loc[peak["bytes"] > 0, "category"]}
-    sends = [multiples.by_collective(c.result.tables["traffic"], c.spec.layout.ranks) for c in there]
+    sends = [multiples.by_collective(c.result.tables["traffic"], listed(c.spec.layout)) for c in there]
     most = max((float(sent["bytes"].max()) for sent in sends if len(sent)), default=0.0)
     axes = ("tp", "pp", "dp")
     kinds = {pair for sent in sends for pair in zip(sent["axis"], sent["collective"], strict=True)}
     ordered = tuple(sorted(kinds, key=lambda pair: (axes.index(pair[0]), pair[1])))
-    longest = max(textbook_timeline(c.spec).makespan for c in there)
+    longest = max((_makespan(c.spec) for c in there if _too_long(c.spec) is None), default=0.0)
 
     st.html(multiples.legend(list(present), look(view())))
-    _each(found, "memory", lambda c: memory(c.result.tables["memory_peak"], highest, view()))
-    _each(found, "traffic", lambda c: traffic(c.result.tables["traffic"], c.spec.layout.ranks, most, ordered, view()))
+    _each(found, "memory", lambda c: memory(c.result.tables["memory_peak"], highest, c.spec.layout.ranks, view()))
+    _each(found, "traffic", lambda c: traffic(c.result.tables["traffic"], listed(c.spec.layout), most, ordered, view()))
     st.html(multiples.lane_legend({kind for c in there for kind in _kinds(c.spec)}, look(view())))
-    _each(found, "pipeline", lambda c: pipeline(c.spec, longest, view()))
+    _each(found, "pipeline", lambda c: pipeline(c.spec, longest, view()), lambda c: _too_long(c.spec))
     if all(c.measured for c in there):
         kinds_run = {kind for c in there for kind in c.result.tables["spans"]["kind"].unique()}
         st.html(multiples.lane_legend(kinds_run, look(view())))
@@ -163,21 +166,45 @@ def _charts(found: Sequence[Column | Missing], there: Sequence[Column]) -> None:
         st.caption(words("Measured timelines are shown where all columns are measured."))
 
 
-def _kinds(spec: RunSpec) -> set[str]:
-    return {timed.action.kind for timed in textbook_timeline(spec).timed if timed.action.kind in WORK}
+def _too_long(spec: RunSpec) -> str | None:
+    return too_long(spec.layout, spec.workload.microbatches)
 
 
-def _each(found: Sequence[Column | Missing], key: str, make: Callable[[Column], Drawing]) -> None:
+@kept(256)
+def _makespan(spec: RunSpec) -> float:
+    return textbook_timeline(spec).makespan
+
+
+@kept(256)
+def _kinds(spec: RunSpec) -> frozenset[str]:
+    layout, microbatches = spec.layout, spec.workload.microbatches
+    if _too_long(spec) is not None:
+        return frozenset()
+    return frozenset(kinds_of(layout.schedule, layout.pp, microbatches, layout.chunks))
+
+
+def _each(
+    found: Sequence[Column | Missing],
+    key: str,
+    make: Callable[[Column], Drawing],
+    not_drawn: Callable[[Column], str | None] = lambda column: None,
+) -> None:
+    """`not_drawn` tells why a column has no such chart, if it has none."""
+
     def draw(column: Column | Missing, place: int) -> None:
-        if isinstance(column, Column):
+        if not isinstance(column, Column):
+            return
+        if (reason := not_drawn(column)) is not None:
+            st.caption(say()("Its timeline is not drawn: {reason}.", reason=say().sentence(reason)))
+        else:
             drawing.show(make(column), f"{key}-{place}")
 
     _row(found, draw)
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
-def memory(peak: pd.DataFrame, highest: int, view: View) -> Drawing:
-    return drawing.packed(multiples.memory(peak, highest, look(view)))
+def memory(peak: pd.DataFrame, highest: int, ranks: int, view: View) -> Drawing:
+    return drawing.packed(multiples.memory(peak, highest, look(view), ranks))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -185,7 +212,12 @@ def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: multiples.Se
     return drawing.packed(multiples.traffic(table, ranks, highest, kinds, look(view)))
 
 
-@st.cache_data(max_entries=128, show_spinner=False)
+def _rows(drawn: Drawing) -> int:
+    """Of its table, and as much for all else that it has."""
+    return 2_000 + len(drawn.table)
+
+
+@kept_by_size(2 * MOST, _rows)
 def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
     """The textbook timeline, for a measured run too."""
     style = look(view)

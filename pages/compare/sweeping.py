@@ -14,7 +14,7 @@ from pages.charts.look import View, look
 from pages.compare import columns, names, sweep
 from pages.compare.columns import Column
 from pages.shared import drawing
-from pages.shared.frame import labelled, say, view
+from pages.shared.frame import inert, labelled, say, view
 
 BASE, LEVER = "of", "sweep"  # the link's parameters: which column, counted from 1, and which lever
 _CHART_PX = 300  # the least width of a chart
@@ -44,7 +44,7 @@ def draw(there: Sequence[Column]) -> None:
         label = words.plural("{count} value does not go with the rest", "{count} values do not go with the rest", count)
         with st.expander(label, expanded=len(made.tried) == 1, type="compact", key=f"compare-left-out-{lever}"):
             for value, sentence in made.left_out:
-                st.markdown(f"- **{names.value(lever, value, words)}**: {words.sentence(sentence)}")
+                st.markdown(f"- **{names.value(lever, value, words)}**: {inert(words.sentence(sentence))}")
 
 
 def _charts(base: RunSpec, lever: str, named: Mapping[str, str], made: sweep.Sweep) -> None:

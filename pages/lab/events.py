@@ -21,6 +21,7 @@ from engine.predict.timeline import Timeline
 from engine.predict.traffic import data_parallel, pipeline, tensor_parallel
 from engine.schedule import Action, Schedule, plan
 from engine.spec import RunSpec
+from engine.tables import members
 from engine.topology import Coordinate, Mesh
 
 _BACKWARD = ("B", "I", "W")
@@ -211,7 +212,7 @@ class _Rank:
 
     def _share(self, row: Any) -> None:
         """Give each action its part of one row of the traffic table. The parts add up to the row."""
-        group = tuple(int(member) for member in row.group.split(","))
+        group = members(row.group)
         named = (row.axis, row.collective, row.phase)
         whole = np.array([row.calls, row.payload_bytes, row.wire_bytes], dtype="int64")
         for chunk, amount, certain in self._by_chunk(row, group, whole):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -57,7 +58,9 @@ def parity(result: RunResult, say: Words) -> Parity | None:
     """None if it was not checked."""
     if "parity" not in result.tables:
         return None
-    worst = float(result.tables["parity"]["max_rel"].max())
+    worst = float(result.tables["parity"]["max_rel"].max(skipna=False))
+    if not math.isfinite(worst):
+        return Parity(False, say("Gradients cannot be held against the unsharded model's: some are no finite numbers"))
     good = worst <= PARITY_LIMIT
     measured = {"worst": scientific(worst), "limit": scientific(PARITY_LIMIT)}
     if good:

@@ -72,7 +72,7 @@ def _measured(found: RunState | Path | None) -> RunSpec | None:
     """What the result that is about to be shown was a run of, if there is one that can be read."""
     folder = found if isinstance(found, Path) else st.session_state.get(_SHOWN)
     try:
-        return load(folder).spec if folder is not None else None
+        return result.measured(folder).spec if folder is not None else None
     except RequestError:  # which showing the run tells
         return None
 
@@ -156,5 +156,5 @@ def _show_result(found: RunState | Path | None, fits: bool) -> None:
 
 
 def _sentence(text: str) -> str:
-    said = say().sentence(text)
+    said = inert(say().sentence(text))
     return say()("{sentence}.", sentence=said[:1].upper() + said[1:].removesuffix("."))

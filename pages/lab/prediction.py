@@ -6,8 +6,9 @@ import pandas as pd
 import streamlit as st
 
 from engine.devices import DEVICES
-from engine.predict.memory import SYMBOLS, Memory, memory
+from engine.predict.memory import SYMBOLS
 from engine.predict.traffic import terms as traffic_terms
+from engine.predict.traffic import traffic
 from engine.spec import RunSpec
 from engine.tables import RunResult
 from engine.topology import Coordinate, Mesh
@@ -23,7 +24,7 @@ from pages.shared import chosen, drawing
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
 from pages.shared.pointing import pointed
-from pages.shared.predicted import predicted
+from pages.shared.predicted import listed, peaks, predicted
 from pages.shared.unfolding import unfolding
 
 DEVICE, MEASURE = "device", "bytes"  # the link's parameters
@@ -89,17 +90,23 @@ def measured_traffic(spec: RunSpec, measured: pd.DataFrame, measure: Measure, ra
 def _memory(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int | None, view: View) -> Drawing:
     capacity = DEVICES[device].memory_bytes if device in DEVICES else None
     formula_says = predicted(spec).tables["memory_peak"]
-    return drawing.packed(beside.memory(measured, formula_says, capacity, device, look(view), _roles(spec, rank)))
+    drawn = beside.memory(measured, formula_says, capacity, device, look(view), _roles(spec, rank), spec.layout.ranks)
+    return drawing.packed(drawn)
 
 
 def _traffic(spec: RunSpec, measured: pd.DataFrame | None, measure: Measure, rank: int | None, view: View) -> Drawing:
     formula_says = predicted(spec).tables["traffic"]
-    return drawing.packed(beside.traffic(measured, formula_says, spec.layout.ranks, measure, rank, look(view)))
+    if rank is not None and not _mesh(spec).all_listed:
+        formula_says = traffic(spec, [rank])
+    return drawing.packed(beside.traffic(measured, formula_says, listed(spec.layout), measure, rank, look(view)))
 
 
 def _roles(spec: RunSpec, rank: int | None) -> Roles | None:
-    layout = spec.layout
-    return None if rank is None else roles_of(Mesh(layout.dp, layout.tp, layout.pp), rank)
+    return None if rank is None else roles_of(_mesh(spec), rank)
+
+
+def _mesh(spec: RunSpec) -> Mesh:
+    return Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
 
 
 # --------------------------------------------------------------------------------------------------------- from the link
@@ -159,15 +166,9 @@ def _to_link(parameter: str, widget: str, default: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- the formulas
 
 
-@kept(64)
-def _peaks(spec: RunSpec) -> Memory:
-    """With their terms, which the tables do not have."""
-    return memory(spec)
-
-
 def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
-    found = _peaks(spec)
+    found = peaks(spec)
     at, _ = found.fullest
     shown = rank if rank is not None else mesh.rank(Coordinate(at.stage, at.replica, int(at.later)))
     peak = found.of(mesh.coordinate(shown))

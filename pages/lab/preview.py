@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from engine.predict.timeline import Timeline, simulate
+import streamlit as st
+
+from engine.predict.timeline import MOST, Timeline, simulate, too_long
 from engine.predict.timeline import textbook as unit_times
+from engine.predict.traffic import traffic
 from engine.schedule import plan
-from engine.spec import LayoutSpec, ModelSpec, RunSpec
-from engine.topology import Mesh
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, sentence
+from engine.topology import MOST_MEMBERS, Coordinate, Mesh
 from pages.charts.look import View, look
 from pages.charts.roles import roles_of
 from pages.charts.words import Words
@@ -18,8 +21,8 @@ from pages.lab.events import walk as events_of
 from pages.lab.ranks import rank_grid
 from pages.shared import chosen, drawing
 from pages.shared.clickable import clickable
-from pages.shared.frame import say, view
-from pages.shared.kept import kept
+from pages.shared.frame import inert, say, view
+from pages.shared.kept import kept, kept_by_size
 from pages.shared.predicted import predicted
 
 
@@ -31,15 +34,54 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
     mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
     title = drawing.heading_html(say()("Who holds what"), _counted(spec.layout, say()))
     clickable(above + title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
-    walkable = measured is None and not spec.generate.skip_training
+    refused, trains = _refused(spec), not spec.generate.skip_training
+    offered = measured is None and trains and refused is None
+    walkable = offered and not_walked(spec) is None
     step = walk.current(spec, partial(events, spec)) if walkable else None
     event = step.event if step else None
-    if not same_but_for_length(spec, measured):
+    if refused is not None:
+        st.info(say()("{sentence}.", sentence=inert(_begun(say().sentence(refused)))), icon=":material/straighten:")
+    elif not same_but_for_length(spec, measured):
         prediction.draw(spec, event)
-    if not spec.generate.skip_training:  # a schedule is how a step of training is put in order
+    if trains:  # a schedule is how a step of training is put in order
         timelines.draw_textbook(spec, event)
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
+    elif offered and (reason := _groups_too_large(spec.layout)):
+        st.caption(say()("One microbatch's way is not told: {reason}.", reason=say().sentence(reason)))
+
+
+def _refused(spec: RunSpec) -> str | None:
+    """Why the formulas do not say what the choice costs: it is too large for them."""
+    try:
+        predicted(spec)
+    except RequestError as error:
+        return error.sentence
+    return None
+
+
+def _begun(sentence: str) -> str:
+    """With a capital, where it begins with a word and not with a field's name."""
+    return sentence if "=" in sentence.split(" ")[0] else sentence[:1].upper() + sentence[1:]
+
+
+def not_walked(spec: RunSpec) -> str | None:
+    """Why one microbatch's way is not told; None where it is. Its ranks, one of each stage, name all their groups."""
+    return too_long(spec.layout, spec.workload.microbatches) or _groups_too_large(spec.layout)
+
+
+def _groups_too_large(layout: LayoutSpec) -> str | None:
+    named = layout.pp * (layout.dp + layout.tp + layout.pp)
+    if named <= MOST_MEMBERS:
+        return None
+    return sentence(
+        "a way through pp={pp} stages names {pp} × ({dp} + {tp} + {pp}) = {named} members of groups, and at most {most} are told",
+        pp=layout.pp,
+        dp=layout.dp,
+        tp=layout.tp,
+        named=f"{named:,}",
+        most=f"{MOST_MEMBERS:,}",
+    )
 
 
 def same_but_for_length(spec: RunSpec, measured: RunSpec | None) -> bool:
@@ -70,14 +112,26 @@ def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> 
     return rank_grid(model, layout, look(view), roles)
 
 
-@kept(64)
+def _size_of(events: list[Event]) -> int:
+    return sum(1 + (len(event.passed.group) if event.passed else 0) for event in events)
+
+
+@kept_by_size(200_000, _size_of)
 def events(spec: RunSpec, way: Way) -> list[Event]:
     """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
-    passed = predicted(spec).tables["traffic"]
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    if mesh.all_listed:
+        passed = predicted(spec).tables["traffic"]
+    else:
+        passed = traffic(spec, [mesh.rank(Coordinate(stage, way.dp, way.tp)) for stage in range(mesh.pp)])
     return events_of(spec, passed, way, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
 
 
-@kept(8)
+def _length(timeline: Timeline) -> int:
+    return len(timeline.timed)
+
+
+@kept_by_size(MOST, _length)
 def replayed(layout: LayoutSpec, microbatches: int, tied: bool) -> Timeline:
     """The whole step in unit times."""
     return simulate(plan(layout, microbatches, tied), unit_times(layout))

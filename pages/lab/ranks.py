@@ -11,6 +11,7 @@ from pages.charts.roles import Role, Roles, told
 from pages.charts.words import Words
 
 _CELL_REM, _GAP_REM, _PADDING_REM = 8.0, 0.5, 1.4  # as in style.css
+MOST_STAGES = 128  # beyond, those in the middle are left out
 MOST_CELLS = 64  # beyond, one replica of each stage is shown, and of very many slices one: the others hold the like
 
 
@@ -23,20 +24,23 @@ def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look, roles: Roles | 
     # The least width in which a replica stands with its slices side by side, four at most; its box adds the padding.
     slices = min(mesh.tp, 4)
     replica = slices * _CELL_REM + (slices - 1) * _GAP_REM
-    stages = "".join(_stage(model, layout, mesh, stage, replica, style, roles) for stage in range(mesh.pp))
+    first, last = _shown_stages(mesh, roles)
+    stages = "".join(_stage(model, layout, mesh, stage, replica, style, roles) for stage in first)
+    if last:
+        stages += f"<p>{escape(style.say('and {count} more stages', count=mesh.pp - len(first) - len(last)))}</p>"
+        stages += "".join(_stage(model, layout, mesh, stage, replica, style, roles) for stage in last)
     told = escape(style.say("Who holds what"))
     return f'<div role="group" aria-label="{told}">{_row(stages, replica + _PADDING_REM)}</div>'
 
 
 def layers_of(model: ModelSpec, layout: LayoutSpec, stage: int, say: Words) -> str:
     """The layers of a stage, chunk by chunk: "layers 0–1", "layers 0–1, 4–5"."""
-    counts = layout.chunk_layers(model.layers)
-    runs, held = [], 0
-    for chunk, count in enumerate(counts):
-        first = sum(counts[:chunk])
-        if layout.placement[chunk] == stage and count:
+    runs, held, first = [], 0, 0
+    for place, count in zip(layout.placement, layout.chunk_layers(model.layers), strict=True):
+        if place == stage and count:
             runs.append(f"{first}" if count == 1 else f"{first}–{first + count - 1}")
             held += count
+        first += count
     if not runs:
         return say("no layer")
     return say.plural("layer {runs}", "layers {runs}", held, runs=", ".join(runs))
@@ -88,6 +92,16 @@ def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: i
     return f'<div class="ss-replica">{name}{_row(cells, _CELL_REM)}</div>'
 
 
+def _shown_stages(mesh: Mesh, roles: Roles | None) -> tuple[list[int], list[int]]:
+    """All, or of very many the first and the last, with the chosen rank's among the first."""
+    if mesh.pp <= MOST_STAGES:
+        return list(range(mesh.pp)), []
+    half = MOST_STAGES // 2
+    last = list(range(mesh.pp - half, mesh.pp))
+    chosen = _chosen(mesh, roles).pp
+    return [*range(half), *([chosen] if half <= chosen < mesh.pp - half else [])], last
+
+
 def _shown_replicas(mesh: Mesh, roles: Roles | None) -> list[int]:
     """All, or of very many the chosen rank's, or the first."""
     return list(range(mesh.dp)) if mesh.size <= MOST_CELLS else [_chosen(mesh, roles).dp]
@@ -98,7 +112,7 @@ def _shown_slices(mesh: Mesh, roles: Roles | None) -> list[int]:
 
 
 def _chosen(mesh: Mesh, roles: Roles | None) -> Coordinate:
-    return mesh.coordinate(next((rank for rank, role in roles.items() if role == "self"), 0) if roles else 0)
+    return mesh.coordinate(roles.chosen if roles else 0)
 
 
 def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say: Words, roles: Roles | None) -> str:

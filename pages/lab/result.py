@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine import catalog
-from engine.spec import RequestError
+from engine import catalog, contract
+from engine.spec import RequestError, sentence
+from engine.summary import workspace
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import loss, matrix, memory, traffic
@@ -19,6 +20,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import Look, View, look
 from pages.charts.names import columns, schedule
 from pages.charts.roles import Roles, roles_of
+from pages.charts.units import in_bytes
 from pages.charts.words import Words
 from pages.lab import prediction, timelines, walk
 from pages.lab.events import Event, Way
@@ -27,7 +29,7 @@ from pages.lab.figures import figures, parity
 from pages.shared import chosen, drawing, ways
 from pages.shared.beside import run_items, to_link, with_these
 from pages.shared.figures import as_html
-from pages.shared.frame import labelled, say, view
+from pages.shared.frame import inert, labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
 
@@ -47,9 +49,11 @@ def draw(folder: Path) -> None:
     """The whole reading of a run. Its own controls redraw it alone; a rank chosen in it redraws the page."""
     chosen.redraw_all()
     try:
-        result = load(folder)
+        result = measured(folder)
     except RequestError as error:
-        st.error(say()("This run cannot be shown: {error}.", error=say().sentence(error.sentence)), icon=":material/error:")
+        st.error(
+            say()("This run cannot be shown: {error}.", error=inert(say().sentence(error.sentence))), icon=":material/error:"
+        )
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"### {headline(result, say())}", anchors=False, width="content")
@@ -65,6 +69,14 @@ def draw(folder: Path) -> None:
     if _walkable(result):
         walk.draw(result.spec, partial(events, folder), in_units=False)
     _rest(folder, result)
+
+
+def measured(folder: Path) -> RunResult:
+    """A saved run to be read here. Raises `RequestError`, also for a dry run, which has no processes and no speed."""
+    result = load(folder)
+    if contract.source(result) != "measured":
+        raise RequestError(sentence("{name} is a dry run: Compare shows it beside others", name=folder.name))
+    return result
 
 
 def _parity(result: RunResult) -> None:
@@ -113,12 +125,25 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
             width=130,
         )
 
-    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
-        prediction.memory_card(result.spec, result, "measured")
+    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
+        with grid.cell():
+            prediction.memory_card(result.spec, result, "measured")
+            _workspace(result)
         drawn = curve(folder, shown, view())
         if event is not None and event.rank == shown:
             drawn = pointed(drawn, memory.marks(result.tables["memory_curve"], event.rank, str(event.action)))
         drawing.show(drawn, "curve", pick_rank)
+
+
+def _workspace(result: RunResult) -> None:
+    """What no bar has, because it is a fact of this machine."""
+    if found := workspace(result.summary.get("allocator", [])):
+        st.caption(
+            say()(
+                "Kernels took up to {size} more, inside single operations. This depends on the processor, not on the layout.",
+                size=in_bytes(found),
+            )
+        )
 
 
 def _traffic(folder: Path, result: RunResult, event: Event | None) -> None:

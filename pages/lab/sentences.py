@@ -8,6 +8,8 @@ from pages.charts.units import in_bytes, in_time
 from pages.charts.words import Words
 from pages.lab.events import Event, Passed
 
+_NAMED = 32  # ranks of a group, where it has more than twice as many
+
 
 def headline(event: Event, say: Words) -> str:
     """The event in a few words, for a list: "F on rank 0", "5 × tp all_reduce"."""
@@ -108,7 +110,10 @@ def _end(event: Event, spec: RunSpec, say: Words) -> str:
 
 
 def _call(event: Event, calls: Passed, spec: RunSpec, say: Words) -> str:
-    others = ", ".join(str(rank) for rank in calls.group if rank != event.rank)
+    ranks = [rank for rank in calls.group if rank != event.rank]
+    others = ", ".join(map(str, ranks[:_NAMED] if len(ranks) > 2 * _NAMED else ranks))
+    if len(ranks) > 2 * _NAMED:
+        others = say("{ranks} and {count} more", ranks=others, count=f"{len(ranks) - _NAMED:,}")
     with_whom = say.plural("rank {ranks}", "ranks {ranks}", len(calls.group) - 1, ranks=others)
     told = say.plural(
         "Rank {rank} makes {count} call of {collective} along {axis} with {others}: {purpose}.",

@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import streamlit as st
 
-from engine.predict.timeline import Durations, Timeline, projected, simulate, slowed
+from engine.predict.bubbles import textbook_bubble
+from engine.predict.timeline import MOST, Durations, Timeline, projected, simulate, slowed, too_long
 from engine.predict.timeline import textbook as unit_times
 from engine.schedule import in_flight, plan
-from engine.spec import LayoutSpec, RunSpec
+from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import timeline
@@ -19,12 +20,12 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.roles import roles_of
 from pages.charts.timeline import Panel, Slowed, Window
-from pages.charts.units import Unit
+from pages.charts.units import Unit, percent
 from pages.charts.words import Language, Words, words
 from pages.lab.events import Event
 from pages.shared import chosen, drawing
 from pages.shared.frame import labelled, say, view
-from pages.shared.kept import kept
+from pages.shared.kept import kept, kept_by_size
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
 
@@ -70,6 +71,9 @@ def draw_textbook(spec: RunSpec, event: Event | None) -> None:
     slow = _linked_slow("textbook", layout.pp) or Slow()
     # dp and tp do not change a pipeline's shape.
     shape = LayoutSpec(pp=layout.pp, schedule=layout.schedule, chunks=layout.chunks)
+    if (reason := too_long(shape, microbatches)) is not None:
+        _not_drawn(shape, microbatches, reason)
+        return
     panel = of_shape(shape, microbatches, slow, view().language)
     strip = shape_overview(shape, microbatches, slow, view())
     window = _brushed(strip, timeline.clock_of(panel, say()), "textbook")
@@ -77,6 +81,19 @@ def draw_textbook(spec: RunSpec, event: Event | None) -> None:
     if event is not None:
         drawn = pointed(drawn, marks([panel], event, _mesh(layout)))
     drawing.show(drawn, "textbook", *([lambda: _pick_slow("textbook", layout.pp)] if layout.pp > 1 else []))
+
+
+def _not_drawn(shape: LayoutSpec, microbatches: int, reason: str) -> None:
+    """What the closed form says, and why no more is shown."""
+    words = say()
+    try:
+        bubble = textbook_bubble(shape, microbatches)
+        units = f"{3 * microbatches / (1 - bubble):g}"  # of each stage: three a microbatch, and the bubble
+        title = words("The bubble takes {share} of {makespan} units of time", share=percent(bubble), makespan=units)
+    except RequestError as error:
+        title = words("Its bubble is not worked out: {reason}", reason=words.sentence(error.sentence))
+    drawing.heading(words("Pipeline, textbook"), title)
+    st.caption(words("Its timeline is not drawn: {reason}.", reason=words.sentence(reason)))
 
 
 def _linked_shown() -> Shown:
@@ -154,7 +171,7 @@ def _brushed(drawn: Drawing | None, clock: Unit, key: str) -> Window | None:
 # ------------------------------------------------------------------------------------------- made once for what is chosen
 
 
-@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=by_run())
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def run(folder: Path, shown: Shown, slow: Slow, rank: int | None, window: Window | None, view: View) -> Drawing:
     style, result = look(view), load(folder)
     panels = of_run(folder, shown, slow, view.language)
@@ -175,7 +192,7 @@ def run_overview(folder: Path, shown: Shown, slow: Slow, view: View) -> Drawing 
     return found and drawing.packed(found)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=by_run())
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[Panel]:
     """The accounts of a saved run that are drawn, all in ns. The textbook's unit is such that it does the projection's work."""
     result, say = load(folder), words(language)
@@ -198,7 +215,17 @@ def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[P
     return panels
 
 
-@kept(64)
+def _drawn_rows(drawn: Drawing) -> int:
+    """Of its table, and as much for all else that it has."""
+    return 2_000 + len(drawn.table)
+
+
+def _bars(panel: Panel) -> int:
+    """The same of a panel."""
+    return 2_000 + len(panel.bars)
+
+
+@kept_by_size(2 * MOST, _drawn_rows)
 def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | None, view: View) -> Drawing:
     """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
     before = Slowed(*slow, of_shape(shape, microbatches, Slow(), view.language).bubble) if slow.factor > 1 else None
@@ -212,7 +239,7 @@ def shape_overview(shape: LayoutSpec, microbatches: int, slow: Slow, view: View)
     return found and drawing.packed(found)
 
 
-@kept(64)
+@kept_by_size(2 * MOST, _bars)
 def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Language) -> Panel:
     say = words(language)
     found = _simulated(shape, microbatches, unit_times(shape), slow)

@@ -17,7 +17,8 @@ from engine.spec import RequestError
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
-from pages.shared.frame import labelled, say
+from pages.shared.frame import inert, labelled, say
+from pages.shared.written import exactly
 
 ROW = "row"  # the link's parameter: which layout is looked at
 _UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
@@ -145,7 +146,7 @@ def _moved(name: str) -> None:
     if name == "device" and value == OWN:
         known = st.query_params.get("device", DEFAULT.device)
         st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))
-    written = str(int(value)) if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    written = str(int(value)) if isinstance(value, bool) else exactly(value) if isinstance(value, float) else str(value)
     st.query_params[name] = written
     st.query_params.pop(ROW, None)
 
@@ -179,12 +180,12 @@ def _own(request: Request, words: Words) -> None:
     _own_row(("reachable", "fp32_reachable"), values, labels, told)
     _own_row(("node_size",), values, labels, told)
     st.file_uploader(
-        words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded,
+        words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
     )  # fmt: skip
     if wrong := st.session_state.get(_WRONG):
         file, error = wrong
-        st.error(words("{file}: {error}.", file=file, error=words.sentence(error)), icon=":material/error:")
+        st.error(words("{file}: {error}.", file=inert(file), error=inert(words.sentence(error))), icon=":material/error:")
 
 
 def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mapping[str, str], told: Mapping[str, str]) -> None:

@@ -80,11 +80,18 @@ def _train(service: Service, request: Request, words: Words) -> None:
         with grid.cell():
             drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
         with grid.cell():
-            drawing.show(stages(request, row, view()), "plan-stages")
+            _stages(request, row, words)
     detail.draw(plan, row)
     _table(request, plan, row, words)
     heatmap.draw(request)
     published.draw(request)
+
+
+def _stages(request: Request, row: int, words: Words) -> None:
+    try:
+        drawing.show(stages(request, row, view()), "plan-stages")
+    except RequestError as error:  # its schedule is too long to go through, though the search has its peak
+        _refuse(error, words)
 
 
 # --------------------------------------------------------------------------------------------------------- what is asked
@@ -163,7 +170,7 @@ def _chooser(plan: Found, row: int, words: Words) -> None:
 
 
 def _headline(request: Request, plan: Found, words: Words) -> str:
-    values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": plan.device.name}
+    values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": inert(plan.device.name)}
     if plan.feasible:
         return words("{model} on {ranks} × {device}: it fits", **values)
     return words("{model} on {ranks} × {device}: no layout fits", **values)

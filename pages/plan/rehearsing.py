@@ -16,7 +16,7 @@ from pages.charts.units import in_bytes
 from pages.charts.words import Words
 from pages.plan.found import Found
 from pages.shared import drawing
-from pages.shared.frame import labelled, say
+from pages.shared.frame import inert, labelled, say
 
 DRY = "dry"  # the link's parameter: the id of a dry run
 _REFUSED, _WHICH = "plan/dry-refused", "plan/dry-which"
@@ -71,7 +71,7 @@ def _start_bar(spec: RunSpec, fullest: int, words: Words) -> None:
         )
     )
     if refused := st.session_state.pop(_REFUSED, None):
-        st.warning(words("{sentence}.", sentence=words.sentence(refused)), icon=":material/hourglass_top:")
+        st.warning(words("{sentence}.", sentence=inert(words.sentence(refused))), icon=":material/hourglass_top:")
 
 
 def passes_of(spec: RunSpec, stage: int) -> int:
@@ -122,7 +122,7 @@ def _ended(found: Rehearsed, spec: RunSpec, words: Words) -> None:
     if found.phase == "cancelled":
         st.info(words("The dry run was cancelled, or nobody looked at it any more."), icon=":material/stop:")
     elif found.phase == "failed":
-        told = words.sentence(found.message)
+        told = inert(words.sentence(found.message))
         st.error(words("The dry run failed: {sentence}.", sentence=told.removesuffix(".")), icon=":material/error:")
         if found.traceback:
             with st.expander(words("Its own traceback")):

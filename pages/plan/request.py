@@ -14,6 +14,7 @@ from engine.predict.planner.candidates import MOST
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
+from pages.shared.written import exactly
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value where a model is served; otherwise it is trained
 OWN = "own"  # the device whose figures the form gives
@@ -89,7 +90,7 @@ def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
 
 def figures_of(device: DeviceSpec) -> tuple[float, ...]:
     """A device's figures as links and forms have them."""
-    return tuple(float(f"{getattr(device, name) / unit:.9g}") for name, unit in OWN_FIELDS.items())
+    return tuple(float(f"{getattr(device, name) / unit:.15g}") for name, unit in OWN_FIELDS.items())
 
 
 def to_link(request: Request) -> dict[str, str]:
@@ -101,12 +102,12 @@ def to_link(request: Request) -> dict[str, str]:
         link |= {"called": request.called} if request.called else {}
     for name, value in request.assumed:
         if value != getattr(DEFAULT.assumed, name):
-            link[name] = f"{value:g}" if isinstance(value, float) else str(int(value))
+            link[name] = exactly(value) if isinstance(value, float) else str(int(value))
     return link
 
 
 def own_to_link(own: tuple[float, ...]) -> str:
-    return "_".join(f"{value:.9g}" for value in own)
+    return "_".join(exactly(value) for value in own)
 
 
 def _differs(request: Request, name: str) -> bool:

@@ -28,7 +28,7 @@ from pages.plan.request import Request, Serving
 from pages.shared import drawing
 from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
-from pages.shared.frame import say, view
+from pages.shared.frame import inert, say, view
 from pages.shared.kept import kept
 from pages.shared.service import Service
 from pages.shared.unfolding import unfolding
@@ -105,7 +105,7 @@ def draw(service: Service, asked: Asked, choose: Any) -> None:
     words, table = say(), asked.table
     fitting = int(table["fits"].sum())
     request = asked.request
-    values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": request.hardware.name}
+    values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": inert(request.hardware.name)}
     headline = (
         words("Serving {model} on {ranks} × {device}: it fits", **values)
         if fitting

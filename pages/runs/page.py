@@ -9,10 +9,10 @@ from urllib.parse import quote, urlencode
 
 import streamlit as st
 
-from engine import parcel, store
+from engine import store
 from engine.spec import RequestError
 from pages.charts.words import Words
-from pages.runs import downloads, table
+from pages.runs import downloads, table, upload
 from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
 from pages.shared import ways
 from pages.shared.beside import item_of, run_items, to_link
@@ -134,7 +134,6 @@ def _bar(service: Service) -> None:
                 type="zip",
                 # A new one after each upload, so that it is empty again.
                 key=f"{_UPLOAD}/{st.session_state.get(_UPLOADS, 0)}",
-                max_upload_size=parcel.LARGEST >> 20,
                 on_change=_uploaded,
                 args=(service,),
             )
@@ -143,14 +142,14 @@ def _bar(service: Service) -> None:
 def _tell(service: Service) -> None:
     """What was done last, with the way back, or why it was not."""
     if wrong := st.session_state.pop(_WRONG, ""):
-        st.error(wrong, icon=":material/error:")
+        st.error(inert(wrong), icon=":material/error:")
     if done := st.session_state.pop(_DONE, ""):
-        st.success(done, icon=":material/check:")
+        st.success(inert(done), icon=":material/check:")
     gone: list[Path] = st.session_state.get(_GONE, [])
     if not gone:
         return
     with st.container(key="runs-gone", horizontal=True, vertical_alignment="center", gap="small"):
-        text = say()("Deleted {name}.", name=gone[0].name)
+        text = say()("Deleted {name}.", name=inert(gone[0].name))
         if len(gone) > 1:
             text = say().plural("Deleted {count} run.", "Deleted {count} runs.", len(gone))
         st.info(text, icon=":material/delete:")
@@ -322,15 +321,15 @@ def _undo(gone: list[Path]) -> None:
 
 
 def _uploaded(service: Service) -> None:
-    def upload() -> str:
+    def take() -> str:
         count = st.session_state.get(_UPLOADS, 0)
         file = st.session_state[f"{_UPLOAD}/{count}"]
         if file is None:
             return ""
         st.session_state[_UPLOADS] = count + 1
-        folder = parcel.unpack(file.getvalue(), service.home, Path(file.name).stem)
+        folder = upload.add(file.getvalue(), service.home, Path(file.name).stem)
         _show_all()
         _pick([folder.name])
         return say()("Added {name}.", name=folder.name)
 
-    _attempt(upload)
+    _attempt(take)

@@ -6,6 +6,7 @@ FOLDER THEME LANGUAGE` prints it.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from html import escape
@@ -92,12 +93,13 @@ def _figures(result: RunResult, say: Words) -> str:
         say("Traffic"): in_bytes(s["wire_bytes_per_rank"]),
         say("Bubble"): percent(s["bubble"]),
         say("Step"): in_time(s["step_ns"]),
-        say("Tokens a second"): short(s["tokens_per_second"], say),
     }
+    if "tokens_per_second" in s:  # which a dry run has not
+        shown[say("Tokens a second")] = short(s["tokens_per_second"], say)
     if "loss_last" in s:
         shown = {say("Loss"): f"{s['loss_last']:.3f}"} | shown
     if "parity_max_rel" in s:
-        shown[say("Parity")] = scientific(s["parity_max_rel"])
+        shown[say("Parity")] = scientific(s["parity_max_rel"]) if math.isfinite(s["parity_max_rel"]) else "–"
     boxes = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown.items())
     return f"<dl>{boxes}</dl>"
 

@@ -55,10 +55,10 @@ def workers() -> Workers:
 def done_apart(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """`function(…)`, called in a warm process: a search takes hundreds of MB for a moment, and a second to import what it needs.
 
-    The function is one that a module names, or a method of what can be pickled; its module should import little, for it is
-    imported there. Two different questions may be worked out at once, by different processes; what a function keeps is known to
-    the process that answered last, which answers the next too, as long as nobody else asks. Raises what the function raises if
-    that is a `RequestError`, and that it takes too long as another; else as `made_apart`.
+    The function is one of `pages.shared.jobs`, with arguments and an answer of types that `pages.shared.codec` knows; its module
+    should import little, for it is imported there. Two different questions may be worked out at once, by different processes;
+    what a function keeps is known to the process that answered last, which answers the next too, as long as nobody else asks.
+    Raises what the function raises if that is a `RequestError`, and that it takes too long as another; else as `made_apart`.
     """
     answer: T = workers().do(function, arguments, named)
     return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from engine.topology import Mesh
-from pages.charts.roles import Role, roles_of
+from pages.charts.roles import Roles, roles_of
 
 RANK = "rank"  # the link's parameter
 _MOVED = "chosen/moved"
@@ -14,11 +14,11 @@ _MOVED = "chosen/moved"
 def rank(mesh: Mesh) -> int | None:
     """The chosen rank; None if none is, or the link's is not one of the mesh's."""
     written = st.query_params.get(RANK, "")
-    found = int(written) if written.isascii() and written.isdigit() and len(written) < 8 else mesh.size
+    found = int(written) if written.isascii() and written.isdigit() and len(written) < 12 else mesh.size
     return found if found < mesh.size else None
 
 
-def roles(mesh: Mesh) -> dict[int, Role] | None:
+def roles(mesh: Mesh) -> Roles | None:
     """What every rank is to the chosen one; None if none is chosen."""
     found = rank(mesh)
     return None if found is None else roles_of(mesh, found)

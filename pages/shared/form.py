@@ -16,7 +16,7 @@ from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared import held
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
-from pages.shared.frame import say
+from pages.shared.frame import inert, say
 from pages.shared.held import CUSTOM, SIZE, key_of, model_named, moved, shown, size, size_of, sizes, touch
 from pages.shared.texts import Texts
 from pages.shared.unfolding import unfolding
@@ -172,13 +172,14 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
         say("Text to train on"),
         type=["txt", "md", "py", "csv", "json"],
         key=_UPLOAD,
-        help=say("UTF-8, at most {largest} bytes; it is read as bytes. Otherwise Python's own help texts.", largest=largest),
+        max_upload_size=1,
+        help=say("UTF-8, at most {largest} bytes; it is read as bytes. Otherwise the built-in text.", largest=largest),
         on_change=_text_uploaded,
         args=(texts,),
     )
     if refused := st.session_state.get(_REFUSED_TEXT):
         file, error = refused
-        st.error(say("{file}: {error}.", file=file, error=say.sentence(error)))
+        st.error(say("{file}: {error}.", file=inert(file), error=inert(say.sentence(error))))
     if name := choice["workload.text"]:
         path = texts.path(name)
         if path:
@@ -188,7 +189,7 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
             st.caption(say("Training on the uploaded text {name}.", name=name))
         st.button(say("Use the built-in text"), on_click=touch, args=({"workload.text": ""},))
     else:
-        st.caption(say("Training on the built-in text: the help texts that come with Python."))
+        st.caption(say("Training on the built-in text: what this project says of parallel training in its own pages and code."))
     _text(choice, "generate.prompt", say("Then continue this prompt"), say("nothing"), say)
     if choice["generate.prompt"] or choice["generate.skip_training"]:
         _row(choice, {"generate.new_tokens": say("New tokens"), "generate.temperature": say("Temperature")}, say)
@@ -262,7 +263,7 @@ def _text(choice: Choice, field: str, label: str, placeholder: str, say: Words) 
 def _say(problems: list[Problem], where: str, say: Words) -> None:
     """What does not fit, and for each a row of buttons that make it fit."""
     for n, problem in enumerate(problems):
-        st.warning(say("{sentence}.", sentence=say.sentence(problem.sentence)), icon=":material/rule:")
+        st.warning(say("{sentence}.", sentence=inert(say.sentence(problem.sentence))), icon=":material/rule:")
         with st.container(horizontal=True, gap="xsmall"):
             for fix in problem.fixes:
                 key = f"fix-{where}-{n}-{fix.field}-{fix.value}"

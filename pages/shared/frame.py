@@ -13,7 +13,9 @@ from pages.charts.words import LANGUAGES, Language, Words, words
 
 _HERE = Path(__file__).parent
 _SIDEBAR_WIDTH = 432  # pixels: the least in which three number fields in a row keep their buttons
-_MARKUP = re.compile(r"[\\`*_~$<&:\[]")  # what Markdown would read as more than the character; after a backslash it is that
+# What Markdown would read as more than the character, which it is after a backslash. A colon before a space, and an underscore in
+# a word, are no more than that; www. and @ make addresses.
+_MARKUP = re.compile(r"[\\`*~$<&\[@#]|:(?=\S)|(?<!\w)_|_(?!\w)|(?<=www)\.", re.IGNORECASE)
 LANG = "lang"  # the link's parameter: the language, when it was chosen by hand
 _CHOSEN, _CONTROL, _NOW, _SPOKEN = "frame/language", "language", "frame/language-now", "frame/spoken"
 _OWN_NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}  # what each language calls itself, in every language
@@ -73,7 +75,7 @@ def inert(text: str) -> str:
 
     "![](https://…)" becomes r"!\[](https\://…)", and "gpt-tiny~dp2~1f1b" keeps what would strike it through.
     """
-    return _MARKUP.sub(r"\\\g<0>", text)
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
 
 
 def labelled(key: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Condition
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from cachetools import LRUCache, cached
 
@@ -21,9 +21,20 @@ def kept(most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     Of sessions that ask for the same at one time, one makes it, and the others wait.
     """
+    return _keeping(LRUCache(most))
 
+
+def kept_by_size(most: int, size: Callable[[T], int]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """The same for results some of which are large: as many of the latest as together have the size `most`.
+
+    One that is larger by itself is made each time that it is asked for.
+    """
+    return _keeping(LRUCache(most, size))
+
+
+def _keeping(cache: LRUCache[Any, Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        found: Callable[P, T] = cached(LRUCache(most), condition=Condition())(function)
+        found: Callable[P, T] = cached(cache, condition=Condition())(function)
         return found
 
     return decorate

@@ -16,6 +16,7 @@ from engine import catalog
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, RequestError, sentence
 from pages.shared.choice import DEFAULTS, Bounds, Choice, options
+from pages.shared.written import exactly
 
 _BETWEEN, _LONGEST = "~", 2000
 _SHAPE = {
@@ -136,7 +137,7 @@ def _written(field: str, value: Any) -> str | None:
         return text if _FORMS[field].fullmatch(text) else None
     if isinstance(value, bool):
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return exactly(value) if isinstance(value, float) else str(value)
 
 
 def _read(field: str, text: str) -> Any:

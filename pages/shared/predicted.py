@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from engine.predict.memory import Memory, memory
 from engine.predict.run import predict
-from engine.spec import RunSpec
+from engine.spec import LayoutSpec, RunSpec
 from engine.tables import RunResult
-from pages.shared.kept import kept
+from engine.topology import Mesh
+from pages.shared.kept import kept_by_size
+
+_KEPT_BYTES = 24 << 20  # of tables
 
 
-@kept(64)
+def listed(layout: LayoutSpec) -> int:
+    """How many ranks have rows in tables: what a sum over these is divided by for the mean of all."""
+    return len(Mesh(layout.dp, layout.tp, layout.pp).listed)
+
+
+def _bytes_of(result: RunResult) -> int:
+    return sum(int(table.memory_usage(deep=True).sum()) for table in result.tables.values())
+
+
+@kept_by_size(_KEPT_BYTES, _bytes_of)
 def predicted(spec: RunSpec) -> RunResult:
-    return predict(spec)
+    """Raises `RequestError` as `predict` does."""
+    return predict(spec, peaks(spec))
+
+
+def _peaks_of(found: Memory) -> int:
+    return len(found.peaks) + len(found.others)
+
+
+@kept_by_size(2_048, _peaks_of)
+def peaks(spec: RunSpec) -> Memory:
+    """With their terms, which the tables do not have. Raises `RequestError` as `memory` does."""
+    return memory(spec)

@@ -9,7 +9,7 @@ from engine.spec import RequestError
 from pages.charts.words import Words
 from pages.shared import held
 from pages.shared.choice import Verdict, read
-from pages.shared.frame import say
+from pages.shared.frame import inert, say
 from pages.shared.service import Service
 
 RUN = "run"  # the link's parameter: a run's id while it is on, the name of its folder when it is saved
@@ -38,13 +38,13 @@ def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
             args=(service,),
         )
         if problems := verdict.problems or verdict.refused:
-            told = say().sentence(problems[0].sentence)
+            told = inert(say().sentence(problems[0].sentence))
             if more := len(problems) - 1:
                 st.caption(say()("Cannot run yet: {sentence} (and {count} more).", sentence=told, count=more))
             else:
                 st.caption(say()("Cannot run yet: {sentence}.", sentence=told))
         elif refused := st.session_state.pop(_REFUSED, None):
-            st.error(say()("This run was refused: {error}.", error=say().sentence(refused)))
+            st.error(say()("This run was refused: {error}.", error=inert(say().sentence(refused))))
 
 
 def _start(service: Service) -> None:

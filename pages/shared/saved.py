@@ -9,10 +9,7 @@ from typing import Any
 import streamlit as st
 
 from engine import store
-from engine.spec import RequestError, sentence
 from engine.tables import RunResult
-
-_NEEDED = ("memory_peak", "memory_curve", "process", "traffic", "spans", "steps")
 
 
 def _standing(folder: Path) -> tuple[str, int]:
@@ -32,7 +29,4 @@ def load(folder: Path) -> RunResult:
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _load(folder: Path, stamp: int) -> RunResult:
     """`stamp` keeps apart what stood under one name at different times."""
-    result = store.load(folder)
-    if missing := [name for name in _NEEDED if name not in result.tables]:
-        raise RequestError(sentence("{name} is not whole: it lacks {missing}", name=folder.name, missing=", ".join(missing)))
-    return result
+    return store.load(folder)

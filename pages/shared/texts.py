@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.spec import sentence
+from engine import files
+from engine.spec import RequestError, sentence
 from engine.text import checked
 
 _NAME = re.compile(r"[0-9a-f]{16}")
@@ -20,15 +21,16 @@ class Texts:
     folder: Path
 
     def keep(self, content: bytes) -> str:
-        """Store a text and return its name. Raises `RequestError` if it cannot be trained on."""
+        """Store a text and return its name. Raises `RequestError` if it cannot be trained on, or not be kept."""
         checked(content, sentence("the text"))
         name = hashlib.sha256(content).hexdigest()[:16]
         path = self.folder / f"{name}.txt"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(content)
-            partial.rename(path)  # a run that starts now finds all of it or nothing
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                files.write(path, content)  # a run that starts now finds all of it or nothing
+            except OSError as error:
+                raise RequestError(sentence("the text could not be kept: {reason}", reason=str(error.strerror))) from error
         return name
 
     def path(self, name: str) -> Path | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing import Pipe
+from importlib import import_module
 from pathlib import Path
+from select import select
 from threading import BoundedSemaphore, Lock
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 
 from engine.launch.client import messages
 from engine.spec import RequestError, Sentence, sentence
+from engine.wire import receive, send
+from pages.shared.codec import name_of, packed_call, read_answer
 
 ROOT = Path(__file__).parents[2]
 _HEAVY_BYTES = 512 << 20  # a process that has grown so large makes room for a new one
@@ -23,9 +26,9 @@ def too_long(patience_s: float) -> Sentence:
 
 
 class Answer(NamedTuple):
-    """`how` tells what `value` is: what was asked for, a `RequestError`, or the traceback of any other error."""
+    """`how` tells what `value` is: "done" what was asked for, "refused" a sentence, "failed" the traceback of any other error."""
 
-    how: Literal["done", "refused", "failed"]
+    how: str
     value: Any
     resident_bytes: int  # of the process that worked it out, after that
 
@@ -33,13 +36,14 @@ class Answer(NamedTuple):
 class Worker:
     """One process. Not for use by more than one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: str) -> None:
+        """`jobs`: the module whose `JOBS` are what it may be asked."""
         # A program of its own: what multiprocessing spawns from a server would run app.py again, and a fork would keep its port.
-        self._pipe, theirs = Pipe()
+        self._socket, theirs = socket.socketpair()
         with theirs:
             said = messages()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pages.shared.worker"],
+                [sys.executable, "-m", "pages.shared.worker", jobs],
                 cwd=ROOT,
                 stdin=theirs.fileno(),
                 stdout=said,
@@ -55,26 +59,32 @@ class Worker:
     def lives(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, question: bytes, patience_s: float) -> Answer:
-        """Raises `TimeoutError` where it takes longer, and `EOFError` or `ConnectionError` where the process is gone."""
-        self._pipe.send_bytes(question)
-        if not self._pipe.poll(patience_s):
+    def ask(self, question: bytes, kind: Any, patience_s: float) -> Answer:
+        """An answer of `kind`.
+
+        Raises `TimeoutError` where it takes longer, `EOFError` or `ConnectionError` where the process is gone, and `WireError`
+        where the answer is of another kind.
+        """
+        send(self._socket.fileno(), question)
+        if not select([self._socket], [], [], patience_s)[0]:
             raise TimeoutError
-        answer: Answer = pickle.loads(self._pipe.recv_bytes())
-        return answer
+        return Answer(*read_answer(receive(self._socket.fileno()), kind))
 
     def end(self) -> int:
         """End it, whatever it is at. Its exit status, or minus the signal that killed it."""
         self._process.kill()
-        self._pipe.close()  # a second time does no harm
+        self._socket.close()  # a second time does no harm
         return self._process.wait()
 
 
 class Workers:
     """As many as there are turns, each started when it is needed and kept. Any thread may ask."""
 
-    def __init__(self, turns: BoundedSemaphore, patience_s: float, heavy_bytes: int = _HEAVY_BYTES) -> None:
-        self._turns, self._patience_s, self._heavy_bytes = turns, patience_s, heavy_bytes
+    def __init__(
+        self, turns: BoundedSemaphore, patience_s: float, heavy_bytes: int = _HEAVY_BYTES, jobs: str = "pages.shared.jobs"
+    ) -> None:
+        """`jobs`: the module whose `JOBS` are what they may be asked."""
+        self._turns, self._patience_s, self._heavy_bytes, self._jobs = turns, patience_s, heavy_bytes, jobs
         self._idle: list[Worker] = []  # the one that was busy last is taken first, as it may know already what is asked
         self._lock = Lock()
 
@@ -93,15 +103,17 @@ class Workers:
 
     def do(self, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Raises `RequestError` if the function does or takes too long, `RuntimeError` with its traceback for other errors."""
-        question = pickle.dumps((function, arguments, named))
+        if name_of(function) not in import_module(self._jobs).JOBS:
+            raise LookupError(f"{name_of(function)} is not one of the JOBS of {self._jobs}")
+        question, kind = packed_call(function, arguments, named), get_type_hints(function)["return"]
         with self._turns:
             try:
-                answer = self._asked(self._taken(), question)
+                answer = self._asked(self._taken(), question, kind)
             except (EOFError, ConnectionError):  # it had waited long enough and ended, or somebody killed it
-                answer = self._asked_anew(question)
+                answer = self._asked_anew(question, kind)
         if answer.how == "refused":
-            raise answer.value
-        if answer.how == "failed":
+            raise RequestError(answer.value)
+        if answer.how != "done":
             raise RuntimeError(f"{function.__qualname__} failed: {answer.value}")
         return answer.value
 
@@ -112,20 +124,20 @@ class Workers:
                 if worker.lives:
                     return worker
                 worker.end()
-        return Worker()
+        return Worker(self._jobs)
 
-    def _asked_anew(self, question: bytes) -> Answer:
-        worker = Worker()
+    def _asked_anew(self, question: bytes, kind: Any) -> Answer:
+        worker = Worker(self._jobs)
         try:
-            return self._asked(worker, question)
+            return self._asked(worker, question, kind)
         except (EOFError, ConnectionError):
             raise RuntimeError(f"a process ended with exit status {worker.end()} before it had answered, twice") from None
 
-    def _asked(self, worker: Worker, question: bytes) -> Answer:
+    def _asked(self, worker: Worker, question: bytes, kind: Any) -> Answer:
         """Its answer. The worker then waits for the next question, or is ended."""
         stays = False
         try:
-            answer = worker.ask(question, self._patience_s)
+            answer = worker.ask(question, kind, self._patience_s)
             stays = answer.resident_bytes < self._heavy_bytes
         except TimeoutError:
             raise RequestError(too_long(self._patience_s)) from None

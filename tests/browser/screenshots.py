@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,13 +19,13 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pages.charts.words import LANGUAGES
-from tests.browser.served import CHROMIUM_FLAGS, PATIENCE_MS, ROOT, Server, Watched, served
+from tests.browser.chromium import HOW_TO_HAVE_IT, chromium
+from tests.browser.served import CHROMIUM_FLAGS, LONG_MS, PATIENCE_MS, ROOT, Server, Watched, served
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0~p"
 GPIPE, DEEP = "gpt-tiny~dp2.tp2.pp2~gpipe~m4~b2~n20~r0.003~e0", "gpt-tiny~dp1.tp2.pp4~1f1b~m4~b2~n20~r0.003~e0"
 RUNS = {"RUN": CHOICE, "SECOND": GPIPE, "THIRD": DEEP}  # in a link: the names of the runs that the pictures show
 LESSONS = len(list((ROOT / "pages/learn/lessons").glob("[a-z]*.py")))
-LONG_MS = 120_000
 HIGHEST = 9_000  # pixels of a picture
 Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
@@ -202,10 +201,13 @@ def main() -> None:
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="what the browser asks for")
     parser.add_argument("--only", nargs="+", choices=list(PAGES), default=[], help="with --all: these pages alone")
     asked = parser.parse_args()
+    path = chromium()
+    if path is None:
+        raise SystemExit(HOW_TO_HAVE_IT)
     expect.set_options(timeout=PATIENCE_MS)
     locale = {"en": "en-US", "zh": "zh-CN"}[asked.language]
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         if asked.readme:
             for_readme(browser, server, ROOT / "docs", locale)
         else:

@@ -15,6 +15,8 @@ from urllib.parse import urlencode, urlsplit
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 HERE = ("127.0.0.1", "localhost")
 CHROMIUM_FLAGS = [
@@ -28,8 +30,9 @@ CHROMIUM_FLAGS = [
 ]
 # Opened at a page's own address, Streamlit's client first asks whether the app is served beneath that, which it is not.
 _PROBE = re.compile(r"/\w+/_stcore/(health|host-config)$")
-PATIENCE_MS = 20_000  # for what is seen in the page: the machine may be busy with other tests
-STARTED_S, ENDED_S = 60.0, 20.0  # seconds that a server may take to start and to end
+# Only so that what hangs ends: a machine ten times slower is far from either. The second is for runs, and for whatever else the
+# server does not answer at once. Neither is as long as elsewhere, as where one page is broken, many tests wait for it.
+PATIENCE_MS, LONG_MS = 60_000, 300_000
 
 
 class Server:
@@ -49,8 +52,8 @@ class Server:
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._listening.wait(STARTED_S), "".join(self.said)
-        with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=STARTED_S) as answer:
+        assert self._listening.wait(PATIENCE_S), "".join(self.said)
+        with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=PATIENCE_S) as answer:
             assert answer.read() == b"ok", "".join(self.said)
 
     @property
@@ -59,8 +62,8 @@ class Server:
 
     def end(self) -> None:
         self._process.terminate()
-        self._process.wait(ENDED_S)
-        self._reader.join(ENDED_S)
+        self._process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
         assert self._process.stdout
         self._process.stdout.close()
 
@@ -132,5 +135,5 @@ class Watched:
 
 def drawn(page: Page) -> None:
     """Wait until the server has nothing more to draw."""
-    expect(page.locator("[data-testid=stApp][data-test-script-state=notRunning]")).to_be_visible(timeout=30_000)
+    expect(page.locator("[data-testid=stApp][data-test-script-state=notRunning]")).to_be_visible(timeout=LONG_MS)
     expect(page.get_by_test_id("stSkeleton")).to_have_count(0)

@@ -19,9 +19,9 @@ from engine.topology import Mesh
 from pages.charts import timeline
 from pages.charts.look import LIGHT
 from pages.charts.units import in_bytes
-from tests.browser.served import Server, Watched, drawn, served
+from tests.browser.served import LONG_MS, Server, Watched, drawn, served
+from tests.patience import time_limits
 
-LONG_S = 60_000  # milliseconds that a run may take: the machine may be busy
 SHORT = "gpt-tiny~dp1.tp2.pp2~1f1b~m2~b1~n3~r0.003~e0"
 ENDLESS = "gpt-tiny~dp1.tp1.pp2~1f1b~m2~b1~n9999~r0.003~e0"
 
@@ -70,8 +70,8 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
     expect(page.get_by_text("8 ranks: 2 stages × 2 replicas × 2 slices")).to_be_visible()
     expect(page.locator(".ss-rank")).to_have_count(8)
     page.get_by_role("button", name="Run on 8 processes").click()
-    expect(page.get_by_text(re.compile(r"Step \d+ of 30, loss \d\.\d{3}"))).to_be_visible(timeout=LONG_S)
-    expect(finished(page)).to_have_text("Measured: gpt-tiny on dp2.tp2.pp2, 1F1B", timeout=LONG_S)
+    expect(page.get_by_text(re.compile(r"Step \d+ of 30, loss \d\.\d{3}"))).to_be_visible(timeout=LONG_MS)
+    expect(finished(page)).to_have_text("Measured: gpt-tiny on dp2.tp2.pp2, 1F1B", timeout=LONG_MS)
     drawn(page)
 
     result = saved(server, page)
@@ -100,11 +100,11 @@ def test_a_chart_has_its_numbers_and_its_controls(server: Server, measured: RunR
     page = watched.open(server, run="measured")
     expect(page.get_by_text("Gradients equal to the unsharded model")).to_be_visible()
     third = page.get_by_role("option", name="rank 3")
-    for _ in range(5):  # what is drawn anew meanwhile, on a busy machine, closes an open list
+    for limit in time_limits():  # what is drawn anew meanwhile, on a busy machine, closes an open list
         drawn(page)
         chart(page, "curve").get_by_role("combobox").click()
         with suppress(AssertionError):
-            expect(third).to_be_visible(timeout=3_000)
+            expect(third).to_be_visible(timeout=1_000 * limit)
             break
     third.click()
     expect(chart(page, "curve").get_by_role("heading")).to_contain_text("Rank 3 peaks at")
@@ -118,10 +118,10 @@ def test_a_run_survives_a_refresh_and_can_be_cancelled(server: Server, watched: 
     page = watched.open(server, spec=ENDLESS)
     run_button(page).click()
     step = page.get_by_text(re.compile(r"Step \d+ of 9999"))
-    expect(step).to_be_visible(timeout=LONG_S)
+    expect(step).to_be_visible(timeout=LONG_MS)
     run = link(page, "run")
     page.reload()
-    expect(step).to_be_visible(timeout=LONG_S)
+    expect(step).to_be_visible(timeout=LONG_MS)
     assert link(page, "run") == run
     before = step.inner_text()
     expect(step).not_to_have_text(before)
@@ -134,7 +134,7 @@ def test_a_run_survives_a_refresh_and_can_be_cancelled(server: Server, watched: 
 def test_a_second_run_waits_its_turn(server: Server, watched: Watched, context: BrowserContext):
     page = watched.open(server, spec=ENDLESS)
     run_button(page).click()
-    expect(page.get_by_text(re.compile(r"Step \d+ of"))).to_be_visible(timeout=LONG_S)
+    expect(page.get_by_text(re.compile(r"Step \d+ of"))).to_be_visible(timeout=LONG_MS)
     other = Watched(context)
     second = other.open(server, spec=SHORT)
     run_button(second).click()
@@ -232,7 +232,7 @@ def test_a_text_of_ones_own(server: Server, watched: Watched, tmp_path: Path):
     expect(page.get_by_text(re.compile("Training on the uploaded text [0-9a-f]{16}, 5,200 bytes"))).to_be_visible()
     page.wait_for_url(re.compile("~x[0-9a-f]{16}"))
     run_button(page).click()
-    expect(finished(page)).to_be_visible(timeout=LONG_S)
+    expect(finished(page)).to_be_visible(timeout=LONG_MS)
     path = saved(server, page).spec.workload.text
     assert path is not None
     assert Path(path).read_bytes() == prose.read_bytes()

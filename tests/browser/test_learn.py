@@ -8,9 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 from playwright.sync_api import Page, expect
 
 from engine import store
-from tests.browser.served import Server, Watched, drawn
+from tests.browser.served import LONG_MS, Server, Watched, drawn
 
-LONG_MS = 60_000
 _FITS = "() => { const e = document.querySelector('[data-testid=stMain]'); return e.scrollWidth <= e.clientWidth; }"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tests.browser.served import Server, Watched, drawn
+from tests.browser.served import LONG_MS, Server, Watched, drawn
 
 LINK = "plan?model=gpt2-1.5b&device=mi300x&ranks=8&batch=16&accounting=korthikanti2022"
 
@@ -86,7 +86,7 @@ def test_a_dry_run_shows_how_far_it_is_and_is_cancelled(server: Server, watched:
     page.goto(f"{server.url}/plan?model=gpt3-175b&device=h100-80gb&ranks=1024&accounting=korthikanti2022")
     drawn(page)
     page.get_by_role("button", name="Start the dry run").click()
-    expect(page.get_by_text(re.compile(r"[\d,]+ of [\d,]+ actions · \d+ s"))).to_be_visible(timeout=60_000)
+    expect(page.get_by_text(re.compile(r"[\d,]+ of [\d,]+ actions · \d+ s"))).to_be_visible(timeout=LONG_MS)
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("The dry run was cancelled")).to_be_visible()
     expect(page.get_by_role("button", name="Start the dry run")).to_be_enabled()

@@ -7,15 +7,17 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, Download, Locator, Page, expect
 
-from engine import store
-from engine.spec import LayoutSpec, RunSpec
-from tests.browser.served import Server, Watched, drawn, served
-from tests.pages.stand_in import PAIR
+from engine import parcel, store
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from tests.browser.served import LONG_MS, Server, Watched, drawn, served
+from tests.pages.stand_in import PAIR, result_of
 from tests.pages.stand_in import saved as stand_in
 
 
@@ -55,7 +57,7 @@ def tick(page: Page, *chosen: str) -> None:
 
 
 def download(page: Page, label: str) -> Path:
-    with page.expect_download(timeout=60_000) as waiting:  # a report takes seconds
+    with page.expect_download(timeout=LONG_MS) as waiting:  # a report takes seconds
         page.get_by_role("button", name=label).click()
     got: Download = waiting.value
     path = Path(got.path())
@@ -122,6 +124,36 @@ def test_what_was_downloaded_and_deleted_can_be_uploaded_again(own: Server, page
     expect(page.get_by_text("Added the best.")).to_be_visible()
     expect(names(page)).to_have_text(["the best", "third", "second"])
     assert store.load(own.home / "the best").summary["parity_max_rel"] == 3.1e-7
+
+
+def upload(page: Page, name: str, content: bytes) -> None:
+    page.get_by_role("button", name="Upload a run").click()
+    page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "application/zip", "buffer": content})
+
+
+def test_a_run_with_very_many_microbatches_comes_back(own: Server, page: Page, tmp_path: Path) -> None:
+    """As a zip it is more than a megabyte, for times are noise: so is a real run of eight ranks with 400 microbatches."""
+    spec = RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2), workload=WorkloadSpec(microbatches=2500))
+    result = result_of(spec)
+    spans = result.tables["spans"]
+    noise = np.random.default_rng(0).integers(10**9, size=(2, len(spans)))
+    noisy = spans.assign(cpu_ns=noise[0], end_ns=spans["end_ns"].where(spans["lane"] == "compute", spans["end_ns"] + noise[1]))
+    store.save(replace(result, tables=result.tables | {"spans": noisy}), tmp_path / "very many")
+    zipped = parcel.pack(tmp_path / "very many")
+    assert len(zipped) > 1 << 20
+    upload(page, "x.zip", zipped)
+    expect(page.get_by_text("Added very many.")).to_be_visible(timeout=30_000)
+    assert len(store.load(own.home / "very many").tables["spans"]) == len(spans)
+    store.delete(own.home / "very many")
+
+
+def test_what_the_field_says_that_it_takes_the_server_takes_too(page: Page) -> None:
+    page.get_by_role("button", name="Upload a run").click()
+    said = page.get_by_test_id("stFileUploaderDropzoneInstructions").inner_text()
+    most = int(re.search(r"(\d+)MB", said)[1]) * 1_000_000  # type: ignore[index]
+    page.keyboard.press("Escape")
+    upload(page, "large.zip", bytes(most))
+    expect(page.get_by_text("This is not a zip of a saved run: it cannot be opened")).to_be_visible(timeout=30_000)
 
 
 def test_deleted_runs_come_back_at_a_press(page: Page) -> None:

@@ -7,8 +7,8 @@ import re
 from playwright.sync_api import Locator, Page, expect
 
 from engine.tables import RunResult
-from tests.browser.served import Server, Watched, drawn
-from tests.browser.test_lab import LONG_S, bars, chart, finished, link, run_button
+from tests.browser.served import LONG_MS, Server, Watched, drawn
+from tests.browser.test_lab import bars, chart, finished, link, run_button
 
 CHOICE = "gpt-tiny~dp1.tp2.pp2~1f1b~m4~b1~n3~r0.003~e0"
 
@@ -41,7 +41,7 @@ def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, wa
     assert in_view(page, ".st-key-walk"), "it is told at the foot of the window, whichever chart one looks at"
 
     run_button(page).click()
-    expect(finished(page)).to_be_visible(timeout=LONG_S)
+    expect(finished(page)).to_be_visible(timeout=LONG_MS)
     drawn(page)
     expect(walk(page)).to_have_count(1)
     expect(page.get_by_text("As measured.")).to_be_visible()

@@ -207,9 +207,7 @@ def test_what_was_measured_stands_beside_the_sum():
 def test_every_symbol_in_a_formula_is_explained():
     every = [term for peak in memory(SPEC).peaks for parts in peak.terms.values() for term in parts]
     every += [term for rank in range(8) for parts in terms(SPEC, rank).values() for term in parts]
-    letters = {
-        word.partition("_")[0] for term in every for word in re.findall(r"[^\W\d][\w]*", re.sub(r"\bscratch\b", "", term.symbols))
-    }
+    letters = {word.partition("_")[0] for term in every for word in re.findall(r"[^\W\d][\w]*", term.symbols)}
     assert letters - set(SYMBOLS) == set()
     explained = set(re.findall("<b>(.*?)</b>", formula.glossary(every, SYMBOLS, LIGHT)))
     assert explained == letters
@@ -231,3 +229,25 @@ def test_names_and_symbols_are_said_in_the_readers_language():
     assert "SOFTMAX OF THE SCORES" in names
     assert all(name.isupper() or " of " in name for name in names)
     assert "WIDTH OF THE RESIDUAL STREAM" in formula.glossary(peak.terms["activations"], SYMBOLS, style)
+
+
+def test_of_very_many_stages_a_bar_is_the_fullest_of_a_few():
+    mesh = Mesh(1, 1, 300)
+    table = made_up.predicted_memory(mesh)
+    table.loc[table["rank"] == 7, "bytes"] *= 3
+    drawing = beside.memory(None, table, None, "", LIGHT)
+    _, rows = marks(drawing.spec, "bar")[0]
+    ranks = {row["rank"] for row in rows}
+    assert len(ranks) == 100
+    assert 7 in ranks
+    assert [row["text"] for row in drawing.spec["datasets"]["tops"] if row["text"]] == ["63"]
+    assert "the fullest of 3 neighbouring stages" in drawing.reading
+    assert drawing.title == "Rank 7 will be fullest: 63 KiB, against 21 KiB on ranks 1–6, 8–299"
+
+
+def test_where_a_stage_stands_for_its_ranks_the_title_speaks_of_stages():
+    table = made_up.predicted_memory(Mesh(1, 1, 4))  # stage 0 holds twice as much as the others
+    told = beside.memory(None, table, None, "", LIGHT, ranks=4_000_000).title
+    assert told == "The ranks of stage 0 will be fullest: 42 KiB, against 21 KiB of stage 1"
+    told = beside.memory(None, table, 30 * KIB, "toy", LIGHT, ranks=4_000_000).title
+    assert told == "The ranks of stage 0 need 42 KiB each and the toy has 30 KiB: they run out of memory"

@@ -57,3 +57,10 @@ def test_rows_of_the_timeline_say_what_they_are_to_the_chosen_rank():
 
 def test_charts_offer_no_editor_on_another_machine():
     assert memory.curve(made_up.memory_curve(), 0, LIGHT).spec["usermeta"]["embedOptions"] == {"actions": False}
+
+
+def test_of_very_many_ranks_a_role_is_told_when_it_is_asked():
+    mesh = Mesh(65_536, 1024, 1024)
+    roles = roles_of(mesh, mesh.size - 1)
+    assert (roles[0], roles[mesh.size - 2], roles[mesh.size - 1]) == ("none", "tp", "self")
+    assert len(roles) == mesh.size

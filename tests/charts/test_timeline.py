@@ -142,3 +142,13 @@ def test_views_stand_on_one_time_axis_under_their_names():
     assert max(r["end"] for r in rows if r["row"].startswith("projected")) == 7.5
     assert drawing.title == "measured: bubble 20.0% of 15 ms · projected: bubble 20.0% of 7.50 ms"
     assert '"measured": "MEASURED"' in view["encoding"]["y"]["axis"]["labelExpr"]
+
+
+def test_of_very_many_rows_the_first_are_drawn():
+    layout = LayoutSpec(pp=200)
+    timed = made_up.textbook(layout, 2)
+    drawing = timeline.textbook(timed, [f"stage {stage}" for stage in range(200)], LIGHT)
+    assert {row["row"] for row in drawing.spec["datasets"]["bars"]} <= {timeline.row_key("textbook", s) for s in range(128)}
+    assert len(drawing.spec["datasets"]["tracks"]) == 128
+    assert "Of 200 rows the first 128 are drawn." in drawing.reading
+    assert "The bubble takes" in drawing.title, "of all of them"

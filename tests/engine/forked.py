@@ -24,6 +24,7 @@ from engine.spec import RunSpec
 from engine.store import load
 from engine.tables import RunResult
 from engine.worker import work
+from tests.patience import PATIENCE_S
 from tests.runs import small
 
 Body = Callable[..., Any]  # (rank, store, …) → something that can be pickled; a function of a module
@@ -37,7 +38,7 @@ class Raised:
     text: str
 
 
-def together(ranks: int, body: Body, *args: Any, seconds: float = 60) -> list[Any]:
+def together(ranks: int, body: Body, *args: Any) -> list[Any]:
     """Run `body(rank, store, *args)` in `ranks` processes. Returns what each returned, `Raised`, or None if it just left."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._inductor.config", "torch.profiler", "pyarrow.parquet", "tests.engine.forked"])
@@ -50,7 +51,7 @@ def together(ranks: int, body: Body, *args: Any, seconds: float = 60) -> list[An
             process.start()
             theirs.close()
             started.append((process, ours))
-        return [_answer(process, pipe, seconds) for process, pipe in started]
+        return [_answer(process, pipe) for process, pipe in started]
     finally:
         for process, pipe in started:
             process.kill()
@@ -59,8 +60,8 @@ def together(ranks: int, body: Body, *args: Any, seconds: float = 60) -> list[An
             pipe.close()
 
 
-def _answer(process: Any, pipe: Connection, seconds: float) -> Any:
-    assert wait([pipe], seconds), f"process {process.pid} said nothing for {seconds} s"
+def _answer(process: Any, pipe: Connection) -> Any:
+    assert wait([pipe], PATIENCE_S), f"process {process.pid} said nothing for {PATIENCE_S} s"
     try:
         return pipe.recv()
     except EOFError:

@@ -18,7 +18,6 @@ import pytest
 from engine import catalog, store
 from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
-from engine.export.common import BETAS, WEIGHT_DECAY
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
@@ -320,12 +319,6 @@ def test_what_needs_no_note_has_none() -> None:
     assert notes(settings(spec_of(), "megatron")) == ""
     llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3))
     assert notes(settings(llama, "torchtitan")) == ""
-
-
-def test_the_optimizers_numbers_are_the_engines_own() -> None:
-    from engine import optimizer
-
-    assert (optimizer.BETAS, optimizer.WEIGHT_DECAY) == (BETAS, WEIGHT_DECAY)
 
 
 # ------------------------------------------------------------------------------------------------------ the command line

@@ -30,7 +30,7 @@ def spec(family: FamilyName, layout: dict[str, Any], **workload: Any) -> RunSpec
     return RunSpec(
         model=ModelSpec(family=family, layers=4, hidden=32, heads=4, vocab=261, seq=16, ffn=48, **grouped),
         layout=LayoutSpec(**layout),
-        workload=WorkloadSpec(**{"steps": 2, "microbatches": 2, "microbatch_size": 2, "time_limit": 60.0} | workload),
+        workload=WorkloadSpec(**{"steps": 2, "microbatches": 2, "microbatch_size": 2} | workload),
         parity=True,
     )
 

@@ -19,7 +19,7 @@ def lever(code: str, model: ModelSpec = MODEL, workload: dict[str, Any] | None =
     return RunSpec(
         model=model,
         layout=LayoutSpec(**LayoutSpec.degrees(code), **layout),
-        workload=WorkloadSpec(**{"steps": 2, "microbatches": 2, "microbatch_size": 2, "time_limit": 60.0} | (workload or {})),
+        workload=WorkloadSpec(**{"steps": 2, "microbatches": 2, "microbatch_size": 2} | (workload or {})),
     )
 
 

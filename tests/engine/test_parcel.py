@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +24,8 @@ from pyarrow import parquet as pq
 
 from engine import parcel, store
 from engine.spec import LayoutSpec, RequestError, RunSpec
+from engine.spec.sentence import unpacked
+from engine.tables import SCHEMAS
 from tests.pages.stand_in import saved as stand_in
 
 Files = dict[str, bytes]
@@ -25,14 +33,8 @@ Files = dict[str, bytes]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A made-up run of two stages, with what the stand-in leaves out: the memory of rank 1."""
-    folder = stand_in(tmp_path / "there", RunSpec(layout=LayoutSpec(pp=2), parity=True), "my run")
-    result = store.load(folder)
-    curve = result.tables["memory_curve"]
-    both = pd.concat([curve, curve.assign(rank=1)], ignore_index=True)
-    (folder / "memory_curve.parquet").unlink()
-    both.to_parquet(folder / "memory_curve.parquet", index=False)
-    return folder
+    """A made-up run of two stages."""
+    return stand_in(tmp_path / "there", RunSpec(layout=LayoutSpec(pp=2), parity=True), "my run")
 
 
 def files_of(run: Path) -> Files:
@@ -89,23 +91,68 @@ def move(files: Files, new: str) -> None:
     files[new] = files.pop("my run/steps.parquet")
 
 
-def claim_many_rows(files: Files) -> None:
-    """A few bytes that are hundreds of millions of equal rows."""
-    rows = parcel._MOST_ROWS + 1
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"a": pa.array(np.zeros(rows, np.int8))}), buffer, compression="zstd")
-    files["my run/steps.parquet"] = buffer.getvalue()
+def many_rows(files: Files) -> None:
+    """A few bytes that are millions of equal rows."""
+    table(files, "steps", lambda t: t.loc[t.index.repeat(parcel.FOREIGN.rows)])
+
+
+def many_groups(files: Files) -> None:
+    """Which are told apart, and take memory, by the file's own account of itself alone."""
+    key = "my run/process.parquet"
+    read, buffer = pq.read_table(io.BytesIO(files[key])), io.BytesIO()
+    with pq.ParquetWriter(buffer, read.schema) as writer:
+        for _ in range(100):
+            writer.write_table(read)
+    files[key] = buffer.getvalue()
 
 
 def repeat_a_long_word(files: Files) -> None:
     """A word that stands once in the file, and in every row of the table."""
-    key = "my run/traffic.parquet"
-    read = pq.read_table(io.BytesIO(files[key]))
-    word = "x" * (parcel._LARGEST_WHOLE // read.num_rows + 1)
-    words = pa.DictionaryArray.from_arrays(pa.array([0] * read.num_rows, pa.int32()), pa.array([word]))
-    buffer = io.BytesIO()
-    pq.write_table(read.set_column(read.column_names.index("group"), "group", words), buffer, compression="zstd")
+    word = "x" * (parcel.FOREIGN.bytes // 4 + 1)
+    rewrite(files, "traffic", lambda t: t.set_column(5, "group", pa.array([word] * 4, pa.large_string())))
+
+
+def rewrite(files: Files, name: str, change: Callable[[pa.Table], pa.Table], **how: Any) -> None:
+    key = f"my run/{name}.parquet"
+    read, buffer = pq.read_table(io.BytesIO(files[key])), io.BytesIO()
+    pq.write_table(change(read), buffer, **how)
     files[key] = buffer.getvalue()
+
+
+def nothing_in(column: str) -> Callable[[pa.Table], pa.Table]:
+    def change(read: pa.Table) -> pa.Table:
+        at = read.column_names.index(column)
+        return read.set_column(at, column, pa.array([None, *read[column].to_pylist()[1:]], read[column].type))
+
+    return change
+
+
+def no_text_in(column: str) -> Callable[[pa.Table], pa.Table]:
+    def change(read: pa.Table) -> pa.Table:
+        words = pa.array([b"\xff\xfe"] * read.num_rows, pa.large_binary())
+        return read.set_column(read.column_names.index(column), column, words.view(pa.large_string()))
+
+    return change
+
+
+def summary(files: Files, **changes: Any) -> None:
+    head(files, lambda h: h["summary"].update(changes))
+
+
+def text_of_head(files: Files, old: str, new: str) -> None:
+    key = "my run/run.json"
+    files[key] = files[key].decode().replace(old, new, 1).encode()
+
+
+def first(name: str, **values: Any) -> Callable[[Files], None]:
+    """Other values in the first row of a table."""
+
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        for column, value in values.items():
+            rows.loc[0, column] = value
+        return rows
+
+    return lambda files: table(files, name, change)
 
 
 WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
@@ -115,24 +162,69 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "a windows path": (lambda f: move(f, "my run\\steps.parquet"), "does not belong in it"),
     "another file": (lambda f: f.update({"my run/run.py": b""}), "'my run/run.py' does not belong in it"),
     "two folders": (lambda f: move(f, "other/steps.parquet"), "more than one folder: my run, other"),
+    "thousands of files": (lambda f: f.update({f"__MACOSX/{n}": b"" for n in range(1000)}), "1,008 files; up to 1,000 are taken"),
     "no head": (lambda f: f.pop("my run/run.json"), "run.json is not in it"),
     "no table": (lambda f: f.pop("my run/spans.parquet"), "spans.parquet is not in it"),
+    # run.json
     "no json": (lambda f: f.update({"my run/run.json": b"{"}), "run.json is not JSON"),
+    "a large head": (lambda f: f.update({"my run/run.json": b" " * (1 << 20) + b"{}"}), "1,048,578 bytes; up to 1,048,576"),
+    "empty lists": (lambda f: head(f, lambda h: h["environment"].update(x=[[]] * 200_000)), "has more than 200,000 values"),
+    "a deep list": (lambda f: text_of_head(f, '"gloo"', "[" * 50 + "]" * 50), "run.json has lists or objects more than 10 deep"),
+    "a name twice": (lambda f: text_of_head(f, "{", '{"summary": {},'), "'summary' is given twice in one object"),
+    "no text": (lambda f: text_of_head(f, "gloo on", "\\ud800 on"), "half of a surrogate pair"),
     "a spec that does not fit": (lambda f: head(f, lambda h: h["spec"]["layout"].update(tp=3)), "tp=3 does not divide 4 heads"),
-    "no backend": (lambda f: head(f, lambda h: h["environment"].pop("backend")), "does not say on which backend"),
-    "no cores": (lambda f: head(f, lambda h: h["environment"].update(cores="many")), "how many cores"),
+    "no backend": (lambda f: head(f, lambda h: h["environment"].pop("backend")), "environment needs backend"),
+    "no cores": (lambda f: head(f, lambda h: h["environment"].update(cores="many")), "cores='many' must be a whole number"),
+    "what was generated": (lambda f: summary(f, generated="x"), "generated must be an object with fields such as prompt"),
+    "no numbers": (lambda f: summary(f, allocator=[{"rank": 0, "start_bytes": 0, "peak_bytes": 0, "workspace_bytes": "1"}]),
+                   "workspace_bytes='1' must be a whole number"),
+    "a rank of no table": (lambda f: summary(f, rehearsed=[7]), "its summary names a rank that memory_peak has not"),
+    # A table's file
     "no table inside": (lambda f: f.update({"my run/steps.parquet": b"PAR1" * 9}), "steps.parquet is not a table"),
-    "a column less": (lambda f: table(f, "steps", lambda t: t.drop(columns="loss")), "steps.parquet has the columns"),
-    "a column more": (lambda f: table(f, "steps", lambda t: t.assign(x=1)), "steps.parquet has the columns"),
-    "a type": (lambda f: table(f, "spans", lambda t: t.assign(rank=0.5)), "float64 in rank; int64 belongs there"),
+    "a column less": (lambda f: table(f, "steps", lambda t: t.drop(columns="loss")), "steps.parquet lacks loss"),
+    "a column more": (lambda f: table(f, "steps", lambda t: t.assign(x=1)), "steps.parquet has a column 'x', which is none of"),
+    "a type": (lambda f: table(f, "spans", lambda t: t.assign(rank=0.5)), "double in rank; int64 belongs there"),
+    "another whole number": (lambda f: table(f, "spans", lambda t: t.astype({"rank": "uint64"})), "uint64 in rank; int64"),
+    "lists": (lambda f: table(f, "steps", lambda t: t.assign(loss=[[1.0], [2.0]])), "in loss; float64 belongs there"),
+    "another way": (lambda f: rewrite(f, "spans", lambda t: t, compression="zstd"), "packed in a way that is not taken: ZSTD"),
+    "prefixes": (lambda f: rewrite(f, "spans", lambda t: t, use_dictionary=False, column_encoding={"kind": "DELTA_BYTE_ARRAY"}),
+                 "packed in a way that is not taken: SNAPPY, RLE, DELTA_BYTE_ARRAY"),
+    "many rows": (many_rows, "2,000,000 rows; up to 1,000,000 are taken"),
+    "many groups": (many_groups, "100 groups of rows; up to 64 are taken"),
+    "a long word": (repeat_a_long_word, "bytes; up to 134,"),
+    "bytes that are no text": (lambda f: rewrite(f, "traffic", no_text_in("phase")), "traffic.parquet is not a table: "),
+    **{f"nothing in {column}": (lambda f, n=name, c=column: rewrite(f, n, nothing_in(c)), f"has nothing in {column}")
+       for name, column in (("spans", "lane"), ("traffic", "axis"), ("memory_peak", "category"), ("steps", "source"),
+                            ("traffic", "calls"))},
+    # Values
     "a category": (lambda f: table(f, "memory_peak", lambda t: t.assign(category="fun")), "the category 'fun', which is none"),
-    "a rank": (lambda f: table(f, "traffic", lambda t: t.assign(rank=2)), "ranks beyond the 2 of its layout"),
+    "a rank": (first("traffic", rank=2), "ranks beyond the 2 of its layout"),
     "a rank less": (lambda f: table(f, "process", lambda t: t[t["rank"] == 0]), "not every one of the 2 ranks"),
-    "less than nothing": (lambda f: table(f, "traffic", lambda t: t.assign(wire_bytes=-1)), "negative wire_bytes"),
-    "no work": (lambda f: table(f, "steps", lambda t: t.head(0)), "cannot be summed up"),
-    "many rows": (claim_many_rows, "4,000,001 rows; up to 4,000,000 are taken"),
-    "a long word": (repeat_a_long_word, "bytes; up to 268,435,456 are taken"),
-}
+    "another place": (first("memory_peak", pp=1), "rank 0 at another place than its layout"),
+    "less than nothing": (first("traffic", wire_bytes=-1), "has -1 in wire_bytes, which is from 0 to 9,007,199,254,740,992"),
+    "more than all": (lambda f: table(f, "process", lambda t: t.assign(rss_bytes=2**53 + 1)), "has 9,007,199,254,740,993 in"),
+    "another source": (first("steps", source="dry_run"), "its tables are by dry_run, measured"),
+    "a prediction": (lambda f: [table(f, n, lambda t: t.assign(source="formula")) for n in SCHEMAS], "its tables are by formula"),
+    "no work": (lambda f: table(f, "steps", lambda t: t.head(0)), "steps has no rows"),
+    "no parity": (lambda f: table(f, "parity", lambda t: t.head(0)), "parity has no rows"),
+    "no time": (lambda f: table(f, "steps", lambda t: t.assign(step_ns=0)), "steps has 0 in step_ns"),
+    "a step twice": (first("steps", step=2), "steps has two rows with the same step"),
+    "a step of no run": (first("steps", step=3), "steps has not the steps from 1 on, up to the 20"),
+    "the same twice": (lambda f: table(f, "traffic", lambda t: pd.concat([t, t])), "traffic has two rows with the same rank"),
+    "no group": (first("traffic", group="a"), "the group 'a', which is none of rank 0 along pp"),
+    "a group of others": (first("traffic", group="1,2"), "the group '1,2', which is none of rank 0 along pp"),
+    "an axis of one": (first("traffic", axis="dp"), "the group '0,1', which is none of rank 0 along dp"),
+    "an action": (first("memory_curve", action="Z chunk 0"), "the action 'Z chunk 0', which is none of this run"),
+    "no action": (first("memory_curve", action=" "), "memory_curve has the action ' ', which is none"),
+    "a microbatch": (first("memory_curve", action="F chunk 0 microbatch 4"), "microbatch 4', which is none of this run"),
+    "a pass more": (first("spans", kind="B"), "spans has not each forward pass of each rank once"),
+    "a pass twice": (first("spans", microbatch=1), "spans has other passes of rank 0 than its schedule"),
+    "a chunk": (first("spans", chunk=2), "spans has the chunk 2, and there are 2"),
+    "a lane": (first("spans", lane="comm"), "what is computed among what is communicated"),
+    "an end": (first("spans", end_ns=-1), "spans has one that ends before it begins"),
+    "at once": (first("spans", end_ns=10**9), "spans has rank 0 compute two things at once"),
+    "in no time": (lambda f: table(f, "spans", lambda t: t.assign(start_ns=0, end_ns=0)), "spans has rank 0 compute in no time"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -150,29 +242,82 @@ def test_what_is_no_run_is_refused_in_a_sentence_and_leaves_nothing(run: Path, t
     assert not home.exists()
 
 
-def test_what_is_no_zip_or_too_large_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_zip_or_too_large_is_refused(run: Path, tmp_path: Path) -> None:
     whole = parcel.pack(run)
     for junk in (b"", b"PK", whole[: len(whole) // 2], whole[:200] + b"\xff" * 50 + whole[250:]):
         with pytest.raises(RequestError, match=r"cannot be opened|is not a table"):
             parcel.unpack(junk, tmp_path, "x")
-    with pytest.raises(RequestError, match="bytes; up to 16,777,216 are taken"):
-        parcel.unpack(bytes(parcel.LARGEST + 1), tmp_path, "x")
-    bomb = zipped({"run.json": bytes(parcel._LARGEST_WHOLE + 1)})
+    bomb = zipped({"steps.parquet": bytes(parcel.FOREIGN.bytes + 1)})
     assert len(bomb) < 1 << 20
-    with pytest.raises(RequestError, match="it holds 268,435,457 bytes; up to 268,435,456 are taken"):
+    with pytest.raises(RequestError, match="it holds 134,217,729 bytes; up to 134,217,728 are taken"):
         parcel.unpack(bomb, tmp_path, "x")
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_packed_in_another_way_is_refused_before_it_is_read(run: Path, tmp_path: Path, way: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", way) as archive:
+        for name, content in files_of(run).items():
+            archive.writestr(name, content)
+    with pytest.raises(RequestError, match="is not stored or deflated"):
+        parcel.unpack(buffer.getvalue(), tmp_path, "x")
+
+
+def test_no_more_is_unpacked_than_a_zip_says_that_it_holds(run: Path, tmp_path: Path) -> None:
+    """A head of 64 MB that its zip says has a thousand bytes: they are read, and the rest is not made."""
+    zip_ = bytearray(zipped(files_of(run) | {"my run/run.json": bytes(64 << 20)}))
+    for at in (place.start() for place in re.finditer(re.escape((64 << 20).to_bytes(4, "little")), bytes(zip_))):
+        zip_[at : at + 4] = (1000).to_bytes(4, "little")
+    tracemalloc.start()
+    with pytest.raises(RequestError, match=r"cannot be opened|not JSON"):
+        parcel.unpack(bytes(zip_), tmp_path, "x")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_a_program_opens_a_zip_within_the_memory_that_it_is_given(run: Path, tmp_path: Path) -> None:
+    def opened(mb: int, content: bytes) -> dict[str, Any]:
+        command = [sys.executable, "-m", "engine.parcel", str(tmp_path), "", str(mb)]
+        return dict(json.loads(subprocess.run(command, input=content, capture_output=True, check=True, timeout=60).stdout))
+
+    assert opened(1024, parcel.pack(run)) == {"folder": "my run"}
+    assert unpacked(opened(1024, b"PK")["refused"]).startswith("this is not a zip of a saved run: it cannot be opened")
+    files = files_of(run)
+    files["my run/run.json"] += bytes(1 << 20)
+    large = zipped(files | {"__MACOSX/x": b""}) + bytes(300 << 20)
+    assert unpacked(opened(200, large)["refused"]) == "it takes more than 200 MB of memory to open"
 
 
 def test_what_the_tables_say_counts_and_not_what_the_summary_says_of_them(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
-    head(files, lambda h: h["summary"].update(peak_bytes=1, peak_rank=17, note="kept"))
-    summary = store.load(parcel.unpack(zipped(files), tmp_path, "x")).summary
-    assert summary == store.load(run).summary | {"note": "kept"}
+    summary(files, peak_bytes=1, peak_rank=17, note="kept")
+    said = store.load(parcel.unpack(zipped(files), tmp_path, "x")).summary
+    assert said == store.load(run).summary | {"note": "kept"}
+
+
+def test_a_run_that_blew_up_comes_back(run: Path, tmp_path: Path) -> None:
+    files = files_of(run)
+    table(files, "steps", lambda t: t.assign(loss=[1.0, np.nan], grad_norm=np.inf))
+    table(files, "parity", lambda t: t.assign(max_rel=np.nan))
+    said = store.load(parcel.unpack(zipped(files), tmp_path, "x")).summary
+    assert np.isnan(said["loss_last"])
+    assert np.isnan(said["parity_max_rel"])
+
+
+def test_a_name_that_no_folder_can_have_is_passed_over(run: Path, tmp_path: Path) -> None:
+    files = {name.replace("my run", "NUL.txt"): content for name, content in files_of(run).items()}
+    assert parcel.unpack(zipped(files), tmp_path, "my own").name == "my own"
 
 
 def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is not a saved run"):
         parcel.pack(tmp_path)
+    shutil.copytree(run, tmp_path / "damaged")
+    (tmp_path / "damaged" / "spans.parquet").unlink()
+    os.mkfifo(tmp_path / "damaged" / "spans.parquet")
+    with pytest.raises(RequestError, match=r"spans\.parquet is not a regular file"):
+        parcel.pack(tmp_path / "damaged")
     (run / "notes.txt").write_text("mine")
     names = zipfile.ZipFile(io.BytesIO(parcel.pack(run))).namelist()
     assert set(names) == set(files_of(run)) - {"my run/notes.txt"}

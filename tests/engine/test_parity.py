@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from engine.measure.parity import PARITY_LIMIT, parity_row
 from engine.model.chunk import TIED
-from engine.reference import compare, train_unsharded
+from engine.reference import compare, publish, train_unsharded
 from engine.spec import ModelSpec, RunSpec
 from engine.tables import RunResult
 from engine.text import batch, load
@@ -178,8 +177,9 @@ def sharded() -> tuple[RunSpec, dict[str, Tensor]]:
 
 def wrong_rows(spec: RunSpec, published: dict[str, Tensor]) -> list[str]:
     store = dist.HashStore()
-    for key, gradient in published.items():
-        store.set(key, pickle.dumps(gradient))  # type: ignore[arg-type]  # bytes do as well
+    for place, gradient in published.items():
+        key, dp, tp = place.removeprefix("gradient/").rsplit("/", 2)
+        publish(store, key, int(dp), int(tp), gradient)
     rows, _ = compare(spec, store)
     return [row["parameter"] for row in rows if not row["max_rel"] <= PARITY_LIMIT]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,12 +116,12 @@ def losses(result: RunResult) -> list[float]:
 
 
 def test_the_loss_falls_visibly_in_a_default_run(runs: Runs) -> None:
-    """What a user gets who changes nothing: it starts where guessing is, at ln 256 = 5.55, and ends well below."""
+    """What a user gets who changes nothing: it starts where guessing is, and ends well below. Each Python has its own text."""
     result = runs.result(RunSpec())
     fallen = losses(result)
     assert len(fallen) == WorkloadSpec().steps == 20
-    assert 5.4 < fallen[0] < 5.7
-    assert fallen[-1] < 3.9
+    assert fallen[0] == pytest.approx(math.log(256), rel=0.05)
+    assert fallen[-1] < 0.75 * fallen[0]
     assert result.summary["loss_first"] == fallen[0]
     assert result.summary["loss_last"] == fallen[-1]
     assert (result.tables["steps"]["grad_norm"] > 0).all()

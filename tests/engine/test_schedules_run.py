@@ -15,7 +15,7 @@ MODEL = ModelSpec(layers=4, hidden=32, heads=4, vocab=257, seq=16)
 
 def alone(schedule: ScheduleName, microbatches: int, chunks: int = 1, pp: int = 2, layers: int = 4) -> RunSpec:
     """Of a pipeline and nothing else."""
-    workload = WorkloadSpec(steps=2, microbatches=microbatches, microbatch_size=1, time_limit=60.0)
+    workload = WorkloadSpec(steps=2, microbatches=microbatches, microbatch_size=1)
     layout = LayoutSpec(pp=pp, schedule=schedule, chunks=chunks)
     return RunSpec(model=MODEL.model_copy(update={"layers": layers}), layout=layout, workload=workload, parity=True)
 

@@ -16,16 +16,20 @@ from pandas.testing import assert_frame_equal
 
 from engine import store
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
-from engine.tables import SCHEMAS, RunResult, table
+from engine.tables import SCHEMAS, RunResult
+from tests.pages.stand_in import result_of
 
-SPEC = RunSpec(layout=LayoutSpec(dp=2), workload=WorkloadSpec(steps=2))
-VALUES: dict[str, Any] = {"str": "größe", "int64": 2**60 + 1, "float64": 0.1}
+SPEC = RunSpec(layout=LayoutSpec(dp=2), workload=WorkloadSpec(steps=2), parity=True)
 
 
-def a_result(summary: dict[str, Any] | None = None) -> RunResult:
-    rows = {name: [{c: VALUES[dtype] for c, dtype in schema.items()}] * 2 for name, schema in SCHEMAS.items()}
-    tables = {name: table(name, made, "measured") for name, made in rows.items()}
-    return RunResult(SPEC, {"backend": "gloo", "cores": 2}, summary or {"loss_last": 2.5, "steps": 2}, tables)
+def a_result(**summary: Any) -> RunResult:
+    """A whole run, with numbers and words that a careless writer would change, and `summary` put into its own."""
+    result = result_of(SPEC)
+    changed = {
+        "parity": result.tables["parity"].assign(parameter=["größe", "模型"], max_abs=0.1),
+        "traffic": result.tables["traffic"].assign(wire_bytes=2**53 - 1),
+    }
+    return replace(result, tables=result.tables | changed, summary=result.summary | summary)
 
 
 @pytest.fixture
@@ -63,18 +67,19 @@ def test_a_table_that_was_not_made_is_not_there(tmp_path: Path) -> None:
 
 def test_a_number_that_is_not_finite_is_null_in_json_and_nan_when_read(tmp_path: Path) -> None:
     """Strict readers of JSON refuse a file with NaN in it, and a loss that ran away is no reason to lose the run."""
-    summary = {"loss_last": math.nan, "losses": [1.0, math.inf], "ranks": [{"bytes": 3, "share": -math.inf}]}
-    store.save(a_result(summary), tmp_path / "run")
+    summary = {"loss_last": math.nan, "reference_losses": [1.0, math.inf], "ranks": [{"bytes": 3, "share": -math.inf}]}
+    store.save(a_result(**summary), tmp_path / "run")
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
     head = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    assert head["summary"] == {"loss_last": None, "losses": [1.0, None], "ranks": [{"bytes": 3, "share": None}]}
+    said = {"loss_last": None, "reference_losses": [1.0, None], "ranks": [{"bytes": 3, "share": None}]}
+    assert {name: head["summary"][name] for name in summary} == said
     read = store.load(tmp_path / "run").summary
     assert math.isnan(read["loss_last"])
-    assert read["losses"][0] == 1.0
-    assert math.isnan(read["losses"][1])
+    assert read["reference_losses"][0] == 1.0
+    assert math.isnan(read["reference_losses"][1])
     assert read["ranks"][0]["bytes"] == 3
 
 
@@ -131,7 +136,7 @@ def test_nothing_is_to_be_seen_until_the_run_is_whole(tmp_path: Path, monkeypatc
 def test_what_is_there_already_is_not_touched(tmp_path: Path, already: str) -> None:
     folder = tmp_path / "run"
     if already == "a run":
-        store.save(a_result({"loss_last": 1.0}), folder)
+        store.save(a_result(loss_last=1.0), folder)
     elif already == "an empty folder":
         folder.mkdir()
     else:
@@ -141,7 +146,7 @@ def test_what_is_there_already_is_not_touched(tmp_path: Path, already: str) -> N
         store.save(a_result(), folder)
     assert sorted(tmp_path.rglob("*")) == before
     if already == "a run":
-        assert store.load(folder).summary == {"loss_last": 1.0}
+        assert store.load(folder).summary["loss_last"] == 1.0
 
 
 def test_what_a_killed_writer_left_can_be_discarded_and_nothing_else_is(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "junk",
     [
-        *(b"", b"not json", b"\xff\xfe", b"[]", b"null", b"{}", b'{"spec": {}}', b"[" * 100_000),
+        *(b"", b"not json", b"\xff\xfe", b"[]", b"null", b"{}", b'{"spec": {}}', b"[" * 100_000, b" " * (2 << 20)),
         b'{"spec": {}, "environment": {}, "summary": []}',
         b'{"spec": 1, "environment": {}, "summary": {}}',
     ],

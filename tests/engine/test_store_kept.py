@@ -48,7 +48,7 @@ def test_a_stamp_tells_a_run_from_the_next_of_its_name(home: Path) -> None:
     assert store.stamp(home / "first") != before
 
 
-@pytest.mark.parametrize("name", ["größe-2", "模型 (1)", "a.b_c+d=e", "9" * 80])
+@pytest.mark.parametrize("name", ["größe-2", "模型 (1)", "a.b_c+d=e", "9" * 80, "模" * 66, "CONTEXT", "com10", "a.con"])
 def test_names_in_any_language_are_good(home: Path, name: str) -> None:
     assert store.rename(home / "first", name).name == name
     assert name in names(home)
@@ -56,7 +56,27 @@ def test_names_in_any_language_are_good(home: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ".", "..", ".hidden", "../out", "a/b", "a\\b", "a,b", "a\0", "a\n", "a ", "-rf", "x" * 81, "/etc/passwd", "a:b"],
+    [
+        *(
+            "",
+            " ",
+            ".",
+            "..",
+            ".hidden",
+            "../out",
+            "a/b",
+            "a\\b",
+            "a,b",
+            "a\0",
+            "a\n",
+            "a ",
+            "-rf",
+            "x" * 81,
+            "/etc/passwd",
+            "a:b",
+        ),
+        *("a.", "a. .", "CON", "nul", "NUL.txt", "Aux .tar.gz", "com1", "LPT9.x", "COM²", "模" * 67),  # not on every system
+    ],
 )
 def test_a_name_that_could_lead_elsewhere_is_refused_in_a_sentence(home: Path, name: str) -> None:
     before = sorted(home.parent.rglob("*"))
@@ -85,9 +105,9 @@ def test_what_was_deleted_is_gone_from_the_list_and_comes_back_as_it_was(home: P
 
 def test_a_run_comes_back_beside_one_that_took_its_name_meanwhile(home: Path) -> None:
     deleted = store.delete(home / "first")
-    store.save(a_result({"loss_last": 1.0}), home / "first")
+    store.save(a_result(loss_last=1.0), home / "first")
     assert store.restore(deleted) == home / "first-2"
-    assert store.load(home / "first").summary == {"loss_last": 1.0}
+    assert store.load(home / "first").summary["loss_last"] == 1.0
 
 
 def test_two_that_delete_or_restore_the_same_run_are_told(home: Path) -> None:

@@ -26,6 +26,7 @@ from engine.parallel.tensor import (
     vocab_parallel_cross_entropy,
 )
 from engine.topology import Mesh
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +61,7 @@ class Meeting(Comm):
 
 def on_slices(tp: int, body: Callable[[TensorParallel], T], sequence: bool = False) -> list[T]:
     """What `body` returns on each of `tp` ranks."""
-    barrier, table = threading.Barrier(tp, timeout=30), [None] * tp
+    barrier, table = threading.Barrier(tp, timeout=PATIENCE_S), [None] * tp
 
     def be(index: int) -> T:
         try:

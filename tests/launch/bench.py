@@ -11,37 +11,41 @@ import psutil
 
 from engine.launch.queue import RunQueue, RunState
 from engine.spec import FaultSpec, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from tests.patience import PATIENCE_S
 
 SMALL = ModelSpec(layers=2, hidden=16, heads=2, seq=16)
 
 
+NEVER_S = 24 * 3600.0  # the longest time limit that a run may have, and no test waits for it
+
+
 def small(layout: str = "dp2.tp2.pp1", fault: str | None = None, parity: bool = False, **workload: Any) -> RunSpec:
-    """A spec that runs in a moment."""
+    """A spec that runs in a moment. What ends it, if its `workload` does not say so, is no time limit."""
     return RunSpec(
         model=SMALL,
         layout=LayoutSpec(**LayoutSpec.degrees(layout)),
-        workload=WorkloadSpec(**{"steps": 3, "microbatches": 2, **workload}),
+        workload=WorkloadSpec(**{"steps": 3, "microbatches": 2, "time_limit": NEVER_S, **workload}),
         parity=parity,
         fault=FaultSpec.read(fault) if fault else None,
     )
 
 
-def until(queue: RunQueue, id: str, there: Callable[[RunState], bool], seconds: float = 120.0) -> RunState:
+def until(queue: RunQueue, id: str, there: Callable[[RunState], bool]) -> RunState:
     """Wait until a run is `there`, and return its state."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_S
     state = queue.state(id)
     assert state is not None
     while not there(state):
         left = deadline - time.monotonic()
-        assert left > 0, f"still {state} after {seconds} s"
+        assert left > 0, f"still {state} after {PATIENCE_S} s"
         assert not state.finished, f"ended otherwise: {state}"
         state = queue.wait(id, state, left)
         assert state is not None
     return state
 
 
-def finished(queue: RunQueue, id: str, seconds: float = 120.0) -> RunState:
-    return until(queue, id, lambda state: state.finished, seconds)
+def finished(queue: RunQueue, id: str) -> RunState:
+    return until(queue, id, lambda state: state.finished)
 
 
 def hosts(of: psutil.Process | None = None) -> list[psutil.Process]:
@@ -49,15 +53,14 @@ def hosts(of: psutil.Process | None = None) -> list[psutil.Process]:
     return [child for child in (of or psutil.Process()).children() if "engine.launch.local" in child.cmdline()]
 
 
-def gone(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
-    """Whether all of them end within `seconds`, and none stays a zombie."""
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    return not alive
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all of them are gone by now, and none is a zombie."""
+    return not psutil.wait_procs(processes, timeout=0)[1]
 
 
-def orphans_gone(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
-    """The same for processes whose parent is gone: when a dead one is taken off the list is up to the system's init."""
-    deadline = time.monotonic() + seconds
+def all_end(processes: list[psutil.Process]) -> bool:
+    """Whether all of them end, and be it as zombies: when an orphan is taken off the list is up to the system's init."""
+    deadline = time.monotonic() + PATIENCE_S
     alive = processes
     while alive and time.monotonic() < deadline:
         _, left = psutil.wait_procs(alive, timeout=0.05)
@@ -70,6 +73,12 @@ def _is_zombie(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def hang_instead_of_torch(folder: Path) -> str:
+    """A search path for modules on which importing torch takes for ever, so that a host never becomes warm."""
+    (folder / "torch.py").write_text("import threading; threading.Event().wait()")
+    return str(folder)
 
 
 class Bench:

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from select import select
+from typing import Any
 
+import psutil
 import pytest
 
 from engine import store
+from engine.launch import place
+from engine.launch.agreement import Meeting, Route, Terms, check_reached, common_address, difference, interface
 from engine.spec import RequestError, RunSpec
-from tests.launch.bench import Bench, finished, small
+from tests.launch.bench import Bench, all_end, finished, small
+from tests.patience import PATIENCE_S
 
 # Where a process is, as torchrun tells it.
 PLACE = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 
-def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list[tuple[int, str]]:
-    """Run `spec` with an agent a node. Returns exit status and standard error of each."""
-    file = tmp_path / "spec.json"
-    file.write_text(spec.model_dump_json())
+def started(specs: list[RunSpec], tmp_path: Path, ranks_each: int) -> list[subprocess.Popen[str]]:
+    """An agent for each node, which has a spec of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         meeting = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={ranks_each}"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "-m", "engine.launch.cluster"]
-    command += ["--spec", str(file), "--out", str(tmp_path / "runs")]
-    agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(nodes)]
+    agents = []
+    for node, spec in enumerate(specs):
+        file = tmp_path / f"spec-{node}.json"
+        file.write_text(spec.model_dump_json())
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(specs)}", f"--nproc-per-node={ranks_each}"]
+        command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "-m", "engine.launch.cluster"]
+        command += ["--spec", str(file), "--out", str(tmp_path / "runs")]
+        agents.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    return agents
+
+
+def ended(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Exit status and standard error of each, from where it was read to."""
     try:
-        said = [agent.communicate(timeout=180)[1] for agent in agents]
+        said = [agent.communicate(timeout=PATIENCE_S)[1] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
@@ -37,8 +52,13 @@ def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list
     return [(agent.returncode, text) for agent, text in zip(agents, said, strict=True)]
 
 
+def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list[tuple[int, str]]:
+    """Run `spec` with an agent a node. Returns exit status and standard error of each."""
+    return ended(started([spec] * nodes, tmp_path, ranks_each))
+
+
 def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: Path) -> None:
-    spec = small("dp1.tp2.pp2", parity=True, time_limit=60)
+    spec = small("dp1.tp2.pp2", parity=True)
     here = finished(bench.queue, bench.queue.submit(spec))
     assert here.folder is not None
     agents = torchrun(spec, tmp_path, nodes=2, ranks_each=2)
@@ -57,7 +77,7 @@ def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: 
 
 
 def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
-    ((status, said),) = torchrun(small("dp1.tp2.pp1", "raise:1@2", time_limit=60), tmp_path, nodes=1, ranks_each=2)
+    ((status, said),) = torchrun(small("dp1.tp2.pp1", "raise:1@2"), tmp_path, nodes=1, ranks_each=2)
     assert status == 1
     assert "rank 1 (dp 0, tp 1, pp 0) failed in step " in said
     assert "in _act_out" in said
@@ -67,14 +87,104 @@ def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
 def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "engine.launch.cluster", "--spec", "spec.json", "--out", str(tmp_path)]
     bare = {name: value for name, value in os.environ.items() if name not in PLACE}
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=bare, check=False, timeout=60)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=bare, check=False, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert done.stderr == "RANK is not set: this is one rank of a run, to be started by torchrun\n"
 
 
 def test_as_many_processes_as_ranks_are_needed() -> None:
-    from engine.launch import cluster  # here, since it imports torch
-
-    assert cluster.fitting(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
+    assert place.fitting(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
     with pytest.raises(RequestError, match=r"dp2\.tp2\.pp1 is 4 ranks and torchrun started 6; nnodes × nproc-per-node must be 4"):
-        cluster.fitting(small("dp2.tp2.pp1"), 6)
+        place.fitting(small("dp2.tp2.pp1"), 6)
+
+
+def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: Path) -> None:
+    ours, theirs = small("dp1.tp2.pp2"), small("dp1.tp2.pp2", seed=1)
+    agents = ended(started([ours, theirs], tmp_path, ranks_each=2))
+    assert [status for status, _ in agents] == [1, 1]
+    for _, said in agents:  # which of the two nodes is the first is up to torchrun
+        assert said.count("was given another spec than rank 0: workload.seed is") == 1
+        assert "rank 2, 3 on " in said
+        assert "loss" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path: Path) -> None:
+    spec = small("dp1.tp2.pp2", steps=10_000, time_limit=600)
+    agents = started([spec, spec], tmp_path, ranks_each=2)
+    tells = first_to_say("loss", agents)
+    (other,) = [agent for agent in agents if agent is not tells]
+    orphans = psutil.Process(other.pid).children(recursive=True)
+    other.kill()
+    (status, said), _ = ended([tells, other])
+    assert status == 1
+    assert re.search(r"rank \d \(dp 0, tp \d, pp \d\) on .* is gone: its connection (was closed|broke)", said)
+    assert "time limit" not in said
+    assert all_end(orphans)
+
+
+def first_to_say(what: str, agents: list[subprocess.Popen[str]], seconds: float = PATIENCE_S) -> subprocess.Popen[str]:
+    """The agent that is the first to say that. What all have said until then is read."""
+    said = {agent.stderr.fileno(): b"" for agent in agents if agent.stderr}
+    of = {agent.stderr.fileno(): agent for agent in agents if agent.stderr}
+    while readable := select(list(said), [], [], seconds)[0]:
+        for fd in readable:
+            said[fd] += os.read(fd, 1 << 16)
+            if what.encode() in said[fd]:
+                return of[fd]
+    raise AssertionError(said)
+
+
+# ------------------------------------------------------------------------------------------------ what ranks agree about
+
+
+TERMS = Terms({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, text="a", engine="b", torch="2.13.0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"spec": {"model": {"layers": 4}, "workload": TERMS.spec["workload"]}},
+            "another spec than rank 0: model.layers is 4 there and 2",
+        ),
+        ({"spec": {"model": {"layers": 4}, "workload": {}}}, r"model.layers is 4 there and 2 on rank 0 \(and 2 more\)"),
+        ({"text": "x"}, "another text to train on"),
+        ({"torch": "2.12.0"}, "has torch 2.12.0, and rank 0 has torch 2.13.0"),
+        ({"engine": "x"}, "another version of this program's engine"),
+        ({"spec": {}, "refused": "cannot read the spec"}, "rank 1 on b: cannot read the spec"),
+    ],
+)
+def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], says: str) -> None:
+    other = replace(TERMS, **changes)
+    told = difference([TERMS, other, TERMS, other], ["a", "b", "a", "b"])
+    assert told is not None
+    assert re.search(says, told)
+    assert told.startswith("rank 1 on b" if "refused" in changes else "rank 1, 3 on b")
+    assert difference([TERMS] * 3, ["a"] * 3) is None
+
+
+def test_rank_0_is_reached_by_the_address_that_the_others_know_it_by() -> None:
+    """Its own name may lead to 127.0.0.1."""
+    at_home, away = Route("a", "127.0.0.1", "127.0.1.1"), Route("b", "10.0.0.2", "10.0.0.1")
+    assert common_address([at_home, at_home, away]) == "10.0.0.1"
+    assert common_address([Route("a", "10.0.0.1", "10.0.0.1"), away]) == "10.0.0.1"
+    assert common_address([at_home, at_home]) == "127.0.0.1"
+
+
+def test_the_interface_is_that_of_the_address_on_the_way() -> None:
+    name = next(name for name, entries in psutil.net_if_addrs().items() if any(e.address == "127.0.0.1" for e in entries))
+    route = Route.to("127.0.0.1", 1)
+    assert (route.own, route.other) == ("127.0.0.1", "127.0.0.1")
+    assert interface(route, Meeting("127.0.0.1", 1, "", ("a",))) == name
+    assert interface(replace(route, own="192.0.2.1"), Meeting("127.0.0.1", 1, "", ("a",))) is None
+
+
+def test_a_store_that_is_not_where_torchrun_says_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        address = there.getsockname()
+        check_reached(*address, 30)
+    with pytest.raises(
+        RequestError, match=rf"torchrun's store at 127\.0\.0\.1:{address[1]}: Connection refused; .* --local-addr"
+    ):
+        check_reached(*address, 30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import psutil
@@ -11,11 +10,13 @@ import torch
 
 from engine import catalog, store
 from engine.__main__ import main
-from engine.launch.dry_client import DryRun, DryRunError
+from engine.launch.dry_client import DryRun
+from engine.launch.failure import RunError
 from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
 from tests.check_run import findings
+from tests.launch.bench import all_end
 from tests.runs import small
 
 
@@ -70,12 +71,27 @@ def test_without_a_gpu_there_is_none_to_rehearse_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
-    before = set(psutil.Process().children(recursive=True))
-    with DryRun(small("dp2.tp2.pp2"), tmp_path) as running:
-        ending = threading.Timer(0.5, running.cancel)
-        ending.start()
-        with pytest.raises(DryRunError, match="cancelled"):
-            running.wait()
-        ending.join()
-    assert not psutil.wait_procs(list(set(psutil.Process().children(recursive=True)) - before), 5)[1]
+    before, its_own = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
+    with DryRun(small("pp2", microbatches=1000), tmp_path) as running:
+
+        def cancel_in_the_midst(over: int, of: int) -> None:
+            if not its_own:
+                assert over < of
+                its_own.update(set(psutil.Process().children(recursive=True)) - before)
+                running.cancel()
+
+        with pytest.raises(RunError, match="cancelled"):
+            running.wait(acted=cancel_in_the_midst)
+    assert len(its_own) == 3  # the program, and a process for each of two ranks
+    assert all_end(list(its_own))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_too_long_to_rehearse_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dry-run", "--layers", "1024", "--layout", "pp1024", "--microbatches", "65536"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(
+        "pp=1024 × chunks=1 with 65536 microbatches are 402,391,040 passes and messages, and a dry run goes"
+    )
+    assert said.err.count("\n") == 1

@@ -10,9 +10,9 @@ import pytest
 from engine.launch.dry_desk import DryRunDesk, Rehearsed
 from engine.predict.memory import memory
 from engine.spec import LayoutSpec, RequestError, RunSpec
+from tests.patience import PATIENCE_S
 
 SPEC = RunSpec(layout=LayoutSpec(pp=2))
-_PATIENCE_S = 120.0
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def desk() -> Iterator[DryRunDesk]:
 
 def ended(desk: DryRunDesk, id: str, look: bool = True) -> Rehearsed:
     """The state once it is no longer on."""
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         state = desk.look(id) if look else desk._states[id]
         assert state is not None
@@ -49,7 +49,7 @@ def test_a_cancelled_one_makes_room_and_a_wrong_one_says_why(desk: DryRunDesk) -
     id = desk.start(SPEC)
     desk.cancel(id)
     assert ended(desk, id).phase == "cancelled"
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + PATIENCE_S
     while desk._on is not None and time.monotonic() < until:
         time.sleep(0.01)
     state = ended(desk, desk.start(SPEC, 9))

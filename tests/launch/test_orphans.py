@@ -1,7 +1,8 @@
-"""The program that started a run ends, in whatever way: no rank and no host outlives it by more than moments."""
+"""The program that started a run ends, in whatever way: no rank and no host outlives it."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch.bench import hosts, orphans_gone
+from tests.launch.bench import all_end, hang_instead_of_torch, hosts
+from tests.patience import PATIENCE_S
 
 SERVER = """
 import sys
@@ -29,21 +31,30 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize(("stage", "end"), [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL")])
+ENDS = [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL"), ("stopped", "SIGKILL"), ("stopped", "leaves")]
+
+
+@pytest.mark.parametrize(("stage", "end"), ENDS)
 def test_nothing_outlives_the_server(tmp_path: Path, stage: str, end: str) -> None:
-    command = [sys.executable, "-c", SERVER, str(tmp_path), stage]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    """ "stopped": it is running, and its host has been stopped."""
+    runs, path = tmp_path / "runs", tmp_path / "path"
+    path.mkdir()
+    environment = os.environ | ({"PYTHONPATH": hang_instead_of_torch(path)} if stage == "starting" else {})
+    command = [sys.executable, "-c", SERVER, str(runs), "starting" if stage == "starting" else "running"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout is not None
-            assert server.stdout.readline() == f"{stage}\n"
+            assert server.stdout.readline().strip() == command[-1]
             (host,) = hosts(psutil.Process(server.pid))
             left = [host, *host.children()]
-            assert len(left) == (5 if stage == "running" else 1)
+            assert len(left) == (1 if stage == "starting" else 5)
+            if stage == "stopped":
+                host.suspend()
             if end == "leaves":
-                server.communicate("leave\n", timeout=10)
+                server.communicate("leave\n", timeout=PATIENCE_S)
             else:
                 server.send_signal(getattr(signal, end))
-            assert orphans_gone(left)
-            assert list(tmp_path.iterdir()) == []
+            assert all_end(left)
+            assert list(runs.iterdir()) == []
         finally:
             server.kill()

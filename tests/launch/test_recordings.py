@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from engine.launch.record import record
 from engine.launch.recordings import parts, record_all, structures
-from engine.predict.ledger.form import Part, Structure, pack
 from engine.predict.ledger.keep import Shelf
 from engine.predict.ledger.passes import LedgerStages
 from engine.spec import ModelSpec
@@ -23,14 +21,6 @@ def test_every_chunk_of_every_layout_is_among_what_is_recorded() -> None:
     for spec in (*covering(), *random_specs(100, seed=3)):
         recorded = itertools.product(structures(spec.model), parts(spec.model))
         assert LedgerStages(spec, unasked).needs() <= {*recorded}  # type: ignore[arg-type]
-
-
-def test_a_recorded_ledger_is_kept_as_it_was_and_read_again(tmp_path: Path) -> None:
-    structure, part = Structure("gpt", "none", "fp32", False, "none", ("A/G", "B")), Part(False, False, 1)
-    path = Shelf(tmp_path).path(structure, part)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(pack(record(structure, part)))
-    assert Shelf(tmp_path)(structure, part) == record(structure, part)
 
 
 def test_what_is_in_the_folder_is_not_recorded_again(tmp_path: Path) -> None:

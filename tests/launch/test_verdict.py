@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from engine.launch.verdict import Death, Halt, Raised, is_waiting, main_thread, named, of_deaths, of_time_limit
 from engine.spec import LayoutSpec
 
@@ -91,6 +93,18 @@ def test_at_the_time_limit_the_rank_that_waits_for_none_is_named() -> None:
     assert verdict.rank == 2
     assert verdict.sentence == "the run reached its time limit of 10 s: rank 2 (dp 1, tp 0, pp 0) had been in step 1: B for 4.0 s"
     assert "model/layers.py" in verdict.traceback
+
+
+@pytest.mark.parametrize(
+    ("doing", "told"),
+    [
+        ("the traced step: F chunk 0 microbatch 1", "in the traced step: F chunk 0 microbatch 1"),
+        ("generating new token 1 (prefill)", "generating new token 1 (prefill)"),
+    ],
+)
+def test_what_a_rank_had_been_doing_reads_as_a_sentence(doing: str, told: str) -> None:
+    verdict = of_time_limit(LAYOUT, 10, [Halt(0, doing, 9.0, WORKS)])
+    assert verdict.sentence.endswith(f" had been {told} for 9.0 s")
 
 
 def test_at_the_time_limit_a_rank_that_does_not_answer_is_named() -> None:

@@ -7,6 +7,7 @@ import json
 from streamlit.testing.v1 import AppTest
 
 from pages.shared.service import Service
+from tests.patience import PATIENCE_S
 
 
 def _script(name, service):  # its source alone is run, so it has no names but those it imports
@@ -20,7 +21,7 @@ def _script(name, service):  # its source alone is run, so it has no names but t
 
 def opened(name: str, service: Service, /, **link: str) -> AppTest:
     """The page of that name ("lab", …), asked for with these parameters in the link. Whether it raised is not looked at."""
-    app = AppTest.from_function(_script, args=(name, service), default_timeout=60)
+    app = AppTest.from_function(_script, args=(name, service), default_timeout=PATIENCE_S)
     for parameter, value in link.items():
         app.query_params[parameter] = value
     app.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from engine.launch.queue import RunQueue, RunState
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.summary import summarize
 from engine.tables import RunResult, table
-from engine.topology import Mesh
+from engine.topology import AXES, Mesh
 from pages.shared import ways
 from pages.shared.service import Service
 from tests.charts import made_up
@@ -57,8 +58,24 @@ def know_pages() -> None:
     ways.know([st.Page(show, title=path, url_path=path, default=path == "start") for path, show in shown.items()])
 
 
+def _traffic(mesh: Mesh) -> pd.DataFrame:
+    """What ranks 0 and 1 send each other, along the axis on which they are neighbours; transfers where that is the pipeline's."""
+    rows = made_up.traffic()
+    transfer = rows["collective"].isin(["send", "recv"])
+    along = next((axis for axis in AXES if mesh.group(0, axis) == (0, 1)), None)
+    reduced = rows[~transfer].assign(axis=along) if along else rows.head(0)
+    return pd.concat([reduced, rows[transfer] if along == "pp" else rows.head(0)], ignore_index=True)
+
+
 def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:
-    """A saved run of `spec`, which must have a mesh of at most two ranks along pp: its numbers are made up."""
+    """A saved run of `spec`: see `result_of`."""
+    folder = home / name
+    store.save(result_of(spec), folder)
+    return folder
+
+
+def result_of(spec: RunSpec) -> RunResult:
+    """A run of `spec`, which must have a mesh of at most two ranks along pp: its numbers are made up."""
     layout = spec.layout
     mesh = Mesh(layout.dp, layout.tp, layout.pp)
     process = {"rss_bytes": 3 << 20, "uss_bytes": 1 << 20, "baseline_bytes": 2 << 20, "peak_rss_bytes": 4 << 20}
@@ -66,7 +83,7 @@ def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:
         "memory_peak": made_up.memory_peak(mesh),
         "memory_curve": pd.concat([made_up.memory_curve().assign(rank=rank) for rank in range(mesh.size)], ignore_index=True),
         "process": table("process", [{"rank": rank} | process for rank in range(mesh.size)], "measured"),
-        "traffic": made_up.traffic(),
+        "traffic": _traffic(mesh),
         "spans": made_up.spans(layout, spec.workload.microbatches),
         "steps": made_up.steps([5.5, 4.25]),
     }
@@ -77,6 +94,18 @@ def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:
         ]
         tables["parity"] = table("parity", rows, "measured")
     environment = {"backend": "gloo", "why": f"0 GPUs for {mesh.size} ranks, so gloo on the CPU", "cores": 2}
-    folder = home / name
-    store.save(RunResult(spec, environment, summarize(tables, mesh), tables), folder)
-    return folder
+    return RunResult(spec, environment, summarize(tables, mesh), tables)
+
+
+def dry_run_of(spec: RunSpec, rank: int) -> RunResult:
+    """A dry run of one rank of `spec`, which trained nothing and had no processes."""
+    run = result_of(spec.model_copy(update={"parity": False}))
+    tables = {
+        name: (rows[rows["rank"] == rank] if "rank" in rows else rows.head(1).assign(loss=math.nan)).assign(source="dry_run")
+        for name, rows in run.tables.items()
+    }
+    tables["process"] = tables["process"].head(0)
+    told = ("tokens_per_second", "loss_first", "loss_last")
+    summary = {name: value for name, value in run.summary.items() if name not in told}
+    summary |= {"peak_rank": rank, "rehearsed": [rank], "steps": 1, "seconds": 2.5, "grown_bytes": -4096}
+    return RunResult(run.spec, run.environment | {"backend": "none", "why": "a dry run"}, summary, tables)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import BoundedSemaphore, Lock
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 import psutil
@@ -19,41 +19,56 @@ from engine.catalog import MODELS
 from engine.devices import device
 from engine.predict.planner.candidates import candidates
 from engine.spec import RequestError, Sentence
+from engine.wire import unpack
 from pages.shared import apart
+from pages.shared.codec import packed_call
+from pages.shared.worker import answered
 from pages.shared.workers import ROOT, Workers
+from tests.pages import jobs
+from tests.patience import PATIENCE_S
 
 SERVER = """
-from os import getpid
-from time import sleep
-from pages.shared.apart import done_apart
-print(done_apart(getpid), flush=True)
-done_apart(sleep, 60)
+from threading import BoundedSemaphore
+from pages.shared.workers import Workers
+from tests.pages.jobs import pid, wait
+workers = Workers(BoundedSemaphore(1), 3600, jobs="tests.pages.jobs")
+print(workers.do(pid, (), {}), flush=True)
+workers.do(wait, (3600,), {})
 """
+JOBS = "tests.pages.jobs"
 
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    with Workers(BoundedSemaphore(2), patience_s=20) as workers:
+    with Workers(BoundedSemaphore(2), PATIENCE_S, jobs=JOBS) as workers:
         yield workers
 
 
 def pid(workers: Workers) -> int:
-    return int(workers.do(os.getpid, (), {}))
+    return int(workers.do(jobs.pid, (), {}))
 
 
-def test_an_answer_and_a_refusal_come_back_as_if_it_had_been_called_here() -> None:
-    assert apart.done_apart(device, name="l40s") == device("l40s")
+def test_an_answer_and_a_refusal_come_back_as_if_it_had_been_called_here(workers: Workers) -> None:
+    assert workers.do(device, (), {"name": "l40s"}) == device("l40s")
     with pytest.raises(RequestError, match="no dp × tp × pp = 7 fits") as refused:
-        apart.done_apart(candidates, MODELS["gpt-tiny"], 7, 3)
+        workers.do(candidates, (MODELS["gpt-tiny"], 7, 3), {})
     told = refused.value.sentence
     assert isinstance(told, Sentence)  # so that it can be said in other languages
     assert told.values["ranks"] == 7
 
 
+def test_nothing_but_what_is_on_the_list_is_done_there(workers: Workers) -> None:
+    with pytest.raises(LookupError, match=r"posix\.getpid is not one of the JOBS of tests\.pages\.jobs"):
+        workers.do(os.getpid, (), {})
+    head, _ = unpack(answered(packed_call(os._exit, (3,), {}), jobs.JOBS))
+    assert head["how"] == "failed"
+    assert "there is no job 'posix._exit'" in head["value"]
+
+
 def test_what_goes_wrong_there_is_told_with_its_traceback_and_the_process_goes_on(workers: Workers) -> None:
     before = pid(workers)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        workers.do(divmod, (1, 0), {})
+        workers.do(jobs.divide, (1, 0), {})
     assert pid(workers) == before
 
 
@@ -63,25 +78,25 @@ def test_a_process_that_was_killed_is_replaced_even_in_the_middle_of_its_work(wo
     busy = pid(workers)
     assert busy != waiting
     with ThreadPoolExecutor(1) as session:
-        answer = session.submit(workers.do, sleep, (0.3,), {})
+        answer = session.submit(workers.do, jobs.wait, (0.3,), {})
         os.kill(busy, signal.SIGKILL)
         assert answer.result() is None
     assert pid(workers) not in (waiting, busy)
     with pytest.raises(RuntimeError, match="ended with exit status 3 before it had answered, twice"):
-        workers.do(os._exit, (3,), {})
+        workers.do(jobs.leave, (3,), {})
 
 
 def test_what_takes_too_long_is_stopped_and_says_so() -> None:
     before = set(psutil.Process().children())
-    with Workers(BoundedSemaphore(1), patience_s=0.5) as workers:
+    with Workers(BoundedSemaphore(1), patience_s=0.5, jobs=JOBS) as workers:
         for _ in range(2):  # nobody waits in vain for the turn of what was stopped
             with pytest.raises(RequestError, match=r"took longer than 0\.5 s and was stopped"):
-                workers.do(sleep, (60,), {})
+                workers.do(jobs.wait, (3600,), {})
         assert set(psutil.Process().children()) <= before
 
 
 def test_a_process_that_has_grown_makes_room_for_a_new_one() -> None:
-    with Workers(BoundedSemaphore(1), patience_s=20, heavy_bytes=1) as workers:
+    with Workers(BoundedSemaphore(1), PATIENCE_S, heavy_bytes=1, jobs=JOBS) as workers:
         before = pid(workers)
         assert not psutil.pid_exists(before)
         assert pid(workers) != before
@@ -94,7 +109,7 @@ def test_a_server_that_is_killed_leaves_no_process_even_at_work() -> None:
     server.kill()
     server.wait()
     server.stdout.close()
-    worker.wait(5)
+    worker.wait(PATIENCE_S)
 
 
 def test_however_many_ask_only_a_few_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from pages.shared.service import Service
 from tests.pages.opened import link
 from tests.pages.stand_in import service
+from tests.patience import PATIENCE_S
 
 
 def _script(service):  # its source alone is run, so it has no names but those it imports
@@ -26,7 +27,7 @@ def _script(service):  # its source alone is run, so it has no names but those i
 @pytest.fixture
 def app(tmp_path: Path) -> AppTest:
     parts: Service = service(tmp_path / "runs")[0]
-    return AppTest.from_function(_script, args=(parts,), default_timeout=60).run()
+    return AppTest.from_function(_script, args=(parts,), default_timeout=PATIENCE_S).run()
 
 
 def number(app: AppTest, label: str):

@@ -8,7 +8,8 @@ from threading import Barrier
 import pytest
 
 from engine.spec import RequestError
-from pages.shared.kept import kept
+from pages.shared.kept import kept, kept_by_size
+from tests.patience import PATIENCE_S
 
 
 def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
@@ -21,7 +22,7 @@ def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
         return made[-1]
 
     def session(_: int) -> object:
-        start.wait(10)
+        start.wait(PATIENCE_S)
         return make("same")
 
     with ThreadPoolExecutor(8) as sessions:
@@ -46,3 +47,16 @@ def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
         with pytest.raises(RequestError, match="3 does not fit"):
             answer.result()
     assert asked == [3, 3, 3, 3]
+
+
+def test_what_is_large_makes_more_room_than_what_is_small():
+    made: list[int] = []
+
+    @kept_by_size(10, len)
+    def text(length: int) -> str:
+        made.append(length)
+        return "x" * length
+
+    for length in (4, 5, 4, 5, 8, 4, 11, 11):
+        assert len(text(length)) == length
+    assert made == [4, 5, 8, 4, 11, 11]  # 8 pushed both others out, 4 came back, and 11 is more than is kept at all

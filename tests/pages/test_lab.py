@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from engine import store
 from pages.shared.service import Service
 from tests.pages.opened import click, link, opened, text
-from tests.pages.stand_in import PAIR, Queue, saved, service
+from tests.pages.stand_in import PAIR, Queue, dry_run_of, saved, service
 
 
 @pytest.fixture
@@ -49,11 +50,12 @@ def test_a_bad_link_is_told_and_the_default_shown(parts: tuple[Service, Queue]):
     assert link(app, "spec").startswith("gpt-tiny~dp2.tp2.pp2~1f1b")
 
 
-def test_what_a_bad_link_holds_is_told_as_it_was(parts: tuple[Service, Queue]):
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_a_bad_link_holds_is_told_as_it_was(parts: tuple[Service, Queue], language: str):
     """A backslash keeps Markdown from reading what follows it: without them, what stands there is what is read."""
-    told = page(parts[0], spec="garbage").warning[0].value
+    told = page(parts[0], spec="garbage", lang=language).warning[0].value
     assert "gpt-tiny\\~dp2.tp2.pp2\\~1f1b" in told
-    link = page(parts[0], spec="![x](http://a)`_*$~\\").warning[0].value
+    link = page(parts[0], spec="![x](http://a)`_*$~\\", lang=language).warning[0].value
     assert r"“!\[x](http\://a)\`\_\*\$\~\\”" in link
 
 
@@ -197,11 +199,19 @@ def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
     assert "The loss fell from 5.500 to 4.250" in shown
 
 
+def test_a_dry_run_is_told_where_it_is_shown(parts: tuple[Service, Queue]):
+    store.save(dry_run_of(PAIR, 1), parts[0].home / "rank 1")
+    app = page(parts[0], run="rank 1")
+    assert not app.exception
+    assert app.error[0].value == "This run cannot be shown: rank 1 is a dry run: Compare shows it beside others."
+
+
 def test_a_run_that_is_not_whole_is_told(parts: tuple[Service, Queue]):
     (saved(parts[0].home, PAIR) / "spans.parquet").unlink()
     app = page(parts[0], run="20261124-101500-run")
     assert not app.exception
-    assert app.error[0].value == "This run cannot be shown: 20261124-101500-run is not whole: it lacks spans."
+    assert app.error[0].value.startswith("This run cannot be shown: ")
+    assert app.error[0].value.endswith("20261124-101500-run is not a saved run: spans.parquet is not in it.")
 
 
 @pytest.mark.parametrize("run", ["../elsewhere", "..", "/etc", ".texts", "no-such-run"])

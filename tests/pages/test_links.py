@@ -62,6 +62,14 @@ def test_the_default_is_short_and_plain():
     assert encode(Choice.default()) == "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("workload.momentum", 0.999999999), ("workload.learning_rate", 1e-7 / 3), ("workload.time_limit", 86_399.9375)],
+)
+def test_a_number_comes_back_exactly(field: str, value: float):
+    assert decode(encode(Choice.default().having({field: value})))[field] == value
+
+
 def test_only_characters_that_a_link_may_hold_as_they_are():
     every = Choice.default().having(
         {"layout.split": "3,1", "workload.text": "0123456789abcdef", "parity": True, "model.seq": 63, "generate.prompt": "ÿ>?"}

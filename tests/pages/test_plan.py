@@ -21,6 +21,7 @@ from engine.launch.dry_desk import Rehearsed
 from engine.predict.memory import memory
 from engine.predict.papers.figures import references
 from engine.predict.planner.serving import serving as predicted
+from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.units import in_bytes
 from pages.charts.words import words
@@ -29,7 +30,7 @@ from pages.plan.cells import cell
 from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.rehearsing import compared, far, passes_of, signed
-from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, serving_of_link, to_link
+from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
 from pages.shared import links
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
@@ -282,3 +283,21 @@ def test_a_dry_run_tells_how_far_it_is_and_how_long_it_will_take() -> None:
     assert far(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"
     assert far(state, RunSpec(), 30.0, say).startswith("Of another layout, dp1.tp1.pp2 · ")
     assert passes_of(spec, 0) == 2 * spec.workload.microbatches * spec.model.layers // 2
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("use", ["training", "serving"])
+def test_a_devices_own_name_is_text(language: str, use: str) -> None:
+    """An image in it would be fetched by whoever opens the link."""
+    own = own_to_link(figures_of(DEVICES["l40s"]))
+    app = page(device=OWN, own=own, called="![a](http://b)_*c*", lang=language, **{"for": use})
+    assert not app.exception
+    assert r"!\[a](http\://b)\_\*c\*" in text(app)
+    assert "![a](" not in text(app)
+
+
+def test_figures_of_ones_own_come_back_exactly() -> None:
+    own = figures_of(DeviceSpec.model_validate(DEVICES["l40s"].model_dump() | {"memory_bytes": 85_899_345_920}))
+    assert of_link(to_link(Request(device=OWN, own=own))).hardware.memory_bytes == 85_899_345_920
+    assumed = Request(assumed=Assumptions(matmul_efficiency=1 / 3))
+    assert of_link(to_link(assumed)) == assumed

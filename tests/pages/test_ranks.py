@@ -68,3 +68,10 @@ def test_the_chosen_rank_is_among_those_that_are_shown():
     rank = mesh.rank(Coordinate(3, 5, 2))
     html = rank_grid(MODELS["gpt3-175b"], layout, LIGHT, roles_of(mesh, rank))
     assert f'data-rank="{rank}" data-role="self"' in html
+
+
+def test_of_very_many_stages_those_in_the_middle_are_left_out():
+    model, layout = ModelSpec(layers=1024), LayoutSpec(pp=1024)
+    html = rank_grid(model, layout, LIGHT, roles_of(Mesh(1, 1, 1024), 500))
+    assert "and 895 more stages" in html
+    assert [int(rank) for rank in re.findall(r'data-rank="(\d+)"', html)] == [*range(64), 500, *range(960, 1024)]

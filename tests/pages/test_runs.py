@@ -11,10 +11,11 @@ from urllib.parse import parse_qs
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import store
+from engine import parcel, store
 from engine.spec import LayoutSpec, RunSpec
 from pages.charts.look import View
 from pages.charts.words import words
+from pages.runs import upload
 from pages.runs.report import report
 from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
 from pages.shared.apart import made_apart
@@ -204,6 +205,24 @@ def test_an_uploaded_zip_becomes_a_run_or_a_reason(home: Path) -> None:
     app.file_uploader[0].upload("mine.zip", b"PK", "application/zip").run()
     assert app.error[0].value.startswith("This is not a zip of a saved run: it cannot be opened")
     assert len(store.listing(home)) == 3
+
+
+def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object, **__: object) -> bytes:
+        raise RuntimeError("engine.parcel failed: terminate called after throwing an instance of 'parquet::ParquetException'")
+
+    monkeypatch.setattr(upload, "made_apart", ended)
+    app = page(service(home)[0])
+    app.file_uploader[0].upload("mine.zip", b"PK", "application/zip").run()
+    assert app.error[0].value == "This zip is damaged: the process that opened it ended before it was done."
+    assert not app.exception
+
+
+def test_a_run_that_was_taken_along_comes_back_beside_the_one_that_stayed(home: Path) -> None:
+    app = page(service(home)[0])
+    app.file_uploader[0].upload("NUL.zip", parcel.pack(home / "second"), "application/zip").run()
+    assert "Added second-2." in app.success[0].value
+    assert store.load(home / "second-2").summary == store.load(home / "second").summary
 
 
 def test_thousands_of_runs_are_shown_in_parts(home: Path) -> None:

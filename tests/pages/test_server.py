@@ -17,6 +17,7 @@ from pages.charts.look import View
 from pages.lab.result import curve
 from pages.shared.drawing import as_png, as_svg
 from streamlit.testing.v1 import AppTest
+from tests.patience import PATIENCE_S
 
 app = AppTest.from_string(f'''
 from pathlib import Path
@@ -24,7 +25,7 @@ from pages.lab.page import show
 from tests.pages.stand_in import know_pages, service
 know_pages()
 show(service(Path({sys.argv[1]!r}))[0])
-''', default_timeout=60)
+''', default_timeout=PATIENCE_S)
 app.query_params["run"] = "saved"
 app.run()
 assert not app.exception, app.exception

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -39,3 +41,24 @@ def test_only_a_name_of_a_text_finds_one(tmp_path: Path, name: str):
 def test_a_file_elsewhere_has_no_name(tmp_path: Path):
     assert Texts(tmp_path).name("/somewhere/0123456789abcdef.txt") == ""
     assert Texts(tmp_path).name(None) == ""
+
+
+def test_sessions_that_keep_the_same_text_at_once_do_not_get_in_each_others_way(tmp_path: Path):
+    texts = Texts(tmp_path / "texts")
+    content = b"the same for the whole class " * 10_000
+    together = Barrier(15)
+
+    def keep(_: int) -> list[str]:
+        together.wait()
+        return [texts.keep(content + bytes([65 + n])) for n in range(20)]
+
+    with ThreadPoolExecutor(15) as sessions:
+        found = list(sessions.map(keep, range(15)))
+    assert all(names == found[0] for names in found)
+    assert {path.name for path in texts.folder.iterdir()} == {f"{name}.txt" for name in found[0]}
+
+
+def test_a_text_that_there_is_no_room_for_is_told(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="the text could not be kept: Not a directory"):
+        Texts(tmp_path / "file" / "texts").keep(b"text")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 import pandas as pd
 import pytest
 
@@ -17,7 +15,7 @@ from tests.covering import covering, title
 from tests.launch.rehearsals import Asked, rehearse
 from tests.runs import Runs
 
-FORMULA, FORMULA_MEDIAN, DRY = 0.01, 0.003, 0.001  # shares of the total at a rank's peak
+DRY = 0.001  # share of the total at a rank's peak: what one rank of a stage holds in the step stands for the others
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +39,8 @@ def standing(result: RunResult) -> pd.Series:
 @pytest.mark.parametrize("spec", covering(), ids=title)
 def test_memory_and_traffic_are_as_measured_on_every_rank(runs: Runs, rehearsed: dict[RunSpec, RunResult], spec: RunSpec) -> None:
     measured, formula, dry = runs.result(spec), predict(spec), rehearsed[spec]
-    assert len(errors(measured, formula)) == spec.layout.ranks
-    assert max(errors(measured, formula)) <= FORMULA
+    assert errors(measured, formula) == [0.0] * spec.layout.ranks
     assert max(errors(measured, dry)) <= DRY
     for answer in (formula, dry):
         assert traffic_differences(measured, answer).empty
         pd.testing.assert_series_equal(standing(answer), standing(measured))
-
-
-def test_on_most_ranks_the_formula_is_nearer_still(runs: Runs) -> None:
-    assert statistics.median(e for spec in covering() for e in errors(runs.result(spec), predict(spec))) <= FORMULA_MEDIAN

@@ -9,6 +9,7 @@ import pytest
 
 from engine import catalog
 from engine.families import FamilyName
+from engine.predict.bulk import instants as instants_module
 from engine.predict.bulk.instants import instants
 from engine.predict.bulk.memory import fullest
 from engine.predict.grid import RECOMPUTES, Grid
@@ -65,7 +66,7 @@ def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: 
     """Beyond the number that is looked at, nothing new is found; of GPipe, which holds all of them, the rows grow with them."""
     chunks = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}.get(name, 1)
     enough = {"naive": 3, "1f1b": pp + 1, "interleaved": 3 * pp, "zb-h1": pp + 2}.get(name, 2 * pp + 1)
-    told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0, True)
+    told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0)
     for one, more in zip(told.of[enough].rows, told.of[enough + 3 * pp].rows, strict=True):
         assert {row.tobytes() for row in one} == {row.tobytes() for row in more}
 
@@ -76,7 +77,7 @@ def test_no_other_stage_than_those_looked_at_is_the_first_that_is_fullest(monkey
     grid = grid.take((grid.schedule >= SCHEDULES.index("interleaved")) & (grid.pp == 16))
     instants.cache_clear()
     some = fullest(model, MIXED, grid)
-    monkeypatch.setattr("engine.predict.bulk.instants._stages", lambda name, pp, *others: list(range(pp)))
+    monkeypatch.setattr(instants_module, "_stages", lambda name, pp, *others: list(range(pp)))
     instants.cache_clear()
     for one, other in zip(some, fullest(model, MIXED, grid), strict=True):
         np.testing.assert_array_equal(one, other)

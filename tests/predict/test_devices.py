@@ -63,3 +63,9 @@ def test_what_is_wrong_with_a_device_is_said(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no device 'h100'; there are a100-40gb, .*laptop-cpu, or the name of a \.json file"):
         device("h100")
     assert DeviceSpec.model_fields["node_size"].description
+
+
+def test_no_device_has_more_memory_than_a_table_can_hold() -> None:
+    figures = DEVICES["l40s"].model_dump() | {"memory_bytes": 10**30}
+    with pytest.raises(RequestError, match=f"^memory_bytes={10**30} must be less than or equal to"):
+        DeviceSpec.model_validate(figures)

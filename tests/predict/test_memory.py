@@ -42,15 +42,14 @@ def called(case: RunSpec) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=called)
 class TestAgainstARealRun:
-    def test_every_category_of_every_rank_is_within_a_thousandth(self, runs: Runs, case: RunSpec) -> None:
-        """Most are equal to the byte; what differs is a few numbers, and under which of two names a message counts."""
+    def test_every_ranks_total_is_equal_to_the_byte(self, runs: Runs, case: RunSpec) -> None:
+        """And its categories, but for which of two names a message counts under."""
         measured, predicted = runs.result(case).tables["memory_peak"], peak_table(case)
         keys = ["rank", "pp", "dp", "tp", "category"]
         assert measured[keys].equals(predicted[keys])
         both = measured.merge(predicted, on=keys, suffixes=("_measured", "_predicted"))
         totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()
-        apart = (totals["bytes_predicted"] - totals["bytes_measured"]).abs()
-        assert (apart <= totals["bytes_measured"] // 1000).all(), totals
+        assert totals["bytes_predicted"].equals(totals["bytes_measured"]), totals
         largest = both["rank"].map(totals["bytes_measured"])
         assert ((both["bytes_predicted"] - both["bytes_measured"]).abs() <= largest // 100).all(), both
 
@@ -59,7 +58,7 @@ class TestAgainstARealRun:
         for peak in memory(case).peaks:
             rank = peak.stage * case.layout.dp * case.layout.tp
             points = curve[curve["rank"] == rank].groupby(["t_ns", "action"])["bytes"].sum()
-            assert points.groupby("action").max()[peak.action] >= 0.999 * points.max()
+            assert points.groupby("action").max()[peak.action] == points.max()
 
     def test_terms_add_up_and_their_symbols_are_explained(self, runs: Runs, case: RunSpec) -> None:
         for peak in memory(case).peaks:
@@ -119,7 +118,7 @@ def test_every_symbol_is_in_the_glossary() -> None:
             for terms in peak.terms.values():
                 for term in terms:
                     for factor in term.factors:
-                        letters = factor.symbol.replace("scratch", "").replace("tp", " ").replace("dp", " ")
+                        letters = factor.symbol.replace("tp", " ").replace("dp", " ")
                         known = set("".join(SYMBOLS)) | set(" ·/+−()⌈⌉0123456789")
                         assert set(letters) <= known, factor.symbol
 

@@ -13,7 +13,6 @@ from typing import Any
 from engine.predict.symbolic import Size, as_size
 from engine.predict.tape.buckets import TAKES, Bucket, Buckets, Parameter
 from engine.predict.tape.passes import size_of
-from engine.predict.tape.sizes import FOUR
 from engine.predict.tape.tape import Block, Factors, Gradients, Note, Record, Segment, Tape
 from engine.predict.terms import Factor
 
@@ -200,10 +199,6 @@ class Noting(Halving):
             if id(bucket) in self._gathered:
                 self._gathered.remove(id(bucket))
                 self.tape.note(RELEASES, bucket)
-
-    def convert(self, p: Parameter) -> None:
-        if self.converts:
-            self.tape.touch("a gradient as fp32", *p.shape, FOUR, case=UNHOOKED)
 
     def hold(self, blocks: Iterable[Block]) -> list[Any]:
         return [Hold(block, HOOKED) for block in blocks]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.optimizer import optimizer_of
 from engine.predict.bulk.actions import ACTIONS, Acted, Actions, Whole, acted
 from engine.predict.bulk.plays import Form, Played, Structure, figures_of
 from engine.predict.bulk.points import joined
@@ -204,9 +205,10 @@ class _Maker:
         """Of each bucket. (buckets, n)"""
         whole, share, _ = self.buckets.swapaxes(0, 1)
         workload, zero, e = self.structure.workload, self.zero, self.e
-        moments = 8 if workload.optimizer == "adamw" else 4 if workload.momentum else 0
+        optimizer = optimizer_of(workload)
+        of_each = optimizer.bytes_of_a_parameter(workload) + (4 if e == 2 else 0)
         parameters, gradients = (share if zero == 3 else whole) * e, (share if zero >= 2 else whole) * self.width
-        return parameters + gradients + share * (moments + (4 if e == 2 else 0)) + (4 if moments == 8 else 0)
+        return parameters + gradients + share * of_each + optimizer.bytes_of_a_bucket()
 
     @cached_property
     def copies(self) -> Real:

@@ -73,13 +73,11 @@ class Told(NamedTuple):
 
 
 @lru_cache(maxsize=_KEPT)
-def instants(
-    name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, adamw: bool
-) -> Told:
+def instants(name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int) -> Told:
     """Of all stages that can be the fullest, for some numbers of microbatches."""
     _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
     stages = {m: _stages(name, pp, which, bool(encoders), m) for m in microbatches}
-    return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest(adamw)
+    return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest()
 
 
 def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: int) -> list[int]:
@@ -293,7 +291,7 @@ class _Stages:
         sender[some] = self.which[some[first[route]]]
         return self._running([(here, sender[self.chunk[here]], amount)])
 
-    def highest(self, adamw: bool) -> Told:
+    def highest(self) -> Told:
         """Of equal rows one, of which no other of its kind, which is action and piece, has as much of everything; and the step's
         two. What is such a row late or early is told of both.
         """
@@ -312,9 +310,9 @@ class _Stages:
         for row, (labels, names), left in zip(rows, told, lefts, strict=True):
             row[:, :, [_V[name] for name in names]] = left
             row[np.arange(len(kept)), self.piece[kept], labels[kept]] += 1
-        return self._with_step(rows, kept, adamw)
+        return self._with_step(rows, kept)
 
-    def _with_step(self, actions: Any, kept: Any, adamw: bool) -> Told:
+    def _with_step(self, actions: Any, kept: Any) -> Told:
         """`actions`: rows of those kept, in the order of their microbatches. Of stages that hold the same count, one has the
         step's.
         """
@@ -326,7 +324,7 @@ class _Stages:
         both = np.concatenate([actions, step], axis=1).reshape(2, -1, self.count * len(VALUES))
         columns = np.flatnonzero(both.any((0, 1)))
         actions, step = np.split(both[:, :, columns], [len(kept)], axis=1)
-        beside, stages = np.tile([4.0, 16.0 if adamw else 4.0], len(alike)) + _BEYOND, alike.repeat(2)
+        beside, stages = np.full(2 * len(alike), 4.0 + _BEYOND), alike.repeat(2)
         bounds = np.searchsorted(self.microbatches[kept], [*self.numbers, self.numbers[-1] + 1]).tolist()
         of = {}
         for m, start, stop in zip(self.numbers, bounds, bounds[1:], strict=False):

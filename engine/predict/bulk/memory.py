@@ -20,7 +20,8 @@ from engine.predict.bulk.plays import Form, Structure
 from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
+from engine.schedule.orders import enough_microbatches
+from engine.spec import V_SHAPED, ModelSpec, WorkloadSpec
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -35,7 +36,6 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, plays: Playing
     sizes = _SizesOf(model, workload, grid, plays)
     encoders = model.encoder_layers
     tables, rows = sizes.tables(pieces_of(model, grid))
-    adamw = workload.optimizer == "adamw"
     microbatches = _enough(grid)
     early = grid.zero >= 2
     first, which = distinct(grid.schedule, grid.pp, grid.chunks)
@@ -43,7 +43,7 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, plays: Playing
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
         found, _ = pieces(model.layers, encoders, pp * chunks, name in V_SHAPED)
         numbers = np.unique(microbatches[of_shape])
-        told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, adamw)
+        told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders)
         each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
         have = _had(tables, rows, found, told.columns, sizes.which[here])
@@ -179,10 +179,6 @@ def _values(made: Table, which: Array, between: Array) -> Real:
 
 
 def _enough(grid: Grid) -> Array:
-    """So many microbatches that more of them bring no higher instant: the rest repeats what was there already."""
-    pp, m = grid.pp, grid.microbatches
-    most: dict[ScheduleName, Any] = {
-        "naive": np.full_like(pp, 3), "gpipe": m, "1f1b": pp + 1, "interleaved": np.where(m % pp, m, 3 * pp),
-        "zb-h1": pp + 2, "zb-v": 2 * pp + 1, "dualpipe-v": 2 * pp + 1,
-    }  # fmt: skip
-    return np.minimum(m, np.select([grid.schedule == i for i in range(len(SCHEDULES))], [most[name] for name in SCHEDULES]))
+    """So many microbatches that more of them bring no higher instant."""
+    cases = [grid.schedule == i for i in range(len(SCHEDULES))]
+    return np.select(cases, [enough_microbatches(name, grid.pp, grid.microbatches) for name in SCHEDULES])

@@ -131,8 +131,7 @@ class Plays:
         tape, width, sizes = Books(self._numbers), self.structure.width, self.sizes[cut]
         replicas: Any = letter("dp")
         dp = Factor("dp", replicas)
-        converts = width.value != sizes.e.value
-        buckets = (Noting if hooked else Halving)(tape, sizes, dp, 3 if hooked else 1, True, converts, width)
+        buckets = (Noting if hooked else Halving)(tape, sizes, dp, 3 if hooked else 1, True, width)
         player = ChunkPasses(Kit(tape, sizes, buckets), form.shape, frozenset("IW"))
         found, weights = player.play(), player.chunk.weights()
         one = dict.fromkeys([*found.given, *found.handed][:1], 1)  # streams are of one size

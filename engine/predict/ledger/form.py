@@ -7,7 +7,6 @@ how large it is. Of several equal layers in a row three are recorded; the one in
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -191,7 +190,7 @@ def case(hooked: bool, split: bool) -> str:
 
 
 def pack(ledger: Ledger) -> bytes:
-    """Compressed JSON. Equal products, names and segments are written once."""
+    """JSON. Equal products, names and segments are written once."""
     products: dict[Product, int] = {}
     names: dict[str, int] = {}
     segments: dict[Segment, int] = {}
@@ -223,12 +222,12 @@ def pack(ledger: Ledger) -> bytes:
         "products": [(size.times, [name(d) for d in size.dimensions]) for size in products],
         "names": list(names),
     }
-    return gzip.compress(json.dumps(plain, separators=(",", ":")).encode(), mtime=0)
+    return json.dumps(plain, separators=(",", ":")).encode()
 
 
 def unpack(data: bytes) -> Ledger:
     """What `pack` packed."""
-    plain: dict[str, Any] = json.loads(gzip.decompress(data))
+    plain: dict[str, Any] = json.loads(data)
     names = plain["names"]
     products = [Product(times, tuple(names[d] for d in dimensions)) for times, dimensions in plain["products"]]
 

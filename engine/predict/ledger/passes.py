@@ -30,6 +30,7 @@ from engine.predict.ledger.form import Bucket as RecordedBucket
 from engine.predict.memory import Memory, Place, Stages
 from engine.predict.tape import buckets as notes
 from engine.predict.tape.buckets import LAYERS, Bucket
+from engine.predict.tape.moments import ALL_OF, MOST
 from engine.predict.tape.passes import Counts, Lent, Passes, key_of
 from engine.predict.tape.reducing import Stretch
 from engine.predict.tape.tape import Note, Record
@@ -56,8 +57,8 @@ def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[P
 class LedgerStages(Stages):
     """The stages of one spec, of which ledgers say what their chunks do."""
 
-    def __init__(self, spec: RunSpec, ledgers: Ledgers) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: RunSpec, ledgers: Ledgers, all_of: int = ALL_OF, most: int = MOST) -> None:
+        super().__init__(spec, all_of, most)
         layout, workload, model = spec.layout, spec.workload, spec.model
         cut = slicing(layout.tp, layout.sequence_parallel)
         self.dimensions = dimensions(model, cut, layout.tp, workload.microbatch_size)

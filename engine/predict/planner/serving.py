@@ -17,8 +17,9 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
-from engine.predict.inference import cache, most_sequences, must_write, weights
+from engine.predict.inference import cache, most_sequences, must_be_told, must_write, weights
 from engine.predict.messages.held import Part, head_size, layer_size, parts, table_size
+from engine.predict.planner.candidates import MOST
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.terms import total
@@ -58,6 +59,8 @@ def serving(
     """
     if ranks < 1 or length < 1 or (sequences is not None and sequences < 1):
         raise RequestError(f"ranks={ranks}, length={length} and sequences={sequences} must be 1 and more")
+    if ranks > MOST:
+        raise RequestError(f"ranks={ranks:,} must be from 1 to {MOST:,}")
     must_write(model)
     asked = _Question(model, device, assumed or Assumptions(), precision, length)
     rows = [_row(asked, layout, sequences) for layout in _layouts(model, ranks)]
@@ -87,6 +90,7 @@ def _row(asked: _Question, layout: LayoutSpec, sequences: int | None) -> dict[st
     most = most_sequences(model, layout, precision, asked.length, device.memory_bytes)
     each = max(1, most) if sequences is None else -(-sequences // layout.dp)
     need = max(parameters + each * one for parameters, one in zip(held, kept, strict=True))
+    must_be_told(need, each, asked.length)
     fits = need <= device.memory_bytes
     wait = _token(asked, layout, kept, each)
     under_way = each * layout.dp if sequences is None else sequences

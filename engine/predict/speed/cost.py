@@ -23,6 +23,7 @@ import numpy as np
 
 from engine.devices import DeviceSpec
 from engine.families import predicted
+from engine.optimizer import optimizer_of
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.speed.rates import Assumptions, Link, Real, link
 from engine.schedule import SCHEDULES
@@ -236,8 +237,8 @@ class Cost:
 
     def update(self, held: Held) -> Real:
         """Seconds of the optimizer's step: its gradient is read, master values and moments are read and written. (n,)"""
-        moments = 2 if self.workload.optimizer == "adamw" else 1 if self.workload.momentum else 0
-        moved = self.gradient_bytes + 8 * (1 + moments) + (self.bytes if self.bytes < 4 else 0)
+        states = optimizer_of(self.workload).bytes_of_a_parameter(self.workload)
+        moved = self.gradient_bytes + 2 * (4 + states) + (self.bytes if self.bytes < 4 else 0)
         share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
         return held.parameters / share * moved / self.bandwidth
 

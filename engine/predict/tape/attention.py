@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from engine.predict.tape.buckets import Bucket, Parameter
 from engine.predict.tape.parts import Around, Kit
-from engine.predict.tape.scratch import Copies, Sides, matmul, operands_copied
 from engine.predict.tape.sizes import EIGHT, FOUR, ONE
 from engine.predict.tape.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
@@ -93,7 +92,7 @@ class Attention:
         z = self.kit.sizes
         (q,) = self.split(self.project(x), [(z.heads, "q")])
         k, v = self.split(self.project(memory, 1), [(False, "k"), (z.groups, "k")])
-        return self.leave(lambda q, k, v: self.attend(q, k, v, False, beside=False), q, k, v)
+        return self.leave(lambda q, k, v: self.attend(q, k, v, False), q, k, v)
 
     def rotate(self, x: Value, heads: Factor, around: Around) -> Value:
         t, z = self.kit.tape, self.kit.sizes
@@ -138,16 +137,8 @@ class Attention:
         node = t.node(self.distance.leaf)
         t.save(node, around.waves)
         columns, inputs = self.distance.shape
-
-        def run(gradients: Gradients, saved: list[Block]) -> Gradients:
-            out = t.new("gradient of a weight", columns, inputs, z.e)
-            matmul(t, z, (columns,), (self.waves,), (inputs,), turned=True)
-            return [out]
-
-        node.run = run
-        out = t.new("projected waves", self.waves, z.A, z.D, z.e)
-        matmul(t, z, (self.waves,), (inputs,), (columns,))
-        return Value(out, node)
+        node.run = lambda gradients, saved: [t.new("gradient of a weight", columns, inputs, z.e)]
+        return Value(t.new("projected waves", self.waves, z.A, z.D, z.e), node)
 
     def tokens(self, x: Value) -> Value:
         """The rows that are tokens and no queries: a view."""
@@ -165,7 +156,7 @@ class Attention:
         by_distance = self.product(q, self.biases[1], self.folded(r, self.waves, (z.B,)) if folds else r, self.waves, shared=True)
         scores = self.masked_relative(self.scaled(self.added(by_content, by_distance, around)), around)
         values = self.folded(v, z.S, (z.B,)) if folds else v
-        return self.unfold(self.mixed(self.softmax(scores), values, None), False)
+        return self.unfold(self.mixed(self.softmax(scores), values), False)
 
     def folded(self, x: Value, rows: Factor, several: tuple[Factor, ...]) -> Value:
         t, z = self.kit.tape, self.kit.sizes
@@ -183,13 +174,10 @@ class Attention:
         t.save(node, left.block, k.block)
         del left
         out = t.new("scores", z.B, z.A, z.R, columns, z.e)
-        self.bmm((z.R,), (z.D,), (columns,), "second")
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_key = t.new("gradients of queries, keys and values", z.B, columns, z.A, z.D, z.e)
-            self.bmm((z.D,), (z.R,), (columns,), "first")
             for_query = t.new("gradients of queries, keys and values", *rows)
-            self.bmm((z.R,), (columns,), (z.D,))
             if shared and z.many:
                 for_key = t.new("gradients of queries, keys and values", columns, z.A, z.D, z.e)
             return [for_query, for_key]
@@ -199,19 +187,12 @@ class Attention:
 
     def added(self, by_content: Value, by_distance: Value, around: Around) -> Value:
         """Each row's scores by distance, looked up and added in place."""
-        t, z = self.kit.tape, self.kit.sizes
+        t = self.kit.tape
         assert around.distance is not None
-        *numbers, width = by_distance.block.record.factors
+        shape = by_distance.block.record.factors
         gather = t.node(by_distance)
         t.save(gather, by_distance.block, around.distance)
-
-        def run(gradients: Gradients, saved: list[Block]) -> Gradients:
-            out = t.new("gradients of the scores", *numbers, width)
-            if z.wide:
-                t.touch("gradients of the scores, added up in fp32", *numbers, FOUR)
-            return [out]
-
-        gather.run = run
+        gather.run = lambda gradients, saved: [t.new("gradients of the scores", *shape)]
         gathered = Value(t.new("scores", *self.square()), gather)
         node = t.node(by_content, gathered)
         node.run = lambda gradients, saved: [gradients[0], gradients[0]]
@@ -225,16 +206,15 @@ class Attention:
         node.run = lambda gradients, saved: [t.new("gradients of the scores", *self.square())]
         return Value(scores.block, node)
 
-    def attend(self, q: Value, k: Value, v: Value, turned: bool, beside: bool = True) -> Value:
-        """`turned`: q and k lie in memory head by head. `beside`: q lies beside keys and values."""
+    def attend(self, q: Value, k: Value, v: Value, turned: bool) -> Value:
+        """`turned`: q and k lie in memory head by head."""
         t, z = self.kit.tape, self.kit.sizes
-        copies = operands_copied(z, turned, beside) if t.grad else None
         shared = z.model.heads != z.model.key_heads
         folds = z.many and z.groups
         if shared and z.heads and not turned:
             q = self.copied(q, z.A)
         left = self.copied(q, z.A) if folds and not turned and not shared else q
-        scores = self.scores(left, self.copied(k, z.G) if folds and not turned else k, copies)
+        scores = self.scores(left, self.copied(k, z.G) if folds and not turned else k)
         del left
         scores = self.scaled(scores)
         future = None
@@ -242,7 +222,7 @@ class Attention:
             future = t.new("mask of the future", z.R, z.S, ONE)
             scores = self.masked(scores, future)
         values = self.copied(v, z.G) if folds else v
-        mixed = self.unfold(self.mixed(self.softmax(scores), values, copies), shared)
+        mixed = self.unfold(self.mixed(self.softmax(scores), values), shared)
         del future
         return mixed
 
@@ -251,50 +231,22 @@ class Attention:
         block = t.new("queries, keys and values, head by head", z.B, z.R, heads, z.D, z.e)
         return Value(block, t.node(x)) if t.grad else Value(block)
 
-    def batch(self, m: Sides, k: Sides, n: Sides, *copies: Sides | None, turned: bool = False) -> None:
-        """A batch of products: its scratch, and the copies of its operands beside it."""
-        t, z = self.kit.tape, self.kit.sizes
-        held = [t.new("copy for a matrix product", *shape) for shape in copies if shape is not None]
-        matmul(t, z, m, k, n, turned=turned)
-        del held
-
-    def bmm(self, m: tuple[Factor, ...], k: tuple[Factor, ...], n: tuple[Factor, ...], turned: str = "") -> None:
-        """A batch of products' scratch. `turned`: which of the two is read the other way; in a batch of one it is copied."""
-        t, z = self.kit.tape, self.kit.sizes
-        single = z.wide and turned and not z.many and not z.heads
-        copy = t.new("copy for a matrix product", *(m if turned == "first" else n), *k, z.e) if single else None
-        matmul(t, z, m, k, n, turned=turned == "first" and not single)
-        del copy
-
-    def rows(self) -> tuple[Factor, ...]:
-        """Rows of one product: heads that share a key head stand below one another."""
-        z = self.kit.sizes
-        model = z.model
-        return (z.R,) if model.heads == model.key_heads else (Factor("A/G", model.heads // model.key_heads), z.R)
-
     def square(self) -> tuple[Factor, ...]:
         z = self.kit.sizes
         return (z.B, z.A, z.R, z.S, z.e)
 
-    def scores(self, q: Value, k: Value, copies: Copies | None) -> Value:
+    def scores(self, q: Value, k: Value) -> Value:
         t, z = self.kit.tape, self.kit.sizes
         node = t.node(q, k) if t.grad else None
         if node is not None:
             t.save(node, q.block, k.block)
         out = t.new("scores", *self.square())
-        rows = self.rows()
-        if copies is None:
-            self.bmm(rows, (z.D,), (z.S,), "second")
-        else:
-            self.batch(rows, (z.D,), (z.S,), copies.query, copies.key)
-        if node is None or copies is None:
+        if node is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_key = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            self.batch((z.D,), rows, (z.S,), copies.query, turned=copies.query is None)
             for_query = t.new("gradients of queries, keys and values", z.B, z.R, z.A, z.D, z.e)
-            self.batch(rows, (z.S,), (z.D,), copies.key_back)
             return [for_query, for_key]
 
         node.run = run
@@ -348,29 +300,18 @@ class Attention:
         node.run = lambda gradients, saved: [t.new("gradients of the scores", *self.square())]
         return Value(out, node)
 
-    def mixed(self, softmax: Value, v: Value, copies: Copies | None) -> Value:
-        """`copies`: none if it is not known what is copied."""
+    def mixed(self, softmax: Value, v: Value) -> Value:
         t, z = self.kit.tape, self.kit.sizes
         node = t.node(softmax, v) if t.grad else None
         if node is not None:
             t.save(node, softmax.block, v.block)
         out = t.new("mixed values", z.B, z.R, z.A, z.D, z.e)
-        rows = self.rows()
-        self.batch(rows, (z.S,), (z.D,), None if copies is None else copies.value)
         if node is None:
             return Value(out)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_value = t.new("gradients of queries, keys and values", z.B, z.S, z.G, z.D, z.e)
-            if copies is None:
-                self.bmm((z.S,), rows, (z.D,), "first")
-            else:
-                self.batch((z.S,), rows, (z.D,), copies.output, turned=True)
             for_softmax = t.new("gradients of the scores", *self.square())
-            if copies is None:
-                self.bmm(rows, (z.D,), (z.S,), "second")
-            else:
-                self.batch(rows, (z.D,), (z.S,), copies.output, copies.value)
             return [for_softmax, for_value]
 
         node.run = run

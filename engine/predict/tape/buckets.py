@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from engine.predict.tape.sizes import FOUR, Sizes
+from engine.predict.tape.sizes import Sizes
 from engine.predict.tape.tape import Block, Gradients, Tape, Value
 from engine.predict.terms import Factor
 from engine.spec import sentence
@@ -95,28 +95,15 @@ class Bucket:
 class Buckets:
     """The buckets of one chunk."""
 
-    def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, converts: bool, g: Factor) -> None:
-        """`reduces`: dp > 1. `converts`: gradients are added up in a wider type than they come in; `g` is its width."""
-        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.converts, self.g = (
-            tape,
-            sizes,
-            dp,
-            zero,
-            reduces,
-            converts,
-            g,
-        )
+    def __init__(self, tape: Tape, sizes: Sizes, dp: Factor, zero: int, reduces: bool, g: Factor) -> None:
+        """`reduces`: dp > 1. `g`: the width of the numbers that gradients are added up in."""
+        self.tape, self.sizes, self.dp, self.zero, self.reduces, self.g = tape, sizes, dp, zero, reduces, g
         self.all: list[Bucket] = []
         self.owed: Owed | None = None
 
     def bucket(self, name: str) -> Bucket:
         self.all.append(Bucket(self, name))
         return self.all[-1]
-
-    def convert(self, p: Parameter) -> None:
-        """A gradient is added to what is added up in a wider type."""
-        if self.zero < 2 and self.converts:
-            self.tape.touch("a gradient as fp32", *p.shape, FOUR)
 
     def owes(self, p: Parameter) -> bool:
         """Whether its gradient comes in W."""
@@ -129,7 +116,6 @@ class Buckets:
         return []
 
     def add(self, p: Parameter, gradients: Gradients) -> None:
-        self.convert(p)
         gradients.clear()
         p.bucket.take()
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from engine.predict.tape.buckets import Bucket, Parameter
 from engine.predict.tape.layers import norm_parameters
 from engine.predict.tape.parts import Kit
-from engine.predict.tape.scratch import matmul
 from engine.predict.tape.sizes import EIGHT, FOUR, ONE, TWO
 from engine.predict.tape.tape import Block, Gradients, Value
 from engine.predict.terms import Factor
@@ -110,11 +109,15 @@ class Places:
         self.segment = bucket.parameter(TWO, z.H, whole=True) if z.parts.segments else None
 
     def forward(self, x: Value, segments: Block | None, several: tuple[Factor, ...] = ()) -> Value:
+        given = x  # torch's call of a module holds its arguments
         if self.position is not None:
             x = self._learned(x, self.position)
         if self.kind == "sinusoidal":
             x = self._waves(x, several)
-        return x if self.segment is None or segments is None else self._segments(x, segments, self.segment)
+        if self.segment is not None and segments is not None:
+            x = self._segments(x, segments, self.segment)
+        del given
+        return x
 
     def _learned(self, x: Value, weight: Parameter) -> Value:
         t, z = self.kit.tape, self.kit.sizes
@@ -209,14 +212,11 @@ class Head:
         node = t.node(x, weight.leaf, bias.leaf)
         t.save(node, x.block)
         y = Value(t.new("inside the head", *z.residual), node)
-        matmul(t, z, z.rows, (z.H,), (z.H,))
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             for_bias = t.new("gradients of biases and norms", z.H, z.e)
             for_input = t.new("gradients on their way", *z.residual)
-            matmul(t, z, z.rows, (z.H,), (z.H,))
             for_weight = t.new("gradient of a weight", *weight.shape, z.e)
-            matmul(t, z, (z.H,), z.rows, (z.H,), turned=True)
             return [for_input, for_weight, for_bias]
 
         node.run = run

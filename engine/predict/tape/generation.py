@@ -69,7 +69,7 @@ class Generation:
     def _chunk(self, c: int, count: int, keys: int) -> tuple[Tape, Sizes, Chunk]:
         tape, z = Tape(), self.sizes(count, keys)
         tape.grad = False
-        buckets = Buckets(tape, z, Factor("dp", 1), 0, False, False, Factor("g", WIDTHS["fp32"]))
+        buckets = Buckets(tape, z, Factor("dp", 1), 0, False, Factor("g", WIDTHS["fp32"]))
         return tape, z, Chunk(Kit(tape, z, buckets), self.shapes[c])
 
     def passes(self, stage: int) -> list[tuple[str, Ledger]]:

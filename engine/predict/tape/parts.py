@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine.predict.tape.buckets import Buckets, Parameter, Shape
-from engine.predict.tape.scratch import matmul
-from engine.predict.tape.sizes import FOUR, TWO, Sizes
+from engine.predict.tape.sizes import FOUR, Sizes
 from engine.predict.tape.tape import Block, Gradients, Tape, Value
 
 
@@ -93,7 +92,6 @@ class Kit:
         if first and z.many and bias is not None:
             entered = t.new("rows that are predicted from", *rows, inputs, z.e)
         y = t.new(name, *rows, outputs, z.e)
-        matmul(t, z, rows, (inputs,), (outputs,))
         del entered
         if node is None:
             return Value(y)
@@ -103,7 +101,6 @@ class Kit:
             entered = self.enter(kept)
             copied = t.new("rows that are predicted from", *rows, inputs, z.e) if first and z.many else None
             out = t.new("gradient of a weight", *weight.shape, z.e)
-            matmul(t, z, (outputs,), rows, (inputs,), turned=True)
             del entered, copied
             return out
 
@@ -111,7 +108,6 @@ class Kit:
             (gradient,), (kept,) = gradients, saved
             assert gradient is not None
             partial = t.new("gradients on their way", *rows, inputs, z.e)
-            matmul(t, z, rows, (outputs,), (inputs,))
             padded = t.new("gradients on their way", *z.full) if first else partial
             for_input = self.leave(padded)
             del padded
@@ -126,26 +122,22 @@ class Kit:
     def row(self, x: Value, weight: Parameter, name: str) -> Value:
         """y = Σ over tp of x Wᵀ."""
         t, z = self.tape, self.sizes
-        outputs, inputs = weight.shape
+        _, inputs = weight.shape
         node = t.node(x, weight.leaf) if t.grad else None
         y = t.new(name, *z.full)
-        matmul(t, z, (z.B, z.R), (inputs,), (outputs,))
         y = self.leave(y)
         if node is None:
             return Value(y)
         t.save(node, x.block)
 
         def for_weight(whole: Block, kept: Block) -> Block:
-            out = t.new("gradient of a weight", *weight.shape, z.e)
-            matmul(t, z, (outputs,), (z.B, z.R), (inputs,), turned=True)
-            return out
+            return t.new("gradient of a weight", *weight.shape, z.e)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             (gradient,), (kept,) = gradients, saved
             assert gradient is not None
             whole = self.enter(gradient)
             for_input = t.new("gradients on their way", z.B, z.R, inputs, z.e)
-            matmul(t, z, (z.B, z.R), (outputs,), (inputs,))
             return [for_input, self.buckets.now_or_later(weight, for_weight, whole, kept)]
 
         node.run = run
@@ -172,7 +164,6 @@ class Kit:
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
             out = [t.new("gradients on their way", *z.residual)]
             out += [t.new("gradients of biases and norms", z.H, FOUR) for _ in range(2)]
-            t.touch("workspace of a norm", TWO, z.H, FOUR)
             return list(out)
 
         node.run = run
@@ -197,7 +188,6 @@ class Kit:
             arguments = [t.new("inputs of a norm as fp32", *fp32) for _ in range(2)]
             first = [t.new("gradients on their way, as fp32", *fp32)]
             first += [t.new("gradients of biases and norms, as fp32", z.H, FOUR) for _ in range(2)]
-            t.touch("workspace of a norm", TWO, z.H, FOUR)
             arguments.clear()
             out = [t.new("gradients on their way", *z.residual)]
             out += [t.new("gradients of biases and norms", z.H, z.e) for _ in range(2)]

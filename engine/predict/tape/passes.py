@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from sys import getrefcount
 from typing import Any, NamedTuple
 
 from engine.predict.tape.buckets import Owed
@@ -245,12 +244,13 @@ class ChunkPasses:
         place = len(flight.inputs)
 
         def run(gradients: Gradients, saved: list[Block]) -> Gradients:
+            owned = self.tape.owns(gradients, 0)
             (gradient,) = gradients
             assert gradient is not None
-            if getrefcount(gradient) > _TAKEN:
-                gradient = self.tape.like(gradient)
-            else:
+            if owned:
                 self.tape.written(gradient)
+            else:
+                gradient = self.tape.like(gradient)
             flight.gradients[place] = gradient
             return []
 
@@ -294,7 +294,6 @@ class ChunkPasses:
             t.at(action, layer)
             gradient = compute(*held)
             del held
-            buckets.convert(parameter)
             parameter.bucket.take()
             del gradient
         assert buckets.owed is None
@@ -326,9 +325,6 @@ class _Flight:
         self.roots: list[tuple[Node, int]] = []
         self.gradients: dict[int, Block] = {}
         self.owed: Owed = {}
-
-
-_TAKEN = 3  # references to a gradient that autograd alone has, at the end of its way
 
 
 def kind_of(action: str) -> str:

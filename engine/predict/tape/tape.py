@@ -11,8 +11,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from math import inf
-from sys import getrefcount
 from typing import Any, NamedTuple
+from weakref import ref
 
 from engine.predict.terms import Factor
 
@@ -44,13 +44,14 @@ class Note(Record):
 class Block:
     """A block of memory, for as long as something refers to it."""
 
-    __slots__ = ("record", "tape")
+    __slots__ = ("__weakref__", "record", "tape")
 
     def __init__(self, record: Record, tape: Tape) -> None:
         self.record, self.tape = record, tape
 
     def __del__(self) -> None:
-        self.tape.gone(self.record)
+        if self.record is not self.tape.probed:
+            self.tape.gone(self.record)
 
 
 class Segment(NamedTuple):
@@ -117,6 +118,7 @@ class Tape:
         self.action, self.layer = "", -1
         self.door = False
         self.grad = True  # whether what is done can be gone back through
+        self.probed: Record | None = None  # of the block that `owns` asks about
         self._order = 0
         self._packing: _Frame | None = None
         self._repeating: _Frame | None = None
@@ -156,6 +158,22 @@ class Tape:
         """Put down that nothing refers to a block any more."""
         record.died = self.action
         self.events.append((-1, record))
+
+    def owns(self, gradients: Gradients, place: int) -> bool:
+        """Whether nothing but `gradients[place]` refers to that block.
+
+        Found by letting go of it and seeing whether it goes: no count of references is read, which interpreters keep differently.
+        If it went, an equal one takes its place.
+        """
+        block = gradients[place]
+        assert block is not None
+        record, still_there = block.record, ref(block)
+        self.probed, gradients[place] = record, None
+        del block
+        held = still_there()
+        self.probed = None
+        gradients[place] = held or Block(record, self)
+        return held is None
 
     def written(self, block: Block) -> None:
         """Something is written into a block that only what writes refers to."""
@@ -292,13 +310,14 @@ class Tape:
         if there is None or block is None:
             node.inbox[place] = there or block
             return
-        if getrefcount(there) > _ALONE:
-            node.inbox[place] = self.like(there)
-        else:
+        del there
+        owned = self.owns(node.inbox, place)
+        there = node.inbox[place]
+        assert there is not None
+        if owned:
             self.written(there)
-
-
-_ALONE = 3  # references to a block that only an inbox has: the inbox's, the variable's, the call's
+        else:
+            node.inbox[place] = self.like(there)
 
 
 def _dependencies(roots: list[Node]) -> dict[Node, int]:

@@ -58,12 +58,21 @@ class Effects:
 
 
 class Moment(NamedTuple):
-    """One action: what changes at its start, what it does, what changes at its end."""
+    """One action: what changes at its start, what it does, what changes at its end.
+
+    With `times` it is a stretch of so many such actions, of which only the change that they come to is told, at the end.
+    """
 
     action: Action
     before: tuple[Change, ...]
     effect: Effect | None
     after: tuple[Change, ...]
+    times: int = 1
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """All that it leaves changed."""
+        return (*self.before, *((self.effect.net,) if self.effect else ()), *self.after)
 
 
 class Messages:

@@ -1,0 +1,122 @@
+"""The engine as a library. `engine` hands these names out; use them from there. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from engine import catalog, devices, store
+from engine.devices import DeviceSpec
+from engine.launch import dry_client
+from engine.launch.draft import folder_for
+from engine.launch.failure import RunError
+from engine.launch.following import Progress, follow, saved_folder
+from engine.launch.queue import RunQueue, RunState
+from engine.predict.papers.accounting import AccountingName
+from engine.predict.planner import search as planner
+from engine.predict.planner.candidates import MOST
+from engine.predict.planner.search import MIXED, Plan
+from engine.predict.run import predict
+from engine.predict.speed.rates import Assumptions
+from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.tables import RunResult
+
+__all__ = [
+    "Assumptions",
+    "DeviceSpec",
+    "GenerateSpec",
+    "LayoutSpec",
+    "ModelSpec",
+    "Plan",
+    "RequestError",
+    "RunError",
+    "RunResult",
+    "RunSpec",
+    "RunState",
+    "WorkloadSpec",
+    "dry_run",
+    "load",
+    "predict",
+    "run",
+    "run_each",
+    "search",
+]
+
+StrPath = str | os.PathLike[str]
+
+
+def run(spec: RunSpec, out: StrPath | None = None, progress: Progress | None = None) -> RunResult:
+    """Run `spec` on this machine, one process a rank, and return what was measured. Blocks until all processes have ended.
+
+    `out`: a folder of runs, made if need be, in which this one is saved as a folder of its own; None saves nothing.
+    `progress` is called with each new `RunState`: its phase, finished steps and losses; the last one names the saved folder.
+
+    Raises `RequestError` if this machine cannot run it, and `RunError` if a rank failed, with that rank's traceback. Ctrl-C
+    (`KeyboardInterrupt`) ends the run; whichever way this returns, no process and no unfinished folder is left.
+    """
+    (result,) = run_each([spec], out, progress)
+    return result
+
+
+def run_each(specs: Iterable[RunSpec], out: StrPath | None = None, progress: Progress | None = None) -> Iterator[RunResult]:
+    """`run` for several specs, one after another: torch is imported once, so each run but the first starts in half a second.
+
+    Yields each result as its run ends. The first error ends the iteration. Processes end with the iteration; to stop before
+    the last spec, close the iterator.
+    """
+    with folder_for(out) as home, RunQueue(home, unwatched_s=None) as queue:
+        for spec in specs:
+            yield store.load(saved_folder(follow(queue, queue.submit(spec), progress)))
+
+
+def dry_run(
+    spec: RunSpec,
+    rank: int | None = None,
+    device: str = "none",
+    out: StrPath | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunResult:
+    """Let the worker do one step of `spec` on fake tensors, and return what it would have allocated and sent.
+
+    No memory is taken for the model, and the number of ranks is not limited. `rank`: the one to rehearse; None rehearses one
+    of each stage, which stands for the stage's others. `device`: "cpu" or "cuda" rehearses on real tensors there, measured by
+    that allocator. `out` as in `run`. `progress(done, of)` is called each time that a rank is done.
+
+    Raises `RequestError`, and `RunError` if a rank failed. Ctrl-C ends it, and no process is left.
+    """
+    with folder_for(out) as home:
+        return store.load(dry_client.dry_run(spec, home, rank, device, progress or (lambda done, of: None)))
+
+
+def search(
+    model: ModelSpec | str,
+    ranks: int,
+    device: DeviceSpec | str,
+    global_batch: int | None = None,
+    workload: WorkloadSpec | None = None,
+    assumed: Assumptions | None = None,
+    accounting: AccountingName = "engine",
+) -> Plan:
+    """Weigh every layout of `model` on `ranks` devices: does it fit, how long does a step take.
+
+    `layouts` of the returned `Plan` is the table that `python -m engine search --out` writes: a row a layout, those that fit
+    first, the fastest at the top; `engine.predict.planner.search.search` lists its columns. `spec(row)` of the plan is that
+    row's `RunSpec`.
+
+    `model`, `device`: a name of the catalog, a device's JSON file, or a spec of your own.
+    `global_batch`: sequences in a step; None is 2 for each device.
+    `workload`: precision, optimizer and what else a layout does not change; None is bf16 with fp32 gradients, and AdamW.
+    `assumed`: the efficiencies that times rest on. `accounting`: whose formulas for memory.
+
+    Raises `RequestError`, also where no layout is possible.
+    """
+    shape = catalog.model(model) if isinstance(model, str) else model
+    chip = devices.device(device) if isinstance(device, str) else device
+    batch = min(max(1, 2 * ranks), MOST) if global_batch is None else global_batch
+    return planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting)
+
+
+def load(folder: StrPath) -> RunResult:
+    """Read a run, or a dry run, that was saved as `folder`. Raises `RequestError` if the folder is not one."""
+    return store.load(Path(folder))

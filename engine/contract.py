@@ -1,0 +1,213 @@
+"""What every saved run keeps, wherever it comes from: its tables fit its spec, each other, and what sums them up.
+
+What a table can hold by itself says `engine.tables`, and what run.json can, `engine.head`. Who shows a run relies on all three.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from engine.schedule import Kind
+from engine.schedule.orders import KINDS, passes
+from engine.spec import RequestError, RunSpec, Sentence, sentence
+from engine.tables import COLLECTIVES, CUT, TABLES, RunResult, group_name, misfits_of
+from engine.topology import Axis, Mesh
+
+_OPTIONAL = ("parity",)
+_OF_EACH_RANK = ("memory_peak", "memory_curve", "process", "spans")
+_TRANSFERS = ("send", "recv")
+_PAIR = re.compile(r"(\d{1,9}),(\d{1,9})", re.ASCII)
+_ACTION = re.compile(
+    rf"(?:{'|'.join(get_args(Kind))})(?: (?:activation|gradient))?(?: chunk (\d{{1,9}}))?(?: microbatch (\d{{1,9}}))?", re.ASCII
+)
+
+
+def refuse_misfits(result: RunResult) -> None:
+    """Raise `RequestError` with the first thing in the tables that no run of the result's spec has."""
+    _refuse(chain(_missing(result), _alone(result), _together(result)))
+
+
+def refuse_wrong_sum(result: RunResult) -> None:
+    """Raise `RequestError` if the summary is not of these tables, which fit."""
+    _refuse(_wrong_sum(result))
+
+
+def source(result: RunResult) -> str:
+    """Who made the numbers: measured, or dry_run."""
+    return str(result.tables["memory_peak"]["source"].iloc[0])
+
+
+def _refuse(found: Iterator[Sentence]) -> None:
+    if wrong := next(found, None):
+        raise RequestError(wrong)
+
+
+def _missing(result: RunResult) -> Iterator[Sentence]:
+    for name in TABLES:
+        if name not in result.tables and name not in _OPTIONAL:
+            yield sentence("{name} is not in it", name=f"{name}.parquet")
+
+
+def _alone(result: RunResult) -> Iterator[Sentence]:
+    """Each table by itself."""
+    for name, rows in result.tables.items():
+        yield from misfits_of(name, rows)
+    for name in ("memory_peak", "memory_curve", "spans", "steps", "parity"):
+        if name in result.tables and result.tables[name].empty:
+            yield sentence("{name} has no rows", name=name)
+
+
+def _together(result: RunResult) -> Iterator[Sentence]:
+    """The tables and the spec."""
+    layout = result.spec.layout
+    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    yield from _sources(result)
+    yield from _ranks(result, mesh)
+    yield from _groups(result.tables["traffic"], mesh)
+    yield from _numbers(result)
+    yield from _passes(result.spec, result.tables["spans"], mesh)
+    yield from _instants(result.tables["spans"])
+    yield from _steps(result.spec, result.tables["steps"])
+
+
+def _sources(result: RunResult) -> Iterator[Sentence]:
+    found = sorted({word for rows in result.tables.values() for word in rows["source"].unique()})
+    if found not in (["measured"], ["dry_run"]):
+        yield sentence("its tables are by {sources}; a run's are all measured, or all of a dry run", sources=", ".join(found))
+
+
+def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
+    """A run has every rank, a dry run those that were rehearsed and what is like them."""
+    for name, rows in result.tables.items():
+        if "rank" in rows and not rows["rank"].between(0, mesh.size - 1).all():
+            yield sentence("{name} has ranks beyond the {ranks} of its layout", name=name, ranks=mesh.size)
+    if source(result) == "measured":
+        for name in _OF_EACH_RANK:
+            if result.tables[name]["rank"].nunique() != mesh.size:
+                yield sentence("{name} has not every one of the {ranks} ranks", name=name, ranks=mesh.size)
+    peak = result.tables["memory_peak"]
+    stage, rest = np.divmod(peak["rank"].to_numpy(), mesh.dp * mesh.tp)
+    places = {"pp": stage, "dp": rest // mesh.tp, "tp": rest % mesh.tp}
+    for axis, place in places.items():
+        if len(wrong := peak["rank"][peak[axis].to_numpy() != place]):
+            yield sentence("{name} has rank {rank} at another place than its layout", name="memory_peak", rank=int(wrong.iloc[0]))
+
+
+def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
+    """A group goes through its rank along its axis. Along dp and tp it is all of them; a message is between two stages."""
+    transfer = traffic["collective"].isin(_TRANSFERS)
+    rows = traffic[["rank", "axis", "group"]].assign(transfer=transfer).drop_duplicates()
+    for rank, axis, group, message in rows.itertuples(index=False):
+        pair = axis == "pp" and group.count(",") == 1  # the ends of the pipeline share something too
+        good = _is_pair(group, rank, mesh) if pair else not message and _is_whole(group, rank, axis, mesh)
+        if not good:
+            named = {"group": group[:40], "rank": rank, "axis": axis}
+            yield sentence("traffic has the group {group!r}, which is none of rank {rank} along {axis}", **named)
+
+
+def _is_pair(group: str, rank: int, mesh: Mesh) -> bool:
+    found = _PAIR.fullmatch(group)
+    one, other = (int(found[1]), int(found[2])) if found else (0, 0)
+    alike = one % (mesh.dp * mesh.tp) == other % (mesh.dp * mesh.tp)
+    return one < other < mesh.size and rank in (one, other) and alike and group == f"{one},{other}"
+
+
+def _is_whole(group: str, rank: int, axis: Axis, mesh: Mesh) -> bool:
+    """A dry run of very many ranks cuts long names."""
+    degree, cut = mesh.degree(axis), CUT in group
+    return (cut or group.count(",") + 1 == degree) and degree > 1 and group == group_name(mesh.group(rank, axis), cut)
+
+
+def _numbers(result: RunResult) -> Iterator[Sentence]:
+    """Chunks and microbatches are those of the spec. Where nothing is trained, the new tokens take the microbatches' place."""
+    chunks, most = len(result.spec.layout.placement), _counted(result.spec)
+    spans = result.tables["spans"]
+    for column, count in (("chunk", chunks), ("microbatch", most)):
+        if (largest := int(spans[column].max())) >= count:
+            yield sentence("spans has the {column} {number}, and there are {count}", column=column, number=largest, count=count)
+    if (spans["kind"].isin(COLLECTIVES) != (spans["lane"] == "comm")).any():
+        yield sentence("spans has what is computed among what is communicated, or the other way round")
+    for action in result.tables["memory_curve"]["action"].unique():
+        found = _ACTION.fullmatch(action)
+        if not found or int(found[1] or 0) >= chunks or int(found[2] or 0) >= most:
+            yield sentence("memory_curve has the action {action!r}, which is none of this run", action=action[:40])
+
+
+def _counted(spec: RunSpec) -> int:
+    return spec.generate.new_tokens if spec.generate.skip_training else spec.workload.microbatches
+
+
+def _passes(spec: RunSpec, spans: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
+    """Each rank made each pass of its schedule once, and nothing is a pass besides."""
+    work = spans.loc[spans["kind"].isin(KINDS), ["rank", "kind", "chunk", "microbatch"]]
+    layout, count = spec.layout, _counted(spec)
+    ranks = work["rank"].nunique()
+    if int((work["kind"] == "F").sum()) != ranks * layout.chunks * count:  # before there is a schedule made of that size
+        yield sentence("spans has not each forward pass of each rank once")
+        return
+    code = (work["kind"].map(KINDS.index).to_numpy() * len(layout.placement) + work["chunk"].to_numpy()) * count
+    code += work["microbatch"].to_numpy()
+    order = np.lexsort((code, work["rank"].to_numpy()))
+    named, starts = np.unique(work["rank"].to_numpy()[order], return_index=True)
+    expected: dict[int, Any] = {}
+    for rank, own in zip(named.tolist(), np.split(code[order], starts[1:]), strict=True):
+        stage = rank // (mesh.dp * mesh.tp)
+        if stage not in expected:
+            expected[stage] = _codes(spec, stage, count)
+        if not np.array_equal(own, expected[stage]):
+            yield sentence("spans has other passes of rank {rank} than its schedule", rank=rank)
+
+
+def _codes(spec: RunSpec, stage: int, count: int) -> Any:
+    """The passes of a stage as numbers, in order. (n,)"""
+    layout = spec.layout
+    if spec.generate.skip_training:
+        own = np.array([chunk for chunk, at in enumerate(layout.placement) if at == stage])
+        return np.sort((own[:, None] * count + np.arange(count)).ravel())
+    found = passes(layout.schedule, layout.pp, np.array([stage]), np.array([count]), layout.chunks)
+    return np.sort((found.kinds.astype("int64") * len(layout.placement) + found.chunks) * count + found.microbatches)
+
+
+def _instants(spans: pd.DataFrame) -> Iterator[Sentence]:
+    """Nothing ends before it begins, a rank computes one thing at a time, and takes some time for it."""
+    if (spans["end_ns"] < spans["start_ns"]).any():
+        yield sentence("spans has one that ends before it begins")
+    done = spans.loc[spans["lane"] == "compute", ["rank", "start_ns", "end_ns"]].sort_values(["rank", "start_ns", "end_ns"])
+    rank, start, end = (done[column].to_numpy() for column in done)
+    over = (rank[1:] == rank[:-1]) & (start[1:] < end[:-1])
+    if over.any():
+        yield sentence("spans has rank {rank} compute two things at once", rank=int(rank[1:][over][0]))
+    took = (done["end_ns"] - done["start_ns"]).groupby(done["rank"]).sum()
+    if not took.all():
+        yield sentence("spans has rank {rank} compute in no time", rank=int(took.index[took == 0][0]))
+
+
+def _steps(spec: RunSpec, steps: pd.DataFrame) -> Iterator[Sentence]:
+    asked = spec.generate.new_tokens if spec.generate.skip_training else spec.workload.steps
+    if list(steps["step"]) != list(range(1, len(steps) + 1)) or len(steps) > asked:
+        yield sentence("steps has not the steps from 1 on, up to the {count} that were asked for", count=asked)
+
+
+def _wrong_sum(result: RunResult) -> Iterator[Sentence]:
+    summary, spec = result.summary, result.spec
+    ranks = set(result.tables["memory_peak"]["rank"].unique().tolist())
+    named = [summary["peak_rank"], *summary.get("rehearsed", [])]
+    if not ranks.issuperset(named):
+        yield sentence("its summary names a rank that memory_peak has not")
+    if any(entry["rank"] >= spec.layout.ranks for entry in summary.get("allocator", [])):
+        yield sentence("its summary has ranks beyond the {ranks} of its layout", ranks=spec.layout.ranks)
+    if source(result) != "measured":
+        return
+    needed = ["tokens_per_second"]
+    needed += [] if spec.generate.skip_training else ["loss_first", "loss_last"]
+    needed += ["parity_max_rel"] if "parity" in result.tables else []
+    if missing := [name for name in needed if name not in summary]:
+        yield sentence("its summary lacks {missing}", missing=", ".join(missing))
+    if spec.generate.skip_training and "loss_last" in summary:
+        yield sentence("its summary has a loss, and nothing was trained")

@@ -1,0 +1,218 @@
+"""Before ranks on several machines do anything together: that all were asked for the same, and how they reach each other.
+
+Each machine has a spec, a text and a checkout of its own, and nobody sees to it that they are alike. So every rank tells rank 0
+what it has, over the store at which torchrun lets them meet, and rank 0 answers all: what differs, or where it can be reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import platform
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from engine.spec import RequestError, RunSpec, Sentence, sentence
+from engine.spec.sentence import packed, unpacked
+from engine.text import load
+from engine.wire import WireError, pack, unpack
+
+_ANSWER = "agreement/answer"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a rank has, for all to have the same; or in `refused` why it has nothing."""
+
+    spec: dict[str, Any]
+    text: str = ""  # a digest of the text to train on
+    engine: str = ""  # a digest of the engine's code
+    torch: str = ""
+    refused: str = ""
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Terms:
+        """Raises `RequestError` if there is no text to train on."""
+        text = b"" if spec.generate.skip_training else load(spec.workload.text)
+        return cls(spec.model_dump(mode="json"), hashlib.sha256(text).hexdigest(), _code(), torch.__version__)
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a rank reaches the machine of rank 0: its own address on the way, and that machine's."""
+
+    host: str  # the name of its machine
+    own: str
+    other: str
+
+    @classmethod
+    def to(cls, host: str, port: int) -> Route:
+        """By asking the system's table of routes; nothing is sent."""
+        with socket.socket(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0], socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            return cls(platform.node(), str(probe.getsockname()[0]), str(probe.getpeername()[0]))
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What rank 0 tells all: an address of its machine that all of them reach, and where and by what word to stay in touch."""
+
+    address: str
+    port: int
+    word: str
+    hosts: tuple[str, ...]  # the name of each rank's machine
+
+
+def check_reached(host: str, port: int, seconds: float) -> None:
+    """Raise `RequestError` if nobody listens where torchrun says that its store is: the store has been there before any rank.
+
+    Torch would try for as long as it may. A machine whose name leads to 127.0.0.1 is called localhost by its own torchrun, which
+    tells that to the others.
+    """
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except OSError as error:
+        told = sentence(
+            "{host} does not reach torchrun's store at {store}: {reason}; give torchrun on each machine that machine's own "
+            "address with --local-addr",
+            host=platform.node(), store=f"{host}:{port}", reason=error.strerror or str(error),
+        )  # fmt: skip
+        raise RequestError(told) from error
+
+
+def _code() -> str:
+    """A digest of the engine's modules, by name."""
+    home = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(home.rglob("*.py")):
+        digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------------- meeting
+
+
+def agree(
+    store: dist.Store, rank: int, world: int, terms: Terms, route: Route, listen: Callable[[str], int], at: Callable[[str], None]
+) -> Meeting:
+    """Tell what this rank has, and hear that all have the same. Raises `RequestError` with what differs, on every rank alike.
+
+    `listen` opens a port at an address, on rank 0 alone, and returns its number. `at` hears whom rank 0 waits for.
+    """
+    store.set(f"agreement/{rank}", pack({"terms": asdict(terms), "route": asdict(route)}))  # type: ignore[arg-type]
+    if rank == 0:
+        said = []
+        for other in range(world):
+            at(f"waiting for rank {other}")
+            said.append(_read(other, store.get(f"agreement/{other}")))
+        store.set(_ANSWER, pack(_answer(said, listen)))  # type: ignore[arg-type]  # its stub forgets bytes
+    at("waiting for rank 0")
+    return _understood(store.get(_ANSWER), world)
+
+
+def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
+    if wrong := difference([terms for terms, _ in said], [route.host for _, route in said]):
+        return {"wrong": packed(wrong)}
+    address = common_address([route for _, route in said])
+    meeting = Meeting(address, listen(address), secrets.token_hex(16), tuple(route.host for _, route in said))
+    return {"meeting": asdict(meeting)}
+
+
+def _understood(message: bytes, world: int) -> Meeting:
+    head, _ = unpack(message)
+    if isinstance(head, dict) and "wrong" in head:
+        raise RequestError(unpacked(head["wrong"]))
+    try:
+        told = head["meeting"]
+        meeting = Meeting(str(told["address"]), int(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
+    except (TypeError, KeyError, ValueError) as error:
+        raise WireError(f"what rank 0 answered cannot be read: {error}") from error
+    if len(meeting.hosts) != world:
+        raise WireError(f"rank 0 told of {len(meeting.hosts)} ranks, and there are {world}")
+    return meeting
+
+
+def _read(rank: int, message: bytes) -> tuple[Terms, Route]:
+    try:
+        head, _ = unpack(message)
+        terms, route = Terms(**head["terms"]), Route(**head["route"])
+        texts: list[Any] = [getattr(terms, field.name) for field in fields(Terms)[1:]] + list(astuple(route))
+        if type(terms.spec) is not dict or not all(isinstance(text, str) for text in texts):
+            raise WireError("its terms are not of their types")
+    except (WireError, TypeError, KeyError) as error:
+        raise WireError(f"what rank {rank} told cannot be read: {error}") from error
+    return terms, route
+
+
+# ------------------------------------------------------------------------------------------------------------ the verdict
+
+
+def difference(terms: list[Terms], hosts: list[str]) -> Sentence | None:
+    """What is not the same on all ranks, in a sentence that names the first that differs and those like it."""
+    for rank, own in enumerate(terms):
+        if own.refused:
+            return sentence("rank {rank} on {host}: {reason}", rank=rank, host=hosts[rank], reason=own.refused)
+    first = terms[0]
+    other = next((own for own in terms if own != first), None)
+    if other is None:
+        return None
+    alike = [rank for rank, own in enumerate(terms) if own == other]
+    who = {"ranks": ", ".join(map(str, alike[:8])) + (", …" if len(alike) > 8 else ""), "host": hosts[alike[0]]}
+    if differing := list(_differing(other.spec, first.spec)):
+        name, there, here = differing[0]
+        told = sentence(
+            "rank {ranks} on {host} was given another spec than rank 0: {field} is {there} there and {here} on rank 0",
+            field=name, there=_brief(there), here=_brief(here), **who,
+        )  # fmt: skip
+        more = len(differing) - 1
+        return sentence("{sentence} (and {count} more)", sentence=told, count=more) if more else told
+    if other.text != first.text:
+        return sentence("rank {ranks} on {host} has another text to train on than rank 0, under the same name", **who)
+    if other.torch != first.torch:
+        versions = {"there": other.torch, "here": first.torch}
+        return sentence("rank {ranks} on {host} has torch {there}, and rank 0 has torch {here}", **versions, **who)
+    return sentence("rank {ranks} on {host} has another version of this program's engine than rank 0", **who)
+
+
+def _differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name of a field, its value there, its value here), where these differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in dict.fromkeys((*here, *there)):
+            yield from _differing(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
+    elif there != here:
+        yield name, there, here
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def common_address(routes: list[Route]) -> str:
+    """An address of rank 0's machine that all ranks reach; one of the loopback device if all are on it.
+
+    A machine whose own name leads to 127.0.0.1 does not know by what address the others call it: they do.
+    """
+    known = [routes[0].own, *(route.other for route in routes)]
+    return next((address for address in known if not _is_loopback(address)), routes[0].own)
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def interface(route: Route, meeting: Meeting) -> str | None:
+    """The name of the network interface on which this rank's machine reaches rank 0's, or is reached if it is that."""
+    own = meeting.address if _is_loopback(route.own) else route.own
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == own.partition("%")[0] for entry in addresses):
+            return name
+    return None

@@ -1,0 +1,217 @@
+"""The launcher of one rank under torchrun: it meets the others, does the work, and says on its terminal what went wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from engine.launch import verdict
+from engine.launch.agreement import Meeting, Route, Terms, agree, check_reached, interface
+from engine.launch.draft import Draft
+from engine.launch.liveness import Liveness, LivenessError, News, gather, join, listener
+from engine.launch.place import DONE, FAILED, GRACE_S, Place, announce, fitting, refuse
+from engine.launch.ranks import account
+from engine.launch.request import read_spec
+from engine.spec import RequestError, RunSpec, sentence
+from engine.worker import work
+
+_NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def _master() -> tuple[str, int]:
+    """Where torchrun says that the store is."""
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+class ClusterRank:
+    """This process: one rank, and its link to the terminal of its machine."""
+
+    def __init__(self, place: Place, file: str, home: Path) -> None:
+        """`file`: the spec, or "-"."""
+        self._place, self._file = place, file
+        self._spec = RunSpec()  # until it is read
+        self._draft = Draft.new(home)
+        self._doing, self._since = "", time.monotonic()
+        self._liveness: Liveness | None = None
+        self._last_word = threading.Lock()  # whoever takes it says why this rank ends, and ends it
+
+    def run(self) -> int:
+        """Do the work. Returns the exit status."""
+        terms = self._terms()
+        limit = self._alarm(self._spec.workload.time_limit, last=False)
+        try:
+            store = self._connect()
+            meeting = self._meet(store, terms)
+            self._liveness = self._stay_in_touch(meeting)
+            spec, place = fitting(self._spec, self._place.world), self._place
+            out = self._draft.folder if place.rank == 0 else None
+            work(spec, place.rank, store, self, out, (place.local_rank, place.local_world))
+            if place.rank == 0:
+                announce(f"saved {self._draft.keep(spec)}")
+            self._liveness.leave("done")
+            return DONE
+        except Exception as error:  # noqa: BLE001  this rank's failure, whatever it is
+            return self._explain(error)
+        finally:
+            limit.cancel()
+            if self._place.rank == 0:
+                self._draft.discard()
+
+    # -------------------------------------------------------------------------------------------------- before the work
+
+    def _terms(self) -> Terms:
+        """What this rank was asked for. That it cannot be read, the others must hear too: they would wait for it."""
+        try:
+            self._spec = read_spec(self._file)
+            return Terms.of(self._spec)
+        except RequestError as error:
+            return Terms({}, refused=error.sentence)
+
+    def _connect(self) -> dist.Store:
+        self.at("connecting")
+        patience = timedelta(seconds=self._spec.workload.time_limit)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            check_reached(*_master(), patience.total_seconds())
+        store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+        return store
+
+    def _meet(self, store: dist.Store, terms: Terms) -> Meeting:
+        """Agree with the others, and settle on the network between the machines."""
+        place = self._place
+        route = Route.to(*_master())
+        meeting = agree(store, place.rank, place.world, terms, route, self._listen, self.at)
+        # Otherwise gloo takes the one that the machine's own name leads to, which often is the loopback device.
+        if name := interface(route, meeting):
+            for variable in _NAMES:
+                os.environ.setdefault(variable, name)
+        return meeting
+
+    def _listen(self, address: str) -> int:
+        self._listening = listener(address)
+        return int(self._listening.getsockname()[1])
+
+    def _stay_in_touch(self, meeting: Meeting) -> Liveness:
+        self.at("connecting")
+        place, patience = self._place, self._spec.workload.time_limit
+        if place.rank:
+            connections = {0: join(meeting.address, meeting.port, meeting.word, place.rank, patience)}
+        else:
+            with self._listening:
+                connections = gather(self._listening, meeting.word, place.world, patience)
+        self._hosts = meeting.hosts
+        return Liveness(connections, self._lost)
+
+    # ------------------------------------------------------------------------------------------------ when it goes wrong
+
+    def _explain(self, error: Exception) -> int:
+        """Say why this rank failed. Returns the exit status."""
+        if isinstance(error, RequestError):
+            self._leave_failed()
+            return refuse(error, self._place)
+        raised = account(error)
+        secondary = raised.secondary or isinstance(error, LivenessError)
+        if not secondary:
+            self._leave_failed()
+        news = self._liveness.news(GRACE_S) if secondary and self._liveness else None
+        self._last_word.acquire()  # never given back: this rank ends, here or where it was taken before
+        if news is not None and news.how == "gone":
+            announce(self._told(news))
+            return FAILED
+        why = verdict.of_deaths(self._spec.layout, [verdict.Death(self._place.rank, self._doing, FAILED, raised)])
+        told = why.sentence
+        if news is not None:
+            told = sentence("{sentence}; {who} had failed before", sentence=told, who=self._named(news.rank))
+        elif secondary and self._doing == "connecting":
+            told = sentence("{sentence}; {hint}", sentence=told, hint=self._hint())
+        announce(told if secondary else f"{told}\n{why.traceback}")
+        self._leave_failed()
+        return FAILED
+
+    def _leave_failed(self) -> None:
+        if self._liveness:
+            self._liveness.leave("failed")
+
+    def _lost(self, news: News) -> None:
+        """In the thread that watches the connections: another rank is gone, and this one may wait for it in vain."""
+        self._last_word.acquire()
+        if self._place.local_rank:
+            time.sleep(GRACE_S)  # local rank 0 has the same to say, and has to be the first to end
+        self._end(self._told(news))
+
+    def _told(self, news: News) -> str:
+        host = self._hosts[news.rank]
+        return sentence("{who} on {host} is gone: {reason}", who=self._named(news.rank), host=host, reason=news.why)
+
+    def _named(self, rank: int) -> str:
+        return verdict.named(self._spec.layout, rank)
+
+    def _hint(self) -> str:
+        """What to try where ranks do not reach each other."""
+        return sentence(
+            "ranks talk over the network interface {name}; if their machines reach each other over another, set "
+            "GLOO_SOCKET_IFNAME to its name on each",
+            name=os.environ.get(_NAMES[0], "that the machine's name leads to"),
+        )
+
+    def _end(self, told: str) -> None:
+        """Say it and end this process, from whatever thread."""
+        announce(told)
+        if self._place.rank == 0:
+            self._draft.discard()
+        os._exit(FAILED)
+
+    # ---------------------------------------------------------------------------------------------- the worker's link
+
+    def at(self, doing: str) -> None:
+        self._doing, self._since = doing, time.monotonic()
+
+    def report(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "ready":
+            announce(f"ready: {event['why']}")
+        elif kind == "step":
+            announce(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
+        elif kind == "phase":
+            announce(event["phase"])
+            if event["phase"] == "saving":
+                signal.signal(signal.SIGTERM, self._leave)
+
+    @staticmethod
+    def _leave(number: int, frame: FrameType | None) -> None:
+        """torchrun ends this rank while it saves: leave by way of `run`'s clean-up, and no half-written folder behind.
+
+        Before there is something to clean up, the default serves better: it works in the middle of a collective too.
+        """
+        sys.exit(128 + number)
+
+    # ------------------------------------------------------------------------------------------------- the time limit
+
+    def _alarm(self, seconds: float, last: bool) -> threading.Timer:
+        alarm = threading.Timer(seconds, self._time_is_up, (last,))
+        alarm.daemon = True
+        alarm.start()
+        return alarm
+
+    def _time_is_up(self, last: bool) -> None:
+        frame = sys._current_frames()[threading.main_thread().ident or 0]
+        stack = "".join(traceback.format_stack(frame))
+        layout, rank, limit = self._spec.layout, self._place.rank, self._spec.workload.time_limit
+        if verdict.is_waiting(stack) and not last:
+            self._alarm(GRACE_S, last=True)
+            return
+        self._last_word.acquire()
+        self._leave_failed()
+        if verdict.is_waiting(stack):
+            self._end(f"the run reached its time limit of {limit:g} s: {verdict.named(layout, rank)} was waiting for other ranks")
+        why = verdict.of_time_limit(layout, limit, [verdict.Halt(rank, self._doing, time.monotonic() - self._since, stack)])
+        self._end(f"{why.sentence}\n{why.traceback}")

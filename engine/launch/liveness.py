@@ -1,0 +1,198 @@
+"""Which rank is gone, known within seconds: a connection from every rank to rank 0 on which nothing is said until the end.
+
+What tells of an end is the connection, and never a clock of ours:
+
+- A process that ends, however it ends, has its connections closed by its system. That is heard at once.
+- A machine that is gone, or whose cable is, answers no more. Systems ask each other for a sign of life once a second while
+  nothing is said (TCP keepalive) and give a connection up after four seconds without one.
+
+It is the system that answers and not the process. So a rank that computes for minutes, one that is stopped, and a machine that is
+ten times too slow are not taken for gone: those are for the run's time limit to judge.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# Seconds: an outage of a network shorter than this goes unnoticed, and what is noticed is noticed within five.
+SILENCE_S = 4
+_MOST = 1 << 16  # bytes of a line
+_OPTIONS = {
+    "TCP_KEEPIDLE": 1,  # seconds of quiet before the first question
+    "TCP_KEEPALIVE": 1,  # the same on macOS
+    "TCP_KEEPINTVL": 1,
+    "TCP_KEEPCNT": SILENCE_S - 1,
+    "TCP_USER_TIMEOUT": 1000 * SILENCE_S,  # also while something that was said has not arrived
+}
+
+
+class LivenessError(Exception):
+    """A rank could not be reached, or did not come."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What has become of a rank: "failed", which it said itself, or "gone" without a word, and `why`."""
+
+    rank: int
+    how: str
+    why: str = ""
+
+
+def listener(address: str) -> socket.socket:
+    """A socket that listens at a free port of that address."""
+    family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((address, 0), family=family, backlog=128)
+
+
+def gather(listening: socket.socket, word: str, world: int, seconds: float) -> dict[int, socket.socket]:
+    """On rank 0: the connection of each other rank. Who does not know the word is not let in. Raises `LivenessError`."""
+    found: dict[int, socket.socket] = {}
+    listening.settimeout(seconds)
+    while len(found) < world - 1:
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            missing = next(rank for rank in range(1, world) if rank not in found)
+            raise LivenessError(f"rank {missing} did not come within {seconds:g} s") from None
+        rank = _greeting(connection, word)
+        if rank is None or not 0 < rank < world or rank in found:
+            connection.close()
+            continue
+        found[rank] = connection
+    return found
+
+
+def _greeting(connection: socket.socket, word: str) -> int | None:
+    """The rank that somebody says to be, if it knows the word."""
+    connection.settimeout(SILENCE_S)
+    try:
+        said = json.loads(_line(connection))
+        return said["rank"] if said["word"] == word and type(said["rank"]) is int else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _line(connection: socket.socket) -> bytes:
+    """A short line, byte by byte: what comes after it is for another reader."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 256 and (byte := connection.recv(1)):
+        line += byte
+    return line
+
+
+def join(address: str, port: int, word: str, rank: int, seconds: float) -> socket.socket:
+    """On another rank: its connection to rank 0. Raises `LivenessError`."""
+    try:
+        connection = socket.create_connection((address, port), timeout=seconds)
+        connection.sendall(json.dumps({"rank": rank, "word": word}).encode() + b"\n")
+    except OSError as error:
+        raise LivenessError(f"rank {rank} does not reach rank 0 at {address}: {error}") from error
+    return connection
+
+
+class Liveness:
+    """Watches over connections in a thread of its own. `lost` is called there once, with the first rank that is gone."""
+
+    def __init__(self, connections: dict[int, socket.socket], lost: Callable[[News], None]) -> None:
+        """`connections`: of rank 0 one to each other rank, of another rank one to rank 0."""
+        self._connections, self._lost = dict(connections), lost
+        self._unread = dict.fromkeys(connections, b"")
+        self._ended: set[int] = set()  # ranks that have said that they end
+        self._heard = threading.Event()
+        self._news: News | None = None
+        self._sending = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        for rank, connection in connections.items():
+            connection.setblocking(True)
+            _keep_alive(connection)
+            self._selector.register(connection, selectors.EVENT_READ, rank)
+        threading.Thread(target=self._watch, name="liveness", daemon=True).start()
+
+    def news(self, seconds: float) -> News | None:
+        """The first bad news, waiting so long for it."""
+        self._heard.wait(seconds)
+        return self._news
+
+    def leave(self, how: str) -> None:
+        """Say that this rank ends, "done" or "failed". What happens to it then is no news."""
+        self._tell({"ends": how})
+
+    def _watch(self) -> None:
+        while self._connections:
+            for key, _ in self._selector.select():
+                rank = key.data
+                why = self._read(rank)
+                if why is not None:
+                    self._close(rank)
+                    if rank not in self._ended:
+                        self._take_in(News(rank, "gone", why))
+
+    def _read(self, rank: int) -> str | None:
+        """Take in what came from a rank; why its connection is over, if it is."""
+        try:
+            data = self._connections[rank].recv(_MOST)
+        except OSError as error:
+            return f"its machine has not answered for {SILENCE_S} s" if isinstance(error, TimeoutError) else _reason(error)
+        if not data:
+            return "its connection was closed"
+        *lines, rest = (self._unread[rank] + data).split(b"\n")
+        if len(rest) > _MOST:
+            return "it said what no rank says"
+        self._unread[rank] = rest
+        for line in lines:
+            try:
+                self._obey(rank, json.loads(line))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                return "it said what no rank says"
+        return None
+
+    def _obey(self, rank: int, said: dict[str, Any]) -> None:
+        if "ends" in said:
+            self._ended.add(rank)
+            if said["ends"] == "failed":
+                self._take_in(News(rank, "failed"))
+        else:
+            self._take_in(News(int(said["rank"]), str(said["how"]), str(said["why"])))
+
+    def _take_in(self, news: News) -> None:
+        """Of several the first: the others are what it led to. Rank 0 tells it to the rest."""
+        if self._news is None:
+            self._news = news
+            self._heard.set()
+            self._tell(vars(news))
+            if news.how == "gone":
+                self._lost(news)
+
+    def _tell(self, said: dict[str, Any]) -> None:
+        line = json.dumps(said).encode() + b"\n"
+        with self._sending:
+            for connection in list(self._connections.values()):
+                try:
+                    connection.sendall(line)
+                except OSError:  # it is gone, which the thread reads from the same connection
+                    continue
+
+    def _close(self, rank: int) -> None:
+        with self._sending:
+            connection = self._connections.pop(rank)
+        self._selector.unregister(connection)
+        connection.close()
+
+
+def _reason(error: OSError) -> str:
+    return f"its connection broke: {error.strerror}"
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Have the systems at both ends see whether the other is there."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _OPTIONS.items():
+        if hasattr(socket, name):  # each system has its own
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,127 @@
+"""A table's Parquet file, read only after its own account of itself has shown that it is one, and no larger than it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import ArrowException
+from pyarrow import parquet as pq
+
+from engine.spec import RequestError, Sentence, sentence
+from engine.tables import SCHEMAS
+
+
+class Bounds(NamedTuple):
+    """What one run may hold: rows of a table, and bytes of all its tables as they lie in memory.
+
+    `strange`: its files come from elsewhere, so it is also looked at how they are packed. In a damaged file, the library ends the
+    process over that, so it must be one of its own.
+    """
+
+    rows: int
+    bytes: int
+    strange: bool
+
+
+# What this program writes. Others would do too, but a page of theirs can be a thousand times what it takes in the file, and a
+# text with the beginning of the one before it any length.
+_CODECS = {"SNAPPY", "UNCOMPRESSED"}
+_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"}
+_ARROW = {"str": pa.large_string(), "int64": pa.int64(), "float64": pa.float64()}
+_MOST_GROUPS = 64  # of rows; pandas begins a new one after a million
+_NUMBER_BYTES = 8  # of a number, and of where a text begins
+
+
+def read_table(name: str, file: BinaryIO, bounds: Bounds) -> pd.DataFrame:
+    """The table `name` in the Parquet `file`, with exactly the columns and types of its schema. Raises `RequestError`."""
+    called, schema = f"{name}.parquet", SCHEMAS[name]
+    try:
+        texts = [column for column, dtype in schema.items() if dtype == "str"]
+        # A text that stands once in the file and in a million rows is left so until it is known what the rows come to.
+        parquet = pq.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
+        _refuse_first(_misfits(called, parquet.metadata, parquet.schema_arrow, schema, bounds))
+        # In this thread: with threads of its own, what reading took for a moment would stay with each of them.
+        found = parquet.read(use_threads=False).select(list(schema))
+        found.validate(full=True)  # of a text, that it is one
+        _refuse_first(_too_much(called, found, bounds))
+        wanted = pa.schema([(column, _ARROW[dtype]) for column, dtype in schema.items()])
+        return found.cast(wanted).to_pandas(use_threads=False, ignore_metadata=True)
+    except MemoryError:
+        raise
+    except (ArrowException, OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise RequestError(sentence("{name} is not a table: {error}", name=called, error=reason)) from error
+
+
+def bytes_of(rows: pd.DataFrame) -> int:
+    """What a table takes in memory."""
+    return int(rows.memory_usage(index=False, deep=True).sum())
+
+
+def _refuse_first(found: Iterator[Sentence]) -> None:
+    if wrong := next(found, None):
+        raise RequestError(wrong)
+
+
+def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bounds: Bounds) -> Iterator[Sentence]:
+    """What of the file's own account a table cannot have."""
+    if metadata.num_rows > bounds.rows:
+        yield sentence("{name} has {rows:,} rows; up to {most:,} are taken", name=name, rows=metadata.num_rows, most=bounds.rows)
+    if metadata.num_row_groups > _MOST_GROUPS:
+        yield sentence(
+            "{name} has {rows:,} groups of rows; up to {most:,} are taken",
+            name=name, rows=metadata.num_row_groups, most=_MOST_GROUPS,
+        )  # fmt: skip
+    if missing := [column for column in schema if column not in columns.names]:
+        yield sentence("{name} lacks {missing}", name=name, missing=", ".join(missing))
+    if metadata.num_columns > len(schema):
+        more = next((column for column in columns.names if column not in schema), "")[:60]
+        yield sentence("{name} has a column {column!r}, which is none of its own", name=name, column=more)
+    for column, dtype in schema.items():
+        found = columns.field(column).type
+        if not _is(found, dtype):
+            yield sentence(
+                "{name} has {found} in {column}; {dtype} belongs there",
+                name=name,
+                found=str(found)[:60],
+                column=column,
+                dtype=dtype,
+            )
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if (whole := sum(group.total_byte_size for group in groups)) > bounds.bytes:
+        yield _larger(whole, bounds)
+    for part in (group.column(i) for group in groups for i in range(metadata.num_columns) if bounds.strange):
+        if part.compression not in _CODECS or not _ENCODINGS.issuperset(part.encodings):
+            yield sentence(
+                "{name} is packed in a way that is not taken: {way}; what pandas writes by default is",
+                name=name, way=", ".join([part.compression, *part.encodings]),
+            )  # fmt: skip
+        if part.total_uncompressed_size > bounds.bytes:
+            yield _larger(part.total_uncompressed_size, bounds)
+
+
+def _is(found: pa.DataType, dtype: str) -> bool:
+    if dtype != "str":
+        return found == _ARROW[dtype]
+    return pa.types.is_dictionary(found) and (pa.types.is_string(found.value_type) or pa.types.is_large_string(found.value_type))
+
+
+def _too_much(name: str, found: pa.Table, bounds: Bounds) -> Iterator[Sentence]:
+    """What only the rows tell: texts that are none, and what all of them come to."""
+    whole = found.num_rows * found.num_columns * _NUMBER_BYTES
+    for column in found.column_names:
+        chunks = [c for c in found[column].chunks if isinstance(c, pa.DictionaryArray)]
+        whole += sum(pc.sum(pc.binary_length(c.dictionary).take(c.indices)).as_py() or 0 for c in chunks)
+    if whole > bounds.bytes:
+        yield _larger(whole, bounds)
+    for column in found.column_names:
+        if found[column].null_count and not pa.types.is_floating(found[column].type):
+            yield sentence("{name} has nothing in {column} where something belongs", name=name, column=column)
+
+
+def _larger(whole: int, bounds: Bounds) -> Sentence:
+    return sentence("it holds {bytes:,} bytes; up to {most:,} are taken", bytes=whole, most=bounds.bytes)

@@ -1,0 +1,122 @@
+"""Which of a stage's actions memory is worked out from, and what they come to one behind the other.
+
+A step may have very many: of 1,024 stages and 65,536 microbatches, hundreds of millions. Most repeat what was there already.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.predict.tape.passes import Counts
+from engine.predict.tape.walk import Change, Moment
+from engine.schedule import Action, Schedule, entries
+from engine.schedule.orders import enough_microbatches, messages_held, stage_order
+from engine.schedule.plans import stage_plan
+from engine.schedule.short import SHORT, LeftOut, short
+from engine.spec import LayoutSpec, RequestError, RunSpec, sentence
+
+# Passes and messages of a schedule: up to so many each is gone through. Of more, the middle of what repeats is left out where the
+# order is simple; elsewhere, from the most on, microbatches that bring nothing new. If more are left, it is not worked out.
+ALL_OF, MOST = 20_000, 1_000_000
+
+
+@dataclass(frozen=True)
+class StageActions:
+    """How a step is gone through: all its `microbatches`, so many as bring something new, or `short`: see `schedule.short`."""
+
+    layout: LayoutSpec
+    microbatches: int
+    fewer: int  # microbatches that are left out
+    short: bool
+    tied: bool
+
+    def of(self, stage: int) -> tuple[Schedule, tuple[LeftOut, ...]]:
+        """A stage's own part of the schedule, and what is left out in it."""
+        layout, m = self.layout, self.microbatches
+        placement, left_out = layout.placement, tuple[LeftOut, ...]()
+        if self.short:
+            found = short(layout, stage, m, self.tied)
+            actions, count, left_out = found.actions, found.microbatches, found.left_out
+        else:
+            order = stage_order(layout.schedule, layout.pp, stage, m, layout.chunks)
+            actions, count = stage_plan(layout, placement, stage, order, self.tied), m
+        held = messages_held(layout.schedule, layout.pp, m)
+        return Schedule(layout.schedule, count, placement, ((),) * stage + (actions,), held), left_out
+
+    def named(self, action: Action, rest: Sequence[Moment]) -> Action:
+        """The action as it is called in the whole schedule. `rest`: it and what comes after it on its stage.
+
+        Microbatches that bring nothing new are left out between the first ones and the stage's last forward.
+        """
+        if not self.fewer or action.microbatch < 0 or any(moment.action.kind == "F" for moment in rest):
+            return action
+        return replace(action, microbatch=action.microbatch + self.fewer)
+
+
+def way_of(spec: RunSpec, all_of: int, most: int) -> StageActions:
+    """Raises `RequestError` where too much would be left to go through."""
+    layout, m, parts = spec.layout, spec.workload.microbatches, spec.model.parts
+    if spec.generate.skip_training or entries(layout, m) <= all_of:
+        return StageActions(layout, m, 0, False, parts.tied)
+    if layout.schedule in SHORT and not parts.encoder:  # what an encoder lends is told by each microbatch's own passes
+        return StageActions(layout, m, 0, True, parts.tied)
+    enough = m if entries(layout, m) <= most else _enough(layout, m)
+    if (count := entries(layout, enough)) > most:
+        raise RequestError(
+            sentence(
+                "{schedule} with pp={pp}, chunks={chunks} and {microbatches} microbatches has {count} passes and messages, and "
+                "memory is worked out from at most {most}; less of one of these fits",
+                schedule=layout.schedule,
+                pp=layout.pp,
+                chunks=layout.chunks,
+                microbatches=f"{enough:,}",
+                count=f"{count:,}",
+                most=f"{most:,}",
+            )
+        )
+    return StageActions(layout, enough, m - enough, False, parts.tied)
+
+
+def _enough(layout: LayoutSpec, microbatches: int) -> int:
+    """With two more, where rounds need not be whole, so that what repeats is there before a stage's last forward too."""
+    more = 0 if layout.schedule == "interleaved" else 2
+    return min(microbatches, int(enough_microbatches(layout.schedule, layout.pp, microbatches)) + more)
+
+
+def with_left_out(moments: list[Moment], left_out: Sequence[LeftOut]) -> list[Moment]:
+    """With a moment for what is left out at each place, which tells what that comes to."""
+    found, done = list[Moment](), 0
+    for start, stop, times in left_out:
+        counts: Counts = defaultdict(int)
+        for change in (change for moment in moments[start:stop] for change in moment.changes):
+            for key, count in change.counts.items():
+                counts[key] += times * count
+        found += moments[done:stop]
+        if any(counts.values()):  # otherwise what comes in one goes in the same
+            action = next(m.action for m in moments[start:stop] if m.action.kind in ("F", "B"))
+            found.append(Moment(action, (), None, (Change(counts),), times))
+        done = stop
+    return found + moments[done:]
+
+
+def in_flight(moments: Sequence[Moment]) -> int:
+    """Microbatches whose activations are held while the last of these actions runs, over all chunks."""
+    *before, now = moments
+    ended = sum(moment.times for moment in before if moment.action.kind in ("B", "W"))
+    return sum(moment.times for moment in before if moment.action.kind == "F") + (now.action.kind == "F") - ended
+
+
+def highest(moments: list[Moment]) -> int:
+    """The number of the action with the highest point."""
+    best, best_at, now = -1, 0, 0
+    for number, moment in enumerate(moments):
+        for change in moment.before:
+            now += change.total
+        high, net = (moment.effect.highest[0], moment.effect.net.total) if moment.effect is not None else (0, 0)
+        after = sum(change.total for change in moment.after)
+        if now + max(high, net + after) > best:
+            best, best_at = now + max(high, net + after), number
+        now += net + after
+    return best_at

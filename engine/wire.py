@@ -1,0 +1,152 @@
+"""What processes of this program tell each other, as bytes: JSON for what is small, Arrow IPC for tables, raw bytes for the rest.
+
+A message is a head, which is JSON, and parts with names. Reading one never runs anything that is in it, and each reader says what
+it expects: whatever else comes in is a `WireError`, with one sentence. Imports no torch.
+
+    8 bytes   length of the head, little-endian
+    head      {"head": …, "parts": [[name, bytes], …]}
+    parts     one behind the other
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from engine.tables import SCHEMAS
+
+Rows = dict[str, list[dict[str, Any]]]
+Parts = Mapping[str, bytes | memoryview]
+
+LARGEST = 4 << 30  # bytes of a message
+_MOST_HEAD = 16 << 20
+_LENGTH = struct.Struct("<Q")
+_AT_ONCE = 1 << 20
+_ARROW = {"str": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+# What a rank hands in besides the tables: the totals of its allocator.
+_ALLOCATOR = dict.fromkeys(("rank", "start_bytes", "peak_bytes", "unaccounted_bytes"), "int64")
+
+
+class WireError(Exception):
+    """What another process sent is not what it should be."""
+
+
+# -------------------------------------------------------------------------------------------------------------- messages
+
+
+def pack(head: Any, parts: Parts | None = None) -> bytes:
+    """A message. `head` is JSON-able; NaN is kept, and a tuple becomes a list."""
+    parts = parts or {}
+    written = json.dumps({"head": head, "parts": [[name, len(part)] for name, part in parts.items()]}).encode()
+    return b"".join((_LENGTH.pack(len(written)), written, *parts.values()))
+
+
+def unpack(message: bytes) -> tuple[Any, dict[str, memoryview]]:
+    """Head and parts of a message. Raises `WireError`."""
+    view = memoryview(message)
+    if len(view) < _LENGTH.size:
+        raise WireError(f"a message of {len(view)} bytes is too short to be one")
+    (length,) = _LENGTH.unpack_from(view)
+    if length > min(_MOST_HEAD, len(view) - _LENGTH.size):
+        raise WireError(f"a message of {len(view):,} bytes cannot have a head of {length:,}")
+    start = _LENGTH.size + length
+    try:
+        read = json.loads(bytes(view[_LENGTH.size : start]))
+        head, listed = read["head"], [(str(name), int(size)) for name, size in read["parts"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WireError(f"the head of a message cannot be read: {error}") from error
+    sizes = [size for _, size in listed]
+    if min(sizes, default=0) < 0 or sum(sizes) != len(view) - start or len({name for name, _ in listed}) < len(listed):
+        raise WireError(f"the parts of a message do not add up to its {len(view):,} bytes")
+    parts = {}
+    for name, size in listed:
+        parts[name], start = view[start : start + size], start + size
+    return head, parts
+
+
+def send(fd: int, message: bytes) -> None:
+    """Write a message to a pipe or socket, with its length before it. Raises `OSError` if nobody is there to read it."""
+    _all(fd, _LENGTH.pack(len(message)))
+    _all(fd, message)
+
+
+def receive(fd: int, most: int = LARGEST) -> bytes:
+    """Read what `send` wrote. Blocks until it is there. Raises `EOFError` if the other end is gone, and `WireError`."""
+    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size))
+    if length > most:
+        raise WireError(f"a message of {length:,} bytes is more than the {most:,} that are taken")
+    return _exactly(fd, length)
+
+
+def _all(fd: int, message: bytes) -> None:
+    left = memoryview(message)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _exactly(fd: int, count: int) -> bytes:
+    found = bytearray()
+    while len(found) < count:
+        data = os.read(fd, min(count - len(found), _AT_ONCE))
+        if not data:
+            raise EOFError
+        found += data
+    return bytes(found)
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+
+
+def arrow(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow_read(stream: bytes | memoryview) -> pa.Table:
+    """The table in an Arrow IPC stream, every offset in it checked. Raises `WireError`."""
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise WireError(f"a table cannot be read: {error}") from error
+    return table
+
+
+def pack_rows(rows: Rows) -> bytes:
+    """Rows of the tables of `engine.tables` without their source, and of "allocator", by the table's name."""
+    return pack(None, {name: arrow(pa.Table.from_pylist(part, _schema(name))) for name, part in rows.items()})
+
+
+def unpack_rows(message: bytes, rank: int | None = None) -> Rows:
+    """What `pack_rows` packed, held against the schemas of the tables. With `rank`, of no other rank. Raises `WireError`."""
+    head, parts = unpack(message)
+    if head is not None:
+        raise WireError("a message of rows has nothing in its head")
+    rows = {}
+    for name, stream in parts.items():
+        if name != "allocator" and name not in SCHEMAS:
+            raise WireError(f"there is no table {name[:40]!r}")
+        table = arrow_read(stream)
+        if not table.schema.equals(_schema(name)):
+            columns = ", ".join(f"{field.name} {field.type}" for field in _schema(name))
+            raise WireError(f"the table {name} has the columns {columns}, and no others")
+        if any(column.null_count for column in table.columns):
+            raise WireError(f"the table {name} has an empty cell")
+        rows[name] = table.to_pylist()
+        if rank is not None and any(row.get("rank", rank) != rank for row in rows[name]):
+            raise WireError(f"the table {name} has rows of another rank")
+    return rows
+
+
+def _schema(name: str) -> pa.Schema:
+    columns = _ALLOCATOR if name == "allocator" else SCHEMAS[name]
+    return pa.schema([(column, _ARROW[kind]) for column, kind in columns.items() if column != "source"])

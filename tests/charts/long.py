@@ -1,0 +1,48 @@
+"""The tables of a run as long as one machine takes: 16 ranks, 256 microbatches, 10,000 steps. None of it was run."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from engine.predict.memory import curve_table
+from engine.predict.run import predict
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from engine.tables import RunResult, table
+from engine.topology import Mesh
+
+SPEC = RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=4), workload=WorkloadSpec(microbatches=256, steps=10_000))
+MESH = Mesh(2, 2, 4)
+PEAK_RANK = 0
+
+
+@cache
+def long_run() -> RunResult:
+    """The formulas' own tables, called measured; every pass has a transfer of half its length beside it."""
+    predicted = predict(SPEC)
+    spans = predicted.tables["spans"]
+    comm = spans.assign(lane="comm", kind="send", end_ns=(spans["start_ns"] + spans["end_ns"]) // 2)
+    ones = [curve_table(SPEC, stage * 4) for stage in range(MESH.pp)]  # of a stage's ranks all hold the same
+    curves = [ones[rank // 4].assign(rank=rank) for rank in range(MESH.size)]
+    steps = np.arange(1, SPEC.workload.steps + 1)
+    losses = pd.DataFrame({"step": steps, "loss": 5.0 - steps / 10_000, "grad_norm": 1.0, "step_ns": 10**9, "tokens": 10**4})
+    process = [{"rank": rank, "rss_bytes": 1, "uss_bytes": 1, "baseline_bytes": 1, "peak_rss_bytes": 1} for rank in range(16)]
+    tables = {
+        "memory_peak": predicted.tables["memory_peak"],
+        "memory_curve": pd.concat(curves, ignore_index=True),
+        "traffic": predicted.tables["traffic"],
+        "spans": pd.concat([spans, comm], ignore_index=True),
+        "steps": losses.assign(source="measured"),
+        "process": table("process", process, "measured"),
+    }
+    summary = predicted.summary | {
+        "steps": len(steps),
+        "step_ns": 10**9,
+        "tokens_per_second": 1e4,
+        "loss_first": 5.0,
+        "loss_last": 4.0,
+    }
+    environment = {"backend": "gloo", "why": "0 GPUs for 16 ranks, so gloo on the CPU", "cores": 2}
+    return RunResult(SPEC, environment, summary, {name: t.assign(source="measured") for name, t in tables.items()})

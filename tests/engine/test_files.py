@@ -1,0 +1,69 @@
+"""Files that users name: what is no file is not waited for, and what is written is whole."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from engine import files
+from engine.devices import read_device
+from engine.launch.request import read_spec
+from engine.spec import RequestError
+
+
+def test_a_file_is_read_up_to_the_most_that_it_may_have(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    assert files.read(file, 5) == b"12345"
+    with pytest.raises(RequestError, match="file has 5 bytes; up to 4 are taken"):
+        files.read(file, 4)
+
+
+def test_what_has_no_end_or_never_begins_is_not_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        for read in (lambda path: files.read(path, 10), lambda path: read_spec(str(path)), read_device):
+            with pytest.raises(RequestError, match="is not a regular file"):
+                read(path)
+
+
+def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.touch()
+    os.mkfifo(pipe)
+    looked_at = os.stat(file)
+    monkeypatch.setattr("engine.files.os.stat", lambda path: looked_at)
+    with pytest.raises(RequestError, match="pipe is not a regular file"):
+        files.read(pipe, 10)
+
+
+def test_of_a_file_that_the_system_makes_up_as_it_is_read_nothing_is_read() -> None:
+    """As /proc/kmsg, which keeps its reader waiting for the system's next message."""
+    assert files.read(Path("/proc/self/status"), 10**6) == b""
+
+
+def test_many_that_write_one_file_at_once_leave_one_of_them_whole_and_nothing_else(tmp_path: Path) -> None:
+    file, together = tmp_path / "file", Barrier(12)
+    contents = [bytes([65 + n]) * 100_000 for n in range(12)]
+
+    def write(content: bytes) -> None:
+        together.wait()
+        for _ in range(20):
+            files.write(file, content)
+
+    with ThreadPoolExecutor(12) as writers:
+        list(writers.map(write, contents))
+    assert file.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        files.write(tmp_path / "folder", b"content")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

@@ -1,0 +1,112 @@
+"""Which rank is gone: heard from its connection, at once, and never of one that said that it ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from queue import SimpleQueue
+from threading import Thread
+
+import pytest
+
+from engine.launch.liveness import SILENCE_S, Liveness, LivenessError, News, gather, join, listener
+from tests.patience import PATIENCE_S
+
+WORD = "swordfish"
+
+
+class Ranks:
+    """Rank 0 with some others, all in this process."""
+
+    def __init__(self, world: int) -> None:
+        with listener("127.0.0.1") as listening:
+            port = listening.getsockname()[1]
+            self.sockets = {rank: join("127.0.0.1", port, WORD, rank, PATIENCE_S) for rank in range(1, world)}
+            self.connections = gather(listening, WORD, world, PATIENCE_S)
+        self.lost: dict[int, SimpleQueue[News]] = {rank: SimpleQueue() for rank in range(world)}
+        self.ranks = {0: Liveness(self.connections, self.lost[0].put)}
+        self.ranks |= {rank: Liveness({0: own}, self.lost[rank].put) for rank, own in self.sockets.items()}
+
+    def cut(self, rank: int) -> None:
+        """What the system does when the process ends."""
+        self.sockets[rank].shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def three() -> Iterator[Ranks]:
+    ranks = Ranks(3)
+    yield ranks
+    for rank in (1, 2):
+        if ranks.sockets[rank].fileno() != -1:  # otherwise it is cut already
+            ranks.cut(rank)
+
+
+def test_a_rank_that_is_gone_is_named_to_all(three: Ranks) -> None:
+    three.cut(1)
+    gone = News(1, "gone", "its connection was closed")
+    assert three.lost[0].get(timeout=PATIENCE_S) == gone
+    assert three.lost[2].get(timeout=PATIENCE_S) == gone
+    assert three.ranks[2].news(0) == gone
+
+
+def test_a_rank_that_said_that_it_ends_is_not_gone(three: Ranks) -> None:
+    three.ranks[1].leave("done")
+    three.cut(1)
+    three.cut(2)  # heard after the other, of which nothing was told
+    assert three.lost[0].get(timeout=PATIENCE_S).rank == 2
+    assert three.lost[0].empty()
+
+
+def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three: Ranks) -> None:
+    three.ranks[2].leave("failed")
+    failed = News(2, "failed")
+    assert three.ranks[0].news(PATIENCE_S) == failed
+    assert three.ranks[1].news(PATIENCE_S) == failed
+    three.cut(2)
+    assert three.lost[0].empty()
+
+
+def test_what_no_rank_says_counts_as_its_end(three: Ranks) -> None:
+    three.sockets[1].sendall(b"GET / HTTP/1.1\r\n")
+    assert three.lost[0].get(timeout=PATIENCE_S) == News(1, "gone", "it said what no rank says")
+
+
+def test_a_system_that_does_not_answer_is_given_up_within_five_seconds(three: Ranks) -> None:
+    """By the system, which is told so: no test can pull a cable."""
+    for connection in (three.connections[1], three.sockets[1]):
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options = {name: getattr(socket, name) for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE") if hasattr(socket, name)}
+        (idle,) = (connection.getsockopt(socket.IPPROTO_TCP, number) for number in options.values())
+        each = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+        times = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+        assert idle + each * times == SILENCE_S < 5
+
+
+def test_only_who_knows_the_word_is_let_in() -> None:
+    with ExitStack() as opened:
+        listening = opened.enter_context(listener("127.0.0.1"))
+        address = listening.getsockname()
+        for said in (b"", b"hello\n", b"[" * 300, json.dumps({"rank": 1, "word": "guess"}).encode() + b"\n"):
+            opened.enter_context(socket.create_connection(address)).sendall(said + b"\n")
+        strange = (0, 2, -1, "1", None, True)
+        for rank in strange:
+            stranger = opened.enter_context(socket.create_connection(address))
+            stranger.sendall(json.dumps({"rank": rank, "word": WORD}).encode() + b"\n")
+        real = opened.enter_context(join(*address, WORD, 1, 5))
+        connections = gather(listening, WORD, 2, 30)
+        assert connections[1].getpeername() == real.getsockname()
+        connections[1].close()
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    with listener("127.0.0.1") as listening:
+        coming = Thread(target=lambda: join(*listening.getsockname(), WORD, 1, 5).close())
+        coming.start()
+        with pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):
+            gather(listening, WORD, 3, 0.5)
+        coming.join()
+        address, port = listening.getsockname()
+    with pytest.raises(LivenessError, match=r"rank 1 does not reach rank 0 at 127\.0\.0\.1: .*refused"):
+        join(address, port, WORD, 1, 5)

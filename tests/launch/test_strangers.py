@@ -1,0 +1,60 @@
+"""Other users of the machine can reach the ports that a run listens on, and nothing comes of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.bench import Bench, finished, small, until
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the host puts what lasts for a moment only."""
+    return tmp_path_factory.mktemp("places")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, places: Path) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TMPDIR", str(places))
+        bench = Bench(tmp_path_factory.mktemp("runs"))
+        finished(bench.queue, bench.queue.submit(small(steps=1)))  # its host has been started with that
+    yield bench
+    bench.queue.close()
+
+
+def ports(ranks: list[psutil.Process]) -> list[tuple[str, int]]:
+    """Where they listen."""
+    return [tuple(c.laddr) for rank in ranks for c in rank.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+
+
+def test_who_knocks_at_a_runs_ports_neither_ends_nor_changes_it(bench: Bench) -> None:
+    quiet = finished(bench.queue, bench.queue.submit(small(steps=100)))
+    id = bench.queue.submit(small(steps=100))
+    until(bench.queue, id, lambda state: state.phase == "running")
+    knocked = ports([bench.host, *bench.ranks()])
+    for address in knocked:
+        for said in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096)):
+            with socket.create_connection(address, timeout=5) as stranger:
+                stranger.sendall(said)
+    assert {host for host, _ in knocked} <= {"127.0.0.1", "::1"}
+    state = finished(bench.queue, id)
+    assert (state.phase, state.losses) == ("done", quiet.losses)
+
+
+def test_where_ranks_meet_is_a_file_that_no_other_user_can_open_and_it_goes_with_the_run(bench: Bench, places: Path) -> None:
+    id = bench.queue.submit(small(steps=10_000))
+    until(bench.queue, id, lambda state: state.step > 0)
+    (folder,) = places.glob("shardscope-*")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [file.name for file in folder.iterdir()] == ["store"]
+    bench.queue.cancel(id)
+    finished(bench.queue, id)
+    assert not folder.exists()

@@ -1,0 +1,31 @@
+"""What tests ask of processes beside the server."""
+
+from __future__ import annotations
+
+import os
+import time
+
+JOBS = (
+    "engine.devices.device",
+    "engine.predict.planner.candidates.candidates",
+    "tests.pages.jobs.divide",
+    "tests.pages.jobs.leave",
+    "tests.pages.jobs.pid",
+    "tests.pages.jobs.wait",
+)
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def divide(number: int, by: int) -> float:
+    return number / by
+
+
+def wait(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def leave(status: int) -> None:
+    os._exit(status)

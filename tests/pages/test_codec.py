@@ -1,0 +1,110 @@
+"""Calls and answers between processes: what goes comes back as it was, and nothing else is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from engine.devices import DEVICES
+from engine.predict.papers.reference import Reference
+from engine.spec import RunSpec, Sentence, sentence
+from engine.wire import WireError, pack, unpack
+from pages.learn.weighing import Weighed
+from pages.plan.found import Found, found
+from pages.plan.request import Request
+from pages.shared.codec import decoded, encoded, packed_call, read_call
+
+VALUES = [
+    (None, None),
+    (int | None, 3),
+    (float, 0.1),
+    (str, "größer"),
+    (bytes, b"\x00\xff"),
+    (list[int], [1, 2]),
+    (tuple[float, ...], (1.0, 2.5)),
+    (dict[str, Any], {"a": [1, None, "b"]}),
+    (RunSpec, RunSpec()),
+    (Request, Request(own=(1.0, 2.0), called="mine")),
+    (Weighed, Weighed(3, 2, "dp1.tp1.pp1", "1f1b", 0.5)),
+    (list[Reference], [Reference("paper", "7 B", "dp2", "memory", 1.0, 1.1, exact=True)]),
+]
+
+
+def through(kind: Any, value: Any) -> Any:
+    """As another process would get it."""
+    parts: dict[str, bytes] = {}
+    head, read = unpack(pack(encoded(value, parts), parts))
+    return decoded(kind, head, read)
+
+
+@pytest.mark.parametrize(("kind", "value"), VALUES)
+def test_a_value_comes_back_as_it_was(kind: Any, value: Any) -> None:
+    assert through(kind, value) == value
+
+
+def test_a_sentence_can_still_be_said_in_other_languages() -> None:
+    told = sentence("needs {need}", need=sentence("{n} more", n=2))
+    for back in (through(str, told), through(dict[str, Any], {"reason": told})["reason"]):
+        assert isinstance(back, Sentence)
+        assert (back, back.template, back.values["need"].template) == ("needs 2 more", "needs {need}", "{n} more")
+
+
+def test_arrays_and_tables_come_back_with_their_types() -> None:
+    array = np.arange(6, dtype=np.int32).reshape(2, 3)
+    back = through(np.ndarray, array)
+    assert back.dtype == array.dtype
+    assert (back == array).all()
+    back[0, 0] = 7  # its own
+    table = pd.DataFrame({"a": [1, 2], "b": pd.Categorical(["x", "y"]), "c": [0.5, float("nan")]}, index=[3, 9])
+    assert through(pd.DataFrame, table).equals(table)
+
+
+def test_what_a_search_found_comes_back_whole() -> None:
+    asked = Request(model="gpt2-1.5b", ranks=8, batch=16)
+    there = found(asked)
+    here = through(Found, there)
+    assert (here.count, here.feasible, here.device) == (there.count, there.feasible, there.device)
+    assert here.layouts.astype(dict.fromkeys(here.layouts.select_dtypes("category"), str)).equals(
+        there.layouts.astype(dict.fromkeys(there.layouts.select_dtypes("category"), str))
+    )
+    assert here.spec(0) == there.spec(0)
+    assert here.parts(0) == there.parts(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "written", "says"),
+    [
+        (int, "3", "'3' is no int"),
+        (bool, 1, "'1' is no bool"),
+        (int | None, "x", "none of"),
+        (tuple[int, int], [1], "no tuple"),
+        (RunSpec, {"model": {"layers": -1}}, "no RunSpec: layers=-1 must be greater than"),
+        (Weighed, [1, 2], "no Weighed"),
+        (np.ndarray, {"part": "0", "dtype": "<i8", "shape": [2]}, "3 bytes are no array int64 of shape"),
+        (np.ndarray, {"part": "0", "dtype": "O", "shape": [1]}, "are no array object"),
+        (pd.DataFrame, {"part": "0"}, "a table cannot be read"),
+        (bytes, {"part": "9"}, "no bytes"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(kind: Any, written: Any, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        decoded(kind, written, {"0": b"abc"})
+
+
+def test_a_call_is_of_a_function_on_the_list_with_its_own_arguments() -> None:
+    jobs = ("engine.devices.device",)
+    function, given = read_call(pack({"job": jobs[0], "given": {"name": "l40s"}}), jobs)
+    assert function(**given) == DEVICES["l40s"]
+    for head, says in (
+        ({"job": "os.system", "given": {}}, "there is no job 'os.system'"),
+        ({"job": jobs[0], "given": {"command": "x"}}, "takes no command"),
+        ({"job": jobs[0], "given": {"name": 3}}, "'3' is no str"),
+        ([1], "a question has a job"),
+    ):
+        with pytest.raises(WireError, match=says):
+            read_call(pack(head), jobs)
+    with pytest.raises(TypeError, match="a function cannot be sent"):
+        packed_call(sentence, ("",), {"value": through})

@@ -1,0 +1,71 @@
+"""A run of 16 ranks, 256 microbatches and 10,000 steps is shown whole, and so is a choice of any size that the spec allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import store
+from pages.charts.look import View
+from pages.runs.report import report
+from pages.shared.service import Service
+from tests.charts.long import long_run
+from tests.pages.opened import opened, text
+from tests.pages.stand_in import service
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Service:
+    made, _ = service(tmp_path / "runs")
+    store.save(long_run(), tmp_path / "runs" / "long")
+    return made
+
+
+def test_the_lab_shows_every_chart_of_a_long_run(served: Service) -> None:
+    app = opened("lab", served, run="long")
+    assert not app.exception
+    for subject in ("Memory of every rank", "Memory over one step", "Traffic of every rank", "Who sends to whom", "Training"):
+        assert subject in text(app)
+
+
+def test_a_report_of_a_long_run_has_every_chart(served: Service) -> None:
+    made = report("long", long_run(), View("light", "en"))
+    assert made.count("<figure") == made.count("<svg") == 6
+
+
+SIZES = {  # a link's choice, and what the Lab says of it
+    "many replicas": ("gpt-tiny~dp16384.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0", ["16,384 ranks", "Every rank needs"]),
+    "many of everything": (
+        "gpt3-175b~dp65536.tp32.pp96~1f1b~m8~b2~n20~r0.003~e0",
+        ["201,326,592 ranks", "The ranks of stage 0 will be fullest: 9.46 GiB", "One microbatch's way is not told: a way"],
+    ),
+    "many microbatches": (
+        "gpt.l8.h64.a4.v256.s64.f0~dp1.tp1.pp8~1f1b~m65536~b2~n20~r0.003~e0",
+        ["The bubble takes 0.0% of 196629 units of time", "2,883,584 passes and messages", "will be fullest"],
+    ),
+    "a schedule too long for memory": (
+        "gpt.l1024.h64.a4.v256.s64.f0~dp1.tp1.pp1024~zb-h1~m65536~b2~n20~r0.003~e0",
+        ["memory is worked out from at most 1,000,000", "Its timeline is not drawn"],
+    ),
+    "too many bytes": (
+        "gpt.l1024.h65536.a1024.v256.s1000000.f0~dp1.tp1.pp1~gpipe~m65536~b4096~n20~r0.003~e0",
+        ["memory is told up to 2^63 bytes"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_choice_of_any_size_is_answered_or_refused_with_the_arithmetic(served: Service, name: str) -> None:
+    code, said = SIZES[name]
+    app = opened("lab", served, spec=code)
+    assert not app.exception
+    assert all(part in text(app) for part in said), text(app)[-3_000:]
+
+
+def test_compare_shows_what_it_can_of_choices_of_any_size(served: Service) -> None:
+    choices = [SIZES[name][0] for name in ("many replicas", "many microbatches", "a schedule too long for memory")]
+    app = opened("compare", served, **{"with": "*".join(choices)})
+    assert not app.exception
+    assert "Its timeline is not drawn" in text(app)
+    assert "memory is worked out from at most 1,000,000" in text(app)

@@ -1,0 +1,44 @@
+"""Ledgers are kept as they were recorded: in a folder one by one, or very many in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.predict.ledger.form import Part, Structure
+from engine.predict.ledger.keep import Shelf, Volume
+from engine.predict.ledger.passes import Ledgers
+
+PLAIN = Structure("gpt", "none", "fp32", False, "features", ("A/G",))
+KEYS = [
+    (structure, part)
+    for structure in (PLAIN, PLAIN._replace(ones=("A/G", "B")))
+    for part in (Part(True, True, 2), Part(True, True, 1))
+]
+
+
+def test_a_folder_gives_back_what_was_put_there(ledgers: Ledgers, tmp_path: Path) -> None:
+    key, other = KEYS[:2]
+    Shelf(tmp_path).put(*key, ledgers(*key))
+    again = Shelf(tmp_path)
+    assert again(*key) == ledgers(*key)
+    assert key in again
+    assert other not in again
+    with pytest.raises(FileNotFoundError):
+        again(*other)
+
+
+def test_a_volume_gives_back_each_of_its_ledgers_and_is_smaller_than_a_folder(ledgers: Ledgers, tmp_path: Path) -> None:
+    several, shelf = {key: ledgers(*key) for key in KEYS}, Shelf(tmp_path)
+    for key, ledger in several.items():
+        shelf.put(*key, ledger)
+    path = tmp_path / "volume.xz"
+    path.write_bytes(Volume.bind(several))
+    volume = Volume(path)
+    assert {key: volume(*key) for key in KEYS} == several
+    assert path.stat().st_size < sum(shelf.path(*key).stat().st_size for key in KEYS)
+    missing = KEYS[0][0], Part(False, False, 1)
+    assert missing not in volume
+    with pytest.raises(KeyError):
+        volume(*missing)

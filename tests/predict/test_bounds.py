@@ -1,0 +1,141 @@
+"""Predictions of any size that a spec may have: what is alike is told once, and what is too large is refused with arithmetic."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from engine import catalog
+from engine.predict.memory import Place, Stages, memory, peak_table
+from engine.predict.run import predict
+from engine.predict.traffic import traffic
+from engine.schedule import entries
+from engine.schedule.orders import enough_microbatches
+from engine.schedule.short import SHORT
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.tables import members
+from engine.topology import MOST_MEMBERS, Mesh
+from tests.predict.random_specs import random_specs
+from tests.runs import small
+
+
+def asked(code: str, microbatches: int = 4, model: ModelSpec | None = None, **layout: Any) -> RunSpec:
+    return RunSpec(
+        model=model or catalog.model("gpt-tiny"),
+        layout=LayoutSpec(**LayoutSpec.degrees(code), **layout),
+        workload=WorkloadSpec(microbatches=microbatches),
+    )
+
+
+DEEP = ModelSpec(layers=1024, hidden=64, heads=4)
+
+
+def with_many_microbatches(spec: RunSpec) -> RunSpec:
+    """As many as make a schedule repeat itself."""
+    layout, more = spec.layout, spec.workload.microbatches + 3 * spec.layout.pp
+    if layout.schedule == "interleaved":
+        more = 6 * layout.pp
+    return RunSpec(model=spec.model, layout=layout, workload=spec.workload.model_copy(update={"microbatches": more}))
+
+
+def test_what_repeats_brings_no_other_peak() -> None:
+    """Of the same specs, with what repeats left out and without: same bytes, same action, same sum."""
+    seen = set[ScheduleName]()
+    for spec in map(with_many_microbatches, random_specs(60, seed=5, most=5)):
+        name, m = spec.layout.schedule, spec.workload.microbatches
+        fewest = entries(spec.layout, int(enough_microbatches(name, spec.layout.pp, m)) + 2)
+        for one, other in zip(memory(spec).peaks, memory(spec, all_of=0, most=fewest).peaks, strict=True):
+            assert (one.bytes, one.action) == (other.bytes, other.action), spec
+            if name in SHORT:
+                assert one.terms == other.terms, spec
+        seen.add(name)
+    assert len(seen) == 7
+
+
+@pytest.mark.parametrize("schedule", SHORT)
+def test_a_simple_schedule_is_as_quickly_gone_through_whatever_its_length(schedule: ScheduleName) -> None:
+    """Told by what is gone through, not by the clock."""
+    lengths = {len(Stages(asked("pp8", m, DEEP, schedule=schedule)).way.of(3)[0].stages[3]) for m in (10_000, 65_536)}
+    assert len(lengths) == 1
+    assert lengths.pop() < 200
+
+
+def test_many_stages_and_microbatches_have_all_answers_but_a_timeline() -> None:
+    result = predict(asked("pp128", 65_536, DEEP))
+    assert result.summary["bubble"] == pytest.approx(127 / (65_536 + 127))
+    assert result.summary["peak_action"] == "B chunk 0 microbatch 0"
+    assert set(result.tables) == {"memory_peak", "traffic"}
+    in_flight = [peak.bytes["activations"] for peak in memory(asked("pp128", 65_536, DEEP)).peaks[1:-1]]
+    steps = {one - other for one, other in pairwise(in_flight)}
+    assert len(steps) == 1, "each stage holds one microbatch fewer than the one before"
+
+
+def test_very_many_ranks_are_told_by_one_of_each_stage() -> None:
+    spec = asked("dp65536.tp32.pp96", 8, catalog.model("gpt3-175b"), zero=1)
+    result, mesh = predict(spec), Mesh(65_536, 32, 96)
+    assert set(result.tables["traffic"]["rank"]) == set(mesh.listed)
+    assert set(result.tables["memory_peak"]["rank"]) >= set(mesh.listed)
+    assert all(table.memory_usage(deep=True).sum() < 2**21 for table in result.tables.values())
+    along_dp = result.tables["traffic"].query("axis == 'dp' and rank == 0")["group"].unique().tolist()
+    assert along_dp == [f"0,32,…,{65_535 * 32}"]
+    assert members(along_dp[0]) == (0, 32, 65_535 * 32)
+
+
+def test_all_layouts_of_1024_ranks_have_every_rank() -> None:
+    assert all(Mesh(dp, 1, 1024 // dp).all_listed for dp in (1, 32, 1024))
+    assert not Mesh(2048, 1, 1).all_listed
+    assert MOST_MEMBERS == 1024**2
+
+
+def test_any_rank_can_be_asked_for() -> None:
+    """Its rows are those that it has where all are told; of very many ranks its groups are written out."""
+    for spec in random_specs(10, seed=6, most=4):
+        every = traffic(spec)
+        for rank in (0, spec.layout.ranks - 1):
+            pd.testing.assert_frame_equal(traffic(spec, [rank]), every[every["rank"] == rank].reset_index(drop=True))
+    [group] = traffic(asked("dp4096"), [5]).query("phase == 'backward'")["group"].unique()
+    assert members(group) == tuple(range(4096))
+
+
+def test_where_replicas_differ_each_has_its_own_peak() -> None:
+    """Each counts its share of the gradients in the norm; whichever rank is asked for, it is that rank's own peak."""
+    numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
+    made = small("dp6.tp2.pp1", model={"layers": 40, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
+    spec = made.model_copy(update={"layout": made.layout.model_copy(update={"zero": 2})})
+    found, stages, mesh = memory(spec), Stages(spec), Mesh(6, 2, 1)
+    assert found.peaks[0].action == "step"
+    assert len({peak.total for peak in found.others.values()}) > 1
+    totals = peak_table(spec, found).groupby("rank")["bytes"].sum()
+    for rank in range(mesh.size):
+        at = mesh.coordinate(rank)
+        own = stages.peak(Place(0, at.dp, at.tp > 0))
+        assert found.of(at).bytes == own.bytes
+        assert totals[rank] == own.total
+    assert found.fullest[1].total == totals.max()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            asked("pp1024", 65_536, DEEP, schedule="zb-h1"),
+            "has 7,364,592 passes and messages, and memory is worked out from at most",
+        ),
+        (
+            RunSpec(
+                model=ModelSpec(layers=1024, hidden=65_536, heads=1024, seq=1_000_000),
+                layout=LayoutSpec(schedule="gpipe"),
+                workload=WorkloadSpec(microbatches=65_536, microbatch_size=4096),
+            ),
+            "bytes, and memory is told up to 2^63 bytes",
+        ),
+    ],
+    ids=["actions", "bytes"],
+)
+def test_what_is_too_large_is_refused_with_the_arithmetic(spec: RunSpec, said: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)):
+        predict(spec)

@@ -1,0 +1,58 @@
+"""The scripts in examples/ do what their first lines say, as a user starts them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from engine import LayoutSpec, RunSpec, WorkloadSpec, catalog, predict, search
+from engine.devices import device
+from engine.export import settings
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LONGEST = 40  # lines
+
+
+def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"examples.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=EXAMPLES.parent, timeout=120)
+
+
+def test_each_can_be_read_at_a_glance() -> None:
+    scripts = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "__init__.py")
+    assert scripts
+    assert {path.name: lines for path in scripts if (lines := len(path.read_text().splitlines())) > LONGEST} == {}
+
+
+def test_schedules_are_compared_by_what_they_take_and_what_was_predicted() -> None:
+    lines = example("compare_schedules", "gpipe", "1f1b", "--layout", "pp2", "--microbatches", "4").stdout.splitlines()[1:]
+    rows = [(name, int(stage), int(measured), int(predicted)) for name, stage, measured, predicted in map(_words, lines)]
+    assert [row[:2] for row in rows] == [("gpipe", 0), ("gpipe", 1), ("1f1b", 0), ("1f1b", 1)]
+    assert all(measured == predicted for _, _, measured, predicted in rows)
+    assert rows[0][2] > rows[2][2], "GPipe holds the activations of all microbatches, and 1F1B of two"
+
+
+def _words(line: str) -> list[str]:
+    return line.replace(",", "").split()
+
+
+def test_the_largest_microbatch_fits_and_one_more_does_not() -> None:
+    said = example("largest_microbatch", "--model", "gpt2-1.5b", "--layout", "dp2.tp1.pp2", "--device", "rtx-4090").stdout
+    match = re.search(r"the largest that fits is (\d+)", said)
+    assert match, said
+    for size, fits in ((int(match[1]), True), (int(match[1]) + 1, False)):
+        workload = WorkloadSpec(precision="bf16", microbatches=4, microbatch_size=size)
+        layout = LayoutSpec(dp=2, pp=2, recompute="selective")
+        result = predict(RunSpec(model=catalog.model("gpt2-1.5b"), layout=layout, workload=workload))
+        assert (result.summary["peak_bytes"] <= device("rtx-4090").memory_bytes) is fits
+    assert "none fits" in example("largest_microbatch", "--model", "gpt3-175b", "--layout", "dp1", "--device", "rtx-4090").stdout
+
+
+def test_the_best_layout_comes_as_settings_of_the_framework() -> None:
+    done = example("best_layout", "--model", "gpt2-1.5b", "--ranks", "8", "--device", "rtx-4090")
+    plan = search("gpt2-1.5b", 8, "rtx-4090")
+    fitting = plan.layouts[plan.layouts["fits"] & plan.layouts["schedule"].isin(["1f1b", "interleaved"])]
+    assert done.stdout == settings(plan.spec(int(fitting.index[0])), "megatron")
+    assert [line.split()[0] for line in done.stderr.splitlines()[1:]] == fitting["layout"].head().tolist()
