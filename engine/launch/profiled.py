@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-import torch
-
+from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, DOOR_MARK
 from engine.predict.ledger.form import GIVEN, GRADIENT_GIVEN, GRADIENT_HANDED, HANDED, TAKES
 
@@ -87,7 +86,6 @@ class Reading:
         self._modules: dict[int, str] = {}  # by number of a node, the module that made it
         self._operation: list[SeenBlock] | None = None  # blocks of the one under way
         self._called, self._over = "", 0
-        self._schemas: dict[str, Any] = {}
 
     def read(self, tree: Sequence[Any]) -> dict[int, SeenFlight]:
         """By microbatch."""
@@ -103,7 +101,7 @@ class Reading:
             self._mark(name, event)
         elif name.startswith(_NODE):
             self._node(event)
-        elif name.startswith("aten::") and self._operation is None and self._schemas_of(name):
+        elif name.startswith("aten::") and self._operation is None and is_operation(name):
             self._do(name, event)
         else:
             self._made_by_module(event)
@@ -179,16 +177,6 @@ class Reading:
             self._modules[number] = self._module[-1]
 
     # -------------------------------------------------------------------------------------------------------- what happens
-
-    def _schemas_of(self, name: str) -> Any:
-        """The forms of an operation, or nothing where the name stands for several operations."""
-        if name not in self._schemas:
-            schemas = torch._C._jit_get_schemas_for_operator(name)
-            names = [name + (f".{schema.overload_name}" if schema.overload_name else "") for schema in schemas]
-            known = [one for one in names if torch._C._dispatch_has_kernel(one)]
-            composite = any(torch._C._dispatch_has_kernel_for_dispatch_key(one, "CompositeImplicitAutograd") for one in known)
-            self._schemas[name] = [] if composite else schemas
-        return self._schemas[name]
 
     def _do(self, name: str, event: Any) -> None:
         self._made_by_module(event)
