@@ -1,24 +1,29 @@
 """Records the ledgers of a model, for every layout and workload that it may have.
 
-    python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …]
+    python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--volumes FOLDER]
 
-Without --model, of all in the catalog. What is in the folder already is left as it is.
+Without --model, of all in the catalog. What is in the folder already is left as it is. With --volumes, they are bound as well, as
+they are shipped: a file for each family and kind of numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
+import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from engine import catalog
 from engine.launch.warm import preload
 from engine.predict.ledger.dimensions import dimensions, structure
-from engine.predict.ledger.form import Part, Slicing, Structure
-from engine.predict.ledger.keep import Shelf
+from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
+from engine.predict.ledger.keep import Key, Shelf, Volume
 from engine.predict.ledger.passes import part_of
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
@@ -49,25 +54,49 @@ def parts(model: ModelSpec) -> set[Part]:
     return found
 
 
-def record_all(models: Iterable[ModelSpec], shelf: Shelf) -> int:
-    """How many ledgers were recorded."""
+def wanted(models: Iterable[ModelSpec]) -> list[Key]:
+    """All ledgers of some models."""
+    return list(dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model))))
+
+
+def record_all(keys: Sequence[Key], shelf: Shelf, processes: int = 1) -> int:
+    """How many ledgers were recorded. To be called by a process that has not used torch yet, and has `preload`ed."""
+    missing = [key for key in keys if key not in shelf]
+    if missing:
+        with multiprocessing.get_context("fork").Pool(processes) as pool:
+            for number, name in enumerate(pool.imap_unordered(partial(_record, shelf), missing)):
+                print(f"{number + 1} of {len(missing)}: {name}", flush=True)
+    return len(missing)
+
+
+def _record(shelf: Shelf, key: Key) -> str:
     from engine.launch.record import record
 
-    wanted = dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model)))
-    missing = [key for key in wanted if key not in shelf]
-    for number, (one, part) in enumerate(missing):
-        shelf.put(one, part, record(one, part))
-        print(f"{number + 1} of {len(missing)}: {one.name} {part.name}", flush=True)
-    return len(missing)
+    shelf.put(*key, record(*key))
+    return f"{key[0].name} {key[1].name}"
+
+
+def bind(keys: Iterable[Key], shelf: Shelf, folder: Path) -> None:
+    """Write the volumes that `engine.predict.ledger.keep.Library` reads."""
+    by_volume: dict[str, dict[Key, Ledger]] = defaultdict(dict)
+    for key in keys:
+        by_volume[key[0].volume][key] = shelf(*key)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, ledgers in by_volume.items():
+        (folder / f"{name}.xz").write_bytes(Volume.bind(ledgers))
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m engine.launch.recordings", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to put them")
     parser.add_argument("--model", action="append", help="a model of the catalog; may be given more than once")
+    parser.add_argument("--volumes", type=Path, metavar="FOLDER", help="where to put the volumes")
     given = parser.parse_args(arguments)
     preload()
-    record_all([catalog.model(name) for name in given.model or catalog.MODELS], Shelf(given.out))
+    keys, shelf = wanted([catalog.model(name) for name in given.model or catalog.MODELS]), Shelf(given.out)
+    record_all(keys, shelf, os.cpu_count() or 1)
+    if given.volumes is not None:
+        bind(keys, shelf, given.volumes)
     return 0
 
 

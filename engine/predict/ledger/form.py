@@ -41,10 +41,14 @@ class Structure(NamedTuple):
     ones: tuple[str, ...]
 
     @property
+    def volume(self) -> str:
+        """The name of those with which it is shipped, in letters that a file's name may have."""
+        return f"{self.family}_{self.precision}" + ("-converted" if self.converts else "")
+
+    @property
     def name(self) -> str:
         """In letters that a file's name may have."""
-        numbers = self.precision + ("-converted" if self.converts else "")
-        return "_".join([self.family, self.recompute, numbers, self.slicing, *(one.replace("/", "-per-") for one in self.ones)])
+        return "_".join([self.volume, self.recompute, self.slicing, *(one.replace("/", "-per-") for one in self.ones)])
 
 
 class Part(NamedTuple):

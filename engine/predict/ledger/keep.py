@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -71,6 +71,32 @@ class Volume:
         if key not in self._read:
             self._read[key] = unpack(self._packed[_name(*key)])
         return self._read[key]
+
+
+class Library:
+    """Ledgers that are shipped, in a folder of volumes, and those that were recorded since."""
+
+    def __init__(self, volumes: Path, shelf: Shelf) -> None:
+        self._folder, self._shelf = volumes, shelf
+        self._volumes: dict[str, Volume] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return self._shipped(key) or key in self._shelf
+
+    def __call__(self, structure: Structure, part: Part) -> Ledger:
+        """Raises `FileNotFoundError` where it was never recorded."""
+        shipped = self._shipped((structure, part))
+        return self._volumes[structure.volume](structure, part) if shipped else self._shelf(structure, part)
+
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """What is to be recorded first."""
+        return [key for key in keys if key not in self]
+
+    def _shipped(self, key: Key) -> bool:
+        name = key[0].volume
+        if name not in self._volumes and (path := self._folder / f"{name}.xz").exists():
+            self._volumes[name] = Volume(path)
+        return name in self._volumes and key in self._volumes[name]
 
 
 def _name(structure: Structure, part: Part) -> str:

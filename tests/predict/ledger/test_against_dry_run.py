@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch.nn import functional as F
 
 from engine.launch.dry_tables import kinds
+from engine.launch.record import record
 from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
+from engine.model.mlp import INNER
 from engine.predict.ledger.passes import Ledgers, LedgerStages
 from engine.predict.memory import Place
+from engine.predict.memory import memory as by_hand
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from tests.runs import SMALL
 
@@ -57,3 +61,15 @@ def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledg
     for stage, rank in enumerate(kinds(case)):
         rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
         assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
+
+
+def test_a_part_that_the_model_has_anew_is_predicted_without_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the nonlinearity of Primer (So et al. 2021), which keeps one tensor more than the family's own."""
+    case = spec("dp2.pp2", "1f1b", {"zero": 1}, {}, microbatch_size=2)
+    before = by_hand(case)
+    monkeypatch.setitem(INNER, "gelu_tanh", lambda x: F.relu(x).square())
+    stages = LedgerStages(case, record)
+    for stage, rank in enumerate(kinds(case)):
+        rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
+        assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
+        assert stages.peak(Place(stage)).total > before.peaks[stage].total

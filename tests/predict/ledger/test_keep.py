@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.launch.recordings import bind
 from engine.predict.ledger.form import Part, Structure
-from engine.predict.ledger.keep import Shelf, Volume
+from engine.predict.ledger.keep import Library, Shelf, Volume
 from engine.predict.ledger.passes import Ledgers
 
 PLAIN = Structure("gpt", "none", "fp32", False, "features", ("A/G",))
@@ -42,3 +43,17 @@ def test_a_volume_gives_back_each_of_its_ledgers_and_is_smaller_than_a_folder(le
     assert missing not in volume
     with pytest.raises(KeyError):
         volume(*missing)
+
+
+def test_a_library_has_what_is_shipped_and_what_was_recorded_since(ledgers: Ledgers, tmp_path: Path) -> None:
+    shipped, recorded, neither = ((PLAIN, Part(True, True, layers)) for layers in (2, 1, 0))
+    once, since = Shelf(tmp_path / "once"), Shelf(tmp_path / "since")
+    for key, shelf in ((shipped, once), (recorded, since)):
+        shelf.put(*key, ledgers(*key))
+    bind([shipped], once, tmp_path / "volumes")
+    library = Library(tmp_path / "volumes", since)
+    assert library.missing([shipped, recorded, neither]) == [neither]
+    assert library(*shipped) == ledgers(*shipped)
+    assert library(*recorded) == ledgers(*recorded)
+    with pytest.raises(FileNotFoundError):
+        library(*neither)
