@@ -2,20 +2,18 @@
 
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--volumes FOLDER]
 
-Without --model, of all in the catalog. What is in the folder already is left as it is. With --volumes, they are bound as well, as
-they are shipped: a file for each family and kind of numbers.
+Without --model, of all in the catalog, which takes half an hour or more. What is in the folder already is left as it is, so that
+several may be under way at once, for different families. With --volumes they are bound as well, as they are shipped: a file for
+each family and kind of numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -59,21 +57,15 @@ def wanted(models: Iterable[ModelSpec]) -> list[Key]:
     return list(dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model))))
 
 
-def record_all(keys: Sequence[Key], shelf: Shelf, processes: int = 1) -> int:
-    """How many ledgers were recorded. To be called by a process that has not used torch yet, and has `preload`ed."""
-    missing = [key for key in keys if key not in shelf]
-    if missing:
-        with multiprocessing.get_context("fork").Pool(processes) as pool:
-            for number, name in enumerate(pool.imap_unordered(partial(_record, shelf), missing)):
-                print(f"{number + 1} of {len(missing)}: {name}", flush=True)
-    return len(missing)
-
-
-def _record(shelf: Shelf, key: Key) -> str:
+def record_all(keys: Iterable[Key], shelf: Shelf) -> int:
+    """How many ledgers were recorded."""
     from engine.launch.record import record
 
-    shelf.put(*key, record(*key))
-    return f"{key[0].name} {key[1].name}"
+    missing = [key for key in keys if key not in shelf]
+    for number, (one, part) in enumerate(missing):
+        shelf.put(one, part, record(one, part))
+        print(f"{number + 1} of {len(missing)}: {one.name} {part.name}", flush=True)
+    return len(missing)
 
 
 def bind(keys: Iterable[Key], shelf: Shelf, folder: Path) -> None:
@@ -94,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     preload()
     keys, shelf = wanted([catalog.model(name) for name in given.model or catalog.MODELS]), Shelf(given.out)
-    record_all(keys, shelf, os.cpu_count() or 1)
+    record_all(keys, shelf)
     if given.volumes is not None:
         bind(keys, shelf, given.volumes)
     return 0
