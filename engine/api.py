@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 from engine import catalog, devices, store
@@ -59,11 +59,13 @@ def run(spec: RunSpec, out: StrPath | None = None, progress: Progress | None = N
     return result
 
 
-def run_each(specs: Iterable[RunSpec], out: StrPath | None = None, progress: Progress | None = None) -> Iterator[RunResult]:
+def run_each(
+    specs: Iterable[RunSpec], out: StrPath | None = None, progress: Progress | None = None
+) -> Generator[RunResult, None, None]:
     """`run` for several specs, one after another: torch is imported once, so each run but the first starts in half a second.
 
-    Yields each result as its run ends. The first error ends the iteration. Processes end with the iteration; to stop before
-    the last spec, close the iterator.
+    Yields each result as its run ends. The first error ends the iteration. The process that starts the ranks ends with the
+    iteration; who stops before the last spec closes the generator.
     """
     with folder_for(out) as home, RunQueue(home, unwatched_s=None) as queue:
         for spec in specs:

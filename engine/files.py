@@ -55,8 +55,12 @@ def partial(target: Path) -> Path:
 def write(target: Path, content: bytes) -> None:
     """Write a file in place of what may stand there: whoever reads it finds all of it or what was there before.
 
-    Raises `OSError`.
+    What is no file, such as /dev/stdout, is written to, and where a link points is what is replaced. Raises `OSError`.
     """
+    if target.exists() and not target.is_file():
+        target.write_bytes(content)
+        return
+    target = target.resolve()
     written = target.with_name(f"{PARTIAL}{secrets.token_hex(8)}")  # of a long name, not all would fit
     try:
         written.write_bytes(content)

@@ -29,7 +29,7 @@ _LENGTH = struct.Struct("<Q")
 _AT_ONCE = 1 << 20
 _ARROW = {"str": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
 # What a rank hands in besides the tables: the totals of its allocator.
-_ALLOCATOR = dict.fromkeys(("rank", "start_bytes", "peak_bytes", "unaccounted_bytes"), "int64")
+_ALLOCATOR = dict.fromkeys(("rank", "start_bytes", "peak_bytes", "workspace_bytes", "unaccounted_bytes"), "int64")
 
 
 class WireError(Exception):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,8 @@ import engine
 from engine import catalog, store, tables
 from engine.__main__ import main
 from engine.devices import DEVICES
-from tests.launch.bench import hosts, orphans_gone, small
+from tests.launch.bench import all_end, hosts, small
+from tests.patience import PATIENCE_S
 
 ENDLESS = """
 import sys
@@ -55,15 +57,18 @@ def test_predict_is_the_function_also_after_modules_of_that_package() -> None:
     assert python(code) == "{'source': 'formula'}\n"
 
 
-def test_runs_are_measured_told_of_and_saved(tmp_path: Path) -> None:
+def test_runs_are_measured_told_of_and_saved_until_the_iterator_is_closed(tmp_path: Path) -> None:
     specs, told = [small("dp1.tp2.pp1"), small("dp2.tp1.pp1")], list[engine.RunState]()
-    results = list(engine.run_each(specs, str(tmp_path), told.append))
+    iterator = engine.run_each([*specs, small()], str(tmp_path), told.append)
+    results = list(islice(iterator, len(specs)))
     assert [result.spec for result in results] == specs
     assert {source for result in results for source in result.tables["memory_peak"]["source"]} == {"measured"}
     folders = [state.folder for state in told if state.folder]
     assert sorted(store.listing(tmp_path)) == sorted(folders)
     for folder, result in zip(folders, results, strict=True):
         pd.testing.assert_frame_equal(engine.load(str(folder)).tables["steps"], result.tables["steps"])
+    assert len(hosts()) == 1, "one process imports torch for all of them"
+    iterator.close()
     assert hosts() == []
 
 
@@ -90,17 +95,17 @@ def test_ctrl_c_ends_a_run_and_its_processes(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
         try:
             assert script.stdout is not None
-            while script.stdout.readline() != "1\n":
-                assert script.poll() is None
+            while int(script.stdout.readline()) < 1:  # finished steps
+                pass
             (host,) = hosts(psutil.Process(script.pid))
             left = [host, *host.children()]
             assert len(left) == 3
             script.send_signal(signal.SIGINT)
-            said = script.communicate(timeout=60)[1]
+            said = script.communicate(timeout=PATIENCE_S)[1]
         finally:
             script.kill()
     assert said.splitlines()[-1] == "KeyboardInterrupt"
-    assert orphans_gone(left, 0.1)
+    assert all_end(left)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -209,7 +209,7 @@ def test_a_run_that_was_saved_is_done_though_nothing_can_be_said_of_it(tmp_path:
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "engine", "run", *TINY, "--out", str(home)]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=full, check=False, timeout=120, env=ascii_only)
+        done = subprocess.run(command, stdout=full, stderr=full, check=False, timeout=PATIENCE_S, env=ascii_only)
     assert done.returncode == 0
     (folder,) = store.listing(home)
     shown = engine("runs", "--out", str(home), env=ascii_only)
@@ -233,7 +233,7 @@ def test_a_run_that_was_saved_is_done_though_nothing_can_be_said_of_it(tmp_path:
 )
 def test_a_stream_that_takes_or_gives_nothing_is_no_traceback(command: str, status: int, said: str) -> None:
     line = f"{shlex.quote(sys.executable)} -m engine {command}"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from engine import LayoutSpec, RunSpec, WorkloadSpec, catalog, predict, search
 from engine.devices import device
 from engine.export import settings
+from tests.patience import PATIENCE_S
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = 40  # lines
@@ -17,7 +18,7 @@ LONGEST = 40  # lines
 
 def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"examples.{name}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=EXAMPLES.parent, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=EXAMPLES.parent, timeout=PATIENCE_S)
 
 
 def test_each_can_be_read_at_a_glance() -> None:

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 
 from engine.spec import RequestError, RunSpec, Sentence, sentence
-from engine.spec.sentence import packed, unpacked
 from engine.text import load
 from engine.wire import WireError, pack, unpack
 
 _ANSWER = "agreement/answer"
+_DEEPEST = 8  # fields inside fields of a spec that are looked at one by one
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def agree(
 
 def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
     if wrong := difference([terms for terms, _ in said], [route.host for _, route in said]):
-        return {"wrong": packed(wrong)}
+        return {"wrong": str(wrong)}  # not as a template: what comes over a network formats nothing
     address = common_address([route for _, route in said])
     meeting = Meeting(address, listen(address), secrets.token_hex(16), tuple(route.host for _, route in said))
     return {"meeting": asdict(meeting)}
@@ -129,7 +129,7 @@ def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> di
 def _understood(message: bytes, world: int) -> Meeting:
     head, _ = unpack(message)
     if isinstance(head, dict) and "wrong" in head:
-        raise RequestError(unpacked(head["wrong"]))
+        raise RequestError(str(head["wrong"]))
     try:
         told = head["meeting"]
         meeting = Meeting(str(told["address"]), int(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
@@ -165,26 +165,32 @@ def difference(terms: list[Terms], hosts: list[str]) -> Sentence | None:
     if other is None:
         return None
     alike = [rank for rank, own in enumerate(terms) if own == other]
-    who = {"ranks": ", ".join(map(str, alike[:8])) + (", …" if len(alike) > 8 else ""), "host": hosts[alike[0]]}
+    who = _who(alike, hosts[alike[0]])
     if differing := list(_differing(other.spec, first.spec)):
         name, there, here = differing[0]
         told = sentence(
-            "rank {ranks} on {host} was given another spec than rank 0: {field} is {there} there and {here} on rank 0",
-            field=name, there=_brief(there), here=_brief(here), **who,
+            "{who}: another spec than that of rank 0; {field} is {there} there and {here} on rank 0",
+            who=who, field=name, there=_brief(there), here=_brief(here),
         )  # fmt: skip
         more = len(differing) - 1
         return sentence("{sentence} (and {count} more)", sentence=told, count=more) if more else told
     if other.text != first.text:
-        return sentence("rank {ranks} on {host} has another text to train on than rank 0, under the same name", **who)
+        return sentence("{who}: another text to train on than that of rank 0, under the same name", who=who)
     if other.torch != first.torch:
-        versions = {"there": other.torch, "here": first.torch}
-        return sentence("rank {ranks} on {host} has torch {there}, and rank 0 has torch {here}", **versions, **who)
-    return sentence("rank {ranks} on {host} has another version of this program's engine than rank 0", **who)
+        return sentence("{who}: torch {there}, where rank 0 has torch {here}", who=who, there=other.torch, here=first.torch)
+    return sentence("{who}: another version of this program's engine than that of rank 0", who=who)
+
+
+def _who(ranks: list[int], host: str) -> Sentence:
+    if len(ranks) == 1:
+        return sentence("rank {rank} on {host}", rank=ranks[0], host=host)
+    named = ", ".join(map(str, ranks[:8])) + (", …" if len(ranks) > 8 else "")
+    return sentence("ranks {ranks} on {host}", ranks=named, host=host)
 
 
 def _differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(name of a field, its value there, its value here), where these differ."""
-    if isinstance(there, dict) and isinstance(here, dict):
+    if isinstance(there, dict) and isinstance(here, dict) and name.count(".") < _DEEPEST:
         for key in dict.fromkeys((*here, *there)):
             yield from _differing(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
     elif there != here:

@@ -21,7 +21,7 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from engine.launch.parent import end_with_parent
-from engine.launch.place import WRONG, Place, announce
+from engine.launch.place import WRONG, Place, tell
 from engine.launch.warm import preload
 from engine.spec import RequestError
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         place = Place.read(os.environ)
     except RequestError as error:
-        announce(str(error))
+        tell(str(error))
         return WRONG
     end_with_parent()  # torchrun's agent may be killed, and nobody would end this rank
     quieten(os.environ)

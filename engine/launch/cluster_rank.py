@@ -19,7 +19,7 @@ from engine.launch import verdict
 from engine.launch.agreement import Meeting, Route, Terms, agree, check_reached, interface
 from engine.launch.draft import Draft
 from engine.launch.liveness import Liveness, LivenessError, News, gather, join, listener
-from engine.launch.place import DONE, FAILED, GRACE_S, Place, announce, fitting, refuse
+from engine.launch.place import DONE, FAILED, GRACE_S, Place, fitting, refuse, tell
 from engine.launch.ranks import account
 from engine.launch.request import read_spec
 from engine.spec import RequestError, RunSpec, sentence
@@ -57,7 +57,7 @@ class ClusterRank:
             out = self._draft.folder if place.rank == 0 else None
             work(spec, place.rank, store, self, out, (place.local_rank, place.local_world))
             if place.rank == 0:
-                announce(f"saved {self._draft.keep(spec)}")
+                tell(f"saved {self._draft.keep(spec)}")
             self._liveness.leave("done")
             return DONE
         except Exception as error:  # noqa: BLE001  this rank's failure, whatever it is
@@ -109,7 +109,7 @@ class ClusterRank:
             with self._listening:
                 connections = gather(self._listening, meeting.word, place.world, patience)
         self._hosts = meeting.hosts
-        return Liveness(connections, self._lost)
+        return Liveness(connections, place.world, self._lost)
 
     # ------------------------------------------------------------------------------------------------ when it goes wrong
 
@@ -125,7 +125,7 @@ class ClusterRank:
         news = self._liveness.news(GRACE_S) if secondary and self._liveness else None
         self._last_word.acquire()  # never given back: this rank ends, here or where it was taken before
         if news is not None and news.how == "gone":
-            announce(self._told(news))
+            tell(self._told(news))
             return FAILED
         why = verdict.of_deaths(self._spec.layout, [verdict.Death(self._place.rank, self._doing, FAILED, raised)])
         told = why.sentence
@@ -133,7 +133,7 @@ class ClusterRank:
             told = sentence("{sentence}; {who} had failed before", sentence=told, who=self._named(news.rank))
         elif secondary and self._doing == "connecting":
             told = sentence("{sentence}; {hint}", sentence=told, hint=self._hint())
-        announce(told if secondary else f"{told}\n{why.traceback}")
+        tell(told if secondary else f"{told}\n{why.traceback}")
         self._leave_failed()
         return FAILED
 
@@ -165,7 +165,7 @@ class ClusterRank:
 
     def _end(self, told: str) -> None:
         """Say it and end this process, from whatever thread."""
-        announce(told)
+        tell(told)
         if self._place.rank == 0:
             self._draft.discard()
         os._exit(FAILED)
@@ -178,11 +178,11 @@ class ClusterRank:
     def report(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "ready":
-            announce(f"ready: {event['why']}")
+            tell(f"ready: {event['why']}")
         elif kind == "step":
-            announce(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
+            tell(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
         elif kind == "phase":
-            announce(event["phase"])
+            tell(event["phase"])
             if event["phase"] == "saving":
                 signal.signal(signal.SIGTERM, self._leave)
 

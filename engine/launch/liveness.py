@@ -100,9 +100,9 @@ def join(address: str, port: int, word: str, rank: int, seconds: float) -> socke
 class Liveness:
     """Watches over connections in a thread of its own. `lost` is called there once, with the first rank that is gone."""
 
-    def __init__(self, connections: dict[int, socket.socket], lost: Callable[[News], None]) -> None:
+    def __init__(self, connections: dict[int, socket.socket], world: int, lost: Callable[[News], None]) -> None:
         """`connections`: of rank 0 one to each other rank, of another rank one to rank 0."""
-        self._connections, self._lost = dict(connections), lost
+        self._connections, self._world, self._lost = dict(connections), world, lost
         self._unread = dict.fromkeys(connections, b"")
         self._ended: set[int] = set()  # ranks that have said that they end
         self._heard = threading.Event()
@@ -139,7 +139,7 @@ class Liveness:
         try:
             data = self._connections[rank].recv(_MOST)
         except OSError as error:
-            return f"its machine has not answered for {SILENCE_S} s" if isinstance(error, TimeoutError) else _reason(error)
+            return "its machine does not answer" if isinstance(error, TimeoutError) else f"its connection broke: {error.strerror}"
         if not data:
             return "its connection was closed"
         *lines, rest = (self._unread[rank] + data).split(b"\n")
@@ -158,8 +158,10 @@ class Liveness:
             self._ended.add(rank)
             if said["ends"] == "failed":
                 self._take_in(News(rank, "failed"))
+        elif said["rank"] in range(self._world):
+            self._take_in(News(said["rank"], str(said["how"]), str(said["why"])))
         else:
-            self._take_in(News(int(said["rank"]), str(said["how"]), str(said["why"])))
+            raise ValueError("there is no such rank")
 
     def _take_in(self, news: News) -> None:
         """Of several the first: the others are what it led to. Rank 0 tells it to the rest."""
@@ -184,10 +186,6 @@ class Liveness:
             connection = self._connections.pop(rank)
         self._selector.unregister(connection)
         connection.close()
-
-
-def _reason(error: OSError) -> str:
-    return f"its connection broke: {error.strerror}"
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -38,7 +38,7 @@ def refuse(error: RequestError, place: Place) -> int:
     if place.local_rank:
         time.sleep(GRACE_S)  # local rank 0 has the same to say, and has to be the first to end
     else:
-        announce(error.sentence)
+        tell(error.sentence)
     return WRONG
 
 
@@ -52,6 +52,6 @@ def fitting(spec: RunSpec, world: int) -> RunSpec:
     return spec
 
 
-def announce(text: str) -> None:
+def tell(text: str) -> None:
     sys.stderr.write(text.rstrip() + "\n")  # in one call, so that ranks do not write into each other's lines
     sys.stderr.flush()

@@ -23,6 +23,8 @@ _WAITING = re.compile(
 
 _STEPS = ("step ", "the traced step")  # what a rank does begins so while it is in one
 
+_STEPS = ("step ", "the traced step")  # what a rank does begins so while it is in one
+
 _FORKED = re.compile(r"^ *File .*, line \d+,? in _be_rank$", re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
 

@@ -10,6 +10,7 @@ _NEEDED = (
     "torch._inductor.config",
     "torch.profiler",
     "pyarrow.parquet",
+    "pyarrow.pandas_compat",  # imported when the first table is made of Python's own values
     "engine.worker",
 )
 

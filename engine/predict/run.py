@@ -18,12 +18,13 @@ from engine.topology import Coordinate, Mesh
 _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
 
-def predict(spec: RunSpec, found: Memory | None = None) -> RunResult:
+def predict(spec: RunSpec, found: Memory | None = None, spans: bool = True) -> RunResult:
     """Memory and traffic of every rank, and the textbook timeline. Fast enough to be asked at each move of a control.
 
     The timeline is in units of time: one millisecond stands for a stage's forward pass of one microbatch. There is no table of it
     where `too_long` says why; of very many ranks, tables have those that `Mesh.listed` has. Raises `RequestError` where `memory`
     does, and where the numbers are too large for a table. `found`: `memory(spec)`, if known.
+    `spans`: whether the table of them is wanted.
     """
     found = found or memory(spec)
     tables = {"memory_peak": peak_table(spec, found), "traffic": traffic(spec)}
@@ -31,7 +32,9 @@ def predict(spec: RunSpec, found: Memory | None = None) -> RunResult:
         bubble = textbook_bubble(spec.layout, spec.workload.microbatches)
     else:
         timeline = textbook_timeline(spec)
-        tables["spans"], bubble = spans_table(spec, timeline, unit_ns=_UNIT_NS), timeline.bubble
+        bubble = timeline.bubble
+        if spans:
+            tables["spans"] = spans_table(spec, timeline, unit_ns=_UNIT_NS)
     return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], bubble), tables)
 
 

@@ -217,7 +217,7 @@ def _rows(drawn: Drawing) -> int:
     return 2_000 + len(drawn.table)
 
 
-@kept_by_size(2 * MOST, _rows)
+@kept_by_size(MOST, _rows)
 def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
     """The textbook timeline, for a measured run too."""
     style = look(view)

@@ -225,7 +225,7 @@ def _bars(panel: Panel) -> int:
     return 2_000 + len(panel.bars)
 
 
-@kept_by_size(2 * MOST, _drawn_rows)
+@kept_by_size(MOST, _drawn_rows)
 def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | None, view: View) -> Drawing:
     """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
     before = Slowed(*slow, of_shape(shape, microbatches, Slow(), view.language).bubble) if slow.factor > 1 else None
@@ -239,7 +239,7 @@ def shape_overview(shape: LayoutSpec, microbatches: int, slow: Slow, view: View)
     return found and drawing.packed(found)
 
 
-@kept_by_size(2 * MOST, _bars)
+@kept_by_size(MOST, _bars)
 def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Language) -> Panel:
     say = words(language)
     found = _simulated(shape, microbatches, unit_times(shape), slow)

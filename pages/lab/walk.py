@@ -20,6 +20,7 @@ from pages.shared import chosen, drawing, frame
 WALK = "walk"  # the link's parameter: microbatch.event, or microbatch.event.replica.slice
 _MICROBATCH, _EVENT, _DP, _TP = "walk/microbatch", "walk/event", "walk/dp", "walk/tp"
 _BEFORE, _AFTER = 2, 20  # events listed around the one that is told
+_MOST_LISTED = 1_024  # in a list to choose from, which is sent whole; of more, the number is written
 _CODE = re.compile(r"(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5})\.(\d{1,5}))?")
 
 Events = Callable[[Way], list[Event]]
@@ -98,7 +99,9 @@ def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
         )  # fmt: skip
         _button_on(spec, events, step, say)
         for key, label, count, named in ways:
-            if count > 1:
+            if count > _MOST_LISTED:
+                st.number_input(label, 0, count - 1, key=key, on_change=_moved, args=(spec, events, step), width=142)
+            elif count > 1:
                 st.selectbox(
                     label, range(count), key=frame.labelled(key), format_func=named, on_change=_moved,
                     args=(spec, events, step), label_visibility="collapsed", width=142,

@@ -23,8 +23,8 @@ def _bytes_of(result: RunResult) -> int:
 
 @kept_by_size(_KEPT_BYTES, _bytes_of)
 def predicted(spec: RunSpec) -> RunResult:
-    """Raises `RequestError` as `predict` does."""
-    return predict(spec, peaks(spec))
+    """Without a table of spans, which no page needs. Raises `RequestError` as `predict` does."""
+    return predict(spec, peaks(spec), spans=False)
 
 
 def _peaks_of(found: Memory) -> int:

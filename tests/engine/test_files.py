@@ -67,3 +67,17 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> 
     with pytest.raises(OSError, match="folder"):
         files.write(tmp_path / "folder", b"content")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe, file, link = tmp_path / "pipe", tmp_path / "file", tmp_path / "link"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        come = reader.submit(pipe.read_bytes)
+        files.write(pipe, b"content")
+        assert come.result() == b"content"
+    assert pipe.is_fifo()
+    link.symlink_to(file)
+    files.write(link, b"content")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"content"

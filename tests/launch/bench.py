@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ def hosts(of: psutil.Process | None = None) -> list[psutil.Process]:
     return [child for child in (of or psutil.Process()).children() if "engine.launch.local" in child.cmdline()]
 
 
+def host_of(starter: psutil.Process, others: Collection[int] = ()) -> psutil.Process:
+    """The warm host that a process has started, but for `others`, or is about to: a run is said to start a moment before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := [host for host in hosts(starter) if host.pid not in others]):
+        assert time.monotonic() < deadline, "there is no host"
+        time.sleep(0.01)  # nothing tells when it is there
+    (host,) = found
+    return host
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     """Whether all of them are gone by now, and none is a zombie."""
     return not psutil.wait_procs(processes, timeout=0)[1]
@@ -91,8 +101,7 @@ class Bench:
 
     @property
     def host(self) -> psutil.Process:
-        (host,) = [host for host in hosts() if host.pid not in self._others]
-        return host
+        return host_of(psutil.Process(), self._others)
 
     def ranks(self) -> list[psutil.Process]:
         """The processes of the current run, in rank order."""

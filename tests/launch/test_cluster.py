@@ -103,14 +103,14 @@ def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: 
     agents = ended(started([ours, theirs], tmp_path, ranks_each=2))
     assert [status for status, _ in agents] == [1, 1]
     for _, said in agents:  # which of the two nodes is the first is up to torchrun
-        assert said.count("was given another spec than rank 0: workload.seed is") == 1
-        assert "rank 2, 3 on " in said
+        assert said.count(": another spec than that of rank 0; workload.seed is ") == 1
+        assert "ranks 2, 3 on " in said
         assert "loss" not in said
     assert not (tmp_path / "runs").exists()
 
 
 def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path: Path) -> None:
-    spec = small("dp1.tp2.pp2", steps=10_000, time_limit=600)
+    spec = small("dp1.tp2.pp2", steps=10_000)
     agents = started([spec, spec], tmp_path, ranks_each=2)
     tells = first_to_say("loss", agents)
     (other,) = [agent for agent in agents if agent is not tells]
@@ -123,11 +123,11 @@ def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path:
     assert all_end(orphans)
 
 
-def first_to_say(what: str, agents: list[subprocess.Popen[str]], seconds: float = PATIENCE_S) -> subprocess.Popen[str]:
+def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """The agent that is the first to say that. What all have said until then is read."""
     said = {agent.stderr.fileno(): b"" for agent in agents if agent.stderr}
     of = {agent.stderr.fileno(): agent for agent in agents if agent.stderr}
-    while readable := select(list(said), [], [], seconds)[0]:
+    while readable := select(list(said), [], [], PATIENCE_S)[0]:
         for fd in readable:
             said[fd] += os.read(fd, 1 << 16)
             if what.encode() in said[fd]:
@@ -146,11 +146,11 @@ TERMS = Terms({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, tex
     [
         (
             {"spec": {"model": {"layers": 4}, "workload": TERMS.spec["workload"]}},
-            "another spec than rank 0: model.layers is 4 there and 2",
+            "another spec than that of rank 0; model.layers is 4 there and 2",
         ),
         ({"spec": {"model": {"layers": 4}, "workload": {}}}, r"model.layers is 4 there and 2 on rank 0 \(and 2 more\)"),
         ({"text": "x"}, "another text to train on"),
-        ({"torch": "2.12.0"}, "has torch 2.12.0, and rank 0 has torch 2.13.0"),
+        ({"torch": "2.12.0"}, "torch 2.12.0, where rank 0 has torch 2.13.0"),
         ({"engine": "x"}, "another version of this program's engine"),
         ({"spec": {}, "refused": "cannot read the spec"}, "rank 1 on b: cannot read the spec"),
     ],
@@ -160,7 +160,7 @@ def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], s
     told = difference([TERMS, other, TERMS, other], ["a", "b", "a", "b"])
     assert told is not None
     assert re.search(says, told)
-    assert told.startswith("rank 1 on b" if "refused" in changes else "rank 1, 3 on b")
+    assert told.startswith("rank 1 on b: " if "refused" in changes else "ranks 1, 3 on b: ")
     assert difference([TERMS] * 3, ["a"] * 3) is None
 
 
@@ -183,8 +183,8 @@ def test_the_interface_is_that_of_the_address_on_the_way() -> None:
 def test_a_store_that_is_not_where_torchrun_says_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         address = there.getsockname()
-        check_reached(*address, 30)
+        check_reached(*address, PATIENCE_S)
     with pytest.raises(
         RequestError, match=rf"torchrun's store at 127\.0\.0\.1:{address[1]}: Connection refused; .* --local-addr"
     ):
-        check_reached(*address, 30)
+        check_reached(*address, PATIENCE_S)

@@ -139,16 +139,20 @@ def test_a_host_that_is_killed_takes_its_ranks_with_it_and_the_next_run_works(be
 
 def test_a_host_that_is_stopped_does_not_keep_a_run_from_its_time_limit(bench: Bench) -> None:
     before = bench.saved()
-    id = bench.queue.submit(small(steps=10_000, time_limit=2.5))
-    until(bench.queue, id, lambda state: state.phase == "running")
-    host, ranks = bench.host, bench.ranks()
-    host.suspend()
-    state = finished(bench.queue, id)
+    for limit in time_limits():
+        id = bench.queue.submit(small(steps=10_000, time_limit=limit))
+        state = until(bench.queue, id, lambda state: state.phase == "running" or state.finished)
+        host, ranks = bench.host, bench.ranks()
+        if not state.finished:
+            host.suspend()
+            state = finished(bench.queue, id)
+        if "did not answer" in state.message:
+            break
     assert state.phase == "failed"
     assert state.message == (
-        "the run reached its time limit of 2.5 s; the process that runs the ranks did not answer and was ended"
+        f"the run reached its time limit of {limit:g} s; the process that runs the ranks did not answer and was ended"
     )
-    assert gone([host, *ranks])
+    assert all_end([host, *ranks])
     assert bench.saved() == before
     assert finished(bench.queue, bench.queue.submit(small())).phase == "done"
 
@@ -161,4 +165,21 @@ def test_a_run_of_a_host_that_is_stopped_can_be_cancelled(bench: Bench) -> None:
     bench.queue.cancel(id)
     state = finished(bench.queue, id)
     assert (state.phase, state.message) == ("cancelled", "cancelled")
-    assert gone([host, *ranks])
+    assert all_end([host, *ranks])
+
+
+def test_when_rank_0_dies_while_others_connect_to_it_they_show_no_stacks_of_torchs_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = Bench(tmp_path)  # its host writes to what this test reads
+    try:
+        finished(own.queue, own.queue.submit(small(steps=1)))  # the host is warm
+        id, host = own.queue.submit(small("dp2.tp2.pp2", steps=10_000)), own.host
+        ranks = next(ranks for ranks in iter(host.children, None) if len(ranks) == 8)
+        min(ranks, key=lambda rank: rank.pid).kill()
+        state = finished(own.queue, id)
+    finally:
+        own.queue.close()
+    assert state.failed_rank == 0
+    assert state.message.startswith("rank 0 (dp 0, tp 0, pp 0) was killed by signal 9 (SIGKILL) while ")
+    assert "frame #" not in capfd.readouterr().err + state.traceback

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from queue import SimpleQueue
-from threading import Thread
 
 import pytest
 
@@ -26,8 +25,8 @@ class Ranks:
             self.sockets = {rank: join("127.0.0.1", port, WORD, rank, PATIENCE_S) for rank in range(1, world)}
             self.connections = gather(listening, WORD, world, PATIENCE_S)
         self.lost: dict[int, SimpleQueue[News]] = {rank: SimpleQueue() for rank in range(world)}
-        self.ranks = {0: Liveness(self.connections, self.lost[0].put)}
-        self.ranks |= {rank: Liveness({0: own}, self.lost[rank].put) for rank, own in self.sockets.items()}
+        self.ranks = {0: Liveness(self.connections, world, self.lost[0].put)}
+        self.ranks |= {rank: Liveness({0: own}, world, self.lost[rank].put) for rank, own in self.sockets.items()}
 
     def cut(self, rank: int) -> None:
         """What the system does when the process ends."""
@@ -68,8 +67,9 @@ def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three:
     assert three.lost[0].empty()
 
 
-def test_what_no_rank_says_counts_as_its_end(three: Ranks) -> None:
-    three.sockets[1].sendall(b"GET / HTTP/1.1\r\n")
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b'{"rank": 3, "how": "gone", "why": ""}\n', b"7\n", b"x" * 100_000])
+def test_what_no_rank_says_counts_as_its_end(three: Ranks, said: bytes) -> None:
+    three.sockets[1].sendall(said)
     assert three.lost[0].get(timeout=PATIENCE_S) == News(1, "gone", "it said what no rank says")
 
 
@@ -94,19 +94,17 @@ def test_only_who_knows_the_word_is_let_in() -> None:
         for rank in strange:
             stranger = opened.enter_context(socket.create_connection(address))
             stranger.sendall(json.dumps({"rank": rank, "word": WORD}).encode() + b"\n")
-        real = opened.enter_context(join(*address, WORD, 1, 5))
-        connections = gather(listening, WORD, 2, 30)
+        real = opened.enter_context(join(*address, WORD, 1, PATIENCE_S))
+        connections = gather(listening, WORD, 2, PATIENCE_S)
         assert connections[1].getpeername() == real.getsockname()
         connections[1].close()
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:
     with listener("127.0.0.1") as listening:
-        coming = Thread(target=lambda: join(*listening.getsockname(), WORD, 1, 5).close())
-        coming.start()
-        with pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):
+        came = join(*listening.getsockname(), WORD, 1, PATIENCE_S)
+        with came, pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):
             gather(listening, WORD, 3, 0.5)
-        coming.join()
         address, port = listening.getsockname()
     with pytest.raises(LivenessError, match=r"rank 1 does not reach rank 0 at 127\.0\.0\.1: .*refused"):
-        join(address, port, WORD, 1, 5)
+        join(address, port, WORD, 1, PATIENCE_S)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch.bench import all_end, hang_instead_of_torch, hosts
+from tests.launch.bench import all_end, hang_instead_of_torch, host_of
 from tests.patience import PATIENCE_S
 
 SERVER = """
@@ -45,7 +45,7 @@ def test_nothing_outlives_the_server(tmp_path: Path, stage: str, end: str) -> No
         try:
             assert server.stdout is not None
             assert server.stdout.readline().strip() == command[-1]
-            (host,) = hosts(psutil.Process(server.pid))
+            host = host_of(psutil.Process(server.pid))
             left = [host, *host.children()]
             assert len(left) == (1 if stage == "starting" else 5)
             if stage == "stopped":

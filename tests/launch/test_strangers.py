@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.launch.bench import Bench, finished, small, until
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_who_knocks_at_a_runs_ports_neither_ends_nor_changes_it(bench: Bench) ->
     knocked = ports([bench.host, *bench.ranks()])
     for address in knocked:
         for said in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096)):
-            with socket.create_connection(address, timeout=5) as stranger:
+            with socket.create_connection(address, timeout=PATIENCE_S) as stranger:
                 stranger.sendall(said)
     assert {host for host, _ in knocked} <= {"127.0.0.1", "::1"}
     state = finished(bench.queue, id)

@@ -69,3 +69,12 @@ def test_compare_shows_what_it_can_of_choices_of_any_size(served: Service) -> No
     assert not app.exception
     assert "Its timeline is not drawn" in text(app)
     assert "memory is worked out from at most 1,000,000" in text(app)
+
+
+def test_a_way_through_very_many_replicas_names_some_of_each_group(served: Service) -> None:
+    """Event 3 is the sum of gradients over all replicas; which replica is followed is a number to write."""
+    app = opened("lab", served, spec=SIZES["many replicas"][0], walk="0.3.16000.0")
+    assert not app.exception
+    assert next(n.value for n in app.number_input if n.label == "Replica (dp)") == 16_000
+    assert "with ranks 0, 1, 2, 3" in text(app)
+    assert "31 and 16,351 more" in text(app)
