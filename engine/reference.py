@@ -74,7 +74,8 @@ def gradient_of(p: Tensor) -> Tensor:
 
 def publish(store: dist.Store, key: str, dp: int, tp: int, gradient: Tensor) -> None:
     """Put a rank's gradient of the parameter `key` into `store`, in fp32, for `compare`."""
-    whole = gradient.float().cpu().contiguous()
+    # A copy: NumPy would take over the storage that it reads, which is the gradients' own and measured by its address.
+    whole = gradient.to("cpu", torch.float32, copy=True).contiguous()
     message = pack({"dtype": "float32", "shape": list(whole.shape)}, {"bytes": whole.numpy().tobytes()})
     store.set(_place(key, dp, tp), message)  # type: ignore[arg-type]  # its stub forgets bytes
 

@@ -142,7 +142,7 @@ def test_a_run_with_very_many_microbatches_comes_back(own: Server, page: Page, t
     zipped = parcel.pack(tmp_path / "very many")
     assert len(zipped) > 1 << 20
     upload(page, "x.zip", zipped)
-    expect(page.get_by_text("Added very many.")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Added very many.")).to_be_visible(timeout=LONG_MS)
     assert len(store.load(own.home / "very many").tables["spans"]) == len(spans)
     store.delete(own.home / "very many")
 
@@ -153,7 +153,7 @@ def test_what_the_field_says_that_it_takes_the_server_takes_too(page: Page) -> N
     most = int(re.search(r"(\d+)MB", said)[1]) * 1_000_000  # type: ignore[index]
     page.keyboard.press("Escape")
     upload(page, "large.zip", bytes(most))
-    expect(page.get_by_text("This is not a zip of a saved run: it cannot be opened")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("This is not a zip of a saved run: it cannot be opened")).to_be_visible(timeout=LONG_MS)
 
 
 def test_deleted_runs_come_back_at_a_press(page: Page) -> None:

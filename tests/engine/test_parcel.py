@@ -27,6 +27,7 @@ from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.spec.sentence import unpacked
 from engine.tables import SCHEMAS
 from tests.pages.stand_in import saved as stand_in
+from tests.patience import PATIENCE_S
 
 Files = dict[str, bytes]
 
@@ -279,7 +280,9 @@ def test_no_more_is_unpacked_than_a_zip_says_that_it_holds(run: Path, tmp_path: 
 def test_a_program_opens_a_zip_within_the_memory_that_it_is_given(run: Path, tmp_path: Path) -> None:
     def opened(mb: int, content: bytes) -> dict[str, Any]:
         command = [sys.executable, "-m", "engine.parcel", str(tmp_path), "", str(mb)]
-        return dict(json.loads(subprocess.run(command, input=content, capture_output=True, check=True, timeout=60).stdout))
+        return dict(
+            json.loads(subprocess.run(command, input=content, capture_output=True, check=True, timeout=PATIENCE_S).stdout)
+        )
 
     assert opened(1024, parcel.pack(run)) == {"folder": "my run"}
     assert unpacked(opened(1024, b"PK")["refused"]).startswith("this is not a zip of a saved run: it cannot be opened")
