@@ -52,9 +52,11 @@ def slicing(tp: int, sequence_parallel: bool) -> Slicing:
 def structure(
     model: ModelSpec, workload: WorkloadSpec, recompute: Recompute, cut: Slicing, sizes: Mapping[str, Any]
 ) -> Structure:
-    """`sizes`: the dimensions. Of these, whatever is 1 makes a structure of its own; a size with letters counts as more."""
+    """`sizes`: the dimensions. Of these, whatever is 1 makes a structure of its own, but tp, which `cut` tells of; a size with
+    letters counts as more.
+    """
     converts = workload.precision == "bf16" and workload.accumulate != "bf16"
-    ones = tuple(sorted(name for name, size in sizes.items() if isinstance(size, int) and size == 1))
+    ones = tuple(sorted(name for name, size in sizes.items() if name != "tp" and isinstance(size, int) and size == 1))
     return Structure(model.family, recompute, workload.precision, converts, cut, ones)
 
 
