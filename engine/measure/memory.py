@@ -296,7 +296,7 @@ def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
             actions.append(ActionTime.of(name, event.start_time_ns, event.end_time_ns))
         elif name.startswith(DOOR_MARK):
             doors.append((event.start_time_ns, event.end_time_ns))
-        elif operation < 0 and _is_operation(name):
+        elif operation < 0 and is_operation(name):
             operation, operations = operations, operations + 1
         stack.extend((child, operation) for child in reversed(event.children))  # in order, so that events of one instant stay so
     memory.sort(key=lambda m: m[0].t_ns)
@@ -304,7 +304,7 @@ def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
 
 
 @lru_cache(maxsize=4096)  # torch has some 1,600 operators
-def _is_operation(name: str) -> bool:
+def is_operation(name: str) -> bool:
     """Whether an event of the profiler is an operation with a kernel of its own, not one that is made of other operations.
 
     A result of those others is no workspace. A dispatch mode, and so the dry run, sees the same operations. The events tell no

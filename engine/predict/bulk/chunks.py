@@ -8,6 +8,7 @@ number of layers.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
-from engine.predict.bulk.actions import ACTIONS, Actions, Whole, acted
+from engine.predict.bulk.actions import ACTIONS, Acted, Actions, Whole, acted
 from engine.predict.bulk.plays import Form, Played, Structure, figures_of
 from engine.predict.bulk.points import joined
 from engine.predict.tape.sizes import WIDTHS
 
 Real = NDArray[np.float64]
+Playing = Callable[[Structure], Acted]  # where plays come from
 
 # What there is between actions: of a pass in flight what it was given and what it keeps; messages; of passes whose W is owed the
 # first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
@@ -54,8 +56,8 @@ class Table:
 class Chunks:
     """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
 
-    def __init__(self, structure: Structure, forms: list[Form], known: dict[str, Any]) -> None:
-        self.structure, self.known, self.plays = structure, known, acted(structure)
+    def __init__(self, structure: Structure, forms: list[Form], known: dict[str, Any], plays: Playing = acted) -> None:
+        self.structure, self.known, self.plays = structure, known, plays(structure)
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
         self.actions = {(form, *kind): self.plays.actions(form, *kind) for form in forms for kind in kinds}
         self.runs = self.plays.runs()

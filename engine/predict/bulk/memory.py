@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.chunks import VALUES, Chunks, Table
+from engine.predict.bulk.actions import acted
+from engine.predict.bulk.chunks import VALUES, Chunks, Playing, Table
 from engine.predict.bulk.instants import instants
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.plays import Form, Structure
@@ -26,13 +27,13 @@ Array = NDArray[np.int64]
 Real = NDArray[np.float64]
 
 
-def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> tuple[Array, Array]:
+def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, plays: Playing = acted) -> tuple[Array, Array]:
     """The peak of each layout's fullest stage in bytes, and which stage that is, the first of several as full.
 
-    `workload` gives what is not in the grid. Layers are split as evenly as can be. (n,), (n,)
+    `workload` gives what is not in the grid. Layers are split as evenly as can be. `plays`: what chunks do. (n,), (n,)
     """
     best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
-    sizes = _SizesOf(model, workload, grid)
+    sizes = _SizesOf(model, workload, grid, plays)
     encoders = model.encoder_layers
     tables, rows = sizes.tables(pieces_of(model, grid))
     microbatches = _enough(grid)
@@ -77,8 +78,8 @@ class _SizesOf:
     Those of one structure stand together, and among them those of one ZeRO stage that tp cuts or does not, which are a group.
     """
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> None:
-        self.model, self.workload = model, workload
+    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, plays: Playing) -> None:
+        self.model, self.workload, self.plays = model, workload, plays
         heads, groups = model.heads // grid.tp > 1, model.key_heads // grid.tp > 1
         flags = (grid.microbatch_size > 1, heads, groups)
         kinds = (grid.sequence_parallel & (grid.tp > 1), grid.recompute, *flags)
@@ -112,7 +113,7 @@ class _SizesOf:
         for structure, here, groups in self.structures:
             bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
             forms = [form for form, (start, stop) in bounds.items() if start < stop]
-            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()})
+            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.plays)
             for group in groups:
                 some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
                 present = [form for form, of in some.items() if of.start < of.stop]

@@ -1,0 +1,93 @@
+"""A model so small that a chunk of it takes milliseconds, whose sizes name themselves: each dimension is a number of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from engine.families import FAMILIES
+from engine.predict.ledger.dimensions import QKV, dimensions
+from engine.predict.ledger.form import Part, Product, Structure
+from engine.spec import BYTE_VOCABULARY, ModelSpec
+
+# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. Where heads share keys, A/G and A/G + 2 have to be
+# two more, and so small that attention over all heads is. Of two streams S alone can be chosen, and T, R and 2 S − 1 have to have
+# a prime each that no other has: T and R are 7 and 22, or 40 and 273.
+_PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
+_SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
+_STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
+_GROUP = (5, 7)
+_ROWS = (263, 269)  # of the token table where tp does not cut it: every byte has one
+_NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
+
+
+class RecordingError(Exception):
+    """A size is no product of the probe's dimensions. Always a defect of the probe, never of a request."""
+
+
+class Probe(NamedTuple):
+    """`start`: the chunk's first layer. `sizes`: of the dimensions that are more than 1, the largest first."""
+
+    model: ModelSpec
+    tp: int
+    start: int
+    batch: int
+    sizes: dict[str, int]
+
+    def name(self, size: int) -> Product:
+        """The product that a size is, a number of twos and threes aside. Raises `RecordingError` where it is none."""
+        left, found = size, list[str]()
+        for dimension, number in self.sizes.items():
+            while left % number == 0 and left:
+                found.append(dimension)
+                left //= number
+        if not left or _without(left, 2, 3) != 1:
+            raise RecordingError(f"{size} is not a product of {self.sizes}")
+        return Product(left, tuple(sorted(found)))
+
+
+def _without(number: int, *primes: int) -> int:
+    """What is left of it when these are divided out."""
+    for prime in primes:
+        while number % prime == 0:
+            number //= prime
+    return number
+
+
+def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe:
+    """The probe of a part of a structure. `primes` to use in place of the usual ones, which must not change what is found."""
+    parts, sequence = FAMILIES[structure.family], structure.slicing == "sequence"
+    rotary, streams, shares = parts.position == "rotary", parts.objective == "permuted", "A/G" not in structure.ones
+    usual = _STREAMS["sequence" if sequence else "none"] if streams else _SHARING if shares else _PRIMES
+    chosen = dict(zip(_NAMES, primes or usual, strict=True))
+    cuts = sequence and not streams  # of two streams the rows are cut, of which there are more than tokens
+    called = {"S": "S/tp" if cuts else "S", "D": "D/2" if rotary else "D"}
+    sizes = {called.get(name, name): prime for name, prime in chosen.items()}
+    if structure.slicing == "none":
+        del sizes["tp"]
+        sizes["V/tp"] = next(rows for rows in _ROWS if rows not in chosen.values())
+    sizes |= dict.fromkeys((one for one in structure.ones if one in sizes), 1)
+    tp, group = sizes.get("tp", 1), _GROUP[0] if shares else 1
+    start, layers, decoders = _stacks(part, parts.encoder)
+    model = ModelSpec(
+        family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
+        heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
+        ffn=tp * sizes["F/tp"], vocab=tp * sizes["V/tp"], seq=sizes[called["S"]] * (tp if cuts else 1),
+    )  # fmt: skip
+    assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
+    every = dimensions(model, structure.slicing, tp, sizes["B"])
+    named = {name: size for name, size in every.items() if size > 1 and (name != QKV or shares)}
+    largest = dict(sorted(named.items(), key=lambda item: -item[1]))
+    return Probe(model, tp, start, sizes["B"], largest)
+
+
+def _stacks(part: Part, encodes: bool) -> tuple[int, int, int]:
+    """The chunk's first layer, the model's layers, and of these the decoder's: what there must be beside the part."""
+    layers, decoders = part.recorded
+    before, behind = int(not part.first), int(not part.last)
+    if not encodes:
+        return before, max(1, before + layers + behind), 0
+    encoders = before + layers + int(not part.ends) if layers else 1
+    all_decoders = decoders + (behind and not part.closes) or 1
+    start = before if layers else encoders if decoders or not part.last else encoders + all_decoders
+    return 0 if part.first else start, encoders + all_decoders, all_decoders

@@ -1,0 +1,224 @@
+"""Reads from the profiler's tree what a chunk did with each microbatch: blocks, calls to other ranks, operations.
+
+What an operation takes and gives back inside itself is left out: it is a fact of the machine.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from engine.measure.memory import is_operation
+from engine.measure.recorder import ACTION_MARK, DOOR_MARK
+from engine.predict.ledger.form import GIVEN, GRADIENT_GIVEN, GRADIENT_HANDED, HANDED, TAKES
+
+# Marks that the chunk sets itself: the layer passed, the module at work, what happens to a bucket, a call, what was handed on.
+LAYER, MODULE, BUCKET, CALL, HANDS = (f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands"))
+_NODE = "autograd::engine::evaluate_function: "
+_OWN = "shardscope."
+_BETWEEN = {
+    "recv activation": GIVEN,
+    "send activation": HANDED,
+    "recv gradient": GRADIENT_GIVEN,
+    "send gradient": GRADIENT_HANDED,
+}
+_PRODUCTS = {
+    "aten::mm": (0, 1),
+    "aten::addmm": (1, 2),
+    "aten::bmm": (0, 1),
+    "aten::baddbmm": (1, 2),
+}  # which inputs are multiplied
+
+
+class SeenBlock:
+    """A block. `before`: how many operations were over when it was made for the next one alone, if it was."""
+
+    def __init__(self, name: str, size: int, born: str, door: bool, layered: bool, before: int) -> None:
+        self.name, self.size, self.born, self.door, self.layered, self.before = name, size, born, door, layered, before
+        self.died = ""
+        self.inside = self.lent = False  # inside: one operation took it and gave it back
+
+    @property
+    def category(self) -> str:
+        """`engine.measure.memory`'s rule, by the actions in which a block comes and goes."""
+        if self.born == self.died:
+            return "communication" if self.door or self.born in (GIVEN, GRADIENT_GIVEN) else "temporary"
+        if self.born in (GIVEN, "F") and self.died in ("B", "I", "W"):
+            return "activations"
+        if self.born in ("I", GRADIENT_GIVEN) and self.died == "W" and not self.door:
+            return "activations"
+        return "communication"
+
+
+class SeenOperation:
+    """`flops` of its matrix product; bytes of each tensor that it reads and writes."""
+
+    def __init__(self, name: str, flops: int, read: list[int], written: list[int]) -> None:
+        self.name, self.flops, self.read, self.written = name, flops, read, written
+
+
+class SeenFlight:
+    """`actions`: of each what happened, as (layer, kind, what), in order. `shared`: which tensors handed on were kept."""
+
+    def __init__(self) -> None:
+        self.actions: dict[str, list[tuple[int, str, Any]]] = defaultdict(list)
+        self.given: list[SeenBlock] = []
+        self.shared: tuple[int, ...] = ()
+        self.lent: SeenBlock | None = None
+
+
+class Reading:
+    """Goes through the tree in order of time."""
+
+    def __init__(self, before: Mapping[int, int], layers: Mapping[int, int]) -> None:
+        """`before`: number of the first node of the graph that is not of a bucket's layer any more → that bucket, or −1.
+
+        `layers`: number of a bucket → of the layer, where it is one.
+        """
+        self.flights: dict[int, SeenFlight] = defaultdict(SeenFlight)
+        self._bounds, self._layers = sorted(before.items()), layers
+        self._live: dict[int, SeenBlock] = {}
+        self._flight, self._action, self._layer = SeenFlight(), "", -1
+        self._door = self._aside = False
+        self._module: list[str] = []
+        self._modules: dict[int, str] = {}  # by number of a node, the module that made it
+        self._operation: list[SeenBlock] | None = None  # blocks of the one under way
+        self._called, self._over = "", 0
+
+    def read(self, tree: Sequence[Any]) -> dict[int, SeenFlight]:
+        """By microbatch."""
+        for event in tree:
+            self._one(event)
+        return self.flights
+
+    def _one(self, event: Any) -> None:
+        name: str = event.name
+        if name == "[memory]":
+            self._memory(event.extra_fields.alloc_size, event.extra_fields.ptr)
+        elif name.startswith(_OWN):
+            self._mark(name, event)
+        elif name.startswith(_NODE):
+            self._node(event)
+        elif name.startswith("aten::") and self._operation is None and is_operation(name):
+            self._do(name, event)
+        else:
+            self._made_by_module(event)
+            self._inside(event)
+
+    def _inside(self, event: Any) -> None:
+        for child in event.children:
+            self._one(child)
+
+    # ---------------------------------------------------------------------------------------------------------- where we are
+
+    def _mark(self, name: str, event: Any) -> None:
+        kind = name[: name.index(" ") + 1]
+        what = name[len(kind) :].split()
+        if kind == LAYER:
+            self._layer = self._layers.get(int(what[0]), -1)
+        elif kind == CALL and not self._aside:
+            self._put("call", (what[0], what[1], int(what[2])))
+        elif kind == HANDS and self._action == HANDED:
+            self._hand([int(where) for where in what])
+        elif kind == BUCKET:
+            self._bucket(what[0], int(what[1]), event)
+        else:
+            outer = self._door, len(self._module)
+            if kind == ACTION_MARK:
+                self._begin(what)
+            elif kind == DOOR_MARK:
+                self._door = True
+            elif kind == MODULE:
+                self._module.append(what[0])
+            self._inside(event)
+            self._door = outer[0]
+            del self._module[outer[1] :]
+
+    def _begin(self, what: list[str]) -> None:
+        kind = " ".join(what[1:3]) if what[1] in ("recv", "send") else what[1]
+        self._action = _BETWEEN.get(kind, kind)
+        self._flight = self.flights[int(what[-1])] if "microbatch" in what else SeenFlight()  # reductions are of none
+        self._layer = -1
+
+    def _bucket(self, what: str, number: int, event: Any) -> None:
+        """What data parallelism does with a bucket. What it allocates is told by its own rules, so it is put aside here."""
+        takes = what == str(TAKES)
+        if not takes:
+            self._put("bucket", (int(what), number))
+        before, self._aside = self._aside, True
+        self._inside(event)
+        self._aside = before
+        if takes:  # the gradient that came goes first
+            self._put("bucket", (int(what), number))
+
+    def _hand(self, addresses: list[int]) -> None:
+        shared = [i for i, where in enumerate(addresses) if where in self._live]
+        self._flight.shared = tuple(shared)
+        if shared:
+            self._flight.lent = self._live[addresses[shared[0]]]
+            self._flight.lent.lent = True
+
+    def _node(self, event: Any) -> None:
+        """A node of the graph, in backward. It is of the layer that made it; a parameter's is of the layer under way."""
+        number, outer = event.extra_fields.sequence_number, len(self._module)
+        if number >= 0:
+            behind = next((bucket for first, bucket in self._bounds if number < first), None)
+            if behind is not None:
+                self._layer = self._layers.get(behind, -1)
+            self._module += [self._modules[number]] if number in self._modules else []
+        self._inside(event)
+        del self._module[outer:]
+
+    def _made_by_module(self, event: Any) -> None:
+        number = getattr(event.extra_fields, "sequence_number", -1)
+        if number >= 0 and self._module:
+            self._modules[number] = self._module[-1]
+
+    # -------------------------------------------------------------------------------------------------------- what happens
+
+    def _do(self, name: str, event: Any) -> None:
+        self._made_by_module(event)
+        self._operation, self._called = [], name.removeprefix("aten::")
+        self._inside(event)
+        made, self._operation = self._operation, None
+        self._over += 1
+        for block in made:
+            block.inside = bool(block.died)
+        if not self._aside and not self._door:
+            self._operate(name, event, [block.size for block in made if not block.inside])
+
+    def _operate(self, name: str, event: Any, made: list[int]) -> None:
+        """Put down an operation that launches a kernel: neither a view nor room alone."""
+        inputs = [one for one in event.extra_fields.inputs if hasattr(one, "sizes")]
+        if "empty" in name or not (made or name.endswith("_")):  # which writes to its first input
+            return
+        sizes = [prod(one.sizes) * one.dtype.itemsize for one in inputs]
+        flops = 0
+        if name in _PRODUCTS:
+            one, other = (event.extra_fields.inputs[i].sizes for i in _PRODUCTS[name])
+            flops = 2 * prod(one) * other[-1]
+        self._put("run", SeenOperation(": ".join([*self._module[-1:], self._called]), flops, sizes, made or sizes[:1]))
+
+    def _memory(self, size: int, where: int) -> None:
+        if size > 0 and not self._aside:
+            alone = self._operation is None
+            between = self._action in (GIVEN, GRADIENT_GIVEN)
+            name = "message" if between else ": ".join([*self._module[-1:], "number" if alone else self._called])
+            before = self._over if alone and not self._door and not between else -1
+            block = SeenBlock(name, size, self._action, self._door, self._layer >= 0, before)
+            self._live[where] = block
+            if self._operation is not None:
+                self._operation.append(block)
+            if self._action == GIVEN:
+                self._flight.given.append(block)
+            self._put("born", block)
+        elif size < 0 and where in self._live:
+            block = self._live.pop(where)
+            block.died = self._action
+            block.inside = block.before >= 0 and block.before == self._over - 1
+            self._put("gone", block)
+
+    def _put(self, kind: str, what: Any) -> None:
+        self._flight.actions[self._action].append((self._layer, kind, what))

@@ -1,0 +1,285 @@
+"""Records ledgers: what one chunk of the worker does with one microbatch, with sizes in named dimensions.
+
+The worker's own chunk, data parallelism and executor run on the real tensors of a probe, under the profiler that measures a
+run's memory. So nothing of torch is imitated. Where autograd adds one gradient to another in place, or takes one for its own, is
+its decision, made by what else holds it; under a dispatch mode, which watching fake tensors takes, it would decide otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import _get_sequence_nr
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from engine.launch.probe import Probe, probe
+from engine.launch.profiled import BUCKET, CALL, HANDS, LAYER, MODULE, Reading, SeenFlight
+from engine.measure.recorder import Passage, Recorder, Span
+from engine.model.chunk import TransformerChunk, streams_before, to_tensors
+from engine.objective import feed
+from engine.parallel.comm import Comm
+from engine.parallel.data import DataParallel, Streams, Use
+from engine.parallel.pipeline import Executor
+from engine.parallel.tensor import DTYPES, TensorParallel
+from engine.predict.ledger.form import (
+    BORN,
+    CALLS,
+    EXPECTS,
+    GATHERS,
+    GONE,
+    RELEASES,
+    RUNS,
+    TAKES,
+    Block,
+    Bucket,
+    Call,
+    Flight,
+    Ledger,
+    Operation,
+    Parameter,
+    Part,
+    Product,
+    Segment,
+    Structure,
+    case,
+)  # fmt: skip
+from engine.schedule import Action, Kind, Schedule
+from engine.topology import Coordinate, Mesh
+
+_DP = 2  # replicas: what dp does is told by its own rules, but not where there is one
+
+
+def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledger:
+    """What that part of a model of that structure does; some tenths of a second. `primes`: see `engine.launch.probe`.
+
+    For a process that may use one thread of torch alone. Raises `RecordingError` where a size has no name.
+    """
+    torch.set_num_threads(1)  # as a rank has
+    made = probe(structure, part, primes)
+    tables, flights, buckets = _Tables(made.name), dict[str, Flight](), tuple[Bucket, ...]()
+    for hooked in (False, True):
+        chunk = _Chunk(structure, part, made, zero=3 if hooked else 0)
+        buckets = chunk.buckets(made.name)
+        tree = chunk.traced()
+        seen = Reading(chunk.data.before, {number: bucket.layer for number, bucket in enumerate(buckets)}).read(tree)
+        flights |= {case(hooked, bool(microbatch)): tables.flight(one) for microbatch, one in sorted(seen.items())}
+    return Ledger(tuple(tables.blocks), buckets, tuple(tables.calls), tuple(tables.operations), flights)
+
+
+# --------------------------------------------------------------------------------------------- the worker, telling what it does
+
+
+def _tell(mark: str, *what: object) -> Any:
+    return record_function(mark + " ".join(map(str, what)))
+
+
+def _say(mark: str, *what: object) -> None:
+    with _tell(mark, *what):
+        pass
+
+
+class _Telling(Recorder):
+    """Tells of every call to the other ranks."""
+
+    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
+        _say(CALL, passage.axis, passage.collective, payload_bytes)
+        return super().passage(passage, payload_bytes, wire_bytes)
+
+
+class _Data(DataParallel):
+    """Tells which layer is passed, and what happens to the buckets."""
+
+    def __init__(self, layers: list[nn.Module], comm: Comm, *settings: Any) -> None:
+        super().__init__({comm.at.pp: layers}, comm, *settings)
+        self.numbers = {layer: number for number, layer in enumerate(layers)}
+        self.before: dict[int, int] = {}  # the first node of the graph that is not of a layer any more → that layer, or −1
+
+    def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
+        self.before.setdefault(_get_sequence_nr(), -1)  # nodes since the last layer are of none
+        return super().through([replace(use, run=partial(self._run, use)) for use in uses], streams)
+
+    def _run(self, use: Use, streams: Streams) -> Streams:
+        self._pass(use)
+        out = use.run(streams)
+        told = int(self.zero >= 2)  # one more node, which tells that backward comes
+        self.before[_get_sequence_nr() + told] = self._number(use)
+        return out
+
+    def _number(self, use: Use) -> int:
+        return self.numbers[use.layers[0]] if use.layers else -1
+
+    def _pass(self, use: Use) -> None:
+        _say(LAYER, self._number(use))
+
+    def pass_layer_of(self, weight: nn.Parameter) -> None:
+        _say(LAYER, self.numbers[self._layer_of[weight]])
+
+    def _about(self, what: int, layer: nn.Module) -> Any:
+        return _tell(BUCKET, what, self.numbers[layer])
+
+    def _begin_backward(self, use: Use, before: Use | None) -> None:
+        for layer in use.layers:
+            with self._about(EXPECTS, layer):
+                self.buckets[layer].expect(1)
+        if not use.lookup:
+            self._enter(use, before)
+
+    def _enter(self, use: Use, following: Use | None) -> None:
+        self._pass(use)
+        super()._enter(use, following)
+
+    def _fetch(self, use: Use) -> None:
+        for layer in (*use.layers, *use.borrowed):
+            if not self.buckets[layer].resident:
+                with self._about(GATHERS, layer):
+                    super()._fetch(Use((layer,), use.run))
+
+    def _leave(self, use: Use) -> None:
+        for layer in (*use.layers, *use.borrowed):
+            if self.buckets[layer].resident:
+                with self._about(RELEASES, layer):
+                    super()._leave(Use((layer,), use.run))
+
+    def _arrived(self, p: nn.Parameter) -> None:
+        with self._about(TAKES, self._layer_of[p]):
+            super()._arrived(p)
+
+
+class _Executor(Executor):
+    """Sends nothing: what would wait to be sent is let go of at once. And tells of which layer a weight is."""
+
+    data: _Data
+
+    def _send(self, action: Action) -> None:
+        tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
+        where = [t.untyped_storage().data_ptr() for t in tensors]
+        del tensors
+        _say(HANDS, *where)
+
+    @torch.no_grad()
+    def _backward_of_weights(self, action: Action) -> None:
+        owed = self._owed.pop((action.chunk, action.microbatch))
+        for weight in list(owed):
+            self.data.pass_layer_of(weight)
+            self.data.add(weight, owed.pop(weight)())
+
+
+class _Chunk:
+    """A probe's chunk, put together as the worker does it, at one ZeRO stage. Stages before and behind it are there in name."""
+
+    def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
+        model, sequence = made.model, structure.slicing == "sequence"
+        pp, at = 3 - part.first - part.last, int(not part.first)
+        mesh, recorder, device = Mesh(_DP, made.tp, pp), _Telling(), torch.device("cpu")
+        self.recorder = recorder
+        comm = Comm.without_others(mesh, mesh.rank(Coordinate(at, 0, 0)), recorder, device)
+        tp = TensorParallel(comm, sequence, DTYPES[structure.precision])
+        layers = range(made.start, made.start + sum(part.recorded))
+        text = bytes(2 * model.seq + 1)
+
+        def batch(number: int) -> Any:
+            return to_tensors(feed(model, text, made.batch, 0, 1, number), device)
+
+        self.chunk = TransformerChunk(model, layers, part.first, part.last, batch, tp, structure.recompute)
+        with torch.no_grad():
+            for p in self.chunk.parameters():
+                p.zero_()
+        accumulate = torch.float32 if structure.converts else DTYPES[structure.precision]
+        self.data = _Data(self.chunk.parts(), comm, zero, sequence, accumulate, 2, tp.deferred)
+        self.chunk.through = self.data.through
+        entering = [streams_before(model, layers.start if c == at else layers.stop, made.batch, tp) for c in range(pp)]
+        stages = tuple(_actions(at, pp) if stage == at else () for stage in range(pp))
+        self.executor = _Executor(
+            Schedule("1f1b", 2, tuple(range(pp)), stages), {at: self.chunk}, self.data, comm, recorder,
+            lambda doing: None, entering, lambda: None, lambda: None,
+        )  # fmt: skip
+
+    def buckets(self, name: Callable[[int], Product]) -> tuple[Bucket, ...]:
+        layers = {layer: number for number, layer in enumerate(self.chunk.layers.values())}
+        paths = {module: _without_numbers(path) for path, module in self.chunk.named_modules()}
+        found = []
+        for layer in self.data.numbers:
+            parameters = [Parameter(tuple(map(name, p.shape)), p.cut.dim is None) for p in self.data.buckets[layer].parameters]
+            found.append(Bucket(paths[layer], layers.get(layer, -1), tuple(parameters)))
+        return tuple(found)
+
+    def traced(self) -> list[Any]:
+        """The profiler's tree of one step."""
+        for path, module in self.chunk.named_modules():
+            if path:
+                module.forward = partial(_inside, module.forward, _without_numbers(path))
+        self.recorder.mark = record_function
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as watched:
+            self.executor.run(1)
+        assert watched.profiler is not None and watched.profiler.kineto_results is not None
+        return watched.profiler.kineto_results.experimental_event_tree()
+
+
+def _inside(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+    with _tell(MODULE, path):
+        return forward(*args, **kwargs)
+
+
+def _without_numbers(path: str) -> str:
+    """A module's path, which is the same in every layer."""
+    return ".".join(part for part in path.split(".") if not part.isdigit())
+
+
+def _actions(at: int, pp: int) -> tuple[Action, ...]:
+    """A microbatch whose backward is B, and one whose backward is I and W."""
+    found = []
+    halves: tuple[tuple[Kind, ...], ...] = (("B",), ("I", "W"))
+    for microbatch, (backward, *later) in enumerate(halves):
+        entries: list[tuple[Kind, Any, int]] = [
+            ("recv", "activation", at - 1), ("F", "", -1), ("send", "activation", at + 1), ("recv", "gradient", at + 1),
+            (backward, "", -1), ("send", "gradient", at - 1), *((kind, "", -1) for kind in later),
+        ]  # fmt: skip
+        found += [Action(kind, at, microbatch, flow, peer) for kind, flow, peer in entries if not flow or 0 <= peer < pp]
+    return *found, Action("reduce", at)
+
+
+# ------------------------------------------------------------------------------------------------------------- the tables
+
+
+class _Tables:
+    """Puts down what was seen, things that are alike once."""
+
+    def __init__(self, name: Callable[[int], Product]) -> None:
+        self._name = name
+        self.blocks: dict[Block, int] = {}
+        self.calls: dict[Call, int] = {}
+        self.operations: dict[Operation, int] = {}
+
+    def flight(self, seen: SeenFlight) -> Flight:
+        actions = {action: self._segments(several) for action, several in seen.actions.items()}
+        lent = seen.lent
+        of_lent = None if lent is None else (seen.given.index(lent) if lent in seen.given else -1, lent.died)
+        return Flight(actions, tuple(block.died for block in seen.given), seen.shared, of_lent)
+
+    def _segments(self, seen: list[tuple[int, str, Any]]) -> tuple[Segment, ...]:
+        found: list[tuple[int, list[int]]] = []
+        for layer, kind, what in seen:
+            if kind in ("born", "gone") and what.inside:
+                continue
+            if not found or found[-1][0] != layer:
+                found.append((layer, []))
+            found[-1][1].extend(self._event(kind, what))
+        return tuple(Segment(layer, tuple(codes)) for layer, codes in found)
+
+    def _event(self, kind: str, what: Any) -> tuple[int, int]:
+        if kind == "bucket":
+            return what
+        if kind == "call":
+            axis, collective, payload = what
+            return CALLS, self.calls.setdefault(Call(axis, collective, self._name(payload)), len(self.calls))
+        if kind == "run":
+            sizes = [[what.flops] if what.flops else [], what.read, what.written]
+            one = Operation(what.name, *(tuple(self._name(n) for n in some if n) for some in sizes))
+            return RUNS, self.operations.setdefault(one, len(self.operations))
+        block = Block(what.name, self._name(what.size), what.category, what.layered, what.lent)
+        return BORN if kind == "born" else GONE, self.blocks.setdefault(block, len(self.blocks))

@@ -1,0 +1,91 @@
+"""The dimensions that sizes are products of, and what each is for a layout.
+
+    B        sequences in a microbatch          S        tokens of a sequence; S/tp where the sequence is cut
+    H        width of the residual stream       H/2      the half of it, rounded up, where positions are waves
+    D        width of a head                    D/2      the half of it, where positions turn pairs of numbers
+    G/tp     heads of keys on a rank            A/G      heads that share a head of keys; A/G + 2, of q, k and v, is another
+    F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, the vocabulary rounded up
+    tp       tensor-parallel ranks
+
+Of two streams also R rows of a sequence, or R/tp, T of them to be predicted from, and 2 S − 1 distances.
+
+`tp` and the size of a microbatch may be numbers, or `engine.predict.symbolic` sizes for very many layouts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.families import predicted
+from engine.predict.ledger.form import Product, Slicing, Structure
+from engine.predict.terms import Factor
+from engine.spec import ModelSpec, Recompute, WorkloadSpec
+
+QKV = "A/G + 2"
+
+
+def dimensions(model: ModelSpec, slicing: Slicing, tp: Any, microbatch_size: Any) -> dict[str, Any]:
+    """What each dimension is, by name."""
+    shared, position = model.heads // model.key_heads, model.parts.position
+    found: dict[str, Any] = {
+        "B": microbatch_size, "H": model.hidden, "G/tp": model.key_heads // tp, "A/G": shared, QKV: shared + 2,
+        "F/tp": model.ffn_width // tp, "V/tp": -(-model.vocab // tp),
+    }  # fmt: skip
+    found |= {"D/2": model.head_width // 2} if position == "rotary" else {"D": model.head_width}
+    found |= {"H/2": -(-model.hidden // 2)} if position in ("sinusoidal", "relative") else {}
+    rows = "S"
+    if model.parts.objective == "permuted":
+        rows = "R"
+        found |= {"S": model.seq, "T": predicted("permuted", model.seq), "2 S − 1": 2 * model.seq - 1}
+    found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
+    return found | ({} if slicing == "none" else {"tp": tp})
+
+
+def slicing(tp: int, sequence_parallel: bool) -> Slicing:
+    """How that many tp ranks cut a layer."""
+    if tp == 1:
+        return "none"
+    return "sequence" if sequence_parallel else "features"
+
+
+def structure(
+    model: ModelSpec, workload: WorkloadSpec, recompute: Recompute, cut: Slicing, sizes: Mapping[str, Any]
+) -> Structure:
+    """`sizes`: the dimensions. Of these, whatever is 1 makes a structure of its own, but tp, which `cut` tells of; a size with
+    letters counts as more.
+    """
+    converts = workload.precision == "bf16" and workload.accumulate != "bf16"
+    ones = tuple(sorted(name for name, size in sizes.items() if name != "tp" and isinstance(size, int) and size == 1))
+    return Structure(model.family, recompute, workload.precision, converts, cut, ones)
+
+
+def value(product: Product, sizes: Mapping[str, Any]) -> Any:
+    """A product in numbers, or with letters in it."""
+    out: Any = product.times
+    for dimension in product.dimensions:
+        out = out * sizes[dimension]
+    return out
+
+
+_TOGETHER = (("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
+_TWICE = (("D", "D/2"),)
+
+
+def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
+    """A product as factors with names, as few as it takes."""
+    times, left, found = product.times, list(product.dimensions), list[Factor]()
+    for name, parts in _TOGETHER:
+        while all(part in left for part in parts):
+            number: Any = 1
+            for part in parts:
+                left.remove(part)
+                number = number * sizes[part]
+            found.append(Factor(name, number))
+    for name, half in _TWICE:
+        while half in left and times % 2 == 0:
+            left.remove(half)
+            times //= 2
+            found.append(Factor(name, 2 * sizes[half]))
+    named = [*found, *(Factor(name, sizes[name]) for name in left)]
+    return (*([Factor(str(times), times)] if times != 1 or not named else []), *(f for f in named if f.value != 1))

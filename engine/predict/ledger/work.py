@@ -1,0 +1,56 @@
+"""What a pass costs and sends, read from a ledger: for one layout, or for arrays of layouts at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.predict.ledger.dimensions import value
+from engine.predict.ledger.form import CALLS, RUNS, Flight, Ledger, Product
+
+
+@dataclass
+class Work:
+    """Of an action: floating-point operations of matrix products, bytes read and written by operations, kernels launched."""
+
+    flops: Any = 0
+    read: Any = 0
+    written: Any = 0
+    kernels: Any = 0
+
+
+def work(ledger: Ledger, flight: Flight, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]) -> Work:
+    """What one microbatch's action takes. `repeats`: how often each recorded layer is there; `sizes`: of the dimensions."""
+    found = Work()
+    for times, number in _happening(flight, action, RUNS, repeats):
+        operation = ledger.operations[number]
+        found.flops = found.flops + times * _sum(operation.flops, sizes)
+        found.read = found.read + times * _sum(operation.read, sizes)
+        found.written = found.written + times * _sum(operation.written, sizes)
+        found.kernels = found.kernels + times
+    return found
+
+
+def sent(
+    ledger: Ledger, flight: Flight, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]
+) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """(axis, collective) → calls and payload bytes of one microbatch's action. What dp adds is told by ZeRO's rules."""
+    found: dict[tuple[str, str], tuple[Any, Any]] = defaultdict(lambda: (0, 0))
+    for times, number in _happening(flight, action, CALLS, repeats):
+        call = ledger.calls[number]
+        calls, payload = found[call.axis, call.collective]
+        found[call.axis, call.collective] = calls + times, payload + times * value(call.payload, sizes)
+    return dict(found)
+
+
+def _happening(flight: Flight, action: str, kind: int, repeats: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+    """How often what is there, by its number, of all that happens of one kind."""
+    for segment in flight.segments(action):
+        times = repeats[segment.layer] if segment.layer >= 0 else 1
+        yield from ((times, number) for what, number in segment.events() if what == kind)
+
+
+def _sum(products: Iterable[Product], sizes: Mapping[str, Any]) -> Any:
+    return sum((value(product, sizes) for product in products), start=0)

@@ -1,0 +1,43 @@
+"""What is recorded of a model serves every layout of it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from engine import catalog
+from engine.launch.probe import probe
+from engine.launch.recordings import parts, record_all, structures, wanted
+from engine.predict.ledger.keep import Shelf
+from engine.predict.ledger.passes import LedgerStages
+from engine.spec import ModelSpec
+from tests.covering import covering
+from tests.predict.random_specs import random_specs
+
+
+def unasked(structure: object, part: object) -> None:
+    raise AssertionError("saying which ledgers are needed reads none")
+
+
+def test_every_chunk_of_every_layout_is_among_what_is_recorded() -> None:
+    for spec in (*covering(), *random_specs(100, seed=3)):
+        recorded = itertools.product(structures(spec.model), parts(spec.model))
+        assert LedgerStages(spec, unasked).needs() <= {*recorded}  # type: ignore[arg-type]
+
+
+def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:
+    keys = wanted(catalog.MODELS.values())
+    assert len(keys) > 1000
+    for structure, part in keys:
+        made = probe(structure, part)
+        assert set(structure.ones).isdisjoint(made.sizes)
+        assert len({*made.sizes.values()}) == len(made.sizes), "each size has one name"
+
+
+def test_what_is_in_the_folder_is_not_recorded_again(tmp_path: Path) -> None:
+    shelf, keys = Shelf(tmp_path), wanted([ModelSpec()])
+    for key in keys:
+        path = shelf.path(*key)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert record_all(keys, shelf) == 0

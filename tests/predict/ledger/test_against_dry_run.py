@@ -1,0 +1,75 @@
+"""What is read from ledgers is what the worker does, to the byte: in a dry run of the whole step, on a rank of every stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch.nn import functional as F
+
+from engine.launch.dry_tables import kinds
+from engine.launch.record import record
+from engine.launch.rehearsal import rehearse
+from engine.launch.textbook import textbook
+from engine.model.mlp import INNER
+from engine.predict.ledger.passes import Ledgers, LedgerStages
+from engine.predict.memory import Place
+from engine.predict.memory import memory as by_hand
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from tests.runs import SMALL
+
+
+def spec(code: str, schedule: Any, layout: dict[str, Any], model: dict[str, Any], **workload: Any) -> RunSpec:
+    return RunSpec(
+        model=SMALL.model_copy(update=model),
+        layout=LayoutSpec(**LayoutSpec.degrees(code), schedule=schedule, **layout),
+        workload=WorkloadSpec(**{"microbatches": 2, "microbatch_size": 1} | workload),
+    )
+
+
+CASES = {
+    "gpt, everything at once": spec(
+        "dp2.tp2.pp2", "1f1b", {"zero": 3, "sequence_parallel": True, "recompute": "selective"}, {}, precision="bf16"
+    ),
+    "gpt, one sequence, one head a rank": spec(
+        "dp2.tp2.pp2", "zb-h1", {"zero": 2, "recompute": "full"}, {"heads": 2, "vocab": 257}, microbatch_size=1
+    ),
+    "gpt, a stage without layers": spec("dp1.tp2.pp3", "zb-h1", {"split": (0, 5, 0)}, {}, microbatch_size=2),
+    "gpt, embedding and head in one chunk": spec("dp1", "1f1b", {}, {"layers": 1}, microbatch_size=2),
+    "llama, heads that share keys": spec(
+        "dp2.tp2.pp2", "dualpipe-v", {"zero": 1, "chunks": 2, "sequence_parallel": True},
+        {"family": "llama", "heads": 8, "kv_heads": 4, "layers": 9}, microbatches=4, precision="bf16",
+    ),
+    "llama, interleaved": spec(
+        "dp2.pp2", "interleaved", {"chunks": 3, "zero": 2}, {"family": "llama", "layers": 7}, microbatch_size=2,
+        precision="bf16", accumulate="bf16",
+    ),
+    "bert, over a V": spec("dp2.pp2", "zb-v", {"zero": 3, "chunks": 2}, {"family": "bert", "vocab": 264}, microbatches=4),
+    "two streams": spec("tp2.pp2", "zb-v", {"chunks": 2, "recompute": "full"}, {"family": "xlnet", "vocab": 264}, microbatches=4),
+    "encoder and decoder, all layers in one chunk": spec(
+        "dp2.pp3", "gpipe", {"split": (0, 6, 0), "zero": 1}, {"family": "transformer", "layers": 6}
+    ),
+    "encoder and decoder": spec(
+        "dp2.tp2.pp2", "1f1b", {"zero": 2, "sequence_parallel": True}, {"family": "transformer", "layers": 6}, microbatch_size=2
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledgers, case: RunSpec) -> None:
+    stages = LedgerStages(case, ledgers)
+    for stage, rank in enumerate(kinds(case)):
+        rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
+        assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
+
+
+def test_a_part_that_the_model_has_anew_is_predicted_without_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the nonlinearity of Primer (So et al. 2021), which keeps one tensor more than the family's own."""
+    case = spec("dp2.pp2", "1f1b", {"zero": 1}, {}, microbatch_size=2)
+    before = by_hand(case)
+    monkeypatch.setitem(INNER, "gelu_tanh", lambda x: F.relu(x).square())
+    stages = LedgerStages(case, record)
+    for stage, rank in enumerate(kinds(case)):
+        rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
+        assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
+        assert stages.peak(Place(stage)).total > before.peaks[stage].total

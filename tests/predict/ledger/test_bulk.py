@@ -1,0 +1,41 @@
+"""Of very many layouts at once, ledgers give what they give of each by itself."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from engine import catalog
+from engine.predict.bulk.memory import fullest
+from engine.predict.bulk.plays import Structure
+from engine.predict.ledger.passes import Ledgers, LedgerStages
+from engine.predict.ledger.plays import LedgerPlays
+from engine.predict.memory import Place
+from engine.predict.planner.candidates import candidates
+from engine.predict.planner.search import MIXED
+from engine.spec import ModelSpec
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "batch"),
+    [
+        (catalog.model("gpt3-13b"), 32, 64),
+        (ModelSpec(family="transformer", layers=12, hidden=64, heads=4, vocab=264, seq=32), 8, 24),
+    ],
+    ids=["one stack", "encoder and decoder"],
+)
+def test_in_bulk_the_same_as_one_by_one(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
+    @cache
+    def plays(structure: Structure) -> LedgerPlays:
+        return LedgerPlays(structure, ledgers)
+
+    grid = candidates(model, ranks, batch)
+    few = np.flatnonzero(grid.microbatches * grid.pp * grid.chunks <= 128)
+    some = grid.take(np.random.default_rng(0).choice(few, 4, replace=False))
+    found, fullest_stages = fullest(model, MIXED, some, plays)
+    for i in range(len(some)):
+        stages = LedgerStages(some.spec(i, model, MIXED), ledgers)
+        peaks = [stages.peak(Place(stage)).total for stage in range(int(some.pp[i]))]
+        assert (found[i], fullest_stages[i]) == (max(peaks), peaks.index(max(peaks)))

@@ -1,0 +1,74 @@
+"""A recording names every size, and what it names does not depend on the numbers that the probe had."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from engine.families import FAMILIES
+from engine.launch.probe import RecordingError, probe
+from engine.launch.record import record
+from engine.predict.ledger.form import BORN, GONE, Ledger, Part, Product, Structure, pack, unpack
+from engine.predict.ledger.passes import Ledgers
+
+MIDDLE, WHOLE = Part(False, False, 2), Part(True, True, 2)
+PLAIN = Structure("gpt", "none", "fp32", False, "features", ("A/G",))
+OTHERS = (7, 5, 13, 11, 19, 43, 31, 67)  # other primes for the same dimensions
+
+
+@pytest.mark.parametrize(
+    ("structure", "part"),
+    [
+        (PLAIN, WHOLE),
+        (PLAIN._replace(recompute="full", precision="bf16", converts=True, slicing="sequence"), WHOLE),
+        (PLAIN._replace(family="llama", slicing="sequence"), WHOLE),
+        (PLAIN._replace(family="bert", slicing="sequence"), WHOLE),
+    ],
+    ids=lambda one: one.name,
+)
+def test_the_numbers_of_the_probe_do_not_matter(ledgers: Ledgers, structure: Structure, part: Part) -> None:
+    assert record(structure, part, OTHERS) == ledgers(structure, part)
+
+
+def test_a_size_that_is_no_product_of_dimensions_is_refused() -> None:
+    made = probe(PLAIN, MIDDLE)
+    assert made.name(4 * made.sizes["B"] * made.sizes["H"]) == Product(4, ("B", "H"))
+    with pytest.raises(RecordingError, match="is not a product of"):
+        made.name(4 * made.sizes["B"] * 41)
+    with pytest.raises(RecordingError):
+        made.name(0)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_microbatch_leaves_nothing_behind_and_neither_does_the_layer_that_stands_for_others(
+    ledgers: Ledgers, recompute: str
+) -> None:
+    """So the layer in the middle may be there any number of times."""
+    ledger = ledgers(PLAIN._replace(recompute=recompute), MIDDLE)  # type: ignore[arg-type]
+    assert len(ledger.flights) == 4
+    for flight in ledger.flights.values():
+        left: Counter[str] = Counter()
+        left_by_layer: Counter[Product] = Counter()
+        for segments in flight.actions.values():
+            for segment in segments:
+                for kind, number in segment.events():
+                    if kind in (BORN, GONE):
+                        block = ledger.blocks[number]
+                        left[block.name] += 1 if kind == BORN else -1
+                        left_by_layer[block.bytes] += (segment.layer == 1) * (1 if kind == BORN else -1)
+        assert not any(left.values())
+        assert not any(left_by_layer.values())
+
+
+def test_blocks_are_named_by_module_and_operation(ledgers: Ledgers) -> None:
+    found = {block.name: str(block.bytes) for block in ledgers(PLAIN, MIDDLE).blocks if block.category == "activations"}
+    assert found["layers.attention: _softmax"] == "4·B·G/tp·S·S"
+    assert found["layers.mlp: gelu"] == "4·B·F/tp·S"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_ledger_comes_back_as_it_was(ledgers: Ledgers, family: str) -> None:
+    encoder = FAMILIES[family].encoder  # type: ignore[index]
+    ledger: Ledger = ledgers(PLAIN._replace(family=family), WHOLE._replace(ends=encoder, decoders=2 * encoder))  # type: ignore[arg-type]
+    assert unpack(pack(ledger)) == ledger
