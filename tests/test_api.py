@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -22,12 +23,24 @@ from tests.launch.bench import all_end, hosts, small
 from tests.patience import PATIENCE_S
 
 ENDLESS = """
+import signal
 import sys
 import engine
 from tests.launch.bench import small
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 engine.run(small("dp2.tp1.pp1", steps=10000), sys.argv[1], progress=lambda state: print(state.step, flush=True))
 """
+
+
+Started = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def started() -> Started:
+    """The warm hosts that a test has started and that are there: those of other tests may be there too."""
+    before = set(hosts())
+    return lambda: [host for host in hosts() if host not in before]
 
 
 def python(code: str) -> str:
@@ -57,7 +70,7 @@ def test_predict_is_the_function_also_after_modules_of_that_package() -> None:
     assert python(code) == "{'source': 'formula'}\n"
 
 
-def test_runs_are_measured_told_of_and_saved_until_the_iterator_is_closed(tmp_path: Path) -> None:
+def test_runs_are_measured_told_of_and_saved_until_the_iterator_is_closed(tmp_path: Path, started: Started) -> None:
     specs, told = [small("dp1.tp2.pp1"), small("dp2.tp1.pp1")], list[engine.RunState]()
     iterator = engine.run_each([*specs, small()], str(tmp_path), told.append)
     results = list(islice(iterator, len(specs)))
@@ -67,26 +80,26 @@ def test_runs_are_measured_told_of_and_saved_until_the_iterator_is_closed(tmp_pa
     assert sorted(store.listing(tmp_path)) == sorted(folders)
     for folder, result in zip(folders, results, strict=True):
         pd.testing.assert_frame_equal(engine.load(str(folder)).tables["steps"], result.tables["steps"])
-    assert len(hosts()) == 1, "one process imports torch for all of them"
+    assert len(started()) == 1, "one process imports torch for all of them"
     iterator.close()
-    assert hosts() == []
+    assert started() == []
 
 
-def test_a_rank_that_fails_is_an_error_with_its_traceback_and_leaves_nothing(scratch: Path) -> None:
+def test_a_rank_that_fails_is_an_error_with_its_traceback_and_leaves_nothing(scratch: Path, started: Started) -> None:
     with pytest.raises(engine.RunError, match=r"^rank 1 \(.*\) failed in step 2: .*RuntimeError: drill") as caught:
         engine.run(small(fault="raise:1@2"))
     assert caught.value.rank == 1
     assert caught.value.traceback.startswith("Traceback (most recent call last):")
     shown = "".join(traceback.format_exception(caught.value))
     assert "in _act_out" in shown.partition("RunError: rank 1 ")[2], "the rank's traceback is not what an uncaught error shows"
-    assert hosts() == []
+    assert started() == []
     assert list(scratch.iterdir()) == []
 
 
-def test_a_run_that_this_machine_cannot_run_is_refused_and_leaves_nothing(scratch: Path) -> None:
+def test_a_run_that_this_machine_cannot_run_is_refused_and_leaves_nothing(scratch: Path, started: Started) -> None:
     with pytest.raises(engine.RequestError, match="is 32 ranks; this machine runs at most 16"):
         engine.run(small("dp16.tp2.pp1"))
-    assert hosts() == []
+    assert started() == []
     assert list(scratch.iterdir()) == []
 
 

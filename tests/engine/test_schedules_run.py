@@ -25,16 +25,12 @@ def test_a_run_keeps_to_its_plan(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     layout, schedule = spec.layout, plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
     compute = result.tables["spans"].query("lane == 'compute'").sort_values("start_ns")
-    peaks: dict[int, set[int]] = {}
-    totals = result.tables["memory_peak"].groupby("rank")["bytes"].sum()
     for rank in range(layout.ranks):
         stage, lane = rank // (layout.dp * layout.tp), compute[compute["rank"] == rank]
         ran = [Action(kind, chunk, m) for kind, chunk, m in zip(lane["kind"], lane["chunk"], lane["microbatch"], strict=True)]
         assert ran == [a for a in schedule.stages[stage] if a.kind not in ("send", "recv")]
         kept = lane["kind"].map({"F": 1, "B": -1, "W": -1}).fillna(0).cumsum().max()
         assert kept == in_flight(schedule, stage)
-        peaks.setdefault(stage, set()).add(totals[rank])
-    assert all(len(peak) == 1 for peak in peaks.values()), f"the ranks of a stage measure the same: {peaks}"
 
 
 def test_interleaved_rounds_may_be_longer_than_the_pipeline(runs: Runs) -> None:
