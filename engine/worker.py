@@ -25,6 +25,7 @@ from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.parallel.update import make_optimizer
+from engine.phases import PHASES
 from engine.reference import compare, publish
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
@@ -283,11 +284,8 @@ def environment(backend: Backend) -> dict[str, Any]:
     }
 
 
-_DOING = {"parity": "comparing with the unsharded model", "saving": "saving the run", "generating": "generating text"}
-
-
 def _phase(link: Link, rank: int, phase: str) -> None:
-    link.at(_DOING.get(phase, phase))
+    link.at(PHASES[phase])
     if rank == 0:
         link.report({"event": "phase", "phase": phase})
 

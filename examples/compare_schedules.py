@@ -8,8 +8,9 @@ A stage's memory is that of its fullest rank. The model is gpt-tiny, so that it 
 from __future__ import annotations
 
 import argparse
+import sys
 
-from engine import LayoutSpec, RunResult, RunSpec, WorkloadSpec, predict, run_each
+from engine import LayoutSpec, RequestError, RunResult, RunSpec, WorkloadSpec, predict, run_each
 
 
 def stages(result: RunResult) -> list[int]:
@@ -24,10 +25,8 @@ def main() -> None:
     options.add_argument("--layout", default="dp1.tp1.pp4")
     options.add_argument("--microbatches", type=int, default=8)
     chosen = options.parse_args()
-    workload = WorkloadSpec(steps=2, microbatches=chosen.microbatches)
     layouts = [LayoutSpec.model_validate(LayoutSpec.degrees(chosen.layout) | {"schedule": name}) for name in chosen.schedules]
-    specs = [RunSpec(layout=layout, workload=workload) for layout in layouts]
-
+    specs = [RunSpec(layout=layout, workload=WorkloadSpec(steps=2, microbatches=chosen.microbatches)) for layout in layouts]
     print(f"{'schedule':12}{'stage':>5}{'measured':>14}{'predicted':>14}  bytes at the peak")
     for spec, measured in zip(specs, run_each(specs), strict=True):
         for stage, both in enumerate(zip(stages(measured), stages(predict(spec)), strict=True)):
@@ -35,4 +34,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RequestError as error:
+        sys.exit(str(error))

@@ -1,16 +1,15 @@
-"""The largest microbatch with which a model of the catalog fits a device, in a given layout. Nothing is run.
+"""The largest microbatch with which a model fits a device in a given layout, by bisection over the formula. Nothing is run.
 
-    python -m examples.largest_microbatch [--model llama3-8b] [--layout dp8.tp4.pp2] [--device h100-80gb]
-
-Memory grows with the microbatch, so a bisection over the formula finds the answer.
+python -m examples.largest_microbatch [--model llama3-8b] [--layout dp8.tp4.pp2] [--device h100-80gb]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from bisect import bisect_right
 
-from engine import LayoutSpec, RunSpec, WorkloadSpec, predict
+from engine import LayoutSpec, RequestError, RunSpec, WorkloadSpec, predict
 from engine.catalog import model
 from engine.devices import device
 
@@ -24,16 +23,18 @@ def main() -> None:
     layout = LayoutSpec(**LayoutSpec.degrees(chosen.layout), recompute="selective")
     limit = device(chosen.device).memory_bytes
 
-    def peak(size: int) -> int:
-        """Bytes of the fullest rank."""
+    def peak_bytes(size: int) -> int:
         workload = WorkloadSpec(precision="bf16", microbatches=2 * layout.pp, microbatch_size=size)
         return int(predict(RunSpec(model=model(chosen.model), layout=layout, workload=workload)).summary["peak_bytes"])
 
-    largest = bisect_right(range(1, 4097), limit, key=peak)  # 0: not even one sequence does
+    largest = bisect_right(range(1, 4097), limit, key=peak_bytes)  # 0: not even one sequence does
     for size in filter(None, (largest, largest + 1)):
-        print(f"microbatch of {size:,}: {peak(size) / 2**30:,.2f} of {limit / 2**30:,.2f} GiB")
+        print(f"microbatch of {size:,}: {peak_bytes(size) / 2**30:,.2f} of {limit / 2**30:,.2f} GiB")
     print(f"the largest that fits is {largest:,}" if largest else "none fits")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RequestError as error:
+        sys.exit(str(error))

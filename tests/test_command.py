@@ -43,6 +43,7 @@ def test_a_run_prints_progress_and_a_summary(tmp_path: Path) -> None:
     assert lines[0] == "starting 4 ranks"
     assert lines[1].startswith("ready after ")
     assert [line.partition(",")[0] for line in lines if line.startswith("step")] == [f"step {n} of 3" for n in (1, 2, 3)]
+    assert lines[-3:] == ["tracing one more step", "comparing with the unsharded model", "saving the run"]
     assert done.stdout.startswith("custom as dp1.tp2.pp2, 1f1b, on gloo\n")
     for word in ("loss", "memory", "traffic", "bubble", "parity", f"saved    {folder}"):
         assert f"\n  {word}" in done.stdout

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from engine import LayoutSpec, RunSpec, WorkloadSpec, catalog, predict, search
 from engine.devices import device
 from engine.export import settings
@@ -16,15 +18,30 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = 40  # lines
 
 
-def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def example(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"examples.{name}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=EXAMPLES.parent, timeout=PATIENCE_S)
+    return subprocess.run(command, capture_output=True, text=True, check=check, cwd=EXAMPLES.parent, timeout=PATIENCE_S)
 
 
 def test_each_can_be_read_at_a_glance() -> None:
     scripts = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "__init__.py")
     assert scripts
     assert {path.name: lines for path in scripts if (lines := len(path.read_text().splitlines())) > LONGEST} == {}
+
+
+@pytest.mark.parametrize(
+    ("script", "mistake", "says"),
+    [
+        ("compare_schedules", ("1f1b", "--layout", "pq2"), "layout 'pq2' is not of the form dp2.tp2.pp2"),
+        ("largest_microbatch", ("--model", "gpt-tyni"), "there is no model 'gpt-tyni'"),
+        ("best_layout", ("--device", "h100"), "there is no device 'h100'"),
+    ],
+)
+def test_a_typing_mistake_is_answered_with_one_sentence(script: str, mistake: tuple[str, ...], says: str) -> None:
+    done = example(script, *mistake, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(says)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_schedules_are_compared_by_what_they_take_and_what_was_predicted() -> None:

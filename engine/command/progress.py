@@ -7,8 +7,8 @@ from typing import TextIO
 
 from engine.command import streams
 from engine.launch.queue import RunState
+from engine.phases import PHASES
 
-_LATE_PHASES = {"tracing": "tracing one more step", "parity": "comparing with the unsharded model", "saving": "saving"}
 _CLEAR = "\r\x1b[K"
 
 
@@ -30,8 +30,8 @@ class Progress:
             self._say(f"ready after {state.ready_s:.2f} s: {state.why}")
         for step in range(before.step if before else 0, state.step):
             self._say(f"step {step + 1} of {spec.workload.steps}, loss {state.losses[step]:.4f}")
-        if state.phase in _LATE_PHASES and (before is None or before.phase != state.phase):
-            self._say(_LATE_PHASES[state.phase])
+        if state.phase in PHASES and (before is None or before.phase != state.phase):
+            self._say(PHASES[state.phase])
 
     def end(self) -> None:
         """Leave the terminal's line to what comes next."""

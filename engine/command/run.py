@@ -96,9 +96,9 @@ def _held_against_the_formula(result: RunResult) -> str:
 def _as_text(result: RunResult, folder: Path) -> str:
     spec, summary = result.spec, result.summary
     layout = spec.layout
-    trained = "loss_last" in summary
+    trained, steps = "loss_last" in summary, summary["steps"]
     lines = {
-        "loss": f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f} in {summary['steps']} steps"
+        "loss": f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f} in {steps} step{'' if steps == 1 else 's'}"
         if trained
         else "not trained",
         "memory": highest(summary, layout),

@@ -22,6 +22,7 @@ from engine.launch.liveness import Liveness, LivenessError, News, gather, join, 
 from engine.launch.place import DONE, FAILED, GRACE_S, Place, fitting, refuse, tell
 from engine.launch.ranks import account
 from engine.launch.request import read_spec
+from engine.phases import PHASES
 from engine.spec import RequestError, RunSpec, sentence
 from engine.worker import work
 
@@ -70,7 +71,7 @@ class ClusterRank:
     # -------------------------------------------------------------------------------------------------- before the work
 
     def _terms(self) -> Terms:
-        """What this rank was asked for. That it cannot be read, the others must hear too: they would wait for it."""
+        """What this rank was asked for. If that cannot be read, the terms say so: the other ranks would wait for this one."""
         try:
             self._spec = read_spec(self._file)
             return Terms.of(self._spec)
@@ -182,7 +183,7 @@ class ClusterRank:
         elif kind == "step":
             tell(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
         elif kind == "phase":
-            tell(event["phase"])
+            tell(PHASES[event["phase"]])
             if event["phase"] == "saving":
                 signal.signal(signal.SIGTERM, self._leave)
 

@@ -53,8 +53,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """`others`: of those stages whose ranks do not all have one peak, for both kinds of slices, the first of each run of replicas
-    that are alike, in order.
+    """The peaks of all ranks, each peak told once.
+
+    `others` has the stages whose ranks have several peaks. There, the first ranks of the tp groups and the later ones are listed
+    apart. Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
     """
 
     peaks: tuple[Peak, ...]  # one a stage, of its first rank

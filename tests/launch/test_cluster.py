@@ -65,6 +65,8 @@ def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: 
     assert [status for status, _ in agents] == [0, 0], agents
     said = "".join(text for _, text in agents)
     assert "step 3 of 3, loss " in said
+    for phase in ("tracing one more step", "comparing with the unsharded model", "saving the run"):
+        assert f"\n{phase}\n" in said
     (folder,) = (tmp_path / "runs").iterdir()
     assert f"saved {folder}" in said
     one, two = store.load(here.folder), store.load(folder)

@@ -53,7 +53,7 @@ def test_a_rank_that_is_gone_is_named_to_all(three: Ranks) -> None:
 def test_a_rank_that_said_that_it_ends_is_not_gone(three: Ranks) -> None:
     three.ranks[1].leave("done")
     three.cut(1)
-    three.cut(2)  # heard after the other, of which nothing was told
+    three.cut(2)  # rank 0 heard of rank 1 before this, and reported nothing
     assert three.lost[0].get(timeout=PATIENCE_S).rank == 2
     assert three.lost[0].empty()
 

@@ -1,4 +1,4 @@
-"""Which of a stage's actions memory is worked out from, and what they come to one behind the other.
+"""Which of a stage's actions memory is worked out from, and what they add up to in their order.
 
 A step may have very many: of 1,024 stages and 65,536 microbatches, hundreds of millions. Most repeat what was there already.
 """
@@ -80,7 +80,10 @@ def way_of(spec: RunSpec, all_of: int, most: int) -> StageActions:
 
 
 def _enough(layout: LayoutSpec, microbatches: int) -> int:
-    """With two more, where rounds need not be whole, so that what repeats is there before a stage's last forward too."""
+    """Microbatches after which memory repeats. Two more are gone through, so that it also repeats before a stage's last forward.
+
+    Interleaved gets none more: its rounds have to stay whole.
+    """
     more = 0 if layout.schedule == "interleaved" else 2
     return min(microbatches, int(enough_microbatches(layout.schedule, layout.pp, microbatches)) + more)
 
