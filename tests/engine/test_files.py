@@ -81,3 +81,12 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     files.write(link, b"content")
     assert link.is_symlink()
     assert file.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"before")
+    file.chmod(mode)
+    files.write(file, b"content")
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"content", mode)
