@@ -38,10 +38,13 @@ def _refuse_others(path: Path, mode: int) -> None:
 def read(path: Path, most: int) -> bytes:
     """All of the file at `path`. Raises as `opened` does, and `RequestError` if it has more than `most` bytes.
 
-    A file that the system makes up as it is read, such as /proc/kmsg, says that it has none, and none is read.
+    A file that the system makes up as it is read, such as /proc/kmsg, says that it has none, and may keep its reader waiting: it
+    is refused too.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if not size and not os.fstatvfs(file.fileno()).f_blocks:  # an empty file lies where there is room for others
+            raise RequestError(sentence("{path} is made up by the system as it is read; copy it to a file", path=str(path)))
         if size > most:
             raise RequestError(too_large(str(path), size, most))
         return file.read(size)

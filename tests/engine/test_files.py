@@ -42,9 +42,13 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path: Path, monke
         files.read(pipe, 10)
 
 
-def test_of_a_file_that_the_system_makes_up_as_it_is_read_nothing_is_read() -> None:
+def test_a_file_that_the_system_makes_up_as_it_is_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     """As /proc/kmsg, which keeps its reader waiting for the system's next message."""
-    assert files.read(Path("/proc/self/status"), 10**6) == b""
+    with pytest.raises(RequestError, match="/proc/self/status is made up by the system as it is read"):
+        files.read(Path("/proc/self/status"), 10**6)
+    empty = tmp_path / "empty"
+    empty.touch()
+    assert files.read(empty, 5) == b""
 
 
 def test_many_that_write_one_file_at_once_leave_one_of_them_whole_and_nothing_else(tmp_path: Path) -> None:
