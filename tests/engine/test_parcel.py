@@ -335,3 +335,13 @@ def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
     (run / "notes.txt").write_text("mine")
     names = zipfile.ZipFile(io.BytesIO(parcel.pack(run))).namelist()
     assert set(names) == set(files_of(run)) - {"my run/notes.txt"}
+
+
+def test_a_run_that_would_not_be_taken_back_is_not_packed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = max(len(rows) for rows in store.load(run).tables.values())
+    monkeypatch.setattr(parcel, "FOREIGN", parcel.FOREIGN._replace(rows=most))
+    parcel.pack(run)
+    for less in ({"rows": most - 1}, {"bytes": 1000}):
+        monkeypatch.setattr(parcel, "FOREIGN", parcel.FOREIGN._replace(**less))
+        with pytest.raises(RequestError, match="my run is too large for a zip that is taken back"):
+            parcel.pack(run)
