@@ -38,10 +38,13 @@ def _refuse_others(path: Path, mode: int) -> None:
 def read(path: Path, most: int) -> bytes:
     """All of the file at `path`. Raises as `opened` does, and `RequestError` if it has more than `most` bytes.
 
-    A file that the system makes up as it is read, such as /proc/kmsg, says that it has none, and none is read.
+    A file that the system makes up as it is read, such as /proc/kmsg, says that it has none, and may keep its reader waiting: it
+    is refused too.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if not size and not os.fstatvfs(file.fileno()).f_blocks:  # an empty file lies where there is room for others
+            raise RequestError(sentence("{path} is made up by the system as it is read; copy it to a file", path=str(path)))
         if size > most:
             raise RequestError(too_large(str(path), size, most))
         return file.read(size)
@@ -55,15 +58,21 @@ def partial(target: Path) -> Path:
 def write(target: Path, content: bytes) -> None:
     """Write a file in place of what may stand there: whoever reads it finds all of it or what was there before.
 
-    What is no file, such as /dev/stdout, is written to, and where a link points is what is replaced. Raises `OSError`.
+    What is no file, such as /dev/stdout, is written to, and where a link points is what is replaced. Who may read and write the
+    file that was there may do so after it, and no others. Raises `OSError`.
     """
     if target.exists() and not target.is_file():
         target.write_bytes(content)
         return
     target = target.resolve()
     written = target.with_name(f"{PARTIAL}{secrets.token_hex(8)}")  # of a long name, not all would fit
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
     try:
+        if mode is not None:
+            written.touch(0o600)  # before there is something to read in it
         written.write_bytes(content)
+        if mode is not None:
+            written.chmod(mode)
         os.replace(written, target)
     except BaseException:
         written.unlink(missing_ok=True)

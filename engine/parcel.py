@@ -21,9 +21,11 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import psutil
+
 from engine import contract, store
 from engine.head import read_head
-from engine.parquet import Bounds
+from engine.parquet import Bounds, bytes_of
 from engine.spec import LARGEST_JSON, RequestError, sentence, too_large
 from engine.spec.sentence import packed
 from engine.summary import summarize
@@ -39,13 +41,32 @@ _ENCRYPTED = 1  # a bit of an entry's flags
 
 def pack(folder: Path) -> bytes:
     """The run as a zip of one folder with its name. Raises `RequestError` for what `unpack` would not take back."""
-    store.load(folder)
+    _refuse_too_large(folder, store.load(folder))
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for name in _expected():
             if (folder / name).exists():
                 archive.write(folder / name, f"{folder.name}/{name}")
     return buffer.getvalue()
+
+
+def _refuse_too_large(folder: Path, result: RunResult) -> None:
+    """What comes from elsewhere may hold less than what is one's own."""
+    for name, rows in result.tables.items():
+        if len(rows) > FOREIGN.rows:
+            raise RequestError(
+                sentence(
+                    "{folder} is too large for a zip that is taken back: {name} has {rows:,} rows; up to {most:,} are taken",
+                    folder=folder.name, name=name, rows=len(rows), most=FOREIGN.rows,
+                )
+            )  # fmt: skip
+    if (whole := sum(map(bytes_of, result.tables.values()))) > FOREIGN.bytes:
+        raise RequestError(
+            sentence(
+                "{folder} is too large for a zip that is taken back: it holds {bytes:,} bytes; up to {most:,} are taken",
+                folder=folder.name, bytes=whole, most=FOREIGN.bytes,
+            )
+        )  # fmt: skip
 
 
 def unpack(content: bytes, home: Path, name: str) -> Path:
@@ -146,8 +167,12 @@ def _added_by_a_system(path: str) -> bool:
 
 
 def main(home: str, name: str, most_mb: str) -> dict[str, Any]:
-    """Unpack what is on standard input, with `most_mb` MB of memory."""
-    bound = int(most_mb) << 20
+    """Unpack what is on standard input, with `most_mb` MB of memory more than this process has.
+
+    How much that is differs: some libraries take 40 MB for each CPU when they are imported.
+    """
+    had = getattr(psutil.Process().memory_info(), "data", 0)  # told where the bound is on more than the heap: on Linux
+    bound = had + (int(most_mb) << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
     try:
         return {"folder": unpack(sys.stdin.buffer.read(), Path(home), name).name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -70,6 +71,13 @@ def beyond_meeting(path: Path) -> list[str]:
 def test_only_the_door_uses_collectives_and_transfers() -> None:
     assert any("all_reduce" in found for found in beyond_meeting(DOOR)), "the check would not see a collective"
     assert [found for path in PRODUCT if path != DOOR for found in beyond_meeting(path)] == []
+
+
+def test_what_the_engine_reads_beside_its_code_is_installed_with_it() -> None:
+    with (HOUSE / "pyproject.toml").open("rb") as file:
+        named = tomllib.load(file)["tool"]["setuptools"]["package-data"]["engine"]
+    found = {path for path in (HOUSE / "engine").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert found == {HOUSE / "engine" / name for name in named}
 
 
 def pickles(path: Path) -> list[str]:

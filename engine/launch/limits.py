@@ -9,10 +9,12 @@ from functools import cache
 import psutil
 
 from engine.optimizer import optimizer_of
-from engine.predict import inference
+from engine.predict import inference, traffic
 from engine.predict.terms import total
-from engine.schedule import in_flight_bound
+from engine.schedule import entries, in_flight_bound
 from engine.spec import LayoutSpec, RequestError, RunSpec, joined, misfits, sentence
+from engine.store import OWN
+from engine.tables import CATEGORIES
 from engine.text import load
 
 MOST_RANKS = 16
@@ -22,6 +24,7 @@ _PROCESS = 60_000_000  # bytes a rank has for itself; torch it shares with the h
 # Resident memory was 1.2 to 1.9 times the live tensors in runs of gpt-small and gpt-medium: drawing the weights takes some
 # for a moment, and the C allocator keeps what it once had.
 _KEPT = 1.5
+_POINTS = 2  # of each pass and message, the most that the curve of memory has: its start and its highest
 
 
 def check(spec: RunSpec, running: RunSpec | None = None) -> None:
@@ -29,6 +32,7 @@ def check(spec: RunSpec, running: RunSpec | None = None) -> None:
     if spec.layout.ranks > MOST_RANKS:
         raise RequestError(_too_many_ranks(spec))
     _check_text(spec)
+    _check_rows(spec)
     available = psutil.virtual_memory().available + (need(running).total if running else 0)
     if need(spec).total > available:
         raise RequestError(_too_large(spec, available))
@@ -60,6 +64,34 @@ def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
         return layout.ranks, kept, layout.tp, layout.pp
 
     return max(fits, key=nearness, default=None)
+
+
+# ------------------------------------------------------------------------------------------------------------------ rows
+
+
+def _check_rows(spec: RunSpec) -> None:
+    """Refuse a run that could be saved and then not be read. What a schedule does but once in a step does not count."""
+    if spec.generate.skip_training:
+        return
+    layout = spec.layout
+    ranks, actions = layout.dp * layout.tp, entries(layout, spec.workload.microbatches)
+    if (rows := ranks * actions * _POINTS * len(CATEGORIES)) > OWN.rows:
+        raise RequestError(
+            sentence(
+                "memory_curve could have {rows:,} rows (dp × tp = {ranks} times the {actions:,} passes and messages of a step, "
+                "{points} instants of each, {categories} categories) and a saved run has up to {most:,}; fewer microbatches fit",
+                rows=rows, ranks=ranks, actions=actions, points=_POINTS, categories=len(CATEGORIES), most=OWN.rows,
+            )
+        )  # fmt: skip
+    calls = sum(call.calls for stage in range(layout.pp) for call in traffic.calls(spec, stage))
+    if (rows := ranks * (actions + calls)) > OWN.rows:
+        raise RequestError(
+            sentence(
+                "spans could have {rows:,} rows (dp × tp = {ranks} times the {actions:,} passes and messages and the {calls:,} "
+                "calls of a step) and a saved run has up to {most:,}; fewer microbatches fit",
+                rows=rows, ranks=ranks, actions=actions, calls=calls, most=OWN.rows,
+            )
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------- memory

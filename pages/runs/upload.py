@@ -11,7 +11,7 @@ from engine.spec import RequestError, sentence
 from engine.spec.sentence import unpacked
 from pages.shared.apart import made_apart
 
-_MEMORY_MB = 1024  # four times what a run may hold, once packed and once unpacked, and what Python and its libraries take
+_MEMORY_MB = 1024  # four times what a run may hold, once packed and once unpacked
 
 
 def add(zipped: bytes, home: Path, name: str) -> Path:

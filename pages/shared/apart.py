@@ -15,6 +15,11 @@ from pages.shared.workers import ROOT, Workers, too_long
 
 _MOST_AT_ONCE = 4  # processes, of mostly 200 to 300 MB each, and 512 at the most: see `workers`
 _PATIENCE_S = 120.0
+# Libraries prepare for large work when they are imported or first used: a thread for each CPU, with 40 MB each, and a gigabyte
+# for Arrow to share out. Nothing that is done here gains by it, and where memory is bounded it counts.
+_SPARING = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
+    "ARROW_DEFAULT_MEMORY_POOL": "system"
+}
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -25,10 +30,12 @@ def made_apart(module: str, *arguments: str, given: bytes = b"") -> bytes:
     Drawing a file takes 200 MB, which a server would never give back; a process that ends does. A class that asks all at once
     takes turns. Raises `RuntimeError` with what it said if it failed, and `RequestError` if it takes too long.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    command, environment = [sys.executable, "-m", module, *arguments], os.environ | _SPARING
     with turns():
         try:
-            done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, check=False, timeout=_PATIENCE_S)
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, input=given, capture_output=True, check=False, timeout=_PATIENCE_S
+            )
         except subprocess.TimeoutExpired:
             raise RequestError(too_long(_PATIENCE_S)) from None
     if done.returncode:

@@ -42,9 +42,13 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path: Path, monke
         files.read(pipe, 10)
 
 
-def test_of_a_file_that_the_system_makes_up_as_it_is_read_nothing_is_read() -> None:
+def test_a_file_that_the_system_makes_up_as_it_is_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     """As /proc/kmsg, which keeps its reader waiting for the system's next message."""
-    assert files.read(Path("/proc/self/status"), 10**6) == b""
+    with pytest.raises(RequestError, match="/proc/self/status is made up by the system as it is read"):
+        files.read(Path("/proc/self/status"), 10**6)
+    empty = tmp_path / "empty"
+    empty.touch()
+    assert files.read(empty, 5) == b""
 
 
 def test_many_that_write_one_file_at_once_leave_one_of_them_whole_and_nothing_else(tmp_path: Path) -> None:
@@ -81,3 +85,12 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     files.write(link, b"content")
     assert link.is_symlink()
     assert file.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"before")
+    file.chmod(mode)
+    files.write(file, b"content")
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"content", mode)

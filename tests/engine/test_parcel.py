@@ -284,12 +284,23 @@ def test_a_program_opens_a_zip_within_the_memory_that_it_is_given(run: Path, tmp
             json.loads(subprocess.run(command, input=content, capture_output=True, check=True, timeout=PATIENCE_S).stdout)
         )
 
-    assert opened(1024, parcel.pack(run)) == {"folder": "my run"}
-    assert unpacked(opened(1024, b"PK")["refused"]).startswith("this is not a zip of a saved run: it cannot be opened")
+    assert opened(500, parcel.pack(run)) == {"folder": "my run"}
+    assert unpacked(opened(500, b"PK")["refused"]).startswith("this is not a zip of a saved run: it cannot be opened")
     files = files_of(run)
     files["my run/run.json"] += bytes(1 << 20)
     large = zipped(files | {"__MACOSX/x": b""}) + bytes(300 << 20)
     assert unpacked(opened(200, large)["refused"]) == "it takes more than 200 MB of memory to open"
+
+
+def test_what_the_program_took_before_does_not_count(run: Path, tmp_path: Path) -> None:
+    """As libraries do when they are imported: 40 MB for each CPU."""
+    program = (
+        "import mmap, sys; from engine import parcel; "
+        "held = mmap.mmap(-1, 600 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); print(parcel.main(sys.argv[1], '', '500'))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, input=parcel.pack(run), capture_output=True, check=True, timeout=PATIENCE_S)
+    assert done.stdout == b"{'folder': 'my run'}\n"
 
 
 def test_what_the_tables_say_counts_and_not_what_the_summary_says_of_them(run: Path, tmp_path: Path) -> None:
@@ -324,3 +335,13 @@ def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
     (run / "notes.txt").write_text("mine")
     names = zipfile.ZipFile(io.BytesIO(parcel.pack(run))).namelist()
     assert set(names) == set(files_of(run)) - {"my run/notes.txt"}
+
+
+def test_a_run_that_would_not_be_taken_back_is_not_packed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = max(len(rows) for rows in store.load(run).tables.values())
+    monkeypatch.setattr(parcel, "FOREIGN", parcel.FOREIGN._replace(rows=most))
+    parcel.pack(run)
+    for less in ({"rows": most - 1}, {"bytes": 1000}):
+        monkeypatch.setattr(parcel, "FOREIGN", parcel.FOREIGN._replace(**less))
+        with pytest.raises(RequestError, match="my run is too large for a zip that is taken back"):
+            parcel.pack(run)

@@ -45,6 +45,16 @@ def test_no_layout_is_offered_where_none_fits() -> None:
     assert refusal(spec) == "dp1.tp31.pp1 is 31 ranks; this machine runs at most 16"
 
 
+def test_a_run_that_could_be_saved_and_then_not_be_read() -> None:
+    long = WorkloadSpec(microbatches=65_536)
+    assert refusal(RunSpec(layout=LayoutSpec(pp=2), workload=long)) == (
+        "memory_curve could have 6,291,456 rows (dp × tp = 1 times the 524,288 passes and messages of a step, 2 instants of "
+        "each, 6 categories) and a saved run has up to 4,000,000; fewer microbatches fit"
+    )
+    assert refusal(RunSpec(model=ModelSpec(layers=32), layout=LayoutSpec(tp=2), workload=long)).startswith("spans could have ")
+    limits.check(RunSpec(workload=long))
+
+
 @pytest.mark.usefixtures("two_gb")
 def test_more_memory_than_there_is() -> None:
     spec = RunSpec(model=catalog.model("gpt-medium"), layout=LayoutSpec(dp=2))
