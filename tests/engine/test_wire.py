@@ -25,7 +25,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "steps": [{"step": 1, "loss": 5.5, "grad_norm": float("inf"), "step_ns": 7, "tokens": 64}],
     "memory_peak": [{"rank": 3, "pp": 0, "dp": 1, "tp": 1, "category": "parameters", "bytes": 2**40}],
     "traffic": [],
-    "allocator": [{"rank": 3, "start_bytes": 1, "peak_bytes": 2, "unaccounted_bytes": -1}],
+    "allocator": [{"rank": 3, "start_bytes": 1, "peak_bytes": 2, "workspace_bytes": 0, "unaccounted_bytes": -1}],
 }
 
 
