@@ -46,8 +46,8 @@ def pack(head: Any, parts: Parts | None = None) -> bytes:
     return b"".join((_LENGTH.pack(len(written)), written, *parts.values()))
 
 
-def unpack(message: bytes) -> tuple[Any, dict[str, memoryview]]:
-    """Head and parts of a message. Raises `WireError`."""
+def unpack(message: bytes, *, finite: bool = False) -> tuple[Any, dict[str, memoryview]]:
+    """Head and parts of a message. Raises `WireError`, with `finite` also for a head with NaN or Infinity in it."""
     view = memoryview(message)
     if len(view) < _LENGTH.size:
         raise WireError(f"a message of {len(view)} bytes is too short to be one")
@@ -56,8 +56,8 @@ def unpack(message: bytes) -> tuple[Any, dict[str, memoryview]]:
         raise WireError(f"a message of {len(view):,} bytes cannot have a head of {length:,}")
     start = _LENGTH.size + length
     try:
-        read = json.loads(bytes(view[_LENGTH.size : start]))
-        head, listed = read["head"], [(str(name), int(size)) for name, size in read["parts"]]
+        read = json.loads(bytes(view[_LENGTH.size : start]), parse_constant=_no_number if finite else None)
+        head, listed = read["head"], [(str(name), whole(size)) for name, size in read["parts"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WireError(f"the head of a message cannot be read: {error}") from error
     sizes = [size for _, size in listed]
@@ -67,6 +67,17 @@ def unpack(message: bytes) -> tuple[Any, dict[str, memoryview]]:
     for name, size in listed:
         parts[name], start = view[start : start + size], start + size
     return head, parts
+
+
+def whole(number: Any) -> int:
+    """What was read, if it is a whole number. Raises `TypeError` for others, and for "12", true and 1.9, which `int` takes."""
+    if type(number) is not int:
+        raise TypeError(f"{str(number)[:40]!r} is no whole number")
+    return number
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number here")
 
 
 def send(fd: int, message: bytes) -> None:
@@ -128,7 +139,7 @@ def pack_rows(rows: Rows) -> bytes:
 
 def unpack_rows(message: bytes, rank: int | None = None) -> Rows:
     """What `pack_rows` packed, held against the schemas of the tables. With `rank`, of no other rank. Raises `WireError`."""
-    head, parts = unpack(message)
+    head, parts = unpack(message, finite=True)
     if head is not None:
         raise WireError("a message of rows has nothing in its head")
     rows = {}

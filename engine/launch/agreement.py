@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.text import load
-from engine.wire import WireError, pack, unpack
+from engine.wire import WireError, pack, unpack, whole
 
 _ANSWER = "agreement/answer"
 _DEEPEST = 8  # fields inside fields of a spec that are looked at one by one
@@ -127,13 +127,13 @@ def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> di
 
 
 def _understood(message: bytes, world: int) -> Meeting:
-    head, _ = unpack(message)
+    head, _ = unpack(message, finite=True)
     if isinstance(head, dict) and "wrong" in head:
         raise RequestError(str(head["wrong"]))
     try:
         told = head["meeting"]
-        meeting = Meeting(str(told["address"]), int(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
-    except (TypeError, KeyError, ValueError) as error:
+        meeting = Meeting(str(told["address"]), whole(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
+    except (TypeError, KeyError) as error:
         raise WireError(f"what rank 0 answered cannot be read: {error}") from error
     if len(meeting.hosts) != world:
         raise WireError(f"rank 0 told of {len(meeting.hosts)} ranks, and there are {world}")
@@ -142,7 +142,7 @@ def _understood(message: bytes, world: int) -> Meeting:
 
 def _read(rank: int, message: bytes) -> tuple[Terms, Route]:
     try:
-        head, _ = unpack(message)
+        head, _ = unpack(message, finite=True)
         terms, route = Terms(**head["terms"]), Route(**head["route"])
         texts: list[Any] = [getattr(terms, field.name) for field in fields(Terms)[1:]] + list(astuple(route))
         if type(terms.spec) is not dict or not all(isinstance(text, str) for text in texts):
