@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,17 @@ def test_a_server_that_is_killed_leaves_no_process_even_at_work() -> None:
     server.wait()
     server.stdout.close()
     worker.wait(PATIENCE_S)
+
+
+def test_a_process_that_cannot_read_its_questions_ends_and_says_why() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "pages.shared.worker", JOBS]
+        worker = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stderr=subprocess.PIPE, text=True)
+        ours.sendall(b"\xff" * 8)
+        _, said = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == 1
+    assert "WireError: a message of 18,446,744,073,709,551,615 bytes is more than" in said
 
 
 def test_however_many_ask_only_a_few_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
