@@ -89,10 +89,17 @@ def encoded(value: Any, parts: dict[str, bytes]) -> Any:
     if isinstance(value, (tuple, list)):
         return [encoded(item, parts) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): encoded(item, parts) for name, item in value.items()}
+        return {_key(name): encoded(item, parts) for name, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: encoded(getattr(value, field.name), parts) for field in fields(value)}
     raise TypeError(f"a {type(value).__name__} cannot be sent to another process")
+
+
+def _key(name: Any) -> str:
+    """JSON would make text of another key, and nobody could tell what it was."""
+    if not isinstance(name, str):
+        raise TypeError(f"a key that is a {type(name).__name__} cannot be sent to another process")
+    return str(name)
 
 
 def _put(content: bytes, parts: dict[str, bytes]) -> str:

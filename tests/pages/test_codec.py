@@ -110,6 +110,8 @@ def test_a_call_is_of_a_function_on_the_list_with_its_own_arguments() -> None:
             read_call(pack(head), jobs)
     with pytest.raises(TypeError, match="a function cannot be sent"):
         packed_call(sentence, ("",), {"value": through})
+    with pytest.raises(TypeError, match="a key that is a int cannot be sent"):
+        packed_call(sentence, ("",), {"value": {1: "one"}})
 
 
 @pytest.mark.parametrize("size", [float("inf"), "12", True, 1.9])
