@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import files, store
-from engine.spec import RunSpec
+from engine.spec import RequestError, RunSpec, sentence
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class Draft:
         return Path(tempfile.gettempdir()) / f"shardscope-{self.name.removeprefix('.')}" / "store"
 
     def open_meeting(self) -> Path:
-        """Make that folder, for the time of the run."""
-        self.meeting.parent.mkdir(mode=0o700)
+        """Make that folder, for the time of the run. Raises `RequestError` if it cannot be made."""
+        try:
+            self.meeting.parent.mkdir(mode=0o700)
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror  # which then names the folders
+            raise RequestError(sentence("no folder for temporary files can be made: {reason}", reason=reason)) from error
         return self.meeting
 
     def close_meeting(self) -> None:
