@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping
+from select import select
 from typing import Any
 
 import pyarrow as pa
@@ -80,29 +82,39 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number here")
 
 
-def send(fd: int, message: bytes) -> None:
-    """Write a message to a pipe or socket, with its length before it. Raises `OSError` if nobody is there to read it."""
-    _all(fd, _LENGTH.pack(len(message)))
-    _all(fd, message)
+def send(fd: int, message: bytes, deadline: float | None = None) -> None:
+    """Write a message to a pipe or socket, with its length before it. Raises `OSError` if nobody is there to read it.
+
+    `deadline`, as `time.monotonic` counts, is for an end that does not block: `TimeoutError` if not all is written by then.
+    """
+    _all(fd, _LENGTH.pack(len(message)), deadline)
+    _all(fd, message, deadline)
 
 
-def receive(fd: int, most: int = LARGEST) -> bytes:
-    """Read what `send` wrote. Blocks until it is there. Raises `EOFError` if the other end is gone, and `WireError`."""
-    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size))
+def receive(fd: int, most: int = LARGEST, deadline: float | None = None) -> bytes:
+    """Read what `send` wrote. Blocks until it is there. Raises `EOFError` if the other end is gone, and `WireError`.
+
+    `deadline` as in `send`: `TimeoutError` if not all is there by then.
+    """
+    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size, deadline))
     if length > most:
         raise WireError(f"a message of {length:,} bytes is more than the {most:,} that are taken")
-    return _exactly(fd, length)
+    return _exactly(fd, length, deadline)
 
 
-def _all(fd: int, message: bytes) -> None:
+def _all(fd: int, message: bytes, deadline: float | None) -> None:
     left = memoryview(message)
     while left:
+        if deadline is not None and not select([], [fd], [], max(0.0, deadline - time.monotonic()))[1]:
+            raise TimeoutError
         left = left[os.write(fd, left) :]
 
 
-def _exactly(fd: int, count: int) -> bytes:
+def _exactly(fd: int, count: int, deadline: float | None) -> bytes:
     found = bytearray()
     while len(found) < count:
+        if deadline is not None and not select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError
         data = os.read(fd, min(count - len(found), _AT_ONCE))
         if not data:
             raise EOFError

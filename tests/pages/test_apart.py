@@ -24,7 +24,7 @@ from engine.wire import unpack
 from pages.shared import apart
 from pages.shared.codec import packed_call
 from pages.shared.worker import answered
-from pages.shared.workers import ROOT, Workers
+from pages.shared.workers import ROOT, Worker, Workers
 from tests.pages import jobs
 from tests.patience import PATIENCE_S
 
@@ -94,6 +94,17 @@ def test_what_takes_too_long_is_stopped_and_says_so() -> None:
             with pytest.raises(RequestError, match=r"took longer than 0\.5 s and was stopped"):
                 workers.do(jobs.wait, (3600,), {})
         assert set(psutil.Process().children()) <= before
+
+
+def test_a_question_that_is_not_taken_and_an_answer_that_stops_half_way_take_too_long_as_well() -> None:
+    for stop, question in ((True, bytes(1 << 24)), (False, packed_call(jobs.half_answer, (3600.0,), {}))):
+        worker = Worker(JOBS)
+        assert worker.ask(packed_call(jobs.pid, (), {}), int, PATIENCE_S).value == worker.pid
+        if stop:
+            os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            worker.ask(question, None, patience_s=0.5)
+        assert worker.end() == -signal.SIGKILL
 
 
 def test_a_process_that_has_grown_makes_room_for_a_new_one() -> None:
