@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import files, store
-from engine.spec import RequestError, RunSpec, sentence
+from engine.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Draft:
         try:
             self.meeting.parent.mkdir(mode=0o700)
         except OSError as error:
-            reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror  # which then names the folders
-            raise RequestError(sentence("no folder for temporary files can be made: {reason}", reason=reason)) from error
+            raise files.none_temporary(error) from error
         return self.meeting
 
     def close_meeting(self) -> None:
