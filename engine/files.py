@@ -77,3 +77,9 @@ def write(target: Path, content: bytes) -> None:
     except BaseException:
         written.unlink(missing_ok=True)
         raise
+
+
+def none_temporary(error: OSError) -> RequestError:
+    """That what lasts for a moment only can be put nowhere. Without a file's name, the error's own text names the folders."""
+    reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return RequestError(sentence("no folder for temporary files can be made: {reason}", reason=reason))

@@ -82,7 +82,7 @@ def publish(store: dist.Store, key: str, dp: int, tp: int, gradient: Tensor) -> 
 
 def _published(store: dist.Store, key: str, dp: int, tp: int, shape: Sequence[int]) -> Tensor:
     """What `publish` put there, which must have that shape. Raises `WireError`."""
-    head, parts = unpack(store.get(_place(key, dp, tp)))
+    head, parts = unpack(store.get(_place(key, dp, tp)), finite=True)
     raw = parts.get("bytes", memoryview(b""))
     if head != {"dtype": "float32", "shape": list(shape)} or len(raw) != 4 * math.prod(shape):
         raise WireError(f"the gradient of {key} from dp {dp}, tp {tp} is not float32 of {tuple(shape)}, as it should be")

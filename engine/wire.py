@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from collections.abc import Mapping
+from select import select
 from typing import Any
 
 import pyarrow as pa
@@ -46,8 +48,8 @@ def pack(head: Any, parts: Parts | None = None) -> bytes:
     return b"".join((_LENGTH.pack(len(written)), written, *parts.values()))
 
 
-def unpack(message: bytes) -> tuple[Any, dict[str, memoryview]]:
-    """Head and parts of a message. Raises `WireError`."""
+def unpack(message: bytes, *, finite: bool = False) -> tuple[Any, dict[str, memoryview]]:
+    """Head and parts of a message. Raises `WireError`, with `finite` also for a head with NaN or Infinity in it."""
     view = memoryview(message)
     if len(view) < _LENGTH.size:
         raise WireError(f"a message of {len(view)} bytes is too short to be one")
@@ -56,8 +58,8 @@ def unpack(message: bytes) -> tuple[Any, dict[str, memoryview]]:
         raise WireError(f"a message of {len(view):,} bytes cannot have a head of {length:,}")
     start = _LENGTH.size + length
     try:
-        read = json.loads(bytes(view[_LENGTH.size : start]))
-        head, listed = read["head"], [(str(name), int(size)) for name, size in read["parts"]]
+        read = json.loads(bytes(view[_LENGTH.size : start]), parse_constant=_no_number if finite else None)
+        head, listed = read["head"], [(str(name), whole(size)) for name, size in read["parts"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WireError(f"the head of a message cannot be read: {error}") from error
     sizes = [size for _, size in listed]
@@ -69,29 +71,50 @@ def unpack(message: bytes) -> tuple[Any, dict[str, memoryview]]:
     return head, parts
 
 
-def send(fd: int, message: bytes) -> None:
-    """Write a message to a pipe or socket, with its length before it. Raises `OSError` if nobody is there to read it."""
-    _all(fd, _LENGTH.pack(len(message)))
-    _all(fd, message)
+def whole(number: Any) -> int:
+    """What was read, if it is a whole number. Raises `TypeError` for others, and for "12", true and 1.9, which `int` takes."""
+    if type(number) is not int:
+        raise TypeError(f"{str(number)[:40]!r} is no whole number")
+    return number
 
 
-def receive(fd: int, most: int = LARGEST) -> bytes:
-    """Read what `send` wrote. Blocks until it is there. Raises `EOFError` if the other end is gone, and `WireError`."""
-    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size))
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number here")
+
+
+def send(fd: int, message: bytes, deadline: float | None = None) -> None:
+    """Write a message to a pipe or socket, with its length before it. Raises `OSError` if nobody is there to read it.
+
+    `deadline`, as `time.monotonic` counts, is for an end that does not block: `TimeoutError` if not all is written by then.
+    """
+    _all(fd, _LENGTH.pack(len(message)), deadline)
+    _all(fd, message, deadline)
+
+
+def receive(fd: int, most: int = LARGEST, deadline: float | None = None) -> bytes:
+    """Read what `send` wrote. Blocks until it is there. Raises `EOFError` if the other end is gone, and `WireError`.
+
+    `deadline` as in `send`: `TimeoutError` if not all is there by then.
+    """
+    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size, deadline))
     if length > most:
         raise WireError(f"a message of {length:,} bytes is more than the {most:,} that are taken")
-    return _exactly(fd, length)
+    return _exactly(fd, length, deadline)
 
 
-def _all(fd: int, message: bytes) -> None:
+def _all(fd: int, message: bytes, deadline: float | None) -> None:
     left = memoryview(message)
     while left:
+        if deadline is not None and not select([], [fd], [], max(0.0, deadline - time.monotonic()))[1]:
+            raise TimeoutError
         left = left[os.write(fd, left) :]
 
 
-def _exactly(fd: int, count: int) -> bytes:
+def _exactly(fd: int, count: int, deadline: float | None) -> bytes:
     found = bytearray()
     while len(found) < count:
+        if deadline is not None and not select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError
         data = os.read(fd, min(count - len(found), _AT_ONCE))
         if not data:
             raise EOFError
@@ -128,7 +151,7 @@ def pack_rows(rows: Rows) -> bytes:
 
 def unpack_rows(message: bytes, rank: int | None = None) -> Rows:
     """What `pack_rows` packed, held against the schemas of the tables. With `rank`, of no other rank. Raises `WireError`."""
-    head, parts = unpack(message)
+    head, parts = unpack(message, finite=True)
     if head is not None:
         raise WireError("a message of rows has nothing in its head")
     rows = {}

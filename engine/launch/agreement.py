@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.text import load
-from engine.wire import WireError, pack, unpack
+from engine.wire import WireError, pack, unpack, whole
 
 _ANSWER = "agreement/answer"
 _DEEPEST = 8  # fields inside fields of a spec that are looked at one by one
@@ -105,17 +105,32 @@ def agree(
 ) -> Meeting:
     """Tell what this rank has, and hear that all have the same. Raises `RequestError` with what differs, on every rank alike.
 
+    Of any other error on rank 0, such as that it cannot listen, the others hear as a `RequestError`.
+
     `listen` opens a port at an address, on rank 0 alone, and returns its number. `at` hears whom rank 0 waits for.
     """
     store.set(f"agreement/{rank}", pack({"terms": asdict(terms), "route": asdict(route)}))  # type: ignore[arg-type]
     if rank == 0:
-        said = []
-        for other in range(world):
-            at(f"waiting for rank {other}")
-            said.append(_read(other, store.get(f"agreement/{other}")))
-        store.set(_ANSWER, pack(_answer(said, listen)))  # type: ignore[arg-type]  # its stub forgets bytes
+        _answer_all(store, world, listen, at)
     at("waiting for rank 0")
     return _understood(store.get(_ANSWER), world)
+
+
+def _answer_all(store: dist.Store, world: int, listen: Callable[[str], int], at: Callable[[str], None]) -> None:
+    """On rank 0: tell all how it stands. Where that fails they hear so before it is raised here: they would wait for it."""
+    said = []
+    for other in range(world):
+        at(f"waiting for rank {other}")
+        said.append(store.get(f"agreement/{other}"))
+    try:
+        answer = _answer([_read(other, message) for other, message in enumerate(said)], listen)
+    except RequestError as error:
+        answer = {"wrong": str(error)}
+    except Exception as error:
+        told = sentence("rank {rank} on {host}: {reason}", rank=0, host=platform.node(), reason=str(error))
+        store.set(_ANSWER, pack({"wrong": str(told)}))  # type: ignore[arg-type]  # its stub forgets bytes
+        raise
+    store.set(_ANSWER, pack(answer))  # type: ignore[arg-type]
 
 
 def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
@@ -127,13 +142,13 @@ def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> di
 
 
 def _understood(message: bytes, world: int) -> Meeting:
-    head, _ = unpack(message)
+    head, _ = unpack(message, finite=True)
     if isinstance(head, dict) and "wrong" in head:
         raise RequestError(str(head["wrong"]))
     try:
         told = head["meeting"]
-        meeting = Meeting(str(told["address"]), int(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
-    except (TypeError, KeyError, ValueError) as error:
+        meeting = Meeting(str(told["address"]), whole(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
+    except (TypeError, KeyError) as error:
         raise WireError(f"what rank 0 answered cannot be read: {error}") from error
     if len(meeting.hosts) != world:
         raise WireError(f"rank 0 told of {len(meeting.hosts)} ranks, and there are {world}")
@@ -141,13 +156,19 @@ def _understood(message: bytes, world: int) -> Meeting:
 
 
 def _read(rank: int, message: bytes) -> tuple[Terms, Route]:
+    """Raises `RequestError` where the rank's program has other terms, which is of another version, and `WireError`."""
     try:
-        head, _ = unpack(message)
-        terms, route = Terms(**head["terms"]), Route(**head["route"])
-        texts: list[Any] = [getattr(terms, field.name) for field in fields(Terms)[1:]] + list(astuple(route))
-        if type(terms.spec) is not dict or not all(isinstance(text, str) for text in texts):
+        head, _ = unpack(message, finite=True)
+        told, route = head["terms"], Route(**head["route"])
+        if not all(isinstance(text, str) for text in astuple(route)):
+            raise WireError("its route is not of texts")
+        _ip(route.own), _ip(route.other)
+        if told.keys() != {field.name for field in fields(Terms)}:
+            raise RequestError(_other_version(_who([rank], route.host)))
+        terms = Terms(**told)
+        if type(terms.spec) is not dict or not all(isinstance(text, str) for text in astuple(terms)[1:]):
             raise WireError("its terms are not of their types")
-    except (WireError, TypeError, KeyError) as error:
+    except (WireError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise WireError(f"what rank {rank} told cannot be read: {error}") from error
     return terms, route
 
@@ -178,6 +199,10 @@ def difference(terms: list[Terms], hosts: list[str]) -> Sentence | None:
         return sentence("{who}: another text to train on than that of rank 0, under the same name", who=who)
     if other.torch != first.torch:
         return sentence("{who}: torch {there}, where rank 0 has torch {here}", who=who, there=other.torch, here=first.torch)
+    return _other_version(who)
+
+
+def _other_version(who: Sentence) -> Sentence:
     return sentence("{who}: another version of this program's engine than that of rank 0", who=who)
 
 
@@ -212,7 +237,12 @@ def common_address(routes: list[Route]) -> str:
 
 
 def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    return _ip(address).is_loopback
+
+
+def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Raises `ValueError` if it is none. Behind a % stands the interface that it is of."""
+    return ipaddress.ip_address(address.partition("%")[0])
 
 
 def interface(route: Route, meeting: Meeting) -> str | None:

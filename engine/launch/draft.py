@@ -38,8 +38,11 @@ class Draft:
         return Path(tempfile.gettempdir()) / f"shardscope-{self.name.removeprefix('.')}" / "store"
 
     def open_meeting(self) -> Path:
-        """Make that folder, for the time of the run."""
-        self.meeting.parent.mkdir(mode=0o700)
+        """Make that folder, for the time of the run. Raises `RequestError` if it cannot be made."""
+        try:
+            self.meeting.parent.mkdir(mode=0o700)
+        except OSError as error:
+            raise files.none_temporary(error) from error
         return self.meeting
 
     def close_meeting(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.launch import ranks, verdict
 from engine.launch.draft import Draft
-from engine.spec import RunSpec, sentence
+from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.spec.sentence import packed
 
 _GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to hand in their stacks
@@ -166,6 +166,11 @@ class LocalRun:
         return "done", verdict.Verdict(None, "", "")
 
 
+def _not_started(spec: RunSpec, error: OSError) -> Sentence:
+    ranks = spec.layout.ranks
+    return sentence("this machine would not start {ranks} processes: {reason}", ranks=ranks, reason=error.strerror)
+
+
 class Host:
     """Serves one run at a time, from one thread: what is forked must not hold the lock of another thread."""
 
@@ -229,10 +234,8 @@ class Host:
         spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), request["draft"])
         try:
             self._run = LocalRun(spec, draft, self._fork, self._selector, self._tell)
-        except OSError as error:
-            message = sentence(
-                "this machine would not start {ranks} processes: {reason}", ranks=spec.layout.ranks, reason=error.strerror
-            )
+        except (OSError, RequestError) as error:
+            message = error.sentence if isinstance(error, RequestError) else _not_started(spec, error)
             blame = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
             self._tell({"event": "finished", "how": "failed", "folder": None, **blame})
 
@@ -245,8 +248,9 @@ class Host:
             pass  # whoever asked is gone; the end of the requests, which is about to be read, ends the host
 
     def _fork(self, spec: RunSpec, draft: Draft, board: ranks.Board) -> list[ranks.Rank]:
+        meeting = draft.open_meeting()
         try:
-            return ranks.fork(spec, draft.folder, draft.open_meeting(), board, self._life, self._leave)
+            return ranks.fork(spec, draft.folder, meeting, board, self._life, self._leave)
         except OSError:
             draft.close_meeting()
             raise

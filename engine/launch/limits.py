@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import psutil
 
+from engine import files
 from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
 from engine.predict.terms import total
@@ -36,6 +38,7 @@ def check(spec: RunSpec, running: RunSpec | None = None) -> None:
     available = psutil.virtual_memory().available + (need(running).total if running else 0)
     if need(spec).total > available:
         raise RequestError(_too_large(spec, available))
+    _check_disk(spec)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ranks
@@ -208,6 +211,27 @@ def _changed(spec: RunSpec, part: str, **changes: object) -> RunSpec:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:,.2f} GB" if size < 1e10 else f"{size / 1e9:,.0f} GB"
+
+
+# ------------------------------------------------------------------------------------------------------------------ disk
+
+
+def _check_disk(spec: RunSpec) -> None:
+    """For parity all gradients go in fp32 through the file by which the ranks meet."""
+    if not spec.parity or spec.generate.skip_training:
+        return
+    size = 4 * spec.model.parameters() * spec.layout.dp
+    try:
+        folder = tempfile.gettempdir()
+        free = psutil.disk_usage(folder).free
+    except OSError as error:
+        raise files.none_temporary(error) from error
+    if size > free:
+        told = sentence(
+            "to compare gradients this run writes about {size} of them to {folder}, where {free} is free",
+            size=_gb(size), folder=folder, free=_gb(free),
+        )  # fmt: skip
+        raise RequestError(told)
 
 
 # ------------------------------------------------------------------------------------------------------------------ text

@@ -16,13 +16,16 @@ import json
 import selectors
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 # Seconds: an outage of a network shorter than this goes unnoticed, and what is noticed is noticed within five.
 SILENCE_S = 4
 _MOST = 1 << 16  # bytes of a line
+_LONGEST = 256  # bytes of a greeting
 _OPTIONS = {
     "TCP_KEEPIDLE": 1,  # seconds of quiet before the first question
     "TCP_KEEPALIVE": 1,  # the same on macOS
@@ -54,37 +57,71 @@ def listener(address: str) -> socket.socket:
 def gather(listening: socket.socket, word: str, world: int, seconds: float) -> dict[int, socket.socket]:
     """On rank 0: the connection of each other rank. Who does not know the word is not let in. Raises `LivenessError`."""
     found: dict[int, socket.socket] = {}
-    listening.settimeout(seconds)
-    while len(found) < world - 1:
-        try:
-            connection, _ = listening.accept()
-        except TimeoutError:
-            missing = next(rank for rank in range(1, world) if rank not in found)
-            raise LivenessError(f"rank {missing} did not come within {seconds:g} s") from None
-        rank = _greeting(connection, word)
-        if rank is None or not 0 < rank < world or rank in found:
-            connection.close()
-            continue
-        found[rank] = connection
+    with closing(_greetings(listening, time.monotonic() + seconds)) as greetings:
+        while len(found) < world - 1:
+            connection, line = next(greetings, (None, b""))
+            if connection is None:
+                missing = next(rank for rank in range(1, world) if rank not in found)
+                raise LivenessError(f"rank {missing} did not come within {seconds:g} s")
+            rank = _greeting(line, word)
+            if rank is None or not 0 < rank < world or rank in found:
+                connection.close()
+                continue
+            found[rank] = connection
     return found
 
 
-def _greeting(connection: socket.socket, word: str) -> int | None:
-    """The rank that somebody says to be, if it knows the word."""
-    connection.settimeout(SILENCE_S)
+def _greetings(listening: socket.socket, deadline: float) -> Generator[tuple[socket.socket, bytes]]:
+    """Whoever comes, with the short line that it says first, until the deadline. Who has said none by then is sent away.
+
+    All are heard at once, so that who says nothing keeps nobody waiting, and byte by byte, as what comes after the line is for
+    another reader.
+    """
+    lines: dict[socket.socket, bytes] = {}
+    listening.setblocking(False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listening, selectors.EVENT_READ, None)
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    connection = key.data
+                    if connection is None:
+                        _let_come(listening, selector, lines)
+                        continue
+                    byte = _byte(connection)
+                    lines[connection] += byte
+                    if byte in (b"", b"\n") or len(lines[connection]) == _LONGEST:
+                        selector.unregister(connection)
+                        yield connection, lines.pop(connection)
+        finally:
+            for connection in lines:
+                connection.close()
+
+
+def _let_come(listening: socket.socket, selector: selectors.BaseSelector, lines: dict[socket.socket, bytes]) -> None:
     try:
-        said = json.loads(_line(connection))
+        connection, _ = listening.accept()
+    except (BlockingIOError, ConnectionError):
+        return  # it has gone again
+    lines[connection] = b""
+    selector.register(connection, selectors.EVENT_READ, connection)
+
+
+def _byte(connection: socket.socket) -> bytes:
+    """The next one; nothing where the connection is over."""
+    try:
+        return connection.recv(1)
+    except OSError:
+        return b""
+
+
+def _greeting(line: bytes, word: str) -> int | None:
+    """The rank that somebody says to be, if it knows the word."""
+    try:
+        said = json.loads(line)
         return said["rank"] if said["word"] == word and type(said["rank"]) is int else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _line(connection: socket.socket) -> bytes:
-    """A short line, byte by byte: what comes after it is for another reader."""
-    line = b""
-    while not line.endswith(b"\n") and len(line) < 256 and (byte := connection.recv(1)):
-        line += byte
-    return line
 
 
 def join(address: str, port: int, word: str, rank: int, seconds: float) -> socket.socket:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from engine.spec import RequestError, Spec
 from engine.spec.sentence import packed, unpacked
-from engine.wire import Parts, WireError, arrow, arrow_read, pack, unpack
+from engine.wire import Parts, WireError, arrow, arrow_read, pack, unpack, whole
 
 _NUMBERS = "biuf"  # kinds of arrays: truth values, whole numbers, real numbers
 
@@ -63,8 +63,8 @@ def read_answer(message: bytes, kind: Any) -> tuple[str, Any, int]:
     """How it went, what came of it, and the process's resident memory. A value of `kind` where it is done, else text."""
     head, parts = unpack(message)
     try:
-        how, value, resident = head["how"], head["value"], int(head["resident_bytes"])
-    except (TypeError, KeyError, ValueError) as error:
+        how, value, resident = head["how"], head["value"], whole(head["resident_bytes"])
+    except (TypeError, KeyError) as error:
         raise WireError("an answer tells how it went, what came of it and what memory it took") from error
     return str(how), decoded(kind if how == "done" else str, value, parts), resident
 
@@ -89,10 +89,17 @@ def encoded(value: Any, parts: dict[str, bytes]) -> Any:
     if isinstance(value, (tuple, list)):
         return [encoded(item, parts) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): encoded(item, parts) for name, item in value.items()}
+        return {_key(name): encoded(item, parts) for name, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: encoded(getattr(value, field.name), parts) for field in fields(value)}
     raise TypeError(f"a {type(value).__name__} cannot be sent to another process")
+
+
+def _key(name: Any) -> str:
+    """JSON would make text of another key, and nobody could tell what it was."""
+    if not isinstance(name, str):
+        raise TypeError(f"a key that is a {type(name).__name__} cannot be sent to another process")
+    return str(name)
 
 
 def _put(content: bytes, parts: dict[str, bytes]) -> str:
@@ -105,7 +112,7 @@ def decoded(kind: Any, written: Any, parts: Parts) -> Any:
     """The value of the annotated `kind` that was `encoded`. Raises `WireError` if what is written is something else."""
     try:
         return _decoded(kind, written, parts)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RequestError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, RequestError) as error:
         raise WireError(f"this is no {getattr(kind, '__name__', kind)}: {error}") from error
 
 
@@ -167,7 +174,7 @@ def _one_of(kinds: tuple[Any, ...], written: Any, parts: Parts) -> Any:
 
 
 def _array(written: Any, parts: Parts) -> Any:
-    kind, shape, raw = np.dtype(written["dtype"]), [int(size) for size in written["shape"]], parts[written["part"]]
+    kind, shape, raw = np.dtype(written["dtype"]), [whole(size) for size in written["shape"]], parts[written["part"]]
     if kind.kind not in _NUMBERS or min(shape, default=0) < 0 or len(raw) != kind.itemsize * math.prod(shape):
         raise WireError(f"{len(raw)} bytes are no array {kind} of shape {shape}")
     return np.frombuffer(bytearray(raw), kind).reshape(shape)

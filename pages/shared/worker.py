@@ -36,11 +36,15 @@ def answered(question: bytes, jobs: tuple[str, ...]) -> bytes:
 
 def _listen(questions: SimpleQueue[bytes]) -> None:
     """A thread of its own, so that the end of whoever asks is noticed at once."""
-    while True:
-        try:
+    try:
+        while True:
             questions.put(receive(_SOCKET))
-        except (EOFError, ConnectionError):
-            os._exit(0)
+    except (EOFError, ConnectionError):
+        os._exit(0)
+    except Exception:  # noqa: BLE001  nothing that comes after it can be read, and no end would be noticed
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def main(jobs: tuple[str, ...]) -> None:

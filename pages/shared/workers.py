@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from select import select
 from threading import BoundedSemaphore, Lock
 from typing import Any, NamedTuple, Self, get_type_hints
 
@@ -40,6 +40,7 @@ class Worker:
         """`jobs`: the module whose `JOBS` are what it may be asked."""
         # A program of its own: what multiprocessing spawns from a server would run app.py again, and a fork would keep its port.
         self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)  # so that no write waits longer than the answer may take
         with theirs:
             said = messages()
             self._process = subprocess.Popen(
@@ -62,13 +63,12 @@ class Worker:
     def ask(self, question: bytes, kind: Any, patience_s: float) -> Answer:
         """An answer of `kind`.
 
-        Raises `TimeoutError` where it takes longer, `EOFError` or `ConnectionError` where the process is gone, and `WireError`
-        where the answer is of another kind.
+        Raises `TimeoutError` where it takes longer until all of it is there, `EOFError` or `ConnectionError` where the process is
+        gone, and `WireError` where the answer is of another kind.
         """
-        send(self._socket.fileno(), question)
-        if not select([self._socket], [], [], patience_s)[0]:
-            raise TimeoutError
-        return Answer(*read_answer(receive(self._socket.fileno()), kind))
+        deadline = time.monotonic() + patience_s
+        send(self._socket.fileno(), question, deadline)
+        return Answer(*read_answer(receive(self._socket.fileno(), deadline=deadline), kind))
 
     def end(self) -> int:
         """End it, whatever it is at. Its exit status, or minus the signal that killed it."""

@@ -25,7 +25,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "steps": [{"step": 1, "loss": 5.5, "grad_norm": float("inf"), "step_ns": 7, "tokens": 64}],
     "memory_peak": [{"rank": 3, "pp": 0, "dp": 1, "tp": 1, "category": "parameters", "bytes": 2**40}],
     "traffic": [],
-    "allocator": [{"rank": 3, "start_bytes": 1, "peak_bytes": 2, "unaccounted_bytes": -1}],
+    "allocator": [{"rank": 3, "start_bytes": 1, "peak_bytes": 2, "workspace_bytes": 0, "unaccounted_bytes": -1}],
 }
 
 
@@ -61,6 +61,9 @@ STEPS = pa.table({"step": pa.array([1], pa.int64())})
         (b"abc", "too short"),
         (struct.pack("<Q", 2**60) + b"{}", "cannot have a head of"),
         (claims([]), "head of a message cannot be read"),
+        *((claims({"head": None, "parts": [["a", size]]}, b"x"), "is no whole number") for size in ("1", True, 1.0)),
+        (claims({"head": None, "parts": [["a", float("inf")]]}), "Infinity is no number here"),
+        (claims({"head": float("nan"), "parts": []}), "NaN is no number here"),
         (claims({"head": None, "parts": [["a", -1]]}), "do not add up"),
         (claims({"head": None, "parts": [["a", 2**40]]}, b"x"), "do not add up"),
         (claims({"head": None, "parts": [["a", 1], ["a", 1]]}, b"xy"), "do not add up"),

@@ -7,18 +7,21 @@ import re
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from select import select
 from typing import Any
 
 import psutil
 import pytest
+import torch.distributed as dist
 
 from engine import store
 from engine.launch import place
-from engine.launch.agreement import Meeting, Route, Terms, check_reached, common_address, difference, interface
+from engine.launch.agreement import Meeting, Route, Terms, agree, check_reached, common_address, difference, interface
 from engine.spec import RequestError, RunSpec
+from engine.wire import WireError
 from tests.launch.bench import Bench, all_end, finished, small
 from tests.patience import PATIENCE_S
 
@@ -164,6 +167,42 @@ def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], s
     assert re.search(says, told)
     assert told.startswith("rank 1 on b: " if "refused" in changes else "ranks 1, 3 on b: ")
     assert difference([TERMS] * 3, ["a"] * 3) is None
+
+
+@dataclass(frozen=True)
+class OtherTerms(Terms):
+    """Those of another version of this program."""
+
+    compiler: str = ""
+
+
+HERE = Route("a", "127.0.0.1", "127.0.0.1")
+
+
+def nowhere(address: str) -> int:
+    raise OSError(f"no port is free at {address}")
+
+
+@pytest.mark.parametrize(
+    ("terms", "route", "first", "says"),
+    [
+        (OtherTerms(**asdict(TERMS)), HERE, RequestError, "rank 1 on a: another version of this program's engine"),
+        (replace(TERMS, engine=3), HERE, WireError, "rank 0 on .*: what rank 1 told cannot be read: its terms are not"),
+        (TERMS, replace(HERE, own="gateway"), WireError, "rank 0 on .*: what rank 1 told cannot be read: 'gateway'"),
+        (TERMS, HERE, OSError, r"rank 0 on .*: no port is free at 127\.0\.0\.1"),
+    ],
+)
+def test_why_rank_0_cannot_answer_is_told_to_all(terms: Terms, route: Route, first: type[Exception], says: str) -> None:
+    store = dist.HashStore()
+    own = [(TERMS, HERE), (terms, route), (TERMS, HERE)]
+    with ThreadPoolExecutor(len(own)) as ranks:
+        ends = [
+            ranks.submit(agree, store, rank, len(own), *of, listen=nowhere, at=lambda doing: None) for rank, of in enumerate(own)
+        ]
+    assert type(ends[0].exception()) is first
+    for end in ends[1:]:
+        with pytest.raises(RequestError, match=says):
+            end.result()
 
 
 def test_rank_0_is_reached_by_the_address_that_the_others_know_it_by() -> None:

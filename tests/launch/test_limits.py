@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,3 +114,21 @@ def test_a_text_that_is_missing_or_too_short(tmp_path: Path) -> None:
     assert text == f"{short} is 64 bytes long and seq=64 needs at least 65"
     short.write_bytes(b"x" * 65)
     limits.check(RunSpec(workload=WorkloadSpec(text=str(short))))
+
+
+def test_gradients_to_compare_need_room_in_the_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(psutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000_000))
+    spec = RunSpec(model=catalog.MODELS["gpt-tiny"], layout=LayoutSpec(dp=2), parity=True)
+    limits.check(spec)
+    large = spec.model_copy(update={"model": spec.model.model_copy(update={"layers": 32})})
+    assert refusal(large) == (
+        f"to compare gradients this run writes about {8 * large.model.parameters() / 1e9:.2f} GB of them to {tmp_path}, "
+        "where 0.01 GB is free"
+    )
+    limits.check(large.model_copy(update={"parity": False}))
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert refusal(spec) == f"no folder for temporary files can be made: {tmp_path / 'gone'}: No such file or directory"

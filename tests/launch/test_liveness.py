@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from queue import SimpleQueue
 
@@ -98,6 +99,21 @@ def test_only_who_knows_the_word_is_let_in() -> None:
         connections = gather(listening, WORD, 2, PATIENCE_S)
         assert connections[1].getpeername() == real.getsockname()
         connections[1].close()
+
+
+def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> None:
+    greeting = json.dumps({"rank": 1, "word": WORD}).encode() + b"\n"
+    with ExitStack() as opened:
+        listening = opened.enter_context(listener("127.0.0.1"))
+        silent, slow, stranger = (opened.enter_context(socket.create_connection(listening.getsockname())) for _ in range(3))
+        slow.sendall(greeting[:9])
+        stranger.sendall(b"guess\n")
+        gathering = opened.enter_context(ThreadPoolExecutor(1)).submit(gather, listening, WORD, 2, PATIENCE_S)
+        assert stranger.recv(1) == b""  # it was sent away, while the two before it had not said all
+        slow.sendall(greeting[9:])
+        with gathering.result()[1] as found:
+            assert found.getpeername() == slow.getsockname()
+        assert silent.recv(1) == b""
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:

@@ -59,3 +59,12 @@ def test_where_ranks_meet_is_a_file_that_no_other_user_can_open_and_it_goes_with
     bench.queue.cancel(id)
     finished(bench.queue, id)
     assert not folder.exists()
+
+
+def test_a_folder_for_temporary_files_that_is_gone_is_named_and_once_it_is_back_runs_go_on(bench: Bench, places: Path) -> None:
+    away = places.rename(places.with_name("away"))
+    state = finished(bench.queue, bench.queue.submit(small()))
+    away.rename(places)
+    assert state.phase == "failed"
+    assert state.message.startswith(f"no folder for temporary files can be made: {places}/shardscope-")
+    assert finished(bench.queue, bench.queue.submit(small())).phase == "done"

@@ -9,6 +9,7 @@ JOBS = (
     "engine.devices.device",
     "engine.predict.planner.candidates.candidates",
     "tests.pages.jobs.divide",
+    "tests.pages.jobs.half_answer",
     "tests.pages.jobs.leave",
     "tests.pages.jobs.pid",
     "tests.pages.jobs.wait",
@@ -29,3 +30,9 @@ def wait(seconds: float) -> None:
 
 def leave(status: int) -> None:
     os._exit(status)
+
+
+def half_answer(seconds: float) -> None:
+    """Begin to answer a message of 100 bytes, and come to no end."""
+    os.write(0, (100).to_bytes(8, "little") + b"half")
+    time.sleep(seconds)

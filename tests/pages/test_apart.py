@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from engine.wire import unpack
 from pages.shared import apart
 from pages.shared.codec import packed_call
 from pages.shared.worker import answered
-from pages.shared.workers import ROOT, Workers
+from pages.shared.workers import ROOT, Worker, Workers
 from tests.pages import jobs
 from tests.patience import PATIENCE_S
 
@@ -95,6 +96,17 @@ def test_what_takes_too_long_is_stopped_and_says_so() -> None:
         assert set(psutil.Process().children()) <= before
 
 
+def test_a_question_that_is_not_taken_and_an_answer_that_stops_half_way_take_too_long_as_well() -> None:
+    for stop, question in ((True, bytes(1 << 24)), (False, packed_call(jobs.half_answer, (3600.0,), {}))):
+        worker = Worker(JOBS)
+        assert worker.ask(packed_call(jobs.pid, (), {}), int, PATIENCE_S).value == worker.pid
+        if stop:
+            os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            worker.ask(question, None, patience_s=0.5)
+        assert worker.end() == -signal.SIGKILL
+
+
 def test_a_process_that_has_grown_makes_room_for_a_new_one() -> None:
     with Workers(BoundedSemaphore(1), PATIENCE_S, heavy_bytes=1, jobs=JOBS) as workers:
         before = pid(workers)
@@ -110,6 +122,17 @@ def test_a_server_that_is_killed_leaves_no_process_even_at_work() -> None:
     server.wait()
     server.stdout.close()
     worker.wait(PATIENCE_S)
+
+
+def test_a_process_that_cannot_read_its_questions_ends_and_says_why() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "pages.shared.worker", JOBS]
+        worker = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stderr=subprocess.PIPE, text=True)
+        ours.sendall(b"\xff" * 8)
+        _, said = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == 1
+    assert "WireError: a message of 18,446,744,073,709,551,615 bytes is more than" in said
 
 
 def test_however_many_ask_only_a_few_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

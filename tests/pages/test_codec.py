@@ -15,7 +15,7 @@ from engine.wire import WireError, pack, unpack
 from pages.learn.weighing import Weighed
 from pages.plan.found import Found, found
 from pages.plan.request import Request
-from pages.shared.codec import decoded, encoded, packed_call, read_call
+from pages.shared.codec import decoded, encoded, packed_call, read_answer, read_call
 
 VALUES = [
     (None, None),
@@ -79,11 +79,13 @@ def test_what_a_search_found_comes_back_whole() -> None:
     [
         (int, "3", "'3' is no int"),
         (bool, 1, "'1' is no bool"),
+        (float, 10**400, "no float"),
         (int | None, "x", "none of"),
         (tuple[int, int], [1], "no tuple"),
         (RunSpec, {"model": {"layers": -1}}, "no RunSpec: layers=-1 must be greater than"),
         (Weighed, [1, 2], "no Weighed"),
         (np.ndarray, {"part": "0", "dtype": "<i8", "shape": [2]}, "3 bytes are no array int64 of shape"),
+        (np.ndarray, {"part": "0", "dtype": "u1", "shape": [float("inf")]}, "'inf' is no whole number"),
         (np.ndarray, {"part": "0", "dtype": "O", "shape": [1]}, "are no array object"),
         (pd.DataFrame, {"part": "0"}, "a table cannot be read"),
         (bytes, {"part": "9"}, "no bytes"),
@@ -108,3 +110,11 @@ def test_a_call_is_of_a_function_on_the_list_with_its_own_arguments() -> None:
             read_call(pack(head), jobs)
     with pytest.raises(TypeError, match="a function cannot be sent"):
         packed_call(sentence, ("",), {"value": through})
+    with pytest.raises(TypeError, match="a key that is a int cannot be sent"):
+        packed_call(sentence, ("",), {"value": {1: "one"}})
+
+
+@pytest.mark.parametrize("size", [float("inf"), "12", True, 1.9])
+def test_an_answer_tells_its_memory_as_a_whole_number(size: Any) -> None:
+    with pytest.raises(WireError, match="what memory it took"):
+        read_answer(pack({"how": "done", "value": None, "resident_bytes": size}), None)
