@@ -128,12 +128,13 @@ def _bar(service: Service) -> None:
             on_change=_searched,
             label_visibility="collapsed",
         )
-        with st.popover(say()("Upload a run"), icon=":material/upload:"):
+        # New ones after each upload, so that the popover is closed and the field is empty again.
+        count = st.session_state.get(_UPLOADS, 0)
+        with st.popover(say()("Upload a run"), icon=":material/upload:", key=f"{_UPLOAD}-popover/{count}"):
             st.file_uploader(
                 say()("A zip of a run, as downloaded here or by the command export --to zip"),
                 type="zip",
-                # A new one after each upload, so that it is empty again.
-                key=f"{_UPLOAD}/{st.session_state.get(_UPLOADS, 0)}",
+                key=f"{_UPLOAD}/{count}",
                 on_change=_uploaded,
                 args=(service,),
             )
