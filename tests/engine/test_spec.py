@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from engine.families import FamilyName
 from engine.spec import (
     FaultSpec,
-    GenerateSpec,
     LayoutSpec,
     Misfit,
     ModelSpec,
@@ -415,30 +414,3 @@ def test_a_file_name_that_json_cannot_carry_is_refused() -> None:
     """On Linux a name may be any bytes; Python shows those that are not UTF-8 as lone surrogates."""
     with pytest.raises(RequestError, match=r"text='caf.*' must be a valid string"):
         WorkloadSpec(text=b"caf\xe9.txt".decode("utf-8", "surrogateescape"))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"parity": true, "parity": false}', "'parity' is given twice in one object"),
-        ('{"workload": {"steps": 1, "seed": 1, "steps": 2}}', "'steps' is given twice in one object"),
-        ('{"workload": {"learning_rate": NaN}}', "this is not JSON: NaN is no number"),
-        ('{"workload": {"learning_rate": 1e999}}', "this is not JSON: 1e999 is no number"),
-        ('{"generate": {"prompt": "\\ud800"}}', "this has half of a surrogate pair in a text, which is none"),
-        ("[" * 11 + "]" * 11, "this has lists or objects more than 10 deep"),
-        ('{"workload": [' + "[]," * 100_001 + "1]}", "this has more than 200,000 values"),
-        (" " * (1 << 20) + "{}", "this has 1,048,578 bytes; up to 1,048,576 are taken"),
-    ],
-    ids=range(8),
-)
-def test_json_that_is_more_than_a_spec_can_be_is_refused(text: str, said: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        RunSpec.read_json(text)
-    assert str(caught.value) == said
-
-
-def test_what_stands_in_quotes_is_no_structure() -> None:
-    prompt = '[{"' * 2000 + "\\" + "]" * 3
-    spec = RunSpec(generate=GenerateSpec(prompt=prompt, new_tokens=1), model=ModelSpec(seq=10_000))
-    assert RunSpec.read_json(spec.model_dump_json()) == spec
-    assert RunSpec.read_json("\ufeff" + spec.model_dump_json()) == spec  # as some editors begin every file
