@@ -140,7 +140,8 @@ def _workspace(result: RunResult) -> None:
     if found := workspace(result.summary.get("allocator", [])):
         st.caption(
             say()(
-                "Kernels took up to {size} more, inside single operations. This depends on the processor, not on the layout.",
+                "Kernel workspace comes on top: up to {size} within single operations. It depends on the processor, "
+                "not on the layout.",
                 size=in_bytes(found),
             )
         )
