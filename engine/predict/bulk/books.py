@@ -116,9 +116,9 @@ class Books(Tape):
             for page in self._all:
                 page.append(-record.number)
 
-    def touch(self, name: str, *factors: Factor, door: bool = False, case: str = "") -> None:
+    def touch(self, name: str, *factors: Factor, door: bool = False) -> None:
         number = self.numbers[factors]
-        self._put(case, number, -number)
+        self._put("", number, -number)
 
     def note(self, name: str, bucket: Any) -> None:
         """All but `TAKES` is only with hooks: no other stages of ZeRO expect, gather or release anything."""
