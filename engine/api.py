@@ -13,11 +13,12 @@ from engine.launch.draft import folder_for
 from engine.launch.failure import RunError
 from engine.launch.following import Progress, follow, saved_folder
 from engine.launch.queue import RunQueue, RunState
+from engine.launch.recording import with_ledgers
 from engine.predict.papers.accounting import AccountingName
 from engine.predict.planner import search as planner
 from engine.predict.planner.candidates import MOST
 from engine.predict.planner.search import MIXED, Plan
-from engine.predict.run import predict
+from engine.predict.run import predict as predict_by_formula
 from engine.predict.speed.rates import Assumptions
 from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 from engine.tables import RunResult
@@ -91,6 +92,15 @@ def dry_run(
         return store.load(dry_client.dry_run(spec, home, rank, device, progress or (lambda done, of: None)))
 
 
+def predict(spec: RunSpec) -> RunResult:
+    """Memory and traffic of every rank and the textbook timeline, by formula: milliseconds, for any number of ranks.
+
+    Tables have the schemas of a measurement's, with `source` "formula". A model whose parts were never recorded on this machine
+    takes some seconds, once. Raises `RequestError` where numbers are too large for a table.
+    """
+    return with_ledgers(lambda: predict_by_formula(spec))
+
+
 def search(
     model: ModelSpec | str,
     ranks: int,
@@ -116,7 +126,7 @@ def search(
     shape = catalog.model(model) if isinstance(model, str) else model
     chip = devices.device(device) if isinstance(device, str) else device
     batch = min(max(1, 2 * ranks), MOST) if global_batch is None else global_batch
-    return planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting)
+    return with_ledgers(lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting))
 
 
 def load(folder: StrPath) -> RunResult:

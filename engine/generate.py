@@ -120,9 +120,9 @@ class Generator:
 
     def _receive(self, chunk: int, number: int, count: int, phase: str) -> Tensor:
         dtype = next(self.chunks[chunk].parameters()).dtype
-        x = torch.empty((1, count, self.spec.model.hidden), dtype=dtype, device=self.comm.device)
         stage = self.placement[chunk - 1]
         with self.recorder.action(Action("recv", chunk, number, "activation", stage), phase):
+            x = torch.empty((1, count, self.spec.model.hidden), dtype=dtype, device=self.comm.device)
             return self.comm.receive(x, "activation", stage, self._tag(chunk, number))
 
     def _send(self, x: Tensor, flow: Any, stage: int, chunk: int, number: int, phase: str) -> None:

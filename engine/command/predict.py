@@ -9,7 +9,8 @@ import pandas as pd
 
 from engine import catalog
 from engine.command import flags
-from engine.command.output import print_json, print_table, size
+from engine.command.output import complain, print_json, print_table, size
+from engine.launch.recording import with_ledgers
 from engine.predict.inference import inference_table, must_write, passed_table
 from engine.predict.memory import Peak, memory
 from engine.predict.run import predict
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise RequestError(f"--{name} is for inference; give --inference with it")
     if arguments.inference:
         return _inference(spec, arguments.sequences or [1, 16], arguments.length or [spec.model.seq], arguments.json)
-    peaks = memory(spec).peaks
+    peaks = with_ledgers(lambda: memory(spec), complain).peaks
     if arguments.explain is not None and not 0 <= arguments.explain < len(peaks):
         raise RequestError(f"stage {arguments.explain} is not one of the {len(peaks)}, 0 to {len(peaks) - 1}")
     result = predict(spec)

@@ -15,6 +15,7 @@ from engine.command.output import HOME, complain, highest, print_json, size
 from engine.command.progress import Progress
 from engine.launch.following import follow, saved_folder
 from engine.launch.queue import RunQueue
+from engine.launch.recording import with_ledgers
 from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.tables import RunResult
@@ -86,7 +87,7 @@ def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
 
 def _held_against_the_formula(result: RunResult) -> str:
     """How good the prediction was, in a line."""
-    predicted = predict(result.spec)
+    predicted = with_ledgers(lambda: predict(result.spec), complain)
     errors = memory_errors(result, predicted).abs()
     memory = f"{errors.max():.2%} off at the worst" if errors.max() else "exact on every rank"
     wrong = len(traffic_differences(result, predicted))

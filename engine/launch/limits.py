@@ -14,14 +14,13 @@ from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
 from engine.predict.terms import total
 from engine.schedule import entries, in_flight_bound
-from engine.spec import LayoutSpec, RequestError, RunSpec, joined, misfits, sentence
+from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, sentence
 from engine.store import OWN
 from engine.tables import CATEGORIES
 from engine.text import load
 
 MOST_RANKS = 16
 
-_BYTES = {"fp32": 4, "bf16": 2}
 _PROCESS = 60_000_000  # bytes a rank has for itself; torch it shares with the host that it was forked from
 # Resident memory was 1.2 to 1.9 times the live tensors in runs of gpt-small and gpt-medium: drawing the weights takes some
 # for a moment, and the C allocator keeps what it once had.
@@ -118,7 +117,7 @@ def need(spec: RunSpec) -> Need:
     model, layout = spec.model, spec.layout
     tied = model.vocab * model.hidden if layout.pp > 1 else 0  # the first and the last stage each hold the embedding
     if spec.generate.skip_training:
-        weights = (model.parameters() + tied) * _BYTES[spec.workload.precision] * layout.dp
+        weights = (model.parameters() + tied) * BYTES_OF[spec.workload.precision] * layout.dp
         return Need(weights, _cached(spec), layout.ranks * _PROCESS)
     state = (model.parameters() + tied) * _state_of_a_parameter(spec)
     activations = layout.dp * sum(_stage_activations(spec, stage) for stage in range(layout.pp))
@@ -140,8 +139,8 @@ def _state_of_a_parameter(spec: RunSpec) -> int:
     """Bytes that all replicas together keep for one parameter."""
     workload, dp, zero = spec.workload, spec.layout.dp, spec.layout.zero
     own_copy = 4 if workload.precision == "bf16" else 0  # the optimizer's fp32 weights, of which the bf16 ones are made
-    weight = _BYTES[workload.precision]
-    gradient = _BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
+    weight = BYTES_OF[workload.precision]
+    gradient = BYTES_OF[workload.gradient_precision]
     optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + own_copy
     return sum(size * (1 if zero >= stage else dp) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
 
@@ -168,7 +167,7 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
     layer = 4 * model.hidden * (copies + 1) + 2 * model.ffn_width + attention
     kept = layers * copies * model.hidden + layer if layout.recompute == "full" else layers * layer
     tokens = spec.workload.microbatch_size * model.seq
-    return tokens * _BYTES[spec.workload.precision] * (kept + (2 * model.vocab if head else 0))
+    return tokens * BYTES_OF[spec.workload.precision] * (kept + (2 * model.vocab if head else 0))
 
 
 def _too_large(spec: RunSpec, available: int) -> str:

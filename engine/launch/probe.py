@@ -17,6 +17,9 @@ _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
 _GROUP = (5, 7)
+# When generating: tokens of the prompt, tokens in all, tokens that fit, and the vocabulary, which is not V/tp times tp.
+_PROMPT, _TOKENS, _FIT = 43, 47, 53
+_VOCABULARY = {5: 293, 3: 302}  # by tp
 _ROWS = (263, 269)  # of the token table where tp does not cut it: every byte has one
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
 
@@ -26,13 +29,18 @@ class RecordingError(Exception):
 
 
 class Probe(NamedTuple):
-    """`start`: the chunk's first layer. `sizes`: of the dimensions that are more than 1, the largest first."""
+    """`start`: the chunk's first layer. `sizes`: of the dimensions that are more than 1, the largest first.
+
+    `prompt`, `new_tokens`: what it generates, if it does.
+    """
 
     model: ModelSpec
     tp: int
     start: int
     batch: int
     sizes: dict[str, int]
+    prompt: int = 0
+    new_tokens: int = 0
 
     def name(self, size: int) -> Product:
         """The product that a size is, a number of twos and threes aside. Raises `RecordingError` where it is none."""
@@ -66,19 +74,27 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     if structure.slicing == "none":
         del sizes["tp"]
         sizes["V/tp"] = next(rows for rows in _ROWS if rows not in chosen.values())
+    tokens = (1 if "P" in structure.ones else _PROMPT, _TOKENS) if structure.generates else None
+    if tokens is not None:
+        sizes |= {"S": _FIT, "B": 1}
     sizes |= dict.fromkeys((one for one in structure.ones if one in sizes), 1)
     tp, group = sizes.get("tp", 1), _GROUP[0] if shares else 1
     start, layers, decoders = _stacks(part, parts.encoder)
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
         heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
-        ffn=tp * sizes["F/tp"], vocab=tp * sizes["V/tp"], seq=sizes[called["S"]] * (tp if cuts else 1),
+        ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=sizes[called["S"]] * (tp if cuts else 1),
     )  # fmt: skip
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
-    every = dimensions(model, structure.slicing, tp, sizes["B"])
+    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens)
     named = {name: size for name, size in every.items() if size > 1 and (name != QKV or shares)}
     largest = dict(sorted(named.items(), key=lambda item: -item[1]))
-    return Probe(model, tp, start, sizes["B"], largest)
+    prompt, every_token = tokens or (0, -1)
+    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1)
+
+
+def _vocabulary(structure: Structure, tp: int, rows: int) -> int:
+    return _VOCABULARY[tp] if structure.generates and tp > 1 else tp * rows
 
 
 def _stacks(part: Part, encodes: bool) -> tuple[int, int, int]:

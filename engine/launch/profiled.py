@@ -12,17 +12,17 @@ from typing import Any
 
 from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, DOOR_MARK
-from engine.predict.ledger.form import GIVEN, GRADIENT_GIVEN, GRADIENT_HANDED, HANDED, TAKES
+from engine.predict.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
 
 # Marks that the chunk sets itself: the layer passed, the module at work, what happens to a bucket, a call, what was handed on.
 LAYER, MODULE, BUCKET, CALL, HANDS = (f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands"))
 _NODE = "autograd::engine::evaluate_function: "
 _OWN = "shardscope."
 _BETWEEN = {
-    "recv activation": GIVEN,
-    "send activation": HANDED,
-    "recv gradient": GRADIENT_GIVEN,
-    "send gradient": GRADIENT_HANDED,
+    "recv activation": INPUTS,
+    "send activation": OUTPUTS,
+    "recv gradient": OUTPUT_GRADIENTS,
+    "send gradient": INPUT_GRADIENTS,
 }
 _PRODUCTS = {
     "aten::mm": (0, 1),
@@ -35,8 +35,11 @@ _PRODUCTS = {
 class SeenBlock:
     """A block. `before`: how many operations were over when it was made for the next one alone, if it was."""
 
-    def __init__(self, name: str, size: int, born: str, door: bool, layered: bool, before: int) -> None:
+    def __init__(
+        self, name: str, size: int, born: str, door: bool, layered: bool, before: int, microbatch: SeenMicrobatch
+    ) -> None:
         self.name, self.size, self.born, self.door, self.layered, self.before = name, size, born, door, layered, before
+        self.microbatch = microbatch  # in which it was allocated
         self.died = ""
         self.inside = self.lent = False  # inside: one operation took it and gave it back
 
@@ -44,10 +47,10 @@ class SeenBlock:
     def category(self) -> str:
         """`engine.measure.memory`'s rule, by the actions in which a block comes and goes."""
         if self.born == self.died:
-            return "communication" if self.door or self.born in (GIVEN, GRADIENT_GIVEN) else "temporary"
-        if self.born in (GIVEN, "F") and self.died in ("B", "I", "W"):
+            return "communication" if self.door or self.born in (INPUTS, OUTPUT_GRADIENTS) else "temporary"
+        if self.born in (INPUTS, "F") and self.died in ("B", "I", "W"):
             return "activations"
-        if self.born in ("I", GRADIENT_GIVEN) and self.died == "W" and not self.door:
+        if self.born in ("I", OUTPUT_GRADIENTS) and self.died == "W" and not self.door:
             return "activations"
         return "communication"
 
@@ -59,7 +62,7 @@ class SeenOperation:
         self.name, self.flops, self.read, self.written = name, flops, read, written
 
 
-class SeenFlight:
+class SeenMicrobatch:
     """`actions`: of each what happened, as (layer, kind, what), in order. `shared`: which tensors handed on were kept."""
 
     def __init__(self) -> None:
@@ -77,21 +80,21 @@ class Reading:
 
         `layers`: number of a bucket → of the layer, where it is one.
         """
-        self.flights: dict[int, SeenFlight] = defaultdict(SeenFlight)
+        self.traces: dict[int, SeenMicrobatch] = defaultdict(SeenMicrobatch)
         self._bounds, self._layers = sorted(before.items()), layers
         self._live: dict[int, SeenBlock] = {}
-        self._flight, self._action, self._layer = SeenFlight(), "", -1
+        self._microbatch, self._action, self._layer = SeenMicrobatch(), "", -1
         self._door = self._aside = False
         self._module: list[str] = []
         self._modules: dict[int, str] = {}  # by number of a node, the module that made it
         self._operation: list[SeenBlock] | None = None  # blocks of the one under way
         self._called, self._over = "", 0
 
-    def read(self, tree: Sequence[Any]) -> dict[int, SeenFlight]:
+    def read(self, tree: Sequence[Any]) -> dict[int, SeenMicrobatch]:
         """By microbatch."""
         for event in tree:
             self._one(event)
-        return self.flights
+        return self.traces
 
     def _one(self, event: Any) -> None:
         name: str = event.name
@@ -119,8 +122,8 @@ class Reading:
         if kind == LAYER:
             self._layer = self._layers.get(int(what[0]), -1)
         elif kind == CALL and not self._aside:
-            self._put("call", (what[0], what[1], int(what[2])))
-        elif kind == HANDS and self._action == HANDED:
+            self._put("call", ("".join(self._module[-1:]), what[0], what[1], int(what[2])))
+        elif kind == HANDS and self._action == OUTPUTS:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
@@ -139,12 +142,12 @@ class Reading:
     def _begin(self, what: list[str]) -> None:
         kind = " ".join(what[1:3]) if what[1] in ("recv", "send") else what[1]
         self._action = _BETWEEN.get(kind, kind)
-        self._flight = self.flights[int(what[-1])] if "microbatch" in what else SeenFlight()  # reductions are of none
+        self._microbatch = self.traces[int(what[-1])] if "microbatch" in what else SeenMicrobatch()  # reductions are of none
         self._layer = -1
 
     def _bucket(self, what: str, number: int, event: Any) -> None:
         """What data parallelism does with a bucket. What it allocates is told by its own rules, so it is put aside here."""
-        takes = what == str(TAKES)
+        takes = what == str(ACCUMULATES)
         if not takes:
             self._put("bucket", (int(what), number))
         before, self._aside = self._aside, True
@@ -155,10 +158,10 @@ class Reading:
 
     def _hand(self, addresses: list[int]) -> None:
         shared = [i for i, where in enumerate(addresses) if where in self._live]
-        self._flight.shared = tuple(shared)
+        self._microbatch.shared = tuple(shared)
         if shared:
-            self._flight.lent = self._live[addresses[shared[0]]]
-            self._flight.lent.lent = True
+            self._microbatch.lent = self._live[addresses[shared[0]]]
+            self._microbatch.lent.lent = True
 
     def _node(self, event: Any) -> None:
         """A node of the graph, in backward. It is of the layer that made it; a parameter's is of the layer under way."""
@@ -204,21 +207,22 @@ class Reading:
     def _memory(self, size: int, where: int) -> None:
         if size > 0 and not self._aside:
             alone = self._operation is None
-            between = self._action in (GIVEN, GRADIENT_GIVEN)
+            between = self._action in (INPUTS, OUTPUT_GRADIENTS)
             name = "message" if between else ": ".join([*self._module[-1:], "number" if alone else self._called])
             before = self._over if alone and not self._door and not between else -1
-            block = SeenBlock(name, size, self._action, self._door, self._layer >= 0, before)
+            block = SeenBlock(name, size, self._action, self._door, self._layer >= 0, before, self._microbatch)
             self._live[where] = block
             if self._operation is not None:
                 self._operation.append(block)
-            if self._action == GIVEN:
-                self._flight.given.append(block)
+            if self._action == INPUTS:
+                self._microbatch.given.append(block)
             self._put("born", block)
         elif size < 0 and where in self._live:
             block = self._live.pop(where)
             block.died = self._action
             block.inside = block.before >= 0 and block.before == self._over - 1
-            self._put("gone", block)
+            if block.microbatch is self._microbatch:  # the token that one pass chose goes in the next
+                self._put("gone", block)
 
     def _put(self, kind: str, what: Any) -> None:
-        self._flight.actions[self._action].append((self._layer, kind, what))
+        self._microbatch.actions[self._action].append((self._layer, kind, what))

@@ -15,31 +15,31 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd import _get_sequence_nr
-from torch.profiler import ProfilerActivity, profile, record_function
 
+from engine.launch.marks import MarkingRecorder, mark, mark_instant, mark_modules, path_without_numbers, traced
 from engine.launch.probe import Probe, probe
-from engine.launch.profiled import BUCKET, CALL, HANDS, LAYER, MODULE, Reading, SeenFlight
-from engine.measure.recorder import Passage, Recorder, Span
+from engine.launch.profiled import BUCKET, HANDS, LAYER, MODULE, Reading, SeenMicrobatch
+from engine.launch.record_generation import generation
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
 from engine.objective import feed
 from engine.parallel.comm import Comm
 from engine.parallel.data import DataParallel, Streams, Use
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import DTYPES, TensorParallel
+from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.predict.ledger.form import (
-    BORN,
+    ACCUMULATES,
+    ALLOCATES,
     CALLS,
     EXPECTS,
+    FREES,
     GATHERS,
-    GONE,
     RELEASES,
     RUNS,
-    TAKES,
     Block,
     Bucket,
     Call,
-    Flight,
     Ledger,
+    MicrobatchTrace,
     Operation,
     Parameter,
     Part,
@@ -61,34 +61,21 @@ def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledg
     """
     torch.set_num_threads(1)  # as a rank has
     made = probe(structure, part, primes)
-    tables, flights, buckets = _Tables(made.name), dict[str, Flight](), tuple[Bucket, ...]()
+    tables, traces, buckets = _Tables(made.name), dict[str, MicrobatchTrace](), tuple[Bucket, ...]()
+    if structure.generates:
+        generator, passes = generation(structure, part, made)
+        traces = {name: tables.trace(one) for name, one in passes.items()}
+        return Ledger(tuple(tables.blocks), _buckets(generator, made.name), tuple(tables.calls), tuple(tables.operations), traces)
     for hooked in (False, True):
         chunk = _Chunk(structure, part, made, zero=3 if hooked else 0)
-        buckets = chunk.buckets(made.name)
-        tree = chunk.traced()
+        buckets = _buckets(chunk.chunk, made.name)
+        tree = traced(partial(chunk.executor.run, 1), chunk.recorder)
         seen = Reading(chunk.data.before, {number: bucket.layer for number, bucket in enumerate(buckets)}).read(tree)
-        flights |= {case(hooked, bool(microbatch)): tables.flight(one) for microbatch, one in sorted(seen.items())}
-    return Ledger(tuple(tables.blocks), buckets, tuple(tables.calls), tuple(tables.operations), flights)
+        traces |= {case(hooked, bool(microbatch)): tables.trace(one) for microbatch, one in sorted(seen.items())}
+    return Ledger(tuple(tables.blocks), buckets, tuple(tables.calls), tuple(tables.operations), traces)
 
 
-# --------------------------------------------------------------------------------------------- the worker, telling what it does
-
-
-def _tell(mark: str, *what: object) -> Any:
-    return record_function(mark + " ".join(map(str, what)))
-
-
-def _say(mark: str, *what: object) -> None:
-    with _tell(mark, *what):
-        pass
-
-
-class _Telling(Recorder):
-    """Tells of every call to the other ranks."""
-
-    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
-        _say(CALL, passage.axis, passage.collective, payload_bytes)
-        return super().passage(passage, payload_bytes, wire_bytes)
+# --------------------------------------------------------------------------------------------------- the worker, with marks
 
 
 class _Data(DataParallel):
@@ -114,13 +101,13 @@ class _Data(DataParallel):
         return self.numbers[use.layers[0]] if use.layers else -1
 
     def _pass(self, use: Use) -> None:
-        _say(LAYER, self._number(use))
+        mark_instant(LAYER, self._number(use))
 
     def pass_layer_of(self, weight: nn.Parameter) -> None:
-        _say(LAYER, self.numbers[self._layer_of[weight]])
+        mark_instant(LAYER, self.numbers[self._layer_of[weight]])
 
     def _about(self, what: int, layer: nn.Module) -> Any:
-        return _tell(BUCKET, what, self.numbers[layer])
+        return mark(BUCKET, what, self.numbers[layer])
 
     def _begin_backward(self, use: Use, before: Use | None) -> None:
         for layer in use.layers:
@@ -146,7 +133,7 @@ class _Data(DataParallel):
                     super()._leave(Use((layer,), use.run))
 
     def _arrived(self, p: nn.Parameter) -> None:
-        with self._about(TAKES, self._layer_of[p]):
+        with self._about(ACCUMULATES, self._layer_of[p]):
             super()._arrived(p)
 
 
@@ -154,19 +141,23 @@ class _Executor(Executor):
     """Sends nothing: what would wait to be sent is let go of at once. And tells of which layer a weight is."""
 
     data: _Data
+    paths: dict[nn.Parameter, str]  # of each weight's module
 
     def _send(self, action: Action) -> None:
         tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
         where = [t.untyped_storage().data_ptr() for t in tensors]
         del tensors
-        _say(HANDS, *where)
+        mark_instant(HANDS, *where)
 
     @torch.no_grad()
     def _backward_of_weights(self, action: Action) -> None:
         owed = self._owed.pop((action.chunk, action.microbatch))
         for weight in list(owed):
             self.data.pass_layer_of(weight)
-            self.data.add(weight, owed.pop(weight)())
+            with mark(MODULE, self.paths[weight]):
+                gradient = owed.pop(weight)()
+            self.data.add(weight, gradient)
+            del gradient
 
 
 class _Chunk:
@@ -175,7 +166,7 @@ class _Chunk:
     def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
         model, sequence = made.model, structure.slicing == "sequence"
         pp, at = 3 - part.first - part.last, int(not part.first)
-        mesh, recorder, device = Mesh(_DP, made.tp, pp), _Telling(), torch.device("cpu")
+        mesh, recorder, device = Mesh(_DP, made.tp, pp), MarkingRecorder(), torch.device("cpu")
         self.recorder = recorder
         comm = Comm.without_others(mesh, mesh.rank(Coordinate(at, 0, 0)), recorder, device)
         tp = TensorParallel(comm, sequence, DTYPES[structure.precision])
@@ -189,45 +180,31 @@ class _Chunk:
         with torch.no_grad():
             for p in self.chunk.parameters():
                 p.zero_()
-        accumulate = torch.float32 if structure.converts else DTYPES[structure.precision]
-        self.data = _Data(self.chunk.parts(), comm, zero, sequence, accumulate, 2, tp.deferred)
+        self.data = _Data(self.chunk.parts(), comm, zero, sequence, torch.float32, 2, tp.deferred)
         self.chunk.through = self.data.through
+        mark_modules(self.chunk)
         entering = [streams_before(model, layers.start if c == at else layers.stop, made.batch, tp) for c in range(pp)]
         stages = tuple(_actions(at, pp) if stage == at else () for stage in range(pp))
         self.executor = _Executor(
             Schedule("1f1b", 2, tuple(range(pp)), stages), {at: self.chunk}, self.data, comm, recorder,
             lambda doing: None, entering, lambda: None, lambda: None,
         )  # fmt: skip
-
-    def buckets(self, name: Callable[[int], Product]) -> tuple[Bucket, ...]:
-        layers = {layer: number for number, layer in enumerate(self.chunk.layers.values())}
-        paths = {module: _without_numbers(path) for path, module in self.chunk.named_modules()}
-        found = []
-        for layer in self.data.numbers:
-            parameters = [Parameter(tuple(map(name, p.shape)), p.cut.dim is None) for p in self.data.buckets[layer].parameters]
-            found.append(Bucket(paths[layer], layers.get(layer, -1), tuple(parameters)))
-        return tuple(found)
-
-    def traced(self) -> list[Any]:
-        """The profiler's tree of one step."""
-        for path, module in self.chunk.named_modules():
-            if path:
-                module.forward = partial(_inside, module.forward, _without_numbers(path))
-        self.recorder.mark = record_function
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as watched:
-            self.executor.run(1)
-        assert watched.profiler is not None and watched.profiler.kineto_results is not None
-        return watched.profiler.kineto_results.experimental_event_tree()
+        named = self.chunk.named_parameters()
+        self.executor.paths = {p: path_without_numbers(path.rpartition(".")[0]) for path, p in named}
 
 
-def _inside(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
-    with _tell(MODULE, path):
-        return forward(*args, **kwargs)
-
-
-def _without_numbers(path: str) -> str:
-    """A module's path, which is the same in every layer."""
-    return ".".join(part for part in path.split(".") if not part.isdigit())
+def _buckets(chunk: TransformerChunk, name: Callable[[int], Product]) -> tuple[Bucket, ...]:
+    layers = {layer: number for number, layer in enumerate(chunk.layers.values())}
+    paths = {module: path_without_numbers(path) for path, module in chunk.named_modules()}
+    found = []
+    for module in chunk.parts():
+        shapes = [
+            Parameter(tuple(map(name, p.shape)), p.cut.dim is None)
+            for p in module.parameters()
+            if isinstance(p, ShardedParameter)
+        ]
+        found.append(Bucket(paths[module], layers.get(module, -1), tuple(sorted(shapes, key=lambda p: not p.whole))))
+    return tuple(found)
 
 
 def _actions(at: int, pp: int) -> tuple[Action, ...]:
@@ -255,11 +232,11 @@ class _Tables:
         self.calls: dict[Call, int] = {}
         self.operations: dict[Operation, int] = {}
 
-    def flight(self, seen: SeenFlight) -> Flight:
+    def trace(self, seen: SeenMicrobatch) -> MicrobatchTrace:
         actions = {action: self._segments(several) for action, several in seen.actions.items()}
         lent = seen.lent
         of_lent = None if lent is None else (seen.given.index(lent) if lent in seen.given else -1, lent.died)
-        return Flight(actions, tuple(block.died for block in seen.given), seen.shared, of_lent)
+        return MicrobatchTrace(actions, tuple(block.died for block in seen.given), seen.shared, of_lent)
 
     def _segments(self, seen: list[tuple[int, str, Any]]) -> tuple[Segment, ...]:
         found: list[tuple[int, list[int]]] = []
@@ -275,11 +252,12 @@ class _Tables:
         if kind == "bucket":
             return what
         if kind == "call":
-            axis, collective, payload = what
-            return CALLS, self.calls.setdefault(Call(axis, collective, self._name(payload)), len(self.calls))
+            module, axis, collective, payload = what
+            call = Call(module, axis, collective, self._name(payload))
+            return CALLS, self.calls.setdefault(call, len(self.calls))
         if kind == "run":
             sizes = [[what.flops] if what.flops else [], what.read, what.written]
             one = Operation(what.name, *(tuple(self._name(n) for n in some if n) for some in sizes))
             return RUNS, self.operations.setdefault(one, len(self.operations))
         block = Block(what.name, self._name(what.size), what.category, what.layered, what.lent)
-        return BORN if kind == "born" else GONE, self.blocks.setdefault(block, len(self.blocks))
+        return ALLOCATES if kind == "born" else FREES, self.blocks.setdefault(block, len(self.blocks))

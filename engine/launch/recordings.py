@@ -1,44 +1,47 @@
 """Records the ledgers of a model, for every layout and workload that it may have.
 
-    python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--volumes FOLDER]
+    python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/predict/ledger/recorded]
 
-Without --model, of all in the catalog, which takes half an hour or more. What is in the folder already is left as it is, so that
-several may be under way at once, for different families. With --volumes they are bound as well, as they are shipped: a file for
-each family and kind of numbers.
+Without --model, of all in the catalog, which takes a quarter of an hour. What is in the folder already is left as it is, so that
+several may be under way at once, for different families. With --archives they are bound as well, as they are shipped: a file for
+each family and precision.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from engine import catalog
-from engine.launch.warm import preload
+from engine.files import write
 from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
-from engine.predict.ledger.keep import Key, Shelf, Volume
-from engine.predict.ledger.passes import part_of
-from engine.spec import ModelSpec, Recompute, WorkloadSpec
+from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
+from engine.predict.memory.split import part_of
+from engine.spec import ModelSpec, Precision, Recompute, WorkloadSpec
 
-_NUMBERS = (
-    WorkloadSpec(precision="fp32"),
-    WorkloadSpec(precision="bf16", accumulate="fp32"),
-    WorkloadSpec(precision="bf16", accumulate="bf16"),
-)
+_WORKLOADS = [WorkloadSpec(precision=precision) for precision in get_args(Precision)]
+_TOKENS = 2, 3  # of a prompt, and in all
 
 
 def structures(model: ModelSpec) -> Iterator[Structure]:
     """All that layouts and workloads make of a model. Left out is where each tp rank has one row or one column of something."""
     for cut in get_args(Slicing):
         heads = (1, 2) if cut != "none" else (model.key_heads,)  # of keys, on a rank
-        for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _NUMBERS):
+        for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _WORKLOADS):
             sizes = dimensions(model, cut, max(1, model.key_heads // on_rank), batch)
             yield structure(model, workload, recompute, cut, sizes)
+        for on_rank, workload in itertools.product(
+            heads if cut != "sequence" and model.parts.objective == "causal" else (), _WORKLOADS
+        ):
+            sizes = dimensions(model, cut, max(1, model.key_heads // on_rank), 1, _TOKENS)
+            yield structure(model, workload, "none", cut, sizes, generates=True)
 
 
 def parts(model: ModelSpec) -> set[Part]:
@@ -57,39 +60,50 @@ def wanted(models: Iterable[ModelSpec]) -> list[Key]:
     return list(dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model))))
 
 
-def record_all(keys: Iterable[Key], shelf: Shelf) -> int:
+def record_all(keys: Iterable[Key], folder: LedgerFolder) -> int:
     """How many ledgers were recorded."""
     from engine.launch.record import record
 
-    missing = [key for key in keys if key not in shelf]
+    missing = [key for key in keys if key not in folder]
     for number, (one, part) in enumerate(missing):
-        shelf.put(one, part, record(one, part))
+        folder.put(one, part, record(one, part))
         print(f"{number + 1} of {len(missing)}: {one.name} {part.name}", flush=True)
     return len(missing)
 
 
-def bind(keys: Iterable[Key], shelf: Shelf, folder: Path) -> None:
-    """Write the volumes that `engine.predict.ledger.keep.Library` reads."""
-    by_volume: dict[str, dict[Key, Ledger]] = defaultdict(dict)
+def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path) -> None:
+    """Write the archives that `engine.predict.ledger.store.LedgerStore` reads."""
+    by_archive: dict[str, dict[Key, Ledger]] = defaultdict(dict)
     for key in keys:
-        by_volume[key[0].volume][key] = shelf(*key)
+        by_archive[key[0].archive][key] = recorded(*key)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, ledgers in by_volume.items():
-        (folder / f"{name}.xz").write_bytes(Volume.bind(ledgers))
+    for name, ledgers in by_archive.items():
+        write(folder / f"{name}.xz", LedgerArchive.bind(ledgers))
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m engine.launch.recordings", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to put them")
     parser.add_argument("--model", action="append", help="a model of the catalog; may be given more than once")
-    parser.add_argument("--volumes", type=Path, metavar="FOLDER", help="where to put the volumes")
+    parser.add_argument("--keys", action="store_true", help="those that standard input names instead, as JSON")
+    parser.add_argument("--archives", type=Path, metavar="FOLDER", help="where to put the archives")
     given = parser.parse_args(arguments)
-    preload()
-    keys, shelf = wanted([catalog.model(name) for name in given.model or catalog.MODELS]), Shelf(given.out)
-    record_all(keys, shelf)
-    if given.volumes is not None:
-        bind(keys, shelf, given.volumes)
+    if given.keys:
+        keys = [key_of(one) for one in json.load(sys.stdin)]
+    else:
+        keys = wanted([catalog.model(name) for name in given.model or catalog.MODELS])
+    recorded = LedgerFolder(given.out)
+    record_all(keys, recorded)
+    if given.archives is not None:
+        bind(keys, recorded, given.archives)
     return 0
+
+
+def key_of(plain: Any) -> Key:
+    """What JSON made of a key."""
+    structure, part = plain
+    read = Structure(*structure)
+    return read._replace(ones=tuple(read.ones)), Part(*part)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from engine.families import FAMILIES
 from engine.predict.messages.calls import wire_bytes
 from engine.predict.messages.held import Part, buckets, parts
 from engine.predict.terms import Factor, Term, total
-from engine.predict.traffic import BYTES, going_on
-from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, sentence
+from engine.predict.traffic import going_on
+from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, Precision, RequestError, sentence
 from engine.tables import LARGEST
 
 _NAMES = {
@@ -59,7 +59,7 @@ def _short(number: int) -> str:
 
 def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int) -> tuple[Term, ...]:
     """Bytes of the parameters that a rank of `stage` holds."""
-    e = Factor("e", BYTES[precision])
+    e = Factor("e", BYTES_OF[precision])
     return tuple(
         Term(_NAMES[bucket.name], (Factor("L", bucket.alike), Factor(f"Ψ_{bucket.name}", bucket.size), e))
         for part in _held(model, layout, stage)
@@ -74,7 +74,7 @@ def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int
     not predict the next token keep nothing.
     """
     held = _held(model, layout, stage)
-    wide = (Factor("G/tp", model.key_heads // layout.tp), Factor("D", model.head_width), Factor("e", BYTES[precision]))
+    wide = (Factor("G/tp", model.key_heads // layout.tp), Factor("D", model.head_width), Factor("e", BYTES_OF[precision]))
     b, two = Factor("B", batch), Factor("2", 2)
     objective = model.parts.objective
     if objective == "causal":

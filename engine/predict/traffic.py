@@ -25,13 +25,12 @@ from engine.predict.messages.calls import WIRE, Call, wire_bytes
 from engine.predict.messages.held import Bucket, Part, buckets, parts
 from engine.predict.messages.reductions import reductions
 from engine.predict.terms import Factor, Term
-from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, sentence
+from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, sentence
 from engine.tables import LARGEST, SCHEMAS, group_name
 from engine.topology import Axis, Mesh
 
 __all__ = ["WIRE", "calls", "terms", "traffic"]
 
-BYTES = {"fp32": 4, "bf16": 2}
 _FLOAT = Factor("4", 4)  # losses and norms are in fp32, whatever the precision
 Factors = tuple[Factor, ...]
 
@@ -157,7 +156,7 @@ def _loss(spec: RunSpec, m: Factor) -> Iterator[Call]:
 
 def _stream(spec: RunSpec) -> Factors:
     """The residual stream of one microbatch, in bytes: B · S · H · e."""
-    rows, e = Factor("S", spec.model.rows), Factor("e", BYTES[spec.workload.precision])
+    rows, e = Factor("S", spec.model.rows), Factor("e", BYTES_OF[spec.workload.precision])
     return Factor("B", spec.workload.microbatch_size), rows, Factor("H", spec.model.hidden), e
 
 
@@ -214,7 +213,7 @@ def data_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
     Under sequence parallelism, what tp does not cut saw its own rows only: its gradients are first added up over tp.
     """
     layout, workload = spec.layout, spec.workload
-    e = Factor("e", BYTES[workload.precision])
+    e = Factor("e", BYTES_OF[workload.precision])
     # Gradients travel as they are added up; with ZeRO 2 and 3, as backward makes them.
     travels = e if layout.zero >= 2 else _added_up_in(spec)
     for bucket in buckets(spec.model, layout.tp, part):
@@ -234,7 +233,7 @@ def data_parallel(spec: RunSpec, part: Part) -> Iterator[Call]:
 def _added_up_in(spec: RunSpec) -> Factor:
     """Bytes of a number in the sum of a step's gradients."""
     workload = spec.workload
-    return Factor("eᵍ", BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"])
+    return Factor("eᵍ", BYTES_OF[workload.gradient_precision])
 
 
 def _reduced(spec: RunSpec, part: Part, bucket: Bucket) -> Factor:
@@ -299,7 +298,7 @@ def going_on(
 ) -> Iterator[Call]:
     """What a chunk passes when `count` more tokens of each of `batch` sequences go through the model, `passes` times."""
     times, b = Factor("n", passes), Factor("B", batch)
-    x = (b, Factor("P", count), Factor("H", model.hidden), Factor("e", BYTES[precision]))
+    x = (b, Factor("P", count), Factor("H", model.hidden), Factor("e", BYTES_OF[precision]))
     if layout.tp > 1:
         if part.first:
             yield Call("tp", "all_reduce", phase, "the token embedding's slices, added up", (times,), x)

@@ -10,6 +10,7 @@ from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
 from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
+    BYTES_OF,
     V_SHAPED,
     FaultSpec,
     GenerateSpec,
@@ -25,6 +26,7 @@ from engine.spec.run import RunSpec
 from engine.spec.sentence import Sentence, joined, sentence
 
 __all__ = [
+    "BYTES_OF",
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
     "V_SHAPED",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -198,6 +199,9 @@ class LayoutSpec(Spec):
         return tuple(counts)
 
 
+BYTES_OF: Mapping[Precision, int] = {"fp32": 4, "bf16": 2}  # a number of that precision
+
+
 class WorkloadSpec(Spec):
     """What is done with the model: how much data, how many steps."""
 
@@ -214,6 +218,11 @@ class WorkloadSpec(Spec):
         None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
+
+    @property
+    def gradient_precision(self) -> Precision:
+        """In which gradients are added up."""
+        return self.accumulate if self.precision == "bf16" else "fp32"
 
 
 class GenerateSpec(Spec):

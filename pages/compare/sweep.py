@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from engine.launch.recording import with_ledgers
 from engine.predict.run import predict
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, RequestError, RunSpec
@@ -51,7 +52,8 @@ def sweep(base: RunSpec, lever: str) -> Sweep:
     tried, memory, figures, left_out = {}, [], [], []
     for value in values:
         try:
-            result = predict(having(base, lever, value))
+            spec = having(base, lever, value)
+            result = with_ledgers(lambda spec=spec: predict(spec))  # type: ignore[misc]
         except RequestError as error:
             left_out.append((value, error.sentence))
             continue

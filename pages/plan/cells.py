@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.launch.recording import with_ledgers
 from engine.predict.planner.search import search
 from engine.spec import RequestError, sentence
 from pages.charts.units import in_bytes
@@ -19,9 +20,8 @@ def cell(asked: Request) -> dict[str, Any]:
     """
     row = unknown(asked, "")
     try:
-        plan = search(
-            asked.spec, asked.ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting, _REPLAYED
-        )
+        numbers = asked.spec, asked.ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting
+        plan = with_ledgers(lambda: search(*numbers, _REPLAYED))
     except RequestError as error:
         return unknown(asked, error.sentence)
     best = plan.layouts.iloc[0]

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine.predict.memory import memory
 from engine.predict.planner.explain import Lever, Reason, way_to_fit
 from engine.spec import RequestError
 from engine.tables import CATEGORIES
@@ -26,6 +25,7 @@ from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, inert, say, view
 from pages.shared.kept import kept
+from pages.shared.predicted import peaks
 from pages.shared.service import Service
 
 _KEPT = (LANG, heatmap.MAP, rehearsing.DRY)  # parameters of the link that are not about what is asked
@@ -270,7 +270,7 @@ def front(request: Request, row: int, view: View) -> Drawing:
 @st.cache_data(max_entries=64, show_spinner=False)
 def stages(request: Request, row: int, view: View) -> Drawing:
     plan = planned(request, row)
-    held = [{name: peak.bytes[name] for name in CATEGORIES} for peak in memory(plan.spec(row)).peaks]
+    held = [{name: peak.bytes[name] for name in CATEGORIES} for peak in peaks(plan.spec(row)).peaks]
     return drawing.packed(charts.stages(held, plan.device.memory_bytes, plan.device.name, look(view)))
 
 

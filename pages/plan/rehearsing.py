@@ -8,7 +8,6 @@ import pandas as pd
 import streamlit as st
 
 from engine.launch.dry_desk import DryRunDesk, Rehearsed
-from engine.predict.memory import memory
 from engine.spec import RequestError, RunSpec
 from engine.tables import CATEGORIES
 from pages.charts.names import categories
@@ -17,6 +16,7 @@ from pages.charts.words import Words
 from pages.plan.found import Found
 from pages.shared import drawing
 from pages.shared.frame import inert, labelled, say
+from pages.shared.predicted import peaks
 
 DRY = "dry"  # the link's parameter: the id of a dry run
 _REFUSED, _WHICH = "plan/dry-refused", "plan/dry-which"
@@ -175,7 +175,7 @@ def _beside(found: Rehearsed, words: Words) -> None:
 def compared(found: Rehearsed) -> pd.DataFrame:
     """stage, category, dry_run, formula (bytes), error: the formula's, signed and relative; totals first."""
     assert found.peaks is not None
-    predicted = {peak.stage: peak for peak in memory(found.spec).peaks}
+    predicted = {peak.stage: peak for peak in peaks(found.spec).peaks}
     rows = []
     for stage, peak in found.peaks.groupby("pp"):
         held = peak.groupby("category")["bytes"].sum()

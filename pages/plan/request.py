@@ -9,6 +9,7 @@ from typing import Any
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
+from engine.launch.recording import with_ledgers
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
 from engine.predict.planner.candidates import MOST
 from engine.predict.planner.search import MIXED, Plan, search
@@ -67,7 +68,9 @@ class Request:
 
     def plan(self) -> Plan:
         """Search. Raises `RequestError` where no layout fits the numbers together."""
-        return search(self.spec, self.ranks, self.hardware, self.batch, self.workload, self.assumed, self.accounting)
+        return with_ledgers(
+            lambda: search(self.spec, self.ranks, self.hardware, self.batch, self.workload, self.assumed, self.accounting)
+        )
 
 
 @dataclass(frozen=True)

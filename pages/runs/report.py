@@ -17,6 +17,7 @@ import pandas as pd
 import vl_convert  # 200 MB: the server makes reports in a process of its own
 
 from engine import catalog, store
+from engine.launch.recording import with_ledgers
 from engine.predict.run import predict
 from engine.tables import RunResult
 from engine.topology import Mesh
@@ -76,7 +77,7 @@ def report(name: str, result: RunResult, view: View) -> str:
 def drawings(result: RunResult, style: Look) -> Iterator[Drawing]:
     """Every chart of a run, in the order in which the Lab shows them."""
     tables, layout = result.tables, result.spec.layout
-    predicted = predict(result.spec).tables
+    predicted = with_ledgers(lambda: predict(result.spec)).tables
     yield beside.memory(tables["memory_peak"], predicted["memory_peak"], None, "", style)
     yield memory.curve(tables["memory_curve"], result.summary["peak_rank"], style)
     yield beside.traffic(tables["traffic"], predicted["traffic"], layout.ranks, "wire", None, style)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from engine.launch.recording import with_ledgers
 from engine.predict.memory import Memory, memory
 from engine.predict.run import predict
-from engine.spec import LayoutSpec, RunSpec
+from engine.spec import LayoutSpec, RunSpec, Sentence
 from engine.tables import RunResult
 from engine.topology import Mesh
+from pages.shared.frame import say
 from pages.shared.kept import kept_by_size
 
+_Answer = TypeVar("_Answer")
 _KEPT_BYTES = 24 << 20  # of tables
 
 
@@ -34,4 +43,18 @@ def _peaks_of(found: Memory) -> int:
 @kept_by_size(2_048, _peaks_of)
 def peaks(spec: RunSpec) -> Memory:
     """With their terms, which the tables do not have. Raises `RequestError` as `memory` does."""
-    return memory(spec)
+    return with_ledgers_shown(lambda: memory(spec))
+
+
+def with_ledgers_shown(ask: Callable[[], _Answer]) -> _Answer:
+    """As `with_ledgers`. While something is recorded, a line on the page says so."""
+    lines: list[DeltaGenerator] = []
+
+    def show(what: Sentence) -> None:
+        lines.append(st.info(say()(what), icon=":material/hourglass_top:"))
+
+    try:
+        return with_ledgers(ask, show)
+    finally:
+        for line in lines:
+            line.empty()

@@ -8,21 +8,18 @@ from pathlib import Path
 from engine import catalog
 from engine.launch.probe import probe
 from engine.launch.recordings import parts, record_all, structures, wanted
-from engine.predict.ledger.keep import Shelf
-from engine.predict.ledger.passes import LedgerStages
+from engine.predict.ledger.keep import LedgerFolder
+from engine.predict.memory.shortened import stage_actions
+from engine.predict.memory.stages import Stages
 from engine.spec import ModelSpec
 from tests.covering import covering
 from tests.predict.random_specs import random_specs
 
 
-def unasked(structure: object, part: object) -> None:
-    raise AssertionError("saying which ledgers are needed reads none")
-
-
 def test_every_chunk_of_every_layout_is_among_what_is_recorded() -> None:
     for spec in (*covering(), *random_specs(100, seed=3)):
         recorded = itertools.product(structures(spec.model), parts(spec.model))
-        assert LedgerStages(spec, unasked).needs() <= {*recorded}  # type: ignore[arg-type]
+        assert Stages(spec, stage_actions(spec)).needs() <= {*recorded}
 
 
 def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:
@@ -35,7 +32,7 @@ def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:
 
 
 def test_what_is_in_the_folder_is_not_recorded_again(tmp_path: Path) -> None:
-    shelf, keys = Shelf(tmp_path), wanted([ModelSpec()])
+    shelf, keys = LedgerFolder(tmp_path), wanted([ModelSpec()])
     for key in keys:
         path = shelf.path(*key)
         path.parent.mkdir(exist_ok=True)

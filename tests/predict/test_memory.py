@@ -8,8 +8,7 @@ import pytest
 
 from engine.predict.bulk.memory import fullest
 from engine.predict.grid import Grid
-from engine.predict.memory import curve_table, memory, peak_table
-from engine.predict.tape.sizes import SYMBOLS
+from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
 from engine.predict.terms import total
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
 from engine.tables import SCHEMAS

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.books import GATHERS
-from engine.predict.bulk.plays import Form, Held, Played, Plays, Structure, letter_of
-from engine.predict.tape.buckets import EXPECTS, TAKES
-from engine.predict.tape.reducing import FRESH, MANY, Reductions, State, Stretch
+from engine.predict.bulk.traces import ChunkForm, FormTrace, FormTraces, Held, Layouts, letter_of
+from engine.predict.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES
+from engine.predict.ledger.keep import Ledgers
+from engine.predict.ledger.store import ledger_store
+from engine.predict.memory.reducing import FRESH, MANY, Reductions, State, Stretch
 from engine.predict.terms import Factor
 
 Whole = NDArray[np.int64]
-_STRUCTURES = 256  # plays of so many are kept, the latest
+_STRUCTURES = 256  # traces of so many are kept, the latest
 
 # The highest points of actions. "B 1": of a first one with ZeRO 2 and 3, of a last one with ZeRO 1; "I over": while W is owed;
 # "I after B": else, where the pass before was not halved. With ZeRO 1 and 0 the latter three are like the others.
@@ -43,27 +44,26 @@ def block(number: int, which: int, goes: bool) -> int:
     return -1 - 2 * (BLOCKS * number + which) - goes
 
 
-class Acted(Plays):
-    """Plays, and what they come to at each ZeRO stage. Most runs are in several actions and forms, and are worked out once."""
+class FormActions(FormTraces):
+    """Traces, and what they come to at each ZeRO stage. Most runs are in several actions and forms, and are worked out once."""
 
-    def __init__(self, structure: Structure) -> None:
-        super().__init__(structure)
-        self._actions: dict[tuple[Form, int, bool], Actions] = {}
+    def __init__(self, layouts: Layouts, ledgers: Ledgers) -> None:
+        super().__init__(layouts, ledgers)
+        self._actions: dict[tuple[ChunkForm, int, bool], Actions] = {}
         self._runs: dict[Run, int] = {}
 
-    def actions(self, form: Form, zero: int, cut: bool) -> Actions:
+    def actions(self, form: ChunkForm, zero: int, cut: bool) -> Actions:
         """`cut`: with tp > 1."""
-        key = form, zero, cut or not form.first
+        key = form, zero, cut
         with self.one_at_a_time:
             if key not in self._actions:
-                self._actions[key] = self._of(self.of(form, zero >= 2, cut), zero, self.sizes[cut].e)
+                self._actions[key] = self._of(self.of(form, zero >= 2, cut), zero)
             return self._actions[key]
 
-    def _of(self, played: Played, zero: int, e: Any) -> Actions:
-        """`e`: bytes of a number of parameters."""
-        of = played.stretches[zero >= 2]
-        reductions = _Reductions(zero, e, self.structure.width, played.weights, of["W"], [one.number for one in played.held])
-        told = _Told(_stretches(of, zero, reductions), reductions)
+    def _of(self, trace: FormTrace, zero: int) -> Actions:
+        of, numbers_of_held = trace.stretches, [one.number for one in trace.held]
+        reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, of["W"], numbers_of_held)
+        told = _States(_stretches(of, zero, reductions), reductions)
         numbers, letters, firsts, which, found = list[int](), list[int](), list[int](), list[int](), list[list[Stretch]]()
         for name in ACTIONS:
             stretches = told.stretches[name]
@@ -75,7 +75,7 @@ class Acted(Plays):
                 for letter, run in _runs(stretches):
                     numbers.append(self._runs.setdefault(run, len(self._runs)))
                     letters.append(letter)
-        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, played.held)
+        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, trace.held)
 
     def runs(self) -> list[Run]:
         with self.one_at_a_time:
@@ -83,16 +83,17 @@ class Acted(Plays):
 
 
 @lru_cache(maxsize=_STRUCTURES)
-def acted(structure: Structure) -> Acted:
-    return Acted(structure)
+def form_actions(layouts: Layouts) -> FormActions:
+    """With the ledgers of `ledger_store`. Raises `NotRecordedError` when one that is missing is asked for."""
+    return FormActions(layouts, ledger_store())
 
 
 class _Reductions(Reductions):
     """`sizes`: the numbers of the buckets' sizes, by which their blocks are told in runs."""
 
-    def __init__(self, zero: int, e: Factor, g: Factor, weights: Any, later: list[Stretch], sizes: list[int]) -> None:
+    def __init__(self, zero: int, e: Factor, g: Factor, buckets: Any, later: list[Stretch], sizes: list[int]) -> None:
         self._sizes = sizes
-        super().__init__(zero, e, g, weights, later)
+        super().__init__(zero, e, g, buckets, later)
 
     def _blocks(self) -> tuple[list[Any], list[Any]]:
         share, size, incoming = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
@@ -105,15 +106,17 @@ def _stretches(of: dict[str, list[Stretch]], zero: int, reductions: Reductions) 
     def told(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         for event in events:
             sign, one = event
-            if sign or (zero and one.name in (EXPECTS, TAKES)):
+            if sign or (zero and one.kind in (EXPECTS, ACCUMULATES)):
                 yield event
-            elif zero == 3:
-                yield (1 if one.name == GATHERS else -1), reductions.incoming[reductions.numbers[id(one.bucket)]]
+            elif zero == 3 and one.kind in (GATHERS, RELEASES):
+                yield (1 if one.kind == GATHERS else -1), reductions.incoming[one.bucket]
 
-    return {kind: [(layer, times, list(told(events))) for layer, times, events in stretches] for kind, stretches in of.items()}
+    return {
+        kind: [Stretch(layer, times, list(told(events))) for layer, times, events in stretches] for kind, stretches in of.items()
+    }
 
 
-def _runs(stretches: list[tuple[int, Any, Any]]) -> Iterator[tuple[int, Run]]:
+def _runs(stretches: list[Stretch]) -> Iterator[tuple[int, Run]]:
     """An action's runs, each with its letter."""
     letter, run = 0, list[Any]()
     for _, times, events in stretches:
@@ -125,7 +128,7 @@ def _runs(stretches: list[tuple[int, Any, Any]]) -> Iterator[tuple[int, Run]]:
     yield letter, tuple(run)
 
 
-class _Told:
+class _States:
     """A chunk's actions in the states that most find it in, and the reduction that each leaves under way."""
 
     def __init__(self, stretches: dict[str, list[Stretch]], reductions: Reductions) -> None:
@@ -152,6 +155,6 @@ class _Told:
         self._tell("W over", "W", State(over, owed=MANY))
 
     def _tell(self, name: str, kind: str, state: State) -> int:
-        found, self.pending[name] = self.reductions.told(kind, self._all[kind], state)
+        found, self.pending[name] = self.reductions.applied(kind, self._all[kind], state)
         self.stretches[name] = found
         return self.pending[name]

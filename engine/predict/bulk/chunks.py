@@ -1,4 +1,4 @@
-"""What one chunk's passes do to memory, for very many layouts at once: the spans of a play, put together as ZeRO has it.
+"""What one chunk's passes do to memory, for very many layouts at once: the spans of a trace, put together as ZeRO has it.
 
 Of each action the highest point is told in rows: one for the spans before the layers between a chunk's first and last, and so on
 (see `_Maker.followed`). A row has a part of its own and parts for each of the layers between; so the same rows serve for any
@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
-from engine.predict.bulk.actions import ACTIONS, Acted, Actions, Whole, acted
-from engine.predict.bulk.plays import Form, Played, Structure, figures_of
+from engine.predict.bulk.actions import ACTIONS, Actions, FormActions, Whole, form_actions
 from engine.predict.bulk.points import joined
-from engine.predict.tape.sizes import WIDTHS
+from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 
 Real = NDArray[np.float64]
-Playing = Callable[[Structure], Acted]  # where plays come from
+Actors = Callable[[Layouts], FormActions]  # where what chunks do comes from
 
 # What there is between actions: of a pass in flight what it was given and what it keeps; messages; of passes whose W is owed the
 # first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
@@ -56,31 +55,31 @@ class Table:
 class Chunks:
     """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
 
-    def __init__(self, structure: Structure, forms: list[Form], known: dict[str, Any], plays: Playing = acted) -> None:
-        self.structure, self.known, self.plays = structure, known, plays(structure)
+    def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], actors: Actors = form_actions) -> None:
+        self.layouts, self.known, self.does = layouts, known, actors(layouts)
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
-        self.actions = {(form, *kind): self.plays.actions(form, *kind) for form in forms for kind in kinds}
-        self.runs = self.plays.runs()
+        self.actions = {(form, *kind): self.does.actions(form, *kind) for form in forms for kind in kinds}
+        self.runs = self.does.runs()
         letters = {"tp": known["tp"], "B": known["B"]}
         shape = tuple(int(of.max()) + 1 for of in letters.values())
         keys = np.ravel_multi_index(tuple(letters.values()), shape)
         _, first, self._which = np.unique(keys, return_index=True, return_inverse=True)
-        self._nets, self._tops = self.plays.figures({name: of[first] for name, of in letters.items()}, len(first))
+        self._nets, self._tops = self.does.figures({name: of[first] for name, of in letters.items()}, len(first))
         found: dict[Any, Any] = {}
-        several = self.plays.bucket_sizes()
+        several = self.does.bucket_sizes()
         # Numbers of each on a rank, in one replica's share, and how many parameters begin in the first share.
         self.buckets = np.empty((len(several), 3, len(known["tp"])))
         for sizes, out in zip(several, self.buckets, strict=True):
             out[0], out[1], *each = figures_of(sizes, self.known, found)
             out[2] = _pieces(out[1], each)
 
-    def tables(self, forms: list[Form], here: slice) -> dict[Form, Table]:
+    def tables(self, forms: list[ChunkForm], here: slice) -> dict[ChunkForm, Table]:
         """`VALUES` of each form, of the layouts `here`, which all have one ZeRO stage and are all cut or not."""
         zero, cut = int(self.known["zero"][here.start]), bool(self.known["cut"][here.start])
         made = _Maker(self, zero, here)
         several = [self.actions[form, zero, cut] for form in forms]
         found = zip(forms, several, made.followed(several), strict=True)
-        return {form: made.table(self.plays.of(form, zero >= 2, cut), told, *reached) for form, told, reached in found}
+        return {form: made.table(self.does.of(form, zero >= 2, cut), told, *reached) for form, told, reached in found}
 
     def spans(self, here: slice) -> tuple[Real, Real]:
         which = self._which[here]
@@ -98,12 +97,12 @@ class _Maker:
     """The tables of some forms of chunk at one ZeRO stage."""
 
     def __init__(self, chunks: Chunks, zero: int, here: slice) -> None:
-        self.structure, self.zero = chunks.structure, zero
+        self.layouts, self.zero = chunks.layouts, zero
         self.known = {name: of[here] for name, of in chunks.known.items()}
         self.count = len(self.known["tp"])
-        self.parts = 1 + (2 if self.structure.model.parts.encoder else 1)
+        self.parts = 1 + (2 if self.layouts.model.parts.encoder else 1)
         self.found: dict[Any, Any] = {}
-        self.e, self.width = WIDTHS[self.structure.workload.precision], self.structure.width.value
+        self.e, self.width = self.layouts.e.value, self.layouts.width.value
         self.buckets = chunks.buckets[:, :, here]  # (buckets, 3, n)
         spans, highest = chunks.spans(here)
         whole, share, _ = self.buckets.swapaxes(0, 1)
@@ -153,7 +152,7 @@ class _Maker:
         np.cumsum(leaves[which], axis=0, out=bounds[1:])
         return firsts, np.concatenate([one.letters for one in several]), bounds[:-1] + tops[which], bounds
 
-    def table(self, played: Played, told: Actions, points: Table, leaves: Real) -> Table:
+    def table(self, trace: FormTrace, told: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
         ends = np.zeros((self.parts, len(STANDS), self.count))
         nets = {name: leaves[:, _A[name]] for name in ACTIONS}
@@ -166,10 +165,10 @@ class _Maker:
             for name, before in (("I", "W 1"), ("I over", "I")):
                 nets[name][0] += left[before] - left[name]
         messages = {
-            "given": played.given, "gradient given": played.gradient_given, "handed": played.handed,
-            "gradient handed": played.gradient_handed, "shared": played.shared,
-            **{f"shared owed {kind}": size for kind, size in played.shared_owed.items()},
-            **{f"lent {kind}": size for kind, size in played.lent.items()},
+            "given": trace.given, "gradient given": trace.gradient_given, "handed": trace.handed,
+            "gradient handed": trace.gradient_handed, "shared": trace.shared,
+            **{f"shared owed {kind}": size for kind, size in trace.shared_owed.items()},
+            **{f"lent {kind}": size for kind, size in trace.lent.items()},
         }  # fmt: skip
         given, gradient, handed, back, *_ = sizes = figures_of(messages.values(), self.known, self.found)
         for name, size in zip(messages, sizes, strict=True):
@@ -204,7 +203,7 @@ class _Maker:
     def states(self) -> Real:
         """Of each bucket. (buckets, n)"""
         whole, share, _ = self.buckets.swapaxes(0, 1)
-        workload, zero, e = self.structure.workload, self.zero, self.e
+        workload, zero, e = self.layouts.workload, self.zero, self.e
         optimizer = optimizer_of(workload)
         of_each = optimizer.bytes_of_a_parameter(workload) + (4 if e == 2 else 0)
         parameters, gradients = (share if zero == 3 else whole) * e, (share if zero >= 2 else whole) * self.width

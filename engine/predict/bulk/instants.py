@@ -1,7 +1,7 @@
 """Which instants of a stage's step can be its highest, as rows of whole numbers: how often there is what of each form of chunk.
 
 A row times what each form of chunk has of `engine.predict.bulk.chunks.VALUES` is the memory at the highest point of one action.
-The rules are those of `engine.predict.tape.walk`.
+The rules are those of `engine.predict.memory.walk`.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.actions import acted
-from engine.predict.bulk.chunks import VALUES, Chunks, Playing, Table
+from engine.predict.bulk.actions import form_actions
+from engine.predict.bulk.chunks import VALUES, Actors, Chunks, Table
 from engine.predict.bulk.instants import instants
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
-from engine.predict.bulk.plays import Form, Structure
 from engine.predict.bulk.products import multiplied
+from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
 from engine.predict.grid import RECOMPUTES, Grid, distinct
+from engine.predict.ledger.dimensions import dimensions
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import V_SHAPED, ModelSpec, WorkloadSpec
@@ -27,13 +28,15 @@ Array = NDArray[np.int64]
 Real = NDArray[np.float64]
 
 
-def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, plays: Playing = acted) -> tuple[Array, Array]:
+def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors = form_actions) -> tuple[Array, Array]:
     """The peak of each layout's fullest stage in bytes, and which stage that is, the first of several as full.
 
-    `workload` gives what is not in the grid. Layers are split as evenly as can be. `plays`: what chunks do. (n,), (n,)
+    `workload` gives what is not in the grid. Layers are split as evenly as can be. `actors`: what chunks do.
+
+    Raises `NotRecordedError` where a ledger is missing. (n,), (n,)
     """
     best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
-    sizes = _SizesOf(model, workload, grid, plays)
+    sizes = _SizesOf(model, workload, grid, actors)
     encoders = model.encoder_layers
     tables, rows = sizes.tables(pieces_of(model, grid))
     microbatches = _enough(grid)
@@ -57,7 +60,7 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, plays: Playing
 
 
 def _had(
-    tables: dict[Form, Real], rows: dict[Any, Array], found: tuple[Piece, ...], columns: list[tuple[int, int]], sizes: Array
+    tables: dict[ChunkForm, Real], rows: dict[Any, Array], found: tuple[Piece, ...], columns: list[tuple[int, int]], sizes: Array
 ) -> Real:
     """What layouts of these sizes have of some values of some pieces, (columns, n)."""
     where = [rows[piece][sizes] for piece in found]
@@ -78,42 +81,44 @@ class _SizesOf:
     Those of one structure stand together, and among them those of one ZeRO stage that tp cuts or does not, which are a group.
     """
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, plays: Playing) -> None:
-        self.model, self.workload, self.plays = model, workload, plays
-        heads, groups = model.heads // grid.tp > 1, model.key_heads // grid.tp > 1
-        flags = (grid.microbatch_size > 1, heads, groups)
-        kinds = (grid.sequence_parallel & (grid.tp > 1), grid.recompute, *flags)
-        sizes = {
+    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors) -> None:
+        self.model, self.workload, self.actors = model, workload, actors
+        sequence = grid.sequence_parallel & (grid.tp > 1)
+        sizes = dimensions(model, "features", grid.tp, grid.microbatch_size)
+        sizes |= {name: size for name, size in dimensions(model, "sequence", grid.tp, 1).items() if name in ("S/tp", "R/tp")}
+        ones = [(sizes.get(name, 2) == 1) & (sequence | (name not in ("S/tp", "R/tp"))) for name in ONES]
+        kinds = (sequence, grid.recompute, *(one & np.ones(len(grid), np.bool_) for one in ones))
+        known = {
             "zero": grid.zero,
             "cut": grid.tp > 1,
             "tp": grid.tp,
             "B": grid.microbatch_size,
             "dp": np.where(grid.zero > 0, grid.dp, 1),
         }
-        first, self.which = distinct(*kinds, *sizes.values())
-        self.known = {name: size[first] for name, size in sizes.items()}
+        first, self.which = distinct(*kinds, *known.values())
+        self.known = {name: size[first] for name, size in known.items()}
         _, of_kind = distinct(*(kind[first] for kind in kinds))
         self.structures = [
-            (self._structure([int(kind[first[here.start]]) for kind in kinds]), here, self._groups(here))
+            (self._layouts([int(kind[first[here.start]]) for kind in kinds]), here, self._groups(here))
             for here in _runs(of_kind, 0)
         ]
 
-    def _structure(self, kinds: list[int]) -> Structure:
+    def _layouts(self, kinds: list[int]) -> Layouts:
         sequence, recompute, *flags = kinds
-        many, heads, groups = (bool(flag) for flag in flags)
-        return Structure(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), (many, heads, groups))
+        ones = tuple(name for name, one in zip(ONES, flags, strict=True) if one)
+        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones)
 
     def _groups(self, here: slice) -> list[slice]:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
 
-    def tables(self, masks: dict[Any, Any]) -> tuple[dict[Form, Real], dict[Any, Array]]:
+    def tables(self, masks: dict[Any, Any]) -> tuple[dict[ChunkForm, Real], dict[Any, Array]]:
         """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
         entries, rows = self._entries(masks)
         tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
         for structure, here, groups in self.structures:
             bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
             forms = [form for form, (start, stop) in bounds.items() if start < stop]
-            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.plays)
+            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.actors)
             for group in groups:
                 some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
                 present = [form for form, of in some.items() if of.start < of.stop]
@@ -125,9 +130,9 @@ class _SizesOf:
                     tables[form][:, of] = _values(made[form], which, between)
         return tables, rows
 
-    def _entries(self, masks: dict[Any, Any]) -> tuple[dict[Form, _Entries], dict[Any, Array]]:
+    def _entries(self, masks: dict[Any, Any]) -> tuple[dict[ChunkForm, _Entries], dict[Any, Array]]:
         count = len(self.known["tp"])
-        by_form: dict[Form, list[Any]] = defaultdict(list)
+        by_form: dict[ChunkForm, list[Any]] = defaultdict(list)
         for piece, mask in masks.items():
             present = np.zeros(count, np.bool_)
             present[self.which[mask]] = True

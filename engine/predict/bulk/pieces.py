@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.predict.bulk.plays import Form
+from engine.predict.bulk.traces import ChunkForm
 from engine.predict.grid import Grid
+from engine.predict.ledger.form import Part
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, ModelSpec
 
@@ -18,7 +19,7 @@ _KEPT = 512  # numbers of chunks, the latest
 class Piece(NamedTuple):
     """A form of chunk, and how many layers there are between its first and last of each kind."""
 
-    form: Form
+    form: ChunkForm
     between: tuple[int, int]
 
 
@@ -36,8 +37,8 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
         stop = start + each + (c < rest)
         before = min(stop, encoders or layers) - min(start, encoders or layers)
         behind = stop - start - before
-        form = Form(c == 0, c == chunks - 1, min(before, 2), bool(encoders) and before > 0 and stop >= encoders, min(behind, 2))
-        forms.append(Piece(form, (max(0, before - 2), max(0, behind - 2))))
+        part = Part(c == 0, c == chunks - 1, min(before, 2), bool(encoders) and before > 0 and stop >= encoders, min(behind, 2))
+        forms.append(Piece(ChunkForm(part), (max(0, before - 2), max(0, behind - 2))))
         start = stop
     if bends and encoders:
         turn, following = forms[chunks // 2 - 1], forms[chunks // 2]

@@ -21,9 +21,8 @@ from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.messages.calls import wire_bytes
 from engine.predict.messages.held import head_size, layer_size, places_size, table_size
 from engine.predict.messages.reductions import reductions
-from engine.predict.traffic import BYTES
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
+from engine.spec import BYTES_OF, V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
 from engine.spec.numbers import evenly
 
 Reals = NDArray[np.float64]
@@ -134,8 +133,8 @@ class _Costs:
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str], measures: int) -> None:
         self.model, self.grid, self.measures = model, grid, measures
-        self.e = BYTES[workload.precision]
-        self.kept = BYTES[workload.accumulate if workload.precision == "bf16" else "fp32"]
+        self.e = BYTES_OF[workload.precision]
+        self.kept = BYTES_OF[workload.gradient_precision]
         self._sums = {name: np.zeros((measures, len(HELD), len(grid))) for name in roads}
         self.put_off = {name: np.zeros((measures, len(HELD), len(grid))) for name in ("tp", "dp")}
         self._tensor_parallel()

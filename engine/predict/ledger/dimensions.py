@@ -7,7 +7,8 @@
     F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, the vocabulary rounded up
     tp       tensor-parallel ranks
 
-Of two streams also R rows of a sequence, or R/tp, T of them to be predicted from, and 2 S − 1 distances.
+Of two streams also R rows of a sequence, or R/tp, T of them to be predicted from, and 2 S − 1 distances. When generating also P
+tokens of the prompt, N tokens in all when the last one is passed, and V, the vocabulary as it is.
 
 `tp` and the size of a microbatch may be numbers, or `engine.predict.symbolic` sizes for very many layouts at once.
 """
@@ -25,8 +26,10 @@ from engine.spec import ModelSpec, Recompute, WorkloadSpec
 QKV = "A/G + 2"
 
 
-def dimensions(model: ModelSpec, slicing: Slicing, tp: Any, microbatch_size: Any) -> dict[str, Any]:
-    """What each dimension is, by name."""
+def dimensions(
+    model: ModelSpec, slicing: Slicing, tp: Any, microbatch_size: Any, tokens: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """What each dimension is, by name. `tokens`: P and N, when generating."""
     shared, position = model.heads // model.key_heads, model.parts.position
     found: dict[str, Any] = {
         "B": microbatch_size, "H": model.hidden, "G/tp": model.key_heads // tp, "A/G": shared, QKV: shared + 2,
@@ -39,6 +42,9 @@ def dimensions(model: ModelSpec, slicing: Slicing, tp: Any, microbatch_size: Any
         rows = "R"
         found |= {"S": model.seq, "T": predicted("permuted", model.seq), "2 S − 1": 2 * model.seq - 1}
     found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
+    if tokens is not None:
+        del found["B"]
+        found |= {"P": tokens[0], "N": tokens[1]} | ({} if slicing == "none" else {"V": model.vocab})
     return found | ({} if slicing == "none" else {"tp": tp})
 
 
@@ -50,14 +56,18 @@ def slicing(tp: int, sequence_parallel: bool) -> Slicing:
 
 
 def structure(
-    model: ModelSpec, workload: WorkloadSpec, recompute: Recompute, cut: Slicing, sizes: Mapping[str, Any]
+    model: ModelSpec,
+    workload: WorkloadSpec,
+    recompute: Recompute,
+    cut: Slicing,
+    sizes: Mapping[str, Any],
+    generates: bool = False,
 ) -> Structure:
-    """`sizes`: the dimensions. Of these, whatever is 1 makes a structure of its own, but tp, which `cut` tells of; a size with
-    letters counts as more.
+    """`sizes`: the dimensions. Of these, each that is 1 makes a structure of its own, but tp, which `cut` says, and N, which is
+    not 1 where it matters. A size with letters counts as more than 1.
     """
-    converts = workload.precision == "bf16" and workload.accumulate != "bf16"
-    ones = tuple(sorted(name for name, size in sizes.items() if name != "tp" and isinstance(size, int) and size == 1))
-    return Structure(model.family, recompute, workload.precision, converts, cut, ones)
+    ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N") and isinstance(size, int) and size == 1))
+    return Structure(model.family, recompute, workload.precision, cut, ones, generates)
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:
@@ -69,11 +79,27 @@ def value(product: Product, sizes: Mapping[str, Any]) -> Any:
 
 
 _TOGETHER = (("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
-_TWICE = (("D", "D/2"),)
+_TWICE = (("D", "D/2"), ("H", "H/2"))
+_ORDER = [
+    "tp",
+    "B",
+    "R",
+    "S",
+    "P",
+    "N",
+    "A",
+    "G",
+    "D",
+    "F",
+    "H",
+    "V",
+    "T",
+    "2",
+]  # in which formulas write them: by how a name begins
 
 
 def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
-    """A product as factors with names, as few as it takes."""
+    """A product as factors with names, as few as it takes, in the order in which formulas write them."""
     times, left, found = product.times, list(product.dimensions), list[Factor]()
     for name, parts in _TOGETHER:
         while all(part in left for part in parts):
@@ -83,9 +109,19 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
                 number = number * sizes[part]
             found.append(Factor(name, number))
     for name, half in _TWICE:
-        while half in left and times % 2 == 0:
+        while half in left and times % 2 == 0 and sizes.get(name, 2 * sizes[half]) == 2 * sizes[half]:
             left.remove(half)
             times //= 2
             found.append(Factor(name, 2 * sizes[half]))
-    named = [*found, *(Factor(name, sizes[name]) for name in left)]
-    return (*([Factor(str(times), times)] if times != 1 or not named else []), *(f for f in named if f.value != 1))
+    if "tp" not in sizes:  # of one rank nothing is cut
+        found = [Factor(factor.symbol.removesuffix("/tp"), factor.value) for factor in found]
+        named = [Factor(name.removesuffix("/tp"), sizes[name]) for name in left]
+    else:
+        named = [Factor(name, sizes[name]) for name in left]
+    several = sorted((f for f in [*found, *named] if f.value != 1), key=_place)
+    return (*several, *([Factor(str(times), times)] if times != 1 or not several else []))
+
+
+def _place(factor: Factor) -> int:
+    symbol = factor.symbol.lstrip("(")
+    return next(place for place, begins in enumerate(_ORDER) if symbol.startswith(begins))

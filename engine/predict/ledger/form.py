@@ -1,8 +1,9 @@
 """The form of a ledger: plain data, without torch.
 
-A ledger tells what one chunk does with one microbatch: F, then B or I and W. It is recorded once for each structure, which is all
-that changes what happens; sizes are products of named dimensions (`engine.predict.ledger.dimensions`), which are all that changes
-how large it is. Of several equal layers in a row three are recorded; the one in the middle stands for any number of them.
+A ledger says what one chunk does with one microbatch: F, then B or I and W. Or it says what the chunk does when it generates.
+It is recorded once for each structure. A structure is all that changes what happens. Sizes are products of named dimensions
+(`engine.predict.ledger.dimensions`), and only these change how large it is. Of three or more equal layers in a row three are
+recorded; the one in the middle stands for any number of them.
 """
 
 from __future__ import annotations
@@ -17,38 +18,39 @@ from engine.spec import Precision, Recompute
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
 
-# What lies between the actions of a microbatch: the chunk is given inputs, hands on outputs, is given their gradients and
-# hands on those of its inputs.
-GIVEN, HANDED, GRADIENT_GIVEN, GRADIENT_HANDED = "given", "handed", "gradient given", "gradient handed"
+# What lies between the actions of a microbatch: the chunk receives inputs, sends outputs, receives their gradients and sends
+# those of its inputs.
+INPUTS, OUTPUTS, OUTPUT_GRADIENTS, INPUT_GRADIENTS = "inputs", "outputs", "output gradients", "input gradients"
 
-EVENTS = BORN, GONE, EXPECTS, TAKES, GATHERS, RELEASES, CALLS, RUNS = range(8)
-"""What happens: a block comes or goes; a bucket's gradients will come, one of them came, its values are needed, or no longer;
-a call to other ranks; an operation. Each goes with the number of that block, bucket, call or operation in its table."""
+EVENTS = ALLOCATES, FREES, EXPECTS, ACCUMULATES, GATHERS, RELEASES, CALLS, RUNS = range(8)
+"""What happens: a block is allocated or freed; a bucket expects gradients, adds one up, gathers its values, or releases them; a
+call to other ranks; an operation. Each goes with the number of that block, bucket, call or operation in its table."""
 
 
 class Structure(NamedTuple):
     """All that changes what a chunk of a model does, but not how large it is.
 
-    `converts`: gradients come in a narrower type than they are added up in. `ones`: the dimensions that are 1, which changes how
-    tensors lie in memory and so whether a reshape copies.
+    `ones`: the dimensions that are 1. They change how tensors lie in memory, and so whether a reshape copies. `generates`: the
+    chunk generates and does not train.
     """
 
     family: FamilyName
     recompute: Recompute
     precision: Precision
-    converts: bool
     slicing: Slicing
     ones: tuple[str, ...]
+    generates: bool = False
 
     @property
-    def volume(self) -> str:
-        """The name of those with which it is shipped, in letters that a file's name may have."""
-        return f"{self.family}_{self.precision}" + ("-converted" if self.converts else "")
+    def archive(self) -> str:
+        """The name of the archive that it is shipped in, fit for a file's name."""
+        return f"{self.family}_{self.precision}"
 
     @property
     def name(self) -> str:
-        """In letters that a file's name may have."""
-        return "_".join([self.volume, self.recompute, self.slicing, *(one.replace("/", "-per-") for one in self.ones)])
+        """Fit for a file's name."""
+        does = "generates" if self.generates else self.recompute
+        return "_".join([self.archive, does, self.slicing, *(one.replace("/", "-per-") for one in self.ones)])
 
 
 class Part(NamedTuple):
@@ -67,7 +69,7 @@ class Part(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In letters that a file's name may have."""
+        """Fit for a file's name."""
         which = ("first" if self.first else "") + ("last" if self.last else "") or "middle"
         return f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}"
 
@@ -98,7 +100,7 @@ class Product(NamedTuple):
 class Block(NamedTuple):
     """An allocation, and all that are like it.
 
-    `name`: the module's path and the operation. `layered`: made in a layer. `lent`: handed on and held by the chunk as well.
+    `name`: the module's path and the operation. `layered`: made in a layer. `lent`: sent on, and held by the chunk as well.
     """
 
     name: str
@@ -109,8 +111,11 @@ class Block(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call to the other ranks of an axis, in `payload` bytes."""
+    """One call to the other ranks of an axis, in `payload` bytes. `name`: the path of the module that makes it, or that of the
+    forward that it is the gradient of.
+    """
 
+    name: str
     axis: str
     collective: str
     payload: Product
@@ -133,7 +138,7 @@ class Parameter(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Parameters that lie one behind the other. `layer`: which of the recorded layers it is, or −1."""
+    """Parameters in one flat buffer. `layer`: which of the recorded layers it is, or −1."""
 
     name: str
     layer: int
@@ -152,16 +157,16 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Flight:
-    """One microbatch from what the chunk is given to the end of its backward.
+class MicrobatchTrace:
+    """One microbatch, from the chunk's inputs to the end of its backward.
 
-    `actions`: F, B, I, W and what lies between. `given_ends`: of each tensor given, the action in which its block goes. `shared`:
-    which of the tensors handed on the chunk goes on to hold. `lent`: of the block of that one, which of the tensors given it is,
-    or −1, and the action in which the chunk lets go of it.
+    `actions`: F, B, I, W and what lies between. `input_ends`: of each input, the action in which its block is freed. `shared`:
+    which outputs the chunk goes on to hold. `lent`: of the block of that output, which input it is, or −1, and the action in
+    which the chunk frees it.
     """
 
     actions: dict[str, tuple[Segment, ...]]
-    given_ends: tuple[str, ...] = ()
+    input_ends: tuple[str, ...] = ()
     shared: tuple[int, ...] = ()
     lent: tuple[int, str] | None = None
 
@@ -172,22 +177,30 @@ class Flight:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Of one part of a structure. `flights`, by `case`: of B, and of I and W; without hooks in backward and with (ZeRO 2, 3)."""
+    """Of one part of a structure. `traces` by `case`: with B, or with I and W; with hooks in backward (ZeRO 2, 3) or without.
+
+    Of one that generates: prefill and the decode of one token, where tokens are drawn (temperature > 0) or not.
+    """
 
     blocks: tuple[Block, ...]
     buckets: tuple[Bucket, ...]
     calls: tuple[Call, ...]
     operations: tuple[Operation, ...]
-    flights: dict[str, Flight]
+    traces: dict[str, MicrobatchTrace]
 
-    def flight(self, hooked: bool, split: bool) -> Flight:
+    def trace(self, hooked: bool, split: bool) -> MicrobatchTrace:
         """`split`: backward is I and W."""
-        return self.flights[case(hooked, split)]
+        return self.traces[case(hooked, split)]
 
 
 def case(hooked: bool, split: bool) -> str:
-    """The name of a flight."""
+    """The name of a trace of training."""
     return ("hooked" if hooked else "plain") + (" I W" if split else " B")
+
+
+def generating(decode: bool, draws: bool) -> str:
+    """The name of a trace of generating: of the whole prompt, or of one more token. `draws`: the temperature is not 0."""
+    return ("decode" if decode else "prefill") + (" drawn" if draws else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- as bytes
@@ -211,16 +224,16 @@ def pack(ledger: Ledger) -> bytes:
             (name(b.name), b.layer, [([product(size) for size in p.shape], int(p.whole)) for p in b.parameters])
             for b in ledger.buckets
         ],
-        "calls": [(name(c.axis), name(c.collective), product(c.payload)) for c in ledger.calls],
+        "calls": [(name(c.name), name(c.axis), name(c.collective), product(c.payload)) for c in ledger.calls],
         "operations": [(name(o.name), *([product(size) for size in sizes] for sizes in o[1:])) for o in ledger.operations],
-        "flights": {
+        "traces": {
             key: (
-                {a: [segments.setdefault(s, len(segments)) for s in several] for a, several in flight.actions.items()},
-                flight.given_ends,
-                flight.shared,
-                flight.lent,
+                {a: [segments.setdefault(s, len(segments)) for s in several] for a, several in trace.actions.items()},
+                trace.input_ends,
+                trace.shared,
+                trace.lent,
             )
-            for key, flight in ledger.flights.items()
+            for key, trace in ledger.traces.items()
         },
         "segments": list(segments),
         "products": [(size.times, [name(d) for d in size.dimensions]) for size in products],
@@ -247,15 +260,15 @@ def unpack(data: bytes) -> Ledger:
             Bucket(names[n], layer, tuple(Parameter(several(shape), bool(whole)) for shape, whole in parameters))
             for n, layer, parameters in plain["buckets"]
         ),
-        calls=tuple(Call(names[axis], names[collective], products[size]) for axis, collective, size in plain["calls"]),
+        calls=tuple(Call(names[n], names[axis], names[collective], products[size]) for n, axis, collective, size in plain["calls"]),
         operations=tuple(Operation(names[n], *map(several, sizes)) for n, *sizes in plain["operations"]),
-        flights={
-            key: Flight(
+        traces={
+            key: MicrobatchTrace(
                 {action: tuple(segments[n] for n in some) for action, some in actions.items()},
                 tuple(ends),
                 tuple(shared),
                 None if lent is None else (lent[0], lent[1]),
             )
-            for key, (actions, ends, shared, lent) in plain["flights"].items()
+            for key, (actions, ends, shared, lent) in plain["traces"].items()
         },
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.predict.ledger.dimensions import value
-from engine.predict.ledger.form import CALLS, RUNS, Flight, Ledger, Product
+from engine.predict.ledger.form import CALLS, RUNS, Ledger, MicrobatchTrace, Product
 
 
 @dataclass
@@ -21,10 +21,10 @@ class Work:
     kernels: Any = 0
 
 
-def work(ledger: Ledger, flight: Flight, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]) -> Work:
+def work(ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]) -> Work:
     """What one microbatch's action takes. `repeats`: how often each recorded layer is there; `sizes`: of the dimensions."""
     found = Work()
-    for times, number in _happening(flight, action, RUNS, repeats):
+    for times, number in _happening(trace, action, RUNS, repeats):
         operation = ledger.operations[number]
         found.flops = found.flops + times * _sum(operation.flops, sizes)
         found.read = found.read + times * _sum(operation.read, sizes)
@@ -34,20 +34,20 @@ def work(ledger: Ledger, flight: Flight, action: str, repeats: Sequence[Any], si
 
 
 def sent(
-    ledger: Ledger, flight: Flight, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]
+    ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]
 ) -> dict[tuple[str, str], tuple[Any, Any]]:
     """(axis, collective) → calls and payload bytes of one microbatch's action. What dp adds is told by ZeRO's rules."""
     found: dict[tuple[str, str], tuple[Any, Any]] = defaultdict(lambda: (0, 0))
-    for times, number in _happening(flight, action, CALLS, repeats):
+    for times, number in _happening(trace, action, CALLS, repeats):
         call = ledger.calls[number]
         calls, payload = found[call.axis, call.collective]
         found[call.axis, call.collective] = calls + times, payload + times * value(call.payload, sizes)
     return dict(found)
 
 
-def _happening(flight: Flight, action: str, kind: int, repeats: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+def _happening(trace: MicrobatchTrace, action: str, kind: int, repeats: Sequence[Any]) -> Iterator[tuple[Any, int]]:
     """How often what is there, by its number, of all that happens of one kind."""
-    for segment in flight.segments(action):
+    for segment in trace.segments(action):
         times = repeats[segment.layer] if segment.layer >= 0 else 1
         yield from ((times, number) for what, number in segment.events() if what == kind)
 

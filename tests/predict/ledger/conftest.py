@@ -8,7 +8,7 @@ import pytest
 
 from engine.launch.record import record
 from engine.predict.ledger.form import Ledger, Part, Structure
-from engine.predict.ledger.passes import Ledgers
+from engine.predict.ledger.keep import Ledgers
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,8 @@ from engine.launch.record import record
 from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.model.mlp import INNER
-from engine.predict.ledger.passes import Ledgers, LedgerStages
-from engine.predict.memory import Place
-from engine.predict.memory import memory as by_hand
+from engine.predict.ledger.keep import Ledgers
+from engine.predict.memory import memory
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from tests.runs import SMALL
 
@@ -57,19 +56,17 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledgers, case: RunSpec) -> None:
-    stages = LedgerStages(case, ledgers)
-    for stage, rank in enumerate(kinds(case)):
+    for peak, rank in zip(memory(case, ledgers=ledgers).peaks, kinds(case), strict=True):
         rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
-        assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
+        assert peak.bytes == {row["category"]: row["bytes"] for row in rows}
 
 
 def test_a_part_that_the_model_has_anew_is_predicted_without_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the nonlinearity of Primer (So et al. 2021), which keeps one tensor more than the family's own."""
     case = spec("dp2.pp2", "1f1b", {"zero": 1}, {}, microbatch_size=2)
-    before = by_hand(case)
+    before = memory(case).peaks
     monkeypatch.setitem(INNER, "gelu_tanh", lambda x: F.relu(x).square())
-    stages = LedgerStages(case, record)
-    for stage, rank in enumerate(kinds(case)):
+    for peak, old, rank in zip(memory(case, ledgers=record).peaks, before, kinds(case), strict=True):
         rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
-        assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
-        assert stages.peak(Place(stage)).total > before.peaks[stage].total
+        assert peak.bytes == {row["category"]: row["bytes"] for row in rows}
+        assert peak.total > old.total

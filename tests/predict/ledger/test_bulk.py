@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from engine import catalog
+from engine.predict.bulk.actions import FormActions
 from engine.predict.bulk.memory import fullest
-from engine.predict.bulk.plays import Structure
-from engine.predict.ledger.passes import Ledgers, LedgerStages
-from engine.predict.ledger.plays import LedgerPlays
-from engine.predict.memory import Place
+from engine.predict.bulk.traces import Layouts
+from engine.predict.ledger.keep import Ledgers
+from engine.predict.memory import memory
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
 from engine.spec import ModelSpec
@@ -28,14 +28,13 @@ from engine.spec import ModelSpec
 )
 def test_in_bulk_the_same_as_one_by_one(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
     @cache
-    def plays(structure: Structure) -> LedgerPlays:
-        return LedgerPlays(structure, ledgers)
+    def actors(layouts: Layouts) -> FormActions:
+        return FormActions(layouts, ledgers)
 
     grid = candidates(model, ranks, batch)
     few = np.flatnonzero(grid.microbatches * grid.pp * grid.chunks <= 128)
     some = grid.take(np.random.default_rng(0).choice(few, 4, replace=False))
-    found, fullest_stages = fullest(model, MIXED, some, plays)
+    found, fullest_stages = fullest(model, MIXED, some, actors)
     for i in range(len(some)):
-        stages = LedgerStages(some.spec(i, model, MIXED), ledgers)
-        peaks = [stages.peak(Place(stage)).total for stage in range(int(some.pp[i]))]
+        peaks = [peak.total for peak in memory(some.spec(i, model, MIXED), ledgers=ledgers).peaks]
         assert (found[i], fullest_stages[i]) == (max(peaks), peaks.index(max(peaks)))

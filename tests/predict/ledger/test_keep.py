@@ -8,10 +8,10 @@ import pytest
 
 from engine.launch.recordings import bind
 from engine.predict.ledger.form import Part, Structure
-from engine.predict.ledger.keep import Library, Shelf, Volume
-from engine.predict.ledger.passes import Ledgers
+from engine.predict.ledger.keep import LedgerArchive, LedgerFolder, Ledgers
+from engine.predict.ledger.store import LedgerStore, NotRecordedError
 
-PLAIN = Structure("gpt", "none", "fp32", False, "features", ("A/G",))
+PLAIN = Structure("gpt", "none", "fp32", "features", ("A/G",))
 KEYS = [
     (structure, part)
     for structure in (PLAIN, PLAIN._replace(ones=("A/G", "B")))
@@ -21,8 +21,8 @@ KEYS = [
 
 def test_a_folder_gives_back_what_was_put_there(ledgers: Ledgers, tmp_path: Path) -> None:
     key, other = KEYS[:2]
-    Shelf(tmp_path).put(*key, ledgers(*key))
-    again = Shelf(tmp_path)
+    LedgerFolder(tmp_path).put(*key, ledgers(*key))
+    again = LedgerFolder(tmp_path)
     assert again(*key) == ledgers(*key)
     assert key in again
     assert other not in again
@@ -31,12 +31,12 @@ def test_a_folder_gives_back_what_was_put_there(ledgers: Ledgers, tmp_path: Path
 
 
 def test_a_volume_gives_back_each_of_its_ledgers_and_is_smaller_than_a_folder(ledgers: Ledgers, tmp_path: Path) -> None:
-    several, shelf = {key: ledgers(*key) for key in KEYS}, Shelf(tmp_path)
+    several, shelf = {key: ledgers(*key) for key in KEYS}, LedgerFolder(tmp_path)
     for key, ledger in several.items():
         shelf.put(*key, ledger)
     path = tmp_path / "volume.xz"
-    path.write_bytes(Volume.bind(several))
-    volume = Volume(path)
+    path.write_bytes(LedgerArchive.bind(several))
+    volume = LedgerArchive(path)
     assert {key: volume(*key) for key in KEYS} == several
     assert path.stat().st_size < sum(shelf.path(*key).stat().st_size for key in KEYS)
     missing = KEYS[0][0], Part(False, False, 1)
@@ -45,15 +45,18 @@ def test_a_volume_gives_back_each_of_its_ledgers_and_is_smaller_than_a_folder(le
         volume(*missing)
 
 
-def test_a_library_has_what_is_shipped_and_what_was_recorded_since(ledgers: Ledgers, tmp_path: Path) -> None:
+def test_a_store_has_what_is_shipped_and_what_was_recorded_since(ledgers: Ledgers, tmp_path: Path) -> None:
     shipped, recorded, neither = ((PLAIN, Part(True, True, layers)) for layers in (2, 1, 0))
-    once, since = Shelf(tmp_path / "once"), Shelf(tmp_path / "since")
-    for key, shelf in ((shipped, once), (recorded, since)):
-        shelf.put(*key, ledgers(*key))
-    bind([shipped], once, tmp_path / "volumes")
-    library = Library(tmp_path / "volumes", since)
-    assert library.missing([shipped, recorded, neither]) == [neither]
-    assert library(*shipped) == ledgers(*shipped)
-    assert library(*recorded) == ledgers(*recorded)
-    with pytest.raises(FileNotFoundError):
-        library(*neither)
+    once, since = LedgerFolder(tmp_path / "once"), LedgerFolder(tmp_path / "since")
+    for key, folder in ((shipped, once), (recorded, since)):
+        folder.put(*key, ledgers(*key))
+    bind([shipped], once, tmp_path / "archives")
+    store = LedgerStore(tmp_path / "archives", since)
+    store.check([shipped, recorded])
+    with pytest.raises(NotRecordedError) as raised:
+        store.check([shipped, recorded, neither])
+    assert raised.value.keys == [neither]
+    assert store(*shipped) == ledgers(*shipped)
+    assert store(*recorded) == ledgers(*recorded)
+    with pytest.raises(NotRecordedError):
+        store(*neither)

@@ -9,11 +9,11 @@ import pytest
 from engine.families import FAMILIES
 from engine.launch.probe import RecordingError, probe
 from engine.launch.record import record
-from engine.predict.ledger.form import BORN, GONE, Ledger, Part, Product, Structure, pack, unpack
-from engine.predict.ledger.passes import Ledgers
+from engine.predict.ledger.form import ALLOCATES, FREES, Ledger, Part, Product, Structure, pack, unpack
+from engine.predict.ledger.keep import Ledgers
 
 MIDDLE, WHOLE = Part(False, False, 2), Part(True, True, 2)
-PLAIN = Structure("gpt", "none", "fp32", False, "features", ("A/G",))
+PLAIN = Structure("gpt", "none", "fp32", "features", ("A/G",))
 OTHERS = (7, 5, 13, 11, 19, 43, 31, 67)  # other primes for the same dimensions
 
 
@@ -21,7 +21,7 @@ OTHERS = (7, 5, 13, 11, 19, 43, 31, 67)  # other primes for the same dimensions
     ("structure", "part"),
     [
         (PLAIN, WHOLE),
-        (PLAIN._replace(recompute="full", precision="bf16", converts=True, slicing="sequence"), WHOLE),
+        (PLAIN._replace(recompute="full", precision="bf16", slicing="sequence"), WHOLE),
         (PLAIN._replace(family="llama", slicing="sequence"), WHOLE),
         (PLAIN._replace(family="bert", slicing="sequence"), WHOLE),
     ],
@@ -46,17 +46,17 @@ def test_a_microbatch_leaves_nothing_behind_and_neither_does_the_layer_that_stan
 ) -> None:
     """So the layer in the middle may be there any number of times."""
     ledger = ledgers(PLAIN._replace(recompute=recompute), MIDDLE)  # type: ignore[arg-type]
-    assert len(ledger.flights) == 4
-    for flight in ledger.flights.values():
+    assert len(ledger.traces) == 4
+    for trace in ledger.traces.values():
         left: Counter[str] = Counter()
         left_by_layer: Counter[Product] = Counter()
-        for segments in flight.actions.values():
+        for segments in trace.actions.values():
             for segment in segments:
                 for kind, number in segment.events():
-                    if kind in (BORN, GONE):
+                    if kind in (ALLOCATES, FREES):
                         block = ledger.blocks[number]
-                        left[block.name] += 1 if kind == BORN else -1
-                        left_by_layer[block.bytes] += (segment.layer == 1) * (1 if kind == BORN else -1)
+                        left[block.name] += 1 if kind == ALLOCATES else -1
+                        left_by_layer[block.bytes] += (segment.layer == 1) * (1 if kind == ALLOCATES else -1)
         assert not any(left.values())
         assert not any(left_by_layer.values())
 

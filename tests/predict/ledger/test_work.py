@@ -10,7 +10,7 @@ import pytest
 from engine.families import FamilyName
 from engine.predict.ledger.dimensions import dimensions, slicing, structure
 from engine.predict.ledger.form import Part
-from engine.predict.ledger.passes import Ledgers
+from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.work import sent, work
 from engine.predict.messages.held import parts
 from engine.predict.speed.cost import model_flops
@@ -32,7 +32,7 @@ def test_flops_are_the_models(ledgers: Ledgers, family: FamilyName) -> None:
     ledger = ledgers(structure(model, WorkloadSpec(), "none", "none", sizes), WHOLE)
     repeats = WHOLE.repeats(model.layers, 0)
     forward, whole, inputs, weights = (
-        work(ledger, ledger.flight(False, split), action, repeats, sizes)
+        work(ledger, ledger.trace(False, split), action, repeats, sizes)
         for split, action in ((True, "F"), (False, "B"), (True, "I"), (True, "W"))
     )
     assert (3 * forward.flops == model_flops(model) * batches).all()
@@ -60,7 +60,7 @@ def test_calls_over_tp_are_those_of_the_traffic_formula(ledgers: Ledgers, sequen
         calls[phase, collective] += count
     for phase, action in (("forward", "F"), ("backward", "B")):
         for (axis, collective), (times, payload) in sent(
-            ledger, ledger.flight(False, False), action, WHOLE.repeats(spec.model.layers, 0), sizes
+            ledger, ledger.trace(False, False), action, WHOLE.repeats(spec.model.layers, 0), sizes
         ).items():
             assert axis == "tp"
             assert (times, payload) == (calls.pop((phase, collective)), totals.pop((phase, collective)))

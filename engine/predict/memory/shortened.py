@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine.predict.tape.passes import Counts
-from engine.predict.tape.walk import Change, Moment
+from engine.predict.memory.blocks import Change, Counts
+from engine.predict.memory.walk import Moment
 from engine.schedule import Action, Schedule, entries
 from engine.schedule.orders import enough_microbatches, messages_held, stage_order
 from engine.schedule.plans import stage_plan
@@ -55,8 +55,8 @@ class StageActions:
         return replace(action, microbatch=action.microbatch + self.fewer)
 
 
-def way_of(spec: RunSpec, all_of: int, most: int) -> StageActions:
-    """Raises `RequestError` where too much would be left to go through."""
+def stage_actions(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> StageActions:
+    """How the step of each stage is gone through. Raises `RequestError` where too much would be left to go through."""
     layout, m, parts = spec.layout, spec.workload.microbatches, spec.model.parts
     if spec.generate.skip_training or entries(layout, m) <= all_of:
         return StageActions(layout, m, 0, False, parts.tied)
@@ -94,8 +94,8 @@ def with_left_out(moments: list[Moment], left_out: Sequence[LeftOut]) -> list[Mo
     for start, stop, times in left_out:
         counts: Counts = defaultdict(int)
         for change in (change for moment in moments[start:stop] for change in moment.changes):
-            for key, count in change.counts.items():
-                counts[key] += times * count
+            for kind, count in change.counts.items():
+                counts[kind] += times * count
         found += moments[done:stop]
         if any(counts.values()):  # otherwise what comes in one goes in the same
             action = next(m.action for m in moments[start:stop] if m.action.kind in ("F", "B"))
@@ -117,7 +117,7 @@ def highest(moments: list[Moment]) -> int:
     for number, moment in enumerate(moments):
         for change in moment.before:
             now += change.total
-        high, net = (moment.effect.highest[0], moment.effect.net.total) if moment.effect is not None else (0, 0)
+        high, net = (moment.trace.highest[0], moment.trace.net.total) if moment.trace is not None else (0, 0)
         after = sum(change.total for change in moment.after)
         if now + max(high, net + after) > best:
             best, best_at = now + max(high, net + after), number

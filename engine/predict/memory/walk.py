@@ -4,56 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from engine.predict.tape.passes import Counts, Ledger, Passes, key_of, total_of
-from engine.predict.tape.reducing import FRESH, MANY, State
+from engine.predict.memory.blocks import Change
+from engine.predict.memory.passes import ActionTrace, ChunkPasses
+from engine.predict.memory.reducing import FRESH, MANY, State
 from engine.schedule import Action, Schedule
 
 
-class Change:
-    """Blocks that come (or, where counts are negative, go)."""
-
-    def __init__(self, counts: Counts) -> None:
-        self.counts = counts
-
-    @cached_property
-    def total(self) -> Any:
-        return total_of(self.counts)
-
-    def __neg__(self) -> Change:
-        return Change({key: -count for key, count in self.counts.items()})
-
-
-@dataclass(eq=False)
-class Effect:
-    """A ledger, summed up."""
-
-    ledger: Ledger
-
-    @cached_property
-    def net(self) -> Change:
-        return Change(self.ledger.net())
-
-    @cached_property
-    def highest(self) -> tuple[Any, tuple[int, int, bool]]:
-        return self.ledger.highest()
-
-
-class Effects:
+class ActionTraces:
     """What actions do, by chunk and state: worked out once for all the chunks of all stages that have the same passes."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Passes, str, State, bool], tuple[Effect, int]] = {}
+        self._known: dict[tuple[ChunkPasses, str, State, bool], tuple[ActionTrace, int]] = {}
 
-    def of(self, passes: Passes, kind: str, state: State, late: bool) -> tuple[Effect, int]:
-        """The effect, and the bucket whose reduction it leaves under way, or −1: see `Passes.ledger`."""
+    def of(self, passes: ChunkPasses, kind: str, state: State, late: bool) -> tuple[ActionTrace, int]:
+        """As `ChunkPasses.trace`."""
         key = passes, kind, state, late
         if key not in self._known:
-            ledger, pending = passes.ledger(kind, state, late)
-            self._known[key] = Effect(ledger), pending
+            self._known[key] = passes.trace(kind, state, late)
         return self._known[key]
 
 
@@ -65,20 +34,20 @@ class Moment(NamedTuple):
 
     action: Action
     before: tuple[Change, ...]
-    effect: Effect | None
+    trace: ActionTrace | None
     after: tuple[Change, ...]
     times: int = 1
 
     @property
     def changes(self) -> tuple[Change, ...]:
         """All that it leaves changed."""
-        return (*self.before, *((self.effect.net,) if self.effect else ()), *self.after)
+        return (*self.before, *((self.trace.net,) if self.trace else ()), *self.after)
 
 
 class Messages:
     """What a chunk is given and hands on, as changes."""
 
-    def __init__(self, passes: Passes) -> None:
+    def __init__(self, passes: ChunkPasses) -> None:
         self.given, self.handed = Change(passes.given), Change(passes.handed)
         self.gradient_given = {kind: Change(counts) for kind, counts in passes.gradient_given.items()}
         gradient_handed = {kind: Change(counts) for kind, counts in passes.gradient_handed.items()}
@@ -87,18 +56,24 @@ class Messages:
         self.one_given, self.shared = Change(one), passes.shared
         if passes.lent is not None:  # what is given, where the message that holds some of it goes later than the chunk does
             lent = passes.lent
-            moved = {key_of(lent.records[0]): -1, lent.key: 1} if lent.given >= 0 else {}
+            moved = {lent.kind: -1, lent.sent: 1} if lent.given >= 0 else {}
             self.given_late = Change({k: passes.given.get(k, 0) + moved.get(k, 0) for k in {**passes.given, **moved}})
 
 
 class StageWalk:
-    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does. Stages may share `effects`."""
+    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does. Stages may share `traces`."""
 
     def __init__(
-        self, schedule: Schedule, stage: int, passes: Mapping[int, Passes], zero: int, step: Effect, effects: Effects
+        self,
+        schedule: Schedule,
+        stage: int,
+        passes: Mapping[int, ChunkPasses],
+        zero: int,
+        step: ActionTrace,
+        traces: ActionTraces,
     ) -> None:
         self.schedule, self.stage, self.zero, self.step, self.passes = schedule, stage, zero, step, passes
-        self.effects = effects
+        self.traces = traces
         self.messages = {c: Messages(p) for c, p in passes.items()}
         self._sent_late: dict[int, Change] = {}  # by chunk
 
@@ -119,7 +94,7 @@ class StageWalk:
         if action.kind == "recv":
             return Moment(action, (), None, (self._received(action),))
         if action.kind == "reduce":
-            return Moment(action, (), self._effect(action), ())
+            return Moment(action, (), self._trace(action), ())
         if action.kind == "step":
             waiting = tuple(change for messages in self._sent.values() for change in messages)
             return Moment(action, waiting, self.step, ())
@@ -151,7 +126,7 @@ class StageWalk:
             lent = None if holder is None else self.passes[holder].lent
             assert lent is not None
             sent = self.messages[chunk].sent.counts
-            self._sent_late[chunk] = Change({**sent, lent.key: sent.get(lent.key, 0) - 1})
+            self._sent_late[chunk] = Change({**sent, lent.sent: sent.get(lent.sent, 0) - 1})
         return self._sent_late[chunk]
 
     def _holder(self, chunk: int) -> int | None:
@@ -189,18 +164,18 @@ class StageWalk:
 
     def _compute(self, action: Action) -> Moment:
         kept = (*self._kept_by_the_chunk_before(action), *self._kept_by_the_chunk_behind(action))
-        return Moment(action, (), self._effect(action), (*self._handed_here(action), *kept))
+        return Moment(action, (), self._trace(action), (*self._handed_here(action), *kept))
 
-    def _effect(self, action: Action) -> Effect:
+    def _trace(self, action: Action) -> ActionTrace:
         """What the action does to its chunk, in the state that it finds it in."""
         c, kind, state = action.chunk, str(action.kind), self._states[action.chunk]
         like = FRESH
         if self.zero and kind != "F":
             like = State(state.pending, min(state.owed, MANY), min(state.left, MANY) if self.zero == 1 else 0)
-        effect, pending = self.effects.of(self.passes[c], kind, like, (c, action.microbatch) in self._late)
+        trace, pending = self.traces.of(self.passes[c], kind, like, (c, action.microbatch) in self._late)
         owed = state.owed + (kind == "I") - (kind == "W")
         self._states[c] = State(state.pending if kind == "F" else pending, owed, state.left - (kind in ("B", "I")))
-        return effect
+        return trace
 
     def _kept_by_the_chunk_before(self, action: Action) -> tuple[Change, ...]:
         """Inputs that a chunk of this stage handed on and holds itself: they do not go yet."""

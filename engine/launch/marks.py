@@ -1,0 +1,57 @@
+"""Marks that a recorded chunk sets in the profiler's trace: its calls to other ranks, the layer and the module at work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from engine.launch.profiled import CALL, MODULE
+from engine.measure.recorder import Passage, Recorder, Span
+
+
+def mark(kind: str, *what: object) -> Any:
+    """What happens inside is marked so."""
+    return record_function(kind + " ".join(map(str, what)))
+
+
+def mark_instant(kind: str, *what: object) -> None:
+    with mark(kind, *what):
+        pass
+
+
+class MarkingRecorder(Recorder):
+    """Marks every call to the other ranks."""
+
+    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
+        mark_instant(CALL, passage.axis, passage.collective, payload_bytes)
+        return super().passage(passage, payload_bytes, wire_bytes)
+
+
+def path_without_numbers(path: str) -> str:
+    """A module's path, which is the same in every layer."""
+    return ".".join(part for part in path.split(".") if not part.isdigit())
+
+
+def mark_modules(chunk: nn.Module) -> None:
+    """Have every module inside the chunk mark its forward with its path."""
+    for path, module in chunk.named_modules():
+        if path:
+            module.forward = partial(_inside, module.forward, path_without_numbers(path))
+
+
+def _inside(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+    with mark(MODULE, path):
+        return forward(*args, **kwargs)
+
+
+def traced(run: Callable[[], object], recorder: Recorder) -> list[Any]:
+    """The profiler's tree of events of `run()`, with the recorder's actions marked in it."""
+    recorder.mark = record_function
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as watched:
+        run()
+    assert watched.profiler is not None and watched.profiler.kineto_results is not None
+    return watched.profiler.kineto_results.experimental_event_tree()

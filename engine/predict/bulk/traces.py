@@ -1,0 +1,274 @@
+"""What the chunks of one structure do, read from ledgers for very many layouts at once: sizes with letters in them.
+
+What ZeRO adds to a pass depends on its stage and on the passes before. So a trace only notes where it would do something, and
+what happens between two such places is a span: blocks that come and go, the same whatever ZeRO does. Most spans are in several
+forms of chunk, and their figures are worked out once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from threading import RLock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.predict.ledger.dimensions import dimensions, structure, value
+from engine.predict.ledger.form import (
+    ACCUMULATES,
+    ALLOCATES,
+    EXPECTS,
+    FREES,
+    GATHERS,
+    INPUT_GRADIENTS,
+    INPUTS,
+    OUTPUT_GRADIENTS,
+    OUTPUTS,
+    RELEASES,
+    Ledger,
+    MicrobatchTrace,
+    Part,
+    Product,
+    Segment,
+    Slicing,
+)  # fmt: skip
+from engine.predict.ledger.keep import Ledgers
+from engine.predict.memory.buckets import BucketSizes
+from engine.predict.memory.reducing import GradientNote, Stretch
+from engine.predict.symbolic import Size, as_size, letter, sized
+from engine.predict.symbolic import value as value_of
+from engine.predict.terms import Factor
+from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+
+Real = NDArray[np.float64]
+LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
+ONES = ("B", "F/tp", "G/tp", "R/tp", "S/tp", "V/tp")  # dimensions that depend on the layout, and may be 1
+
+
+class ChunkForm(NamedTuple):
+    """Which part of the model a chunk is, and the chunk behind it, where that is on the same stage and may be handed a block that
+    both hold.
+    """
+
+    part: Part
+    behind: ChunkForm | None = None
+
+    @property
+    def times(self) -> list[Any]:
+        """How often each recorded layer is there: of three or more, the second stands for `t0` or `t1` of them."""
+        found: list[Any] = []
+        for name, recorded in zip(LETTERS, self.part.recorded, strict=True):
+            found += [1, letter(name), 1] if recorded == 3 else [1] * recorded
+        return found
+
+
+class Layouts(NamedTuple):
+    """What layouts share whose chunks do the same, but for ZeRO and for whether tp is 1. `ones`: which of `ONES` are 1."""
+
+    model: ModelSpec
+    workload: WorkloadSpec
+    recompute: Recompute
+    sequence: bool
+    ones: tuple[str, ...]
+
+    @property
+    def e(self) -> Factor:
+        """Bytes of a number of parameters and activations."""
+        return Factor("e", BYTES_OF[self.workload.precision])
+
+    @property
+    def width(self) -> Factor:
+        """Bytes of a number of the gradients that are added up."""
+        return Factor("g", BYTES_OF[self.workload.gradient_precision])
+
+    def slicing(self, cut: bool) -> Slicing:
+        """`cut`: tp > 1."""
+        return "none" if not cut else "sequence" if self.sequence else "features"
+
+
+class Held(NamedTuple):
+    """A bucket: the number of its sizes among the structure's; how often, as 0 for once, or 1 or 2 for the letter that says so;
+    whether it counts in the norm.
+    """
+
+    number: int
+    part: int
+    counted: bool
+
+
+class FormTrace(NamedTuple):
+    """`stretches` by action: of events (1, number of a span) and (0, note)."""
+
+    stretches: dict[str, list[Stretch]]
+    buckets: list[tuple[BucketSizes, Any]]
+    held: list[Held]  # the same
+    given: Size
+    handed: Size
+    gradient_given: Size
+    gradient_handed: Size
+    shared: Size
+    shared_owed: dict[str, Size]  # of it, what the chunk behind holds until its W; by what this one frees it in, I or W
+    ends: tuple[str, ...]  # in which half of backward each input is freed
+    lent: dict[str, Size]  # what it lends a message and frees in a B, in an I or in a W: see `engine.predict.memory.passes.Lent`
+
+
+class FormTraces:
+    """The traces of forms of chunk in some layouts. A span is a tuple of numbers of sizes, with the sign of their events; spans
+    and sizes are counted from one.
+
+    Searches in several threads may share one: what is added to it is added by one at a time.
+    """
+
+    def __init__(self, layouts: Layouts, ledgers: Ledgers) -> None:
+        self.one_at_a_time = RLock()
+        self.layouts, self._ledgers = layouts, ledgers
+        self._sizes: dict[Size, int] = {}
+        self._spans: dict[tuple[int, ...], int] = {}
+        self._buckets: dict[tuple[Any, ...], int] = {}
+        self._found: dict[tuple[ChunkForm, bool, bool], FormTrace] = {}
+
+    def of(self, form: ChunkForm, hooked: bool, cut: bool) -> FormTrace:
+        """`hooked`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's. `cut`: with tp > 1."""
+        key = form, hooked, cut
+        with self.one_at_a_time:
+            if key not in self._found:
+                ends_behind = self.of(form.behind, hooked, cut).ends if form.behind else ()
+                self._found[key] = _Reading(self, form, hooked, cut, self._ledgers).trace(ends_behind)
+            return self._found[key]
+
+    def number_of(self, size: Size) -> int:
+        """Of a size, from one."""
+        return self._sizes.setdefault(size, len(self._sizes) + 1)
+
+    def span(self, codes: list[int]) -> list[tuple[int, Any]]:
+        """As an event, or none where nothing happens."""
+        return [(1, self._spans.setdefault(tuple(codes), len(self._spans) + 1))] if codes else []
+
+    def held(self, bucket: BucketSizes, times: Any) -> Held:
+        """A bucket in numbers."""
+        key = bucket.size.value, bucket.share.value, *(size for _, size in bucket.parameters)
+        return Held(self._buckets.setdefault(key, len(self._buckets)), letter_of(times), bucket.counted)
+
+    def bucket_sizes(self) -> list[tuple[Any, ...]]:
+        """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""
+        with self.one_at_a_time:
+            return list(self._buckets)
+
+    def figures(self, known: dict[str, Any], count: int) -> tuple[Real, Real]:
+        """What each span leaves, and the most that it ever adds: (spans, n) each. `known`: `tp` and `B` of n layouts."""
+        found: dict[Any, Any] = {}
+        with self.one_at_a_time:
+            columns, spans = list(self._sizes), list(self._spans)
+        sizes = np.zeros((len(columns), count))
+        for number, size in enumerate(columns):
+            sizes[number] = value_of(size, known, found)
+        changes = np.concatenate([np.zeros((1, count)), sizes, -sizes[::-1]])
+        leaves, tops = np.zeros((2, len(spans), count))
+        for span, left, top in zip(spans, leaves, tops, strict=True):
+            there = changes[list(span)].cumsum(0)
+            left[:] = there[-1]
+            np.maximum(there.max(0), 0, out=top)
+        return leaves, tops
+
+
+class _Reading:
+    """One ledger, with letters in its sizes."""
+
+    def __init__(self, traces: FormTraces, form: ChunkForm, hooked: bool, cut: bool, ledgers: Ledgers) -> None:
+        self.traces, self.hooked = traces, hooked
+        layouts = traces.layouts
+        known = dimensions(layouts.model, layouts.slicing(cut), letter("tp"), letter("B"))
+        self.known = known | dict.fromkeys((one for one in layouts.ones if one in known), 1)
+        key = structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), self.known)
+        self.ledger: Ledger = ledgers(key, form.part)
+        self.times = form.times
+        self.sizes = [as_size(self._value(block.bytes)) for block in self.ledger.blocks]
+        self.numbers = [traces.number_of(size) for size in self.sizes]
+        self.buckets = [
+            (BucketSizes(one, form.part, self.known, letter("dp")), self.times[one.layer] if one.layer >= 0 else 1)
+            for one in self.ledger.buckets
+        ]
+
+    def _value(self, size: Product) -> Any:
+        """A sequence that is whole has no letter in its length."""
+        times, left = size.times, list(size.dimensions)
+        for rows in ("S/tp", "R/tp"):
+            while rows in left and "tp" in left:
+                left.remove(rows)
+                left.remove("tp")
+                times *= self.traces.layouts.model.rows
+        return value(Product(times, tuple(left)), self.known)
+
+    def trace(self, ends_behind: tuple[str, ...]) -> FormTrace:
+        """`ends_behind`: in which half of backward the chunk behind frees each of its inputs."""
+        whole, split = (self.ledger.trace(self.hooked, halves) for halves in (False, True))
+        sizes = (self.sizes[n] for n in (*_about(split, INPUTS, ALLOCATES), *_about(split, OUTPUTS, FREES)))
+        stream = next(sizes, sized(0))
+        owed = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
+        until = split.lent[1] if split.lent else "W"
+        return FormTrace(
+            stretches={kind: self._stretches(whole if kind == "B" else split, kind) for kind in "FBIW"},
+            buckets=self.buckets,
+            held=[self.traces.held(bucket, times) for bucket, times in self.buckets],
+            given=self._total(split, INPUTS, ALLOCATES),
+            handed=self._total(split, OUTPUTS, FREES),
+            gradient_given=self._total(split, OUTPUT_GRADIENTS, ALLOCATES),
+            gradient_handed=self._total(split, INPUT_GRADIENTS, FREES),
+            shared=stream * len(split.shared),
+            shared_owed={kind: stream * owed if kind == until else sized(0) for kind in "IW"},
+            ends=split.input_ends,
+            lent=self._lent(whole, split),
+        )
+
+    def _lent(self, whole: MicrobatchTrace, split: MicrobatchTrace) -> dict[str, Size]:
+        """By the action in which the chunk frees what it lends."""
+        size = next((size for size, block in zip(self.sizes, self.ledger.blocks, strict=True) if block.lent), sized(0))
+        ends = {trace.lent[1] for trace in (whole, split) if trace.lent is not None}
+        return {kind: size if kind in ends else sized(0) for kind in "BIW"}
+
+    def _total(self, trace: MicrobatchTrace, action: str, kind: int) -> Size:
+        found: Size = sized(0)
+        for number in _about(trace, action, kind):
+            found = self.sizes[number] + found if found.coefficient else self.sizes[number]
+        return found
+
+    def _stretches(self, trace: MicrobatchTrace, action: str) -> list[Stretch]:
+        """Cut into spans. Of a bucket's gradients, only the last to come can make a difference."""
+        segments = trace.segments(action)
+        added = Counter(number for segment in segments for kind, number in segment.events() if kind == ACCUMULATES)
+        left = added.copy()
+        found: list[Stretch] = []
+        for segment in segments:
+            if out := self._spans(segment, added, left):
+                found.append(Stretch(segment.layer, self.times[segment.layer] if segment.layer >= 0 else 1, out))
+        return found
+
+    def _spans(self, segment: Segment, added: Counter[int], left: Counter[int]) -> list[tuple[int, Any]]:
+        codes, out = list[int](), list[tuple[int, Any]]()
+        for kind, number in segment.events():
+            if kind in (ALLOCATES, FREES):
+                codes.append(self.numbers[number] if kind == ALLOCATES else -self.numbers[number])
+            elif kind in (EXPECTS, ACCUMULATES, GATHERS, RELEASES):
+                left[number] -= kind == ACCUMULATES
+                if kind != ACCUMULATES or not left[number]:
+                    times = added[number] if kind == ACCUMULATES else 1
+                    out += [*self.traces.span(codes), (0, GradientNote(kind, number, times))]
+                    codes = []
+        return out + self.traces.span(codes)
+
+
+def _about(trace: MicrobatchTrace, action: str, kind: int) -> list[int]:
+    """The numbers of what that happens to in an action."""
+    return [number for segment in trace.segments(action) for what, number in segment.events() if what == kind]
+
+
+def letter_of(times: Any) -> int:
+    """Which of `LETTERS` that is, from one, or 0 if none."""
+    return 1 + LETTERS.index(times.atoms[0].name) if isinstance(times, Size) else 0
+
+
+def figures_of(sizes: Iterable[Any], known: dict[str, Any], found: dict[Any, Any]) -> list[Any]:
+    """Some sizes in numbers: (n,) each, or one for all."""
+    return [value_of(as_size(size), known, found) for size in sizes]

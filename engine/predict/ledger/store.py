@@ -1,0 +1,75 @@
+"""Where predictions find their ledgers: archives that are shipped, and a folder of those that were recorded since."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from engine.predict.ledger.form import Ledger, Part, Structure
+from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder, name_of
+
+ARCHIVES = Path(__file__).parent / "recorded"  # those that are shipped
+_ENGINE = Path(__file__).parents[2]
+_RECORDED = (
+    "model", "parallel", "inference.py", "generate.py", "launch/record.py", "launch/record_generation.py", "launch/marks.py",
+    "launch/probe.py", "launch/profiled.py", "predict/ledger/form.py", "predict/ledger/dimensions.py",
+)  # fmt: skip
+
+
+class NotRecordedError(Exception):
+    """Some ledgers were never recorded. `keys`: which. `engine.launch.recording` records them."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self.keys = list(keys)
+        super().__init__("not recorded: " + ", ".join(name_of(*key) for key in self.keys))
+
+
+class LedgerStore:
+    """Ledgers that are shipped, in a folder of archives, and those that were recorded since."""
+
+    def __init__(self, archives: Path, recorded: LedgerFolder) -> None:
+        self.recorded = recorded
+        self._folder = archives
+        self._archives: dict[str, LedgerArchive] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return self._shipped(key) or key in self.recorded
+
+    def __call__(self, structure: Structure, part: Part) -> Ledger:
+        """Raises `NotRecordedError` where it was never recorded."""
+        key = structure, part
+        if self._shipped(key):
+            return self._archives[structure.archive](structure, part)
+        if key not in self.recorded:
+            raise NotRecordedError([key])
+        return self.recorded(structure, part)
+
+    def check(self, keys: Iterable[Key]) -> None:
+        """Raises `NotRecordedError` for those that are missing."""
+        if missing := [key for key in keys if key not in self]:
+            raise NotRecordedError(missing)
+
+    def _shipped(self, key: Key) -> bool:
+        name = key[0].archive
+        if name not in self._archives and (path := self._folder / f"{name}.xz").exists():
+            self._archives[name] = LedgerArchive(path)
+        return name in self._archives and key in self._archives[name]
+
+
+@cache
+def ledger_store() -> LedgerStore:
+    """Shipped ledgers, and those that this user's programs have recorded with the engine and torch that are here."""
+    return LedgerStore(ARCHIVES, LedgerFolder(Path.home() / ".cache" / "shardscope" / "ledgers" / code_key()))
+
+
+def code_key() -> str:
+    """Names the code that ledgers are recorded from. Comments and layout are no part of it."""
+    digest = hashlib.sha256(version("torch").encode())
+    for name in _RECORDED:
+        for path in sorted((_ENGINE / name).glob("*.py")) or [_ENGINE / name]:
+            digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,76 @@
+"""What the names in a ledger are called for people. A name that is missing here is shown as it is: nothing else needs it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from engine.predict.ledger.form import Bucket
+from engine.spec import sentence
+
+_KEPT = 4096  # names, the latest
+
+LAYERS = sentence("the layers")
+_BUCKETS = {
+    "layers": LAYERS,
+    "embedding.token": sentence("the token table"),
+    "embedding.places": sentence("positions"),
+    "embedding.norm": sentence("the embedding's norm"),
+    "head": sentence("the head"),
+}
+_MODULES = {
+    "embedding.token": sentence("token embedding"),
+    "embedding.places.position": sentence("position embedding"),
+    "embedding.places.segment": sentence("segment embedding"),
+    "embedding.norm": sentence("norm of the embeddings"),
+    "layers": sentence("residual stream"),
+    "layers.attention": sentence("attention"),
+    "layers.attention.qkv": sentence("attention, queries, keys and values"),
+    "layers.attention.out": sentence("attention, output"),
+    "layers.attention_norm": sentence("norm at attention"),
+    "layers.cross": sentence("cross-attention"),
+    "layers.cross.query": sentence("cross-attention, queries"),
+    "layers.cross.key_value": sentence("cross-attention, keys and values"),
+    "layers.cross.out": sentence("cross-attention, output"),
+    "layers.cross_norm": sentence("norm at cross-attention"),
+    "layers.mlp": sentence("MLP"),
+    "layers.mlp.inner": sentence("MLP, to the inner width"),
+    "layers.mlp.out": sentence("MLP, output"),
+    "layers.mlp_norm": sentence("norm at the MLP"),
+    "head": sentence("head"),
+    "head.norm": sentence("norm of the head"),
+    "head.transform": sentence("transform of the head"),
+}
+_PRODUCT, _MASK, _NEW = sentence("matrix product"), sentence("mask"), sentence("new tensor")
+_SUM, _COPY, _ONE = sentence("sum"), sentence("copy"), sentence("numbers of one element")
+_OPERATIONS = {
+    "mm": _PRODUCT, "addmm": _PRODUCT, "bmm": _PRODUCT, "baddbmm": _PRODUCT, "_softmax": sentence("softmax"),
+    "_softmax_backward_data": sentence("gradient of the softmax"), "native_layer_norm": sentence("normalized values"),
+    "native_layer_norm_backward": sentence("gradients of the norm"), "gelu": sentence("GELU"),
+    "gelu_backward": sentence("gradient of GELU"), "silu": sentence("SiLU"), "relu": sentence("ReLU"),
+    "threshold_backward": sentence("gradient of ReLU"), "_to_copy": sentence("the same in another number type"),
+    "clone": _COPY, "cat": sentence("joined tensors"), "stack": sentence("joined tensors"),
+    "constant_pad_nd": sentence("padded tensor"), "slice_backward": sentence("gradient of a slice"), "add": _SUM, "sum": _SUM,
+    "sub": sentence("difference"), "mul": sentence("product"), "div": sentence("quotient"), "neg": sentence("negated values"),
+    "pow": sentence("powers"), "mean": sentence("means"), "log": sentence("logarithms"), "sin": sentence("sines"),
+    "cos": sentence("cosines"), "masked_fill": sentence("masked values"), "embedding": sentence("rows of the table"),
+    "embedding_dense_backward": sentence("gradient of the table"), "ge": _MASK, "lt": _MASK, "bitwise_or": _MASK,
+    "bitwise_not": _MASK, "ones": _NEW, "zeros": _NEW, "full": _NEW, "new_zeros": _NEW, "new_empty": _NEW,
+    "new_empty_strided": _NEW, "arange": sentence("places in order"), "gather": sentence("chosen values"),
+    "amax": sentence("largest values"), "argmax": sentence("places of the largest"), "number": _ONE,
+}  # fmt: skip
+_MESSAGE = sentence("inputs, outputs and their gradients")
+
+
+@lru_cache(maxsize=_KEPT)
+def in_words(name: str) -> str:
+    """Of a block: "layers.attention: _softmax" is "attention: softmax"."""
+    if name == "message":
+        return _MESSAGE
+    module, _, operation = name.rpartition(": ")
+    what = _OPERATIONS.get(operation, operation)
+    return sentence("{module}: {operation}", module=_MODULES.get(module, module), operation=what) if module else what
+
+
+def bucket_in_words(bucket: Bucket) -> str:
+    """Of a bucket."""
+    return _BUCKETS.get(bucket.name, bucket.name)

@@ -1,0 +1,21 @@
+"""How much memory each rank needs, read from ledgers along a schedule.
+
+blocks      blocks that are alike, and changes of how many there are
+buckets     sizes of flat buffers of parameters, and of the shares that ZeRO makes of them
+reducing    what ZeRO's reductions add to a pass
+passes      what the actions of a chunk do
+split       which part of the model each chunk is
+stages      what stands on a stage, and its step
+walk        a stage's step, action by action
+shortened   which actions of a long step are gone through
+generation  generating without training
+peaks       the peak of every rank, with its terms
+tables      peaks and curves as tables
+symbols     what the letters of a formula mean
+"""
+
+from engine.predict.memory.peaks import Memory, Peak, memory
+from engine.predict.memory.symbols import SYMBOLS
+from engine.predict.memory.tables import curve_table, peak_table
+
+__all__ = ["SYMBOLS", "Memory", "Peak", "curve_table", "memory", "peak_table"]

@@ -1,0 +1,50 @@
+"""Blocks of memory that are alike, and how many of them come and go."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from engine.predict.terms import Factor
+
+Factors = tuple[Factor, ...]
+
+
+class BlockKind(NamedTuple):
+    """Blocks that are alike. `layered`: whether there is one in each layer. The size in bytes is the product of `factors`."""
+
+    category: str
+    name: str
+    factors: Factors
+    layered: bool
+
+
+Counts = dict[BlockKind, Any]
+
+
+def size_of(factors: Factors) -> Any:
+    """The product."""
+    size: Any = 1
+    for factor in factors:
+        size = size * factor.value
+    return size
+
+
+def total_of(counts: Counts) -> Any:
+    """In bytes."""
+    return sum(count * size_of(kind.factors) for kind, count in counts.items())
+
+
+class Change:
+    """Blocks that are allocated or, where counts are negative, freed."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+
+    @cached_property
+    def total(self) -> Any:
+        """In bytes."""
+        return total_of(self.counts)
+
+    def __neg__(self) -> Change:
+        return Change({kind: -count for kind, count in self.counts.items()})

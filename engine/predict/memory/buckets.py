@@ -1,0 +1,67 @@
+"""The sizes of a bucket: the parameters of one layer, of an embedding or of the head, in one flat buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from engine.predict.ledger.dimensions import value
+from engine.predict.ledger.form import Bucket, Part
+from engine.predict.ledger.words import bucket_in_words
+from engine.predict.terms import Factor
+
+
+class BucketSizes:
+    """Numbers of a bucket on a rank: Ψ, and Ψ/dp where ZeRO shards it; sizes may have letters in them.
+
+    `counted`: in the norm of the gradients. The first chunk counts the token table, and not the last one's copy of it.
+    """
+
+    def __init__(self, bucket: Bucket, part: Part, sizes: Mapping[str, Any], parts: Any) -> None:
+        """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp."""
+        self.layered = bucket.layer >= 0
+        self.name = bucket_in_words(bucket)
+        self.counted = part.first or not bucket.name.endswith("token")
+        self._parts = parts
+        # What tp does not cut comes first, as in `engine.parallel.data`.
+        ordered = sorted(bucket.parameters, key=lambda parameter: not parameter.whole)
+        self.parameters: Sequence[tuple[bool, Any]] = [(one.whole, _numbers(one.shape, sizes)) for one in ordered]
+
+    @cached_property
+    def size(self) -> Factor:
+        """All of it, with what makes it divisible."""
+        used: Any = 0
+        for _, numbers in self.parameters:
+            used = used + numbers
+        return Factor("Ψ", -(-used // self._parts) * self._parts)
+
+    @cached_property
+    def share(self) -> Factor:
+        """Of one replica."""
+        size = self.size
+        cut = not isinstance(self._parts, int) or self._parts > 1
+        return Factor("Ψ/dp", size.value // self._parts) if cut else size
+
+    def counted_on(self, replica: int, later: bool) -> tuple[int, int]:
+        """What a rank has of what counts in the norm of the gradients: of how many parameters, and how many numbers in all.
+
+        `replica`: whose share it is, 0 where nothing is cut. `later`: whether the rank is not the first of its tp group: such
+        ranks leave out what tp does not cut.
+        """
+        share = self.share.value
+        begin, offset = replica * share, 0
+        pieces = found = 0
+        for whole, size in self.parameters if self.counted else ():
+            here = min(offset + size, begin + share) - max(offset, begin)
+            if here > 0 and not (later and whole):
+                pieces, found = pieces + 1, found + here
+            offset += size
+        return pieces, found
+
+
+def _numbers(shape: Sequence[Any], sizes: Mapping[str, Any]) -> Any:
+    count: Any = 1
+    for product in shape:
+        count = count * value(product, sizes)
+    return count

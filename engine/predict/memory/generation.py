@@ -1,0 +1,77 @@
+"""Memory of generating without training: `engine.inference` and `engine.generate`, read from ledgers.
+
+A prompt goes through at once, then token by token. What is there grows with the tokens so far, so the peak is in the prompt's
+pass or in the last token's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from engine.predict.ledger.dimensions import dimensions, slicing, structure
+from engine.predict.ledger.form import INPUTS, generating
+from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.memory.blocks import BlockKind, Counts, total_of
+from engine.predict.memory.passes import ActionTrace, LedgerReading
+from engine.predict.memory.split import ChunkSplit
+from engine.predict.terms import Factor
+from engine.spec import BYTES_OF, RunSpec, sentence
+from engine.tables import KV_CACHE
+
+
+class Generation:
+    """Of one spec."""
+
+    def __init__(self, spec: RunSpec, split: ChunkSplit) -> None:
+        self.spec, self.split = spec, split
+        layout, model, generate = spec.layout, spec.model, spec.generate
+        self.prompt, self.new = len(generate.prompt.encode()), generate.new_tokens
+        self.last = self.prompt + self.new - 1  # tokens in all, when the last one is passed
+        cut = slicing(layout.tp, False)
+        self.sizes = dimensions(model, cut, layout.tp, 1, (self.prompt, self.last))
+        self.structure = structure(model, spec.workload, "none", cut, self.sizes, generates=True)
+        self.e = Factor("e", BYTES_OF[spec.workload.precision])
+        self.readings: dict[int, LedgerReading] = {}
+
+    def needs(self) -> set[Key]:
+        """Which ledgers."""
+        return {(self.structure, part) for part, _ in self.split.chunks}
+
+    def read(self, ledgers: Ledgers) -> None:
+        """Put the numbers into the ledgers."""
+        for chunk, (part, counts) in enumerate(self.split.chunks):
+            self.readings[chunk] = LedgerReading(ledgers(self.structure, part), part, counts, self.sizes)
+
+    def standing(self, stage: int) -> Counts:
+        """Weights, the cache of keys and values, and the prompt."""
+        layout, model, counts = self.spec.layout, self.spec.model, defaultdict[BlockKind, int](int)
+        for chunk in self.split.on(stage):
+            for bucket, times in self.readings[chunk].buckets(1):
+                name = sentence("weights of {bucket}", bucket=bucket.name)
+                counts[BlockKind("parameters", name, (bucket.size, self.e), bucket.layered)] += times
+            heads = Factor("G" if layout.tp == 1 else "G/tp", model.key_heads // layout.tp)
+            cached = (Factor("2", 2), heads, Factor("N", self.prompt + self.new), Factor("D", model.head_width), self.e)
+            if layers := sum(self.split.chunks[chunk][1]):
+                counts[BlockKind(KV_CACHE, sentence("keys and values"), cached, True)] += layers
+        counts[BlockKind("temporary", sentence("the prompt"), (Factor("P", self.prompt), Factor("8", 8)), False)] += 1
+        return counts
+
+    def highest(self, stage: int) -> tuple[str, Counts]:
+        """The action of the peak, and what is there in it beside what stands."""
+        name, there = max(self._actions(stage), key=lambda found: total_of(found[1]))
+        return name, there
+
+    def _actions(self, stage: int) -> Iterator[tuple[str, Counts]]:
+        draws = self.spec.generate.temperature > 0
+        for number in dict.fromkeys((0, self.new - 1)):
+            for chunk in self.split.on(stage):
+                reading = self.readings[chunk]
+                trace = reading.ledger.traces[generating(number > 0, draws)]
+                forward: ActionTrace = reading.action(trace, "F")
+                counts = defaultdict(int, reading.counts(trace, INPUTS, 1))
+                if chunk == 0 and number:
+                    counts[BlockKind("communication", sentence("the token"), (Factor("8", 8),), False)] += 1
+                for kind, count in forward.counts_at(forward.highest[1]).items():
+                    counts[kind] += count
+                yield f"F chunk {chunk} microbatch {number}", counts

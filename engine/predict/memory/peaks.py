@@ -1,0 +1,167 @@
+"""How much memory every rank takes at its peak, by category, in closed form; and where in the step that is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from engine.predict.ledger.keep import Ledgers
+from engine.predict.ledger.store import LedgerStore, ledger_store
+from engine.predict.memory.blocks import Change, Counts
+from engine.predict.memory.generation import Generation
+from engine.predict.memory.shortened import ALL_OF, MOST, StageActions, highest, in_flight, stage_actions
+from engine.predict.memory.stages import Place, Stages
+from engine.predict.terms import Factor, Term, total
+from engine.schedule import Action
+from engine.spec import RequestError, RunSpec, sentence
+from engine.tables import CATEGORIES, KV_CACHE, LARGEST
+from engine.topology import Coordinate
+
+PASSING = ("activations", "communication")  # what is there once for each microbatch in flight
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Ranks of a stage at their peak. `terms[c]` add up to `bytes[c]`."""
+
+    stage: int
+    action: str
+    bytes: dict[str, int]
+    terms: dict[str, tuple[Term, ...]]
+
+    @property
+    def total(self) -> int:
+        """In bytes."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The peaks of all ranks, each peak once.
+
+    `others` has the stages whose ranks have several peaks. There, the first ranks of the tp groups and the later ones are listed
+    apart. Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
+    """
+
+    peaks: tuple[Peak, ...]  # one a stage, of its first rank
+    others: dict[Place, Peak] = field(default_factory=dict)
+
+    def of(self, at: Coordinate) -> Peak:
+        """A rank's."""
+        here = [place for place in self.others if (place.stage, place.later) == (at.pp, at.tp > 0) and place.replica <= at.dp]
+        return self.others[max(here)] if here else self.peaks[at.pp]
+
+    @property
+    def fullest(self) -> tuple[Place, Peak]:
+        """The first of those ranks that need most."""
+        every = {Place(peak.stage): peak for peak in self.peaks} | self.others
+        return max(sorted(every.items()), key=lambda found: found[1].total)
+
+
+def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledgers | None = None) -> Memory:
+    """The peak of every rank. Raises `RequestError` where the schedule is too long to be gone through, or the bytes too many.
+
+    A schedule of up to `all_of` passes and messages is gone through whole, of a longer one what brings something new, and that is
+    at most `most`. `ledgers`: those to read, in place of `ledger_store()`. Raises `NotRecordedError` where one is not in that.
+    """
+    actions = stage_actions(spec, all_of, most)
+    if spec.generate.skip_training:
+        return _generating(spec, ledgers or ledger_store())
+    stages = opened_stages(spec, actions, ledgers)
+    peaks = tuple(_highest(stages, Place(stage)) for stage in range(spec.layout.pp))
+    return Memory(peaks, _others(stages, peaks))
+
+
+def opened_stages(spec: RunSpec, actions: StageActions, ledgers: Ledgers | None = None) -> Stages:
+    """With their ledgers read. Raises `NotRecordedError`."""
+    stages, source = Stages(spec, actions), ledgers or ledger_store()
+    if isinstance(source, LedgerStore):
+        source.check(stages.needs())  # so that all that is missing is recorded at once
+    stages.read(source)
+    return stages
+
+
+def _generating(spec: RunSpec, ledgers: Ledgers) -> Memory:
+    stages = Stages(spec, stage_actions(spec))
+    generation = Generation(spec, stages.split)
+    if isinstance(ledgers, LedgerStore):
+        ledgers.check(generation.needs())
+    generation.read(ledgers)
+    peaks = []
+    for stage in range(spec.layout.pp):
+        action, there = generation.highest(stage)
+        peaks.append(_peak(stages, stage, action, generation.standing(stage), there))
+    return Memory(tuple(peaks))
+
+
+def _highest(stages: Stages, at: Place) -> Peak:
+    standing, moments = stages.moments(at)
+    best_at = highest(moments)
+    moment = moments[best_at]
+    changes: dict[Change, int] = defaultdict(int)
+    for earlier in moments[:best_at]:
+        for change in earlier.changes:
+            changes[change] += 1
+    for change in (*moment.before, *(moment.after if moment.trace is None else ())):
+        changes[change] += 1
+    counts: Counts = defaultdict(int, standing)
+    for change, times in changes.items():
+        for kind, count in change.counts.items():
+            counts[kind] += times * count
+    within = {} if moment.trace is None else moment.trace.counts_at(moment.trace.highest[1])
+    action = stages.actions.named(moment.action, moments[best_at:])
+    return _peak(stages, at.stage, action, counts, within, in_flight(moments[: best_at + 1]))
+
+
+def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
+    """Of ranks that have another peak than their stage's first. They peak in the step, or would if they held as much."""
+    layout, found = stages.spec.layout, dict[Place, Peak]()
+    for peak in (peak for peak in peaks if peak.action == "step"):
+        alike, runs = {stages.counted(Place(peak.stage)): peak}, dict[Place, Peak]()
+        for later in (False, True)[: layout.tp]:
+            last = None
+            for replica in stages.where_shares_differ(peak.stage) if layout.zero else [0]:
+                at = Place(peak.stage, replica, later)
+                counted = stages.counted(at)
+                if counted not in alike:
+                    alike[counted] = _highest(stages, at)
+                if alike[counted] is not last:
+                    runs[at] = last = alike[counted]
+        if len(alike) > 1:
+            found |= runs
+    return found
+
+
+def _peak(stages: Stages, stage: int, action: Action | str, before: Counts, within: Counts, in_flight: int = 0) -> Peak:
+    """`before`: what is there before the action; `within`: what it has added when the most is there."""
+    spec = stages.spec
+    terms: dict[str, list[Term]] = {c: [] for c in ((*CATEGORIES, KV_CACHE) if spec.generate.skip_training else CATEGORIES)}
+    counts = defaultdict(int, before)
+    for kind, count in within.items():
+        counts[kind] += count
+    layers = spec.layout.stage_layers(spec.model.layers)[stage]
+    for kind, count in counts.items():
+        if count:
+            times = _times(count, layers if kind.layered else 0, in_flight if kind.category in PASSING else 0)
+            terms[kind.category].append(Term(kind.name, (*times, *kind.factors)))
+    found = {c: tuple(t) for c, t in terms.items()}
+    bytes_ = {c: total(t) for c, t in found.items()}
+    if sum(bytes_.values()) > LARGEST:
+        raise RequestError(
+            sentence(
+                "a rank of stage {stage} would hold {bytes:.3g} bytes, and memory is told up to 2^63 bytes",
+                stage=stage,
+                bytes=float(sum(bytes_.values())),
+            )
+        )
+    return Peak(stage, str(action), bytes_, found)
+
+
+def _times(count: int, layers: int, in_flight: int) -> tuple[Factor, ...]:
+    """How often a block is there: n of it × microbatches in flight × layers, as far as these divide the count; no factor of 1."""
+    factors = []
+    for symbol, times in (("mᶠ", in_flight), ("L", layers)):
+        if times > 1 and count % times == 0:
+            factors.append(Factor(symbol, times))
+            count //= times
+    return (*([Factor("n", count)] if count > 1 else []), *factors)

@@ -1,0 +1,146 @@
+"""The stages of one spec: what stands on each, what its chunks do, and its step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from engine.optimizer import optimizer_of
+from engine.predict.ledger.dimensions import dimensions, slicing, structure
+from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.memory.blocks import BlockKind, Counts
+from engine.predict.memory.buckets import BucketSizes
+from engine.predict.memory.passes import ActionTrace, ChunkPasses, LedgerReading
+from engine.predict.memory.shortened import StageActions, with_left_out
+from engine.predict.memory.split import ChunkSplit
+from engine.predict.memory.walk import ActionTraces, Moment, StageWalk
+from engine.predict.terms import Factor
+from engine.schedule import Schedule
+from engine.schedule.orders import kinds_of
+from engine.spec import BYTES_OF, RunSpec, sentence
+
+FOUR = Factor("4", 4)
+
+
+class Place(NamedTuple):
+    """Which of a stage's ranks: what they hold differs in the optimizer's step only, by which numbers of the norm each counts."""
+
+    stage: int
+    replica: int = 0
+    later: bool = False  # not the first of its tp group
+
+
+class Stages:
+    """`actions`: which of a stage's actions are gone through."""
+
+    def __init__(self, spec: RunSpec, actions: StageActions) -> None:
+        self.spec, self.actions = spec, actions
+        layout, workload, model = spec.layout, spec.workload, spec.model
+        cut = slicing(layout.tp, layout.sequence_parallel)
+        self.dimensions = dimensions(model, cut, layout.tp, workload.microbatch_size)
+        self.structure = structure(model, workload, layout.recompute, cut, self.dimensions)
+        self.split = ChunkSplit(model, layout)
+        self.e = Factor("e", BYTES_OF[workload.precision])
+        self.g = Factor("g", BYTES_OF[workload.gradient_precision])
+        self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
+        self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
+        self._traces = ActionTraces()
+
+    def needs(self) -> set[Key]:
+        """Which ledgers."""
+        return {(self.structure, part) for part, _ in self.split.chunks}
+
+    def read(self, ledgers: Ledgers) -> None:
+        """Put the numbers of the layout into the ledgers. Comes before all that follows."""
+        layout = self.spec.layout
+        for part, layers in dict.fromkeys(self.split.chunks):
+            reading = LedgerReading(ledgers(self.structure, part), part, layers, self.dimensions)
+            self._passes[part, layers] = reading.passes(layout.zero, layout.dp, self.kinds, self.e, self.g)
+
+    def passes(self, chunk: int) -> ChunkPasses:
+        """What a chunk does."""
+        return self._passes[self.split.chunks[chunk]]
+
+    def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:
+        """All of a stage, and how many there are of each."""
+        return [pair for chunk in self.split.on(stage) for pair in self.passes(chunk).buckets]
+
+    def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
+        """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
+        passes = {chunk: self.passes(chunk) for chunk in self.split.on(at.stage)}
+        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at), self._traces)
+        return self.standing(self.buckets(at.stage)), walk
+
+    def moments(self, at: Place) -> tuple[Counts, list[Moment]]:
+        """What stands, and what the stage does, with one moment for all that its schedule leaves out at a place."""
+        schedule, left_out = self.actions.of(at.stage)
+        standing, walk = self.walk(at, schedule)
+        return standing, with_left_out(list(walk.moments()), left_out)
+
+    def standing(self, buckets: list[tuple[BucketSizes, Any]]) -> Counts:
+        """What is there all the time: parameters, gradients, the optimizer's states."""
+        counts: Counts = defaultdict(int)
+        zero, workload = self.spec.layout.zero, self.spec.workload
+        optimizer = optimizer_of(workload)
+        for bucket, times in buckets:
+            name = bucket.name
+            found: list[tuple[str, str, tuple[Factor, ...]]] = [
+                (
+                    "parameters",
+                    sentence("weights of {bucket}", bucket=name),
+                    (bucket.share if zero == 3 else bucket.size, self.e),
+                ),
+                (
+                    "gradients",
+                    sentence("gradients of {bucket}", bucket=name),
+                    (bucket.share if zero >= 2 else bucket.size, self.g),
+                ),
+            ]
+            if workload.precision == "bf16":
+                found.append(("optimizer", sentence("fp32 copy of {bucket}", bucket=name), (bucket.share, FOUR)))
+            found += [("optimizer", state(name), (bucket.share, FOUR)) for state in optimizer.states(workload)]
+            if optimizer.counts_steps:
+                found.append(("optimizer", sentence("count of steps of {bucket}", bucket=name), (FOUR,)))
+            for category, what, factors in found:
+                counts[BlockKind(category, what, factors, bucket.layered)] += times
+        counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
+        return counts
+
+    def step(self, at: Place) -> ActionTrace:
+        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer. Both on fp32 copies
+        where gradients are bf16.
+        """
+        pieces, first, second = 0, list[Any](), list[Any]()
+        for bucket, times in self.buckets(at.stage):
+            found, size = bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later)
+            pieces += times * found
+            if self.g.value == 2:
+                name, share = sentence("gradients of {bucket} as fp32", bucket=bucket.name), bucket.share
+                counted = share if size == share.value else Factor("n", size)
+                of_norm, of_step = (BlockKind("temporary", name, (n, FOUR), bucket.layered) for n in (counted, share))
+                first += [(times, [(1, of_norm)])] if size else []
+                second.append((times, [(1, of_step)]))
+        norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * pieces + 1), FOUR), False)
+        counter = BlockKind("temporary", sentence("numbers of one element"), (FOUR,), False)
+        first.append((1, [(1, norms)]))
+        second.insert(0, (1, [(1, counter)]))
+
+        def undone(parts: list[Any]) -> list[Any]:
+            return [(times, [(-sign, kind) for sign, kind in events]) for times, events in parts]
+
+        return ActionTrace([*first, *undone(first), *second, *undone(second)])
+
+    def counted(self, at: Place) -> tuple[tuple[int, int], ...]:
+        """By which the ranks of a stage differ."""
+        replica = at.replica if self.spec.layout.zero else 0
+        return tuple(bucket.counted_on(replica, at.later) for bucket, _ in self.buckets(at.stage))
+
+    def where_shares_differ(self, stage: int) -> list[int]:
+        """Replicas in order, the first among them: those between two of these count the same in the norm as the one before."""
+        dp, found = self.spec.layout.dp, {0}
+        for bucket, _ in self.buckets(stage):
+            share, end = bucket.share.value, 0
+            for _, size in bucket.parameters:
+                end += size
+                found |= {end // share, end // share + 1}  # where one begins that is cut, and where the next one is whole
+        return sorted(replica for replica in found if replica < dp)

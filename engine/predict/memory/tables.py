@@ -1,0 +1,104 @@
+"""Predicted memory as tables: the peak of every rank, and the curve of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine.predict.memory.blocks import Counts, size_of
+from engine.predict.memory.peaks import Memory, memory, opened_stages
+from engine.predict.memory.shortened import stage_actions
+from engine.predict.memory.stages import Place
+from engine.schedule import Action, plan, replay
+from engine.spec import RunSpec
+from engine.tables import CATEGORIES, SCHEMAS, table
+from engine.topology import Coordinate, Mesh
+
+
+def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
+    """A row for each rank and category, as `memory_peak` has it. `found`: `memory(spec)`, if known.
+
+    Of very many ranks, as `Mesh.listed` has it, and the fullest: the others of a stage hold the like.
+    """
+    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    found = found or memory(spec)
+    categories = list(found.peaks[0].bytes)
+    per_stage = mesh.dp * mesh.tp
+    ranks = np.array(mesh.listed)
+    if len(ranks) < mesh.size:
+        at, _ = found.fullest
+        ranks = np.union1d(ranks, mesh.rank(Coordinate(at.stage, at.replica, int(at.later))))
+        bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
+    else:
+        bytes_ = _bytes_of_all(mesh, found, categories)
+    columns = {
+        "source": "formula",
+        "rank": np.repeat(ranks, len(categories)),
+        "pp": np.repeat(ranks // per_stage, len(categories)),
+        "dp": np.repeat(ranks % per_stage // mesh.tp, len(categories)),
+        "tp": np.repeat(ranks % mesh.tp, len(categories)),
+        "category": categories * len(ranks),
+        "bytes": bytes_.ravel(),
+    }
+    return pd.DataFrame(
+        {
+            name: pd.Series(columns[name], dtype=dtype, index=range(len(ranks) * len(categories)))
+            for name, dtype in SCHEMAS["memory_peak"].items()
+        }
+    )
+
+
+def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
+    """Of every rank, (ranks, categories)."""
+    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
+    bytes_ = by_stage.repeat(mesh.dp * mesh.tp, axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
+    for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
+        slices = slice(1, None) if at.later else slice(0, 1)
+        bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
+    return bytes_.reshape(mesh.size, len(categories))
+
+
+def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
+    """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
+
+    Instants are textbook ones: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
+    """
+    stage, replica, slice_ = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp).coordinate(rank)
+    stages, chunks = opened_stages(spec, stage_actions(spec)), spec.layout.chunks
+    schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
+    standing, walk = stages.walk(Place(stage, replica, slice_ > 0), schedule)
+    lasts = {"F": 1e6 / chunks, "B": 2e6 / chunks, "I": 1e6 / chunks, "W": 1e6 / chunks}
+    timed = [t for t in replay(schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == stage]
+    now = _by_category(standing)
+    rows: list[dict[str, Any]] = []
+
+    def put(t_ns: float, action: Action, composition: dict[str, int]) -> None:
+        rows.extend(
+            {"rank": rank, "t_ns": round(t_ns), "action": str(action), "category": c, "bytes": n} for c, n in composition.items()
+        )
+
+    for moment, time in zip(walk.moments(), timed, strict=True):
+        put(time.start, moment.action, now)
+        for change in moment.before:
+            now = _plus(now, _by_category(change.counts))
+        if moment.trace is not None:
+            top = _by_category(moment.trace.counts_at(moment.trace.highest[1]))
+            put((time.start + time.end) / 2, moment.action, _plus(now, top))
+            now = _plus(now, _by_category(moment.trace.net.counts))
+        for change in moment.after:
+            now = _plus(now, _by_category(change.counts))
+    put(max(t.end for t in timed), timed[-1].action, now)
+    return table("memory_curve", rows, "formula")
+
+
+def _by_category(counts: Counts) -> dict[str, int]:
+    found = dict.fromkeys(CATEGORIES, 0)
+    for kind, count in counts.items():
+        found[kind.category] += count * size_of(kind.factors)
+    return found
+
+
+def _plus(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {category: size + other[category] for category, size in one.items()}
