@@ -16,8 +16,7 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 
 from engine import catalog
-from engine.predict.messages.calls import Call
-from engine.predict.traffic import calls
+from engine.predict.traffic import PredictedCall, calls
 from engine.tables import RunResult
 from engine.topology import Mesh
 
@@ -96,7 +95,7 @@ def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], payload
             yield _slice(rank, track, span.kind, span.start_ns, span.end_ns, "comm", _args(span) | extra)
 
 
-def _payloads(sent: list[Call], traffic: pd.DataFrame) -> dict[tuple[str, str], int]:
+def _payloads(sent: list[PredictedCall], traffic: pd.DataFrame) -> dict[tuple[str, str], int]:
     """The payload of a collective's calls in a phase, where by formula all are of one size and the counts agree with that.
 
     Counts alone would not do: those of a large and a small call look like two between them. A transfer belongs to either phase,

@@ -23,7 +23,7 @@ from engine.files import write
 from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
 from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
-from engine.predict.memory.split import part_of
+from engine.predict.ledger.split import part_of
 from engine.spec import ModelSpec, Precision, Recompute, WorkloadSpec
 
 _WORKLOADS = [WorkloadSpec(precision=precision) for precision in get_args(Precision)]

@@ -12,21 +12,14 @@ import numpy as np
 import pandas as pd
 
 from engine.families import FAMILIES
-from engine.predict.messages.calls import wire_bytes
-from engine.predict.messages.held import Part, buckets, parts
+from engine.predict.ledger.layout import LayoutLedgers
+from engine.predict.ledger.split import ChunkSplit
+from engine.predict.memory.buckets import BucketSizes
 from engine.predict.terms import Factor, Term, total
-from engine.predict.traffic import going_on
-from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, Precision, RequestError, sentence
+from engine.predict.traffic.calls import wire_bytes
+from engine.predict.traffic.step import TokenPass
+from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, Precision, RequestError, WorkloadSpec, sentence
 from engine.tables import LARGEST
-
-_NAMES = {
-    "table": sentence("token table"),
-    "positions": sentence("positions"),
-    "norm": sentence("norm of the embeddings"),
-    "layer": sentence("layers"),
-    "decoder": sentence("decoder layers"),
-    "head": sentence("head"),
-}
 
 
 def must_write(model: ModelSpec) -> None:
@@ -58,12 +51,18 @@ def _short(number: int) -> str:
 
 
 def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int) -> tuple[Term, ...]:
-    """Bytes of the parameters that a rank of `stage` holds."""
-    e = Factor("e", BYTES_OF[precision])
+    """Bytes of the parameters that a rank of `stage` holds. Raises `NotRecordedError`."""
+    ledgers = LayoutLedgers(model, layout, WorkloadSpec(precision=precision))
+    found: dict[tuple[str, Factor], int] = {}
+    for chunk in ledgers.on(stage):
+        for recorded in chunk.ledger.buckets:
+            bucket = BucketSizes(recorded, chunk.part, ledgers.sizes, 1)
+            key = bucket.name, bucket.size
+            found[key] = found.get(key, 0) + chunk.times(recorded.layer)
     return tuple(
-        Term(_NAMES[bucket.name], (Factor("L", bucket.alike), Factor(f"Ψ_{bucket.name}", bucket.size), e))
-        for part in _held(model, layout, stage)
-        for bucket in buckets(model, layout.tp, part)
+        Term(sentence("weights of {bucket}", bucket=name), (Factor("L", count), size, ledgers.e))
+        for (name, size), count in found.items()
+        if count
     )
 
 
@@ -73,18 +72,18 @@ def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int
     2 · L · B · T · G/tp · D · e. A decoder with an encoder also keeps the keys and values of the source, S tokens. Models that do
     not predict the next token keep nothing.
     """
-    held = _held(model, layout, stage)
+    split = ChunkSplit(model, layout)
     wide = (Factor("G/tp", model.key_heads // layout.tp), Factor("D", model.head_width), Factor("e", BYTES_OF[precision]))
     b, two = Factor("B", batch), Factor("2", 2)
     objective = model.parts.objective
-    if objective == "causal":
-        layers = Factor("L", sum(part.layers for part in held))
-        return (Term("keys and values of every token", (two, layers, b, Factor("T", length), *wide)),)
-    if objective == "seq2seq":
-        layers = Factor("L", sum(part.crossing for part in held))
-        own = Term("keys and values of every token", (two, layers, b, Factor("T", length), *wide))
-        return (own, Term("keys and values of the source", (two, layers, b, Factor("S", model.seq), *wide)))
-    return ()
+    if objective not in ("causal", "seq2seq"):
+        return ()
+    decodes = int(objective == "seq2seq")  # which kind of layers
+    layers = Factor("L", sum(split.chunks[chunk][1][decodes] for chunk in split.on(stage)))
+    own = Term("keys and values of every token", (two, layers, b, Factor("T", length), *wide))
+    if not decodes:
+        return (own,)
+    return (own, Term("keys and values of the source", (two, layers, b, Factor("S", model.seq), *wide)))
 
 
 def inference_table(
@@ -136,15 +135,15 @@ def passed(
     assert not model.parts.encoder
     degree = {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp}
     most: dict[tuple[str, str], tuple[int, int]] = {}
+    one = TokenPass(model, layout, precision, tokens, batch)
     for stage in range(layout.pp):
         here: dict[tuple[str, str], tuple[int, int]] = {}
-        for part in _held(model, layout, stage):
-            for call in going_on(model, layout, precision, part, "decode", 1, tokens, batch):
-                if call.calls and call.collective != "recv":
-                    n = 2 if call.between else degree[call.axis]
-                    calls, wire = here.get((call.axis, call.collective), (0, 0))
-                    more = call.calls * wire_bytes(call.collective, call.payload_bytes, n)
-                    here[call.axis, call.collective] = (calls + call.calls, wire + more)
+        for call in one.calls(stage, "decode"):
+            if call.collective != "recv":
+                n = 2 if call.between else degree[call.axis]
+                calls, wire = here.get((call.axis, call.collective), (0, 0))
+                more = call.calls * wire_bytes(call.collective, call.payload_bytes, n)
+                here[call.axis, call.collective] = (calls + call.calls, wire + more)
         for key, amount in here.items():
             most[key] = max(most.get(key, (0, 0)), amount, key=lambda a: a[1])
     return most
@@ -161,7 +160,3 @@ def passed_table(
         for (axis, collective), (calls, wire) in passed(model, layout, precision, batch, tokens).items()
     ]
     return pd.DataFrame(rows, columns=["phase", "sequences", "tokens", "axis", "collective", "calls", "wire_bytes"])
-
-
-def _held(model: ModelSpec, layout: LayoutSpec, stage: int) -> list[Part]:
-    return [part for part in parts(model, layout) if part.stage == stage]

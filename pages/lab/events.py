@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engine.predict.messages.calls import wire_bytes
-from engine.predict.messages.held import parts
 from engine.predict.timeline import Timeline
-from engine.predict.traffic import data_parallel, pipeline, tensor_parallel
+from engine.predict.traffic.calls import wire_bytes
+from engine.predict.traffic.step import Training
 from engine.schedule import Action, Schedule, plan
 from engine.spec import RunSpec
 from engine.tables import members
@@ -124,12 +123,13 @@ def _by_chunk(spec: RunSpec, stage: int) -> dict[tuple[int, str, str, str, int],
     """(chunk, axis, collective, phase, other stage of a message) → calls, payload and wire bytes of a rank's step, predicted."""
     found: dict[tuple[int, str, str, str, int], Counts] = {}
     degrees = {"dp": spec.layout.dp, "tp": spec.layout.tp, "pp": 2}
-    for part in (p for p in parts(spec.model, spec.layout) if p.stage == stage):
-        for call in chain.from_iterable(purpose(spec, part) for purpose in (tensor_parallel, pipeline, data_parallel)):
+    training = Training(spec)
+    for chunk in training.ledgers.on(stage):
+        for call in training.of_chunk(chunk):
             other = -1 if call.between is None else sum(call.between) - stage
             wire = wire_bytes(call.collective, call.payload_bytes, degrees[call.axis])
             more = call.calls * np.array([1, call.payload_bytes, wire], dtype="int64")
-            key = (part.index, call.axis, call.collective, call.phase, other)
+            key = (chunk.number, call.axis, call.collective, call.phase, other)
             found[key] = found.get(key, np.zeros(3, dtype="int64")) + more
     return found
 

@@ -8,18 +8,22 @@ from pathlib import Path
 from engine import catalog
 from engine.launch.probe import probe
 from engine.launch.recordings import parts, record_all, structures, wanted
+from engine.predict.ledger.form import Ledger
 from engine.predict.ledger.keep import LedgerFolder
-from engine.predict.memory.shortened import stage_actions
-from engine.predict.memory.stages import Stages
+from engine.predict.ledger.layout import LayoutLedgers
 from engine.spec import ModelSpec
 from tests.covering import covering
 from tests.predict.random_specs import random_specs
 
 
+def unread(structure: object, part: object) -> Ledger:
+    raise AssertionError("saying which ledgers are needed reads none")
+
+
 def test_every_chunk_of_every_layout_is_among_what_is_recorded() -> None:
     for spec in (*covering(), *random_specs(100, seed=3)):
         recorded = itertools.product(structures(spec.model), parts(spec.model))
-        assert Stages(spec, stage_actions(spec)).needs() <= {*recorded}
+        assert LayoutLedgers(spec.model, spec.layout, spec.workload, ledgers=unread).needs() <= {*recorded}
 
 
 def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:

@@ -7,9 +7,9 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from engine.predict.messages.reductions import reductions
 from engine.predict.terms import total
 from engine.predict.traffic import terms, traffic
+from engine.predict.traffic.reductions import reductions
 from engine.schedule import compute_order
 from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.tables import SCHEMAS

@@ -1,250 +1,262 @@
-"""The traffic of many layouts at once, for the planner: `engine.predict.traffic`'s formulas over arrays.
+"""The traffic of many layouts at once, for the planner: the same rules over arrays.
 
-What a stage passes is a sum over the things that it holds: layers, ends of the model, cuts to other stages. How many of each it
-holds depends on the pipeline's shape alone, and what one of them passes on everything else; so the two are worked out apart, each
-as a matrix, and multiplied.
+What a stage passes is a sum over what it has: chunks, layers between a chunk's first and last, cuts to other stages. How many of
+each it has depends on the pipeline's shape alone, and what one of them passes on everything else. So the two are worked out
+apart, each as a matrix, and multiplied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.bulk.pieces import pieces
 from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
-from engine.predict.messages.calls import wire_bytes
-from engine.predict.messages.held import head_size, layer_size, places_size, table_size
-from engine.predict.messages.reductions import reductions
+from engine.predict.ledger.dimensions import dimensions, structure
+from engine.predict.ledger.form import Part, Slicing
+from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.ledger.store import LedgerStore, ledger_store
+from engine.predict.symbolic import letter
+from engine.predict.terms import Factor
+from engine.predict.traffic.calls import PredictedCall, wire_bytes
+from engine.predict.traffic.chunk import trained
+from engine.predict.traffic.reductions import reductions
+from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
 from engine.schedule import SCHEDULES
-from engine.spec import BYTES_OF, V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
-from engine.spec.numbers import evenly
+from engine.spec import BYTES_OF, V_SHAPED, ModelSpec, Recompute, ScheduleName, WorkloadSpec
 
 Reals = NDArray[np.float64]
-Amount = tuple[Any, Any]  # wire bytes and calls of a step, a number or one for each layout
 
-HELD = ("layers", "crossing", "first", "last", "last only", "both", "cuts", "stage", "last stage", "ends")
 ROADS = ("tp", "pp", "dp", "dp late")
-_NUMBER = 4  # bytes of a norm or a loss
 _SPLIT: tuple[ScheduleName, ...] = ("zb-h1", "zb-v", "dualpipe-v")  # schedules that put weights' gradients off
+_SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
+_LATE = ("gather", "step")  # phases that no pass runs beside
+
+
+class Held(NamedTuple):
+    """Something that a stage has so many of. `part`: a chunk; `kind`: "own", what the chunk has once; "t0", "t1", a layer between
+    its first and last; "cut", a cut before it; or, without a part, "stage", "last" and "ends", a stage that is so.
+    """
+
+    part: Part | None
+    kind: str
 
 
 def bulk_traffic(
-    model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str] = ROADS, calls: bool = True
+    model: ModelSpec,
+    workload: WorkloadSpec,
+    grid: Grid,
+    roads: Sequence[str] = ROADS,
+    calls: bool = True,
+    ledgers: Ledgers | None = None,
 ) -> dict[str, Reals]:
     """What the busiest rank passes in a step: name → (n,) numbers, for the n layouts of `grid`.
 
     "tp", "pp" and "dp" are wire bytes, with " calls" behind it the calls, receives included. "dp late" is the part of dp that
     no pass runs beside: new values and what the optimizer's step needs. Each name has its own busiest rank. `roads`: which;
-    `calls`: whether they are counted too.
+    `calls`: whether they are counted too. `ledgers`: those to read, in place of `ledger_store()`; raises `NotRecordedError`.
     """
     full = grid.recompute == RECOMPUTES.index("full")  # selective recompute repeats no collective
     first, cost = distinct(
         grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full
     )
-    costs = _Costs(model, workload, grid.take(first), roads, 1 + calls)
     v_shaped, splits = (np.isin(grid.schedule, [SCHEDULES.index(name) for name in names]) for names in (V_SHAPED, _SPLIT))
     groups = grid.pp, grid.chunks, v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
     some, which = distinct(*groups, cost)  # one of those whose stages pass the same
     starts, _ = distinct(*(group[some] for group in groups))
     bounds = [*starts.tolist(), len(some)]
+    shapes = [_Shape.of(model, int(grid.pp[some[i]]), int(grid.chunks[some[i]]), bool(v_shaped[some[i]])) for i in bounds[:-1]]
+    held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
+    costs = _Costs(model, workload, grid.take(first), held, roads, 1 + calls, ledgers)
     measures = ("", " calls")[: 1 + calls]
     found = {name + behind: np.zeros(len(some)) for name in roads for behind in measures}
-    for start, stop in pairwise(bounds):
-        pp, chunks, bends, schedule = (int(group[some[start]]) for group in groups)
-        shape, here = _Shape.of(model, pp, chunks, bool(bends)), cost[some[start:stop]]
-        held = shape.held.T if schedule else shape.alike
-        fewer = _fewer(SCHEDULES[schedule - 1], shape, costs.grid.microbatches[here]) if schedule else None
+    for shape, (start, stop) in zip(shapes, pairwise(bounds), strict=True):
+        schedule, here = int(groups[3][some[start]]), cost[some[start:stop]]
+        rows = np.array([held.index(one) for one in shape.held])
+        matrix = shape.counts if schedule else shape.alike  # (stages, things)
         for name in roads:
             for measure, behind in enumerate(measures):
-                passed = multiplied(held, costs.matrix(name, measure)[:, here])  # (stages, layouts)
-                if fewer is not None and name in costs.put_off:
-                    # What one reduction of a chunk passes, and how many fewer there are.
-                    one = multiplied(shape.chunk_held.T, costs.put_off[name][measure][:, here])
-                    passed += multiplied(shape.on.T, one * fewer)
+                passed = multiplied(matrix, costs.of(name, measure)[np.ix_(rows, here)])
+                if schedule and name in costs.reduced:
+                    # What one reduction of a chunk passes, times how many there are.
+                    one = multiplied(shape.by_chunk, costs.reduced[name][measure][np.ix_(rows, here)])
+                    often = reductions(
+                        SCHEDULES[schedule - 1], shape.pp, costs.grid.microbatches[here], shape.stage[:, None], shape.run[:, None]
+                    )
+                    passed += multiplied(shape.on.T, one * often)
+                elif name in costs.reduced:
+                    passed += multiplied(matrix, costs.reduced[name][measure][np.ix_(rows, here)] * costs.grid.microbatches[here])
                 found[name + behind][start:stop] = passed.max(0)
     return {name: numbers[which] for name, numbers in found.items()}
 
 
-def _fewer(name: ScheduleName, shape: _Shape, microbatches: Whole) -> Whole:
-    """How many reductions of each chunk there are, where passes that overlap are reduced together, more than one a microbatch:
-    nothing or less. (chunks, layouts)
+# ------------------------------------------------------------------------------------------------ what each stage has
+
+
+class _Shape(NamedTuple):
+    """`counts` (stages, things) says how many of `held` each stage has, `by_chunk` (chunks, things) each chunk; `on` (chunks,
+    stages) is 1 where a chunk is on a stage; `stage` and `run` of each chunk.
     """
-    return reductions(name, shape.pp, microbatches, shape.stage[:, None], shape.run[:, None]) - microbatches
-
-
-# ------------------------------------------------------------------------------------------------ what each stage holds
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """`held` (len(HELD), stages) and `chunk_held` (the same by chunk); `on` (chunks, stages) is 1 where a chunk is on a stage."""
 
     pp: int
     stage: NDArray[np.int64]
     run: NDArray[np.int64]
-    chunk_held: Reals
+    held: list[Held]
+    counts: Reals
+    by_chunk: Reals
     on: Reals
-    held: Reals
 
-    @cached_property
+    @property
     def alike(self) -> Reals:
-        """What different stages hold, (k, len(HELD)): those that hold the same pass the same."""
-        return np.array(list(dict.fromkeys(map(tuple, self.held.T.tolist()))))
+        """What different stages have, (k, things): those that have the same pass the same."""
+        return np.array(list(dict.fromkeys(map(tuple, self.counts.tolist()))))
 
     @classmethod
     def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: bool) -> _Shape:
         index = np.arange(pp * chunks)
         run, place = index // pp, index % pp
         stage = np.where(v_shaped & (run % 2 == 1), pp - 1 - place, place)
-        count = np.array(evenly(model.layers, len(index)))
-        end = np.cumsum(count)
-        decoder = model.encoder_layers if model.parts.encoder else model.layers
-        crossing = np.maximum(0, end - np.maximum(end - count, decoder))
-        first, last = index == 0, index == len(index) - 1
-        # Tensors that a chunk sends: its output on, its input's gradient back, where the other chunk is on another stage.
-        streams = np.where(end < model.layers, 2, 1) if model.parts.encoder else np.ones(len(index), np.int64)
-        crosses = np.append(stage[1:] != stage[:-1], False)
-        cuts = streams * crosses + np.append(0, (streams * crosses)[:-1])
-        nothing = np.zeros(len(index))
-        by_chunk = np.array([count - crossing, crossing, first, last, last & ~first, last & first, cuts] + [nothing] * 3, float)
-        on = (stage[:, None] == np.arange(pp)).astype(float)
-        held = by_chunk @ on
-        held[HELD.index("stage")] = 1
-        held[HELD.index("last stage"), stage[-1]] = 1
+        found, which = pieces(model.layers, model.encoder_layers, pp * chunks)
+        held: dict[Held, int] = {}
+        entries: list[tuple[int, int, float]] = []  # chunk, thing, how many
+        cuts: list[tuple[int, int]] = []  # stage, thing
+
+        def number(part: Part | None, kind: str) -> int:
+            return held.setdefault(Held(part, kind), len(held))
+
+        for chunk, piece in enumerate(found[i] for i in which):
+            part = piece.form.part
+            entries.append((chunk, number(part, "own"), 1))
+            entries += [(chunk, number(part, f"t{kind}"), count) for kind, count in enumerate(piece.between) if count]
+            if chunk and stage[chunk] != stage[chunk - 1]:
+                thing = number(part, "cut")
+                cuts += [(int(stage[chunk - 1]), thing), (int(stage[chunk]), thing)]
+        several = [(s, number(None, "stage")) for s in range(pp)] + [(int(stage[-1]), number(None, "last"))]
         if stage[-1] != stage[0]:
-            held[HELD.index("ends"), [0, stage[-1]]] = 1
-        return cls(pp, stage, run, by_chunk, on, held)
+            several += [(int(s), number(None, "ends")) for s in (stage[0], stage[-1])]
+        by_chunk = np.zeros((len(index), len(held)))
+        for chunk, thing, count in entries:
+            by_chunk[chunk, thing] = count
+        on = (stage[:, None] == np.arange(pp)).astype(float)
+        counts = on.T @ by_chunk
+        for at, thing in (*cuts, *several):
+            counts[at, thing] += 1
+        return cls(pp, stage, run, list(held), counts, by_chunk, on)
 
 
 # ------------------------------------------------------------------------------------------- what one of each thing passes
 
 
 class _Costs:
-    """For every road and measure a matrix (len(HELD), layouts): what one thing of each sort passes in a step.
+    """For every road and measure a matrix (things, layouts): what one of each passes in a step.
 
-    `put_off` has the same of one reduction, of what a split backward may reduce less often than once a microbatch.
+    `reduced` has the same of one reduction of a chunk's deferred gradients.
     """
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, roads: Sequence[str], measures: int) -> None:
-        self.model, self.grid, self.measures = model, grid, measures
-        self.e = BYTES_OF[workload.precision]
-        self.kept = BYTES_OF[workload.gradient_precision]
-        self._sums = {name: np.zeros((measures, len(HELD), len(grid))) for name in roads}
-        self.put_off = {name: np.zeros((measures, len(HELD), len(grid))) for name in ("tp", "dp")}
-        self._tensor_parallel()
-        self._pipeline()
-        for bucket in _buckets(model, grid.tp):
-            self._data_parallel(bucket)
-        self._optimizer_step()
+    def __init__(
+        self,
+        model: ModelSpec,
+        workload: WorkloadSpec,
+        grid: Grid,
+        held: list[Held],
+        roads: Sequence[str],
+        measures: int,
+        ledgers: Ledgers | None,
+    ) -> None:
+        self.model, self.workload, self.grid, self.held, self.measures = model, workload, grid, held, measures
+        self._ledgers = ledger_store() if ledgers is None else ledgers
+        self._sums = {name: np.zeros((measures, len(held), len(grid))) for name in roads}
+        self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
+        slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
+        full = grid.recompute == RECOMPUTES.index("full")
+        self._check(slicing, full)
+        first, which = distinct(slicing, full)
+        for kind, one in enumerate(first.tolist()):
+            self._recorded(_SLICINGS[slicing[one]], "full" if full[one] else "none", np.flatnonzero(which == kind))
+        first, which = distinct(slicing, grid.zero)
+        for kind, one in enumerate(first.tolist()):
+            self._by_zero(_SLICINGS[slicing[one]], int(grid.zero[one]), np.flatnonzero(which == kind))
 
-    def matrix(self, name: str, measure: int) -> Reals:
-        return self._sums[name][measure]
+    def of(self, name: str, measure: int) -> Reals:
+        """(things, layouts)"""
+        found: Reals = self._sums[name][measure]
+        return found
 
-    def _add(self, road: str, held: str, amount: Amount) -> None:
-        for measure in range(self.measures if road in self._sums else 0):
-            self._sums[road][measure, HELD.index(held)] += amount[measure]
+    def _check(self, slicing: Whole, full: Any) -> None:
+        if isinstance(self._ledgers, LedgerStore):
+            first, _ = distinct(slicing, full)
+            kinds = {(_SLICINGS[slicing[i]], "full" if full[i] else "none") for i in first.tolist()}
+            kinds |= {(cut, "none") for cut, _ in kinds}
+            parts = {one.part for one in self.held if one.part is not None}
+            self._ledgers.check({self._key(part, cut, recompute) for part in parts for cut, recompute in kinds})  # type: ignore[arg-type]
 
-    def _tensor_parallel(self) -> None:
-        """As `traffic.tensor_parallel`: sums left behind, and under sequence parallelism gathered input, a microbatch."""
-        g, n, model = self.grid, self.grid.tp, self.model
-        times = g.microbatches * (n > 1)
-        x = g.microbatch_size * (model.rows * model.hidden * self.e)
-        cut = g.sequence_parallel
-        again = 1 + (g.recompute == RECOMPUTES.index("full"))
-        leave = np.where(cut, wire_bytes("reduce_scatter", x, n), wire_bytes("all_reduce", x, n)) * times
-        enter = wire_bytes("all_gather", x // n, n) * cut * times
+    def _key(self, part: Part, slicing: Slicing, recompute: Recompute) -> Key:
+        """Calls do not depend on which dimensions are 1, so all that a layout has a say in are taken for more."""
+        sizes = dimensions(self.model, slicing, letter("tp"), letter("B"))
+        return structure(self.model, self.workload, recompute, slicing, sizes), part
 
-        def passed(held: str, left: Any, entered: Any) -> None:
-            self._add("tp", held, (leave * left + enter * entered, times * (left + cut * entered)))
+    def _setting(self, slicing: Slicing, zero: int, here: Whole) -> Setting:
+        some, workload = self.grid.take(here), self.workload
+        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size)
+        e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
+        return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g)
 
-        for held, reads, sums in (("layers", 2, 2), ("crossing", 4, 3)):
-            passed(held, sums * again + reads, reads * (again + 1) + sums)
-        passed("last", 1, 2)
-        streams = 2 if model.parts.encoder else 1
-        both = np.where(cut, streams * leave, wire_bytes("all_reduce", streams * x, n) * times)
-        self._add("tp", "first", (both + streams * enter, times * (1 + cut)))
-        tokens = g.microbatch_size * ((model.rows - model.seq or model.seq) * _NUMBER)
-        loss = wire_bytes("all_reduce", tokens, n) + wire_bytes("all_reduce", 2 * tokens, n)
-        self._add("tp", "last", (loss * times, 2 * times))
+    def _recorded(self, slicing: Slicing, recompute: Recompute, here: Whole) -> None:
+        """Calls over tp, and messages over pp."""
+        setting = self._setting(slicing, 0, here)
+        for number, one in enumerate(self.held):
+            if one.part is None:
+                continue
+            traffic = trained(self._ledgers(*self._key(one.part, slicing, recompute)))
+            if one.kind == "cut":
+                found: Iterable[PredictedCall] = messages(traffic, setting, (0, 1), receives=True)
+            else:
+                found = _of_layers(one, tensor_parallel(traffic, setting))
+            self._add(number, here, setting, found)
 
-    def _pipeline(self) -> None:
-        """As `traffic.pipeline`: what is sent; and as many receives."""
-        g = self.grid
-        x = g.microbatch_size * (self.model.rows * self.model.hidden * self.e)
-        self._add("pp", "cuts", (g.microbatches * np.where(g.sequence_parallel, x // g.tp, x), 2 * g.microbatches))
+    def _by_zero(self, slicing: Slicing, zero: int, here: Whole) -> None:
+        """What dp adds, and the end of a step."""
+        setting = self._setting(slicing, zero, here)
+        for number, one in enumerate(self.held):
+            if one.part is not None and one.kind != "cut":
+                traffic = trained(self._ledgers(*self._key(one.part, slicing, "none")))
+                self._add(number, here, setting, _of_layers(one, data_parallel(traffic, one.part, setting)))
+            elif one.part is None and one.kind == "ends" and self.model.parts.tied:
+                part = next(other.part for other in self.held if other.part is not None and other.part.first)
+                traffic = trained(self._ledgers(*self._key(part, slicing, "none")))
+                self._add(number, here, setting, tie(traffic, part, setting, (0, 1)))
+            elif one.part is None and one.kind != "ends":
+                every = list(norm_and_loss(setting, True))
+                self._add(number, here, setting, every[:-1] if one.kind == "stage" else every[-1:])
 
-    def _data_parallel(self, bucket: _Bucket) -> None:
-        """As `traffic.data_parallel`."""
-        g, held = self.grid, bucket.held
-        parts = np.where(g.zero > 0, g.dp, 1)
-        share = -(-bucket.size // parts)
-        travels = np.where(g.zero >= 2, self.e, self.kept)
-        often = np.where(g.zero >= 2, g.microbatches, 1)
-        payload = share * parts * travels
-        wire = np.where(g.zero > 0, wire_bytes("reduce_scatter", payload, g.dp), wire_bytes("all_reduce", payload, g.dp))
-        whole = g.sequence_parallel & (bucket.whole > 0)
-        reduced: dict[str, Amount] = {
-            "dp": (wire, (g.dp > 1) * 1),
-            "tp": (wire_bytes("all_reduce", bucket.whole * travels, g.tp) * whole, whole * 1),
-        }
-        for road, (each, calls) in reduced.items() if bucket.reduced else ():
-            self._add(road, held, (each * often, calls * often))
-            if bucket.deferred:
-                self.put_off[road][:, HELD.index(held)] += np.array([each, calls][: self.measures])
-        gathered = wire_bytes("all_gather", share * self.e, g.dp)
-        fetches = (g.zero == 3) * g.microbatches * bucket.gathers
-        published = ((g.zero == 1) | (g.zero == 2)) * bucket.reduced
-        self._add("dp", held, (gathered * (fetches + published), fetches + published))
-        self._add("dp late", held, (gathered * published, published))
-
-    def _optimizer_step(self) -> None:
-        """As `traffic.optimizer_step`."""
-        g = self.grid
-        if self.model.parts.tied:
-            share = -(-table_size(self.model, g.tp) // np.where(g.zero > 0, g.dp, 1))
-            self._add("pp", "ends", (wire_bytes("all_reduce", share * self.kept, 2), 1))
-        number = {axis: wire_bytes("all_reduce", _NUMBER, n) for axis, n in (("tp", g.tp), ("pp", g.pp), ("dp", g.dp))}
-        for axis, n in (("tp", g.tp), ("pp", g.pp)):
-            self._add(axis, "stage", (number[axis], n > 1))
-        for road in ("dp", "dp late"):
-            self._add(road, "stage", (number["dp"] * (g.zero > 0), g.zero > 0))
-            self._add(road, "last stage", (number["dp"], g.dp > 1))
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """As `held.Bucket`, by what holds it. `gathers` in forward and backward together; not `reduced` if counted elsewhere."""
-
-    held: str
-    whole: Any
-    size: Any
-    deferred: bool
-    gathers: int
-    reduced: bool = True
+    def _add(self, number: int, here: Whole, setting: Setting, found: Iterable[PredictedCall]) -> None:
+        ranks = {"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}
+        for call in found:
+            n = 2 if call.between else ranks[call.axis]
+            # ZeRO calls for its one replica too, but to add up gradients.
+            there = np.asarray(n) > (0 if call.axis == "dp" and call.collective == "all_gather" else 1)
+            calls = call.calls * there
+            amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
+            late = call.axis == "dp" and call.phase in _LATE
+            into = self.reduced if call.reduced else self._sums
+            for road in (call.axis, "dp late") if late else (call.axis,):
+                for measure in range(self.measures if road in into else 0):
+                    into[road][measure, number, here] += amounts[measure]
 
 
-def _buckets(model: ModelSpec, tp: Any) -> Iterator[_Bucket]:
-    """As `held.buckets`."""
-    family, table = model.parts, table_size(model, tp)
-    yield _Bucket("first", 0, table, False, 1)
-    if family.tied:
-        yield _Bucket("last only", 0, table, True, 2)
-        yield _Bucket("both", 0, table, False, 2, reduced=False)  # what is first too has the table already
-    if places_size(model):
-        yield _Bucket("first", places_size(model), places_size(model), False, 1)
-    if family.embedding_norm:
-        norm = family.norm_vectors * model.hidden
-        yield _Bucket("first", norm, norm, False, 2)
-    for held, crossing in (("layers", False), ("crossing", True)):
-        if family.encoder or not crossing:
-            whole, cut = layer_size(model, tp, crossing)
-            yield _Bucket(held, whole, whole + cut, True, 2)
-    if family.head != "bare" or not family.tied or family.output_bias:
-        whole, cut = head_size(model, tp)
-        yield _Bucket("last", whole, whole + cut, not family.tied, 2)
+def _of_layers(one: Held, found: Iterable[PredictedCall]) -> Iterator[PredictedCall]:
+    """Those of a chunk's own, which are all but the layers that stand for others; or those of one of these."""
+    part = one.part
+    assert part is not None
+    inner = {}
+    start = 0
+    for kind, recorded in enumerate(part.recorded):
+        if recorded == 3:
+            inner[start + 1] = f"t{kind}"
+        start += recorded
+    return (call for call in found if inner.get(call.layer, "own") == one.kind)

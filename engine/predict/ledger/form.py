@@ -260,7 +260,9 @@ def unpack(data: bytes) -> Ledger:
             Bucket(names[n], layer, tuple(Parameter(several(shape), bool(whole)) for shape, whole in parameters))
             for n, layer, parameters in plain["buckets"]
         ),
-        calls=tuple(Call(names[n], names[axis], names[collective], products[size]) for n, axis, collective, size in plain["calls"]),
+        calls=tuple(
+            Call(names[n], names[axis], names[collective], products[size]) for n, axis, collective, size in plain["calls"]
+        ),
         operations=tuple(Operation(names[n], *map(several, sizes)) for n, *sizes in plain["operations"]),
         traces={
             key: MicrobatchTrace(

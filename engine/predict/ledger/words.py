@@ -71,6 +71,11 @@ def in_words(name: str) -> str:
     return sentence("{module}: {operation}", module=_MODULES.get(module, module), operation=what) if module else what
 
 
+def module_in_words(path: str) -> str:
+    """Of a module."""
+    return _MODULES.get(path, path)
+
+
 def bucket_in_words(bucket: Bucket) -> str:
     """Of a bucket."""
     return _BUCKETS.get(bucket.name, bucket.name)

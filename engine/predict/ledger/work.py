@@ -1,14 +1,13 @@
-"""What a pass costs and sends, read from a ledger: for one layout, or for arrays of layouts at once."""
+"""What a pass computes, read from a ledger: for one layout, or for arrays of layouts at once."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.predict.ledger.dimensions import value
-from engine.predict.ledger.form import CALLS, RUNS, Ledger, MicrobatchTrace, Product
+from engine.predict.ledger.form import RUNS, Ledger, MicrobatchTrace, Product
 
 
 @dataclass
@@ -31,18 +30,6 @@ def work(ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[
         found.written = found.written + times * _sum(operation.written, sizes)
         found.kernels = found.kernels + times
     return found
-
-
-def sent(
-    ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]
-) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """(axis, collective) → calls and payload bytes of one microbatch's action. What dp adds is told by ZeRO's rules."""
-    found: dict[tuple[str, str], tuple[Any, Any]] = defaultdict(lambda: (0, 0))
-    for times, number in _happening(trace, action, CALLS, repeats):
-        call = ledger.calls[number]
-        calls, payload = found[call.axis, call.collective]
-        found[call.axis, call.collective] = calls + times, payload + times * value(call.payload, sizes)
-    return dict(found)
 
 
 def _happening(trace: MicrobatchTrace, action: str, kind: int, repeats: Sequence[Any]) -> Iterator[tuple[Any, int]]:

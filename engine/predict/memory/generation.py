@@ -9,39 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from engine.predict.ledger.dimensions import dimensions, slicing, structure
 from engine.predict.ledger.form import INPUTS, generating
-from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts, total_of
 from engine.predict.memory.passes import ActionTrace, LedgerReading
-from engine.predict.memory.split import ChunkSplit
 from engine.predict.terms import Factor
-from engine.spec import BYTES_OF, RunSpec, sentence
+from engine.spec import RunSpec, sentence
 from engine.tables import KV_CACHE
 
 
 class Generation:
     """Of one spec."""
 
-    def __init__(self, spec: RunSpec, split: ChunkSplit) -> None:
-        self.spec, self.split = spec, split
-        layout, model, generate = spec.layout, spec.model, spec.generate
-        self.prompt, self.new = len(generate.prompt.encode()), generate.new_tokens
-        self.last = self.prompt + self.new - 1  # tokens in all, when the last one is passed
-        cut = slicing(layout.tp, False)
-        self.sizes = dimensions(model, cut, layout.tp, 1, (self.prompt, self.last))
-        self.structure = structure(model, spec.workload, "none", cut, self.sizes, generates=True)
-        self.e = Factor("e", BYTES_OF[spec.workload.precision])
-        self.readings: dict[int, LedgerReading] = {}
-
-    def needs(self) -> set[Key]:
-        """Which ledgers."""
-        return {(self.structure, part) for part, _ in self.split.chunks}
-
-    def read(self, ledgers: Ledgers) -> None:
-        """Put the numbers into the ledgers."""
-        for chunk, (part, counts) in enumerate(self.split.chunks):
-            self.readings[chunk] = LedgerReading(ledgers(self.structure, part), part, counts, self.sizes)
+    def __init__(self, spec: RunSpec, ledgers: LayoutLedgers) -> None:
+        self.spec, self.split, self.e = spec, ledgers.split, ledgers.e
+        self.prompt, self.new = len(spec.generate.prompt.encode()), spec.generate.new_tokens
+        chunks = range(len(ledgers.split.chunks))
+        self.readings = [LedgerReading(ledgers.chunk(number), ledgers.sizes) for number in chunks]
 
     def standing(self, stage: int) -> Counts:
         """Weights, the cache of keys and values, and the prompt."""

@@ -21,11 +21,10 @@ from engine.predict.ledger.form import (
     OUTPUTS,
     RELEASES,
     Block,
-    Ledger,
     MicrobatchTrace,
-    Part,
     Segment,
 )  # fmt: skip
+from engine.predict.ledger.layout import Chunk
 from engine.predict.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.buckets import BucketSizes
@@ -146,16 +145,15 @@ class _LentBlock:
 class LedgerReading:
     """A ledger with the numbers of one layout put in."""
 
-    def __init__(self, ledger: Ledger, part: Part, counts: tuple[int, int], sizes: Mapping[str, Any]) -> None:
-        """`counts`: layers of each kind. `sizes`: of the dimensions."""
-        self.ledger, self.part, self.sizes = ledger, part, sizes
-        self.times = part.repeats(*counts)
-        self.blocks = [self._block(block) for block in ledger.blocks]
+    def __init__(self, chunk: Chunk, sizes: Mapping[str, Any]) -> None:
+        """`sizes`: of the dimensions."""
+        self.chunk, self.ledger, self.sizes = chunk, chunk.ledger, sizes
+        self.blocks = [self._block(block) for block in self.ledger.blocks]
 
     def buckets(self, parts: int) -> list[tuple[BucketSizes, Any]]:
         """Each with how many there are. `parts`: in how many ZeRO cuts each, 1 or dp."""
         return [
-            (BucketSizes(bucket, self.part, self.sizes, parts), self.times[bucket.layer] if bucket.layer >= 0 else 1)
+            (BucketSizes(bucket, self.chunk.part, self.sizes, parts), self.chunk.times(bucket.layer))
             for bucket in self.ledger.buckets
         ]
 
@@ -216,9 +214,9 @@ class _Applied:
         self.gathered = [BlockKind("communication", name, (b.size, e), b.layered) for b, _ in buckets] if zero == 3 else []
 
     def stretches(self, trace: MicrobatchTrace, action: str) -> list[Stretch]:
-        found, times = list[Stretch](), self.reading.times
+        found = list[Stretch]()
         for segment in trace.segments(action):
-            often = times[segment.layer] if segment.layer >= 0 else 1
+            often = self.reading.chunk.times(segment.layer)
             if often:
                 found.append(Stretch(segment.layer, often, self._events(segment)))
         return found

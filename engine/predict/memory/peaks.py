@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from engine.predict.ledger.keep import Ledgers
-from engine.predict.ledger.store import LedgerStore, ledger_store
+from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import Change, Counts
 from engine.predict.memory.generation import Generation
 from engine.predict.memory.shortened import ALL_OF, MOST, StageActions, highest, in_flight, stage_actions
@@ -64,33 +64,26 @@ def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledge
     A schedule of up to `all_of` passes and messages is gone through whole, of a longer one what brings something new, and that is
     at most `most`. `ledgers`: those to read, in place of `ledger_store()`. Raises `NotRecordedError` where one is not in that.
     """
-    actions = stage_actions(spec, all_of, most)
     if spec.generate.skip_training:
-        return _generating(spec, ledgers or ledger_store())
-    stages = opened_stages(spec, actions, ledgers)
+        return _generating(spec, ledgers)
+    stages = opened_stages(spec, stage_actions(spec, all_of, most), ledgers)
     peaks = tuple(_highest(stages, Place(stage)) for stage in range(spec.layout.pp))
     return Memory(peaks, _others(stages, peaks))
 
 
 def opened_stages(spec: RunSpec, actions: StageActions, ledgers: Ledgers | None = None) -> Stages:
-    """With their ledgers read. Raises `NotRecordedError`."""
-    stages, source = Stages(spec, actions), ledgers or ledger_store()
-    if isinstance(source, LedgerStore):
-        source.check(stages.needs())  # so that all that is missing is recorded at once
-    stages.read(source)
-    return stages
+    """Raises `NotRecordedError`."""
+    return Stages(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers), actions)
 
 
-def _generating(spec: RunSpec, ledgers: Ledgers) -> Memory:
-    stages = Stages(spec, stage_actions(spec))
-    generation = Generation(spec, stages.split)
-    if isinstance(ledgers, LedgerStore):
-        ledgers.check(generation.needs())
-    generation.read(ledgers)
+def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
+    prompt = len(spec.generate.prompt.encode())
+    tokens = prompt, prompt + spec.generate.new_tokens - 1
+    generation = Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
     peaks = []
     for stage in range(spec.layout.pp):
         action, there = generation.highest(stage)
-        peaks.append(_peak(stages, stage, action, generation.standing(stage), there))
+        peaks.append(_peak(spec, stage, action, generation.standing(stage), there))
     return Memory(tuple(peaks))
 
 
@@ -110,7 +103,7 @@ def _highest(stages: Stages, at: Place) -> Peak:
             counts[kind] += times * count
     within = {} if moment.trace is None else moment.trace.counts_at(moment.trace.highest[1])
     action = stages.actions.named(moment.action, moments[best_at:])
-    return _peak(stages, at.stage, action, counts, within, in_flight(moments[: best_at + 1]))
+    return _peak(stages.spec, at.stage, action, counts, within, in_flight(moments[: best_at + 1]))
 
 
 def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
@@ -132,9 +125,8 @@ def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
     return found
 
 
-def _peak(stages: Stages, stage: int, action: Action | str, before: Counts, within: Counts, in_flight: int = 0) -> Peak:
+def _peak(spec: RunSpec, stage: int, action: Action | str, before: Counts, within: Counts, in_flight: int = 0) -> Peak:
     """`before`: what is there before the action; `within`: what it has added when the most is there."""
-    spec = stages.spec
     terms: dict[str, list[Term]] = {c: [] for c in ((*CATEGORIES, KV_CACHE) if spec.generate.skip_training else CATEGORIES)}
     counts = defaultdict(int, before)
     for kind, count in within.items():

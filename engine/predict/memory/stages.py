@@ -6,18 +6,16 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from engine.optimizer import optimizer_of
-from engine.predict.ledger.dimensions import dimensions, slicing, structure
-from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, LedgerReading
 from engine.predict.memory.shortened import StageActions, with_left_out
-from engine.predict.memory.split import ChunkSplit
 from engine.predict.memory.walk import ActionTraces, Moment, StageWalk
 from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
-from engine.spec import BYTES_OF, RunSpec, sentence
+from engine.spec import RunSpec, sentence
 
 FOUR = Factor("4", 4)
 
@@ -33,41 +31,29 @@ class Place(NamedTuple):
 class Stages:
     """`actions`: which of a stage's actions are gone through."""
 
-    def __init__(self, spec: RunSpec, actions: StageActions) -> None:
-        self.spec, self.actions = spec, actions
-        layout, workload, model = spec.layout, spec.workload, spec.model
-        cut = slicing(layout.tp, layout.sequence_parallel)
-        self.dimensions = dimensions(model, cut, layout.tp, workload.microbatch_size)
-        self.structure = structure(model, workload, layout.recompute, cut, self.dimensions)
-        self.split = ChunkSplit(model, layout)
-        self.e = Factor("e", BYTES_OF[workload.precision])
-        self.g = Factor("g", BYTES_OF[workload.gradient_precision])
+    def __init__(self, spec: RunSpec, ledgers: LayoutLedgers, actions: StageActions) -> None:
+        self.spec, self.ledgers, self.actions = spec, ledgers, actions
+        layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
         self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
         self._traces = ActionTraces()
 
-    def needs(self) -> set[Key]:
-        """Which ledgers."""
-        return {(self.structure, part) for part, _ in self.split.chunks}
-
-    def read(self, ledgers: Ledgers) -> None:
-        """Put the numbers of the layout into the ledgers. Comes before all that follows."""
-        layout = self.spec.layout
-        for part, layers in dict.fromkeys(self.split.chunks):
-            reading = LedgerReading(ledgers(self.structure, part), part, layers, self.dimensions)
-            self._passes[part, layers] = reading.passes(layout.zero, layout.dp, self.kinds, self.e, self.g)
-
     def passes(self, chunk: int) -> ChunkPasses:
         """What a chunk does."""
-        return self._passes[self.split.chunks[chunk]]
+        part, layers = self.ledgers.split.chunks[chunk]
+        if (part, layers) not in self._passes:
+            reading = LedgerReading(self.ledgers.chunk(chunk), self.ledgers.sizes)
+            layout = self.spec.layout
+            self._passes[part, layers] = reading.passes(layout.zero, layout.dp, self.kinds, self.e, self.g)
+        return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:
         """All of a stage, and how many there are of each."""
-        return [pair for chunk in self.split.on(stage) for pair in self.passes(chunk).buckets]
+        return [pair for chunk in self.ledgers.split.on(stage) for pair in self.passes(chunk).buckets]
 
     def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
         """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
-        passes = {chunk: self.passes(chunk) for chunk in self.split.on(at.stage)}
+        passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(at.stage)}
         walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at), self._traces)
         return self.standing(self.buckets(at.stage)), walk
 

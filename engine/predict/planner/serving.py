@@ -18,7 +18,8 @@ import pandas as pd
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
 from engine.predict.inference import cache, most_sequences, must_be_told, must_write, weights
-from engine.predict.messages.held import Part, head_size, layer_size, parts, table_size
+from engine.predict.ledger.layout import Chunk, LayoutLedgers
+from engine.predict.memory.buckets import BucketSizes
 from engine.predict.planner.candidates import MOST
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
@@ -120,32 +121,36 @@ def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int
     model = asked.model
     spec = RunSpec(model=model, layout=layout, workload=WorkloadSpec(precision=asked.precision))
     cost = Cost(spec.model, spec.workload, Grid.of([spec]), asked.device, asked.assumed)
-    decoding = [part for part in parts(model, layout) if part.crossing or not model.parts.encoder]
+    ledgers = LayoutLedgers(model, layout, WorkloadSpec(precision=asked.precision))
+    chunks = [chunk for stage in range(layout.pp) for chunk in ledgers.on(stage)]
+    decoding = [chunk for chunk in chunks if chunk.layers[1] or not model.parts.encoder]
     at_hand = -(-sequences // len(decoding))
     one = at_hand * model.hidden * cost.bytes  # bytes of one token's activations
     sums, message = float(cost.tp.all_reduce(one)[0]), float(cost.pp.message(one)[0])
     stages = []
-    for part in decoding:
-        read = _parameters_read(model, layout.tp, part)
-        layers, attentions = (part.crossing, 2) if model.parts.encoder else (part.layers, 1)
+    for chunk in decoding:
+        read = _parameters_read(ledgers, chunk)
+        layers, attentions = (chunk.layers[1], 2) if model.parts.encoder else (chunk.layers[0], 1)
         remembered = asked.length + (model.seq if model.parts.encoder else 0)
         scores = 4 * layers * remembered * model.heads // layout.tp * model.head_width
-        moved = read * cost.bytes + at_hand * kept[part.stage]
+        moved = read * cost.bytes + at_hand * kept[layout.placement[chunk.number]]
         work = max(moved / cost.bandwidth, at_hand * (2 * read + scores) / cost.flops)
         stages.append(work + layers * (attentions + 1) * sums + message)
     return max(sum(stages), min(len(decoding), sequences) * max(stages))
 
 
-def _parameters_read(model: ModelSpec, tp: int, part: Part) -> int:
+def _parameters_read(ledgers: LayoutLedgers, chunk: Chunk) -> int:
     """Those on one tp rank that the next token is multiplied by: of the decoder's layers, if there is an encoder, and the head's.
 
     Of the table that embeds, and of positions, it takes a row; and the encoder's output was turned into keys and values when the
     prompt was read.
     """
-    whole, cut = layer_size(model, tp, bool(model.parts.encoder))
+    model, read = ledgers.model, 0
+    encoders = chunk.part.recorded[0] if model.parts.encoder else 0
+    for recorded in chunk.ledger.buckets:
+        tied = chunk.part.last and model.parts.tied and recorded.name.endswith("token")
+        if recorded.layer >= encoders or (chunk.part.last and recorded.name == "head") or tied:
+            read += BucketSizes(recorded, chunk.part, ledgers.sizes, 1).size.value * chunk.times(recorded.layer)
     if model.parts.encoder:
-        cut -= 2 * (model.key_heads // tp) * model.head_width * model.hidden
-    read: int = (part.crossing if model.parts.encoder else part.layers) * (whole + cut)
-    if part.last:
-        read += sum(head_size(model, tp)) + (table_size(model, tp) if model.parts.tied else 0)
+        read -= chunk.layers[1] * 2 * (model.key_heads // ledgers.layout.tp) * model.head_width * model.hidden
     return read

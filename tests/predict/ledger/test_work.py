@@ -1,21 +1,17 @@
-"""A ledger tells what a pass computes and sends: the same that the formulas of the planner and of traffic say."""
+"""A ledger says what a pass computes: the same that the formulas of the planner say."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import numpy as np
 import pytest
 
 from engine.families import FamilyName
-from engine.predict.ledger.dimensions import dimensions, slicing, structure
+from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Part
 from engine.predict.ledger.keep import Ledgers
-from engine.predict.ledger.work import sent, work
-from engine.predict.messages.held import parts
+from engine.predict.ledger.work import work
 from engine.predict.speed.cost import model_flops
-from engine.predict.traffic import tensor_parallel
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import ModelSpec, WorkloadSpec
 
 WHOLE = Part(True, True, 2)
 
@@ -41,27 +37,3 @@ def test_flops_are_the_models(ledgers: Ledgers, family: FamilyName) -> None:
     assert forward.kernels < whole.kernels
     assert (forward.written > 0).all()
     assert (forward.written < forward.read).all()
-
-
-@pytest.mark.parametrize("sequence", [False, True])
-def test_calls_over_tp_are_those_of_the_traffic_formula(ledgers: Ledgers, sequence: bool) -> None:
-    layout = LayoutSpec(tp=4, sequence_parallel=sequence, recompute="full")
-    spec = RunSpec(model=model_of("gpt"), layout=layout, workload=WorkloadSpec(microbatches=1))
-    cut = slicing(layout.tp, sequence)
-    sizes = dimensions(spec.model, cut, layout.tp, spec.workload.microbatch_size)
-    ledger = ledgers(structure(spec.model, spec.workload, layout.recompute, cut, sizes), WHOLE)
-    expected: Counter[tuple[str, str, int]] = Counter()
-    for call in tensor_parallel(spec, parts(spec.model, layout)[0]):
-        expected[call.phase, call.collective, call.payload_bytes] += call.calls
-    totals: Counter[tuple[str, str]] = Counter()
-    calls: Counter[tuple[str, str]] = Counter()
-    for (phase, collective, payload), count in expected.items():
-        totals[phase, collective] += count * payload
-        calls[phase, collective] += count
-    for phase, action in (("forward", "F"), ("backward", "B")):
-        for (axis, collective), (times, payload) in sent(
-            ledger, ledger.trace(False, False), action, WHOLE.repeats(spec.model.layers, 0), sizes
-        ).items():
-            assert axis == "tp"
-            assert (times, payload) == (calls.pop((phase, collective)), totals.pop((phase, collective)))
-    assert not calls

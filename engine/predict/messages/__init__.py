@@ -1,1 +1,0 @@
-"""Every collective and transfer of a run, with its bytes, as the sum it is."""

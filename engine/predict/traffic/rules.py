@@ -1,0 +1,136 @@
+"""Which calls a chunk and a stage make in a step: of one layout or, with arrays for numbers, of very many.
+
+    tensor_parallel     what the layers call for: recorded
+    messages            a tensor at a cut between two stages, and its gradient back
+    data_parallel       gradients added up over the replicas; ZeRO's shards of gradients and of values
+    tie, norm_and_loss  what the optimizer's step needs
+
+Symbols: m microbatches; L layers; e bytes of a number, g of one that gradients are added up in; Ψ numbers of a bucket's
+parameters on a tp rank, Ψ₁ those that tp does not cut; r reductions of a step; n how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from engine.predict.ledger.dimensions import factors
+from engine.predict.ledger.form import Part
+from engine.predict.ledger.words import module_in_words
+from engine.predict.memory.buckets import BucketSizes
+from engine.predict.terms import Factor
+from engine.predict.traffic.calls import PredictedCall
+from engine.predict.traffic.chunk import BucketUse, ChunkTraffic
+from engine.spec import sentence
+from engine.topology import Axis
+
+_FLOAT = Factor("4", 4)  # losses and norms are in fp32, whatever the precision
+_ONE = (Factor("1", 1),)
+
+
+class Setting(NamedTuple):
+    """What the calls of layouts depend on. `zero` and `sequence_parallel` are the same in all; the rest may be arrays."""
+
+    sizes: Mapping[str, Any]  # of the dimensions
+    tp: Any
+    dp: Any
+    microbatches: Any
+    zero: int
+    sequence_parallel: bool
+    e: Factor
+    g: Factor
+
+    @property
+    def m(self) -> Factor:
+        """Microbatches of a step."""
+        return Factor("m", self.microbatches)
+
+    @property
+    def parts(self) -> Any:
+        """In how many ZeRO cuts a bucket."""
+        return self.dp if self.zero else 1
+
+
+def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[PredictedCall]:
+    """What the layers call for, in `engine.model` and `engine.parallel.tensor`."""
+    for layer, phase, call, times in chunk.calls:
+        name, payload = _recorded_name(call.name, call.collective, phase), factors(call.payload, setting.sizes)
+        axis: Axis = call.axis  # type: ignore[assignment]
+        yield PredictedCall(axis, call.collective, phase, name, (setting.m, Factor("n", times)), payload, layer=layer)
+
+
+def _recorded_name(module: str, collective: str, phase: str) -> str:
+    where = module_in_words(module)
+    if collective == "all_gather":
+        return sentence("{module}: parts of the ranks, put together", module=where)
+    if phase == "backward":
+        return sentence("{module}: partial gradients, added up", module=where)
+    return sentence("{module}: partial results, added up", module=where)
+
+
+def messages(chunk: ChunkTraffic, setting: Setting, between: tuple[int, int], receives: bool) -> Iterator[PredictedCall]:
+    """At the cut before a chunk, whose stage `receives` activations, or whose other side sends them."""
+    onward, back = ("recv", "send") if receives else ("send", "recv")
+    activations, gradients = (
+        sentence("activations at the cut between two stages"),
+        sentence("gradients at the cut between two stages"),
+    )
+    for tensor in chunk.inputs:
+        payload = factors(tensor, setting.sizes)
+        yield PredictedCall("pp", onward, "forward", activations, (setting.m,), payload, between)
+        yield PredictedCall("pp", back, "backward", gradients, (setting.m,), payload, between)
+
+
+def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator[PredictedCall]:
+    """Gradients over dp by ZeRO stage, bucket by bucket, and the shards of the values (`engine.parallel.data`).
+
+    Under sequence parallelism, what tp does not cut saw its own rows only: its gradients are first added up over tp.
+    """
+    # Gradients travel as they are added up; with ZeRO 2 and 3, as backward makes them.
+    travels = setting.e if setting.zero >= 2 else setting.g
+    for use in chunk.buckets:
+        bucket, layer = BucketSizes(use.bucket, part, setting.sizes, setting.parts), use.bucket.layer
+        deferred = setting.zero >= 2 and use.deferred
+        often = (setting.m,) if setting.zero >= 2 and not use.deferred else _ONE
+        whole = sum((numbers for kept_whole, numbers in bucket.parameters if kept_whole), start=0)
+        if setting.sequence_parallel and not (isinstance(whole, int) and whole == 0):
+            name = sentence("gradients of what tp does not cut")
+            payload = (Factor("Ψ₁", whole), travels)
+            yield PredictedCall("tp", "all_reduce", "backward", name, often, payload, layer=layer, reduced=deferred)
+        how, name = "reduce_scatter" if setting.zero else "all_reduce", sentence("gradients, added up over the replicas")
+        yield PredictedCall("dp", how, "backward", name, often, (bucket.size, travels), layer=layer, reduced=deferred)
+        if setting.zero:
+            yield from _values(use, bucket, setting)
+
+
+def _values(use: BucketUse, bucket: BucketSizes, setting: Setting) -> Iterator[PredictedCall]:
+    """ZeRO 1 and 2 hand out the new values once a step; ZeRO 3 gathers them for each pass that uses them."""
+    shard, layer = (bucket.share, setting.e), use.bucket.layer
+    if setting.zero < 3:
+        yield PredictedCall("dp", "all_gather", "gather", sentence("new values, for every replica"), _ONE, shard, layer=layer)
+        return
+    name = sentence("values, gathered for one use")
+    for phase, uses in zip(("forward", "backward"), use.gathers, strict=True):
+        if uses:
+            yield PredictedCall("dp", "all_gather", phase, name, (setting.m, Factor("n", uses)), shard, layer=layer)
+
+
+def tie(chunk: ChunkTraffic, part: Part, setting: Setting, ends: tuple[int, int]) -> Iterator[PredictedCall]:
+    """The gradient of the token table that both ends of the pipeline hold, of one of them."""
+    for use in chunk.buckets:
+        if use.bucket.name.endswith("token"):
+            bucket = BucketSizes(use.bucket, part, setting.sizes, setting.parts)
+            name = sentence("gradients of the tied token table")
+            yield PredictedCall("pp", "all_reduce", "tie", name, _ONE, (bucket.share, setting.g), ends)
+
+
+def norm_and_loss(setting: Setting, last: bool) -> Iterator[PredictedCall]:
+    """The norm of all gradients, and the loss where it is known, on the `last` chunk's stage.
+
+    Without ZeRO every replica has all gradients.
+    """
+    axes: Sequence[Axis] = ("dp", "tp", "pp") if setting.zero else ("tp", "pp")
+    for axis in axes:
+        yield PredictedCall(axis, "all_reduce", "step", sentence("norm of the gradients"), _ONE, (_FLOAT,))
+    if last:
+        yield PredictedCall("dp", "all_reduce", "step", sentence("loss"), _ONE, (_FLOAT,))

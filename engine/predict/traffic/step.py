@@ -1,0 +1,157 @@
+"""Every call that the ranks of one layout make in a step, or in a whole generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from engine.predict.ledger.form import generating
+from engine.predict.ledger.keep import Ledgers
+from engine.predict.ledger.layout import Chunk, LayoutLedgers
+from engine.predict.terms import Factor, Term
+from engine.predict.traffic.calls import PredictedCall
+from engine.predict.traffic.chunk import ChunkTraffic, generated, trained
+from engine.predict.traffic.reductions import reductions
+from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
+from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec, WorkloadSpec, sentence
+from engine.topology import Axis
+
+_TOKEN = Factor("8", 8)  # bytes of one
+
+
+def calls(spec: RunSpec, stage: int, ledgers: Ledgers | None = None) -> list[PredictedCall]:
+    """Everything that one rank of `stage` passes to others in a step."""
+    found = Generating(spec, ledgers) if spec.generate.skip_training else Training(spec, ledgers)
+    return found.calls(stage)
+
+
+def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, ...]]:
+    """(axis, collective, phase) → what adds up to the payload bytes that the table has for this rank, over its groups."""
+    stage = rank // (spec.layout.dp * spec.layout.tp)
+    found: dict[tuple[Axis, str, str], list[Term]] = {}
+    for call in calls(spec, stage):
+        found.setdefault((call.axis, call.collective, call.phase), []).append(call.term)
+    return {key: tuple(sums) for key, sums in found.items()}
+
+
+class Training:
+    """The calls of training steps."""
+
+    def __init__(self, spec: RunSpec, ledgers: Ledgers | None = None) -> None:
+        self.spec = spec
+        self.ledgers = LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers)
+        layout, workload = spec.layout, spec.workload
+        self.setting = Setting(
+            self.ledgers.sizes, layout.tp, layout.dp, workload.microbatches, layout.zero,
+            layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g,
+        )  # fmt: skip
+        self.degrees = {"dp": layout.dp, "tp": layout.tp, "pp": layout.pp}
+
+    def calls(self, stage: int) -> list[PredictedCall]:
+        """Of a rank of a stage."""
+        held = self.ledgers.on(stage)
+        found = [call for chunk in held for call in self.of_chunk(chunk)]
+        placement = self.spec.layout.placement
+        ends = placement[0], placement[-1]
+        if self.spec.model.parts.tied and ends[0] != ends[1] and stage in ends:
+            tied = next(chunk for chunk in held if chunk.part.first or chunk.part.last)
+            found += tie(trained(tied.ledger), tied.part, self.setting, ends)
+        found += norm_and_loss(self.setting, stage == ends[1])
+        return self._there(found)
+
+    def of_chunk(self, chunk: Chunk) -> list[PredictedCall]:
+        """What a chunk adds to its stage's calls, but for the end of the step."""
+        traffic = trained(chunk.ledger)
+        found = [
+            *tensor_parallel(traffic, self.setting),
+            *self._messages(chunk),
+            *data_parallel(traffic, chunk.part, self.setting),
+        ]
+        return self._there(_repeated(chunk, (self._reduced(chunk, call) for call in found)))
+
+    def _there(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
+        """Of one rank nothing is called for."""
+        return [call for call in found if call.calls and (call.between or self.degrees[call.axis] > 1 or self._over_dp(call))]
+
+    def _over_dp(self, call: PredictedCall) -> bool:
+        """ZeRO calls for its one replica too, but to add up gradients."""
+        return call.axis == "dp" and call.collective == "all_gather"
+
+    def _messages(self, chunk: Chunk) -> Iterator[PredictedCall]:
+        placement = self.spec.layout.placement
+        here, last = placement[chunk.number], len(placement) - 1
+        for number, receives in ((chunk.number, True), (chunk.number + 1, False)):
+            if 0 < number <= last and placement[number - 1] != placement[number]:
+                other = placement[number - 1] if receives else placement[number]
+                traffic = trained(self.ledgers.chunk(number).ledger)
+                yield from messages(traffic, self.setting, (min(here, other), max(here, other)), receives)
+
+    def _reduced(self, chunk: Chunk, call: PredictedCall) -> PredictedCall:
+        if not call.reduced:
+            return call
+        layout, m = self.spec.layout, self.spec.workload.microbatches
+        stage, run = layout.placement[chunk.number], chunk.number // layout.pp
+        often = int(reductions(layout.schedule, layout.pp, m, stage, run))
+        return replace(call, times=(Factor("m" if often == m else "r", often),))
+
+
+def _repeated(chunk: Chunk, found: Iterable[PredictedCall]) -> list[PredictedCall]:
+    """With the layers' repetitions, equal calls as one."""
+    layers: dict[PredictedCall, int] = {}
+    for call in found:
+        alike = replace(call, layer=min(call.layer, 0))
+        layers[alike] = layers.get(alike, 0) + chunk.times(call.layer)
+    return [call.often(Factor("L" if call.layer >= 0 else "n", count)) for call, count in layers.items()]
+
+
+class Generating:
+    """The calls of a whole generation: the prompt at once (prefill), then each new token but the last (decode)."""
+
+    def __init__(self, spec: RunSpec, ledgers: Ledgers | None = None) -> None:
+        self.spec, asked = spec, len(spec.generate.prompt.encode())
+        workload = spec.workload
+        self.passes = (
+            ("prefill", 1, TokenPass(spec.model, spec.layout, workload.precision, asked, 1, ledgers)),
+            ("decode", spec.generate.new_tokens - 1, TokenPass(spec.model, spec.layout, workload.precision, 1, 1, ledgers)),
+        )
+
+    def calls(self, stage: int) -> list[PredictedCall]:
+        """Of a rank of a stage."""
+        return [call.often(Factor("n", times)) for phase, times, one in self.passes if times for call in one.calls(stage, phase)]
+
+
+class TokenPass:
+    """`count` more tokens of each of `batch` sequences go through the model."""
+
+    def __init__(
+        self, model: ModelSpec, layout: LayoutSpec, precision: Precision, count: int, batch: int, ledgers: Ledgers | None = None
+    ) -> None:
+        self.layout, self.count, self.batch = layout, count, Factor("B", batch)
+        workload = WorkloadSpec(precision=precision)
+        self.ledgers = LayoutLedgers(model, layout, workload, (2, 3) if count == 1 else (count, count), ledgers)
+        self.setting = Setting(self.ledgers.sizes, layout.tp, 1, 1, 0, False, self.ledgers.e, self.ledgers.g)
+
+    def calls(self, stage: int, phase: str) -> list[PredictedCall]:
+        """Of a rank of a stage."""
+        found = []
+        for chunk in self.ledgers.on(stage):
+            made = tensor_parallel(self._traffic(chunk, phase), self.setting) if self.layout.tp > 1 else ()
+            found += [*_repeated(chunk, made), *self._handed_on(chunk, phase)]
+        return [replace(call, payload=(self.batch, *call.payload)) for call in found if call.calls]
+
+    def _traffic(self, chunk: Chunk, phase: str) -> ChunkTraffic:
+        return generated(chunk.ledger, generating(self.count == 1, False), phase)
+
+    def _handed_on(self, chunk: Chunk, phase: str) -> Iterator[PredictedCall]:
+        """Activations to the next chunk's stage, and the new token from the last chunk's stage back to the first's."""
+        placement = self.layout.placement
+        here, last, ends = placement[chunk.number], len(placement) - 1, {placement[0], placement[-1]}
+        for number, receives in ((chunk.number, True), (chunk.number + 1, False)):
+            if 0 < number <= last and placement[number - 1] != placement[number]:
+                between = (min(placement[number - 1 : number + 1]), max(placement[number - 1 : number + 1]))
+                traffic = self._traffic(self.ledgers.chunk(number), phase)
+                onward, _ = messages(traffic, self.setting, between, receives)
+                yield replace(onward, phase=phase)
+        if len(ends) == 2 and (chunk.part.first or chunk.part.last):
+            how, between = "recv" if here == placement[0] else "send", (min(ends), max(ends))
+            yield PredictedCall("pp", how, phase, sentence("the new token"), (Factor("1", 1),), (_TOKEN,), between)
