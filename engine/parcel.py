@@ -30,7 +30,6 @@ from engine.spec import LARGEST_JSON, RequestError, sentence, too_large
 from engine.spec.sentence import packed
 from engine.summary import summarize
 from engine.tables import SCHEMAS, RunResult
-from engine.topology import Mesh
 
 # What whoever looks at the run makes a server keep: 16 ranks with some 1,500 microbatches, which make a zip of 8 MB.
 FOREIGN = Bounds(rows=1_000_000, bytes=128 << 20, strange=True)
@@ -122,7 +121,7 @@ def _summed_up(result: RunResult) -> RunResult:
     if contract.source(result) != "measured":
         return result
     layout = result.spec.layout
-    return replace(result, summary=result.summary | summarize(result.tables, Mesh(layout.dp, layout.tp, layout.pp)))
+    return replace(result, summary=result.summary | summarize(result.tables, layout.mesh))
 
 
 def _entries(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from engine.spec import RunSpec, Sentence, sentence
+from engine.topology import AXES
 
 Source = Literal["formula", "dry_run", "measured"]
 
@@ -55,12 +56,13 @@ class Table:
 
 _SOURCE = Column("str", get_args(Source))
 _WHOLE = Column("int64")
+COORDINATE = AXES[::-1]  # the columns of where a rank is, a stage's first
 _NAME = Column("str")
 _FRACTION = Column("float64", least=-_MOST)
 _NUMBER = Column("int64", least=-1)  # of a chunk or a microbatch; −1 where the row is about none
 _INSTANT = Column("int64", least=-_MOST)  # a rank may be a little ahead of the step's start, which is the last rank's
 _CATEGORY = Column("str", (*CATEGORIES, KV_CACHE))
-_AXIS = Column("str", ("dp", "tp", "pp"))
+_AXIS = Column("str", AXES)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send", "recv")
 _COLLECTIVE = Column("str", COLLECTIVES)
 _PHASE = Column("str", ("forward", "backward", "reduce", "tie", "step", "gather", "prefill", "decode"))
@@ -69,8 +71,8 @@ _ACTIONS = ("F", "B", "I", "W", "reduce", "tie", "step", "gather")
 TABLES: dict[str, Table] = {
     # The composition at the instant of the rank's largest total in a steady step.
     "memory_peak": Table(
-        {"source": _SOURCE, "rank": _WHOLE, "pp": _WHOLE, "dp": _WHOLE, "tp": _WHOLE, "category": _CATEGORY, "bytes": _WHOLE},
-        key=("rank", "pp", "dp", "tp", "category"),
+        {"source": _SOURCE, "rank": _WHOLE, **dict.fromkeys(COORDINATE, _WHOLE), "category": _CATEGORY, "bytes": _WHOLE},
+        key=("rank", *COORDINATE, "category"),
     ),
     # The composition over one steady step: at the start of each action, and at the highest point within it.
     "memory_curve": Table(

@@ -42,13 +42,12 @@ def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
     Of very many ranks, as `Mesh.listed` has it, and then the names of long groups are cut: the others of a stage pass the same.
     `ranks`: of these alone, their groups written out. Raises `RequestError` where numbers are too large for a table.
     """
-    layout = spec.layout
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    layout, mesh = spec.layout, spec.layout.mesh
     label = _Groups(mesh, whole=ranks is not None or mesh.all_listed)
     every = np.array(mesh.listed if ranks is None else ranks, np.int64)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMAS["traffic"]}
     by_stage = _parts_by_stage(spec)
-    stages = every // (layout.dp * layout.tp)
+    stages = mesh.index("pp", every)
     for stage in range(layout.pp):
         here = every[stages == stage] if ranks is not None or mesh.all_listed else every[stage : stage + 1]
         for (axis, collective, phase, between), amount in _rows(spec, by_stage[stage], stage).items() if len(here) else ():
@@ -75,7 +74,7 @@ def _writable(number: int) -> int:
 
 def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, ...]]:
     """(axis, collective, phase) → what adds up to the payload bytes that the table has for this rank, over its groups."""
-    stage = rank // (spec.layout.dp * spec.layout.tp)
+    stage = spec.layout.mesh.coordinate(rank).pp
     found: dict[tuple[Axis, str, str], list[Term]] = {}
     for call in calls(spec, stage):
         found.setdefault((call.axis, call.collective, call.phase), []).append(call.term)
@@ -278,7 +277,7 @@ def optimizer_step(spec: RunSpec, held: list[Part], stage: int) -> Iterator[Call
         yield Call("pp", "all_reduce", "tie", "gradients of the tied token table", one, each, ends)
     axes: tuple[tuple[Axis, bool], ...] = (("dp", layout.zero > 0), ("tp", True), ("pp", True))
     for axis, needed in axes:  # without ZeRO every replica has all gradients
-        if needed and _degree(spec, axis) > 1:
+        if needed and layout.mesh[axis] > 1:
             yield Call(axis, "all_reduce", "step", "norm of the gradients", one, (_FLOAT,))
     if stage == ends[1] and layout.dp > 1:
         yield Call("dp", "all_reduce", "step", "loss", one, (_FLOAT,))
@@ -335,21 +334,17 @@ Row = tuple[Axis, str, str, tuple[int, int] | None]
 
 def _rows(spec: RunSpec, held: list[Part], stage: int) -> dict[Row, tuple[int, int, int]]:
     """The stage's calls added up as the table has them: calls, payload and wire bytes. A call sends whole bytes."""
-    rows: dict[Row, tuple[int, int, int]] = {}
+    mesh, rows = spec.layout.mesh, dict[Row, tuple[int, int, int]]()
     for call in _calls(spec, held, stage):
         # Two stages are the whole axis where there are no others.
-        between = call.between if spec.layout.pp > 2 else None
+        between = call.between if mesh.pp > 2 else None
         key = (call.axis, call.collective, call.phase, between)
-        n = 2 if call.between else _degree(spec, call.axis)
+        n = 2 if call.between else mesh[call.axis]
         times, payload = call.calls, call.payload_bytes
         before = rows.get(key, (0, 0, 0))
         more = (times, times * payload, times * wire_bytes(call.collective, payload, n))
         rows[key] = (before[0] + more[0], before[1] + more[1], before[2] + more[2])
     return rows
-
-
-def _degree(spec: RunSpec, axis: Axis) -> int:
-    return {"dp": spec.layout.dp, "tp": spec.layout.tp, "pp": spec.layout.pp}[axis]
 
 
 class _Groups:
@@ -369,16 +364,11 @@ class _Groups:
         return self._known[key]
 
     def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None) -> np.ndarray:
-        dp, tp, pp = self.mesh.dp, self.mesh.tp, self.mesh.pp
-        per_stage = dp * tp
-        if axis == "tp":
-            firsts, step, count = ranks - ranks % tp, 1, tp
-        elif axis == "dp":
-            firsts, step, count = ranks - ranks % per_stage + ranks % tp, tp, dp
-        else:
-            low, high = between or (0, pp - 1)
-            firsts, step, count = ranks % per_stage + low * per_stage, (high - low) * per_stage if between else per_stage, pp
-            count = 2 if between else pp
+        step, count = self.mesh.stride(axis), self.mesh[axis]
+        firsts = ranks - self.mesh.index(axis, ranks) * step
+        if between:
+            low, high = between
+            firsts, step, count = firsts + low * step, (high - low) * step, 2
         return np.array([self._name(axis, between, int(first), step, count) for first in firsts], dtype=object)
 
     def _name(self, axis: Axis, between: tuple[int, int] | None, first: int, step: int, count: int) -> str:

@@ -19,7 +19,6 @@ import vl_convert  # 200 MB: the server makes reports in a process of its own
 from engine import catalog, store
 from engine.predict.run import predict
 from engine.tables import RunResult
-from engine.topology import Mesh
 from pages.charts import beside, loss, memory, names, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, Theme, View, look
@@ -81,7 +80,7 @@ def drawings(result: RunResult, style: Look) -> Iterator[Drawing]:
     yield memory.curve(tables["memory_curve"], result.summary["peak_rank"], style)
     yield beside.traffic(tables["traffic"], predicted["traffic"], layout.ranks, "wire", None, style)
     yield traffic.by_rank(tables["traffic"], layout.ranks, "wire", style)
-    yield timeline.measured(tables["spans"], Mesh(layout.dp, layout.tp, layout.pp), style)
+    yield timeline.measured(tables["spans"], layout.mesh, style)
     if "loss_last" in result.summary:
         yield loss.loss(tables["steps"], style)
 
