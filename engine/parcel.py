@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from engine import contract, store
-from engine.head import read_head
+from engine.head import NewerRunError, read_head
 from engine.parquet import Bounds, bytes_of
 from engine.spec import LARGEST_JSON, RequestError, sentence, too_large
 from engine.spec.sentence import packed
@@ -71,10 +71,13 @@ def _refuse_too_large(folder: Path, result: RunResult) -> None:
 def unpack(content: bytes, home: Path, name: str) -> Path:
     """Save the run in a zip under `home`, as `name` or as the folder in the zip is named. Returns its folder.
 
-    Raises `RequestError` for anything that is not a whole run, with what is wrong in it.
+    Raises `RequestError` for anything that is not a whole run, with what is wrong in it, and `NewerRunError` for a run of a newer
+    program.
     """
     try:
         inner, result = _read(content)
+    except NewerRunError as error:
+        raise NewerRunError(sentence("the run in this zip cannot be opened: {reason}", reason=error.sentence)) from error
     except RequestError as error:
         raise RequestError(sentence("this is not a zip of a saved run: {reason}", reason=error.sentence)) from error
     good = [candidate for candidate in (inner, name) if store.good_name(candidate)]
