@@ -153,7 +153,7 @@ def _memory(desk: Desk) -> Question:
     right, said = None, ""
     if done is not None:
         stage = fullest_stage(done)
-        totals = done.tables["memory_peak"].groupby("pp")["bytes"].sum() / (SPEC.layout.dp * SPEC.layout.tp)
+        totals = done.tables["memory_peak"].groupby("pp")["bytes"].sum() / SPEC.layout.mesh.stride("pp")
         right = f"stage{stage}"
         said = say(
             "stage {stage}; its ranks hold {most} each, those of the other {least}",
