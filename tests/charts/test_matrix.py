@@ -52,20 +52,19 @@ def test_a_collective_goes_round_the_ring_and_a_send_to_its_receiver():
 
 
 def test_every_wire_byte_is_in_the_matrix_and_payload_but_what_is_received():
-    traffic = of_a_layout(Mesh({"dp": 2, "tp": 2, "pp": 4}))
-    assert sum(c["bytes"] for c in cells(traffic, Mesh({"dp": 2, "tp": 2, "pp": 4}))) == traffic["wire_bytes"].sum()
+    mesh = Mesh({"dp": 2, "tp": 2, "pp": 4})
+    traffic = of_a_layout(mesh)
+    assert sum(c["bytes"] for c in cells(traffic, mesh)) == traffic["wire_bytes"].sum()
     handed = traffic[traffic["collective"] != "recv"]["payload_bytes"].sum()
-    assert sum(c["bytes"] for c in cells(traffic, Mesh({"dp": 2, "tp": 2, "pp": 4}), "payload")) == handed
+    assert sum(c["bytes"] for c in cells(traffic, mesh, "payload")) == handed
 
 
 def test_a_cell_has_the_colour_of_its_axis_and_tells_which_rank_it_chooses():
-    drawing = matrix.matrix(of_a_layout(Mesh({"dp": 2, "tp": 2, "pp": 2})), Mesh({"dp": 2, "tp": 2, "pp": 2}), "wire", LIGHT)
+    mesh = Mesh({"dp": 2, "tp": 2, "pp": 2})
+    drawing = matrix.matrix(of_a_layout(mesh), mesh, "wire", LIGHT)
     [view] = [view for view, rows in marks(drawing.spec, "rect") if rows and "strength" in rows[0]]
     assert colour_of(view) == {axis: LIGHT.axis[axis] for axis in ("tp", "pp", "dp")}
-    found = {
-        (c["from"], c["to"]): (c["axis"], c["rank"])
-        for c in cells(of_a_layout(Mesh({"dp": 2, "tp": 2, "pp": 2})), Mesh({"dp": 2, "tp": 2, "pp": 2}))
-    }
+    found = {(c["from"], c["to"]): (c["axis"], c["rank"]) for c in cells(of_a_layout(mesh), mesh)}
     assert found[2, 3] == ("tp", 2)
     assert found[1, 3] == ("dp", 1)
     assert found[3, 7] == ("pp", 3)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from engine.measure.recorder import Count, Passage, Recorder
 from engine.parallel.comm import Comm, CommError, choose_backend
-from engine.topology import Mesh
+from engine.topology import AXES, Mesh
 from tests.engine.forked import Raised, together
 from tests.patience import PATIENCE_S, time_limits
 
@@ -33,7 +33,7 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_alone_a_collective_does_nothing_and_counts_nothing() -> None:
     comm = Comm.alone(torch.device("cpu"))
     tensor = torch.arange(3.0)
-    for group in ("dp", "tp", "pp"):
+    for group in AXES:
         assert comm.all_reduce(tensor, group) is tensor
     assert tensor.tolist() == [0, 1, 2]
     assert not comm.recorder.traffic
