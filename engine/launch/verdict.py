@@ -136,7 +136,10 @@ def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Ve
 def named(layout: LayoutSpec, rank: int) -> str:
     """A rank and its place: "rank 3 (dp 1, tp 1, pp 0)"."""
     at = layout.mesh.coordinate(rank)
-    return sentence("rank {rank} ({place})", rank=rank, place=", ".join(f"{axis} {at[axis]}" for axis in AXES_AS_WRITTEN))
+    place, *others = (f"{axis} {at[axis]}" for axis in AXES_AS_WRITTEN)
+    for other in others:
+        place = sentence("{first}, {second}", first=place, second=other)
+    return sentence("rank {rank} ({place})", rank=rank, place=place)
 
 
 def main_thread(dump: str) -> str:
