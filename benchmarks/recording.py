@@ -61,7 +61,7 @@ def main() -> None:
     recorder = Silent()
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(str(Path(folder) / "store"), 1)
-        comm = Comm.connect(store, Mesh(1, 1, 1), 0, choose_backend(1, 0), 60.0, recorder)
+        comm = Comm.connect(store, Mesh({}), 0, choose_backend(1, 0), 60.0, recorder)
         trainer = Trainer(spec, comm, recorder, Nobody())
         times: dict[bool, list[float]] = {False: [], True: []}
         for step in range(2 * chosen.steps + 6):

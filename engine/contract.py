@@ -66,7 +66,7 @@ def _alone(result: RunResult) -> Iterator[Sentence]:
 def _together(result: RunResult) -> Iterator[Sentence]:
     """The tables and the spec."""
     layout = result.spec.layout
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    mesh = layout.mesh
     yield from _sources(result)
     yield from _ranks(result, mesh)
     yield from _groups(result.tables["traffic"], mesh)
@@ -92,11 +92,10 @@ def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
             if result.tables[name]["rank"].nunique() != mesh.size:
                 yield sentence("{name} has not every one of the {ranks} ranks", name=name, ranks=mesh.size)
     peak = result.tables["memory_peak"]
-    stage, rest = np.divmod(peak["rank"].to_numpy(), mesh.dp * mesh.tp)
-    places = {"pp": stage, "dp": rest // mesh.tp, "tp": rest % mesh.tp}
-    for axis, place in places.items():
-        if len(wrong := peak["rank"][peak[axis].to_numpy() != place]):
-            yield sentence("{name} has rank {rank} at another place than its layout", name="memory_peak", rank=int(wrong.iloc[0]))
+    ranks = peak["rank"].to_numpy()
+    for axis in mesh:
+        if len(wrong := ranks[peak[axis].to_numpy() != mesh.index(axis, ranks)]):
+            yield sentence("{name} has rank {rank} at another place than its layout", name="memory_peak", rank=int(wrong[0]))
 
 
 def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
@@ -114,14 +113,14 @@ def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
 def _is_pair(group: str, rank: int, mesh: Mesh) -> bool:
     found = _PAIR.fullmatch(group)
     one, other = (int(found[1]), int(found[2])) if found else (0, 0)
-    alike = one % (mesh.dp * mesh.tp) == other % (mesh.dp * mesh.tp)
+    alike = one % mesh.stride("pp") == other % mesh.stride("pp")
     return one < other < mesh.size and rank in (one, other) and alike and group == f"{one},{other}"
 
 
 def _is_whole(group: str, rank: int, axis: Axis, mesh: Mesh) -> bool:
     """A dry run of very many ranks cuts long names."""
-    degree, cut = mesh.degree(axis), CUT in group
-    return (cut or group.count(",") + 1 == degree) and degree > 1 and group == group_name(mesh.group(rank, axis), cut)
+    degree, cut = mesh[axis], CUT in group
+    return (cut or group.count(",") + 1 == degree) and degree > 1 and group == group_name(mesh.group(axis, rank), cut)
 
 
 def _numbers(result: RunResult) -> Iterator[Sentence]:
@@ -157,7 +156,7 @@ def _passes(spec: RunSpec, spans: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence
     named, starts = np.unique(work["rank"].to_numpy()[order], return_index=True)
     expected: dict[int, Any] = {}
     for rank, own in zip(named.tolist(), np.split(code[order], starts[1:]), strict=True):
-        stage = rank // (mesh.dp * mesh.tp)
+        stage = rank // mesh.stride("pp")
         if stage not in expected:
             expected[stage] = _codes(spec, stage, count)
         if not np.array_equal(own, expected[stage]):

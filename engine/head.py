@@ -1,4 +1,8 @@
-"""What run.json says of a run: the spec, where it ran, and the few numbers that sum it up."""
+"""What run.json says of a run: the spec, where it ran, and the few numbers that sum it up.
+
+It also has the schema version of the whole run. An older run is brought to today's version when it is read; a newer one is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,9 @@ from engine.spec import LARGEST_JSON, RequestError, RunSpec, Spec, parsed, sente
 from engine.tables import RunResult
 
 _PARTS = ("spec", "environment", "summary")
+_VERSION = "schema_version"
+Head = dict[str, Any]  # what run.json holds, as JSON has it
+
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Number = Annotated[float, Field(ge=-(2.0**62), le=2.0**62)]
 _Lost = _Number | None  # a number that was not finite in a run that blew up is null
@@ -78,9 +85,26 @@ class Summary(_Said):
     grown_bytes: int = Field(0, ge=-(2**53), le=2**53)
 
 
+def _numbered(head: Head) -> Head:
+    """Before runs had a version, they were the same without it."""
+    return head | {_VERSION: 1}
+
+
+# The n-th makes a head of version n + 1 of a head of version n. A run gets a new version when an older program would misread it:
+# a field that is named or meant otherwise, a table that changed. A column that older tables lack: `Column.absent`.
+_UPGRADES: tuple[Callable[[Head], Head], ...] = (_numbered,)
+SCHEMA_VERSION = len(_UPGRADES)  # of the runs that are saved today
+
+
+class NewerRunError(RequestError):
+    """The run is one, but of a schema version that only a newer program knows."""
+
+
 def read_head(content: bytes) -> RunResult:
-    """What run.json holds: a result without its tables. Raises `RequestError`."""
+    """What run.json holds: a result without its tables. Raises `RequestError`, and `NewerRunError` for a version yet to come."""
     read = parsed(content, "run.json")
+    if isinstance(read, dict):
+        read = _upgraded(read)
     if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in _PARTS):
         raise RequestError(sentence("run.json has not all of {parts}", parts=", ".join(_PARTS)))
     spec = RunSpec.model_validate(read["spec"])
@@ -89,9 +113,27 @@ def read_head(content: bytes) -> RunResult:
     return RunResult(spec, read["environment"], _map_leaves(read["summary"], _number))
 
 
+def _upgraded(head: Head) -> Head:
+    version = head.get(_VERSION, 0)
+    if type(version) is not int or version < 0:
+        raise RequestError(sentence("run.json has a {field} that is no whole number from 0 on", field=_VERSION))
+    if version > SCHEMA_VERSION:
+        raise NewerRunError(
+            sentence(
+                "a newer version of this program saved it (schema version {version}; this program reads up to {most})",
+                version=version,
+                most=SCHEMA_VERSION,
+            )
+        )
+    for upgrade in _UPGRADES[version:]:
+        head = upgrade(head)
+    return head
+
+
 def written_head(result: RunResult) -> str:
     """The same, written. JSON knows no NaN: a number in the summary that is not finite is null, and NaN again when read."""
-    head = {"spec": result.spec.model_dump(mode="json"), "environment": result.environment, "summary": finite(result.summary)}
+    spec = result.spec.model_dump(mode="json")
+    head: Head = {_VERSION: SCHEMA_VERSION, "spec": spec, "environment": result.environment, "summary": finite(result.summary)}
     for_people = json.dumps(head, indent=2, allow_nan=False) + "\n"
     if len(for_people) <= LARGEST_JSON:
         return for_people

@@ -24,13 +24,12 @@ from typing import Any
 import psutil
 
 from engine import contract, store
-from engine.head import read_head
+from engine.head import NewerRunError, read_head
 from engine.parquet import Bounds, bytes_of
 from engine.spec import LARGEST_JSON, RequestError, sentence, too_large
 from engine.spec.sentence import packed
 from engine.summary import summarize
 from engine.tables import SCHEMAS, RunResult
-from engine.topology import Mesh
 
 # What whoever looks at the run makes a server keep: 16 ranks with some 1,500 microbatches, which make a zip of 8 MB.
 FOREIGN = Bounds(rows=1_000_000, bytes=128 << 20, strange=True)
@@ -72,10 +71,13 @@ def _refuse_too_large(folder: Path, result: RunResult) -> None:
 def unpack(content: bytes, home: Path, name: str) -> Path:
     """Save the run in a zip under `home`, as `name` or as the folder in the zip is named. Returns its folder.
 
-    Raises `RequestError` for anything that is not a whole run, with what is wrong in it.
+    Raises `RequestError` for anything that is not a whole run, with what is wrong in it, and `NewerRunError` for a run of a newer
+    program.
     """
     try:
         inner, result = _read(content)
+    except NewerRunError as error:
+        raise NewerRunError(sentence("the run in this zip cannot be opened: {reason}", reason=error.sentence)) from error
     except RequestError as error:
         raise RequestError(sentence("this is not a zip of a saved run: {reason}", reason=error.sentence)) from error
     good = [candidate for candidate in (inner, name) if store.good_name(candidate)]
@@ -122,7 +124,7 @@ def _summed_up(result: RunResult) -> RunResult:
     if contract.source(result) != "measured":
         return result
     layout = result.spec.layout
-    return replace(result, summary=result.summary | summarize(result.tables, Mesh(layout.dp, layout.tp, layout.pp)))
+    return replace(result, summary=result.summary | summarize(result.tables, layout.mesh))
 
 
 def _entries(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]:

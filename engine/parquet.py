@@ -12,7 +12,7 @@ from pyarrow import ArrowException
 from pyarrow import parquet as pq
 
 from engine.spec import RequestError, Sentence, sentence
-from engine.tables import SCHEMAS
+from engine.tables import SCHEMAS, TABLES
 
 
 class Bounds(NamedTuple):
@@ -37,19 +37,28 @@ _NUMBER_BYTES = 8  # of a number, and of where a text begins
 
 
 def read_table(name: str, file: BinaryIO, bounds: Bounds) -> pd.DataFrame:
-    """The table `name` in the Parquet `file`, with exactly the columns and types of its schema. Raises `RequestError`."""
-    called, schema = f"{name}.parquet", SCHEMAS[name]
+    """The table `name` in the Parquet `file`, with exactly the columns and types of its schema. Raises `RequestError`.
+
+    A column that only an older run may lack is filled.
+    """
+    called, absent = f"{name}.parquet", {column: rule.absent for column, rule in TABLES[name].columns.items()}
     try:
-        texts = [column for column, dtype in schema.items() if dtype == "str"]
+        texts = [column for column, dtype in SCHEMAS[name].items() if dtype == "str"]
         # A text that stands once in the file and in a million rows is left so until it is known what the rows come to.
         parquet = pq.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
+        there = parquet.schema_arrow.names
+        schema = {column: dtype for column, dtype in SCHEMAS[name].items() if column in there or absent[column] is None}
         _refuse_first(_misfits(called, parquet.metadata, parquet.schema_arrow, schema, bounds))
         # In this thread: with threads of its own, what reading took for a moment would stay with each of them.
         found = parquet.read(use_threads=False).select(list(schema))
         found.validate(full=True)  # of a text, that it is one
         _refuse_first(_too_much(called, found, bounds))
         wanted = pa.schema([(column, _ARROW[dtype]) for column, dtype in schema.items()])
-        return found.cast(wanted).to_pandas(use_threads=False, ignore_metadata=True)
+        rows = found.cast(wanted).to_pandas(use_threads=False, ignore_metadata=True)
+        for at, column in enumerate(SCHEMAS[name]):
+            if column not in schema:
+                rows.insert(at, column, absent[column])
+        return rows
     except MemoryError:
         raise
     except (ArrowException, OSError, ValueError, KeyError) as error:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import pandas as pd
 
 from engine import contract, files
-from engine.head import read_head, written_head
+from engine.head import NewerRunError, read_head, written_head
 from engine.parquet import Bounds, bytes_of, read_table
 from engine.spec import LARGEST_JSON, RequestError, RunSpec, sentence
 from engine.tables import SCHEMAS, RunResult
@@ -60,7 +60,7 @@ def save(result: RunResult, folder: Path) -> None:
 
 
 def load(folder: Path) -> RunResult:
-    """Read a saved run. Raises `RequestError` if the folder is not one, or not a whole one."""
+    """Read a saved run. Raises `RequestError` if the folder is not one, not a whole one, or one of a newer program."""
     result = head(folder)
     try:
         result = with_tables(result, _tables(folder), OWN)
@@ -106,6 +106,8 @@ def stamp(folder: Path) -> int:
 
 
 def _no_run(folder: Path, error: Exception) -> RequestError:
+    if isinstance(error, NewerRunError):
+        return NewerRunError(sentence("{folder} cannot be opened: {reason}", folder=str(folder), reason=error.sentence))
     if isinstance(error, FileNotFoundError):
         reason: str = sentence("there is no run.json in it")
     elif isinstance(error, RequestError):

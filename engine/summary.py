@@ -16,7 +16,7 @@ def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
     """1 − busy ÷ (pp × makespan) of the pipelines' compute, a share of total time: the mean over all pipelines."""
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
     # Ranks with the same dp and tp are one pipeline.
-    pipeline = work["rank"] % (mesh.dp * mesh.tp)
+    pipeline = work["rank"] % mesh.stride("pp")
     busy = (work["end_ns"] - work["start_ns"]).groupby(pipeline).sum()
     makespan = work["end_ns"].groupby(pipeline).max() - work["start_ns"].groupby(pipeline).min()
     return float((1 - busy / (mesh.pp * makespan)).mean())

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from engine.spec import RunSpec, Sentence, sentence
+from engine.topology import AXES
 
 Source = Literal["formula", "dry_run", "measured"]
 
@@ -37,12 +38,14 @@ class Column:
 
     words         of a text: all that there are; without any, whatever is not empty
     least, most   of a number, both included; a fraction may also be NaN or infinite, as in a run that blew up
+    absent        of a whole number: what stands in every row of an older run, which lacks the column; None if none does
     """
 
     dtype: Dtype
     words: tuple[str, ...] = ()
     least: int = 0
     most: int = _MOST
+    absent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Table:
 
 _SOURCE = Column("str", get_args(Source))
 _WHOLE = Column("int64")
+_PLACE = Column("int64", absent=0)  # along an axis; a run that is older than the axis has degree 1 there
+COORDINATE = AXES[::-1]  # the columns of where a rank is, the axis first that varies slowest
 _NAME = Column("str")
 _FRACTION = Column("float64", least=-_MOST)
 _NUMBER = Column("int64", least=-1)  # of a chunk or a microbatch; −1 where the row is about none
 _INSTANT = Column("int64", least=-_MOST)  # a rank may be a little ahead of the step's start, which is the last rank's
 _CATEGORY = Column("str", (*CATEGORIES, KV_CACHE))
-_AXIS = Column("str", ("dp", "tp", "pp"))
+_AXIS = Column("str", AXES)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send", "recv")
 _COLLECTIVE = Column("str", COLLECTIVES)
 _PHASE = Column("str", ("forward", "backward", "reduce", "tie", "step", "gather", "prefill", "decode"))
@@ -69,8 +74,8 @@ _ACTIONS = ("F", "B", "I", "W", "reduce", "tie", "step", "gather")
 TABLES: dict[str, Table] = {
     # The composition at the instant of the rank's largest total in a steady step.
     "memory_peak": Table(
-        {"source": _SOURCE, "rank": _WHOLE, "pp": _WHOLE, "dp": _WHOLE, "tp": _WHOLE, "category": _CATEGORY, "bytes": _WHOLE},
-        key=("rank", "pp", "dp", "tp", "category"),
+        {"source": _SOURCE, "rank": _WHOLE, **dict.fromkeys(COORDINATE, _PLACE), "category": _CATEGORY, "bytes": _WHOLE},
+        key=("rank", *COORDINATE, "category"),
     ),
     # The composition over one steady step: at the start of each action, and at the highest point within it.
     "memory_curve": Table(

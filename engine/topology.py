@@ -1,61 +1,155 @@
-"""Who sits where: rank ↔ (pp, dp, tp) coordinates, and the groups along each axis.
+"""The device mesh: its axes, and rank ↔ coordinate, groups and strides along each axis.
 
-tp varies fastest, then dp, then pp, as in Megatron-LM: ranks that talk most are neighbours in a node.
+What only iterates over axes takes them from here. dp, tp and pp are spelled out only where one of them is meant.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-Axis = Literal["dp", "tp", "pp"]
-AXES: tuple[Axis, ...] = ("dp", "tp", "pp")
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Axis = Literal["tp", "dp", "pp"]
+# In the order of ranks: the first varies fastest, as in Megatron-LM, so that ranks that talk most are neighbours in a node.
+AXES: tuple[Axis, ...] = get_args(Axis)
+AXES_AS_WRITTEN: tuple[Axis, ...] = ("dp", "tp", "pp")  # in the short form of a layout, in links, and in a product of degrees
+AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "pp", "dp")  # the one with most calls in a step first; the order of legends
 MOST_MEMBERS = 2**20  # members of the groups of one axis, counted once for each rank: all layouts of 1,024 ranks have no more
 
-
-class Coordinate(NamedTuple):
-    pp: int
-    dp: int
-    tp: int
+_Ranks = TypeVar("_Ranks", int, "NDArray[np.int64]")
 
 
-@dataclass(frozen=True)
-class Mesh:
-    """A pp × dp × tp grid of ranks."""
+class _ByAxis(Mapping[Axis, int]):
+    """A whole number for each axis. Immutable."""
 
-    dp: int
-    tp: int
-    pp: int
+    __slots__ = ("_numbers",)
+
+    def __init__(self, numbers: Mapping[Axis, int], order: Sequence[Axis], default: int) -> None:
+        if set(order) != set(AXES) or not set(AXES).issuperset(numbers):
+            raise ValueError(f"the axes are {', '.join(AXES)}, not {', '.join([*order, *numbers])}")
+        self._numbers = {axis: numbers.get(axis, default) for axis in order}
+
+    def __getitem__(self, axis: Axis) -> int:
+        return self._numbers[axis]
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and tuple(self.items()) == tuple(other.items())  # the order counts too
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._numbers.items()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{axis}={number}' for axis, number in self.items())})"
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The same as columns of a table's row."""
+        return dict[str, int](self._numbers.items())
+
+    @property
+    def tp(self) -> int:
+        return self._numbers["tp"]
+
+    @property
+    def dp(self) -> int:
+        return self._numbers["dp"]
+
+    @property
+    def pp(self) -> int:
+        return self._numbers["pp"]
+
+
+class Coordinate(_ByAxis):
+    """Where a rank is along each axis, from 0. An axis that is left out is 0."""
+
+    __slots__ = ()
+
+    def __init__(self, places: Mapping[Axis, int]) -> None:
+        super().__init__(places, AXES, 0)
+
+
+class Mesh(_ByAxis):
+    """A grid of ranks: an ordered mapping axis → degree. In the order of its axes, the first varies fastest with the rank."""
+
+    __slots__ = ("_strides",)
+
+    def __init__(self, degrees: Mapping[Axis, int], order: Sequence[Axis] = AXES) -> None:
+        """An axis that is left out has degree 1. Raises `ValueError` for what is no axis, and if `order` is not of all."""
+        super().__init__(degrees, order, 1)
+        self._strides = strides(self)
 
     @property
     def size(self) -> int:
-        return self.dp * self.tp * self.pp
+        return prod(self.values())
+
+    @property
+    def code(self) -> str:
+        """The short form, such as dp2.tp2.pp2. `LayoutSpec.degrees` reads it."""
+        return ".".join(f"{axis}{self[axis]}" for axis in AXES_AS_WRITTEN)
+
+    @property
+    def product(self) -> str:
+        """The size as a product: "2 × 2 × 2"."""
+        return " × ".join(str(self[axis]) for axis in AXES_AS_WRITTEN)
 
     @property
     def all_listed(self) -> bool:
         """Whether tables have rows of every rank. Each rank's name its groups, so they grow as ranks × group."""
-        return self.size * max(self.dp, self.tp, self.pp) <= MOST_MEMBERS
+        return self.size * max(self.values()) <= MOST_MEMBERS
 
     @property
     def listed(self) -> range:
         """The ranks that tables have rows of: all, or of very many the first of each stage, whose others do the same."""
-        return range(0, self.size, 1 if self.all_listed else self.dp * self.tp)
+        return range(0, self.size, 1 if self.all_listed else self.stride("pp"))
 
-    def degree(self, axis: Axis) -> int:
-        return getattr(self, axis)
+    def stride(self, axis: Axis) -> int:
+        """How far apart in rank two neighbours along `axis` are. Along pp, in the usual order: the ranks of a stage."""
+        return self._strides[axis]
 
-    def rank(self, at: Coordinate) -> int:
-        return (at.pp * self.dp + at.dp) * self.tp + at.tp
+    def index(self, axis: Axis, rank: _Ranks) -> _Ranks:
+        """Where a rank is along `axis`, or each rank of an array, (n,)."""
+        return rank // self._strides[axis] % self._numbers[axis]
 
     def coordinate(self, rank: int) -> Coordinate:
-        stage, rest = divmod(rank, self.dp * self.tp)
-        return Coordinate(stage, *divmod(rest, self.tp))
+        return Coordinate({axis: self.index(axis, rank) for axis in self})
 
-    def group(self, rank: int, axis: Axis) -> tuple[int, ...]:
+    def rank(self, at: Mapping[Axis, int]) -> int:
+        """The rank at a coordinate. An axis that is left out is 0."""
+        return sum(place * self._strides[axis] for axis, place in at.items())
+
+    def peer(self, axis: Axis, rank: int, index: int) -> int:
+        """The rank that is at `index` along `axis`, and elsewhere where `rank` is."""
+        return rank + (index - self.index(axis, rank)) * self._strides[axis]
+
+    def group(self, axis: Axis, rank: int) -> tuple[int, ...]:
         """The ranks that differ from `rank` along `axis` only, itself included, in the axis's order."""
-        at = self.coordinate(rank)
-        return tuple(self.rank(at._replace(**{axis: i})) for i in range(self.degree(axis)))
+        first, step = self.peer(axis, rank, 0), self._strides[axis]
+        return tuple(range(first, first + self[axis] * step, step))
 
     def groups(self, axis: Axis) -> list[tuple[int, ...]]:
         """Every group along `axis`; each rank is in exactly one."""
-        return sorted({self.group(rank, axis) for rank in range(self.size)})
+        return [self.group(axis, rank) for rank in range(self.size) if self.index(axis, rank) == 0]
+
+    def apart(self, rank: int, other: int) -> tuple[Axis, ...]:
+        """The axes along which two ranks are at different places."""
+        return tuple(axis for axis in self if self.index(axis, rank) != self.index(axis, other))
+
+
+def strides(degrees: Mapping[Axis, Any]) -> dict[Axis, Any]:
+    """How far apart in rank two neighbours along each axis are. Degrees are numbers, or arrays of many meshes' degrees, (n,)."""
+    found: dict[Axis, Any] = {}
+    step: Any = 1
+    for axis, degree in degrees.items():
+        found[axis] = step
+        step = step * degree
+    return found

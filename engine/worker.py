@@ -33,7 +33,6 @@ from engine.store import save
 from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.text import load
-from engine.topology import Mesh
 from engine.wire import WireError, pack_rows, unpack_rows
 
 
@@ -63,7 +62,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
     if backend.device.type == "cuda":
         torch.cuda.set_device(backend.device)
     recorder = Recorder()
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder)
     link.at("building the model")
     only = spec.generate.skip_training
@@ -79,7 +78,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
         rows = model.train(store)
     comm.common_instant()  # the last step's report comes before the next phase's
     _phase(link, rank, "tracing")
-    rows |= model.trace().rows(rank, *comm.at)
+    rows |= model.trace().rows(rank, comm.at)
     if isinstance(model, Trainer) and spec.generate.prompt:
         _phase(link, rank, "generating")
         generated = model.go_on()

@@ -17,7 +17,7 @@ import pandas as pd
 
 from engine import catalog
 from engine.predict.traffic import PredictedCall, calls
-from engine.tables import RunResult
+from engine.tables import COORDINATE, RunResult
 from engine.topology import Mesh
 
 _COMPUTE, _COMM = 0, 1  # tracks of a rank, in the order in which viewers show them; the traced step's follows the last of comm's
@@ -44,7 +44,7 @@ class _Span(NamedTuple):
 def perfetto(result: RunResult) -> str:
     """The trace as JSON text, its events in order of time."""
     layout = result.spec.layout
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    mesh = layout.mesh
     spans, curve, traffic = (result.tables[name] for name in ("spans", "memory_curve", "traffic"))
     sent = [calls(result.spec, stage) for stage in range(mesh.pp)]
     traced_from = int(spans["end_ns"].max()) + _GAP_NS
@@ -65,8 +65,9 @@ def perfetto(result: RunResult) -> str:
 
 def _names(rank: int, mesh: Mesh, lanes: int) -> Iterator[Event]:
     at = mesh.coordinate(rank)
+    place = ", ".join(f"{axis} {at[axis]}" for axis in COORDINATE)
     process = {"ph": "M", "pid": _pid(rank), "tid": _tid(rank, _COMPUTE)}
-    yield process | {"name": "process_name", "args": {"name": f"rank {rank} (pp {at.pp}, dp {at.dp}, tp {at.tp})"}}
+    yield process | {"name": "process_name", "args": {"name": f"rank {rank} ({place})"}}
     yield process | {"name": "process_sort_index", "args": {"sort_index": rank}}
     called = ["compute", *("comm" if n == 0 else f"comm {n + 1}" for n in range(lanes)), "memory's step"]
     for track, name in enumerate(called):

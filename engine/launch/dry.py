@@ -179,8 +179,8 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
     most = (os.cpu_count() or 1) if device == "none" else 1
-    each = spec.layout.dp * spec.layout.tp
-    all_ = {rank: rehearsal.actions_of(spec, rank // each, device, clock) for rank in ranks}
+    mesh = spec.layout.mesh
+    all_ = {rank: rehearsal.actions_of(spec, mesh.coordinate(rank).pp, device, clock) for rank in ranks}
     over = dict.fromkeys(ranks, 0)
 
     def acted(rank: int, actions: int) -> None:

@@ -24,8 +24,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 def kinds(spec: RunSpec) -> list[int]:
     """A rank of each stage: the first of its replicas and slices."""
-    layout = spec.layout
-    return [stage * layout.dp * layout.tp for stage in range(layout.pp)]
+    return list(spec.layout.mesh.group("pp", 0))
 
 
 def result(
@@ -34,7 +33,7 @@ def result(
     """`rehearsed`: the rows of each rank. `whole`: they are one of each kind, and the tables get every rank that `Mesh.listed`
     has.
     """
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     stands_for = {rank: _alike(mesh, rank) if whole and mesh.all_listed else [rank] for rank in sorted(rehearsed)}
     tables = {name: _repeated(name, rehearsed, stands_for, mesh) for name in ("memory_peak", "memory_curve", "traffic", "spans")}
     tables["process"] = table("process", [], "dry_run")  # nobody ran, so no process was measured
@@ -57,7 +56,7 @@ def result(
 
 def _alike(mesh: Mesh, rank: int) -> list[int]:
     """The ranks of the same stage."""
-    each = mesh.dp * mesh.tp
+    each = mesh.stride("pp")
     first = rank // each * each
     return list(range(first, first + each))
 
@@ -75,8 +74,7 @@ def _repeated(name: str, rehearsed: Mapping[int, Rows], stands_for: Mapping[int,
 def _as_rank(name: str, rows: pd.DataFrame, rank: int, mesh: Mesh) -> pd.DataFrame:
     """The rows of a rank of the same stage, as this one's."""
     if name == "memory_peak":
-        at = mesh.coordinate(rank)
-        return rows.assign(rank=rank, dp=at.dp, tp=at.tp)
+        return rows.assign(rank=rank, **mesh.coordinate(rank).columns)
     if name == "traffic":
         groups = [_group(mesh, rank, axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
         return rows.assign(rank=rank, group=pd.Series(groups, dtype="str"))
@@ -85,8 +83,7 @@ def _as_rank(name: str, rows: pd.DataFrame, rank: int, mesh: Mesh) -> pd.DataFra
 
 def _group(mesh: Mesh, rank: int, axis: Axis, group: str) -> str:
     """The group that goes through `rank` as `group` goes through the rank it was counted on."""
-    places = [getattr(mesh.coordinate(member), axis) for member in members(group)]
-    ranks = [mesh.rank(mesh.coordinate(rank)._replace(**{axis: place})) for place in places]
+    ranks = [mesh.peer(axis, rank, mesh.index(axis, member)) for member in members(group)]
     return group_name(ranks, cut=not mesh.all_listed and ranks[0] == rank)
 
 

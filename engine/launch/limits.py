@@ -62,7 +62,7 @@ def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
                 fits.append(layout)
 
     def nearness(layout: LayoutSpec) -> tuple[int, ...]:
-        kept = (layout.tp == asked.tp) + (layout.pp == asked.pp) + (layout.dp == asked.dp)
+        kept = sum(degree == asked.mesh[axis] for axis, degree in layout.mesh.items())
         return layout.ranks, kept, layout.tp, layout.pp
 
     return max(fits, key=nearness, default=None)
@@ -76,7 +76,7 @@ def _check_rows(spec: RunSpec) -> None:
     if spec.generate.skip_training:
         return
     layout = spec.layout
-    ranks, actions = layout.dp * layout.tp, entries(layout, spec.workload.microbatches)
+    ranks, actions = layout.mesh.stride("pp"), entries(layout, spec.workload.microbatches)
     if (rows := ranks * actions * _POINTS * len(CATEGORIES)) > OWN.rows:
         raise RequestError(
             sentence(
@@ -132,7 +132,7 @@ def _cached(spec: RunSpec) -> int:
     layout, generate = spec.layout, spec.generate
     length = len(generate.prompt.encode()) + generate.new_tokens
     of_stages = (inference.cache(spec.model, layout, spec.workload.precision, stage, 1, length) for stage in range(layout.pp))
-    return layout.dp * layout.tp * sum(map(total, of_stages))
+    return layout.mesh.stride("pp") * sum(map(total, of_stages))
 
 
 def _state_of_a_parameter(spec: RunSpec) -> int:

@@ -49,7 +49,7 @@ from engine.predict.ledger.form import (
     case,
 )  # fmt: skip
 from engine.schedule import Action, Kind, Schedule
-from engine.topology import Coordinate, Mesh
+from engine.topology import Mesh
 
 _DP = 2  # replicas: what dp does is told by its own rules, but not where there is one
 
@@ -166,9 +166,10 @@ class _Chunk:
     def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
         model, sequence = made.model, structure.slicing == "sequence"
         pp, at = 3 - part.first - part.last, int(not part.first)
-        mesh, recorder, device = Mesh(_DP, made.tp, pp), MarkingRecorder(), torch.device("cpu")
+        mesh, recorder = Mesh({"dp": _DP, "tp": made.tp, "pp": pp}), MarkingRecorder()
+        device = torch.device("cpu")
         self.recorder = recorder
-        comm = Comm.without_others(mesh, mesh.rank(Coordinate(at, 0, 0)), recorder, device)
+        comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device)
         tp = TensorParallel(comm, sequence, DTYPES[structure.precision])
         layers = range(made.start, made.start + sum(part.recorded))
         text = bytes(2 * model.seq + 1)

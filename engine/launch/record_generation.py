@@ -17,7 +17,6 @@ from engine.parallel.comm import Comm
 from engine.parallel.data import Streams, Use
 from engine.predict.ledger.form import Part, Structure, generating
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, WorkloadSpec
-from engine.topology import Coordinate, Mesh
 
 Seen = dict[str, SeenMicrobatch]
 
@@ -53,8 +52,8 @@ def _inference(structure: Structure, part: Part, made: Probe, draws: bool) -> In
             prompt="x" * made.prompt, new_tokens=made.new_tokens, temperature=float(draws), skip_training=True
         ),
     )  # fmt: skip
-    mesh, recorder = Mesh(1, made.tp, len(split)), MarkingRecorder()
-    comm = Comm.without_others(mesh, mesh.rank(Coordinate(int(not part.first), 0, 0)), recorder, torch.device("cpu"))
+    mesh, recorder = spec.layout.mesh, MarkingRecorder()
+    comm = Comm.without_others(mesh, mesh.rank({"pp": int(not part.first)}), recorder, torch.device("cpu"))
     return Inference(spec, comm, recorder, lambda doing: None)
 
 

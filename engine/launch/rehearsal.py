@@ -21,7 +21,6 @@ from engine.measure.shadow import ShadowAllocator
 from engine.parallel.comm import Comm
 from engine.schedule import Action
 from engine.spec import RequestError, RunSpec
-from engine.topology import Mesh
 from engine.worker import Trainer
 
 Device = Literal["none", "cpu", "cuda"]
@@ -93,12 +92,12 @@ def rehearse(
             stack.enter_context(FakeTensorMode())
             allocator = stack.enter_context(ShadowAllocator())
             recorder.resized, make_tracer = allocator.resized, allocator.tracer
-        mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+        mesh = spec.layout.mesh
         comm = Comm.without_others(mesh, rank, recorder, torch.device("cpu" if device == "none" else device))
         trace = _traced(spec, comm, recorder, make_tracer, settle_by_a_step=device != "none")
         grown = resident_bytes() - before
     times = clock.stages[comm.at.pp]
-    rows = _retimed(trace, times).rows(rank, *comm.at)
+    rows = _retimed(trace, times).rows(rank, comm.at)
     rows |= {"traffic": recorder.traffic_rows(rank), "spans": _span_rows(recorder, rank, times)}
     return Rehearsal(rank, rows, time.monotonic() - began, grown)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.spec import LayoutSpec, joined, sentence
 from engine.spec.sentence import packed, unpacked
-from engine.topology import Mesh
+from engine.topology import AXES_AS_WRITTEN
 
 # A rank with this in its stack waits for other ranks, so it is not the one that holds up the run.
 _WAITING = re.compile(
@@ -135,8 +135,11 @@ def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Ve
 
 def named(layout: LayoutSpec, rank: int) -> str:
     """A rank and its place: "rank 3 (dp 1, tp 1, pp 0)"."""
-    at = Mesh(layout.dp, layout.tp, layout.pp).coordinate(rank)
-    return sentence("rank {rank} (dp {dp}, tp {tp}, pp {pp})", rank=rank, dp=at.dp, tp=at.tp, pp=at.pp)
+    at = layout.mesh.coordinate(rank)
+    place, *others = (f"{axis} {at[axis]}" for axis in AXES_AS_WRITTEN)
+    for other in others:
+        place = sentence("{first}, {second}", first=place, second=other)
+    return sentence("rank {rank} ({place})", rank=rank, place=place)
 
 
 def main_thread(dump: str) -> str:

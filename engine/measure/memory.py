@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine.measure.recorder import ACTION_MARK, DOOR_MARK, Recorder
 from engine.tables import CATEGORIES, KV_CACHE
+from engine.topology import Coordinate
 
 Owned = Mapping[str, Iterable[Tensor]]  # category → the tensors that stay over steps and belong to it
 
@@ -106,7 +107,7 @@ class MemoryTrace:
         points.append((self.actions[-1].end_ns - zero, len(self.actions) - 1, dict(now)))
         return _one_each_instant(points)
 
-    def rows(self, rank: int, pp: int, dp: int, tp: int) -> dict[str, list[dict[str, Any]]]:
+    def rows(self, rank: int, at: Coordinate) -> dict[str, list[dict[str, Any]]]:
         """Rows of the memory tables, and the allocator's totals."""
         totals = {
             "start_bytes": self.start_total,
@@ -115,14 +116,15 @@ class MemoryTrace:
             "unaccounted_bytes": self.unaccounted,
         }
         return {
-            "memory_peak": self.peak_rows(rank, pp, dp, tp),
+            "memory_peak": self.peak_rows(rank, at),
             "memory_curve": self.curve_rows(rank),
             "allocator": [{"rank": rank, **totals}],
         }
 
-    def peak_rows(self, rank: int, pp: int, dp: int, tp: int) -> list[dict[str, Any]]:
+    def peak_rows(self, rank: int, at: Coordinate) -> list[dict[str, Any]]:
         highest = max((composition for _, _, composition in self.curve()), key=lambda c: sum(c.values()))
-        return [{"rank": rank, "pp": pp, "dp": dp, "tp": tp, "category": c, "bytes": n} for c, n in highest.items()]
+        who = {"rank": rank} | at.columns
+        return [who | {"category": c, "bytes": n} for c, n in highest.items()]
 
     def curve_rows(self, rank: int) -> list[dict[str, Any]]:
         return [

@@ -202,11 +202,11 @@ class Comm:
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.one_clock = True  # whether all ranks read the same monotonic clock
-        self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(rank, axis)) for axis in ("dp", "tp", "pp")}
+        self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
 
     @classmethod
     def alone(cls, device: torch.device) -> Comm:
-        return cls.without_others(Mesh(1, 1, 1), 0, Recorder(), device)
+        return cls.without_others(Mesh({}), 0, Recorder(), device)
 
     @classmethod
     def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> Comm:
@@ -306,7 +306,7 @@ class Comm:
         return tensor
 
     def _transfer(self, kind: str, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
-        peer = self.mesh.rank(self.at._replace(pp=stage))
+        peer = self.mesh.peer("pp", self.rank, stage)
         pair = (min(self.rank, peer), max(self.rank, peer))
         span = self._count("pp", kind, pair, tensor.nbytes, tensor.nbytes if kind == "send" else 0)
         transfer = self._transport.send if kind == "send" else self._transport.receive

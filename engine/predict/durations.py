@@ -63,7 +63,7 @@ def projected(spec: RunSpec, spans: pd.DataFrame) -> Durations:
     `spans` is a run's table. Of a stage's ranks, which do equal work, the mean. A collective counts by what it cost the
     rank's own thread, which calls it and then sleeps until it is over; its transfer, and messages between stages, take none.
     """
-    per_stage = spec.layout.dp * spec.layout.tp
+    per_stage = spec.layout.mesh.stride("pp")
     table = spans[spans["lane"] == "compute"]
     keys = [(table["rank"] // per_stage).rename("stage"), table["kind"], table["chunk"], table["microbatch"]]
     each: dict[tuple[Kind, int, int], float] = {}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, ModelSpec, Recompute, RunSpec, WorkloadSpec
+from engine.topology import AXES, AXES_AS_WRITTEN, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 Whole = NDArray[np.int64]
@@ -50,6 +51,11 @@ class Grid:
     def __len__(self) -> int:
         return len(self.dp)
 
+    @property
+    def degrees(self) -> dict[Axis, Whole]:
+        """The meshes' degrees by axis."""
+        return {axis: getattr(self, axis) for axis in AXES_AS_WRITTEN}
+
     def take(self, which: Any) -> Grid:
         """Those layouts that an index, a slice or a mask picks."""
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
@@ -63,9 +69,7 @@ class Grid:
             return np.fromiter(values, np.int64, len(specs))
 
         return cls(
-            dp=whole(layout.dp for layout in layouts),
-            tp=whole(layout.tp for layout in layouts),
-            pp=whole(layout.pp for layout in layouts),
+            **{axis: whole(layout.mesh[axis] for layout in layouts) for axis in AXES},
             chunks=whole(layout.chunks for layout in layouts),
             microbatch_size=whole(workload.microbatch_size for workload in workloads),
             microbatches=whole(workload.microbatches for workload in workloads),
@@ -78,7 +82,7 @@ class Grid:
     def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec) -> RunSpec:
         """One of them as a spec. `workload` gives all that is not in the grid. Raises `RequestError` where it does not fit."""
         layout = LayoutSpec(
-            dp=int(self.dp[index]), tp=int(self.tp[index]), pp=int(self.pp[index]), chunks=int(self.chunks[index]),
+            **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
         )  # fmt: skip

@@ -133,14 +133,14 @@ def passed(
     where there is an encoder, it runs once and the decoder alone goes on.
     """
     assert not model.parts.encoder
-    degree = {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp}
+    mesh = layout.mesh
     most: dict[tuple[str, str], tuple[int, int]] = {}
     one = TokenPass(model, layout, precision, tokens, batch)
     for stage in range(layout.pp):
         here: dict[tuple[str, str], tuple[int, int]] = {}
         for call in one.calls(stage, "decode"):
             if call.collective != "recv":
-                n = 2 if call.between else degree[call.axis]
+                n = 2 if call.between else mesh[call.axis]
                 calls, wire = here.get((call.axis, call.collective), (0, 0))
                 more = call.calls * wire_bytes(call.collective, call.payload_bytes, n)
                 here[call.axis, call.collective] = (calls + call.calls, wire + more)

@@ -13,7 +13,6 @@ from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec
 from engine.tables import RunResult
-from engine.topology import Coordinate, Mesh
 
 _UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
@@ -46,10 +45,10 @@ def textbook_timeline(spec: RunSpec) -> Timeline:
 def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, bubble: float) -> dict[str, Any]:
     """The numbers of a run's summary that a formula can give, under the same names; and at which action the peak is."""
     at, fullest = found.fullest
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     return {
         "peak_bytes": fullest.total,
-        "peak_rank": mesh.rank(Coordinate(at.stage, at.replica, int(at.later))),
+        "peak_rank": mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)}),
         "peak_action": fullest.action,
         "wire_bytes_per_rank": sum(passed["wire_bytes"].tolist()) / len(mesh.listed),  # a sum that may need more than 64 bits
         "bubble": bubble,

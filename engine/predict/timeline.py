@@ -111,7 +111,7 @@ def spans_table(spec: RunSpec, timeline: Timeline, source: Source = "formula", u
     All ranks of a stage do the same. Up to 64 ranks, each has its rows; beyond, a stage's first rank stands for all.
     """
     layout = spec.layout
-    per_stage = layout.dp * layout.tp
+    per_stage = layout.mesh.stride("pp")
     rows = [
         {
             "rank": t.stage * per_stage, "lane": "compute", "kind": t.action.kind, "chunk": t.action.chunk,

@@ -13,6 +13,7 @@ from engine.spec.base import Spec
 from engine.spec.errors import RequestError
 from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
 from engine.spec.sentence import sentence
+from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
@@ -145,7 +146,7 @@ class ModelSpec(Spec):
 
 
 class LayoutSpec(Spec):
-    """How the work is split. Ranks = dp × tp × pp."""
+    """How the work is split. There is a rank for each coordinate of its mesh."""
 
     dp: int = Field(1, ge=1, le=65536, description="data-parallel replicas")
     tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights in that many slices")
@@ -161,24 +162,28 @@ class LayoutSpec(Spec):
     recompute: Recompute = Field("none", description="what backward computes again: nothing, attention only, or whole layers")
 
     @property
+    def mesh(self) -> Mesh:
+        return Mesh({axis: getattr(self, axis) for axis in AXES})
+
+    @property
     def ranks(self) -> int:
-        return self.dp * self.tp * self.pp
+        return self.mesh.size
 
     @property
     def code(self) -> str:
         """The short form, such as dp2.tp2.pp2."""
-        return f"dp{self.dp}.tp{self.tp}.pp{self.pp}"
+        return self.mesh.code
 
     @classmethod
-    def degrees(cls, code: str) -> dict[str, int]:
+    def degrees(cls, code: str) -> dict[Axis, int]:
         """Read a short form: "dp2.tp2.pp2" → {"dp": 2, "tp": 2, "pp": 2}. An axis left out is 1."""
         found: dict[str, int] = {}
         for part in code.split("."):
-            match = re.fullmatch(r"(dp|tp|pp)(\d{1,6})", part)
+            match = re.fullmatch(rf"({'|'.join(AXES)})(\d{{1,6}})", part)
             if not match or match[1] in found:
                 raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=code))
             found[match[1]] = int(match[2])
-        return {"dp": 1, "tp": 1, "pp": 1} | found
+        return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
 
     @property
     def placement(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from engine.tables import CATEGORIES, KV_CACHE, beside
+from engine.tables import CATEGORIES, COORDINATE, KV_CACHE, beside
 from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
@@ -45,7 +45,7 @@ def memory(
     say, named = style.say, categories(style.say)
     sources = {"measured": say("measured"), "formula": say("predicted")}
     tables = [table for table in (measured, predicted) if table is not None]
-    rows = pd.concat(tables)[["source", "rank", "pp", "dp", "tp", "category", "bytes"]]
+    rows = pd.concat(tables)[["source", "rank", *COORDINATE, "category", "bytes"]]
     listed, every = rows["rank"].nunique(), rows.groupby(["source", "rank"])["bytes"].sum()
     title = memory_title(every, capacity, device, say)
     if listed < ranks:
@@ -227,7 +227,7 @@ def _capacity_line(style: Look) -> list[alt.Chart]:
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each rank and source, a column for each category, and their sum."""
-    who, found = ["rank", "pp", "dp", "tp", "source"], dict[tuple[Any, ...], dict[str, int]]()
+    who, found = ["rank", *COORDINATE, "source"], dict[tuple[Any, ...], dict[str, int]]()
     for *rank, category, size in rows[[*who, "category", "bytes"]].itertuples(index=False):
         found.setdefault(tuple(rank), {})[category] = size
     wide = [dict(zip(who, rank, strict=True)) | sizes | {"total": sum(sizes.values())} for rank, sizes in found.items()]

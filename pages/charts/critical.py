@@ -31,7 +31,7 @@ def critical_path(spans: pd.DataFrame, mesh: Mesh) -> set[int]:
     every = [_Pass(*row) for row in zip(work.index, *fields, strict=True)]
     if not every:
         return set()
-    last, per_stage = max(every, key=lambda p: p.end), mesh.dp * mesh.tp
+    last, per_stage = max(every, key=lambda p: p.end), mesh.stride("pp")
     mine = sorted((p for p in every if p.rank % per_stage == last.rank % per_stage), key=lambda p: p.start)
     before: dict[int, _Pass] = {}
     latest: dict[int, _Pass] = {}

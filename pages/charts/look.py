@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from engine.tables import KV_CACHE
+from engine.topology import AXES_BY_FREQUENCY, Axis
 from pages.charts.words import Language, Words, words
 
 Theme = Literal["light", "dark"]
@@ -60,8 +61,9 @@ class Look:
 
     @property
     def axis(self) -> dict[str, str]:
-        """Colours of the mesh's axes."""
-        return {"tp": self.orange, "pp": self.green, "dp": self.blue}
+        """Colours of the mesh's axes, in the order of legends."""
+        hues: dict[Axis, str] = {"tp": self.orange, "dp": self.blue, "pp": self.green}
+        return {axis: hues[axis] for axis in AXES_BY_FREQUENCY}
 
     @property
     def lane(self) -> dict[str, str]:

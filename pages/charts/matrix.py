@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from engine.tables import members
-from engine.topology import AXES, Mesh
+from engine.topology import AXES_AS_WRITTEN, Mesh
 from pages.charts.drawing import Drawing, Rows, colours, finish, nothing, rank_chooser
 from pages.charts.look import Look, Theme
 from pages.charts.roles import Roles
@@ -44,7 +44,7 @@ def blocks(mesh: Mesh, style: Look) -> list[Block]:
         return [Block(f"{rank}", rank, rank) for rank in range(size)]
     if size <= NODE * MOST_ROWS:
         return [Block(f"{a}–{min(a + NODE, size) - 1}", a, min(a + NODE, size) - 1) for a in range(0, size, NODE)]
-    width = mesh.dp * mesh.tp
+    width = mesh.stride("pp")
     together = -(-mesh.pp // MOST_ROWS)
     found = []
     for a in range(0, mesh.pp, together):
@@ -136,7 +136,7 @@ def _cells(sent: pd.DataFrame, rows: list[Block], style: Look) -> pd.DataFrame:
         "to": np.searchsorted(firsts, sent["receiver"], side="right") - 1,
     }
     wide = sent.assign(**by).pivot_table(index=["from", "to"], columns="axis", values="bytes", aggfunc="sum", fill_value=0)
-    wide = wide.reindex(columns=list(AXES), fill_value=0).astype("int64")
+    wide = wide.reindex(columns=list(AXES_AS_WRITTEN), fill_value=0).astype("int64")
     cells = wide.reset_index().rename_axis(columns=None)
     cells["bytes"] = wide.sum(axis=1).to_numpy()
     cells["axis"] = wide.idxmax(axis=1).to_numpy() if len(wide) else pd.Series(dtype="str")
@@ -167,7 +167,7 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, role
     y = y.axis(**named)
     tooltip = [alt.Tooltip("sender:N", title=say("from")), alt.Tooltip("receiver:N", title=say("to"))]
     tooltip.append(alt.Tooltip("exactly:N", title=say("in a step")))
-    tooltip += [alt.Tooltip(f"{axis}:Q", title=say("{axis} (bytes)", axis=axis), format=",") for axis in AXES]
+    tooltip += [alt.Tooltip(f"{axis}:Q", title=say("{axis} (bytes)", axis=axis), format=",") for axis in AXES_AS_WRITTEN]
 
     layers = [
         alt.Chart(_squares(rows, mesh))
@@ -209,7 +209,7 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, role
 
 def _squares(rows: list[Block], mesh: Mesh) -> pd.DataFrame:
     """The squares on the diagonal within which a stage's ranks talk to each other; pale, behind the cells."""
-    width = mesh.dp * mesh.tp
+    width = mesh.stride("pp")
     starts = sorted({i for i, block in enumerate(rows) if block.first % width == 0})
     ends = [*starts[1:], len(rows)]
     return pd.DataFrame({"from": starts, "to": starts, "x2": ends, "y2": ends})

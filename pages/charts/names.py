@@ -10,6 +10,7 @@ import re
 import pandas as pd
 
 from engine.tables import KV_CACHE
+from engine.topology import AXES
 from pages.charts.words import Words
 
 
@@ -170,14 +171,10 @@ def columns(say: Words) -> dict[str, str]:
         "value": say("value"),
         "bubble": say("bubble"),
         "compute_s": say("compute (s)"),
-        "tp_s": say("waiting for tp (s)"),
-        "pp_s": say("waiting for pp (s)"),
-        "dp_s": say("waiting for dp (s)"),
+        **{f"{axis}_s": say("waiting for {axis} (s)", axis=axis) for axis in AXES},
         "update_s": say("optimizer step (s)"),
         "idle_s": say("bubble (s)"),
-        "tp_bytes": say("tp traffic (bytes)"),
-        "pp_bytes": say("pp traffic (bytes)"),
-        "dp_bytes": say("dp traffic (bytes)"),
+        **{f"{axis}_bytes": say("{axis} traffic (bytes)", axis=axis) for axis in AXES},
         "model": say("model"),
         "ranks": say("devices"),
         "layout": say("layout"),

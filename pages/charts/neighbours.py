@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from engine.topology import AXES
 from pages.charts.words import Words
 
 MOST_STAGES = 128  # each with a bar of its own
@@ -28,7 +30,8 @@ class Stages(NamedTuple):
 
 def by_stage(peaks: pd.DataFrame) -> Stages:
     """`peaks`: a table "memory_peak", perhaps of several sources."""
-    rows = peaks[(peaks["dp"] == 0) & (peaks["tp"] == 0)]
+    others = [axis for axis in AXES if axis != "pp"]
+    rows = peaks[np.logical_and.reduce([peaks[axis] == 0 for axis in others])]
     last = int(rows["pp"].max())
     together = -(-(last + 1) // MOST_STAGES)
     if together > 1:

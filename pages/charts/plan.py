@@ -10,6 +10,7 @@ import altair as alt
 import pandas as pd
 
 from engine.predict.speed.pace import PARTS
+from engine.topology import AXES_BY_FREQUENCY
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
 from pages.charts.names import categories, schedule
@@ -167,19 +168,15 @@ def _run_as(row: Any, say: Words) -> str:
 def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing:
     """What a step is spent on. `parts`: a layout's name → seconds by part."""
     say = style.say
-    named = {
+    named: dict[str, str] = {
         "compute": say("compute"),
-        "tp": say("waiting for tp"),
-        "pp": say("waiting for pp"),
-        "dp": say("waiting for dp"),
+        **{axis: say("waiting for {axis}", axis=axis) for axis in AXES_BY_FREQUENCY},
         "update": say("optimizer step"),
         "idle": say("waiting for its turn"),
     }
     tones = {
         "compute": style.blue,
-        "tp": style.orange,
-        "pp": style.green,
-        "dp": style.pink,
+        **(style.axis | {"dp": style.pink}),  # blue is for computing here
         "update": style.ink,
         "idle": style.grey,
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from engine.topology import Mesh
+from engine.topology import Axis, Mesh
 from pages.charts.words import Words
 
-Role = Literal["self", "tp", "dp", "pp", "none"]
+Role = Axis | Literal["self", "none"]
 PALE = 0.3  # how opaque is what has nothing to do with the chosen rank
 CHOSEN = "chosen"  # the selection that a chart declares when a rank can be chosen in it, by the field "rank"
 
@@ -17,16 +17,15 @@ class Roles(Mapping[int, Role]):
     """What every rank of the mesh is to the `chosen` one: itself, a peer along one axis, or neither. Told when it is asked."""
 
     def __init__(self, mesh: Mesh, chosen: int) -> None:
-        self.mesh, self.chosen, self._at = mesh, chosen, mesh.coordinate(chosen)
+        self.mesh, self.chosen = mesh, chosen
 
     def __getitem__(self, rank: int) -> Role:
         if not 0 <= rank < self.mesh.size:
             raise KeyError(rank)
-        at = self.mesh.coordinate(rank)
-        pp, dp, tp = (one != other for one, other in zip(at, self._at, strict=True))
-        if pp + dp + tp > 1:
+        axes = self.mesh.apart(rank, self.chosen)
+        if len(axes) > 1:
             return "none"
-        return "pp" if pp else "dp" if dp else "tp" if tp else "self"
+        return axes[0] if axes else "self"
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.mesh.size))
@@ -41,13 +40,9 @@ def roles_of(mesh: Mesh, rank: int) -> Roles:
 
 def told(role: Role, say: Words) -> str:
     """A role in a word or two; empty for none."""
-    return {
-        "self": say("chosen"),
-        "tp": say("tp peer"),
-        "dp": say("dp peer"),
-        "pp": say("pp peer"),
-        "none": "",
-    }[role]
+    if role == "none":
+        return ""
+    return say("chosen") if role == "self" else say("{axis} peer", axis=role)
 
 
 def opacity(rank: int, roles: Roles | None) -> float:

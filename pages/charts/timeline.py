@@ -152,12 +152,12 @@ def overview(panel: Panel, style: Look) -> Drawing | None:
 def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words, roles: Roles | None = None) -> Panel:
     """A row a rank. Idle is what its passes leave of its pipeline's time."""
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
-    pipeline = work["rank"] % (mesh.dp * mesh.tp)
+    pipeline = work["rank"] % mesh.stride("pp")
     whole = work["end_ns"].groupby(pipeline).max() - work["start_ns"].groupby(pipeline).min()
     busy = (work["end_ns"] - work["start_ns"]).groupby(work["rank"]).sum()
     rows = []
     for rank in range(mesh.size):
-        idle = percent(1 - busy[rank] / whole[rank % (mesh.dp * mesh.tp)]) if rank in busy.index else "–"
+        idle = percent(1 - busy[rank] / whole[rank % mesh.stride("pp")]) if rank in busy.index else "–"
         label = say("rank {rank} · stage {stage}", rank=rank, stage=mesh.coordinate(rank).pp)
         role = told(roles[rank], say) if roles else ""
         label = " · ".join(filter(None, (label, role, say("idle {share}", share=idle))))

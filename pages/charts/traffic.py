@@ -9,6 +9,7 @@ from typing import Literal
 import altair as alt
 import pandas as pd
 
+from engine.topology import AXES
 from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import MAX_BARS, Look
 from pages.charts.names import measures
@@ -17,7 +18,7 @@ from pages.charts.thinning import stretches
 from pages.charts.units import byte_unit, in_bytes
 from pages.charts.words import Words
 
-_MOST_RANKS = MAX_BARS // 3  # with a bar for each of three axes
+_MOST_RANKS = MAX_BARS // len(AXES)  # with a bar for each axis
 Measure = Literal["wire", "payload"]
 
 

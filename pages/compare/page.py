@@ -13,7 +13,7 @@ from engine.predict.run import textbook_timeline
 from engine.predict.timeline import MOST, too_long
 from engine.schedule.orders import kinds_of
 from engine.spec import RunSpec
-from engine.topology import Mesh
+from engine.topology import AXES_BY_FREQUENCY
 from pages.charts import multiples, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -147,9 +147,8 @@ def _charts(found: Sequence[Column | Missing], there: Sequence[Column]) -> None:
     present = {category for peak in peaks for category in peak.loc[peak["bytes"] > 0, "category"]}
     sends = [multiples.by_collective(c.result.tables["traffic"], listed(c.spec.layout)) for c in there]
     most = max((float(sent["bytes"].max()) for sent in sends if len(sent)), default=0.0)
-    axes = ("tp", "pp", "dp")
     kinds = {pair for sent in sends for pair in zip(sent["axis"], sent["collective"], strict=True)}
-    ordered = tuple(sorted(kinds, key=lambda pair: (axes.index(pair[0]), pair[1])))
+    ordered = tuple(sorted(kinds, key=lambda pair: (AXES_BY_FREQUENCY.index(pair[0]), pair[1])))
     longest = max((_makespan(c.spec) for c in there if _too_long(c.spec) is None), default=0.0)
 
     st.html(multiples.legend(list(present), look(view())))
@@ -235,7 +234,7 @@ def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
 def clocked(spans: pd.DataFrame, spec: RunSpec, last: float, view: View) -> Drawing:
     """The measured timeline."""
     style, layout = look(view), spec.layout
-    panel = timeline.measured_panel(spans, Mesh(layout.dp, layout.tp, layout.pp), style.say)
+    panel = timeline.measured_panel(spans, layout.mesh, style.say)
     drawn = timeline.draw([panel], style, least=last)
     title = style.say("Bubble {share} of {time}", share=percent(panel.bubble), time=in_time(panel.makespan))
     reading = style.say("By the wall clock of this machine, whose cores the ranks shared. The bubble is a share of total time.")

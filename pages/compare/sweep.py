@@ -12,13 +12,12 @@ from engine.launch.recording import with_ledgers
 from engine.predict.run import predict
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, RequestError, RunSpec
+from engine.topology import AXES_AS_WRITTEN
 
 # Lever (a spec's dotted field) → the values to try.
 LEVERS: Mapping[str, tuple[Any, ...]] = {
     "layout.schedule": SCHEDULES,
-    "layout.dp": (1, 2, 4, 8, 16),
-    "layout.tp": (1, 2, 4, 8, 16),
-    "layout.pp": (1, 2, 4, 8, 16),
+    **{f"layout.{axis}": (1, 2, 4, 8, 16) for axis in AXES_AS_WRITTEN},
     "layout.chunks": (1, 2, 3, 4, 6, 8),
     "layout.zero": (0, 1, 2, 3),
     "layout.sequence_parallel": (False, True),

@@ -21,7 +21,6 @@ from engine.predict.traffic.step import Training
 from engine.schedule import Action, Schedule, plan
 from engine.spec import RunSpec
 from engine.tables import members
-from engine.topology import Coordinate, Mesh
 
 _BACKWARD = ("B", "I", "W")
 _ENDS = ("tie", "step", "gather")  # one action of its own for each of these phases
@@ -83,8 +82,7 @@ def walk(
 
     `traffic` and `spans` are tables of one step; `replayed` tells the times where there are no spans.
     """
-    layout = spec.layout
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    layout, mesh = spec.layout, spec.layout.mesh
     schedule = replayed.schedule if replayed else plan(layout, spec.workload.microbatches, spec.model.parts.tied)
     times: list[dict[Action, tuple[float, float]]] = [{} for _ in schedule.stages]
     for t in replayed.timed if replayed else ():
@@ -92,10 +90,10 @@ def walk(
             times[t.stage][t.action] = (t.start, t.end)
     ranks = []
     for stage, known in enumerate(times):
-        at = Coordinate(stage, way.dp, way.tp)
-        mine = traffic[traffic["rank"] == mesh.rank(at)]
-        own = None if spans is None else spans[spans["rank"] == mesh.rank(at)]
-        ranks.append(_Rank(spec, schedule, at, way.microbatch, mine, own, known))
+        rank = mesh.rank({"pp": stage, "dp": way.dp, "tp": way.tp})
+        mine = traffic[traffic["rank"] == rank]
+        own = None if spans is None else spans[spans["rank"] == rank]
+        ranks.append(_Rank(spec, schedule, rank, way.microbatch, mine, own, known))
     return [event for stage, action in _order(schedule, way.microbatch) for event in ranks[stage].events(action)]
 
 
@@ -122,12 +120,11 @@ def _order(schedule: Schedule, microbatch: int) -> Iterator[tuple[int, Action]]:
 def _by_chunk(spec: RunSpec, stage: int) -> dict[tuple[int, str, str, str, int], Counts]:
     """(chunk, axis, collective, phase, other stage of a message) → calls, payload and wire bytes of a rank's step, predicted."""
     found: dict[tuple[int, str, str, str, int], Counts] = {}
-    degrees = {"dp": spec.layout.dp, "tp": spec.layout.tp, "pp": 2}
-    training = Training(spec)
+    mesh, training = spec.layout.mesh, Training(spec)
     for chunk in training.ledgers.on(stage):
         for call in training.of_chunk(chunk):
             other = -1 if call.between is None else sum(call.between) - stage
-            wire = wire_bytes(call.collective, call.payload_bytes, degrees[call.axis])
+            wire = wire_bytes(call.collective, call.payload_bytes, 2 if call.between else mesh[call.axis])
             more = call.calls * np.array([1, call.payload_bytes, wire], dtype="int64")
             key = (chunk.number, call.axis, call.collective, call.phase, other)
             found[key] = found.get(key, np.zeros(3, dtype="int64")) + more
@@ -141,22 +138,21 @@ class _Rank:
         self,
         spec: RunSpec,
         schedule: Schedule,
-        at: Coordinate,
+        rank: int,
         microbatch: int,
         traffic: pd.DataFrame,
         spans: pd.DataFrame | None,
         times: dict[Action, tuple[float, float]],
     ) -> None:
         """`traffic` and `spans` are this rank's own rows."""
-        self.spec, self.at, self.microbatch, self.times = spec, at, microbatch, times
-        self.mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
-        self.rank = self.mesh.rank(at)
+        self.spec, self.mesh, self.rank, self.microbatch, self.times = spec, spec.layout.mesh, rank, microbatch, times
+        self.at = self.mesh.coordinate(rank)
         self.actions: dict[tuple[str, str, int], list[Action]] = {}
-        for action in schedule.stages[at.pp]:
+        for action in schedule.stages[self.at.pp]:
             self.actions.setdefault((action.kind, action.flow, action.chunk), []).append(action)
-        self.held = [chunk for chunk, stage in enumerate(schedule.placement) if stage == at.pp]
+        self.held = [chunk for chunk, stage in enumerate(schedule.placement) if stage == self.at.pp]
         self.chunks = len(self.held)
-        self.predicted = _by_chunk(spec, at.pp) if self.chunks > 1 else {}
+        self.predicted = _by_chunk(spec, self.at.pp) if self.chunks > 1 else {}
         self.calls: dict[tuple[Action, str], list[tuple[float, float]]] = {}
         if spans is not None:
             self._read(spans.sort_values("start_ns", kind="stable"))

@@ -11,7 +11,7 @@ from engine.predict.traffic import terms as traffic_terms
 from engine.predict.traffic import traffic
 from engine.spec import RunSpec
 from engine.tables import RunResult
-from engine.topology import Coordinate, Mesh
+from engine.topology import Mesh
 from pages.charts import beside, formula
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -42,7 +42,7 @@ def draw(spec: RunSpec, event: Event | None) -> None:
 
 def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
     """The chart, with what a run of `spec` measured beside it, and the formula behind a bar. `key` names it on the page."""
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     rank, table = chosen.rank(mesh), None if measured is None else measured.tables["memory_peak"]
     asked = linked_device(), rank, view()
     made = predicted_memory(spec, *asked) if table is None else measured_memory(spec, table, *asked)
@@ -57,7 +57,7 @@ def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
 
 def traffic_card(spec: RunSpec, measured: RunResult | None, key: str, event: Event | None) -> None:
     """The same for traffic; of the chosen rank alone, where there is one."""
-    rank = chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp))
+    rank = chosen.rank(spec.layout.mesh)
     table = None if measured is None else measured.tables["traffic"]
     asked = linked_measure(), rank, view()
     made = predicted_traffic(spec, *asked) if table is None else measured_traffic(spec, table, *asked)
@@ -106,7 +106,7 @@ def _roles(spec: RunSpec, rank: int | None) -> Roles | None:
 
 
 def _mesh(spec: RunSpec) -> Mesh:
-    return Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    return spec.layout.mesh
 
 
 # --------------------------------------------------------------------------------------------------------- from the link
@@ -170,7 +170,7 @@ def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, ran
     words, style = say(), look(view())
     found = peaks(spec)
     at, _ = found.fullest
-    shown = rank if rank is not None else mesh.rank(Coordinate(at.stage, at.replica, int(at.later)))
+    shown = rank if rank is not None else mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)})
     peak = found.of(mesh.coordinate(shown))
     label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
     with unfolding(label, f"unfold-memory-{key}", icon=":material/function:", type="compact") as unfolded:

@@ -11,7 +11,7 @@ from engine.predict.timeline import textbook as unit_times
 from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, sentence
-from engine.topology import MOST_MEMBERS, Coordinate, Mesh
+from engine.topology import AXES_AS_WRITTEN, MOST_MEMBERS
 from pages.charts.look import View, look
 from pages.charts.roles import roles_of
 from pages.charts.words import Words
@@ -31,7 +31,7 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
 
     `above` is HTML that comes first.
     """
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     title = drawing.heading_html(say()("Who holds what"), _counted(spec.layout, say()))
     clickable(above + title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
     refused, trains = _refused(spec), not spec.generate.skip_training
@@ -71,14 +71,14 @@ def not_walked(spec: RunSpec) -> str | None:
 
 
 def _groups_too_large(layout: LayoutSpec) -> str | None:
-    named = layout.pp * (layout.dp + layout.tp + layout.pp)
+    degrees = [layout.mesh[axis] for axis in AXES_AS_WRITTEN]
+    named = layout.pp * sum(degrees)
     if named <= MOST_MEMBERS:
         return None
     return sentence(
-        "a way through pp={pp} stages names {pp} × ({dp} + {tp} + {pp}) = {named} members of groups, and at most {most} are told",
+        "a way through pp={pp} stages names {pp} × ({degrees}) = {named} members of groups, and at most {most} are told",
         pp=layout.pp,
-        dp=layout.dp,
-        tp=layout.tp,
+        degrees=" + ".join(map(str, degrees)),
         named=f"{named:,}",
         most=f"{MOST_MEMBERS:,}",
     )
@@ -108,7 +108,7 @@ def _counted(layout: LayoutSpec, say: Words) -> str:
 
 @kept(64)
 def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> str:
-    roles = None if rank is None else roles_of(Mesh(layout.dp, layout.tp, layout.pp), rank)
+    roles = None if rank is None else roles_of(layout.mesh, rank)
     return rank_grid(model, layout, look(view), roles)
 
 
@@ -119,11 +119,11 @@ def _size_of(events: list[Event]) -> int:
 @kept_by_size(200_000, _size_of)
 def events(spec: RunSpec, way: Way) -> list[Event]:
     """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     if mesh.all_listed:
         passed = predicted(spec).tables["traffic"]
     else:
-        passed = traffic(spec, [mesh.rank(Coordinate(stage, way.dp, way.tp)) for stage in range(mesh.pp)])
+        passed = traffic(spec, [mesh.rank({"pp": stage, "dp": way.dp, "tp": way.tp}) for stage in range(mesh.pp)])
     return events_of(spec, passed, way, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
 
 

@@ -20,7 +20,7 @@ def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look, roles: Roles | 
 
     With `roles`, the chosen rank is pressed, and each of its peers says what it is.
     """
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    mesh = layout.mesh
     # The least width in which a replica stands with its slices side by side, four at most; its box adds the padding.
     slices = min(mesh.tp, 4)
     replica = slices * _CELL_REM + (slices - 1) * _GAP_REM
@@ -86,7 +86,7 @@ def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: i
         told = say("replica {replica} of {count}, which hold the same", replica=dp, count=mesh.dp)
     name = f"<header>{escape(told)}</header>" if mesh.dp > 1 else ""
     slices = _shown_slices(mesh, roles)
-    cells = "".join(_cell(model, layout, mesh, Coordinate(stage, dp, tp), say, roles) for tp in slices)
+    cells = "".join(_cell(model, layout, mesh, Coordinate({"pp": stage, "dp": dp, "tp": tp}), say, roles) for tp in slices)
     if len(slices) < mesh.tp:
         cells += f"<p>{escape(say('and {count} more slices', count=mesh.tp - len(slices)))}</p>"
     return f'<div class="ss-replica">{name}{_row(cells, _CELL_REM)}</div>'

@@ -240,7 +240,7 @@ def _roles(result: RunResult, rank: int | None) -> Roles | None:
 
 def _mesh(result: RunResult) -> Mesh:
     layout = result.spec.layout
-    return Mesh(layout.dp, layout.tp, layout.pp)
+    return layout.mesh
 
 
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())

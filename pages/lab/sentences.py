@@ -76,8 +76,8 @@ def _held(action: Action, spec: RunSpec, say: Words) -> str:
 
 
 def _message(event: Event, spec: RunSpec, say: Words) -> str:
-    action, per_stage = event.action, spec.layout.dp * spec.layout.tp
-    of = {"rank": event.rank, "peer": action.peer * per_stage + event.rank % per_stage, "microbatch": action.microbatch}
+    action, peer = event.action, spec.layout.mesh.peer("pp", event.rank, event.action.peer)
+    of = {"rank": event.rank, "peer": peer, "microbatch": action.microbatch}
     of["stage"] = action.peer
     if action.kind == "send" and action.flow == "activation":
         return say("Rank {rank} sends the activations of microbatch {microbatch} on to rank {peer} at stage {stage}, and goes on "

@@ -254,7 +254,7 @@ def _simulated(layout: LayoutSpec, microbatches: int, durations: Durations, slow
 
 def _stages(layout: LayoutSpec, say: Words) -> list[str]:
     """ "stage 0 · ranks 0–3"."""
-    each = layout.dp * layout.tp
+    each = layout.mesh.stride("pp")
     if each == 1:
         return [say("stage {stage} · rank {rank}", stage=stage, rank=stage) for stage in range(layout.pp)]
     return [
@@ -281,4 +281,4 @@ def marks(panels: list[Panel], event: Event, mesh: Mesh) -> dict[str, list[dict[
 
 
 def _mesh(layout: LayoutSpec) -> Mesh:
-    return Mesh(layout.dp, layout.tp, layout.pp)
+    return layout.mesh

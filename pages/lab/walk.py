@@ -10,7 +10,6 @@ from typing import NamedTuple
 import streamlit as st
 
 from engine.spec import RunSpec
-from engine.topology import Mesh
 from pages.charts.look import Look, lane, look
 from pages.charts.words import Words
 from pages.lab.events import Event, Way
@@ -130,7 +129,7 @@ def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: in
     step = _step(spec, events, [microbatch, at, dp, tp])
     way = step.way
     st.query_params[WALK] = f"{way.microbatch}.{step.at}" + (f".{way.dp}.{way.tp}" if way.dp or way.tp else "")
-    if chosen.rank(Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)) != step.event.rank:
+    if chosen.rank(spec.layout.mesh) != step.event.rank:
         chosen.choose(step.event.rank)
 
 

@@ -10,6 +10,7 @@ import streamlit as st
 from engine.predict.planner.explain import Lever, Reason, way_to_fit
 from engine.spec import RequestError
 from engine.tables import CATEGORIES
+from engine.topology import AXES
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -201,7 +202,7 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
         Figure(words("Bubble"), percent(float(r["bubble"])), words("of the pipeline's total time")),
         Figure(
             words("Traffic"),
-            in_bytes(int(r["tp_bytes"] + r["pp_bytes"] + r["dp_bytes"])),
+            in_bytes(int(sum(r[f"{axis}_bytes"] for axis in AXES))),
             words("sent by the busiest rank in a step"),
         ),
     ]
@@ -212,7 +213,7 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
     r = plan.layout(row)
     if bool(r["fits"]):
         return
-    stage, each = int(r["fullest_stage"]), int(r["dp"] * r["tp"])
+    stage, each = int(r["fullest_stage"]), plan.plan.ranks // int(r["pp"])
     need, have = int(r["memory_bytes"]), plan.device.memory_bytes
     first = stage * each
     told = {

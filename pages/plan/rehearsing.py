@@ -58,7 +58,7 @@ def _start_bar(spec: RunSpec, fullest: int, words: Words) -> None:
             which = st.selectbox(
                 words("What to rehearse"), list(ranks), key=labelled(_WHICH), format_func=ranks.__getitem__, width=240
             )
-        rank = fullest * layout.dp * layout.tp if which == "fullest" else None
+        rank = layout.mesh.rank({"pp": fullest}) if which == "fullest" else None
         st.button(words("Start the dry run"), icon=":material/play_arrow:", on_click=_start, args=(spec, rank))
     st.caption(
         words(

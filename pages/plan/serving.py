@@ -15,6 +15,7 @@ from engine.predict.planner.serving import serving
 from engine.predict.terms import Term, total
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, sentence
 from engine.tables import KV_CACHE
+from engine.topology import AXES
 from pages.charts import formula
 from pages.charts import plan as plans
 from pages.charts import serving as charts
@@ -64,7 +65,7 @@ class Asked:
     @property
     def layout(self) -> LayoutSpec:
         r = self.table.iloc[self.row]
-        return LayoutSpec(dp=int(r["dp"]), tp=int(r["tp"]), pp=int(r["pp"]))
+        return LayoutSpec(**{axis: int(r[axis]) for axis in AXES})
 
     @property
     def spec(self) -> RunSpec:

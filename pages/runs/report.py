@@ -20,7 +20,6 @@ from engine import catalog, store
 from engine.launch.recording import with_ledgers
 from engine.predict.run import predict
 from engine.tables import RunResult
-from engine.topology import Mesh
 from pages.charts import beside, loss, memory, names, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, Theme, View, look
@@ -82,7 +81,7 @@ def drawings(result: RunResult, style: Look) -> Iterator[Drawing]:
     yield memory.curve(tables["memory_curve"], result.summary["peak_rank"], style)
     yield beside.traffic(tables["traffic"], predicted["traffic"], layout.ranks, "wire", None, style)
     yield traffic.by_rank(tables["traffic"], layout.ranks, "wire", style)
-    yield timeline.measured(tables["spans"], Mesh(layout.dp, layout.tp, layout.pp), style)
+    yield timeline.measured(tables["spans"], layout.mesh, style)
     if "loss_last" in result.summary:
         yield loss.loss(tables["steps"], style)
 

@@ -27,6 +27,7 @@ from engine.spec import (
     misfits,
     sentence,
 )
+from engine.topology import AXES, AXES_AS_WRITTEN, Mesh
 from pages.charts.words import Words, words
 from pages.shared.texts import Texts
 
@@ -128,12 +129,12 @@ class Choice:
         return Choice({**self.values, **changes})
 
     @property
-    def ranks(self) -> int:
-        return self["layout.dp"] * self["layout.tp"] * self["layout.pp"]
+    def mesh(self) -> Mesh:
+        return Mesh({axis: self[f"layout.{axis}"] for axis in AXES})
 
     @property
-    def layout_code(self) -> str:
-        return f"dp{self['layout.dp']}.tp{self['layout.tp']}.pp{self['layout.pp']}"
+    def ranks(self) -> int:
+        return self.mesh.size
 
     @property
     def model_name(self) -> str:
@@ -226,7 +227,7 @@ def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]
     if choice.ranks > limits.MOST_RANKS:
         told = sentence(
             "{product} = {ranks} ranks; one machine runs at most {most}, and the prediction stands all the same",
-            product=" × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp")),
+            product=choice.mesh.product,
             ranks=choice.ranks,
             most=limits.MOST_RANKS,
         )
@@ -271,7 +272,7 @@ def _fixes(choice: Choice, field: str, choices: tuple[int, ...]) -> tuple[Fix, .
 def _fewer_ranks(choice: Choice) -> tuple[Fix, ...]:
     """On each axis the largest degree that leaves room, the gentlest change first."""
     fixes = []
-    for field in ("layout.dp", "layout.tp", "layout.pp"):
+    for field in (f"layout.{axis}" for axis in AXES_AS_WRITTEN):
         room = limits.MOST_RANKS * choice[field] // choice.ranks
         fixes += [Fix(field, degree) for degree in range(room, 0, -1)]
     return tuple(sorted(fixes, key=lambda f: choice[f.field] / f.value))

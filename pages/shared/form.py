@@ -11,6 +11,7 @@ import streamlit as st
 from engine.schedule import SCHEDULES
 from engine.spec import V_SHAPED, RequestError
 from engine.text import LARGEST
+from engine.topology import AXES
 from pages.charts.names import schedule
 from pages.charts.units import short
 from pages.charts.words import Words
@@ -22,7 +23,7 @@ from pages.shared.texts import Texts
 from pages.shared.unfolding import unfolding
 
 _STEPS = {"workload.learning_rate": 0.001, "workload.time_limit": 10.0, "workload.momentum": 0.1, "generate.temperature": 0.1}
-_FIRST_DEPTH = ("model.", "layout.dp", "layout.tp", "layout.pp", "layout.split")
+_FIRST_DEPTH = ("model.", *(f"layout.{axis}" for axis in AXES), "layout.split")
 _UPLOAD, _REFUSED_TEXT = "form/upload", "form/refused-text"
 
 
@@ -72,13 +73,12 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
         _row(choice, {"model.head_dim": say("Head width"), "model.decoder_layers": say("Decoder")}, say)
     st.caption(_described(choice, say))
     _numbers(choice, {"layout.dp": say("Data (dp)"), "layout.tp": say("Tensor (tp)"), "layout.pp": say("Pipeline (pp)")}, say)
-    product = " × ".join(str(choice[f"layout.{axis}"]) for axis in ("dp", "tp", "pp"))
     st.caption(
         say.plural(
             "{product} = **{count} rank**, a process each",
             "{product} = **{count} ranks**, a process each",
             choice.ranks,
-            product=product,
+            product=choice.mesh.product,
         )
     )
 

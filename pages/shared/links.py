@@ -67,7 +67,7 @@ class LinkError(Exception):
 
 
 def encode(choice: Choice) -> str:
-    parts = [_model_code(choice), choice.layout_code, choice["layout.schedule"]]
+    parts = [_model_code(choice), choice.mesh.code, choice["layout.schedule"]]
     for letter, field in LETTERS.items():
         if letter in _ALWAYS or choice[field] != DEFAULTS[field]:
             written = _written(field, choice[field])

@@ -13,7 +13,6 @@ from engine.predict.memory import Memory, memory
 from engine.predict.run import predict
 from engine.spec import LayoutSpec, RunSpec, Sentence
 from engine.tables import RunResult
-from engine.topology import Mesh
 from pages.shared.frame import say
 from pages.shared.kept import kept_by_size
 
@@ -23,7 +22,7 @@ _KEPT_BYTES = 24 << 20  # of tables
 
 def listed(layout: LayoutSpec) -> int:
     """How many ranks have rows in tables: what a sum over these is divided by for the mean of all."""
-    return len(Mesh(layout.dp, layout.tp, layout.pp).listed)
+    return len(layout.mesh.listed)
 
 
 def _bytes_of(result: RunResult) -> int:

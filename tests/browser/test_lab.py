@@ -87,7 +87,7 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
 
     expect(bars(page, "timeline")).to_have_count(8 + len(result.tables["spans"]))
     expect(chart(page, "timeline").get_by_role("heading")).to_have_text(
-        timeline.measured(result.tables["spans"], Mesh(2, 2, 2), LIGHT).title
+        timeline.measured(result.tables["spans"], Mesh({"dp": 2, "tp": 2, "pp": 2}), LIGHT).title
     )
     expect(chart(page, "timeline").locator("svg.marks")).to_contain_text("rank 7 · stage 1")
 

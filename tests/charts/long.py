@@ -14,7 +14,7 @@ from engine.tables import RunResult, table
 from engine.topology import Mesh
 
 SPEC = RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=4), workload=WorkloadSpec(microbatches=256, steps=10_000))
-MESH = Mesh(2, 2, 4)
+MESH = Mesh({"dp": 2, "tp": 2, "pp": 4})
 PEAK_RANK = 0
 
 

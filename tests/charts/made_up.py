@@ -21,7 +21,7 @@ def memory_peak(mesh: Mesh) -> pd.DataFrame:
         at = mesh.coordinate(rank)
         for i, category in enumerate(CATEGORIES):
             size = (i + 1) * 1024 * (2 if at.pp == 0 else 1)
-            rows.append({"rank": rank, "pp": at.pp, "dp": at.dp, "tp": at.tp, "category": category, "bytes": size})
+            rows.append({"rank": rank, **at, "category": category, "bytes": size})
     return table("memory_peak", rows, "measured")
 
 
@@ -77,7 +77,7 @@ def textbook(layout: LayoutSpec, microbatches: int) -> list[Timed]:
 
 def spans(layout: LayoutSpec, microbatches: int) -> pd.DataFrame:
     """The textbook's times as if measured, 1 unit = 1 ms, on every rank; a transfer of 0.5 ms follows each pass."""
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    mesh = layout.mesh
     rows: list[dict[str, Any]] = []
     for timed in textbook(layout, microbatches):
         action = timed.action

@@ -22,7 +22,7 @@ from tests.charts import made_up
 from tests.charts.reading import colour_of, marks
 
 KIB = 1024
-MESH = Mesh(2, 2, 2)
+MESH = Mesh({"dp": 2, "tp": 2, "pp": 2})
 SPEC = RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2, zero=1, sequence_parallel=True), workload=WorkloadSpec(precision="bf16"))
 
 
@@ -71,7 +71,7 @@ def test_the_title_says_how_far_off_the_worst_rank_is():
 def test_equal_to_the_byte_is_said_so_and_one_byte_less_is_not():
     assert memory_of(0).title == "Ranks 0–3 are fullest: 42 KiB; every rank as predicted, to the byte"
     assert "to the byte" not in memory_of(1).title
-    assert memory_of(mesh=Mesh(1, 1, 2)).title == "Rank 0 is fullest: 42 KiB; every rank as predicted, to the byte"
+    assert memory_of(mesh=Mesh({"pp": 2})).title == "Rank 0 is fullest: 42 KiB; every rank as predicted, to the byte"
 
 
 def test_before_a_run_the_prediction_stands_alone():
@@ -82,7 +82,7 @@ def test_before_a_run_the_prediction_stands_alone():
     assert "xOffset" not in view["encoding"]
     assert {r["source"] for r in rows} == {"formula"}
     assert drawing.table["total"].tolist() == [42 * KIB] * 4 + [21 * KIB] * 4
-    assert memory_of(measured=False, mesh=Mesh(1, 1, 1)).title == "Every rank needs 42 KiB"
+    assert memory_of(measured=False, mesh=Mesh({})).title == "Every rank needs 42 KiB"
 
 
 def test_the_device_is_a_line_where_it_is_in_sight_and_a_sentence_where_not():
@@ -96,14 +96,14 @@ def test_the_device_is_a_line_where_it_is_in_sight_and_a_sentence_where_not():
 
 
 def test_what_is_empty_has_no_bar():
-    table = made_up.predicted_memory(Mesh(1, 1, 1))
+    table = made_up.predicted_memory(Mesh({}))
     table.loc[table["category"] == "temporary", "bytes"] = 0
     _, rows = marks(beside.memory(None, table, None, "", LIGHT).spec, "bar")[0]
     assert "temporary" not in {r["category"] for r in rows}
 
 
 def test_many_ranks_are_a_bar_a_stage():
-    drawing = memory_of(measured=False, mesh=Mesh(8, 4, 2))
+    drawing = memory_of(measured=False, mesh=Mesh({"dp": 8, "tp": 4, "pp": 2}))
     _, rows = marks(drawing.spec, "bar")[0]
     assert {r["rank"] for r in rows} == {0, 32}
     assert "one rank of a stage, whose other ranks are equal to it" in drawing.reading
@@ -232,7 +232,7 @@ def test_names_and_symbols_are_said_in_the_readers_language():
 
 
 def test_of_very_many_stages_a_bar_is_the_fullest_of_a_few():
-    mesh = Mesh(1, 1, 300)
+    mesh = Mesh({"pp": 300})
     table = made_up.predicted_memory(mesh)
     table.loc[table["rank"] == 7, "bytes"] *= 3
     drawing = beside.memory(None, table, None, "", LIGHT)
@@ -246,7 +246,7 @@ def test_of_very_many_stages_a_bar_is_the_fullest_of_a_few():
 
 
 def test_where_a_stage_stands_for_its_ranks_the_title_speaks_of_stages():
-    table = made_up.predicted_memory(Mesh(1, 1, 4))  # stage 0 holds twice as much as the others
+    table = made_up.predicted_memory(Mesh({"pp": 4}))  # stage 0 holds twice as much as the others
     told = beside.memory(None, table, None, "", LIGHT, ranks=4_000_000).title
     assert told == "The ranks of stage 0 will be fullest: 42 KiB, against 21 KiB of stage 1"
     told = beside.memory(None, table, 30 * KIB, "toy", LIGHT, ranks=4_000_000).title

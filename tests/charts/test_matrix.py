@@ -26,11 +26,11 @@ def of_a_layout(mesh: Mesh) -> pd.DataFrame:
     for rank in range(mesh.size):
         same = {"rank": rank, "phase": "forward", "calls": 1}
         for axis, wire in (("tp", 100), ("dp", 40)):
-            group = mesh.group(rank, axis)
+            group = mesh.group(axis, rank)
             if len(group) > 1:
                 named = ",".join(map(str, group))
                 rows.append(same | {"axis": axis, "collective": "all_reduce", "group": named, "wire_bytes": wire})
-        stages = mesh.group(rank, "pp")
+        stages = mesh.group("pp", rank)
         at = mesh.coordinate(rank).pp
         for collective, other in (("send", at + 1), ("recv", at - 1)):
             if 0 <= other < mesh.pp:
@@ -42,7 +42,7 @@ def of_a_layout(mesh: Mesh) -> pd.DataFrame:
 
 def test_a_collective_goes_round_the_ring_and_a_send_to_its_receiver():
     # Three replicas: each to the next, the last to the first.
-    sent = matrix.links(of_a_layout(Mesh(3, 1, 2)), "wire")
+    sent = matrix.links(of_a_layout(Mesh({"dp": 3, "pp": 2})), "wire")
     assert sorted(sent[sent["axis"] == "dp"][["sender", "receiver", "bytes"]].itertuples(index=False, name=None)) == [
         (0, 1, 40), (1, 2, 40), (2, 0, 40), (3, 4, 40), (4, 5, 40), (5, 3, 40),
     ]  # fmt: skip
@@ -52,17 +52,19 @@ def test_a_collective_goes_round_the_ring_and_a_send_to_its_receiver():
 
 
 def test_every_wire_byte_is_in_the_matrix_and_payload_but_what_is_received():
-    traffic = of_a_layout(Mesh(2, 2, 4))
-    assert sum(c["bytes"] for c in cells(traffic, Mesh(2, 2, 4))) == traffic["wire_bytes"].sum()
+    mesh = Mesh({"dp": 2, "tp": 2, "pp": 4})
+    traffic = of_a_layout(mesh)
+    assert sum(c["bytes"] for c in cells(traffic, mesh)) == traffic["wire_bytes"].sum()
     handed = traffic[traffic["collective"] != "recv"]["payload_bytes"].sum()
-    assert sum(c["bytes"] for c in cells(traffic, Mesh(2, 2, 4), "payload")) == handed
+    assert sum(c["bytes"] for c in cells(traffic, mesh, "payload")) == handed
 
 
 def test_a_cell_has_the_colour_of_its_axis_and_tells_which_rank_it_chooses():
-    drawing = matrix.matrix(of_a_layout(Mesh(2, 2, 2)), Mesh(2, 2, 2), "wire", LIGHT)
+    mesh = Mesh({"dp": 2, "tp": 2, "pp": 2})
+    drawing = matrix.matrix(of_a_layout(mesh), mesh, "wire", LIGHT)
     [view] = [view for view, rows in marks(drawing.spec, "rect") if rows and "strength" in rows[0]]
     assert colour_of(view) == {axis: LIGHT.axis[axis] for axis in ("tp", "pp", "dp")}
-    found = {(c["from"], c["to"]): (c["axis"], c["rank"]) for c in cells(of_a_layout(Mesh(2, 2, 2)), Mesh(2, 2, 2))}
+    found = {(c["from"], c["to"]): (c["axis"], c["rank"]) for c in cells(of_a_layout(mesh), mesh)}
     assert found[2, 3] == ("tp", 2)
     assert found[1, 3] == ("dp", 1)
     assert found[3, 7] == ("pp", 3)
@@ -70,7 +72,7 @@ def test_a_cell_has_the_colour_of_its_axis_and_tells_which_rank_it_chooses():
 
 
 def test_a_call_is_pointed_at_where_its_bytes_are_counted():
-    mesh = Mesh(3, 1, 2)
+    mesh = Mesh({"dp": 3, "pp": 2})
     there = matrix.marks(4, "all_reduce", (3, 4, 5), mesh, LIGHT)["marked"]
     assert there == [{"from": 4, "y2": 5, "to": 5, "x2": 6}]
     sent, received = (matrix.marks(rank, name, (1, 4), mesh, LIGHT) for rank, name in ((1, "send"), (4, "recv")))
@@ -78,7 +80,7 @@ def test_a_call_is_pointed_at_where_its_bytes_are_counted():
 
 
 def test_the_chosen_ranks_row_and_column_are_framed():
-    mesh = Mesh(1, 2, 1)
+    mesh = Mesh({"tp": 2})
     views = marks(matrix.matrix(made_up.traffic(), mesh, "wire", LIGHT, roles_of(mesh, 1)).spec, "rect")
     assert views[-1][1] == [{"from": 1, "y2": 2, "to": 0, "x2": 2}, {"from": 0, "y2": 2, "to": 1, "x2": 2}]
 
@@ -86,10 +88,10 @@ def test_the_chosen_ranks_row_and_column_are_framed():
 @pytest.mark.parametrize(
     ("mesh", "first", "last"),
     [
-        (Mesh(4, 4, 4), "0", "63"),  # each rank its row
-        (Mesh(4, 8, 8), "0–7", "248–255"),  # each node
-        (Mesh(8, 8, 16), "stage 0", "stage 15"),  # each stage
-        (Mesh(2, 8, 128), "stages 0–2", "stages 126–127"),  # a few stages together
+        (Mesh({"dp": 4, "tp": 4, "pp": 4}), "0", "63"),  # each rank its row
+        (Mesh({"dp": 4, "tp": 8, "pp": 8}), "0–7", "248–255"),  # each node
+        (Mesh({"dp": 8, "tp": 8, "pp": 16}), "stage 0", "stage 15"),  # each stage
+        (Mesh({"dp": 2, "tp": 8, "pp": 128}), "stages 0–2", "stages 126–127"),  # a few stages together
     ],
 )
 def test_many_ranks_are_put_together_and_no_byte_is_lost(mesh: Mesh, first: str, last: str):
@@ -104,4 +106,4 @@ def test_many_ranks_are_put_together_and_no_byte_is_lost(mesh: Mesh, first: str,
 
 
 def test_where_nothing_passes_the_matrix_says_so():
-    assert matrix.matrix(made_up.traffic().iloc[:0], Mesh(1, 1, 1), "wire", LIGHT).title == "Nothing passes between ranks"
+    assert matrix.matrix(made_up.traffic().iloc[:0], Mesh({}), "wire", LIGHT).title == "Nothing passes between ranks"

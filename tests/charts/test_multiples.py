@@ -16,7 +16,7 @@ def domain(view: dict, axis: str) -> list[float]:
 
 
 def test_columns_share_the_scale_they_are_given():
-    peak = made_up.memory_peak(Mesh(1, 1, 2))
+    peak = made_up.memory_peak(Mesh({"pp": 2}))
     [(view, rows)] = marks(multiples.memory(peak, 84 * 1024, LIGHT).spec, "bar")
     assert domain(view, "y")[1] >= 84
     assert sum(row["amount"] for row in rows if row["rank"] == 0) == 42
@@ -27,7 +27,7 @@ def test_columns_share_the_scale_they_are_given():
 
 
 def test_of_very_many_ranks_one_stands_for_its_stage_and_the_table_has_all():
-    drawing = multiples.memory(made_up.memory_peak(Mesh(16, 4, 2)), 42 * 1024, LIGHT)
+    drawing = multiples.memory(made_up.memory_peak(Mesh({"dp": 16, "tp": 4, "pp": 2})), 42 * 1024, LIGHT)
     [(_, rows)] = marks(drawing.spec, "bar")
     assert {row["rank"] for row in rows} == {0, 64}
     assert len(drawing.table) == 128

@@ -10,7 +10,7 @@ from pages.charts.roles import CHOSEN, PALE, roles_of
 from tests.charts import made_up
 from tests.charts.reading import marks
 
-MESH = Mesh(2, 2, 2)
+MESH = Mesh({"dp": 2, "tp": 2, "pp": 2})
 
 
 def test_peers_differ_from_the_chosen_rank_along_one_axis():
@@ -36,14 +36,14 @@ def test_without_a_choice_nothing_is_pale_and_a_rank_can_be_chosen():
     for drawing in (
         beside.memory(None, made_up.predicted_memory(MESH), None, "", LIGHT),
         traffic.by_rank(made_up.traffic(), 2, "wire", LIGHT),
-        timeline.measured(made_up.spans(LayoutSpec(dp=2, pp=2), 4), Mesh(2, 1, 2), LIGHT),
+        timeline.measured(made_up.spans(LayoutSpec(dp=2, pp=2), 4), Mesh({"dp": 2, "pp": 2}), LIGHT),
     ):
         assert CHOSEN in {param["name"] for param in drawing.spec["params"]}
         assert {r["opaque"] for _, rows in marks(drawing.spec, "bar") for r in rows if "opaque" in r} == {1}
 
 
 def test_rows_of_the_timeline_say_what_they_are_to_the_chosen_rank():
-    mesh = Mesh(2, 1, 2)
+    mesh = Mesh({"dp": 2, "pp": 2})
     drawing = timeline.measured(made_up.spans(LayoutSpec(dp=2, pp=2), 4), mesh, look(View("light", "zh")), roles_of(mesh, 0))
     bars = marks(drawing.spec, "bar")[1][1]
     rows = {r["rank"]: r["who"].rpartition(" · ")[0] for r in bars}  # without how idle the rank is
@@ -60,7 +60,7 @@ def test_charts_offer_no_editor_on_another_machine():
 
 
 def test_of_very_many_ranks_a_role_is_told_when_it_is_asked():
-    mesh = Mesh(65_536, 1024, 1024)
+    mesh = Mesh({"dp": 65_536, "tp": 1024, "pp": 1024})
     roles = roles_of(mesh, mesh.size - 1)
     assert (roles[0], roles[mesh.size - 2], roles[mesh.size - 1]) == ("none", "tp", "self")
     assert len(roles) == mesh.size

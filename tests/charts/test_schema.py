@@ -17,9 +17,9 @@ from pages.charts.look import LIGHT
 from pages.charts.roles import roles_of
 from tests.charts import made_up
 
-LAYOUT, MESH = LayoutSpec(dp=2, pp=2), Mesh(2, 1, 2)
+LAYOUT, MESH = LayoutSpec(dp=2, pp=2), Mesh({"dp": 2, "pp": 2})
 ROLES = roles_of(MESH, 1)
-PAIR = Mesh(1, 2, 1)
+PAIR = Mesh({"tp": 2})
 
 
 def whole_step() -> Drawing:

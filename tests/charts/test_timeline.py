@@ -15,7 +15,7 @@ from tests.charts import made_up
 from tests.charts.reading import colour_of, marks
 
 LAYOUT = LayoutSpec(dp=2, pp=2)
-MESH = Mesh(2, 1, 2)
+MESH = Mesh({"dp": 2, "pp": 2})
 MS = made_up.MS
 
 
@@ -49,7 +49,7 @@ def test_the_bubble_states_both_denominators():
 
 
 def test_without_a_pipeline_there_is_no_bubble():
-    title = timeline.measured(made_up.spans(LayoutSpec(), 2), Mesh(1, 1, 1), LIGHT).title
+    title = timeline.measured(made_up.spans(LayoutSpec(), 2), Mesh({}), LIGHT).title
     assert title == "One stage, so no bubble: 0.0% of 6 ms is between passes"
 
 
@@ -115,7 +115,7 @@ def test_the_critical_path_of_the_textbook_is_outlined_and_so_is_the_measured_on
     _, _, (_, path), _ = marks(drawing.spec, "bar")
     assert sum(r["end"] - r["start"] for r in path if r["critical"]) == 15
     spans = made_up.spans(layout, 4)
-    found = spans.loc[sorted(critical_path(spans, Mesh(1, 1, 2)))].sort_values("start_ns")
+    found = spans.loc[sorted(critical_path(spans, Mesh({"pp": 2})))].sort_values("start_ns")
     assert found["start_ns"].iloc[0] == 0
     assert found["end_ns"].iloc[-1] == 15 * MS
     assert found["start_ns"].iloc[1:].tolist() == found["end_ns"].iloc[:-1].tolist()
@@ -133,7 +133,7 @@ def test_a_stage_slowed_by_hand_makes_the_bubble_grow_and_the_title_says_from_wh
 def test_views_stand_on_one_time_axis_under_their_names():
     layout = LayoutSpec(pp=2)
     panels = [
-        timeline.measured_panel(made_up.spans(layout, 4), Mesh(1, 1, 2), LIGHT.say),
+        timeline.measured_panel(made_up.spans(layout, 4), Mesh({"pp": 2}), LIGHT.say),
         timeline.replayed_panel("projected", made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT.say, unit_ns=0.5 * MS),
     ]
     drawing = timeline.draw(panels, LIGHT)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from engine.measure.recorder import Count, Passage, Recorder
 from engine.parallel.comm import Comm, CommError, choose_backend
-from engine.topology import Mesh
+from engine.topology import AXES, Mesh
 from tests.engine.forked import Raised, together
 from tests.patience import PATIENCE_S, time_limits
 
@@ -33,7 +33,7 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_alone_a_collective_does_nothing_and_counts_nothing() -> None:
     comm = Comm.alone(torch.device("cpu"))
     tensor = torch.arange(3.0)
-    for group in ("dp", "tp", "pp"):
+    for group in AXES:
         assert comm.all_reduce(tensor, group) is tensor
     assert tensor.tolist() == [0, 1, 2]
     assert not comm.recorder.traffic
@@ -45,7 +45,7 @@ def test_alone_a_collective_does_nothing_and_counts_nothing() -> None:
 
 def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
     """One of each, on three ranks along tp (and one transfer along pp is another test's)."""
-    comm = connect(rank, store, Mesh(1, 3, 1))
+    comm = connect(rank, store, Mesh({"tp": 3}))
     mine = torch.full((2, 2), float(rank + 1))
     out = {
         "sum": comm.all_reduce(mine.clone(), "tp").tolist(),
@@ -82,7 +82,7 @@ def test_results_and_counts_on_three_ranks() -> None:
 
 
 def one_instant(rank: int, store: dist.Store) -> tuple[int, int, int]:
-    comm = connect(rank, store, Mesh(1, 1, 3))
+    comm = connect(rank, store, Mesh({"pp": 3}))
     if rank == 1:
         store.wait(["go"])  # comes last
     before = time.perf_counter_ns()
@@ -105,7 +105,7 @@ def test_all_ranks_agree_on_one_instant() -> None:
 
 def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[Passage, Count]]:
     """Both of two stages send before they receive, two messages each; the second is received first."""
-    comm = connect(rank, store, Mesh(1, 1, 2))
+    comm = connect(rank, store, Mesh({"pp": 2}))
     other = 1 - rank
     under_way = [comm.send(torch.full((3,), 10.0 * rank + tag), "activation", other, tag) for tag in (0, 1)]
     second, first = (comm.receive(torch.empty(3), "activation", other, tag) for tag in (1, 0))
@@ -131,7 +131,7 @@ def test_transfers_are_told_apart_by_tag_and_do_not_block() -> None:
 
 def left_alone(rank: int, store: dist.Store, call: str) -> str:
     """Rank 1 leaves; rank 0 goes on as if nothing had happened, and says what that raised."""
-    comm = connect(rank, store, Mesh(1, 1, 2))
+    comm = connect(rank, store, Mesh({"pp": 2}))
     comm.common_instant()
     if rank == 1:
         return "left"
@@ -162,7 +162,7 @@ TOO_SHORT = "the limit was too short to meet in"
 def not_coming(rank: int, store: dist.Store, limit: float) -> str:
     """Rank 1 leaves rank 0 alone until that gave up."""
     try:
-        comm = connect(rank, store, Mesh(1, 1, 2), limit)
+        comm = connect(rank, store, Mesh({"pp": 2}), limit)
         comm.common_instant()
         if rank == 1:
             store.wait(["gave up"])

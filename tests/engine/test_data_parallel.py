@@ -49,7 +49,7 @@ class TwoReplicas(Comm):
     """Rank 0 of two that do the same: a sum is twice the own part. Notes which tensors set out."""
 
     def __init__(self) -> None:
-        super().__init__(Mesh(2, 1, 1), 0, Recorder(), torch.device("cpu"), NobodyElse(0))
+        super().__init__(Mesh({"dp": 2}), 0, Recorder(), torch.device("cpu"), NobodyElse(0))
         self.started: list[int] = []  # addresses
 
     def start_all_reduce(self, tensor: Tensor, group: str, reduction: str = "sum") -> Any:

@@ -12,7 +12,6 @@ from engine.measure.memory import ActionTime, Allocation, Events, attribute
 from engine.schedule import compute_order
 from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.tables import CATEGORIES, RunResult
-from engine.topology import Mesh
 from tests.runs import PLAIN, SMALL, Runs, buckets_held, parameters_held, rows_of, small
 
 FLOAT = 4  # bytes of an fp32 number
@@ -78,7 +77,7 @@ class TestEveryLayout:
         assert totals[result.summary["peak_rank"]] == max(totals.values())
 
     def test_what_stands_is_what_the_rank_should_hold(self, runs: Runs, spec: RunSpec) -> None:
-        layout, mesh = spec.layout, Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+        layout, mesh = spec.layout, spec.layout.mesh
         table = peaks(runs.result(spec))
         for rank in range(layout.ranks):
             stage = mesh.coordinate(rank).pp

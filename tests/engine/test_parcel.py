@@ -23,6 +23,7 @@ from pandas.testing import assert_frame_equal
 from pyarrow import parquet as pq
 
 from engine import parcel, store
+from engine.head import SCHEMA_VERSION
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.spec.sentence import unpacked
 from engine.tables import SCHEMAS
@@ -241,6 +242,22 @@ def test_what_is_no_run_is_refused_in_a_sentence_and_leaves_nothing(run: Path, t
     assert sentence in said
     assert "\n" not in said
     assert not home.exists()
+
+
+def test_a_zip_of_an_older_program_comes_in_and_leaves_with_todays_version(run: Path, tmp_path: Path) -> None:
+    files = files_of(run)
+    head(files, lambda h: h.pop("schema_version"))
+    folder = parcel.unpack(zipped(files), tmp_path, "x")
+    assert json.loads((folder / "run.json").read_text())["schema_version"] == SCHEMA_VERSION
+    assert store.load(folder).spec == store.load(run).spec
+
+
+def test_a_zip_of_a_newer_program_is_refused_in_a_sentence_that_says_so(run: Path, tmp_path: Path) -> None:
+    files = files_of(run)
+    head(files, lambda h: h.update(schema_version=SCHEMA_VERSION + 1))
+    with pytest.raises(RequestError, match=r"^the run in this zip cannot be opened: a newer version of this program saved it"):
+        parcel.unpack(zipped(files), tmp_path / "here", "x")
+    assert not (tmp_path / "here").exists()
 
 
 def test_what_is_no_zip_or_too_large_is_refused(run: Path, tmp_path: Path) -> None:

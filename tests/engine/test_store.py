@@ -15,6 +15,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from engine import store
+from engine.head import SCHEMA_VERSION, NewerRunError
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
 from engine.tables import SCHEMAS, RunResult
 from tests.pages.stand_in import result_of
@@ -53,7 +54,8 @@ def test_a_saved_run_is_read_back_as_it_was(saved: Path) -> None:
 def test_a_saved_run_is_run_json_and_a_parquet_file_a_table(saved: Path) -> None:
     assert {path.name for path in saved.iterdir()} == {"run.json", *(f"{name}.parquet" for name in SCHEMAS)}
     head = json.loads((saved / "run.json").read_text(encoding="utf-8"))
-    assert set(head) == {"spec", "environment", "summary"}
+    assert set(head) == {"schema_version", "spec", "environment", "summary"}
+    assert head["schema_version"] == SCHEMA_VERSION
     assert RunSpec.model_validate(head["spec"]) == SPEC
 
 
@@ -215,6 +217,53 @@ def test_a_table_that_lacks_a_column_is_refused_by_name(saved: Path, name: str) 
     last = list(SCHEMAS[name])[-1]
     pd.read_parquet(path).drop(columns=last).to_parquet(path, index=False)
     assert f"{name}.parquet lacks {last}" in refusal(saved)
+
+
+# ----------------------------------------------------------------------------------------------- older and newer programs
+
+
+def rewrite_head(folder: Path, **changes: Any) -> None:
+    head = json.loads((folder / "run.json").read_text(encoding="utf-8")) | changes
+    known = {name: value for name, value in head.items() if value is not None}
+    (folder / "run.json").write_text(json.dumps(known), encoding="utf-8")
+
+
+def test_a_run_from_before_there_was_a_version_opens(saved: Path) -> None:
+    made = store.load(saved)
+    rewrite_head(saved, schema_version=None)
+    read = store.load(saved)
+    assert (read.spec, read.environment, read.summary) == (made.spec, made.environment, made.summary)
+
+
+def test_a_run_of_every_older_version_opens(saved: Path) -> None:
+    for version in range(SCHEMA_VERSION + 1):
+        rewrite_head(saved, schema_version=version)
+        assert store.head(saved).spec == SPEC
+
+
+def test_a_run_from_before_there_was_an_axis_has_degree_1_there(saved: Path) -> None:
+    """SPEC is sharded over dp, and not over tp."""
+    path, made = saved / "memory_peak.parquet", store.load(saved).tables["memory_peak"]
+    made.drop(columns="tp").to_parquet(path, index=False)
+    assert_frame_equal(store.load(saved).tables["memory_peak"], made)
+    made.drop(columns="dp").to_parquet(path, index=False)
+    assert "memory_peak has rank 1 at another place than its layout" in refusal(saved)
+
+
+def test_a_run_of_a_newer_program_is_refused_in_a_sentence_that_says_so(saved: Path) -> None:
+    rewrite_head(saved, schema_version=SCHEMA_VERSION + 1, spec={"experts": 8}, summary=[])  # whatever else it says
+    with pytest.raises(NewerRunError) as caught:
+        store.load(saved)
+    assert str(caught.value) == (
+        f"{saved} cannot be opened: a newer version of this program saved it "
+        f"(schema version {SCHEMA_VERSION + 1}; this program reads up to {SCHEMA_VERSION})"
+    )
+
+
+@pytest.mark.parametrize("version", ["1", 1.0, -1, True, []])
+def test_a_version_that_is_none_is_refused(saved: Path, version: Any) -> None:
+    rewrite_head(saved, schema_version=version)
+    assert "run.json has a schema_version that is no whole number from 0 on" in refusal(saved)
 
 
 # --------------------------------------------------------------------------------------------------------------- listings

@@ -37,7 +37,7 @@ class Meeting(Comm):
     """A rank of a tp group whose ranks are threads. Calls through its door reduce and gather in memory."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
-        super().__init__(Mesh(1, tp, 1), index, Recorder(), torch.device("cpu"), NobodyElse(index))
+        super().__init__(Mesh({"tp": tp}), index, Recorder(), torch.device("cpu"), NobodyElse(index))
         self._barrier, self._table = barrier, table
 
     def _exchange(self, tensor: Tensor) -> Tensor:

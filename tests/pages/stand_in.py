@@ -62,7 +62,7 @@ def _traffic(mesh: Mesh) -> pd.DataFrame:
     """What ranks 0 and 1 send each other, along the axis on which they are neighbours; transfers where that is the pipeline's."""
     rows = made_up.traffic()
     transfer = rows["collective"].isin(["send", "recv"])
-    along = next((axis for axis in AXES if mesh.group(0, axis) == (0, 1)), None)
+    along = next((axis for axis in AXES if mesh.group(axis, 0) == (0, 1)), None)
     reduced = rows[~transfer].assign(axis=along) if along else rows.head(0)
     return pd.concat([reduced, rows[transfer] if along == "pp" else rows.head(0)], ignore_index=True)
 
@@ -77,7 +77,7 @@ def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:
 def result_of(spec: RunSpec) -> RunResult:
     """A run of `spec`, which must have a mesh of at most two ranks along pp: its numbers are made up."""
     layout = spec.layout
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    mesh = layout.mesh
     process = {"rss_bytes": 3 << 20, "uss_bytes": 1 << 20, "baseline_bytes": 2 << 20, "peak_rss_bytes": 4 << 20}
     tables = {
         "memory_peak": made_up.memory_peak(mesh),

@@ -18,7 +18,7 @@ from tests.charts import made_up
 
 
 def drawn(language: Language) -> Drawing:
-    return packed(beside.memory(None, made_up.predicted_memory(Mesh(1, 1, 2)), None, "", look(View("dark", language))))
+    return packed(beside.memory(None, made_up.predicted_memory(Mesh({"pp": 2})), None, "", look(View("dark", language))))
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -235,7 +235,7 @@ def test_the_steps_show_the_engines_own_actions_and_calls():
 
 
 def test_tensor_parallelism_sits_inside_a_node_first():
-    mesh = Mesh(dp=2, tp=2, pp=2)
+    mesh = Mesh({"dp": 2, "tp": 2, "pp": 2})
     assert [inside_nodes(mesh, axis, 4) for axis in ("tp", "dp", "pp")] == [True, True, False]
     assert [inside_nodes(mesh, axis, 2) for axis in ("tp", "dp", "pp")] == [True, False, False]
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import catalog
+from engine.topology import AXES
 from pages.shared.choice import DEFAULTS, Bounds, Choice, options
 from pages.shared.links import LETTERS, LinkError, decode, encode
 
@@ -25,7 +26,7 @@ NUMBERS = ("layers", "hidden", "heads", "vocab", "seq", "ffn", "kv_heads", "head
 SHAPES = st.fixed_dictionaries({"model.family": one_of("model.family")} | {f"model.{n}": whole(f"model.{n}") for n in NUMBERS})
 NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
 OTHERS = st.fixed_dictionaries(
-    {f"layout.{name}": whole(f"layout.{name}") for name in ("dp", "tp", "pp", "chunks", "zero")}
+    {f"layout.{name}": whole(f"layout.{name}") for name in (*AXES, "chunks", "zero")}
     | {f"workload.{name}": whole(f"workload.{name}") for name in ("microbatches", "microbatch_size", "steps", "seed")}
     | {
         f: one_of(f)
@@ -49,7 +50,7 @@ OTHERS = st.fixed_dictionaries(
 
 def test_every_field_of_a_spec_has_its_place_in_a_link():
     drawn = {f"model.{n}" for n in ("family", *NUMBERS)} | set(LETTERS.values())
-    assert drawn | {f"layout.{axis}" for axis in ("dp", "tp", "pp", "schedule")} == set(DEFAULTS)
+    assert drawn | {f"layout.{axis}" for axis in (*AXES, "schedule")} == set(DEFAULTS)
 
 
 @given(st.one_of(SHAPES, NAMED), OTHERS)

@@ -6,7 +6,7 @@ import pytest
 
 from engine.catalog import MODELS
 from engine.spec import LayoutSpec, ModelSpec
-from engine.topology import Coordinate, Mesh
+from engine.topology import Mesh
 from pages.charts.look import LIGHT
 from pages.charts.roles import roles_of
 from pages.lab.ranks import rank_grid
@@ -45,7 +45,7 @@ def test_an_uneven_split_is_shown_as_it_is():
 @pytest.mark.parametrize("layout", [LayoutSpec(dp=16), LayoutSpec(tp=4, dp=2, pp=2), LayoutSpec(pp=4, dp=4)])
 def test_each_rank_stands_once_and_in_order(layout: LayoutSpec):
     ranks = [int(re.match(r"rank (\d+)", told)[1]) for told in cells(TINY, layout)]  # type: ignore[index]
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    mesh = layout.mesh
     assert ranks == list(range(mesh.size))
 
 
@@ -64,14 +64,14 @@ def test_of_very_many_ranks_one_replica_stands_for_those_that_hold_the_same(code
 
 def test_the_chosen_rank_is_among_those_that_are_shown():
     layout = LayoutSpec(dp=16, tp=8, pp=8)
-    mesh = Mesh(16, 8, 8)
-    rank = mesh.rank(Coordinate(3, 5, 2))
+    mesh = Mesh({"dp": 16, "tp": 8, "pp": 8})
+    rank = mesh.rank({"pp": 3, "dp": 5, "tp": 2})
     html = rank_grid(MODELS["gpt3-175b"], layout, LIGHT, roles_of(mesh, rank))
     assert f'data-rank="{rank}" data-role="self"' in html
 
 
 def test_of_very_many_stages_those_in_the_middle_are_left_out():
     model, layout = ModelSpec(layers=1024), LayoutSpec(pp=1024)
-    html = rank_grid(model, layout, LIGHT, roles_of(Mesh(1, 1, 1024), 500))
+    html = rank_grid(model, layout, LIGHT, roles_of(Mesh({"pp": 1024}), 500))
     assert "and 895 more stages" in html
     assert [int(rank) for rank in re.findall(r'data-rank="(\d+)"', html)] == [*range(64), 500, *range(960, 1024)]

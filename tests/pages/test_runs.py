@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import parcel, store
+from engine.head import SCHEMA_VERSION
 from engine.spec import LayoutSpec, RunSpec
 from pages.charts.look import View
 from pages.charts.words import words
@@ -81,6 +83,15 @@ def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
     assert set(names(rows)) == {"a first one", "third"}
     assert [folder.folder.name for folder in broken] == ["second"]
     assert "run.json is not JSON" in broken[0].why
+
+
+def test_a_run_of_a_newer_program_is_named_with_the_reason(home: Path) -> None:
+    path = home / "second" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))
+    app = page(service(home)[0])
+    told = next(text.value for text in app.text if text.value.startswith("second: "))
+    assert "a newer version of this program saved it" in told
+    assert not app.exception
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from engine.schedule import plan
 from engine.spec import RequestError
 from engine.spec.sentence import packed
 from engine.tables import SCHEMAS, RunResult
-from engine.topology import Mesh
 from pages.charts import matrix, multiples
 from pages.charts.look import View, look
 from pages.compare.columns import Column
@@ -65,7 +64,7 @@ _WORDS = (
 def shown(result: RunResult) -> None:
     """What the Lab, the report, Compare and the command line make of a run."""
     spec, tables = result.spec, result.tables
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     measured = contract.source(result) == "measured"
     if measured:  # the Lab tells that it is not, and no more
         assert figures(result, SAY)

@@ -13,7 +13,6 @@ from engine.predict.traffic import traffic as predicted
 from engine.schedule import plan
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from engine.tables import RunResult
-from engine.topology import Mesh
 from pages.charts.units import in_bytes
 from pages.charts.words import words
 from pages.lab.events import Event, Way, walk
@@ -81,7 +80,7 @@ def test_each_event_comes_after_what_it_needs(runs: Runs, spec: RunSpec):
 @pytest.mark.parametrize("spec", [PLAIN, CHUNKED], ids=["1f1b", "zb-v"])
 def test_all_microbatches_together_account_for_every_byte_and_call(runs: Runs, spec: RunSpec):
     result = runs.result(spec)
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     for dp in range(mesh.dp):
         counted: Counter[tuple] = Counter()
         for microbatch in range(spec.workload.microbatches):
@@ -93,7 +92,7 @@ def test_all_microbatches_together_account_for_every_byte_and_call(runs: Runs, s
             (r.rank, r.axis, r.collective, r.phase, tuple(map(int, r.group.split(","))), column): getattr(r, column)
             for r in result.tables["traffic"].itertuples()
             for column in ("calls", "payload_bytes", "wire_bytes")
-            if mesh.coordinate(r.rank)[1:] == (dp, 0)
+            if (at := mesh.coordinate(r.rank)).dp == dp and at.tp == 0
         }
         assert {k: v for k, v in counted.items() if v} == {k: v for k, v in table.items() if v}
 

@@ -76,7 +76,7 @@ def test_many_stages_and_microbatches_have_all_answers_but_a_timeline() -> None:
 
 def test_very_many_ranks_are_told_by_one_of_each_stage() -> None:
     spec = asked("dp65536.tp32.pp96", 8, catalog.model("gpt3-175b"), zero=1)
-    result, mesh = predict(spec), Mesh(65_536, 32, 96)
+    result, mesh = predict(spec), Mesh({"dp": 65_536, "tp": 32, "pp": 96})
     assert set(result.tables["traffic"]["rank"]) == set(mesh.listed)
     assert set(result.tables["memory_peak"]["rank"]) >= set(mesh.listed)
     assert all(table.memory_usage(deep=True).sum() < 2**21 for table in result.tables.values())
@@ -86,8 +86,8 @@ def test_very_many_ranks_are_told_by_one_of_each_stage() -> None:
 
 
 def test_all_layouts_of_1024_ranks_have_every_rank() -> None:
-    assert all(Mesh(dp, 1, 1024 // dp).all_listed for dp in (1, 32, 1024))
-    assert not Mesh(2048, 1, 1).all_listed
+    assert all(Mesh({"dp": dp, "pp": 1024 // dp}).all_listed for dp in (1, 32, 1024))
+    assert not Mesh({"dp": 2048}).all_listed
     assert MOST_MEMBERS == 1024**2
 
 
@@ -106,7 +106,7 @@ def test_where_replicas_differ_each_has_its_own_peak() -> None:
     numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
     made = small("dp6.tp2.pp1", model={"layers": 40, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
     spec = made.model_copy(update={"layout": made.layout.model_copy(update={"zero": 2})})
-    found, stages, mesh = memory(spec), Stages(spec), Mesh(6, 2, 1)
+    found, stages, mesh = memory(spec), Stages(spec), Mesh({"dp": 6, "tp": 2})
     assert found.peaks[0].action == "step"
     assert len({peak.total for peak in found.others.values()}) > 1
     totals = peak_table(spec, found).groupby("rank")["bytes"].sum()

@@ -11,7 +11,7 @@ from engine.predict.grid import Grid
 from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
 from engine.predict.terms import total
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
-from engine.tables import SCHEMAS
+from engine.tables import COORDINATE, SCHEMAS
 from tests.covering import covering, title
 from tests.runs import Runs, small
 
@@ -44,7 +44,7 @@ class TestAgainstARealRun:
     def test_every_ranks_total_is_equal_to_the_byte(self, runs: Runs, case: RunSpec) -> None:
         """And its categories, but for which of two names a message counts under."""
         measured, predicted = runs.result(case).tables["memory_peak"], peak_table(case)
-        keys = ["rank", "pp", "dp", "tp", "category"]
+        keys = ["rank", *COORDINATE, "category"]
         assert measured[keys].equals(predicted[keys])
         both = measured.merge(predicted, on=keys, suffixes=("_measured", "_predicted"))
         totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()

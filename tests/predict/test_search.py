@@ -20,6 +20,7 @@ from engine.predict.speed.pace import simulated
 from engine.predict.speed.rates import Assumptions
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
+from engine.topology import AXES
 
 A100 = DEVICES["a100-40gb"]
 
@@ -160,7 +161,7 @@ def test_the_front_is_nobodys_loser(plan: Plan) -> None:
 def test_wire_bytes_are_those_of_each_layouts_own_traffic(plan: Plan) -> None:
     rows = np.random.default_rng(0).integers(0, len(plan.layouts), 300)
     own = bulk_traffic(plan.model, MIXED, plan.grid.take(rows))
-    for axis in ("tp", "pp", "dp"):
+    for axis in AXES:
         assert plan.layouts[f"{axis}_bytes"][rows].tolist() == own[axis].tolist()
 
 

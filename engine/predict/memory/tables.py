@@ -14,7 +14,7 @@ from engine.predict.memory.stages import Place
 from engine.schedule import Action, plan, replay
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, SCHEMAS, table
-from engine.topology import Coordinate, Mesh
+from engine.topology import Mesh
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
@@ -22,23 +22,20 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
 
     Of very many ranks, as `Mesh.listed` has it, and the fullest: the others of a stage hold the like.
     """
-    mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
+    mesh = spec.layout.mesh
     found = found or memory(spec)
     categories = list(found.peaks[0].bytes)
-    per_stage = mesh.dp * mesh.tp
     ranks = np.array(mesh.listed)
     if len(ranks) < mesh.size:
         at, _ = found.fullest
-        ranks = np.union1d(ranks, mesh.rank(Coordinate(at.stage, at.replica, int(at.later))))
+        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)}))
         bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
     else:
         bytes_ = _bytes_of_all(mesh, found, categories)
-    columns = {
+    columns: dict[str, Any] = {
         "source": "formula",
         "rank": np.repeat(ranks, len(categories)),
-        "pp": np.repeat(ranks // per_stage, len(categories)),
-        "dp": np.repeat(ranks % per_stage // mesh.tp, len(categories)),
-        "tp": np.repeat(ranks % mesh.tp, len(categories)),
+        **{axis: np.repeat(mesh.index(axis, ranks), len(categories)) for axis in mesh},
         "category": categories * len(ranks),
         "bytes": bytes_.ravel(),
     }
@@ -53,7 +50,7 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
 def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
     """Of every rank, (ranks, categories)."""
     by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
-    bytes_ = by_stage.repeat(mesh.dp * mesh.tp, axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
+    bytes_ = by_stage.repeat(mesh.stride("pp"), axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
     for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
         slices = slice(1, None) if at.later else slice(0, 1)
         bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
@@ -65,12 +62,12 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
 
     Instants are textbook ones: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
     """
-    stage, replica, slice_ = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp).coordinate(rank)
+    at = spec.layout.mesh.coordinate(rank)
     stages, chunks = opened_stages(spec, stage_actions(spec)), spec.layout.chunks
     schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
-    standing, walk = stages.walk(Place(stage, replica, slice_ > 0), schedule)
+    standing, walk = stages.walk(Place(at.pp, at.dp, at.tp > 0), schedule)
     lasts = {"F": 1e6 / chunks, "B": 2e6 / chunks, "I": 1e6 / chunks, "W": 1e6 / chunks}
-    timed = [t for t in replay(schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == stage]
+    timed = [t for t in replay(schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == at.pp]
     now = _by_category(standing)
     rows: list[dict[str, Any]] = []
 

@@ -167,7 +167,7 @@ def _price(lever: Lever, need: int, seconds: float, have: int) -> float:
 def _settings(spec: RunSpec) -> dict[str, Any]:
     layout = spec.layout
     return {
-        "zero": layout.zero, "tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "size": spec.workload.microbatch_size,
+        "zero": layout.zero, **layout.mesh.columns, "size": spec.workload.microbatch_size,
         "microbatches": spec.workload.microbatches,
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from engine.predict.speed.pace import Pace, estimate, replayed
 from engine.predict.speed.rates import Assumptions
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
+from engine.topology import AXES_BY_FREQUENCY, Mesh
 
 MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # what is planned for, unless told otherwise
 _REPLAYED = 20  # so many of the best
@@ -94,7 +96,7 @@ def search(
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         pace, order = _refined(cost, estimate(cost), memory, replayed)
-        wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, ("tp", "pp", "dp"), calls=False).items()}
+        wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False).items()}
         grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
         layouts = _table(model, grid, pace, memory, stage, wire, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
@@ -154,30 +156,30 @@ def _table(
     batch: int,
 ) -> pd.DataFrame:
     fits = memory <= device.memory_bytes
-    devices = grid.dp * grid.tp * grid.pp
+    devices = prod(grid.degrees.values())
     flops = model_flops(model) * batch / devices / pace.step
-    return pd.DataFrame(
-        {
-            "layout": _codes(grid),
-            "dp": grid.dp, "tp": grid.tp, "pp": grid.pp, "chunks": grid.chunks,
-            "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
-            "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
-            "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
-            "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
-            "memory_bytes": memory, "fullest_stage": stage,
-            "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
-            "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
-            **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
-            "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
-        },
-        copy=False,  # one array serves the table, the grid and the pace
-    )  # fmt: skip
+    columns: dict[str, Any] = {
+        "layout": _codes(grid),
+        **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks,
+        "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
+        "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
+        "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
+        "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
+        "memory_bytes": memory, "fullest_stage": stage,
+        "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
+        "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
+        **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
+        "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
+    }  # fmt: skip
+    return pd.DataFrame(columns, copy=False)  # one array serves the table, the grid and the pace
 
 
 def _codes(grid: Grid) -> Any:
     """The short form of each layout; few are distinct."""
-    first, which = distinct(grid.tp, grid.pp)
-    return pd.Categorical.from_codes(which, pd.Index([f"dp{grid.dp[i]}.tp{grid.tp[i]}.pp{grid.pp[i]}" for i in first]))
+    degrees = grid.degrees
+    first, which = distinct(*(degree for axis, degree in degrees.items() if axis != "dp"))  # dp is what they leave of the ranks
+    meshes = [Mesh({axis: int(degree[i]) for axis, degree in degrees.items()}) for i in first]
+    return pd.Categorical.from_codes(which, pd.Index([mesh.code for mesh in meshes]))
 
 
 def _reasons(memory: Whole, fits: Any, have: int) -> Any:

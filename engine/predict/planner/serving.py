@@ -26,6 +26,7 @@ from engine.predict.speed.rates import Assumptions
 from engine.predict.terms import total
 from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits
 from engine.spec.numbers import divisors
+from engine.topology import AXES_AS_WRITTEN
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _row(asked: _Question, layout: LayoutSpec, sequences: int | None) -> dict[st
     under_way = each * layout.dp if sequences is None else sequences
     missing = "" if fits else _missing(need, each, device)
     return {
-        "layout": layout.code, "dp": layout.dp, "tp": layout.tp, "pp": layout.pp,
+        "layout": layout.code, **{axis: layout.mesh[axis] for axis in AXES_AS_WRITTEN},
         "parameters_bytes": max(held), "cache_bytes": max(kept),
         "most_sequences": max(0, most) * layout.dp, "sequences": under_way, "memory_bytes": need,
         "token_s": wait, "tokens_per_second": under_way / wait, "fits": fits, "reason": missing,

@@ -29,6 +29,7 @@ from engine.predict.speed.rates import Assumptions, Real
 from engine.predict.speed.rehearsal import Rehearsed, rehearsal, rehearse
 from engine.schedule import SCHEDULES, Flow, Kind
 from engine.spec import V_SHAPED, RunSpec, ScheduleName
+from engine.topology import AXES_BY_FREQUENCY
 
 # So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
 # pipeline takes longer until one round is like the next.
@@ -36,7 +37,7 @@ _ROUNDS, _ROUNDS_PUT_OFF = 2, 4
 _AT_ONCE = 8192  # layouts
 
 
-PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add up to a step
+PARTS = ("compute", *AXES_BY_FREQUENCY, "update", "idle")  # of `Pace`, which add up to a step
 
 
 @dataclass(frozen=True)

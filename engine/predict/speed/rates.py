@@ -15,7 +15,7 @@ from pydantic import Field
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
 from engine.spec import Spec
-from engine.topology import Axis
+from engine.topology import Axis, strides
 
 Real = NDArray[np.float64]
 
@@ -96,15 +96,14 @@ class Link:
 
 
 def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Link:
-    """The link that an axis's groups go over. tp varies fastest, then dp, then pp, and a node holds neighbouring ranks.
+    """The link that an axis's groups go over. A node holds neighbouring ranks.
 
     A group whose ranks are `stride` apart stays inside a node if stride × degree ranks fit in one. Otherwise its ring is as slow
     as its hops between nodes; but node_size ÷ stride of its ranks stand in a node, which has so many ports for that one ring, and
     of so many hops one is between nodes, which makes up the latency.
     """
     node = device.node_size
-    stride = {"tp": np.ones_like(grid.tp), "dp": grid.tp, "pp": grid.tp * grid.dp}[axis]
-    degree = {"tp": grid.tp, "dp": grid.dp, "pp": grid.pp}[axis]
+    degree, stride = grid.degrees[axis], strides(grid.degrees)[axis]
     inside = stride * degree <= node
     here = np.maximum(1, node // stride)  # the group's ranks in a node
     between = 1.0 if axis == "pp" else 1 / here  # of its hops; a message has one, and the slowest counts

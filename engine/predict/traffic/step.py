@@ -27,7 +27,7 @@ def calls(spec: RunSpec, stage: int, ledgers: Ledgers | None = None) -> list[Pre
 
 def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, ...]]:
     """(axis, collective, phase) → what adds up to the payload bytes that the table has for this rank, over its groups."""
-    stage = rank // (spec.layout.dp * spec.layout.tp)
+    stage = spec.layout.mesh.coordinate(rank).pp
     found: dict[tuple[Axis, str, str], list[Term]] = {}
     for call in calls(spec, stage):
         found.setdefault((call.axis, call.collective, call.phase), []).append(call.term)
@@ -45,7 +45,6 @@ class Training:
             self.ledgers.sizes, layout.tp, layout.dp, workload.microbatches, layout.zero,
             layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g,
         )  # fmt: skip
-        self.degrees = {"dp": layout.dp, "tp": layout.tp, "pp": layout.pp}
 
     def calls(self, stage: int) -> list[PredictedCall]:
         """Of a rank of a stage."""
@@ -71,7 +70,9 @@ class Training:
 
     def _there(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
         """Of one rank nothing is called for."""
-        return [call for call in found if call.calls and (call.between or self.degrees[call.axis] > 1 or self._over_dp(call))]
+        return [
+            call for call in found if call.calls and (call.between or self.spec.layout.mesh[call.axis] > 1 or self._over_dp(call))
+        ]
 
     def _over_dp(self, call: PredictedCall) -> bool:
         """ZeRO calls for its one replica too, but to add up gradients."""

@@ -20,12 +20,11 @@ def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
     Of very many ranks, as `Mesh.listed` has it, and then the names of long groups are cut: the others of a stage pass the same.
     `ranks`: of these alone, their groups written out. Raises `RequestError` where numbers are too large for a table.
     """
-    layout = spec.layout
-    mesh = Mesh(layout.dp, layout.tp, layout.pp)
+    layout, mesh = spec.layout, spec.layout.mesh
     label = _Groups(mesh, whole=ranks is not None or mesh.all_listed)
     every = np.array(mesh.listed if ranks is None else ranks, np.int64)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in SCHEMAS["traffic"]}
-    stages = every // (layout.dp * layout.tp)
+    stages = mesh.index("pp", every)
     found = Generating(spec) if spec.generate.skip_training else Training(spec)
     for stage in range(layout.pp):
         here = every[stages == stage] if ranks is not None or mesh.all_listed else every[stage : stage + 1]
@@ -56,13 +55,12 @@ Row = tuple[Axis, str, str, tuple[int, int] | None]
 
 def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int, int]]:
     """The stage's calls added up as the table has them: calls, payload and wire bytes. A call sends whole bytes."""
-    rows: dict[Row, tuple[int, int, int]] = {}
-    degrees = {"dp": spec.layout.dp, "tp": spec.layout.tp, "pp": spec.layout.pp}
+    mesh, rows = spec.layout.mesh, dict[Row, tuple[int, int, int]]()
     for call in found:
         # Two stages are the whole axis where there are no others.
-        between = call.between if spec.layout.pp > 2 else None
+        between = call.between if mesh.pp > 2 else None
         key = (call.axis, call.collective, call.phase, between)
-        n = 2 if call.between else degrees[call.axis]
+        n = 2 if call.between else mesh[call.axis]
         times, payload = call.calls, call.payload_bytes
         before = rows.get(key, (0, 0, 0))
         more = (times, times * payload, times * wire_bytes(call.collective, payload, n))
@@ -87,16 +85,11 @@ class _Groups:
         return self._known[key]
 
     def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None) -> np.ndarray:
-        dp, tp, pp = self.mesh.dp, self.mesh.tp, self.mesh.pp
-        per_stage = dp * tp
-        if axis == "tp":
-            firsts, step, count = ranks - ranks % tp, 1, tp
-        elif axis == "dp":
-            firsts, step, count = ranks - ranks % per_stage + ranks % tp, tp, dp
-        else:
-            low, high = between or (0, pp - 1)
-            firsts, step, count = ranks % per_stage + low * per_stage, (high - low) * per_stage if between else per_stage, pp
-            count = 2 if between else pp
+        step, count = self.mesh.stride(axis), self.mesh[axis]
+        firsts = ranks - self.mesh.index(axis, ranks) * step
+        if between:
+            low, high = between
+            firsts, step, count = firsts + low * step, (high - low) * step, 2
         return np.array([self._name(axis, between, int(first), step, count) for first in firsts], dtype=object)
 
     def _name(self, axis: Axis, between: tuple[int, int] | None, first: int, step: int, count: int) -> str:

@@ -8,8 +8,8 @@ import streamlit as st
 
 from engine import catalog
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
-from engine.tables import RunResult
-from engine.topology import AXES, Axis, Mesh
+from engine.tables import COORDINATE, RunResult
+from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 from pages.charts.units import in_bytes, percent
 from pages.learn import run
 from pages.learn.desk import Desk, Lesson
@@ -39,10 +39,8 @@ def _draw(desk: Desk) -> None:
             "in, and its **dp group** holds the same slice of the same layers for other data."
         )
     )
-    desk.controls(
-        desk.switch("dp", "dp"), desk.switch("tp", "tp"), desk.switch("pp", "pp"), desk.switch("node", say("Devices in a node"))
-    )
-    mesh = Mesh(desk["dp"], desk["tp"], desk["pp"])
+    desk.controls(*(desk.switch(axis, axis) for axis in AXES_AS_WRITTEN), desk.switch("node", say("Devices in a node")))
+    mesh = Mesh({axis: desk[axis] for axis in AXES})
     desk.controls(desk.slide("rank", say("Look at rank"), options=range(mesh.size)))
     st.html(_nodes(desk, mesh))
     _groups(desk, mesh)
@@ -61,21 +59,22 @@ def _draw(desk: Desk) -> None:
 def _nodes(desk: Desk, mesh: Mesh) -> str:
     """HTML: a box for each node, in it a cell for each rank, and on it which groups it shares with the chosen one."""
     say, style, chosen = desk.say, desk.style, desk["rank"]
-    shared = {axis: set(mesh.group(chosen, axis)) for axis in AXES}
+    shared = {axis: set(mesh.group(axis, chosen)) for axis in AXES}
     boxes = ""
     for node in range(-(-mesh.size // desk["node"])):
         cells = ""
         for rank in range(node * desk["node"], min((node + 1) * desk["node"], mesh.size)):
             at = mesh.coordinate(rank)
-            with_it = [axis for axis in ("tp", "dp", "pp") if rank in shared[axis] and rank != chosen]
+            with_it = [axis for axis in AXES if rank in shared[axis] and rank != chosen]
             ring = f";border-color:{style.axis[with_it[0]]}" if with_it else ""
             mark = say("this one") if rank == chosen else ", ".join(with_it)
             label = say("rank {rank}: stage {pp}, replica {dp}, slice {tp}", rank=rank, pp=at.pp, dp=at.dp, tp=at.tp)
+            place = " ".join(f"{axis}{at[axis]}" for axis in COORDINATE)
             own = " data-self" if rank == chosen else ""
             cells += (
                 f'<div class="ss-peer" role="img" aria-label="{escape(label)} {escape(mark)}"{own} '
                 f'style="--stage:{style.stage(at.pp, mesh.pp)}{ring}">'
-                f"<b>{rank}</b> {escape(mark)}<br>pp{at.pp} dp{at.dp} tp{at.tp}</div>"
+                f"<b>{rank}</b> {escape(mark)}<br>{place}</div>"
             )
         boxes += f'<section class="ss-node"><header>{escape(say("node {node}", node=node))}</header><div>{cells}</div></section>'
     return f'<div class="ss-nodes">{boxes}</div>'
@@ -91,8 +90,8 @@ def _groups(desk: Desk, mesh: Mesh) -> None:
     rows = ""
     for axis, (what, when) in talk.items():
         inside = inside_nodes(mesh, axis, desk["node"])
-        members = ", ".join(str(rank) for rank in mesh.group(chosen, axis))
-        where = say("nothing to send") if mesh.degree(axis) == 1 else say("inside a node") if inside else say("between nodes")
+        members = ", ".join(str(rank) for rank in mesh.group(axis, chosen))
+        where = say("nothing to send") if mesh[axis] == 1 else say("inside a node") if inside else say("between nodes")
         rows += f"<tr><th scope=row>{axis}</th><td>{members}</td>"
         rows += "".join(f"<td>{escape(cell)}</td>" for cell in (what, when, where)) + "</tr>"
     names = (say("group"), say("ranks in it"), say("what passes"), say("when"), say("over links"))
@@ -154,7 +153,7 @@ def _memory(desk: Desk) -> Question:
     right, said = None, ""
     if done is not None:
         stage = fullest_stage(done)
-        totals = done.tables["memory_peak"].groupby("pp")["bytes"].sum() / (SPEC.layout.dp * SPEC.layout.tp)
+        totals = done.tables["memory_peak"].groupby("pp")["bytes"].sum() / SPEC.layout.mesh.stride("pp")
         right = f"stage{stage}"
         said = say(
             "stage {stage}; its ranks hold {most} each, those of the other {least}",
@@ -198,7 +197,7 @@ def _traffic(desk: Desk) -> Question:
         right=right,
         said=said,
         why=say("tp sends in every layer of every microbatch, both ways; pp once a microbatch at each cut; dp once a step."),
-        choices=tuple(Choice(axis, axis) for axis in AXES),
+        choices=tuple(Choice(axis, axis) for axis in AXES_AS_WRITTEN),
         reveal=lambda: _run(desk),
     )
 
@@ -207,9 +206,7 @@ LESSON = Lesson(
     title=lambda say: say("The three together"),
     goal=lambda say: say("Which group does what, where each wants to sit, and what a real run of eight processes measures."),
     knobs=(
-        Knob("dp", _DEGREES, 2),
-        Knob("tp", _DEGREES, 2),
-        Knob("pp", _DEGREES, 2),
+        *(Knob(axis, _DEGREES, 2) for axis in AXES_AS_WRITTEN),
         Knob("node", _NODES, 4),
         Knob("rank", tuple(range(_MOST_RANKS)), 0),
     ),
