@@ -10,7 +10,6 @@ from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
 from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
-    V_SHAPED,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
@@ -18,16 +17,16 @@ from engine.spec.parts import (
     OptimizerName,
     Precision,
     Recompute,
-    ScheduleName,
     WorkloadSpec,
 )
 from engine.spec.run import RunSpec
+from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import Sentence, joined, sentence
 
 __all__ = [
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
-    "V_SHAPED",
+    "SCHEDULE_FACTS",
     "FaultSpec",
     "GenerateSpec",
     "LayoutSpec",
@@ -38,6 +37,7 @@ __all__ = [
     "Recompute",
     "RequestError",
     "RunSpec",
+    "ScheduleFacts",
     "ScheduleName",
     "Sentence",
     "Spec",

@@ -11,12 +11,11 @@ from engine.families import FAMILIES, Family, FamilyName, predicted
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
 from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
+from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import sentence
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
-ScheduleName = Literal["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v"]
-V_SHAPED: tuple[ScheduleName, ...] = ("zb-v", "dualpipe-v")
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "sgd"]
@@ -180,10 +179,15 @@ class LayoutSpec(Spec):
         return {"dp": 1, "tp": 1, "pp": 1} | found
 
     @property
+    def facts(self) -> ScheduleFacts:
+        """What is known of its schedule."""
+        return SCHEDULE_FACTS[self.schedule]
+
+    @property
     def placement(self) -> tuple[int, ...]:
         """The stage that holds each chunk: round and round, or down the stages and back up, in the shape of a V."""
         down = tuple(range(self.pp))
-        up = down[::-1] if self.schedule in V_SHAPED else down
+        up = down[::-1] if self.facts.v_shaped else down
         return (down + up) * (self.chunks // 2) + down * (self.chunks % 2)
 
     def chunk_layers(self, layers: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
 from engine.predict.symbolic import letter, values
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 from tests.predict.random_specs import random_specs
 
 
@@ -60,12 +60,12 @@ def test_where_backward_is_halved_and_passes_overlap(schedule: str) -> None:
     assert_equal(model, MIXED, grid.take(np.random.default_rng(1).choice(of, 12, replace=False)))
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "gpipe"])
+@pytest.mark.parametrize("name", [name for name, facts in SCHEDULE_FACTS.items() if facts.memory_repeats_after])
 @pytest.mark.parametrize("pp", [2, 3, 8])
 def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: Any, pp: int) -> None:
     """Beyond the number that is looked at, nothing new is found; of GPipe, which holds all of them, the rows grow with them."""
-    chunks = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}.get(name, 1)
-    enough = {"naive": 3, "1f1b": pp + 1, "interleaved": 3 * pp, "zb-h1": pp + 2}.get(name, 2 * pp + 1)
+    facts = SCHEDULE_FACTS[name]
+    chunks, enough = facts.chunks or 3, int(facts.enough_microbatches(pp, 6 * pp))
     told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0)
     for one, more in zip(told.of[enough].rows, told.of[enough + 3 * pp].rows, strict=True):
         assert {row.tobytes() for row in one} == {row.tobytes() for row in more}

@@ -18,7 +18,7 @@ from engine.predict.bulk.pieces import pieces
 from engine.predict.bulk.points import undominated
 from engine.schedule import Kind
 from engine.schedule.orders import KINDS, messages_held, passes
-from engine.spec import V_SHAPED, ScheduleName
+from engine.spec import SCHEDULE_FACTS, ScheduleName
 
 Real = NDArray[np.float64]
 _V = {name: i for i, name in enumerate(VALUES)}
@@ -75,7 +75,7 @@ class Told(NamedTuple):
 @lru_cache(maxsize=_KEPT)
 def instants(name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int) -> Told:
     """Of all stages that can be the fullest, for some numbers of microbatches."""
-    _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
+    _, which = pieces(layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
     stages = {m: _stages(name, pp, which, bool(encoders), m) for m in microbatches}
     return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest()
 
@@ -85,7 +85,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
 
     Otherwise also those in the middle, where another piece of the model begins or ends, and the first that has all microbatches.
     """
-    plain = name not in (*V_SHAPED, "zb-h1")
+    plain = not SCHEDULE_FACTS[name].splits
     if pp <= 6 and not plain:
         return list(range(pp))
     some = {0, min(1, pp - 1), pp - 1}
@@ -99,7 +99,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
 
 
 def _place(name: ScheduleName, pp: int, chunk: int) -> int:
-    return 2 * pp - 1 - chunk if name in V_SHAPED and chunk >= pp else chunk % pp
+    return 2 * pp - 1 - chunk if SCHEDULE_FACTS[name].v_shaped and chunk >= pp else chunk % pp
 
 
 class _Groups:

@@ -23,7 +23,7 @@ from engine.predict.messages.held import head_size, layer_size, places_size, tab
 from engine.predict.messages.reductions import reductions
 from engine.predict.traffic import BYTES
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, ModelSpec, ScheduleName, WorkloadSpec
+from engine.spec import ModelSpec, ScheduleName, WorkloadSpec
 from engine.spec.numbers import evenly
 
 Reals = NDArray[np.float64]
@@ -32,7 +32,6 @@ Amount = tuple[Any, Any]  # wire bytes and calls of a step, a number or one for 
 HELD = ("layers", "crossing", "first", "last", "last only", "both", "cuts", "stage", "last stage", "ends")
 ROADS = ("tp", "pp", "dp", "dp late")
 _NUMBER = 4  # bytes of a norm or a loss
-_SPLIT: tuple[ScheduleName, ...] = ("zb-h1", "zb-v", "dualpipe-v")  # schedules that put weights' gradients off
 
 
 def bulk_traffic(
@@ -49,8 +48,8 @@ def bulk_traffic(
         grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full
     )
     costs = _Costs(model, workload, grid.take(first), roads, 1 + calls)
-    v_shaped, splits = (np.isin(grid.schedule, [SCHEDULES.index(name) for name in names]) for names in (V_SHAPED, _SPLIT))
-    groups = grid.pp, grid.chunks, v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
+    splits = grid.by_schedule(lambda facts: facts.splits)  # which puts weights' gradients off
+    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
     some, which = distinct(*groups, cost)  # one of those whose stages pass the same
     starts, _ = distinct(*(group[some] for group in groups))
     bounds = [*starts.tolist(), len(some)]

@@ -191,8 +191,9 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
     if workload.microbatch_size % 2 == 0:
         counts = {"microbatch_size": workload.microbatch_size // 2, "microbatches": workload.microbatches * 2}
         offers.append((Reason("Microbatches of {size}, {microbatches} of them"), {}, counts))
-    if layout.schedule == "gpipe":
-        offers.append((Reason("1F1B holds no more than pp={pp} microbatches in flight"), {"schedule": "1f1b"}, {}))
+    if layout.facts.memory_repeats_after is None:
+        fewer = {"schedule": "1f1b", "chunks": 1}
+        offers.append((Reason("1F1B holds no more than pp={pp} microbatches in flight"), fewer, {}))
     offers += list(_other_degrees(spec))
     for change, of_layout, of_workload in offers:
         changed = spec.model_copy(

@@ -1,16 +1,7 @@
 """How long a step takes: passes put into the pipeline's order, in closed form for many layouts, by the simulator for one.
 
 In closed form a pipeline takes m times its slowest stage and what is left over for filling and draining, which depends on the
-schedule. M is the slowest stage's time of one microbatch, R what the others take together, F, I and W its parts, ℓ a message:
-
-    naive         m·(M + R + 2(p−1)ℓ): one microbatch at a time
-    gpipe, 1f1b   m·M + R + 2(p−1)ℓ (Huang et al. 2019; Narayanan et al. 2019)
-    interleaved   m·M + R/v + 2(p·v−1)ℓ (Narayanan et al. 2021, section 2.2)
-    zb-h1         m·M + F + I − W of the others (Qi et al. 2024, table 2)
-    zb-v          m·M + max(I/2, F + I − 3W) of the others: found by the simulator for this engine's order
-    dualpipe-v    m·M + (F + I − W)/2 + 0.4·max(0, I − F) of the others, likewise; both less where the two ends make stage 0 slow
-
-Under 1F1B only p microbatches are in flight, and a message's time is waited for in each round: 2(p−1)/p·ℓ a microbatch more.
+schedule: each one's record says how much that is (`engine.spec.schedules`).
 """
 
 from __future__ import annotations
@@ -27,8 +18,9 @@ from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
 from engine.predict.speed.rates import Assumptions, Real
 from engine.predict.speed.rehearsal import Rehearsed, rehearsal, rehearse
-from engine.schedule import SCHEDULES, Flow, Kind
-from engine.spec import V_SHAPED, RunSpec, ScheduleName
+from engine.schedule import Flow, Kind
+from engine.spec import RunSpec
+from engine.spec.schedules import PipelineWork
 
 # So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
 # pipeline takes longer until one round is like the next.
@@ -75,6 +67,23 @@ class _Work(NamedTuple):
     def take(self, which: Any) -> _Work:
         return _Work(*(field.take(which, axis=-1) for field in self))
 
+    def of_pipeline(self, p: Whole, m: Whole, v: Whole) -> PipelineWork:
+        """What the schedules' closed forms ask for."""
+        others = self.all - self.slowest
+        return PipelineWork(
+            p=p,
+            m=m,
+            v=v,
+            slowest=self.slowest_whole,
+            slowest_forward=self.slowest[FORWARD],
+            slowest_weights=self.slowest[WEIGHTS],
+            others=self.all_whole - self.slowest_whole,
+            forward=others[FORWARD],
+            backward=others[AGAIN] + others[INPUTS],
+            weights=others[WEIGHTS],
+            message=self.message,
+        )
+
 
 def estimate(cost: Cost) -> Pace:
     """In closed form, for each layout of a grid.
@@ -89,9 +98,9 @@ def estimate(cost: Cost) -> Pace:
     blocks = [_work(cost.part(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
     work = _Work(*(np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)))
     pipeline, waits = np.empty((2, len(grid)))
-    for i, name in enumerate(SCHEDULES):
-        rows = np.flatnonzero(grid.schedule == i)
-        pipeline[rows], waits[rows] = _pipeline(name, grid.pp[rows], grid.chunks[rows], m[rows], work.take(sort[rows]))
+    for facts, rows in grid.schedules():
+        one = work.take(sort[rows])
+        pipeline[rows], waits[rows] = facts.pipeline(one.of_pipeline(grid.pp[rows], m[rows], grid.chunks[rows]))
     by_part, ends_dp = m * work.slowest_parts.take(sort, axis=1), work.ends_dp[sort]
     update, tie = work.update[sort], work.tie[sort]
     return Pace(
@@ -174,7 +183,7 @@ def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
     """
     pp, chunks = grid.pp, grid.chunks
     base, rest = np.divmod(layers, pp * chunks)
-    bend = np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
+    bend = grid.v_shaped
 
     def round_and_round(stage: Any) -> Whole:
         return chunks * base + np.maximum(0, -((stage - rest) // pp))
@@ -187,39 +196,6 @@ def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
 
     middle = np.where(bend, np.maximum(on(np.minimum(1, pp - 1)), on(np.maximum(0, pp - 2))), on(np.minimum(1, pp - 1)))
     return on(np.zeros_like(pp)), on(pp - 1), middle
-
-
-def _pipeline(name: ScheduleName, p: Whole, v: Whole, m: Whole, work: _Work) -> tuple[Real, Real]:
-    """From the first pass to the last, and how much of it is waiting for messages, under one schedule. (n,) each"""
-    slowest, others = work.slowest_whole, work.all_whole - work.slowest_whole
-    rest = work.all - work.slowest  # what the other stages take, by kind of pass
-    forward, back, weights = rest[FORWARD], rest[AGAIN] + rest[INPUTS], rest[WEIGHTS]
-    fill, waits = others, 2 * (p - 1) * work.message
-    if name in ("1f1b", "zb-h1"):
-        waits = waits + waits / p * np.maximum(0, m - p)
-    if name == "naive":
-        fill, waits = m * others, m * waits
-    elif name == "interleaved":
-        fill = others / v * np.where(m < p, (m - 1) / np.maximum(1, p - 1), 1.0) + np.where(m < p, (p - m) * slowest, 0.0)
-        waits = 2 * (p * v - 1) * work.message
-    elif name == "zb-h1":
-        fill = np.maximum(0.0, forward + back - weights)
-    elif name in V_SHAPED:
-        # The slowest stage has both ends and is never without work for long, while the others wait for it anyway.
-        mean = others / np.maximum(1, p - 1)
-        absorbed = np.clip(1 - 4 * (slowest / np.where(mean > 0, mean, slowest) - 1), 0.2, 1.0)
-        if name == "zb-v":
-            fill = np.maximum(back / 2, forward + back - 3 * weights) * absorbed
-        else:
-            fill = (np.maximum(0.0, forward + back - weights) / 2 + 0.4 * np.maximum(0.0, back - forward)) * absorbed
-        waits = 2 * waits
-    if name in ("zb-h1", *V_SHAPED):
-        # However few there are: the first must have gone down and back, and the others follow it out of the first stage.
-        through = (work.all_whole - work.all[WEIGHTS]) + (m - 1) * (slowest - work.slowest[WEIGHTS]) + work.slowest[WEIGHTS]
-        ahead = (m - 1) * work.slowest[FORWARD] / 2 if name in V_SHAPED else 0.0  # the way down of the others was gone meanwhile
-        fill = np.maximum(fill, through - ahead - m * slowest)
-    fill, waits = np.where(p > 1, fill, 0.0), np.where(p > 1, waits, 0.0)
-    return m * slowest + fill + waits, waits
 
 
 # ---------------------------------------------------------------------------------------------------------- simulated
@@ -303,9 +279,10 @@ def replayed(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions)
 def _counts(spec: RunSpec) -> tuple[int, ...]:
     """How many microbatches are simulated: all, or a few rounds less one, and a few rounds."""
     m, pp = spec.workload.microbatches, spec.layout.pp
-    least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
+    facts = spec.layout.facts
+    least = _ROUNDS_PUT_OFF if facts.splits else _ROUNDS
     rounds = (m - (least + 1) * pp) // pp  # that are left out
-    if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
+    if rounds < 1 or (facts.memory_repeats_after and facts.memory_repeats_after(pp, m) >= m):  # or no round is like the next
         return (m,)
     return m - (rounds + 1) * pp, m - rounds * pp
 
