@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from engine.predict.speed.pace import PARTS
+from engine.predict.speed.step_time import PARTS
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
 from pages.charts.names import categories, schedule

@@ -13,8 +13,8 @@ from engine.predict.grid import Grid
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
 from engine.predict.speed.cost import AGAIN, COMPUTE, FORWARD, INPUTS, TP, WEIGHTS, Cost, model_flops, recomputed_flops
-from engine.predict.speed.pace import Pace, durations, estimate, layers_of_stages, simulated
 from engine.predict.speed.rates import Assumptions, link
+from engine.predict.speed.step_time import StepTime, durations, estimate, layers_of_stages, simulated
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
@@ -181,10 +181,10 @@ def test_the_closed_form_is_the_simulators_where_the_papers_have_one() -> None:
             )
             for pp, m in ((2, 8), (4, 16), (10, 40))
         ]
-        pace = estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), device, Assumptions()))
+        times = estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), device, Assumptions()))
         for i, spec in enumerate(specs):
             step, _ = simulated(spec, device, Assumptions())
-            assert pace.step[i] == pytest.approx(step, rel=error), (schedule, spec.layout.code)
+            assert times.step[i] == pytest.approx(step, rel=error), (schedule, spec.layout.code)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -197,16 +197,16 @@ def test_rounds_that_are_left_out_go_on_like_the_last(schedule: Any) -> None:
 
 def test_what_a_step_is_spent_on_adds_up() -> None:
     grid = candidates(catalog.model("gpt3-13b"), 32, 64)
-    pace = estimate(Cost(catalog.model("gpt3-13b"), MIXED, grid, A100, Assumptions()))
-    parts = pace.compute + pace.tp + pace.pp + pace.dp + pace.update + pace.idle
-    np.testing.assert_allclose(parts, pace.step, rtol=1e-9)
-    assert (pace.idle > -1e-9 * pace.step).all()
-    assert (pace.bubble[grid.pp == 1] < 1e-9).all()
-    assert ((pace.bubble > 0) & (pace.bubble < 1))[grid.pp > 1].all()
+    times = estimate(Cost(catalog.model("gpt3-13b"), MIXED, grid, A100, Assumptions()))
+    parts = times.compute + times.tp + times.pp + times.dp + times.update + times.idle
+    np.testing.assert_allclose(parts, times.step, rtol=1e-9)
+    assert (times.idle > -1e-9 * times.step).all()
+    assert (times.bubble[grid.pp == 1] < 1e-9).all()
+    assert ((times.bubble > 0) & (times.bubble < 1))[grid.pp > 1].all()
 
 
-def one(pace: Pace) -> dict[str, float]:
-    return {name: float(getattr(pace, name)[0]) for name in ("step", "tp", "dp", "pp", "idle")}
+def one(times: StepTime) -> dict[str, float]:
+    return {name: float(getattr(times, name)[0]) for name in ("step", "tp", "dp", "pp", "idle")}
 
 
 def test_levers_cost_what_the_lessons_say() -> None:

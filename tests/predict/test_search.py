@@ -16,8 +16,8 @@ from engine.predict.memory import memory
 from engine.predict.papers.accounting import accounting
 from engine.predict.planner.candidates import candidates, fits
 from engine.predict.planner.search import MIXED, Plan, search
-from engine.predict.speed.pace import simulated
 from engine.predict.speed.rates import Assumptions
+from engine.predict.speed.step_time import simulated
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
 

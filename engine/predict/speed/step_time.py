@@ -17,7 +17,7 @@ from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
 from engine.predict.speed.rates import Assumptions, Real
-from engine.predict.speed.rehearsal import Rehearsed, rehearsal, rehearse
+from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule import Flow, Kind
 from engine.spec import RunSpec
 from engine.spec.schedules import PipelineWork
@@ -28,11 +28,11 @@ _ROUNDS, _ROUNDS_PUT_OFF = 2, 4
 _AT_ONCE = 8192  # layouts
 
 
-PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `Pace`, which add up to a step
+PARTS = ("compute", "tp", "pp", "dp", "update", "idle")  # of `StepTime`, which add up to a step
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTime:
     """Seconds of a step and what they add up from: what the slowest stage does, and what it waits for. (n,) each"""
 
     step: Real
@@ -44,8 +44,8 @@ class Pace:
     idle: Real  # of filling and draining the pipeline
     bubble: Real  # idle time of all stages as a share of the pipeline's total time
 
-    def take(self, which: Any) -> Pace:
-        return Pace(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+    def take(self, which: Any) -> StepTime:
+        return StepTime(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
 # ------------------------------------------------------------------------------------------------------------ in bulk
@@ -85,7 +85,7 @@ class _Work(NamedTuple):
         )
 
 
-def estimate(cost: Cost) -> Pace:
+def estimate(cost: Cost) -> StepTime:
     """In closed form, for each layout of a grid.
 
     Many layouts differ in their schedule or chunks only, and their stages do the same. What that is, is worked out once for each
@@ -103,7 +103,7 @@ def estimate(cost: Cost) -> Pace:
         pipeline[rows], waits[rows] = facts.pipeline(one.of_pipeline(grid.pp[rows], m[rows], grid.chunks[rows]))
     by_part, ends_dp = m * work.slowest_parts.take(sort, axis=1), work.ends_dp[sort]
     update, tie = work.update[sort], work.tie[sort]
-    return Pace(
+    return StepTime(
         step=pipeline + ends_dp + update + tie,
         compute=by_part[COMPUTE],
         tp=by_part[TP],
@@ -261,12 +261,12 @@ def replayed(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions)
     simulated, and the last one's time counts for those that are left.
     """
     counts, times = [_counts(spec) for spec in specs], _durations(specs, device, assumed)
-    plays = [
-        (rehearsal(layout.schedule, layout.pp, count, layout.chunks), own, layout.dp > 1 or layout.sequence_parallel)
+    runs = [
+        (pipeline_simulation(layout.schedule, layout.pp, count, layout.chunks), own, layout.dp > 1 or layout.sequence_parallel)
         for layout, some, own in zip([spec.layout for spec in specs], counts, times, strict=True)
         for count in some
     ]
-    found = iter(rehearse(plays))
+    found = iter(simulate_all(runs))
     out = []
     for spec, some, own in zip(specs, counts, times, strict=True):
         measured = [_measured(spec, next(found), own) for _ in some]
@@ -287,7 +287,7 @@ def _counts(spec: RunSpec) -> tuple[int, ...]:
     return m - (rounds + 1) * pp, m - rounds * pp
 
 
-def _measured(spec: RunSpec, found: Rehearsed, times: Durations) -> tuple[float, float, float]:
+def _measured(spec: RunSpec, found: SimulatedPipeline, times: Durations) -> tuple[float, float, float]:
     """Seconds of the step, of the pipeline in it, and of all stages' passes together."""
     layout = spec.layout
     both_ends = {layout.placement[0], layout.placement[-1]} if spec.model.parts.tied and len(layout.placement) > 1 else set()

@@ -1,4 +1,4 @@
-"""An order put down once and run as one loop tells what the simulator of the timeline does."""
+"""Many schedules simulated at once are each what the simulator of the timeline finds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.predict.durations import Durations
-from engine.predict.speed.rehearsal import rehearsal, rehearse
+from engine.predict.speed.simulation import pipeline_simulation, simulate_all
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, Action, ScheduleError, compute_order, plan
 from engine.schedule.orders import KINDS, passes
@@ -17,7 +17,7 @@ from engine.spec import SCHEDULE_FACTS, LayoutSpec
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_rehearsed_schedule_takes_as_long_as_the_simulated_one(name: Any) -> None:
+def test_a_schedule_takes_as_long_as_it_does_action_by_action(name: Any) -> None:
     """With any times of passes, messages and reductions, also where a sender waits for an earlier message to be taken in."""
     random = np.random.default_rng(3)
     for pp, least in ((1, 3), (2, 4), (3, 7), (4, 8), (5, 12), (4, 13)):
@@ -27,30 +27,30 @@ def test_a_rehearsed_schedule_takes_as_long_as_the_simulated_one(name: Any) -> N
         kinds: Any = [(kind, c) for kind in ("F", "B", "I", "W", "reduce") for c in range(pp * chunks)]
         flows: Any = [(flow, c) for flow in ("activation", "gradient") for c in range(pp * chunks)]
         times = Durations({k: random.uniform(1, 3) for k in kinds}, {f: random.uniform(0, 2) for f in flows})
-        (found,) = rehearse([(rehearsal(name, pp, m, chunks), times, True)])
+        (found,) = simulate_all([(pipeline_simulation(name, pp, m, chunks), times, True)])
         timeline = simulate(plan(layout, m), times)
         assert max(found.clocks) == pytest.approx(timeline.makespan)
         assert found.pipeline == pytest.approx(timeline.pipeline)
         assert found.busy == pytest.approx(sum(timeline.busy))
 
 
-def test_rehearsed_side_by_side_each_takes_as_long_as_alone() -> None:
+def test_side_by_side_each_takes_as_long_as_alone() -> None:
     kinds: Any = [(kind, c) for kind in "FBIW" for c in range(8)]
     times = [Durations(dict.fromkeys(kinds, at + 1.0), {("activation", 0): 0.5}) for at in range(len(SCHEDULES))]
-    plays = [
-        (rehearsal(name, 4, 8, facts.least_chunks), own, True)
+    runs = [
+        (pipeline_simulation(name, 4, 8, facts.least_chunks), own, True)
         for (name, facts), own in zip(SCHEDULE_FACTS.items(), times, strict=True)
     ]
-    assert rehearse(plays) == [rehearse([one])[0] for one in plays]
+    assert simulate_all(runs) == [simulate_all([one])[0] for one in runs]
 
 
 def test_stages_that_wait_for_each_other_are_refused() -> None:
     """The last stage's first pass waits for itself."""
-    one = rehearsal("1f1b", 2, 3, 1)
+    one = pipeline_simulation("1f1b", 2, 3, 1)
     stuck = one.waits.copy()
     stuck[one.firsts[1]] = one.firsts[1]
     with pytest.raises(ScheduleError, match="deadlock: the stages wait for each other"):
-        rehearse([(replace(one, waits=stuck), Durations({}), False)])
+        simulate_all([(replace(one, waits=stuck), Durations({}), False)])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
