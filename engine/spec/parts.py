@@ -150,7 +150,10 @@ class LayoutSpec(Spec):
     pp: int = Field(1, ge=1, le=1024, description="pipeline stages: the layers in that many runs")
     schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
     chunks: int = Field(
-        1, ge=1, le=1024, description="runs of layers on a stage; 2 for zb-v and dualpipe-v, 2 or more for interleaved"
+        1,
+        ge=1,
+        le=1024,
+        description="runs of layers on a stage; 2 for a V-shaped schedule, 2 or more for an interleaved one, else 1",
     )
     split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as can be")
 

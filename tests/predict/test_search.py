@@ -72,7 +72,15 @@ def test_candidates_are_all_there_are() -> None:
     assert len(got) == len(grid), "each once"
     expected = set()
     for dp, tp, pp, chunks, size, zero, sequence, recompute, schedule in itertools.product(
-        (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 3, 4), (1, 2, 4, 8), range(4), (False, True), range(3), range(7)
+        (1, 2, 4, 8),
+        (1, 2, 4, 8),
+        (1, 2, 4, 8),
+        (1, 2, 3, 4),
+        (1, 2, 4, 8),
+        range(4),
+        (False, True),
+        range(3),
+        range(len(SCHEDULES)),
     ):
         if dp * tp * pp != ranks or batch % (dp * size):
             continue

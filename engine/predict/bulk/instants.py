@@ -142,11 +142,12 @@ class _Stages:
         most = max(stages) * len(which)  # of anything on a stage; GPipe may hold very many microbatches
         self.narrow = np.int16 if most < 2**15 else np.int32
         several = np.array([(m, stage) for m, some in stages.items() for stage in some])
-        # GPipe has as many in flight as there are microbatches. Of five and more it has four here, and of these the first F and
-        # the last B but one stand for all others too.
-        alike = np.maximum(1, several[:, 0] - 3) if name == "gpipe" else np.ones(len(several), np.int64)
+        # A schedule may have as many in flight as there are microbatches. Of five and more it has four here, and of these a
+        # chunk's first F and last B but one stand for all others too. An encoder with several chunks a stage has all of them:
+        # each message may wait beyond its backward, and what it lends is told by its own microbatch.
+        grows = SCHEDULE_FACTS[name].memory_repeats_after is None and not (encodes and len(which) > pp)
+        alike = np.maximum(1, several[:, 0] - 3) if grows else np.ones(len(several), np.int64)
         self.kinds, self.chunk, self.microbatch, of = passes(name, pp, several[:, 1], several[:, 0] + 1 - alike, len(which) // pp)
-        self.times = np.where(self.microbatch == np.where(self.kinds == KINDS.index("F"), 0, 2), alike[of], 1)
         lengths = np.bincount(of)  # `of`: which stage and number of microbatches
         self.lengths, self.firsts = lengths, lengths.cumsum() - lengths  # of each stage's actions
         self.microbatches, self.stage = several.T[:, of]
@@ -160,6 +161,8 @@ class _Stages:
         self.is_f, self.is_b, self.is_i, self.is_w = (self.kinds == kind for kind in range(len(KINDS)))
         self.backs = self.is_b | self.is_i
         self.split = bool(self.is_i.any())
+        backs_before, forwards_before = (self.own.before(some * 1) for some in (self.backs, self.is_f))
+        self.times = np.where(np.where(self.is_f, forwards_before == 0, backs_before == 2), alike[of], 1)
         # of the chunk at hand, before each action
         self.back = self.own.before(self.backs * self.times)
         self.owed = self.own.before(self.is_i * 1 - self.is_w)

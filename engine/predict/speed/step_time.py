@@ -59,6 +59,7 @@ class _Work(NamedTuple):
     slowest_whole: Real
     all: Real  # of all stages together, by kind of pass, (4, n)
     all_whole: Real
+    other_end: Real  # embedding or head, where it is on a stage that is not the slowest
     message: Real
     ends_dp: Real  # once a step, over dp
     update: Real
@@ -81,6 +82,7 @@ class _Work(NamedTuple):
             forward=others[FORWARD],
             backward=others[AGAIN] + others[INPUTS],
             weights=others[WEIGHTS],
+            other_end=self.other_end,
             message=self.message,
         )
 
@@ -128,13 +130,19 @@ def _stage_sort(cost: Cost) -> Whole:
 def _work(cost: Cost) -> _Work:
     stages, held, total = _stages(cost)
     times = [stage.sum(axis=(0, 1)) for stage in stages]
-    one = np.choose(np.argmax(times, axis=0)[None, None], stages)  # (4, 3, n) of the slowest stage
+    slowest = np.argmax(times, axis=0)
+    one = np.choose(slowest[None, None], stages)  # (4, 3, n) of the slowest stage
+    embedding, head = (
+        cost.accumulating(passes, cost.held(0, first, not first)).sum((0, 1))
+        for passes, first in ((cost.embedding(), True), (cost.head(), False))
+    )
     return _Work(
         slowest=one.sum(1),
         slowest_parts=one.sum(0),
         slowest_whole=one.sum((0, 1)),
         all=total.sum(1),
         all_whole=total.sum((0, 1)),
+        other_end=np.where(cost.v_shaped, 0.0, np.choose(slowest, [head, embedding, np.zeros_like(head)])),
         message=cost.message(),
         ends_dp=cost.reduction(stages[0], held[0]) + cost.publication(held[0]),
         update=cost.update(held[0]),

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine.spec.numbers import either, nearest
-from engine.spec.schedules.record import MicrobatchRule, PipelineWork, ScheduleFacts, Script
+from engine.spec.schedules.looped import fill_of_rounds, waits_each_chunk
+from engine.spec.schedules.record import MicrobatchRule, ScheduleFacts, Script
 from engine.spec.sentence import Sentence, sentence
 
 
@@ -50,13 +51,6 @@ def _refusal(p: int, m: int, choices: tuple[int, ...]) -> Sentence:
     )
 
 
-def _fill(work: PipelineWork) -> Any:
-    """A v-th of the others' time; with fewer microbatches than stages each round waits for those that are missing."""
-    p, m = work.p, work.m
-    some = work.others / work.v * (m - 1) / np.maximum(1, p - 1) + (p - m) * work.slowest
-    return np.where(m < p, some, work.others / work.v)
-
-
 INTERLEAVED = ScheduleFacts(
     title=sentence("Interleaved 1F1B"),
     summary=sentence("1F1B over several chunks a stage: a smaller bubble, for more traffic between stages."),
@@ -64,8 +58,8 @@ INTERLEAVED = ScheduleFacts(
     in_flight=lambda stage, p, m, v: np.minimum(_warm_up(stage, p, m, v) + 1, m * v),
     memory_repeats_after=lambda p, m: np.where(m % p, m, 3 * p),
     bubble="(p − 1) / (v · m + p − 1)",  # Narayanan et al. 2021, section 2.2, who quote it as a share of ideal time
-    fill=_fill,
-    waits=lambda work: 2 * (work.p * work.v - 1) * work.message,
+    fill=fill_of_rounds,
+    waits=waits_each_chunk,
     closed_from=lambda p: p,
     chunks=None,
     chunk_and_microbatch=_chunk_and_microbatch,

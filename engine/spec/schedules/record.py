@@ -49,6 +49,7 @@ class PipelineWork(NamedTuple):
     forward: Any
     backward: Any
     weights: Any
+    other_end: Any  # embedding or head, on a stage that is not the slowest
     message: Any  # of one stage to the next
 
     @property
@@ -149,6 +150,6 @@ class ScheduleFacts:
         It is `pipeline` at the papers' unit times, of stages that are all alike and messages that take no time.
         """
         others = 1.0 * (p - 1)
-        work = PipelineWork(p, m, v, 3.0, 1.0, 1.0, 3 * others, others, others, others, 0.0)
+        work = PipelineWork(p, m, v, 3.0, 1.0, 1.0, 3 * others, others, others, others, 0.0, 0.0)
         length, _ = self.pipeline(work)
         return 1 - 3 * m / length
