@@ -22,6 +22,7 @@ from tests.engine.test_schedule_chunks import fitting
 
 ORACLES: dict[ScheduleName, type[Any]] = {  # of several chunks a stage, or of backward in two halves
     "interleaved": torchs.ScheduleInterleaved1F1B,
+    "looped-bfs": torchs.ScheduleLoopedBFS,
     "zb-h1": torchs.ScheduleInterleavedZeroBubble,  # which with one chunk a stage is ZB-H1
     "zb-v": torchs.ScheduleZBVZeroBubble,
     "dualpipe-v": torchs.ScheduleDualPipeV,
