@@ -9,7 +9,7 @@ from typing import Any
 from engine.families import FAMILIES
 from engine.launch import limits
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
 MOST_RANKS = 8
 _DAY_S = 86_400.0  # as long as a run may take: on a busy machine a benchmark waits
@@ -49,7 +49,7 @@ def _spec(draw: random.Random) -> RunSpec:
         tp=tp,
         pp=pp,
         schedule=name,
-        chunks=2 if name in V_SHAPED else draw.choice((2, 3)) if name == "interleaved" else 1,
+        chunks=SCHEDULE_FACTS[name].chunks or draw.choice((2, 3)),
         zero=draw.choice((0, 1, 2, 3)) if dp > 1 else 0,
         sequence_parallel=tp > 1 and draw.random() < 0.5,
         recompute=draw.choice(("none", "selective", "full")),

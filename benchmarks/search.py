@@ -22,8 +22,8 @@ from engine.predict.papers.accounting import accounting
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED, search
 from engine.predict.speed.cost import Cost
-from engine.predict.speed.pace import estimate
 from engine.predict.speed.rates import Assumptions
+from engine.predict.speed.step_time import estimate
 from engine.spec import ModelSpec
 
 

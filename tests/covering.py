@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from engine import catalog
 from engine.families import FAMILIES
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, LayoutSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, WorkloadSpec
 
 Case = TypeVar("Case", bound=Hashable)
 
@@ -53,7 +53,7 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
     layout = LayoutSpec(
         **{field: choice[field] for field in ("dp", "tp", "pp", "zero", "recompute", "sequence_parallel", "schedule")},
         split=() if choice["split"] == "even" else SPLITS[pp][choice["split"]],
-        chunks=2 if name in (*V_SHAPED, "interleaved") else 1,
+        chunks=SCHEDULE_FACTS[name].least_chunks,
     )
     workload = WorkloadSpec(
         steps=2,

@@ -20,7 +20,9 @@ from engine.__main__ import main
 from engine.command.output import print_json, size
 from engine.command.progress import Progress
 from engine.launch.queue import RunState
+from engine.schedule import SCHEDULES
 from engine.spec import RequestError, RunSpec
+from engine.spec.numbers import either
 from tests.launch.bench import all_end, hosts, small
 from tests.patience import PATIENCE_S
 
@@ -112,7 +114,7 @@ def test_a_signal_cancels_in_order(tmp_path: Path, number: signal.Signals, statu
         ("run --layers x", "layers='x' must be a whole number"),
         (
             "run --schedule fast",
-            "schedule='fast' must be 'naive', 'gpipe', '1f1b', 'interleaved', 'zb-h1', 'zb-v' or 'dualpipe-v'",
+            f"schedule='fast' must be {either(map(repr, SCHEDULES))}",
         ),
         ("run --layout 2x2", "layout '2x2' is not of the form dp2.tp2.pp2"),
         ("run --pp 2 --split 3,3", "split 3,3 adds up to 6 layers and the model has 4; 2,2 would fit"),

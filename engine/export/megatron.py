@@ -10,7 +10,6 @@ from engine.spec import RunSpec
 
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
-_ORDERS = ("1f1b", "interleaved")  # the schedules that it has
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
 Argument = tuple[str, object]
@@ -44,7 +43,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its BERT puts norms before attention and MLP, and trains on the next sentence too unless --bert-no-binary-head"
     if model.family == "transformer":
         yield "its T5 puts norms first and learns positions; the sizes are the same"
-    if layout.schedule not in _ORDERS and layout.pp > 1:
+    if "megatron" not in layout.facts.elsewhere and layout.pp > 1:
         yield f"Megatron-LM has no {layout.schedule} schedule; it runs 1F1B, interleaved where there are chunks"
     if layout.zero in _SHARDING and layout.pp > 1:
         yield f"its FSDP stands for ZeRO {layout.zero}, and not every version takes it with a pipeline"

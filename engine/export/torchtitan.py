@@ -7,16 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.export.common import global_batch, optimizer_note, optimizer_settings
-from engine.spec import ModelSpec, RunSpec
+from engine.spec import LayoutSpec, ModelSpec, RunSpec
 
-_SCHEDULES = {
-    "gpipe": "GPipe",
-    "1f1b": "1F1B",
-    "interleaved": "Interleaved1F1B",
-    "zb-v": "ZBVZeroBubble",
-    "dualpipe-v": "DualPipeV",
-}
-_NEAREST = {"naive": "GPipe", "zb-h1": "1F1B"}  # for what it does not have
 # The flavours of its llama3, by layers, width and heads.
 _FLAVORS = {(32, 4096, 32): "8B", (80, 8192, 64): "70B", (126, 16384, 128): "405B"}
 
@@ -48,8 +40,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
             f"its sizes are flavors in its code; add one of {model.layers} layers, {model.hidden} wide, {model.heads} heads "
             f"({model.key_heads} of keys), {model.ffn_width} in the MLP, vocabulary {model.vocab}"
         )
-    if layout.pp > 1 and layout.schedule in _NEAREST:
-        yield f"torchtitan has no {layout.schedule} schedule; {_NEAREST[layout.schedule]} is the nearest"
+    if layout.pp > 1 and "torchtitan" not in layout.facts.elsewhere:
+        yield f"torchtitan has no {layout.schedule} schedule; {_schedule(layout)} is the nearest"
     if layout.zero == 1:
         yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
     if layout.tp > 1 and not layout.sequence_parallel:
@@ -106,12 +98,17 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
     found["pipeline_parallel_degree"] = layout.pp
     if layout.pp > 1:
         counts = layout.chunk_layers(spec.model.layers)
-        found["pipeline_parallel_schedule"] = _SCHEDULES.get(layout.schedule, _NEAREST.get(layout.schedule, "1F1B"))
+        found["pipeline_parallel_schedule"] = _schedule(layout)
         found["pipeline_parallel_microbatch_size"] = spec.workload.microbatch_size
         found["pipeline_parallel_layers_per_stage"] = max(counts)
         found["pipeline_parallel_first_stage_less_layers"] = max(counts) - counts[0]
         found["pipeline_parallel_last_stage_less_layers"] = max(counts) - counts[-1]
     return found
+
+
+def _schedule(layout: LayoutSpec) -> str:
+    facts = layout.facts
+    return facts.elsewhere.get("torchtitan", facts.nearest.get("torchtitan", "1F1B"))
 
 
 def _value(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, get_args
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, ModelSpec, Recompute, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Recompute, RunSpec, ScheduleFacts, WorkloadSpec
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
@@ -59,6 +59,19 @@ class Grid:
     def take(self, which: Any) -> Grid:
         """Those layouts that an index, a slice or a mask picks."""
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    def by_schedule(self, fact: Callable[[ScheduleFacts], Any]) -> Any:
+        """What is so of each layout's schedule. (n,)"""
+        return np.array([fact(SCHEDULE_FACTS[name]) for name in SCHEDULES])[self.schedule]
+
+    @property
+    def v_shaped(self) -> NDArray[np.bool_]:
+        return self.by_schedule(lambda facts: facts.v_shaped)
+
+    def schedules(self) -> Iterator[tuple[ScheduleFacts, Whole]]:
+        """Every schedule that there is, and the rows that have it."""
+        for index, name in enumerate(SCHEDULES):
+            yield SCHEDULE_FACTS[name], np.flatnonzero(self.schedule == index)
 
     @classmethod
     def of(cls, specs: Sequence[RunSpec]) -> Grid:

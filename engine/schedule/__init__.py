@@ -7,6 +7,7 @@ The worker executes the list, the checks hold for it, `replay` times it, and the
     plans       the same with sends, receives, gradient reduction and the optimizer's step put in
     checks      what every plan must satisfy, whatever its name
     short       a stage's step with the middle of what repeats left out
+    waiting     who waits for whom: the rules of every simulator
     clock       run a plan against a clock, given how long each action takes
 """
 

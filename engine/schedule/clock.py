@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from engine.schedule.actions import Action, Flow, Schedule, ScheduleError
+import numpy as np
+
+from engine.schedule.actions import Action, Schedule, ScheduleError
+from engine.schedule.waiting import NOTHING, awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,61 +28,62 @@ class Timed:
 
 
 def replay(schedule: Schedule, duration: Callable[[int, Action], float]) -> list[Timed]:
-    """Run the plan as if each stage had a device of its own, by the executor's own rules of waiting.
+    """Run the plan as if each stage had a device of its own, by the executor's own rules of waiting (`waiting.awaited`).
 
-    A receive waits for its message. A send hands its message over and goes on, but first waits until at most
-    `schedule.held` − 1 of those before it, of the same flow to the same stage, are still to be received.
-    `duration(stage, action)` is how long an action takes; a send's is the time its message is under way.
-    Raises `ScheduleError` if the stages end up waiting for each other.
+    `duration(stage, action)` is how long an action takes; a send's is the time its message is under way, and a receive takes none
+    beside its wait. Raises `ScheduleError` if the stages end up waiting for each other.
     """
-    clock = [0.0] * len(schedule.stages)
-    position = [0] * len(schedule.stages)
-    arrived: dict[tuple[int, int, Flow], float] = {}  # message → when it is there to be received
-    received: dict[tuple[int, int, Flow], float] = {}  # message → when its receiver took it
-    sent: dict[tuple[int, int, Flow], list[tuple[int, int, Flow]]] = {}  # (from, to, flow) → messages
-    ends: dict[tuple[bool, tuple[int, int, Flow]], int] = {}  # (whether it is the receive, message) → where in the list
-    latest = [-1] * len(schedule.stages)
+    firsts = [0, *accumulate(map(len, schedule.stages))]
+    waits = _waits(schedule)
+    seen: list[float | None] = [None] * len(waits)  # when others see each step
+    place = [-1] * len(waits)  # of each step in the list
+    clock, position, latest = [0.0] * len(schedule.stages), [0] * len(schedule.stages), [-1] * len(schedule.stages)
     out: list[Timed] = []
-
-    def end_of(stage: int, action: Action, start: float) -> tuple[float, int] | None:
-        """When the action ends and what it went on from, or None as long as what it waits for has not happened."""
-        if action.kind == "recv":
-            message = (action.chunk, action.microbatch, action.flow)
-            if message not in arrived:
-                return None
-            received[message] = max(start, arrived[message])
-            ends[True, message] = len(out)
-            return received[message], ends[False, message] if arrived[message] > start else latest[stage]
-        if action.kind == "send":
-            before = sent.setdefault((stage, action.peer, action.flow), [])
-            awaited = before[-schedule.held] if len(before) >= schedule.held else None
-            if awaited is not None and awaited not in received:
-                return None
-            end = start if awaited is None else max(start, received[awaited])
-            after = latest[stage] if awaited is None or received[awaited] <= start else ends[True, awaited]
-            before.append((action.chunk + (1 if action.flow == "activation" else -1), action.microbatch, action.flow))
-            arrived[before[-1]] = end + duration(stage, action)
-            ends[False, before[-1]] = len(out)
-            return end, after
-        return start + duration(stage, action), latest[stage]
-
     moved = True
     while moved:
         moved = False
         for stage, actions in enumerate(schedule.stages):
             while position[stage] < len(actions):
-                action = actions[position[stage]]
-                ended = end_of(stage, action, clock[stage])
-                if ended is None:
-                    break
-                out.append(Timed(stage, action, clock[stage], *ended))
-                latest[stage], clock[stage] = len(out) - 1, ended[0]
+                step, action, start, after = (
+                    firsts[stage] + position[stage],
+                    actions[position[stage]],
+                    clock[stage],
+                    latest[stage],
+                )
+                begin, other = start, waits[step]
+                if other != NOTHING:
+                    when = seen[other]
+                    if when is None:
+                        break
+                    if when > start:
+                        begin, after = when, place[other]
+                took = 0.0 if action.kind == "recv" else duration(stage, action)
+                sends = action.kind == "send"
+                end, seen[step] = (begin, begin + took) if sends else (begin + took, begin)
+                place[step] = latest[stage] = len(out)
+                out.append(Timed(stage, action, start, end, after))
+                clock[stage] = end
                 position[stage] += 1
                 moved = True
     stuck = [(s, actions[position[s]]) for s, actions in enumerate(schedule.stages) if position[s] < len(actions)]
     if stuck:
         raise ScheduleError("deadlock: " + "; ".join(f"stage {s} waits at {a}" for s, a in stuck))
     return out
+
+
+def _waits(schedule: Schedule) -> list[int]:
+    """For which other action each waits; numbered stage by stage."""
+    taken, handed, way = [], [], []
+    for stage, actions in enumerate(schedule.stages):
+        for action in actions:
+            gradient = action.flow == "gradient"
+            sends, takes = action.kind == "send", action.kind == "recv"
+            chunk = action.chunk + (0 if not sends else -1 if gradient else 1)  # a message is named by the chunk that needs it
+            message = 2 * (chunk * schedule.microbatches + action.microbatch) + gradient if sends or takes else NOTHING
+            taken.append(message if takes else NOTHING)
+            handed.append(message if sends else NOTHING)
+            way.append(2 * (stage * len(schedule.stages) + action.peer) + gradient)
+    return awaited(np.array(taken), np.array(handed), np.array(way), schedule.held).tolist()
 
 
 def bubble(timed: Sequence[Timed], pp: int) -> float:

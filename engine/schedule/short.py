@@ -12,9 +12,9 @@ from typing import NamedTuple
 from engine.schedule.actions import Action, Kind
 from engine.schedule.orders import script
 from engine.schedule.plans import stage_plan, with_transfers
-from engine.spec import LayoutSpec, ScheduleName
+from engine.spec import SCHEDULE_FACTS, LayoutSpec
 
-SHORT: tuple[ScheduleName, ...] = ("naive", "gpipe", "1f1b")  # one chunk a stage and B in one piece: all that is told here
+SHORT = tuple(name for name, facts in SCHEDULE_FACTS.items() if facts.plain)  # all that is told here
 _EDGE = 4  # repeats that are left at either end; with two more, ZeRO's first and last reductions are among them
 
 

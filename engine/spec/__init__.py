@@ -11,7 +11,6 @@ from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
-    V_SHAPED,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
@@ -19,17 +18,17 @@ from engine.spec.parts import (
     OptimizerName,
     Precision,
     Recompute,
-    ScheduleName,
     WorkloadSpec,
 )
 from engine.spec.run import RunSpec
+from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import Sentence, joined, sentence
 
 __all__ = [
     "BYTES_OF",
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
-    "V_SHAPED",
+    "SCHEDULE_FACTS",
     "FaultSpec",
     "GenerateSpec",
     "LayoutSpec",
@@ -40,6 +39,7 @@ __all__ = [
     "Recompute",
     "RequestError",
     "RunSpec",
+    "ScheduleFacts",
     "ScheduleName",
     "Sentence",
     "Spec",

@@ -7,7 +7,7 @@ from math import gcd
 
 from engine.families import FAMILIES
 from engine.spec.numbers import divisors, either, evenly, listed, nearest
-from engine.spec.parts import MOST_SEQ, V_SHAPED, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.parts import MOST_SEQ, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
 from engine.spec.sentence import Sentence, joined, sentence
 
 BYTE_VOCABULARY = 256  # the training text is read as bytes
@@ -139,46 +139,32 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
 def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     """What each schedule asks of the chunks on a stage and of the microbatches."""
     found = []
-    name, pp, chunks, microbatches = layout.schedule, layout.pp, layout.chunks, workload.microbatches
-    if name in V_SHAPED and chunks != 2:
-        text = sentence(
-            "{schedule} runs down the stages and back up, so a stage has two chunks and not chunks={chunks}; chunks=2 fits",
-            schedule=name,
-            chunks=chunks,
-        )
-        found.append(Misfit("layout.chunks", text, (2,)))
-    elif name == "interleaved" and chunks == 1:
-        fits = tuple(range(2, max(2, min(4, model.layers // pp)) + 1))
-        text = sentence(
-            "interleaved goes from chunk to chunk of a stage, and chunks=1 leaves no other; chunks={fits} fits", fits=either(fits)
-        )
+    facts, pp, chunks, microbatches = layout.facts, layout.pp, layout.chunks, workload.microbatches
+    if not facts.fits_chunks(chunks):
+        fits: tuple[int, ...] = (facts.least_chunks,)
+        if facts.v_shaped:
+            text = sentence(
+                "{schedule} runs down the stages and back up, so a stage has two chunks and not chunks={chunks}; chunks=2 fits",
+                schedule=layout.schedule,
+                chunks=chunks,
+            )
+        elif facts.chunks is None:
+            fits = tuple(range(2, max(2, min(4, model.layers // pp)) + 1))
+            text = sentence(
+                "{schedule} goes from chunk to chunk of a stage, and chunks=1 leaves no other; chunks={fits} fits",
+                schedule=layout.schedule,
+                fits=either(fits),
+            )
+        else:
+            text = sentence(
+                "{schedule} runs one chunk a stage and not chunks={chunks}; chunks=1 fits, or schedule=interleaved",
+                schedule=layout.schedule,
+                chunks=chunks,
+            )
         found.append(Misfit("layout.chunks", text, fits))
-    elif name not in ("interleaved", *V_SHAPED) and chunks != 1:
-        text = sentence(
-            "{schedule} runs one chunk a stage and not chunks={chunks}; chunks=1 fits, or schedule=interleaved",
-            schedule=name,
-            chunks=chunks,
-        )
-        found.append(Misfit("layout.chunks", text, (1,)))
-    if name == "interleaved" and microbatches % (rounds := max(1, microbatches // pp)):
-        fits = nearest((m for m in range(1, microbatches + pp + 1) if m % max(1, m // pp) == 0), microbatches)
-        text = sentence(
-            "interleaved runs in equal rounds of pp={pp} microbatches or a few more, and {microbatches} do not make "
-            "{microbatches} // {pp} = {rounds} equal rounds; microbatches={fits} fits",
-            pp=pp,
-            microbatches=microbatches,
-            rounds=rounds,
-            fits=either(sorted(fits)),
-        )
-        found.append(Misfit("workload.microbatches", text, fits))
-    if name == "dualpipe-v" and microbatches < 2 * pp:
-        text = sentence(
-            "dualpipe-v needs a microbatch for each of its 2 × {pp} chunks and has {microbatches}; {needed} and more fit",
-            pp=pp,
-            microbatches=microbatches,
-            needed=2 * pp,
-        )
-        found.append(Misfit("workload.microbatches", text, (2 * pp,)))
+    if (rule := facts.microbatch_rule) and not rule.holds(pp, microbatches):
+        fits = rule.choices(pp, microbatches)
+        found.append(Misfit("workload.microbatches", rule.refusal(pp, microbatches, fits), fits))
     return found
 
 

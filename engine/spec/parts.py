@@ -12,13 +12,12 @@ from engine.families import FAMILIES, Family, FamilyName, predicted
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
 from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
+from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
-ScheduleName = Literal["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v"]
-V_SHAPED: tuple[ScheduleName, ...] = ("zb-v", "dualpipe-v")
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "sgd"]
@@ -153,7 +152,10 @@ class LayoutSpec(Spec):
     pp: int = Field(1, ge=1, le=1024, description="pipeline stages: the layers in that many runs")
     schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
     chunks: int = Field(
-        1, ge=1, le=1024, description="runs of layers on a stage; 2 for zb-v and dualpipe-v, 2 or more for interleaved"
+        1,
+        ge=1,
+        le=1024,
+        description="runs of layers on a stage; 2 for a V-shaped schedule, 2 or more for an interleaved one, else 1",
     )
     split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as can be")
 
@@ -186,10 +188,15 @@ class LayoutSpec(Spec):
         return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
 
     @property
+    def facts(self) -> ScheduleFacts:
+        """What is known of its schedule."""
+        return SCHEDULE_FACTS[self.schedule]
+
+    @property
     def placement(self) -> tuple[int, ...]:
         """The stage that holds each chunk: round and round, or down the stages and back up, in the shape of a V."""
         down = tuple(range(self.pp))
-        up = down[::-1] if self.schedule in V_SHAPED else down
+        up = down[::-1] if self.facts.v_shaped else down
         return (down + up) * (self.chunks // 2) + down * (self.chunks % 2)
 
     def chunk_layers(self, layers: int) -> tuple[int, ...]:

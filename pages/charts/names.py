@@ -9,6 +9,7 @@ import re
 
 import pandas as pd
 
+from engine.spec import SCHEDULE_FACTS
 from engine.tables import KV_CACHE
 from engine.topology import AXES
 from pages.charts.words import Words
@@ -40,15 +41,7 @@ def lanes(say: Words) -> dict[str, str]:
 
 
 def schedules(say: Words) -> dict[str, str]:
-    return {
-        "naive": say("Naive"),
-        "gpipe": "GPipe",
-        "1f1b": "1F1B",
-        "interleaved": say("Interleaved 1F1B"),
-        "zb-h1": say("Zero bubble H1"),
-        "zb-v": say("Zero bubble V"),
-        "dualpipe-v": "DualPipe V",
-    }
+    return {name: say.sentence(facts.title) for name, facts in SCHEDULE_FACTS.items()}
 
 
 def schedule(code: str, say: Words) -> str:

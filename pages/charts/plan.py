@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from engine.predict.speed.pace import PARTS
+from engine.predict.speed.step_time import PARTS
 from engine.topology import AXES_BY_FREQUENCY
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look

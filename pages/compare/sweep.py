@@ -11,7 +11,7 @@ import pandas as pd
 from engine.launch.recording import with_ledgers
 from engine.predict.run import predict
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, RequestError, RunSpec
+from engine.spec import SCHEDULE_FACTS, RequestError, RunSpec
 from engine.topology import AXES_AS_WRITTEN
 
 # Lever (a spec's dotted field) → the values to try.
@@ -27,7 +27,6 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
     "workload.precision": ("fp32", "bf16"),
     "model.seq": (32, 64, 128, 256, 512, 1024, 2048, 4096),
 }
-_LEAST_CHUNKS = {**dict.fromkeys(V_SHAPED, 2), "interleaved": 2}
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def having(base: RunSpec, lever: str, value: Any) -> RunSpec:
     request = base.model_dump()
     request[part][field] = value
     if field == "schedule":
-        request["layout"]["chunks"] = _LEAST_CHUNKS.get(value, 1)
+        request["layout"]["chunks"] = SCHEDULE_FACTS[value].least_chunks
     if field in ("pp", "schedule", "chunks"):
         request["layout"]["split"] = ()
     return RunSpec.model_validate(request)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.planner.search import Plan
-from engine.predict.speed.pace import PARTS
+from engine.predict.speed.step_time import PARTS
 from engine.spec import RunSpec
 from pages.plan.request import Request
 from pages.shared.kept import kept
@@ -64,7 +64,7 @@ class Found:
 
     def parts(self, row: int) -> dict[str, float]:
         """Seconds of a step by what they are spent on."""
-        return {name: float(getattr(self.plan.pace, name)[self.at(row)]) for name in PARTS}
+        return {name: float(getattr(self.plan.step_time, name)[self.at(row)]) for name in PARTS}
 
 
 def found(request: Request, row: int = 0) -> Found:
@@ -76,7 +76,9 @@ def found(request: Request, row: int = 0) -> Found:
     few = layouts.iloc[rows].set_axis(rows).assign(drawn=drawn[rows])
     for name in few.select_dtypes("category"):
         few[name] = few[name].cat.remove_unused_categories()  # there is a text for nearly every layout that does not fit
-    return Found(len(layouts), plan.feasible, replace(plan, layouts=few, grid=plan.grid.take(rows), pace=plan.pace.take(rows)))
+    return Found(
+        len(layouts), plan.feasible, replace(plan, layouts=few, grid=plan.grid.take(rows), step_time=plan.step_time.take(rows))
+    )
 
 
 def as_zip(request: Request) -> bytes:

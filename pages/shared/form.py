@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, RequestError
+from engine.spec import SCHEDULE_FACTS, RequestError
 from engine.text import LARGEST
 from engine.topology import AXES
 from pages.charts.names import schedule
@@ -97,7 +97,7 @@ def _schedule_and_workload(choice: Choice, say: Words) -> None:
         on_change=_schedule_chosen,
     )
     _number(choice, "layout.chunks", say("Chunks"), say)
-    st.caption(_what_it_does(choice["layout.schedule"], say))
+    st.caption(say.sentence(SCHEDULE_FACTS[choice["layout.schedule"]].summary))
     labels = {
         "workload.microbatches": say("Microbatches"),
         "workload.microbatch_size": say("Sequences"),
@@ -116,19 +116,6 @@ def _schedule_and_workload(choice: Choice, say: Words) -> None:
         )
     )
     _toggle(choice, "parity", say("Check against the unsharded model"), say)
-
-
-def _what_it_does(code: str, say: Words) -> str:
-    does = {
-        "naive": say("One microbatch in the whole pipeline: all other stages wait."),
-        "gpipe": say("All forward passes, then all backward passes: every microbatch's activations are kept at once."),
-        "1f1b": say("Fill the pipeline, then one forward for one backward: the same bubble as GPipe, fewer activations kept."),
-        "interleaved": say("1F1B over several chunks a stage: a smaller bubble, for more traffic between stages."),
-        "zb-h1": say("Backward in two halves; the weights' half waits, and fills what would be bubble."),
-        "zb-v": say("Two chunks a stage, down the stages and back up: almost no bubble, for 1F1B's memory."),
-        "dualpipe-v": say("Two chunks a stage, with forward passes of one beside backward passes of the other."),
-    }
-    return does.get(code, "")
 
 
 def _what_is_shared(zero: int, say: Words) -> str:
@@ -319,7 +306,8 @@ def _schedule_chosen() -> None:
     """A schedule brings the chunks that it needs."""
     name, choice = st.session_state[key_of("layout.schedule")], held.choice()
     assert choice
-    needed = 2 if name in V_SHAPED else max(2, choice["layout.chunks"]) if name == "interleaved" else 1
+    facts = SCHEDULE_FACTS[name]
+    needed = facts.chunks or max(facts.least_chunks, choice["layout.chunks"])
     moved("layout.schedule", {"layout.chunks": needed})
 
 

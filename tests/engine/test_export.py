@@ -20,7 +20,7 @@ from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import CATEGORIES, RunResult
 from tests.runs import Runs, small
 
@@ -147,7 +147,7 @@ def test_the_csv_files_hold_every_table_whole(result: RunResult) -> None:
 
 
 def spec_of(family: FamilyName = "gpt", schedule: ScheduleName = "1f1b", code: str = "dp2.tp2.pp2", **layout: Any) -> RunSpec:
-    chunks = 2 if schedule in ("interleaved", *V_SHAPED) else 1
+    chunks = SCHEDULE_FACTS[schedule].least_chunks
     return RunSpec(
         model=catalog.model(f"{family}-tiny"),
         layout=LayoutSpec(**{**LayoutSpec.degrees(code), "schedule": schedule, "chunks": chunks, **layout}),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.families import FAMILIES, FamilyName
-from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 from tests.covering import covering, title
 from tests.runs import Runs
 
@@ -85,6 +85,6 @@ def test_both_streams_travel_together(runs: Runs) -> None:
 
 
 def test_an_untied_head_needs_no_tie(runs: Runs) -> None:
-    for one in (s for s in covering() if s.layout.pp > 1 and s.layout.schedule not in V_SHAPED):
+    for one in (s for s in covering() if s.layout.pp > 1 and not s.layout.facts.v_shaped):
         kinds = set(runs.result(one).tables["spans"]["kind"])
         assert ("tie" in kinds) == (one.model.family != "llama"), title(one)

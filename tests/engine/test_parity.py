@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from engine.measure.parity import PARITY_LIMIT, parity_row
 from engine.model.chunk import TIED
 from engine.reference import compare, publish, train_unsharded
-from engine.spec import ModelSpec, RunSpec
+from engine.spec import SCHEDULE_FACTS, ModelSpec, RunSpec
 from engine.tables import RunResult
 from engine.text import batch, load
 from tests.covering import CHOICES, MOST_RANKS, SPLITS, candidates, covering, title
@@ -76,7 +76,7 @@ def test_the_cases_cover_every_pair_of_choices() -> None:
 def apart(a: str, x: Any, b: str, y: Any) -> bool:
     """Whether two choices do not go together."""
     chosen = {a: x, b: y}
-    chunked = chosen.get("schedule") in ("interleaved", "zb-v", "dualpipe-v")
+    chunked = "schedule" in chosen and SCHEDULE_FACTS[chosen["schedule"]].least_chunks > 1
     split = chosen.get("split", "even") != "even"
     stages = chosen.get("pp", 1 + split + (chosen.get("split") == "empty ends"))
     return (

@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch.distributed.pipelining import schedules as torchs
 
-from engine.schedule import Action, Kind, Schedule, bubble, check, compute_order, in_flight, in_flight_bound, plan, replay
-from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec, misfits
+from engine.schedule import SCHEDULES, Action, Schedule, bubble, check, in_flight, in_flight_bound, plan, replay
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec, misfits
 
-NEW: tuple[ScheduleName, ...] = ("interleaved", "zb-h1", "zb-v", "dualpipe-v")
-ORACLES: dict[ScheduleName, type[Any]] = {
-    "interleaved": torchs.ScheduleInterleaved1F1B,
-    "zb-h1": torchs.ScheduleInterleavedZeroBubble,  # which with one chunk a stage is ZB-H1
-    "zb-v": torchs.ScheduleZBVZeroBubble,
-    "dualpipe-v": torchs.ScheduleDualPipeV,
-}
-KINDS: dict[str, Kind] = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}
+NEW = tuple(name for name, facts in SCHEDULE_FACTS.items() if not facts.plain)
 TALL = ModelSpec(layers=64)
 
 
@@ -29,7 +20,7 @@ def fitting(
     name: ScheduleName, stages: range = range(1, 9), microbatches: range = range(1, 17)
 ) -> Iterator[tuple[int, int, int]]:
     """(pp, microbatches, chunks) of everything that is not refused."""
-    for pp, m, chunks in product(stages, microbatches, (2, 3) if name == "interleaved" else (2,) if name in V_SHAPED else (1,)):
+    for pp, m, chunks in product(stages, microbatches, (v,) if (v := SCHEDULE_FACTS[name].chunks) else (2, 3)):
         if not misfits(TALL, LayoutSpec(pp=pp, chunks=chunks, schedule=name), WorkloadSpec(microbatches=m)):
             yield pp, m, chunks
 
@@ -39,39 +30,7 @@ def planned(name: ScheduleName, pp: int, m: int, chunks: int) -> Schedule:
     return plan(LayoutSpec(pp=pp, chunks=chunks, schedule=name, dp=2, zero=1), m)
 
 
-# ------------------------------------------------------------------------------------------------------------------- order
-
-
-def torchs_orders(schedule: type[Any], pp: int, m: int, chunks: int) -> list[list[Action]]:
-    """The compute of torch's own schedule, a list a stage. Made by its constructor, which looks at little of a stage."""
-
-    class WithoutTransfers(schedule):  # type: ignore[misc]
-        def _prepare_schedule_with_comms(self, *args: Any, **options: Any) -> None: ...
-
-    stage = SimpleNamespace(
-        group=None, group_size=pp, group_rank=0, num_stages=pp * chunks, stage_index=0, submod=None,
-        is_first=True, is_last=False, has_backward=True, device="cpu",
-    )  # fmt: skip
-    options: dict[str, Any] = {"scale_grads": False}
-    made = WithoutTransfers([stage] * chunks, m, lambda output, target: output, **options)
-    return [[action for entry in made.pipeline_order[s] if entry for action in translated(entry)] for s in range(pp)]
-
-
-def translated(entry: Any) -> Iterator[Action]:
-    """torch writes a forward and a backward that it runs as one as a single entry."""
-    for sub in entry.sub_actions or (entry,):
-        yield Action(KINDS[sub.computation_type.name], sub.stage_index, sub.microbatch_index)
-
-
-@pytest.mark.parametrize("name", NEW)
-def test_passes_run_in_the_order_of_torchs_own_schedule(name: ScheduleName) -> None:
-    compared = 0
-    for pp, m, chunks in fitting(name):
-        if name == "zb-h1" and (pp == 1 or m % max(1, m // pp)):
-            continue  # torch has rounds there too, which with one chunk make no difference
-        assert compute_order(name, pp, m, chunks) == torchs_orders(ORACLES[name], pp, m, chunks), (pp, m, chunks)
-        compared += 1
-    assert compared > 30
+# ------------------------------------------------------------------------------------------------------------------- plans
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -84,8 +43,9 @@ def test_long_interleaved_rounds_need_more_than_one_message_held_back() -> None:
     """Three stages and eight microbatches make rounds of four: stage 2 has one more to send than stage 0 is ready for."""
     assert planned("interleaved", 3, 6, 2).held == 1
     assert planned("interleaved", 3, 8, 2).held == 2
-    for name, pp in product(("1f1b", "zb-h1", "zb-v", "dualpipe-v"), (1, 2, 5)):
-        assert planned(name, pp, 16, 2 if name in V_SHAPED else 1).held == 1
+    for name, pp in product(SCHEDULES, (1, 2, 5)):
+        if chunks := SCHEDULE_FACTS[name].chunks:
+            assert planned(name, pp, 16, chunks).held == 1
 
 
 def test_a_v_goes_down_the_stages_and_back_up() -> None:
@@ -140,19 +100,20 @@ def textbook(stage: int, action: Action) -> float:
 
 @pytest.mark.parametrize("name", NEW)
 def test_the_bubble_in_textbook_times_is_the_closed_form(name: ScheduleName) -> None:
-    """As a share of total time. A stage computes 3 m (of 6 m halves, for a V), and is idle for p − 1 of these times."""
+    """As a share of total time, by the record's function and by its formula as it is written."""
+    facts = SCHEDULE_FACTS[name]
+    formula = facts.bubble.replace("−", "-").replace("·", "*")
     for pp, m, chunks in fitting(name):
-        full = {"interleaved": m % pp == 0, "zb-h1": m >= pp, "zb-v": m >= 2 * pp - 1, "dualpipe-v": True}[name]
-        busy = {"interleaved": chunks * m, "zb-h1": 3 * m, "zb-v": 6 * m, "dualpipe-v": 6 * m}[name]
-        if full:
+        if m >= facts.closed_from(pp) and (facts.chunks or m % pp == 0):
             timed = replay(planned(name, pp, m, chunks), textbook)
-            assert bubble(timed, pp) == pytest.approx((pp - 1) / (busy + pp - 1)), (pp, m, chunks)
+            written = eval(formula, {"p": pp, "m": m, "v": chunks})
+            assert bubble(timed, pp) == pytest.approx(facts.bubble_share(pp, m, chunks), abs=1e-12), (pp, m, chunks)
+            assert bubble(timed, pp) == pytest.approx(written, abs=1e-12)
 
 
 def test_every_one_of_them_has_a_smaller_bubble_than_1f1b() -> None:
     for pp, m in ((2, 8), (4, 8), (4, 16), (8, 16)):
-        shares = {name: bubble(replay(planned(name, pp, m, 2 if name in V_SHAPED else 1), textbook), pp) for name in NEW[1:]}
-        shares["interleaved"] = bubble(replay(planned("interleaved", pp, m, 2), textbook), pp)
+        shares = {name: bubble(replay(planned(name, pp, m, SCHEDULE_FACTS[name].least_chunks), textbook), pp) for name in NEW}
         assert max(shares.values()) < bubble(replay(planned("1f1b", pp, m, 1), textbook), pp)
 
 

@@ -1,20 +1,33 @@
 """The order of forward and backward passes against torch.distributed.pipelining's own, as an oracle.
 
-Its schedules are driven with a stage that only takes notes, so what is compared is what torch would really do. The table
-`pipeline_order`, which torch builds beside that, is no oracle for 1F1B: in torch 2.13 it numbers the last stage's forward
-passes from 1, while torch itself runs them from 0.
+Its schedules of one chunk a stage are driven with a stage that only takes notes, so what is compared is what torch would really
+do. The table `pipeline_order`, which torch builds beside that, is no oracle for 1F1B: in torch 2.13 it numbers the last stage's
+forward passes from 1, while torch itself runs them from 0. Of its other schedules that table is what they run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import schedules as torchs
 
-from engine.schedule import Action, compute_order
+from engine.schedule import Action, Kind, compute_order
 from engine.spec import ScheduleName
+from tests.engine.test_schedule_chunks import fitting
+
+ORACLES: dict[ScheduleName, type[Any]] = {  # of several chunks a stage, or of backward in two halves
+    "interleaved": torchs.ScheduleInterleaved1F1B,
+    "looped-bfs": torchs.ScheduleLoopedBFS,
+    "zb-h1": torchs.ScheduleInterleavedZeroBubble,  # which with one chunk a stage is ZB-H1
+    "zb-v": torchs.ScheduleZBVZeroBubble,
+    "dualpipe-v": torchs.ScheduleDualPipeV,
+}
+KINDS: dict[str, Kind] = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}
 
 
 class NotingStage:
@@ -71,3 +84,38 @@ def test_torch_takes_no_1f1b_with_fewer_microbatches_than_stages() -> None:
     """So the comparison above left nothing out that there is."""
     with pytest.raises(ValueError, match="must be greater than or equal to the number of stages"):
         torchs_order(Schedule1F1B, 0, 3, 2)
+
+
+# ------------------------------------------------------------------------------------------- several chunks, two halves
+
+
+def torchs_orders(schedule: type[Any], pp: int, m: int, chunks: int) -> list[list[Action]]:
+    """The compute of torch's own schedule, a list a stage. Made by its constructor, which looks at little of a stage."""
+
+    class WithoutTransfers(schedule):  # type: ignore[misc]
+        def _prepare_schedule_with_comms(self, *args: Any, **options: Any) -> None: ...
+
+    stage = SimpleNamespace(
+        group=None, group_size=pp, group_rank=0, num_stages=pp * chunks, stage_index=0, submod=None,
+        is_first=True, is_last=False, has_backward=True, device="cpu",
+    )  # fmt: skip
+    options: dict[str, Any] = {"scale_grads": False}
+    made = WithoutTransfers([stage] * chunks, m, lambda output, target: output, **options)
+    return [[action for entry in made.pipeline_order[s] if entry for action in translated(entry)] for s in range(pp)]
+
+
+def translated(entry: Any) -> Iterator[Action]:
+    """torch writes a forward and a backward that it runs as one as a single entry."""
+    for sub in entry.sub_actions or (entry,):
+        yield Action(KINDS[sub.computation_type.name], sub.stage_index, sub.microbatch_index)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_passes_of_several_chunks_or_halves_run_in_torchs_order(name: ScheduleName) -> None:
+    compared = 0
+    for pp, m, chunks in fitting(name):
+        if name == "zb-h1" and (pp == 1 or m % max(1, m // pp)):
+            continue  # torch has rounds there too, which with one chunk make no difference
+        assert compute_order(name, pp, m, chunks) == torchs_orders(ORACLES[name], pp, m, chunks), (pp, m, chunks)
+        compared += 1
+    assert compared > 30

@@ -175,7 +175,7 @@ def test_of_a_search_the_server_keeps_what_is_shown_and_any_layout_that_is_asked
     assert same_rows.equals(plan.layouts.iloc[rows].astype(dict.fromkeys(plan.layouts.select_dtypes("category"), str)))
     for row in (0, hidden):
         assert few.spec(row) == plan.spec(row)
-        assert few.parts(row)["compute"] == plan.pace.compute[row]
+        assert few.parts(row)["compute"] == plan.step_time.compute[row]
 
 
 # -------------------------------------------------------------------------------------------------------------- serving

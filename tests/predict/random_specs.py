@@ -10,7 +10,7 @@ import numpy as np
 from engine.families import FAMILIES
 from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
 
 
 def random_specs(count: int, seed: int = 0, most: int = 6) -> Iterator[RunSpec]:
@@ -31,7 +31,7 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
         return choices[random.integers(len(choices))]
 
     schedule = one_of(SCHEDULES)
-    chunks = 2 if schedule in V_SHAPED else int(random.integers(2, 4)) if schedule == "interleaved" else 1
+    chunks = SCHEDULE_FACTS[schedule].chunks or int(random.integers(2, 4))
     dp, tp, pp = (int(random.integers(1, most + 1)) for _ in range(3))
     heads = tp * int(random.integers(1, 3))
     precision = one_of(get_args(Precision))

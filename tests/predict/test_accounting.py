@@ -11,7 +11,7 @@ from engine import catalog
 from engine.predict.grid import Grid
 from engine.predict.papers.accounting import accounting, activations_of_a_layer, numbers_of_a_token, passes_held, zero_states
 from engine.schedule import SCHEDULES, in_flight_bound
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
 GIB = 2**30
 # Korthikanti et al. 2022, figures 1 and 7: layers, hidden, heads, tp, pp, chunks, microbatch size → GiB of states, of
@@ -112,10 +112,10 @@ def test_zeros_twelve_numbers_are_what_norms_and_matrices_put_out() -> None:
 def test_passes_held_in_bulk_are_those_of_each_schedule() -> None:
     cases = [
         (name, pp, m, chunks)
-        for name in SCHEDULES
+        for name, facts in SCHEDULE_FACTS.items()
         for pp in (1, 2, 4, 8)
         for m in (16, 17, 24)
-        for chunks in ((2, 3) if name == "interleaved" else (2,) if name in ("zb-v", "dualpipe-v") else (1,))
+        for chunks in ((facts.chunks,) if facts.chunks else (2, 3))
     ]
     whole = [
         np.array(values)

@@ -18,7 +18,7 @@ from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
 from engine.predict.symbolic import letter, values
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RunSpec, ScheduleName, WorkloadSpec
 from tests.predict.random_specs import random_specs
 
 
@@ -60,12 +60,12 @@ def test_where_backward_is_halved_and_passes_overlap(schedule: str) -> None:
     assert_equal(model, MIXED, grid.take(np.random.default_rng(1).choice(of, 12, replace=False)))
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "gpipe"])
+@pytest.mark.parametrize("name", [name for name, facts in SCHEDULE_FACTS.items() if facts.memory_repeats_after])
 @pytest.mark.parametrize("pp", [2, 3, 8])
 def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: Any, pp: int) -> None:
     """Beyond the number that is looked at, nothing new is found; of GPipe, which holds all of them, the rows grow with them."""
-    chunks = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}.get(name, 1)
-    enough = {"naive": 3, "1f1b": pp + 1, "interleaved": 3 * pp, "zb-h1": pp + 2}.get(name, 2 * pp + 1)
+    facts = SCHEDULE_FACTS[name]
+    chunks, enough = facts.chunks or 3, int(facts.enough_microbatches(pp, 6 * pp))
     told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0)
     for one, more in zip(told.of[enough].rows, told.of[enough + 3 * pp].rows, strict=True):
         assert {row.tobytes() for row in one} == {row.tobytes() for row in more}
@@ -84,32 +84,41 @@ def test_no_other_stage_than_those_looked_at_is_the_first_that_is_fullest(monkey
     instants.cache_clear()
 
 
-def test_gpipe_counts_alike_actions_at_once() -> None:
-    by_hand = ModelSpec(layers=4, hidden=32, heads=4, vocab=264, seq=16)
+GROWING = [name for name, facts in SCHEDULE_FACTS.items() if facts.memory_repeats_after is None]
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_where_all_microbatches_are_held_alike_actions_are_counted_at_once(name: ScheduleName) -> None:
+    by_hand = ModelSpec(layers=8, hidden=32, heads=4, vocab=264, seq=16)
     for m in (4, 5, 9, 40):
         grid = candidates(by_hand, 2, m)
-        grid = grid.take((grid.schedule == SCHEDULES.index("gpipe")) & (grid.microbatches == m))
-        assert_equal(by_hand, MIXED, grid)
+        here = np.flatnonzero((grid.schedule == SCHEDULES.index(name)) & (grid.microbatches == m))
+        assert_equal(by_hand, MIXED, grid.take(here[:: max(1, len(here) // 12)]))
 
 
-def test_each_of_gpipes_very_many_microbatches_takes_as_much_as_the_one_before() -> None:
+@pytest.mark.parametrize("name", GROWING)
+def test_each_of_very_many_microbatches_that_are_held_takes_as_much_as_the_one_before(name: ScheduleName) -> None:
     """Also where there are more of them than narrow numbers hold."""
     model = ModelSpec(layers=4, hidden=32, heads=4, vocab=264, seq=16)
-    layout = LayoutSpec(pp=2, schedule="gpipe")
+    layout = LayoutSpec(pp=2, schedule=name, chunks=SCHEDULE_FACTS[name].least_chunks)
     several = [RunSpec(model=model, layout=layout, workload=WorkloadSpec(microbatches=m)) for m in range(64, 65_536, 64)]
     found, _ = fullest(model, WorkloadSpec(), Grid.of(several))
     assert len(set(np.diff(found).tolist())) == 1
 
 
+@pytest.mark.parametrize("name", GROWING)
 @pytest.mark.parametrize("family", ["gpt", "transformer"])
-def test_of_gpipes_many_backward_passes_each_has_one_gradient_at_a_time(family: FamilyName) -> None:
-    model = ModelSpec(family=family, layers=12, hidden=64, heads=4, vocab=264, seq=32)
+def test_of_many_backward_passes_that_follow_all_forward_each_has_one_gradient_at_a_time(
+    family: FamilyName, name: ScheduleName
+) -> None:
+    model = ModelSpec(family=family, layers=16, hidden=64, heads=4, vocab=264, seq=32)
     grid = candidates(model, 8, 16)
-    here = (grid.schedule == SCHEDULES.index("gpipe")) & (grid.pp == 8) & (grid.microbatches == 16)
+    here = (grid.schedule == SCHEDULES.index(name)) & (grid.pp == 8) & (grid.microbatches == 16)
+    assert here.any()
     assert_equal(model, MIXED, grid.take(here))
 
 
-@pytest.mark.parametrize("schedule", ["interleaved", "zb-v", "dualpipe-v"])
+@pytest.mark.parametrize("schedule", [name for name, facts in SCHEDULE_FACTS.items() if facts.least_chunks > 1])
 def test_of_an_encoders_block_that_a_message_holds_longer_than_its_chunk(schedule: str) -> None:
     model = ModelSpec(family="transformer", layers=12, hidden=64, heads=4, vocab=264, seq=32)
     for ranks, batch in ((4, 8), (12, 24)):

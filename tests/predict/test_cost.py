@@ -13,11 +13,11 @@ from engine.predict.grid import Grid
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
 from engine.predict.speed.cost import AGAIN, COMPUTE, FORWARD, INPUTS, TP, WEIGHTS, Cost, model_flops, recomputed_flops
-from engine.predict.speed.pace import Pace, durations, estimate, layers_of_stages, simulated
 from engine.predict.speed.rates import Assumptions, link
+from engine.predict.speed.step_time import StepTime, durations, estimate, layers_of_stages, simulated
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 
 A100, H100 = DEVICES["a100-80gb"], DEVICES["h100-80gb"]
 # Nothing but products: everything else takes no time.
@@ -149,13 +149,14 @@ def test_collectives_take_alpha_and_beta() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_layers_of_stages_in_bulk_are_the_layouts_own(schedule: Any) -> None:
+    facts = SCHEDULE_FACTS[schedule]
     for layers in (24, 26, 31):
         model = GPT.model_copy(update={"layers": layers})
         specs = [
             run(model, {"microbatches": 16}, pp=pp, chunks=chunks, schedule=schedule)
             for pp in (1, 2, 3, 4, 6, 8)
-            for chunks in ((2, 3) if schedule == "interleaved" else (2,) if schedule in ("zb-v", "dualpipe-v") else (1,))
-            if pp * chunks <= layers and not (schedule == "interleaved" and 16 % max(1, 16 // pp))
+            for chunks in ((facts.chunks,) if facts.chunks else (2, 3))
+            if pp * chunks <= layers and facts.fits_microbatches(pp, 16)
         ]
         first, last, between = layers_of_stages(Grid.of(specs), layers)
         for i, spec in enumerate(specs):
@@ -167,10 +168,8 @@ def test_layers_of_stages_in_bulk_are_the_layouts_own(schedule: Any) -> None:
 def test_the_closed_form_is_the_simulators_where_the_papers_have_one() -> None:
     """The vectors at the two ends are counted on both: to 0.1% for naive, GPipe and 1F1B, to some percent for the others."""
     device = H100.model_copy(update={"inter_latency": 0.0, "inter_bandwidth": 1e18, "intra_bandwidth": 1e18})
-    for schedule, chunks, error in (
-        ("naive", 1, 1e-3), ("gpipe", 1, 1e-3), ("1f1b", 1, 1e-3), ("interleaved", 2, 0.01), ("zb-h1", 1, 0.02),
-        ("zb-v", 2, 0.03), ("dualpipe-v", 2, 0.04),
-    ):  # fmt: skip
+    for schedule, facts in SCHEDULE_FACTS.items():
+        chunks, error = facts.least_chunks, 1e-3 if facts.plain else 0.04 if facts.splits else 0.01
         specs = [
             run(
                 catalog.model("gpt3-13b"),
@@ -182,15 +181,15 @@ def test_the_closed_form_is_the_simulators_where_the_papers_have_one() -> None:
             )
             for pp, m in ((2, 8), (4, 16), (10, 40))
         ]
-        pace = estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), device, Assumptions()))
+        times = estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), device, Assumptions()))
         for i, spec in enumerate(specs):
             step, _ = simulated(spec, device, Assumptions())
-            assert pace.step[i] == pytest.approx(step, rel=error), (schedule, spec.layout.code)
+            assert times.step[i] == pytest.approx(step, rel=error), (schedule, spec.layout.code)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rounds_that_are_left_out_go_on_like_the_last(schedule: Any) -> None:
-    chunks = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}.get(schedule, 1)
+    chunks = SCHEDULE_FACTS[schedule].chunks or 3
     spec = run(catalog.model("gpt3-13b"), {"microbatches": 48}, pp=4, tp=2, dp=4, chunks=chunks, schedule=schedule, zero=1)
     whole = simulate(plan(spec.layout, 48), durations(spec, H100, Assumptions()))
     assert simulated(spec, H100, Assumptions()) == pytest.approx((whole.makespan, whole.bubble))
@@ -198,16 +197,16 @@ def test_rounds_that_are_left_out_go_on_like_the_last(schedule: Any) -> None:
 
 def test_what_a_step_is_spent_on_adds_up() -> None:
     grid = candidates(catalog.model("gpt3-13b"), 32, 64)
-    pace = estimate(Cost(catalog.model("gpt3-13b"), MIXED, grid, A100, Assumptions()))
-    parts = pace.compute + pace.tp + pace.pp + pace.dp + pace.update + pace.idle
-    np.testing.assert_allclose(parts, pace.step, rtol=1e-9)
-    assert (pace.idle > -1e-9 * pace.step).all()
-    assert (pace.bubble[grid.pp == 1] < 1e-9).all()
-    assert ((pace.bubble > 0) & (pace.bubble < 1))[grid.pp > 1].all()
+    times = estimate(Cost(catalog.model("gpt3-13b"), MIXED, grid, A100, Assumptions()))
+    parts = times.compute + times.tp + times.pp + times.dp + times.update + times.idle
+    np.testing.assert_allclose(parts, times.step, rtol=1e-9)
+    assert (times.idle > -1e-9 * times.step).all()
+    assert (times.bubble[grid.pp == 1] < 1e-9).all()
+    assert ((times.bubble > 0) & (times.bubble < 1))[grid.pp > 1].all()
 
 
-def one(pace: Pace) -> dict[str, float]:
-    return {name: float(getattr(pace, name)[0]) for name in ("step", "tp", "dp", "pp", "idle")}
+def one(times: StepTime) -> dict[str, float]:
+    return {name: float(getattr(times, name)[0]) for name in ("step", "tp", "dp", "pp", "idle")}
 
 
 def test_levers_cost_what_the_lessons_say() -> None:

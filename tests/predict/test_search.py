@@ -16,8 +16,8 @@ from engine.predict.memory import memory
 from engine.predict.papers.accounting import accounting
 from engine.predict.planner.candidates import candidates, fits
 from engine.predict.planner.search import MIXED, Plan, search
-from engine.predict.speed.pace import simulated
 from engine.predict.speed.rates import Assumptions
+from engine.predict.speed.step_time import simulated
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
 from engine.topology import AXES
@@ -73,7 +73,15 @@ def test_candidates_are_all_there_are() -> None:
     assert len(got) == len(grid), "each once"
     expected = set()
     for dp, tp, pp, chunks, size, zero, sequence, recompute, schedule in itertools.product(
-        (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 3, 4), (1, 2, 4, 8), range(4), (False, True), range(3), range(7)
+        (1, 2, 4, 8),
+        (1, 2, 4, 8),
+        (1, 2, 4, 8),
+        (1, 2, 3, 4),
+        (1, 2, 4, 8),
+        range(4),
+        (False, True),
+        range(3),
+        range(len(SCHEDULES)),
     ):
         if dp * tp * pp != ranks or batch % (dp * size):
             continue

@@ -6,21 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.predict.bubbles import bubble_share
 from engine.predict.durations import Durations
 from engine.predict.timeline import Timeline, projected, simulate, slowed, spans_table, textbook
 from engine.schedule import SCHEDULES, Action, bubble, plan
-from engine.spec import V_SHAPED, LayoutSpec, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import SCHEMAS
 from tests.runs import Runs, small
 
 PIPELINES = [  # schedule, p, m, v: from those that just fill the pipeline to many microbatches
     (name, p, m, v)
-    for name in SCHEDULES
-    for v in ({"interleaved": (2, 3, 4)}.get(name, (2,) if name in V_SHAPED else (1,)))
+    for name, facts in SCHEDULE_FACTS.items()
+    for v in ((facts.chunks,) if facts.chunks else (2, 3, 4))
     for p in (1, 2, 3, 5, 8)
     for m in (p, 2 * p, 3 * p, 6 * p)
-    if m >= 2 * p or name not in V_SHAPED
+    if m >= facts.closed_from(p)
 ]
 
 
@@ -32,7 +31,7 @@ def textbook_of(name: ScheduleName, p: int, m: int, v: int) -> Timeline:
 def test_the_bubble_at_textbook_times_is_the_papers() -> None:
     for name, p, m, v in PIPELINES:
         timeline = textbook_of(name, p, m, v)
-        assert timeline.bubble == pytest.approx(bubble_share(name, p, m, v), abs=1e-12), (name, p, m, v)
+        assert timeline.bubble == pytest.approx(SCHEDULE_FACTS[name].bubble_share(p, m, v), abs=1e-12), (name, p, m, v)
         assert timeline.bubble == pytest.approx(bubble(timeline.timed, p), abs=1e-12)
         assert timeline.busy == pytest.approx([3 * m] * p), "every stage does 3 units a microbatch"
 
@@ -58,9 +57,9 @@ def uneven(random: np.random.Generator, layout: LayoutSpec) -> Durations:
 
 def some_layouts(count: int, seed: int) -> list[tuple[LayoutSpec, np.random.Generator]]:
     random = np.random.default_rng(seed)
-    chunks: dict[str, int] = {"interleaved": 3, "zb-v": 2, "dualpipe-v": 2}
     names = [SCHEDULES[i % len(SCHEDULES)] for i in range(count)]
-    return [(LayoutSpec(pp=int(random.integers(1, 6)), schedule=n, chunks=chunks.get(n, 1)), random) for n in names]
+    chunks = [SCHEDULE_FACTS[name].chunks or 3 for name in names]
+    return [(LayoutSpec(pp=int(random.integers(1, 6)), schedule=n, chunks=v), random) for n, v in zip(names, chunks, strict=True)]
 
 
 def test_the_critical_path_is_as_long_as_the_whole() -> None:

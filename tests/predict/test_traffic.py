@@ -11,7 +11,7 @@ from engine.predict.terms import total
 from engine.predict.traffic import terms, traffic
 from engine.predict.traffic.reductions import reductions
 from engine.schedule import compute_order
-from engine.spec import LayoutSpec, RunSpec, ScheduleName
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, RunSpec, ScheduleName
 from engine.tables import SCHEMAS
 from tests.covering import covering
 from tests.engine import test_generation, test_levers, test_schedules_run
@@ -72,12 +72,12 @@ def test_all_ranks_of_a_group_take_part_alike() -> None:
             assert (both[column, "send"] == both[column, "recv"]).all(), spec
 
 
-@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "zb-v", "dualpipe-v"])
+@pytest.mark.parametrize("name", ["1f1b", *(name for name, facts in SCHEDULE_FACTS.items() if facts.splits)])
 def test_passes_that_overlap_are_reduced_together(name: ScheduleName) -> None:
     """A layer is reduced when no I of its chunk waits for its W: counted in the order of the schedule's actions."""
     for pp in range(1, 8):
-        placement = LayoutSpec(pp=pp, schedule=name, chunks={"zb-v": 2, "dualpipe-v": 2}.get(name, 1)).placement
-        for m in range(2 * pp if name == "dualpipe-v" else 1, 4 * pp + 2):
+        placement = LayoutSpec(pp=pp, schedule=name, chunks=SCHEDULE_FACTS[name].least_chunks).placement
+        for m in (m for m in range(1, 4 * pp + 2) if SCHEDULE_FACTS[name].fits_microbatches(pp, m)):
             for stage, order in enumerate(compute_order(name, pp, m)):
                 waiting, reduced = Counter[int](), Counter[int]()
                 for action in order:

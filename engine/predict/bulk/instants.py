@@ -18,7 +18,7 @@ from engine.predict.bulk.pieces import pieces
 from engine.predict.bulk.points import undominated
 from engine.schedule import Kind
 from engine.schedule.orders import KINDS, messages_held, passes
-from engine.spec import V_SHAPED, ScheduleName
+from engine.spec import SCHEDULE_FACTS, ScheduleName
 
 Real = NDArray[np.float64]
 _V = {name: i for i, name in enumerate(VALUES)}
@@ -75,7 +75,7 @@ class Told(NamedTuple):
 @lru_cache(maxsize=_KEPT)
 def instants(name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int) -> Told:
     """Of all stages that can be the fullest, for some numbers of microbatches."""
-    _, which = pieces(layers, encoders, pp * chunks, name in V_SHAPED)
+    _, which = pieces(layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
     stages = {m: _stages(name, pp, which, bool(encoders), m) for m in microbatches}
     return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest()
 
@@ -85,7 +85,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
 
     Otherwise also those in the middle, where another piece of the model begins or ends, and the first that has all microbatches.
     """
-    plain = name not in (*V_SHAPED, "zb-h1")
+    plain = not SCHEDULE_FACTS[name].splits
     if pp <= 6 and not plain:
         return list(range(pp))
     some = {0, min(1, pp - 1), pp - 1}
@@ -99,7 +99,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
 
 
 def _place(name: ScheduleName, pp: int, chunk: int) -> int:
-    return 2 * pp - 1 - chunk if name in V_SHAPED and chunk >= pp else chunk % pp
+    return 2 * pp - 1 - chunk if SCHEDULE_FACTS[name].v_shaped and chunk >= pp else chunk % pp
 
 
 class _Groups:
@@ -142,11 +142,12 @@ class _Stages:
         most = max(stages) * len(which)  # of anything on a stage; GPipe may hold very many microbatches
         self.narrow = np.int16 if most < 2**15 else np.int32
         several = np.array([(m, stage) for m, some in stages.items() for stage in some])
-        # GPipe has as many in flight as there are microbatches. Of five and more it has four here, and of these the first F and
-        # the last B but one stand for all others too.
-        alike = np.maximum(1, several[:, 0] - 3) if name == "gpipe" else np.ones(len(several), np.int64)
+        # A schedule may have as many in flight as there are microbatches. Of five and more it has four here, and of these a
+        # chunk's first F and last B but one stand for all others too. An encoder with several chunks a stage has all of them:
+        # each message may wait beyond its backward, and what it lends is told by its own microbatch.
+        grows = SCHEDULE_FACTS[name].memory_repeats_after is None and not (encodes and len(which) > pp)
+        alike = np.maximum(1, several[:, 0] - 3) if grows else np.ones(len(several), np.int64)
         self.kinds, self.chunk, self.microbatch, of = passes(name, pp, several[:, 1], several[:, 0] + 1 - alike, len(which) // pp)
-        self.times = np.where(self.microbatch == np.where(self.kinds == KINDS.index("F"), 0, 2), alike[of], 1)
         lengths = np.bincount(of)  # `of`: which stage and number of microbatches
         self.lengths, self.firsts = lengths, lengths.cumsum() - lengths  # of each stage's actions
         self.microbatches, self.stage = several.T[:, of]
@@ -160,6 +161,8 @@ class _Stages:
         self.is_f, self.is_b, self.is_i, self.is_w = (self.kinds == kind for kind in range(len(KINDS)))
         self.backs = self.is_b | self.is_i
         self.split = bool(self.is_i.any())
+        backs_before, forwards_before = (self.own.before(some * 1) for some in (self.backs, self.is_f))
+        self.times = np.where(np.where(self.is_f, forwards_before == 0, backs_before == 2), alike[of], 1)
         # of the chunk at hand, before each action
         self.back = self.own.before(self.backs * self.times)
         self.owed = self.own.before(self.is_i * 1 - self.is_w)

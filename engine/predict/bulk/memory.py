@@ -22,7 +22,7 @@ from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.predict.ledger.dimensions import dimensions
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
-from engine.spec import V_SHAPED, ModelSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -44,7 +44,7 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors
     first, which = distinct(grid.schedule, grid.pp, grid.chunks)
     for one, of_shape in zip(first.tolist(), _groups(which), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
-        found, _ = pieces(model.layers, encoders, pp * chunks, name in V_SHAPED)
+        found, _ = pieces(model.layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
         numbers = np.unique(microbatches[of_shape])
         told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders)
         each, kind = distinct(microbatches[of_shape], early[of_shape])

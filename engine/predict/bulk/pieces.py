@@ -10,8 +10,7 @@ import numpy as np
 from engine.predict.bulk.traces import ChunkForm
 from engine.predict.grid import Grid
 from engine.predict.ledger.form import Part
-from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, ModelSpec
+from engine.spec import ModelSpec
 
 _KEPT = 512  # numbers of chunks, the latest
 
@@ -51,7 +50,7 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
 def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
     """Of each piece of a model that some layout has, which layouts: (n,) masks."""
     masks: dict[Any, Any] = {}
-    total = grid.pp * grid.chunks * 2 + np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
+    total = grid.pp * grid.chunks * 2 + grid.v_shaped
     for count in np.unique(total).tolist():
         mask = total == count
         for piece in pieces(model.layers, model.encoder_layers, count // 2, bool(count % 2))[0]:

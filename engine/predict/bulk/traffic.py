@@ -28,12 +28,11 @@ from engine.predict.traffic.chunk import trained
 from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
 from engine.schedule import SCHEDULES
-from engine.spec import BYTES_OF, V_SHAPED, ModelSpec, Recompute, ScheduleName, WorkloadSpec
+from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 
 Reals = NDArray[np.float64]
 
 ROADS = ("tp", "pp", "dp", "dp late")
-_SPLIT: tuple[ScheduleName, ...] = ("zb-h1", "zb-v", "dualpipe-v")  # schedules that put weights' gradients off
 _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
 _LATE = ("gather", "step")  # phases that no pass runs beside
 
@@ -65,12 +64,14 @@ def bulk_traffic(
     first, cost = distinct(
         grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full
     )
-    v_shaped, splits = (np.isin(grid.schedule, [SCHEDULES.index(name) for name in names]) for names in (V_SHAPED, _SPLIT))
-    groups = grid.pp, grid.chunks, v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
+    splits = grid.by_schedule(lambda facts: facts.splits)  # which puts weights' gradients off
+    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
     some, which = distinct(*groups, cost)  # one of those whose stages pass the same
     starts, _ = distinct(*(group[some] for group in groups))
     bounds = [*starts.tolist(), len(some)]
-    shapes = [_Shape.of(model, int(grid.pp[some[i]]), int(grid.chunks[some[i]]), bool(v_shaped[some[i]])) for i in bounds[:-1]]
+    shapes = [
+        _Shape.of(model, int(grid.pp[some[i]]), int(grid.chunks[some[i]]), bool(grid.v_shaped[some[i]])) for i in bounds[:-1]
+    ]
     held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
     costs = _Costs(model, workload, grid.take(first), held, roads, 1 + calls, ledgers)
     measures = ("", " calls")[: 1 + calls]

@@ -24,7 +24,6 @@ from engine.families import FAMILIES, Family, FamilyName
 from engine.predict.bulk import memory as bulk
 from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.predict.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
-from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 AccountingName = Literal["engine", "korthikanti2022", "zero2020"]
@@ -45,19 +44,10 @@ def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
 
 def passes_held(grid: Grid) -> Whole:
     """Passes of one microbatch through one chunk that stage 0 holds at once, by schedule: `in_flight_bound`, in bulk. (n,)"""
-    pp, m, chunks = grid.pp, grid.microbatches, grid.chunks
-    each = m // np.maximum(1, m // pp)  # microbatches in a round of the interleaved schedule
-    warm = np.minimum((chunks - 1) * each + 2 * (pp - 1), m * chunks)
-    by_schedule: dict[str, Any] = {
-        "naive": np.ones_like(pp),
-        "gpipe": m,
-        "1f1b": np.minimum(pp, m),
-        "interleaved": np.minimum(warm + 1, m * chunks),
-        "zb-h1": np.minimum(pp, m),
-        "zb-v": np.minimum(2 * pp, 2 * m),
-        "dualpipe-v": 2 * pp + 1,
-    }
-    return np.select([grid.schedule == i for i in range(len(SCHEDULES))], [by_schedule[name] for name in SCHEDULES])
+    held = np.zeros(len(grid), np.int64)
+    for facts, rows in grid.schedules():
+        held[rows] = facts.in_flight(0, grid.pp[rows], grid.microbatches[rows], grid.chunks[rows])
+    return held
 
 
 # ------------------------------------------------------------------------------------------------------ korthikanti2022

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from engine.devices import device
 from engine.predict.durations import Durations
 from engine.predict.papers.reference import Reference
-from engine.predict.speed.pace import durations
 from engine.predict.speed.rates import Assumptions
-from engine.predict.speed.rehearsal import rehearsal, rehearse
+from engine.predict.speed.simulation import pipeline_simulation, simulate_all
+from engine.predict.speed.step_time import durations
 from engine.schedule import Flow, Kind
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 
@@ -83,8 +83,8 @@ def _bubble(layout: LayoutSpec, m: int, forward: float, back: float, weights: fl
     compute = {(kind, chunk): time / layout.chunks for kind, time in parts.items() for chunk in chunks}
     times = Durations(compute, {(flow, chunk): message for flow in flows for chunk in chunks})
     rounds = m // layout.pp  # every count here is so many times pp; from the fourth round on each takes as long as the one before
-    plays = [(rehearsal(layout.schedule, layout.pp, count * layout.pp, layout.chunks), times, False) for count in (3, 4)]
-    third, fourth = (found.pipeline for found in rehearse(plays))
+    runs = [(pipeline_simulation(layout.schedule, layout.pp, count * layout.pp, layout.chunks), times, False) for count in (3, 4)]
+    third, fourth = (found.pipeline for found in simulate_all(runs))
     return 1 - m * (forward + back + weights) / (third + (rounds - 3) * (fourth - third))
 
 

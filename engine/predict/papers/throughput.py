@@ -13,8 +13,8 @@ from engine.catalog import model, name_of
 from engine.devices import device
 from engine.predict.papers.reference import Reference
 from engine.predict.speed.cost import model_flops, recomputed_flops
-from engine.predict.speed.pace import simulated
 from engine.predict.speed.rates import Assumptions
+from engine.predict.speed.step_time import simulated
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
 
 _SC21 = "Narayanan et al. 2021, Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM"

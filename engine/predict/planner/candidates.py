@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, WorkloadSpec, sentence
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, ScheduleName, WorkloadSpec, sentence
 from engine.spec.numbers import divisors, either, nearest
 
+_ALONE: ScheduleName = "1f1b"  # with one stage there is nothing to schedule, and one name stands for all
 MOST = 1_000_000  # ranks, and sequences of a batch
 _LARGEST = {
     (part, name): next(m.le for m in part.model_fields[name].metadata if hasattr(m, "le"))
@@ -81,14 +82,12 @@ def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> list[
     return [(dp, tp, pp, schedule, v, size, each // size) for schedule, v in orders for size in sizes]
 
 
-def _chunks(name: str, layers: int, pp: int) -> list[int]:
+def _chunks(name: ScheduleName, layers: int, pp: int) -> list[int]:
     """How many chunks a stage may have under a schedule."""
     if pp == 1:
-        return [1] if name == "1f1b" else []
-    if name in V_SHAPED:
-        return [2] if 2 * pp <= layers else []
-    if name != "interleaved":
-        return [1]
+        return [1] if name == _ALONE else []
+    if chunks := SCHEDULE_FACTS[name].chunks:
+        return [chunks] if chunks * pp <= layers else []
     most = min(layers // pp, _LARGEST[LayoutSpec, "chunks"])
     fewest: dict[int, int] = {}  # layers of the largest chunk → chunks
     for v in range(2, most + 1):
@@ -100,17 +99,11 @@ def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
     """Which layouts have no misfit: the rules of `misfits` that concern a layout and its microbatches. (n,)"""
     g, m = grid, grid.microbatches
     both = gcd(model.key_heads, model.ffn_width)
-    bends, runs = _is(g, *V_SHAPED), _is(g, "interleaved")
     fine: Any = (both % g.tp == 0) & (g.pp * g.chunks <= model.layers)
-    fine &= np.where(bends, g.chunks == 2, np.where(runs, g.chunks > 1, g.chunks == 1))
-    fine &= ~runs | (m % np.maximum(1, m // g.pp) == 0)
-    fine &= ~_is(g, "dualpipe-v") | (m >= 2 * g.pp)
+    for facts, rows in g.schedules():
+        fine[rows] &= facts.fits_chunks(g.chunks[rows]) & facts.fits_microbatches(g.pp[rows], m[rows])
     fine &= (g.zero == 0) | (g.dp > 1)
     fine &= ~g.sequence_parallel | ((g.tp > 1) & (model.rows % g.tp == 0))
     for (_, name), most in _LARGEST.items():
         fine &= getattr(g, name) <= most
     return fine
-
-
-def _is(grid: Grid, *names: str) -> NDArray[np.bool_]:
-    return np.isin(grid.schedule, [SCHEDULES.index(name) for name in names])

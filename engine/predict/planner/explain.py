@@ -15,7 +15,7 @@ from engine.predict.grid import Grid
 from engine.predict.papers.accounting import accounting
 from engine.predict.planner.search import Plan
 from engine.predict.speed.cost import Cost
-from engine.predict.speed.pace import PARTS, estimate
+from engine.predict.speed.step_time import PARTS, estimate
 from engine.spec import RunSpec, misfits
 
 
@@ -49,7 +49,7 @@ def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
     ]
     found = []
     for part in PARTS:
-        one, other = (float(getattr(plan.pace, part)[row]) for row in (first, second))
+        one, other = (float(getattr(plan.step_time, part)[row]) for row in (first, second))
         if abs(other - one) >= 0.02 * max(slow - fast, 0.01 * fast):
             found.append((abs(other - one), _difference(part, one, other)))
     return out + [reason for _, reason in sorted(found, key=lambda pair: -pair[0])]
@@ -191,8 +191,9 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
     if workload.microbatch_size % 2 == 0:
         counts = {"microbatch_size": workload.microbatch_size // 2, "microbatches": workload.microbatches * 2}
         offers.append((Reason("Microbatches of {size}, {microbatches} of them"), {}, counts))
-    if layout.schedule == "gpipe":
-        offers.append((Reason("1F1B holds no more than pp={pp} microbatches in flight"), {"schedule": "1f1b"}, {}))
+    if layout.facts.memory_repeats_after is None:
+        fewer = {"schedule": "1f1b", "chunks": 1}
+        offers.append((Reason("1F1B holds no more than pp={pp} microbatches in flight"), fewer, {}))
     offers += list(_other_degrees(spec))
     for change, of_layout, of_workload in offers:
         changed = spec.model_copy(

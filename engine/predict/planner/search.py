@@ -21,8 +21,8 @@ from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.papers.accounting import AccountingName, accounting
 from engine.predict.planner.candidates import candidates
 from engine.predict.speed.cost import Cost, model_flops
-from engine.predict.speed.pace import Pace, estimate, replayed
 from engine.predict.speed.rates import Assumptions
+from engine.predict.speed.step_time import StepTime, estimate, replayed
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
 from engine.topology import AXES_BY_FREQUENCY, Mesh
@@ -33,7 +33,7 @@ _REPLAYED = 20  # so many of the best
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search found. Row i of `layouts` is entry i of `grid` and of `pace`."""
+    """What a search found. Row i of `layouts` is entry i of `grid` and of `step_time`."""
 
     model: ModelSpec
     workload: WorkloadSpec  # all that a layout does not change
@@ -44,7 +44,7 @@ class Plan:
     accounting: AccountingName
     layouts: pd.DataFrame
     grid: Grid
-    pace: Pace
+    step_time: StepTime
 
     @property
     def feasible(self) -> int:
@@ -95,11 +95,11 @@ def search(
         grid = candidates(model, ranks, global_batch)
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
-        pace, order = _refined(cost, estimate(cost), memory, replayed)
+        times, order = _refined(cost, estimate(cost), memory, replayed)
         wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False).items()}
-        grid, pace, memory, stage = grid.take(order), pace.take(order), memory[order], stage[order]
-        layouts = _table(model, grid, pace, memory, stage, wire, device, workload, global_batch)
-    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, pace)
+        grid, times, memory, stage = grid.take(order), times.take(order), memory[order], stage[order]
+        layouts = _table(model, grid, times, memory, stage, wire, device, workload, global_batch)
+    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, times)
 
 
 @contextmanager
@@ -124,14 +124,14 @@ def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
     return rows[np.lexsort((memory[rows], step[rows]))][:most]
 
 
-def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, Any]:
-    """The pace with the best replayed, and the order: first those that fit by step time and of equals by memory, then the others
-    by memory. What the closed form had wrong is put down to idling.
+def _refined(cost: Cost, times: StepTime, memory: Whole, most: int) -> tuple[StepTime, Any]:
+    """The times with the best replayed, and the order: first those that fit by step time and of equals by memory, then the
+    others by memory. What the closed form had wrong is put down to idling.
 
     The first `most` of those that fit are replayed; then, as some fall behind others, those that come to stand among the first
     half as many, until all of these were or as many again.
     """
-    step, bubble = pace.step.copy(), pace.bubble.copy()
+    step, bubble = times.step.copy(), times.bubble.copy()
     fits = memory <= cost.device.memory_bytes
     fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
     due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
@@ -141,13 +141,13 @@ def _refined(cost: Cost, pace: Pace, memory: Whole, most: int) -> tuple[Pace, An
         done.update(due)
         due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
     order = np.append(_ranked(step, memory, fitting, len(fitting)), others[np.argsort(memory[others], kind="stable")])
-    return replace(pace, step=step, idle=pace.idle + step - pace.step, bubble=bubble), order
+    return replace(times, step=step, idle=times.idle + step - times.step, bubble=bubble), order
 
 
 def _table(
     model: ModelSpec,
     grid: Grid,
-    pace: Pace,
+    times: StepTime,
     memory: Whole,
     stage: Whole,
     wire: dict[str, Any],
@@ -157,7 +157,7 @@ def _table(
 ) -> pd.DataFrame:
     fits = memory <= device.memory_bytes
     devices = prod(grid.degrees.values())
-    flops = model_flops(model) * batch / devices / pace.step
+    flops = model_flops(model) * batch / devices / times.step
     columns: dict[str, Any] = {
         "layout": _codes(grid),
         **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks,
@@ -166,12 +166,12 @@ def _table(
         "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
         "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
         "memory_bytes": memory, "fullest_stage": stage,
-        "step_s": pace.step, "bubble": pace.bubble, "tokens_per_second": batch * model.seq / pace.step,
+        "step_s": times.step, "bubble": times.bubble, "tokens_per_second": batch * model.seq / times.step,
         "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
         **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
         "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
     }  # fmt: skip
-    return pd.DataFrame(columns, copy=False)  # one array serves the table, the grid and the pace
+    return pd.DataFrame(columns, copy=False)  # one array serves the table, the grid and the times
 
 
 def _codes(grid: Grid) -> Any:

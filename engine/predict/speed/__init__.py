@@ -1,1 +1,1 @@
-"""Seconds of a step from a device's figures: work, links, and the schedule rehearsed."""
+"""Seconds of a step from a device's figures: work, links, and the schedule simulated."""

@@ -26,8 +26,7 @@ from engine.families import predicted
 from engine.optimizer import optimizer_of
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.speed.rates import Assumptions, Link, Real, link
-from engine.schedule import SCHEDULES
-from engine.spec import V_SHAPED, ModelSpec, WorkloadSpec
+from engine.spec import ModelSpec, WorkloadSpec
 
 FORWARD, AGAIN, INPUTS, WEIGHTS = range(4)
 COMPUTE, TP, DP = range(3)
@@ -233,7 +232,7 @@ class Cost:
 
     @cached_property
     def v_shaped(self) -> Any:
-        return np.isin(self.grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
+        return self.grid.v_shaped
 
     def update(self, held: Held) -> Real:
         """Seconds of the optimizer's step: its gradient is read, master values and moments are read and written. (n,)"""

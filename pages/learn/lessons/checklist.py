@@ -10,8 +10,8 @@ import streamlit as st
 from engine import catalog
 from engine.devices import DEVICES
 from engine.predict.planner.advice import Lever, Try, advise, left_out
-from engine.predict.speed.pace import simulated
 from engine.predict.speed.rates import Assumptions
+from engine.predict.speed.step_time import simulated
 from engine.predict.timeline import simulate, textbook
 from engine.schedule import plan
 from engine.spec import LayoutSpec, RequestError

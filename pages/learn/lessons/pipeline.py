@@ -10,11 +10,10 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
-from engine.predict.bubbles import BUBBLE, bubble_share
 from engine.predict.memory import memory
 from engine.predict.timeline import Timeline, simulate, textbook
 from engine.schedule import SCHEDULES, in_flight, plan
-from engine.spec import V_SHAPED, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -83,8 +82,7 @@ def _cards(desk: Desk) -> None:
 
 def layout_of(schedule: ScheduleName, p: int, m: int) -> LayoutSpec:
     """A pipeline of p stages, with two chunks each where the schedule wants more than one. Raises `RequestError`."""
-    chunks = 2 if schedule == "interleaved" or schedule in V_SHAPED else 1
-    layout = LayoutSpec(pp=p, schedule=schedule, chunks=chunks)
+    layout = LayoutSpec(pp=p, schedule=schedule, chunks=SCHEDULE_FACTS[schedule].least_chunks)
     RunSpec(model=ModelSpec(layers=2 * max(_STAGES)), layout=layout, workload=WorkloadSpec(microbatches=m))
     return layout
 
@@ -126,9 +124,9 @@ def closed_forms(layout: LayoutSpec, m: int) -> tuple[tuple[str, str], tuple[str
     found, p, v = timed(layout, m), layout.pp, layout.chunks
     idle, busy = f"{sum(found.idle):g}", f"{sum(found.busy):g}"
     by_hand = ("idle ÷ (p × makespan)", f"{idle} ÷ ({p} × {found.pipeline:g})"), ("idle ÷ busy", f"{idle} ÷ {busy}")
-    total = BUBBLE[layout.schedule].replace("/", "÷")
+    total = layout.facts.bubble.replace("/", "÷")
     fills = re.fullmatch(r"\(p − 1\) ÷ \((.+) \+ p − 1\)", total)
-    if not fills or not isclose(found.bubble, bubble_share(layout.schedule, p, m, v), abs_tol=1e-9):
+    if not fills or not isclose(found.bubble, layout.facts.bubble_share(p, m, v), abs_tol=1e-9):
         return by_hand
     ideal = f"(p − 1) ÷ ({fills[1]})" if "·" in fills[1] else f"(p − 1) ÷ {fills[1]}"
     values = {"p": p, "m": m, "v": v}

@@ -1,16 +1,7 @@
 """How long a step takes: passes put into the pipeline's order, in closed form for many layouts, by the simulator for one.
 
 In closed form a pipeline takes m times its slowest stage and what is left over for filling and draining, which depends on the
-schedule. M is the slowest stage's time of one microbatch, R what the others take together, F, I and W its parts, ℓ a message:
-
-    naive         m·(M + R + 2(p−1)ℓ): one microbatch at a time
-    gpipe, 1f1b   m·M + R + 2(p−1)ℓ (Huang et al. 2019; Narayanan et al. 2019)
-    interleaved   m·M + R/v + 2(p·v−1)ℓ (Narayanan et al. 2021, section 2.2)
-    zb-h1         m·M + F + I − W of the others (Qi et al. 2024, table 2)
-    zb-v          m·M + max(I/2, F + I − 3W) of the others: found by the simulator for this engine's order
-    dualpipe-v    m·M + (F + I − W)/2 + 0.4·max(0, I − F) of the others, likewise; both less where the two ends make stage 0 slow
-
-Under 1F1B only p microbatches are in flight, and a message's time is waited for in each round: 2(p−1)/p·ℓ a microbatch more.
+schedule: each one's record says how much that is (`engine.spec.schedules`).
 """
 
 from __future__ import annotations
@@ -26,9 +17,10 @@ from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
 from engine.predict.speed.rates import Assumptions, Real
-from engine.predict.speed.rehearsal import Rehearsed, rehearsal, rehearse
-from engine.schedule import SCHEDULES, Flow, Kind
-from engine.spec import V_SHAPED, RunSpec, ScheduleName
+from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
+from engine.schedule import Flow, Kind
+from engine.spec import RunSpec
+from engine.spec.schedules import PipelineWork
 from engine.topology import AXES_BY_FREQUENCY
 
 # So many rounds of pp microbatches are simulated before the last one's time counts for all that are left. Where W is put off, a
@@ -37,11 +29,11 @@ _ROUNDS, _ROUNDS_PUT_OFF = 2, 4
 _AT_ONCE = 8192  # layouts
 
 
-PARTS = ("compute", *AXES_BY_FREQUENCY, "update", "idle")  # of `Pace`, which add up to a step
+PARTS = ("compute", *AXES_BY_FREQUENCY, "update", "idle")  # of `StepTime`, which add up to a step
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTime:
     """Seconds of a step and what they add up from: what the slowest stage does, and what it waits for. (n,) each"""
 
     step: Real
@@ -53,8 +45,8 @@ class Pace:
     idle: Real  # of filling and draining the pipeline
     bubble: Real  # idle time of all stages as a share of the pipeline's total time
 
-    def take(self, which: Any) -> Pace:
-        return Pace(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+    def take(self, which: Any) -> StepTime:
+        return StepTime(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
 # ------------------------------------------------------------------------------------------------------------ in bulk
@@ -68,6 +60,7 @@ class _Work(NamedTuple):
     slowest_whole: Real
     all: Real  # of all stages together, by kind of pass, (4, n)
     all_whole: Real
+    other_end: Real  # embedding or head, where it is on a stage that is not the slowest
     message: Real
     ends_dp: Real  # once a step, over dp
     update: Real
@@ -76,8 +69,26 @@ class _Work(NamedTuple):
     def take(self, which: Any) -> _Work:
         return _Work(*(field.take(which, axis=-1) for field in self))
 
+    def of_pipeline(self, p: Whole, m: Whole, v: Whole) -> PipelineWork:
+        """What the schedules' closed forms ask for."""
+        others = self.all - self.slowest
+        return PipelineWork(
+            p=p,
+            m=m,
+            v=v,
+            slowest=self.slowest_whole,
+            slowest_forward=self.slowest[FORWARD],
+            slowest_weights=self.slowest[WEIGHTS],
+            others=self.all_whole - self.slowest_whole,
+            forward=others[FORWARD],
+            backward=others[AGAIN] + others[INPUTS],
+            weights=others[WEIGHTS],
+            other_end=self.other_end,
+            message=self.message,
+        )
 
-def estimate(cost: Cost) -> Pace:
+
+def estimate(cost: Cost) -> StepTime:
     """In closed form, for each layout of a grid.
 
     Many layouts differ in their schedule or chunks only, and their stages do the same. What that is, is worked out once for each
@@ -90,12 +101,12 @@ def estimate(cost: Cost) -> Pace:
     blocks = [_work(cost.part(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
     work = _Work(*(np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)))
     pipeline, waits = np.empty((2, len(grid)))
-    for i, name in enumerate(SCHEDULES):
-        rows = np.flatnonzero(grid.schedule == i)
-        pipeline[rows], waits[rows] = _pipeline(name, grid.pp[rows], grid.chunks[rows], m[rows], work.take(sort[rows]))
+    for facts, rows in grid.schedules():
+        one = work.take(sort[rows])
+        pipeline[rows], waits[rows] = facts.pipeline(one.of_pipeline(grid.pp[rows], m[rows], grid.chunks[rows]))
     by_part, ends_dp = m * work.slowest_parts.take(sort, axis=1), work.ends_dp[sort]
     update, tie = work.update[sort], work.tie[sort]
-    return Pace(
+    return StepTime(
         step=pipeline + ends_dp + update + tie,
         compute=by_part[COMPUTE],
         tp=by_part[TP],
@@ -120,13 +131,19 @@ def _stage_sort(cost: Cost) -> Whole:
 def _work(cost: Cost) -> _Work:
     stages, held, total = _stages(cost)
     times = [stage.sum(axis=(0, 1)) for stage in stages]
-    one = np.choose(np.argmax(times, axis=0)[None, None], stages)  # (4, 3, n) of the slowest stage
+    slowest = np.argmax(times, axis=0)
+    one = np.choose(slowest[None, None], stages)  # (4, 3, n) of the slowest stage
+    embedding, head = (
+        cost.accumulating(passes, cost.held(0, first, not first)).sum((0, 1))
+        for passes, first in ((cost.embedding(), True), (cost.head(), False))
+    )
     return _Work(
         slowest=one.sum(1),
         slowest_parts=one.sum(0),
         slowest_whole=one.sum((0, 1)),
         all=total.sum(1),
         all_whole=total.sum((0, 1)),
+        other_end=np.where(cost.v_shaped, 0.0, np.choose(slowest, [head, embedding, np.zeros_like(head)])),
         message=cost.message(),
         ends_dp=cost.reduction(stages[0], held[0]) + cost.publication(held[0]),
         update=cost.update(held[0]),
@@ -175,7 +192,7 @@ def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
     """
     pp, chunks = grid.pp, grid.chunks
     base, rest = np.divmod(layers, pp * chunks)
-    bend = np.isin(grid.schedule, [SCHEDULES.index(name) for name in V_SHAPED])
+    bend = grid.v_shaped
 
     def round_and_round(stage: Any) -> Whole:
         return chunks * base + np.maximum(0, -((stage - rest) // pp))
@@ -188,39 +205,6 @@ def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
 
     middle = np.where(bend, np.maximum(on(np.minimum(1, pp - 1)), on(np.maximum(0, pp - 2))), on(np.minimum(1, pp - 1)))
     return on(np.zeros_like(pp)), on(pp - 1), middle
-
-
-def _pipeline(name: ScheduleName, p: Whole, v: Whole, m: Whole, work: _Work) -> tuple[Real, Real]:
-    """From the first pass to the last, and how much of it is waiting for messages, under one schedule. (n,) each"""
-    slowest, others = work.slowest_whole, work.all_whole - work.slowest_whole
-    rest = work.all - work.slowest  # what the other stages take, by kind of pass
-    forward, back, weights = rest[FORWARD], rest[AGAIN] + rest[INPUTS], rest[WEIGHTS]
-    fill, waits = others, 2 * (p - 1) * work.message
-    if name in ("1f1b", "zb-h1"):
-        waits = waits + waits / p * np.maximum(0, m - p)
-    if name == "naive":
-        fill, waits = m * others, m * waits
-    elif name == "interleaved":
-        fill = others / v * np.where(m < p, (m - 1) / np.maximum(1, p - 1), 1.0) + np.where(m < p, (p - m) * slowest, 0.0)
-        waits = 2 * (p * v - 1) * work.message
-    elif name == "zb-h1":
-        fill = np.maximum(0.0, forward + back - weights)
-    elif name in V_SHAPED:
-        # The slowest stage has both ends and is never without work for long, while the others wait for it anyway.
-        mean = others / np.maximum(1, p - 1)
-        absorbed = np.clip(1 - 4 * (slowest / np.where(mean > 0, mean, slowest) - 1), 0.2, 1.0)
-        if name == "zb-v":
-            fill = np.maximum(back / 2, forward + back - 3 * weights) * absorbed
-        else:
-            fill = (np.maximum(0.0, forward + back - weights) / 2 + 0.4 * np.maximum(0.0, back - forward)) * absorbed
-        waits = 2 * waits
-    if name in ("zb-h1", *V_SHAPED):
-        # However few there are: the first must have gone down and back, and the others follow it out of the first stage.
-        through = (work.all_whole - work.all[WEIGHTS]) + (m - 1) * (slowest - work.slowest[WEIGHTS]) + work.slowest[WEIGHTS]
-        ahead = (m - 1) * work.slowest[FORWARD] / 2 if name in V_SHAPED else 0.0  # the way down of the others was gone meanwhile
-        fill = np.maximum(fill, through - ahead - m * slowest)
-    fill, waits = np.where(p > 1, fill, 0.0), np.where(p > 1, waits, 0.0)
-    return m * slowest + fill + waits, waits
 
 
 # ---------------------------------------------------------------------------------------------------------- simulated
@@ -286,12 +270,12 @@ def replayed(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions)
     simulated, and the last one's time counts for those that are left.
     """
     counts, times = [_counts(spec) for spec in specs], _durations(specs, device, assumed)
-    plays = [
-        (rehearsal(layout.schedule, layout.pp, count, layout.chunks), own, layout.dp > 1 or layout.sequence_parallel)
+    runs = [
+        (pipeline_simulation(layout.schedule, layout.pp, count, layout.chunks), own, layout.dp > 1 or layout.sequence_parallel)
         for layout, some, own in zip([spec.layout for spec in specs], counts, times, strict=True)
         for count in some
     ]
-    found = iter(rehearse(plays))
+    found = iter(simulate_all(runs))
     out = []
     for spec, some, own in zip(specs, counts, times, strict=True):
         measured = [_measured(spec, next(found), own) for _ in some]
@@ -304,14 +288,15 @@ def replayed(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions)
 def _counts(spec: RunSpec) -> tuple[int, ...]:
     """How many microbatches are simulated: all, or a few rounds less one, and a few rounds."""
     m, pp = spec.workload.microbatches, spec.layout.pp
-    least = _ROUNDS_PUT_OFF if spec.layout.schedule in ("zb-h1", *V_SHAPED) else _ROUNDS
+    facts = spec.layout.facts
+    least = _ROUNDS_PUT_OFF if facts.splits else _ROUNDS
     rounds = (m - (least + 1) * pp) // pp  # that are left out
-    if rounds < 1 or (spec.layout.schedule == "interleaved" and m % pp):
+    if rounds < 1 or (facts.memory_repeats_after and facts.memory_repeats_after(pp, m) >= m):  # or no round is like the next
         return (m,)
     return m - (rounds + 1) * pp, m - rounds * pp
 
 
-def _measured(spec: RunSpec, found: Rehearsed, times: Durations) -> tuple[float, float, float]:
+def _measured(spec: RunSpec, found: SimulatedPipeline, times: Durations) -> tuple[float, float, float]:
     """Seconds of the step, of the pipeline in it, and of all stages' passes together."""
     layout = spec.layout
     both_ends = {layout.placement[0], layout.placement[-1]} if spec.model.parts.tied and len(layout.placement) > 1 else set()
