@@ -48,7 +48,7 @@ class Silent(Recorder):
 class Nobody:
     def report(self, event: dict[str, Any]) -> None: ...
 
-    def at(self, doing: str) -> None: ...
+    def set_status(self, status: str) -> None: ...
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(str(Path(folder) / "store"), 1)
         comm = Comm.connect(store, Mesh(1, 1, 1), 0, choose_backend(1, 0), 60.0, recorder)
-        trainer = Trainer(spec, comm, recorder, Nobody())
+        trainer = Trainer(spec, comm, Nobody())
         times: dict[bool, list[float]] = {False: [], True: []}
         for step in range(2 * chosen.steps + 6):
             recorder.off = step % 2 == 1

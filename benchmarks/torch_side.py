@@ -133,7 +133,7 @@ class Part(nn.Module):
     def take_weights(self, spec: ModelSpec, layers: range, seed: int) -> None:
         """Those of the engine's own model of that seed."""
         tp = TensorParallel(Comm.alone(torch.device("cpu")))
-        model = TransformerChunk(spec, layers, self.first, self.last, lambda _: None, tp, "none")  # type: ignore[arg-type, return-value]
+        model = TransformerChunk(spec, layers, self.first, self.last, lambda _: None, tp)  # type: ignore[arg-type, return-value]
         model.draw(seed)
         renamed = {"embedding.token.": "token.", "embedding.places.position.weight": "position", "head.norm.": "norm."}
         weights = {}

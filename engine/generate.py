@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.measure.recorder import Recorder
 from engine.model.attention import SelfAttention
 from engine.model.chunk import TransformerChunk
 from engine.model.position import Cache
@@ -23,18 +22,14 @@ from engine.spec import BYTE_VOCABULARY, RunSpec
 
 
 class Generator:
-    """One rank's part in generating. `chunks` are this rank's, `placement` says on which stage each chunk of the model is."""
+    """One rank's part in generating text."""
 
     def __init__(
-        self,
-        spec: RunSpec,
-        chunks: Mapping[int, TransformerChunk],
-        placement: Sequence[int],
-        comm: Comm,
-        recorder: Recorder,
-        at: Callable[[str], None],
+        self, spec: RunSpec, chunks: Mapping[int, TransformerChunk], comm: Comm, set_status: Callable[[str], None]
     ) -> None:
-        self.spec, self.chunks, self.placement, self.comm, self.recorder, self.at = spec, chunks, placement, comm, recorder, at
+        """`chunks`: those of this rank, by number. `set_status` is called with each token before it is generated."""
+        self.spec, self.chunks, self.comm, self.recorder, self.set_status = spec, chunks, comm, comm.recorder, set_status
+        self.placement = spec.layout.placement  # the stage of each chunk of the model
         self.prompt = torch.tensor([list(spec.generate.prompt.encode())], device=comm.device)  # (1, P)
         total = self.prompt.shape[1] + spec.generate.new_tokens
         attentions = [m for chunk in chunks.values() for m in chunk.modules() if isinstance(m, SelfAttention)]
@@ -55,7 +50,7 @@ class Generator:
             began = time.perf_counter_ns()
             kind = "decode" if number else "prefill"
             count = tokens.shape[1]
-            self.at(f"generating new token {number + 1} ({kind})")
+            self.set_status(f"generating new token {number + 1} ({kind})")
             tokens = self._next(tokens, number, kind)
             self.cache.length += count
             new.append(int(tokens.item()))

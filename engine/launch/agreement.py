@@ -101,26 +101,33 @@ def _code() -> str:
 
 
 def agree(
-    store: dist.Store, rank: int, world: int, terms: Terms, route: Route, listen: Callable[[str], int], at: Callable[[str], None]
+    store: dist.Store,
+    rank: int,
+    world: int,
+    terms: Terms,
+    route: Route,
+    listen: Callable[[str], int],
+    set_status: Callable[[str], None],
 ) -> Meeting:
     """Tell what this rank has, and hear that all have the same. Raises `RequestError` with what differs, on every rank alike.
 
     Of any other error on rank 0, such as that it cannot listen, the others hear as a `RequestError`.
 
-    `listen` opens a port at an address, on rank 0 alone, and returns its number. `at` hears whom rank 0 waits for.
+    `listen` opens a port at an address, on rank 0 alone, and returns its number. `set_status` is called with what this rank waits
+    for.
     """
     store.set(f"agreement/{rank}", pack({"terms": asdict(terms), "route": asdict(route)}))  # type: ignore[arg-type]
     if rank == 0:
-        _answer_all(store, world, listen, at)
-    at("waiting for rank 0")
+        _answer_all(store, world, listen, set_status)
+    set_status("waiting for rank 0")
     return _understood(store.get(_ANSWER), world)
 
 
-def _answer_all(store: dist.Store, world: int, listen: Callable[[str], int], at: Callable[[str], None]) -> None:
+def _answer_all(store: dist.Store, world: int, listen: Callable[[str], int], set_status: Callable[[str], None]) -> None:
     """On rank 0: tell all how it stands. Where that fails they hear so before it is raised here: they would wait for it."""
     said = []
     for other in range(world):
-        at(f"waiting for rank {other}")
+        set_status(f"waiting for rank {other}")
         said.append(store.get(f"agreement/{other}"))
     try:
         answer = _answer([_read(other, message) for other, message in enumerate(said)], listen)

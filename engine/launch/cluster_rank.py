@@ -79,7 +79,7 @@ class ClusterRank:
             return Terms({}, refused=error.sentence)
 
     def _connect(self) -> dist.Store:
-        self.at("connecting")
+        self.set_status("connecting")
         patience = timedelta(seconds=self._spec.workload.time_limit)
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             check_reached(*_master(), patience.total_seconds())
@@ -90,7 +90,7 @@ class ClusterRank:
         """Agree with the others, and settle on the network between the machines."""
         place = self._place
         route = Route.to(*_master())
-        meeting = agree(store, place.rank, place.world, terms, route, self._listen, self.at)
+        meeting = agree(store, place.rank, place.world, terms, route, self._listen, self.set_status)
         # Otherwise gloo takes the one that the machine's own name leads to, which often is the loopback device.
         if name := interface(route, meeting):
             for variable in _NAMES:
@@ -102,7 +102,7 @@ class ClusterRank:
         return int(self._listening.getsockname()[1])
 
     def _stay_in_touch(self, meeting: Meeting) -> Liveness:
-        self.at("connecting")
+        self.set_status("connecting")
         place, patience = self._place, self._spec.workload.time_limit
         if place.rank:
             connections = {0: join(meeting.address, meeting.port, meeting.word, place.rank, patience)}
@@ -173,8 +173,8 @@ class ClusterRank:
 
     # ---------------------------------------------------------------------------------------------- the worker's link
 
-    def at(self, doing: str) -> None:
-        self._doing, self._since = doing, time.monotonic()
+    def set_status(self, status: str) -> None:
+        self._doing, self._since = status, time.monotonic()
 
     def report(self, event: dict[str, Any]) -> None:
         kind = event["event"]

@@ -67,8 +67,8 @@ class PipeLink:
             while line:
                 line = line[self._events.write(line) :]
 
-    def at(self, doing: str) -> None:
-        self._board.write(self._rank, doing)
+    def set_status(self, status: str) -> None:
+        self._board.write(self._rank, status)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from engine.parallel.comm import Comm
 from engine.parallel.data import DataParallel, Streams, Use
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
+from engine.parallel.update import DistributedOptimizer
 from engine.predict.ledger.form import (
     BORN,
     CALLS,
@@ -49,6 +50,7 @@ from engine.predict.ledger.form import (
     case,
 )  # fmt: skip
 from engine.schedule import Action, Kind, Schedule
+from engine.spec import WorkloadSpec
 from engine.topology import Coordinate, Mesh
 
 _DP = 2  # replicas: what dp does is told by its own rules, but not where there is one
@@ -94,10 +96,14 @@ class _Telling(Recorder):
 class _Data(DataParallel):
     """Tells which layer is passed, and what happens to the buckets."""
 
-    def __init__(self, layers: list[nn.Module], comm: Comm, *settings: Any) -> None:
-        super().__init__({comm.at.pp: layers}, comm, *settings)
-        self.numbers = {layer: number for number, layer in enumerate(layers)}
+    def __init__(self, *settings: Any) -> None:
+        super().__init__(*settings)
+        self.numbers: dict[nn.Module, int] = {}
         self.before: dict[int, int] = {}  # the first node of the graph that is not of a layer any more → that layer, or −1
+
+    def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
+        super().add_chunk(chunk, layers)
+        self.numbers = {layer: number for number, layer in enumerate(layers)}
 
     def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
         self.before.setdefault(_get_sequence_nr(), -1)  # nodes since the last layer are of none
@@ -185,19 +191,18 @@ class _Chunk:
         def batch(number: int) -> Any:
             return to_tensors(feed(model, text, made.batch, 0, 1, number), device)
 
-        self.chunk = TransformerChunk(model, layers, part.first, part.last, batch, tp, structure.recompute)
+        accumulate = torch.float32 if structure.converts else DTYPES[structure.precision]
+        self.data = _Data(tp, zero, accumulate, 2)
+        self.chunk = TransformerChunk(model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through)
         with torch.no_grad():
             for p in self.chunk.parameters():
                 p.zero_()
-        accumulate = torch.float32 if structure.converts else DTYPES[structure.precision]
-        self.data = _Data(self.chunk.parts(), comm, zero, sequence, accumulate, 2, tp.deferred)
-        self.chunk.through = self.data.through
-        entering = [streams_before(model, layers.start if c == at else layers.stop, made.batch, tp) for c in range(pp)]
+        self.data.add_chunk(at, self.chunk.parts())
+        optimizer = DistributedOptimizer(WorkloadSpec(), self.data, (), ())
+        inputs = [streams_before(model, layers.start if c == at else layers.stop, made.batch, tp) for c in range(pp)]
         stages = tuple(_actions(at, pp) if stage == at else () for stage in range(pp))
-        self.executor = _Executor(
-            Schedule("1f1b", 2, tuple(range(pp)), stages), {at: self.chunk}, self.data, comm, recorder,
-            lambda doing: None, entering, lambda: None, lambda: None,
-        )  # fmt: skip
+        schedule = Schedule("1f1b", 2, tuple(range(pp)), stages)
+        self.executor = _Executor(schedule, {at: self.chunk}, inputs, self.data, optimizer, lambda status: None)
 
     def buckets(self, name: Callable[[int], Product]) -> tuple[Bucket, ...]:
         layers = {layer: number for number, layer in enumerate(self.chunk.layers.values())}
@@ -215,7 +220,7 @@ class _Chunk:
                 module.forward = partial(_inside, module.forward, _without_numbers(path))
         self.recorder.mark = record_function
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as watched:
-            self.executor.run(1)
+            self.executor.run("the recorded step")
         assert watched.profiler is not None and watched.profiler.kineto_results is not None
         return watched.profiler.kineto_results.experimental_event_tree()
 

@@ -45,7 +45,7 @@ class _NoLink:
 
     def report(self, event: dict[str, Any]) -> None: ...
 
-    def at(self, doing: str) -> None: ...
+    def set_status(self, status: str) -> None: ...
 
 
 class _Telling(Recorder):
@@ -95,7 +95,7 @@ def rehearse(
             recorder.resized, make_tracer = allocator.resized, allocator.tracer
         mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
         comm = Comm.without_others(mesh, rank, recorder, torch.device("cpu" if device == "none" else device))
-        trace = _traced(spec, comm, recorder, make_tracer, settle_by_a_step=device != "none")
+        trace = _traced(spec, comm, make_tracer, settle_by_a_step=device != "none")
         grown = resident_bytes() - before
     times = clock.stages[comm.at.pp]
     rows = _retimed(trace, times).rows(rank, *comm.at)
@@ -103,15 +103,15 @@ def rehearse(
     return Rehearsal(rank, rows, time.monotonic() - began, grown)
 
 
-def _traced(spec: RunSpec, comm: Comm, recorder: Recorder, make_tracer: Any, settle_by_a_step: bool) -> MemoryTrace:
+def _traced(spec: RunSpec, comm: Comm, make_tracer: Any, settle_by_a_step: bool) -> MemoryTrace:
     if spec.generate.skip_training:
-        return Inference(spec, comm, recorder, _NoLink().at).trace(make_tracer)
+        return Inference(spec, comm, _NoLink()).trace(make_tracer)
     text = bytes(2 * spec.model.seq + 1)  # what is in it changes nothing
-    trainer = Trainer(spec, comm, recorder, _NoLink(), text)
+    trainer = Trainer(spec, comm, _NoLink(), text)
     if settle_by_a_step:  # libraries take memory for themselves the first time they are used
         trainer.run_step(1)
     else:
-        trainer.settle()
+        trainer.allocate_optimizer_state()
     return trainer.trace(make_tracer)
 
 

@@ -14,10 +14,12 @@ from engine.model.layers import Layer
 from engine.model.position import Around, Cache
 from engine.objective import Feed
 from engine.parallel.data import Streams, Use, straight_through
+from engine.parallel.pipeline import TensorShape
 from engine.parallel.tensor import ShardedParameter, TensorParallel, VocabParallelEmbedding
 from engine.spec import ModelSpec, Recompute
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
+Through = Callable[[Sequence[Use], Streams], Streams]
 
 TIED = "embedding.token.weight"
 
@@ -31,14 +33,23 @@ class TransformerChunk(nn.Module):
     """
 
     def __init__(
-        self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute
+        self,
+        spec: ModelSpec,
+        layers: range,
+        first: bool,
+        last: bool,
+        batch: Batch,
+        tp: TensorParallel,
+        recompute: Recompute = "none",
+        through: Through = straight_through,
     ) -> None:
+        """`through` runs the uses of parameters one after the other, and has the values there that each of them needs."""
         super().__init__()
+        self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i) for i in layers})
         self.head = Head(spec, tp) if last else None
-        self.through: Callable[[Sequence[Use], Streams], Streams] = straight_through
 
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:
         needed = self.first or self.last or self.spec.parts.position == "relative"
@@ -146,14 +157,14 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
     return tuple(module for module in modules if module is not None and next(module.parameters(), None) is not None)
 
 
-def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[tuple[tuple[int, ...], torch.dtype]]:
+def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[TensorShape]:
     """Shape and type of each tensor that passes from layer `layer` − 1 to `layer`, or behind the last to the head.
 
     `size`: sequences of a microbatch.
     """
     rows = spec.rows // (tp.degree if tp.cuts_sequence else 1)
     count = 2 if spec.parts.encoder and layer < spec.layers else 1
-    return [((size, rows, spec.hidden), tp.dtype)] * count
+    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * count
 
 
 def to_tensors(feed: Feed, device: torch.device) -> Feed:

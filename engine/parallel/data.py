@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.parallel.comm import Comm, Pending
-from engine.parallel.tensor import DeferredGradients, ShardedParameter
+from engine.parallel.tensor import ShardedParameter, TensorParallel
 
 Streams = tuple[Tensor, ...]  # the activations that pass from one use to the next
 
@@ -207,35 +207,27 @@ class _Tell(Function):
 class DataParallel:
     """The buckets of one rank's chunks, and the collectives over dp (and for sequence parallelism, tp) they need."""
 
-    def __init__(
-        self,
-        chunks: dict[int, list[nn.Module]],
-        comm: Comm,
-        zero: int,
-        sequence: bool,
-        accumulate: torch.dtype,
-        microbatches: int,
-        deferred: DeferredGradients | None = None,
-    ) -> None:
-        """`chunks[c]` lists the layers of chunk c; each becomes a bucket.
+    def __init__(self, tp: TensorParallel, zero: int, accumulate: torch.dtype, microbatches: int) -> None:
+        """`accumulate`: the type in which gradients are accumulated. `microbatches`: backward passes of each chunk in a step.
 
-        `accumulate` is the type that gradients are added up in; `microbatches` how many backward passes make a step.
-        The gradients in `deferred`, where layers put any there, come by `add`, later than their backward pass.
+        Weight gradients that `tp` defers arrive by `add`, after their backward pass.
         """
-        self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
-        self.deferred = DeferredGradients() if deferred is None else deferred
+        self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
         self._layer_of: dict[nn.Parameter, nn.Module] = {}
-        self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {c: [] for c in chunks}
+        self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {}
         self._gathering: dict[nn.Module, Pending] = {}
-        for chunk, layers in chunks.items():
-            for layer in layers:
-                self._chunk_of[layer] = chunk
-                self.buckets[layer] = bucket = Bucket(list(layer.parameters()), comm, zero, accumulate)  # type: ignore[arg-type]
-                for p in bucket.parameters:
-                    self._layer_of[p] = layer
-                    p.register_post_accumulate_grad_hook(self._passed)
+
+    def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
+        """Make a bucket of each layer of a chunk. The parameters must have their values already."""
+        self._reducing[chunk] = []
+        for layer in layers:
+            self._chunk_of[layer] = chunk
+            self.buckets[layer] = bucket = Bucket(list(layer.parameters()), self.comm, self.zero, self.accumulate)  # type: ignore[arg-type]
+            for p in bucket.parameters:
+                self._layer_of[p] = layer
+                p.register_post_accumulate_grad_hook(self._passed)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -310,7 +302,7 @@ class DataParallel:
 
     def _passed(self, p: nn.Parameter) -> None:
         """A backward pass is done with `p`."""
-        if p not in self.deferred:
+        if p not in self.tp.deferred:
             self._arrived(p)
 
     def _arrived(self, p: nn.Parameter) -> None:
@@ -319,7 +311,7 @@ class DataParallel:
         bucket = self.buckets[layer]
         if not bucket.take(p):
             return
-        if self.sequence:
+        if self.tp.cuts_sequence:
             bucket.sum_what_tp_holds_whole()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.data import DataParallel
 from engine.parallel.tensor import Owed
 from engine.schedule import Action, Flow, Kind, Schedule
 
-Boundary = tuple[Tensor, ...]  # what one chunk hands to the next
-Message = list[tuple[Pending, Tensor]]  # a boundary on the way, tensor by tensor
+Boundary = tuple[Tensor, ...]  # the tensors that one chunk passes to the next
+Message = list[tuple[Pending, Tensor]]  # a boundary that is being sent, tensor by tensor
+
+
+class TensorShape(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Chunk(Protocol):
@@ -34,31 +38,37 @@ class Chunk(Protocol):
         ...
 
 
+class Optimizer(Protocol):
+    """The update of this rank's parameters, as the executor sees it. See `engine.parallel.update.DistributedOptimizer`."""
+
+    def reduce_tied_gradients(self) -> None: ...
+
+    def step(self, loss: Tensor | None) -> None: ...
+
+
 class Executor:
+    """Runs the actions of one pipeline stage. `loss` is this replica's share of the mean loss, on the last stage."""
+
     def __init__(
         self,
         schedule: Schedule,
         chunks: Mapping[int, Chunk],
+        inputs: Sequence[Sequence[TensorShape]],
         data: DataParallel,
-        comm: Comm,
-        recorder: Recorder,
-        at: Callable[[str], None],
-        entering: Sequence[Sequence[tuple[tuple[int, ...], torch.dtype]]],
-        tie: Callable[[], None],
-        update: Callable[[], None],
+        optimizer: Optimizer,
+        set_status: Callable[[str], None],
     ) -> None:
-        """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c is given.
+        """`chunks`: those of this stage, by number. `inputs[c]`: the tensors that chunk c takes, of all chunks of the model.
 
-        `tie` and `update` do the actions tie and step.
+        `set_status` is called with each action before it runs.
         """
-        self.actions = schedule.stages[comm.at.pp]
-        self.placement = schedule.placement
-        self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
-        self.chunks, self.data, self.comm, self.recorder = chunks, data, comm, recorder
-        self.at, self.entering, self.held = at, entering, schedule.held
-        self.widest = max(len(tensors) for tensors in entering)
-        self.microbatches = schedule.microbatches
-        self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
+        self.chunks, self.inputs, self.data, self.optimizer, self.set_status = chunks, inputs, data, optimizer, set_status
+        self.comm: Comm = data.comm
+        self.actions = schedule.stages[self.comm.at.pp]
+        self.placement, self.microbatches, self.held = schedule.placement, schedule.microbatches, schedule.held
+        self.has_last = schedule.placement[-1] == self.comm.at.pp
+        self.loss_scale = 1.0 / (schedule.microbatches * self.comm.mesh.dp)
+        self.loss = torch.zeros((), device=self.comm.device)
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
         self._arrived: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
@@ -73,21 +83,18 @@ class Executor:
             "send": self._send,
             "recv": self._receive,
             "reduce": lambda action: data.finish(action.chunk),
-            "tie": lambda action: tie(),
-            "step": lambda action: self._step(update),
+            "tie": lambda action: optimizer.reduce_tied_gradients(),
+            "step": self._step,
             "gather": lambda action: data.publish_values(),
         }
 
-    def run(self, step: int, called: str = "") -> None:
-        """One step: every action of this rank's list. Afterwards `loss` holds this replica's share on the last stage.
-
-        `called`: what the step is called to whoever asks what this rank does, if not by its number.
-        """
+    def run(self, step: str) -> None:
+        """Run one training step: every action of this stage's list. `step` names it in the status, for example "step 3"."""
         self.loss.zero_()
         self.data.begin_step()
         for action in self.actions:
-            self.at(f"{called or f'step {step}'}: {action}")
-            with self.recorder.action(action, _phase(action)):
+            self.set_status(f"{step}: {action}")
+            with self.comm.recorder.action(action, _phase(action)):
                 self._do[action.kind](action)
         left = (self._inputs, self._roots, self._arrived, self._leaving, self._sent, self._owed)
         assert not any(left), "a step leaves nothing behind"
@@ -121,7 +128,7 @@ class Executor:
 
     def _backward_of_inputs(self, action: Action) -> None:
         """A backward pass that leaves out the weight gradients of linear layers; whatever else has parameters gets its own."""
-        with self.data.deferred.collect() as owed:
+        with self.data.tp.deferred.collect() as owed:
             self._backward(action)
         self._owed[action.chunk, action.microbatch] = owed
 
@@ -157,7 +164,7 @@ class Executor:
         )
 
     def _receive(self, action: Action) -> None:
-        expected = self.entering[action.chunk if action.flow == "activation" else action.chunk + 1]
+        expected = self.inputs[action.chunk if action.flow == "activation" else action.chunk + 1]
         tensors = tuple(
             self.comm.receive(
                 torch.empty(shape, dtype=dtype, device=self.comm.device),
@@ -171,11 +178,12 @@ class Executor:
 
     def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""
-        return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * self.widest + part
+        chunks = len(self.placement)
+        return ((2 * (part * chunks + chunk)) + (flow == "gradient")) * self.microbatches + microbatch
 
-    def _step(self, update: Callable[[], None]) -> None:
+    def _step(self, action: Action) -> None:
         self._wait_for_all()
-        update()
+        self.optimizer.step(self.loss if self.has_last else None)
 
     def _wait_for_all(self) -> None:
         """A method of its own, so that no variable holds a message while the optimizer works."""

@@ -92,7 +92,8 @@ def test_backward_adds_into_the_flat_gradients() -> None:
 
 def two_layers(comm: Comm, microbatches: int) -> tuple[nn.Sequential, DataParallel]:
     model = nn.Sequential(Linear(3, 4), Linear(4, 2, seed=1))
-    data = DataParallel({0: list(model)}, comm, 0, False, torch.float32, microbatches)
+    data = DataParallel(TensorParallel(comm), 0, torch.float32, microbatches)
+    data.add_chunk(0, list(model))
     data.begin_step()
     return model, data
 
