@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from engine.catalog import model
-from engine.measure.recorder import Passage, Recorder, Span
+from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.parallel.comm import Comm, choose_backend
 from engine.schedule import Action
 from engine.spec import RunSpec, WorkloadSpec
@@ -41,8 +41,8 @@ class Silent(Recorder):
             with super().action(action, phase):
                 yield
 
-    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
-        return Span("comm", "", 0, 0, 0) if self.off else super().passage(passage, payload_bytes, wire_bytes)
+    def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
+        return Span("comm", "", 0, 0, 0) if self.off else super().start_call(key, payload_bytes, wire_bytes)
 
 
 class Nobody:

@@ -85,7 +85,7 @@ TABLES: dict[str, Table] = {
         },
         key=("rank",),
     ),
-    # What passed the door in one steady step. `group` is the group's ranks, comma-separated.
+    # All communication of one steady step. `group` is the group's ranks, comma-separated.
     "traffic": Table(
         {
             "source": _SOURCE, "rank": _WHOLE, "axis": _AXIS, "collective": _COLLECTIVE, "phase": _PHASE, "group": _NAME,

@@ -133,7 +133,7 @@ class Trainer:
             _act_out(self.spec.fault, self.comm.rank, step)
             origin = self.run_step(step)
             took = time.perf_counter_ns() - origin
-            if step == workload.steps:  # before parity's own collectives pass the door
+            if step == workload.steps:  # before parity's own collectives are counted
                 rows = {"spans": self.recorder.span_rows(self.comm.rank), "traffic": self.recorder.traffic_rows(self.comm.rank)}
             if self.spec.parity and step == 1:
                 self._publish_gradients(store)

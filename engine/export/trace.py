@@ -83,7 +83,7 @@ def _computed(rank: int, spans: list[_Span]) -> Iterator[Event]:
 
 
 def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], payloads: dict[tuple[str, str], int]) -> Iterator[Event]:
-    """What passed the door, with its payload where that of a single call is known."""
+    """Communication calls, with the payload where that of a single call is known."""
     actions = sorted((span for span in all_spans if span.lane == "compute"), key=lambda span: span.start_ns)
     starts = [action.start_ns for action in actions]
     for track, lane in enumerate(lanes, _COMM):

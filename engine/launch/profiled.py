@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from engine.measure.memory import is_operation
-from engine.measure.recorder import ACTION_MARK, DOOR_MARK
+from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 from engine.predict.ledger.form import GIVEN, GRADIENT_GIVEN, GRADIENT_HANDED, HANDED, TAKES
 
 # Marks that the chunk sets itself: the layer passed, the module at work, what happens to a bucket, a call, what was handed on.
@@ -35,8 +35,15 @@ _PRODUCTS = {
 class SeenBlock:
     """A block. `before`: how many operations were over when it was made for the next one alone, if it was."""
 
-    def __init__(self, name: str, size: int, born: str, door: bool, layered: bool, before: int) -> None:
-        self.name, self.size, self.born, self.door, self.layered, self.before = name, size, born, door, layered, before
+    def __init__(self, name: str, size: int, born: str, in_communication: bool, layered: bool, before: int) -> None:
+        self.name, self.size, self.born, self.in_communication, self.layered, self.before = (
+            name,
+            size,
+            born,
+            in_communication,
+            layered,
+            before,
+        )
         self.died = ""
         self.inside = self.lent = False  # inside: one operation took it and gave it back
 
@@ -44,10 +51,10 @@ class SeenBlock:
     def category(self) -> str:
         """`engine.measure.memory`'s rule, by the actions in which a block comes and goes."""
         if self.born == self.died:
-            return "communication" if self.door or self.born in (GIVEN, GRADIENT_GIVEN) else "temporary"
+            return "communication" if self.in_communication or self.born in (GIVEN, GRADIENT_GIVEN) else "temporary"
         if self.born in (GIVEN, "F") and self.died in ("B", "I", "W"):
             return "activations"
-        if self.born in ("I", GRADIENT_GIVEN) and self.died == "W" and not self.door:
+        if self.born in ("I", GRADIENT_GIVEN) and self.died == "W" and not self.in_communication:
             return "activations"
         return "communication"
 
@@ -81,7 +88,7 @@ class Reading:
         self._bounds, self._layers = sorted(before.items()), layers
         self._live: dict[int, SeenBlock] = {}
         self._flight, self._action, self._layer = SeenFlight(), "", -1
-        self._door = self._aside = False
+        self._in_communication = self._aside = False
         self._module: list[str] = []
         self._modules: dict[int, str] = {}  # by number of a node, the module that made it
         self._operation: list[SeenBlock] | None = None  # blocks of the one under way
@@ -125,15 +132,15 @@ class Reading:
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
         else:
-            outer = self._door, len(self._module)
+            outer = self._in_communication, len(self._module)
             if kind == ACTION_MARK:
                 self._begin(what)
-            elif kind == DOOR_MARK:
-                self._door = True
+            elif kind == COMMUNICATION_MARK:
+                self._in_communication = True
             elif kind == MODULE:
                 self._module.append(what[0])
             self._inside(event)
-            self._door = outer[0]
+            self._in_communication = outer[0]
             del self._module[outer[1] :]
 
     def _begin(self, what: list[str]) -> None:
@@ -186,7 +193,7 @@ class Reading:
         self._over += 1
         for block in made:
             block.inside = bool(block.died)
-        if not self._aside and not self._door:
+        if not self._aside and not self._in_communication:
             self._operate(name, event, [block.size for block in made if not block.inside])
 
     def _operate(self, name: str, event: Any, made: list[int]) -> None:
@@ -206,8 +213,8 @@ class Reading:
             alone = self._operation is None
             between = self._action in (GIVEN, GRADIENT_GIVEN)
             name = "message" if between else ": ".join([*self._module[-1:], "number" if alone else self._called])
-            before = self._over if alone and not self._door and not between else -1
-            block = SeenBlock(name, size, self._action, self._door, self._layer >= 0, before)
+            before = self._over if alone and not self._in_communication and not between else -1
+            block = SeenBlock(name, size, self._action, self._in_communication, self._layer >= 0, before)
             self._live[where] = block
             if self._operation is not None:
                 self._operation.append(block)

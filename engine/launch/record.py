@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine.launch.probe import Probe, probe
 from engine.launch.profiled import BUCKET, CALL, HANDS, LAYER, MODULE, Reading, SeenFlight
-from engine.measure.recorder import Passage, Recorder, Span
+from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
 from engine.objective import feed
 from engine.parallel.comm import Comm
@@ -88,9 +88,9 @@ def _say(mark: str, *what: object) -> None:
 class _Telling(Recorder):
     """Tells of every call to the other ranks."""
 
-    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
-        _say(CALL, passage.axis, passage.collective, payload_bytes)
-        return super().passage(passage, payload_bytes, wire_bytes)
+    def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
+        _say(CALL, key.axis, key.collective, payload_bytes)
+        return super().start_call(key, payload_bytes, wire_bytes)
 
 
 class _Data(DataParallel):

@@ -7,7 +7,7 @@ put into a category by who owns its address, or else by the actions in which it 
     kv_cache                           the same, when generating
     activations                        born in a forward (or received for one), died in a backward; and the gradients that an I
                                        (or what was received for it) leaves to its W
-    communication                      born in the door or in a transfer, or outlived its action without being an activation,
+    communication                      allocated in a communication region or a transfer, or it outlived its action and is no activation,
                                        such as an output that waits to be sent
     temporary                          born and died within one action, and whatever is none of the above
 
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from engine.measure.recorder import ACTION_MARK, DOOR_MARK, Recorder
+from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK, Recorder
 from engine.tables import CATEGORIES, KV_CACHE
 
 Owned = Mapping[str, Iterable[Tensor]]  # category → the tensors that stay over steps and belong to it
@@ -56,7 +56,7 @@ class Block:
 
     size: int
     born: int
-    in_door: bool
+    in_communication: bool
     owner: str = ""
     died: int | None = None
     operation: int = -1
@@ -139,13 +139,13 @@ class MemoryTrace:
         born = self.actions[block.born]
         transfer = born.kind in ("send", "recv")
         if block.died == block.born:
-            return "communication" if block.in_door or transfer else "temporary"
+            return "communication" if block.in_communication or transfer else "temporary"
         if block.died is None:
             return "temporary"
         died = self.actions[block.died].kind
         if born.phase == "forward" and died in ("B", "I", "W"):
             return "activations"
-        if born.kind in ("I", "recv") and died == "W" and not block.in_door:
+        if born.kind in ("I", "recv") and died == "W" and not block.in_communication:
             return "activations"
         return "communication"
 
@@ -176,7 +176,7 @@ class Events(NamedTuple):
     """What was seen of one step, in order of time."""
 
     actions: list[ActionTime]
-    doors: list[tuple[int, int]]  # start and end of the door's work
+    regions: list[tuple[int, int]]  # start and end of each communication region
     memory: list[Allocation]
 
 
@@ -187,7 +187,7 @@ def attribute(events: Events, before: dict[int, int], owners: dict[int, str], af
     what was there before; a caller that knows the allocator's own replaces it.
     """
     starts = [a.start_ns for a in events.actions]
-    door_starts = [start for start, _ in events.doors]
+    region_starts = [start for start, _ in events.regions]
     alive = {p: Block(size, -1, False, owners.get(p, "")) for p, size in before.items()}
     standing = list(alive.values())
     changes = []
@@ -195,9 +195,9 @@ def attribute(events: Events, before: dict[int, int], owners: dict[int, str], af
     for t_ns, pointer, size, operation in events.memory:
         action = max(0, bisect_right(starts, t_ns) - 1)
         if size > 0:
-            door = bisect_right(door_starts, t_ns) - 1
-            in_door = door >= 0 and t_ns <= events.doors[door][1]
-            block = Block(size, action, in_door, owners.get(pointer, ""), operation=operation)
+            region = bisect_right(region_starts, t_ns) - 1
+            in_communication = region >= 0 and t_ns <= events.regions[region][1]
+            block = Block(size, action, in_communication, owners.get(pointer, ""), operation=operation)
             alive[pointer] = block
             changes.append(Change(t_ns, action, 1, block))
         elif pointer in alive:
@@ -265,7 +265,7 @@ def _live_storages(device: torch.device) -> dict[int, int]:
 
     Between steps no tensor lives in C++ alone, so that is all of them. What was there when the ranks were forked is not
     looked at (it is frozen out of the collector), and holds no tensor. Storage that cannot be resized did not come from the
-    allocator: it is what the door lent to a collective, and gloo's threads may hold that after its owner has gone.
+    allocator: it is a view that `engine.parallel.comm` made for a collective, and gloo's threads may hold that after its owner was freed.
     """
     gc.collect()  # a tensor in a dead cycle would be counted as there, and go unseen later
     found = {}
@@ -280,7 +280,7 @@ def _live_storages(device: torch.device) -> dict[int, int]:
 def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
     """The profiler's tree, flattened, and the allocator's running total at each event of memory."""
     actions: list[ActionTime] = []
-    doors: list[tuple[int, int]] = []
+    regions: list[tuple[int, int]] = []
     memory: list[tuple[Allocation, int]] = []
     operations = 0
     stack = [(event, -1) for event in reversed(tree)]
@@ -294,13 +294,13 @@ def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
                 memory.append((allocation, fields.total_allocated))
         elif name.startswith(ACTION_MARK):
             actions.append(ActionTime.of(name, event.start_time_ns, event.end_time_ns))
-        elif name.startswith(DOOR_MARK):
-            doors.append((event.start_time_ns, event.end_time_ns))
+        elif name.startswith(COMMUNICATION_MARK):
+            regions.append((event.start_time_ns, event.end_time_ns))
         elif operation < 0 and is_operation(name):
             operation, operations = operations, operations + 1
         stack.extend((child, operation) for child in reversed(event.children))  # in order, so that events of one instant stay so
     memory.sort(key=lambda m: m[0].t_ns)
-    return Events(sorted(actions), sorted(doors), [m[0] for m in memory]), [m[1] for m in memory]
+    return Events(sorted(actions), sorted(regions), [m[0] for m in memory]), [m[1] for m in memory]
 
 
 @lru_cache(maxsize=4096)  # torch has some 1,600 operators

@@ -189,7 +189,7 @@ class ShadowTracer:
         self._owners = {allocator.number_of(t): category for category, tensors in owned.items() for t in tensors}
         self._allocator, self._recorder = allocator, recorder
         self._actions: list[ActionTime] = []
-        self._doors: list[tuple[int, int]] = []
+        self._regions: list[tuple[int, int]] = []
         self._before: dict[int, int] = {}
         self._memory: list[Allocation] = []
 
@@ -214,10 +214,10 @@ class ShadowTracer:
             if name.startswith(ACTION_MARK):
                 self._actions.append(ActionTime.of(name, start, end))
             else:
-                self._doors.append((start, end))
+                self._regions.append((start, end))
 
     def result(self) -> MemoryTrace:
-        events = Events(self._actions, sorted(self._doors), self._memory)
+        events = Events(self._actions, sorted(self._regions), self._memory)
         return attribute(events, self._before, self._owners, sum(self._allocator.live.values()))
 
 

@@ -1,4 +1,4 @@
-"""The only door to torch.distributed's collectives, sends and receives. What passes is counted, by axis and purpose.
+"""All collectives, sends and receives of torch.distributed. Nothing else calls them. Each call is counted by axis and purpose.
 
 Payload bytes are those of the tensor handed in on this rank. Wire bytes are what this rank would send under the ring
 algorithm for that collective, whatever the backend does inside:
@@ -25,7 +25,7 @@ from typing import Literal, Protocol
 import torch
 import torch.distributed as dist
 
-from engine.measure.recorder import Passage, Recorder, Span
+from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.schedule import Flow
 from engine.topology import Axis, Mesh
 
@@ -95,7 +95,7 @@ class Pending:
 
 
 class Transport(Protocol):
-    """What carries the door's calls to the other ranks. Tensors are contiguous, and left alone until the call is complete."""
+    """What `Comm` sends by. Tensors are contiguous, and must not be used until the call is complete."""
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...
 
@@ -289,7 +289,7 @@ class Comm:
         span = self._count(to.axis, "reduce_scatter", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
         if tensor.device.type == "cpu":
             # gloo would do the same inside: copy, all-reduce, keep a part. Done here, the copy goes when the wait is over.
-            with self.recorder.door(span.kind):
+            with self.recorder.communication_region(span.kind):
                 copy, own = tensor.clone(), to.ranks.index(self.rank)
             pending = self._start(lambda: self._transport.all_reduce(copy, "sum", to), span, copy)
             pending.afterwards = lambda: out.view(-1).copy_(copy.view(n, -1)[own])
@@ -315,11 +315,11 @@ class Comm:
         return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
     def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
-        return self.recorder.passage(Passage(axis, collective, self.recorder.phase, ranks), payload, wire)
+        return self.recorder.start_call(TrafficKey(axis, collective, self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
         try:
-            with self.recorder.door(span.kind):
+            with self.recorder.communication_region(span.kind):
                 return Pending(call(), kept, span, self.recorder)
         except RuntimeError as error:
             raise CommError(str(error)) from error

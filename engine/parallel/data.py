@@ -106,7 +106,7 @@ class Bucket:
 
     def start_gather(self) -> Pending:
         """Make room for the values and start filling it with everyone's share."""
-        with self.comm.recorder.door("all_gather"):  # so that the room counts as communication
+        with self.comm.recorder.communication_region("all_gather"):  # so that the room counts as communication
             self._resize_values(self.size)
         return self.comm.start_all_gather(self.values, self.shard, "dp")
 
@@ -119,7 +119,7 @@ class Bucket:
     def expect(self, passes: int) -> None:
         """That many more backward passes will each bring a gradient of every parameter."""
         if self.zero >= 2 and self.incoming is None:
-            with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
+            with self.comm.recorder.communication_region("reduce_scatter"):  # so that it counts as communication
                 self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
             self._point_gradients_at(self.incoming)
         self.missing += passes * len(self.parameters)
@@ -151,7 +151,7 @@ class Bucket:
         if self.zero == 0:
             return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
         source = self.gradients if self.incoming is None else self.incoming
-        with self.comm.recorder.door("reduce_scatter"):
+        with self.comm.recorder.communication_region("reduce_scatter"):
             part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
         pending = self.comm.start_reduce_scatter(part, source.view(self.parts, -1), "dp")
         if self.zero >= 2:

@@ -199,7 +199,7 @@ def _wait(message: Message) -> None:
 
 
 def _phase(action: Action) -> str:
-    """The purpose under which what passes the door during this action is counted."""
+    """The purpose under which communication during this action is counted."""
     if action.kind in ("send", "recv"):
         return "forward" if action.flow == "activation" else "backward"
     return {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}.get(action.kind, action.kind)

@@ -1,4 +1,4 @@
-"""The door: what it counts, what comes out of its calls, and what it raises when another rank is gone."""
+"""Communication: what is counted, what the calls return, and what they raise when another rank is gone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.measure.recorder import Count, Passage, Recorder
+from engine.measure.recorder import Count, Recorder, TrafficKey
 from engine.parallel.comm import Comm, CommError, choose_backend
 from engine.topology import Mesh
 from tests.engine.forked import Raised, together
@@ -69,13 +69,13 @@ def test_results_and_counts_on_three_ranks() -> None:
         assert answer["gather"] == [[[r + 1.0] * 2] * 2 for r in range(3)]
         assert answer["scatter"] == [6.0 * 2 * rank, 6.0 * (2 * rank + 1)]
 
-        def passage(collective: str) -> Passage:
-            return Passage("tp", collective, "", (0, 1, 2))
+        def key(collective: str) -> TrafficKey:
+            return TrafficKey("tp", collective, "", (0, 1, 2))
 
         assert answer["counts"] == {
-            passage("all_reduce"): Count(2, 2 * 16, 2 * (2 * 2 * 16 // 3)),
-            passage("all_gather"): Count(1, 16, 2 * 16),
-            passage("reduce_scatter"): Count(1, 24, 2 * 24 // 3),
+            key("all_reduce"): Count(2, 2 * 16, 2 * (2 * 2 * 16 // 3)),
+            key("all_gather"): Count(1, 16, 2 * 16),
+            key("reduce_scatter"): Count(1, 24, 2 * 24 // 3),
         }
         kinds = ["all_reduce", "all_reduce", "all_gather", "reduce_scatter"]
         assert answer["spans"] == [("comm", kind, True) for kind in kinds]
@@ -103,7 +103,7 @@ def test_all_ranks_agree_on_one_instant() -> None:
         assert came_last <= instant <= after
 
 
-def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[Passage, Count]]:
+def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[TrafficKey, Count]]:
     """Both of two stages send before they receive, two messages each; the second is received first."""
     comm = connect(rank, store, Mesh(1, 1, 2))
     other = 1 - rank
@@ -121,8 +121,8 @@ def test_transfers_are_told_apart_by_tag_and_do_not_block() -> None:
         other = 1 - rank
         assert (first, second) == ([10.0 * other] * 3, [10.0 * other + 1] * 3)
         assert counts == {
-            Passage("pp", "send", "", (0, 1)): Count(2, 24, 24),
-            Passage("pp", "recv", "", (0, 1)): Count(2, 24, 0),
+            TrafficKey("pp", "send", "", (0, 1)): Count(2, 24, 24),
+            TrafficKey("pp", "recv", "", (0, 1)): Count(2, 24, 0),
         }
 
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Meeting(Comm):
-    """A rank of a tp group whose ranks are threads. Calls through its door reduce and gather in memory."""
+    """A rank of a tp group whose ranks are threads. Its collectives reduce and gather in memory."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
         super().__init__(Mesh(1, tp, 1), index, Recorder(), torch.device("cpu"), NobodyElse(index))
