@@ -134,7 +134,7 @@ class Part(nn.Module):
         """Those of the engine's own model of that seed."""
         tp = TensorParallel(Comm.alone(torch.device("cpu")))
         model = TransformerChunk(spec, layers, self.first, self.last, lambda _: None, tp)  # type: ignore[arg-type, return-value]
-        model.draw(seed)
+        model.initialize(seed)
         renamed = {"embedding.token.": "token.", "embedding.places.position.weight": "position", "head.norm.": "norm."}
         weights = {}
         for name, value in model.state_dict().items():

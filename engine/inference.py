@@ -39,7 +39,7 @@ class Inference:
             if stage == comm.at.pp
         }
         for chunk in self.chunks.values():
-            chunk.draw(spec.workload.seed)
+            chunk.initialize(spec.workload.seed)
             chunk.requires_grad_(False)
         self.generator = Generator(spec, self.chunks, comm, link.set_status)
 

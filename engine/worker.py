@@ -113,7 +113,7 @@ class Trainer:
             if stage == comm.at.pp
         }
         for c, chunk in self.chunks.items():
-            chunk.draw(workload.seed)
+            chunk.initialize(workload.seed)
             self.data.add_chunk(c, chunk.parts())
         tied = {chunk.embedding.token: chunk for chunk in self.chunks.values() if chunk.embedding is not None}
         copies = [table for table, chunk in tied.items() if not chunk.first]

@@ -209,7 +209,9 @@ class _Chunk:
         paths = {module: _without_numbers(path) for path, module in self.chunk.named_modules()}
         found = []
         for layer in self.data.numbers:
-            parameters = [Parameter(tuple(map(name, p.shape)), p.cut.dim is None) for p in self.data.buckets[layer].parameters]
+            parameters = [
+                Parameter(tuple(map(name, p.shape)), p.shard_spec.dim is None) for p in self.data.buckets[layer].parameters
+            ]
             found.append(Bucket(paths[layer], layers.get(layer, -1), tuple(parameters)))
         return tuple(found)
 

@@ -7,8 +7,8 @@ put into a category by who owns its address, or else by the actions in which it 
     kv_cache                           the same, when generating
     activations                        born in a forward (or received for one), died in a backward; and the gradients that an I
                                        (or what was received for it) leaves to its W
-    communication                      allocated in a communication region or a transfer, or it outlived its action and is no activation,
-                                       such as an output that waits to be sent
+    communication                      allocated in a communication region or a transfer; or freed in a later action without
+                                       being an activation, such as an output that waits to be sent
     temporary                          born and died within one action, and whatever is none of the above
 
 What one operation takes and gives back inside itself, a kernel's workspace, has no category and is in no table: it depends on the
@@ -263,9 +263,9 @@ class Tracer:
 def _live_storages(device: torch.device) -> dict[int, int]:
     """Address → bytes of every tensor storage on the device that Python can reach.
 
-    Between steps no tensor lives in C++ alone, so that is all of them. What was there when the ranks were forked is not
-    looked at (it is frozen out of the collector), and holds no tensor. Storage that cannot be resized did not come from the
-    allocator: it is a view that `engine.parallel.comm` made for a collective, and gloo's threads may hold that after its owner was freed.
+    Between steps no tensor is held by C++ alone, so these are all. Objects from before the fork are frozen out of the collector;
+    they are not looked at, and hold no tensor. A storage that cannot be resized did not come from the allocator: it is a view
+    that `engine.parallel.comm` made for a collective. gloo's threads may hold it after its owner was freed.
     """
     gc.collect()  # a tensor in a dead cycle would be counted as there, and go unseen later
     found = {}

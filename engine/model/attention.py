@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.position import Around
-from engine.parallel.tensor import ColumnParallelLinear, Cut, RowParallelLinear, ShardedParameter, TensorParallel
+from engine.parallel.tensor import ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
 
@@ -95,9 +95,9 @@ class RelativeAttention(Attention):
         super().__init__(spec, tp, selective)
         self.seq = spec.seq
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias)
-        self.distance = ShardedParameter.of(Cut((self.queries, spec.hidden), 0), tp)
-        self.content_bias = ShardedParameter.of(Cut((spec.heads, self.width), 0), tp)  # u
-        self.position_bias = ShardedParameter.of(Cut((spec.heads, self.width), 0), tp)  # v
+        self.distance = ShardedParameter.of(ShardSpec((self.queries, spec.hidden), 0), tp)
+        self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
+        self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
     def forward(self, x: Tensor, around: Around) -> Tensor:
         assert around.waves is not None

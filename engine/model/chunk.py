@@ -141,11 +141,11 @@ class TransformerChunk(nn.Module):
         return list(_with_parameters(*embedding, *self.layers.values(), self.head))
 
     @torch.no_grad()
-    def draw(self, seed: int) -> None:
-        """Set every parameter to its slice of the model that `seed` stands for."""
+    def initialize(self, seed: int) -> None:
+        """Set every parameter to this rank's shard of the model of that seed."""
         for name, parameter in self.named_parameters():
             assert isinstance(parameter, ShardedParameter)
-            ShardedParameter.draw(parameter, name, seed, self.tp.index, self.tp.degree)  # not its method, if it is fake
+            ShardedParameter.initialize(parameter, name, seed, self.tp.index, self.tp.degree)  # not its method, if it is fake
 
 
 def _one_stream(layer: nn.Module, around: Around, streams: Streams) -> Streams:

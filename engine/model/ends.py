@@ -10,7 +10,13 @@ from engine.families import predicted
 from engine.model.norm import make_norm
 from engine.model.position import LearnedPosition, SinusoidalPosition, own_rows
 from engine.objective import Feed
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel, VocabParallelEmbedding, vocab_parallel_cross_entropy
+from engine.parallel.tensor import (
+    ShardedParameter,
+    ShardSpec,
+    TensorParallel,
+    VocabParallelEmbedding,
+    vocab_parallel_cross_entropy,
+)
 from engine.spec import ModelSpec
 
 
@@ -20,7 +26,7 @@ class Segment(nn.Module):
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((2, spec.hidden)), tp)
+        self.weight = ShardedParameter.of(ShardSpec((2, spec.hidden)), tp)
 
     def forward(self, x: Tensor, segments: Tensor) -> Tensor:
         return x + F.embedding(segments[:, own_rows(self.tp, x.shape[1])], self.weight)
@@ -79,7 +85,7 @@ class Head(nn.Module):
         self.transform = Transform(spec, tp) if kind == "transform" else None
         self.norm = None if kind == "bare" else make_norm(spec, tp)
         self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp)
-        self.bias = ShardedParameter.of(Cut((spec.vocab,), 0, draw="zeros"), tp) if spec.parts.output_bias else None
+        self.bias = ShardedParameter.of(ShardSpec((spec.vocab,), 0, init="zeros"), tp) if spec.parts.output_bias else None
 
     def forward(self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool) -> Tensor:
         """(B, r, H) → the mean loss. `table`: the tied token table, where it is the output matrix; `looked_up`: see `logits`."""
@@ -102,8 +108,8 @@ class Transform(nn.Module):
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((spec.hidden, spec.hidden)), tp)
-        self.bias = ShardedParameter.of(Cut((spec.hidden,), draw="zeros"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((spec.hidden, spec.hidden)), tp)
+        self.bias = ShardedParameter.of(ShardSpec((spec.hidden,), init="zeros"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(F.linear(x, self.weight, self.bias))

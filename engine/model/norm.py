@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
+from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
 LAYER_EPSILON = RMS_EPSILON = 1e-5
@@ -18,8 +18,8 @@ LAYER_EPSILON = RMS_EPSILON = 1e-5
 class LayerNorm(nn.Module):
     def __init__(self, width: int, tp: TensorParallel) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((width,), draw="ones"), tp)
-        self.bias = ShardedParameter.of(Cut((width,), draw="zeros"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((width,), init="ones"), tp)
+        self.bias = ShardedParameter.of(ShardSpec((width,), init="zeros"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
@@ -54,7 +54,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, tp: TensorParallel) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((width,), draw="ones"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((width,), init="ones"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return _RMSNorm.apply(x, self.weight)

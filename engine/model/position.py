@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.objective import Feed
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
+from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
 ROTARY_BASE = 500_000.0  # Llama team 2024, table 3
@@ -29,7 +29,7 @@ class LearnedPosition(nn.Module):
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((spec.seq, spec.hidden)), tp)
+        self.weight = ShardedParameter.of(ShardSpec((spec.seq, spec.hidden)), tp)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """`first`: where in the sequence x begins."""

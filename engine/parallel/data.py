@@ -54,8 +54,8 @@ class Bucket:
 
     def __init__(self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype) -> None:
         # What tp does not cut comes first: under sequence parallelism its gradients are summed over tp, in one piece.
-        self.parameters = sorted(parameters, key=lambda p: p.cut.dim is not None)
-        self.whole_over_tp = sum(p.numel() for p in self.parameters if p.cut.dim is None)
+        self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
+        self.whole_over_tp = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
         self.comm, self.zero = comm, zero
         self.parts = comm.mesh.dp if zero else 1
         used = sum(p.numel() for p in self.parameters)

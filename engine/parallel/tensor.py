@@ -101,21 +101,22 @@ class TensorParallel:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a rank's slice is cut from the whole of a parameter, and how the whole is drawn.
+class ShardSpec:
+    """How a parameter is sharded over tp, and how it is initialized.
 
-    `dim` None: every rank of the tp group holds the whole. Otherwise that dimension consists of `blocks` (sizes that add up
-    to it; q, k and v of a fused weight are three), each padded with zeros to a multiple of tp and cut on its own.
+    `shape` is that of the whole parameter. `dim` is the sharded dimension; None: every tp rank holds the whole. `blocks` are
+    sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
+    zeros to a multiple of tp.
     """
 
     shape: tuple[int, ...]
     dim: int | None = None
     blocks: tuple[int, ...] = ()
-    draw: Literal["normal", "zeros", "ones"] = "normal"
+    init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
 
-    def take(self, whole: Tensor, index: int, of: int) -> Tensor:
-        """Slice `index` of `of`."""
+    def shard(self, whole: Tensor, index: int, of: int) -> Tensor:
+        """Shard `index` of `of`."""
         if self.dim is None or of == 1:
             return whole
         parts = []
@@ -131,51 +132,51 @@ class Cut:
             parts.append(part)
         return torch.cat(parts, self.dim)
 
-    def join(self, slices: list[Tensor]) -> Tensor:
-        """Put the slices of all tp ranks together again; the padding is dropped."""
-        if self.dim is None or len(slices) == 1:
-            return slices[0]
+    def unshard(self, shards: list[Tensor]) -> Tensor:
+        """The whole parameter from the shards of all tp ranks. The padding is removed."""
+        if self.dim is None or len(shards) == 1:
+            return shards[0]
         sizes = self.blocks or (self.shape[self.dim],)
-        padded = [-(-size // len(slices)) for size in sizes]
-        pieces = [s.split(padded, self.dim) for s in slices]
+        padded = [-(-size // len(shards)) for size in sizes]
+        pieces = [s.split(padded, self.dim) for s in shards]
         blocks = [torch.cat([p[b] for p in pieces], self.dim).narrow(self.dim, 0, sizes[b]) for b in range(len(sizes))]
         return torch.cat(blocks, self.dim)
 
 
-class _WithCut(type(nn.Parameter)):  # type: ignore[misc]
-    """Whatever parameter has a cut is a sharded one: torch leaves a fake tensor that becomes a parameter in its own class."""
+class _WithShardSpec(type(nn.Parameter)):  # type: ignore[misc]
+    """Any parameter with a `shard_spec` is a `ShardedParameter`: torch keeps the class of a fake tensor made a parameter."""
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, nn.Parameter) and hasattr(instance, "cut")
+        return isinstance(instance, nn.Parameter) and hasattr(instance, "shard_spec")
 
 
-class ShardedParameter(nn.Parameter, metaclass=_WithCut):
-    """A parameter that knows how it was cut. Its values are set by `draw`."""
+class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
+    """A parameter that knows how it is sharded. `initialize` sets its values."""
 
-    cut: Cut
+    shard_spec: ShardSpec
 
     @staticmethod
-    def of(cut: Cut, tp: TensorParallel) -> ShardedParameter:
-        shape = list(cut.shape)
-        if cut.dim is not None:
-            shape[cut.dim] = sum(-(-size // tp.degree) for size in cut.blocks or (cut.shape[cut.dim],))
+    def of(spec: ShardSpec, tp: TensorParallel) -> ShardedParameter:
+        shape = list(spec.shape)
+        if spec.dim is not None:
+            shape[spec.dim] = sum(-(-size // tp.degree) for size in spec.blocks or (spec.shape[spec.dim],))
         parameter = ShardedParameter(torch.empty(shape, dtype=tp.dtype, device=tp.comm.device))
-        parameter.cut = cut
+        parameter.shard_spec = spec
         return parameter
 
-    def draw(self, name: str, seed: int, index: int, of: int) -> None:
-        """Fill with slice `index` of `of` of the whole, which is drawn from a seed made of its full name.
+    def initialize(self, name: str, seed: int, index: int, of: int) -> None:
+        """Set the values to shard `index` of `of` of the whole parameter. The whole is drawn from a seed made of its full name.
 
-        So every layout starts from the same model, whichever rank holds what.
+        So every layout starts from the same model.
         """
-        whole = torch.empty(self.cut.shape)
-        if self.cut.draw == "normal":
+        whole = torch.empty(self.shard_spec.shape)
+        if self.shard_spec.init == "normal":
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-            whole.normal_(0.0, self.cut.std, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
+            whole.normal_(0.0, self.shard_spec.std, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
         else:
-            whole.fill_(1.0 if self.cut.draw == "ones" else 0.0)
+            whole.fill_(1.0 if self.shard_spec.init == "ones" else 0.0)
         with torch.no_grad():
-            self.copy_(self.cut.take(whole, index, of))
+            self.copy_(self.shard_spec.shard(whole, index, of))
 
 
 # ------------------------------------------------------------------------------------------------------------- the layers
@@ -232,8 +233,8 @@ class ColumnParallelLinear(nn.Module):
     def __init__(self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((sum(blocks), inputs), 0, blocks), tp)
-        self.bias = ShardedParameter.of(Cut((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
+        self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks), tp)
+        self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return _ColumnLinear.apply(x, self.weight, self.bias, self.tp)
@@ -248,8 +249,8 @@ class RowParallelLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, tp: TensorParallel, std: float, bias: bool = True) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((outputs, inputs), 1, std=std), tp)
-        self.bias = ShardedParameter.of(Cut((outputs,), draw="zeros"), tp) if bias else None
+        self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 1, std=std), tp)
+        self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = _RowLinear.apply(x, self.weight, self.tp)
@@ -280,7 +281,7 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02) -> None:
         super().__init__()
         self.tp, self.vocab = tp, vocab
-        self.weight = ShardedParameter.of(Cut((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
+        self.weight = ShardedParameter.of(ShardSpec((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.tp.degree == 1:

@@ -79,4 +79,4 @@ class DistributedOptimizer:
         These are the copy of the token table at the pipeline's end and, on all tp ranks but the first, what tp does not shard.
         """
         buckets = [bucket for layer, bucket in self.data.buckets.items() if layer not in self.counted_elsewhere]
-        return [piece for b in buckets for piece in b.counted(lambda p: p.cut.dim is not None or self.comm.at.tp == 0)]
+        return [piece for b in buckets for piece in b.counted(lambda p: p.shard_spec.dim is not None or self.comm.at.tp == 0)]

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from engine.parallel.comm import Comm
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import Cut
+from engine.parallel.tensor import ShardSpec
 from engine.spec import RunSpec
 from engine.store import load
 from engine.tables import RunResult
@@ -131,8 +131,8 @@ def _ends_of_the_pipeline_do_not_agree() -> None:
 
 
 def _every_rank_has_the_first_slice() -> None:
-    take = Cut.take
-    pytest.MonkeyPatch().setattr(Cut, "take", lambda self, whole, index, of: take(self, whole, 0, of))
+    shard = ShardSpec.shard
+    pytest.MonkeyPatch().setattr(ShardSpec, "shard", lambda self, whole, index, of: shard(self, whole, 0, of))
 
 
 def _microbatches_are_mixed_up() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm, NobodyElse
 from engine.parallel.data import Bucket, DataParallel
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
+from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.topology import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,10 +26,10 @@ class Linear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, seed: int = 0) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((outputs, inputs), 0), ALONE)
-        self.bias = ShardedParameter.of(Cut((outputs,)), ALONE)
+        self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 0), ALONE)
+        self.bias = ShardedParameter.of(ShardSpec((outputs,)), ALONE)
         for name, parameter in self.named_parameters():
-            cast(ShardedParameter, parameter).draw(name, seed, 0, 1)
+            cast(ShardedParameter, parameter).initialize(name, seed, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias)
