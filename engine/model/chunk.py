@@ -162,7 +162,7 @@ def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -
 
     `size`: sequences of a microbatch.
     """
-    rows = spec.rows // (tp.degree if tp.cuts_sequence else 1)
+    rows = spec.rows // (tp.degree if tp.shards_sequence else 1)
     count = 2 if spec.parts.encoder and layer < spec.layers else 1
     return [TensorShape((size, rows, spec.hidden), tp.dtype)] * count
 

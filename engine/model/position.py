@@ -19,7 +19,7 @@ SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 
 def own_rows(tp: TensorParallel, rows: int) -> slice:
     """Which rows of the sequence a tensor with `rows` of them holds on this rank."""
-    first = rows * tp.index if tp.cuts_sequence else 0
+    first = rows * tp.index if tp.shards_sequence else 0
     return slice(first, first + rows)
 
 

@@ -311,7 +311,7 @@ class DataParallel:
         bucket = self.buckets[layer]
         if not bucket.take(p):
             return
-        if self.tp.cuts_sequence:
+        if self.tp.shards_sequence:
             bucket.sum_what_tp_holds_whole()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]

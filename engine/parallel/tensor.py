@@ -60,10 +60,10 @@ class DeferredGradients:
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """What a layer knows of the ranks it is cut over, and of what its weights are made of."""
+    """The tp group that layers are sharded over, and the type of their weights."""
 
     comm: Comm
-    sequence: bool = False  # sequence parallelism: norms and residual stream are cut along the sequence
+    sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
     deferred: DeferredGradients = field(default_factory=DeferredGradients)
 
@@ -76,28 +76,27 @@ class TensorParallel:
         return self.comm.at.tp
 
     @property
-    def cuts_sequence(self) -> bool:
+    def shards_sequence(self) -> bool:
         return self.sequence and self.degree > 1
 
-    def gather_sequence(self, x: Tensor) -> Tensor:
-        """(B, S/tp, H) → (B, S, H)"""
+    def gather_from_sequence(self, x: Tensor) -> Tensor:
+        """The input of a column-parallel layer: an all-gather under sequence parallelism, else x. (B, s, H) → (B, S, H)"""
+        if not self.shards_sequence:
+            return x
         parts = self.comm.all_gather(x.contiguous(), "tp")  # (tp, B, S/tp, H)
         return parts.movedim(0, 1).reshape(x.shape[0], -1, x.shape[2])
 
-    def scatter_sequence_sum(self, x: Tensor) -> Tensor:
-        """Sum over tp, of which this rank keeps its part of the sequence. (B, S, H) → (B, S/tp, H)"""
+    def reduce_from_tp(self, x: Tensor) -> Tensor:
+        """The sum over tp of a row-parallel layer's partial results. x may be overwritten. (B, S, H) → (B, s, H)
+
+        A reduce-scatter under sequence parallelism, else an all-reduce.
+        """
+        return self.reduce_scatter_to_sequence(x) if self.shards_sequence else self.comm.all_reduce(x, "tp")
+
+    def reduce_scatter_to_sequence(self, x: Tensor) -> Tensor:
+        """The sum over tp. This rank keeps its part of the sequence. (B, S, H) → (B, S/tp, H)"""
         parts = x.view(x.shape[0], self.degree, -1, x.shape[2]).movedim(1, 0).contiguous()  # (tp, B, S/tp, H)
         return self.comm.reduce_scatter(parts, "tp")
-
-    def enter(self, x: Tensor) -> Tensor:
-        """What a column-parallel layer reads. (B, s, H) → (B, S, H)"""
-        return self.gather_sequence(x) if self.cuts_sequence else x
-
-    def leave(self, x: Tensor) -> Tensor:
-        """What becomes of a row-parallel layer's partial sums; they may be overwritten. (B, S, H) → (B, s, H)"""
-        if self.cuts_sequence:
-            return self.scatter_sequence_sum(x)
-        return self.comm.all_reduce(x, "tp")
 
 
 @dataclass(frozen=True)
@@ -190,15 +189,15 @@ class _ColumnLinear(Function):
         """`first`: the row of the whole sequence from which on there is an output."""
         ctx.tp, ctx.has_bias, ctx.weight, ctx.first = tp, bias is not None, weight, first
         ctx.save_for_backward(x, weight)
-        return F.linear(tp.enter(x)[:, first:], weight, bias)
+        return F.linear(tp.gather_from_sequence(x)[:, first:], weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # What waits for its W must not keep the graph that x came from.
         tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
         partial = gradient @ weight
-        for_input = tp.leave(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
-        for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.enter(x)[:, first:]))
+        for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
+        for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.gather_from_sequence(x)[:, first:]))
         for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
         return for_input, for_weight, for_bias, None, None
 
@@ -210,12 +209,12 @@ class _RowLinear(Function):
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel) -> Tensor:
         ctx.tp, ctx.weight = tp, weight
         ctx.save_for_backward(x, weight)
-        return tp.leave(F.linear(x, weight))
+        return tp.reduce_from_tp(F.linear(x, weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
-        whole = tp.enter(gradient)  # (B, S, out)
+        whole = tp.gather_from_sequence(gradient)  # (B, S, out)
         return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
 
 
@@ -257,19 +256,19 @@ class RowParallelLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class _SumOfSlices(Function):
+class _ReduceFromTP(Function):
     """The sum over tp of what each slice contributes; backward hands the gradient to each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
-        if not tp.cuts_sequence:
+        if not tp.shards_sequence:
             ctx.mark_dirty(x)
-        return tp.leave(x)
+        return tp.reduce_from_tp(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.tp.enter(gradient), None
+        return ctx.tp.gather_from_sequence(gradient), None
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -290,7 +289,7 @@ class VocabParallelEmbedding(nn.Module):
         local = tokens - rows * self.tp.index
         elsewhere = (local < 0) | (local >= rows)
         x = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
-        return _SumOfSlices.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
+        return _ReduceFromTP.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
 
     def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
         """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
