@@ -169,10 +169,10 @@ class _Executor(Executor):
 
     @torch.no_grad()
     def _backward_of_weights(self, action: Action) -> None:
-        owed = self._owed.pop((action.chunk, action.microbatch))
-        for weight in list(owed):
+        deferred = self._deferred.pop((action.chunk, action.microbatch))
+        for weight in list(deferred):
             self.data.pass_layer_of(weight)
-            self.data.add(weight, owed.pop(weight)())
+            self.data.add(weight, deferred.pop(weight)())
 
 
 class _Chunk:

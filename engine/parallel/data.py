@@ -134,7 +134,7 @@ class Bucket:
         return self.missing == 0
 
     def add(self, p: ShardedParameter, gradient: Tensor) -> None:
-        """What autograd does, for a gradient that was computed apart from it."""
+        """Accumulate a gradient that was not computed by autograd."""
         if p.grad is None:
             p.grad = gradient
         else:
@@ -238,7 +238,7 @@ class DataParallel:
                 bucket.expect(self.microbatches)
 
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
-        """A weight's gradient that was computed in an action of its own."""
+        """Take a weight gradient that was computed in W."""
         assert isinstance(weight, ShardedParameter)
         self.buckets[self._layer_of[weight]].add(weight, gradient)
         self._arrived(weight)
@@ -302,7 +302,7 @@ class DataParallel:
 
     def _passed(self, p: nn.Parameter) -> None:
         """A backward pass is done with `p`."""
-        if p not in self.tp.deferred:
+        if p not in self.tp.weight_grad_store:
             self._arrived(p)
 
     def _arrived(self, p: nn.Parameter) -> None:

@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.data import DataParallel
-from engine.parallel.tensor import Owed
+from engine.parallel.tensor import DeferredWeightGradients
 from engine.schedule import Action, Flow, Kind, Schedule
 
 Boundary = tuple[Tensor, ...]  # the tensors that one chunk passes to the next
@@ -74,7 +74,7 @@ class Executor:
         self._arrived: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
         self._leaving: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
         self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # on the way, by flow and stage
-        self._owed: dict[tuple[int, int], Owed] = {}  # weight gradients that I left to W
+        self._deferred: dict[tuple[int, int], DeferredWeightGradients] = {}  # weight gradients that I left for W
         self._do: dict[Kind, Callable[[Action], None]] = {
             "F": self._forward,
             "B": self._backward,
@@ -96,7 +96,7 @@ class Executor:
             self.set_status(f"{step}: {action}")
             with self.comm.recorder.action(action, _phase(action)):
                 self._do[action.kind](action)
-        left = (self._inputs, self._roots, self._arrived, self._leaving, self._sent, self._owed)
+        left = (self._inputs, self._roots, self._arrived, self._leaving, self._sent, self._deferred)
         assert not any(left), "a step leaves nothing behind"
 
     def _forward(self, action: Action) -> None:
@@ -127,16 +127,16 @@ class Executor:
             self._hand_over("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
 
     def _backward_of_inputs(self, action: Action) -> None:
-        """A backward pass that leaves out the weight gradients of linear layers; whatever else has parameters gets its own."""
-        with self.data.tp.deferred.collect() as owed:
+        """Backward without the weight gradients of linear layers. Other parameters get their gradients."""
+        with self.data.tp.weight_grad_store.collect() as deferred:
             self._backward(action)
-        self._owed[action.chunk, action.microbatch] = owed
+        self._deferred[action.chunk, action.microbatch] = deferred
 
     @torch.no_grad()
     def _backward_of_weights(self, action: Action) -> None:
-        owed = self._owed.pop((action.chunk, action.microbatch))
-        for weight in list(owed):
-            self.data.add(weight, owed.pop(weight)())  # and what it held is let go
+        deferred = self._deferred.pop((action.chunk, action.microbatch))
+        for weight in list(deferred):
+            self.data.add(weight, deferred.pop(weight)())  # pop: so that its tensors are freed
 
     def _hand_over(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
         """To a chunk on this rank directly, to one elsewhere by the send that follows in the list."""

@@ -24,37 +24,39 @@ from torch.nn import functional as F
 from engine.parallel.comm import Comm
 from engine.spec import Precision
 
-Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
+DeferredWeightGradients = dict[
+    nn.Parameter, Callable[[], Tensor]
+]  # weight → the computation of its gradient, in order of backward
 
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class DeferredGradients:
-    """Weight gradients of linear layers that a schedule computes in an action of their own (W), apart from the inputs' (I)."""
+class WeightGradStore:
+    """Collects the weight gradients that a zero-bubble schedule computes in W, after the input gradients in I (Qi et al. 2023)."""
 
     def __init__(self) -> None:
-        self._waiting: Owed | None = None
+        self._waiting: DeferredWeightGradients | None = None
 
     @contextmanager
-    def collect(self) -> Iterator[Owed]:
-        """While inside, backward computes no weight gradient of a linear layer, and puts on the list what would."""
+    def collect(self) -> Iterator[DeferredWeightGradients]:
+        """Inside this context, backward computes no weight gradient of a linear layer. It stores the computation instead."""
         self._waiting = {}
         try:
             yield self._waiting
         finally:
             self._waiting = None
 
-    def now_or_later(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> Tensor | None:
-        """The gradient, or None if it was put on the list."""
+    def compute_or_defer(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> Tensor | None:
+        """The gradient, or None if its computation was stored."""
         if self._waiting is None:
             return compute()
-        assert weight not in self._waiting, "a weight that is used twice has its two gradients added by autograd"
+        assert weight not in self._waiting, "autograd adds the two gradients of a weight that is used twice"
         self._waiting[weight] = compute
         return None
 
     def __contains__(self, weight: nn.Parameter) -> bool:
-        """Whether the pass under way has put this weight on the list. Autograd tells of it all the same, with no gradient."""
+        """Whether the current backward deferred this weight. Autograd still calls the weight's hook, without a gradient."""
         return self._waiting is not None and weight in self._waiting
 
 
@@ -65,7 +67,7 @@ class TensorParallel:
     comm: Comm
     sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
-    deferred: DeferredGradients = field(default_factory=DeferredGradients)
+    weight_grad_store: WeightGradStore = field(default_factory=WeightGradStore)
 
     @property
     def degree(self) -> int:
@@ -197,7 +199,9 @@ class _ColumnLinear(Function):
         tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
         partial = gradient @ weight
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
-        for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.gather_from_sequence(x)[:, first:]))
+        for_weight = tp.weight_grad_store.compute_or_defer(
+            ctx.weight, lambda: _outer(gradient, tp.gather_from_sequence(x)[:, first:])
+        )
         for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
         return for_input, for_weight, for_bias, None, None
 
@@ -215,7 +219,7 @@ class _RowLinear(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
         whole = tp.gather_from_sequence(gradient)  # (B, S, out)
-        return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
+        return whole @ weight, tp.weight_grad_store.compute_or_defer(ctx.weight, lambda: _outer(whole, x)), None
 
 
 def _outer(gradient: Tensor, x: Tensor) -> Tensor:
@@ -242,7 +246,7 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """y = x Wᵀ + b with the input features cut over tp. (B, S, in/tp) → (B, s, out)
 
-    The bias is whole on every rank and added once, after the sum.
+    The bias is replicated and added once, after the sum.
     """
 
     def __init__(self, inputs: int, outputs: int, tp: TensorParallel, std: float, bias: bool = True) -> None:
@@ -297,7 +301,7 @@ class VocabParallelEmbedding(nn.Module):
         `looked_up`: the same backward pass goes through `forward` too. Autograd then adds the two gradients of the table and
         brings them as one, so this one cannot come later.
         """
-        tp = replace(self.tp, deferred=DeferredGradients()) if looked_up else self.tp
+        tp = replace(self.tp, weight_grad_store=WeightGradStore()) if looked_up else self.tp
         return _ColumnLinear.apply(x, self.weight, bias, tp, first)
 
 
