@@ -187,20 +187,20 @@ class Bucket:
         return pieces
 
 
-class _Tell(Function):
-    """Tells when backward comes by: when all the streams' gradients are there, and before any goes on.
+class BackwardHook(Function):
+    """Calls `hook` in backward, when the gradients of all `streams` are complete and before any of them is used.
 
-    Put on a layer's outputs, that its backward is about to begin; put on its inputs, that its backward is done.
+    On a layer's outputs it is called before the layer's backward, on its inputs after it.
     """
 
     @staticmethod
-    def forward(ctx: Any, tell: Callable[[], None], *streams: Tensor) -> Streams:
-        ctx.tell = tell
+    def forward(ctx: Any, hook: Callable[[], None], *streams: Tensor) -> Streams:
+        ctx.hook = hook
         return tuple(x.view_as(x) for x in streams)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.tell()
+        ctx.hook()
         return None, *gradients
 
 
@@ -263,11 +263,11 @@ class DataParallel:
             before = uses[i - 1] if i and not uses[i - 1].lookup else None
             after = uses[i + 1] if i + 1 < len(uses) else None
             if streams:  # the first use has none: it fetches the tokens, which have no gradient
-                streams = _Tell.apply(partial(self._leave, use), *streams)
+                streams = BackwardHook.apply(partial(self._leave, use), *streams)
             self._enter(use, after)
             streams = use.run(streams)
             self._leave(use)
-            streams = _Tell.apply(partial(self._begin_backward, use, before), *streams)
+            streams = BackwardHook.apply(partial(self._begin_backward, use, before), *streams)
         return streams
 
     def _begin_backward(self, use: Use, before: Use | None) -> None:
