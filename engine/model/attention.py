@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.model.position import Around
+from engine.model.position import AttentionInputs
 from engine.parallel.tensor import ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
@@ -21,7 +21,7 @@ from engine.spec import ModelSpec
 class Attention(nn.Module):
     """What all kinds share: the heads' sizes and the output layer.
 
-    `selective`: the attention proper is computed again in backward rather than keep what it holds, S² of it.
+    `selective`: core attention is recomputed in backward, so that its S² activations are not kept.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
@@ -36,9 +36,12 @@ class Attention(nn.Module):
         parts = x.split([n * self.width for n in heads], -1)
         return [part.view(*x.shape[:2], -1, self.width).transpose(1, 2) for part in parts]
 
-    def leave(self, mix: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """The output layer behind the attention proper. → (B, r, H)"""
-        mixed = checkpoint(mix, *inputs, use_reentrant=False, preserve_rng_state=False) if self.selective else mix(*inputs)
+    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """The output layer after core attention. → (B, r, H)"""
+        if self.selective:
+            mixed = checkpoint(core_attention, *tensors, use_reentrant=False, preserve_rng_state=False)
+        else:
+            mixed = core_attention(*tensors)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -54,15 +57,15 @@ class SelfAttention(Attention):
         self.causal = causal
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
 
-    def forward(self, x: Tensor, around: Around) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
         q, k, v = self.split(self.qkv(x), self.heads, self.key_heads, self.key_heads)
-        if around.rotation is not None:
-            q, k = around.rotation(q), around.rotation(k)
-        if around.cache is not None:
-            k, v = around.cache.extend(self, k, v)
-        return self.leave(self.mix, q, k, v)
+        if inputs.rotation is not None:
+            q, k = inputs.rotation(q), inputs.rotation(k)
+        if inputs.cache is not None:
+            k, v = inputs.cache.extend(self, k, v)
+        return self.output(self.core_attention, q, k, v)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, self.causal)
 
 
@@ -78,9 +81,9 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         (q,) = self.split(self.query(x), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
-        return self.leave(self.mix, q, k, v)
+        return self.output(self.core_attention, q, k, v)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, causal=False)
 
 
@@ -99,25 +102,25 @@ class RelativeAttention(Attention):
         self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
         self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
-    def forward(self, x: Tensor, around: Around) -> Tensor:
-        assert around.waves is not None
+    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
+        assert inputs.waves is not None
         q, k, v = self.split(self.qkv(x), *(self.heads,) * 3)
         # Every rank has the waves whole and projects them to its own heads, so no collective is needed.
-        (r,) = self.split(F.linear(around.waves, self.distance).unsqueeze(0), self.heads)  # (1, A/tp, 2S − 1, D)
-        return self.leave(lambda *inputs: self.mix(around, *inputs), q, k[:, :, : self.seq], v[:, :, : self.seq], r)
+        (r,) = self.split(F.linear(inputs.waves, self.distance).unsqueeze(0), self.heads)  # (1, A/tp, 2S − 1, D)
+        return self.output(lambda *tensors: self.core_attention(inputs, *tensors), q, k[:, :, : self.seq], v[:, :, : self.seq], r)
 
-    def mix(self, around: Around, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    def core_attention(self, inputs: AttentionInputs, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
         """(B, A/tp, R, D), two of (B, A/tp, S, D), (1, A/tp, 2S − 1, D) → (B, A/tp, R, D)"""
-        assert around.distance is not None and around.hidden is not None
+        assert inputs.distance is not None and inputs.hidden is not None
         by_content = (q + self.content_bias.unsqueeze(1)) @ k.transpose(-1, -2)  # (B, A/tp, R, S)
         by_distance = (q + self.position_bias.unsqueeze(1)) @ r.transpose(-1, -2)  # (B, A/tp, R, 2S − 1)
-        index = around.distance.expand(-1, self.heads, -1, -1)
+        index = inputs.distance.expand(-1, self.heads, -1, -1)
         scores = by_content.add_(by_distance.gather(-1, index)).mul_(1 / math.sqrt(self.width))
-        return scores.masked_fill_(around.hidden, float("-inf")).softmax(-1) @ v
+        return scores.masked_fill_(inputs.hidden, float("-inf")).softmax(-1) @ v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """The attention proper. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal`: the rows are the last R tokens."""
+    """Core attention. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal`: the rows are the last R tokens."""
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]
     # The heads that share a key head stand below one another, as more rows, so that keys and values are not copied.

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
-from engine.model.position import Around, Cache
+from engine.model.position import AttentionInputs, Cache
 from engine.objective import Feed
 from engine.parallel.data import Streams, Use, straight_through
 from engine.parallel.pipeline import TensorShape
@@ -60,9 +60,9 @@ class TransformerChunk(nn.Module):
         """The way through the chunk, one layer after the other."""
         if self.first:
             yield from self._into(feed)
-        around = Around.of(self.spec, feed, self.tp) if self.layers else Around()
+        attention_inputs = AttentionInputs.of(self.spec, feed, self.tp) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
-            yield Use((layer,), partial(self._pass, int(number), layer, around))
+            yield Use((layer,), partial(self._pass, int(number), layer, attention_inputs))
         if self.head is not None:
             assert feed is not None
             table = () if self.embedding is None or not self.spec.parts.tied else (self.embedding.token,)
@@ -88,9 +88,9 @@ class TransformerChunk(nn.Module):
             yield Use(
                 _with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True
             )
-        around = Around.going_on(self.spec, cache, count, self.tp.comm.device)
+        attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp.comm.device)
         for layer in self.layers.values():
-            yield Use((layer,), partial(_one_stream, layer, around))
+            yield Use((layer,), partial(_one_stream, layer, attention_inputs))
         if self.head is not None:
             head, table = self.head, self._table()
             layers = _with_parameters(head, *([] if table is None else [table]))
@@ -108,17 +108,17 @@ class TransformerChunk(nn.Module):
         if norm is not None:
             yield Use((norm,), lambda streams: tuple(norm(x) for x in streams))
 
-    def _pass(self, number: int, layer: nn.Module, around: Around, streams: Streams) -> Streams:
+    def _pass(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
         """Through one layer, and on to what the next one takes."""
         spec = self.spec
         if not spec.parts.encoder:
-            return (self._run(layer, streams[0], around),)
+            return (self._run(layer, streams[0], attention_inputs),)
         if number < spec.encoder_layers:
             x, following = streams
-            x = self._run(layer, x, around)
+            x = self._run(layer, x, attention_inputs)
             return (x, following) if number < spec.encoder_layers - 1 else (following, x)
         y, memory = streams
-        y = self._run(layer, y, around, memory)
+        y = self._run(layer, y, attention_inputs, memory)
         return (y, memory) if number < spec.layers - 1 else (y,)
 
     def _run(self, layer: nn.Module, *inputs: object) -> Tensor:
@@ -148,8 +148,8 @@ class TransformerChunk(nn.Module):
             ShardedParameter.initialize(parameter, name, seed, self.tp.index, self.tp.degree)  # not its method, if it is fake
 
 
-def _one_stream(layer: nn.Module, around: Around, streams: Streams) -> Streams:
-    return (layer(streams[0], around),)
+def _one_stream(layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
+    return (layer(streams[0], attention_inputs),)
 
 
 def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:

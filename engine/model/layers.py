@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention
 from engine.model.mlp import MLP
 from engine.model.norm import make_norm
-from engine.model.position import Around
+from engine.model.position import AttentionInputs
 from engine.parallel.tensor import TensorParallel
 from engine.spec import ModelSpec
 
 
 class Layer(nn.Module):
-    """Attention, in a decoder with an encoder cross-attention, and MLP; each with a residual and a norm around it."""
+    """Attention, in a decoder with an encoder cross-attention, and MLP; each with a residual and a norm inputs it."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, number: int) -> None:
         """`number`: which of the model's layers this is. `selective`: see `Attention`."""
@@ -34,9 +34,9 @@ class Layer(nn.Module):
         self.mlp_norm = make_norm(spec, tp)
         self.mlp = MLP(spec, tp)
 
-    def forward(self, x: Tensor, around: Around, memory: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
         """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for a layer that attends to it."""
-        x = self._residual(x, self.attention_norm, lambda y: self.attention(y, around))
+        x = self._residual(x, self.attention_norm, lambda y: self.attention(y, inputs))
         if self.cross is not None and self.cross_norm is not None:
             cross = self.cross
             x = self._residual(x, self.cross_norm, lambda y: cross(y, memory))

@@ -114,8 +114,8 @@ class Cache:
         return keys[:, :, :end], values[:, :, :end]
 
 
-class Around(NamedTuple):
-    """What the layers of a chunk share in one forward pass, beside what passes from one to the next."""
+class AttentionInputs(NamedTuple):
+    """Inputs of attention that all layers of a chunk share in one forward pass."""
 
     rotation: Rotation | None = None
     hidden: Tensor | None = None  # (B, 1, R, S) True where a row must not see a token
@@ -124,22 +124,22 @@ class Around(NamedTuple):
     cache: Cache | None = None  # of the tokens before these, when generating
 
     @staticmethod
-    def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> Around:
+    def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> AttentionInputs:
         """`feed` is needed for relative positions only."""
         device = tp.comm.device
         if spec.parts.position == "rotary":
-            return Around(rotation=Rotation.of(spec.seq, spec.head_width, device))
+            return AttentionInputs(rotation=Rotation.of(spec.seq, spec.head_width, device))
         if spec.parts.position != "relative":
-            return Around()
+            return AttentionInputs()
         assert feed is not None
         places = torch.arange(spec.seq, device=device)
         waves = sinusoid(torch.arange(1 - spec.seq, spec.seq, device=device), spec.hidden).to(tp.dtype)
         distance = feed.positions[:, :, None] - places + (spec.seq - 1)
-        return Around(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
+        return AttentionInputs(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
 
     @staticmethod
-    def going_on(spec: ModelSpec, cache: Cache, count: int, device: torch.device) -> Around:
-        """For `count` tokens behind those in the cache."""
+    def decoding(spec: ModelSpec, cache: Cache, count: int, device: torch.device) -> AttentionInputs:
+        """For `count` tokens after those in the cache."""
         rotary = spec.parts.position == "rotary"
         end = cache.length + count
-        return Around(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)
+        return AttentionInputs(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)
