@@ -23,7 +23,7 @@ from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
 from engine.objective import feed
 from engine.parallel.comm import Comm
-from engine.parallel.data import DataParallel, Streams, Use
+from engine.parallel.data import DataParallel, ParameterUse, Streams
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.parallel.update import DistributedOptimizer
@@ -105,21 +105,21 @@ class _Data(DataParallel):
         super().add_chunk(chunk, layers)
         self.numbers = {layer: number for number, layer in enumerate(layers)}
 
-    def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
+    def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
         self.before.setdefault(_get_sequence_nr(), -1)  # nodes since the last layer are of none
         return super().through([replace(use, run=partial(self._run, use)) for use in uses], streams)
 
-    def _run(self, use: Use, streams: Streams) -> Streams:
+    def _run(self, use: ParameterUse, streams: Streams) -> Streams:
         self._pass(use)
         out = use.run(streams)
         told = int(self.zero >= 2)  # one more node, which tells that backward comes
         self.before[_get_sequence_nr() + told] = self._number(use)
         return out
 
-    def _number(self, use: Use) -> int:
+    def _number(self, use: ParameterUse) -> int:
         return self.numbers[use.layers[0]] if use.layers else -1
 
-    def _pass(self, use: Use) -> None:
+    def _pass(self, use: ParameterUse) -> None:
         _say(LAYER, self._number(use))
 
     def pass_layer_of(self, weight: nn.Parameter) -> None:
@@ -128,32 +128,32 @@ class _Data(DataParallel):
     def _about(self, what: int, layer: nn.Module) -> Any:
         return _tell(BUCKET, what, self.numbers[layer])
 
-    def _begin_backward(self, use: Use, before: Use | None) -> None:
+    def _begin_backward(self, use: ParameterUse, before: ParameterUse | None) -> None:
         for layer in use.layers:
             with self._about(EXPECTS, layer):
                 self.buckets[layer].expect(1)
         if not use.lookup:
-            self._enter(use, before)
+            self._gather(use, before)
 
-    def _enter(self, use: Use, following: Use | None) -> None:
+    def _gather(self, use: ParameterUse, following: ParameterUse | None) -> None:
         self._pass(use)
-        super()._enter(use, following)
+        super()._gather(use, following)
 
-    def _fetch(self, use: Use) -> None:
+    def _start_gather(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if not self.buckets[layer].resident:
                 with self._about(GATHERS, layer):
-                    super()._fetch(Use((layer,), use.run))
+                    super()._start_gather(ParameterUse((layer,), use.run))
 
-    def _leave(self, use: Use) -> None:
+    def _release(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if self.buckets[layer].resident:
                 with self._about(RELEASES, layer):
-                    super()._leave(Use((layer,), use.run))
+                    super()._release(ParameterUse((layer,), use.run))
 
-    def _arrived(self, p: nn.Parameter) -> None:
+    def _take_gradient(self, p: nn.Parameter) -> None:
         with self._about(TAKES, self._layer_of[p]):
-            super()._arrived(p)
+            super()._take_gradient(p)
 
 
 class _Executor(Executor):

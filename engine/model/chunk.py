@@ -13,13 +13,13 @@ from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
 from engine.model.position import AttentionInputs, Cache
 from engine.objective import Feed
-from engine.parallel.data import Streams, Use, straight_through
+from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
 from engine.parallel.tensor import ShardedParameter, TensorParallel, VocabParallelEmbedding
 from engine.spec import ModelSpec, Recompute
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
-Through = Callable[[Sequence[Use], Streams], Streams]
+Through = Callable[[Sequence[ParameterUse], Streams], Streams]
 
 TIED = "embedding.token.weight"
 
@@ -41,7 +41,7 @@ class TransformerChunk(nn.Module):
         batch: Batch,
         tp: TensorParallel,
         recompute: Recompute = "none",
-        through: Through = straight_through,
+        through: Through = run_in_order,
     ) -> None:
         """`through` runs the uses of parameters one after the other, and has the values there that each of them needs."""
         super().__init__()
@@ -56,19 +56,19 @@ class TransformerChunk(nn.Module):
         feed = self.batch(microbatch) if needed else None
         return self.through(list(self._uses(feed)), inputs)
 
-    def _uses(self, feed: Feed | None) -> Iterator[Use]:
+    def _uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         """The way through the chunk, one layer after the other."""
         if self.first:
             yield from self._into(feed)
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
-            yield Use((layer,), partial(self._pass, int(number), layer, attention_inputs))
+            yield ParameterUse((layer,), partial(self._pass, int(number), layer, attention_inputs))
         if self.head is not None:
             assert feed is not None
             table = () if self.embedding is None or not self.spec.parts.tied else (self.embedding.token,)
             # On a chunk that is first as well, the table's gradient is whole once its use as embedding has gone back.
             layers, borrowed = ((self.head,), table) if self.first else ((self.head, *table), ())
-            yield Use(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
+            yield ParameterUse(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
 
     def extend(self, streams: Streams, tokens: Tensor | None, cache: Cache) -> Streams:
         """Pass some more tokens of sequences whose earlier ones are in the cache, which keeps these as well.
@@ -80,33 +80,33 @@ class TransformerChunk(nn.Module):
             list(self._extending(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams
         )
 
-    def _extending(self, count: int, tokens: Tensor | None, cache: Cache) -> Iterator[Use]:
+    def _extending(self, count: int, tokens: Tensor | None, cache: Cache) -> Iterator[ParameterUse]:
         if self.first:
             embedding = self.embedding
             assert embedding is not None and embedding.places is not None
             feed = Feed(tokens, None)
-            yield Use(
+            yield ParameterUse(
                 _with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True
             )
         attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp.comm.device)
         for layer in self.layers.values():
-            yield Use((layer,), partial(_one_stream, layer, attention_inputs))
+            yield ParameterUse((layer,), partial(_one_stream, layer, attention_inputs))
         if self.head is not None:
             head, table = self.head, self._table()
             layers = _with_parameters(head, *([] if table is None else [table]))
-            yield Use(layers, lambda streams: (head.logits(streams[0][:, -1:], table),))
+            yield ParameterUse(layers, lambda streams: (head.logits(streams[0][:, -1:], table),))
 
     def _table(self) -> VocabParallelEmbedding | None:
         """The token table, where it is the output matrix."""
         return self.embedding.token if self.embedding is not None and self.spec.parts.tied else None
 
-    def _into(self, feed: Feed | None) -> Iterator[Use]:
+    def _into(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
-        yield Use(_with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed), lookup=True)
+        yield ParameterUse(_with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed), lookup=True)
         norm = embedding.norm
         if norm is not None:
-            yield Use((norm,), lambda streams: tuple(norm(x) for x in streams))
+            yield ParameterUse((norm,), lambda streams: tuple(norm(x) for x in streams))
 
     def _pass(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
         """Through one layer, and on to what the next one takes."""

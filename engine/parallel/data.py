@@ -33,17 +33,17 @@ Streams = tuple[Tensor, ...]  # the activations that pass from one use to the ne
 
 
 @dataclass(frozen=True)
-class Use:
-    """One use of some layers' parameters on the way through a chunk: `run` maps activations to activations."""
+class ParameterUse:
+    """One use of some layers' parameters in a chunk. `run` maps activations to activations."""
 
     layers: tuple[nn.Module, ...]
     run: Callable[[Streams], Streams]
-    borrowed: tuple[nn.Module, ...] = ()  # used as well, but their gradients come with another use of theirs
-    lookup: bool = False  # backward needs no values
+    borrowed: tuple[nn.Module, ...] = ()  # used too, but their gradients come from another use
+    lookup: bool = False  # backward does not need the values
 
 
-def straight_through(uses: Sequence[Use], streams: Streams) -> Streams:
-    """Run `uses` one after the other, for values that are always there."""
+def run_in_order(uses: Sequence[ParameterUse], streams: Streams) -> Streams:
+    """Run `uses` one after the other, where all values are resident."""
     for use in uses:
         streams = use.run(streams)
     return streams
@@ -227,7 +227,7 @@ class DataParallel:
             self.buckets[layer] = bucket = Bucket(list(layer.parameters()), self.comm, self.zero, self.accumulate)  # type: ignore[arg-type]
             for p in bucket.parameters:
                 self._layer_of[p] = layer
-                p.register_post_accumulate_grad_hook(self._passed)
+                p.register_post_accumulate_grad_hook(self._on_gradient)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -241,12 +241,12 @@ class DataParallel:
         """Take a weight gradient that was computed in W."""
         assert isinstance(weight, ShardedParameter)
         self.buckets[self._layer_of[weight]].add(weight, gradient)
-        self._arrived(weight)
+        self._take_gradient(weight)
 
     def finish(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
         assert all(b.missing == 0 for layer, b in self.buckets.items() if self._chunk_of[layer] == chunk), "a gradient is missing"
-        self._settle(chunk)
+        self._wait_for_reductions(chunk)
 
     def publish_values(self) -> None:
         """Give every replica the shares that the others updated."""
@@ -255,57 +255,57 @@ class DataParallel:
 
     # ----------------------------------------------------------------------------------------------- around each layer
 
-    def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
-        """Run `uses` one after the other, having each one's values there in forward and again in backward."""
+    def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
+        """Run `uses` one after the other. Their values are gathered before each use, in forward and in backward."""
         if self.zero < 2:
-            return straight_through(uses, streams)
+            return run_in_order(uses, streams)
         for i, use in enumerate(uses):
             before = uses[i - 1] if i and not uses[i - 1].lookup else None
             after = uses[i + 1] if i + 1 < len(uses) else None
-            if streams:  # the first use has none: it fetches the tokens, which have no gradient
-                streams = BackwardHook.apply(partial(self._leave, use), *streams)
-            self._enter(use, after)
+            if streams:  # the first use has none: it reads tokens, which have no gradient
+                streams = BackwardHook.apply(partial(self._release, use), *streams)
+            self._gather(use, after)
             streams = use.run(streams)
-            self._leave(use)
+            self._release(use)
             streams = BackwardHook.apply(partial(self._begin_backward, use, before), *streams)
         return streams
 
-    def _begin_backward(self, use: Use, before: Use | None) -> None:
+    def _begin_backward(self, use: ParameterUse, before: ParameterUse | None) -> None:
         for layer in use.layers:
             self.buckets[layer].expect(1)
         if not use.lookup:
-            self._enter(use, before)
+            self._gather(use, before)
 
-    def _enter(self, use: Use, following: Use | None) -> None:
-        """Have the values that `use` needs, and start fetching those of the one that follows."""
+    def _gather(self, use: ParameterUse, following: ParameterUse | None) -> None:
+        """Wait for the values that `use` needs, and start to gather those of the next use."""
         if self.zero < 3:
             return
-        self._fetch(use)
+        self._start_gather(use)
         for layer in (*use.layers, *use.borrowed):
             if layer in self._gathering:
                 self._gathering.pop(layer).wait()
         if following is not None:
-            self._fetch(following)
+            self._start_gather(following)
 
-    def _fetch(self, use: Use) -> None:
+    def _start_gather(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if not self.buckets[layer].resident:
                 self._gathering[layer] = self.buckets[layer].start_gather()
                 self.buckets[layer].resident = True
 
-    def _leave(self, use: Use) -> None:
+    def _release(self, use: ParameterUse) -> None:
         if self.zero == 3:
             for layer in (*use.layers, *use.borrowed):
                 self.buckets[layer].drop_values()
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _passed(self, p: nn.Parameter) -> None:
-        """A backward pass is done with `p`."""
+    def _on_gradient(self, p: nn.Parameter) -> None:
+        """Autograd has accumulated a gradient of `p`."""
         if p not in self.tp.weight_grad_store:
-            self._arrived(p)
+            self._take_gradient(p)
 
-    def _arrived(self, p: nn.Parameter) -> None:
+    def _take_gradient(self, p: nn.Parameter) -> None:
         assert isinstance(p, ShardedParameter)
         layer = self._layer_of[p]
         bucket = self.buckets[layer]
@@ -316,10 +316,10 @@ class DataParallel:
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]
             if self.zero >= 2:
-                self._settle(chunk)  # one bucket at a time is under way, so that only one is held twice
+                self._wait_for_reductions(chunk)  # one bucket at a time is under way, so that only one is held twice
             self._reducing[chunk].append(bucket.start_reduce())
 
-    def _settle(self, chunk: int) -> None:
+    def _wait_for_reductions(self, chunk: int) -> None:
         for pending, complete in self._reducing[chunk]:
             pending.wait()
             complete()
