@@ -33,7 +33,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class WeightGradStore:
-    """Collects the weight gradients that a zero-bubble schedule computes in W, after the input gradients in I (Qi et al. 2023)."""
+    """Collects the weight gradients that a zero-bubble schedule computes in W, not in I (Qi et al. 2023)."""
 
     def __init__(self) -> None:
         self._waiting: DeferredWeightGradients | None = None
