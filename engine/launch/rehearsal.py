@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.inference import Inference
 from engine.launch.textbook import Textbook
+from engine.measure.fake_allocator import FakeAllocator
 from engine.measure.memory import MemoryTrace, Tracer
 from engine.measure.process import resident_bytes
 from engine.measure.recorder import Recorder
-from engine.measure.shadow import ShadowAllocator
 from engine.parallel.comm import Comm
 from engine.schedule import Action
 from engine.spec import RequestError, RunSpec
@@ -91,7 +91,7 @@ def rehearse(
         make_tracer: Any = Tracer
         if device == "none":
             stack.enter_context(FakeTensorMode())
-            allocator = stack.enter_context(ShadowAllocator())
+            allocator = stack.enter_context(FakeAllocator())
             recorder.resized, make_tracer = allocator.resized, allocator.tracer
         mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
         comm = Comm.without_others(mesh, rank, recorder, torch.device("cpu" if device == "none" else device))
