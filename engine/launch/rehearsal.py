@@ -106,7 +106,7 @@ def rehearse(
 def _traced(spec: RunSpec, comm: Comm, make_tracer: Any, settle_by_a_step: bool) -> MemoryTrace:
     if spec.generate.skip_training:
         return Inference(spec, comm, _NoLink()).trace(make_tracer)
-    text = bytes(2 * spec.model.seq + 1)  # what is in it changes nothing
+    text = bytes(2 * spec.model.seq + 1)  # what is in it events nothing
     trainer = Trainer(spec, comm, _NoLink(), text)
     if settle_by_a_step:  # libraries take memory for themselves the first time they are used
         trainer.run_step(1)
@@ -130,7 +130,7 @@ def _warp(spans: Sequence[tuple[int, int]], times: Sequence[tuple[int, int]]) ->
 def _retimed(trace: MemoryTrace, times: Sequence[tuple[int, int]]) -> MemoryTrace:
     warp = _warp([(a.start_ns, a.end_ns) for a in trace.actions], times)
     actions = [a._replace(start_ns=start, end_ns=end) for a, (start, end) in zip(trace.actions, times, strict=True)]
-    return replace(trace, actions=actions, changes=[c._replace(t_ns=warp(c.t_ns)) for c in trace.changes])
+    return replace(trace, actions=actions, events=[c._replace(t_ns=warp(c.t_ns)) for c in trace.events])
 
 
 def _span_rows(recorder: Recorder, rank: int, times: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:

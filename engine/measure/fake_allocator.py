@@ -22,7 +22,7 @@ from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.measure.memory import ActionTime, Allocation, Events, MemoryTrace, Owned, attribute
+from engine.measure.memory import ActionTime, AllocatorEvent, Events, MemoryTrace, Owned, attribute
 from engine.measure.recorder import ACTION_MARK, Recorder
 from engine.measure.workspaces import Workspaces
 
@@ -55,7 +55,7 @@ class FakeAllocator(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live: dict[int, int] = {}  # number of a storage → bytes
-        self.events: list[Allocation] | None = None  # while a step is traced; storages' numbers stand for addresses
+        self.events: list[AllocatorEvent] | None = None  # while a step is traced; storages' numbers stand for addresses
         self._watching: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # by C++ address
         self._numbers: dict[int, int] = {}  # C++ address → number
         self._next, self._operations = count(1), count()
@@ -165,7 +165,7 @@ class FakeAllocator(TorchDispatchMode):
 
     def _change(self, number: int, size: int, operation: int = -1) -> None:
         if size and self.events is not None:
-            self.events.append(Allocation(time.perf_counter_ns(), number, size, operation))
+            self.events.append(AllocatorEvent(time.perf_counter_ns(), number, size, operation))
 
     def tracer(self, owned: Owned, recorder: Recorder, device: torch.device) -> FakeTracer:
         """A tracer in place of `engine.measure.memory.Tracer`."""
@@ -192,7 +192,7 @@ class FakeTracer:
         self._actions: list[ActionTime] = []
         self._regions: list[tuple[int, int]] = []
         self._before: dict[int, int] = {}
-        self._memory: list[Allocation] = []
+        self._memory: list[AllocatorEvent] = []
 
     @contextmanager
     def step(self) -> Iterator[None]:
