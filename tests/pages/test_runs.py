@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import parcel, store
+from engine import run_archive, store
 from engine.spec import LayoutSpec, RunSpec
 from pages.charts.look import View
 from pages.charts.words import words
@@ -209,7 +209,9 @@ def test_an_uploaded_zip_becomes_a_run_or_a_reason(home: Path) -> None:
 
 def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: object, **__: object) -> bytes:
-        raise RuntimeError("engine.parcel failed: terminate called after throwing an instance of 'parquet::ParquetException'")
+        raise RuntimeError(
+            "engine.run_archive failed: terminate called after throwing an instance of 'parquet::ParquetException'"
+        )
 
     monkeypatch.setattr(upload, "made_apart", ended)
     app = page(service(home)[0])
@@ -220,7 +222,7 @@ def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypat
 
 def test_a_run_that_was_taken_along_comes_back_beside_the_one_that_stayed(home: Path) -> None:
     app = page(service(home)[0])
-    app.file_uploader[0].upload("NUL.zip", parcel.pack(home / "second"), "application/zip").run()
+    app.file_uploader[0].upload("NUL.zip", run_archive.pack(home / "second"), "application/zip").run()
     assert "Added second-2." in app.success[0].value
     assert store.load(home / "second-2").summary == store.load(home / "second").summary
 
