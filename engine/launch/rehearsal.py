@@ -106,7 +106,7 @@ def rehearse(
 def _traced(spec: RunSpec, comm: Comm, make_tracer: Any, settle_by_a_step: bool) -> MemoryTrace:
     if spec.generate.skip_training:
         return Inference(spec, comm, _NoLink()).trace(make_tracer)
-    text = bytes(2 * spec.model.seq + 1)  # what is in it events nothing
+    text = bytes(2 * spec.model.seq + 1)  # its content does not matter
     trainer = Trainer(spec, comm, _NoLink(), text)
     if settle_by_a_step:  # libraries take memory for themselves the first time they are used
         trainer.run_step(1)

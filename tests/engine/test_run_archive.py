@@ -339,9 +339,9 @@ def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_would_not_be_taken_back_is_not_packed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = max(len(rows) for rows in store.load(run).tables.values())
-    monkeypatch.setattr(parcel, "FOREIGN", run_archive.FOREIGN._replace(rows=most))
+    monkeypatch.setattr(run_archive, "FOREIGN", run_archive.FOREIGN._replace(rows=most))
     run_archive.pack(run)
     for less in ({"rows": most - 1}, {"bytes": 1000}):
-        monkeypatch.setattr(parcel, "FOREIGN", run_archive.FOREIGN._replace(**less))
+        monkeypatch.setattr(run_archive, "FOREIGN", run_archive.FOREIGN._replace(**less))
         with pytest.raises(RequestError, match="my run is too large for a zip that is taken back"):
             run_archive.pack(run)
