@@ -90,7 +90,7 @@ def pickles(path: Path) -> list[str]:
 
 
 def test_nothing_is_pickled() -> None:
-    assert pickles(Path("tests/launch/rehearsals.py")), "the check would not see a pickle"
+    assert pickles(Path("tests/launch/dry_runs.py")), "the check would not see a pickle"
     assert [found for path in PRODUCT for found in pickles(path)] == []
 
 

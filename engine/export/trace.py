@@ -51,7 +51,7 @@ def perfetto(result: RunResult) -> str:
     traced_from = int(spans["end_ns"].max()) + _GAP_NS
     named: list[Event] = []
     events: list[Event] = []
-    for rank in sorted({*spans["rank"], *curve["rank"]}):  # of a dry run, those that were rehearsed and what is like them
+    for rank in sorted({*spans["rank"], *curve["rank"]}):  # of a dry run, those that it ran and the others of their stages
         timed = [_Span(*row) for row in spans.loc[spans["rank"] == rank, list(_Span._fields)].itertuples(index=False)]
         lanes = _lanes([span for span in timed if span.lane == "comm"])
         named += _names(rank, mesh, len(lanes))

@@ -17,7 +17,7 @@ from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, form, heatmap, names, onward, published, rehearsing, serving
+from pages.plan import detail, dry_run, form, heatmap, names, onward, published, serving
 from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
@@ -28,7 +28,7 @@ from pages.shared.frame import LANG, inert, say, view
 from pages.shared.kept import kept
 from pages.shared.service import Service
 
-_KEPT = (LANG, heatmap.MAP, rehearsing.DRY)  # parameters of the link that are not about what is asked
+_KEPT = (LANG, heatmap.MAP, dry_run.DRY)  # parameters of the link that are not about what is asked
 
 
 def show(service: Service) -> None:

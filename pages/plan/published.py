@@ -10,7 +10,7 @@ from engine.predict.papers.figures import references
 from engine.predict.papers.reference import UNITS, Quantity, Reference
 from engine.predict.speed.rates import Assumptions
 from pages.charts.words import Words
-from pages.plan.rehearsing import signed
+from pages.plan.dry_run import signed
 from pages.plan.request import Request
 from pages.shared.apart import done_apart
 from pages.shared.frame import labelled, say

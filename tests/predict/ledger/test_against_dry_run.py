@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch.nn import functional as F
 
-from engine.launch.dry_tables import kinds
+from engine.launch.dry_rank import dry_run_rank
+from engine.launch.dry_tables import first_of_each_stage
 from engine.launch.record import record
-from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.model.mlp import INNER
 from engine.predict.ledger.passes import Ledgers, LedgerStages
@@ -58,8 +58,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledgers, case: RunSpec) -> None:
     stages = LedgerStages(case, ledgers)
-    for stage, rank in enumerate(kinds(case)):
-        rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
+    for stage, rank in enumerate(first_of_each_stage(case)):
+        rows = dry_run_rank(case, rank, "none", textbook(case)).rows["memory_peak"]
         assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
 
 
@@ -69,7 +69,7 @@ def test_a_part_that_the_model_has_anew_is_predicted_without_another_line(monkey
     before = by_hand(case)
     monkeypatch.setitem(INNER, "gelu_tanh", lambda x: F.relu(x).square())
     stages = LedgerStages(case, record)
-    for stage, rank in enumerate(kinds(case)):
-        rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
+    for stage, rank in enumerate(first_of_each_stage(case)):
+        rows = dry_run_rank(case, rank, "none", textbook(case)).rows["memory_peak"]
         assert stages.peak(Place(stage)).bytes == {row["category"]: row["bytes"] for row in rows}
         assert stages.peak(Place(stage)).total > before.peaks[stage].total

@@ -1,4 +1,4 @@
-"""One rank of a layout by itself: the worker as it is, without the others, on tensors that have no memory or on real ones."""
+"""Runs one rank of a layout without its peers: the worker itself, on fake tensors or on real ones."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from engine.worker import Trainer
 
 Device = Literal["none", "cpu", "cuda"]
 Rows = dict[str, list[dict[str, Any]]]
-Warp = Callable[[int], int]
-_TOLD_S = 0.25
+TimeMap = Callable[[int], int]
+_PROGRESS_S = 0.25
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What one rank would use. `grown_bytes` is by how much this process grew for it."""
+class DryRank:
+    """What one rank would use. `grown_bytes`: the growth of this process's resident memory."""
 
     rank: int
     rows: Rows
@@ -40,20 +40,20 @@ class Rehearsal:
     grown_bytes: int
 
 
-class _NoLink:
-    """Nobody follows the steps of a dry run."""
+class _SilentLink:
+    """A dry run reports no steps."""
 
     def report(self, event: dict[str, Any]) -> None: ...
 
     def set_status(self, status: str) -> None: ...
 
 
-class _Telling(Recorder):
-    """Tells from time to time how many actions are over."""
+class _ProgressRecorder(Recorder):
+    """Calls `progress` every `_PROGRESS_S` seconds with the number of finished actions."""
 
-    def __init__(self, told: Callable[[int], None]) -> None:
+    def __init__(self, progress: Callable[[int], None]) -> None:
         super().__init__()
-        self._told, self._over, self._next = told, 0, time.monotonic() + _TOLD_S
+        self._progress, self._over, self._next = progress, 0, time.monotonic() + _PROGRESS_S
 
     @contextmanager
     def action(self, action: Action, phase: str) -> Iterator[None]:
@@ -61,32 +61,32 @@ class _Telling(Recorder):
             yield
         self._over += 1
         if (now := time.monotonic()) >= self._next:
-            self._next = now + _TOLD_S
-            self._told(self._over)
+            self._next = now + _PROGRESS_S
+            self._progress(self._over)
 
 
-def actions_of(spec: RunSpec, stage: int, device: Device, clock: Textbook) -> int:
-    """How many actions a rehearsal of a rank of `stage` goes through."""
-    settles = device != "none" and not spec.generate.skip_training  # by a step before the one that is traced
-    return len(clock.stages[stage]) * (2 if settles else 1)
+def count_actions(spec: RunSpec, stage: int, device: Device, clock: Textbook) -> int:
+    """How many actions the dry run of a rank of `stage` executes."""
+    warms_up = device != "none" and not spec.generate.skip_training  # a step before the traced one
+    return len(clock.stages[stage]) * (2 if warms_up else 1)
 
 
-def rehearse(
-    spec: RunSpec, rank: int, device: Device, clock: Textbook, told: Callable[[int], None] = lambda over: None
-) -> Rehearsal:
-    """Do one step (or generate once) as `rank`, without the others. Rows of memory, traffic and spans, on the textbook's clock.
+def dry_run_rank(
+    spec: RunSpec, rank: int, device: Device, clock: Textbook, progress: Callable[[int], None] = lambda over: None
+) -> DryRank:
+    """Run one step (or one generation) as `rank`, without peers. Rows of memory, traffic and spans, in times of `clock`.
 
-    `told` hears a few times a second how many actions are over, of `actions_of`.
+    `progress` is called a few times a second with the number of finished actions, of `count_actions`.
 
-    On device "none" tensors are fake; on "cpu" and "cuda" they are real, measured by the allocator of that device, and what the
-    others would have sent is zeros. Call it once in a process: what an earlier run left is measured too. Raises `RequestError`
-    if there is no such device.
+    On device "none" tensors are fake. On "cpu" and "cuda" they are real and measured by the allocator of that device; what peers
+    would have sent is zeros. Call it once in a process, since memory that an earlier run left is measured too. Raises
+    `RequestError` if there is no such device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device cuda needs a GPU, and there is none here; without it the dry run needs no device at all")
     began, before = time.monotonic(), resident_bytes()
     torch.set_num_threads(1)
-    recorder = _Telling(told)
+    recorder = _ProgressRecorder(progress)
     with ExitStack() as stack:
         make_tracer: Any = Tracer
         if device == "none":
@@ -95,31 +95,31 @@ def rehearse(
             recorder.resized, make_tracer = allocator.resized, allocator.tracer
         mesh = Mesh(spec.layout.dp, spec.layout.tp, spec.layout.pp)
         comm = Comm.without_others(mesh, rank, recorder, torch.device("cpu" if device == "none" else device))
-        trace = _traced(spec, comm, make_tracer, settle_by_a_step=device != "none")
+        trace = _traced(spec, comm, make_tracer, warm_up=device != "none")
         grown = resident_bytes() - before
     times = clock.stages[comm.at.pp]
     rows = _retimed(trace, times).rows(rank, *comm.at)
     rows |= {"traffic": recorder.traffic_rows(rank), "spans": _span_rows(recorder, rank, times)}
-    return Rehearsal(rank, rows, time.monotonic() - began, grown)
+    return DryRank(rank, rows, time.monotonic() - began, grown)
 
 
-def _traced(spec: RunSpec, comm: Comm, make_tracer: Any, settle_by_a_step: bool) -> MemoryTrace:
+def _traced(spec: RunSpec, comm: Comm, make_tracer: Any, warm_up: bool) -> MemoryTrace:
     if spec.generate.skip_training:
-        return Inference(spec, comm, _NoLink()).trace(make_tracer)
+        return Inference(spec, comm, _SilentLink()).trace(make_tracer)
     text = bytes(2 * spec.model.seq + 1)  # its content does not matter
-    trainer = Trainer(spec, comm, _NoLink(), text)
-    if settle_by_a_step:  # libraries take memory for themselves the first time they are used
+    trainer = Trainer(spec, comm, _SilentLink(), text)
+    if warm_up:  # libraries allocate memory for themselves when first used
         trainer.run_step(1)
     else:
         trainer.allocate_optimizer_state()
     return trainer.trace(make_tracer)
 
 
-# ------------------------------------------------------------------------------------------- from this clock to the textbook's
+# ------------------------------------------------------------------------------------------- from measured times to unit times
 
 
-def _warp(spans: Sequence[tuple[int, int]], times: Sequence[tuple[int, int]]) -> Warp:
-    """Takes each action's span to its time in the textbook, and what is inside it in proportion."""
+def _time_map(spans: Sequence[tuple[int, int]], times: Sequence[tuple[int, int]]) -> TimeMap:
+    """Maps each action's span to its unit time, and instants inside it in proportion."""
     assert len(spans) == len(times), "the schedule's own list was executed"
     origin = spans[0][0]
     here = np.array([t - origin for span in spans for t in span], dtype=np.float64)
@@ -128,17 +128,17 @@ def _warp(spans: Sequence[tuple[int, int]], times: Sequence[tuple[int, int]]) ->
 
 
 def _retimed(trace: MemoryTrace, times: Sequence[tuple[int, int]]) -> MemoryTrace:
-    warp = _warp([(a.start_ns, a.end_ns) for a in trace.actions], times)
+    to_unit_time = _time_map([(a.start_ns, a.end_ns) for a in trace.actions], times)
     actions = [a._replace(start_ns=start, end_ns=end) for a, (start, end) in zip(trace.actions, times, strict=True)]
-    return replace(trace, actions=actions, events=[c._replace(t_ns=warp(c.t_ns)) for c in trace.events])
+    return replace(trace, actions=actions, events=[c._replace(t_ns=to_unit_time(c.t_ns)) for c in trace.events])
 
 
 def _span_rows(recorder: Recorder, rank: int, times: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     origin = recorder.origin_ns
-    warp = _warp([(a.start_ns - origin, a.end_ns - origin) for a in recorder.actions], times)
+    to_unit_time = _time_map([(a.start_ns - origin, a.end_ns - origin) for a in recorder.actions], times)
     rows = []
     for row in recorder.span_rows(rank):
-        start, end = warp(row["start_ns"]), warp(row["end_ns"])
+        start, end = to_unit_time(row["start_ns"]), to_unit_time(row["end_ns"])
         busy = end - start if row["lane"] == "compute" else 0
         rows.append(row | {"step": 1, "start_ns": start, "end_ns": end, "cpu_ns": busy})
     return rows
