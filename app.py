@@ -13,7 +13,7 @@ from pages.lab.page import show as show_lab
 from pages.learn.page import show as show_learn
 from pages.plan.page import show as show_plan
 from pages.runs.page import show as show_runs
-from pages.shared import ways
+from pages.shared import navigation
 from pages.shared.frame import follow_theme, frame, say
 from pages.shared.service import Service, open_service
 from pages.shared.thrift import settle
@@ -33,6 +33,6 @@ pages = [
     page("runs", say()("Runs"), "inventory_2", show_runs),
     page("lab", say()("Lab"), "science", show_lab, visibility="hidden"),  # so that /lab is a good link too
 ]
-ways.know(pages)
+navigation.register(pages)
 st.navigation(pages, position="top").run()
 follow_theme()

@@ -14,7 +14,7 @@ from engine.spec import RequestError
 from pages.charts.words import Words
 from pages.runs import downloads, table, upload
 from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
-from pages.shared import ways
+from pages.shared import navigation
 from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, inert, say
 from pages.shared.service import Service
@@ -163,7 +163,7 @@ def _nothing() -> None:
         say()("No runs yet. Open the Lab, choose a layout and press **Run**: what it measured is kept here."),
         icon=":material/science:",
     )
-    ways.link("lab", say()("Open the Lab"), "science", {})
+    navigation.link("lab", say()("Open the Lab"), "science", {})
     st.caption(say()("Or press **Upload a run** to add one made elsewhere, as a zip."))
 
 
@@ -208,9 +208,9 @@ def _actions(service: Service, picked: list[Row], total: int, found: int) -> Non
     with st.container(key="runs-actions", horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(_counted(len(picked), found, total, say()))
         one, some = len(picked) == 1, len(picked) in COMPARED
-        ways.link("lab", say()("Open in the Lab"), "science", _to_lab(picked[0], service) if one else {}, disabled=not one)
+        navigation.link("lab", say()("Open in the Lab"), "science", _to_lab(picked[0], service) if one else {}, disabled=not one)
         beside = to_link(run_items(names)) if some else {}
-        ways.link("compare", say()("Compare"), "compare_arrows", beside, disabled=not some)
+        navigation.link("compare", say()("Compare"), "compare_arrows", beside, disabled=not some)
         key = names[0] if one else ""  # of another run, the popover is another one, and closed
         with st.popover(say()("Rename"), icon=":material/edit:", disabled=not one, key=f"runs/rename/{key}"):
             if one:

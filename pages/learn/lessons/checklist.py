@@ -22,7 +22,7 @@ from pages.learn.desk import Desk, Lesson
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
 from pages.learn.weighing import Weighed, weigh
-from pages.shared import ways
+from pages.shared import navigation
 from pages.shared.apart import done_apart
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
@@ -162,7 +162,7 @@ def _verdict(desk: Desk, last: Try) -> None:
             lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
     st.success(" ".join(lines), icon=":material/check_circle:")
     link = encode(FormChoice.of(last.spec, desk.service.texts))
-    ways.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": desk["device"]})
+    navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": desk["device"]})
 
 
 def _weigh(desk: Desk, last: Try) -> None:
