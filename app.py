@@ -15,15 +15,15 @@ from pages.plan.page import show as show_plan
 from pages.runs.page import show as show_runs
 from pages.shared import navigation
 from pages.shared.frame import follow_theme, frame, say
+from pages.shared.server_memory import limit_server_memory
 from pages.shared.service import Service, open_service
-from pages.shared.thrift import settle
 
 
 def page(path: str, title: str, icon: str, show: Callable[[Service], None], **options: Any) -> StreamlitPage:
     return st.Page(lambda: show(open_service()), title=title, icon=f":material/{icon}:", url_path=path, **options)
 
 
-settle()
+limit_server_memory()
 frame()
 pages = [
     page("start", say()("Lab"), "science", show_lab, default=True),  # what the bare address shows; its own path never does
