@@ -9,8 +9,8 @@ import streamlit as st
 
 from engine import run_archive, store
 from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, csv_zip, perfetto, settings
-from pages.shared.apart import made_apart
 from pages.shared.frame import say, view
+from pages.shared.subprocesses import run_module
 
 
 def draw(folder: Path) -> None:
@@ -21,7 +21,7 @@ def draw(folder: Path) -> None:
         say()("A report with its charts (HTML)"),
         f"{folder.name}.html",
         "text/html",
-        lambda: made_apart("pages.runs.report", str(folder), seen.theme, seen.language),
+        lambda: run_module("pages.runs.report", str(folder), seen.theme, seen.language),
     )
     _button(
         say()("Its timeline, for ui.perfetto.dev"),

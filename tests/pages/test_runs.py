@@ -18,9 +18,9 @@ from pages.charts.words import words
 from pages.runs import upload
 from pages.runs.report import report
 from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
-from pages.shared.apart import made_apart
 from pages.shared.saved import by_run
 from pages.shared.service import Service
+from pages.shared.subprocesses import run_module
 from tests.pages.opened import button, click, link, opened, text
 from tests.pages.stand_in import PAIR, saved, service
 
@@ -213,7 +213,7 @@ def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypat
             "engine.run_archive failed: terminate called after throwing an instance of 'parquet::ParquetException'"
         )
 
-    monkeypatch.setattr(upload, "made_apart", ended)
+    monkeypatch.setattr(upload, "run_module", ended)
     app = page(service(home)[0])
     app.file_uploader[0].upload("mine.zip", b"PK", "application/zip").run()
     assert app.error[0].value == "This zip is damaged: the process that opened it ended before it was done."
@@ -280,10 +280,10 @@ def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Pa
 
 
 def test_a_report_takes_theme_and_language_and_is_made_outside_of_the_server(home: Path) -> None:
-    dark = made_apart("pages.runs.report", str(home / "third"), "dark", "zh").decode()
+    dark = run_module("pages.runs.report", str(home / "third"), "dark", "zh").decode()
     assert '<html lang="zh-Hans">' in dark
     assert "background: #0F141A" in dark
     assert "#56B4E9" in dark
     (home / "third" / "spans.parquet").unlink()
     with pytest.raises(RuntimeError, match=r"(?s)pages.runs.report failed: .*spans"):
-        made_apart("pages.runs.report", str(home / "third"), "dark", "zh")
+        run_module("pages.runs.report", str(home / "third"), "dark", "zh")
