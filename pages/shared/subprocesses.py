@@ -15,8 +15,8 @@ from pages.shared.workers import ROOT, Workers, too_long
 
 _MOST_AT_ONCE = 4  # processes, of mostly 200 to 300 MB each, and 512 at the most: see `workers`
 _PATIENCE_S = 120.0
-# When imported or first used, libraries start a thread for each CPU, with 40 MB each, and Arrow reserves a gigabyte. The work here
-# does not gain by it, and it counts where memory is limited.
+# When imported or first used, libraries start a thread for each CPU, with 40 MB each, and Arrow reserves a gigabyte. The work
+# here does not gain by it, and it counts where memory is limited.
 _FEW_THREADS = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "ARROW_DEFAULT_MEMORY_POOL": "system"
 }
@@ -62,7 +62,7 @@ def workers() -> Workers:
 def run_in_worker(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """The result of `function(…)`, called in a warm process. A search takes hundreds of MB, and its imports take a second.
 
-    The function must be one of `pages.shared.jobs`. Its arguments and its result must be of types that `pages.shared.codec` knows.
+    The function must be one of `pages.shared.jobs`. Arguments and result must be of types that `pages.shared.codec` knows.
     Its module should import little, since the process imports it. Calls may run at once in different processes. The process that
     answered last gets the next call if it is free, so that it can use what a function caches.
     Raises `RequestError` if the function does or if it takes too long; other errors as `run_module`.
