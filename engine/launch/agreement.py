@@ -80,12 +80,12 @@ def check_reached(host: str, port: int, seconds: float) -> None:
     try:
         socket.create_connection((host, port), timeout=seconds).close()
     except OSError as error:
-        told = sentence(
+        message = sentence(
             "{host} does not reach torchrun's store at {store}: {reason}; give torchrun on each machine that machine's own "
             "address with --local-addr",
             host=platform.node(), store=f"{host}:{port}", reason=error.strerror or str(error),
         )  # fmt: skip
-        raise RequestError(told) from error
+        raise RequestError(message) from error
 
 
 def _code() -> str:
@@ -134,8 +134,8 @@ def _answer_all(store: dist.Store, world: int, listen: Callable[[str], int], set
     except RequestError as error:
         answer = {"wrong": str(error)}
     except Exception as error:
-        told = sentence("rank {rank} on {host}: {reason}", rank=0, host=platform.node(), reason=str(error))
-        store.set(_ANSWER, pack({"wrong": str(told)}))  # type: ignore[arg-type]  # its stub forgets bytes
+        message = sentence("rank {rank} on {host}: {reason}", rank=0, host=platform.node(), reason=str(error))
+        store.set(_ANSWER, pack({"wrong": str(message)}))  # type: ignore[arg-type]  # its stub forgets bytes
         raise
     store.set(_ANSWER, pack(answer))  # type: ignore[arg-type]
 
@@ -153,8 +153,8 @@ def _understood(message: bytes, world: int) -> Meeting:
     if isinstance(head, dict) and "wrong" in head:
         raise RequestError(str(head["wrong"]))
     try:
-        told = head["meeting"]
-        meeting = Meeting(str(told["address"]), whole(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
+        sent = head["meeting"]
+        meeting = Meeting(str(sent["address"]), whole(sent["port"]), str(sent["word"]), tuple(map(str, sent["hosts"])))
     except (TypeError, KeyError) as error:
         raise WireError(f"what rank 0 answered cannot be read: {error}") from error
     if len(meeting.hosts) != world:
@@ -166,13 +166,13 @@ def _read(rank: int, message: bytes) -> tuple[Terms, Route]:
     """Raises `RequestError` where the rank's program has other terms, which is of another version, and `WireError`."""
     try:
         head, _ = unpack(message, finite=True)
-        told, route = head["terms"], Route(**head["route"])
+        sent, route = head["terms"], Route(**head["route"])
         if not all(isinstance(text, str) for text in astuple(route)):
             raise WireError("its route is not of texts")
         _ip(route.own), _ip(route.other)
-        if told.keys() != {field.name for field in fields(Terms)}:
+        if sent.keys() != {field.name for field in fields(Terms)}:
             raise RequestError(_other_version(_who([rank], route.host)))
-        terms = Terms(**told)
+        terms = Terms(**sent)
         if type(terms.spec) is not dict or not all(isinstance(text, str) for text in astuple(terms)[1:]):
             raise WireError("its terms are not of their types")
     except (WireError, AttributeError, TypeError, KeyError, ValueError) as error:
@@ -196,12 +196,12 @@ def difference(terms: list[Terms], hosts: list[str]) -> Sentence | None:
     who = _who(alike, hosts[alike[0]])
     if differing := list(_differing(other.spec, first.spec)):
         name, there, here = differing[0]
-        told = sentence(
+        message = sentence(
             "{who}: another spec than that of rank 0; {field} is {there} there and {here} on rank 0",
             who=who, field=name, there=_brief(there), here=_brief(here),
         )  # fmt: skip
         more = len(differing) - 1
-        return sentence("{sentence} (and {count} more)", sentence=told, count=more) if more else told
+        return sentence("{sentence} (and {count} more)", sentence=message, count=more) if more else message
     if other.text != first.text:
         return sentence("{who}: another text to train on than that of rank 0, under the same name", who=who)
     if other.torch != first.torch:

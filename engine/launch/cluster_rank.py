@@ -126,15 +126,15 @@ class ClusterRank:
         news = self._liveness.news(GRACE_S) if secondary and self._liveness else None
         self._last_word.acquire()  # never given back: this rank ends, here or where it was taken before
         if news is not None and news.how == "gone":
-            tell(self._told(news))
+            tell(self._message(news))
             return FAILED
         why = verdict.of_deaths(self._spec.layout, [verdict.Death(self._place.rank, self._doing, FAILED, raised)])
-        told = why.sentence
+        message = why.sentence
         if news is not None:
-            told = sentence("{sentence}; {who} had failed before", sentence=told, who=self._named(news.rank))
+            message = sentence("{sentence}; {who} had failed before", sentence=message, who=self._named(news.rank))
         elif secondary and self._doing == "connecting":
-            told = sentence("{sentence}; {hint}", sentence=told, hint=self._hint())
-        tell(told if secondary else f"{told}\n{why.traceback}")
+            message = sentence("{sentence}; {hint}", sentence=message, hint=self._hint())
+        tell(message if secondary else f"{message}\n{why.traceback}")
         self._leave_failed()
         return FAILED
 
@@ -147,9 +147,9 @@ class ClusterRank:
         self._last_word.acquire()
         if self._place.local_rank:
             time.sleep(GRACE_S)  # local rank 0 has the same to say, and has to be the first to end
-        self._end(self._told(news))
+        self._end(self._message(news))
 
-    def _told(self, news: News) -> str:
+    def _message(self, news: News) -> str:
         host = self._hosts[news.rank]
         return sentence("{who} on {host} is gone: {reason}", who=self._named(news.rank), host=host, reason=news.why)
 
@@ -164,9 +164,9 @@ class ClusterRank:
             name=os.environ.get(_NAMES[0], "that the machine's name leads to"),
         )
 
-    def _end(self, told: str) -> None:
+    def _end(self, message: str) -> None:
         """Say it and end this process, from whatever thread."""
-        tell(told)
+        tell(message)
         if self._place.rank == 0:
             self._draft.discard()
         os._exit(FAILED)

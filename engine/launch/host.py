@@ -94,8 +94,8 @@ class LocalRun:
             try:
                 folder = str(self._draft.keep(self._spec))
             except OSError as error:
-                told = sentence("the run could not be saved: {reason}", reason=error.strerror)
-                how, why = "failed", verdict.Verdict(None, told, traceback.format_exc())
+                message = sentence("the run could not be saved: {reason}", reason=error.strerror)
+                how, why = "failed", verdict.Verdict(None, message, traceback.format_exc())
         if how != "done":
             self._draft.discard()
         blame = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}

@@ -46,10 +46,10 @@ def check(spec: RunSpec, running: RunSpec | None = None) -> None:
 
 def _too_many_ranks(spec: RunSpec) -> str:
     layout, fewer = spec.layout, _fewer_ranks(spec)
-    told = sentence(
+    message = sentence(
         "{layout} is {ranks} ranks; this machine runs at most {most}", layout=layout.code, ranks=layout.ranks, most=MOST_RANKS
     )
-    return joined(told, sentence("{layout} fits", layout=fewer.code)) if fewer else told
+    return joined(message, sentence("{layout} fits", layout=fewer.code)) if fewer else message
 
 
 def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
@@ -177,19 +177,19 @@ def _too_large(spec: RunSpec, available: int) -> str:
     state, activations, own = (_gb(size) for size in (asked.state, asked.activations, asked.processes))
     total, free = _gb(asked.total), _gb(available)
     if spec.generate.skip_training:
-        told = sentence(
+        message = sentence(
             "this run needs about {total} (weights {state}, cache of keys and values {cache}, half as much again for the "
             "allocator, {own} for {processes}) and {free} is free",
             total=total, state=state, cache=activations, own=own, processes=processes, free=free,
         )  # fmt: skip
     else:
-        told = sentence(
+        message = sentence(
             "this run needs about {total} (weights, gradients and optimizer {state}, activations {activations}, half as much "
             "again for the allocator, {own} for {processes}) and {free} is free",
             total=total, state=state, activations=activations, own=own, processes=processes, free=free,
         )  # fmt: skip
     fits = next((change for change, smaller in _smaller(spec) if need(smaller).total <= available), None)
-    return joined(told, sentence("{change} would fit", change=fits)) if fits else told
+    return joined(message, sentence("{change} would fit", change=fits)) if fits else message
 
 
 def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
@@ -227,11 +227,11 @@ def _check_disk(spec: RunSpec) -> None:
     except OSError as error:
         raise files.none_temporary(error) from error
     if size > free:
-        told = sentence(
+        message = sentence(
             "to compare gradients this run writes about {size} of them to {folder}, where {free} is free",
             size=_gb(size), folder=folder, free=_gb(free),
         )  # fmt: skip
-        raise RequestError(told)
+        raise RequestError(message)
 
 
 # ------------------------------------------------------------------------------------------------------------------ text

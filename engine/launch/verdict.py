@@ -94,17 +94,17 @@ def of_deaths(layout: LayoutSpec, deaths: Sequence[Death]) -> Verdict:
     stack = main_thread(first.dump)
     if first.raised:
         said["error"] = first.raised.sentence
-        told = sentence("{who} failed {where}: {error}", **said)
+        message = sentence("{who} failed {where}: {error}", **said)
         if first.raised.secondary:
-            told = sentence("{who} lost touch with the other ranks {where}: {error}", **said)
-        return Verdict(first.rank, told, first.raised.traceback)
+            message = sentence("{who} lost touch with the other ranks {where}: {error}", **said)
+        return Verdict(first.rank, message, first.raised.traceback)
     if first.status < 0:
-        told = sentence("{who} was killed by {signal} {where}", signal=signal_named(-first.status), **said)
+        message = sentence("{who} was killed by {signal} {where}", signal=signal_named(-first.status), **said)
         if first.status == -signal.SIGKILL:
-            told = joined(told, sentence("the system does this when memory runs out"))
-        return Verdict(first.rank, told, stack)
-    told = sentence("{who} left with exit status {status} {where}, without saying why", status=first.status, **said)
-    return Verdict(first.rank, told, stack)
+            message = joined(message, sentence("the system does this when memory runs out"))
+        return Verdict(first.rank, message, stack)
+    message = sentence("{who} left with exit status {status} {where}, without saying why", status=first.status, **said)
+    return Verdict(first.rank, message, stack)
 
 
 def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Verdict:
@@ -112,16 +112,16 @@ def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Ve
     busy = [h for h in halts if not is_waiting(h.dump)]
     if not busy:
         first = max(halts, key=lambda h: h.seconds)
-        told = sentence(
+        message = sentence(
             "the run reached its time limit of {limit:g} s with every rank waiting for another; {who} had waited longest, "
             "{where}",
             limit=limit,
             who=named(layout, first.rank),
             where=_where(first.doing),
         )
-        return Verdict(first.rank, told, main_thread(first.dump))
+        return Verdict(first.rank, message, main_thread(first.dump))
     held = max(busy, key=lambda h: h.seconds)
-    told = sentence(
+    message = sentence(
         "the run reached its time limit of {limit:g} s: {who} had been {doing} for {seconds:.1f} s",
         limit=limit,
         who=named(layout, held.rank),
@@ -129,8 +129,8 @@ def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Ve
         seconds=held.seconds,
     )
     if not held.dump:
-        told = sentence("{sentence}, and did not answer when asked where it was", sentence=told)
-    return Verdict(held.rank, told, main_thread(held.dump))
+        message = sentence("{sentence}, and did not answer when asked where it was", sentence=message)
+    return Verdict(held.rank, message, main_thread(held.dump))
 
 
 def named(layout: LayoutSpec, rank: int) -> str:
