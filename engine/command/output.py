@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.command import streams
 from engine.head import finite
-from engine.launch.verdict import named
+from engine.launch.root_cause import named
 from engine.spec import LayoutSpec
 from engine.summary import workspace
 

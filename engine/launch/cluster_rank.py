@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from engine.launch import verdict
+from engine.launch import root_cause
 from engine.launch.agreement import Meeting, Route, Terms, agree, check_reached, interface
 from engine.launch.draft import Draft
 from engine.launch.liveness import Liveness, LivenessError, News, gather, join, listener
@@ -128,7 +128,7 @@ class ClusterRank:
         if news is not None and news.how == "gone":
             tell(self._message(news))
             return FAILED
-        why = verdict.of_deaths(self._spec.layout, [verdict.Death(self._place.rank, self._doing, FAILED, raised)])
+        why = root_cause.cause_of_exits(self._spec.layout, [root_cause.RankExit(self._place.rank, self._doing, FAILED, raised)])
         message = why.sentence
         if news is not None:
             message = sentence("{sentence}; {who} had failed before", sentence=message, who=self._named(news.rank))
@@ -154,7 +154,7 @@ class ClusterRank:
         return sentence("{who} on {host} is gone: {reason}", who=self._named(news.rank), host=host, reason=news.why)
 
     def _named(self, rank: int) -> str:
-        return verdict.named(self._spec.layout, rank)
+        return root_cause.named(self._spec.layout, rank)
 
     def _hint(self) -> str:
         """What to try where ranks do not reach each other."""
@@ -207,12 +207,16 @@ class ClusterRank:
         frame = sys._current_frames()[threading.main_thread().ident or 0]
         stack = "".join(traceback.format_stack(frame))
         layout, rank, limit = self._spec.layout, self._place.rank, self._spec.workload.time_limit
-        if verdict.is_waiting(stack) and not last:
+        if root_cause.is_waiting(stack) and not last:
             self._alarm(GRACE_S, last=True)
             return
         self._last_word.acquire()
         self._leave_failed()
-        if verdict.is_waiting(stack):
-            self._end(f"the run reached its time limit of {limit:g} s: {verdict.named(layout, rank)} was waiting for other ranks")
-        why = verdict.of_time_limit(layout, limit, [verdict.Halt(rank, self._doing, time.monotonic() - self._since, stack)])
+        if root_cause.is_waiting(stack):
+            self._end(
+                f"the run reached its time limit of {limit:g} s: {root_cause.named(layout, rank)} was waiting for other ranks"
+            )
+        why = root_cause.cause_of_time_limit(
+            layout, limit, [root_cause.RankAtLimit(rank, self._doing, time.monotonic() - self._since, stack)]
+        )
         self._end(f"{why.sentence}\n{why.traceback}")

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from engine.launch.dry_tables import first_of_each_stage, result
 from engine.launch.parent import end_with_parent
+from engine.launch.root_cause import RaisedError, as_json, raised_from
 from engine.launch.textbook import textbook
-from engine.launch.verdict import Raised, as_json, raised_from
 from engine.launch.warm import preload
 from engine.spec import RequestError, RunSpec
 from engine.store import save
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class RankError(Exception):
     """The dry run of a rank raised an error, or its process ended without saying why."""
 
-    def __init__(self, raised: Raised) -> None:
+    def __init__(self, raised: RaisedError) -> None:
         super().__init__(raised.sentence)
         self.raised = raised
 
@@ -91,7 +91,7 @@ def dry_run_ranks(
                     del running[pipe]
                     status = one.reap()
                     silent = f"the process of rank {one.rank} ended with exit status {status}, without saying why"
-                    raise RankError(Raised(silent, "")) from None
+                    raise RankError(RaisedError(silent, "")) from None
                 if "over" in head:
                     progress(one.rank, int(head["over"]))
                     continue

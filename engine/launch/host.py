@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from engine.launch import ranks, verdict
+from engine.launch import ranks, root_cause
 from engine.launch.draft import Draft
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.spec.sentence import packed
@@ -42,8 +42,8 @@ class LocalRun:
         self._deadline = time.monotonic() + spec.workload.time_limit  # in the last stage: when the ranks left are killed
         self._stage = "working"
         self._late = self._cancelled = self._saved = False
-        self._deaths: list[verdict.Death] = []
-        self._halts: list[verdict.Halt] = []
+        self._exits: list[root_cause.RankExit] = []
+        self._at_limit: list[root_cause.RankAtLimit] = []
         self._board = ranks.Board(spec.layout.ranks)
         self._ranks = fork(spec, draft, self._board)
         self._open = 0  # pipes of ranks not yet at end-of-file
@@ -70,7 +70,7 @@ class LocalRun:
         elif alive:
             self._late = True
             self._end_within(_GRACE_S)
-            self._halts = [verdict.Halt(rank.rank, *self._board.read(rank.rank), dump="") for rank in alive]
+            self._at_limit = [root_cause.RankAtLimit(rank.rank, *self._board.read(rank.rank), dump="") for rank in alive]
             for rank in alive:
                 rank.ask_for_stack()
 
@@ -95,7 +95,7 @@ class LocalRun:
                 folder = str(self._draft.keep(self._spec))
             except OSError as error:
                 message = sentence("the run could not be saved: {reason}", reason=error.strerror)
-                how, why = "failed", verdict.Verdict(None, message, traceback.format_exc())
+                how, why = "failed", root_cause.RootCause(None, message, traceback.format_exc())
         if how != "done":
             self._draft.discard()
         blame = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}
@@ -116,7 +116,7 @@ class LocalRun:
         self._selector.register(pipe, _READ, read_on)
 
     def _hear(self, rank: ranks.Rank) -> bool:
-        """Take in what a rank says, or its death. False when it is dead."""
+        """Take in what a rank says, or its exit. False when it is dead."""
         events = rank.read_events()
         if events is None:
             self._bury(rank)
@@ -126,7 +126,7 @@ class LocalRun:
                 rank.ended = True
             elif event["event"] == "failed":
                 del event["event"]
-                rank.raised = verdict.raised_from(event)
+                rank.raised = root_cause.raised_from(event)
             else:
                 self._saved |= event["event"] == "saved"
                 self._tell(event)
@@ -139,7 +139,7 @@ class LocalRun:
         doing, _ = self._board.read(rank.rank)
         assert rank.status is not None
         # Its dump may still be on the way; `_outcome` adds it.
-        self._deaths.append(verdict.Death(rank.rank, doing, rank.status, rank.raised))
+        self._exits.append(root_cause.RankExit(rank.rank, doing, rank.status, rank.raised))
         self._end_within(_GRACE_S)
 
     def _end_within(self, seconds: float) -> None:
@@ -149,21 +149,21 @@ class LocalRun:
 
     # -------------------------------------------------------------------------------------------------- how it ended
 
-    def _outcome(self) -> tuple[str, verdict.Verdict]:
+    def _outcome(self) -> tuple[str, root_cause.RootCause]:
         dumps = {rank.rank: rank.dump.decode(errors="replace") for rank in self._ranks}
         layout = self._spec.layout
         if self._cancelled:
-            return "cancelled", verdict.Verdict(None, "", "")
-        if self._deaths:  # they came before the time limit, if that was reached too
-            deaths = [verdict.Death(d.rank, d.doing, d.status, d.raised, dumps[d.rank]) for d in self._deaths]
-            why = verdict.of_deaths(layout, deaths)
+            return "cancelled", root_cause.RootCause(None, "", "")
+        if self._exits:  # they came before the time limit, if that was reached too
+            exits = [root_cause.RankExit(d.rank, d.doing, d.status, d.raised, dumps[d.rank]) for d in self._exits]
+            why = root_cause.cause_of_exits(layout, exits)
             return ("wrong" if why.wrong else "failed"), why
         if self._late:
-            halts = [verdict.Halt(h.rank, h.doing, h.seconds, dumps[h.rank]) for h in self._halts]
-            return "failed", verdict.of_time_limit(layout, self._spec.workload.time_limit, halts)
+            at_limit = [root_cause.RankAtLimit(h.rank, h.doing, h.seconds, dumps[h.rank]) for h in self._at_limit]
+            return "failed", root_cause.cause_of_time_limit(layout, self._spec.workload.time_limit, at_limit)
         if not self._saved:
-            return "failed", verdict.Verdict(None, sentence("every rank ended well, but none saved the run"), "")
-        return "done", verdict.Verdict(None, "", "")
+            return "failed", root_cause.RootCause(None, sentence("every rank ended well, but none saved the run"), "")
+        return "done", root_cause.RootCause(None, "", "")
 
 
 def _not_started(spec: RunSpec, error: OSError) -> Sentence:

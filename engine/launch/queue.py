@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from engine.launch import limits
 from engine.launch.client import WarmHost
 from engine.launch.draft import Draft
-from engine.launch.verdict import signal_named
+from engine.launch.root_cause import signal_named
 from engine.spec import RequestError, RunSpec, sentence
 from engine.spec.sentence import unpacked
 

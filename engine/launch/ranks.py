@@ -1,6 +1,6 @@
 """One process a rank, forked from a host that has imported torch already. Both ends of it: host's and rank's.
 
-A rank tells its host things through a pipe of its own, whose end-of-file is also how the host learns of its death.
+A rank tells its host things through a pipe of its own, whose end-of-file is also how the host learns of its exit.
 What it is doing right now it writes to a board in shared memory, because a killed process sends no messages.
 """
 
@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from engine.launch.parent import end_with_parent
-from engine.launch.verdict import Raised, as_json
+from engine.launch.root_cause import RaisedError, as_json
 from engine.parallel.comm import CommError
 from engine.spec import RequestError, RunSpec
 from engine.worker import work
@@ -79,7 +79,7 @@ class Rank:
     pid: int
     events: FileIO  # pipe: JSON lines; end-of-file when the rank is gone
     dumps: FileIO  # pipe: faulthandler's stacks; end-of-file likewise
-    raised: Raised | None = None
+    raised: RaisedError | None = None
     ended: bool = False  # it said that its work is done
     status: int | None = None  # None while it lives; then as subprocess has it
     dump: bytearray = field(default_factory=bytearray)
@@ -112,7 +112,7 @@ class Rank:
             os.kill(self.pid, signal.SIGUSR1)
 
     def reap(self) -> None:
-        """Take in its death. Call once its pipe is at end-of-file: it then exits at once or has exited."""
+        """Take in its exit. Call once its pipe is at end-of-file: it then exits at once or has exited."""
         _, status = os.waitpid(self.pid, 0)
         self.status = os.waitstatus_to_exitcode(status)
 
@@ -141,7 +141,7 @@ def fork(spec: RunSpec, out: Path, meeting: Path, board: Board, life: int, leave
                 finally:
                     os._exit(1)  # whatever happened, a rank must not go on as a second host
             started.append(Rank(rank, pid, events, dumps))
-            events_end.close()  # at once: were the next rank to inherit it, this one's death would go unseen
+            events_end.close()  # at once: were the next rank to inherit it, this one's exit would go unseen
             dumps_end.close()
     except OSError:
         for other in started:
@@ -156,15 +156,15 @@ def _pipe() -> tuple[FileIO, FileIO]:
     return FileIO(reading, "r"), FileIO(writing, "w")
 
 
-def account(error: BaseException) -> Raised:
+def account(error: BaseException) -> RaisedError:
     """An exception as the host is to hear of it."""
     text = "".join(traceback.format_exception(error))
     if isinstance(error, RequestError):
-        return Raised(error.sentence, text, wrong=True)
+        return RaisedError(error.sentence, text, wrong=True)
     said = str(error).strip().partition("\n")[0]
     # DistError is what torch raises when the store or a connection breaks: some other rank was gone first.
     lost_peer = isinstance(error, (CommError, dist.DistError))
-    return Raised(f"{type(error).__name__}: {said}" if said else type(error).__name__, text, secondary=lost_peer)
+    return RaisedError(f"{type(error).__name__}: {said}" if said else type(error).__name__, text, secondary=lost_peer)
 
 
 def _be_rank(

@@ -31,7 +31,7 @@ Body = Callable[..., Any]  # (rank, store, …) → something that can be pickle
 
 
 @dataclass(frozen=True)
-class Raised:
+class RaisedInProcess:
     """What a process raised instead of returning."""
 
     kind: type[BaseException]
@@ -39,7 +39,7 @@ class Raised:
 
 
 def together(ranks: int, body: Body, *args: Any) -> list[Any]:
-    """Run `body(rank, store, *args)` in `ranks` processes. Returns what each returned, `Raised`, or None if it just left."""
+    """Run `body(rank, store, *args)` in `ranks` processes. Returns what each returned, `RaisedInProcess`, or None if it just left."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._inductor.config", "torch.profiler", "pyarrow.parquet", "tests.engine.forked"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -74,7 +74,7 @@ def _be(answer: Connection, port: int, body: Body, rank: int, *args: Any) -> Non
     try:
         answer.send(body(rank, store, *args))
     except Exception as error:  # noqa: BLE001  the test is to see whatever it is
-        answer.send(Raised(type(error), traceback.format_exc()))
+        answer.send(RaisedInProcess(type(error), traceback.format_exc()))
 
 
 # -------------------------------------------------------------------------------------------------------------- mutants
@@ -161,7 +161,7 @@ MUTANTS: dict[str, Mutant] = {
 def run_mutant(name: str, spec: RunSpec, out: Path) -> RunResult:
     """What a run of `spec` saves when each rank makes the mistake of that name ("none": no mistake)."""
     answers = together(spec.layout.ranks, _work, name, spec, out)
-    assert answers == ["done"] * spec.layout.ranks, "\n".join(a.text for a in answers if isinstance(a, Raised))
+    assert answers == ["done"] * spec.layout.ranks, "\n".join(a.text for a in answers if isinstance(a, RaisedInProcess))
     return load(out)
 
 

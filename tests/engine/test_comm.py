@@ -12,7 +12,7 @@ import torch.distributed as dist
 from engine.measure.recorder import Count, Recorder, TrafficKey
 from engine.parallel.comm import Comm, CommError, choose_backend
 from engine.topology import Mesh
-from tests.engine.forked import Raised, together
+from tests.engine.forked import RaisedInProcess, together
 from tests.patience import PATIENCE_S, time_limits
 
 GLOO = choose_backend(ranks_here=10_000, local_rank=0)  # no machine has that many GPUs
@@ -63,7 +63,7 @@ def test_results_and_counts_on_three_ranks() -> None:
     """Wire bytes by the ring: each rank sends 2(n−1)/n of what it reduces, (n−1)/n of what it scatters, n−1 times its shard."""
     answers = together(3, every_call)
     for rank, answer in enumerate(answers):
-        assert not isinstance(answer, Raised), answer.text
+        assert not isinstance(answer, RaisedInProcess), answer.text
         assert answer["sum"] == [[6.0, 6.0], [6.0, 6.0]]
         assert answer["max"] == [[3.0, 3.0], [3.0, 3.0]]
         assert answer["gather"] == [[[r + 1.0] * 2] * 2 for r in range(3)]
@@ -153,7 +153,7 @@ def left_alone(rank: int, store: dist.Store, call: str) -> str:
 @pytest.mark.parametrize("call", ["all_reduce", "recv", "send", "common_instant"])
 def test_a_peer_that_vanished_is_a_comm_error(call: str) -> None:
     answers = together(2, left_alone, call)
-    assert [a.text if isinstance(a, Raised) else a for a in answers] == ["CommError", "left"]
+    assert [a.text if isinstance(a, RaisedInProcess) else a for a in answers] == ["CommError", "left"]
 
 
 TOO_SHORT = "the limit was too short to meet in"
