@@ -130,7 +130,7 @@ class Trainer:
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
         for step in range(1, workload.steps + 1):
             self.link.set_status(f"step {step}: start")
-            _act_out(self.spec.fault, self.comm.rank, step)
+            _inject_fault(self.spec.fault, self.comm.rank, step)
             origin = self.run_step(step)
             took = time.perf_counter_ns() - origin
             if step == workload.steps:  # before parity's own collectives are counted
@@ -199,7 +199,7 @@ def _collect_and_save(
     """On rank 0: wait for every rank's rows, compare with the unsharded model if asked, and write the folder."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for rank in range(comm.mesh.size):
-        for name, part in _handed_in(store, rank).items():
+        for name, part in _rows_of(store, rank).items():
             rows.setdefault(name, []).extend(part)
     allocator = rows.pop("allocator")
     extra: dict[str, Any] = {"allocator": allocator}
@@ -218,7 +218,7 @@ def _collect_and_save(
         save(RunResult(spec, environment(backend), summary, tables), out)
 
 
-def _handed_in(store: dist.Store, rank: int) -> dict[str, list[dict[str, Any]]]:
+def _rows_of(store: dist.Store, rank: int) -> dict[str, list[dict[str, Any]]]:
     """The rows of another rank. Raises `WireError` if it handed in something else."""
     try:
         return unpack_rows(store.get(f"rows/{rank}"), rank)
@@ -240,7 +240,7 @@ def environment(backend: Backend) -> dict[str, Any]:
     }
 
 
-def _act_out(fault: FaultSpec | None, rank: int, step: int) -> None:
+def _inject_fault(fault: FaultSpec | None, rank: int, step: int) -> None:
     """The drill that the spec asks for, if it is this rank's turn."""
     if fault is None or (fault.rank, fault.step) != (rank, step):
         return

@@ -29,7 +29,7 @@ _DEEPEST = 8  # fields inside fields of a spec that are looked at one by one
 
 
 @dataclass(frozen=True)
-class Terms:
+class RankConfig:
     """What a rank has, for all to have the same; or in `refused` why it has nothing."""
 
     spec: dict[str, Any]
@@ -39,7 +39,7 @@ class Terms:
     refused: str = ""
 
     @classmethod
-    def of(cls, spec: RunSpec) -> Terms:
+    def of(cls, spec: RunSpec) -> RankConfig:
         """Raises `RequestError` if there is no text to train on."""
         text = b"" if spec.generate.skip_training else load(spec.workload.text)
         return cls(spec.model_dump(mode="json"), hashlib.sha256(text).hexdigest(), _code(), torch.__version__)
@@ -62,12 +62,12 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What rank 0 tells all: an address of its machine that all of them reach, and where and by what word to stay in touch."""
+class Rendezvous:
+    """What rank 0 tells all: an address of its machine that all of them reach, and where and by what secret to stay in touch."""
 
     address: str
     port: int
-    word: str
+    secret: str
     hosts: tuple[str, ...]  # the name of each rank's machine
 
 
@@ -97,18 +97,18 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------------------- meeting
+# --------------------------------------------------------------------------------------------------------------- rendezvous
 
 
 def agree(
     store: dist.Store,
     rank: int,
     world: int,
-    terms: Terms,
+    config: RankConfig,
     route: Route,
     listen: Callable[[str], int],
     set_status: Callable[[str], None],
-) -> Meeting:
+) -> Rendezvous:
     """Tell what this rank has, and hear that all have the same. Raises `RequestError` with what differs, on every rank alike.
 
     Of any other error on rank 0, such as that it cannot listen, the others hear as a `RequestError`.
@@ -116,14 +116,14 @@ def agree(
     `listen` opens a port at an address, on rank 0 alone, and returns its number. `set_status` is called with what this rank waits
     for.
     """
-    store.set(f"agreement/{rank}", pack({"terms": asdict(terms), "route": asdict(route)}))  # type: ignore[arg-type]
+    store.set(f"agreement/{rank}", pack({"config": asdict(config), "route": asdict(route)}))  # type: ignore[arg-type]
     if rank == 0:
-        _answer_all(store, world, listen, set_status)
+        _send_answer(store, world, listen, set_status)
     set_status("waiting for rank 0")
-    return _understood(store.get(_ANSWER), world)
+    return _parse_answer(store.get(_ANSWER), world)
 
 
-def _answer_all(store: dist.Store, world: int, listen: Callable[[str], int], set_status: Callable[[str], None]) -> None:
+def _send_answer(store: dist.Store, world: int, listen: Callable[[str], int], set_status: Callable[[str], None]) -> None:
     """On rank 0: tell all how it stands. Where that fails they hear so before it is raised here: they would wait for it."""
     said = []
     for other in range(world):
@@ -140,59 +140,59 @@ def _answer_all(store: dist.Store, world: int, listen: Callable[[str], int], set
     store.set(_ANSWER, pack(answer))  # type: ignore[arg-type]
 
 
-def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
-    if wrong := difference([terms for terms, _ in said], [route.host for _, route in said]):
+def _answer(said: list[tuple[RankConfig, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
+    if wrong := difference([config for config, _ in said], [route.host for _, route in said]):
         return {"wrong": str(wrong)}  # not as a template: what comes over a network formats nothing
     address = common_address([route for _, route in said])
-    meeting = Meeting(address, listen(address), secrets.token_hex(16), tuple(route.host for _, route in said))
-    return {"meeting": asdict(meeting)}
+    rendezvous = Rendezvous(address, listen(address), secrets.token_hex(16), tuple(route.host for _, route in said))
+    return {"rendezvous": asdict(rendezvous)}
 
 
-def _understood(message: bytes, world: int) -> Meeting:
+def _parse_answer(message: bytes, world: int) -> Rendezvous:
     head, _ = unpack(message, finite=True)
     if isinstance(head, dict) and "wrong" in head:
         raise RequestError(str(head["wrong"]))
     try:
-        sent = head["meeting"]
-        meeting = Meeting(str(sent["address"]), whole(sent["port"]), str(sent["word"]), tuple(map(str, sent["hosts"])))
+        sent = head["rendezvous"]
+        rendezvous = Rendezvous(str(sent["address"]), whole(sent["port"]), str(sent["secret"]), tuple(map(str, sent["hosts"])))
     except (TypeError, KeyError) as error:
         raise WireError(f"what rank 0 answered cannot be read: {error}") from error
-    if len(meeting.hosts) != world:
-        raise WireError(f"rank 0 told of {len(meeting.hosts)} ranks, and there are {world}")
-    return meeting
+    if len(rendezvous.hosts) != world:
+        raise WireError(f"rank 0 told of {len(rendezvous.hosts)} ranks, and there are {world}")
+    return rendezvous
 
 
-def _read(rank: int, message: bytes) -> tuple[Terms, Route]:
-    """Raises `RequestError` where the rank's program has other terms, which is of another version, and `WireError`."""
+def _read(rank: int, message: bytes) -> tuple[RankConfig, Route]:
+    """Raises `RequestError` where the rank's program has other config, which is of another version, and `WireError`."""
     try:
         head, _ = unpack(message, finite=True)
-        sent, route = head["terms"], Route(**head["route"])
+        sent, route = head["config"], Route(**head["route"])
         if not all(isinstance(text, str) for text in astuple(route)):
             raise WireError("its route is not of texts")
         _ip(route.own), _ip(route.other)
-        if sent.keys() != {field.name for field in fields(Terms)}:
+        if sent.keys() != {field.name for field in fields(RankConfig)}:
             raise RequestError(_other_version(_who([rank], route.host)))
-        terms = Terms(**sent)
-        if type(terms.spec) is not dict or not all(isinstance(text, str) for text in astuple(terms)[1:]):
-            raise WireError("its terms are not of their types")
+        config = RankConfig(**sent)
+        if type(config.spec) is not dict or not all(isinstance(text, str) for text in astuple(config)[1:]):
+            raise WireError("its config are not of their types")
     except (WireError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise WireError(f"what rank {rank} told cannot be read: {error}") from error
-    return terms, route
+    return config, route
 
 
 # ------------------------------------------------------------------------------------------------------------ the verdict
 
 
-def difference(terms: list[Terms], hosts: list[str]) -> Sentence | None:
+def difference(config: list[RankConfig], hosts: list[str]) -> Sentence | None:
     """What is not the same on all ranks, in a sentence that names the first that differs and those like it."""
-    for rank, own in enumerate(terms):
+    for rank, own in enumerate(config):
         if own.refused:
             return sentence("rank {rank} on {host}: {reason}", rank=rank, host=hosts[rank], reason=own.refused)
-    first = terms[0]
-    other = next((own for own in terms if own != first), None)
+    first = config[0]
+    other = next((own for own in config if own != first), None)
     if other is None:
         return None
-    alike = [rank for rank, own in enumerate(terms) if own == other]
+    alike = [rank for rank, own in enumerate(config) if own == other]
     who = _who(alike, hosts[alike[0]])
     if differing := list(_differing(other.spec, first.spec)):
         name, there, here = differing[0]
@@ -252,9 +252,9 @@ def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return ipaddress.ip_address(address.partition("%")[0])
 
 
-def interface(route: Route, meeting: Meeting) -> str | None:
+def interface(route: Route, rendezvous: Rendezvous) -> str | None:
     """The name of the network interface on which this rank's machine reaches rank 0's, or is reached if it is that."""
-    own = meeting.address if _is_loopback(route.own) else route.own
+    own = rendezvous.address if _is_loopback(route.own) else route.own
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == own.partition("%")[0] for entry in addresses):
             return name

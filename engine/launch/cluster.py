@@ -21,7 +21,7 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from engine.launch.parent import end_with_parent
-from engine.launch.place import WRONG, Place, tell
+from engine.launch.torchrun import WRONG, TorchrunRank, print_error
 from engine.launch.warm import preload
 from engine.spec import RequestError
 
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where rank 0 puts the run's folder")
     given = parser.parse_args(arguments)
     try:
-        place = Place.read(os.environ)
+        place = TorchrunRank.read(os.environ)
     except RequestError as error:
-        tell(str(error))
+        print_error(str(error))
         return WRONG
     end_with_parent()  # torchrun's agent may be killed, and nobody would end this rank
     quieten(os.environ)

@@ -33,21 +33,21 @@ class Draft:
         return self.home / self.name
 
     @property
-    def meeting(self) -> Path:
+    def rendezvous(self) -> Path:
         """The file through which the ranks of this machine meet, in a folder that only this user can enter."""
         return Path(tempfile.gettempdir()) / f"shardscope-{self.name.removeprefix('.')}" / "store"
 
-    def open_meeting(self) -> Path:
+    def make_rendezvous(self) -> Path:
         """Make that folder, for the time of the run. Raises `RequestError` if it cannot be made."""
         try:
-            self.meeting.parent.mkdir(mode=0o700)
+            self.rendezvous.parent.mkdir(mode=0o700)
         except OSError as error:
             raise files.none_temporary(error) from error
-        return self.meeting
+        return self.rendezvous
 
-    def close_meeting(self) -> None:
-        if self.meeting.parent.exists():
-            shutil.rmtree(self.meeting.parent)
+    def remove_rendezvous(self) -> None:
+        if self.rendezvous.parent.exists():
+            shutil.rmtree(self.rendezvous.parent)
 
     def keep(self, spec: RunSpec) -> Path:
         """Give the saved run its final name, and return that."""
@@ -63,7 +63,7 @@ class Draft:
 
     def discard(self) -> None:
         """Remove what was saved, whole or in part. The processes that wrote it must have ended."""
-        self.close_meeting()
+        self.remove_rendezvous()
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)

@@ -34,7 +34,7 @@ class LocalRun:
         self,
         spec: RunSpec,
         draft: Draft,
-        fork: Callable[[RunSpec, Draft, ranks.Board], list[ranks.Rank]],
+        fork: Callable[[RunSpec, Draft, ranks.StatusBoard], list[ranks.Rank]],
         selector: selectors.BaseSelector,
         tell: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -44,7 +44,7 @@ class LocalRun:
         self._late = self._cancelled = self._saved = False
         self._exits: list[root_cause.RankExit] = []
         self._at_limit: list[root_cause.RankAtLimit] = []
-        self._board = ranks.Board(spec.layout.ranks)
+        self._board = ranks.StatusBoard(spec.layout.ranks)
         self._ranks = fork(spec, draft, self._board)
         self._open = 0  # pipes of ranks not yet at end-of-file
         for rank in self._ranks:
@@ -87,7 +87,7 @@ class LocalRun:
     def close(self) -> None:
         """Say how it ended, and leave nothing of it. Call once, when finished."""
         self._board.close()
-        self._draft.close_meeting()
+        self._draft.remove_rendezvous()
         how, why = self._outcome()
         folder = None
         if how == "done":
@@ -247,12 +247,12 @@ class Host:
         except BrokenPipeError:
             pass  # whoever asked is gone; the end of the requests, which is about to be read, ends the host
 
-    def _fork(self, spec: RunSpec, draft: Draft, board: ranks.Board) -> list[ranks.Rank]:
-        meeting = draft.open_meeting()
+    def _fork(self, spec: RunSpec, draft: Draft, board: ranks.StatusBoard) -> list[ranks.Rank]:
+        rendezvous = draft.make_rendezvous()
         try:
-            return ranks.fork(spec, draft.folder, meeting, board, self._life, self._leave)
+            return ranks.fork(spec, draft.folder, rendezvous, board, self._life, self._leave)
         except OSError:
-            draft.close_meeting()
+            draft.remove_rendezvous()
             raise
 
     def _leave(self) -> None:

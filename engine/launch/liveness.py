@@ -40,8 +40,8 @@ class LivenessError(Exception):
 
 
 @dataclass(frozen=True)
-class News:
-    """What has become of a rank: "failed", which it said itself, or "gone" without a word, and `why`."""
+class PeerFailure:
+    """What has become of a rank: "failed", which it said itself, or "gone" without a secret, and `why`."""
 
     rank: int
     how: str
@@ -54,8 +54,8 @@ def listener(address: str) -> socket.socket:
     return socket.create_server((address, 0), family=family, backlog=128)
 
 
-def gather(listening: socket.socket, word: str, world: int, seconds: float) -> dict[int, socket.socket]:
-    """On rank 0: the connection of each other rank. Who does not know the word is not let in. Raises `LivenessError`."""
+def accept_ranks(listening: socket.socket, secret: str, world: int, seconds: float) -> dict[int, socket.socket]:
+    """On rank 0: the connection of each other rank. Who does not know the secret is not let in. Raises `LivenessError`."""
     found: dict[int, socket.socket] = {}
     with closing(_greetings(listening, time.monotonic() + seconds)) as greetings:
         while len(found) < world - 1:
@@ -63,7 +63,7 @@ def gather(listening: socket.socket, word: str, world: int, seconds: float) -> d
             if connection is None:
                 missing = next(rank for rank in range(1, world) if rank not in found)
                 raise LivenessError(f"rank {missing} did not come within {seconds:g} s")
-            rank = _greeting(line, word)
+            rank = _greeting(line, secret)
             if rank is None or not 0 < rank < world or rank in found:
                 connection.close()
                 continue
@@ -115,20 +115,20 @@ def _byte(connection: socket.socket) -> bytes:
         return b""
 
 
-def _greeting(line: bytes, word: str) -> int | None:
-    """The rank that somebody says to be, if it knows the word."""
+def _greeting(line: bytes, secret: str) -> int | None:
+    """The rank that somebody says to be, if it knows the secret."""
     try:
         said = json.loads(line)
-        return said["rank"] if said["word"] == word and type(said["rank"]) is int else None
+        return said["rank"] if said["secret"] == secret and type(said["rank"]) is int else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def join(address: str, port: int, word: str, rank: int, seconds: float) -> socket.socket:
+def connect(address: str, port: int, secret: str, rank: int, seconds: float) -> socket.socket:
     """On another rank: its connection to rank 0. Raises `LivenessError`."""
     try:
         connection = socket.create_connection((address, port), timeout=seconds)
-        connection.sendall(json.dumps({"rank": rank, "word": word}).encode() + b"\n")
+        connection.sendall(json.dumps({"rank": rank, "secret": secret}).encode() + b"\n")
     except OSError as error:
         raise LivenessError(f"rank {rank} does not reach rank 0 at {address}: {error}") from error
     return connection
@@ -137,13 +137,13 @@ def join(address: str, port: int, word: str, rank: int, seconds: float) -> socke
 class Liveness:
     """Watches over connections in a thread of its own. `lost` is called there once, with the first rank that is gone."""
 
-    def __init__(self, connections: dict[int, socket.socket], world: int, lost: Callable[[News], None]) -> None:
+    def __init__(self, connections: dict[int, socket.socket], world: int, lost: Callable[[PeerFailure], None]) -> None:
         """`connections`: of rank 0 one to each other rank, of another rank one to rank 0."""
         self._connections, self._world, self._lost = dict(connections), world, lost
         self._unread = dict.fromkeys(connections, b"")
         self._ended: set[int] = set()  # ranks that have said that they end
         self._heard = threading.Event()
-        self._news: News | None = None
+        self._failure: PeerFailure | None = None
         self._sending = threading.Lock()
         self._selector = selectors.DefaultSelector()
         for rank, connection in connections.items():
@@ -152,14 +152,14 @@ class Liveness:
             self._selector.register(connection, selectors.EVENT_READ, rank)
         threading.Thread(target=self._watch, name="liveness", daemon=True).start()
 
-    def news(self, seconds: float) -> News | None:
-        """The first bad news, waiting so long for it."""
+    def failure(self, seconds: float) -> PeerFailure | None:
+        """The first bad failure, waiting so long for it."""
         self._heard.wait(seconds)
-        return self._news
+        return self._failure
 
-    def leave(self, how: str) -> None:
-        """Say that this rank ends, "done" or "failed". What happens to it then is no news."""
-        self._tell({"ends": how})
+    def announce_end(self, how: str) -> None:
+        """Say that this rank ends, "done" or "failed". What happens to it then is no failure."""
+        self._broadcast({"ends": how})
 
     def _watch(self) -> None:
         while self._connections:
@@ -169,7 +169,7 @@ class Liveness:
                 if why is not None:
                     self._close(rank)
                     if rank not in self._ended:
-                        self._take_in(News(rank, "gone", why))
+                        self._record(PeerFailure(rank, "gone", why))
 
     def _read(self, rank: int) -> str | None:
         """Take in what came from a rank; why its connection is over, if it is."""
@@ -185,31 +185,31 @@ class Liveness:
         self._unread[rank] = rest
         for line in lines:
             try:
-                self._obey(rank, json.loads(line))
+                self._handle(rank, json.loads(line))
             except (ValueError, TypeError, KeyError, RecursionError):
                 return "it said what no rank says"
         return None
 
-    def _obey(self, rank: int, said: dict[str, Any]) -> None:
+    def _handle(self, rank: int, said: dict[str, Any]) -> None:
         if "ends" in said:
             self._ended.add(rank)
             if said["ends"] == "failed":
-                self._take_in(News(rank, "failed"))
+                self._record(PeerFailure(rank, "failed"))
         elif said["rank"] in range(self._world):
-            self._take_in(News(said["rank"], str(said["how"]), str(said["why"])))
+            self._record(PeerFailure(said["rank"], str(said["how"]), str(said["why"])))
         else:
             raise ValueError("there is no such rank")
 
-    def _take_in(self, news: News) -> None:
+    def _record(self, failure: PeerFailure) -> None:
         """Of several the first: the others are what it led to. Rank 0 tells it to the rest."""
-        if self._news is None:
-            self._news = news
+        if self._failure is None:
+            self._failure = failure
             self._heard.set()
-            self._tell(vars(news))
-            if news.how == "gone":
-                self._lost(news)
+            self._broadcast(vars(failure))
+            if failure.how == "gone":
+                self._lost(failure)
 
-    def _tell(self, said: dict[str, Any]) -> None:
+    def _broadcast(self, said: dict[str, Any]) -> None:
         line = json.dumps(said).encode() + b"\n"
         with self._sending:
             for connection in list(self._connections.values()):

@@ -32,7 +32,7 @@ from engine.spec import RequestError, RunSpec
 from engine.worker import work
 
 
-class Board:
+class StatusBoard:
     """What each rank is doing and since when, in memory that host and ranks share: 128 bytes a rank."""
 
     _slot = struct.Struct("=q120s")  # CLOCK_MONOTONIC in ns, which all processes of a machine share; UTF-8, padded with zeros
@@ -57,7 +57,7 @@ class Board:
 class PipeLink:
     """The worker's link to its host. Any thread may report."""
 
-    def __init__(self, rank: int, events: FileIO, board: Board) -> None:
+    def __init__(self, rank: int, events: FileIO, board: StatusBoard) -> None:
         self._rank, self._events, self._board = rank, events, board
         self._one_at_a_time = threading.Lock()
 
@@ -117,10 +117,10 @@ class Rank:
         self.status = os.waitstatus_to_exitcode(status)
 
 
-def fork(spec: RunSpec, out: Path, meeting: Path, board: Board, life: int, leave_host: Callable[[], None]) -> list[Rank]:
+def fork(spec: RunSpec, out: Path, rendezvous: Path, board: StatusBoard, life: int, leave_host: Callable[[], None]) -> list[Rank]:
     """Start all ranks of `spec`. The caller must not have touched CUDA nor run a torch operation.
 
-    They meet at the file `meeting`. `life` is the reading end of a pipe whose writing end only the host holds; `leave_host`
+    They meet at the file `rendezvous`. `life` is the reading end of a pipe whose writing end only the host holds; `leave_host`
     closes, in a rank, what is the host's alone. If the system refuses a process, those started before are killed and OSError is
     raised.
     """
@@ -137,7 +137,7 @@ def fork(spec: RunSpec, out: Path, meeting: Path, board: Board, life: int, leave
                     for pipe in (events, dumps, *(pipe for other in started for pipe in (other.events, other.dumps))):
                         pipe.close()
                     link = PipeLink(rank, events_end, board)
-                    _be_rank(spec, rank, out if rank == 0 else None, link, meeting, dumps_end, life, host)
+                    _be_rank(spec, rank, out if rank == 0 else None, link, rendezvous, dumps_end, life, host)
                 finally:
                     os._exit(1)  # whatever happened, a rank must not go on as a second host
             started.append(Rank(rank, pid, events, dumps))
@@ -168,7 +168,7 @@ def account(error: BaseException) -> RaisedError:
 
 
 def _be_rank(
-    spec: RunSpec, rank: int, out: Path | None, link: PipeLink, meeting: Path, dumps: FileIO, life: int, host: int
+    spec: RunSpec, rank: int, out: Path | None, link: PipeLink, rendezvous: Path, dumps: FileIO, life: int, host: int
 ) -> NoReturn:
     """The life of a rank, in the forked process."""
     status = 1
@@ -177,7 +177,7 @@ def _be_rank(
         faulthandler.enable(file=dumps)  # so that a segmentation fault shows where
         # Chained to the default action, which is to die: the end of the pipe then tells that the dump is whole.
         faulthandler.register(signal.SIGUSR1, file=dumps, all_threads=True, chain=True)
-        work(spec, rank, _connect(spec, meeting), link, out)
+        work(spec, rank, _connect(spec, rendezvous), link, out)
         link.report({"event": "end"})
         status = 0
     except SystemExit as leaving:  # means what it means anywhere: leave with this status, say nothing
@@ -190,12 +190,12 @@ def _be_rank(
         os._exit(status)
 
 
-def _connect(spec: RunSpec, meeting: Path) -> dist.Store:
+def _connect(spec: RunSpec, rendezvous: Path) -> dist.Store:
     """A store in a file that only this user can open.
 
     One that listens on a port, as torch's does, lets in whoever knocks: it has no password, and tells the keys that others use.
     """
-    store = dist.FileStore(str(meeting))
+    store = dist.FileStore(str(rendezvous))
     store.set_timeout(timedelta(seconds=spec.workload.time_limit + 60))  # the host enforces the limit, and tells more
     return store
 

@@ -123,7 +123,7 @@ def cause_of_time_limit(layout: LayoutSpec, limit: float, at_limit: Sequence[Ran
         "the run reached its time limit of {limit:g} s: {who} had been {doing} for {seconds:.1f} s",
         limit=limit,
         who=named(layout, held.rank),
-        doing=_doing(held.doing),
+        doing=_status(held.doing),
         seconds=held.seconds,
     )
     if not held.dump:
@@ -165,7 +165,7 @@ def _where(doing: str) -> str:
     return sentence("in {doing}", doing=doing) if doing.startswith(_STEPS) else sentence("while {doing}", doing=doing)
 
 
-def _doing(doing: str) -> str:
+def _status(doing: str) -> str:
     """The same, after "had been"."""
     if not doing:
         return sentence("starting")

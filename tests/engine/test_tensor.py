@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 T = TypeVar("T")
 
 
-class Meeting(Comm):
+class ThreadComm(Comm):
     """A rank of a tp group whose ranks are threads. Its collectives reduce and gather in memory."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
@@ -65,7 +65,7 @@ def on_slices(tp: int, body: Callable[[TensorParallel], T], sequence: bool = Fal
 
     def be(index: int) -> T:
         try:
-            return body(TensorParallel(Meeting(tp, index, barrier, table), sequence))
+            return body(TensorParallel(ThreadComm(tp, index, barrier, table), sequence))
         except BaseException:
             barrier.abort()  # the others must not wait for this one
             raise
@@ -110,8 +110,8 @@ def test_slices_joined_are_the_whole(spec: ShardSpec, of: int) -> None:
     slices = [spec.shard(whole, index, of) for index in range(of)]
     assert torch.equal(spec.unshard(slices), whole)
     assert len({s.shape for s in slices}) == 1, "every rank holds as much"
-    meeting = Meeting(of, 0, threading.Barrier(1), [])
-    assert ShardedParameter.of(spec, TensorParallel(meeting)).shape == slices[0].shape
+    thread_comm = ThreadComm(of, 0, threading.Barrier(1), [])
+    assert ShardedParameter.of(spec, TensorParallel(thread_comm)).shape == slices[0].shape
     if spec.dim is not None:
         kept = torch.cat([s.flatten() for s in slices])
         assert torch.equal(kept[kept != 0].sort().values, whole.flatten()), "each entry once, and the rest is zeros"
@@ -128,7 +128,7 @@ def test_a_fused_weight_is_cut_block_by_block() -> None:
 @given(spec=shard_specs(), of=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
 def test_slices_drawn_apart_are_the_whole_drawn_at_once(spec: ShardSpec, of: int, seed: int) -> None:
     def draw(index: int, ranks: int, name: str = "layers.0.weight") -> Tensor:
-        parameter = ShardedParameter.of(spec, TensorParallel(Meeting(ranks, index, threading.Barrier(1), [])))
+        parameter = ShardedParameter.of(spec, TensorParallel(ThreadComm(ranks, index, threading.Barrier(1), [])))
         parameter.initialize(name, seed, index, ranks)
         return parameter.detach()
 
