@@ -1,7 +1,7 @@
-"""Before ranks on several machines do anything together: that all were asked for the same, and how they reach each other.
+"""Before a run on several machines: check that all ranks have the same configuration, and find how they reach each other.
 
-Each machine has a spec, a text and a checkout of its own, and nobody sees to it that they are alike. So every rank tells rank 0
-what it has, over the store at which torchrun lets them meet, and rank 0 answers all: what differs, or where it can be reached.
+Each machine has a spec, a text and a checkout of its own, which may differ. So every rank sends its configuration to rank 0, over
+torchrun's store. Rank 0 answers all: with the first difference, or with the address at which it can be reached.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DEEPEST = 8  # fields inside fields of a spec that are looked at one by one
 
 @dataclass(frozen=True)
 class RankConfig:
-    """What a rank has, for all to have the same; or in `refused` why it has nothing."""
+    """What must be the same on all ranks. `refused`: why this rank has no spec, if so."""
 
     spec: dict[str, Any]
     text: str = ""  # a digest of the text to train on
@@ -47,7 +47,7 @@ class RankConfig:
 
 @dataclass(frozen=True)
 class Route:
-    """How a rank reaches the machine of rank 0: its own address on the way, and that machine's."""
+    """How a rank reaches the machine of rank 0: its own address on that route, and the other machine's."""
 
     host: str  # the name of its machine
     own: str
@@ -55,7 +55,7 @@ class Route:
 
     @classmethod
     def to(cls, host: str, port: int) -> Route:
-        """By asking the system's table of routes; nothing is sent."""
+        """From the system's routing table. Nothing is sent."""
         with socket.socket(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0], socket.SOCK_DGRAM) as probe:
             probe.connect((host, port))
             return cls(platform.node(), str(probe.getsockname()[0]), str(probe.getpeername()[0]))
@@ -63,7 +63,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """What rank 0 tells all: an address of its machine that all of them reach, and where and by what secret to stay in touch."""
+    """The answer of rank 0: an address that all ranks reach, and the port and the secret of the liveness connections."""
 
     address: str
     port: int
@@ -72,10 +72,9 @@ class Rendezvous:
 
 
 def check_reached(host: str, port: int, seconds: float) -> None:
-    """Raise `RequestError` if nobody listens where torchrun says that its store is: the store has been there before any rank.
+    """Raise `RequestError` if torchrun's store cannot be reached. It is started before any rank.
 
-    Torch would try for as long as it may. A machine whose name leads to 127.0.0.1 is called localhost by its own torchrun, which
-    tells that to the others.
+    torch would try until its time-out. If a machine's name resolves to 127.0.0.1, torchrun there gives "localhost" to all ranks.
     """
     try:
         socket.create_connection((host, port), timeout=seconds).close()
@@ -97,7 +96,7 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------------------- rendezvous
+# ------------------------------------------------------------------------------------------------------------ rendezvous
 
 
 def agree(
@@ -109,9 +108,9 @@ def agree(
     listen: Callable[[str], int],
     set_status: Callable[[str], None],
 ) -> Rendezvous:
-    """Tell what this rank has, and hear that all have the same. Raises `RequestError` with what differs, on every rank alike.
+    """Send this rank's configuration, and wait for the answer. Raises `RequestError` with the difference, on every rank.
 
-    Of any other error on rank 0, such as that it cannot listen, the others hear as a `RequestError`.
+    Any other error on rank 0, for example that it cannot listen, is a `RequestError` on the others.
 
     `listen` opens a port at an address, on rank 0 alone, and returns its number. `set_status` is called with what this rank waits
     for.
@@ -124,7 +123,7 @@ def agree(
 
 
 def _send_answer(store: dist.Store, world: int, listen: Callable[[str], int], set_status: Callable[[str], None]) -> None:
-    """On rank 0: tell all how it stands. Where that fails they hear so before it is raised here: they would wait for it."""
+    """On rank 0: send the answer to all. If that fails, the error is sent before it is raised here, since they wait for it."""
     said = []
     for other in range(world):
         set_status(f"waiting for rank {other}")
@@ -142,7 +141,7 @@ def _send_answer(store: dist.Store, world: int, listen: Callable[[str], int], se
 
 def _answer(said: list[tuple[RankConfig, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
     if wrong := difference([config for config, _ in said], [route.host for _, route in said]):
-        return {"wrong": str(wrong)}  # not as a template: what comes over a network formats nothing
+        return {"wrong": str(wrong)}  # as plain text: what comes over a network must not be used as a format
     address = common_address([route for _, route in said])
     rendezvous = Rendezvous(address, listen(address), secrets.token_hex(16), tuple(route.host for _, route in said))
     return {"rendezvous": asdict(rendezvous)}
@@ -158,12 +157,12 @@ def _parse_answer(message: bytes, world: int) -> Rendezvous:
     except (TypeError, KeyError) as error:
         raise WireError(f"what rank 0 answered cannot be read: {error}") from error
     if len(rendezvous.hosts) != world:
-        raise WireError(f"rank 0 told of {len(rendezvous.hosts)} ranks, and there are {world}")
+        raise WireError(f"rank 0 named {len(rendezvous.hosts)} ranks, and there are {world}")
     return rendezvous
 
 
 def _read(rank: int, message: bytes) -> tuple[RankConfig, Route]:
-    """Raises `RequestError` where the rank's program has other config, which is of another version, and `WireError`."""
+    """Raises `RequestError` if the rank's configuration has other fields, which means another version, and `WireError`."""
     try:
         head, _ = unpack(message, finite=True)
         sent, route = head["config"], Route(**head["route"])
@@ -174,25 +173,25 @@ def _read(rank: int, message: bytes) -> tuple[RankConfig, Route]:
             raise RequestError(_other_version(_who([rank], route.host)))
         config = RankConfig(**sent)
         if type(config.spec) is not dict or not all(isinstance(text, str) for text in astuple(config)[1:]):
-            raise WireError("its config are not of their types")
+            raise WireError("fields of its configuration have wrong types")
     except (WireError, AttributeError, TypeError, KeyError, ValueError) as error:
-        raise WireError(f"what rank {rank} told cannot be read: {error}") from error
+        raise WireError(f"what rank {rank} sent cannot be read: {error}") from error
     return config, route
 
 
-# ------------------------------------------------------------------------------------------------------------ the verdict
+# ------------------------------------------------------------------------------------------------------------ the answer
 
 
-def difference(config: list[RankConfig], hosts: list[str]) -> Sentence | None:
-    """What is not the same on all ranks, in a sentence that names the first that differs and those like it."""
-    for rank, own in enumerate(config):
+def difference(configs: list[RankConfig], hosts: list[str]) -> Sentence | None:
+    """The first difference between ranks, in a sentence that names the ranks that have it. None if there is none."""
+    for rank, own in enumerate(configs):
         if own.refused:
             return sentence("rank {rank} on {host}: {reason}", rank=rank, host=hosts[rank], reason=own.refused)
-    first = config[0]
-    other = next((own for own in config if own != first), None)
+    first = configs[0]
+    other = next((own for own in configs if own != first), None)
     if other is None:
         return None
-    alike = [rank for rank, own in enumerate(config) if own == other]
+    alike = [rank for rank, own in enumerate(configs) if own == other]
     who = _who(alike, hosts[alike[0]])
     if differing := list(_differing(other.spec, first.spec)):
         name, there, here = differing[0]
@@ -235,9 +234,9 @@ def _brief(value: Any) -> str:
 
 
 def common_address(routes: list[Route]) -> str:
-    """An address of rank 0's machine that all ranks reach; one of the loopback device if all are on it.
+    """An address of rank 0's machine that all ranks reach. A loopback address if all ranks are on that machine.
 
-    A machine whose own name leads to 127.0.0.1 does not know by what address the others call it: they do.
+    A machine whose name resolves to 127.0.0.1 does not know its own address on the network. The other ranks know it.
     """
     known = [routes[0].own, *(route.other for route in routes)]
     return next((address for address in known if not _is_loopback(address)), routes[0].own)
@@ -248,12 +247,12 @@ def _is_loopback(address: str) -> bool:
 
 
 def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Raises `ValueError` if it is none. Behind a % stands the interface that it is of."""
+    """Raises `ValueError` if it is no address. The interface after a % is removed."""
     return ipaddress.ip_address(address.partition("%")[0])
 
 
 def interface(route: Route, rendezvous: Rendezvous) -> str | None:
-    """The name of the network interface on which this rank's machine reaches rank 0's, or is reached if it is that."""
+    """The name of the network interface between this rank's machine and rank 0's."""
     own = rendezvous.address if _is_loopback(route.own) else route.own
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == own.partition("%")[0] for entry in addresses):

@@ -1,4 +1,4 @@
-"""The launcher of one rank under torchrun: it meets the others, does the work, and says on its terminal what went wrong."""
+"""The launcher of one rank under torchrun: connects it with the others, runs it, and prints errors on its terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.launch.draft import Draft
 from engine.launch.liveness import Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
 from engine.launch.ranks import account
 from engine.launch.request import read_spec
-from engine.launch.torchrun import DONE, FAILED, GRACE_S, TorchrunRank, check_world_size, print_error, refuse
+from engine.launch.torchrun import DONE, FAILED, GRACE_S, TorchrunRank, check_world_size, print_line, refuse
 from engine.phases import PHASES
 from engine.spec import RequestError, RunSpec, sentence
 from engine.worker import work
@@ -35,7 +35,7 @@ def _master() -> tuple[str, int]:
 
 
 class ClusterRank:
-    """This process: one rank, and its link to the terminal of its machine."""
+    """One rank, and its link to the terminal of its machine."""
 
     def __init__(self, place: TorchrunRank, file: str, home: Path) -> None:
         """`file`: the spec, or "-"."""
@@ -44,10 +44,10 @@ class ClusterRank:
         self._draft = Draft.new(home)
         self._status, self._since = "", time.monotonic()
         self._liveness: Liveness | None = None
-        self._ending = threading.Lock()  # whoever takes it says why this rank ends, and ends it
+        self._ending = threading.Lock()  # the thread that acquires it prints why this rank ends, and ends it
 
     def run(self) -> int:
-        """Do the work. Returns the exit status."""
+        """Run the rank. Returns the exit status."""
         config = self._config()
         limit = self._alarm(self._spec.workload.time_limit, last=False)
         try:
@@ -58,7 +58,7 @@ class ClusterRank:
             out = self._draft.folder if place.rank == 0 else None
             work(spec, place.rank, store, self, out, (place.local_rank, place.local_world))
             if place.rank == 0:
-                print_error(f"saved {self._draft.keep(spec)}")
+                print_line(f"saved {self._draft.keep(spec)}")
             self._liveness.announce_end("done")
             return DONE
         except Exception as error:  # noqa: BLE001  this rank's failure, whatever it is
@@ -71,7 +71,7 @@ class ClusterRank:
     # -------------------------------------------------------------------------------------------------- before the work
 
     def _config(self) -> RankConfig:
-        """What this rank was asked for. If that cannot be read, the config say so: the other ranks would wait for this one."""
+        """This rank's configuration. If it cannot be read, `refused` says so, because the other ranks wait for this one."""
         try:
             self._spec = read_spec(self._file)
             return RankConfig.of(self._spec)
@@ -87,11 +87,11 @@ class ClusterRank:
         return store
 
     def _rendezvous(self, store: dist.Store, config: RankConfig) -> Rendezvous:
-        """Agree with the others, and settle on the network between the machines."""
+        """Compare configurations with the other ranks, and choose the network interface."""
         place = self._place
         route = Route.to(*_master())
         rendezvous = agree(store, place.rank, place.world, config, route, self._listen, self.set_status)
-        # Otherwise gloo takes the one that the machine's own name leads to, which often is the loopback device.
+        # Otherwise gloo takes the interface that the machine's name resolves to, which often is the loopback device.
         if name := interface(route, rendezvous):
             for variable in _NAMES:
                 os.environ.setdefault(variable, name)
@@ -115,7 +115,7 @@ class ClusterRank:
     # ------------------------------------------------------------------------------------------------ when it goes wrong
 
     def _explain(self, error: Exception) -> int:
-        """Say why this rank failed. Returns the exit status."""
+        """Print why this rank failed. Returns the exit status."""
         if isinstance(error, RequestError):
             self._leave_failed()
             return refuse(error, self._place)
@@ -124,9 +124,9 @@ class ClusterRank:
         if not secondary:
             self._leave_failed()
         failure = self._liveness.failure(GRACE_S) if secondary and self._liveness else None
-        self._ending.acquire()  # never given back: this rank ends, here or where it was taken before
+        self._ending.acquire()  # never released: this rank ends, here or in the thread that has it
         if failure is not None and failure.how == "gone":
-            print_error(self._message(failure))
+            print_line(self._message(failure))
             return FAILED
         why = root_cause.cause_of_exits(self._spec.layout, [root_cause.RankExit(self._place.rank, self._status, FAILED, raised)])
         message = why.sentence
@@ -134,7 +134,7 @@ class ClusterRank:
             message = sentence("{sentence}; {who} had failed before", sentence=message, who=self._named(failure.rank))
         elif secondary and self._status == "connecting":
             message = sentence("{sentence}; {hint}", sentence=message, hint=self._hint())
-        print_error(message if secondary else f"{message}\n{why.traceback}")
+        print_line(message if secondary else f"{message}\n{why.traceback}")
         self._leave_failed()
         return FAILED
 
@@ -143,10 +143,10 @@ class ClusterRank:
             self._liveness.announce_end("failed")
 
     def _lost(self, failure: PeerFailure) -> None:
-        """In the thread that watches the connections: another rank is gone, and this one may wait for it in vain."""
+        """In the thread of `Liveness`: another rank is gone, and this one may wait for it forever."""
         self._ending.acquire()
         if self._place.local_rank:
-            time.sleep(GRACE_S)  # local rank 0 has the same to say, and has to be the first to end
+            time.sleep(GRACE_S)  # local rank 0 prints the same message, and must be the first to end
         self._end(self._message(failure))
 
     def _message(self, failure: PeerFailure) -> str:
@@ -157,7 +157,7 @@ class ClusterRank:
         return root_cause.named(self._spec.layout, rank)
 
     def _hint(self) -> str:
-        """What to try where ranks do not reach each other."""
+        """What to try if ranks do not reach each other."""
         return sentence(
             "ranks talk over the network interface {name}; if their machines reach each other over another, set "
             "GLOO_SOCKET_IFNAME to its name on each",
@@ -165,8 +165,8 @@ class ClusterRank:
         )
 
     def _end(self, message: str) -> None:
-        """Say it and end this process, from whatever thread."""
-        print_error(message)
+        """Print the message and end this process, from any thread."""
+        print_line(message)
         if self._place.rank == 0:
             self._draft.discard()
         os._exit(FAILED)
@@ -179,19 +179,19 @@ class ClusterRank:
     def report(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "ready":
-            print_error(f"ready: {event['why']}")
+            print_line(f"ready: {event['why']}")
         elif kind == "step":
-            print_error(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
+            print_line(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
         elif kind == "phase":
-            print_error(PHASES[event["phase"]])
+            print_line(PHASES[event["phase"]])
             if event["phase"] == "saving":
                 signal.signal(signal.SIGTERM, self._leave)
 
     @staticmethod
     def _leave(number: int, frame: FrameType | None) -> None:
-        """torchrun ends this rank while it saves: leave by way of `run`'s clean-up, and no half-written folder behind.
+        """torchrun ends this rank while it saves: run the clean-up of `run`, so that no half-written folder remains.
 
-        Before there is something to clean up, the default serves better: it works in the middle of a collective too.
+        Before that, the default handler is better: it also works during a collective.
         """
         sys.exit(128 + number)
 

@@ -1,13 +1,13 @@
-"""Which rank is gone, known within seconds: a connection from every rank to rank 0 on which nothing is said until the end.
+"""Detects within seconds that a rank is gone, by an idle connection from every rank to rank 0.
 
-What tells of an end is the connection, and never a clock of ours:
+The state of the connection says so, never a clock of this program:
 
-- A process that ends, however it ends, has its connections closed by its system. That is heard at once.
-- A machine that is gone, or whose cable is, answers no more. Systems ask each other for a sign of life once a second while
-  nothing is said (TCP keepalive) and give a connection up after four seconds without one.
+- When a process ends, its operating system closes its connections. The other end notices at once.
+- When a machine or its network is gone, it does not answer. With TCP keepalive, systems probe an idle connection once a second,
+  and give it up after four seconds without an answer.
 
-It is the system that answers and not the process. So a rank that computes for minutes, one that is stopped, and a machine that is
-ten times too slow are not taken for gone: those are for the run's time limit to judge.
+The operating system answers, not the process. So a rank that computes for minutes, a stopped rank and a machine that is ten times
+too slow are not considered gone. For those there is the run's time limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-# Seconds: an outage of a network shorter than this goes unnoticed, and what is noticed is noticed within five.
+# Seconds. A shorter outage of the network is not noticed. A longer one is noticed within five.
 SILENCE_S = 4
 _MOST = 1 << 16  # bytes of a line
 _LONGEST = 256  # bytes of a greeting
@@ -31,17 +31,17 @@ _OPTIONS = {
     "TCP_KEEPALIVE": 1,  # the same on macOS
     "TCP_KEEPINTVL": 1,
     "TCP_KEEPCNT": SILENCE_S - 1,
-    "TCP_USER_TIMEOUT": 1000 * SILENCE_S,  # also while something that was said has not arrived
+    "TCP_USER_TIMEOUT": 1000 * SILENCE_S,  # also while sent data is not acknowledged
 }
 
 
 class LivenessError(Exception):
-    """A rank could not be reached, or did not come."""
+    """A rank could not be reached, or did not connect."""
 
 
 @dataclass(frozen=True)
 class PeerFailure:
-    """What has become of a rank: "failed", which it said itself, or "gone" without a secret, and `why`."""
+    """The end of a rank. `how`: "failed", which it announced, or "gone", without an announcement. `why`: the reason."""
 
     rank: int
     how: str
@@ -55,7 +55,7 @@ def listener(address: str) -> socket.socket:
 
 
 def accept_ranks(listening: socket.socket, secret: str, world: int, seconds: float) -> dict[int, socket.socket]:
-    """On rank 0: the connection of each other rank. Who does not know the secret is not let in. Raises `LivenessError`."""
+    """On rank 0: the connection of each other rank, which must know `secret`. Raises `LivenessError`."""
     found: dict[int, socket.socket] = {}
     with closing(_greetings(listening, time.monotonic() + seconds)) as greetings:
         while len(found) < world - 1:
@@ -72,10 +72,10 @@ def accept_ranks(listening: socket.socket, secret: str, world: int, seconds: flo
 
 
 def _greetings(listening: socket.socket, deadline: float) -> Generator[tuple[socket.socket, bytes]]:
-    """Whoever comes, with the short line that it says first, until the deadline. Who has said none by then is sent away.
+    """Each new connection with the first line that it sends, until the deadline. Connections that sent none are closed then.
 
-    All are heard at once, so that who says nothing keeps nobody waiting, and byte by byte, as what comes after the line is for
-    another reader.
+    All connections are read at once, so that a silent one does not delay others; and byte by byte, since bytes after the line
+    are for another reader.
     """
     lines: dict[socket.socket, bytes] = {}
     listening.setblocking(False)
@@ -86,7 +86,7 @@ def _greetings(listening: socket.socket, deadline: float) -> Generator[tuple[soc
                 for key, _ in selector.select(left):
                     connection = key.data
                     if connection is None:
-                        _let_come(listening, selector, lines)
+                        _accept(listening, selector, lines)
                         continue
                     byte = _byte(connection)
                     lines[connection] += byte
@@ -98,17 +98,17 @@ def _greetings(listening: socket.socket, deadline: float) -> Generator[tuple[soc
                 connection.close()
 
 
-def _let_come(listening: socket.socket, selector: selectors.BaseSelector, lines: dict[socket.socket, bytes]) -> None:
+def _accept(listening: socket.socket, selector: selectors.BaseSelector, lines: dict[socket.socket, bytes]) -> None:
     try:
         connection, _ = listening.accept()
     except (BlockingIOError, ConnectionError):
-        return  # it has gone again
+        return  # it was closed again
     lines[connection] = b""
     selector.register(connection, selectors.EVENT_READ, connection)
 
 
 def _byte(connection: socket.socket) -> bytes:
-    """The next one; nothing where the connection is over."""
+    """The next byte. Empty if the connection is closed."""
     try:
         return connection.recv(1)
     except OSError:
@@ -116,7 +116,7 @@ def _byte(connection: socket.socket) -> bytes:
 
 
 def _greeting(line: bytes, secret: str) -> int | None:
-    """The rank that somebody says to be, if it knows the secret."""
+    """The rank in a first line with the right secret, else None."""
     try:
         said = json.loads(line)
         return said["rank"] if said["secret"] == secret and type(said["rank"]) is int else None
@@ -135,13 +135,13 @@ def connect(address: str, port: int, secret: str, rank: int, seconds: float) -> 
 
 
 class Liveness:
-    """Watches over connections in a thread of its own. `lost` is called there once, with the first rank that is gone."""
+    """Watches connections in a thread of its own, which calls `lost` once, with the first rank that is gone."""
 
     def __init__(self, connections: dict[int, socket.socket], world: int, lost: Callable[[PeerFailure], None]) -> None:
-        """`connections`: of rank 0 one to each other rank, of another rank one to rank 0."""
+        """`connections`: on rank 0 to each other rank, on the others to rank 0."""
         self._connections, self._world, self._lost = dict(connections), world, lost
         self._unread = dict.fromkeys(connections, b"")
-        self._ended: set[int] = set()  # ranks that have said that they end
+        self._ended: set[int] = set()  # ranks that announced their end
         self._heard = threading.Event()
         self._failure: PeerFailure | None = None
         self._sending = threading.Lock()
@@ -153,12 +153,12 @@ class Liveness:
         threading.Thread(target=self._watch, name="liveness", daemon=True).start()
 
     def failure(self, seconds: float) -> PeerFailure | None:
-        """The first bad failure, waiting so long for it."""
+        """The first failure. Waits up to `seconds` for one."""
         self._heard.wait(seconds)
         return self._failure
 
     def announce_end(self, how: str) -> None:
-        """Say that this rank ends, "done" or "failed". What happens to it then is no failure."""
+        """Announce that this rank ends, "done" or "failed". That its connection closes then is no failure."""
         self._broadcast({"ends": how})
 
     def _watch(self) -> None:
@@ -172,7 +172,7 @@ class Liveness:
                         self._record(PeerFailure(rank, "gone", why))
 
     def _read(self, rank: int) -> str | None:
-        """Take in what came from a rank; why its connection is over, if it is."""
+        """Read messages of a rank. Returns the reason if its connection is closed, else None."""
         try:
             data = self._connections[rank].recv(_MOST)
         except OSError as error:
@@ -201,7 +201,7 @@ class Liveness:
             raise ValueError("there is no such rank")
 
     def _record(self, failure: PeerFailure) -> None:
-        """Of several the first: the others are what it led to. Rank 0 tells it to the rest."""
+        """Keep the first failure: others are consequences. Rank 0 sends it to the other ranks."""
         if self._failure is None:
             self._failure = failure
             self._heard.set()
@@ -215,7 +215,7 @@ class Liveness:
             for connection in list(self._connections.values()):
                 try:
                     connection.sendall(line)
-                except OSError:  # it is gone, which the thread reads from the same connection
+                except OSError:  # it is gone; the thread reads that from the same connection
                     continue
 
     def _close(self, rank: int) -> None:
@@ -226,7 +226,7 @@ class Liveness:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Have the systems at both ends see whether the other is there."""
+    """Have the operating systems probe the connection."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _OPTIONS.items():
         if hasattr(socket, name):  # each system has its own

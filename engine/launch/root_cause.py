@@ -153,10 +153,10 @@ def is_waiting(dump: str) -> bool:
     return bool(_WAITING.search(main_thread(dump)))
 
 
-def _priority(exit: RankExit) -> int:
-    if exit.raised is None:
+def _priority(ended: RankExit) -> int:
+    if ended.raised is None:
         return 0
-    return 2 if exit.raised.secondary else 1
+    return 2 if ended.raised.secondary else 1
 
 
 def _where(doing: str) -> str:

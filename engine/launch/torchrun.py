@@ -38,7 +38,7 @@ def refuse(error: RequestError, place: TorchrunRank) -> int:
     if place.local_rank:
         time.sleep(GRACE_S)  # local rank 0 prints the same message, and must be the first to end
     else:
-        print_error(error.sentence)
+        print_line(error.sentence)
     return WRONG
 
 
@@ -52,6 +52,6 @@ def check_world_size(spec: RunSpec, world: int) -> RunSpec:
     return spec
 
 
-def print_error(text: str) -> None:
+def print_line(text: str) -> None:
     sys.stderr.write(text.rstrip() + "\n")  # one call, so that the lines of ranks do not mix
     sys.stderr.flush()

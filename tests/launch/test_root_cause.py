@@ -46,30 +46,30 @@ def test_a_killed_rank_comes_before_all_errors() -> None:
         RankExit(5, "step 2: B chunk 1 microbatch 0", -9),
     ]
     cause = cause_of_exits(LAYOUT, exits)
-    assert root_cause.rank == 5
-    assert root_cause.sentence.startswith(
+    assert cause.rank == 5
+    assert cause.sentence.startswith(
         "rank 5 (dp 0, tp 1, pp 1) was killed by signal 9 (SIGKILL) in step 2: B chunk 1 microbatch 0; the system does this when"
     )
 
 
 def test_a_rank_that_left_without_a_word_comes_before_all_errors() -> None:
     cause = cause_of_exits(LAYOUT, [RankExit(1, "", 1, OWN), RankExit(2, "", 3)])
-    assert root_cause.sentence == "rank 2 (dp 1, tp 0, pp 0) left with exit status 3 while starting, without saying why"
+    assert cause.sentence == "rank 2 (dp 1, tp 0, pp 0) left with exit status 3 while starting, without saying why"
 
 
 def test_an_error_comes_before_its_consequences() -> None:
     cause = cause_of_exits(
         LAYOUT, [RankExit(0, "tracing", 1, LOST), RankExit(3, "tracing", 1, OWN), RankExit(2, "tracing", 1, OWN)]
     )
-    assert root_cause.rank == 3  # the earlier of the two
-    assert root_cause.sentence == "rank 3 (dp 1, tp 1, pp 0) failed while tracing: ValueError: no such thing"
-    assert root_cause.traceback == "trace of the error"
+    assert cause.rank == 3  # the earlier of the two
+    assert cause.sentence == "rank 3 (dp 1, tp 1, pp 0) failed while tracing: ValueError: no such thing"
+    assert cause.traceback == "trace of the error"
 
 
 def test_of_consequences_alone_the_earliest_is_named() -> None:
     cause = cause_of_exits(LAYOUT, [RankExit(4, "step 1", 1, LOST), RankExit(0, "step 1", 1, LOST)])
     assert (
-        root_cause.sentence
+        cause.sentence
         == "rank 4 (dp 0, tp 0, pp 1) lost touch with the other ranks in step 1: CommError: connection closed by peer"
     )
 
@@ -77,13 +77,13 @@ def test_of_consequences_alone_the_earliest_is_named() -> None:
 def test_a_wrong_request_blames_no_rank() -> None:
     wrong = RaisedError("there is no file x", "", wrong=True)
     cause = cause_of_exits(LAYOUT, [RankExit(0, "", -9), RankExit(1, "", 1, wrong)])
-    assert (root_cause.rank, root_cause.wrong, root_cause.sentence) == (None, True, "there is no file x")
+    assert (cause.rank, cause.wrong, cause.sentence) == (None, True, "there is no file x")
 
 
 def test_a_crash_shows_the_stack_that_it_left() -> None:
     cause = cause_of_exits(LAYOUT, [RankExit(0, "step 1", -11, dump=WORKS)])
-    assert root_cause.sentence == "rank 0 (dp 0, tp 0, pp 0) was killed by signal 11 (SIGSEGV) in step 1"
-    assert "model/layers.py" in root_cause.traceback
+    assert cause.sentence == "rank 0 (dp 0, tp 0, pp 0) was killed by signal 11 (SIGSEGV) in step 1"
+    assert "model/layers.py" in cause.traceback
 
 
 def test_a_stack_is_the_main_thread_without_its_host() -> None:
@@ -109,11 +109,9 @@ def test_at_the_time_limit_the_rank_that_waits_for_none_is_named() -> None:
         RankAtLimit(2, "step 1: B", 4.0, WORKS),
     ]
     cause = cause_of_time_limit(LAYOUT, 10, at_limit)
-    assert root_cause.rank == 2
-    assert (
-        root_cause.sentence == "the run reached its time limit of 10 s: rank 2 (dp 1, tp 0, pp 0) had been in step 1: B for 4.0 s"
-    )
-    assert "model/layers.py" in root_cause.traceback
+    assert cause.rank == 2
+    assert cause.sentence == "the run reached its time limit of 10 s: rank 2 (dp 1, tp 0, pp 0) had been in step 1: B for 4.0 s"
+    assert "model/layers.py" in cause.traceback
 
 
 @pytest.mark.parametrize(
@@ -125,16 +123,16 @@ def test_at_the_time_limit_the_rank_that_waits_for_none_is_named() -> None:
 )
 def test_what_a_rank_had_been_doing_reads_as_a_sentence(doing: str, told: str) -> None:
     cause = cause_of_time_limit(LAYOUT, 10, [RankAtLimit(0, doing, 9.0, WORKS)])
-    assert root_cause.sentence.endswith(f" had been {told} for 9.0 s")
+    assert cause.sentence.endswith(f" had been {told} for 9.0 s")
 
 
 def test_at_the_time_limit_a_rank_that_does_not_answer_is_named() -> None:
     cause = cause_of_time_limit(LAYOUT, 10, [RankAtLimit(0, "step 1: F", 9.0, WAITS), RankAtLimit(1, "tracing", 3.0, "")])
-    assert root_cause.rank == 1
-    assert root_cause.sentence.endswith("had been tracing for 3.0 s, and did not answer when asked where it was")
+    assert cause.rank == 1
+    assert cause.sentence.endswith("had been tracing for 3.0 s, and did not answer when asked where it was")
 
 
 def test_a_deadlock_is_called_one() -> None:
     cause = cause_of_time_limit(LAYOUT, 0.5, [RankAtLimit(0, "step 1: F", 0.1, WAITS), RankAtLimit(1, "step 1: B", 0.4, WAITS)])
-    assert root_cause.rank == 1
-    assert root_cause.sentence.startswith("the run reached its time limit of 0.5 s with every rank waiting for another; rank 1 ")
+    assert cause.rank == 1
+    assert cause.sentence.startswith("the run reached its time limit of 0.5 s with every rank waiting for another; rank 1 ")
