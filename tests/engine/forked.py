@@ -39,7 +39,7 @@ class RaisedInProcess:
 
 
 def together(ranks: int, body: Body, *args: Any) -> list[Any]:
-    """Run `body(rank, store, *args)` in `ranks` processes. Returns what each returned, `RaisedInProcess`, or None if it just left."""
+    """Run `body(rank, store, *args)` in `ranks` processes. Returns the result of each, `RaisedInProcess`, or None."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._inductor.config", "torch.profiler", "pyarrow.parquet", "tests.engine.forked"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -95,7 +95,7 @@ def test_only_who_knows_the_word_is_let_in() -> None:
         for rank in strange:
             stranger = opened.enter_context(socket.create_connection(address))
             stranger.sendall(json.dumps({"rank": rank, "secret": SECRET}).encode() + b"\n")
-        real = opened.enter_context(join(*address, SECRET, 1, PATIENCE_S))
+        real = opened.enter_context(connect(*address, SECRET, 1, PATIENCE_S))
         connections = accept_ranks(listening, SECRET, 2, PATIENCE_S)
         assert connections[1].getpeername() == real.getsockname()
         connections[1].close()
@@ -118,9 +118,9 @@ def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> No
 
 def test_a_rank_that_does_not_come_is_named() -> None:
     with listener("127.0.0.1") as listening:
-        came = join(*listening.getsockname(), SECRET, 1, PATIENCE_S)
+        came = connect(*listening.getsockname(), SECRET, 1, PATIENCE_S)
         with came, pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):
             accept_ranks(listening, SECRET, 3, 0.5)
         address, port = listening.getsockname()
     with pytest.raises(LivenessError, match=r"rank 1 does not reach rank 0 at 127\.0\.0\.1: .*refused"):
-        join(address, port, SECRET, 1, PATIENCE_S)
+        connect(address, port, SECRET, 1, PATIENCE_S)
