@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.model.attention import SelfAttention
 from engine.model.chunk import TransformerChunk
-from engine.model.position import Cache
+from engine.model.position import KVCache
 from engine.parallel.comm import Comm
 from engine.schedule import Action
 from engine.spec import BYTE_VOCABULARY, RunSpec
@@ -36,13 +36,13 @@ class Generator:
         model = spec.model
         shape = (1, model.key_heads // comm.mesh.tp, total, model.head_width)
         dtype = next(p.dtype for chunk in chunks.values() for p in chunk.parameters())
-        self.cache = Cache(attentions, shape, dtype, comm.device)
+        self.cache = KVCache(attentions, shape, dtype, comm.device)
 
     @torch.no_grad()
-    def run(self, told: Callable[[int, int], None] = lambda number, ns: None) -> list[int]:
+    def run(self, on_token: Callable[[int, int], None] = lambda number, ns: None) -> list[int]:
         """Generate, and return the new tokens, on the ranks of the first stage.
 
-        `told(number, ns)` hears of each as it comes, and how long it took.
+        `on_token(number, ns)` is called with each new token's number, from 1, and how long it took.
         """
         self.cache.length = 0
         tokens, new = self.prompt, []
@@ -51,13 +51,13 @@ class Generator:
             kind = "decode" if number else "prefill"
             count = tokens.shape[1]
             self.set_status(f"generating new token {number + 1} ({kind})")
-            tokens = self._next(tokens, number, kind)
+            tokens = self._forward(tokens, number, kind)
             self.cache.length += count
             new.append(int(tokens.item()))
-            told(number + 1, time.perf_counter_ns() - began)
+            on_token(number + 1, time.perf_counter_ns() - began)
         return new
 
-    def _next(self, tokens: Tensor, number: int, phase: str) -> Tensor:
+    def _forward(self, tokens: Tensor, number: int, phase: str) -> Tensor:
         """Take `tokens` (1, n) through all chunks: the next token (1, 1), on the first and last stage; elsewhere zeros."""
         streams: tuple[Tensor, ...] = ()
         last = len(self.placement) - 1
@@ -70,12 +70,12 @@ class Generator:
             with self.recorder.action(Action("F", c, number), phase):
                 streams = self.chunks[c].extend(streams, tokens if c == 0 else None, self.cache)
                 if c == last:
-                    tokens = self._choose(streams[0][:, -1].float(), number)
+                    tokens = self._sample(streams[0][:, -1].float(), number)
             if c < last and self.placement[c + 1] != here:
                 self._send(streams[0], "activation", self.placement[c + 1], c + 1, number, phase)
-        return self._bring_back(tokens, number, phase)
+        return self._return_token(tokens, number, phase)
 
-    def _choose(self, logits: Tensor, number: int) -> Tensor:
+    def _sample(self, logits: Tensor, number: int) -> Tensor:
         """The next token (1, 1), on every tp rank, from logits (1, V/tp) that are cut over tp."""
         columns = logits.shape[-1]
         first = columns * self.comm.at.tp
@@ -101,7 +101,7 @@ class Generator:
         noise[: self.spec.model.vocab] = -(-uniform.log()).log()
         return noise.to(self.comm.device)
 
-    def _bring_back(self, tokens: Tensor, number: int, phase: str) -> Tensor:
+    def _return_token(self, tokens: Tensor, number: int, phase: str) -> Tensor:
         """The chosen token goes from the last chunk's stage to the first's, which needs it next."""
         source, target, here = self.placement[-1], self.placement[0], self.comm.at.pp
         if source == target or here not in (source, target):

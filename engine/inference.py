@@ -20,8 +20,7 @@ from engine.parallel.comm import Comm
 from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.phases import Link, begin_phase
 from engine.spec import RunSpec
-
-Rows = dict[str, list[dict[str, Any]]]
+from engine.tables import Rows
 
 
 class Inference:

@@ -16,6 +16,7 @@ import pandas as pd
 from engine.spec import RunSpec, Sentence, sentence
 
 Source = Literal["formula", "dry_run", "measured"]
+Rows = dict[str, list[dict[str, Any]]]  # table → its rows, before they are a `DataFrame`
 
 # In the order in which they are stacked and listed.
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")

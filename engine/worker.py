@@ -31,12 +31,10 @@ from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
 from engine.store import save
 from engine.summary import summarize
-from engine.tables import RunResult, table
+from engine.tables import Rows, RunResult, table
 from engine.text import load
 from engine.topology import Mesh
 from engine.wire import WireError, pack_rows, unpack_rows
-
-Rows = dict[str, list[dict[str, Any]]]  # table → its rows
 
 
 class Task(Protocol):
@@ -206,9 +204,9 @@ def _collect_and_save(
     if spec.parity:
         begin_phase(link, 0, "parity")
         rows["parity"], losses = compare(spec, store)
-        apart = [abs(row["loss"] - loss) for row, loss in zip(rows["steps"], losses, strict=True)]
+        differences = [abs(row["loss"] - loss) for row, loss in zip(rows["steps"], losses, strict=True)]
         # torch's max keeps NaN, Python's does not.
-        extra |= {"reference_losses": losses, "loss_max_abs": float(torch.tensor(apart, dtype=torch.float64).max())}
+        extra |= {"reference_losses": losses, "loss_max_abs": float(torch.tensor(differences, dtype=torch.float64).max())}
     if generated:
         extra["generated"] = {"prompt": spec.generate.prompt, "tokens": generated, "text": readable(generated)}
     begin_phase(link, 0, "saving")

@@ -21,11 +21,11 @@ from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm
 from engine.schedule import Action
 from engine.spec import RequestError, RunSpec
+from engine.tables import Rows
 from engine.topology import Mesh
 from engine.worker import Trainer
 
 Device = Literal["none", "cpu", "cuda"]
-Rows = dict[str, list[dict[str, Any]]]
 TimeMap = Callable[[int], int]
 _PROGRESS_S = 0.25
 

@@ -14,12 +14,10 @@ import pandas as pd
 
 from engine.launch.textbook import Textbook
 from engine.spec import RunSpec
-from engine.tables import RunResult, group_name, members, table
+from engine.tables import Rows, RunResult, group_name, members, table
 from engine.topology import Axis, Mesh
 
 _MOST_ROWS = 1_000_000  # of memory_curve and spans: larger ones have only the ranks that were run
-
-Rows = dict[str, list[dict[str, Any]]]
 
 
 def first_of_each_stage(spec: RunSpec) -> list[int]:

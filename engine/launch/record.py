@@ -162,7 +162,7 @@ class _Executor(Executor):
     data: _Data
 
     def _send(self, action: Action) -> None:
-        tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
+        tensors = self._to_send.pop((action.flow, action.chunk, action.microbatch))
         where = [t.untyped_storage().data_ptr() for t in tensors]
         del tensors
         _say(HANDS, *where)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
-from engine.model.position import AttentionInputs, Cache
+from engine.model.position import AttentionInputs, KVCache
 from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
@@ -70,7 +70,7 @@ class TransformerChunk(nn.Module):
             layers, borrowed = ((self.head,), table) if self.first else ((self.head, *table), ())
             yield ParameterUse(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
 
-    def extend(self, streams: Streams, tokens: Tensor | None, cache: Cache) -> Streams:
+    def extend(self, streams: Streams, tokens: Tensor | None, cache: KVCache) -> Streams:
         """Pass some more tokens of sequences whose earlier ones are in the cache, which keeps these as well.
 
         The first chunk takes `tokens` (B, n), the others what the chunk before returned: (B, n, H). The last one returns the
@@ -80,13 +80,13 @@ class TransformerChunk(nn.Module):
             list(self._extending(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams
         )
 
-    def _extending(self, count: int, tokens: Tensor | None, cache: Cache) -> Iterator[ParameterUse]:
+    def _extending(self, count: int, tokens: Tensor | None, cache: KVCache) -> Iterator[ParameterUse]:
         if self.first:
             embedding = self.embedding
             assert embedding is not None and embedding.places is not None
             feed = Feed(tokens, None)
             yield ParameterUse(
-                _with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True
+                _with_parameters(embedding.token, embedding.places), lambda _: embedding.embed(feed, cache.length), lookup=True
             )
         attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp.comm.device)
         for layer in self.layers.values():
@@ -103,7 +103,7 @@ class TransformerChunk(nn.Module):
     def _into(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
-        yield ParameterUse(_with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed), lookup=True)
+        yield ParameterUse(_with_parameters(embedding.token, embedding.places), lambda _: embedding.embed(feed), lookup=True)
         norm = embedding.norm
         if norm is not None:
             yield ParameterUse((norm,), lambda streams: tuple(norm(x) for x in streams))

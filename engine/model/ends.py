@@ -20,7 +20,7 @@ from engine.parallel.tensor import (
 from engine.spec import ModelSpec
 
 
-class Segment(nn.Module):
+class SegmentEmbedding(nn.Module):
     """Tells the two halves of the input apart; whole on every tp rank. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
@@ -32,14 +32,14 @@ class Segment(nn.Module):
         return x + F.embedding(segments[:, own_rows(self.tp, x.shape[1])], self.weight)
 
 
-class Places(nn.Module):
+class PositionEmbedding(nn.Module):
     """What is added to the tokens' embeddings, by the family: positions, segments. May be nothing."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         kind = spec.parts.position
-        self.position = {"learned": LearnedPosition, "sinusoidal": SinusoidalPosition}.get(kind, _nothing)(spec, tp)
-        self.segment = Segment(spec, tp) if spec.parts.segments else None
+        self.position = {"learned": LearnedPosition, "sinusoidal": SinusoidalPosition}.get(kind, _no_position)(spec, tp)
+        self.segment = SegmentEmbedding(spec, tp) if spec.parts.segments else None
 
     def forward(self, x: Tensor, segments: Tensor | None, first: int = 0) -> Tensor:
         if self.position is not None:
@@ -47,7 +47,7 @@ class Places(nn.Module):
         return x if self.segment is None or segments is None else self.segment(x, segments)
 
 
-def _nothing(spec: ModelSpec, tp: TensorParallel) -> None:
+def _no_position(spec: ModelSpec, tp: TensorParallel) -> None:
     return None
 
 
@@ -62,10 +62,10 @@ class Embedding(nn.Module):
         # Scaled by √H before the first layer, the sinusoidal family's tokens are then as large as the waves.
         std = spec.hidden**-0.5 if spec.parts.position == "sinusoidal" else 0.02
         self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std)
-        self.places = Places(spec, tp) if first else None
+        self.places = PositionEmbedding(spec, tp) if first else None
         self.norm = make_norm(spec, tp) if first and spec.parts.embedding_norm else None
 
-    def look_up(self, feed: Feed, first: int = 0) -> tuple[Tensor, ...]:
+    def embed(self, feed: Feed, first: int = 0) -> tuple[Tensor, ...]:
         """The first layer's input (B, r, H); of an encoder and decoder, both their inputs. `first`: where the tokens begin."""
         assert self.places is not None
         if feed.following is None:

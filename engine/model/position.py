@@ -95,7 +95,7 @@ class Rotation(NamedTuple):
         return _Rotate.apply(x, self.cos, self.sin)
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens so far, of every attention on this rank."""
 
     def __init__(self, attentions: Sequence[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -121,7 +121,7 @@ class AttentionInputs(NamedTuple):
     hidden: Tensor | None = None  # (B, 1, R, S) True where a row must not see a token
     waves: Tensor | None = None  # (2S − 1, H) the distances from 1 − S to S − 1, as waves
     distance: Tensor | None = None  # (B, 1, R, S) each row's distance to each token, as a row of `waves`
-    cache: Cache | None = None  # of the tokens before these, when generating
+    cache: KVCache | None = None  # of the tokens before these, when generating
 
     @staticmethod
     def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> AttentionInputs:
@@ -138,7 +138,7 @@ class AttentionInputs(NamedTuple):
         return AttentionInputs(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
 
     @staticmethod
-    def decoding(spec: ModelSpec, cache: Cache, count: int, device: torch.device) -> AttentionInputs:
+    def decoding(spec: ModelSpec, cache: KVCache, count: int, device: torch.device) -> AttentionInputs:
         """For `count` tokens after those in the cache."""
         rotary = spec.parts.position == "rotary"
         end = cache.length + count

@@ -30,7 +30,7 @@ from engine.schedule import Flow
 from engine.topology import Axis, Mesh
 
 Reduction = Literal["sum", "max"]
-_LANES = ("activation onward", "activation back", "gradient onward", "gradient back")  # what flows, and to which stages
+_PIPELINE_GROUPS = ("activation onward", "activation back", "gradient onward", "gradient back")  # what flows, and to which stages
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -77,7 +77,7 @@ class Pending:
     """A call under way. It must be waited for: gloo gives up a transfer whose handle is dropped."""
 
     def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
-        """`tensors` are kept until the call is complete; see `_lend`."""
+        """`tensors` are kept until the call is complete; see `_unowned_view`."""
         self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
         self.afterwards: Callable[[], object] | None = None
 
@@ -124,12 +124,12 @@ class ProcessGroups:
         self._gathers: dict[tuple[int, ...], int] = {}
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
-        return [dist.all_reduce(_lend(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
+        return [dist.all_reduce(_unowned_view(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
 
     def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         if tensor.device.type == "cpu":
-            return self._gather_by_transfers(_lend(out), _lend(tensor), to)
-        return [dist.all_gather_single(_lend(out), _lend(tensor), group=to.handle, async_op=True)]
+            return self._gather_by_transfers(_unowned_view(out), _unowned_view(tensor), to)
+        return [dist.all_gather_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
     def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         """Everyone sends its part to everyone. gloo's own all-gather works in a copy of the whole, made and dropped by another
@@ -146,21 +146,21 @@ class ProcessGroups:
         return works
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        return [dist.reduce_scatter_single(_lend(out), _lend(tensor), group=to.handle, async_op=True)]
+        return [dist.reduce_scatter_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.isend(_lend(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.isend(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.irecv(_lend(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.irecv(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def latest(self, instant: int, device: torch.device) -> int:
         clock = torch.tensor([instant], dtype=torch.int64, device=device)
-        dist.all_reduce(_lend(clock), dist.ReduceOp.MAX)
+        dist.all_reduce(_unowned_view(clock), dist.ReduceOp.MAX)
         return int(clock.item())
 
 
-class NobodyElse:
+class NoPeers:
     """For one rank of a layout by itself, as in a dry run: the others add nothing, and what they would have sent is zeros."""
 
     def __init__(self, rank: int) -> None:
@@ -211,9 +211,9 @@ class Comm:
     @classmethod
     def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> Comm:
         """Everything is counted as if the others were there."""
-        comm = cls(mesh, rank, recorder, device, NobodyElse(rank))
+        comm = cls(mesh, rank, recorder, device, NoPeers(rank))
         stages = comm.groups["pp"].ranks
-        comm.groups |= dict.fromkeys(_LANES, comm.groups["pp"])
+        comm.groups |= dict.fromkeys(_PIPELINE_GROUPS, comm.groups["pp"])
         comm.groups["tie"] = Group("pp", (stages[0], stages[-1]) if mesh.pp > 1 else stages)
         return comm
 
@@ -229,7 +229,7 @@ class Comm:
             stages = comm.groups["pp"].ranks
             # Each flow gets a connection of its own in each direction: on NCCL, calls on one connection run one after the other,
             # and a send does not end before it is received. Two neighbours that each send first would wait for each other.
-            for lane in _LANES:
+            for lane in _PIPELINE_GROUPS:
                 comm.groups[lane] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):
                 comm.groups["tie"] = comm._open("pp", (stages[0], stages[-1]), limit) if mesh.pp > 1 else comm.groups["pp"]
@@ -345,7 +345,7 @@ class Comm:
             return True
         here = _machine()
         ends = torch.tensor([here, -here], dtype=torch.int64, device=self.device)
-        dist.all_reduce(_lend(ends), dist.ReduceOp.MAX)
+        dist.all_reduce(_unowned_view(ends), dist.ReduceOp.MAX)
         highest, lowest = ends.tolist()
         return highest == -lowest
 
@@ -357,7 +357,7 @@ def _machine() -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
 
 
-def _lend(tensor: torch.Tensor) -> torch.Tensor:
+def _unowned_view(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as a flat tensor that does not own it; the caller keeps the owner until the call is complete.
 
     gloo's threads let go of a tensor some time after the wait for it is over. Were theirs the last reference, memory would

@@ -55,7 +55,7 @@ class Bucket:
     def __init__(self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype) -> None:
         # What tp does not cut comes first: under sequence parallelism its gradients are summed over tp, in one piece.
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
-        self.whole_over_tp = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
+        self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
         self.comm, self.zero = comm, zero
         self.parts = comm.mesh.dp if zero else 1
         used = sum(p.numel() for p in self.parameters)
@@ -110,7 +110,7 @@ class Bucket:
             self._resize_values(self.size)
         return self.comm.start_all_gather(self.values, self.shard, "dp")
 
-    def drop_values(self) -> None:
+    def release_values(self) -> None:
         self._resize_values(0)
         self.resident = False
 
@@ -124,7 +124,7 @@ class Bucket:
             self._point_gradients_at(self.incoming)
         self.missing += passes * len(self.parameters)
 
-    def take(self, p: ShardedParameter) -> bool:
+    def note_gradient(self, p: ShardedParameter) -> bool:
         """Note that a gradient of `p` arrived. Returns whether the bucket is now whole."""
         if self.incoming is None and self.accumulate != self.dtype:
             assert p.grad is not None
@@ -140,11 +140,11 @@ class Bucket:
         else:
             p.grad += gradient
 
-    def sum_what_tp_holds_whole(self) -> None:
+    def all_reduce_replicated(self) -> None:
         """Under sequence parallelism each tp rank saw its own part of the sequence, so these gradients are partial."""
         flat = self.gradients if self.incoming is None else self.incoming
-        if self.whole_over_tp:
-            self.comm.all_reduce(flat[: self.whole_over_tp], "tp")
+        if self.replicated_size:
+            self.comm.all_reduce(flat[: self.replicated_size], "tp")
 
     def start_reduce(self) -> tuple[Pending, Callable[[], None]]:
         """Start adding up over dp. Returns the call under way and what to do once it is complete."""
@@ -243,12 +243,12 @@ class DataParallel:
         self.buckets[self._layer_of[weight]].add(weight, gradient)
         self._take_gradient(weight)
 
-    def finish(self, chunk: int) -> None:
+    def finish_reductions(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
         assert all(b.missing == 0 for layer, b in self.buckets.items() if self._chunk_of[layer] == chunk), "a gradient is missing"
         self._wait_for_reductions(chunk)
 
-    def publish_values(self) -> None:
+    def all_gather_values(self) -> None:
         """Give every replica the shares that the others updated."""
         for pending in [self.comm.start_all_gather(b.values, b.shard, "dp") for b in self.buckets.values()]:
             pending.wait()
@@ -296,7 +296,7 @@ class DataParallel:
     def _release(self, use: ParameterUse) -> None:
         if self.zero == 3:
             for layer in (*use.layers, *use.borrowed):
-                self.buckets[layer].drop_values()
+                self.buckets[layer].release_values()
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
@@ -309,10 +309,10 @@ class DataParallel:
         assert isinstance(p, ShardedParameter)
         layer = self._layer_of[p]
         bucket = self.buckets[layer]
-        if not bucket.take(p):
+        if not bucket.note_gradient(p):
             return
         if self.tp.shards_sequence:
-            bucket.sum_what_tp_holds_whole()
+            bucket.all_reduce_replicated()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]
             if self.zero >= 2:

@@ -65,14 +65,14 @@ class Executor:
         self.chunks, self.inputs, self.data, self.optimizer, self.set_status = chunks, inputs, data, optimizer, set_status
         self.comm: Comm = data.comm
         self.actions = schedule.stages[self.comm.at.pp]
-        self.placement, self.microbatches, self.held = schedule.placement, schedule.microbatches, schedule.held
+        self.placement, self.microbatches, self.max_sends = schedule.placement, schedule.microbatches, schedule.held
         self.has_last = schedule.placement[-1] == self.comm.at.pp
         self.loss_scale = 1.0 / (schedule.microbatches * self.comm.mesh.dp)
         self.loss = torch.zeros((), device=self.comm.device)
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
-        self._arrived: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
-        self._leaving: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
+        self._received: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
+        self._to_send: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
         self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # on the way, by flow and stage
         self._deferred: dict[tuple[int, int], DeferredWeightGradients] = {}  # weight gradients that I left for W
         self._do: dict[Kind, Callable[[Action], None]] = {
@@ -82,10 +82,10 @@ class Executor:
             "W": self._backward_of_weights,
             "send": self._send,
             "recv": self._receive,
-            "reduce": lambda action: data.finish(action.chunk),
+            "reduce": lambda action: data.finish_reductions(action.chunk),
             "tie": lambda action: optimizer.reduce_tied_gradients(),
             "step": self._step,
-            "gather": lambda action: data.publish_values(),
+            "gather": lambda action: data.all_gather_values(),
         }
 
     def run(self, step: str) -> None:
@@ -96,12 +96,12 @@ class Executor:
             self.set_status(f"{step}: {action}")
             with self.comm.recorder.action(action, _phase(action)):
                 self._do[action.kind](action)
-        left = (self._inputs, self._roots, self._arrived, self._leaving, self._sent, self._deferred)
+        left = (self._inputs, self._roots, self._received, self._to_send, self._sent, self._deferred)
         assert not any(left), "a step leaves nothing behind"
 
     def _forward(self, action: Action) -> None:
         key = (action.chunk, action.microbatch)
-        inputs = self._arrived.pop(("activation", *key), ())
+        inputs = self._received.pop(("activation", *key), ())
         outputs = self.chunks[action.chunk].forward(inputs, action.microbatch)
         self._inputs[key] = inputs
         if action.chunk == len(self.placement) - 1:
@@ -111,12 +111,12 @@ class Executor:
         # Backward needs the graph, not the values: without a reference they can go once they are sent.
         self._roots[key] = tuple(get_gradient_edge(t) for t in outputs)
         if action.chunk < len(self.placement) - 1:
-            self._hand_over("activation", action.chunk, action.chunk + 1, action.microbatch, tuple(t.detach() for t in outputs))
+            self._pass_on("activation", action.chunk, action.chunk + 1, action.microbatch, tuple(t.detach() for t in outputs))
 
     def _backward(self, action: Action) -> None:
         key = (action.chunk, action.microbatch)
         last = action.chunk == len(self.placement) - 1
-        gradients = None if last else self._arrived.pop(("gradient", *key))
+        gradients = None if last else self._received.pop(("gradient", *key))
         roots, inputs = self._roots.pop(key), self._inputs.pop(key)
         if last:
             gradients = (torch.ones((), device=self.comm.device),)
@@ -124,7 +124,7 @@ class Executor:
         if inputs:
             outgoing = tuple(t.grad for t in inputs if t.grad is not None)
             assert len(outgoing) == len(inputs), "a chunk uses everything that it takes"
-            self._hand_over("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
+            self._pass_on("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
 
     def _backward_of_inputs(self, action: Action) -> None:
         """Backward without the weight gradients of linear layers. Other parameters get their gradients."""
@@ -138,23 +138,23 @@ class Executor:
         for weight in list(deferred):
             self.data.add(weight, deferred.pop(weight)())  # pop: so that its tensors are freed
 
-    def _hand_over(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
+    def _pass_on(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
         """To a chunk on this rank directly, to one elsewhere by the send that follows in the list."""
         if self.placement[to] != self.placement[chunk]:
-            self._leaving[flow, chunk, microbatch] = tensors
+            self._to_send[flow, chunk, microbatch] = tensors
         else:
-            self._arrive(flow, to, microbatch, tensors)
+            self._receive_boundary(flow, to, microbatch, tensors)
 
-    def _arrive(self, flow: Flow, chunk: int, microbatch: int, tensors: Boundary) -> None:
+    def _receive_boundary(self, flow: Flow, chunk: int, microbatch: int, tensors: Boundary) -> None:
         if flow == "activation":
             tensors = tuple(t.requires_grad_() for t in tensors)
-        self._arrived[flow, chunk, microbatch] = tensors
+        self._received[flow, chunk, microbatch] = tensors
 
     def _send(self, action: Action) -> None:
         sent = self._sent.setdefault((action.flow, action.peer), deque())
-        if len(sent) == self.held:  # so much is held back for a neighbour at a time; `replay` keeps to the same rule
+        if len(sent) == self.max_sends:  # so much is max_sends back for a neighbour at a time; `replay` keeps to the same rule
             _wait(sent.popleft())
-        tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
+        tensors = self._to_send.pop((action.flow, action.chunk, action.microbatch))
         to = action.chunk + (1 if action.flow == "activation" else -1)
         sent.append(
             [
@@ -174,7 +174,7 @@ class Executor:
             )
             for part, (shape, dtype) in enumerate(expected)
         )
-        self._arrive(action.flow, action.chunk, action.microbatch, tensors)
+        self._receive_boundary(action.flow, action.chunk, action.microbatch, tensors)
 
     def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
         """The same number on both ends: a message is named by the chunk that needs it."""

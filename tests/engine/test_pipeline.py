@@ -94,7 +94,7 @@ def test_a_step_leaves_nothing_behind() -> None:
     run, _, halves = executor(ALL_FORWARD_FIRST)
     run.run("step 1")
     first = [p.grad.clone() for p in halves.parameters() if p.grad is not None]
-    assert not any((run._inputs, run._roots, run._arrived, run._leaving, run._sent))
+    assert not any((run._inputs, run._roots, run._received, run._to_send, run._sent))
     run.run("step 2")
     torch.testing.assert_close([p.grad for p in halves.parameters()], first)
     assert float(run.loss) > 0

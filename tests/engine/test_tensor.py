@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm, NobodyElse
+from engine.parallel.comm import Comm, NoPeers
 from engine.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -37,7 +37,7 @@ class ThreadComm(Comm):
     """A rank of a tp group whose ranks are threads. Its collectives reduce and gather in memory."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
-        super().__init__(Mesh(1, tp, 1), index, Recorder(), torch.device("cpu"), NobodyElse(index))
+        super().__init__(Mesh(1, tp, 1), index, Recorder(), torch.device("cpu"), NoPeers(index))
         self._barrier, self._table = barrier, table
 
     def _exchange(self, tensor: Tensor) -> Tensor:
