@@ -19,7 +19,7 @@ from engine.launch import root_cause
 from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_reached, interface
 from engine.launch.draft import Draft
 from engine.launch.liveness import Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
-from engine.launch.ranks import account
+from engine.launch.ranks import raised_error
 from engine.launch.request import read_spec
 from engine.launch.torchrun import DONE, FAILED, GRACE_S, TorchrunRank, check_world_size, print_line, refuse
 from engine.phases import PHASES
@@ -119,7 +119,7 @@ class ClusterRank:
         if isinstance(error, RequestError):
             self._leave_failed()
             return refuse(error, self._place)
-        raised = account(error)
+        raised = raised_error(error)
         secondary = raised.secondary or isinstance(error, LivenessError)
         if not secondary:
             self._leave_failed()

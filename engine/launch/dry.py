@@ -140,13 +140,13 @@ def _fork(spec: RunSpec, rank: int, device: Device, others: Sequence[int]) -> _R
 def _message(spec: RunSpec, rank: int, device: Device, pipe: int) -> bytes:
     """In a forked process: dry-run the rank, and return its result or error as a message."""
     from engine.launch.dry_rank import dry_run_rank
-    from engine.launch.ranks import account
+    from engine.launch.ranks import raised_error
 
     try:
         done = dry_run_rank(spec, rank, device, textbook(spec), progress=lambda over: send(pipe, pack({"over": over})))
         return pack({"seconds": done.seconds, "grown_bytes": done.grown_bytes}, {"rows": pack_rows(done.rows)})
     except Exception as error:  # noqa: BLE001  the parent hears of it, whatever it is
-        return pack({"failed": as_json(account(error))})
+        return pack({"failed": as_json(raised_error(error))})
 
 
 def main(arguments: Sequence[str]) -> int:

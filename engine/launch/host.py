@@ -1,4 +1,4 @@
-"""The inside of the warm host: its loop, and the run it serves. `engine.launch.local` is the program, and says the protocol."""
+"""The warm host: its loop and the run that it serves. `engine.launch.local` is the program, and documents the protocol."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from engine.launch.draft import Draft
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.spec.sentence import packed
 
-_GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to hand in their stacks
+_GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to send their stacks
 _READ = selectors.EVENT_READ
 
 
 class LocalRun:
-    """One run: its ranks, and what is known of them. `tell` is called with every event, "finished" last.
+    """One run: its ranks and their state. `send` is called with every event, "finished" last.
 
-    It has three stages. *working*: until a rank fails, the time limit is reached or it is cancelled. *ending*: those
-    left may still say why they fail, or hand in their stacks. *killed*: waiting for the last of them to be gone.
+    It has three stages. *working*: until a rank fails, the time limit is reached or it is cancelled. *ending*: the other ranks
+    may still report why they fail, or send their stacks. *killed*: all ranks were killed, until the last of them is gone.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class LocalRun:
         draft: Draft,
         fork: Callable[[RunSpec, Draft, ranks.StatusBoard], list[ranks.Rank]],
         selector: selectors.BaseSelector,
-        tell: Callable[[dict[str, Any]], None],
+        send: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._spec, self._draft, self._selector, self._tell = spec, draft, selector, tell
+        self._spec, self._draft, self._selector, self._send = spec, draft, selector, send
         self._deadline = time.monotonic() + spec.workload.time_limit  # in the last stage: when the ranks left are killed
         self._stage = "working"
         self._late = self._cancelled = self._saved = False
@@ -48,20 +48,20 @@ class LocalRun:
         self._ranks = fork(spec, draft, self._board)
         self._open = 0  # pipes of ranks not yet at end-of-file
         for rank in self._ranks:
-            self._watch(rank.events, partial(self._hear, rank))
+            self._watch(rank.events, partial(self._read_events, rank))
             self._watch(rank.dumps, rank.read_dump)
 
     @property
     def finished(self) -> bool:
-        """Every rank is gone, and all that they left behind has been read."""
+        """Every rank is gone, and its pipes have been read."""
         return self._open == 0
 
     def timeout(self) -> float | None:
-        """Seconds until `tick` has something to do; None if only an event can bring that."""
+        """Seconds until `tick` has something to do. None if only an event can bring that."""
         return None if self._stage == "killed" else max(0.0, self._deadline - time.monotonic())
 
     def tick(self) -> None:
-        """Do what the time has come for."""
+        """Do what is due at this time."""
         if self._stage == "killed" or time.monotonic() < self._deadline:
             return
         alive = [rank for rank in self._ranks if rank.status is None]
@@ -79,13 +79,13 @@ class LocalRun:
         self.kill()
 
     def kill(self) -> None:
-        """End all ranks now. The run is finished a moment later, when their pipes say that they are gone."""
+        """Kill all ranks. The run is finished a moment later, when their pipes are at end-of-file."""
         self._stage = "killed"
         for rank in self._ranks:
             rank.kill()
 
     def close(self) -> None:
-        """Say how it ended, and leave nothing of it. Call once, when finished."""
+        """Send "finished", and remove what is not saved. Call once, when finished."""
         self._board.close()
         self._draft.remove_rendezvous()
         how, why = self._outcome()
@@ -99,9 +99,9 @@ class LocalRun:
         if how != "done":
             self._draft.discard()
         blame = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}
-        self._tell({"event": "finished", "how": how, "folder": folder, **blame})
+        self._send({"event": "finished", "how": how, "folder": folder, **blame})
 
-    # ------------------------------------------------------------------------------------------------ what ranks say
+    # ------------------------------------------------------------------------------------------------ messages of ranks
 
     def _watch(self, pipe: FileIO, read: Callable[[], bool]) -> None:
         """Call `read` whenever there is something to read, until it returns False."""
@@ -115,11 +115,11 @@ class LocalRun:
         self._open += 1
         self._selector.register(pipe, _READ, read_on)
 
-    def _hear(self, rank: ranks.Rank) -> bool:
+    def _read_events(self, rank: ranks.Rank) -> bool:
         """Take in what a rank says, or its exit. False when it is dead."""
         events = rank.read_events()
         if events is None:
-            self._bury(rank)
+            self._on_exit(rank)
             return False
         for event in events:
             if event["event"] == "end":
@@ -129,16 +129,16 @@ class LocalRun:
                 rank.raised = root_cause.raised_from(event)
             else:
                 self._saved |= event["event"] == "saved"
-                self._tell(event)
+                self._send(event)
         return True
 
-    def _bury(self, rank: ranks.Rank) -> None:
+    def _on_exit(self, rank: ranks.Rank) -> None:
         rank.reap()
         if self._stage == "killed" or self._late or (rank.ended and rank.status == 0):
-            return  # it did what it was told to
+            return  # as expected
         doing, _ = self._board.read(rank.rank)
         assert rank.status is not None
-        # Its dump may still be on the way; `_outcome` adds it.
+        # Its dump may not have been read yet; `_outcome` adds it.
         self._exits.append(root_cause.RankExit(rank.rank, doing, rank.status, rank.raised))
         self._end_within(_GRACE_S)
 
@@ -172,12 +172,12 @@ def _not_started(spec: RunSpec, error: OSError) -> Sentence:
 
 
 class Host:
-    """Serves one run at a time, from one thread: what is forked must not hold the lock of another thread."""
+    """Serves one run at a time, from one thread: a forked process must not inherit a lock of another thread."""
 
     def __init__(self, requests: int, events: int) -> None:
         self._requests, self._events = requests, events
         self._unread = bytearray()
-        self._asked = True  # whether there is still someone who asks
+        self._open_for_requests = True  # whether requests may still come
         self._run: LocalRun | None = None
         self._life, self._life_end = os.pipe()
         self._selector = selectors.DefaultSelector()
@@ -186,12 +186,12 @@ class Host:
         self._selector.register(self._signals, _READ, self._on_signal)
         os.set_blocking(self._signals_end, False)
         signal.set_wakeup_fd(self._signals_end)
-        signal.signal(signal.SIGTERM, lambda number, frame: None)  # it arrives through the pipe, between two events
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # it is handled through the pipe, between two events
 
     def serve(self) -> None:
         """Serve until the requests end."""
-        self._tell({"event": "warm"})
-        while self._asked or self._run:
+        self._send({"event": "warm"})
+        while self._open_for_requests or self._run:
             for key, _ in self._selector.select(self._run.timeout() if self._run else None):
                 key.data()
             if self._run:
@@ -209,56 +209,56 @@ class Host:
         *lines, rest = self._unread.split(b"\n")
         self._unread = bytearray(rest)
         for line in lines:
-            self._obey(json.loads(line))
+            self._handle(json.loads(line))
 
     def _on_signal(self) -> None:
-        """Somebody ends all processes of the server one by one, and this one happened to come first."""
+        """SIGTERM: for example, all processes of the server are ended one by one, and this one came first."""
         os.read(self._signals, 1)
         self._stop()
 
     def _stop(self) -> None:
-        """Finish what there is, and serve no more."""
-        if self._asked:
-            self._asked = False
+        """Cancel the current run, and take no more requests."""
+        if self._open_for_requests:
+            self._open_for_requests = False
             self._selector.unregister(self._requests)
         if self._run:
             self._run.cancel()
 
-    def _obey(self, request: dict[str, Any]) -> None:
+    def _handle(self, request: dict[str, Any]) -> None:
         if request["do"] == "cancel":
             if self._run:  # otherwise it finished while the request was on its way
                 self._run.cancel()
             return
         assert self._run is None, "one run at a time"
-        self._tell({"event": "started"})
+        self._send({"event": "started"})
         spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), request["draft"])
         try:
-            self._run = LocalRun(spec, draft, self._fork, self._selector, self._tell)
+            self._run = LocalRun(spec, draft, self._fork, self._selector, self._send)
         except (OSError, RequestError) as error:
             message = error.sentence if isinstance(error, RequestError) else _not_started(spec, error)
             blame = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
-            self._tell({"event": "finished", "how": "failed", "folder": None, **blame})
+            self._send({"event": "finished", "how": "failed", "folder": None, **blame})
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _send(self, event: dict[str, Any]) -> None:
         try:
             line = memoryview(json.dumps(event).encode() + b"\n")
             while line:
                 line = line[os.write(self._events, line) :]
         except BrokenPipeError:
-            pass  # whoever asked is gone; the end of the requests, which is about to be read, ends the host
+            pass  # the client is gone; the end of the requests, which is read next, ends the host
 
     def _fork(self, spec: RunSpec, draft: Draft, board: ranks.StatusBoard) -> list[ranks.Rank]:
         rendezvous = draft.make_rendezvous()
         try:
-            return ranks.fork(spec, draft.folder, rendezvous, board, self._life, self._leave)
+            return ranks.fork(spec, draft.folder, rendezvous, board, self._life, self._close_in_rank)
         except OSError:
             draft.remove_rendezvous()
             raise
 
-    def _leave(self) -> None:
-        """In a forked rank: part with what is the host's alone.
+    def _close_in_rank(self) -> None:
+        """In a forked rank: close what belongs to the host alone.
 
-        `events` stays open, though a rank never writes to it: its end then tells that the host is gone and every rank too.
+        `events` stays open, though a rank never writes to it. So it is at end-of-file when the host and every rank are gone.
         """
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

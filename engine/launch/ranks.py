@@ -33,7 +33,7 @@ from engine.worker import work
 
 
 class StatusBoard:
-    """What each rank is doing and since when, in memory that host and ranks share: 128 bytes a rank."""
+    """The status of each rank and since when it has it, in memory that host and ranks share: 128 bytes a rank."""
 
     _slot = struct.Struct("=q120s")  # CLOCK_MONOTONIC in ns, which all processes of a machine share; UTF-8, padded with zeros
 
@@ -46,7 +46,7 @@ class StatusBoard:
         self._slot.pack_into(self._memory, rank * self._slot.size, time.monotonic_ns(), doing.encode()[:120])
 
     def read(self, rank: int) -> tuple[str, float]:
-        """What the rank is doing, and for how many seconds it has been."""
+        """The status of the rank, and for how many seconds it has it."""
         since, text = self._slot.unpack_from(self._memory, rank * self._slot.size)
         return text.rstrip(b"\0").decode(errors="ignore"), (time.monotonic_ns() - since) / 1e9
 
@@ -55,7 +55,7 @@ class StatusBoard:
 
 
 class PipeLink:
-    """The worker's link to its host. Any thread may report."""
+    """The worker's link to its host. Any thread may call `report`."""
 
     def __init__(self, rank: int, events: FileIO, board: StatusBoard) -> None:
         self._rank, self._events, self._board = rank, events, board
@@ -80,13 +80,13 @@ class Rank:
     events: FileIO  # pipe: JSON lines; end-of-file when the rank is gone
     dumps: FileIO  # pipe: faulthandler's stacks; end-of-file likewise
     raised: RaisedError | None = None
-    ended: bool = False  # it said that its work is done
+    ended: bool = False  # it reported that its work is done
     status: int | None = None  # None while it lives; then as subprocess has it
     dump: bytearray = field(default_factory=bytearray)
     _unread: bytearray = field(default_factory=bytearray)
 
     def read_events(self) -> list[dict[str, Any]] | None:
-        """What it said since the last call; None when it is gone. Blocks if it said nothing."""
+        """Its events since the last call. None when it is gone. Blocks if there is none."""
         data = self.events.read(1 << 16)
         if not data:
             return None
@@ -96,13 +96,13 @@ class Rank:
         return [json.loads(line) for line in lines]
 
     def read_dump(self) -> bool:
-        """Take in a part of its stack dump. False when there will be no more."""
+        """Read a part of its stack dump. False at end-of-file."""
         data = self.dumps.read(1 << 16)
         self.dump += data
         return bool(data)
 
     def kill(self) -> None:
-        """Kill it if it lives. It stays a zombie until `reap`, so the id cannot have passed to another process."""
+        """Kill it if it lives. It stays a zombie until `reap`, so its id cannot belong to another process."""
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
 
@@ -139,7 +139,7 @@ def fork(spec: RunSpec, out: Path, rendezvous: Path, board: StatusBoard, life: i
                     link = PipeLink(rank, events_end, board)
                     _be_rank(spec, rank, out if rank == 0 else None, link, rendezvous, dumps_end, life, host)
                 finally:
-                    os._exit(1)  # whatever happened, a rank must not go on as a second host
+                    os._exit(1)  # whatever happened, a rank must not continue as a second host
             started.append(Rank(rank, pid, events, dumps))
             events_end.close()  # at once: were the next rank to inherit it, this one's exit would go unseen
             dumps_end.close()
@@ -156,13 +156,13 @@ def _pipe() -> tuple[FileIO, FileIO]:
     return FileIO(reading, "r"), FileIO(writing, "w")
 
 
-def account(error: BaseException) -> RaisedError:
-    """An exception as the host is to hear of it."""
+def raised_error(error: BaseException) -> RaisedError:
+    """An exception in the form that is sent to the host."""
     text = "".join(traceback.format_exception(error))
     if isinstance(error, RequestError):
         return RaisedError(error.sentence, text, wrong=True)
     said = str(error).strip().partition("\n")[0]
-    # DistError is what torch raises when the store or a connection breaks: some other rank was gone first.
+    # torch raises DistError when the store or a connection breaks: another rank was gone first.
     lost_peer = isinstance(error, (CommError, dist.DistError))
     return RaisedError(f"{type(error).__name__}: {said}" if said else type(error).__name__, text, secondary=lost_peer)
 
@@ -170,22 +170,22 @@ def account(error: BaseException) -> RaisedError:
 def _be_rank(
     spec: RunSpec, rank: int, out: Path | None, link: PipeLink, rendezvous: Path, dumps: FileIO, life: int, host: int
 ) -> NoReturn:
-    """The life of a rank, in the forked process."""
+    """In the forked process: run a rank."""
     status = 1
     try:
         _die_with(host, life)
         faulthandler.enable(file=dumps)  # so that a segmentation fault shows where
-        # Chained to the default action, which is to die: the end of the pipe then tells that the dump is whole.
+        # Chained to the default action, which ends the process: at the end of the pipe the dump is complete.
         faulthandler.register(signal.SIGUSR1, file=dumps, all_threads=True, chain=True)
         work(spec, rank, _connect(spec, rendezvous), link, out)
         link.report({"event": "end"})
         status = 0
-    except SystemExit as leaving:  # means what it means anywhere: leave with this status, say nothing
+    except SystemExit as leaving:  # as anywhere: exit with this status, without a message
         status = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:  # noqa: BLE001  the host hears of it, whatever it is
         link.report({"event": "failed", **as_json(account(error))})
     finally:
-        # Not sys.exit: the host's own exit handlers and buffers were forked too, and are not this process's to run.
+        # Not sys.exit: the host's exit handlers and buffers were forked too, and must not run here.
         sys.stderr.flush()
         os._exit(status)
 
@@ -193,21 +193,21 @@ def _be_rank(
 def _connect(spec: RunSpec, rendezvous: Path) -> dist.Store:
     """A store in a file that only this user can open.
 
-    One that listens on a port, as torch's does, lets in whoever knocks: it has no password, and tells the keys that others use.
+    torch's store that listens on a port has no password: anyone who reaches the port could use it.
     """
     store = dist.FileStore(str(rendezvous))
-    store.set_timeout(timedelta(seconds=spec.workload.time_limit + 60))  # the host enforces the limit, and tells more
+    store.set_timeout(timedelta(seconds=spec.workload.time_limit + 60))  # the host enforces the limit, and reports more
     return store
 
 
 def _die_with(host: int, life: int) -> None:
-    """See to it that this process ends when its host does, however that ends."""
+    """End this process when its host ends."""
     end_with_parent()
     if os.getppid() != host:  # it died before the call
         os._exit(1)
 
     def watch() -> None:
-        os.read(life, 1)  # nobody ever writes: this returns when the host is gone
+        os.read(life, 1)  # nothing is ever written: this returns when the host is gone
         os._exit(1)
 
     threading.Thread(target=watch, name="host watch", daemon=True).start()

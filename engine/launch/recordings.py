@@ -3,7 +3,7 @@
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--volumes FOLDER]
 
 Without --model, of all in the catalog, which takes half an hour or more. What is in the folder already is left as it is, so that
-several may be under way at once, for different families. With --volumes they are bound as well, as they are shipped: a file for
+several may run at once, for different families. With --volumes they are bound as well, as they are shipped: a file for
 each family and kind of numbers.
 """
 

@@ -18,7 +18,7 @@ import pytest
 import torch.distributed as dist
 
 from engine import store
-from engine.launch import place
+from engine.launch import torchrun
 from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_reached, common_address, difference, interface
 from engine.spec import RequestError, RunSpec
 from engine.wire import WireError
@@ -98,9 +98,9 @@ def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_as_many_processes_as_ranks_are_needed() -> None:
-    assert place.check_world_size(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
+    assert torchrun.check_world_size(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
     with pytest.raises(RequestError, match=r"dp2\.tp2\.pp1 is 4 ranks and torchrun started 6; nnodes × nproc-per-node must be 4"):
-        place.check_world_size(small("dp2.tp2.pp1"), 6)
+        torchrun.check_world_size(small("dp2.tp2.pp1"), 6)
 
 
 def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.P
 # ------------------------------------------------------------------------------------------------ what ranks agree about
 
 
-TERMS = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, text="a", engine="b", torch="2.13.0")
+CONFIG = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, text="a", engine="b", torch="2.13.0")
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         (
-            {"spec": {"model": {"layers": 4}, "workload": TERMS.spec["workload"]}},
+            {"spec": {"model": {"layers": 4}, "workload": CONFIG.spec["workload"]}},
             "another spec than that of rank 0; model.layers is 4 there and 2",
         ),
         ({"spec": {"model": {"layers": 4}, "workload": {}}}, r"model.layers is 4 there and 2 on rank 0 \(and 2 more\)"),
@@ -161,12 +161,12 @@ TERMS = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}
     ],
 )
 def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], says: str) -> None:
-    other = replace(TERMS, **changes)
-    told = difference([TERMS, other, TERMS, other], ["a", "b", "a", "b"])
+    other = replace(CONFIG, **changes)
+    told = difference([CONFIG, other, CONFIG, other], ["a", "b", "a", "b"])
     assert told is not None
     assert re.search(says, told)
     assert told.startswith("rank 1 on b: " if "refused" in changes else "ranks 1, 3 on b: ")
-    assert difference([TERMS] * 3, ["a"] * 3) is None
+    assert difference([CONFIG] * 3, ["a"] * 3) is None
 
 
 @dataclass(frozen=True)
@@ -186,15 +186,20 @@ def nowhere(address: str) -> int:
 @pytest.mark.parametrize(
     ("config", "route", "first", "says"),
     [
-        (OtherTerms(**asdict(TERMS)), HERE, RequestError, "rank 1 on a: another version of this program's engine"),
-        (replace(TERMS, engine=3), HERE, WireError, "rank 0 on .*: what rank 1 told cannot be read: its config are not"),
-        (TERMS, replace(HERE, own="gateway"), WireError, "rank 0 on .*: what rank 1 told cannot be read: 'gateway'"),
-        (TERMS, HERE, OSError, r"rank 0 on .*: no port is free at 127\.0\.0\.1"),
+        (OtherTerms(**asdict(CONFIG)), HERE, RequestError, "rank 1 on a: another version of this program's engine"),
+        (
+            replace(CONFIG, engine=3),
+            HERE,
+            WireError,
+            "rank 0 on .*: what rank 1 sent cannot be read: fields of its configuration",
+        ),
+        (CONFIG, replace(HERE, own="gateway"), WireError, "rank 0 on .*: what rank 1 sent cannot be read: 'gateway'"),
+        (CONFIG, HERE, OSError, r"rank 0 on .*: no port is free at 127\.0\.0\.1"),
     ],
 )
 def test_why_rank_0_cannot_answer_is_told_to_all(config: RankConfig, route: Route, first: type[Exception], says: str) -> None:
     store = dist.HashStore()
-    own = [(TERMS, HERE), (config, route), (TERMS, HERE)]
+    own = [(CONFIG, HERE), (config, route), (CONFIG, HERE)]
     with ThreadPoolExecutor(len(own)) as ranks:
         ends = [
             ranks.submit(agree, store, rank, len(own), *of, listen=nowhere, at=lambda doing: None) for rank, of in enumerate(own)
