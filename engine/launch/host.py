@@ -116,7 +116,7 @@ class LocalRun:
         self._selector.register(pipe, _READ, read_on)
 
     def _read_events(self, rank: ranks.Rank) -> bool:
-        """Take in what a rank says, or its exit. False when it is dead."""
+        """Handle the events of a rank, or its end. False when it has ended."""
         events = rank.read_events()
         if events is None:
             self._on_exit(rank)

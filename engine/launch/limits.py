@@ -30,7 +30,7 @@ _POINTS = 2  # of each pass and message, the most that the curve of memory has: 
 
 
 def check(spec: RunSpec, running: RunSpec | None = None) -> None:
-    """Raise `RequestError` if this machine cannot run `spec`. `running`: the spec that it runs now, which will have ended by then."""
+    """Raise `RequestError` if this machine cannot run `spec`. `running`: what it runs now, which will have ended by then."""
     if spec.layout.ranks > MOST_RANKS:
         raise RequestError(_too_many_ranks(spec))
     _check_text(spec)
@@ -158,8 +158,8 @@ def _stage_activations(spec: RunSpec, stage: int) -> int:
 def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
     """Bytes that a stage's tp ranks together keep of one microbatch in `layers` layers.
 
-    A layer's norms and residuals (4 h) are whole on each rank, unless the sequence is sharded. Sharded over tp are q, k, v and the
-    attention's output (4 h), its weights (heads × seq) and the MLP before and after its activation (2 f). The head keeps logits
+    A layer's norms and residuals (4 h) are whole on each rank, unless the sequence is sharded. Sharded over tp are q, k, v and
+    the attention's output (4 h), its weights (heads × seq) and the MLP before and after its activation (2 f). The head keeps logits
     and softmax. With full recompute only the inputs of layers are kept, and all activations of one layer at a time.
     """
     model, layout = spec.model, spec.layout

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         host = warm_host(sys.stdin.fileno(), events)
-    except Exception as error:  # noqa: BLE001  whoever asked must hear why, whatever it is
+    except Exception as error:  # noqa: BLE001  reported to the client, whatever it is
         message = f"the process that runs the ranks could not start: {type(error).__name__}: {error}"
         event = {"event": "broken", "message": message, "traceback": traceback.format_exc()}
         os.write(events, json.dumps(event).encode() + b"\n")

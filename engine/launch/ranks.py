@@ -1,7 +1,7 @@
-"""One process a rank, forked from a host that has imported torch already. Both ends of it: host's and rank's.
+"""One process a rank, forked from a host that has imported torch. Both ends of it: the host's and the rank's.
 
-A rank tells its host things through a pipe of its own, whose end-of-file is also how the host learns of its exit.
-What it is doing right now it writes to a board in shared memory, because a killed process sends no messages.
+A rank sends events to its host through a pipe of its own. The pipe's end-of-file means that the rank has ended. Its status is
+written to shared memory, because a killed process sends no messages.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Rank:
             os.kill(self.pid, signal.SIGUSR1)
 
     def reap(self) -> None:
-        """Take in its exit. Call once its pipe is at end-of-file: it then exits at once or has exited."""
+        """Wait for its exit status. Call when its pipe is at end-of-file: then it has exited or exits at once."""
         _, status = os.waitpid(self.pid, 0)
         self.status = os.waitstatus_to_exitcode(status)
 
@@ -141,7 +141,7 @@ def fork(spec: RunSpec, out: Path, rendezvous: Path, board: StatusBoard, life: i
                 finally:
                     os._exit(1)  # whatever happened, a rank must not continue as a second host
             started.append(Rank(rank, pid, events, dumps))
-            events_end.close()  # at once: were the next rank to inherit it, this one's exit would go unseen
+            events_end.close()  # at once: if the next rank inherited it, the end of this one would not be seen
             dumps_end.close()
     except OSError:
         for other in started:
@@ -182,8 +182,8 @@ def _be_rank(
         status = 0
     except SystemExit as leaving:  # as anywhere: exit with this status, without a message
         status = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException as error:  # noqa: BLE001  the host hears of it, whatever it is
-        link.report({"event": "failed", **as_json(account(error))})
+    except BaseException as error:  # noqa: BLE001  reported to the host, whatever it is
+        link.report({"event": "failed", **as_json(raised_error(error))})
     finally:
         # Not sys.exit: the host's exit handlers and buffers were forked too, and must not run here.
         sys.stderr.flush()

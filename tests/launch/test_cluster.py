@@ -18,8 +18,8 @@ import pytest
 import torch.distributed as dist
 
 from engine import store
-from engine.launch import torchrun
 from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_reached, common_address, difference, interface
+from engine.launch.torchrun import check_world_size
 from engine.spec import RequestError, RunSpec
 from engine.wire import WireError
 from tests.launch.bench import Bench, all_end, finished, small
@@ -98,9 +98,9 @@ def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_as_many_processes_as_ranks_are_needed() -> None:
-    assert torchrun.check_world_size(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
+    assert check_world_size(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
     with pytest.raises(RequestError, match=r"dp2\.tp2\.pp1 is 4 ranks and torchrun started 6; nnodes × nproc-per-node must be 4"):
-        torchrun.check_world_size(small("dp2.tp2.pp1"), 6)
+        check_world_size(small("dp2.tp2.pp1"), 6)
 
 
 def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: Path) -> None:
