@@ -1,7 +1,8 @@
-"""Generation: a prompt goes through the model at once (prefill), then token by token, with a cache of keys and values.
+"""Generation: a prompt passes through the model at once (prefill), then each new token (decode), with a KV cache.
 
-Any tp × pp works as one model; every dp replica generates a text of its own. Tokens are drawn by adding noise to the logits and
-taking the largest (Gumbel 1954), the noise from a seed, the replica and the place alone: so every layout draws the same tokens.
+All tp × pp ranks of a replica are one model; every dp replica generates its own text. A token is sampled by adding Gumbel noise to
+the logits and taking the largest (Gumbel 1954). The noise depends only on the seed, the replica and the position. So every layout
+samples the same tokens.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Generator:
         return new
 
     def _forward(self, tokens: Tensor, number: int, phase: str) -> Tensor:
-        """Take `tokens` (1, n) through all chunks: the next token (1, 1), on the first and last stage; elsewhere zeros."""
+        """Forward of `tokens` (1, n) through all chunks: the next token (1, 1), on the first and last stage; elsewhere zeros."""
         streams: tuple[Tensor, ...] = ()
         last = len(self.placement) - 1
         here = self.comm.at.pp
@@ -76,7 +77,7 @@ class Generator:
         return self._return_token(tokens, number, phase)
 
     def _sample(self, logits: Tensor, number: int) -> Tensor:
-        """The next token (1, 1), on every tp rank, from logits (1, V/tp) that are cut over tp."""
+        """The next token (1, 1), on every tp rank, from logits (1, V/tp) that are sharded over tp."""
         columns = logits.shape[-1]
         first = columns * self.comm.at.tp
         if self.spec.generate.temperature:
@@ -102,7 +103,7 @@ class Generator:
         return noise.to(self.comm.device)
 
     def _return_token(self, tokens: Tensor, number: int, phase: str) -> Tensor:
-        """The chosen token goes from the last chunk's stage to the first's, which needs it next."""
+        """Send the sampled token from the last chunk's stage to the first's."""
         source, target, here = self.placement[-1], self.placement[0], self.comm.at.pp
         if source == target or here not in (source, target):
             return tokens if here == source else torch.zeros((1, 1), dtype=torch.int64, device=self.comm.device)
@@ -129,5 +130,5 @@ class Generator:
 
 
 def readable(tokens: Sequence[int]) -> str:
-    """Bytes as text; what is no UTF-8 shows as the replacement character."""
+    """Bytes as text. Invalid UTF-8 becomes the replacement character."""
     return bytes(tokens).decode("utf-8", errors="replace")

@@ -1,6 +1,6 @@
-"""Generating without training, measured: a rank's model with its cache, and rows for the same tables as a training step.
+"""Generation without training, measured: a rank's model with its KV cache, and rows for the same tables as a training step.
 
-The whole generation takes the place of a step: spans, traffic and memory cover prefill and every decode step; the table of steps
+The whole generation is measured as one step: spans, traffic and memory cover prefill and every decode step. The table of steps
 has a row for each new token, without a loss.
 """
 
@@ -24,7 +24,7 @@ from engine.tables import Rows
 
 
 class Inference:
-    """One rank's model, as it was drawn, and its part in generating."""
+    """One rank's model with its initial weights, and its part in generation."""
 
     def __init__(self, spec: RunSpec, comm: Comm, link: Link) -> None:
         self.comm, self.recorder, self.link = comm, comm.recorder, link
@@ -65,7 +65,7 @@ class Inference:
         return self.tokens
 
     def trace(self, make_tracer: MakeTracer = Tracer) -> MemoryTrace:
-        """Generate once more, under torch's profiler unless told otherwise."""
+        """The memory of one more generation, by torch's profiler or another tracer."""
         owned: dict[str, list[Tensor]] = {
             "parameters": [p for chunk in self.chunks.values() for p in chunk.parameters()],
             "kv_cache": [t for pair in self.generator.cache.kept.values() for t in pair],

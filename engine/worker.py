@@ -1,4 +1,4 @@
-"""What one rank does, from spec to tables: connect, build, train, trace, and hand the rows to rank 0, which saves the run."""
+"""What one rank does: connect, build the model, train, trace memory, and send its rows to rank 0, which saves the run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
     baseline = resident_bytes()
     local_rank, ranks_here = local or (rank, spec.layout.ranks)
     link.set_status("connecting")
-    torch.set_num_threads(1)  # a rank is one device; with more, its CPU time would be spread over threads that are not read
+    torch.set_num_threads(1)  # a rank is one device, and CPU time of other threads would not be measured
     backend = choose_backend(ranks_here, local_rank)
     if backend.device.type == "cuda":
         torch.cuda.set_device(backend.device)
@@ -143,11 +143,11 @@ class Trainer:
         return rows | {"steps": steps}
 
     def trace(self, make_tracer: MakeTracer = Tracer) -> MemoryTrace:
-        """One more step, under torch's profiler unless told otherwise."""
+        """The memory of one more step, by torch's profiler or another tracer."""
         buckets = list(self.data.buckets.values())
         owned: dict[str, list[torch.Tensor]] = {
             "optimizer": [*self.optimizer.state_tensors(), *(b.master for b in buckets)],
-            "parameters": [b.shard for b in buckets],  # after the masters: in fp32 the two are one
+            "parameters": [b.shard for b in buckets],  # after the masters: in fp32 they are the same tensors
             "gradients": [b.gradients for b in buckets],
         }
         tracer = make_tracer(owned, self.recorder, self.comm.device)
@@ -181,7 +181,7 @@ class Trainer:
         return to_tensors(arrays, self.comm.device)
 
     def _publish_gradients(self, store: dist.Store) -> None:
-        """Hand this rank's gradients of step 1 to rank 0, for parity."""
+        """Send this rank's gradients of step 1 to rank 0, for parity."""
         for chunk in self.chunks.values():
             names = {p: name for name, p in chunk.named_parameters()}
             for layer in chunk.parts():
@@ -194,7 +194,7 @@ class Trainer:
 def _collect_and_save(
     spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None, generated: list[int]
 ) -> None:
-    """On rank 0: wait for every rank's rows, compare with the unsharded model if asked, and write the folder."""
+    """On rank 0: wait for the rows of every rank, compare with the unsharded model if asked, and save the run."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for rank in range(comm.mesh.size):
         for name, part in _rows_of(store, rank).items():
@@ -217,15 +217,15 @@ def _collect_and_save(
 
 
 def _rows_of(store: dist.Store, rank: int) -> dict[str, list[dict[str, Any]]]:
-    """The rows of another rank. Raises `WireError` if it handed in something else."""
+    """The rows of a rank. Raises `WireError` if they cannot be read."""
     try:
         return unpack_rows(store.get(f"rows/{rank}"), rank)
     except WireError as error:
-        raise WireError(f"what rank {rank} handed in cannot be read: {error}") from error
+        raise WireError(f"what rank {rank} sent cannot be read: {error}") from error
 
 
 def environment(backend: Backend) -> dict[str, Any]:
-    """What a saved run says of where it ran."""
+    """Where a run ran, for its `run.json`."""
     return {
         "backend": backend.name,
         "why": backend.why,
@@ -239,7 +239,7 @@ def environment(backend: Backend) -> dict[str, Any]:
 
 
 def _inject_fault(fault: FaultSpec | None, rank: int, step: int) -> None:
-    """The drill that the spec asks for, if it is this rank's turn."""
+    """Cause the fault that the spec asks for, if it is for this rank and step."""
     if fault is None or (fault.rank, fault.step) != (rank, step):
         return
     if fault.kind == "raise":

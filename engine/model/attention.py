@@ -1,6 +1,6 @@
-"""Attention, its heads cut over tp. Written out, scores and all, so that the S² term of the activations can be seen and measured.
+"""Attention, its heads sharded over tp. The scores are computed explicitly, so that their S² activations can be measured.
 
-Shapes: B, S, H hidden, A heads, G key heads, D width of a head; R the rows that ask, S in all but two-stream attention.
+Shapes: B batch, S sequence, H hidden, A heads, G key heads, D head width. R rows of queries: S except in two-stream attention.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.spec import ModelSpec
 
 
 class Attention(nn.Module):
-    """What all kinds share: the heads' sizes and the output layer.
+    """What all kinds of attention share: the sizes of heads and the output layer.
 
     `selective`: core attention is recomputed in backward, so that its S² activations are not kept.
     """
@@ -27,12 +27,12 @@ class Attention(nn.Module):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.key_heads // tp.degree, spec.head_width
-        self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # over all tp ranks
+        self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
         self.selective = selective
         self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias)
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
-        """Features side by side → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
+        """Concatenated features → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
         parts = x.split([n * self.width for n in heads], -1)
         return [part.view(*x.shape[:2], -1, self.width).transpose(1, 2) for part in parts]
 
@@ -46,13 +46,13 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Every token asks every token it may see. (B, s, H) → (B, s, H)
+    """Every token attends to every token that it may see. (B, s, H) → (B, s, H)
 
     With fewer key heads than heads, each group of heads shares a key head (Ainslie et al. 2023).
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, causal: bool) -> None:
-        """`causal`: a token sees itself and what came before; otherwise all."""
+        """`causal`: a token sees itself and earlier tokens; otherwise all tokens."""
         super().__init__(spec, tp, selective)
         self.causal = causal
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
@@ -70,7 +70,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Every token of the decoder asks every token of the encoder. (B, s, H), (B, s, H) → (B, s, H)"""
+    """Every token of the decoder attends to every token of the encoder. (B, s, H), (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__(spec, tp, selective)
@@ -90,8 +90,8 @@ class CrossAttention(Attention):
 class RelativeAttention(Attention):
     """Two-stream attention with relative positions (Dai et al. 2019, section 3.3; Yang et al. 2019). (B, r, H) → (B, r, H)
 
-    The first S rows are the tokens, and they alone have keys and values; the others are queries. The score of row i for token
-    j is (qᵢ + u)·kⱼ + (qᵢ + v)·r, r the projected wave of the distance between them.
+    The first S rows are the tokens. Only they have keys and values; the other rows are queries. The score of row i for token j
+    is (qᵢ + u)·kⱼ + (qᵢ + v)·r, where r is the projected sinusoid of their distance.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
@@ -105,7 +105,7 @@ class RelativeAttention(Attention):
     def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
         assert inputs.waves is not None
         q, k, v = self.split(self.qkv(x), *(self.heads,) * 3)
-        # Every rank has the waves whole and projects them to its own heads, so no collective is needed.
+        # Every rank has all waves and projects them to its own heads, so no collective is needed.
         (r,) = self.split(F.linear(inputs.waves, self.distance).unsqueeze(0), self.heads)  # (1, A/tp, 2S − 1, D)
         return self.output(lambda *tensors: self.core_attention(inputs, *tensors), q, k[:, :, : self.seq], v[:, :, : self.seq], r)
 
@@ -123,7 +123,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Core attention. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal`: the rows are the last R tokens."""
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]
-    # The heads that share a key head stand below one another, as more rows, so that keys and values are not copied.
+    # Heads that share a key head become more rows of it, so that keys and values are not copied.
     q = q.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, A/G · R, D)
     scores = (q @ k.transpose(-1, -2)).mul_(1 / math.sqrt(width))  # (B, G, A/G · R, S)
     if causal:
@@ -133,8 +133,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 def output_std(spec: ModelSpec) -> float:
-    """Spread of the layers that write to the residual stream.
+    """Standard deviation of layers that write to the residual stream.
 
-    Where norms stand before the blocks, 2 × layers of them add up (Radford et al. 2019, 2.3); where they stand behind, not.
+    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With post-norm they do not.
     """
     return 0.02 / math.sqrt(2 * spec.layers) if spec.parts.placement == "pre" else 0.02

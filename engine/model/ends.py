@@ -1,4 +1,4 @@
-"""What stands before the first layer and behind the last: the embedding and the head."""
+"""The embedding before the first layer and the head after the last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.spec import ModelSpec
 
 
 class SegmentEmbedding(nn.Module):
-    """Tells the two halves of the input apart; whole on every tp rank. (B, s, H) → (B, s, H)"""
+    """The embedding of the two segments of the input, replicated over tp. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SegmentEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """What is added to the tokens' embeddings, by the family: positions, segments. May be nothing."""
+    """Adds positions and segments to the tokens' embeddings, as the family has them. Either may be absent."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
@@ -52,21 +52,21 @@ def _no_position(spec: ModelSpec, tp: TensorParallel) -> None:
 
 
 class Embedding(nn.Module):
-    """The token table, and on the first chunk what makes the layers' input of it.
+    """The token table, and on the first chunk positions and norm.
 
-    If it is tied, the last chunk has the token table as well, as the output layer; both ends keep it equal.
+    If it is tied, the last chunk has a copy of the token table as output layer. The copies are kept equal.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, first: bool) -> None:
         super().__init__()
-        # Scaled by √H before the first layer, the sinusoidal family's tokens are then as large as the waves.
+        # The sinusoidal family scales tokens by √H, which makes them as large as the sinusoids.
         std = spec.hidden**-0.5 if spec.parts.position == "sinusoidal" else 0.02
         self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std)
         self.places = PositionEmbedding(spec, tp) if first else None
         self.norm = make_norm(spec, tp) if first and spec.parts.embedding_norm else None
 
     def embed(self, feed: Feed, first: int = 0) -> tuple[Tensor, ...]:
-        """The first layer's input (B, r, H); of an encoder and decoder, both their inputs. `first`: where the tokens begin."""
+        """The first layer's input (B, r, H); two with encoder and decoder. `first`: position of the first token."""
         assert self.places is not None
         if feed.following is None:
             return (self.places(self.token(feed.tokens), feed.segments, first),)
@@ -75,12 +75,12 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """From the last layer's output to the loss, by the family: a norm or a transform, then the output matrix."""
+    """From the last layer's output to the loss: a norm or a transform, as the family has it, then the output matrix."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp, self.vocab, self.predicted = tp, spec.vocab, predicted(spec.parts.objective, spec.seq)
-        self.first = spec.rows - spec.seq and spec.seq  # of two streams only the queries are predicted from
+        self.first = spec.rows - spec.seq and spec.seq  # with two streams only the query rows predict
         kind = spec.parts.head
         self.transform = Transform(spec, tp) if kind == "transform" else None
         self.norm = None if kind == "bare" else make_norm(spec, tp)
@@ -88,7 +88,7 @@ class Head(nn.Module):
         self.bias = ShardedParameter.of(ShardSpec((spec.vocab,), 0, init="zeros"), tp) if spec.parts.output_bias else None
 
     def forward(self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool) -> Tensor:
-        """(B, r, H) → the mean loss. `table`: the tied token table, where it is the output matrix; `looked_up`: see `logits`."""
+        """(B, r, H) → the mean loss. `table`: the tied token table; `looked_up`: see `VocabParallelEmbedding`."""
         logits = self.logits(x, table, looked_up).float()  # (B, T, V/tp)
         return vocab_parallel_cross_entropy(logits, targets, self.vocab, self.tp, targets.shape[0] * self.predicted)
 
@@ -104,7 +104,7 @@ class Head(nn.Module):
 
 
 class Transform(nn.Module):
-    """Linear and GELU (Devlin et al. 2019's code, before the output matrix); whole on every tp rank. (B, s, H) → (B, s, H)"""
+    """Linear and GELU before the output matrix (code of Devlin et al. 2019), replicated over tp. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A Transformer layer, put together from the parts that its family names. Shapes: B, s (S, or S/tp when cut), H hidden."""
+"""A Transformer layer, built from the parts that its family names. Shapes: B batch, s (S, or S/tp if sharded), H hidden."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Layer(nn.Module):
     """Attention, in a decoder with an encoder cross-attention, and MLP; each with a residual and a norm inputs it."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, number: int) -> None:
-        """`number`: which of the model's layers this is. `selective`: see `Attention`."""
+        """`number`: its index in the model. `selective`: see `Attention`."""
         super().__init__()
         family = spec.parts
         self.pre = family.placement == "pre"
@@ -35,7 +35,7 @@ class Layer(nn.Module):
         self.mlp = MLP(spec, tp)
 
     def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
-        """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for a layer that attends to it."""
+        """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for cross-attention."""
         x = self._residual(x, self.attention_norm, lambda y: self.attention(y, inputs))
         if self.cross is not None and self.cross_norm is not None:
             cross = self.cross

@@ -30,18 +30,23 @@ from engine.schedule import Flow
 from engine.topology import Axis, Mesh
 
 Reduction = Literal["sum", "max"]
-_PIPELINE_GROUPS = ("activation onward", "activation back", "gradient onward", "gradient back")  # what flows, and to which stages
+_PIPELINE_GROUPS = (
+    "activation onward",
+    "activation back",
+    "gradient onward",
+    "gradient back",
+)  # what is sent, and in which direction
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
-# A view of raw memory; an array type of ctypes, made anew for each size, would be garbage for the collector.
+# A view of raw memory. ctypes would create a new array type for each size, which is garbage later.
 _memoryview = ctypes.pythonapi.PyMemoryView_FromMemory
 _memoryview.argtypes, _memoryview.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
 _WRITABLE = 0x200  # PyBUF_WRITE
 
 
 class CommError(RuntimeError):
-    """A collective or transfer failed, which means that another rank went away first."""
+    """A collective or transfer failed: another rank was gone first."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Backend:
 
 
 def choose_backend(ranks_here: int, local_rank: int) -> Backend:
-    """NCCL when this machine has a GPU for each of its ranks, otherwise gloo on the CPU."""
+    """NCCL if this machine has a GPU for each of its ranks, otherwise gloo on the CPU."""
     gpus = torch.cuda.device_count()
     counted = f"{gpus} GPU{'' if gpus == 1 else 's'} for {ranks_here} rank{'' if ranks_here == 1 else 's'}"
     if gpus >= ranks_here:
@@ -63,18 +68,18 @@ def choose_backend(ranks_here: int, local_rank: int) -> Backend:
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None where nobody else is there."""
+    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None for one rank alone."""
 
     axis: Axis
     ranks: tuple[int, ...]
     handle: dist.ProcessGroup | None = None
 
 
-Works = list[dist.Work | None]  # what a call has to wait for
+Works = list[dist.Work | None]  # what a call must wait for
 
 
 class Pending:
-    """A call under way. It must be waited for: gloo gives up a transfer whose handle is dropped."""
+    """A call in progress. It must be waited for: gloo cancels a transfer whose handle is freed."""
 
     def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
         """`tensors` are kept until the call is complete; see `_unowned_view`."""
@@ -117,7 +122,7 @@ class Transport(Protocol):
 
 
 class ProcessGroups:
-    """The real one: gloo or NCCL."""
+    """Transport by gloo or NCCL."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -132,11 +137,11 @@ class ProcessGroups:
         return [dist.all_gather_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
     def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        """Everyone sends its part to everyone. gloo's own all-gather works in a copy of the whole, made and dropped by another
-        thread at an instant of its own, which no measurement of memory would come out of twice the same.
+        """An all-gather by sends and receives. gloo's own makes a copy of the whole, which another thread frees at a random
+        instant. So memory would not be reproducible.
         """
         parts = out.view(len(to.ranks), -1)
-        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # ranks gather in the same order
+        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # all ranks gather in the same order
         works: Works = []
         for rank, part in zip(to.ranks, parts, strict=True):
             if rank == self._rank:
@@ -161,7 +166,7 @@ class ProcessGroups:
 
 
 class NoPeers:
-    """For one rank of a layout by itself, as in a dry run: the others add nothing, and what they would have sent is zeros."""
+    """Transport for one rank without peers, as in a dry run: reductions add nothing, and received tensors are zeros."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -194,8 +199,8 @@ class NoPeers:
 
 
 class Comm:
-    """One rank's connections to the others. Made by `connect`; `Comm.alone` is for a model that is not sharded,
-    `Comm.without_others` for one rank of a layout whose other ranks are not there.
+    """One rank's communication. `connect` makes a real one, `alone` is for a model that is not sharded, `without_others` for one
+    rank of a layout without its peers.
     """
 
     def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport) -> None:
@@ -210,7 +215,7 @@ class Comm:
 
     @classmethod
     def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> Comm:
-        """Everything is counted as if the others were there."""
+        """Calls are counted as if the peers were there."""
         comm = cls(mesh, rank, recorder, device, NoPeers(rank))
         stages = comm.groups["pp"].ranks
         comm.groups |= dict.fromkeys(_PIPELINE_GROUPS, comm.groups["pp"])
@@ -219,7 +224,7 @@ class Comm:
 
     @classmethod
     def connect(cls, store: dist.Store, mesh: Mesh, rank: int, backend: Backend, seconds: float, recorder: Recorder) -> Comm:
-        """Join the other ranks that meet at `store`. `seconds` bounds every wait from then on."""
+        """Connect with the other ranks over `store`. `seconds` is the time-out of every later call."""
         limit = timedelta(seconds=seconds)
         try:
             dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
@@ -227,8 +232,8 @@ class Comm:
             for name, group in list(comm.groups.items()):
                 comm.groups[name] = comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
-            # Each flow gets a connection of its own in each direction: on NCCL, calls on one connection run one after the other,
-            # and a send does not end before it is received. Two neighbours that each send first would wait for each other.
+            # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and a
+            # send ends only when it is received. So two neighbours that both send first would wait for each other.
             for lane in _PIPELINE_GROUPS:
                 comm.groups[lane] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):
@@ -257,21 +262,21 @@ class Comm:
         return tensor
 
     def start_all_reduce(self, tensor: torch.Tensor, group: str, reduction: Reduction = "sum") -> Pending:
-        """The same, under way: `tensor` must be left alone until the returned call was waited for."""
+        """The same, asynchronous: `tensor` must not be used until the returned call was waited for."""
         to = self.groups[group]
         payload, n = tensor.nbytes, len(to.ranks)
         span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n)
         return self._start(lambda: self._transport.all_reduce(tensor, reduction, to), span, tensor)
 
     def all_gather(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
-        """The tensors of all ranks of the group, one behind the other along a new first dimension: (n, *shape)."""
+        """The tensors of all ranks of the group, along a new first dimension: (n, *shape)."""
         to = self.groups[group]
         out = tensor.new_empty((len(to.ranks), *tensor.shape))
         self.start_all_gather(out, tensor, group).wait()
         return out
 
     def start_all_gather(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
-        """The same into `out`, under way. `tensor` may be this rank's own part of `out`."""
+        """The same into `out`, asynchronous. `tensor` may be this rank's part of `out`."""
         to = self.groups[group]
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
         return self._start(lambda: self._transport.all_gather(out, tensor, to), span, tensor, out)
@@ -283,12 +288,12 @@ class Comm:
         return out
 
     def start_reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
-        """The same into `out`, under way."""
+        """The same into `out`, asynchronous."""
         to = self.groups[group]
         n = len(to.ranks)
         span = self._count(to.axis, "reduce_scatter", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
         if tensor.device.type == "cpu":
-            # gloo would do the same inside: copy, all-reduce, keep a part. Done here, the copy goes when the wait is over.
+            # gloo does the same inside: copy, all-reduce, keep a part. Done here, the copy is freed after the wait.
             with self.recorder.communication_region(span.kind):
                 copy, own = tensor.clone(), to.ranks.index(self.rank)
             pending = self._start(lambda: self._transport.all_reduce(copy, "sum", to), span, copy)
@@ -297,11 +302,11 @@ class Comm:
         return self._start(lambda: self._transport.reduce_scatter(out, tensor, to), span, tensor, out)
 
     def send(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
-        """Start sending to the rank at pp coordinate `stage`. `tensor` must be left alone until the call was waited for."""
+        """Start sending to the rank at pp coordinate `stage`. `tensor` must not be used until the call was waited for."""
         return self._transfer("send", tensor, flow, stage, tag)
 
     def receive(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> torch.Tensor:
-        """Wait for what the rank at pp coordinate `stage` sent under `tag`, and put it into `tensor`."""
+        """Receive into `tensor` what the rank at pp coordinate `stage` sent with `tag`. Waits for it."""
         self._transfer("recv", tensor, flow, stage, tag).wait()
         return tensor
 
@@ -327,9 +332,9 @@ class Comm:
     # -------------------------------------------------------------------------------- what measuring needs, not counted
 
     def common_instant(self) -> int:
-        """Wait for all ranks, and return the monotonic clock's reading at which the last one came, in nanoseconds.
+        """Wait for all ranks. Returns the time of the monotonic clock at which the last one arrived, in nanoseconds.
 
-        On one machine all processes share that clock. Ranks on several machines each take their own reading, after the wait.
+        On one machine all processes share that clock. On several machines each rank reads its own clock after the wait.
         """
         if self.mesh.size == 1:
             return time.perf_counter_ns()
@@ -340,7 +345,7 @@ class Comm:
         return latest if self.one_clock else time.perf_counter_ns()
 
     def _on_one_machine(self) -> bool:
-        """Whether all ranks run on the same boot of the same machine."""
+        """Whether all ranks run on one machine, since the same boot."""
         if self.mesh.size == 1:
             return True
         here = _machine()
@@ -358,10 +363,10 @@ def _machine() -> int:
 
 
 def _unowned_view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a flat tensor that does not own it; the caller keeps the owner until the call is complete.
+    """The same memory as a flat tensor that does not own it. The caller keeps the owner until the call is complete.
 
-    gloo's threads let go of a tensor some time after the wait for it is over. Were theirs the last reference, memory would
-    be freed at a random instant and by a thread that the profiler does not see. NCCL keeps to the stream's order.
+    gloo's threads free their reference to a tensor some time after the wait. If it were the last one, memory would be freed at a
+    random instant by a thread that the profiler does not see. NCCL follows the order of the stream.
     """
     assert tensor.is_contiguous()
     if tensor.device.type != "cpu":

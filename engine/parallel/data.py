@@ -1,7 +1,7 @@
-"""Data parallelism, ZeRO included: where the values, gradients and optimizer state of each layer live, and when they travel.
+"""Data parallelism and ZeRO: where the values, gradients and optimizer states of each layer are, and when they are communicated.
 
-The parameters of one layer form a bucket. A bucket's values and gradients are flat tensors of which the parameters and
-their gradients are views. One mechanism, three switches (Rajbhandari et al. 2020, ZeRO, section 5), Ψ the bucket's size:
+The parameters of one layer form a bucket. A bucket's values and gradients are flat tensors, of which the parameters and their
+gradients are views. ZeRO stages (Rajbhandari et al. 2020, section 5) for a bucket of Ψ elements:
 
     zero  values      gradients   optimizer   collectives over dp
     0     Ψ           Ψ           Ψ           all-reduce of the gradients, once a step
@@ -9,10 +9,10 @@ their gradients are views. One mechanism, three switches (Rajbhandari et al. 202
     2     Ψ           Ψ/dp        Ψ/dp        reduce-scatter of the gradients for each microbatch, all-gather of the new values
     3     Ψ/dp        Ψ/dp        Ψ/dp        the same reduce-scatter; all-gather of the values around each use
 
-A collective starts as soon as its bucket is whole, so that it runs beside the rest of the backward pass. Where a schedule
-puts off the weights' gradients (I and W), that is when no pass through the layer has any outstanding: with zero ≥ 2, passes
-that overlap are added up and reduced together. The loss of each replica is divided by dp before backward, so that the
-average is a plain sum.
+A reduction starts as soon as its bucket is complete, so that it overlaps with the rest of backward. If a schedule defers weight
+gradients (I and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping
+passes are accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a
+sum.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.autograd import Function
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 
-Streams = tuple[Tensor, ...]  # the activations that pass from one use to the next
+Streams = tuple[Tensor, ...]  # the activations between two uses
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Bucket:
     """The parameters of one layer, flat. Sizes are in elements; `size` is padded to a multiple of dp where zero > 0."""
 
     def __init__(self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype) -> None:
-        # What tp does not cut comes first: under sequence parallelism its gradients are summed over tp, in one piece.
+        # Parameters replicated over tp come first: under sequence parallelism their gradients are all-reduced over tp together.
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
         self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
         self.comm, self.zero = comm, zero
@@ -71,8 +71,8 @@ class Bucket:
         self._make_values()
         kept = self.size if zero < 2 else share
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
-        self.incoming: Tensor | None = None  # what backward writes to, where that is not `gradients`
-        self.missing = 0  # gradients that are still to come before the bucket is whole
+        self.incoming: Tensor | None = None  # what backward writes to, if not `gradients`
+        self.missing = 0  # gradients that are missing until the bucket is complete
         self.resident = zero < 3
         if zero < 2 and accumulate == self.dtype:
             self._point_gradients_at(self.gradients)
@@ -83,30 +83,30 @@ class Bucket:
             self.values[place].copy_(p.detach().flatten())
             p.data = self.values[place].view(p.shape)
         self.shard = self.values[self.own] if self.zero < 3 else self.values[self.own].clone()
-        # The optimizer works in fp32, on a copy where the values are not.
+        # The optimizer works in fp32, on a copy if the values are not fp32.
         self.master = self.shard if self.dtype == torch.float32 else self.shard.float()
         if self.zero == 3:
             self._resize_values(0)
 
     def _resize_values(self, size: int) -> None:
         self.values.untyped_storage().resize_(size * self.values.element_size())
-        self.comm.recorder.resized(self.values)  # no operation of torch's, so nothing else would tell of it
+        self.comm.recorder.resized(self.values)  # not an operation of torch, so the fake allocator would not see it
 
     def _point_gradients_at(self, flat: Tensor) -> None:
-        """Autograd adds into a gradient that is already there, so these views stay what backward writes to."""
+        """Autograd accumulates into existing gradients in place. So backward keeps writing to these views."""
         for p, place in self.places.items():
             p.grad = flat[place].view(p.shape)
 
     @property
     def reduced(self) -> Tensor:
-        """The part of the gradients that is this rank's to use: all of them, or its share."""
+        """The gradients that this rank updates: all, or its shard."""
         return self.gradients[self.own] if self.zero == 1 else self.gradients
 
     # ------------------------------------------------------------------------------------------------ values where dp shards
 
     def start_gather(self) -> Pending:
-        """Make room for the values and start filling it with everyone's share."""
-        with self.comm.recorder.communication_region("all_gather"):  # so that the room counts as communication
+        """Allocate the values and start the all-gather of their shards."""
+        with self.comm.recorder.communication_region("all_gather"):  # so that the memory counts as communication
             self._resize_values(self.size)
         return self.comm.start_all_gather(self.values, self.shard, "dp")
 
@@ -117,7 +117,7 @@ class Bucket:
     # ------------------------------------------------------------------------------------------------------- gradients
 
     def expect(self, passes: int) -> None:
-        """That many more backward passes will each bring a gradient of every parameter."""
+        """Expect a gradient of every parameter from that many more backward passes."""
         if self.zero >= 2 and self.incoming is None:
             with self.comm.recorder.communication_region("reduce_scatter"):  # so that it counts as communication
                 self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
@@ -125,7 +125,7 @@ class Bucket:
         self.missing += passes * len(self.parameters)
 
     def note_gradient(self, p: ShardedParameter) -> bool:
-        """Note that a gradient of `p` arrived. Returns whether the bucket is now whole."""
+        """Note that a gradient of `p` was computed. Returns whether the bucket is complete."""
         if self.incoming is None and self.accumulate != self.dtype:
             assert p.grad is not None
             self.gradients[self.places[p]].view(p.shape).add_(p.grad)
@@ -141,13 +141,13 @@ class Bucket:
             p.grad += gradient
 
     def all_reduce_replicated(self) -> None:
-        """Under sequence parallelism each tp rank saw its own part of the sequence, so these gradients are partial."""
+        """Sum the gradients of replicated parameters over tp: under sequence parallelism each rank saw a part of the sequence."""
         flat = self.gradients if self.incoming is None else self.incoming
         if self.replicated_size:
             self.comm.all_reduce(flat[: self.replicated_size], "tp")
 
     def start_reduce(self) -> tuple[Pending, Callable[[], None]]:
-        """Start adding up over dp. Returns the call under way and what to do once it is complete."""
+        """Start the reduction over dp. Returns the pending call and what to do when it is complete."""
         if self.zero == 0:
             return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
         source = self.gradients if self.incoming is None else self.incoming
@@ -159,26 +159,26 @@ class Bucket:
             for p in self.parameters:
                 p.grad = None
 
-        def keep_share() -> None:
+        def keep_shard() -> None:
             if self.zero == 1:
                 self.reduced.copy_(part)
             else:
                 self.gradients.add_(part)
 
-        return pending, keep_share
+        return pending, keep_shard
 
     def round_values(self) -> None:
-        """After the optimizer's step: the new values, in the parameters' type."""
+        """After the optimizer's step: copy the new fp32 values to the parameters, in their type."""
         if self.master is not self.shard:
             self.shard.copy_(self.master)
 
     def whole_gradients(self) -> dict[ShardedParameter, Tensor]:
-        """The reduced gradients by parameter, with every replica's share. A collective where they are sharded."""
+        """The whole reduced gradients by parameter. An all-gather if they are sharded."""
         flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, "dp").flatten()
         return {p: flat[place].view(p.shape) for p, place in self.places.items()}
 
     def counted(self, count: Callable[[ShardedParameter], bool]) -> list[Tensor]:
-        """The pieces of `reduced` that belong to parameters for which `count` says yes."""
+        """The slices of `reduced` of the parameters for which `count` is true."""
         pieces = []
         for p, place in self.places.items():
             first, last = max(place.start, self.own.start), min(place.stop, self.own.stop)
@@ -205,7 +205,7 @@ class BackwardHook(Function):
 
 
 class DataParallel:
-    """The buckets of one rank's chunks, and the collectives over dp (and for sequence parallelism, tp) they need."""
+    """The buckets of one rank's chunks, and their collectives over dp, and over tp for sequence parallelism."""
 
     def __init__(self, tp: TensorParallel, zero: int, accumulate: torch.dtype, microbatches: int) -> None:
         """`accumulate`: the type in which gradients are accumulated. `microbatches`: backward passes of each chunk in a step.
@@ -249,7 +249,7 @@ class DataParallel:
         self._wait_for_reductions(chunk)
 
     def all_gather_values(self) -> None:
-        """Give every replica the shares that the others updated."""
+        """All-gather the updated values over dp."""
         for pending in [self.comm.start_all_gather(b.values, b.shard, "dp") for b in self.buckets.values()]:
             pending.wait()
 
@@ -316,7 +316,7 @@ class DataParallel:
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]
             if self.zero >= 2:
-                self._wait_for_reductions(chunk)  # one bucket at a time is under way, so that only one is held twice
+                self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has two copies
             self._reducing[chunk].append(bucket.start_reduce())
 
     def _wait_for_reductions(self, chunk: int) -> None:

@@ -1,6 +1,6 @@
-"""The executor: carries out a schedule's actions for one rank, one handler and one span an action.
+"""The executor: runs the actions of a schedule on one rank, with one handler and one span for each action.
 
-It knows nothing of the model but that a chunk turns inputs into outputs, and nothing of the schedule but its list.
+Of the model it knows only that a chunk maps inputs to outputs, and of the schedule only its list of actions.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class TensorShape(NamedTuple):
 
 
 class Chunk(Protocol):
-    """A contiguous run of layers, as the executor sees it."""
+    """Contiguous layers of the model, as the executor sees them."""
 
     def forward(self, inputs: Boundary, microbatch: int) -> Boundary:
         """The chunk's outputs for one microbatch; the last chunk's is the mean loss, a scalar.
 
-        `inputs` is what the chunk before returned, and empty for the first chunk, which fetches the tokens itself.
+        `inputs` are the outputs of the previous chunk. The first chunk has none: it reads the tokens itself.
         """
         ...
 
@@ -71,9 +71,9 @@ class Executor:
         self.loss = torch.zeros((), device=self.comm.device)
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
-        self._received: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
-        self._to_send: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
-        self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # on the way, by flow and stage
+        self._received: dict[tuple[Flow, int, int], Boundary] = {}  # received, for the chunk of the key
+        self._to_send: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk of the key
+        self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # sends in progress, by flow and stage
         self._deferred: dict[tuple[int, int], DeferredWeightGradients] = {}  # weight gradients that I left for W
         self._do: dict[Kind, Callable[[Action], None]] = {
             "F": self._forward,
@@ -108,7 +108,7 @@ class Executor:
             # Divided before backward: the sum over microbatches and replicas is then the mean over all of them.
             outputs = (outputs[0] * self.loss_scale,)
             self.loss += outputs[0].detach()
-        # Backward needs the graph, not the values: without a reference they can go once they are sent.
+        # Backward needs the graph, not the values. Without a reference they are freed after they are sent.
         self._roots[key] = tuple(get_gradient_edge(t) for t in outputs)
         if action.chunk < len(self.placement) - 1:
             self._pass_on("activation", action.chunk, action.chunk + 1, action.microbatch, tuple(t.detach() for t in outputs))
@@ -123,7 +123,7 @@ class Executor:
         torch.autograd.backward(roots, gradients)
         if inputs:
             outgoing = tuple(t.grad for t in inputs if t.grad is not None)
-            assert len(outgoing) == len(inputs), "a chunk uses everything that it takes"
+            assert len(outgoing) == len(inputs), "a chunk uses all its inputs"
             self._pass_on("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
 
     def _backward_of_inputs(self, action: Action) -> None:
@@ -139,7 +139,7 @@ class Executor:
             self.data.add(weight, deferred.pop(weight)())  # pop: so that its tensors are freed
 
     def _pass_on(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
-        """To a chunk on this rank directly, to one elsewhere by the send that follows in the list."""
+        """Pass tensors to a chunk on this rank directly, or keep them for the send that follows in the list."""
         if self.placement[to] != self.placement[chunk]:
             self._to_send[flow, chunk, microbatch] = tensors
         else:
@@ -177,7 +177,7 @@ class Executor:
         self._receive_boundary(action.flow, action.chunk, action.microbatch, tensors)
 
     def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
-        """The same number on both ends: a message is named by the chunk that needs it."""
+        """The same number on both ends: a message is named by the chunk that receives it."""
         chunks = len(self.placement)
         return ((2 * (part * chunks + chunk)) + (flow == "gradient")) * self.microbatches + microbatch
 
@@ -186,7 +186,7 @@ class Executor:
         self.optimizer.step(self.loss if self.has_last else None)
 
     def _wait_for_all(self) -> None:
-        """A method of its own, so that no variable holds a message while the optimizer works."""
+        """A method of its own, so that no local variable keeps a message alive during the optimizer's step."""
         for messages in self._sent.values():
             for message in messages:
                 _wait(message)

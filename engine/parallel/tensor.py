@@ -1,11 +1,11 @@
-"""Tensor parallelism: layers whose weights are cut over tp, and the collectives that make them one layer again.
+"""Tensor parallelism: layers whose weights are sharded over tp, and their collectives.
 
-A column-parallel layer cuts its output features, a row-parallel layer its input features. One after the other they need a
-single all-reduce forward (after the row-parallel) and a single one backward (before the column-parallel).
-With sequence parallelism, what lies between them is cut along the sequence: the all-reduce becomes a reduce-scatter, and an
-all-gather stands before the column-parallel layer, which gathers again in backward rather than keep the whole.
+A column-parallel layer shards its output features, a row-parallel layer its input features. One after the other they need one
+all-reduce in forward (after the row-parallel layer) and one in backward (before the column-parallel layer).
+With sequence parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a
+reduce-scatter, and an all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
 Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
-Shapes: B batch, S sequence, H hidden, tp the number of slices; s stands for S, or S/tp under sequence parallelism.
+Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -184,18 +184,18 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
 
 
 class _ColumnLinear(Function):
-    """y = x Wᵀ + b where every slice reads the same x, so that the gradients of x from all slices add up."""
+    """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel, first: int = 0) -> Tensor:
-        """`first`: the row of the whole sequence from which on there is an output."""
+        """`first`: the first row of the sequence that has an output."""
         ctx.tp, ctx.has_bias, ctx.weight, ctx.first = tp, bias is not None, weight, first
         ctx.save_for_backward(x, weight)
         return F.linear(tp.gather_from_sequence(x)[:, first:], weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # What waits for its W must not keep the graph that x came from.
+        # A deferred weight gradient must not keep the graph of x.
         tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
         partial = gradient @ weight
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
@@ -207,7 +207,7 @@ class _ColumnLinear(Function):
 
 
 class _RowLinear(Function):
-    """y = Σ over slices of x Wᵀ, where each slice has its own part of x."""
+    """y = Σ over tp of x Wᵀ, where each shard of W has its own part of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel) -> Tensor:
@@ -228,9 +228,9 @@ def _outer(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 class ColumnParallelLinear(nn.Module):
-    """y = x Wᵀ + b with the output features cut over tp. (B, s, in) → (B, S, out/tp)
+    """y = x Wᵀ + b with the output features sharded over tp. (B, s, in) → (B, S, out/tp)
 
-    `blocks`: the output is several features side by side (q, k, v), each cut on its own.
+    `blocks`: sizes of several fused outputs (q, k, v), each sharded by itself.
     """
 
     def __init__(self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True) -> None:
@@ -244,7 +244,7 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """y = x Wᵀ + b with the input features cut over tp. (B, S, in/tp) → (B, s, out)
+    """y = x Wᵀ + b with the input features sharded over tp. (B, S, in/tp) → (B, s, out)
 
     The bias is replicated and added once, after the sum.
     """
@@ -261,7 +261,7 @@ class RowParallelLinear(nn.Module):
 
 
 class _ReduceFromTP(Function):
-    """The sum over tp of what each slice contributes; backward hands the gradient to each."""
+    """The sum over tp in forward, the identity in backward; gathered under sequence parallelism."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
@@ -276,9 +276,9 @@ class _ReduceFromTP(Function):
 
 
 class VocabParallelEmbedding(nn.Module):
-    """A lookup table whose rows are cut over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
+    """An embedding whose rows are sharded over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
 
-    A rank looks up the tokens whose rows it holds and contributes zeros for the others.
+    A rank looks up the tokens whose rows it holds, and contributes zeros for the others.
     """
 
     def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02) -> None:
@@ -291,51 +291,51 @@ class VocabParallelEmbedding(nn.Module):
             return F.embedding(tokens, self.weight)
         rows = self.weight.shape[0]
         local = tokens - rows * self.tp.index
-        elsewhere = (local < 0) | (local >= rows)
-        x = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
-        return _ReduceFromTP.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
+        not_here = (local < 0) | (local >= rows)
+        x = F.embedding(local.masked_fill_(not_here, 0), self.weight)
+        return _ReduceFromTP.apply(x.masked_fill(not_here.unsqueeze(-1), 0.0), self.tp)
 
     def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
         """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
 
-        `looked_up`: the same backward pass goes through `forward` too. Autograd then adds the two gradients of the table and
-        brings them as one, so this one cannot come later.
+        `looked_up`: the same backward pass includes `forward` too. Autograd then adds the two gradients of the table, so this one
+        cannot be deferred.
         """
         tp = replace(self.tp, weight_grad_store=WeightGradStore()) if looked_up else self.tp
         return _ColumnLinear.apply(x, self.weight, bias, tp, first)
 
 
 class _VocabParallelCrossEntropy(Function):
-    """Mean cross-entropy of logits that are cut over tp, without gathering them.
+    """Mean cross-entropy of logits that are sharded over tp, without gathering them.
 
-    Two all-reduces of B × S numbers: the largest logit, then the sum of exponentials together with the target's logit.
-    The logits' own storage is used up and becomes the softmax, which is what backward needs.
+    Two all-reduces: the largest logit (B, S), then the sum of exponentials together with the target's logit (2, B, S).
+    The softmax, which backward needs, overwrites the logits.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int) -> Tensor:
-        logits = logits.detach()  # with a bias they may be a view, and a view that changed may not be kept for backward
+        logits = logits.detach()  # with a bias they may be a view, and a view that was modified cannot be saved for backward
         columns = logits.shape[-1]  # V/tp
         first = columns * tp.index
         logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
         largest = tp.comm.all_reduce(logits.amax(-1), "tp", "max")  # (B, S)
         logits.sub_(largest.unsqueeze(-1))
         local = targets - first
-        elsewhere = (local < 0) | (local >= columns)
-        local = local.masked_fill_(elsewhere, 0).unsqueeze(-1)  # (B, S, 1)
-        at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(elsewhere, 0.0)
+        not_here = (local < 0) | (local >= columns)
+        local = local.masked_fill_(not_here, 0).unsqueeze(-1)  # (B, S, 1)
+        at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(not_here, 0.0)
         logits.exp_()
         sums = tp.comm.all_reduce(torch.stack((logits.sum(-1), at_target)), "tp")  # (2, B, S)
         losses = sums[0].log() - sums[1]
         ctx.nothing = targets < 0 if counted < targets.numel() else None
         ctx.counted = counted
-        ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, elsewhere)
+        ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, not_here)
         return losses.mean() if ctx.nothing is None else losses.masked_fill_(ctx.nothing, 0.0).sum() / counted
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        softmax, local, elsewhere = ctx.saved_tensors
-        hit = (~elsewhere).to(softmax.dtype).unsqueeze(-1)
+        softmax, local, not_here = ctx.saved_tensors
+        hit = (~not_here).to(softmax.dtype).unsqueeze(-1)
         softmax.scatter_add_(-1, local, -hit)
         if ctx.nothing is not None:
             softmax.masked_fill_(ctx.nothing.unsqueeze(-1), 0.0)
@@ -345,8 +345,8 @@ class _VocabParallelCrossEntropy(Function):
 def vocab_parallel_cross_entropy(
     logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None
 ) -> Tensor:
-    """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are consumed; `vocab` is the number of real tokens.
+    """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are overwritten; `vocab` is the number of real tokens.
 
-    `counted` says how many have a target, where that is not all; so nothing has to be read back from the device.
+    `counted`: how many tokens have a target, if not all. It is given, so that it is not read back from the device.
     """
     return _VocabParallelCrossEntropy.apply(logits, targets, vocab, tp, counted or targets.numel())
