@@ -1,8 +1,8 @@
 """Generation: a prompt passes through the model at once (prefill), then each new token (decode), with a KV cache.
 
-All tp × pp ranks of a replica are one model; every dp replica generates its own text. A token is sampled by adding Gumbel noise to
-the logits and taking the largest (Gumbel 1954). The noise depends only on the seed, the replica and the position. So every layout
-samples the same tokens.
+All tp × pp ranks of a replica are one model; every dp replica generates its own text. A token is sampled by adding Gumbel noise
+to the logits and taking the largest (Gumbel 1954). The noise depends only on the seed, the replica and the position. So every
+layout samples the same tokens.
 """
 
 from __future__ import annotations

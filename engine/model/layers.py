@@ -15,7 +15,7 @@ from engine.spec import ModelSpec
 
 
 class Layer(nn.Module):
-    """Attention, in a decoder with an encoder cross-attention, and MLP; each with a residual and a norm inputs it."""
+    """Attention, cross-attention (in a decoder with an encoder) and MLP, each with a norm and a residual connection."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, number: int) -> None:
         """`number`: its index in the model. `selective`: see `Attention`."""

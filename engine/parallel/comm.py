@@ -232,8 +232,8 @@ class Comm:
             for name, group in list(comm.groups.items()):
                 comm.groups[name] = comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
-            # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and a
-            # send ends only when it is received. So two neighbours that both send first would wait for each other.
+            # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and
+            # a send ends only when it is received. So two neighbours that both send first would wait for each other.
             for lane in _PIPELINE_GROUPS:
                 comm.groups[lane] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):

@@ -152,7 +152,7 @@ class Executor:
 
     def _send(self, action: Action) -> None:
         sent = self._sent.setdefault((action.flow, action.peer), deque())
-        if len(sent) == self.max_sends:  # so much is max_sends back for a neighbour at a time; `replay` keeps to the same rule
+        if len(sent) == self.max_sends:  # the most sends in progress to a neighbour; `replay` has the same rule
             _wait(sent.popleft())
         tensors = self._to_send.pop((action.flow, action.chunk, action.microbatch))
         to = action.chunk + (1 if action.flow == "activation" else -1)
