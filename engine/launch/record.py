@@ -1,8 +1,8 @@
 """Records ledgers: what one chunk of the worker does with one microbatch, with sizes in named dimensions.
 
 The worker's own chunk, data parallelism and executor run on the real tensors of a probe, under the profiler that measures a
-run's memory. So nothing of torch is imitated. Where autograd adds one gradient to another in place, or takes one for its own, is
-its decision, made by what else holds it; under a dispatch mode, which watching fake tensors takes, it would decide otherwise.
+run's memory. So nothing of torch is imitated. Autograd decides whether it adds a gradient in place or takes over its tensor, by
+the other references to it. Under a dispatch mode, which fake tensors need, it decides differently.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ from engine.schedule import Action, Kind, Schedule
 from engine.spec import WorkloadSpec
 from engine.topology import Coordinate, Mesh
 
-_DP = 2  # replicas: what dp does is told by its own rules, but not where there is one
+_DP = 2  # replicas: with one, data parallelism would do nothing
 
 
 def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledger:
-    """What that part of a model of that structure does; some tenths of a second. `primes`: see `engine.launch.probe`.
+    """The ledger of a part of a model of that structure. Takes some tenths of a second. `primes`: see `engine.launch.probe`.
 
-    For a process that may use one thread of torch alone. Raises `RecordingError` where a size has no name.
+    It sets torch to one thread. Raises `RecordingError` where a size has no name.
     """
     torch.set_num_threads(1)  # as a rank has
     made = probe(structure, part, primes)
@@ -73,91 +73,91 @@ def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledg
     return Ledger(tuple(tables.blocks), buckets, tuple(tables.calls), tuple(tables.operations), flights)
 
 
-# --------------------------------------------------------------------------------------------- the worker, telling what it does
+# --------------------------------------------------------------------------------------------- the worker, marking what it does
 
 
-def _tell(mark: str, *what: object) -> Any:
+def _range(mark: str, *what: object) -> Any:
     return record_function(mark + " ".join(map(str, what)))
 
 
-def _say(mark: str, *what: object) -> None:
-    with _tell(mark, *what):
+def _instant(mark: str, *what: object) -> None:
+    with _range(mark, *what):
         pass
 
 
-class _Telling(Recorder):
-    """Tells of every call to the other ranks."""
+class _MarkingRecorder(Recorder):
+    """Marks every communication call."""
 
     def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
-        _say(CALL, key.axis, key.collective, payload_bytes)
+        _instant(CALL, key.axis, key.collective, payload_bytes)
         return super().start_call(key, payload_bytes, wire_bytes)
 
 
 class _Data(DataParallel):
-    """Tells which layer is passed, and what happens to the buckets."""
+    """Marks which layer runs, and what happens to the buckets."""
 
     def __init__(self, *settings: Any) -> None:
         super().__init__(*settings)
         self.numbers: dict[nn.Module, int] = {}
-        self.before: dict[int, int] = {}  # the first node of the graph that is not of a layer any more → that layer, or −1
+        self.before: dict[int, int] = {}  # number of the first graph node after a layer → that layer, or −1
 
     def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
         super().add_chunk(chunk, layers)
         self.numbers = {layer: number for number, layer in enumerate(layers)}
 
     def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
-        self.before.setdefault(_get_sequence_nr(), -1)  # nodes since the last layer are of none
+        self.before.setdefault(_get_sequence_nr(), -1)  # nodes after the last layer belong to none
         return super().through([replace(use, run=partial(self._run, use)) for use in uses], streams)
 
     def _run(self, use: ParameterUse, streams: Streams) -> Streams:
-        self._pass(use)
+        self._mark_layer(use)
         out = use.run(streams)
-        told = int(self.zero >= 2)  # one more node, which tells that backward comes
-        self.before[_get_sequence_nr() + told] = self._number(use)
+        hooks = int(self.zero >= 2)  # one more node: `BackwardHook`
+        self.before[_get_sequence_nr() + hooks] = self._number(use)
         return out
 
     def _number(self, use: ParameterUse) -> int:
         return self.numbers[use.layers[0]] if use.layers else -1
 
-    def _pass(self, use: ParameterUse) -> None:
-        _say(LAYER, self._number(use))
+    def _mark_layer(self, use: ParameterUse) -> None:
+        _instant(LAYER, self._number(use))
 
-    def pass_layer_of(self, weight: nn.Parameter) -> None:
-        _say(LAYER, self.numbers[self._layer_of[weight]])
+    def mark_layer_of(self, weight: nn.Parameter) -> None:
+        _instant(LAYER, self.numbers[self._layer_of[weight]])
 
-    def _about(self, what: int, layer: nn.Module) -> Any:
-        return _tell(BUCKET, what, self.numbers[layer])
+    def _bucket_range(self, what: int, layer: nn.Module) -> Any:
+        return _range(BUCKET, what, self.numbers[layer])
 
     def _begin_backward(self, use: ParameterUse, before: ParameterUse | None) -> None:
         for layer in use.layers:
-            with self._about(EXPECTS, layer):
+            with self._bucket_range(EXPECTS, layer):
                 self.buckets[layer].expect(1)
         if not use.lookup:
             self._gather(use, before)
 
     def _gather(self, use: ParameterUse, following: ParameterUse | None) -> None:
-        self._pass(use)
+        self._mark_layer(use)
         super()._gather(use, following)
 
     def _start_gather(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if not self.buckets[layer].resident:
-                with self._about(GATHERS, layer):
+                with self._bucket_range(GATHERS, layer):
                     super()._start_gather(ParameterUse((layer,), use.run))
 
     def _release(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if self.buckets[layer].resident:
-                with self._about(RELEASES, layer):
+                with self._bucket_range(RELEASES, layer):
                     super()._release(ParameterUse((layer,), use.run))
 
     def _take_gradient(self, p: nn.Parameter) -> None:
-        with self._about(TAKES, self._layer_of[p]):
+        with self._bucket_range(TAKES, self._layer_of[p]):
             super()._take_gradient(p)
 
 
 class _Executor(Executor):
-    """Sends nothing: what would wait to be sent is let go of at once. And tells of which layer a weight is."""
+    """Sends nothing: tensors to be sent are freed at once. Marks the layer of each deferred weight."""
 
     data: _Data
 
@@ -165,23 +165,23 @@ class _Executor(Executor):
         tensors = self._to_send.pop((action.flow, action.chunk, action.microbatch))
         where = [t.untyped_storage().data_ptr() for t in tensors]
         del tensors
-        _say(HANDS, *where)
+        _instant(HANDS, *where)
 
     @torch.no_grad()
     def _backward_of_weights(self, action: Action) -> None:
         deferred = self._deferred.pop((action.chunk, action.microbatch))
         for weight in list(deferred):
-            self.data.pass_layer_of(weight)
+            self.data.mark_layer_of(weight)
             self.data.add(weight, deferred.pop(weight)())
 
 
 class _Chunk:
-    """A probe's chunk, put together as the worker does it, at one ZeRO stage. Stages before and behind it are there in name."""
+    """A probe's chunk, built as the worker does it, at one ZeRO stage. Its neighbour stages exist in the mesh only."""
 
     def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
         model, sequence = made.model, structure.slicing == "sequence"
         pp, at = 3 - part.first - part.last, int(not part.first)
-        mesh, recorder, device = Mesh(_DP, made.tp, pp), _Telling(), torch.device("cpu")
+        mesh, recorder, device = Mesh(_DP, made.tp, pp), _MarkingRecorder(), torch.device("cpu")
         self.recorder = recorder
         comm = Comm.without_others(mesh, mesh.rank(Coordinate(at, 0, 0)), recorder, device)
         tp = TensorParallel(comm, sequence, DTYPES[structure.precision])
@@ -228,12 +228,12 @@ class _Chunk:
 
 
 def _inside(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
-    with _tell(MODULE, path):
+    with _range(MODULE, path):
         return forward(*args, **kwargs)
 
 
 def _without_numbers(path: str) -> str:
-    """A module's path, which is the same in every layer."""
+    """A module's path without the layer's number."""
     return ".".join(part for part in path.split(".") if not part.isdigit())
 
 
@@ -254,7 +254,7 @@ def _actions(at: int, pp: int) -> tuple[Action, ...]:
 
 
 class _Tables:
-    """Puts down what was seen, things that are alike once."""
+    """The tables of a ledger: equal blocks, calls and operations are stored once."""
 
     def __init__(self, name: Callable[[int], Product]) -> None:
         self._name = name

@@ -2,9 +2,9 @@
 
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--volumes FOLDER]
 
-Without --model, of all in the catalog, which takes half an hour or more. What is in the folder already is left as it is, so that
-several may run at once, for different families. With --volumes they are bound as well, as they are shipped: a file for
-each family and kind of numbers.
+Without --model, those of all models in the catalog, which takes half an hour or more. Ledgers that are in the folder already are
+kept, so that several processes may run at once for different families. With --volumes the files that are shipped are written too,
+one for each family and precision.
 """
 
 from __future__ import annotations
