@@ -1,4 +1,4 @@
-"""A model so small that a chunk of it runs in milliseconds, with a distinct prime for each dimension, so that sizes have names."""
+"""A small model, of which a chunk runs in milliseconds. Each dimension is a distinct prime, so that sizes have names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engine.predict.ledger.dimensions import QKV, dimensions
 from engine.predict.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
 
-# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. If heads share keys, A/G and A/G + 2 must be two more
-# primes, and small, so that attention over all heads is small. With two streams only S can be chosen. T, R and 2 S − 1 must each
-# have a prime that no other dimension has: T and R are 7 and 22, or 40 and 273.
+# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. If heads share keys, A/G and A/G + 2 must be two
+# more primes, and small, so that attention over all heads is small. With two streams only S can be chosen. T, R and 2 S − 1 must
+# each have a prime that no other dimension has: T and R are 7 and 22, or 40 and 273.
 _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}

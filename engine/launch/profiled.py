@@ -67,7 +67,7 @@ class SeenOperation:
 
 
 class SeenFlight:
-    """One microbatch. `actions`: the events of each as (layer, kind, what), in order. `shared`: tensors handed on that stay alive."""
+    """One microbatch. `actions`: the events of each as (layer, kind, what), in order. `shared`: tensors handed on that live on."""
 
     def __init__(self) -> None:
         self.actions: dict[str, list[tuple[int, str, Any]]] = defaultdict(list)
