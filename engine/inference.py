@@ -18,7 +18,7 @@ from engine.model.chunk import TransformerChunk, layer_ranges
 from engine.objective import Feed
 from engine.parallel.comm import Comm
 from engine.parallel.tensor import DTYPES, TensorParallel
-from engine.phases import Link, begin_phase
+from engine.phases import LauncherLink, begin_phase
 from engine.spec import RunSpec
 from engine.tables import Rows
 
@@ -26,7 +26,7 @@ from engine.tables import Rows
 class Inference:
     """One rank's model with its initial weights, and its part in generation."""
 
-    def __init__(self, spec: RunSpec, comm: Comm, link: Link) -> None:
+    def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink) -> None:
         self.comm, self.recorder, self.link = comm, comm.recorder, link
         self.tokens: list[int] = []  # of the timed generation
         placement = spec.layout.placement

@@ -13,7 +13,7 @@ PHASES: Mapping[str, str] = {
 }
 
 
-class Link(Protocol):
+class LauncherLink(Protocol):
     """A rank's connection to its launcher."""
 
     def report(self, event: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ class Link(Protocol):
         ...
 
 
-def begin_phase(link: Link, rank: int, phase: str) -> None:
+def begin_phase(link: LauncherLink, rank: int, phase: str) -> None:
     """Set the status of this rank, and on rank 0 report that the run enters the phase (a key of `PHASES`)."""
     link.set_status(PHASES[phase])
     if rank == 0:

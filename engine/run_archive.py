@@ -25,7 +25,7 @@ import psutil
 
 from engine import contract, store
 from engine.head import read_head
-from engine.parquet import Bounds, bytes_of
+from engine.parquet import ReadLimits, bytes_of
 from engine.spec import LARGEST_JSON, RequestError, sentence, too_large
 from engine.spec.sentence import packed
 from engine.summary import summarize
@@ -33,7 +33,7 @@ from engine.tables import SCHEMAS, RunResult
 from engine.topology import Mesh
 
 # What a server keeps in memory for a run that is looked at: 16 ranks with some 1,500 microbatches, a zip of 8 MB.
-FOREIGN = Bounds(rows=1_000_000, bytes=128 << 20, strange=True)
+FOREIGN = ReadLimits(rows=1_000_000, bytes=128 << 20, strange=True)
 _MOST_ENTRIES = 1_000  # files in a zip, with those that an operating system adds. A run has eight
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods raise errors of their own where a file is damaged
 _ENCRYPTED = 1  # a bit of an entry's flags

@@ -25,7 +25,7 @@ from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.parallel.update import DistributedOptimizer
-from engine.phases import Link, begin_phase
+from engine.phases import LauncherLink, begin_phase
 from engine.reference import compare, publish
 from engine.schedule import plan
 from engine.spec import FaultSpec, RunSpec
@@ -53,7 +53,9 @@ class Task(Protocol):
         ...
 
 
-def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | None, local: tuple[int, int] | None = None) -> None:
+def work(
+    spec: RunSpec, rank: int, store: dist.Store, link: LauncherLink, out: Path | None, local: tuple[int, int] | None = None
+) -> None:
     """Run rank `rank` of `spec`. All ranks meet at `store`. Rank 0 saves the run as `out`.
 
     `local`: (rank on this machine, ranks on this machine). None: all ranks are on this machine.
@@ -93,7 +95,7 @@ def work(spec: RunSpec, rank: int, store: dist.Store, link: Link, out: Path | No
 class Trainer:
     """One rank's model, optimizer and executor, built from the spec."""
 
-    def __init__(self, spec: RunSpec, comm: Comm, link: Link, text: bytes | None = None) -> None:
+    def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink, text: bytes | None = None) -> None:
         """`text`: to train on in place of the one that `spec` names."""
         self.spec, self.comm, self.recorder, self.link = spec, comm, comm.recorder, link
         self.text = load(spec.workload.text) if text is None else text
@@ -192,7 +194,7 @@ class Trainer:
 
 
 def _collect_and_save(
-    spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: Link, out: Path | None, generated: list[int]
+    spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: LauncherLink, out: Path | None, generated: list[int]
 ) -> None:
     """On rank 0: wait for the rows of every rank, compare with the unsharded model if asked, and save the run."""
     rows: dict[str, list[dict[str, Any]]] = {}

@@ -67,7 +67,7 @@ class SeenOperation:
 
 
 class SeenFlight:
-    """One microbatch. `actions`: the events of each as (layer, kind, what), in order. `shared`: tensors handed on that live on."""
+    """One microbatch. `actions`: the events of each as (layer, kind, what), in order. `shared`: tensors that live on after it."""
 
     def __init__(self) -> None:
         self.actions: dict[str, list[tuple[int, str, Any]]] = defaultdict(list)

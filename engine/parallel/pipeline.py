@@ -27,7 +27,7 @@ class TensorShape(NamedTuple):
     dtype: torch.dtype
 
 
-class Chunk(Protocol):
+class PipelineChunk(Protocol):
     """Contiguous layers of the model, as the executor sees them."""
 
     def forward(self, inputs: Boundary, microbatch: int) -> Boundary:
@@ -38,7 +38,7 @@ class Chunk(Protocol):
         ...
 
 
-class Optimizer(Protocol):
+class ParameterUpdate(Protocol):
     """The update of this rank's parameters, as the executor sees it. See `engine.parallel.update.DistributedOptimizer`."""
 
     def reduce_tied_gradients(self) -> None: ...
@@ -52,10 +52,10 @@ class Executor:
     def __init__(
         self,
         schedule: Schedule,
-        chunks: Mapping[int, Chunk],
+        chunks: Mapping[int, PipelineChunk],
         inputs: Sequence[Sequence[TensorShape]],
         data: DataParallel,
-        optimizer: Optimizer,
+        optimizer: ParameterUpdate,
         set_status: Callable[[str], None],
     ) -> None:
         """`chunks`: those of this stage, by number. `inputs[c]`: the tensors that chunk c takes, of all chunks of the model.

@@ -11,7 +11,7 @@ from pages.charts.words import Words
 MOST_STAGES = 128  # each with a bar of its own
 
 
-class Stages(NamedTuple):
+class StageRows(NamedTuple):
     """`rows` of the ranks that stand for stages; of `together` neighbouring stages one. `last`: the last stage of all."""
 
     rows: pd.DataFrame
@@ -26,7 +26,7 @@ class Stages(NamedTuple):
         return say("stages {first}–{last}", first=first, last=min(first + self.together - 1, self.last))
 
 
-def by_stage(peaks: pd.DataFrame) -> Stages:
+def by_stage(peaks: pd.DataFrame) -> StageRows:
     """`peaks`: a table "memory_peak", perhaps of several sources."""
     rows = peaks[(peaks["dp"] == 0) & (peaks["tp"] == 0)]
     last = int(rows["pp"].max())
@@ -36,4 +36,4 @@ def by_stage(peaks: pd.DataFrame) -> Stages:
         one = totals[totals["source"] == totals["source"].iloc[-1]]
         fullest = one.loc[one.groupby(one["pp"] // together)["bytes"].idxmax(), "rank"]
         rows = rows[rows["rank"].isin(fullest)]
-    return Stages(rows, together, last)
+    return StageRows(rows, together, last)

@@ -17,7 +17,7 @@ from pages.charts.look import View
 from pages.charts.words import words
 from pages.runs import upload
 from pages.runs.report import report
-from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
+from pages.runs.rows import NEWEST, RunRow, RunShelf, matching, ordered
 from pages.shared.saved import by_run
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_module
@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def names(rows: list[Row]) -> list[str]:
+def names(rows: list[RunRow]) -> list[str]:
     return [row.name for row in rows]
 
 
@@ -47,7 +47,7 @@ def names(rows: list[Row]) -> list[str]:
 
 
 def test_a_row_is_the_runs_own_summary(home: Path) -> None:
-    rows, broken = Shelf(home).read()
+    rows, broken = RunShelf(home).read()
     assert (names(rows), broken) == (["third", "second", "a first one"], [])
     row, summary = rows[-1], store.load(home / "a first one").summary
     assert (row.model, row.layout, row.schedule, row.ranks, row.steps) == ("gpt-tiny", "dp1.tp1.pp2", "1f1b", 2, 20)
@@ -64,7 +64,7 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
         return head(folder)
 
     monkeypatch.setattr(store, "head", count)
-    shelf = Shelf(home)
+    shelf = RunShelf(home)
     shelf.read()
     shelf.read()
     assert sorted(opened) == ["a first one", "second", "third"]
@@ -77,7 +77,7 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
 
 def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
     (home / "second" / "run.json").write_text("{")
-    rows, broken = Shelf(home).read()
+    rows, broken = RunShelf(home).read()
     assert set(names(rows)) == {"a first one", "third"}
     assert [folder.folder.name for folder in broken] == ["second"]
     assert "run.json is not JSON" in broken[0].why
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
     ],
 )
 def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[str]) -> None:
-    assert names(matching(Shelf(home).read()[0], search, SAY)) == found
+    assert names(matching(RunShelf(home).read()[0], search, SAY)) == found
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[
     ],
 )
 def test_runs_are_sorted_by_any_column(home: Path, sort: str, order: list[str]) -> None:
-    assert names(ordered(Shelf(home).read()[0], sort)) == order
+    assert names(ordered(RunShelf(home).read()[0], sort)) == order
 
 
 # -------------------------------------------------------------------------------------------------------------- the page
