@@ -110,7 +110,8 @@ TABLES: dict[str, TableSchema] = {
         key=("step",),
     ),
     "parity": TableSchema(
-        {"source": _SOURCE, "parameter": _NAME, "max_abs": ColumnSchema("float64"), "max_rel": ColumnSchema("float64")}, key=("parameter",)
+        {"source": _SOURCE, "parameter": _NAME, "max_abs": ColumnSchema("float64"), "max_rel": ColumnSchema("float64")},
+        key=("parameter",),
     ),
 }  # fmt: skip
 SCHEMAS: dict[str, dict[str, str]] = {

@@ -202,7 +202,8 @@ def test_why_rank_0_cannot_answer_is_told_to_all(config: RankConfig, route: Rout
     own = [(CONFIG, HERE), (config, route), (CONFIG, HERE)]
     with ThreadPoolExecutor(len(own)) as ranks:
         ends = [
-            ranks.submit(agree, store, rank, len(own), *of, listen=nowhere, at=lambda doing: None) for rank, of in enumerate(own)
+            ranks.submit(agree, store, rank, len(own), *of, listen=nowhere, set_status=lambda status: None)
+            for rank, of in enumerate(own)
         ]
     assert type(ends[0].exception()) is first
     for end in ends[1:]:
