@@ -104,7 +104,7 @@ def shard_specs(draw: st.DrawFn) -> ShardSpec:
 
 
 @given(spec=shard_specs(), of=st.integers(1, 8))
-def test_slices_joined_are_the_whole(spec: ShardSpec, of: int) -> None:
+def test_unsharding_is_the_inverse_of_sharding(spec: ShardSpec, of: int) -> None:
     """With any padding, also where a slice is nothing but padding."""
     whole = torch.arange(1, 1 + torch.Size(spec.shape).numel(), dtype=torch.float32).view(spec.shape)
     slices = [spec.shard(whole, index, of) for index in range(of)]
@@ -117,7 +117,7 @@ def test_slices_joined_are_the_whole(spec: ShardSpec, of: int) -> None:
         assert torch.equal(kept[kept != 0].sort().values, whole.flatten()), "each entry once, and the rest is zeros"
 
 
-def test_a_fused_weight_is_cut_block_by_block() -> None:
+def test_a_fused_weight_is_sharded_block_by_block() -> None:
     """Each rank gets its heads' part of q, of k and of v; not the first third of q, k and v side by side."""
     spec = ShardSpec((6, 1), 0, (2, 2, 2))
     qkv = torch.tensor([[10.0], [11], [20], [21], [30], [31]])
@@ -126,7 +126,7 @@ def test_a_fused_weight_is_cut_block_by_block() -> None:
 
 
 @given(spec=shard_specs(), of=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
-def test_slices_drawn_apart_are_the_whole_drawn_at_once(spec: ShardSpec, of: int, seed: int) -> None:
+def test_shards_initialized_alone_are_those_of_the_whole(spec: ShardSpec, of: int, seed: int) -> None:
     def draw(index: int, ranks: int, name: str = "layers.0.weight") -> Tensor:
         parameter = ShardedParameter.of(spec, TensorParallel(ThreadComm(ranks, index, threading.Barrier(1), [])))
         parameter.initialize(name, seed, index, ranks)
@@ -155,7 +155,7 @@ def test_the_spread_is_what_was_asked_for() -> None:
 # --------------------------------------------------------------------------------------------------------------- layers
 
 
-@pytest.mark.parametrize("sequence", [False, True], ids=["whole sequence", "sequence cut"])
+@pytest.mark.parametrize("sequence", [False, True], ids=["whole sequence", "sequence sharded"])
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence: bool) -> None:
     b, s, h, f = 2, 8, 4, 12
@@ -188,7 +188,7 @@ def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence:
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_cut_table_looks_up_like_a_whole_one(tp: int) -> None:
+def test_a_sharded_table_looks_up_like_a_whole_one(tp: int) -> None:
     """Ten rows over four ranks: three each, and the last has one of its own and two of padding."""
     vocab, hidden = 10, 3
     tokens = torch.tensor([[0, 9, 3, 2], [5, 6, 9, 8]])
@@ -226,7 +226,7 @@ def test_a_cut_table_looks_up_like_a_whole_one(tp: int) -> None:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60)
-def test_cross_entropy_of_cut_logits_is_that_of_whole_ones(
+def test_cross_entropy_of_sharded_logits_is_that_of_whole_ones(
     tp: int, vocab: int, shape: tuple[int, int], shift: float, seed: int
 ) -> None:
     """Forward and gradient; with a padded vocabulary, with slices of nothing but padding, and with logits far from zero."""
