@@ -197,7 +197,7 @@ def _collect_and_save(
     spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: LauncherLink, out: Path | None, generated: list[int]
 ) -> None:
     """On rank 0: wait for the rows of every rank, compare with the unsharded model if asked, and save the run."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: Rows = {}
     for rank in range(comm.mesh.size):
         for name, part in _rows_of(store, rank).items():
             rows.setdefault(name, []).extend(part)
@@ -218,7 +218,7 @@ def _collect_and_save(
         save(RunResult(spec, environment(backend), summary, tables), out)
 
 
-def _rows_of(store: dist.Store, rank: int) -> dict[str, list[dict[str, Any]]]:
+def _rows_of(store: dist.Store, rank: int) -> Rows:
     """The rows of a rank. Raises `WireError` if they cannot be read."""
     try:
         return unpack_rows(store.get(f"rows/{rank}"), rank)
