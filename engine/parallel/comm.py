@@ -31,10 +31,10 @@ from engine.topology import Axis, Mesh
 
 Reduction = Literal["sum", "max"]
 _PIPELINE_GROUPS = (
-    "activation onward",
-    "activation back",
-    "gradient onward",
-    "gradient back",
+    "activation downstream",
+    "activation upstream",
+    "gradient downstream",
+    "gradient upstream",
 )  # what is sent, and in which direction
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -234,8 +234,8 @@ class Comm:
             stages = comm.groups["pp"].ranks
             # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and
             # a send ends only when it is received. So two neighbours that both send first would wait for each other.
-            for lane in _PIPELINE_GROUPS:
-                comm.groups[lane] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
+            for name in _PIPELINE_GROUPS:
+                comm.groups[name] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):
                 comm.groups["tie"] = comm._open("pp", (stages[0], stages[-1]), limit) if mesh.pp > 1 else comm.groups["pp"]
             comm.one_clock = comm._on_one_machine()
@@ -315,8 +315,8 @@ class Comm:
         pair = (min(self.rank, peer), max(self.rank, peer))
         span = self._count("pp", kind, pair, tensor.nbytes, tensor.nbytes if kind == "send" else 0)
         transfer = self._transport.send if kind == "send" else self._transport.receive
-        onward = (self.at.pp < stage) == (kind == "send")
-        group = self.groups[f"{flow} {'onward' if onward else 'back'}"]
+        downstream = (self.at.pp < stage) == (kind == "send")
+        group = self.groups[f"{flow} {'downstream' if downstream else 'upstream'}"]
         return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
     def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
