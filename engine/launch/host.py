@@ -98,8 +98,8 @@ class LocalRun:
                 how, why = "failed", root_cause.RootCause(None, message, traceback.format_exc())
         if how != "done":
             self._draft.discard()
-        blame = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}
-        self._send({"event": "finished", "how": how, "folder": folder, **blame})
+        failure = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}
+        self._send({"event": "finished", "how": how, "folder": folder, **failure})
 
     # ------------------------------------------------------------------------------------------------ messages of ranks
 
@@ -236,8 +236,8 @@ class Host:
             self._run = LocalRun(spec, draft, self._fork, self._selector, self._send)
         except (OSError, RequestError) as error:
             message = error.sentence if isinstance(error, RequestError) else _not_started(spec, error)
-            blame = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
-            self._send({"event": "finished", "how": "failed", "folder": None, **blame})
+            failure = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
+            self._send({"event": "finished", "how": "failed", "folder": None, **failure})
 
     def _send(self, event: dict[str, Any]) -> None:
         try:

@@ -293,16 +293,16 @@ class RunQueue:
                 why = sentence("this machine would not start a process: {reason}", reason=error.strerror)
                 self._finish(phase="failed", message=why)
             return
-        self._selector.register(self._host.events, selectors.EVENT_READ, self._hear)
+        self._selector.register(self._host.events, selectors.EVENT_READ, self._on_host_events)
 
     def _ask(self, request: dict[str, Any], within_s: float) -> None:
         assert self._host
         self._host.request(request)
         self._host.must_answer(within_s)
 
-    # Hearing from the host
+    # Events of the host
 
-    def _hear(self) -> None:
+    def _on_host_events(self) -> None:
         assert self._host
         events = self._host.read_events()
         if events is None:
@@ -315,9 +315,9 @@ class RunQueue:
             elif event["event"] == "broken":
                 self._start_error = event
             elif self._current:
-                self._take_in(self._current, event)
+                self._on_event(self._current, event)
 
-    def _take_in(self, current: _Current, event: dict[str, Any]) -> None:
+    def _on_event(self, current: _Current, event: dict[str, Any]) -> None:
         """An event of the current run."""
         assert self._host
         kind = event["event"]
@@ -338,17 +338,17 @@ class RunQueue:
             self._finish(**self._outcome(current, event))
 
     def _outcome(self, current: _Current, event: dict[str, Any]) -> dict[str, Any]:
-        """What a "finished" event changes in the state of the current run."""
+        """The changes of the current run's state by a "finished" event."""
         if event["how"] == "done":
             return {"phase": "done", "folder": Path(event["folder"])}
         if event["how"] == "cancelled":
-            somebody = sentence("cancelled: the process that runs the ranks was told to end")
-            return {"phase": "cancelled", "message": self._to_cancel.get(current.id, somebody)}
-        blame = {"message": unpacked(event["message"]), "traceback": event["traceback"], "failed_rank": event["rank"]}
-        return {"phase": "failed", "wrong": event["how"] == "wrong", **blame}
+            by_signal = sentence("cancelled: the process that runs the ranks was told to end")
+            return {"phase": "cancelled", "message": self._to_cancel.get(current.id, by_signal)}
+        failure = {"message": unpacked(event["message"]), "traceback": event["traceback"], "failed_rank": event["rank"]}
+        return {"phase": "failed", "wrong": event["how"] == "wrong", **failure}
 
     def _lose_host(self) -> None:
-        """The host is gone: the current run failed with it. If it had been well, another is warmed up for the next."""
+        """The host is gone, and the current run failed with it. If the host was warm, another one is started for the next run."""
         assert self._host
         self._selector.unregister(self._host.events)
         status = self._host.end()
@@ -359,17 +359,17 @@ class RunQueue:
         else:
             how = sentence("the process that runs the ranks left with exit status {status}, and the ranks with it", status=status)
         overdue = self._host.overdue
-        words = self._start_error or {"message": overdue or how, "traceback": ""}
+        error = self._start_error or {"message": overdue or how, "traceback": ""}
         self._host, self._keep_warm, self._start_error = None, self._warm, None
         self._warm = False
         if self._current and self._current.sent and not (self._current.taken or overdue):
-            self._current.sent = False  # it was on its way to a host that was just ending; the next one gets it
+            self._current.sent = False  # the host ended before it got the request; the next host gets it
         elif self._current and self._current.ending:
             self._current.draft.discard()
             self._finish(phase="cancelled", message=self._to_cancel[self._current.id])
         elif self._current:
             self._current.draft.discard()
-            self._finish(phase="failed", message=words["message"], traceback=words["traceback"])
+            self._finish(phase="failed", message=error["message"], traceback=error["traceback"])
 
 
 def _make_home(home: Path) -> None:
