@@ -180,7 +180,7 @@ def test_embeddings_add_what_the_family_says(alone):
     feed, embedding = microbatch(spec), model.embedding
     expected = F.embedding(feed.tokens, embedding.token.weight) + embedding.places.position.weight
     expected = expected + F.embedding(feed.segments, embedding.places.segment.weight)
-    torch.testing.assert_close(embedding.look_up(feed)[0], expected)
+    torch.testing.assert_close(embedding.embed(feed)[0], expected)
 
 
 @pytest.mark.parametrize("first", [0, 5])
