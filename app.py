@@ -13,17 +13,17 @@ from pages.lab.page import show as show_lab
 from pages.learn.page import show as show_learn
 from pages.plan.page import show as show_plan
 from pages.runs.page import show as show_runs
-from pages.shared import ways
+from pages.shared import navigation
 from pages.shared.frame import follow_theme, frame, say
+from pages.shared.server_memory import limit_server_memory
 from pages.shared.service import Service, open_service
-from pages.shared.thrift import settle
 
 
 def page(path: str, title: str, icon: str, show: Callable[[Service], None], **options: Any) -> StreamlitPage:
     return st.Page(lambda: show(open_service()), title=title, icon=f":material/{icon}:", url_path=path, **options)
 
 
-settle()
+limit_server_memory()
 frame()
 pages = [
     page("start", say()("Lab"), "science", show_lab, default=True),  # what the bare address shows; its own path never does
@@ -33,6 +33,6 @@ pages = [
     page("runs", say()("Runs"), "inventory_2", show_runs),
     page("lab", say()("Lab"), "science", show_lab, visibility="hidden"),  # so that /lab is a good link too
 ]
-ways.know(pages)
+navigation.register(pages)
 st.navigation(pages, position="top").run()
 follow_theme()

@@ -1,4 +1,4 @@
-"""How far predictions are from runs: random valid specs, each predicted, rehearsed and run, and every rank's error.
+"""How far predictions are from runs: random valid specs, each predicted, dry-run and run, and every rank's error.
 
     python -m benchmarks.accuracy [--seed 0] [--specs 60] [--no-dry-run] [--ranks]
 
@@ -45,15 +45,15 @@ class Outcome:
     action: bool  # whether the formula says right during which action the fullest rank peaks
 
 
-def measure(spec: RunSpec, queue: RunQueue, home: Path, rehearse: bool) -> Outcome:
+def measure(spec: RunSpec, queue: RunQueue, home: Path, with_dry_run: bool) -> Outcome:
     measured = store.load(ended(queue, spec).folder)
     formula = predict(spec)
     answers = [formula]
     dry = None
-    if rehearse:
-        rehearsed = store.load(dry_run(spec, home / "dry"))
-        answers.append(rehearsed)
-        dry = memory_errors(measured, rehearsed)
+    if with_dry_run:
+        dry_result = store.load(dry_run(spec, home / "dry"))
+        answers.append(dry_result)
+        dry = memory_errors(measured, dry_result)
     equal = all(traffic_differences(measured, answer).empty for answer in answers)
     return Outcome(spec, memory_errors(measured, formula), dry, equal, _peaks_alike(measured, formula))
 

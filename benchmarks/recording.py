@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from engine.catalog import model
-from engine.measure.recorder import Passage, Recorder, Span
+from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.parallel.comm import Comm, choose_backend
 from engine.schedule import Action
 from engine.spec import RunSpec, WorkloadSpec
@@ -41,14 +41,14 @@ class Silent(Recorder):
             with super().action(action, phase):
                 yield
 
-    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
-        return Span("comm", "", 0, 0, 0) if self.off else super().passage(passage, payload_bytes, wire_bytes)
+    def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
+        return Span("comm", "", 0, 0, 0) if self.off else super().start_call(key, payload_bytes, wire_bytes)
 
 
 class Nobody:
     def report(self, event: dict[str, Any]) -> None: ...
 
-    def at(self, doing: str) -> None: ...
+    def set_status(self, status: str) -> None: ...
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(str(Path(folder) / "store"), 1)
         comm = Comm.connect(store, Mesh({}), 0, choose_backend(1, 0), 60.0, recorder)
-        trainer = Trainer(spec, comm, recorder, Nobody())
+        trainer = Trainer(spec, comm, Nobody())
         times: dict[bool, list[float]] = {False: [], True: []}
         for step in range(2 * chosen.steps + 6):
             recorder.off = step % 2 == 1

@@ -44,7 +44,7 @@ TABLE = "token.weight"
 SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
 
 
-class Timed(NamedTuple):
+class TimedStep(NamedTuple):
     """What a run on torch's stack tells, as the engine's own steps table has it."""
 
     losses: list[float]
@@ -55,7 +55,7 @@ class Timed(NamedTuple):
 # -------------------------------------------------------------------------------------------------------------- the model
 
 
-class Attention(nn.Module):
+class TorchAttention(nn.Module):
     """Causal. (B, S, H) → (B, S, H). The rows of qkv are ordered by head, so that a slice of them is whole heads."""
 
     def __init__(self, spec: ModelSpec, fused: bool) -> None:
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
+class TorchMLP(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.inner = nn.Linear(spec.hidden, spec.ffn_width)
@@ -87,18 +87,18 @@ class MLP(nn.Module):
         return self.out(F.gelu(self.inner(x), approximate="tanh"))
 
 
-class Layer(nn.Module):
+class TorchLayer(nn.Module):
     def __init__(self, spec: ModelSpec, fused: bool) -> None:
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(spec.hidden), Attention(spec, fused)
-        self.mlp_norm, self.mlp = nn.LayerNorm(spec.hidden), MLP(spec)
+        self.attention_norm, self.attention = nn.LayerNorm(spec.hidden), TorchAttention(spec, fused)
+        self.mlp_norm, self.mlp = nn.LayerNorm(spec.hidden), TorchMLP(spec)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Part(nn.Module):
+class TorchStage(nn.Module):
     """A stage's layers. Tokens (B, S) on the first stage, else (B, S, H) → logits (B, S, V) on the last, else (B, S, H).
 
     The output matrix is the token table. torch's pipelining ties nothing across stages, so each end has a copy.
@@ -109,7 +109,7 @@ class Part(nn.Module):
         self.first, self.last = layers.start == 0, layers.stop == spec.layers
         self.token = nn.Embedding(spec.vocab, spec.hidden) if self.first or self.last else None
         self.position = nn.Parameter(torch.empty(spec.seq, spec.hidden)) if self.first else None
-        self.layers = nn.ModuleDict({str(i): Layer(spec, fused) for i in layers})
+        self.layers = nn.ModuleDict({str(i): TorchLayer(spec, fused) for i in layers})
         self.norm = nn.LayerNorm(spec.hidden) if self.last else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,8 +133,8 @@ class Part(nn.Module):
     def take_weights(self, spec: ModelSpec, layers: range, seed: int) -> None:
         """Those of the engine's own model of that seed."""
         tp = TensorParallel(Comm.alone(torch.device("cpu")))
-        model = TransformerChunk(spec, layers, self.first, self.last, lambda _: None, tp, "none")  # type: ignore[arg-type, return-value]
-        model.draw(seed)
+        model = TransformerChunk(spec, layers, self.first, self.last, lambda _: None, tp)  # type: ignore[arg-type, return-value]
+        model.initialize(seed)
         renamed = {"embedding.token.": "token.", "embedding.places.position.weight": "position", "head.norm.": "norm."}
         weights = {}
         for name, value in model.state_dict().items():
@@ -165,7 +165,7 @@ class TorchRank:
         self.mesh = init_device_mesh("cpu", (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
         stage = self.mesh.get_local_rank("pp")
         layers = layer_ranges(layout.chunk_layers(spec.model.layers))[stage]
-        self.part = Part(spec.model, layers, fused)
+        self.part = TorchStage(spec.model, layers, fused)
         self._count(spec.model)
         self.part.take_weights(spec.model, layers, workload.seed)
         if layout.tp > 1:
@@ -297,7 +297,7 @@ class TorchRank:
         return groups[own[0]] if dist.get_rank() in (own[0], own[-1]) else None
 
 
-def _over_dp(part: Part, dp: DeviceMesh, zero: int) -> nn.Module:
+def _over_dp(part: TorchStage, dp: DeviceMesh, zero: int) -> nn.Module:
     """The module whose gradients are averaged over dp."""
     if dp.size() == 1:
         return part
@@ -328,14 +328,14 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def train(rank: int, store: dist.Store, spec: RunSpec, fused: bool) -> Timed:
+def train(rank: int, store: dist.Store, spec: RunSpec, fused: bool) -> TimedStep:
     """Be one rank, with the threads that a rank of the engine has. Every rank returns what it saw."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=spec.layout.ranks)
     model = TorchRank(spec, fused)
     gc.collect()
     gc.freeze()  # as the engine's host does before it forks
-    seen = Timed([], [], [])
+    seen = TimedStep([], [], [])
     for step in range(1, spec.workload.steps + 1):
         began = _common_instant()
         model.run_step(step)

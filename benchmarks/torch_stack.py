@@ -41,7 +41,7 @@ from engine.launch.queue import RunQueue
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 
 if TYPE_CHECKING:
-    from benchmarks.torch_side import Timed
+    from benchmarks.torch_side import TimedStep
 
 LIMIT = 0.8  # times torch's step
 LOSSES, NORMS = 1e-5, 0.01  # how far apart they may be, as a share
@@ -87,7 +87,7 @@ class Layout:
         }
 
 
-def on_torch(spec: RunSpec, fused: bool) -> Timed:
+def on_torch(spec: RunSpec, fused: bool) -> TimedStep:
     """What the rank whose times the engine reports saw of a run on torch's stack."""
     import torch.distributed as dist
 

@@ -82,8 +82,8 @@ def dry_run(
 ) -> RunResult:
     """Let the worker do one step of `spec` on fake tensors, and return what it would have allocated and sent.
 
-    No memory is taken for the model, and the number of ranks is not limited. `rank`: the one to rehearse; None rehearses one
-    of each stage, which stands for the stage's others. `device`: "cpu" or "cuda" rehearses on real tensors there, measured by
+    No memory is taken for the model, and the number of ranks is not limited. `rank`: the one to run; None runs one of
+    each stage, which stands for the stage's others. `device`: "cpu" or "cuda" uses real tensors there, measured by
     that allocator. `out` as in `run`. `progress(done, of)` is called each time that a rank is done.
 
     Raises `RequestError`, and `RunError` if a rank failed. Ctrl-C ends it, and no process is left.

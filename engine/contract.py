@@ -83,7 +83,7 @@ def _sources(result: RunResult) -> Iterator[Sentence]:
 
 
 def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
-    """A run has every rank, a dry run those that were rehearsed and what is like them."""
+    """A run has every rank, a dry run those that it ran and the others of their stages."""
     for name, rows in result.tables.items():
         if "rank" in rows and not rows["rank"].between(0, mesh.size - 1).all():
             yield sentence("{name} has ranks beyond the {ranks} of its layout", name=name, ranks=mesh.size)

@@ -1,7 +1,8 @@
-"""Generation: a prompt goes through the model at once (prefill), then token by token, with a cache of keys and values.
+"""Generation: a prompt passes through the model at once (prefill), then each new token (decode), with a KV cache.
 
-Any tp × pp works as one model; every dp replica generates a text of its own. Tokens are drawn by adding noise to the logits and
-taking the largest (Gumbel 1954), the noise from a seed, the replica and the place alone: so every layout draws the same tokens.
+All tp × pp ranks of a replica are one model; every dp replica generates its own text. A token is sampled by adding Gumbel noise
+to the logits and taking the largest (Gumbel 1954). The noise depends only on the seed, the replica and the position. So every
+layout samples the same tokens.
 """
 
 from __future__ import annotations
@@ -13,41 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.measure.recorder import Recorder
 from engine.model.attention import SelfAttention
 from engine.model.chunk import TransformerChunk
-from engine.model.position import Cache
+from engine.model.position import KVCache
 from engine.parallel.comm import Comm
 from engine.schedule import Action
 from engine.spec import BYTE_VOCABULARY, RunSpec
 
 
 class Generator:
-    """One rank's part in generating. `chunks` are this rank's, `placement` says on which stage each chunk of the model is."""
+    """One rank's part in generating text."""
 
     def __init__(
-        self,
-        spec: RunSpec,
-        chunks: Mapping[int, TransformerChunk],
-        placement: Sequence[int],
-        comm: Comm,
-        recorder: Recorder,
-        at: Callable[[str], None],
+        self, spec: RunSpec, chunks: Mapping[int, TransformerChunk], comm: Comm, set_status: Callable[[str], None]
     ) -> None:
-        self.spec, self.chunks, self.placement, self.comm, self.recorder, self.at = spec, chunks, placement, comm, recorder, at
+        """`chunks`: those of this rank, by number. `set_status` is called with each token before it is generated."""
+        self.spec, self.chunks, self.comm, self.recorder, self.set_status = spec, chunks, comm, comm.recorder, set_status
+        self.placement = spec.layout.placement  # the stage of each chunk of the model
         self.prompt = torch.tensor([list(spec.generate.prompt.encode())], device=comm.device)  # (1, P)
         total = self.prompt.shape[1] + spec.generate.new_tokens
         attentions = [m for chunk in chunks.values() for m in chunk.modules() if isinstance(m, SelfAttention)]
         model = spec.model
         shape = (1, model.key_heads // comm.mesh.tp, total, model.head_width)
         dtype = next(p.dtype for chunk in chunks.values() for p in chunk.parameters())
-        self.cache = Cache(attentions, shape, dtype, comm.device)
+        self.cache = KVCache(attentions, shape, dtype, comm.device)
 
     @torch.no_grad()
-    def run(self, told: Callable[[int, int], None] = lambda number, ns: None) -> list[int]:
+    def run(self, on_token: Callable[[int, int], None] = lambda number, ns: None) -> list[int]:
         """Generate, and return the new tokens, on the ranks of the first stage.
 
-        `told(number, ns)` hears of each as it comes, and how long it took.
+        `on_token(number, ns)` is called with each new token's number, from 1, and how long it took.
         """
         self.cache.length = 0
         tokens, new = self.prompt, []
@@ -55,15 +51,15 @@ class Generator:
             began = time.perf_counter_ns()
             kind = "decode" if number else "prefill"
             count = tokens.shape[1]
-            self.at(f"generating new token {number + 1} ({kind})")
-            tokens = self._next(tokens, number, kind)
+            self.set_status(f"generating new token {number + 1} ({kind})")
+            tokens = self._forward(tokens, number, kind)
             self.cache.length += count
             new.append(int(tokens.item()))
-            told(number + 1, time.perf_counter_ns() - began)
+            on_token(number + 1, time.perf_counter_ns() - began)
         return new
 
-    def _next(self, tokens: Tensor, number: int, phase: str) -> Tensor:
-        """Take `tokens` (1, n) through all chunks: the next token (1, 1), on the first and last stage; elsewhere zeros."""
+    def _forward(self, tokens: Tensor, number: int, phase: str) -> Tensor:
+        """Forward of `tokens` (1, n) through all chunks: the next token (1, 1), on the first and last stage; elsewhere zeros."""
         streams: tuple[Tensor, ...] = ()
         last = len(self.placement) - 1
         here = self.comm.at.pp
@@ -75,13 +71,13 @@ class Generator:
             with self.recorder.action(Action("F", c, number), phase):
                 streams = self.chunks[c].extend(streams, tokens if c == 0 else None, self.cache)
                 if c == last:
-                    tokens = self._choose(streams[0][:, -1].float(), number)
+                    tokens = self._sample(streams[0][:, -1].float(), number)
             if c < last and self.placement[c + 1] != here:
                 self._send(streams[0], "activation", self.placement[c + 1], c + 1, number, phase)
-        return self._bring_back(tokens, number, phase)
+        return self._return_token(tokens, number, phase)
 
-    def _choose(self, logits: Tensor, number: int) -> Tensor:
-        """The next token (1, 1), on every tp rank, from logits (1, V/tp) that are cut over tp."""
+    def _sample(self, logits: Tensor, number: int) -> Tensor:
+        """The next token (1, 1), on every tp rank, from logits (1, V/tp) that are sharded over tp."""
         columns = logits.shape[-1]
         first = columns * self.comm.at.tp
         if self.spec.generate.temperature:
@@ -106,8 +102,8 @@ class Generator:
         noise[: self.spec.model.vocab] = -(-uniform.log()).log()
         return noise.to(self.comm.device)
 
-    def _bring_back(self, tokens: Tensor, number: int, phase: str) -> Tensor:
-        """The chosen token goes from the last chunk's stage to the first's, which needs it next."""
+    def _return_token(self, tokens: Tensor, number: int, phase: str) -> Tensor:
+        """Send the sampled token from the last chunk's stage to the first's."""
         source, target, here = self.placement[-1], self.placement[0], self.comm.at.pp
         if source == target or here not in (source, target):
             return tokens if here == source else torch.zeros((1, 1), dtype=torch.int64, device=self.comm.device)
@@ -134,5 +130,5 @@ class Generator:
 
 
 def readable(tokens: Sequence[int]) -> str:
-    """Bytes as text; what is no UTF-8 shows as the replacement character."""
+    """Bytes as text. Invalid UTF-8 becomes the replacement character."""
     return bytes(tokens).decode("utf-8", errors="replace")

@@ -15,7 +15,7 @@ from engine.spec import RequestError, Sentence, sentence
 from engine.tables import SCHEMAS, TABLES
 
 
-class Bounds(NamedTuple):
+class ReadLimits(NamedTuple):
     """What one run may hold: rows of a table, and bytes of all its tables as they lie in memory.
 
     `strange`: its files come from elsewhere, so it is also looked at how they are packed. In a damaged file, the library ends the
@@ -36,7 +36,7 @@ _MOST_GROUPS = 64  # of rows; pandas begins a new one after a million
 _NUMBER_BYTES = 8  # of a number, and of where a text begins
 
 
-def read_table(name: str, file: BinaryIO, bounds: Bounds) -> pd.DataFrame:
+def read_table(name: str, file: BinaryIO, bounds: ReadLimits) -> pd.DataFrame:
     """The table `name` in the Parquet `file`, with exactly the columns and types of its schema. Raises `RequestError`.
 
     A column that only an older run may lack is filled.
@@ -76,7 +76,7 @@ def _refuse_first(found: Iterator[Sentence]) -> None:
         raise RequestError(wrong)
 
 
-def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bounds: Bounds) -> Iterator[Sentence]:
+def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bounds: ReadLimits) -> Iterator[Sentence]:
     """What of the file's own account a table cannot have."""
     if metadata.num_rows > bounds.rows:
         yield sentence("{name} has {rows:,} rows; up to {most:,} are taken", name=name, rows=metadata.num_rows, most=bounds.rows)
@@ -119,7 +119,7 @@ def _is(found: pa.DataType, dtype: str) -> bool:
     return pa.types.is_dictionary(found) and (pa.types.is_string(found.value_type) or pa.types.is_large_string(found.value_type))
 
 
-def _too_much(name: str, found: pa.Table, bounds: Bounds) -> Iterator[Sentence]:
+def _too_much(name: str, found: pa.Table, bounds: ReadLimits) -> Iterator[Sentence]:
     """What only the rows tell: texts that are none, and what all of them come to."""
     whole = found.num_rows * found.num_columns * _NUMBER_BYTES
     for column in found.column_names:
@@ -132,5 +132,5 @@ def _too_much(name: str, found: pa.Table, bounds: Bounds) -> Iterator[Sentence]:
             yield sentence("{name} has nothing in {column} where something belongs", name=name, column=column)
 
 
-def _larger(whole: int, bounds: Bounds) -> Sentence:
+def _larger(whole: int, bounds: ReadLimits) -> Sentence:
     return sentence("it holds {bytes:,} bytes; up to {most:,} are taken", bytes=whole, most=bounds.bytes)

@@ -1,8 +1,9 @@
-"""What a run does after its training steps, in words: for terminals, and to say what a rank was doing. Imports no torch."""
+"""What a rank reports to whoever launched it, and the phases of a run besides its training steps. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 PHASES: Mapping[str, str] = {
     "generating": "generating text",
@@ -10,3 +11,30 @@ PHASES: Mapping[str, str] = {
     "parity": "comparing with the unsharded model",
     "saving": "saving the run",
 }
+
+
+class LauncherLink(Protocol):
+    """A rank's connection to its launcher."""
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Send an event that a user wants to see. It must be JSON-able."""
+        ...
+
+    def set_status(self, status: str) -> None:
+        """Note what this rank is about to do, for the message if it fails there. Called for every action."""
+        ...
+
+
+class SilentLink:
+    """Of a rank that no launcher follows."""
+
+    def report(self, event: dict[str, Any]) -> None: ...
+
+    def set_status(self, status: str) -> None: ...
+
+
+def begin_phase(link: LauncherLink, rank: int, phase: str) -> None:
+    """Set the status of this rank, and on rank 0 report that the run enters the phase (a key of `PHASES`)."""
+    link.set_status(PHASES[phase])
+    if rank == 0:
+        link.report({"event": "phase", "phase": phase})

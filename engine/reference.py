@@ -36,8 +36,8 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
 
     low = workload.precision == "bf16"
     tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
-    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp, recompute="none")
-    model.draw(workload.seed)
+    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp)
+    model.initialize(workload.seed)
     masters = {name: p.detach().float().clone() if low else p for name, p in model.named_parameters()}
     optimizer = make_optimizer(workload, masters.values())
     microbatches = spec.layout.dp * workload.microbatches
@@ -100,12 +100,12 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     rows = []
     for name, whole in gradients.items():
         copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
-        cut = parameters[name].cut
-        shape = cut.take(whole, 0, layout.tp).shape
+        sharding = parameters[name].shard_spec
+        shape = sharding.shard(whole, 0, layout.tp).shape
         joined: list[Tensor] = []
         for key in copies:
             for dp in range(layout.dp):
                 slices = [_published(store, key, dp, tp, shape) for tp in range(layout.tp)]
-                joined += [cut.join(slices)] if cut.dim is not None else slices
+                joined += [sharding.unshard(slices)] if sharding.dim is not None else slices
         rows.append(parity_row(name, joined, whole))
     return rows, losses

@@ -18,13 +18,13 @@ import pandas as pd
 
 from engine import contract, files
 from engine.head import NewerRunError, read_head, written_head
-from engine.parquet import Bounds, bytes_of, read_table
+from engine.parquet import ReadLimits, bytes_of, read_table
 from engine.spec import LARGEST_JSON, RequestError, RunSpec, sentence
 from engine.tables import SCHEMAS, RunResult
 
 # Of a run in a folder of one's own: 16 ranks with some 3,600 microbatches. A run that could have more rows is not started, and in
 # the two tables that grow, memory_curve and spans, a row has up to 120 bytes.
-OWN = Bounds(rows=4_000_000, bytes=1 << 30, strange=False)
+OWN = ReadLimits(rows=4_000_000, bytes=1 << 30, strange=False)
 _TRASH = ".trash"  # in it a folder for each deletion, named by its instant, in which the run lies under its own name
 KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be brought back, by whatever server of the home deleted it
 # Letters and digits of any language. No comma, which stands between the names in a link; no dot first, which hides a folder.
@@ -78,7 +78,7 @@ def _tables(folder: Path) -> Iterable[tuple[str, BinaryIO]]:
                 yield name, file
 
 
-def with_tables(result: RunResult, tables: Iterable[tuple[str, BinaryIO]], bounds: Bounds) -> RunResult:
+def with_tables(result: RunResult, tables: Iterable[tuple[str, BinaryIO]], bounds: ReadLimits) -> RunResult:
     """The head `result` with its tables, each a Parquet file by its name. Raises `RequestError` if that is no run."""
     found: dict[str, pd.DataFrame] = {}
     for name, file in tables:

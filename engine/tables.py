@@ -17,6 +17,7 @@ from engine.spec import RunSpec, Sentence, sentence
 from engine.topology import AXES
 
 Source = Literal["formula", "dry_run", "measured"]
+Rows = dict[str, list[dict[str, Any]]]  # table → its rows, before they are a `DataFrame`
 
 # In the order in which they are stacked and listed.
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")
@@ -33,7 +34,7 @@ _MOST_SUM = 2.0**62  # of a column: what pandas adds up must stay an int64
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnSchema:
     """What may stand in a column, in every row.
 
     words         of a text: all that there are; without any, whatever is not empty
@@ -49,72 +50,73 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableSchema:
     """`key`: the columns that tell its rows apart; none where two rows may be alike."""
 
-    columns: dict[str, Column]
+    columns: dict[str, ColumnSchema]
     key: tuple[str, ...] = ()
 
 
-_SOURCE = Column("str", get_args(Source))
-_WHOLE = Column("int64")
-_PLACE = Column("int64", absent=0)  # along an axis; a run that is older than the axis has degree 1 there
+_SOURCE = ColumnSchema("str", get_args(Source))
+_WHOLE = ColumnSchema("int64")
+_PLACE = ColumnSchema("int64", absent=0)  # along an axis; a run that is older than the axis has degree 1 there
 COORDINATE = AXES[::-1]  # the columns of where a rank is, the axis first that varies slowest
-_NAME = Column("str")
-_FRACTION = Column("float64", least=-_MOST)
-_NUMBER = Column("int64", least=-1)  # of a chunk or a microbatch; −1 where the row is about none
-_INSTANT = Column("int64", least=-_MOST)  # a rank may be a little ahead of the step's start, which is the last rank's
-_CATEGORY = Column("str", (*CATEGORIES, KV_CACHE))
-_AXIS = Column("str", AXES)
+_NAME = ColumnSchema("str")
+_FRACTION = ColumnSchema("float64", least=-_MOST)
+_NUMBER = ColumnSchema("int64", least=-1)  # of a chunk or a microbatch; −1 where the row is about none
+_INSTANT = ColumnSchema("int64", least=-_MOST)  # a rank may be a little ahead of the step's start, which is the last rank's
+_CATEGORY = ColumnSchema("str", (*CATEGORIES, KV_CACHE))
+_AXIS = ColumnSchema("str", AXES)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send", "recv")
-_COLLECTIVE = Column("str", COLLECTIVES)
-_PHASE = Column("str", ("forward", "backward", "reduce", "tie", "step", "gather", "prefill", "decode"))
+_COLLECTIVE = ColumnSchema("str", COLLECTIVES)
+_PHASE = ColumnSchema("str", ("forward", "backward", "reduce", "tie", "step", "gather", "prefill", "decode"))
 _ACTIONS = ("F", "B", "I", "W", "reduce", "tie", "step", "gather")
 
-TABLES: dict[str, Table] = {
+TABLES: dict[str, TableSchema] = {
     # The composition at the instant of the rank's largest total in a steady step.
-    "memory_peak": Table(
+    "memory_peak": TableSchema(
         {"source": _SOURCE, "rank": _WHOLE, **dict.fromkeys(COORDINATE, _PLACE), "category": _CATEGORY, "bytes": _WHOLE},
         key=("rank", *COORDINATE, "category"),
     ),
     # The composition over one steady step: at the start of each action, and at the highest point within it.
-    "memory_curve": Table(
+    "memory_curve": TableSchema(
         {"source": _SOURCE, "rank": _WHOLE, "t_ns": _INSTANT, "action": _NAME, "category": _CATEGORY, "bytes": _WHOLE},
         key=("rank", "t_ns", "category"),
     ),
     # The process as the operating system sees it: Python, torch and the allocator's own reserve included.
-    "process": Table(
+    "process": TableSchema(
         {
             "source": _SOURCE, "rank": _WHOLE, "rss_bytes": _WHOLE, "uss_bytes": _WHOLE, "baseline_bytes": _WHOLE,
             "peak_rss_bytes": _WHOLE,
         },
         key=("rank",),
     ),
-    # What passed the door in one steady step. `group` is the group's ranks, comma-separated.
-    "traffic": Table(
+    # All communication of one steady step. `group` is the group's ranks, comma-separated.
+    "traffic": TableSchema(
         {
             "source": _SOURCE, "rank": _WHOLE, "axis": _AXIS, "collective": _COLLECTIVE, "phase": _PHASE, "group": _NAME,
-            "calls": Column("int64", least=1), "payload_bytes": _WHOLE, "wire_bytes": _WHOLE,
+            "calls": ColumnSchema("int64", least=1), "payload_bytes": _WHOLE, "wire_bytes": _WHOLE,
         },
         key=("rank", "axis", "collective", "phase", "group"),
     ),
     # One steady step. Lane "compute" holds actions, lane "comm" holds collectives and transfers.
-    "spans": Table(
+    "spans": TableSchema(
         {
-            "source": _SOURCE, "rank": _WHOLE, "lane": Column("str", ("compute", "comm")),
-            "kind": Column("str", (*_ACTIONS, *COLLECTIVES)), "chunk": _NUMBER, "microbatch": _NUMBER,
-            "step": Column("int64", least=1), "start_ns": _INSTANT, "end_ns": _INSTANT, "cpu_ns": _WHOLE,
+            "source": _SOURCE, "rank": _WHOLE, "lane": ColumnSchema("str", ("compute", "comm")),
+            "kind": ColumnSchema("str", (*_ACTIONS, *COLLECTIVES)), "chunk": _NUMBER, "microbatch": _NUMBER,
+            "step": ColumnSchema("int64", least=1), "start_ns": _INSTANT, "end_ns": _INSTANT, "cpu_ns": _WHOLE,
         },
     ),
-    "steps": Table(
+    "steps": TableSchema(
         {
-            "source": _SOURCE, "step": Column("int64", least=1), "loss": _FRACTION, "grad_norm": _FRACTION,
-            "step_ns": Column("int64", least=1), "tokens": Column("int64", least=1),
+            "source": _SOURCE, "step": ColumnSchema("int64", least=1), "loss": _FRACTION, "grad_norm": _FRACTION,
+            "step_ns": ColumnSchema("int64", least=1), "tokens": ColumnSchema("int64", least=1),
         },
         key=("step",),
     ),
-    "parity": Table(
-        {"source": _SOURCE, "parameter": _NAME, "max_abs": Column("float64"), "max_rel": Column("float64")}, key=("parameter",)
+    "parity": TableSchema(
+        {"source": _SOURCE, "parameter": _NAME, "max_abs": ColumnSchema("float64"), "max_rel": ColumnSchema("float64")},
+        key=("parameter",),
     ),
 }  # fmt: skip
 SCHEMAS: dict[str, dict[str, str]] = {
@@ -137,7 +139,7 @@ def misfits_of(name: str, rows: pd.DataFrame) -> Iterator[Sentence]:
         yield sentence("{name} has two rows with the same {key}", name=name, key=", ".join(key))
 
 
-def _strange_words(name: str, column: str, rule: Column, found: pd.Series[str]) -> Iterator[Sentence]:
+def _strange_words(name: str, column: str, rule: ColumnSchema, found: pd.Series[str]) -> Iterator[Sentence]:
     if found.hasnans:
         yield sentence("{name} has nothing in {column} where a text belongs", name=name, column=column)
         return
@@ -146,7 +148,7 @@ def _strange_words(name: str, column: str, rule: Column, found: pd.Series[str]) 
         yield sentence("{name} has the {column} {value!r}, which is none", name=name, column=column, value=min(unknown)[:40])
 
 
-def _strange_numbers(name: str, column: str, rule: Column, found: pd.Series[Any]) -> Iterator[Sentence]:
+def _strange_numbers(name: str, column: str, rule: ColumnSchema, found: pd.Series[Any]) -> Iterator[Sentence]:
     values = found.to_numpy()
     known = values[np.isfinite(values)]
     if len(known) and not (rule.least <= known.min() and known.max() <= rule.most):

@@ -20,9 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.tables import SCHEMAS
+from engine.tables import SCHEMAS, Rows
 
-Rows = dict[str, list[dict[str, Any]]]
 Parts = Mapping[str, bytes | memoryview]
 
 LARGEST = 4 << 30  # bytes of a message

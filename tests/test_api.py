@@ -124,9 +124,9 @@ def test_ctrl_c_ends_a_run_and_its_processes(tmp_path: Path) -> None:
 
 def test_a_prediction_and_a_dry_run_have_the_tables_of_a_run(scratch: Path) -> None:
     spec, done = small("dp2.tp2.pp2"), list[tuple[int, int]]()
-    predicted, rehearsed = engine.predict(spec), engine.dry_run(spec, rank=5, progress=lambda *ranks: done.append(ranks))
+    predicted, dry_run = engine.predict(spec), engine.dry_run(spec, rank=5, progress=lambda *ranks: done.append(ranks))
     for name in ("memory_peak", "traffic"):
-        formula, dry = predicted.tables[name], rehearsed.tables[name]
+        formula, dry = predicted.tables[name], dry_run.tables[name]
         assert set(dry["source"]) == {"dry_run"}
         joined = tables.beside(name, dry, formula[formula["rank"] == 5])
         for number in {column.removesuffix("_measured") for column in joined if column.endswith("_measured")}:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 HOUSE = Path(__file__).parent.parent
-DOOR = Path("engine/parallel/comm.py")
+COMMUNICATION = Path("engine/parallel/comm.py")
 # All that others may use of torch.distributed: where ranks meet, and how that goes wrong. No data of a step passes there.
 MEETING = {"FileStore", "HashStore", "PrefixStore", "Store", "TCPStore", "rendezvous"}
 MEETING |= {"DistError", "DistNetworkError", "DistStoreError"}
@@ -60,7 +60,7 @@ def _dotted(node: ast.expr) -> str:
 
 
 def beyond_meeting(path: Path) -> list[str]:
-    """What a file uses of torch.distributed that only the door may."""
+    """What a file uses of torch.distributed that only `engine/parallel/comm.py` may."""
     return [
         f"{where}: {name}"
         for where, name in names_used(path)
@@ -69,8 +69,8 @@ def beyond_meeting(path: Path) -> list[str]:
 
 
 def test_only_the_door_uses_collectives_and_transfers() -> None:
-    assert any("all_reduce" in found for found in beyond_meeting(DOOR)), "the check would not see a collective"
-    assert [found for path in PRODUCT if path != DOOR for found in beyond_meeting(path)] == []
+    assert any("all_reduce" in found for found in beyond_meeting(COMMUNICATION)), "the check would not see a collective"
+    assert [found for path in PRODUCT if path != COMMUNICATION for found in beyond_meeting(path)] == []
 
 
 def test_what_the_engine_reads_beside_its_code_is_installed_with_it() -> None:
@@ -90,7 +90,7 @@ def pickles(path: Path) -> list[str]:
 
 
 def test_nothing_is_pickled() -> None:
-    assert pickles(Path("tests/launch/rehearsals.py")), "the check would not see a pickle"
+    assert pickles(Path("tests/launch/dry_runs.py")), "the check would not see a pickle"
     assert [found for path in PRODUCT for found in pickles(path)] == []
 
 

@@ -20,12 +20,12 @@ from engine.tables import RunResult
 def add(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [--model NAME] [--layout CODE] [--rank K] …"
     flags.add(parser)
-    parser.add_argument("--rank", type=int, metavar="K", help="the rank to rehearse; without it, one of each stage")
+    parser.add_argument("--rank", type=int, metavar="K", help="the rank to dry-run; without it, one of each stage")
     parser.add_argument(
         "--device",
         choices=("none", "cpu", "cuda"),
         default="none",
-        help="rehearse on real tensors there, measured by that allocator; none, the default, takes no memory for the model",
+        help="use real tensors there, measured by that allocator; none, the default, takes no memory for the model",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="save the result as a folder there; otherwise it is only printed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -57,12 +57,12 @@ def _show(done: int, of: int) -> None:
 
 def _as_json(result: RunResult, folder: Path | None) -> dict[str, Any]:
     memory = result.tables["memory_peak"]
-    rehearsed = memory[memory["rank"].isin(result.summary["rehearsed"])]
+    dry = memory[memory["rank"].isin(result.summary["rehearsed"])]
     return {
         "spec": result.spec.model_dump(mode="json"),
         "environment": result.environment,
         "summary": result.summary,
-        "memory_peak": rehearsed.drop(columns="source").to_dict("records"),
+        "memory_peak": dry.drop(columns="source").to_dict("records"),
         "folder": None if folder is None else str(folder),
     }
 
@@ -71,7 +71,7 @@ def _print(result: RunResult, folder: Path | None) -> None:
     spec, summary = result.spec, result.summary
     layout = spec.layout
     name = catalog.name_of(spec.model)
-    print(f"{name} as {layout.code}, {layout.schedule}, rehearsed in {summary['seconds']:.1f} s: {result.environment['why']}\n")
+    print(f"{name} as {layout.code}, {layout.schedule}, dry run in {summary['seconds']:.1f} s: {result.environment['why']}\n")
     print_table(_lines(spec, result))
     print(f"\n  memory   {highest(summary, layout)}")
     print(f"  traffic  {size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average")
@@ -81,7 +81,7 @@ def _print(result: RunResult, folder: Path | None) -> None:
 
 
 def _lines(spec: RunSpec, result: RunResult) -> list[dict[str, Any]]:
-    """A line for each rank that was rehearsed: its total at the peak, by category."""
+    """A line for each rank that was run: its total at the peak, by category."""
     memory = result.tables["memory_peak"]
     lines = []
     for rank in result.summary["rehearsed"]:

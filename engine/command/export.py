@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from engine import files, parcel, store
+from engine import files, run_archive, store
 from engine.command.output import HOME, print_json
 from engine.export import FRAMEWORKS, csv_zip, perfetto, settings
 from engine.launch.request import read_spec
@@ -78,7 +78,7 @@ def _spec(arguments: argparse.Namespace) -> RunSpec:
 
 def _written(folder: Path, to: str) -> bytes:
     if to == "zip":
-        return parcel.pack(folder)
+        return run_archive.pack(folder)
     result = store.load(folder)
     return csv_zip(result) if to == "csv" else perfetto(result).encode()
 

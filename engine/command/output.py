@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.command import streams
 from engine.head import finite
-from engine.launch.verdict import named
+from engine.launch.root_cause import named
 from engine.spec import LayoutSpec
 from engine.summary import workspace
 
@@ -48,7 +48,7 @@ def size(count: float) -> str:
 
 
 def highest(summary: dict[str, Any], layout: LayoutSpec) -> str:
-    """The fullest rank of a measured or rehearsed step, in a line."""
+    """The fullest rank of a measured or dry step, in a line."""
     beside = workspace(summary["allocator"])
     more = f"; kernel workspace up to {size(beside)} more, on this processor" if beside else ""
     return f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}{more}"

@@ -50,7 +50,7 @@ def perfetto(result: RunResult) -> str:
     traced_from = int(spans["end_ns"].max()) + _GAP_NS
     named: list[Event] = []
     events: list[Event] = []
-    for rank in sorted({*spans["rank"], *curve["rank"]}):  # of a dry run, those that were rehearsed and what is like them
+    for rank in sorted({*spans["rank"], *curve["rank"]}):  # of a dry run, those that it ran and the others of their stages
         timed = [_Span(*row) for row in spans.loc[spans["rank"] == rank, list(_Span._fields)].itertuples(index=False)]
         lanes = _lanes([span for span in timed if span.lane == "comm"])
         named += _names(rank, mesh, len(lanes))
@@ -83,7 +83,7 @@ def _computed(rank: int, spans: list[_Span]) -> Iterator[Event]:
 
 
 def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], payloads: dict[tuple[str, str], int]) -> Iterator[Event]:
-    """What passed the door, with its payload where that of a single call is known."""
+    """Communication calls, with the payload where that of a single call is known."""
     actions = sorted((span for span in all_spans if span.lane == "compute"), key=lambda span: span.start_ns)
     starts = [action.start_ns for action in actions]
     for track, lane in enumerate(lanes, _COMM):

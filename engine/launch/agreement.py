@@ -1,7 +1,7 @@
-"""Before ranks on several machines do anything together: that all were asked for the same, and how they reach each other.
+"""Before a run on several machines: check that all ranks have the same configuration, and find how they reach each other.
 
-Each machine has a spec, a text and a checkout of its own, and nobody sees to it that they are alike. So every rank tells rank 0
-what it has, over the store at which torchrun lets them meet, and rank 0 answers all: what differs, or where it can be reached.
+Each machine has a spec, a text and a checkout of its own, which may differ. So every rank sends its configuration to rank 0, over
+torchrun's store. Rank 0 answers all: with the first difference, or with the address at which it can be reached.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _DEEPEST = 8  # fields inside fields of a spec that are looked at one by one
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a rank has, for all to have the same; or in `refused` why it has nothing."""
+class RankConfig:
+    """What must be the same on all ranks. `refused`: why this rank has no spec, if so."""
 
     spec: dict[str, Any]
     text: str = ""  # a digest of the text to train on
@@ -39,7 +39,7 @@ class Terms:
     refused: str = ""
 
     @classmethod
-    def of(cls, spec: RunSpec) -> Terms:
+    def of(cls, spec: RunSpec) -> RankConfig:
         """Raises `RequestError` if there is no text to train on."""
         text = b"" if spec.generate.skip_training else load(spec.workload.text)
         return cls(spec.model_dump(mode="json"), hashlib.sha256(text).hexdigest(), _code(), torch.__version__)
@@ -47,7 +47,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Route:
-    """How a rank reaches the machine of rank 0: its own address on the way, and that machine's."""
+    """How a rank reaches the machine of rank 0: its own address on that route, and the other machine's."""
 
     host: str  # the name of its machine
     own: str
@@ -55,37 +55,36 @@ class Route:
 
     @classmethod
     def to(cls, host: str, port: int) -> Route:
-        """By asking the system's table of routes; nothing is sent."""
+        """From the system's routing table. Nothing is sent."""
         with socket.socket(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0], socket.SOCK_DGRAM) as probe:
             probe.connect((host, port))
             return cls(platform.node(), str(probe.getsockname()[0]), str(probe.getpeername()[0]))
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What rank 0 tells all: an address of its machine that all of them reach, and where and by what word to stay in touch."""
+class Rendezvous:
+    """The answer of rank 0: an address that all ranks reach, and the port and the secret of the liveness connections."""
 
     address: str
     port: int
-    word: str
+    secret: str
     hosts: tuple[str, ...]  # the name of each rank's machine
 
 
 def check_reached(host: str, port: int, seconds: float) -> None:
-    """Raise `RequestError` if nobody listens where torchrun says that its store is: the store has been there before any rank.
+    """Raise `RequestError` if torchrun's store cannot be reached. It is started before any rank.
 
-    Torch would try for as long as it may. A machine whose name leads to 127.0.0.1 is called localhost by its own torchrun, which
-    tells that to the others.
+    torch would try until its time-out. If a machine's name resolves to 127.0.0.1, torchrun there gives "localhost" to all ranks.
     """
     try:
         socket.create_connection((host, port), timeout=seconds).close()
     except OSError as error:
-        told = sentence(
+        message = sentence(
             "{host} does not reach torchrun's store at {store}: {reason}; give torchrun on each machine that machine's own "
             "address with --local-addr",
             host=platform.node(), store=f"{host}:{port}", reason=error.strerror or str(error),
         )  # fmt: skip
-        raise RequestError(told) from error
+        raise RequestError(message) from error
 
 
 def _code() -> str:
@@ -97,104 +96,111 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------------------- meeting
+# ------------------------------------------------------------------------------------------------------------ rendezvous
 
 
 def agree(
-    store: dist.Store, rank: int, world: int, terms: Terms, route: Route, listen: Callable[[str], int], at: Callable[[str], None]
-) -> Meeting:
-    """Tell what this rank has, and hear that all have the same. Raises `RequestError` with what differs, on every rank alike.
+    store: dist.Store,
+    rank: int,
+    world: int,
+    config: RankConfig,
+    route: Route,
+    listen: Callable[[str], int],
+    set_status: Callable[[str], None],
+) -> Rendezvous:
+    """Send this rank's configuration, and wait for the answer. Raises `RequestError` with the difference, on every rank.
 
-    Of any other error on rank 0, such as that it cannot listen, the others hear as a `RequestError`.
+    Any other error on rank 0, for example that it cannot listen, is a `RequestError` on the others.
 
-    `listen` opens a port at an address, on rank 0 alone, and returns its number. `at` hears whom rank 0 waits for.
+    `listen` opens a port at an address, on rank 0 alone, and returns its number. `set_status` is called with what this rank waits
+    for.
     """
-    store.set(f"agreement/{rank}", pack({"terms": asdict(terms), "route": asdict(route)}))  # type: ignore[arg-type]
+    store.set(f"agreement/{rank}", pack({"config": asdict(config), "route": asdict(route)}))  # type: ignore[arg-type]
     if rank == 0:
-        _answer_all(store, world, listen, at)
-    at("waiting for rank 0")
-    return _understood(store.get(_ANSWER), world)
+        _send_answer(store, world, listen, set_status)
+    set_status("waiting for rank 0")
+    return _parse_answer(store.get(_ANSWER), world)
 
 
-def _answer_all(store: dist.Store, world: int, listen: Callable[[str], int], at: Callable[[str], None]) -> None:
-    """On rank 0: tell all how it stands. Where that fails they hear so before it is raised here: they would wait for it."""
+def _send_answer(store: dist.Store, world: int, listen: Callable[[str], int], set_status: Callable[[str], None]) -> None:
+    """On rank 0: send the answer to all. If that fails, the error is sent before it is raised here, since they wait for it."""
     said = []
     for other in range(world):
-        at(f"waiting for rank {other}")
+        set_status(f"waiting for rank {other}")
         said.append(store.get(f"agreement/{other}"))
     try:
         answer = _answer([_read(other, message) for other, message in enumerate(said)], listen)
     except RequestError as error:
         answer = {"wrong": str(error)}
     except Exception as error:
-        told = sentence("rank {rank} on {host}: {reason}", rank=0, host=platform.node(), reason=str(error))
-        store.set(_ANSWER, pack({"wrong": str(told)}))  # type: ignore[arg-type]  # its stub forgets bytes
+        message = sentence("rank {rank} on {host}: {reason}", rank=0, host=platform.node(), reason=str(error))
+        store.set(_ANSWER, pack({"wrong": str(message)}))  # type: ignore[arg-type]  # its stub forgets bytes
         raise
     store.set(_ANSWER, pack(answer))  # type: ignore[arg-type]
 
 
-def _answer(said: list[tuple[Terms, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
-    if wrong := difference([terms for terms, _ in said], [route.host for _, route in said]):
-        return {"wrong": str(wrong)}  # not as a template: what comes over a network formats nothing
+def _answer(said: list[tuple[RankConfig, Route]], listen: Callable[[str], int]) -> dict[str, Any]:
+    if wrong := difference([config for config, _ in said], [route.host for _, route in said]):
+        return {"wrong": str(wrong)}  # as plain text: what comes over a network must not be used as a format
     address = common_address([route for _, route in said])
-    meeting = Meeting(address, listen(address), secrets.token_hex(16), tuple(route.host for _, route in said))
-    return {"meeting": asdict(meeting)}
+    rendezvous = Rendezvous(address, listen(address), secrets.token_hex(16), tuple(route.host for _, route in said))
+    return {"rendezvous": asdict(rendezvous)}
 
 
-def _understood(message: bytes, world: int) -> Meeting:
+def _parse_answer(message: bytes, world: int) -> Rendezvous:
     head, _ = unpack(message, finite=True)
     if isinstance(head, dict) and "wrong" in head:
         raise RequestError(str(head["wrong"]))
     try:
-        told = head["meeting"]
-        meeting = Meeting(str(told["address"]), whole(told["port"]), str(told["word"]), tuple(map(str, told["hosts"])))
+        sent = head["rendezvous"]
+        rendezvous = Rendezvous(str(sent["address"]), whole(sent["port"]), str(sent["secret"]), tuple(map(str, sent["hosts"])))
     except (TypeError, KeyError) as error:
         raise WireError(f"what rank 0 answered cannot be read: {error}") from error
-    if len(meeting.hosts) != world:
-        raise WireError(f"rank 0 told of {len(meeting.hosts)} ranks, and there are {world}")
-    return meeting
+    if len(rendezvous.hosts) != world:
+        raise WireError(f"rank 0 named {len(rendezvous.hosts)} ranks, and there are {world}")
+    return rendezvous
 
 
-def _read(rank: int, message: bytes) -> tuple[Terms, Route]:
-    """Raises `RequestError` where the rank's program has other terms, which is of another version, and `WireError`."""
+def _read(rank: int, message: bytes) -> tuple[RankConfig, Route]:
+    """Raises `RequestError` if the rank's configuration has other fields, which means another version, and `WireError`."""
     try:
         head, _ = unpack(message, finite=True)
-        told, route = head["terms"], Route(**head["route"])
+        sent, route = head["config"], Route(**head["route"])
         if not all(isinstance(text, str) for text in astuple(route)):
             raise WireError("its route is not of texts")
         _ip(route.own), _ip(route.other)
-        if told.keys() != {field.name for field in fields(Terms)}:
+        if sent.keys() != {field.name for field in fields(RankConfig)}:
             raise RequestError(_other_version(_who([rank], route.host)))
-        terms = Terms(**told)
-        if type(terms.spec) is not dict or not all(isinstance(text, str) for text in astuple(terms)[1:]):
-            raise WireError("its terms are not of their types")
+        config = RankConfig(**sent)
+        if type(config.spec) is not dict or not all(isinstance(text, str) for text in astuple(config)[1:]):
+            raise WireError("fields of its configuration have wrong types")
     except (WireError, AttributeError, TypeError, KeyError, ValueError) as error:
-        raise WireError(f"what rank {rank} told cannot be read: {error}") from error
-    return terms, route
+        raise WireError(f"what rank {rank} sent cannot be read: {error}") from error
+    return config, route
 
 
-# ------------------------------------------------------------------------------------------------------------ the verdict
+# ------------------------------------------------------------------------------------------------------------ the answer
 
 
-def difference(terms: list[Terms], hosts: list[str]) -> Sentence | None:
-    """What is not the same on all ranks, in a sentence that names the first that differs and those like it."""
-    for rank, own in enumerate(terms):
+def difference(configs: list[RankConfig], hosts: list[str]) -> Sentence | None:
+    """The first difference between ranks, in a sentence that names the ranks that have it. None if there is none."""
+    for rank, own in enumerate(configs):
         if own.refused:
             return sentence("rank {rank} on {host}: {reason}", rank=rank, host=hosts[rank], reason=own.refused)
-    first = terms[0]
-    other = next((own for own in terms if own != first), None)
+    first = configs[0]
+    other = next((own for own in configs if own != first), None)
     if other is None:
         return None
-    alike = [rank for rank, own in enumerate(terms) if own == other]
+    alike = [rank for rank, own in enumerate(configs) if own == other]
     who = _who(alike, hosts[alike[0]])
     if differing := list(_differing(other.spec, first.spec)):
         name, there, here = differing[0]
-        told = sentence(
+        message = sentence(
             "{who}: another spec than that of rank 0; {field} is {there} there and {here} on rank 0",
             who=who, field=name, there=_brief(there), here=_brief(here),
         )  # fmt: skip
         more = len(differing) - 1
-        return sentence("{sentence} (and {count} more)", sentence=told, count=more) if more else told
+        return sentence("{sentence} (and {count} more)", sentence=message, count=more) if more else message
     if other.text != first.text:
         return sentence("{who}: another text to train on than that of rank 0, under the same name", who=who)
     if other.torch != first.torch:
@@ -228,9 +234,9 @@ def _brief(value: Any) -> str:
 
 
 def common_address(routes: list[Route]) -> str:
-    """An address of rank 0's machine that all ranks reach; one of the loopback device if all are on it.
+    """An address of rank 0's machine that all ranks reach. A loopback address if all ranks are on that machine.
 
-    A machine whose own name leads to 127.0.0.1 does not know by what address the others call it: they do.
+    A machine whose name resolves to 127.0.0.1 does not know its own address on the network. The other ranks know it.
     """
     known = [routes[0].own, *(route.other for route in routes)]
     return next((address for address in known if not _is_loopback(address)), routes[0].own)
@@ -241,13 +247,13 @@ def _is_loopback(address: str) -> bool:
 
 
 def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Raises `ValueError` if it is none. Behind a % stands the interface that it is of."""
+    """Raises `ValueError` if it is no address. The interface after a % is removed."""
     return ipaddress.ip_address(address.partition("%")[0])
 
 
-def interface(route: Route, meeting: Meeting) -> str | None:
-    """The name of the network interface on which this rank's machine reaches rank 0's, or is reached if it is that."""
-    own = meeting.address if _is_loopback(route.own) else route.own
+def interface(route: Route, rendezvous: Rendezvous) -> str | None:
+    """The name of the network interface between this rank's machine and rank 0's."""
+    own = rendezvous.address if _is_loopback(route.own) else route.own
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == own.partition("%")[0] for entry in addresses):
             return name

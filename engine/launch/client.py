@@ -1,4 +1,4 @@
-"""A warm host seen from outside: start it, ask it, hear from it, end it. Imports no torch."""
+"""The client of a warm host: start it, send requests, read events, end it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PATIENCE_S = 5.0  # for a host to end by itself; it needs milliseconds
 class WarmHost:
     """One host process. Not for use by more than one thread.
 
-    A host that is stopped, or stuck, ends no run at its time limit and hears of no cancelling. So it is watched from here: who
-    asks for something says by when it must have been answered.
+    A host that is stopped or stuck does not end a run at its time limit and does not cancel it. So each request has a deadline
+    here, after which the host is killed.
     """
 
     def __init__(self) -> None:
         self.events, events_end = os.pipe()
         command = [sys.executable, "-P", "-m", "engine.launch.local", "--events", str(events_end)]
         try:
-            said = messages()  # what anybody prints there must not end up in a command's results
+            said = messages()  # output of the host must not mix with a command's results
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -38,7 +38,7 @@ class WarmHost:
                 stderr=said,
                 pass_fds=(events_end,),
                 env=environment(),
-                start_new_session=True,  # so that Ctrl-C in a terminal reaches the command, which then cancels in order
+                start_new_session=True,  # so that Ctrl-C in a terminal reaches the command, which cancels the run
             )
         except OSError:
             os.close(self.events)
@@ -46,7 +46,7 @@ class WarmHost:
         finally:
             os.close(events_end)
         self._unread = bytearray()
-        self.overdue: str = ""  # why it was killed, if `end_if_silent` did it
+        self.overdue: str = ""  # why `kill_if_late` killed it
         self._due: tuple[float, str] | None = None
         self.must_answer(_WARM_S)
 
@@ -54,15 +54,15 @@ class WarmHost:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, request: dict[str, Any]) -> None:
-        """Send a request. A host that is gone is not noticed here: `hear` tells."""
+    def request(self, request: dict[str, Any]) -> None:
+        """Send a request. If the host is gone, `read_events` reports it."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 
-    def hear(self) -> list[dict[str, Any]] | None:
-        """What it said since the last call; None when it and its ranks are gone. Blocks if it said nothing."""
+    def read_events(self) -> list[dict[str, Any]] | None:
+        """Its events since the last call. None when it and its ranks are gone. Blocks if there is none."""
         data = os.read(self.events, 1 << 16)
         if not data:
             return None
@@ -72,12 +72,12 @@ class WarmHost:
         return [json.loads(line) for line in lines]
 
     def must_answer(self, seconds: float) -> None:
-        """Give it that long to answer, from now on."""
+        """Set the deadline for its next answer."""
         why = sentence("the process that runs the ranks did not answer within {seconds:g} s and was ended", seconds=seconds)
         self._due = time.monotonic() + seconds, why
 
     def must_end(self, limit: float, seconds: float) -> None:
-        """Give it `seconds` more than the time limit of the run that it has begun."""
+        """Set the deadline for the end of the current run: `seconds` after its time limit."""
         why = sentence(
             "the run reached its time limit of {limit:g} s; the process that runs the ranks did not answer and was ended",
             limit=limit,
@@ -85,15 +85,15 @@ class WarmHost:
         self._due = time.monotonic() + limit + seconds, why
 
     def has_answered(self) -> None:
-        """Nothing is asked of it now."""
+        """Remove the deadline."""
         self._due = None
 
     def patience(self) -> float | None:
-        """Seconds until it must have answered; None if nothing is asked of it."""
+        """Seconds until the deadline. None if there is none."""
         return None if self._due is None else max(0.0, self._due[0] - time.monotonic())
 
-    def end_if_silent(self) -> None:
-        """Kill it if it has not answered in time. Its ranks go with it, and then `hear` tells."""
+    def kill_if_late(self) -> None:
+        """Kill it after its deadline. Its ranks end too, and then `read_events` returns None."""
         if self._due is not None and time.monotonic() >= self._due[0]:
             (_, self.overdue), self._due = self._due, None
             self._process.kill()
@@ -101,11 +101,11 @@ class WarmHost:
     def end(self, patience: float = _PATIENCE_S) -> int:
         """End it and its ranks, and return when they are gone: its exit status, or minus the signal that killed it.
 
-        One that does not end within `patience` seconds is killed, and its ranks with it, as their parent is gone.
+        After `patience` seconds it is killed. Its ranks end too when their parent is gone.
         """
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone, and a request to it was still in the buffer
-            self._process.stdin.close()  # which is what tells it to end
+        with suppress(BrokenPipeError):  # it is gone, and a request was still in the buffer
+            self._process.stdin.close()  # which ends it
         try:
             status = self._process.wait(patience)
         except subprocess.TimeoutExpired:  # stopped or stuck
@@ -116,7 +116,7 @@ class WarmHost:
         return status
 
     def _await_ranks(self) -> None:
-        """Wait for the ranks of a host that died before them. They hold its end of `events` open: that ends with the last."""
+        """Wait for ranks that outlive the host. They hold its end of `events` open, so it is at end-of-file after the last."""
         deadline = time.monotonic() + _PATIENCE_S
         while select([self.events], [], [], max(0.0, deadline - time.monotonic()))[0] and os.read(self.events, 1 << 16):
             pass
@@ -132,12 +132,12 @@ def messages() -> int:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, and in it what torch's libraries can be told in no other way."""
+    """This process's environment, with settings that torch's libraries read from there only."""
     here = dict(os.environ)
     root = str(Path(__file__).parents[2])  # where the package `engine` is
     here["PYTHONPATH"] = os.pathsep.join(filter(None, (root, here.get("PYTHONPATH"))))
-    here["KINETO_LOG_LEVEL"] = "6"  # the profiler's library otherwise prints two lines for every profile
+    here["KINETO_LOG_LEVEL"] = "6"  # otherwise the profiler's library prints two lines for every profile
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    if loopback:  # all ranks are on this machine, so nobody on its network need be able to reach them
+    if loopback:  # all ranks are on this machine, so they need not be reachable from its network
         here["GLOO_SOCKET_IFNAME"] = here["NCCL_SOCKET_IFNAME"] = loopback
     return here

@@ -1,4 +1,4 @@
-"""The launcher of one rank under torchrun: it meets the others, does the work, and says on its terminal what went wrong."""
+"""The launcher of one rank under torchrun: connects it with the others, runs it, and prints errors on its terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from engine.launch import verdict
-from engine.launch.agreement import Meeting, Route, Terms, agree, check_reached, interface
+from engine.launch import root_cause
+from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_reached, interface
 from engine.launch.draft import Draft
-from engine.launch.liveness import Liveness, LivenessError, News, gather, join, listener
-from engine.launch.place import DONE, FAILED, GRACE_S, Place, fitting, refuse, tell
-from engine.launch.ranks import account
+from engine.launch.liveness import Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
+from engine.launch.ranks import raised_error
 from engine.launch.request import read_spec
+from engine.launch.torchrun import DONE, FAILED, GRACE_S, TorchrunRank, check_world_size, print_line, refuse
 from engine.phases import PHASES
 from engine.spec import RequestError, RunSpec, sentence
 from engine.worker import work
@@ -35,31 +35,31 @@ def _master() -> tuple[str, int]:
 
 
 class ClusterRank:
-    """This process: one rank, and its link to the terminal of its machine."""
+    """One rank, and its link to the terminal of its machine."""
 
-    def __init__(self, place: Place, file: str, home: Path) -> None:
+    def __init__(self, place: TorchrunRank, file: str, home: Path) -> None:
         """`file`: the spec, or "-"."""
         self._place, self._file = place, file
         self._spec = RunSpec()  # until it is read
         self._draft = Draft.new(home)
-        self._doing, self._since = "", time.monotonic()
+        self._status, self._since = "", time.monotonic()
         self._liveness: Liveness | None = None
-        self._last_word = threading.Lock()  # whoever takes it says why this rank ends, and ends it
+        self._ending = threading.Lock()  # the thread that acquires it prints why this rank ends, and ends it
 
     def run(self) -> int:
-        """Do the work. Returns the exit status."""
-        terms = self._terms()
+        """Run the rank. Returns the exit status."""
+        config = self._config()
         limit = self._alarm(self._spec.workload.time_limit, last=False)
         try:
             store = self._connect()
-            meeting = self._meet(store, terms)
-            self._liveness = self._stay_in_touch(meeting)
-            spec, place = fitting(self._spec, self._place.world), self._place
+            rendezvous = self._rendezvous(store, config)
+            self._liveness = self._watch_peers(rendezvous)
+            spec, place = check_world_size(self._spec, self._place.world), self._place
             out = self._draft.folder if place.rank == 0 else None
             work(spec, place.rank, store, self, out, (place.local_rank, place.local_world))
             if place.rank == 0:
-                tell(f"saved {self._draft.keep(spec)}")
-            self._liveness.leave("done")
+                print_line(f"saved {self._draft.keep(spec)}")
+            self._liveness.announce_end("done")
             return DONE
         except Exception as error:  # noqa: BLE001  this rank's failure, whatever it is
             return self._explain(error)
@@ -70,128 +70,128 @@ class ClusterRank:
 
     # -------------------------------------------------------------------------------------------------- before the work
 
-    def _terms(self) -> Terms:
-        """What this rank was asked for. If that cannot be read, the terms say so: the other ranks would wait for this one."""
+    def _config(self) -> RankConfig:
+        """This rank's configuration. If it cannot be read, `refused` says so, because the other ranks wait for this one."""
         try:
             self._spec = read_spec(self._file)
-            return Terms.of(self._spec)
+            return RankConfig.of(self._spec)
         except RequestError as error:
-            return Terms({}, refused=error.sentence)
+            return RankConfig({}, refused=error.sentence)
 
     def _connect(self) -> dist.Store:
-        self.at("connecting")
+        self.set_status("connecting")
         patience = timedelta(seconds=self._spec.workload.time_limit)
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             check_reached(*_master(), patience.total_seconds())
         store, _, _ = next(dist.rendezvous("env://", timeout=patience))
         return store
 
-    def _meet(self, store: dist.Store, terms: Terms) -> Meeting:
-        """Agree with the others, and settle on the network between the machines."""
+    def _rendezvous(self, store: dist.Store, config: RankConfig) -> Rendezvous:
+        """Compare configurations with the other ranks, and choose the network interface."""
         place = self._place
         route = Route.to(*_master())
-        meeting = agree(store, place.rank, place.world, terms, route, self._listen, self.at)
-        # Otherwise gloo takes the one that the machine's own name leads to, which often is the loopback device.
-        if name := interface(route, meeting):
+        rendezvous = agree(store, place.rank, place.world, config, route, self._listen, self.set_status)
+        # Otherwise gloo takes the interface that the machine's name resolves to, which often is the loopback device.
+        if name := interface(route, rendezvous):
             for variable in _NAMES:
                 os.environ.setdefault(variable, name)
-        return meeting
+        return rendezvous
 
     def _listen(self, address: str) -> int:
         self._listening = listener(address)
         return int(self._listening.getsockname()[1])
 
-    def _stay_in_touch(self, meeting: Meeting) -> Liveness:
-        self.at("connecting")
+    def _watch_peers(self, rendezvous: Rendezvous) -> Liveness:
+        self.set_status("connecting")
         place, patience = self._place, self._spec.workload.time_limit
         if place.rank:
-            connections = {0: join(meeting.address, meeting.port, meeting.word, place.rank, patience)}
+            connections = {0: connect(rendezvous.address, rendezvous.port, rendezvous.secret, place.rank, patience)}
         else:
             with self._listening:
-                connections = gather(self._listening, meeting.word, place.world, patience)
-        self._hosts = meeting.hosts
+                connections = accept_ranks(self._listening, rendezvous.secret, place.world, patience)
+        self._hosts = rendezvous.hosts
         return Liveness(connections, place.world, self._lost)
 
     # ------------------------------------------------------------------------------------------------ when it goes wrong
 
     def _explain(self, error: Exception) -> int:
-        """Say why this rank failed. Returns the exit status."""
+        """Print why this rank failed. Returns the exit status."""
         if isinstance(error, RequestError):
             self._leave_failed()
             return refuse(error, self._place)
-        raised = account(error)
+        raised = raised_error(error)
         secondary = raised.secondary or isinstance(error, LivenessError)
         if not secondary:
             self._leave_failed()
-        news = self._liveness.news(GRACE_S) if secondary and self._liveness else None
-        self._last_word.acquire()  # never given back: this rank ends, here or where it was taken before
-        if news is not None and news.how == "gone":
-            tell(self._told(news))
+        failure = self._liveness.failure(GRACE_S) if secondary and self._liveness else None
+        self._ending.acquire()  # never released: this rank ends, here or in the thread that has it
+        if failure is not None and failure.how == "gone":
+            print_line(self._message(failure))
             return FAILED
-        why = verdict.of_deaths(self._spec.layout, [verdict.Death(self._place.rank, self._doing, FAILED, raised)])
-        told = why.sentence
-        if news is not None:
-            told = sentence("{sentence}; {who} had failed before", sentence=told, who=self._named(news.rank))
-        elif secondary and self._doing == "connecting":
-            told = sentence("{sentence}; {hint}", sentence=told, hint=self._hint())
-        tell(told if secondary else f"{told}\n{why.traceback}")
+        why = root_cause.cause_of_exits(self._spec.layout, [root_cause.RankExit(self._place.rank, self._status, FAILED, raised)])
+        message = why.sentence
+        if failure is not None:
+            message = sentence("{sentence}; {who} had failed before", sentence=message, who=self._named(failure.rank))
+        elif secondary and self._status == "connecting":
+            message = sentence("{sentence}; {hint}", sentence=message, hint=self._hint())
+        print_line(message if secondary else f"{message}\n{why.traceback}")
         self._leave_failed()
         return FAILED
 
     def _leave_failed(self) -> None:
         if self._liveness:
-            self._liveness.leave("failed")
+            self._liveness.announce_end("failed")
 
-    def _lost(self, news: News) -> None:
-        """In the thread that watches the connections: another rank is gone, and this one may wait for it in vain."""
-        self._last_word.acquire()
+    def _lost(self, failure: PeerFailure) -> None:
+        """In the thread of `Liveness`: another rank is gone, and this one may wait for it forever."""
+        self._ending.acquire()
         if self._place.local_rank:
-            time.sleep(GRACE_S)  # local rank 0 has the same to say, and has to be the first to end
-        self._end(self._told(news))
+            time.sleep(GRACE_S)  # local rank 0 prints the same message, and must be the first to end
+        self._end(self._message(failure))
 
-    def _told(self, news: News) -> str:
-        host = self._hosts[news.rank]
-        return sentence("{who} on {host} is gone: {reason}", who=self._named(news.rank), host=host, reason=news.why)
+    def _message(self, failure: PeerFailure) -> str:
+        host = self._hosts[failure.rank]
+        return sentence("{who} on {host} is gone: {reason}", who=self._named(failure.rank), host=host, reason=failure.why)
 
     def _named(self, rank: int) -> str:
-        return verdict.named(self._spec.layout, rank)
+        return root_cause.named(self._spec.layout, rank)
 
     def _hint(self) -> str:
-        """What to try where ranks do not reach each other."""
+        """What to try if ranks do not reach each other."""
         return sentence(
             "ranks talk over the network interface {name}; if their machines reach each other over another, set "
             "GLOO_SOCKET_IFNAME to its name on each",
             name=os.environ.get(_NAMES[0], "that the machine's name leads to"),
         )
 
-    def _end(self, told: str) -> None:
-        """Say it and end this process, from whatever thread."""
-        tell(told)
+    def _end(self, message: str) -> None:
+        """Print the message and end this process, from any thread."""
+        print_line(message)
         if self._place.rank == 0:
             self._draft.discard()
         os._exit(FAILED)
 
     # ---------------------------------------------------------------------------------------------- the worker's link
 
-    def at(self, doing: str) -> None:
-        self._doing, self._since = doing, time.monotonic()
+    def set_status(self, status: str) -> None:
+        self._status, self._since = status, time.monotonic()
 
     def report(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "ready":
-            tell(f"ready: {event['why']}")
+            print_line(f"ready: {event['why']}")
         elif kind == "step":
-            tell(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
+            print_line(f"step {event['step']} of {self._spec.workload.steps}, loss {event['loss']:.4f}")
         elif kind == "phase":
-            tell(PHASES[event["phase"]])
+            print_line(PHASES[event["phase"]])
             if event["phase"] == "saving":
                 signal.signal(signal.SIGTERM, self._leave)
 
     @staticmethod
     def _leave(number: int, frame: FrameType | None) -> None:
-        """torchrun ends this rank while it saves: leave by way of `run`'s clean-up, and no half-written folder behind.
+        """torchrun ends this rank while it saves: run the clean-up of `run`, so that no half-written folder remains.
 
-        Before there is something to clean up, the default serves better: it works in the middle of a collective too.
+        Before that, the default handler is better: it also works during a collective.
         """
         sys.exit(128 + number)
 
@@ -207,12 +207,16 @@ class ClusterRank:
         frame = sys._current_frames()[threading.main_thread().ident or 0]
         stack = "".join(traceback.format_stack(frame))
         layout, rank, limit = self._spec.layout, self._place.rank, self._spec.workload.time_limit
-        if verdict.is_waiting(stack) and not last:
+        if root_cause.is_waiting(stack) and not last:
             self._alarm(GRACE_S, last=True)
             return
-        self._last_word.acquire()
+        self._ending.acquire()
         self._leave_failed()
-        if verdict.is_waiting(stack):
-            self._end(f"the run reached its time limit of {limit:g} s: {verdict.named(layout, rank)} was waiting for other ranks")
-        why = verdict.of_time_limit(layout, limit, [verdict.Halt(rank, self._doing, time.monotonic() - self._since, stack)])
+        if root_cause.is_waiting(stack):
+            self._end(
+                f"the run reached its time limit of {limit:g} s: {root_cause.named(layout, rank)} was waiting for other ranks"
+            )
+        why = root_cause.cause_of_time_limit(
+            layout, limit, [root_cause.RankAtLimit(rank, self._status, time.monotonic() - self._since, stack)]
+        )
         self._end(f"{why.sentence}\n{why.traceback}")

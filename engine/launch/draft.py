@@ -1,4 +1,4 @@
-"""Where a run is saved until it is known to have ended well. So a run that fails late leaves nothing, not even a whole folder."""
+"""The folder of a run until the run has succeeded. So a run that fails late leaves no folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from engine.spec import RunSpec
 
 @dataclass(frozen=True)
 class Draft:
-    """A folder in `home` that listings do not show, under a name that no other launcher has."""
+    """A folder in `home` that listings do not show. Its name is unique."""
 
     home: Path
     name: str
 
     @classmethod
     def new(cls, home: Path) -> Draft:
-        """Only a name: the folder comes into being when a run is saved there."""
+        """Chooses a name. The folder is made when a run is saved there."""
         return cls(home, f"{files.PARTIAL}{secrets.token_hex(8)}")
 
     @property
@@ -33,37 +33,37 @@ class Draft:
         return self.home / self.name
 
     @property
-    def meeting(self) -> Path:
-        """The file through which the ranks of this machine meet, in a folder that only this user can enter."""
+    def rendezvous(self) -> Path:
+        """The file of the ranks' store, in a folder that only this user can enter."""
         return Path(tempfile.gettempdir()) / f"shardscope-{self.name.removeprefix('.')}" / "store"
 
-    def open_meeting(self) -> Path:
-        """Make that folder, for the time of the run. Raises `RequestError` if it cannot be made."""
+    def make_rendezvous(self) -> Path:
+        """Make that folder. Raises `RequestError` if it cannot be made."""
         try:
-            self.meeting.parent.mkdir(mode=0o700)
+            self.rendezvous.parent.mkdir(mode=0o700)
         except OSError as error:
             raise files.none_temporary(error) from error
-        return self.meeting
+        return self.rendezvous
 
-    def close_meeting(self) -> None:
-        if self.meeting.parent.exists():
-            shutil.rmtree(self.meeting.parent)
+    def remove_rendezvous(self) -> None:
+        if self.rendezvous.parent.exists():
+            shutil.rmtree(self.rendezvous.parent)
 
     def keep(self, spec: RunSpec) -> Path:
-        """Give the saved run its final name, and return that."""
+        """Give the saved run its final name. Returns the folder."""
         while True:
             final = store.new_folder(self.home, spec)
             try:
                 os.rename(self.folder, final)
                 return final
             except OSError as error:
-                # Somebody else took that name since it was found free. Any other error is an error.
+                # Another process took that name after it was found free. Any other error is raised.
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
 
     def discard(self) -> None:
-        """Remove what was saved, whole or in part. The processes that wrote it must have ended."""
-        self.close_meeting()
+        """Remove what was saved, complete or not. The processes that wrote it must have ended."""
+        self.remove_rendezvous()
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)

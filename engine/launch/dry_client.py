@@ -1,4 +1,4 @@
-"""The way to a dry run from a program that has no torch: a process of its own, its progress, its end. Imports no torch."""
+"""Starts dry runs, each in a process of its own. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.spec import RequestError, RunSpec
 
 
 class DryRun:
-    """One dry run under way. A context manager: leaving it ends the process, and with it the run if that was not finished."""
+    """One dry run. A context manager: leaving it ends the process, and with it a run that is not finished."""
 
     def __init__(self, spec: RunSpec, home: Path, rank: int | None = None, device: str = "none") -> None:
         """Its result will be a new folder in `home`. `rank` None: one rank of each stage."""
@@ -37,7 +37,7 @@ class DryRun:
             start_new_session=True,  # so that Ctrl-C in a terminal reaches the command alone
         )
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone already, which `wait` will tell
+        with suppress(BrokenPipeError):  # it ended already; `wait` will report it
             self._process.stdin.write(spec.model_dump_json().encode())
             self._process.stdin.close()
 
@@ -62,12 +62,13 @@ class DryRun:
 
     def wait(
         self,
-        told: Callable[[int, int], None] = lambda done, of: None,
-        acted: Callable[[int, int], None] = lambda actions, of: None,
+        rank_done: Callable[[int, int], None] = lambda done, of: None,
+        progress: Callable[[int, int], None] = lambda actions, of: None,
     ) -> Path:
-        """The folder of its result. `told(done, of)` hears how many of how many ranks have been rehearsed.
+        """Wait for its end, and return the folder of its result.
 
-        `acted(actions, of)` hears a few times a second how many of how many actions are over, of all these ranks together.
+        `rank_done(done, of)` is called with how many of how many ranks are done. `progress(actions, of)` is called a few times a
+        second with how many of how many actions are finished, of all these ranks together.
 
         Raises `RequestError` if it cannot be done as asked, and `RunError`.
         """
@@ -75,10 +76,10 @@ class DryRun:
         end: dict[str, Any] = {"how": "failed", "traceback": ""}
         for line in self._process.stdout:
             event = json.loads(line)
-            if event["event"] == "rehearsed":
-                told(event["done"], event["of"])
-            elif event["event"] == "acted":
-                acted(event["actions"], event["of"])
+            if event["event"] == "rank_done":
+                rank_done(event["done"], event["of"])
+            elif event["event"] == "progress":
+                progress(event["actions"], event["of"])
             elif event["event"] == "finished":
                 end = event
         if end["how"] == "wrong":
@@ -94,8 +95,8 @@ def dry_run(
     home: Path,
     rank: int | None = None,
     device: str = "none",
-    told: Callable[[int, int], None] = lambda done, of: None,
+    rank_done: Callable[[int, int], None] = lambda done, of: None,
 ) -> Path:
     """Do a dry run from start to end: the folder of its result, in `home`. Raises `RequestError` and `RunError`."""
     with DryRun(spec, home, rank, device) as running:
-        return running.wait(told)
+        return running.wait(rank_done)

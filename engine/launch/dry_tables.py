@@ -1,7 +1,7 @@
-"""From the rows of the ranks that were rehearsed to a result like that of a run. Imports no torch.
+"""From the rows of the ranks that were run to a result like that of a run. Imports no torch.
 
-The ranks of a stage hold the same and do the same, so one of them stands for all: its rows are repeated for each, with that
-rank's own place and groups.
+All ranks of a stage hold and do the same. So one rank stands for them: its rows are repeated for each, with that rank's own
+coordinates and groups.
 """
 
 from __future__ import annotations
@@ -14,28 +14,26 @@ import pandas as pd
 
 from engine.launch.textbook import Textbook
 from engine.spec import RunSpec
-from engine.tables import RunResult, group_name, members, table
+from engine.tables import Rows, RunResult, group_name, members, table
 from engine.topology import Axis, Mesh
 
-_MOST_ROWS = 1_000_000  # of a table of many rows a rank: beyond that, it has only the ranks that were rehearsed
-
-Rows = dict[str, list[dict[str, Any]]]
+_MOST_ROWS = 1_000_000  # of memory_curve and spans: larger ones have only the ranks that were run
 
 
-def kinds(spec: RunSpec) -> list[int]:
+def first_of_each_stage(spec: RunSpec) -> list[int]:
     """A rank of each stage: the first of its replicas and slices."""
     return list(spec.layout.mesh.group("pp", 0))
 
 
 def result(
-    spec: RunSpec, rehearsed: Mapping[int, Rows], whole: bool, clock: Textbook, environment: dict[str, Any], seconds: float
+    spec: RunSpec, by_rank: Mapping[int, Rows], whole: bool, clock: Textbook, environment: dict[str, Any], seconds: float
 ) -> RunResult:
-    """`rehearsed`: the rows of each rank. `whole`: they are one of each kind, and the tables get every rank that `Mesh.listed`
-    has.
+    """`by_rank`: the rows of each rank that was run. `whole`: they are the first rank of each stage, and the tables get every
+    rank that `Mesh.listed` has.
     """
     mesh = spec.layout.mesh
-    stands_for = {rank: _alike(mesh, rank) if whole and mesh.all_listed else [rank] for rank in sorted(rehearsed)}
-    tables = {name: _repeated(name, rehearsed, stands_for, mesh) for name in ("memory_peak", "memory_curve", "traffic", "spans")}
+    stands_for = {rank: _ranks_of_stage(mesh, rank) if whole and mesh.all_listed else [rank] for rank in sorted(by_rank)}
+    tables = {name: _repeated(name, by_rank, stands_for, mesh) for name in ("memory_peak", "memory_curve", "traffic", "spans")}
     tables["process"] = table("process", [], "dry_run")  # nobody ran, so no process was measured
     tables["steps"] = table("steps", [_step(spec, clock)], "dry_run")
     memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
@@ -47,26 +45,26 @@ def result(
         "peak_rank": int(memory.index[int(memory.to_numpy().argmax())]),
         "wire_bytes_per_rank": float(sent.sum() / len(memory)),
         "bubble": clock.bubble,
-        "allocator": [entry for rank in sorted(rehearsed) for entry in rehearsed[rank]["allocator"]],
-        "rehearsed": sorted(rehearsed),
+        "allocator": [entry for rank in sorted(by_rank) for entry in by_rank[rank]["allocator"]],
+        "rehearsed": sorted(by_rank),
         "seconds": seconds,
     }
     return RunResult(spec, environment, summary, tables)
 
 
-def _alike(mesh: Mesh, rank: int) -> list[int]:
+def _ranks_of_stage(mesh: Mesh, rank: int) -> list[int]:
     """The ranks of the same stage."""
     each = mesh.stride("pp")
     first = rank // each * each
     return list(range(first, first + each))
 
 
-def _repeated(name: str, rehearsed: Mapping[int, Rows], stands_for: Mapping[int, list[int]], mesh: Mesh) -> pd.DataFrame:
-    count = sum(len(rehearsed[rank][name]) * len(ranks) for rank, ranks in stands_for.items())
+def _repeated(name: str, by_rank: Mapping[int, Rows], stands_for: Mapping[int, list[int]], mesh: Mesh) -> pd.DataFrame:
+    count = sum(len(by_rank[rank][name]) * len(ranks) for rank, ranks in stands_for.items())
     large = count > _MOST_ROWS and name in ("memory_curve", "spans")
     parts = []
     for rank, ranks in stands_for.items():
-        rows = table(name, rehearsed[rank][name], "dry_run")
+        rows = table(name, by_rank[rank][name], "dry_run")
         parts += [_as_rank(name, rows, other, mesh) for other in ([rank] if large else ranks)]
     return pd.concat(parts, ignore_index=True)
 

@@ -1,13 +1,13 @@
-"""How a run ends badly, for the program that asked for it."""
+"""The error of a failed run, for the program that started it."""
 
 from __future__ import annotations
 
 
 class RunError(Exception):
-    """A run or a dry run ended badly, by no fault of the request. The message is one sentence.
+    """A run or a dry run failed, not because of the request. The message is one sentence.
 
-    `traceback` is that of the rank that failed, as text, and `rank` its number; empty and None where no rank is to blame.
-    Python prints the traceback below the message where nobody catches the error.
+    `traceback` is that of the rank that failed, as text, and `rank` its number; empty and None if no rank failed first.
+    Python prints the traceback below the message if the error is not caught.
     """
 
     def __init__(self, message: str, traceback: str = "", rank: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A run of the queue as one call that returns when the run is over. Imports no torch."""
+"""Waits for a run of the queue to finish. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inside of the warm host: its loop, and the run it serves. `engine.launch.local` is the program, and says the protocol."""
+"""The warm host: its loop and the run that it serves. `engine.launch.local` is the program, and documents the protocol."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from engine.launch import ranks, verdict
+from engine.launch import ranks, root_cause
 from engine.launch.draft import Draft
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.spec.sentence import packed
 
-_GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to hand in their stacks
+_GRACE_S = 1.0  # how long the other ranks may take to end by themselves, or to send their stacks
 _READ = selectors.EVENT_READ
 
 
 class LocalRun:
-    """One run: its ranks, and what is known of them. `tell` is called with every event, "finished" last.
+    """One run: its ranks and their state. `send` is called with every event, "finished" last.
 
-    It has three stages. *working*: until a rank fails, the time limit is reached or it is cancelled. *ending*: those
-    left may still say why they fail, or hand in their stacks. *killed*: waiting for the last of them to be gone.
+    It has three stages. *working*: until a rank fails, the time limit is reached or it is cancelled. *ending*: the other ranks
+    may still report why they fail, or send their stacks. *killed*: all ranks were killed, until the last of them is gone.
     """
 
     def __init__(
         self,
         spec: RunSpec,
         draft: Draft,
-        fork: Callable[[RunSpec, Draft, ranks.Board], list[ranks.Rank]],
+        fork: Callable[[RunSpec, Draft, ranks.StatusBoard], list[ranks.Rank]],
         selector: selectors.BaseSelector,
-        tell: Callable[[dict[str, Any]], None],
+        send: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._spec, self._draft, self._selector, self._tell = spec, draft, selector, tell
+        self._spec, self._draft, self._selector, self._send = spec, draft, selector, send
         self._deadline = time.monotonic() + spec.workload.time_limit  # in the last stage: when the ranks left are killed
         self._stage = "working"
         self._late = self._cancelled = self._saved = False
-        self._deaths: list[verdict.Death] = []
-        self._halts: list[verdict.Halt] = []
-        self._board = ranks.Board(spec.layout.ranks)
+        self._exits: list[root_cause.RankExit] = []
+        self._at_limit: list[root_cause.RankAtLimit] = []
+        self._board = ranks.StatusBoard(spec.layout.ranks)
         self._ranks = fork(spec, draft, self._board)
         self._open = 0  # pipes of ranks not yet at end-of-file
         for rank in self._ranks:
-            self._watch(rank.events, partial(self._hear, rank))
+            self._watch(rank.events, partial(self._read_events, rank))
             self._watch(rank.dumps, rank.read_dump)
 
     @property
     def finished(self) -> bool:
-        """Every rank is gone, and all that they left behind has been read."""
+        """Every rank is gone, and its pipes have been read."""
         return self._open == 0
 
     def timeout(self) -> float | None:
-        """Seconds until `tick` has something to do; None if only an event can bring that."""
+        """Seconds until `tick` has something to do. None if only an event can bring that."""
         return None if self._stage == "killed" else max(0.0, self._deadline - time.monotonic())
 
     def tick(self) -> None:
-        """Do what the time has come for."""
+        """Do what is due at this time."""
         if self._stage == "killed" or time.monotonic() < self._deadline:
             return
         alive = [rank for rank in self._ranks if rank.status is None]
@@ -70,7 +70,7 @@ class LocalRun:
         elif alive:
             self._late = True
             self._end_within(_GRACE_S)
-            self._halts = [verdict.Halt(rank.rank, *self._board.read(rank.rank), dump="") for rank in alive]
+            self._at_limit = [root_cause.RankAtLimit(rank.rank, *self._board.read(rank.rank), dump="") for rank in alive]
             for rank in alive:
                 rank.ask_for_stack()
 
@@ -79,29 +79,29 @@ class LocalRun:
         self.kill()
 
     def kill(self) -> None:
-        """End all ranks now. The run is finished a moment later, when their pipes say that they are gone."""
+        """Kill all ranks. The run is finished a moment later, when their pipes are at end-of-file."""
         self._stage = "killed"
         for rank in self._ranks:
             rank.kill()
 
     def close(self) -> None:
-        """Say how it ended, and leave nothing of it. Call once, when finished."""
+        """Send "finished", and remove what is not saved. Call once, when finished."""
         self._board.close()
-        self._draft.close_meeting()
+        self._draft.remove_rendezvous()
         how, why = self._outcome()
         folder = None
         if how == "done":
             try:
                 folder = str(self._draft.keep(self._spec))
             except OSError as error:
-                told = sentence("the run could not be saved: {reason}", reason=error.strerror)
-                how, why = "failed", verdict.Verdict(None, told, traceback.format_exc())
+                message = sentence("the run could not be saved: {reason}", reason=error.strerror)
+                how, why = "failed", root_cause.RootCause(None, message, traceback.format_exc())
         if how != "done":
             self._draft.discard()
-        blame = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}
-        self._tell({"event": "finished", "how": how, "folder": folder, **blame})
+        failure = {"rank": why.rank, "message": packed(why.sentence), "traceback": why.traceback}
+        self._send({"event": "finished", "how": how, "folder": folder, **failure})
 
-    # ------------------------------------------------------------------------------------------------ what ranks say
+    # ------------------------------------------------------------------------------------------------ messages of ranks
 
     def _watch(self, pipe: FileIO, read: Callable[[], bool]) -> None:
         """Call `read` whenever there is something to read, until it returns False."""
@@ -115,31 +115,31 @@ class LocalRun:
         self._open += 1
         self._selector.register(pipe, _READ, read_on)
 
-    def _hear(self, rank: ranks.Rank) -> bool:
-        """Take in what a rank says, or its death. False when it is dead."""
+    def _read_events(self, rank: ranks.Rank) -> bool:
+        """Handle the events of a rank, or its end. False when it has ended."""
         events = rank.read_events()
         if events is None:
-            self._bury(rank)
+            self._on_exit(rank)
             return False
         for event in events:
             if event["event"] == "end":
                 rank.ended = True
             elif event["event"] == "failed":
                 del event["event"]
-                rank.raised = verdict.raised_from(event)
+                rank.raised = root_cause.raised_from(event)
             else:
                 self._saved |= event["event"] == "saved"
-                self._tell(event)
+                self._send(event)
         return True
 
-    def _bury(self, rank: ranks.Rank) -> None:
+    def _on_exit(self, rank: ranks.Rank) -> None:
         rank.reap()
         if self._stage == "killed" or self._late or (rank.ended and rank.status == 0):
-            return  # it did what it was told to
+            return  # as expected
         doing, _ = self._board.read(rank.rank)
         assert rank.status is not None
-        # Its dump may still be on the way; `_outcome` adds it.
-        self._deaths.append(verdict.Death(rank.rank, doing, rank.status, rank.raised))
+        # Its dump may not have been read yet; `_outcome` adds it.
+        self._exits.append(root_cause.RankExit(rank.rank, doing, rank.status, rank.raised))
         self._end_within(_GRACE_S)
 
     def _end_within(self, seconds: float) -> None:
@@ -149,21 +149,21 @@ class LocalRun:
 
     # -------------------------------------------------------------------------------------------------- how it ended
 
-    def _outcome(self) -> tuple[str, verdict.Verdict]:
+    def _outcome(self) -> tuple[str, root_cause.RootCause]:
         dumps = {rank.rank: rank.dump.decode(errors="replace") for rank in self._ranks}
         layout = self._spec.layout
         if self._cancelled:
-            return "cancelled", verdict.Verdict(None, "", "")
-        if self._deaths:  # they came before the time limit, if that was reached too
-            deaths = [verdict.Death(d.rank, d.doing, d.status, d.raised, dumps[d.rank]) for d in self._deaths]
-            why = verdict.of_deaths(layout, deaths)
+            return "cancelled", root_cause.RootCause(None, "", "")
+        if self._exits:  # they came before the time limit, if that was reached too
+            exits = [root_cause.RankExit(d.rank, d.doing, d.status, d.raised, dumps[d.rank]) for d in self._exits]
+            why = root_cause.cause_of_exits(layout, exits)
             return ("wrong" if why.wrong else "failed"), why
         if self._late:
-            halts = [verdict.Halt(h.rank, h.doing, h.seconds, dumps[h.rank]) for h in self._halts]
-            return "failed", verdict.of_time_limit(layout, self._spec.workload.time_limit, halts)
+            at_limit = [root_cause.RankAtLimit(h.rank, h.doing, h.seconds, dumps[h.rank]) for h in self._at_limit]
+            return "failed", root_cause.cause_of_time_limit(layout, self._spec.workload.time_limit, at_limit)
         if not self._saved:
-            return "failed", verdict.Verdict(None, sentence("every rank ended well, but none saved the run"), "")
-        return "done", verdict.Verdict(None, "", "")
+            return "failed", root_cause.RootCause(None, sentence("every rank ended well, but none saved the run"), "")
+        return "done", root_cause.RootCause(None, "", "")
 
 
 def _not_started(spec: RunSpec, error: OSError) -> Sentence:
@@ -172,12 +172,12 @@ def _not_started(spec: RunSpec, error: OSError) -> Sentence:
 
 
 class Host:
-    """Serves one run at a time, from one thread: what is forked must not hold the lock of another thread."""
+    """Serves one run at a time, from one thread: a forked process must not inherit a lock of another thread."""
 
     def __init__(self, requests: int, events: int) -> None:
         self._requests, self._events = requests, events
         self._unread = bytearray()
-        self._asked = True  # whether there is still someone who asks
+        self._open_for_requests = True  # whether requests may still come
         self._run: LocalRun | None = None
         self._life, self._life_end = os.pipe()
         self._selector = selectors.DefaultSelector()
@@ -186,12 +186,12 @@ class Host:
         self._selector.register(self._signals, _READ, self._on_signal)
         os.set_blocking(self._signals_end, False)
         signal.set_wakeup_fd(self._signals_end)
-        signal.signal(signal.SIGTERM, lambda number, frame: None)  # it arrives through the pipe, between two events
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # it is handled through the pipe, between two events
 
     def serve(self) -> None:
         """Serve until the requests end."""
-        self._tell({"event": "warm"})
-        while self._asked or self._run:
+        self._send({"event": "warm"})
+        while self._open_for_requests or self._run:
             for key, _ in self._selector.select(self._run.timeout() if self._run else None):
                 key.data()
             if self._run:
@@ -209,56 +209,56 @@ class Host:
         *lines, rest = self._unread.split(b"\n")
         self._unread = bytearray(rest)
         for line in lines:
-            self._obey(json.loads(line))
+            self._handle(json.loads(line))
 
     def _on_signal(self) -> None:
-        """Somebody ends all processes of the server one by one, and this one happened to come first."""
+        """SIGTERM: for example, all processes of the server are ended one by one, and this one came first."""
         os.read(self._signals, 1)
         self._stop()
 
     def _stop(self) -> None:
-        """Finish what there is, and serve no more."""
-        if self._asked:
-            self._asked = False
+        """Cancel the current run, and take no more requests."""
+        if self._open_for_requests:
+            self._open_for_requests = False
             self._selector.unregister(self._requests)
         if self._run:
             self._run.cancel()
 
-    def _obey(self, request: dict[str, Any]) -> None:
+    def _handle(self, request: dict[str, Any]) -> None:
         if request["do"] == "cancel":
             if self._run:  # otherwise it finished while the request was on its way
                 self._run.cancel()
             return
         assert self._run is None, "one run at a time"
-        self._tell({"event": "started"})
+        self._send({"event": "started"})
         spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), request["draft"])
         try:
-            self._run = LocalRun(spec, draft, self._fork, self._selector, self._tell)
+            self._run = LocalRun(spec, draft, self._fork, self._selector, self._send)
         except (OSError, RequestError) as error:
             message = error.sentence if isinstance(error, RequestError) else _not_started(spec, error)
-            blame = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
-            self._tell({"event": "finished", "how": "failed", "folder": None, **blame})
+            failure = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
+            self._send({"event": "finished", "how": "failed", "folder": None, **failure})
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _send(self, event: dict[str, Any]) -> None:
         try:
             line = memoryview(json.dumps(event).encode() + b"\n")
             while line:
                 line = line[os.write(self._events, line) :]
         except BrokenPipeError:
-            pass  # whoever asked is gone; the end of the requests, which is about to be read, ends the host
+            pass  # the client is gone; the end of the requests, which is read next, ends the host
 
-    def _fork(self, spec: RunSpec, draft: Draft, board: ranks.Board) -> list[ranks.Rank]:
-        meeting = draft.open_meeting()
+    def _fork(self, spec: RunSpec, draft: Draft, board: ranks.StatusBoard) -> list[ranks.Rank]:
+        rendezvous = draft.make_rendezvous()
         try:
-            return ranks.fork(spec, draft.folder, meeting, board, self._life, self._leave)
+            return ranks.fork(spec, draft.folder, rendezvous, board, self._life, self._close_in_rank)
         except OSError:
-            draft.close_meeting()
+            draft.remove_rendezvous()
             raise
 
-    def _leave(self) -> None:
-        """In a forked rank: part with what is the host's alone.
+    def _close_in_rank(self) -> None:
+        """In a forked rank: close what belongs to the host alone.
 
-        `events` stays open, though a rank never writes to it: its end then tells that the host is gone and every rank too.
+        `events` stays open, though a rank never writes to it. So it is at end-of-file when the host and every rank are gone.
         """
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What this machine can run, said before anything is started. Imports no torch."""
+"""Checks whether this machine can run a spec, before anything is started. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from engine.text import load
 
 MOST_RANKS = 16
 
-_PROCESS = 60_000_000  # bytes a rank has for itself; torch it shares with the host that it was forked from
-# Resident memory was 1.2 to 1.9 times the live tensors in runs of gpt-small and gpt-medium: drawing the weights takes some
-# for a moment, and the C allocator keeps what it once had.
+_PROCESS = 60_000_000  # bytes of a rank's own; torch is shared with the host that it was forked from
+# Resident memory was 1.2 to 1.9 times the live tensors in runs of gpt-small and gpt-medium: initialization needs some for a
+# moment, and the C allocator does not return all memory.
 _KEPT = 1.5
 _POINTS = 2  # of each pass and message, the most that the curve of memory has: its start and its highest
 
 
 def check(spec: RunSpec, running: RunSpec | None = None) -> None:
-    """Raise `RequestError` if this machine cannot run `spec`. `running` is what it runs now, and will have ended by then."""
+    """Raise `RequestError` if this machine cannot run `spec`. `running`: what it runs now, which will have ended by then."""
     if spec.layout.ranks > MOST_RANKS:
         raise RequestError(_too_many_ranks(spec))
     _check_text(spec)
@@ -45,14 +45,14 @@ def check(spec: RunSpec, running: RunSpec | None = None) -> None:
 
 def _too_many_ranks(spec: RunSpec) -> str:
     layout, fewer = spec.layout, _fewer_ranks(spec)
-    told = sentence(
+    message = sentence(
         "{layout} is {ranks} ranks; this machine runs at most {most}", layout=layout.code, ranks=layout.ranks, most=MOST_RANKS
     )
-    return joined(told, sentence("{layout} fits", layout=fewer.code)) if fewer else told
+    return joined(message, sentence("{layout} fits", layout=fewer.code)) if fewer else message
 
 
 def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
-    """The layout nearest to the one asked for: as many ranks as can be, then changed in as few degrees, dp before the others."""
+    """The nearest layout that fits: with the most ranks, then with the fewest changed degrees, dp changed first."""
     asked = spec.layout
     fits = []
     for tp in range(1, min(asked.tp, MOST_RANKS) + 1):
@@ -72,7 +72,7 @@ def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
 
 
 def _check_rows(spec: RunSpec) -> None:
-    """Refuse a run that could be saved and then not be read. What a schedule does but once in a step does not count."""
+    """Refuse a run that could be saved but not read. Actions that occur once in a step are not counted."""
     if spec.generate.skip_training:
         return
     layout = spec.layout
@@ -101,7 +101,7 @@ def _check_rows(spec: RunSpec) -> None:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a run takes on this machine, all of its ranks together. Estimates, to tell a fitting run from a hopeless one."""
+    """Estimated bytes that a run takes on this machine, all ranks together."""
 
     state: int  # weights, gradients, optimizer; the weights alone where nothing is trained
     activations: int  # or the cache of keys and values
@@ -146,7 +146,7 @@ def _state_of_a_parameter(spec: RunSpec) -> int:
 
 
 def _stage_activations(spec: RunSpec, stage: int) -> int:
-    """What one stage's tp ranks together keep for backward, when most microbatches are in flight."""
+    """Bytes that a stage's tp ranks together keep for backward, with the most microbatches in flight."""
     layout = spec.layout
     in_flight = in_flight_bound(layout.schedule, stage, layout.pp, spec.workload.microbatches, layout.chunks)
     layers = layout.stage_layers(spec.model.layers)[stage]
@@ -155,11 +155,11 @@ def _stage_activations(spec: RunSpec, stage: int) -> int:
 
 
 def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
-    """What a stage's tp ranks together keep of one microbatch in `layers` layers.
+    """Bytes that a stage's tp ranks together keep of one microbatch in `layers` layers.
 
-    A layer's norms and residuals (4 h) each of them keeps whole, unless the sequence is cut; q, k, v, the attention's output
-    (4 h), its weights (heads × seq) and the MLP before and after its activation (2 f) they share. The head keeps logits and
-    softmax. Where a layer is computed again, only its input is kept, and one layer at a time whole.
+    A layer's norms and residuals (4 h) are whole on each rank, unless the sequence is sharded. Sharded over tp are q, k, v and
+    the attention's output (4 h), its weights (heads × seq) and the MLP before and after its activation (2 f). The head keeps
+    logits and softmax. With full recompute only the inputs of layers are kept, and all activations of one layer at a time.
     """
     model, layout = spec.model, spec.layout
     copies = 1 if layout.sequence_parallel else layout.tp
@@ -176,23 +176,23 @@ def _too_large(spec: RunSpec, available: int) -> str:
     state, activations, own = (_gb(size) for size in (asked.state, asked.activations, asked.processes))
     total, free = _gb(asked.total), _gb(available)
     if spec.generate.skip_training:
-        told = sentence(
+        message = sentence(
             "this run needs about {total} (weights {state}, cache of keys and values {cache}, half as much again for the "
             "allocator, {own} for {processes}) and {free} is free",
             total=total, state=state, cache=activations, own=own, processes=processes, free=free,
         )  # fmt: skip
     else:
-        told = sentence(
+        message = sentence(
             "this run needs about {total} (weights, gradients and optimizer {state}, activations {activations}, half as much "
             "again for the allocator, {own} for {processes}) and {free} is free",
             total=total, state=state, activations=activations, own=own, processes=processes, free=free,
         )  # fmt: skip
     fits = next((change for change, smaller in _smaller(spec) if need(smaller).total <= available), None)
-    return joined(told, sentence("{change} would fit", change=fits)) if fits else told
+    return joined(message, sentence("{change} would fit", change=fits)) if fits else message
 
 
 def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
-    """The same run with less of one thing, for each thing that takes memory: largest first."""
+    """The same run with less of one size that takes memory, for each such size: largest first."""
     model, layout, workload = spec.model, spec.layout, spec.workload
     one = 2 if layout.zero else 1  # ZeRO needs two replicas
     for dp in range(layout.dp - 1, one - 1, -1):
@@ -216,7 +216,7 @@ def _gb(size: int) -> str:
 
 
 def _check_disk(spec: RunSpec) -> None:
-    """For parity all gradients go in fp32 through the file by which the ranks meet."""
+    """For parity, all gradients are written in fp32 to the file of the ranks' store."""
     if not spec.parity or spec.generate.skip_training:
         return
     size = 4 * spec.model.parameters() * spec.layout.dp
@@ -226,11 +226,11 @@ def _check_disk(spec: RunSpec) -> None:
     except OSError as error:
         raise files.none_temporary(error) from error
     if size > free:
-        told = sentence(
+        message = sentence(
             "to compare gradients this run writes about {size} of them to {folder}, where {free} is free",
             size=_gb(size), folder=folder, free=_gb(free),
         )  # fmt: skip
-        raise RequestError(told)
+        raise RequestError(message)
 
 
 # ------------------------------------------------------------------------------------------------------------------ text
@@ -238,7 +238,7 @@ def _check_disk(spec: RunSpec) -> None:
 
 @cache
 def _own_size() -> int:
-    """Bytes of the built-in text: it is asked for at each move of a control."""
+    """Bytes of the built-in text. Cached, since it is needed at each move of a control."""
     return len(load(None))
 
 

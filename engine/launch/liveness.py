@@ -1,13 +1,13 @@
-"""Which rank is gone, known within seconds: a connection from every rank to rank 0 on which nothing is said until the end.
+"""Detects within seconds that a rank is gone, by an idle connection from every rank to rank 0.
 
-What tells of an end is the connection, and never a clock of ours:
+The state of the connection says so, never a clock of this program:
 
-- A process that ends, however it ends, has its connections closed by its system. That is heard at once.
-- A machine that is gone, or whose cable is, answers no more. Systems ask each other for a sign of life once a second while
-  nothing is said (TCP keepalive) and give a connection up after four seconds without one.
+- When a process ends, its operating system closes its connections. The other end notices at once.
+- When a machine or its network is gone, it does not answer. With TCP keepalive, systems probe an idle connection once a second,
+  and give it up after four seconds without an answer.
 
-It is the system that answers and not the process. So a rank that computes for minutes, one that is stopped, and a machine that is
-ten times too slow are not taken for gone: those are for the run's time limit to judge.
+The operating system answers, not the process. So a rank that computes for minutes, a stopped rank and a machine that is ten times
+too slow are not considered gone. For those there is the run's time limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-# Seconds: an outage of a network shorter than this goes unnoticed, and what is noticed is noticed within five.
+# Seconds. A shorter outage of the network is not noticed. A longer one is noticed within five.
 SILENCE_S = 4
 _MOST = 1 << 16  # bytes of a line
 _LONGEST = 256  # bytes of a greeting
@@ -31,17 +31,17 @@ _OPTIONS = {
     "TCP_KEEPALIVE": 1,  # the same on macOS
     "TCP_KEEPINTVL": 1,
     "TCP_KEEPCNT": SILENCE_S - 1,
-    "TCP_USER_TIMEOUT": 1000 * SILENCE_S,  # also while something that was said has not arrived
+    "TCP_USER_TIMEOUT": 1000 * SILENCE_S,  # also while sent data is not acknowledged
 }
 
 
 class LivenessError(Exception):
-    """A rank could not be reached, or did not come."""
+    """A rank could not be reached, or did not connect."""
 
 
 @dataclass(frozen=True)
-class News:
-    """What has become of a rank: "failed", which it said itself, or "gone" without a word, and `why`."""
+class PeerFailure:
+    """The end of a rank. `how`: "failed", which it announced, or "gone", without an announcement. `why`: the reason."""
 
     rank: int
     how: str
@@ -54,8 +54,8 @@ def listener(address: str) -> socket.socket:
     return socket.create_server((address, 0), family=family, backlog=128)
 
 
-def gather(listening: socket.socket, word: str, world: int, seconds: float) -> dict[int, socket.socket]:
-    """On rank 0: the connection of each other rank. Who does not know the word is not let in. Raises `LivenessError`."""
+def accept_ranks(listening: socket.socket, secret: str, world: int, seconds: float) -> dict[int, socket.socket]:
+    """On rank 0: the connection of each other rank, which must know `secret`. Raises `LivenessError`."""
     found: dict[int, socket.socket] = {}
     with closing(_greetings(listening, time.monotonic() + seconds)) as greetings:
         while len(found) < world - 1:
@@ -63,7 +63,7 @@ def gather(listening: socket.socket, word: str, world: int, seconds: float) -> d
             if connection is None:
                 missing = next(rank for rank in range(1, world) if rank not in found)
                 raise LivenessError(f"rank {missing} did not come within {seconds:g} s")
-            rank = _greeting(line, word)
+            rank = _greeting(line, secret)
             if rank is None or not 0 < rank < world or rank in found:
                 connection.close()
                 continue
@@ -72,10 +72,10 @@ def gather(listening: socket.socket, word: str, world: int, seconds: float) -> d
 
 
 def _greetings(listening: socket.socket, deadline: float) -> Generator[tuple[socket.socket, bytes]]:
-    """Whoever comes, with the short line that it says first, until the deadline. Who has said none by then is sent away.
+    """Each new connection with the first line that it sends, until the deadline. Connections that sent none are closed then.
 
-    All are heard at once, so that who says nothing keeps nobody waiting, and byte by byte, as what comes after the line is for
-    another reader.
+    All connections are read at once, so that a silent one does not delay others; and byte by byte, since bytes after the line
+    are for another reader.
     """
     lines: dict[socket.socket, bytes] = {}
     listening.setblocking(False)
@@ -86,7 +86,7 @@ def _greetings(listening: socket.socket, deadline: float) -> Generator[tuple[soc
                 for key, _ in selector.select(left):
                     connection = key.data
                     if connection is None:
-                        _let_come(listening, selector, lines)
+                        _accept(listening, selector, lines)
                         continue
                     byte = _byte(connection)
                     lines[connection] += byte
@@ -98,52 +98,52 @@ def _greetings(listening: socket.socket, deadline: float) -> Generator[tuple[soc
                 connection.close()
 
 
-def _let_come(listening: socket.socket, selector: selectors.BaseSelector, lines: dict[socket.socket, bytes]) -> None:
+def _accept(listening: socket.socket, selector: selectors.BaseSelector, lines: dict[socket.socket, bytes]) -> None:
     try:
         connection, _ = listening.accept()
     except (BlockingIOError, ConnectionError):
-        return  # it has gone again
+        return  # it was closed again
     lines[connection] = b""
     selector.register(connection, selectors.EVENT_READ, connection)
 
 
 def _byte(connection: socket.socket) -> bytes:
-    """The next one; nothing where the connection is over."""
+    """The next byte. Empty if the connection is closed."""
     try:
         return connection.recv(1)
     except OSError:
         return b""
 
 
-def _greeting(line: bytes, word: str) -> int | None:
-    """The rank that somebody says to be, if it knows the word."""
+def _greeting(line: bytes, secret: str) -> int | None:
+    """The rank in a first line with the right secret, else None."""
     try:
         said = json.loads(line)
-        return said["rank"] if said["word"] == word and type(said["rank"]) is int else None
+        return said["rank"] if said["secret"] == secret and type(said["rank"]) is int else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def join(address: str, port: int, word: str, rank: int, seconds: float) -> socket.socket:
+def connect(address: str, port: int, secret: str, rank: int, seconds: float) -> socket.socket:
     """On another rank: its connection to rank 0. Raises `LivenessError`."""
     try:
         connection = socket.create_connection((address, port), timeout=seconds)
-        connection.sendall(json.dumps({"rank": rank, "word": word}).encode() + b"\n")
+        connection.sendall(json.dumps({"rank": rank, "secret": secret}).encode() + b"\n")
     except OSError as error:
         raise LivenessError(f"rank {rank} does not reach rank 0 at {address}: {error}") from error
     return connection
 
 
 class Liveness:
-    """Watches over connections in a thread of its own. `lost` is called there once, with the first rank that is gone."""
+    """Watches connections in a thread of its own, which calls `lost` once, with the first rank that is gone."""
 
-    def __init__(self, connections: dict[int, socket.socket], world: int, lost: Callable[[News], None]) -> None:
-        """`connections`: of rank 0 one to each other rank, of another rank one to rank 0."""
+    def __init__(self, connections: dict[int, socket.socket], world: int, lost: Callable[[PeerFailure], None]) -> None:
+        """`connections`: on rank 0 to each other rank, on the others to rank 0."""
         self._connections, self._world, self._lost = dict(connections), world, lost
         self._unread = dict.fromkeys(connections, b"")
-        self._ended: set[int] = set()  # ranks that have said that they end
+        self._ended: set[int] = set()  # ranks that announced their end
         self._heard = threading.Event()
-        self._news: News | None = None
+        self._failure: PeerFailure | None = None
         self._sending = threading.Lock()
         self._selector = selectors.DefaultSelector()
         for rank, connection in connections.items():
@@ -152,14 +152,14 @@ class Liveness:
             self._selector.register(connection, selectors.EVENT_READ, rank)
         threading.Thread(target=self._watch, name="liveness", daemon=True).start()
 
-    def news(self, seconds: float) -> News | None:
-        """The first bad news, waiting so long for it."""
+    def failure(self, seconds: float) -> PeerFailure | None:
+        """The first failure. Waits up to `seconds` for one."""
         self._heard.wait(seconds)
-        return self._news
+        return self._failure
 
-    def leave(self, how: str) -> None:
-        """Say that this rank ends, "done" or "failed". What happens to it then is no news."""
-        self._tell({"ends": how})
+    def announce_end(self, how: str) -> None:
+        """Announce that this rank ends, "done" or "failed". That its connection closes then is no failure."""
+        self._broadcast({"ends": how})
 
     def _watch(self) -> None:
         while self._connections:
@@ -169,10 +169,10 @@ class Liveness:
                 if why is not None:
                     self._close(rank)
                     if rank not in self._ended:
-                        self._take_in(News(rank, "gone", why))
+                        self._record(PeerFailure(rank, "gone", why))
 
     def _read(self, rank: int) -> str | None:
-        """Take in what came from a rank; why its connection is over, if it is."""
+        """Read messages of a rank. Returns the reason if its connection is closed, else None."""
         try:
             data = self._connections[rank].recv(_MOST)
         except OSError as error:
@@ -185,37 +185,37 @@ class Liveness:
         self._unread[rank] = rest
         for line in lines:
             try:
-                self._obey(rank, json.loads(line))
+                self._handle(rank, json.loads(line))
             except (ValueError, TypeError, KeyError, RecursionError):
                 return "it said what no rank says"
         return None
 
-    def _obey(self, rank: int, said: dict[str, Any]) -> None:
+    def _handle(self, rank: int, said: dict[str, Any]) -> None:
         if "ends" in said:
             self._ended.add(rank)
             if said["ends"] == "failed":
-                self._take_in(News(rank, "failed"))
+                self._record(PeerFailure(rank, "failed"))
         elif said["rank"] in range(self._world):
-            self._take_in(News(said["rank"], str(said["how"]), str(said["why"])))
+            self._record(PeerFailure(said["rank"], str(said["how"]), str(said["why"])))
         else:
             raise ValueError("there is no such rank")
 
-    def _take_in(self, news: News) -> None:
-        """Of several the first: the others are what it led to. Rank 0 tells it to the rest."""
-        if self._news is None:
-            self._news = news
+    def _record(self, failure: PeerFailure) -> None:
+        """Keep the first failure: others are consequences. Rank 0 sends it to the other ranks."""
+        if self._failure is None:
+            self._failure = failure
             self._heard.set()
-            self._tell(vars(news))
-            if news.how == "gone":
-                self._lost(news)
+            self._broadcast(vars(failure))
+            if failure.how == "gone":
+                self._lost(failure)
 
-    def _tell(self, said: dict[str, Any]) -> None:
+    def _broadcast(self, said: dict[str, Any]) -> None:
         line = json.dumps(said).encode() + b"\n"
         with self._sending:
             for connection in list(self._connections.values()):
                 try:
                     connection.sendall(line)
-                except OSError:  # it is gone, which the thread reads from the same connection
+                except OSError:  # it is gone; the thread reads that from the same connection
                     continue
 
     def _close(self, rank: int) -> None:
@@ -226,7 +226,7 @@ class Liveness:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Have the systems at both ends see whether the other is there."""
+    """Have the operating systems probe the connection."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _OPTIONS.items():
         if hasattr(socket, name):  # each system has its own

@@ -3,7 +3,7 @@
     python -m engine.launch.local --events FD
 
 It is a program of its own, never forked or spawned from a server: a fork would keep the server's listening port, and a
-spawn would run its main script again. Requests come as JSON lines on standard input, events leave as JSON lines on FD:
+spawn would run its main script again. Requests are JSON lines on standard input, events are JSON lines on FD:
 
     requests   {"do": "run", "spec": {…}, "home": …, "draft": …}    one at a time: the next after "finished"
                {"do": "cancel"}
@@ -14,7 +14,7 @@ spawn would run its main script again. Requests come as JSON lines on standard i
                {"event": "finished", "how": "done" | "failed" | "wrong" | "cancelled",
                 "folder": …, "rank": …, "message": …, "traceback": …}
 
-When standard input ends, whoever asked is gone, however it went: every rank is killed and the host ends.
+At the end of standard input the client is gone: every rank is killed and the host ends.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 
 def warm_host(requests: int, events: int) -> Host:
-    """Import all that ranks will need, so that they are forked with it."""
+    """Import all that ranks need, then fork them with it."""
     preload()
     from engine.launch.host import Host
 
     gc.collect()
-    gc.freeze()  # a collection in a rank would write to, and so copy, every page that it shares with the host
+    gc.freeze()  # a garbage collection in a rank would write to, and so copy, every page shared with the host
     return Host(requests, events)
 
 
@@ -51,17 +51,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--events", type=int, required=True, metavar="FD", help="open file descriptor to write events to")
     events = parser.parse_args(arguments).events
     os.set_inheritable(events, False)
-    end_with_parent()  # importing takes seconds, in which nobody reads the requests and so sees their end
-    if select([sys.stdin], [], [], 0)[0]:  # nobody asks before it is warm: this is the end, and came before the line above
+    end_with_parent()  # importing takes seconds, in which the end of the requests is not seen
+    if select([sys.stdin], [], [], 0)[
+        0
+    ]:  # no request comes before "warm": this is the end of the requests, from before the line above
         return 0
     try:
         host = warm_host(sys.stdin.fileno(), events)
-    except Exception as error:  # noqa: BLE001  whoever asked must hear why, whatever it is
+    except Exception as error:  # noqa: BLE001  reported to the client, whatever it is
         message = f"the process that runs the ranks could not start: {type(error).__name__}: {error}"
         event = {"event": "broken", "message": message, "traceback": traceback.format_exc()}
         os.write(events, json.dumps(event).encode() + b"\n")
         return 1
-    wake_with_parents_end()  # from here on the end of the requests tells, which leaves time to clean up
+    wake_with_parents_end()  # from here on the end of the requests ends the host, with time to clean up
     host.serve()
     return 0
 

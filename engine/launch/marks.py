@@ -10,7 +10,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine.launch.profiled import CALL, MODULE
-from engine.measure.recorder import Passage, Recorder, Span
+from engine.measure.recorder import Recorder, Span, TrafficKey
 
 
 def mark(kind: str, *what: object) -> Any:
@@ -24,11 +24,11 @@ def mark_instant(kind: str, *what: object) -> None:
 
 
 class MarkingRecorder(Recorder):
-    """Marks every call to the other ranks."""
+    """Marks every communication call."""
 
-    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
-        mark_instant(CALL, passage.axis, passage.collective, payload_bytes)
-        return super().passage(passage, payload_bytes, wire_bytes)
+    def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
+        mark_instant(CALL, key.axis, key.collective, payload_bytes)
+        return super().start_call(key, payload_bytes, wire_bytes)
 
 
 def path_without_numbers(path: str) -> str:

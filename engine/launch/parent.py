@@ -1,4 +1,4 @@
-"""A process that must not outlive the one that started it, or must hear of its end."""
+"""For a process that must end, or be woken, when its parent ends."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _PR_SET_PDEATHSIG = 1
 def end_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends, even while it is stuck in native code.
 
-    Linux only; elsewhere it does nothing, and an end-of-file on a pipe from the parent has to do. A parent that is gone
-    already is not noticed.
+    Linux only. Elsewhere it does nothing, and an end-of-file on a pipe from the parent must suffice. A parent that has already
+    ended is not noticed.
     """
     _on_parents_end(signal.SIGKILL)
 
 
 def wake_with_parents_end() -> None:
-    """Instead of that, have the kernel continue this process then, if it was stopped, so that it can end in order."""
+    """Instead, have the kernel continue this process then if it was stopped, so that it can end in order."""
     _on_parents_end(signal.SIGCONT)
 
 

@@ -1,4 +1,4 @@
-"""A model so small that a chunk of it takes milliseconds, whose sizes name themselves: each dimension is a number of its own."""
+"""A small model, of which a chunk runs in milliseconds. Each dimension is a distinct prime, so that sizes have names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engine.predict.ledger.dimensions import QKV, dimensions
 from engine.predict.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
 
-# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. Where heads share keys, A/G and A/G + 2 have to be
-# two more, and so small that attention over all heads is. Of two streams S alone can be chosen, and T, R and 2 S − 1 have to have
-# a prime each that no other has: T and R are 7 and 22, or 40 and 273.
+# Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. If heads share keys, A/G and A/G + 2 must be two
+# more primes, and small, so that attention over all heads is small. With two streams only S can be chosen. T, R and 2 S − 1 must
+# each have a prime that no other dimension has: T and R are 7 and 22, or 40 and 273.
 _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
@@ -20,7 +20,7 @@ _GROUP = (5, 7)
 # When generating: tokens of the prompt, tokens in all, tokens that fit, and the vocabulary, which is not V/tp times tp.
 _PROMPT, _TOKENS, _FIT = 43, 47, 53
 _VOCABULARY = {5: 293, 3: 302}  # by tp
-_ROWS = (263, 269)  # of the token table where tp does not cut it: every byte has one
+_ROWS = (263, 269)  # of the token table if tp does not shard it: one for every byte
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
 
 
@@ -29,7 +29,7 @@ class RecordingError(Exception):
 
 
 class Probe(NamedTuple):
-    """`start`: the chunk's first layer. `sizes`: of the dimensions that are more than 1, the largest first.
+    """`start`: the chunk's first layer. `sizes`: the dimensions larger than 1, the largest first.
 
     `prompt`, `new_tokens`: what it generates, if it does.
     """
@@ -43,7 +43,7 @@ class Probe(NamedTuple):
     new_tokens: int = 0
 
     def name(self, size: int) -> Product:
-        """The product that a size is, a number of twos and threes aside. Raises `RecordingError` where it is none."""
+        """A size as a product of dimensions, 2s and 3s. Raises `RecordingError` if it is none."""
         left, found = size, list[str]()
         for dimension, number in self.sizes.items():
             while left % number == 0 and left:
@@ -55,7 +55,7 @@ class Probe(NamedTuple):
 
 
 def _without(number: int, *primes: int) -> int:
-    """What is left of it when these are divided out."""
+    """The number divided by these primes as often as possible."""
     for prime in primes:
         while number % prime == 0:
             number //= prime
@@ -63,12 +63,12 @@ def _without(number: int, *primes: int) -> int:
 
 
 def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe:
-    """The probe of a part of a structure. `primes` to use in place of the usual ones, which must not change what is found."""
+    """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
     parts, sequence = FAMILIES[structure.family], structure.slicing == "sequence"
     rotary, streams, shares = parts.position == "rotary", parts.objective == "permuted", "A/G" not in structure.ones
     usual = _STREAMS["sequence" if sequence else "none"] if streams else _SHARING if shares else _PRIMES
     chosen = dict(zip(_NAMES, primes or usual, strict=True))
-    cuts = sequence and not streams  # of two streams the rows are cut, of which there are more than tokens
+    cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
     called = {"S": "S/tp" if cuts else "S", "D": "D/2" if rotary else "D"}
     sizes = {called.get(name, name): prime for name, prime in chosen.items()}
     if structure.slicing == "none":
@@ -98,7 +98,7 @@ def _vocabulary(structure: Structure, tp: int, rows: int) -> int:
 
 
 def _stacks(part: Part, encodes: bool) -> tuple[int, int, int]:
-    """The chunk's first layer, the model's layers, and of these the decoder's: what there must be beside the part."""
+    """The chunk's first layer, the model's layers, and the decoder's layers among them, so that the part exists."""
     layers, decoders = part.recorded
     before, behind = int(not part.first), int(not part.last)
     if not encodes:

@@ -1,6 +1,6 @@
 """Reads from the profiler's tree what a chunk did with each microbatch: blocks, calls to other ranks, operations.
 
-What an operation takes and gives back inside itself is left out: it is a fact of the machine.
+Kernel workspaces are left out: they depend on the machine.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from math import prod
 from typing import Any
 
 from engine.measure.memory import is_operation
-from engine.measure.recorder import ACTION_MARK, DOOR_MARK
+from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 from engine.predict.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
 
-# Marks that the chunk sets itself: the layer passed, the module at work, what happens to a bucket, a call, what was handed on.
+# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on.
 LAYER, MODULE, BUCKET, CALL, HANDS = (f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands"))
 _NODE = "autograd::engine::evaluate_function: "
 _OWN = "shardscope."
@@ -33,24 +33,25 @@ _PRODUCTS = {
 
 
 class SeenBlock:
-    """A block. `before`: how many operations were over when it was made for the next one alone, if it was."""
+    """A block. `before`: how many operations had ended, if it was allocated between operations; else −1."""
 
     def __init__(
-        self, name: str, size: int, born: str, door: bool, layered: bool, before: int, microbatch: SeenMicrobatch
+        self, name: str, size: int, born: str, in_communication: bool, layered: bool, before: int, microbatch: SeenMicrobatch
     ) -> None:
-        self.name, self.size, self.born, self.door, self.layered, self.before = name, size, born, door, layered, before
+        self.name, self.size, self.born, self.in_communication = name, size, born, in_communication
+        self.layered, self.before = layered, before
         self.microbatch = microbatch  # in which it was allocated
         self.died = ""
-        self.inside = self.lent = False  # inside: one operation took it and gave it back
+        self.inside = self.lent = False  # inside: allocated and freed by one operation
 
     @property
     def category(self) -> str:
-        """`engine.measure.memory`'s rule, by the actions in which a block comes and goes."""
+        """The rule of `engine.measure.memory`, by the actions in which the block is allocated and freed."""
         if self.born == self.died:
-            return "communication" if self.door or self.born in (INPUTS, OUTPUT_GRADIENTS) else "temporary"
+            return "communication" if self.in_communication or self.born in (INPUTS, OUTPUT_GRADIENTS) else "temporary"
         if self.born in (INPUTS, "F") and self.died in ("B", "I", "W"):
             return "activations"
-        if self.born in ("I", OUTPUT_GRADIENTS) and self.died == "W" and not self.door:
+        if self.born in ("I", OUTPUT_GRADIENTS) and self.died == "W" and not self.in_communication:
             return "activations"
         return "communication"
 
@@ -63,7 +64,7 @@ class SeenOperation:
 
 
 class SeenMicrobatch:
-    """`actions`: of each what happened, as (layer, kind, what), in order. `shared`: which tensors handed on were kept."""
+    """One microbatch. `actions`: the events of each as (layer, kind, what), in order. `shared`: tensors that live on after it."""
 
     def __init__(self) -> None:
         self.actions: dict[str, list[tuple[int, str, Any]]] = defaultdict(list)
@@ -73,28 +74,28 @@ class SeenMicrobatch:
 
 
 class Reading:
-    """Goes through the tree in order of time."""
+    """Walks through the tree in order of time."""
 
     def __init__(self, before: Mapping[int, int], layers: Mapping[int, int]) -> None:
-        """`before`: number of the first node of the graph that is not of a bucket's layer any more → that bucket, or −1.
+        """`before`: number of the first graph node after a bucket's layer → that bucket, or −1.
 
-        `layers`: number of a bucket → of the layer, where it is one.
+        `layers`: number of a bucket → number of its layer, or −1.
         """
-        self.traces: dict[int, SeenMicrobatch] = defaultdict(SeenMicrobatch)
+        self.microbatches: dict[int, SeenMicrobatch] = defaultdict(SeenMicrobatch)
         self._bounds, self._layers = sorted(before.items()), layers
         self._live: dict[int, SeenBlock] = {}
         self._microbatch, self._action, self._layer = SeenMicrobatch(), "", -1
-        self._door = self._aside = False
+        self._in_communication = self._ignored = False
         self._module: list[str] = []
-        self._modules: dict[int, str] = {}  # by number of a node, the module that made it
-        self._operation: list[SeenBlock] | None = None  # blocks of the one under way
+        self._modules: dict[int, str] = {}  # number of a node → the module that made it
+        self._operation: list[SeenBlock] | None = None  # blocks of the current one
         self._called, self._over = "", 0
 
     def read(self, tree: Sequence[Any]) -> dict[int, SeenMicrobatch]:
         """By microbatch."""
         for event in tree:
             self._one(event)
-        return self.traces
+        return self.microbatches
 
     def _one(self, event: Any) -> None:
         name: str = event.name
@@ -114,46 +115,47 @@ class Reading:
         for child in event.children:
             self._one(child)
 
-    # ---------------------------------------------------------------------------------------------------------- where we are
+    # ---------------------------------------------------------------------------------------------------------- the current place
 
     def _mark(self, name: str, event: Any) -> None:
         kind = name[: name.index(" ") + 1]
         what = name[len(kind) :].split()
         if kind == LAYER:
             self._layer = self._layers.get(int(what[0]), -1)
-        elif kind == CALL and not self._aside:
+        elif kind == CALL and not self._ignored:
             self._put("call", ("".join(self._module[-1:]), what[0], what[1], int(what[2])))
         elif kind == HANDS and self._action == OUTPUTS:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
         else:
-            outer = self._door, len(self._module)
+            outer = self._in_communication, len(self._module)
             if kind == ACTION_MARK:
                 self._begin(what)
-            elif kind == DOOR_MARK:
-                self._door = True
+            elif kind == COMMUNICATION_MARK:
+                self._in_communication = True
             elif kind == MODULE:
                 self._module.append(what[0])
             self._inside(event)
-            self._door = outer[0]
+            self._in_communication = outer[0]
             del self._module[outer[1] :]
 
     def _begin(self, what: list[str]) -> None:
         kind = " ".join(what[1:3]) if what[1] in ("recv", "send") else what[1]
         self._action = _BETWEEN.get(kind, kind)
-        self._microbatch = self.traces[int(what[-1])] if "microbatch" in what else SeenMicrobatch()  # reductions are of none
+        # Reductions belong to no microbatch.
+        self._microbatch = self.microbatches[int(what[-1])] if "microbatch" in what else SeenMicrobatch()
         self._layer = -1
 
     def _bucket(self, what: str, number: int, event: Any) -> None:
-        """What data parallelism does with a bucket. What it allocates is told by its own rules, so it is put aside here."""
+        """What data parallelism does with a bucket. What it allocates is left out: a ledger's reader computes it."""
         takes = what == str(ACCUMULATES)
         if not takes:
             self._put("bucket", (int(what), number))
-        before, self._aside = self._aside, True
+        before, self._ignored = self._ignored, True
         self._inside(event)
-        self._aside = before
-        if takes:  # the gradient that came goes first
+        self._ignored = before
+        if takes:  # after the gradient was freed
             self._put("bucket", (int(what), number))
 
     def _hand(self, addresses: list[int]) -> None:
@@ -164,7 +166,7 @@ class Reading:
             self._microbatch.lent.lent = True
 
     def _node(self, event: Any) -> None:
-        """A node of the graph, in backward. It is of the layer that made it; a parameter's is of the layer under way."""
+        """A node of the graph, in backward. It belongs to the layer that made it, a parameter's node to the current layer."""
         number, outer = event.extra_fields.sequence_number, len(self._module)
         if number >= 0:
             behind = next((bucket for first, bucket in self._bounds if number < first), None)
@@ -189,11 +191,11 @@ class Reading:
         self._over += 1
         for block in made:
             block.inside = bool(block.died)
-        if not self._aside and not self._door:
+        if not self._ignored and not self._in_communication:
             self._operate(name, event, [block.size for block in made if not block.inside])
 
     def _operate(self, name: str, event: Any, made: list[int]) -> None:
-        """Put down an operation that launches a kernel: neither a view nor room alone."""
+        """Add an operation that launches a kernel: no view, and no bare allocation."""
         inputs = [one for one in event.extra_fields.inputs if hasattr(one, "sizes")]
         if "empty" in name or not (made or name.endswith("_")):  # which writes to its first input
             return
@@ -205,12 +207,12 @@ class Reading:
         self._put("run", SeenOperation(": ".join([*self._module[-1:], self._called]), flops, sizes, made or sizes[:1]))
 
     def _memory(self, size: int, where: int) -> None:
-        if size > 0 and not self._aside:
+        if size > 0 and not self._ignored:
             alone = self._operation is None
             between = self._action in (INPUTS, OUTPUT_GRADIENTS)
             name = "message" if between else ": ".join([*self._module[-1:], "number" if alone else self._called])
-            before = self._over if alone and not self._door and not between else -1
-            block = SeenBlock(name, size, self._action, self._door, self._layer >= 0, before, self._microbatch)
+            before = self._over if alone and not self._in_communication and not between else -1
+            block = SeenBlock(name, size, self._action, self._in_communication, self._layer >= 0, before, self._microbatch)
             self._live[where] = block
             if self._operation is not None:
                 self._operation.append(block)
@@ -221,7 +223,7 @@ class Reading:
             block = self._live.pop(where)
             block.died = self._action
             block.inside = block.before >= 0 and block.before == self._over - 1
-            if block.microbatch is self._microbatch:  # the token that one pass chose goes in the next
+            if block.microbatch is self._microbatch:  # the token that one pass chose is freed in the next
                 self._put("gone", block)
 
     def _put(self, kind: str, what: Any) -> None:

@@ -1,4 +1,4 @@
-"""Who runs when: one run at a time on this machine, the others in a queue. Progress, cancelling, time. Imports no torch."""
+"""The queue of runs on this machine, one at a time: progress, cancelling, time limits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from typing import Any, Literal, Self
 from engine.launch import limits
 from engine.launch.client import WarmHost
 from engine.launch.draft import Draft
-from engine.launch.verdict import signal_named
+from engine.launch.root_cause import signal_named
 from engine.spec import RequestError, RunSpec, sentence
 from engine.spec.sentence import unpacked
 
 Phase = Literal["queued", "starting", "running", "tracing", "parity", "generating", "saving", "done", "failed", "cancelled"]
 
-# How long the host may take to answer, in seconds. It needs milliseconds, and a loaded machine some more.
+# How long the host may take to answer, in seconds. It needs milliseconds, and more on a busy machine.
 _TAKEN_S = 30.0  # to begin a run
-_LATE_S = 10.0  # beyond the run's time limit, at which it ends the run and says why
+_LATE_S = 10.0  # after the run's time limit, at which it ends the run and reports why
 _CANCELLED_S = 5.0  # to end a run that is cancelled
 
-_REMEMBERED = 200  # finished runs whose state is kept; what they saved is kept regardless
+_REMEMBERED = 200  # finished runs whose state is kept; saved runs are kept anyway
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known of a run at one moment."""
+    """The state of a run at one moment."""
 
     id: str
     spec: RunSpec
@@ -45,10 +45,10 @@ class RunState:
     backend: str = ""
     why: str = ""  # why that backend
     ready_s: float | None = None  # from being started to all ranks being ready to train
-    message: str = ""  # one sentence, when failed or cancelled
+    message: str = ""  # one sentence, if failed or cancelled
     traceback: str = ""  # of the rank that failed
     failed_rank: int | None = None
-    wrong: bool = False  # failed because of the request, and not of a rank
+    wrong: bool = False  # failed because of the request, not of a rank
     folder: Path | None = None  # where it is saved, when done
 
     @property
@@ -58,40 +58,40 @@ class RunState:
 
 @dataclass
 class _Current:
-    """The run that is being run."""
+    """The current run."""
 
     id: str
     draft: Draft
     since: float
-    sent: bool = False  # whether the host was asked to run it; before that it is importing torch
-    taken: bool = False  # whether the host has begun
+    sent: bool = False  # whether the host got the request; before that it imports torch
+    taken: bool = False  # whether the host has started it
     ending: bool = False  # whether the host was asked to cancel it
 
 
 class RunQueue:
-    """Runs specs one after another in a warm host, which starts warming up at once. Any thread may call.
+    """Runs specs one after another in a warm host, which is started at once. Any thread may call.
 
-    Saved runs go to new folders in `home`, which is made if need be; `RequestError` if it cannot be. A run that nobody
+    Saved runs go to new folders in `home`, which is made if needed; `RequestError` if it cannot be made. A run that nobody
     watched for `unwatched_s` seconds is cancelled; None: never.
     """
 
     def __init__(self, home: Path, unwatched_s: float | None = 90.0) -> None:
         _make_home(home)
         self._home, self._unwatched_s = home.absolute(), unwatched_s
-        # Under this lock is what callers see and ask for; the rest belongs to the thread.
+        # This lock protects what callers read and request; the other fields belong to the thread.
         self._changed = threading.Condition()
         self._states: dict[str, RunState] = {}
         self._unfinished: dict[str, float] = {}  # run → when it was last watched
         self._waiting: deque[str] = deque()
-        self._running: RunSpec | None = None  # what the current run runs
+        self._running: RunSpec | None = None  # the spec of the current run
         self._to_cancel: dict[str, str] = {}  # run → the sentence that says why
         self._closing = False
 
         self._current: _Current | None = None
         self._host: WarmHost | None = None
         self._warm = False  # whether the host is ready for a run
-        self._keep_warm = True  # whether to have a host before there is a run for it
-        self._last_words: dict[str, Any] | None = None  # of a host that could not start
+        self._keep_warm = True  # whether to start a host before there is a run for it
+        self._start_error: dict[str, Any] | None = None  # of a host that could not start
         self._wake, wake_end = os.pipe()
         os.set_blocking(wake_end, False)
         self._wake_end: int | None = wake_end
@@ -110,7 +110,7 @@ class RunQueue:
     # ------------------------------------------------------------------------------------------------ for any thread
 
     def submit(self, spec: RunSpec) -> str:
-        """Queue a run and return its id, which nobody can guess. Raises `RequestError` if this machine cannot run it."""
+        """Queue a run and return its id, which cannot be guessed. Raises `RequestError` if this machine cannot run it."""
         with self._changed:
             running = self._running
         limits.check(spec, running)
@@ -121,16 +121,16 @@ class RunQueue:
             self._states[id] = RunState(id, spec, ahead=len(self._waiting) + (self._running is not None))
             self._unfinished[id] = time.monotonic()
             self._waiting.append(id)
-        self._nudge()
+        self._wake_up()
         return id
 
     def state(self, id: str) -> RunState | None:
-        """What is known of a run; None if there is no such run. Does not count as watching it."""
+        """The state of a run. None if there is no such run. Does not count as watching it."""
         with self._changed:
             return self._states.get(id)
 
     def watch(self, id: str) -> RunState | None:
-        """The same, and counts as watching it."""
+        """The same; counts as watching it."""
         with self._changed:
             if id in self._unfinished:
                 self._unfinished[id] = time.monotonic()
@@ -143,26 +143,26 @@ class RunQueue:
             return self._states.get(id)
 
     def cancel(self, id: str) -> None:
-        """Have a run end, wherever it is; `wait` tells when it has. Nothing happens if it is finished or unknown."""
+        """Request that a run ends; `wait` returns when it has. Nothing happens if it is finished or unknown."""
         with self._changed:
             if id in self._unfinished:
                 self._to_cancel.setdefault(id, sentence("cancelled"))
-        self._nudge()
+        self._wake_up()
 
     def close(self) -> None:
-        """End the host and every rank, and return when they are gone. Runs that were not finished are cancelled."""
+        """End the host and all ranks, and return when they are gone. Unfinished runs are cancelled."""
         with self._changed:
             self._closing = True
-        self._nudge()
+        self._wake_up()
         self._thread.join()
         atexit.unregister(self.close)
 
-    def _nudge(self) -> None:
+    def _wake_up(self) -> None:
         """Wake the thread, unless it has ended."""
         with self._changed:
             if self._wake_end is None:
                 return
-            with suppress(BlockingIOError):  # full of nudges, so the thread is being woken already
+            with suppress(BlockingIOError):  # the pipe is full, so the thread is woken already
                 os.write(self._wake_end, b"!")
 
     # ------------------------------------------------------------------------------------------------- for the thread
@@ -176,8 +176,8 @@ class RunQueue:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 if self._host:
-                    self._host.end_if_silent()
-        finally:  # also after a defect of this class: whoever waits for a run must not wait for ever
+                    self._host.kill_if_late()
+        finally:  # also after an error in this class: nobody must wait forever for a run
             self._shut()
 
     def _shut(self) -> None:
@@ -186,7 +186,7 @@ class RunQueue:
         if self._host and self._warm:
             self._host.end()
         elif self._host:
-            self._host.end(patience=0)  # it is importing torch, and has no ranks yet
+            self._host.end(patience=0)  # it imports torch, and has no ranks yet
         if self._current:
             self._current.draft.discard()
         with self._changed:
@@ -213,9 +213,9 @@ class RunQueue:
         with self._changed:
             self._change(self._current.id, **changes)
             self._current = self._running = None
-            self._tell_places()
+            self._update_positions()
 
-    def _tell_places(self) -> None:
+    def _update_positions(self) -> None:
         for place, id in enumerate(self._waiting):
             self._change(id, ahead=place + (self._running is not None))
 
@@ -227,13 +227,13 @@ class RunQueue:
     # Ending runs early
 
     def _patience(self) -> float | None:
-        """Seconds until there is something to do though nobody says anything; None: for ever."""
+        """Seconds until there is something to do without an event; None: never."""
         due = self._host.patience() if self._host else None
         waits = [seconds for seconds in (due, self._until_unwatched()) if seconds is not None]
         return min(waits, default=None)
 
     def _until_unwatched(self) -> float | None:
-        """Seconds until the next run has gone unwatched for too long."""
+        """Seconds until the next run was unwatched for too long. None: never."""
         with self._changed:
             seen = [when for id, when in self._unfinished.items() if id not in self._to_cancel]
             if self._unwatched_s is None or not seen:
@@ -257,7 +257,7 @@ class RunQueue:
                     self._change(id, phase="cancelled", message=message)
                 elif self._current and self._current.id == id:
                     self._cancel_current(self._current, message)
-            self._tell_places()
+            self._update_positions()
 
     def _cancel_current(self, current: _Current, message: str) -> None:
         if not current.sent:  # no rank has been started
@@ -275,7 +275,7 @@ class RunQueue:
                 self._running = self._states[id].spec
                 self._current = _Current(id, Draft.new(self._home), time.monotonic())
                 self._change(id, phase="starting", ahead=0)
-                self._tell_places()
+                self._update_positions()
         if self._host is None and (self._current or self._keep_warm):
             self._start_host()
         if self._current and self._warm and not self._current.sent:
@@ -293,18 +293,18 @@ class RunQueue:
                 why = sentence("this machine would not start a process: {reason}", reason=error.strerror)
                 self._finish(phase="failed", message=why)
             return
-        self._selector.register(self._host.events, selectors.EVENT_READ, self._hear)
+        self._selector.register(self._host.events, selectors.EVENT_READ, self._on_host_events)
 
     def _ask(self, request: dict[str, Any], within_s: float) -> None:
         assert self._host
-        self._host.ask(request)
+        self._host.request(request)
         self._host.must_answer(within_s)
 
-    # Hearing from the host
+    # Events of the host
 
-    def _hear(self) -> None:
+    def _on_host_events(self) -> None:
         assert self._host
-        events = self._host.hear()
+        events = self._host.read_events()
         if events is None:
             self._lose_host()
             return
@@ -313,11 +313,11 @@ class RunQueue:
                 self._warm = True
                 self._host.has_answered()
             elif event["event"] == "broken":
-                self._last_words = event
+                self._start_error = event
             elif self._current:
-                self._take_in(self._current, event)
+                self._on_event(self._current, event)
 
-    def _take_in(self, current: _Current, event: dict[str, Any]) -> None:
+    def _on_event(self, current: _Current, event: dict[str, Any]) -> None:
         """An event of the current run."""
         assert self._host
         kind = event["event"]
@@ -338,17 +338,17 @@ class RunQueue:
             self._finish(**self._outcome(current, event))
 
     def _outcome(self, current: _Current, event: dict[str, Any]) -> dict[str, Any]:
-        """What a "finished" event changes in the state of the current run."""
+        """The changes of the current run's state by a "finished" event."""
         if event["how"] == "done":
             return {"phase": "done", "folder": Path(event["folder"])}
         if event["how"] == "cancelled":
-            somebody = sentence("cancelled: the process that runs the ranks was told to end")
-            return {"phase": "cancelled", "message": self._to_cancel.get(current.id, somebody)}
-        blame = {"message": unpacked(event["message"]), "traceback": event["traceback"], "failed_rank": event["rank"]}
-        return {"phase": "failed", "wrong": event["how"] == "wrong", **blame}
+            by_signal = sentence("cancelled: the process that runs the ranks was told to end")
+            return {"phase": "cancelled", "message": self._to_cancel.get(current.id, by_signal)}
+        failure = {"message": unpacked(event["message"]), "traceback": event["traceback"], "failed_rank": event["rank"]}
+        return {"phase": "failed", "wrong": event["how"] == "wrong", **failure}
 
     def _lose_host(self) -> None:
-        """The host is gone: the current run failed with it. If it had been well, another is warmed up for the next."""
+        """The host is gone, and the current run failed with it. If the host was warm, another one is started for the next run."""
         assert self._host
         self._selector.unregister(self._host.events)
         status = self._host.end()
@@ -359,17 +359,17 @@ class RunQueue:
         else:
             how = sentence("the process that runs the ranks left with exit status {status}, and the ranks with it", status=status)
         overdue = self._host.overdue
-        words = self._last_words or {"message": overdue or how, "traceback": ""}
-        self._host, self._keep_warm, self._last_words = None, self._warm, None
+        error = self._start_error or {"message": overdue or how, "traceback": ""}
+        self._host, self._keep_warm, self._start_error = None, self._warm, None
         self._warm = False
         if self._current and self._current.sent and not (self._current.taken or overdue):
-            self._current.sent = False  # it was on its way to a host that was just ending; the next one gets it
+            self._current.sent = False  # the host ended before it got the request; the next host gets it
         elif self._current and self._current.ending:
             self._current.draft.discard()
             self._finish(phase="cancelled", message=self._to_cancel[self._current.id])
         elif self._current:
             self._current.draft.discard()
-            self._finish(phase="failed", message=words["message"], traceback=words["traceback"])
+            self._finish(phase="failed", message=error["message"], traceback=error["traceback"])
 
 
 def _make_home(home: Path) -> None:

@@ -1,8 +1,8 @@
 """Records ledgers: what one chunk of the worker does with one microbatch, with sizes in named dimensions.
 
 The worker's own chunk, data parallelism and executor run on the real tensors of a probe, under the profiler that measures a
-run's memory. So nothing of torch is imitated. Where autograd adds one gradient to another in place, or takes one for its own, is
-its decision, made by what else holds it; under a dispatch mode, which watching fake tensors takes, it would decide otherwise.
+run's memory. So nothing of torch is imitated. Autograd decides whether it adds a gradient in place or takes over its tensor, by
+the other references to it. Under a dispatch mode, which fake tensors need, it decides differently.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from engine.launch.record_generation import generation
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
 from engine.objective import feed
 from engine.parallel.comm import Comm
-from engine.parallel.data import DataParallel, Streams, Use
+from engine.parallel.data import DataParallel, ParameterUse, Streams
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
+from engine.parallel.update import DistributedOptimizer
 from engine.predict.ledger.form import (
     ACCUMULATES,
     ALLOCATES,
@@ -49,15 +50,16 @@ from engine.predict.ledger.form import (
     case,
 )  # fmt: skip
 from engine.schedule import Action, Kind, Schedule
+from engine.spec import WorkloadSpec
 from engine.topology import Mesh
 
-_DP = 2  # replicas: what dp does is told by its own rules, but not where there is one
+_DP = 2  # replicas: with one, data parallelism would do nothing
 
 
 def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledger:
-    """What that part of a model of that structure does; some tenths of a second. `primes`: see `engine.launch.probe`.
+    """The ledger of a part of a model of that structure. Takes some tenths of a second. `primes`: see `engine.launch.probe`.
 
-    For a process that may use one thread of torch alone. Raises `RecordingError` where a size has no name.
+    It sets torch to one thread. Raises `RecordingError` where a size has no name.
     """
     torch.set_num_threads(1)  # as a rank has
     made = probe(structure, part, primes)
@@ -69,105 +71,108 @@ def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledg
     for hooked in (False, True):
         chunk = _Chunk(structure, part, made, zero=3 if hooked else 0)
         buckets = _buckets(chunk.chunk, made.name)
-        tree = traced(partial(chunk.executor.run, 1), chunk.recorder)
+        tree = traced(partial(chunk.executor.run, "the recorded step"), chunk.recorder)
         seen = Reading(chunk.data.before, {number: bucket.layer for number, bucket in enumerate(buckets)}).read(tree)
         traces |= {case(hooked, bool(microbatch)): tables.trace(one) for microbatch, one in sorted(seen.items())}
     return Ledger(tuple(tables.blocks), buckets, tuple(tables.calls), tuple(tables.operations), traces)
 
 
-# --------------------------------------------------------------------------------------------------- the worker, with marks
+# --------------------------------------------------------------------------------------------- the worker, marking what it does
 
 
 class _Data(DataParallel):
-    """Tells which layer is passed, and what happens to the buckets."""
+    """Marks which layer runs, and what happens to the buckets."""
 
-    def __init__(self, layers: list[nn.Module], comm: Comm, *settings: Any) -> None:
-        super().__init__({comm.at.pp: layers}, comm, *settings)
+    def __init__(self, *settings: Any) -> None:
+        super().__init__(*settings)
+        self.numbers: dict[nn.Module, int] = {}
+        self.before: dict[int, int] = {}  # number of the first graph node after a layer → that layer, or −1
+
+    def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
+        super().add_chunk(chunk, layers)
         self.numbers = {layer: number for number, layer in enumerate(layers)}
-        self.before: dict[int, int] = {}  # the first node of the graph that is not of a layer any more → that layer, or −1
 
-    def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
-        self.before.setdefault(_get_sequence_nr(), -1)  # nodes since the last layer are of none
+    def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
+        self.before.setdefault(_get_sequence_nr(), -1)  # nodes after the last layer belong to none
         return super().through([replace(use, run=partial(self._run, use)) for use in uses], streams)
 
-    def _run(self, use: Use, streams: Streams) -> Streams:
-        self._pass(use)
+    def _run(self, use: ParameterUse, streams: Streams) -> Streams:
+        self._mark_layer(use)
         out = use.run(streams)
-        told = int(self.zero >= 2)  # one more node, which tells that backward comes
-        self.before[_get_sequence_nr() + told] = self._number(use)
+        hooks = int(self.zero >= 2)  # one more node: `BackwardHook`
+        self.before[_get_sequence_nr() + hooks] = self._number(use)
         return out
 
-    def _number(self, use: Use) -> int:
+    def _number(self, use: ParameterUse) -> int:
         return self.numbers[use.layers[0]] if use.layers else -1
 
-    def _pass(self, use: Use) -> None:
+    def _mark_layer(self, use: ParameterUse) -> None:
         mark_instant(LAYER, self._number(use))
 
-    def pass_layer_of(self, weight: nn.Parameter) -> None:
+    def mark_layer_of(self, weight: nn.Parameter) -> None:
         mark_instant(LAYER, self.numbers[self._layer_of[weight]])
 
-    def _about(self, what: int, layer: nn.Module) -> Any:
+    def _bucket_range(self, what: int, layer: nn.Module) -> Any:
         return mark(BUCKET, what, self.numbers[layer])
 
-    def _begin_backward(self, use: Use, before: Use | None) -> None:
+    def _begin_backward(self, use: ParameterUse, before: ParameterUse | None) -> None:
         for layer in use.layers:
-            with self._about(EXPECTS, layer):
+            with self._bucket_range(EXPECTS, layer):
                 self.buckets[layer].expect(1)
         if not use.lookup:
-            self._enter(use, before)
+            self._gather(use, before)
 
-    def _enter(self, use: Use, following: Use | None) -> None:
-        self._pass(use)
-        super()._enter(use, following)
+    def _gather(self, use: ParameterUse, following: ParameterUse | None) -> None:
+        self._mark_layer(use)
+        super()._gather(use, following)
 
-    def _fetch(self, use: Use) -> None:
+    def _start_gather(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if not self.buckets[layer].resident:
-                with self._about(GATHERS, layer):
-                    super()._fetch(Use((layer,), use.run))
+                with self._bucket_range(GATHERS, layer):
+                    super()._start_gather(ParameterUse((layer,), use.run))
 
-    def _leave(self, use: Use) -> None:
+    def _release(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if self.buckets[layer].resident:
-                with self._about(RELEASES, layer):
-                    super()._leave(Use((layer,), use.run))
+                with self._bucket_range(RELEASES, layer):
+                    super()._release(ParameterUse((layer,), use.run))
 
-    def _arrived(self, p: nn.Parameter) -> None:
-        with self._about(ACCUMULATES, self._layer_of[p]):
-            super()._arrived(p)
+    def _take_gradient(self, p: nn.Parameter) -> None:
+        with self._bucket_range(ACCUMULATES, self._layer_of[p]):
+            super()._take_gradient(p)
 
 
 class _Executor(Executor):
-    """Sends nothing: what would wait to be sent is let go of at once. And tells of which layer a weight is."""
+    """Sends nothing: tensors to be sent are freed at once. Marks the layer of each deferred weight."""
 
     data: _Data
     paths: dict[nn.Parameter, str]  # of each weight's module
 
     def _send(self, action: Action) -> None:
-        tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
+        tensors = self._to_send.pop((action.flow, action.chunk, action.microbatch))
         where = [t.untyped_storage().data_ptr() for t in tensors]
         del tensors
         mark_instant(HANDS, *where)
 
     @torch.no_grad()
     def _backward_of_weights(self, action: Action) -> None:
-        owed = self._owed.pop((action.chunk, action.microbatch))
-        for weight in list(owed):
-            self.data.pass_layer_of(weight)
+        deferred = self._deferred.pop((action.chunk, action.microbatch))
+        for weight in list(deferred):
+            self.data.mark_layer_of(weight)
             with mark(MODULE, self.paths[weight]):
-                gradient = owed.pop(weight)()
+                gradient = deferred.pop(weight)()
             self.data.add(weight, gradient)
             del gradient
 
 
 class _Chunk:
-    """A probe's chunk, put together as the worker does it, at one ZeRO stage. Stages before and behind it are there in name."""
+    """A probe's chunk, built as the worker does it, at one ZeRO stage. Its neighbour stages exist in the mesh only."""
 
     def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
         model, sequence = made.model, structure.slicing == "sequence"
         pp, at = 3 - part.first - part.last, int(not part.first)
-        mesh, recorder = Mesh({"dp": _DP, "tp": made.tp, "pp": pp}), MarkingRecorder()
-        device = torch.device("cpu")
+        mesh, recorder, device = Mesh({"dp": _DP, "tp": made.tp, "pp": pp}), MarkingRecorder(), torch.device("cpu")
         self.recorder = recorder
         comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device)
         tp = TensorParallel(comm, sequence, DTYPES[structure.precision])
@@ -177,19 +182,18 @@ class _Chunk:
         def batch(number: int) -> Any:
             return to_tensors(feed(model, text, made.batch, 0, 1, number), device)
 
-        self.chunk = TransformerChunk(model, layers, part.first, part.last, batch, tp, structure.recompute)
+        self.data = _Data(tp, zero, torch.float32, 2)
+        self.chunk = TransformerChunk(model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through)
         with torch.no_grad():
             for p in self.chunk.parameters():
                 p.zero_()
-        self.data = _Data(self.chunk.parts(), comm, zero, sequence, torch.float32, 2, tp.deferred)
-        self.chunk.through = self.data.through
+        self.data.add_chunk(at, self.chunk.parts())
         mark_modules(self.chunk)
-        entering = [streams_before(model, layers.start if c == at else layers.stop, made.batch, tp) for c in range(pp)]
+        optimizer = DistributedOptimizer(WorkloadSpec(), self.data, (), ())
+        inputs = [streams_before(model, layers.start if c == at else layers.stop, made.batch, tp) for c in range(pp)]
         stages = tuple(_actions(at, pp) if stage == at else () for stage in range(pp))
-        self.executor = _Executor(
-            Schedule("1f1b", 2, tuple(range(pp)), stages), {at: self.chunk}, self.data, comm, recorder,
-            lambda doing: None, entering, lambda: None, lambda: None,
-        )  # fmt: skip
+        schedule = Schedule("1f1b", 2, tuple(range(pp)), stages)
+        self.executor = _Executor(schedule, {at: self.chunk}, inputs, self.data, optimizer, lambda status: None)
         named = self.chunk.named_parameters()
         self.executor.paths = {p: path_without_numbers(path.rpartition(".")[0]) for path, p in named}
 
@@ -199,11 +203,8 @@ def _buckets(chunk: TransformerChunk, name: Callable[[int], Product]) -> tuple[B
     paths = {module: path_without_numbers(path) for path, module in chunk.named_modules()}
     found = []
     for module in chunk.parts():
-        shapes = [
-            Parameter(tuple(map(name, p.shape)), p.cut.dim is None)
-            for p in module.parameters()
-            if isinstance(p, ShardedParameter)
-        ]
+        sharded = (p for p in module.parameters() if isinstance(p, ShardedParameter))
+        shapes = [Parameter(tuple(map(name, p.shape)), p.shard_spec.dim is None) for p in sharded]
         found.append(Bucket(paths[module], layers.get(module, -1), tuple(sorted(shapes, key=lambda p: not p.whole))))
     return tuple(found)
 
@@ -225,7 +226,7 @@ def _actions(at: int, pp: int) -> tuple[Action, ...]:
 
 
 class _Tables:
-    """Puts down what was seen, things that are alike once."""
+    """The tables of a ledger: equal blocks, calls and operations are stored once."""
 
     def __init__(self, name: Callable[[int], Product]) -> None:
         self._name = name

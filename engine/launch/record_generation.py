@@ -14,7 +14,8 @@ from engine.launch.probe import Probe
 from engine.launch.profiled import LAYER, Reading, SeenMicrobatch
 from engine.model.chunk import TransformerChunk
 from engine.parallel.comm import Comm
-from engine.parallel.data import Streams, Use
+from engine.parallel.data import ParameterUse, Streams
+from engine.phases import SilentLink
 from engine.predict.ledger.form import Part, Structure, generating
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, WorkloadSpec
 
@@ -54,10 +55,10 @@ def _inference(structure: Structure, part: Part, made: Probe, draws: bool) -> In
     )  # fmt: skip
     mesh, recorder = spec.layout.mesh, MarkingRecorder()
     comm = Comm.without_others(mesh, mesh.rank({"pp": int(not part.first)}), recorder, torch.device("cpu"))
-    return Inference(spec, comm, recorder, lambda doing: None)
+    return Inference(spec, comm, SilentLink())
 
 
-def _through(numbers: Mapping[nn.Module, int], uses: list[Use], streams: Streams) -> Streams:
+def _through(numbers: Mapping[nn.Module, int], uses: list[ParameterUse], streams: Streams) -> Streams:
     """As a chunk does by itself, and marks the layer at work."""
     for use in uses:
         mark_instant(LAYER, numbers[use.layers[0]] if use.layers else -1)

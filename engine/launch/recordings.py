@@ -2,9 +2,9 @@
 
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/predict/ledger/recorded]
 
-Without --model, of all in the catalog, which takes a quarter of an hour. What is in the folder already is left as it is, so that
-several may be under way at once, for different families. With --archives they are bound as well, as they are shipped: a file for
-each family and precision.
+Without --model, those of all models in the catalog, which takes a quarter of an hour. Ledgers that are in the folder already are
+kept, so that several processes may run at once for different families. With --archives the files that are shipped are written
+too, one for each family and precision.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""When each action of a dry run would happen: nothing is computed in one, so it has no times of its own. Imports no torch.
+"""Unit times for the actions of a dry run, which computes nothing and so has no times of its own. Imports no torch.
 
-The schedule's own lists are replayed in the units of the textbooks: a forward takes 1 ms and a backward 2 ms, each half of a
+The schedule's lists are replayed in the units of textbooks: a forward takes 1 ms and a backward 2 ms, each half of a
 split backward 1 ms, all divided by the chunks on a stage; the optimizer's step takes 1 ms, everything else no time.
 """
 
@@ -29,7 +29,7 @@ class Textbook:
 
 
 def textbook(spec: RunSpec) -> Textbook:
-    """Raises `RequestError` where there are too many actions to be put in time."""
+    """Raises `RequestError` if there are too many actions."""
     layout = spec.layout
     count, passes = entries(layout, spec.workload.microbatches), sentence("{n} microbatches", n=spec.workload.microbatches)
     if spec.generate.skip_training:

@@ -1,21 +1,21 @@
-"""What a process imports before it becomes a rank, or forks ranks: all that a run would otherwise import on its way."""
+"""Imports all modules that a run needs, in a process that becomes a rank or forks ranks."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
 _NEEDED = (
-    # torch puts off much of itself: the first optimizer imports torch._dynamo, the first profiler some 820 modules more.
+    # torch imports much of itself late: the first optimizer imports torch._dynamo, the first profiler 820 modules more.
     # That is 2 s alone and 4 s in each of four ranks. This one module brings both.
     "torch._inductor.config",
     "torch.profiler",
     "pyarrow.parquet",
-    "pyarrow.pandas_compat",  # imported when the first table is made of Python's own values
+    "pyarrow.pandas_compat",  # imported when the first table is made of Python values
     "engine.worker",
 )
 
 
 def preload() -> None:
-    """Import what a run needs. No torch operation is run: a fork after one would leave the threads of it behind."""
+    """Import what a run needs. No torch operation is run: its threads would not survive a fork."""
     for name in _NEEDED:
         import_module(name)

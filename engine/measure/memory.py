@@ -1,18 +1,18 @@
 """Where a rank's memory goes, from the allocator's own events over one traced step.
 
-torch's profiler reports every allocation and every free of the C++ allocator with its address, size and time. Each block is
-put into a category by who owns its address, or else by the actions in which it was born and died:
+torch's profiler reports every allocation and every free of the C++ allocator with its address, size and time. The category of a
+block follows from the owner of its address, or else from the actions in which it was allocated and freed:
 
-    parameters, gradients, optimizer   owned: the address is that of a tensor of that kind
+    parameters, gradients, optimizer   the address is that of a tensor of that kind
     kv_cache                           the same, when generating
-    activations                        born in a forward (or received for one), died in a backward; and the gradients that an I
-                                       (or what was received for it) leaves to its W
-    communication                      born in the door or in a transfer, or outlived its action without being an activation,
-                                       such as an output that waits to be sent
-    temporary                          born and died within one action, and whatever is none of the above
+    activations                        allocated in a forward (or received for one), freed in a backward; and the gradients that
+                                       an I allocates (or that are received for it) and its W frees
+    communication                      allocated in a communication region or a transfer; or freed in a later action without
+                                       being an activation, such as an output that waits to be sent
+    temporary                          allocated and freed within one action, and all others
 
-What one operation takes and gives back inside itself, a kernel's workspace, has no category and is in no table: it depends on the
-processor (oneDNN's scratchpads, copies of operands), not on the layout. `MemoryTrace.workspace` tells how much it adds.
+A kernel workspace is what one operation allocates and frees inside itself. It has no category and is in no table: it depends on
+the processor (oneDNN's scratchpads, copies of operands), not on the layout. `MemoryTrace.workspace` is what it adds to the peak.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from engine.measure.recorder import ACTION_MARK, DOOR_MARK, Recorder
+from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK, Recorder
 from engine.tables import CATEGORIES, KV_CACHE
 from engine.topology import Coordinate
 
@@ -46,43 +46,43 @@ class ActionTime(NamedTuple):
 
     @classmethod
     def of(cls, mark: str, start_ns: int, end_ns: int) -> ActionTime:
-        """What the recorder's mark of an action says."""
+        """From the name of a recorder's mark of an action."""
         phase, text = mark.removeprefix(ACTION_MARK).split(" ", 1)
         return cls(start_ns, end_ns, phase, text.split(" ", 1)[0], text)
 
 
 @dataclass(slots=True)
-class Block:
-    """One allocation. `born` and `died` are numbers of actions; −1 is before the step. `operation`: the one that made it."""
+class MemoryBlock:
+    """One allocation. `born` and `died` are numbers of actions; −1 is before the step. `operation`: the one that allocated it."""
 
     size: int
     born: int
-    in_door: bool
+    in_communication: bool
     owner: str = ""
     died: int | None = None
     operation: int = -1
 
 
-class Change(NamedTuple):
-    """One event of the allocator: a block that comes (sign 1) or goes (sign −1)."""
+class BlockEvent(NamedTuple):
+    """A block is allocated (sign 1) or freed (sign −1)."""
 
     t_ns: int
     action: int
     sign: int
-    block: Block
+    block: MemoryBlock
 
 
 @dataclass(frozen=True)
 class MemoryTrace:
-    """What was read from one step. `start_total` and `peak_total` are the allocator's own bytes, apart from our accounting."""
+    """The memory of one step. `start_total` and `peak_total` are bytes by the allocator's own count."""
 
     actions: list[ActionTime]
-    changes: list[Change]  # without those of kernels' workspaces
-    standing: list[Block]  # blocks that were there when the step began
+    events: list[BlockEvent]  # without kernel workspaces
+    standing: list[MemoryBlock]  # blocks from before the step
     start_total: int
-    peak_total: int  # kernels' workspaces included
-    workspace: int  # bytes by which kernels' workspaces raise the peak of all blocks above that of the others
-    unaccounted: int  # live tensors at the end that the events do not explain, less those they claim and that are gone
+    peak_total: int  # kernel workspaces included
+    workspace: int  # bytes that kernel workspaces add to the peak
+    unaccounted: int  # bytes of live tensors at the end, minus those that the events imply
 
     def curve(self) -> list[tuple[int, int, dict[str, int]]]:
         """(t_ns from the step's start, number of the action, bytes by category): at each action's start and highest point."""
@@ -94,15 +94,15 @@ class MemoryTrace:
         points = [(0, 0, dict(now))]
         current, best, best_at = 0, sum(now.values()), 0
         best_now = dict(now)
-        for change in self.changes:
-            if change.action != current:
+        for event in self.events:
+            if event.action != current:
                 points.append((best_at, current, best_now))
-                current, best_now, best = change.action, dict(now), sum(now.values())
+                current, best_now, best = event.action, dict(now), sum(now.values())
                 best_at = self.actions[current].start_ns - zero
                 points.append((best_at, current, dict(now)))
-            now[self._category(change.block)] += change.sign * change.block.size
+            now[self._category(event.block)] += event.sign * event.block.size
             if sum(now.values()) > best:
-                best, best_now, best_at = sum(now.values()), dict(now), change.t_ns - zero
+                best, best_now, best_at = sum(now.values()), dict(now), event.t_ns - zero
         points.append((best_at, current, best_now))
         points.append((self.actions[-1].end_ns - zero, len(self.actions) - 1, dict(now)))
         return _one_each_instant(points)
@@ -133,7 +133,7 @@ class MemoryTrace:
             for category, size in composition.items()
         ]
 
-    def _category(self, block: Block) -> str:
+    def _category(self, block: MemoryBlock) -> str:
         if block.owner:
             return block.owner
         if block.born < 0:
@@ -141,19 +141,19 @@ class MemoryTrace:
         born = self.actions[block.born]
         transfer = born.kind in ("send", "recv")
         if block.died == block.born:
-            return "communication" if block.in_door or transfer else "temporary"
+            return "communication" if block.in_communication or transfer else "temporary"
         if block.died is None:
             return "temporary"
         died = self.actions[block.died].kind
         if born.phase == "forward" and died in ("B", "I", "W"):
             return "activations"
-        if born.kind in ("I", "recv") and died == "W" and not block.in_door:
+        if born.kind in ("I", "recv") and died == "W" and not block.in_communication:
             return "activations"
         return "communication"
 
 
 def _one_each_instant(points: list[tuple[int, int, dict[str, int]]]) -> list[tuple[int, int, dict[str, int]]]:
-    """Points in order of time; of several at one instant, the highest."""
+    """Points in order of time. Of several at one instant, the highest."""
     kept: dict[int, tuple[int, int, dict[str, int]]] = {}
     for point in points:
         known = kept.get(point[0])
@@ -162,10 +162,10 @@ def _one_each_instant(points: list[tuple[int, int, dict[str, int]]]) -> list[tup
     return [kept[t] for t in sorted(kept)]
 
 
-class Allocation(NamedTuple):
-    """One event of the allocator: `size` bytes come to `address`, or go from it where `size` is negative.
+class AllocatorEvent(NamedTuple):
+    """`size` bytes are allocated at `address`, or freed where `size` is negative.
 
-    `operation`: the number of the operation that was under way, or −1 between operations.
+    `operation`: the number of the operation that was running, or −1 between operations.
     """
 
     t_ns: int
@@ -175,53 +175,53 @@ class Allocation(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What was seen of one step, in order of time."""
+    """All events of one step, in order of time."""
 
     actions: list[ActionTime]
-    doors: list[tuple[int, int]]  # start and end of the door's work
-    memory: list[Allocation]
+    regions: list[tuple[int, int]]  # start and end of each communication region
+    memory: list[AllocatorEvent]
 
 
 def attribute(events: Events, before: dict[int, int], owners: dict[int, str], after: int) -> MemoryTrace:
-    """Give each event its block. `before`: address → bytes of what is there when the step begins; `after`: bytes at its end.
+    """Match frees with allocations. `before`: address → bytes of the blocks at the start of the step. `after`: bytes at its end.
 
-    A block that comes and goes within one operation is a kernel's workspace. The total at the peak is that of the events, from
-    what was there before; a caller that knows the allocator's own replaces it.
+    A block that one operation allocates and frees is a kernel workspace. `peak_total` is computed from the events; a caller that
+    knows the allocator's own count replaces it.
     """
     starts = [a.start_ns for a in events.actions]
-    door_starts = [start for start, _ in events.doors]
-    alive = {p: Block(size, -1, False, owners.get(p, "")) for p, size in before.items()}
+    region_starts = [start for start, _ in events.regions]
+    alive = {p: MemoryBlock(size, -1, False, owners.get(p, "")) for p, size in before.items()}
     standing = list(alive.values())
-    changes = []
-    inside = set()  # blocks of kernels' workspaces, by identity
+    block_events = []
+    inside = set()  # kernel workspaces, by identity
     for t_ns, pointer, size, operation in events.memory:
         action = max(0, bisect_right(starts, t_ns) - 1)
         if size > 0:
-            door = bisect_right(door_starts, t_ns) - 1
-            in_door = door >= 0 and t_ns <= events.doors[door][1]
-            block = Block(size, action, in_door, owners.get(pointer, ""), operation=operation)
+            region = bisect_right(region_starts, t_ns) - 1
+            in_communication = region >= 0 and t_ns <= events.regions[region][1]
+            block = MemoryBlock(size, action, in_communication, owners.get(pointer, ""), operation=operation)
             alive[pointer] = block
-            changes.append(Change(t_ns, action, 1, block))
+            block_events.append(BlockEvent(t_ns, action, 1, block))
         elif pointer in alive:
             block = alive.pop(pointer)
             block.died = action
-            changes.append(Change(t_ns, action, -1, block))
+            block_events.append(BlockEvent(t_ns, action, -1, block))
             if operation >= 0 and operation == block.operation:
                 inside.add(id(block))
-    lasting = [change for change in changes if id(change.block) not in inside]
-    start, with_workspace = sum(before.values()), _highest(changes)
+    lasting = [event for event in block_events if id(event.block) not in inside]
+    start, with_workspace = sum(before.values()), _highest(block_events)
     unaccounted = after - sum(b.size for b in alive.values())
     workspace = with_workspace - _highest(lasting)
     return MemoryTrace(events.actions, lasting, standing, start, start + with_workspace, workspace, unaccounted)
 
 
-def _highest(changes: list[Change]) -> int:
-    """The most bytes by which the changes raise what was there before them."""
-    return max(accumulate((change.sign * change.block.size for change in changes), initial=0))
+def _highest(block_events: list[BlockEvent]) -> int:
+    """The most bytes that the events add to those from before."""
+    return max(accumulate((event.sign * event.block.size for event in block_events), initial=0))
 
 
 class StepTracer(Protocol):
-    """Traces the memory of what runs inside `step`; afterwards `result` reads it."""
+    """Traces the memory of what runs inside `step`. `result` returns it afterwards."""
 
     def step(self) -> AbstractContextManager[None]: ...
 
@@ -232,7 +232,7 @@ MakeTracer = Callable[[Owned, Recorder, torch.device], StepTracer]
 
 
 class Tracer:
-    """Traces by torch's profiler, what its allocator says."""
+    """Traces with torch's profiler."""
 
     def __init__(self, owned: Owned, recorder: Recorder, device: torch.device) -> None:
         self._owners = {t.untyped_storage().data_ptr(): category for category, tensors in owned.items() for t in tensors}
@@ -265,9 +265,9 @@ class Tracer:
 def _live_storages(device: torch.device) -> dict[int, int]:
     """Address → bytes of every tensor storage on the device that Python can reach.
 
-    Between steps no tensor lives in C++ alone, so that is all of them. What was there when the ranks were forked is not
-    looked at (it is frozen out of the collector), and holds no tensor. Storage that cannot be resized did not come from the
-    allocator: it is what the door lent to a collective, and gloo's threads may hold that after its owner has gone.
+    Between steps no tensor is held by C++ alone, so these are all. Objects from before the fork are frozen out of the collector;
+    they are not looked at, and hold no tensor. A storage that cannot be resized did not come from the allocator: it is a view
+    that `engine.parallel.comm` made for a collective. gloo's threads may hold it after its owner was freed.
     """
     gc.collect()  # a tensor in a dead cycle would be counted as there, and go unseen later
     found = {}
@@ -282,8 +282,8 @@ def _live_storages(device: torch.device) -> dict[int, int]:
 def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
     """The profiler's tree, flattened, and the allocator's running total at each event of memory."""
     actions: list[ActionTime] = []
-    doors: list[tuple[int, int]] = []
-    memory: list[tuple[Allocation, int]] = []
+    regions: list[tuple[int, int]] = []
+    memory: list[tuple[AllocatorEvent, int]] = []
     operations = 0
     stack = [(event, -1) for event in reversed(tree)]
     while stack:
@@ -292,34 +292,34 @@ def _events(tree: list[Any], device: str) -> tuple[Events, list[int]]:
         if name == "[memory]":
             fields = event.extra_fields
             if fields.device.type == device:
-                allocation = Allocation(event.start_time_ns, fields.ptr, fields.alloc_size, operation)
+                allocation = AllocatorEvent(event.start_time_ns, fields.ptr, fields.alloc_size, operation)
                 memory.append((allocation, fields.total_allocated))
         elif name.startswith(ACTION_MARK):
             actions.append(ActionTime.of(name, event.start_time_ns, event.end_time_ns))
-        elif name.startswith(DOOR_MARK):
-            doors.append((event.start_time_ns, event.end_time_ns))
+        elif name.startswith(COMMUNICATION_MARK):
+            regions.append((event.start_time_ns, event.end_time_ns))
         elif operation < 0 and is_operation(name):
             operation, operations = operations, operations + 1
         stack.extend((child, operation) for child in reversed(event.children))  # in order, so that events of one instant stay so
     memory.sort(key=lambda m: m[0].t_ns)
-    return Events(sorted(actions), sorted(doors), [m[0] for m in memory]), [m[1] for m in memory]
+    return Events(sorted(actions), sorted(regions), [m[0] for m in memory]), [m[1] for m in memory]
 
 
 @lru_cache(maxsize=4096)  # torch has some 1,600 operators
 def is_operation(name: str) -> bool:
-    """Whether an event of the profiler is an operation with a kernel of its own, not one that is made of other operations.
+    """Whether an event of the profiler is an operation with a kernel of its own, not a composite operation.
 
-    A result of those others is no workspace. A dispatch mode, and so the dry run, sees the same operations. The events tell no
-    overload, so one overload that is made of others is enough; those with names of dimensions are never used here.
+    A result inside a composite operation is no workspace. A dispatch mode, and so the dry run, sees the same operations. Events
+    do not name the overload, so one composite overload is enough. Overloads with names of dimensions are not used here.
     """
     space, _, operator = name.partition("::")
     packet = getattr(torch.ops.aten, operator, None) if space == "aten" else None
     if packet is None:
         return False
     overloads = [o for o in packet.overloads() if "Dimname" not in str(getattr(packet, o)._schema)]
-    return not any((name if o == "default" else f"{name}.{o}") in _made_of_others() for o in overloads)
+    return not any((name if o == "default" else f"{name}.{o}") in _composite_operations() for o in overloads)
 
 
 @lru_cache(maxsize=1)
-def _made_of_others() -> frozenset[str]:
+def _composite_operations() -> frozenset[str]:
     return frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))

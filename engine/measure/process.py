@@ -1,4 +1,4 @@
-"""The process as the operating system sees it."""
+"""Memory of this process, as the operating system counts it."""
 
 from __future__ import annotations
 

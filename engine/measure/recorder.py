@@ -1,8 +1,8 @@
-"""What one rank keeps of a step: a span for every action and transfer, and a count of what passed the door.
+"""What one rank records of a step: a span for every action and every communication call, and the traffic by axis and purpose.
 
-The recorder always runs; it starts anew at each step, so what it holds is the last step's. Its cost is two clock
-readings a span. While memory is traced it also tells the tracer, through `mark`, when actions and the door's work begin and
-end, so that the allocator's events can be attributed.
+The recorder always runs. It is cleared at the start of each step, so it holds the last step. It costs two clock readings a span.
+While memory is traced, it also marks for the tracer when actions and communication regions begin and end, so that the
+allocator's events can be attributed to them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from engine.schedule import Action
 from engine.topology import Axis
 
-ACTION_MARK, DOOR_MARK = "shardscope.action ", "shardscope.door "
+ACTION_MARK, COMMUNICATION_MARK = "shardscope.action ", "shardscope.communication "
 
 
-class Passage(NamedTuple):
-    """What makes calls through the door the same row of the traffic table."""
+class TrafficKey(NamedTuple):
+    """Calls with the same key are one row of the traffic table. `group`: the ranks that take part."""
 
     axis: Axis
     collective: str
@@ -51,17 +51,19 @@ class Span:
 
 class Recorder:
     def __init__(self) -> None:
-        self.mark: Callable[[str], AbstractContextManager[object]] | None = None  # of the tracer, while it traces
-        self.resized: Callable[[Any], None] = lambda tensor: None  # told of a tensor whose storage grew or shrank
+        self.mark: Callable[[str], AbstractContextManager[object]] | None = (
+            None  # of the tracer, while it traces: marks a range by name
+        )
+        self.resized: Callable[[Any], None] = lambda tensor: None  # called with a tensor whose storage was resized
         self.step = 0
         self.origin_ns = 0
         self.actions: list[Span] = []
-        self.spans: list[Span] = []  # of what passed the door
-        self.traffic: defaultdict[Passage, Count] = defaultdict(Count)
+        self.spans: list[Span] = []  # of communication calls
+        self.traffic: defaultdict[TrafficKey, Count] = defaultdict(Count)
         self._phase, self._chunk, self._microbatch = "", -1, -1
 
     def begin_step(self, step: int, origin_ns: int) -> None:
-        """Forget the step before. `origin_ns` is the instant that all ranks take as this step's zero."""
+        """Clear the last step. `origin_ns`: the instant that all ranks take as time 0 of this step."""
         self.step, self.origin_ns = step, origin_ns
         self.actions.clear()
         self.spans.clear()
@@ -69,7 +71,7 @@ class Recorder:
 
     @contextmanager
     def action(self, action: Action, phase: str) -> Iterator[None]:
-        """Spans what happens inside, and attributes to it the passages through the door."""
+        """Record a span of what runs inside, and attribute communication calls inside to this action and `phase`."""
         self._phase, self._chunk, self._microbatch = phase, action.chunk, action.microbatch
         mark = self.mark(f"{ACTION_MARK}{phase} {action}") if self.mark else None
         if mark:
@@ -85,21 +87,19 @@ class Recorder:
                 mark.__exit__(None, None, None)
             self.actions.append(span)
 
-    def passage(self, passage: Passage, payload_bytes: int, wire_bytes: int) -> Span:
-        """Count one call through the door and open its span; `close` it when the call is complete."""
-        count = self.traffic[passage]
+    def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
+        """Count one communication call and open its span. `close` the span when the call is complete."""
+        count = self.traffic[key]
         count.calls += 1
         count.payload_bytes += payload_bytes
         count.wire_bytes += wire_bytes
-        span = Span(
-            "comm", passage.collective, self._chunk, self._microbatch, time.perf_counter_ns(), cpu_ns=-time.thread_time_ns()
-        )
+        span = Span("comm", key.collective, self._chunk, self._microbatch, time.perf_counter_ns(), cpu_ns=-time.thread_time_ns())
         self.spans.append(span)
         return span
 
-    def door(self, collective: str) -> AbstractContextManager[Any]:
-        """Mark what happens inside as the door's own work, for the memory trace."""
-        return self.mark(f"{DOOR_MARK}{collective}") if self.mark else nullcontext()
+    def communication_region(self, collective: str) -> AbstractContextManager[Any]:
+        """Mark what runs inside as communication, for the memory trace."""
+        return self.mark(f"{COMMUNICATION_MARK}{collective}") if self.mark else nullcontext()
 
     @property
     def phase(self) -> str:
@@ -112,7 +112,7 @@ class Recorder:
 
     def span_rows(self, rank: int) -> list[dict[str, Any]]:
         rows = []
-        # Of a transfer, the door's own span is the measurement.
+        # A send or recv is measured by the span of its call, not of its action.
         computed = [span for span in self.actions if span.kind not in ("send", "recv")]
         for span in sorted([*computed, *self.spans], key=lambda s: s.start_ns):
             rows.append(

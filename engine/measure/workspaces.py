@@ -1,13 +1,12 @@
-"""What CPU kernels of torch allocate and free inside, beyond their results: no dispatcher sees it, the allocator does.
+"""Kernel workspaces: what CPU kernels of torch allocate and free inside. A dispatch mode does not see it, the allocator does.
 
 native_layer_norm_backward   a row of partial sums, of scale and of shift, for each thread, of which a rank has one
-mm, addmm, bmm in bf16       oneDNN's scratchpad, and copies of operands that lie in memory as oneDNN does not take them.
-                             The size depends on the processor as much as on the shapes. So it is asked: the multiplication
-                             is done once for each shape, on zeros, if that is small. Where it is not, nothing is added;
-                             such a model does not run on a CPU.
-add_ of another type         what is added, in the type of what it is added to
+mm, addmm, bmm in bf16       oneDNN's scratchpad, and copies of operands whose strides oneDNN does not take. The size depends on
+                             the processor and on the shapes. So it is measured: the multiplication is done once for each
+                             shape, on zeros, if that is small. Otherwise nothing is added; such a model does not run on a CPU.
+add_ of another type         the added tensor, converted to the type of the result
 scatter_add_ in bf16         sums in fp32, as many as there are results
-number as a tensor           8 bytes, and once more in the type of the result where that is another
+number as a tensor           8 bytes, and once more in the type of the result if that differs
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ _LAYER_NORM_BACKWARD = _aten.native_layer_norm_backward.default
 _SCATTER, _ADD_INTO = _aten.scatter_add_.default, _aten.add_.Tensor
 _MULTIPLICATIONS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default)
 
-_MOST_WORK = 2**31  # multiplications of numbers that may be done to ask for a scratchpad: a second or two
+_MOST_WORK = 2**31  # scalar multiplications that a measurement may take: a second or two
 
 Sizes = Sequence[int]
 
 
 class Workspaces:
-    """Remembers what was asked for once."""
+    """Workspace sizes, each measured once."""
 
     def __init__(self) -> None:
         self._scratchpads: dict[tuple[Any, ...], Sizes] = {}
 
     def of(self, func: Any, args: tuple[Any, ...]) -> Sizes:
-        """Bytes that the kernel of `func` takes at its highest, if any."""
+        """Bytes of the workspace of `func`'s kernel, if any."""
         if func is _LAYER_NORM_BACKWARD:
             return (2 * prod(args[2]) * 4,)
         if func is _ADD_INTO and isinstance(args[1], Tensor) and args[1].dtype != args[0].dtype:
@@ -60,7 +59,7 @@ class Workspaces:
 
 
 def _taken_by(func: Any, like: list[Tensor]) -> Sizes:
-    """What `func` allocates and frees inside on tensors of these shapes, by doing it."""
+    """Measure what `func` allocates and frees inside, on tensors of these shapes."""
     with _disable_current_modes(), torch.no_grad():
         real = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).zero_() for t in like]
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
@@ -76,4 +75,4 @@ def _taken_by(func: Any, like: list[Tensor]) -> Sizes:
     found.sort(key=lambda event: event[0])
     sizes = [size for _, size in found]
     sizes.remove(prod(like[-2].shape[:-1]) * like[-1].shape[-1] * like[0].element_size())  # the result
-    return (max(accumulate(sizes, initial=0)),)  # copies of what lies across are there together with the scratchpad
+    return (max(accumulate(sizes, initial=0)),)  # copies of operands exist together with the scratchpad

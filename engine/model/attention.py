@@ -1,6 +1,6 @@
-"""Attention, its heads cut over tp. Written out, scores and all, so that the S² term of the activations can be seen and measured.
+"""Attention, its heads sharded over tp. The scores are computed explicitly, so that their S² activations can be measured.
 
-Shapes: B, S, H hidden, A heads, G key heads, D width of a head; R the rows that ask, S in all but two-stream attention.
+Shapes: B batch, S sequence, H hidden, A heads, G key heads, D head width. R rows of queries: S except in two-stream attention.
 """
 
 from __future__ import annotations
@@ -13,61 +13,64 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.model.position import Around
-from engine.parallel.tensor import ColumnParallelLinear, Cut, RowParallelLinear, ShardedParameter, TensorParallel
+from engine.model.position import AttentionInputs
+from engine.parallel.tensor import ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
 
 class Attention(nn.Module):
-    """What all kinds share: the heads' sizes and the output layer.
+    """What all kinds of attention share: the sizes of heads and the output layer.
 
-    `selective`: the attention proper is computed again in backward rather than keep what it holds, S² of it.
+    `selective`: core attention is recomputed in backward, so that its S² activations are not kept.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.key_heads // tp.degree, spec.head_width
-        self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # over all tp ranks
+        self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
         self.selective = selective
         self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias)
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
-        """Features side by side → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
+        """Concatenated features → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
         parts = x.split([n * self.width for n in heads], -1)
         return [part.view(*x.shape[:2], -1, self.width).transpose(1, 2) for part in parts]
 
-    def leave(self, mix: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """The output layer behind the attention proper. → (B, r, H)"""
-        mixed = checkpoint(mix, *inputs, use_reentrant=False, preserve_rng_state=False) if self.selective else mix(*inputs)
+    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """The output layer after core attention. → (B, r, H)"""
+        if self.selective:
+            mixed = checkpoint(core_attention, *tensors, use_reentrant=False, preserve_rng_state=False)
+        else:
+            mixed = core_attention(*tensors)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
-    """Every token asks every token it may see. (B, s, H) → (B, s, H)
+    """Every token attends to every token that it may see. (B, s, H) → (B, s, H)
 
     With fewer key heads than heads, each group of heads shares a key head (Ainslie et al. 2023).
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, causal: bool) -> None:
-        """`causal`: a token sees itself and what came before; otherwise all."""
+        """`causal`: a token sees itself and earlier tokens; otherwise all tokens."""
         super().__init__(spec, tp, selective)
         self.causal = causal
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
 
-    def forward(self, x: Tensor, around: Around) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
         q, k, v = self.split(self.qkv(x), self.heads, self.key_heads, self.key_heads)
-        if around.rotation is not None:
-            q, k = around.rotation(q), around.rotation(k)
-        if around.cache is not None:
-            k, v = around.cache.extend(self, k, v)
-        return self.leave(self.mix, q, k, v)
+        if inputs.rotation is not None:
+            q, k = inputs.rotation(q), inputs.rotation(k)
+        if inputs.cache is not None:
+            k, v = inputs.cache.extend(self, k, v)
+        return self.output(self.core_attention, q, k, v)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, self.causal)
 
 
 class CrossAttention(Attention):
-    """Every token of the decoder asks every token of the encoder. (B, s, H), (B, s, H) → (B, s, H)"""
+    """Every token of the decoder attends to every token of the encoder. (B, s, H), (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__(spec, tp, selective)
@@ -78,49 +81,49 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         (q,) = self.split(self.query(x), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
-        return self.leave(self.mix, q, k, v)
+        return self.output(self.core_attention, q, k, v)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, causal=False)
 
 
 class RelativeAttention(Attention):
     """Two-stream attention with relative positions (Dai et al. 2019, section 3.3; Yang et al. 2019). (B, r, H) → (B, r, H)
 
-    The first S rows are the tokens, and they alone have keys and values; the others are queries. The score of row i for token
-    j is (qᵢ + u)·kⱼ + (qᵢ + v)·r, r the projected wave of the distance between them.
+    The first S rows are the tokens. Only they have keys and values; the other rows are queries. The score of row i for token j
+    is (qᵢ + u)·kⱼ + (qᵢ + v)·r, where r is the projected sinusoid of their distance.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__(spec, tp, selective)
         self.seq = spec.seq
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias)
-        self.distance = ShardedParameter.of(Cut((self.queries, spec.hidden), 0), tp)
-        self.content_bias = ShardedParameter.of(Cut((spec.heads, self.width), 0), tp)  # u
-        self.position_bias = ShardedParameter.of(Cut((spec.heads, self.width), 0), tp)  # v
+        self.distance = ShardedParameter.of(ShardSpec((self.queries, spec.hidden), 0), tp)
+        self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
+        self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
-    def forward(self, x: Tensor, around: Around) -> Tensor:
-        assert around.waves is not None
+    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
+        assert inputs.waves is not None
         q, k, v = self.split(self.qkv(x), *(self.heads,) * 3)
-        # Every rank has the waves whole and projects them to its own heads, so no collective is needed.
-        (r,) = self.split(F.linear(around.waves, self.distance).unsqueeze(0), self.heads)  # (1, A/tp, 2S − 1, D)
-        return self.leave(lambda *inputs: self.mix(around, *inputs), q, k[:, :, : self.seq], v[:, :, : self.seq], r)
+        # Every rank has all waves and projects them to its own heads, so no collective is needed.
+        (r,) = self.split(F.linear(inputs.waves, self.distance).unsqueeze(0), self.heads)  # (1, A/tp, 2S − 1, D)
+        return self.output(lambda *tensors: self.core_attention(inputs, *tensors), q, k[:, :, : self.seq], v[:, :, : self.seq], r)
 
-    def mix(self, around: Around, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    def core_attention(self, inputs: AttentionInputs, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
         """(B, A/tp, R, D), two of (B, A/tp, S, D), (1, A/tp, 2S − 1, D) → (B, A/tp, R, D)"""
-        assert around.distance is not None and around.hidden is not None
+        assert inputs.distance is not None and inputs.hidden is not None
         by_content = (q + self.content_bias.unsqueeze(1)) @ k.transpose(-1, -2)  # (B, A/tp, R, S)
         by_distance = (q + self.position_bias.unsqueeze(1)) @ r.transpose(-1, -2)  # (B, A/tp, R, 2S − 1)
-        index = around.distance.expand(-1, self.heads, -1, -1)
+        index = inputs.distance.expand(-1, self.heads, -1, -1)
         scores = by_content.add_(by_distance.gather(-1, index)).mul_(1 / math.sqrt(self.width))
-        return scores.masked_fill_(around.hidden, float("-inf")).softmax(-1) @ v
+        return scores.masked_fill_(inputs.hidden, float("-inf")).softmax(-1) @ v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """The attention proper. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal`: the rows are the last R tokens."""
+    """Core attention. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal`: the rows are the last R tokens."""
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]
-    # The heads that share a key head stand below one another, as more rows, so that keys and values are not copied.
+    # Heads that share a key head become more rows of it, so that keys and values are not copied.
     q = q.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, A/G · R, D)
     scores = (q @ k.transpose(-1, -2)).mul_(1 / math.sqrt(width))  # (B, G, A/G · R, S)
     if causal:
@@ -130,8 +133,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 def output_std(spec: ModelSpec) -> float:
-    """Spread of the layers that write to the residual stream.
+    """Standard deviation of layers that write to the residual stream.
 
-    Where norms stand before the blocks, 2 × layers of them add up (Radford et al. 2019, 2.3); where they stand behind, not.
+    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With post-norm they do not.
     """
     return 0.02 / math.sqrt(2 * spec.layers) if spec.parts.placement == "pre" else 0.02

@@ -1,4 +1,4 @@
-"""A contiguous run of layers, with the embedding before it or the head behind it where the run is the model's first or last."""
+"""A chunk of the model: contiguous layers, with the embedding in the first chunk and the head in the last."""
 
 from __future__ import annotations
 
@@ -11,107 +11,118 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
-from engine.model.position import Around, Cache
+from engine.model.position import AttentionInputs, KVCache
 from engine.objective import Feed
-from engine.parallel.data import Streams, Use, straight_through
+from engine.parallel.data import ParameterUse, Streams, run_in_order
+from engine.parallel.pipeline import TensorShape
 from engine.parallel.tensor import ShardedParameter, TensorParallel, VocabParallelEmbedding
 from engine.spec import ModelSpec, Recompute
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
+Through = Callable[[Sequence[ParameterUse], Streams], Streams]
 
 TIED = "embedding.token.weight"
 
 
 class TransformerChunk(nn.Module):
-    """Layers `layers` of the model. Parameters have the names they would have in the whole model.
+    """Layers `layers` of the model. Parameters have the names that they have in the whole model.
 
-    What passes from layer to layer is one tensor (B, r, H), r the rows, cut over tp under sequence parallelism. With encoder
-    and decoder they are two: in the encoder its activations and the decoder's input, which waits for its turn (so the token
-    table is needed at the pipeline's two ends only); in the decoder its activations and the encoder's output.
+    From layer to layer one tensor (B, r, H) is passed; r rows, sharded over tp under sequence parallelism. With encoder and
+    decoder there are two: in the encoder, its activations and the decoder's input, so that the token table is needed at the
+    pipeline's two ends only; in the decoder, its activations and the encoder's output.
     """
 
     def __init__(
-        self, spec: ModelSpec, layers: range, first: bool, last: bool, batch: Batch, tp: TensorParallel, recompute: Recompute
+        self,
+        spec: ModelSpec,
+        layers: range,
+        first: bool,
+        last: bool,
+        batch: Batch,
+        tp: TensorParallel,
+        recompute: Recompute = "none",
+        through: Through = run_in_order,
     ) -> None:
+        """`through` runs the uses of parameters one after the other, with their values gathered: `DataParallel.through`."""
         super().__init__()
+        self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i) for i in layers})
         self.head = Head(spec, tp) if last else None
-        self.through: Callable[[Sequence[Use], Streams], Streams] = straight_through
 
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:
         needed = self.first or self.last or self.spec.parts.position == "relative"
         feed = self.batch(microbatch) if needed else None
         return self.through(list(self._uses(feed)), inputs)
 
-    def _uses(self, feed: Feed | None) -> Iterator[Use]:
-        """The way through the chunk, one layer after the other."""
+    def _uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
+        """The uses of parameters in forward, in order."""
         if self.first:
-            yield from self._into(feed)
-        around = Around.of(self.spec, feed, self.tp) if self.layers else Around()
+            yield from self._embedding_uses(feed)
+        attention_inputs = AttentionInputs.of(self.spec, feed, self.tp) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
-            yield Use((layer,), partial(self._pass, int(number), layer, around))
+            yield ParameterUse((layer,), partial(self._run_layer, int(number), layer, attention_inputs))
         if self.head is not None:
             assert feed is not None
             table = () if self.embedding is None or not self.spec.parts.tied else (self.embedding.token,)
-            # On a chunk that is first as well, the table's gradient is whole once its use as embedding has gone back.
+            # If the chunk is first too, the gradient of the table is complete after the backward of the embedding.
             layers, borrowed = ((self.head,), table) if self.first else ((self.head, *table), ())
-            yield Use(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
+            yield ParameterUse(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
 
-    def extend(self, streams: Streams, tokens: Tensor | None, cache: Cache) -> Streams:
-        """Pass some more tokens of sequences whose earlier ones are in the cache, which keeps these as well.
+    def extend(self, streams: Streams, tokens: Tensor | None, cache: KVCache) -> Streams:
+        """Forward of n more tokens, whose keys and values are added to the cache.
 
-        The first chunk takes `tokens` (B, n), the others what the chunk before returned: (B, n, H). The last one returns the
+        The first chunk takes `tokens` (B, n), the others the output of the previous chunk (B, n, H). The last chunk returns the
         logits of the last token (B, 1, V/tp).
         """
         return self.through(
-            list(self._extending(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams
+            list(self._uses_with_cache(streams[0].shape[1] if tokens is None else tokens.shape[1], tokens, cache)), streams
         )
 
-    def _extending(self, count: int, tokens: Tensor | None, cache: Cache) -> Iterator[Use]:
+    def _uses_with_cache(self, count: int, tokens: Tensor | None, cache: KVCache) -> Iterator[ParameterUse]:
         if self.first:
             embedding = self.embedding
             assert embedding is not None and embedding.places is not None
             feed = Feed(tokens, None)
-            yield Use(
-                _with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed, cache.length), lookup=True
+            yield ParameterUse(
+                _with_parameters(embedding.token, embedding.places), lambda _: embedding.embed(feed, cache.length), lookup=True
             )
-        around = Around.going_on(self.spec, cache, count, self.tp.comm.device)
+        attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp.comm.device)
         for layer in self.layers.values():
-            yield Use((layer,), partial(_one_stream, layer, around))
+            yield ParameterUse((layer,), partial(_one_stream, layer, attention_inputs))
         if self.head is not None:
             head, table = self.head, self._table()
             layers = _with_parameters(head, *([] if table is None else [table]))
-            yield Use(layers, lambda streams: (head.logits(streams[0][:, -1:], table),))
+            yield ParameterUse(layers, lambda streams: (head.logits(streams[0][:, -1:], table),))
 
     def _table(self) -> VocabParallelEmbedding | None:
-        """The token table, where it is the output matrix."""
+        """The token table, if it is the output matrix too."""
         return self.embedding.token if self.embedding is not None and self.spec.parts.tied else None
 
-    def _into(self, feed: Feed | None) -> Iterator[Use]:
+    def _embedding_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
-        yield Use(_with_parameters(embedding.token, embedding.places), lambda _: embedding.look_up(feed), lookup=True)
+        yield ParameterUse(_with_parameters(embedding.token, embedding.places), lambda _: embedding.embed(feed), lookup=True)
         norm = embedding.norm
         if norm is not None:
-            yield Use((norm,), lambda streams: tuple(norm(x) for x in streams))
+            yield ParameterUse((norm,), lambda streams: tuple(norm(x) for x in streams))
 
-    def _pass(self, number: int, layer: nn.Module, around: Around, streams: Streams) -> Streams:
-        """Through one layer, and on to what the next one takes."""
+    def _run_layer(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
+        """One layer, and the inputs of the next one."""
         spec = self.spec
         if not spec.parts.encoder:
-            return (self._run(layer, streams[0], around),)
+            return (self._checkpointed(layer, streams[0], attention_inputs),)
         if number < spec.encoder_layers:
             x, following = streams
-            x = self._run(layer, x, around)
+            x = self._checkpointed(layer, x, attention_inputs)
             return (x, following) if number < spec.encoder_layers - 1 else (following, x)
         y, memory = streams
-        y = self._run(layer, y, around, memory)
+        y = self._checkpointed(layer, y, attention_inputs, memory)
         return (y, memory) if number < spec.layers - 1 else (y,)
 
-    def _run(self, layer: nn.Module, *inputs: object) -> Tensor:
-        """The layer's result; under full recompute only its inputs are kept, and the rest computed again in backward."""
+    def _checkpointed(self, layer: nn.Module, *inputs: object) -> Tensor:
+        """The layer's output. With full recompute only its inputs are kept, and the rest is recomputed in backward."""
         if self.recompute != "full":
             return layer(*inputs)
         return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -122,42 +133,39 @@ class TransformerChunk(nn.Module):
         return (self.head(streams[0], table, targets, looked_up=self.first and table is not None),)
 
     def parts(self) -> list[nn.Module]:
-        """What forms a bucket of its own, in the order of the forward pass.
+        """The modules whose parameters form a bucket each, in the order of forward.
 
-        The token table is one, so that it is laid out alike on both ends of the pipeline.
+        The token table is a bucket of its own, so that it has the same layout at both ends of the pipeline.
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
         return list(_with_parameters(*embedding, *self.layers.values(), self.head))
 
     @torch.no_grad()
-    def draw(self, seed: int) -> None:
-        """Set every parameter to its slice of the model that `seed` stands for."""
+    def initialize(self, seed: int) -> None:
+        """Set every parameter to this rank's shard of the model of that seed."""
         for name, parameter in self.named_parameters():
             assert isinstance(parameter, ShardedParameter)
-            ShardedParameter.draw(parameter, name, seed, self.tp.index, self.tp.degree)  # not its method, if it is fake
+            ShardedParameter.initialize(parameter, name, seed, self.tp.index, self.tp.degree)  # a fake parameter lacks the method
 
 
-def _one_stream(layer: nn.Module, around: Around, streams: Streams) -> Streams:
-    return (layer(streams[0], around),)
+def _one_stream(layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
+    return (layer(streams[0], attention_inputs),)
 
 
 def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
-    """Those that have any: a family may have no head to speak of, or positions that are not learned."""
+    """The modules that have parameters: a family may have no head of its own, or positions that are not learned."""
     return tuple(module for module in modules if module is not None and next(module.parameters(), None) is not None)
 
 
-def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of each tensor that passes from layer `layer` − 1 to `layer`, or behind the last to the head.
-
-    `size`: sequences of a microbatch.
-    """
-    rows = spec.rows // (tp.degree if tp.cuts_sequence else 1)
+def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[TensorShape]:
+    """Shape and type of each input of layer `layer`, or of the head after the last layer. `size`: sequences of a microbatch."""
+    rows = spec.rows // (tp.degree if tp.shards_sequence else 1)
     count = 2 if spec.parts.encoder and layer < spec.layers else 1
-    return [((size, rows, spec.hidden), tp.dtype)] * count
+    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * count
 
 
 def to_tensors(feed: Feed, device: torch.device) -> Feed:
-    """The same microbatch, on a device."""
+    """The microbatch as tensors on a device."""
     return Feed(*(None if array is None else torch.tensor(array, device=device) for array in feed))
 
 

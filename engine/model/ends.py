@@ -1,4 +1,4 @@
-"""What stands before the first layer and behind the last: the embedding and the head."""
+"""The embedding before the first layer and the head after the last."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from engine.families import predicted
 from engine.model.norm import make_norm
 from engine.model.position import LearnedPosition, SinusoidalPosition, own_rows
 from engine.objective import Feed
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel, VocabParallelEmbedding, vocab_parallel_cross_entropy
+from engine.parallel.tensor import (
+    ShardedParameter,
+    ShardSpec,
+    TensorParallel,
+    VocabParallelEmbedding,
+    vocab_parallel_cross_entropy,
+)
 from engine.spec import ModelSpec
 
 
-class Segment(nn.Module):
-    """Tells the two halves of the input apart; whole on every tp rank. (B, s, H) → (B, s, H)"""
+class SegmentEmbedding(nn.Module):
+    """The embedding of the two segments of the input, replicated over tp. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((2, spec.hidden)), tp)
+        self.weight = ShardedParameter.of(ShardSpec((2, spec.hidden)), tp)
 
     def forward(self, x: Tensor, segments: Tensor) -> Tensor:
         return x + F.embedding(segments[:, own_rows(self.tp, x.shape[1])], self.weight)
 
 
-class Places(nn.Module):
-    """What is added to the tokens' embeddings, by the family: positions, segments. May be nothing."""
+class PositionEmbedding(nn.Module):
+    """Adds positions and segments to the tokens' embeddings, as the family has them. Either may be absent."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         kind = spec.parts.position
-        self.position = {"learned": LearnedPosition, "sinusoidal": SinusoidalPosition}.get(kind, _nothing)(spec, tp)
-        self.segment = Segment(spec, tp) if spec.parts.segments else None
+        self.position = {"learned": LearnedPosition, "sinusoidal": SinusoidalPosition}.get(kind, _no_position)(spec, tp)
+        self.segment = SegmentEmbedding(spec, tp) if spec.parts.segments else None
 
     def forward(self, x: Tensor, segments: Tensor | None, first: int = 0) -> Tensor:
         if self.position is not None:
@@ -41,26 +47,26 @@ class Places(nn.Module):
         return x if self.segment is None or segments is None else self.segment(x, segments)
 
 
-def _nothing(spec: ModelSpec, tp: TensorParallel) -> None:
+def _no_position(spec: ModelSpec, tp: TensorParallel) -> None:
     return None
 
 
 class Embedding(nn.Module):
-    """The token table, and on the first chunk what makes the layers' input of it.
+    """The token table, and on the first chunk positions and norm.
 
-    If it is tied, the last chunk has the token table as well, as the output layer; both ends keep it equal.
+    If it is tied, the last chunk has a copy of the token table as output layer. The copies are kept equal.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, first: bool) -> None:
         super().__init__()
-        # Scaled by √H before the first layer, the sinusoidal family's tokens are then as large as the waves.
+        # The sinusoidal family scales tokens by √H, which makes them as large as the sinusoids.
         std = spec.hidden**-0.5 if spec.parts.position == "sinusoidal" else 0.02
         self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std)
-        self.places = Places(spec, tp) if first else None
+        self.places = PositionEmbedding(spec, tp) if first else None
         self.norm = make_norm(spec, tp) if first and spec.parts.embedding_norm else None
 
-    def look_up(self, feed: Feed, first: int = 0) -> tuple[Tensor, ...]:
-        """The first layer's input (B, r, H); of an encoder and decoder, both their inputs. `first`: where the tokens begin."""
+    def embed(self, feed: Feed, first: int = 0) -> tuple[Tensor, ...]:
+        """The first layer's input (B, r, H); two with encoder and decoder. `first`: position of the first token."""
         assert self.places is not None
         if feed.following is None:
             return (self.places(self.token(feed.tokens), feed.segments, first),)
@@ -69,20 +75,20 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """From the last layer's output to the loss, by the family: a norm or a transform, then the output matrix."""
+    """From the last layer's output to the loss: a norm or a transform, as the family has it, then the output matrix."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp, self.vocab, self.predicted = tp, spec.vocab, predicted(spec.parts.objective, spec.seq)
-        self.first = spec.rows - spec.seq and spec.seq  # of two streams only the queries are predicted from
+        self.first = spec.rows - spec.seq and spec.seq  # with two streams only the query rows predict
         kind = spec.parts.head
         self.transform = Transform(spec, tp) if kind == "transform" else None
         self.norm = None if kind == "bare" else make_norm(spec, tp)
         self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp)
-        self.bias = ShardedParameter.of(Cut((spec.vocab,), 0, draw="zeros"), tp) if spec.parts.output_bias else None
+        self.bias = ShardedParameter.of(ShardSpec((spec.vocab,), 0, init="zeros"), tp) if spec.parts.output_bias else None
 
     def forward(self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool) -> Tensor:
-        """(B, r, H) → the mean loss. `table`: the tied token table, where it is the output matrix; `looked_up`: see `logits`."""
+        """(B, r, H) → the mean loss. `table`: the tied token table; `looked_up`: see `VocabParallelEmbedding`."""
         logits = self.logits(x, table, looked_up).float()  # (B, T, V/tp)
         return vocab_parallel_cross_entropy(logits, targets, self.vocab, self.tp, targets.shape[0] * self.predicted)
 
@@ -98,12 +104,12 @@ class Head(nn.Module):
 
 
 class Transform(nn.Module):
-    """Linear and GELU (Devlin et al. 2019's code, before the output matrix); whole on every tp rank. (B, s, H) → (B, s, H)"""
+    """Linear and GELU before the output matrix (code of Devlin et al. 2019), replicated over tp. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((spec.hidden, spec.hidden)), tp)
-        self.bias = ShardedParameter.of(Cut((spec.hidden,), draw="zeros"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((spec.hidden, spec.hidden)), tp)
+        self.bias = ShardedParameter.of(ShardSpec((spec.hidden,), init="zeros"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(F.linear(x, self.weight, self.bias))

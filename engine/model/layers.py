@@ -1,4 +1,4 @@
-"""A Transformer layer, put together from the parts that its family names. Shapes: B, s (S, or S/tp when cut), H hidden."""
+"""A Transformer layer, built from the parts that its family names. Shapes: B batch, s (S, or S/tp if sharded), H hidden."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention
 from engine.model.mlp import MLP
 from engine.model.norm import make_norm
-from engine.model.position import Around
+from engine.model.position import AttentionInputs
 from engine.parallel.tensor import TensorParallel
 from engine.spec import ModelSpec
 
 
 class Layer(nn.Module):
-    """Attention, in a decoder with an encoder cross-attention, and MLP; each with a residual and a norm around it."""
+    """Attention, cross-attention (in a decoder with an encoder) and MLP, each with a norm and a residual connection."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, number: int) -> None:
-        """`number`: which of the model's layers this is. `selective`: see `Attention`."""
+        """`number`: its index in the model. `selective`: see `Attention`."""
         super().__init__()
         family = spec.parts
         self.pre = family.placement == "pre"
@@ -34,9 +34,9 @@ class Layer(nn.Module):
         self.mlp_norm = make_norm(spec, tp)
         self.mlp = MLP(spec, tp)
 
-    def forward(self, x: Tensor, around: Around, memory: Tensor | None = None) -> Tensor:
-        """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for a layer that attends to it."""
-        x = self._residual(x, self.attention_norm, lambda y: self.attention(y, around))
+    def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
+        """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for cross-attention."""
+        x = self._residual(x, self.attention_norm, lambda y: self.attention(y, inputs))
         if self.cross is not None and self.cross_norm is not None:
             cross = self.cross
             x = self._residual(x, self.cross_norm, lambda y: cross(y, memory))

@@ -1,4 +1,4 @@
-"""The MLP of a layer, its inner width cut over tp. (B, s, H) → (B, s, H)"""
+"""The MLP of a layer, its inner width sharded over tp. (B, s, H) → (B, s, H)"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.spec import ModelSpec
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """gate and up side by side → silu(gate) · up (Shazeer 2020). (…, 2n) → (…, n)"""
+    """gate and up, concatenated → silu(gate) · up (Shazeer 2020). (…, 2n) → (…, n)"""
     gate, up = x.chunk(2, -1)
     return F.silu(gate) * up
 
@@ -29,7 +29,7 @@ INNER: dict[Inner, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """Two linear layers with a nonlinearity between. SwiGLU needs two inner layers, gate and up, which are one weight."""
+    """Two linear layers with a nonlinearity between. SwiGLU has two inner layers, gate and up, in one fused weight."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()

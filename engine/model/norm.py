@@ -1,4 +1,4 @@
-"""Norms over the hidden width, whole on every tp rank. (B, s, H) → (B, s, H)"""
+"""Norms over the hidden width, replicated over tp. (B, s, H) → (B, s, H)"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
+from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
 LAYER_EPSILON = RMS_EPSILON = 1e-5
@@ -18,8 +18,8 @@ LAYER_EPSILON = RMS_EPSILON = 1e-5
 class LayerNorm(nn.Module):
     def __init__(self, width: int, tp: TensorParallel) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((width,), draw="ones"), tp)
-        self.bias = ShardedParameter.of(Cut((width,), draw="zeros"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((width,), init="ones"), tp)
+        self.bias = ShardedParameter.of(ShardSpec((width,), init="zeros"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
@@ -28,9 +28,9 @@ class LayerNorm(nn.Module):
 
 
 class _WideLayerNorm(Function):
-    """LayerNorm in fp32 for an x of lower precision, keeping for backward what torch's own keeps: x and two numbers a row.
+    """LayerNorm in fp32 for an x of lower precision. It keeps x and two numbers a row for backward, as torch's own does.
 
-    torch's own, on a CPU, adds up the parameters' gradients in the type of x: 2.5% off in bf16 where this is 0.3% off.
+    torch's own, on a CPU, accumulates the parameters' gradients in the type of x: an error of 2.5% in bf16, here 0.3%.
     """
 
     @staticmethod
@@ -42,7 +42,7 @@ class _WideLayerNorm(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         x, weight, mean, scale = ctx.saved_tensors
-        wide = weight.float()  # stands for the bias as well, of which only the type matters
+        wide = weight.float()  # used as the bias too, of which only the type matters
         gradients = torch.ops.aten.native_layer_norm_backward(
             gradient.float(), x.float(), weight.shape, mean, scale, wide, wide, [True, True, True]
         )
@@ -54,14 +54,14 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, tp: TensorParallel) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((width,), draw="ones"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((width,), init="ones"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return _RMSNorm.apply(x, self.weight)
 
 
 class _RMSNorm(Function):
-    """In fp32 whatever the type of x, of which only x itself and one number a row are kept for backward."""
+    """In fp32 for any type of x. It keeps x and one number a row for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a token knows where it stands: learned, sinusoidal, rotary, or relative to the token it attends to."""
+"""Positions of tokens: learned, sinusoidal, rotary, or relative to the token that is attended to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.objective import Feed
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
+from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
 ROTARY_BASE = 500_000.0  # Llama team 2024, table 3
@@ -18,34 +18,34 @@ SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 
 
 def own_rows(tp: TensorParallel, rows: int) -> slice:
-    """Which rows of the sequence a tensor with `rows` of them holds on this rank."""
-    first = rows * tp.index if tp.cuts_sequence else 0
+    """The rows of the sequence that this rank holds, for a tensor with `rows` rows."""
+    first = rows * tp.index if tp.shards_sequence else 0
     return slice(first, first + rows)
 
 
 class LearnedPosition(nn.Module):
-    """A row for each place, whole on every tp rank. (B, s, H) → (B, s, H)"""
+    """A learned row for each position, replicated over tp. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((spec.seq, spec.hidden)), tp)
+        self.weight = ShardedParameter.of(ShardSpec((spec.seq, spec.hidden)), tp)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """`first`: where in the sequence x begins."""
+        """`first`: position of the first row of x."""
         rows = own_rows(self.tp, x.shape[1])
         return x + self.weight[first + rows.start : first + rows.stop]
 
 
 def sinusoid(places: Tensor, width: int) -> Tensor:
-    """sin and cos of place / 10000^(2i/width), side by side in columns 2i and 2i + 1. (n,) → (n, width), fp32"""
+    """sin and cos of position / 10000^(2i/width), in columns 2i and 2i + 1. (n,) → (n, width), fp32"""
     exponents = torch.arange(0, width, 2, device=places.device) / width
     angles = places[:, None] * SINUSOID_BASE**-exponents  # (n, ⌈width/2⌉)
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :width]
 
 
 class SinusoidalPosition(nn.Module):
-    """The embeddings, scaled by √H, plus waves of their place. (B, s, H) → (B, s, H)"""
+    """The embeddings, scaled by √H, plus sinusoids of their positions. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
@@ -58,34 +58,34 @@ class SinusoidalPosition(nn.Module):
 
 
 class _Rotate(Function):
-    """Turn each pair of numbers by its row's angle. Backward turns it back, so nothing but the angles is kept."""
+    """Rotate each pair of numbers by its row's angle. Backward rotates back, so only the angles are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return _rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(gradient, cos, -sin), None, None
+        return _rotate(gradient, cos, -sin), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(…, S, D), (S, D/2), (S, D/2) → (…, S, D); in fp32, whatever the type of x."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(…, S, D), (S, D/2), (S, D/2) → (…, S, D); in fp32 for any type of x."""
     first, second = x[..., 0::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).to(x.dtype)
 
 
 class Rotation(NamedTuple):
-    """Rotary positions (Su et al. 2021): pair i of a head turns by place / base^(2i/D)."""
+    """Rotary positions (Su et al. 2021): pair i of a head is rotated by position / base^(2i/D)."""
 
     cos: Tensor  # (S, D/2), fp32
     sin: Tensor
 
     @staticmethod
     def of(seq: int, width: int, device: torch.device, first: int = 0) -> Rotation:
-        """For the tokens `first` to `seq` of a sequence."""
+        """For tokens `first` to `seq` − 1 of a sequence."""
         exponents = torch.arange(0, width, 2, device=device) / width
         angles = torch.arange(first, seq, device=device)[:, None] * ROTARY_BASE**-exponents
         return Rotation(angles.cos(), angles.sin())
@@ -95,11 +95,11 @@ class Rotation(NamedTuple):
         return _Rotate.apply(x, self.cos, self.sin)
 
 
-class Cache:
-    """Keys and values of the tokens so far, of every attention on this rank."""
+class KVCache:
+    """Keys and values of the tokens so far, of every self-attention on this rank."""
 
     def __init__(self, attentions: Sequence[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        """`shape` (B, G/tp, S, D) is that of the keys of one attention when the sequence is complete."""
+        """`shape` (B, G/tp, S, D) is the shape of the keys of one attention for the whole sequence."""
         self.length = 0
         self.kept = {
             a: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
@@ -107,39 +107,39 @@ class Cache:
         }
 
     def extend(self, attention: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (B, G/tp, n, D) of n more tokens, and return those of all tokens so far."""
+        """Add keys and values (B, G/tp, n, D) of n more tokens. Returns those of all tokens so far."""
         end = self.length + k.shape[2]
         keys, values = self.kept[attention]
         keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
         return keys[:, :, :end], values[:, :, :end]
 
 
-class Around(NamedTuple):
-    """What the layers of a chunk share in one forward pass, beside what passes from one to the next."""
+class AttentionInputs(NamedTuple):
+    """Inputs of attention that all layers of a chunk share in one forward pass."""
 
     rotation: Rotation | None = None
     hidden: Tensor | None = None  # (B, 1, R, S) True where a row must not see a token
-    waves: Tensor | None = None  # (2S − 1, H) the distances from 1 − S to S − 1, as waves
+    waves: Tensor | None = None  # (2S − 1, H) sinusoids of the distances from 1 − S to S − 1
     distance: Tensor | None = None  # (B, 1, R, S) each row's distance to each token, as a row of `waves`
-    cache: Cache | None = None  # of the tokens before these, when generating
+    cache: KVCache | None = None  # of the tokens before these, when generating
 
     @staticmethod
-    def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> Around:
+    def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> AttentionInputs:
         """`feed` is needed for relative positions only."""
         device = tp.comm.device
         if spec.parts.position == "rotary":
-            return Around(rotation=Rotation.of(spec.seq, spec.head_width, device))
+            return AttentionInputs(rotation=Rotation.of(spec.seq, spec.head_width, device))
         if spec.parts.position != "relative":
-            return Around()
+            return AttentionInputs()
         assert feed is not None
         places = torch.arange(spec.seq, device=device)
         waves = sinusoid(torch.arange(1 - spec.seq, spec.seq, device=device), spec.hidden).to(tp.dtype)
         distance = feed.positions[:, :, None] - places + (spec.seq - 1)
-        return Around(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
+        return AttentionInputs(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
 
     @staticmethod
-    def going_on(spec: ModelSpec, cache: Cache, count: int, device: torch.device) -> Around:
-        """For `count` tokens behind those in the cache."""
+    def decoding(spec: ModelSpec, cache: KVCache, count: int, device: torch.device) -> AttentionInputs:
+        """For `count` tokens after those in the cache."""
         rotary = spec.parts.position == "rotary"
         end = cache.length + count
-        return Around(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)
+        return AttentionInputs(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)

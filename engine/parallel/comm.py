@@ -1,4 +1,4 @@
-"""The only door to torch.distributed's collectives, sends and receives. What passes is counted, by axis and purpose.
+"""All collectives, sends and receives of torch.distributed. Nothing else calls them. Each call is counted by axis and purpose.
 
 Payload bytes are those of the tensor handed in on this rank. Wire bytes are what this rank would send under the ring
 algorithm for that collective, whatever the backend does inside:
@@ -25,23 +25,28 @@ from typing import Literal, Protocol
 import torch
 import torch.distributed as dist
 
-from engine.measure.recorder import Passage, Recorder, Span
+from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.schedule import Flow
 from engine.topology import Axis, Mesh
 
 Reduction = Literal["sum", "max"]
-_LANES = ("activation onward", "activation back", "gradient onward", "gradient back")  # what flows, and to which stages
+_PIPELINE_GROUPS = (
+    "activation downstream",
+    "activation upstream",
+    "gradient downstream",
+    "gradient upstream",
+)  # what is sent, and in which direction
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
-# A view of raw memory; an array type of ctypes, made anew for each size, would be garbage for the collector.
+# A view of raw memory. ctypes would create a new array type for each size, which is garbage later.
 _memoryview = ctypes.pythonapi.PyMemoryView_FromMemory
 _memoryview.argtypes, _memoryview.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
 _WRITABLE = 0x200  # PyBUF_WRITE
 
 
 class CommError(RuntimeError):
-    """A collective or transfer failed, which means that another rank went away first."""
+    """A collective or transfer failed: another rank was gone first."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Backend:
 
 
 def choose_backend(ranks_here: int, local_rank: int) -> Backend:
-    """NCCL when this machine has a GPU for each of its ranks, otherwise gloo on the CPU."""
+    """NCCL if this machine has a GPU for each of its ranks, otherwise gloo on the CPU."""
     gpus = torch.cuda.device_count()
     counted = f"{gpus} GPU{'' if gpus == 1 else 's'} for {ranks_here} rank{'' if ranks_here == 1 else 's'}"
     if gpus >= ranks_here:
@@ -63,21 +68,21 @@ def choose_backend(ranks_here: int, local_rank: int) -> Backend:
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None where nobody else is there."""
+    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None for one rank alone."""
 
     axis: Axis
     ranks: tuple[int, ...]
     handle: dist.ProcessGroup | None = None
 
 
-Works = list[dist.Work | None]  # what a call has to wait for
+Works = list[dist.Work | None]  # what a call must wait for
 
 
 class Pending:
-    """A call under way. It must be waited for: gloo gives up a transfer whose handle is dropped."""
+    """A call in progress. It must be waited for: gloo cancels a transfer whose handle is freed."""
 
     def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
-        """`tensors` are kept until the call is complete; see `_lend`."""
+        """`tensors` are kept until the call is complete; see `_unowned_view`."""
         self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
         self.afterwards: Callable[[], object] | None = None
 
@@ -95,7 +100,7 @@ class Pending:
 
 
 class Transport(Protocol):
-    """What carries the door's calls to the other ranks. Tensors are contiguous, and left alone until the call is complete."""
+    """What `Comm` sends by. Tensors are contiguous, and must not be used until the call is complete."""
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...
 
@@ -117,26 +122,26 @@ class Transport(Protocol):
 
 
 class ProcessGroups:
-    """The real one: gloo or NCCL."""
+    """Transport by gloo or NCCL."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self._gathers: dict[tuple[int, ...], int] = {}
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
-        return [dist.all_reduce(_lend(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
+        return [dist.all_reduce(_unowned_view(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
 
     def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         if tensor.device.type == "cpu":
-            return self._gather_by_transfers(_lend(out), _lend(tensor), to)
-        return [dist.all_gather_single(_lend(out), _lend(tensor), group=to.handle, async_op=True)]
+            return self._gather_by_transfers(_unowned_view(out), _unowned_view(tensor), to)
+        return [dist.all_gather_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
     def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        """Everyone sends its part to everyone. gloo's own all-gather works in a copy of the whole, made and dropped by another
-        thread at an instant of its own, which no measurement of memory would come out of twice the same.
+        """An all-gather by sends and receives. gloo's own makes a copy of the whole, which another thread frees at a random
+        instant. So memory would not be reproducible.
         """
         parts = out.view(len(to.ranks), -1)
-        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # ranks gather in the same order
+        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # all ranks gather in the same order
         works: Works = []
         for rank, part in zip(to.ranks, parts, strict=True):
             if rank == self._rank:
@@ -146,22 +151,22 @@ class ProcessGroups:
         return works
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        return [dist.reduce_scatter_single(_lend(out), _lend(tensor), group=to.handle, async_op=True)]
+        return [dist.reduce_scatter_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.isend(_lend(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.isend(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.irecv(_lend(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.irecv(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def latest(self, instant: int, device: torch.device) -> int:
         clock = torch.tensor([instant], dtype=torch.int64, device=device)
-        dist.all_reduce(_lend(clock), dist.ReduceOp.MAX)
+        dist.all_reduce(_unowned_view(clock), dist.ReduceOp.MAX)
         return int(clock.item())
 
 
-class NobodyElse:
-    """For one rank of a layout by itself, as in a dry run: the others add nothing, and what they would have sent is zeros."""
+class NoPeers:
+    """Transport for one rank without peers, as in a dry run: reductions add nothing, and received tensors are zeros."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -194,8 +199,8 @@ class NobodyElse:
 
 
 class Comm:
-    """One rank's connections to the others. Made by `connect`; `Comm.alone` is for a model that is not sharded,
-    `Comm.without_others` for one rank of a layout whose other ranks are not there.
+    """One rank's communication. `connect` makes a real one, `alone` is for a model that is not sharded, `without_others` for one
+    rank of a layout without its peers.
     """
 
     def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport) -> None:
@@ -210,16 +215,16 @@ class Comm:
 
     @classmethod
     def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> Comm:
-        """Everything is counted as if the others were there."""
-        comm = cls(mesh, rank, recorder, device, NobodyElse(rank))
+        """Calls are counted as if the peers were there."""
+        comm = cls(mesh, rank, recorder, device, NoPeers(rank))
         stages = comm.groups["pp"].ranks
-        comm.groups |= dict.fromkeys(_LANES, comm.groups["pp"])
+        comm.groups |= dict.fromkeys(_PIPELINE_GROUPS, comm.groups["pp"])
         comm.groups["tie"] = Group("pp", (stages[0], stages[-1]) if mesh.pp > 1 else stages)
         return comm
 
     @classmethod
     def connect(cls, store: dist.Store, mesh: Mesh, rank: int, backend: Backend, seconds: float, recorder: Recorder) -> Comm:
-        """Join the other ranks that meet at `store`. `seconds` bounds every wait from then on."""
+        """Connect with the other ranks over `store`. `seconds` is the time-out of every later call."""
         limit = timedelta(seconds=seconds)
         try:
             dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
@@ -227,10 +232,10 @@ class Comm:
             for name, group in list(comm.groups.items()):
                 comm.groups[name] = comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
-            # Each flow gets a connection of its own in each direction: on NCCL, calls on one connection run one after the other,
-            # and a send does not end before it is received. Two neighbours that each send first would wait for each other.
-            for lane in _LANES:
-                comm.groups[lane] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
+            # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and
+            # a send ends only when it is received. So two neighbours that both send first would wait for each other.
+            for name in _PIPELINE_GROUPS:
+                comm.groups[name] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):
                 comm.groups["tie"] = comm._open("pp", (stages[0], stages[-1]), limit) if mesh.pp > 1 else comm.groups["pp"]
             comm.one_clock = comm._on_one_machine()
@@ -257,21 +262,21 @@ class Comm:
         return tensor
 
     def start_all_reduce(self, tensor: torch.Tensor, group: str, reduction: Reduction = "sum") -> Pending:
-        """The same, under way: `tensor` must be left alone until the returned call was waited for."""
+        """The same, asynchronous: `tensor` must not be used until the returned call was waited for."""
         to = self.groups[group]
         payload, n = tensor.nbytes, len(to.ranks)
         span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n)
         return self._start(lambda: self._transport.all_reduce(tensor, reduction, to), span, tensor)
 
     def all_gather(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
-        """The tensors of all ranks of the group, one behind the other along a new first dimension: (n, *shape)."""
+        """The tensors of all ranks of the group, along a new first dimension: (n, *shape)."""
         to = self.groups[group]
         out = tensor.new_empty((len(to.ranks), *tensor.shape))
         self.start_all_gather(out, tensor, group).wait()
         return out
 
     def start_all_gather(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
-        """The same into `out`, under way. `tensor` may be this rank's own part of `out`."""
+        """The same into `out`, asynchronous. `tensor` may be this rank's part of `out`."""
         to = self.groups[group]
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
         return self._start(lambda: self._transport.all_gather(out, tensor, to), span, tensor, out)
@@ -283,13 +288,13 @@ class Comm:
         return out
 
     def start_reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
-        """The same into `out`, under way."""
+        """The same into `out`, asynchronous."""
         to = self.groups[group]
         n = len(to.ranks)
         span = self._count(to.axis, "reduce_scatter", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
         if tensor.device.type == "cpu":
-            # gloo would do the same inside: copy, all-reduce, keep a part. Done here, the copy goes when the wait is over.
-            with self.recorder.door(span.kind):
+            # gloo does the same inside: copy, all-reduce, keep a part. Done here, the copy is freed after the wait.
+            with self.recorder.communication_region(span.kind):
                 copy, own = tensor.clone(), to.ranks.index(self.rank)
             pending = self._start(lambda: self._transport.all_reduce(copy, "sum", to), span, copy)
             pending.afterwards = lambda: out.view(-1).copy_(copy.view(n, -1)[own])
@@ -297,11 +302,11 @@ class Comm:
         return self._start(lambda: self._transport.reduce_scatter(out, tensor, to), span, tensor, out)
 
     def send(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
-        """Start sending to the rank at pp coordinate `stage`. `tensor` must be left alone until the call was waited for."""
+        """Start sending to the rank at pp coordinate `stage`. `tensor` must not be used until the call was waited for."""
         return self._transfer("send", tensor, flow, stage, tag)
 
     def receive(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> torch.Tensor:
-        """Wait for what the rank at pp coordinate `stage` sent under `tag`, and put it into `tensor`."""
+        """Receive into `tensor` what the rank at pp coordinate `stage` sent with `tag`. Waits for it."""
         self._transfer("recv", tensor, flow, stage, tag).wait()
         return tensor
 
@@ -310,16 +315,16 @@ class Comm:
         pair = (min(self.rank, peer), max(self.rank, peer))
         span = self._count("pp", kind, pair, tensor.nbytes, tensor.nbytes if kind == "send" else 0)
         transfer = self._transport.send if kind == "send" else self._transport.receive
-        onward = (self.at.pp < stage) == (kind == "send")
-        group = self.groups[f"{flow} {'onward' if onward else 'back'}"]
+        downstream = (self.at.pp < stage) == (kind == "send")
+        group = self.groups[f"{flow} {'downstream' if downstream else 'upstream'}"]
         return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
     def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
-        return self.recorder.passage(Passage(axis, collective, self.recorder.phase, ranks), payload, wire)
+        return self.recorder.start_call(TrafficKey(axis, collective, self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
         try:
-            with self.recorder.door(span.kind):
+            with self.recorder.communication_region(span.kind):
                 return Pending(call(), kept, span, self.recorder)
         except RuntimeError as error:
             raise CommError(str(error)) from error
@@ -327,9 +332,9 @@ class Comm:
     # -------------------------------------------------------------------------------- what measuring needs, not counted
 
     def common_instant(self) -> int:
-        """Wait for all ranks, and return the monotonic clock's reading at which the last one came, in nanoseconds.
+        """Wait for all ranks. Returns the time of the monotonic clock at which the last one arrived, in nanoseconds.
 
-        On one machine all processes share that clock. Ranks on several machines each take their own reading, after the wait.
+        On one machine all processes share that clock. On several machines each rank reads its own clock after the wait.
         """
         if self.mesh.size == 1:
             return time.perf_counter_ns()
@@ -340,12 +345,12 @@ class Comm:
         return latest if self.one_clock else time.perf_counter_ns()
 
     def _on_one_machine(self) -> bool:
-        """Whether all ranks run on the same boot of the same machine."""
+        """Whether all ranks run on one machine, since the same boot."""
         if self.mesh.size == 1:
             return True
         here = _machine()
         ends = torch.tensor([here, -here], dtype=torch.int64, device=self.device)
-        dist.all_reduce(_lend(ends), dist.ReduceOp.MAX)
+        dist.all_reduce(_unowned_view(ends), dist.ReduceOp.MAX)
         highest, lowest = ends.tolist()
         return highest == -lowest
 
@@ -357,11 +362,11 @@ def _machine() -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
 
 
-def _lend(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a flat tensor that does not own it; the caller keeps the owner until the call is complete.
+def _unowned_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a flat tensor that does not own it. The caller keeps the owner until the call is complete.
 
-    gloo's threads let go of a tensor some time after the wait for it is over. Were theirs the last reference, memory would
-    be freed at a random instant and by a thread that the profiler does not see. NCCL keeps to the stream's order.
+    gloo's threads free their reference to a tensor some time after the wait. If it were the last one, memory would be freed at a
+    random instant by a thread that the profiler does not see. NCCL follows the order of the stream.
     """
     assert tensor.is_contiguous()
     if tensor.device.type != "cpu":

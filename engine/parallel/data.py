@@ -1,7 +1,7 @@
-"""Data parallelism, ZeRO included: where the values, gradients and optimizer state of each layer live, and when they travel.
+"""Data parallelism and ZeRO: where the values, gradients and optimizer states of each layer are, and when they are communicated.
 
-The parameters of one layer form a bucket. A bucket's values and gradients are flat tensors of which the parameters and
-their gradients are views. One mechanism, three switches (Rajbhandari et al. 2020, ZeRO, section 5), Ψ the bucket's size:
+The parameters of one layer form a bucket. A bucket's values and gradients are flat tensors, of which the parameters and their
+gradients are views. ZeRO stages (Rajbhandari et al. 2020, section 5) for a bucket of Ψ elements:
 
     zero  values      gradients   optimizer   collectives over dp
     0     Ψ           Ψ           Ψ           all-reduce of the gradients, once a step
@@ -9,10 +9,10 @@ their gradients are views. One mechanism, three switches (Rajbhandari et al. 202
     2     Ψ           Ψ/dp        Ψ/dp        reduce-scatter of the gradients for each microbatch, all-gather of the new values
     3     Ψ/dp        Ψ/dp        Ψ/dp        the same reduce-scatter; all-gather of the values around each use
 
-A collective starts as soon as its bucket is whole, so that it runs beside the rest of the backward pass. Where a schedule
-puts off the weights' gradients (I and W), that is when no pass through the layer has any outstanding: with zero ≥ 2, passes
-that overlap are added up and reduced together. The loss of each replica is divided by dp before backward, so that the
-average is a plain sum.
+A reduction starts as soon as its bucket is complete, so that it overlaps with the rest of backward. If a schedule defers weight
+gradients (I and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping
+passes are accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a
+sum.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.parallel.comm import Comm, Pending
-from engine.parallel.tensor import DeferredGradients, ShardedParameter
+from engine.parallel.tensor import ShardedParameter, TensorParallel
 
-Streams = tuple[Tensor, ...]  # the activations that pass from one use to the next
+Streams = tuple[Tensor, ...]  # the activations between two uses
 
 
 @dataclass(frozen=True)
-class Use:
-    """One use of some layers' parameters on the way through a chunk: `run` maps activations to activations."""
+class ParameterUse:
+    """One use of some layers' parameters in a chunk. `run` maps activations to activations."""
 
     layers: tuple[nn.Module, ...]
     run: Callable[[Streams], Streams]
-    borrowed: tuple[nn.Module, ...] = ()  # used as well, but their gradients come with another use of theirs
-    lookup: bool = False  # backward needs no values
+    borrowed: tuple[nn.Module, ...] = ()  # used too, but their gradients come from another use
+    lookup: bool = False  # backward does not need the values
 
 
-def straight_through(uses: Sequence[Use], streams: Streams) -> Streams:
-    """Run `uses` one after the other, for values that are always there."""
+def run_in_order(uses: Sequence[ParameterUse], streams: Streams) -> Streams:
+    """Run `uses` one after the other, where all values are resident."""
     for use in uses:
         streams = use.run(streams)
     return streams
@@ -53,9 +53,9 @@ class Bucket:
     """The parameters of one layer, flat. Sizes are in elements; `size` is padded to a multiple of dp where zero > 0."""
 
     def __init__(self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype) -> None:
-        # What tp does not cut comes first: under sequence parallelism its gradients are summed over tp, in one piece.
-        self.parameters = sorted(parameters, key=lambda p: p.cut.dim is not None)
-        self.whole_over_tp = sum(p.numel() for p in self.parameters if p.cut.dim is None)
+        # Parameters replicated over tp come first: under sequence parallelism their gradients are all-reduced over tp together.
+        self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
+        self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
         self.comm, self.zero = comm, zero
         self.parts = comm.mesh.dp if zero else 1
         used = sum(p.numel() for p in self.parameters)
@@ -71,8 +71,8 @@ class Bucket:
         self._make_values()
         kept = self.size if zero < 2 else share
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
-        self.incoming: Tensor | None = None  # what backward writes to, where that is not `gradients`
-        self.missing = 0  # gradients that are still to come before the bucket is whole
+        self.incoming: Tensor | None = None  # what backward writes to, if not `gradients`
+        self.missing = 0  # gradients that are missing until the bucket is complete
         self.resident = zero < 3
         if zero < 2 and accumulate == self.dtype:
             self._point_gradients_at(self.gradients)
@@ -83,49 +83,49 @@ class Bucket:
             self.values[place].copy_(p.detach().flatten())
             p.data = self.values[place].view(p.shape)
         self.shard = self.values[self.own] if self.zero < 3 else self.values[self.own].clone()
-        # The optimizer works in fp32, on a copy where the values are not.
+        # The optimizer works in fp32, on a copy if the values are not fp32.
         self.master = self.shard if self.dtype == torch.float32 else self.shard.float()
         if self.zero == 3:
             self._resize_values(0)
 
     def _resize_values(self, size: int) -> None:
         self.values.untyped_storage().resize_(size * self.values.element_size())
-        self.comm.recorder.resized(self.values)  # no operation of torch's, so nothing else would tell of it
+        self.comm.recorder.resized(self.values)  # not an operation of torch, so the fake allocator would not see it
 
     def _point_gradients_at(self, flat: Tensor) -> None:
-        """Autograd adds into a gradient that is already there, so these views stay what backward writes to."""
+        """Autograd accumulates into existing gradients in place. So backward keeps writing to these views."""
         for p, place in self.places.items():
             p.grad = flat[place].view(p.shape)
 
     @property
     def reduced(self) -> Tensor:
-        """The part of the gradients that is this rank's to use: all of them, or its share."""
+        """The gradients that this rank updates: all, or its shard."""
         return self.gradients[self.own] if self.zero == 1 else self.gradients
 
     # ------------------------------------------------------------------------------------------------ values where dp shards
 
     def start_gather(self) -> Pending:
-        """Make room for the values and start filling it with everyone's share."""
-        with self.comm.recorder.door("all_gather"):  # so that the room counts as communication
+        """Allocate the values and start the all-gather of their shards."""
+        with self.comm.recorder.communication_region("all_gather"):  # so that the memory counts as communication
             self._resize_values(self.size)
         return self.comm.start_all_gather(self.values, self.shard, "dp")
 
-    def drop_values(self) -> None:
+    def release_values(self) -> None:
         self._resize_values(0)
         self.resident = False
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
     def expect(self, passes: int) -> None:
-        """That many more backward passes will each bring a gradient of every parameter."""
+        """Expect a gradient of every parameter from that many more backward passes."""
         if self.zero >= 2 and self.incoming is None:
-            with self.comm.recorder.door("reduce_scatter"):  # so that it counts as communication
+            with self.comm.recorder.communication_region("reduce_scatter"):  # so that it counts as communication
                 self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
             self._point_gradients_at(self.incoming)
         self.missing += passes * len(self.parameters)
 
-    def take(self, p: ShardedParameter) -> bool:
-        """Note that a gradient of `p` arrived. Returns whether the bucket is now whole."""
+    def note_gradient(self, p: ShardedParameter) -> bool:
+        """Note that a gradient of `p` was computed. Returns whether the bucket is complete."""
         if self.incoming is None and self.accumulate != self.dtype:
             assert p.grad is not None
             self.gradients[self.places[p]].view(p.shape).add_(p.grad)
@@ -134,24 +134,24 @@ class Bucket:
         return self.missing == 0
 
     def add(self, p: ShardedParameter, gradient: Tensor) -> None:
-        """What autograd does, for a gradient that was computed apart from it."""
+        """Accumulate a gradient that was not computed by autograd."""
         if p.grad is None:
             p.grad = gradient
         else:
             p.grad += gradient
 
-    def sum_what_tp_holds_whole(self) -> None:
-        """Under sequence parallelism each tp rank saw its own part of the sequence, so these gradients are partial."""
+    def all_reduce_replicated(self) -> None:
+        """Sum the gradients of replicated parameters over tp: under sequence parallelism each rank saw a part of the sequence."""
         flat = self.gradients if self.incoming is None else self.incoming
-        if self.whole_over_tp:
-            self.comm.all_reduce(flat[: self.whole_over_tp], "tp")
+        if self.replicated_size:
+            self.comm.all_reduce(flat[: self.replicated_size], "tp")
 
     def start_reduce(self) -> tuple[Pending, Callable[[], None]]:
-        """Start adding up over dp. Returns the call under way and what to do once it is complete."""
+        """Start the reduction over dp. Returns the pending call and what to do when it is complete."""
         if self.zero == 0:
             return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
         source = self.gradients if self.incoming is None else self.incoming
-        with self.comm.recorder.door("reduce_scatter"):
+        with self.comm.recorder.communication_region("reduce_scatter"):
             part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
         pending = self.comm.start_reduce_scatter(part, source.view(self.parts, -1), "dp")
         if self.zero >= 2:
@@ -159,26 +159,26 @@ class Bucket:
             for p in self.parameters:
                 p.grad = None
 
-        def keep_share() -> None:
+        def keep_shard() -> None:
             if self.zero == 1:
                 self.reduced.copy_(part)
             else:
                 self.gradients.add_(part)
 
-        return pending, keep_share
+        return pending, keep_shard
 
     def round_values(self) -> None:
-        """After the optimizer's step: the new values, in the parameters' type."""
+        """After the optimizer's step: copy the new fp32 values to the parameters, in their type."""
         if self.master is not self.shard:
             self.shard.copy_(self.master)
 
     def whole_gradients(self) -> dict[ShardedParameter, Tensor]:
-        """The reduced gradients by parameter, with every replica's share. A collective where they are sharded."""
+        """The whole reduced gradients by parameter. An all-gather if they are sharded."""
         flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, "dp").flatten()
         return {p: flat[place].view(p.shape) for p, place in self.places.items()}
 
     def counted(self, count: Callable[[ShardedParameter], bool]) -> list[Tensor]:
-        """The pieces of `reduced` that belong to parameters for which `count` says yes."""
+        """The slices of `reduced` of the parameters for which `count` is true."""
         pieces = []
         for p, place in self.places.items():
             first, last = max(place.start, self.own.start), min(place.stop, self.own.stop)
@@ -187,55 +187,47 @@ class Bucket:
         return pieces
 
 
-class _Tell(Function):
-    """Tells when backward comes by: when all the streams' gradients are there, and before any goes on.
+class BackwardHook(Function):
+    """Calls `hook` in backward, when the gradients of all `streams` are complete and before any of them is used.
 
-    Put on a layer's outputs, that its backward is about to begin; put on its inputs, that its backward is done.
+    On a layer's outputs it is called before the layer's backward, on its inputs after it.
     """
 
     @staticmethod
-    def forward(ctx: Any, tell: Callable[[], None], *streams: Tensor) -> Streams:
-        ctx.tell = tell
+    def forward(ctx: Any, hook: Callable[[], None], *streams: Tensor) -> Streams:
+        ctx.hook = hook
         return tuple(x.view_as(x) for x in streams)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.tell()
+        ctx.hook()
         return None, *gradients
 
 
 class DataParallel:
-    """The buckets of one rank's chunks, and the collectives over dp (and for sequence parallelism, tp) they need."""
+    """The buckets of one rank's chunks, and their collectives over dp, and over tp for sequence parallelism."""
 
-    def __init__(
-        self,
-        chunks: dict[int, list[nn.Module]],
-        comm: Comm,
-        zero: int,
-        sequence: bool,
-        accumulate: torch.dtype,
-        microbatches: int,
-        deferred: DeferredGradients | None = None,
-    ) -> None:
-        """`chunks[c]` lists the layers of chunk c; each becomes a bucket.
+    def __init__(self, tp: TensorParallel, zero: int, accumulate: torch.dtype, microbatches: int) -> None:
+        """`accumulate`: the type in which gradients are accumulated. `microbatches`: backward passes of each chunk in a step.
 
-        `accumulate` is the type that gradients are added up in; `microbatches` how many backward passes make a step.
-        The gradients in `deferred`, where layers put any there, come by `add`, later than their backward pass.
+        Weight gradients that `tp` defers arrive by `add`, after their backward pass.
         """
-        self.comm, self.zero, self.sequence, self.microbatches = comm, zero, sequence and comm.mesh.tp > 1, microbatches
-        self.deferred = DeferredGradients() if deferred is None else deferred
+        self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
         self._layer_of: dict[nn.Parameter, nn.Module] = {}
-        self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {c: [] for c in chunks}
+        self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {}
         self._gathering: dict[nn.Module, Pending] = {}
-        for chunk, layers in chunks.items():
-            for layer in layers:
-                self._chunk_of[layer] = chunk
-                self.buckets[layer] = bucket = Bucket(list(layer.parameters()), comm, zero, accumulate)  # type: ignore[arg-type]
-                for p in bucket.parameters:
-                    self._layer_of[p] = layer
-                    p.register_post_accumulate_grad_hook(self._passed)
+
+    def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
+        """Make a bucket of each layer of a chunk. The parameters must have their values already."""
+        self._reducing[chunk] = []
+        for layer in layers:
+            self._chunk_of[layer] = chunk
+            self.buckets[layer] = bucket = Bucket(list(layer.parameters()), self.comm, self.zero, self.accumulate)  # type: ignore[arg-type]
+            for p in bucket.parameters:
+                self._layer_of[p] = layer
+                p.register_post_accumulate_grad_hook(self._on_gradient)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -246,88 +238,88 @@ class DataParallel:
                 bucket.expect(self.microbatches)
 
     def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
-        """A weight's gradient that was computed in an action of its own."""
+        """Take a weight gradient that was computed in W."""
         assert isinstance(weight, ShardedParameter)
         self.buckets[self._layer_of[weight]].add(weight, gradient)
-        self._arrived(weight)
+        self._take_gradient(weight)
 
-    def finish(self, chunk: int) -> None:
+    def finish_reductions(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
         assert all(b.missing == 0 for layer, b in self.buckets.items() if self._chunk_of[layer] == chunk), "a gradient is missing"
-        self._settle(chunk)
+        self._wait_for_reductions(chunk)
 
-    def publish_values(self) -> None:
-        """Give every replica the shares that the others updated."""
+    def all_gather_values(self) -> None:
+        """All-gather the updated values over dp."""
         for pending in [self.comm.start_all_gather(b.values, b.shard, "dp") for b in self.buckets.values()]:
             pending.wait()
 
     # ----------------------------------------------------------------------------------------------- around each layer
 
-    def through(self, uses: Sequence[Use], streams: Streams) -> Streams:
-        """Run `uses` one after the other, having each one's values there in forward and again in backward."""
+    def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
+        """Run `uses` one after the other. Their values are gathered before each use, in forward and in backward."""
         if self.zero < 2:
-            return straight_through(uses, streams)
+            return run_in_order(uses, streams)
         for i, use in enumerate(uses):
             before = uses[i - 1] if i and not uses[i - 1].lookup else None
             after = uses[i + 1] if i + 1 < len(uses) else None
-            if streams:  # the first use has none: it fetches the tokens, which have no gradient
-                streams = _Tell.apply(partial(self._leave, use), *streams)
-            self._enter(use, after)
+            if streams:  # the first use has none: it reads tokens, which have no gradient
+                streams = BackwardHook.apply(partial(self._release, use), *streams)
+            self._gather(use, after)
             streams = use.run(streams)
-            self._leave(use)
-            streams = _Tell.apply(partial(self._begin_backward, use, before), *streams)
+            self._release(use)
+            streams = BackwardHook.apply(partial(self._begin_backward, use, before), *streams)
         return streams
 
-    def _begin_backward(self, use: Use, before: Use | None) -> None:
+    def _begin_backward(self, use: ParameterUse, before: ParameterUse | None) -> None:
         for layer in use.layers:
             self.buckets[layer].expect(1)
         if not use.lookup:
-            self._enter(use, before)
+            self._gather(use, before)
 
-    def _enter(self, use: Use, following: Use | None) -> None:
-        """Have the values that `use` needs, and start fetching those of the one that follows."""
+    def _gather(self, use: ParameterUse, following: ParameterUse | None) -> None:
+        """Wait for the values that `use` needs, and start to gather those of the next use."""
         if self.zero < 3:
             return
-        self._fetch(use)
+        self._start_gather(use)
         for layer in (*use.layers, *use.borrowed):
             if layer in self._gathering:
                 self._gathering.pop(layer).wait()
         if following is not None:
-            self._fetch(following)
+            self._start_gather(following)
 
-    def _fetch(self, use: Use) -> None:
+    def _start_gather(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if not self.buckets[layer].resident:
                 self._gathering[layer] = self.buckets[layer].start_gather()
                 self.buckets[layer].resident = True
 
-    def _leave(self, use: Use) -> None:
+    def _release(self, use: ParameterUse) -> None:
         if self.zero == 3:
             for layer in (*use.layers, *use.borrowed):
-                self.buckets[layer].drop_values()
+                self.buckets[layer].release_values()
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _passed(self, p: nn.Parameter) -> None:
-        """A backward pass is done with `p`."""
-        if p not in self.deferred:
-            self._arrived(p)
+    def _on_gradient(self, p: nn.Parameter) -> None:
+        """Autograd has accumulated a gradient of `p`."""
+        if p not in self.tp.weight_grad_store:
+            self._take_gradient(p)
 
-    def _arrived(self, p: nn.Parameter) -> None:
+    def _take_gradient(self, p: nn.Parameter) -> None:
         assert isinstance(p, ShardedParameter)
         layer = self._layer_of[p]
         bucket = self.buckets[layer]
-        if not bucket.take(p):
+        if not bucket.note_gradient(p):
             return
-        if self.sequence:
-            bucket.sum_what_tp_holds_whole()
+        if self.tp.shards_sequence:
+            bucket.all_reduce_replicated()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]
             if self.zero >= 2:
-                self._settle(chunk)  # one bucket at a time is under way, so that only one is held twice
+                self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has two copies
             self._reducing[chunk].append(bucket.start_reduce())
 
-    def _settle(self, chunk: int) -> None:
+    def _wait_for_reductions(self, chunk: int) -> None:
         for pending, complete in self._reducing[chunk]:
             pending.wait()
             complete()

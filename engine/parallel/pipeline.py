@@ -1,70 +1,80 @@
-"""The executor: carries out a schedule's actions for one rank, one handler and one span an action.
+"""The executor: runs the actions of a schedule on one rank, with one handler and one span for each action.
 
-It knows nothing of the model but that a chunk turns inputs into outputs, and nothing of the schedule but its list.
+Of the model it knows only that a chunk maps inputs to outputs, and of the schedule only its list of actions.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm, Pending
 from engine.parallel.data import DataParallel
-from engine.parallel.tensor import Owed
+from engine.parallel.tensor import DeferredWeightGradients
 from engine.schedule import Action, Flow, Kind, Schedule
 
-Boundary = tuple[Tensor, ...]  # what one chunk hands to the next
-Message = list[tuple[Pending, Tensor]]  # a boundary on the way, tensor by tensor
+Boundary = tuple[Tensor, ...]  # the tensors that one chunk passes to the next
+Message = list[tuple[Pending, Tensor]]  # a boundary that is being sent, tensor by tensor
 
 
-class Chunk(Protocol):
-    """A contiguous run of layers, as the executor sees it."""
+class TensorShape(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class PipelineChunk(Protocol):
+    """Contiguous layers of the model, as the executor sees them."""
 
     def forward(self, inputs: Boundary, microbatch: int) -> Boundary:
         """The chunk's outputs for one microbatch; the last chunk's is the mean loss, a scalar.
 
-        `inputs` is what the chunk before returned, and empty for the first chunk, which fetches the tokens itself.
+        `inputs` are the outputs of the previous chunk. The first chunk has none: it reads the tokens itself.
         """
         ...
 
 
+class ParameterUpdate(Protocol):
+    """The update of this rank's parameters, as the executor sees it. See `engine.parallel.update.DistributedOptimizer`."""
+
+    def reduce_tied_gradients(self) -> None: ...
+
+    def step(self, loss: Tensor | None) -> None: ...
+
+
 class Executor:
+    """Runs the actions of one pipeline stage. `loss` is this replica's share of the mean loss, on the last stage."""
+
     def __init__(
         self,
         schedule: Schedule,
-        chunks: Mapping[int, Chunk],
+        chunks: Mapping[int, PipelineChunk],
+        inputs: Sequence[Sequence[TensorShape]],
         data: DataParallel,
-        comm: Comm,
-        recorder: Recorder,
-        at: Callable[[str], None],
-        entering: Sequence[Sequence[tuple[tuple[int, ...], torch.dtype]]],
-        tie: Callable[[], None],
-        update: Callable[[], None],
+        optimizer: ParameterUpdate,
+        set_status: Callable[[str], None],
     ) -> None:
-        """`at` is told what is about to be done. `entering[c]`: shape and type of each tensor that chunk c is given.
+        """`chunks`: those of this stage, by number. `inputs[c]`: the tensors that chunk c takes, of all chunks of the model.
 
-        `tie` and `update` do the actions tie and step.
+        `set_status` is called with each action before it runs.
         """
-        self.actions = schedule.stages[comm.at.pp]
-        self.placement = schedule.placement
-        self.loss_scale = 1.0 / (schedule.microbatches * comm.mesh.dp)
-        self.chunks, self.data, self.comm, self.recorder = chunks, data, comm, recorder
-        self.at, self.entering, self.held = at, entering, schedule.held
-        self.widest = max(len(tensors) for tensors in entering)
-        self.microbatches = schedule.microbatches
-        self.loss = torch.zeros((), device=comm.device)  # this replica's share of the mean loss, on the last stage
+        self.chunks, self.inputs, self.data, self.optimizer, self.set_status = chunks, inputs, data, optimizer, set_status
+        self.comm: Comm = data.comm
+        self.actions = schedule.stages[self.comm.at.pp]
+        self.placement, self.microbatches, self.max_sends = schedule.placement, schedule.microbatches, schedule.held
+        self.has_last = schedule.placement[-1] == self.comm.at.pp
+        self.loss_scale = 1.0 / (schedule.microbatches * self.comm.mesh.dp)
+        self.loss = torch.zeros((), device=self.comm.device)
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
-        self._arrived: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be used by the chunk named
-        self._leaving: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk named
-        self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # on the way, by flow and stage
-        self._owed: dict[tuple[int, int], Owed] = {}  # weight gradients that I left to W
+        self._received: dict[tuple[Flow, int, int], Boundary] = {}  # received, for the chunk of the key
+        self._to_send: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk of the key
+        self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # sends in progress, by flow and stage
+        self._deferred: dict[tuple[int, int], DeferredWeightGradients] = {}  # weight gradients that I left for W
         self._do: dict[Kind, Callable[[Action], None]] = {
             "F": self._forward,
             "B": self._backward,
@@ -72,82 +82,79 @@ class Executor:
             "W": self._backward_of_weights,
             "send": self._send,
             "recv": self._receive,
-            "reduce": lambda action: data.finish(action.chunk),
-            "tie": lambda action: tie(),
-            "step": lambda action: self._step(update),
-            "gather": lambda action: data.publish_values(),
+            "reduce": lambda action: data.finish_reductions(action.chunk),
+            "tie": lambda action: optimizer.reduce_tied_gradients(),
+            "step": self._step,
+            "gather": lambda action: data.all_gather_values(),
         }
 
-    def run(self, step: int, called: str = "") -> None:
-        """One step: every action of this rank's list. Afterwards `loss` holds this replica's share on the last stage.
-
-        `called`: what the step is called to whoever asks what this rank does, if not by its number.
-        """
+    def run(self, step: str) -> None:
+        """Run one training step: every action of this stage's list. `step` names it in the status, for example "step 3"."""
         self.loss.zero_()
         self.data.begin_step()
         for action in self.actions:
-            self.at(f"{called or f'step {step}'}: {action}")
-            with self.recorder.action(action, _phase(action)):
+            self.set_status(f"{step}: {action}")
+            with self.comm.recorder.action(action, _phase(action)):
                 self._do[action.kind](action)
-        left = (self._inputs, self._roots, self._arrived, self._leaving, self._sent, self._owed)
+        left = (self._inputs, self._roots, self._received, self._to_send, self._sent, self._deferred)
         assert not any(left), "a step leaves nothing behind"
 
     def _forward(self, action: Action) -> None:
         key = (action.chunk, action.microbatch)
-        inputs = self._arrived.pop(("activation", *key), ())
+        inputs = self._received.pop(("activation", *key), ())
         outputs = self.chunks[action.chunk].forward(inputs, action.microbatch)
         self._inputs[key] = inputs
         if action.chunk == len(self.placement) - 1:
             # Divided before backward: the sum over microbatches and replicas is then the mean over all of them.
             outputs = (outputs[0] * self.loss_scale,)
             self.loss += outputs[0].detach()
-        # Backward needs the graph, not the values: without a reference they can go once they are sent.
+        # Backward needs the graph, not the values. Without a reference they are freed after they are sent.
         self._roots[key] = tuple(get_gradient_edge(t) for t in outputs)
         if action.chunk < len(self.placement) - 1:
-            self._hand_over("activation", action.chunk, action.chunk + 1, action.microbatch, tuple(t.detach() for t in outputs))
+            self._pass_on("activation", action.chunk, action.chunk + 1, action.microbatch, tuple(t.detach() for t in outputs))
 
     def _backward(self, action: Action) -> None:
         key = (action.chunk, action.microbatch)
         last = action.chunk == len(self.placement) - 1
-        gradients = None if last else self._arrived.pop(("gradient", *key))
+        gradients = None if last else self._received.pop(("gradient", *key))
         roots, inputs = self._roots.pop(key), self._inputs.pop(key)
         if last:
             gradients = (torch.ones((), device=self.comm.device),)
         torch.autograd.backward(roots, gradients)
         if inputs:
             outgoing = tuple(t.grad for t in inputs if t.grad is not None)
-            assert len(outgoing) == len(inputs), "a chunk uses everything that it takes"
-            self._hand_over("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
+            assert len(outgoing) == len(inputs), "a chunk uses all its inputs"
+            self._pass_on("gradient", action.chunk, action.chunk - 1, action.microbatch, outgoing)
 
     def _backward_of_inputs(self, action: Action) -> None:
-        """A backward pass that leaves out the weight gradients of linear layers; whatever else has parameters gets its own."""
-        with self.data.deferred.collect() as owed:
+        """Backward without the weight gradients of linear layers. Other parameters get their gradients."""
+        with self.data.tp.weight_grad_store.collect() as deferred:
             self._backward(action)
-        self._owed[action.chunk, action.microbatch] = owed
+        self._deferred[action.chunk, action.microbatch] = deferred
 
     @torch.no_grad()
     def _backward_of_weights(self, action: Action) -> None:
-        owed = self._owed.pop((action.chunk, action.microbatch))
-        for weight in list(owed):
-            self.data.add(weight, owed.pop(weight)())  # and what it held is let go
+        deferred = self._deferred.pop((action.chunk, action.microbatch))
+        for weight in list(deferred):
+            self.data.add(weight, deferred.pop(weight)())  # pop: so that its tensors are freed
 
-    def _hand_over(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
-        """To a chunk on this rank directly, to one elsewhere by the send that follows in the list."""
+    def _pass_on(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
+        """Pass tensors to a chunk on this rank directly, or keep them for the send that follows in the list."""
         if self.placement[to] != self.placement[chunk]:
-            self._leaving[flow, chunk, microbatch] = tensors
+            self._to_send[flow, chunk, microbatch] = tensors
         else:
-            self._arrive(flow, to, microbatch, tensors)
+            self._receive_boundary(flow, to, microbatch, tensors)
 
-    def _arrive(self, flow: Flow, chunk: int, microbatch: int, tensors: Boundary) -> None:
+    def _receive_boundary(self, flow: Flow, chunk: int, microbatch: int, tensors: Boundary) -> None:
         if flow == "activation":
             tensors = tuple(t.requires_grad_() for t in tensors)
-        self._arrived[flow, chunk, microbatch] = tensors
+        self._received[flow, chunk, microbatch] = tensors
 
     def _send(self, action: Action) -> None:
         sent = self._sent.setdefault((action.flow, action.peer), deque())
-        if len(sent) == self.held:  # so much is held back for a neighbour at a time; `replay` keeps to the same rule
+        if len(sent) == self.max_sends:  # the most sends in progress to a neighbour; `replay` has the same rule
             _wait(sent.popleft())
-        tensors = self._leaving.pop((action.flow, action.chunk, action.microbatch))
+        tensors = self._to_send.pop((action.flow, action.chunk, action.microbatch))
         to = action.chunk + (1 if action.flow == "activation" else -1)
         sent.append(
             [
@@ -157,7 +164,7 @@ class Executor:
         )
 
     def _receive(self, action: Action) -> None:
-        expected = self.entering[action.chunk if action.flow == "activation" else action.chunk + 1]
+        expected = self.inputs[action.chunk if action.flow == "activation" else action.chunk + 1]
         tensors = tuple(
             self.comm.receive(
                 torch.empty(shape, dtype=dtype, device=self.comm.device),
@@ -167,18 +174,19 @@ class Executor:
             )
             for part, (shape, dtype) in enumerate(expected)
         )
-        self._arrive(action.flow, action.chunk, action.microbatch, tensors)
+        self._receive_boundary(action.flow, action.chunk, action.microbatch, tensors)
 
     def _tag(self, flow: Flow, chunk: int, microbatch: int, part: int) -> int:
-        """The same number on both ends: a message is named by the chunk that needs it."""
-        return ((2 * chunk + (flow == "gradient")) * self.microbatches + microbatch) * self.widest + part
+        """The same number on both ends: a message is named by the chunk that receives it."""
+        chunks = len(self.placement)
+        return ((2 * (part * chunks + chunk)) + (flow == "gradient")) * self.microbatches + microbatch
 
-    def _step(self, update: Callable[[], None]) -> None:
+    def _step(self, action: Action) -> None:
         self._wait_for_all()
-        update()
+        self.optimizer.step(self.loss if self.has_last else None)
 
     def _wait_for_all(self) -> None:
-        """A method of its own, so that no variable holds a message while the optimizer works."""
+        """A method of its own, so that no local variable keeps a message alive during the optimizer's step."""
         for messages in self._sent.values():
             for message in messages:
                 _wait(message)
@@ -191,7 +199,7 @@ def _wait(message: Message) -> None:
 
 
 def _phase(action: Action) -> str:
-    """The purpose under which what passes the door during this action is counted."""
+    """The purpose under which communication during this action is counted."""
     if action.kind in ("send", "recv"):
         return "forward" if action.flow == "activation" else "backward"
     return {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}.get(action.kind, action.kind)

@@ -1,11 +1,11 @@
-"""Tensor parallelism: layers whose weights are cut over tp, and the collectives that make them one layer again.
+"""Tensor parallelism: layers whose weights are sharded over tp, and their collectives.
 
-A column-parallel layer cuts its output features, a row-parallel layer its input features. One after the other they need a
-single all-reduce forward (after the row-parallel) and a single one backward (before the column-parallel).
-With sequence parallelism, what lies between them is cut along the sequence: the all-reduce becomes a reduce-scatter, and an
-all-gather stands before the column-parallel layer, which gathers again in backward rather than keep the whole.
+A column-parallel layer shards its output features, a row-parallel layer its input features. One after the other they need one
+all-reduce in forward (after the row-parallel layer) and one in backward (before the column-parallel layer).
+With sequence parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a
+reduce-scatter, and an all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
 Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
-Shapes: B batch, S sequence, H hidden, tp the number of slices; s stands for S, or S/tp under sequence parallelism.
+Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -24,48 +24,50 @@ from torch.nn import functional as F
 from engine.parallel.comm import Comm
 from engine.spec import Precision
 
-Owed = dict[nn.Parameter, Callable[[], Tensor]]  # what computes the gradient of each weight, in the order of the backward pass
+DeferredWeightGradients = dict[
+    nn.Parameter, Callable[[], Tensor]
+]  # weight → the computation of its gradient, in order of backward
 
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class DeferredGradients:
-    """Weight gradients of linear layers that a schedule computes in an action of their own (W), apart from the inputs' (I)."""
+class WeightGradStore:
+    """Collects the weight gradients that a zero-bubble schedule computes in W, not in I (Qi et al. 2023)."""
 
     def __init__(self) -> None:
-        self._waiting: Owed | None = None
+        self._waiting: DeferredWeightGradients | None = None
 
     @contextmanager
-    def collect(self) -> Iterator[Owed]:
-        """While inside, backward computes no weight gradient of a linear layer, and puts on the list what would."""
+    def collect(self) -> Iterator[DeferredWeightGradients]:
+        """Inside this context, backward computes no weight gradient of a linear layer. It stores the computation instead."""
         self._waiting = {}
         try:
             yield self._waiting
         finally:
             self._waiting = None
 
-    def now_or_later(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> Tensor | None:
-        """The gradient, or None if it was put on the list."""
+    def compute_or_defer(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> Tensor | None:
+        """The gradient, or None if its computation was stored."""
         if self._waiting is None:
             return compute()
-        assert weight not in self._waiting, "a weight that is used twice has its two gradients added by autograd"
+        assert weight not in self._waiting, "autograd adds the two gradients of a weight that is used twice"
         self._waiting[weight] = compute
         return None
 
     def __contains__(self, weight: nn.Parameter) -> bool:
-        """Whether the pass under way has put this weight on the list. Autograd tells of it all the same, with no gradient."""
+        """Whether the current backward deferred this weight. Autograd still calls the weight's hook, without a gradient."""
         return self._waiting is not None and weight in self._waiting
 
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """What a layer knows of the ranks it is cut over, and of what its weights are made of."""
+    """The tp group that layers are sharded over, and the type of their weights."""
 
     comm: Comm
-    sequence: bool = False  # sequence parallelism: norms and residual stream are cut along the sequence
+    sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
-    deferred: DeferredGradients = field(default_factory=DeferredGradients)
+    weight_grad_store: WeightGradStore = field(default_factory=WeightGradStore)
 
     @property
     def degree(self) -> int:
@@ -76,46 +78,46 @@ class TensorParallel:
         return self.comm.at.tp
 
     @property
-    def cuts_sequence(self) -> bool:
+    def shards_sequence(self) -> bool:
         return self.sequence and self.degree > 1
 
-    def gather_sequence(self, x: Tensor) -> Tensor:
-        """(B, S/tp, H) → (B, S, H)"""
+    def gather_from_sequence(self, x: Tensor) -> Tensor:
+        """The input of a column-parallel layer: an all-gather under sequence parallelism, else x. (B, s, H) → (B, S, H)"""
+        if not self.shards_sequence:
+            return x
         parts = self.comm.all_gather(x.contiguous(), "tp")  # (tp, B, S/tp, H)
         return parts.movedim(0, 1).reshape(x.shape[0], -1, x.shape[2])
 
-    def scatter_sequence_sum(self, x: Tensor) -> Tensor:
-        """Sum over tp, of which this rank keeps its part of the sequence. (B, S, H) → (B, S/tp, H)"""
+    def reduce_from_tp(self, x: Tensor) -> Tensor:
+        """The sum over tp of a row-parallel layer's partial results. x may be overwritten. (B, S, H) → (B, s, H)
+
+        A reduce-scatter under sequence parallelism, else an all-reduce.
+        """
+        return self.reduce_scatter_to_sequence(x) if self.shards_sequence else self.comm.all_reduce(x, "tp")
+
+    def reduce_scatter_to_sequence(self, x: Tensor) -> Tensor:
+        """The sum over tp. This rank keeps its part of the sequence. (B, S, H) → (B, S/tp, H)"""
         parts = x.view(x.shape[0], self.degree, -1, x.shape[2]).movedim(1, 0).contiguous()  # (tp, B, S/tp, H)
         return self.comm.reduce_scatter(parts, "tp")
 
-    def enter(self, x: Tensor) -> Tensor:
-        """What a column-parallel layer reads. (B, s, H) → (B, S, H)"""
-        return self.gather_sequence(x) if self.cuts_sequence else x
-
-    def leave(self, x: Tensor) -> Tensor:
-        """What becomes of a row-parallel layer's partial sums; they may be overwritten. (B, S, H) → (B, s, H)"""
-        if self.cuts_sequence:
-            return self.scatter_sequence_sum(x)
-        return self.comm.all_reduce(x, "tp")
-
 
 @dataclass(frozen=True)
-class Cut:
-    """How a rank's slice is cut from the whole of a parameter, and how the whole is drawn.
+class ShardSpec:
+    """How a parameter is sharded over tp, and how it is initialized.
 
-    `dim` None: every rank of the tp group holds the whole. Otherwise that dimension consists of `blocks` (sizes that add up
-    to it; q, k and v of a fused weight are three), each padded with zeros to a multiple of tp and cut on its own.
+    `shape` is that of the whole parameter. `dim` is the sharded dimension; None: every tp rank holds the whole. `blocks` are
+    sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
+    zeros to a multiple of tp.
     """
 
     shape: tuple[int, ...]
     dim: int | None = None
     blocks: tuple[int, ...] = ()
-    draw: Literal["normal", "zeros", "ones"] = "normal"
+    init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
 
-    def take(self, whole: Tensor, index: int, of: int) -> Tensor:
-        """Slice `index` of `of`."""
+    def shard(self, whole: Tensor, index: int, of: int) -> Tensor:
+        """Shard `index` of `of`."""
         if self.dim is None or of == 1:
             return whole
         parts = []
@@ -131,91 +133,93 @@ class Cut:
             parts.append(part)
         return torch.cat(parts, self.dim)
 
-    def join(self, slices: list[Tensor]) -> Tensor:
-        """Put the slices of all tp ranks together again; the padding is dropped."""
-        if self.dim is None or len(slices) == 1:
-            return slices[0]
+    def unshard(self, shards: list[Tensor]) -> Tensor:
+        """The whole parameter from the shards of all tp ranks. The padding is removed."""
+        if self.dim is None or len(shards) == 1:
+            return shards[0]
         sizes = self.blocks or (self.shape[self.dim],)
-        padded = [-(-size // len(slices)) for size in sizes]
-        pieces = [s.split(padded, self.dim) for s in slices]
+        padded = [-(-size // len(shards)) for size in sizes]
+        pieces = [s.split(padded, self.dim) for s in shards]
         blocks = [torch.cat([p[b] for p in pieces], self.dim).narrow(self.dim, 0, sizes[b]) for b in range(len(sizes))]
         return torch.cat(blocks, self.dim)
 
 
-class _WithCut(type(nn.Parameter)):  # type: ignore[misc]
-    """Whatever parameter has a cut is a sharded one: torch leaves a fake tensor that becomes a parameter in its own class."""
+class _WithShardSpec(type(nn.Parameter)):  # type: ignore[misc]
+    """Any parameter with a `shard_spec` is a `ShardedParameter`: torch keeps the class of a fake tensor made a parameter."""
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, nn.Parameter) and hasattr(instance, "cut")
+        return isinstance(instance, nn.Parameter) and hasattr(instance, "shard_spec")
 
 
-class ShardedParameter(nn.Parameter, metaclass=_WithCut):
-    """A parameter that knows how it was cut. Its values are set by `draw`."""
+class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
+    """A parameter that knows how it is sharded. `initialize` sets its values."""
 
-    cut: Cut
+    shard_spec: ShardSpec
 
     @staticmethod
-    def of(cut: Cut, tp: TensorParallel) -> ShardedParameter:
-        shape = list(cut.shape)
-        if cut.dim is not None:
-            shape[cut.dim] = sum(-(-size // tp.degree) for size in cut.blocks or (cut.shape[cut.dim],))
+    def of(spec: ShardSpec, tp: TensorParallel) -> ShardedParameter:
+        shape = list(spec.shape)
+        if spec.dim is not None:
+            shape[spec.dim] = sum(-(-size // tp.degree) for size in spec.blocks or (spec.shape[spec.dim],))
         parameter = ShardedParameter(torch.empty(shape, dtype=tp.dtype, device=tp.comm.device))
-        parameter.cut = cut
+        parameter.shard_spec = spec
         return parameter
 
-    def draw(self, name: str, seed: int, index: int, of: int) -> None:
-        """Fill with slice `index` of `of` of the whole, which is drawn from a seed made of its full name.
+    def initialize(self, name: str, seed: int, index: int, of: int) -> None:
+        """Set the values to shard `index` of `of` of the whole parameter. The whole is drawn from a seed made of its full name.
 
-        So every layout starts from the same model, whichever rank holds what.
+        So every layout starts from the same model.
         """
-        whole = torch.empty(self.cut.shape)
-        if self.cut.draw == "normal":
+        whole = torch.empty(self.shard_spec.shape)
+        if self.shard_spec.init == "normal":
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-            whole.normal_(0.0, self.cut.std, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
+            whole.normal_(0.0, self.shard_spec.std, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
         else:
-            whole.fill_(1.0 if self.cut.draw == "ones" else 0.0)
+            whole.fill_(1.0 if self.shard_spec.init == "ones" else 0.0)
         with torch.no_grad():
-            self.copy_(self.cut.take(whole, index, of))
+            self.copy_(self.shard_spec.shard(whole, index, of))
 
 
 # ------------------------------------------------------------------------------------------------------------- the layers
 
 
 class _ColumnLinear(Function):
-    """y = x Wᵀ + b where every slice reads the same x, so that the gradients of x from all slices add up."""
+    """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel, first: int = 0) -> Tensor:
-        """`first`: the row of the whole sequence from which on there is an output."""
+        """`first`: the first row of the sequence that has an output."""
         ctx.tp, ctx.has_bias, ctx.weight, ctx.first = tp, bias is not None, weight, first
         ctx.save_for_backward(x, weight)
-        return F.linear(tp.enter(x)[:, first:], weight, bias)
+        return F.linear(tp.gather_from_sequence(x)[:, first:], weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # What waits for its W must not keep the graph that x came from.
+        # A deferred weight gradient must not keep the graph of x.
         tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
         partial = gradient @ weight
-        for_input = tp.leave(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
-        for_weight = tp.deferred.now_or_later(ctx.weight, lambda: _outer(gradient, tp.enter(x)[:, first:]))
+        for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
+        for_weight = tp.weight_grad_store.compute_or_defer(
+            ctx.weight, lambda: _outer(gradient, tp.gather_from_sequence(x)[:, first:])
+        )
         for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
         return for_input, for_weight, for_bias, None, None
 
 
 class _RowLinear(Function):
-    """y = Σ over slices of x Wᵀ, where each slice has its own part of x."""
+    """y = Σ over tp of x Wᵀ, where each shard of W has its own part of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel) -> Tensor:
         ctx.tp, ctx.weight = tp, weight
         ctx.save_for_backward(x, weight)
-        return tp.leave(F.linear(x, weight))
+        return tp.reduce_from_tp(F.linear(x, weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
-        whole = tp.enter(gradient)  # (B, S, out)
-        return whole @ weight, tp.deferred.now_or_later(ctx.weight, lambda: _outer(whole, x)), None
+        whole = tp.gather_from_sequence(gradient)  # (B, S, out)
+        return whole @ weight, tp.weight_grad_store.compute_or_defer(ctx.weight, lambda: _outer(whole, x)), None
 
 
 def _outer(gradient: Tensor, x: Tensor) -> Tensor:
@@ -224,114 +228,114 @@ def _outer(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 class ColumnParallelLinear(nn.Module):
-    """y = x Wᵀ + b with the output features cut over tp. (B, s, in) → (B, S, out/tp)
+    """y = x Wᵀ + b with the output features sharded over tp. (B, s, in) → (B, S, out/tp)
 
-    `blocks`: the output is several features side by side (q, k, v), each cut on its own.
+    `blocks`: sizes of several fused outputs (q, k, v), each sharded by itself.
     """
 
     def __init__(self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((sum(blocks), inputs), 0, blocks), tp)
-        self.bias = ShardedParameter.of(Cut((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
+        self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks), tp)
+        self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return _ColumnLinear.apply(x, self.weight, self.bias, self.tp)
 
 
 class RowParallelLinear(nn.Module):
-    """y = x Wᵀ + b with the input features cut over tp. (B, S, in/tp) → (B, s, out)
+    """y = x Wᵀ + b with the input features sharded over tp. (B, S, in/tp) → (B, s, out)
 
-    The bias is whole on every rank and added once, after the sum.
+    The bias is replicated and added once, after the sum.
     """
 
     def __init__(self, inputs: int, outputs: int, tp: TensorParallel, std: float, bias: bool = True) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(Cut((outputs, inputs), 1, std=std), tp)
-        self.bias = ShardedParameter.of(Cut((outputs,), draw="zeros"), tp) if bias else None
+        self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 1, std=std), tp)
+        self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = _RowLinear.apply(x, self.weight, self.tp)
         return y if self.bias is None else y + self.bias
 
 
-class _SumOfSlices(Function):
-    """The sum over tp of what each slice contributes; backward hands the gradient to each."""
+class _ReduceFromTP(Function):
+    """The sum over tp in forward, the identity in backward; gathered under sequence parallelism."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
-        if not tp.cuts_sequence:
+        if not tp.shards_sequence:
             ctx.mark_dirty(x)
-        return tp.leave(x)
+        return tp.reduce_from_tp(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.tp.enter(gradient), None
+        return ctx.tp.gather_from_sequence(gradient), None
 
 
 class VocabParallelEmbedding(nn.Module):
-    """A lookup table whose rows are cut over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
+    """An embedding whose rows are sharded over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
 
-    A rank looks up the tokens whose rows it holds and contributes zeros for the others.
+    A rank looks up the tokens whose rows it holds, and contributes zeros for the others.
     """
 
     def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02) -> None:
         super().__init__()
         self.tp, self.vocab = tp, vocab
-        self.weight = ShardedParameter.of(Cut((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
+        self.weight = ShardedParameter.of(ShardSpec((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.tp.degree == 1:
             return F.embedding(tokens, self.weight)
         rows = self.weight.shape[0]
         local = tokens - rows * self.tp.index
-        elsewhere = (local < 0) | (local >= rows)
-        x = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
-        return _SumOfSlices.apply(x.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
+        not_here = (local < 0) | (local >= rows)
+        x = F.embedding(local.masked_fill_(not_here, 0), self.weight)
+        return _ReduceFromTP.apply(x.masked_fill(not_here.unsqueeze(-1), 0.0), self.tp)
 
     def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
         """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
 
-        `looked_up`: the same backward pass goes through `forward` too. Autograd then adds the two gradients of the table and
-        brings them as one, so this one cannot come later.
+        `looked_up`: the same backward pass includes `forward` too. Autograd then adds the two gradients of the table, so this one
+        cannot be deferred.
         """
-        tp = replace(self.tp, deferred=DeferredGradients()) if looked_up else self.tp
+        tp = replace(self.tp, weight_grad_store=WeightGradStore()) if looked_up else self.tp
         return _ColumnLinear.apply(x, self.weight, bias, tp, first)
 
 
 class _VocabParallelCrossEntropy(Function):
-    """Mean cross-entropy of logits that are cut over tp, without gathering them.
+    """Mean cross-entropy of logits that are sharded over tp, without gathering them.
 
-    Two all-reduces of B × S numbers: the largest logit, then the sum of exponentials together with the target's logit.
-    The logits' own storage is used up and becomes the softmax, which is what backward needs.
+    Two all-reduces: the largest logit (B, S), then the sum of exponentials together with the target's logit (2, B, S).
+    The softmax, which backward needs, overwrites the logits.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int) -> Tensor:
-        logits = logits.detach()  # with a bias they may be a view, and a view that changed may not be kept for backward
+        logits = logits.detach()  # with a bias they may be a view, and a view that was modified cannot be saved for backward
         columns = logits.shape[-1]  # V/tp
         first = columns * tp.index
         logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
         largest = tp.comm.all_reduce(logits.amax(-1), "tp", "max")  # (B, S)
         logits.sub_(largest.unsqueeze(-1))
         local = targets - first
-        elsewhere = (local < 0) | (local >= columns)
-        local = local.masked_fill_(elsewhere, 0).unsqueeze(-1)  # (B, S, 1)
-        at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(elsewhere, 0.0)
+        not_here = (local < 0) | (local >= columns)
+        local = local.masked_fill_(not_here, 0).unsqueeze(-1)  # (B, S, 1)
+        at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(not_here, 0.0)
         logits.exp_()
         sums = tp.comm.all_reduce(torch.stack((logits.sum(-1), at_target)), "tp")  # (2, B, S)
         losses = sums[0].log() - sums[1]
         ctx.nothing = targets < 0 if counted < targets.numel() else None
         ctx.counted = counted
-        ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, elsewhere)
+        ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, not_here)
         return losses.mean() if ctx.nothing is None else losses.masked_fill_(ctx.nothing, 0.0).sum() / counted
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        softmax, local, elsewhere = ctx.saved_tensors
-        hit = (~elsewhere).to(softmax.dtype).unsqueeze(-1)
+        softmax, local, not_here = ctx.saved_tensors
+        hit = (~not_here).to(softmax.dtype).unsqueeze(-1)
         softmax.scatter_add_(-1, local, -hit)
         if ctx.nothing is not None:
             softmax.masked_fill_(ctx.nothing.unsqueeze(-1), 0.0)
@@ -341,8 +345,8 @@ class _VocabParallelCrossEntropy(Function):
 def vocab_parallel_cross_entropy(
     logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None
 ) -> Tensor:
-    """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are consumed; `vocab` is the number of real tokens.
+    """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are overwritten; `vocab` is the number of real tokens.
 
-    `counted` says how many have a target, where that is not all; so nothing has to be read back from the device.
+    `counted`: how many tokens have a target, if not all. It is given, so that it is not read back from the device.
     """
     return _VocabParallelCrossEntropy.apply(logits, targets, vocab, tp, counted or targets.numel())

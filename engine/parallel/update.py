@@ -1,18 +1,82 @@
-"""The optimizer's step on this rank: torch's own, as the record of `engine.optimizer` asks for it."""
+"""The optimizer's step on this rank, and what ranks reduce before it: tied gradients, the norm of all gradients, the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.optimizer import optimizer_of
+from engine.parallel.data import DataParallel
 from engine.spec import WorkloadSpec
 
 
 def make_optimizer(workload: WorkloadSpec, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """Over fp32 tensors, whose `grad` is set before each step."""
+    """torch's optimizer, with the settings of its record in `engine.optimizer`.
+
+    `tensors` are fp32. Their `grad` is set before each step.
+    """
     record = optimizer_of(workload)
     make: type[torch.optim.Optimizer] = getattr(torch.optim, record.torch_class)
     return make(tensors, lr=workload.learning_rate, **record.settings(workload))  # type: ignore[call-arg]  # a subclass's
+
+
+class DistributedOptimizer:
+    """The optimizer over the fp32 values of this rank's buckets. `grad_norm` is that of the whole model, over all ranks."""
+
+    def __init__(
+        self, workload: WorkloadSpec, data: DataParallel, tied: Sequence[nn.Module], counted_elsewhere: Sequence[nn.Module]
+    ) -> None:
+        """`tied`: this rank's copies of the token table, where the model's first and last chunk share it.
+
+        `counted_elsewhere`: layers of this rank whose gradients another rank counts in the norm.
+        """
+        self.data, self.comm, self.tied, self.counted_elsewhere = data, data.comm, tied, counted_elsewhere
+        self.grad_norm = torch.zeros((), device=self.comm.device)
+        self._optimizer = make_optimizer(workload, [bucket.master for bucket in data.buckets.values()])
+
+    def state_tensors(self) -> list[Tensor]:
+        """The tensors of the optimizer's state. Empty before the first step."""
+        return [t for state in self._optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+
+    def reduce_tied_gradients(self) -> None:
+        """Sum the gradients of the two copies of the token table, which the first and the last chunk hold."""
+        copies = [self.data.buckets[layer].reduced for layer in self.tied]
+        if len(copies) == 1:
+            self.comm.all_reduce(copies[0], "tie")
+        else:  # both are on this rank
+            copies[0].add_(copies[1])
+            copies[1].copy_(copies[0])
+
+    def step(self, loss: Tensor | None) -> None:
+        """Compute `grad_norm`, average `loss` over the replicas in place, and update the parameters.
+
+        `loss` is this replica's share of the mean loss, on the last stage; None on the others.
+        """
+        pieces = self._counted_gradients()
+        squared = (
+            torch.nn.utils.get_total_norm([p.float() for p in pieces]).square()
+            if pieces
+            else torch.zeros((), device=self.comm.device)
+        )
+        if self.data.zero:
+            self.comm.all_reduce(squared, "dp")
+        self.comm.all_reduce(squared, "tp")
+        self.grad_norm.copy_(self.comm.all_reduce(squared, "pp").sqrt())
+        if loss is not None:
+            self.comm.all_reduce(loss, "dp")
+        for bucket in self.data.buckets.values():
+            bucket.master.grad = bucket.reduced.to(bucket.master.dtype)
+        self._optimizer.step()
+        for bucket in self.data.buckets.values():
+            bucket.master.grad = None
+            bucket.round_values()
+
+    def _counted_gradients(self) -> list[Tensor]:
+        """This rank's gradients without those that another rank counts.
+
+        These are the copy of the token table at the pipeline's end and, on all tp ranks but the first, what tp does not shard.
+        """
+        buckets = [bucket for layer, bucket in self.data.buckets.items() if layer not in self.counted_elsewhere]
+        return [piece for b in buckets for piece in b.counted(lambda p: p.shard_spec.dim is not None or self.comm.at.tp == 0)]

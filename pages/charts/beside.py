@@ -13,7 +13,7 @@ from engine.tables import CATEGORIES, COORDINATE, KV_CACHE, beside
 from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
-from pages.charts.neighbours import Stages, by_stage
+from pages.charts.neighbours import StageRows, by_stage
 from pages.charts.roles import Roles, opacity, outline, told
 from pages.charts.template import Template, filled, template
 from pages.charts.titles import memory_title, share, stage_title, traffic_title
@@ -182,7 +182,7 @@ def _over_bars(x: alt.X, style: Look) -> list[alt.Chart]:
     ]
 
 
-def _each_bar(stages: Stages | None, say: Words) -> str:
+def _each_bar(stages: StageRows | None, say: Words) -> str:
     if stages and stages.together > 1:
         return say(
             "Each bar is one rank of the fullest of {count} neighbouring stages, whose other ranks are equal to it, at the "
@@ -234,7 +234,7 @@ def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(wide).sort_values(["rank", "source"], kind="stable")
 
 
-def _labels(rows: pd.DataFrame, stages: Stages | None, roles: Roles | None, say: Words) -> str:
+def _labels(rows: pd.DataFrame, stages: StageRows | None, roles: Roles | None, say: Words) -> str:
     """A Vega expression: the rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
     lines = {}
     for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
@@ -243,7 +243,7 @@ def _labels(rows: pd.DataFrame, stages: Stages | None, roles: Roles | None, say:
     return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
 
 
-def _x_title(stages: Stages | None, say: Words) -> str:
+def _x_title(stages: StageRows | None, say: Words) -> str:
     return say("pipeline stage") if stages else say("rank, and its pipeline stage")
 
 

@@ -13,7 +13,7 @@ from pages.charts.words import Words
 MOST_STAGES = 128  # each with a bar of its own
 
 
-class Stages(NamedTuple):
+class StageRows(NamedTuple):
     """`rows` of the ranks that stand for stages; of `together` neighbouring stages one. `last`: the last stage of all."""
 
     rows: pd.DataFrame
@@ -28,7 +28,7 @@ class Stages(NamedTuple):
         return say("stages {first}–{last}", first=first, last=min(first + self.together - 1, self.last))
 
 
-def by_stage(peaks: pd.DataFrame) -> Stages:
+def by_stage(peaks: pd.DataFrame) -> StageRows:
     """`peaks`: a table "memory_peak", perhaps of several sources."""
     others = [axis for axis in AXES if axis != "pp"]
     rows = peaks[np.logical_and.reduce([peaks[axis] == 0 for axis in others])]
@@ -39,4 +39,4 @@ def by_stage(peaks: pd.DataFrame) -> Stages:
         one = totals[totals["source"] == totals["source"].iloc[-1]]
         fullest = one.loc[one.groupby(one["pp"] // together)["bytes"].idxmax(), "rank"]
         rows = rows[rows["rank"].isin(fullest)]
-    return Stages(rows, together, last)
+    return StageRows(rows, together, last)

@@ -1,4 +1,4 @@
-"""What passed the door in one step, by rank. `pages.charts.beside` has it by axis and collective."""
+"""Communication in one step, by rank. `pages.charts.beside` has it by axis and collective."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from pages.charts.names import sources
 from pages.charts.units import in_time, percent
 from pages.compare import adding, columns, differences, sweeping
 from pages.compare.columns import Column, Missing
-from pages.shared import beside, drawing, ways
+from pages.shared import beside, drawing, navigation
 from pages.shared.beside import KEPT, RUN, WITH
 from pages.shared.frame import inert, say, view
 from pages.shared.kept import kept, kept_by_size
@@ -112,7 +112,7 @@ def _buttons(service: Service, column: Column | Missing, items: Sequence[str], p
     others = [item for item in items if item != column.item]
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key=f"compare-buttons-{place}"):
         if isinstance(column, Column):
-            ways.link("lab", words("Open in the Lab"), "science", _lab_link(service, column))
+            navigation.link("lab", words("Open in the Lab"), "science", _lab_link(service, column))
             if place:
                 st.button(
                     words("Make it the first"),

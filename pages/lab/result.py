@@ -26,7 +26,7 @@ from pages.lab import prediction, timelines, walk
 from pages.lab.events import Event, Way
 from pages.lab.events import walk as events_of
 from pages.lab.figures import figures, parity
-from pages.shared import chosen, drawing, ways
+from pages.shared import chosen, drawing, navigation
 from pages.shared.beside import run_items, to_link, with_these
 from pages.shared.figures import as_html
 from pages.shared.frame import inert, labelled, say, view
@@ -58,7 +58,7 @@ def draw(folder: Path) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"### {headline(result, say())}", anchors=False, width="content")
         beside = to_link(with_these(run_items([folder.name])))
-        ways.link("compare", say()("Compare this"), "compare_arrows", beside)
+        navigation.link("compare", say()("Compare this"), "compare_arrows", beside)
     st.html(as_html(figures(result, say())))
     _parity(result)
     _generated(result)

@@ -54,7 +54,7 @@ _FORWARD, _BACKWARD = ("F", "forward"), ("B", "I", "W", "reduce", "tie", "backwa
 def done_by(spec: RunSpec, stage: int = 0) -> dict[str, Done]:
     """One step of a rank of `stage`: actions counted in the engine's own plan, calls in its prediction of traffic.
 
-    The prediction is equal to what a run's door counts.
+    The prediction is equal to what a run counts.
     """
     actions: Counter[tuple[str, str]] = Counter()
     for action in plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied).stages[stage]:

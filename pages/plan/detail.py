@@ -13,7 +13,7 @@ from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.words import Words
-from pages.plan import names, rehearsing
+from pages.plan import dry_run, names
 from pages.plan.found import Found
 from pages.shared import drawing
 from pages.shared.frame import say, view
@@ -31,7 +31,7 @@ def draw(found: Found, row: int) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="plan-onward"):
         for framework in FRAMEWORKS:
             _settings(found.spec(row), framework, words)
-    rehearsing.draw(found, row)
+    dry_run.draw(found, row)
 
 
 def _rival(found: Found, row: int) -> int | None:

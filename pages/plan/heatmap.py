@@ -19,9 +19,9 @@ from pages.plan.cells import cell, unknown
 from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
-from pages.shared.apart import at_once, done_apart
 from pages.shared.frame import say, view
 from pages.shared.kept import kept
+from pages.shared.subprocesses import max_processes, run_in_worker
 
 MODELS = ("gpt2-1.5b", "gpt3-6.7b", "llama3-8b", "gpt3-13b", "llama3-70b", "gpt3-175b", "llama3-405b")
 COUNTS = (1, 8, 64, 256, 1024, 4096)
@@ -95,7 +95,7 @@ def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
             done.append(one)
         return found
 
-    threads = ThreadPoolExecutor(at_once())
+    threads = ThreadPoolExecutor(max_processes())
     try:
         models = [threads.submit(of_model, model) for model in MODELS]
         while wait(models, _EVERY_S).not_done:
@@ -113,4 +113,4 @@ def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
 @kept(512)
 def searched(asked: Request) -> dict[str, Any]:
     """One cell: see `cells.cell`."""
-    return done_apart(cell, asked)
+    return run_in_worker(cell, asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.devices import DEVICES, DeviceSpec
 from engine.spec import RunSpec
 from pages.charts.words import Words
-from pages.shared import links, ways
+from pages.shared import links, navigation
 from pages.shared.beside import to_link, with_these
 from pages.shared.choice import Choice
 from pages.shared.service import Service
@@ -13,11 +13,11 @@ from pages.shared.service import Service
 
 def to_lab(service: Service, spec: RunSpec, device: DeviceSpec, words: Words) -> None:
     parameters = {"spec": _code(service, spec), "device": device.name if device.name in DEVICES else "none"}
-    ways.link("lab", words("Open in the Lab"), "science", parameters)
+    navigation.link("lab", words("Open in the Lab"), "science", parameters)
 
 
 def to_compare(service: Service, spec: RunSpec, words: Words) -> None:
-    ways.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([_code(service, spec)])))
+    navigation.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([_code(service, spec)])))
 
 
 def _code(service: Service, spec: RunSpec) -> str:

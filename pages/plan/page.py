@@ -17,19 +17,19 @@ from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, form, heatmap, names, onward, published, rehearsing, serving
+from pages.plan import detail, dry_run, form, heatmap, names, onward, published, serving
 from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
 from pages.shared import drawing
-from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, inert, say, view
 from pages.shared.kept import kept
 from pages.shared.predicted import peaks
 from pages.shared.service import Service
+from pages.shared.subprocesses import run_in_worker
 
-_KEPT = (LANG, heatmap.MAP, rehearsing.DRY)  # parameters of the link that are not about what is asked
+_KEPT = (LANG, heatmap.MAP, dry_run.DRY)  # parameters of the link that are not about what is asked
 
 
 def show(service: Service) -> None:
@@ -120,7 +120,7 @@ def _keep(request: Request, serves: Serving | None) -> None:
 @kept(16)
 def searched(request: Request) -> Found:
     """One search for all who ask the same. Raises `RequestError`."""
-    return done_apart(found, request)
+    return run_in_worker(found, request)
 
 
 def planned(request: Request, row: int) -> Found:
@@ -131,7 +131,7 @@ def planned(request: Request, row: int) -> Found:
 
 @kept(16)
 def _with(request: Request, row: int) -> Found:
-    return done_apart(found, request, row)
+    return run_in_worker(found, request, row)
 
 
 def _row(count: int) -> int:
@@ -306,7 +306,7 @@ def _table(request: Request, plan: Found, row: int, words: Words) -> None:
     )
     st.download_button(
         words("All {count} layouts as CSV, zipped", count=f"{plan.count:,}"),
-        data=lambda: done_apart(as_zip, request),
+        data=lambda: run_in_worker(as_zip, request),
         file_name="shardscope-plan.csv.zip",
         mime="application/zip",
         icon=":material/download:",

@@ -10,10 +10,10 @@ from engine.predict.papers.figures import references
 from engine.predict.papers.reference import UNITS, Quantity, Reference
 from engine.predict.speed.rates import Assumptions
 from pages.charts.words import Words
-from pages.plan.rehearsing import signed
+from pages.plan.dry_run import signed
 from pages.plan.request import Request
-from pages.shared.apart import done_apart
 from pages.shared.frame import labelled, say
+from pages.shared.subprocesses import run_in_worker
 
 
 def draw(request: Request) -> None:
@@ -47,7 +47,7 @@ def draw(request: Request) -> None:
 @st.cache_data(max_entries=16, show_spinner=False)
 def computed(assumed: Assumptions) -> list[Reference]:
     """Apart, since what that leaves behind would stay in the server: 50 MB, a third of it the replayed schedules."""
-    return done_apart(references, assumed)
+    return run_in_worker(references, assumed)
 
 
 def concerns(reference: Reference, request: Request) -> bool:

@@ -27,11 +27,11 @@ from pages.charts.words import Words
 from pages.plan import onward
 from pages.plan.request import Request, Serving
 from pages.shared import drawing
-from pages.shared.apart import done_apart
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import inert, say, view
 from pages.shared.kept import kept
 from pages.shared.service import Service
+from pages.shared.subprocesses import run_in_worker
 from pages.shared.unfolding import unfolding
 
 _PROMPT = "Once upon a time"  # of the run that the Lab is shown; a byte is a token
@@ -89,7 +89,7 @@ def length_of(request: Request, asked: Serving) -> int:
 @kept(64)
 def served(request: Request, asked: Serving) -> pd.DataFrame:
     """The layouts, as `engine.predict.planner.serving` tables them. Raises `RequestError`."""
-    return done_apart(
+    return run_in_worker(
         serving,
         request.spec,
         request.ranks,

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import streamlit as st
 
-from engine import parcel, store
+from engine import run_archive, store
 from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, csv_zip, perfetto, settings
-from pages.shared.apart import made_apart
 from pages.shared.frame import say, view
+from pages.shared.subprocesses import run_module
 
 
 def draw(folder: Path) -> None:
     """The buttons for one run."""
     seen = view()  # the makers run outside of the page, where nobody knows who reads
-    _button(say()("The run itself, as a zip"), f"{folder.name}.zip", "application/zip", lambda: parcel.pack(folder))
+    _button(say()("The run itself, as a zip"), f"{folder.name}.zip", "application/zip", lambda: run_archive.pack(folder))
     _button(
         say()("A report with its charts (HTML)"),
         f"{folder.name}.html",
         "text/html",
-        lambda: made_apart("pages.runs.report", str(folder), seen.theme, seen.language),
+        lambda: run_module("pages.runs.report", str(folder), seen.theme, seen.language),
     )
     _button(
         say()("Its timeline, for ui.perfetto.dev"),

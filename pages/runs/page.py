@@ -13,8 +13,8 @@ from engine import store
 from engine.spec import RequestError
 from pages.charts.words import Words
 from pages.runs import downloads, table, upload
-from pages.runs.rows import NEWEST, Broken, Row, Shelf, matching, ordered, sortable
-from pages.shared import ways
+from pages.runs.rows import NEWEST, Broken, RunRow, RunShelf, matching, ordered, sortable
+from pages.shared import navigation
 from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, inert, say
 from pages.shared.service import Service
@@ -53,10 +53,10 @@ def show(service: Service) -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _shelf(home: Path) -> Shelf:
+def _shelf(home: Path) -> RunShelf:
     """One for all sessions of a server. What was deleted long ago is gone for good."""
     store.empty_trash(home)
-    return Shelf(home)
+    return RunShelf(home)
 
 
 # --------------------------------------------------------------------------------------------------- search, and its link
@@ -93,7 +93,7 @@ def _pick(names: list[str]) -> None:
     st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
 
 
-def _picked(rows: list[Row]) -> list[Row]:
+def _picked(rows: list[RunRow]) -> list[RunRow]:
     """The chosen runs that are there. A name in the link may be of none."""
     known = {row.name: row for row in rows}
     st.session_state[_PICK] = [name for name in st.session_state[_PICK] if name in known]
@@ -163,7 +163,7 @@ def _nothing() -> None:
         say()("No runs yet. Open the Lab, choose a layout and press **Run**: what it measured is kept here."),
         icon=":material/science:",
     )
-    ways.link("lab", say()("Open the Lab"), "science", {})
+    navigation.link("lab", say()("Open the Lab"), "science", {})
     st.caption(say()("Or press **Upload a run** to add one made elsewhere, as a zip."))
 
 
@@ -183,7 +183,7 @@ def _tell_broken(broken: list[Broken]) -> None:
                 st.text(f"{folder.folder.name}: {say().sentence(folder.why)}")
 
 
-def _list(found: list[Row], picked: list[str]) -> None:
+def _list(found: list[RunRow], picked: list[str]) -> None:
     """One part of the list after another, as a browser draws thousands of rows too slowly."""
     parts = -(-len(found) // SHOWN)
     part = st.session_state[_PART] = min(max(1, st.session_state.get(_PART, 1)), parts)
@@ -202,15 +202,15 @@ def _list(found: list[Row], picked: list[str]) -> None:
             st.button(say()("Next"), icon=":material/chevron_right:", disabled=part == parts, on_click=_turn, args=(1,))
 
 
-def _actions(service: Service, picked: list[Row], total: int, found: int) -> None:
+def _actions(service: Service, picked: list[RunRow], total: int, found: int) -> None:
     """What can be done with the chosen runs. The bar is always there, so that nothing jumps."""
     names = [row.name for row in picked]
     with st.container(key="runs-actions", horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(_counted(len(picked), found, total, say()))
         one, some = len(picked) == 1, len(picked) in COMPARED
-        ways.link("lab", say()("Open in the Lab"), "science", _to_lab(picked[0], service) if one else {}, disabled=not one)
+        navigation.link("lab", say()("Open in the Lab"), "science", _to_lab(picked[0], service) if one else {}, disabled=not one)
         beside = to_link(run_items(names)) if some else {}
-        ways.link("compare", say()("Compare"), "compare_arrows", beside, disabled=not some)
+        navigation.link("compare", say()("Compare"), "compare_arrows", beside, disabled=not some)
         key = names[0] if one else ""  # of another run, the popover is another one, and closed
         with st.popover(say()("Rename"), icon=":material/edit:", disabled=not one, key=f"runs/rename/{key}"):
             if one:
@@ -227,7 +227,7 @@ def _actions(service: Service, picked: list[Row], total: int, found: int) -> Non
         )
 
 
-def _to_lab(row: Row, service: Service) -> dict[str, str]:
+def _to_lab(row: RunRow, service: Service) -> dict[str, str]:
     """The run, and its choice in the form."""
     return {"run": row.name, "spec": item_of(row.spec, service.texts)}
 
@@ -242,7 +242,7 @@ def _counted(picked: int, found: int, total: int, say: Words) -> str:
     )
 
 
-def _rename_form(row: Row) -> None:
+def _rename_form(row: RunRow) -> None:
     with st.form(f"runs/rename-form/{row.name}", border=False):
         key = f"runs/new-name/{row.name}"
         st.text_input(say()("New name"), value=row.name, key=key, max_chars=80)

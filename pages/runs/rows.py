@@ -17,7 +17,7 @@ from pages.charts.words import Words
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """One run. Numbers that it has not are NaN."""
 
     folder: Path
@@ -52,15 +52,15 @@ class Broken:
     why: str  # a sentence of the engine's
 
 
-class Shelf:
+class RunShelf:
     """The runs of one home. Any thread may ask."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._lock = threading.Lock()
-        self._known: dict[Path, Row | Broken] = {}
+        self._known: dict[Path, RunRow | Broken] = {}
 
-    def read(self) -> tuple[list[Row], list[Broken]]:
+    def read(self) -> tuple[list[RunRow], list[Broken]]:
         """All runs, newest first, and what cannot be read. Only what is new or changed since the last time is opened."""
         with self._lock:
             before, self._known = self._known, {}
@@ -68,19 +68,19 @@ class Shelf:
                 known = before.get(folder)
                 self._known[folder] = known if known and known.saved_ns == saved_ns else _read(folder, saved_ns)
             found = list(self._known.values())
-        return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Broken)]
+        return [row for row in found if isinstance(row, RunRow)], [row for row in found if isinstance(row, Broken)]
 
 
-def _read(folder: Path, saved_ns: int) -> Row | Broken:
+def _read(folder: Path, saved_ns: int) -> RunRow | Broken:
     try:
         return _row(folder, saved_ns, store.head(folder))
     except RequestError as error:
         return Broken(folder, saved_ns, error.sentence)
 
 
-def _row(folder: Path, saved_ns: int, result: RunResult) -> Row:
+def _row(folder: Path, saved_ns: int, result: RunResult) -> RunRow:
     spec, summary = result.spec, result.summary
-    return Row(
+    return RunRow(
         folder=folder,
         saved_ns=saved_ns,
         spec=spec,
@@ -104,13 +104,13 @@ def _number(value: Any) -> float:
 
 # ------------------------------------------------------------------------------------------------------- search and sort
 
-_TEXTS: dict[str, Callable[[Row], str]] = {
+_TEXTS: dict[str, Callable[[RunRow], str]] = {
     "name": lambda row: row.name.casefold(),
     "model": lambda row: row.model,
     "layout": lambda row: row.layout,
     "schedule": lambda row: row.schedule,
 }
-_NUMBERS: dict[str, Callable[[Row], float]] = {
+_NUMBERS: dict[str, Callable[[RunRow], float]] = {
     "saved": lambda row: row.saved_ns,
     "ranks": lambda row: row.ranks,
     "steps": lambda row: row.steps,
@@ -124,7 +124,7 @@ COLUMNS = ("name", "saved", "model", "layout", "schedule", "ranks", "steps", "lo
 NEWEST = "-saved"  # a column's name, after a minus for the largest first
 
 
-def matching(rows: Iterable[Row], search: str, say: Words) -> list[Row]:
+def matching(rows: Iterable[RunRow], search: str, say: Words) -> list[RunRow]:
     """The runs in which every word of `search` occurs."""
     words = search.casefold().split()
     return [row for row in rows if not words or _has_all(row.text(say), words)]
@@ -134,7 +134,7 @@ def _has_all(text: str, words: list[str]) -> bool:
     return all(word in text for word in words)
 
 
-def ordered(rows: list[Row], sort: str) -> list[Row]:
+def ordered(rows: list[RunRow], sort: str) -> list[RunRow]:
     """By a column; runs without a number come last in either order."""
     column, backwards = sort.removeprefix("-"), sort.startswith("-")
     if column in _TEXTS:

@@ -13,7 +13,7 @@ from streamlit.components.v2.types import ComponentRenderer
 from pages.charts import names
 from pages.charts.units import in_bytes, percent, scientific
 from pages.charts.words import Words
-from pages.runs.rows import COLUMNS, Row
+from pages.runs.rows import COLUMNS, RunRow
 
 _HERE = Path(__file__).parent
 _KEY = "runs/table"
@@ -21,7 +21,7 @@ LEFT = ("name", "saved", "model", "layout", "schedule")
 
 
 def draw(
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     picked: Sequence[str],
     turn: int,
     sort: str,
@@ -90,7 +90,7 @@ def _labels(say: Words) -> dict[str, str]:
     return {column: labels[column] for column in COLUMNS}
 
 
-def _cells(row: Row, say: Words) -> dict[str, str]:
+def _cells(row: RunRow, say: Words) -> dict[str, str]:
     """In words. The time is left to the browser, which knows its reader's clock."""
     numbers = {
         "loss": (row.loss, "{:.3f}".format),

@@ -16,8 +16,8 @@ from streamlit.dataframe_util import convert_anything_to_arrow_bytes
 from pages.charts.drawing import Drawing
 from pages.charts.names import columns, readable
 from pages.charts.roles import CHOSEN
-from pages.shared.apart import made_apart
 from pages.shared.frame import say
+from pages.shared.subprocesses import run_module
 
 _EXPORT_WIDTH = 960  # pixels
 
@@ -121,11 +121,11 @@ def as_csv(drawing: Drawing) -> bytes:
 
 
 def as_png(drawing: Drawing) -> bytes:
-    return made_apart("pages.shared.picture", "png", given=_standing_alone(drawing))
+    return run_module("pages.shared.picture", "png", given=_standing_alone(drawing))
 
 
 def as_svg(drawing: Drawing) -> bytes:
-    return made_apart("pages.shared.picture", "svg", given=_standing_alone(drawing))
+    return run_module("pages.shared.picture", "svg", given=_standing_alone(drawing))
 
 
 def _standing_alone(drawing: Drawing) -> bytes:

@@ -1,4 +1,4 @@
-"""Warm processes beside the server, for work that would take its memory or its time: see `pages.shared.apart`."""
+"""Warm processes beside the server, for work that would take its memory or its time: see `pages.shared.subprocesses`."""
 
 from __future__ import annotations
 

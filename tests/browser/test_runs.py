@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, Download, Locator, Page, expect
 
-from engine import parcel, store
+from engine import run_archive, store
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from tests.browser.served import LONG_MS, Server, Watched, drawn, served
 from tests.pages.stand_in import PAIR, result_of
@@ -140,7 +140,7 @@ def test_a_run_with_very_many_microbatches_comes_back(own: Server, page: Page, t
     noise = np.random.default_rng(0).integers(10**9, size=(2, len(spans)))
     noisy = spans.assign(cpu_ns=noise[0], end_ns=spans["end_ns"].where(spans["lane"] == "compute", spans["end_ns"] + noise[1]))
     store.save(replace(result, tables=result.tables | {"spans": noisy}), tmp_path / "very many")
-    zipped = parcel.pack(tmp_path / "very many")
+    zipped = run_archive.pack(tmp_path / "very many")
     assert len(zipped) > 1 << 20
     upload(page, "x.zip", zipped)
     expect(page.get_by_text("Added very many.")).to_be_visible(timeout=LONG_MS)

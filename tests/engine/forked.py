@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from engine.parallel.comm import Comm
 from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import Cut
+from engine.parallel.tensor import ShardSpec
 from engine.spec import RunSpec
 from engine.store import load
 from engine.tables import RunResult
@@ -31,7 +31,7 @@ Body = Callable[..., Any]  # (rank, store, …) → something that can be pickle
 
 
 @dataclass(frozen=True)
-class Raised:
+class RaisedInProcess:
     """What a process raised instead of returning."""
 
     kind: type[BaseException]
@@ -39,7 +39,7 @@ class Raised:
 
 
 def together(ranks: int, body: Body, *args: Any) -> list[Any]:
-    """Run `body(rank, store, *args)` in `ranks` processes. Returns what each returned, `Raised`, or None if it just left."""
+    """Run `body(rank, store, *args)` in `ranks` processes. Returns the result of each, `RaisedInProcess`, or None."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._inductor.config", "torch.profiler", "pyarrow.parquet", "tests.engine.forked"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -74,7 +74,7 @@ def _be(answer: Connection, port: int, body: Body, rank: int, *args: Any) -> Non
     try:
         answer.send(body(rank, store, *args))
     except Exception as error:  # noqa: BLE001  the test is to see whatever it is
-        answer.send(Raised(type(error), traceback.format_exc()))
+        answer.send(RaisedInProcess(type(error), traceback.format_exc()))
 
 
 # -------------------------------------------------------------------------------------------------------------- mutants
@@ -83,7 +83,7 @@ def _be(answer: Connection, port: int, body: Body, rank: int, *args: Any) -> Non
 class _NoLink:
     def report(self, event: dict[str, Any]) -> None: ...
 
-    def at(self, doing: str) -> None: ...
+    def set_status(self, status: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def _ends_of_the_pipeline_do_not_agree() -> None:
 
 
 def _every_rank_has_the_first_slice() -> None:
-    take = Cut.take
-    pytest.MonkeyPatch().setattr(Cut, "take", lambda self, whole, index, of: take(self, whole, 0, of))
+    shard = ShardSpec.shard
+    pytest.MonkeyPatch().setattr(ShardSpec, "shard", lambda self, whole, index, of: shard(self, whole, 0, of))
 
 
 def _microbatches_are_mixed_up() -> None:
@@ -161,7 +161,7 @@ MUTANTS: dict[str, Mutant] = {
 def run_mutant(name: str, spec: RunSpec, out: Path) -> RunResult:
     """What a run of `spec` saves when each rank makes the mistake of that name ("none": no mistake)."""
     answers = together(spec.layout.ranks, _work, name, spec, out)
-    assert answers == ["done"] * spec.layout.ranks, "\n".join(a.text for a in answers if isinstance(a, Raised))
+    assert answers == ["done"] * spec.layout.ranks, "\n".join(a.text for a in answers if isinstance(a, RaisedInProcess))
     return load(out)
 
 

@@ -1,4 +1,4 @@
-"""The door: what it counts, what comes out of its calls, and what it raises when another rank is gone."""
+"""Communication: what is counted, what the calls return, and what they raise when another rank is gone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.measure.recorder import Count, Passage, Recorder
+from engine.measure.recorder import Count, Recorder, TrafficKey
 from engine.parallel.comm import Comm, CommError, choose_backend
 from engine.topology import AXES, Mesh
-from tests.engine.forked import Raised, together
+from tests.engine.forked import RaisedInProcess, together
 from tests.patience import PATIENCE_S, time_limits
 
 GLOO = choose_backend(ranks_here=10_000, local_rank=0)  # no machine has that many GPUs
@@ -63,19 +63,19 @@ def test_results_and_counts_on_three_ranks() -> None:
     """Wire bytes by the ring: each rank sends 2(n−1)/n of what it reduces, (n−1)/n of what it scatters, n−1 times its shard."""
     answers = together(3, every_call)
     for rank, answer in enumerate(answers):
-        assert not isinstance(answer, Raised), answer.text
+        assert not isinstance(answer, RaisedInProcess), answer.text
         assert answer["sum"] == [[6.0, 6.0], [6.0, 6.0]]
         assert answer["max"] == [[3.0, 3.0], [3.0, 3.0]]
         assert answer["gather"] == [[[r + 1.0] * 2] * 2 for r in range(3)]
         assert answer["scatter"] == [6.0 * 2 * rank, 6.0 * (2 * rank + 1)]
 
-        def passage(collective: str) -> Passage:
-            return Passage("tp", collective, "", (0, 1, 2))
+        def key(collective: str) -> TrafficKey:
+            return TrafficKey("tp", collective, "", (0, 1, 2))
 
         assert answer["counts"] == {
-            passage("all_reduce"): Count(2, 2 * 16, 2 * (2 * 2 * 16 // 3)),
-            passage("all_gather"): Count(1, 16, 2 * 16),
-            passage("reduce_scatter"): Count(1, 24, 2 * 24 // 3),
+            key("all_reduce"): Count(2, 2 * 16, 2 * (2 * 2 * 16 // 3)),
+            key("all_gather"): Count(1, 16, 2 * 16),
+            key("reduce_scatter"): Count(1, 24, 2 * 24 // 3),
         }
         kinds = ["all_reduce", "all_reduce", "all_gather", "reduce_scatter"]
         assert answer["spans"] == [("comm", kind, True) for kind in kinds]
@@ -103,7 +103,7 @@ def test_all_ranks_agree_on_one_instant() -> None:
         assert came_last <= instant <= after
 
 
-def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[Passage, Count]]:
+def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[TrafficKey, Count]]:
     """Both of two stages send before they receive, two messages each; the second is received first."""
     comm = connect(rank, store, Mesh({"pp": 2}))
     other = 1 - rank
@@ -121,8 +121,8 @@ def test_transfers_are_told_apart_by_tag_and_do_not_block() -> None:
         other = 1 - rank
         assert (first, second) == ([10.0 * other] * 3, [10.0 * other + 1] * 3)
         assert counts == {
-            Passage("pp", "send", "", (0, 1)): Count(2, 24, 24),
-            Passage("pp", "recv", "", (0, 1)): Count(2, 24, 0),
+            TrafficKey("pp", "send", "", (0, 1)): Count(2, 24, 24),
+            TrafficKey("pp", "recv", "", (0, 1)): Count(2, 24, 0),
         }
 
 
@@ -153,7 +153,7 @@ def left_alone(rank: int, store: dist.Store, call: str) -> str:
 @pytest.mark.parametrize("call", ["all_reduce", "recv", "send", "common_instant"])
 def test_a_peer_that_vanished_is_a_comm_error(call: str) -> None:
     answers = together(2, left_alone, call)
-    assert [a.text if isinstance(a, Raised) else a for a in answers] == ["CommError", "left"]
+    assert [a.text if isinstance(a, RaisedInProcess) else a for a in answers] == ["CommError", "left"]
 
 
 TOO_SHORT = "the limit was too short to meet in"

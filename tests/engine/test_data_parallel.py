@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm, NobodyElse
+from engine.parallel.comm import Comm, NoPeers
 from engine.parallel.data import Bucket, DataParallel
-from engine.parallel.tensor import Cut, ShardedParameter, TensorParallel
+from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.topology import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,10 +26,10 @@ class Linear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, seed: int = 0) -> None:
         super().__init__()
-        self.weight = ShardedParameter.of(Cut((outputs, inputs), 0), ALONE)
-        self.bias = ShardedParameter.of(Cut((outputs,)), ALONE)
+        self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 0), ALONE)
+        self.bias = ShardedParameter.of(ShardSpec((outputs,)), ALONE)
         for name, parameter in self.named_parameters():
-            cast(ShardedParameter, parameter).draw(name, seed, 0, 1)
+            cast(ShardedParameter, parameter).initialize(name, seed, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias)
@@ -49,7 +49,7 @@ class TwoReplicas(Comm):
     """Rank 0 of two that do the same: a sum is twice the own part. Notes which tensors set out."""
 
     def __init__(self) -> None:
-        super().__init__(Mesh({"dp": 2}), 0, Recorder(), torch.device("cpu"), NobodyElse(0))
+        super().__init__(Mesh({"dp": 2}), 0, Recorder(), torch.device("cpu"), NoPeers(0))
         self.started: list[int] = []  # addresses
 
     def start_all_reduce(self, tensor: Tensor, group: str, reduction: str = "sum") -> Any:
@@ -92,7 +92,8 @@ def test_backward_adds_into_the_flat_gradients() -> None:
 
 def two_layers(comm: Comm, microbatches: int) -> tuple[nn.Sequential, DataParallel]:
     model = nn.Sequential(Linear(3, 4), Linear(4, 2, seed=1))
-    data = DataParallel({0: list(model)}, comm, 0, False, torch.float32, microbatches)
+    data = DataParallel(TensorParallel(comm), 0, torch.float32, microbatches)
+    data.add_chunk(0, list(model))
     data.begin_step()
     return model, data
 
@@ -108,7 +109,7 @@ def test_a_bucket_sets_out_once_its_last_gradient_of_the_step_is_there() -> None
     first, second = (data.buckets[layer].gradients for layer in model)
     assert comm.started == [second.data_ptr(), first.data_ptr()], "the layer that backward comes to first sets out first"
     alone = [g.clone() for g in (first, second)]
-    data.finish(0)
+    data.finish_reductions(0)
     torch.testing.assert_close([first, second], [2 * g for g in alone])
 
 
@@ -116,24 +117,24 @@ def test_a_missing_gradient_is_not_passed_over() -> None:
     model, data = two_layers(TwoReplicas(), microbatches=2)
     model(torch.randn(5, 3)).sum().backward()
     with pytest.raises(AssertionError, match="a gradient is missing"):
-        data.finish(0)
+        data.finish_reductions(0)
 
 
 def test_a_new_step_starts_from_zero() -> None:
     model, data = two_layers(TwoReplicas(), microbatches=1)
     x = torch.randn(5, 3)
     model(x).sum().backward()
-    data.finish(0)
+    data.finish_reductions(0)
     summed = [bucket.gradients.clone() for bucket in data.buckets.values()]
     data.begin_step()
     assert all((bucket.gradients == 0).all() for bucket in data.buckets.values())
     model(x).sum().backward()
-    data.finish(0)
+    data.finish_reductions(0)
     torch.testing.assert_close([bucket.gradients for bucket in data.buckets.values()], summed)
 
 
 def test_alone_nothing_sets_out() -> None:
     model, data = two_layers(Comm.alone(torch.device("cpu")), microbatches=1)
     model(torch.randn(5, 3)).sum().backward()
-    data.finish(0)
+    data.finish_reductions(0)
     assert not data.buckets[model[0]].comm.recorder.traffic

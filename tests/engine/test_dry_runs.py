@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from engine.launch.dry_tables import kinds, result
+from engine.launch.dry_tables import first_of_each_stage, result
 from engine.launch.textbook import textbook
 from engine.spec import GenerateSpec, RunSpec
-from tests.launch.rehearsals import Asked, rehearse
+from tests.launch.dry_runs import DryRunRequest, dry_run_all
 from tests.runs import Runs, small
 
 NEAR = 1e-3  # of the total at the peak
@@ -33,10 +33,10 @@ ON_CPU = ("gpt", "transformer, ZeRO 3")
 
 
 @pytest.fixture(scope="module")
-def rehearsed() -> dict[tuple[str, str], Any]:
+def dry_runs() -> dict[tuple[str, str], Any]:
     """(name of the spec, device) → what its dry run says: one rank of each stage, repeated for the others."""
     asked = {(name, "none"): spec for name, spec in SPECS.items()} | {(name, "cpu"): SPECS[name] for name in ON_CPU}
-    answers = rehearse([Asked(spec, tuple(kinds(spec)), device) for (_, device), spec in asked.items()])
+    answers = dry_run_all([DryRunRequest(spec, tuple(first_of_each_stage(spec)), device) for (_, device), spec in asked.items()])
     return {
         key: result(spec, {rank: one.rows for rank, one in answer.items()}, True, textbook(spec), {}, 0.0)
         for (key, spec), answer in zip(asked.items(), answers, strict=True)
@@ -52,8 +52,8 @@ def traffic(tables: dict[str, pd.DataFrame]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_every_rank_is_as_measured(runs: Runs, rehearsed: dict[tuple[str, str], Any], name: str) -> None:
-    measured, dry = runs.result(SPECS[name]).tables, rehearsed[name, "none"].tables
+def test_every_rank_is_as_measured(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
+    measured, dry = runs.result(SPECS[name]).tables, dry_runs[name, "none"].tables
     error = (totals(dry) / totals(measured) - 1).abs()
     assert len(error) == SPECS[name].layout.ranks
     assert error.max() <= NEAR, error
@@ -67,17 +67,17 @@ def test_every_rank_is_as_measured(runs: Runs, rehearsed: dict[tuple[str, str], 
 
 @pytest.mark.parametrize("name", ON_CPU)
 def test_real_tensors_without_the_others_measure_what_a_run_measures(
-    runs: Runs, rehearsed: dict[tuple[str, str], Any], name: str
+    runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str
 ) -> None:
     """The way of --device cuda, on the device that every machine has."""
-    measured, alone = runs.result(SPECS[name]).tables, rehearsed[name, "cpu"].tables
+    measured, alone = runs.result(SPECS[name]).tables, dry_runs[name, "cpu"].tables
     assert totals(alone).to_dict() == totals(measured).to_dict()
     assert traffic(alone) == traffic(measured)
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama, zb-h1"])
-def test_the_curve_goes_through_the_same_actions(runs: Runs, rehearsed: dict[tuple[str, str], Any], name: str) -> None:
-    curves = [t["memory_curve"] for t in (rehearsed[name, "none"].tables, runs.result(SPECS[name]).tables)]
+def test_the_curve_goes_through_the_same_actions(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
+    curves = [t["memory_curve"] for t in (dry_runs[name, "none"].tables, runs.result(SPECS[name]).tables)]
     highest = [c.groupby(["rank", "action", "t_ns"])["bytes"].sum().groupby(["rank", "action"]).max() for c in curves]
     both = pd.concat(highest, axis=1, keys=["dry", "measured"], join="inner")
     work = both[both.index.get_level_values("action").str.match(r"[FBIW] ")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from engine.measure.memory import ActionTime, Allocation, Events, attribute
+from engine.measure.memory import ActionTime, AllocatorEvent, Events, attribute
 from engine.schedule import compute_order
 from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.tables import CATEGORIES, RunResult
@@ -198,11 +198,11 @@ def test_what_comes_and_goes_within_one_operation_is_workspace_and_in_no_categor
     step = ActionTime(0, 100, "forward", "F", "F chunk 0 microbatch 0")
     product, scratch, later = 1, 2, 3
     memory = [
-        Allocation(10, product, 300, operation=0),
-        Allocation(11, scratch, 500, operation=0),
-        Allocation(12, scratch, -500, operation=0),
-        Allocation(20, later, 400, operation=1),  # the result of another operation
-        Allocation(30, later, -400),
+        AllocatorEvent(10, product, 300, operation=0),
+        AllocatorEvent(11, scratch, 500, operation=0),
+        AllocatorEvent(12, scratch, -500, operation=0),
+        AllocatorEvent(20, later, 400, operation=1),  # the result of another operation
+        AllocatorEvent(30, later, -400),
     ]
     trace = attribute(Events([step], [], memory), {}, {}, after=300)
     assert max(sum(composition.values()) for _, _, composition in trace.curve()) == 700

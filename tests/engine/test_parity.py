@@ -137,10 +137,10 @@ def test_the_unsharded_model_is_a_gpt_trained_with_adamw() -> None:
     gradients, losses, parameters = train_unsharded(spec)
     weights = {}
     for name, parameter in parameters.items():
-        weights[name] = torch.empty(parameter.cut.shape)
+        weights[name] = torch.empty(parameter.shard_spec.shape)
         fresh = type(parameter)(weights[name])
-        fresh.cut = parameter.cut
-        fresh.draw(name, spec.workload.seed, 0, 1)
+        fresh.shard_spec = parameter.shard_spec
+        fresh.initialize(name, spec.workload.seed, 0, 1)
         weights[name] = fresh.detach().clone().requires_grad_()
     assert sorted(weights) == names_of(spec.model)
     assert sum(w.numel() for w in weights.values()) == spec.model.parameters()
@@ -171,7 +171,7 @@ def sharded() -> tuple[RunSpec, dict[str, Tensor]]:
     published = {}
     for name, whole in gradients.items():
         for key, dp, tp in itertools.product([name, "tied"] if name == TIED else [name], range(2), range(2)):
-            published[f"gradient/{key}/{dp}/{tp}"] = parameters[name].cut.take(whole, tp, 2).clone()
+            published[f"gradient/{key}/{dp}/{tp}"] = parameters[name].shard_spec.shard(whole, tp, 2).clone()
     return spec, published
 
 

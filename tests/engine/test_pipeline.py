@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.measure.recorder import Recorder
 from engine.parallel.comm import Comm
 from engine.parallel.data import DataParallel
-from engine.parallel.pipeline import Executor
+from engine.parallel.pipeline import Executor, TensorShape
+from engine.parallel.tensor import TensorParallel
 from engine.schedule import Action, Schedule
 from engine.spec import RunSpec, WorkloadSpec
 from engine.tables import RunResult
@@ -38,6 +38,14 @@ class Half(nn.Module):
         return (y,) if self.first else (y.square().mean(),)
 
 
+class NoUpdate:
+    """An optimizer that leaves the parameters as they are."""
+
+    def reduce_tied_gradients(self) -> None: ...
+
+    def step(self, loss: Tensor | None) -> None: ...
+
+
 def data_of(microbatch: int) -> Tensor:
     return torch.randn(2, 4, generator=torch.Generator().manual_seed(microbatch))
 
@@ -57,20 +65,19 @@ def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
     """One rank that holds both chunks. The list fills with what it says it is about to do."""
     comm, said = Comm.alone(torch.device("cpu")), cast(list[str], [])
     halves = nn.ModuleList([Half(True), Half(False)])
-    data = DataParallel({c: [half.layer] for c, half in enumerate(halves)}, comm, 0, False, torch.float32, MICROBATCHES)  # type: ignore[list-item]
+    data = DataParallel(TensorParallel(comm), 0, torch.float32, MICROBATCHES)
+    for c, half in enumerate(halves):
+        data.add_chunk(c, [half.layer])  # type: ignore[list-item]
     plan = Schedule("naive", MICROBATCHES, (0, 0), ((*actions(order), Action("step")),))
     chunks: Any = dict(enumerate(halves))
-    return (
-        Executor(plan, chunks, data, comm, Recorder(), said.append, [[], [((2, 4), torch.float32)]], lambda: None, lambda: None),
-        said,
-        halves,
-    )
+    inputs = [[], [TensorShape((2, 4), torch.float32)]]
+    return Executor(plan, chunks, inputs, data, NoUpdate(), said.append), said, halves
 
 
 @pytest.mark.parametrize("order", [BOTH_CHUNKS_ALTERNATING, ALL_FORWARD_FIRST], ids=["alternating", "all forward first"])
 def test_any_order_gives_the_gradient_of_the_mean_loss(order: str) -> None:
     run, said, halves = executor(order)
-    run.run(step=7)
+    run.run("step 7")
     whole = nn.ModuleList([Half(True), Half(False)])
     loss = torch.stack([whole[1](whole[0]((), m), m)[0] for m in range(MICROBATCHES)]).mean()
     loss.backward()
@@ -85,10 +92,10 @@ def test_any_order_gives_the_gradient_of_the_mean_loss(order: str) -> None:
 def test_a_step_leaves_nothing_behind() -> None:
     """No graph, no input and no message outlives the step, and the next one gives the same."""
     run, _, halves = executor(ALL_FORWARD_FIRST)
-    run.run(step=1)
+    run.run("step 1")
     first = [p.grad.clone() for p in halves.parameters() if p.grad is not None]
-    assert not any((run._inputs, run._roots, run._arrived, run._leaving, run._sent))
-    run.run(step=2)
+    assert not any((run._inputs, run._roots, run._received, run._to_send, run._sent))
+    run.run("step 2")
     torch.testing.assert_close([p.grad for p in halves.parameters()], first)
     assert float(run.loss) > 0
 
@@ -96,7 +103,7 @@ def test_a_step_leaves_nothing_behind() -> None:
 def test_a_schedule_that_leaves_something_is_noticed() -> None:
     run, _, _ = executor(BOTH_CHUNKS_ALTERNATING.removesuffix(" B0.2"))
     with pytest.raises(AssertionError, match="a step leaves nothing behind"):
-        run.run(step=1)
+        run.run("step 1")
 
 
 def test_the_output_does_not_outlive_its_forward() -> None:

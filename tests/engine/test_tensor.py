@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm, NobodyElse
+from engine.parallel.comm import Comm, NoPeers
 from engine.parallel.tensor import (
     ColumnParallelLinear,
-    Cut,
     RowParallelLinear,
     ShardedParameter,
+    ShardSpec,
     TensorParallel,
     VocabParallelEmbedding,
     vocab_parallel_cross_entropy,
@@ -33,11 +33,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 T = TypeVar("T")
 
 
-class Meeting(Comm):
-    """A rank of a tp group whose ranks are threads. Calls through its door reduce and gather in memory."""
+class ThreadComm(Comm):
+    """A rank of a tp group whose ranks are threads. Its collectives reduce and gather in memory."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
-        super().__init__(Mesh({"tp": tp}), index, Recorder(), torch.device("cpu"), NobodyElse(index))
+        super().__init__(Mesh({"tp": tp}), index, Recorder(), torch.device("cpu"), NoPeers(index))
         self._barrier, self._table = barrier, table
 
     def _exchange(self, tensor: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def on_slices(tp: int, body: Callable[[TensorParallel], T], sequence: bool = Fal
 
     def be(index: int) -> T:
         try:
-            return body(TensorParallel(Meeting(tp, index, barrier, table), sequence))
+            return body(TensorParallel(ThreadComm(tp, index, barrier, table), sequence))
         except BaseException:
             barrier.abort()  # the others must not wait for this one
             raise
@@ -77,9 +77,9 @@ def on_slices(tp: int, body: Callable[[TensorParallel], T], sequence: bool = Fal
 def drawn(module: torch.nn.Module, tp: TensorParallel, seed: int = 0) -> dict[str, ShardedParameter]:
     found = cast(dict[str, ShardedParameter], dict(module.named_parameters()))
     for name, parameter in found.items():
-        if parameter.cut.draw == "zeros":  # so that a bias is seen to be added, and once
-            parameter.cut = Cut(parameter.cut.shape, parameter.cut.dim, parameter.cut.blocks)
-        parameter.draw(name, seed, tp.index, tp.degree)
+        if parameter.shard_spec.init == "zeros":  # so that a bias is seen to be added, and once
+            parameter.shard_spec = ShardSpec(parameter.shard_spec.shape, parameter.shard_spec.dim, parameter.shard_spec.blocks)
+        parameter.initialize(name, seed, tp.index, tp.degree)
     return found
 
 
@@ -87,11 +87,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ----------------------------------------------------------------------------------------------------------------- cuts
+# ---------------------------------------------------------------------------------------------------------- shard specs
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> Cut:
+def shard_specs(draw: st.DrawFn) -> ShardSpec:
     dims = draw(st.integers(1, 3))
     dim = draw(st.none() | st.integers(0, dims - 1))
     shape = [draw(st.integers(1, 6)) for _ in range(dims)]
@@ -100,54 +100,54 @@ def cuts(draw: st.DrawFn) -> Cut:
         blocks = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
         shape[dim] = sum(blocks)
         blocks = blocks if len(blocks) > 1 or draw(st.booleans()) else ()
-    return Cut(tuple(shape), dim, blocks)
+    return ShardSpec(tuple(shape), dim, blocks)
 
 
-@given(cut=cuts(), of=st.integers(1, 8))
-def test_slices_joined_are_the_whole(cut: Cut, of: int) -> None:
+@given(spec=shard_specs(), of=st.integers(1, 8))
+def test_unsharding_is_the_inverse_of_sharding(spec: ShardSpec, of: int) -> None:
     """With any padding, also where a slice is nothing but padding."""
-    whole = torch.arange(1, 1 + torch.Size(cut.shape).numel(), dtype=torch.float32).view(cut.shape)
-    slices = [cut.take(whole, index, of) for index in range(of)]
-    assert torch.equal(cut.join(slices), whole)
+    whole = torch.arange(1, 1 + torch.Size(spec.shape).numel(), dtype=torch.float32).view(spec.shape)
+    slices = [spec.shard(whole, index, of) for index in range(of)]
+    assert torch.equal(spec.unshard(slices), whole)
     assert len({s.shape for s in slices}) == 1, "every rank holds as much"
-    meeting = Meeting(of, 0, threading.Barrier(1), [])
-    assert ShardedParameter.of(cut, TensorParallel(meeting)).shape == slices[0].shape
-    if cut.dim is not None:
+    thread_comm = ThreadComm(of, 0, threading.Barrier(1), [])
+    assert ShardedParameter.of(spec, TensorParallel(thread_comm)).shape == slices[0].shape
+    if spec.dim is not None:
         kept = torch.cat([s.flatten() for s in slices])
         assert torch.equal(kept[kept != 0].sort().values, whole.flatten()), "each entry once, and the rest is zeros"
 
 
-def test_a_fused_weight_is_cut_block_by_block() -> None:
+def test_a_fused_weight_is_sharded_block_by_block() -> None:
     """Each rank gets its heads' part of q, of k and of v; not the first third of q, k and v side by side."""
-    cut = Cut((6, 1), 0, (2, 2, 2))
+    spec = ShardSpec((6, 1), 0, (2, 2, 2))
     qkv = torch.tensor([[10.0], [11], [20], [21], [30], [31]])
-    assert cut.take(qkv, 0, 2).flatten().tolist() == [10, 20, 30]
-    assert cut.take(qkv, 1, 2).flatten().tolist() == [11, 21, 31]
+    assert spec.shard(qkv, 0, 2).flatten().tolist() == [10, 20, 30]
+    assert spec.shard(qkv, 1, 2).flatten().tolist() == [11, 21, 31]
 
 
-@given(cut=cuts(), of=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
-def test_slices_drawn_apart_are_the_whole_drawn_at_once(cut: Cut, of: int, seed: int) -> None:
+@given(spec=shard_specs(), of=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
+def test_shards_initialized_alone_are_those_of_the_whole(spec: ShardSpec, of: int, seed: int) -> None:
     def draw(index: int, ranks: int, name: str = "layers.0.weight") -> Tensor:
-        parameter = ShardedParameter.of(cut, TensorParallel(Meeting(ranks, index, threading.Barrier(1), [])))
-        parameter.draw(name, seed, index, ranks)
+        parameter = ShardedParameter.of(spec, TensorParallel(ThreadComm(ranks, index, threading.Barrier(1), [])))
+        parameter.initialize(name, seed, index, ranks)
         return parameter.detach()
 
     whole = draw(0, 1)
-    assert torch.equal(cut.join([draw(index, of) for index in range(of)]), whole)
+    assert torch.equal(spec.unshard([draw(index, of) for index in range(of)]), whole)
     assert not torch.equal(draw(0, 1, "layers.1.weight"), whole), "another name, another draw"
 
 
 def test_what_is_not_drawn_at_random() -> None:
     tp = TensorParallel(Comm.alone(torch.device("cpu")))
     for draw, value in (("zeros", 0.0), ("ones", 1.0)):
-        parameter = ShardedParameter.of(Cut((3,), draw=draw), tp)  # type: ignore[arg-type]
-        parameter.draw("bias", 0, 0, 1)
+        parameter = ShardedParameter.of(ShardSpec((3,), init=draw), tp)  # type: ignore[arg-type]
+        parameter.initialize("bias", 0, 0, 1)
         assert parameter.tolist() == [value] * 3
 
 
 def test_the_spread_is_what_was_asked_for() -> None:
-    parameter = ShardedParameter.of(Cut((400, 400), std=0.02), TensorParallel(Comm.alone(torch.device("cpu"))))
-    parameter.draw("weight", 0, 0, 1)
+    parameter = ShardedParameter.of(ShardSpec((400, 400), std=0.02), TensorParallel(Comm.alone(torch.device("cpu"))))
+    parameter.initialize("weight", 0, 0, 1)
     assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.01)
     assert float(parameter.detach().mean()) == pytest.approx(0, abs=2e-4)
 
@@ -155,13 +155,13 @@ def test_the_spread_is_what_was_asked_for() -> None:
 # --------------------------------------------------------------------------------------------------------------- layers
 
 
-@pytest.mark.parametrize("sequence", [False, True], ids=["whole sequence", "sequence cut"])
+@pytest.mark.parametrize("sequence", [False, True], ids=["whole sequence", "sequence sharded"])
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence: bool) -> None:
     b, s, h, f = 2, 8, 4, 12
     x, seen = random(b, s, h), random(b, s, h, seed=1)
 
-    def body(at: TensorParallel) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Cut]]:
+    def body(at: TensorParallel) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, ShardSpec]]:
         torch.set_grad_enabled(True)
         both = torch.nn.ModuleDict({"inner": ColumnParallelLinear(h, (f,), at), "out": RowParallelLinear(f, h, at, std=0.02)})
         parameters = drawn(both, at)
@@ -172,7 +172,7 @@ def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence:
         (y * seen[:, here]).sum().backward()
         assert mine.grad is not None
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        return y.detach(), mine.grad, gradients, {name: p.cut for name, p in parameters.items()}
+        return y.detach(), mine.grad, gradients, {name: p.shard_spec for name, p in parameters.items()}
 
     (whole,) = on_slices(1, body)
     slices = on_slices(tp, body, sequence)
@@ -181,14 +181,14 @@ def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence:
             torch.testing.assert_close(one, expected)
     for name, gradient in whole[2].items():
         parts = [rank[2][name] for rank in slices]
-        cut = whole[3][name]
-        if cut.dim is None and sequence:  # each rank saw a part of the sequence; the bucket adds them up
+        spec = whole[3][name]
+        if spec.dim is None and sequence:  # each rank saw a part of the sequence; the bucket adds them up
             parts = [cast(Tensor, sum(parts))]
-        torch.testing.assert_close(cut.join(parts), gradient)
+        torch.testing.assert_close(spec.unshard(parts), gradient)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_cut_table_looks_up_like_a_whole_one(tp: int) -> None:
+def test_a_sharded_table_looks_up_like_a_whole_one(tp: int) -> None:
     """Ten rows over four ranks: three each, and the last has one of its own and two of padding."""
     vocab, hidden = 10, 3
     tokens = torch.tensor([[0, 9, 3, 2], [5, 6, 9, 8]])
@@ -203,14 +203,14 @@ def test_a_cut_table_looks_up_like_a_whole_one(tp: int) -> None:
         assert table.weight.grad is not None
         return x.detach(), table.weight.grad, table.weight.detach()
 
-    cut = Cut((vocab, hidden), 0)
+    spec = ShardSpec((vocab, hidden), 0)
     ranks = on_slices(tp, body)
-    whole = cut.join([weight for _, _, weight in ranks]).requires_grad_()
+    whole = spec.unshard([weight for _, _, weight in ranks]).requires_grad_()
     expected = F.embedding(tokens, whole)
     (expected * seen).sum().backward()
     for x, _, _ in ranks:
         torch.testing.assert_close(x, expected.detach())
-    torch.testing.assert_close(cut.join([gradient for _, gradient, _ in ranks]), whole.grad)
+    torch.testing.assert_close(spec.unshard([gradient for _, gradient, _ in ranks]), whole.grad)
     padding = torch.cat([gradient for _, gradient, _ in ranks])[vocab:]
     assert not padding.any()
 
@@ -226,7 +226,7 @@ def test_a_cut_table_looks_up_like_a_whole_one(tp: int) -> None:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60)
-def test_cross_entropy_of_cut_logits_is_that_of_whole_ones(
+def test_cross_entropy_of_sharded_logits_is_that_of_whole_ones(
     tp: int, vocab: int, shape: tuple[int, int], shift: float, seed: int
 ) -> None:
     """Forward and gradient; with a padded vocabulary, with slices of nothing but padding, and with logits far from zero."""
@@ -236,11 +236,11 @@ def test_cross_entropy_of_cut_logits_is_that_of_whole_ones(
     whole = logits.clone().requires_grad_()
     expected = F.cross_entropy(whole.flatten(0, 1), targets.flatten())
     (expected * 0.5).backward()  # the executor hands a loss on divided
-    cut = Cut((*shape, vocab), 2)
+    spec = ShardSpec((*shape, vocab), 2)
 
     def body(at: TensorParallel) -> tuple[Tensor, Tensor]:
         torch.set_grad_enabled(True)
-        leaf = cut.take(logits, at.index, at.degree).clone().requires_grad_()
+        leaf = spec.shard(logits, at.index, at.degree).clone().requires_grad_()
         loss = vocab_parallel_cross_entropy(leaf * 1.0, targets, vocab, at)  # it uses its logits up
         (loss * 0.5).backward()
         assert leaf.grad is not None
@@ -250,5 +250,5 @@ def test_cross_entropy_of_cut_logits_is_that_of_whole_ones(
     for loss, _ in ranks:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5 + abs(shift) * 1e-6)
     torch.testing.assert_close(
-        cut.join([gradient for _, gradient in ranks]), whole.grad, rtol=1e-4, atol=1e-6 + abs(shift) * 1e-7
+        spec.unshard([gradient for _, gradient in ranks]), whole.grad, rtol=1e-4, atol=1e-6 + abs(shift) * 1e-7
     )

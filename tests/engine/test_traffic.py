@@ -1,4 +1,4 @@
-"""Traffic: what the door counts equals the bytes worked out by hand, and there is no row that was not worked out."""
+"""Traffic: what is counted equals the bytes worked out by hand, and there is no row that was not worked out."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ import pytest
 import torch.distributed as dist
 
 from engine import store
-from engine.launch import place
-from engine.launch.agreement import Meeting, Route, Terms, agree, check_reached, common_address, difference, interface
+from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_reached, common_address, difference, interface
+from engine.launch.torchrun import check_world_size
 from engine.spec import RequestError, RunSpec
 from engine.wire import WireError
 from tests.launch.bench import Bench, all_end, finished, small
@@ -32,13 +32,13 @@ PLACE = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": 
 def started(specs: list[RunSpec], tmp_path: Path, ranks_each: int) -> list[subprocess.Popen[str]]:
     """An agent for each node, which has a spec of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
     agents = []
     for node, spec in enumerate(specs):
         file = tmp_path / f"spec-{node}.json"
         file.write_text(spec.model_dump_json())
         command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(specs)}", f"--nproc-per-node={ranks_each}"]
-        command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "-m", "engine.launch.cluster"]
+        command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", "-m", "engine.launch.cluster"]
         command += ["--spec", str(file), "--out", str(tmp_path / "runs")]
         agents.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     return agents
@@ -85,7 +85,7 @@ def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
     ((status, said),) = torchrun(small("dp1.tp2.pp1", "raise:1@2"), tmp_path, nodes=1, ranks_each=2)
     assert status == 1
     assert "rank 1 (dp 0, tp 1, pp 0) failed in step " in said
-    assert "in _act_out" in said
+    assert "in _inject_fault" in said
     assert list((tmp_path / "runs").glob("*")) == []
 
 
@@ -98,9 +98,9 @@ def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_as_many_processes_as_ranks_are_needed() -> None:
-    assert place.fitting(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
+    assert check_world_size(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
     with pytest.raises(RequestError, match=r"dp2\.tp2\.pp1 is 4 ranks and torchrun started 6; nnodes × nproc-per-node must be 4"):
-        place.fitting(small("dp2.tp2.pp1"), 6)
+        check_world_size(small("dp2.tp2.pp1"), 6)
 
 
 def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.P
 # ------------------------------------------------------------------------------------------------ what ranks agree about
 
 
-TERMS = Terms({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, text="a", engine="b", torch="2.13.0")
+CONFIG = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, text="a", engine="b", torch="2.13.0")
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         (
-            {"spec": {"model": {"layers": 4}, "workload": TERMS.spec["workload"]}},
+            {"spec": {"model": {"layers": 4}, "workload": CONFIG.spec["workload"]}},
             "another spec than that of rank 0; model.layers is 4 there and 2",
         ),
         ({"spec": {"model": {"layers": 4}, "workload": {}}}, r"model.layers is 4 there and 2 on rank 0 \(and 2 more\)"),
@@ -161,16 +161,16 @@ TERMS = Terms({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, tex
     ],
 )
 def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], says: str) -> None:
-    other = replace(TERMS, **changes)
-    told = difference([TERMS, other, TERMS, other], ["a", "b", "a", "b"])
+    other = replace(CONFIG, **changes)
+    told = difference([CONFIG, other, CONFIG, other], ["a", "b", "a", "b"])
     assert told is not None
     assert re.search(says, told)
     assert told.startswith("rank 1 on b: " if "refused" in changes else "ranks 1, 3 on b: ")
-    assert difference([TERMS] * 3, ["a"] * 3) is None
+    assert difference([CONFIG] * 3, ["a"] * 3) is None
 
 
 @dataclass(frozen=True)
-class OtherTerms(Terms):
+class OtherTerms(RankConfig):
     """Those of another version of this program."""
 
     compiler: str = ""
@@ -184,20 +184,26 @@ def nowhere(address: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("terms", "route", "first", "says"),
+    ("config", "route", "first", "says"),
     [
-        (OtherTerms(**asdict(TERMS)), HERE, RequestError, "rank 1 on a: another version of this program's engine"),
-        (replace(TERMS, engine=3), HERE, WireError, "rank 0 on .*: what rank 1 told cannot be read: its terms are not"),
-        (TERMS, replace(HERE, own="gateway"), WireError, "rank 0 on .*: what rank 1 told cannot be read: 'gateway'"),
-        (TERMS, HERE, OSError, r"rank 0 on .*: no port is free at 127\.0\.0\.1"),
+        (OtherTerms(**asdict(CONFIG)), HERE, RequestError, "rank 1 on a: another version of this program's engine"),
+        (
+            replace(CONFIG, engine=3),
+            HERE,
+            WireError,
+            "rank 0 on .*: what rank 1 sent cannot be read: fields of its configuration",
+        ),
+        (CONFIG, replace(HERE, own="gateway"), WireError, "rank 0 on .*: what rank 1 sent cannot be read: 'gateway'"),
+        (CONFIG, HERE, OSError, r"rank 0 on .*: no port is free at 127\.0\.0\.1"),
     ],
 )
-def test_why_rank_0_cannot_answer_is_told_to_all(terms: Terms, route: Route, first: type[Exception], says: str) -> None:
+def test_why_rank_0_cannot_answer_is_told_to_all(config: RankConfig, route: Route, first: type[Exception], says: str) -> None:
     store = dist.HashStore()
-    own = [(TERMS, HERE), (terms, route), (TERMS, HERE)]
+    own = [(CONFIG, HERE), (config, route), (CONFIG, HERE)]
     with ThreadPoolExecutor(len(own)) as ranks:
         ends = [
-            ranks.submit(agree, store, rank, len(own), *of, listen=nowhere, at=lambda doing: None) for rank, of in enumerate(own)
+            ranks.submit(agree, store, rank, len(own), *of, listen=nowhere, set_status=lambda status: None)
+            for rank, of in enumerate(own)
         ]
     assert type(ends[0].exception()) is first
     for end in ends[1:]:
@@ -217,8 +223,8 @@ def test_the_interface_is_that_of_the_address_on_the_way() -> None:
     name = next(name for name, entries in psutil.net_if_addrs().items() if any(e.address == "127.0.0.1" for e in entries))
     route = Route.to("127.0.0.1", 1)
     assert (route.own, route.other) == ("127.0.0.1", "127.0.0.1")
-    assert interface(route, Meeting("127.0.0.1", 1, "", ("a",))) == name
-    assert interface(replace(route, own="192.0.2.1"), Meeting("127.0.0.1", 1, "", ("a",))) is None
+    assert interface(route, Rendezvous("127.0.0.1", 1, "", ("a",))) == name
+    assert interface(replace(route, own="192.0.2.1"), Rendezvous("127.0.0.1", 1, "", ("a",))) is None
 
 
 def test_a_store_that_is_not_where_torchrun_says_is_told_at_once() -> None:

@@ -11,8 +11,8 @@ import torch
 from engine import catalog, store
 from engine.__main__ import main
 from engine.launch.dry_client import DryRun
+from engine.launch.dry_rank import dry_run_rank
 from engine.launch.failure import RunError
-from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
 from tests.check_run import findings
@@ -27,17 +27,17 @@ def test_a_large_model_takes_no_memory(tmp_path: Path) -> None:
         layout=LayoutSpec(dp=8, tp=8, pp=2),
         workload=WorkloadSpec(precision="bf16", microbatches=2),
     )
-    told: list[tuple[int, int]] = []
-    acted: list[tuple[int, int]] = []
+    rank_done: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with DryRun(spec, tmp_path) as running:
-        folder = running.wait(lambda done, of: told.append((done, of)), lambda over, of: acted.append((over, of)))
+        folder = running.wait(lambda done, of: rank_done.append((done, of)), lambda over, of: progress.append((over, of)))
     assert store.listing(tmp_path) == [folder]
     assert list(findings(folder)) == []
     saved = store.load(folder)
-    assert told == [(1, 2), (2, 2)]
+    assert rank_done == [(1, 2), (2, 2)]
     actions = sum(map(len, textbook(spec).stages))
-    assert acted == sorted(acted)
-    assert acted[-1] == (actions, actions)
+    assert progress == sorted(progress)
+    assert progress[-1] == (actions, actions)
     assert saved.summary["rehearsed"] == [0, 64]
     assert saved.summary["peak_bytes"] > 5 * 2**30
     assert saved.summary["grown_bytes"] < 250 * 2**20
@@ -64,10 +64,10 @@ def test_a_wrong_request_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_gpu_there_is_none_to_rehearse_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RequestError, match="--device cuda needs a GPU, and there is none here"):
-        rehearse(small(), 0, "cuda", textbook(small()))
+        dry_run_rank(small(), 0, "cuda", textbook(small()))
 
 
 def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
                 running.cancel()
 
         with pytest.raises(RunError, match="cancelled"):
-            running.wait(acted=cancel_in_the_midst)
+            running.wait(progress=cancel_in_the_midst)
     assert len(its_own) == 3  # the program, and a process for each of two ranks
     assert all_end(list(its_own))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_schedule_too_long_to_rehearse_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_schedule_too_long_for_a_dry_run_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dry-run", "--layers", "1024", "--layout", "pp1024", "--microbatches", "65536"]) == 2
     said = capsys.readouterr()
     assert said.out == ""

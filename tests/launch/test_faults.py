@@ -36,7 +36,7 @@ def test_a_rank_that_raises(bench: Bench, layout: str) -> None:
     assert state.message.startswith(f"{RANK_3} failed in step ")
     assert "RuntimeError: drill" in state.message
     assert "raise RuntimeError(" in state.traceback
-    assert "in _act_out" in state.traceback
+    assert "in _inject_fault" in state.traceback
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -61,7 +61,7 @@ def test_a_rank_that_hangs(bench: Bench, layout: str) -> None:
             break
     assert state.failed_rank == 3
     assert state.message.startswith(f"the run reached its time limit of {limit:g} s: {RANK_3} had been in step 2")
-    assert "in _act_out" in state.traceback
+    assert "in _inject_fault" in state.traceback
     assert "engine/launch" not in state.traceback
 
 

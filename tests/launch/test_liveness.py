@@ -11,10 +11,10 @@ from queue import SimpleQueue
 
 import pytest
 
-from engine.launch.liveness import SILENCE_S, Liveness, LivenessError, News, gather, join, listener
+from engine.launch.liveness import SILENCE_S, Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
 from tests.patience import PATIENCE_S
 
-WORD = "swordfish"
+SECRET = "swordfish"
 
 
 class Ranks:
@@ -23,9 +23,9 @@ class Ranks:
     def __init__(self, world: int) -> None:
         with listener("127.0.0.1") as listening:
             port = listening.getsockname()[1]
-            self.sockets = {rank: join("127.0.0.1", port, WORD, rank, PATIENCE_S) for rank in range(1, world)}
-            self.connections = gather(listening, WORD, world, PATIENCE_S)
-        self.lost: dict[int, SimpleQueue[News]] = {rank: SimpleQueue() for rank in range(world)}
+            self.sockets = {rank: connect("127.0.0.1", port, SECRET, rank, PATIENCE_S) for rank in range(1, world)}
+            self.connections = accept_ranks(listening, SECRET, world, PATIENCE_S)
+        self.lost: dict[int, SimpleQueue[PeerFailure]] = {rank: SimpleQueue() for rank in range(world)}
         self.ranks = {0: Liveness(self.connections, world, self.lost[0].put)}
         self.ranks |= {rank: Liveness({0: own}, world, self.lost[rank].put) for rank, own in self.sockets.items()}
 
@@ -45,14 +45,14 @@ def three() -> Iterator[Ranks]:
 
 def test_a_rank_that_is_gone_is_named_to_all(three: Ranks) -> None:
     three.cut(1)
-    gone = News(1, "gone", "its connection was closed")
+    gone = PeerFailure(1, "gone", "its connection was closed")
     assert three.lost[0].get(timeout=PATIENCE_S) == gone
     assert three.lost[2].get(timeout=PATIENCE_S) == gone
-    assert three.ranks[2].news(0) == gone
+    assert three.ranks[2].failure(0) == gone
 
 
 def test_a_rank_that_said_that_it_ends_is_not_gone(three: Ranks) -> None:
-    three.ranks[1].leave("done")
+    three.ranks[1].announce_end("done")
     three.cut(1)
     three.cut(2)  # rank 0 heard of rank 1 before this, and reported nothing
     assert three.lost[0].get(timeout=PATIENCE_S).rank == 2
@@ -60,10 +60,10 @@ def test_a_rank_that_said_that_it_ends_is_not_gone(three: Ranks) -> None:
 
 
 def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three: Ranks) -> None:
-    three.ranks[2].leave("failed")
-    failed = News(2, "failed")
-    assert three.ranks[0].news(PATIENCE_S) == failed
-    assert three.ranks[1].news(PATIENCE_S) == failed
+    three.ranks[2].announce_end("failed")
+    failed = PeerFailure(2, "failed")
+    assert three.ranks[0].failure(PATIENCE_S) == failed
+    assert three.ranks[1].failure(PATIENCE_S) == failed
     three.cut(2)
     assert three.lost[0].empty()
 
@@ -71,7 +71,7 @@ def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three:
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b'{"rank": 3, "how": "gone", "why": ""}\n', b"7\n", b"x" * 100_000])
 def test_what_no_rank_says_counts_as_its_end(three: Ranks, said: bytes) -> None:
     three.sockets[1].sendall(said)
-    assert three.lost[0].get(timeout=PATIENCE_S) == News(1, "gone", "it said what no rank says")
+    assert three.lost[0].get(timeout=PATIENCE_S) == PeerFailure(1, "gone", "it said what no rank says")
 
 
 def test_a_system_that_does_not_answer_is_given_up_within_five_seconds(three: Ranks) -> None:
@@ -89,26 +89,26 @@ def test_only_who_knows_the_word_is_let_in() -> None:
     with ExitStack() as opened:
         listening = opened.enter_context(listener("127.0.0.1"))
         address = listening.getsockname()
-        for said in (b"", b"hello\n", b"[" * 300, json.dumps({"rank": 1, "word": "guess"}).encode() + b"\n"):
+        for said in (b"", b"hello\n", b"[" * 300, json.dumps({"rank": 1, "secret": "guess"}).encode() + b"\n"):
             opened.enter_context(socket.create_connection(address)).sendall(said + b"\n")
         strange = (0, 2, -1, "1", None, True)
         for rank in strange:
             stranger = opened.enter_context(socket.create_connection(address))
-            stranger.sendall(json.dumps({"rank": rank, "word": WORD}).encode() + b"\n")
-        real = opened.enter_context(join(*address, WORD, 1, PATIENCE_S))
-        connections = gather(listening, WORD, 2, PATIENCE_S)
+            stranger.sendall(json.dumps({"rank": rank, "secret": SECRET}).encode() + b"\n")
+        real = opened.enter_context(connect(*address, SECRET, 1, PATIENCE_S))
+        connections = accept_ranks(listening, SECRET, 2, PATIENCE_S)
         assert connections[1].getpeername() == real.getsockname()
         connections[1].close()
 
 
 def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> None:
-    greeting = json.dumps({"rank": 1, "word": WORD}).encode() + b"\n"
+    greeting = json.dumps({"rank": 1, "secret": SECRET}).encode() + b"\n"
     with ExitStack() as opened:
         listening = opened.enter_context(listener("127.0.0.1"))
         silent, slow, stranger = (opened.enter_context(socket.create_connection(listening.getsockname())) for _ in range(3))
         slow.sendall(greeting[:9])
         stranger.sendall(b"guess\n")
-        gathering = opened.enter_context(ThreadPoolExecutor(1)).submit(gather, listening, WORD, 2, PATIENCE_S)
+        gathering = opened.enter_context(ThreadPoolExecutor(1)).submit(accept_ranks, listening, SECRET, 2, PATIENCE_S)
         assert stranger.recv(1) == b""  # it was sent away, while the two before it had not said all
         slow.sendall(greeting[9:])
         with gathering.result()[1] as found:
@@ -118,9 +118,9 @@ def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> No
 
 def test_a_rank_that_does_not_come_is_named() -> None:
     with listener("127.0.0.1") as listening:
-        came = join(*listening.getsockname(), WORD, 1, PATIENCE_S)
+        came = connect(*listening.getsockname(), SECRET, 1, PATIENCE_S)
         with came, pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):
-            gather(listening, WORD, 3, 0.5)
+            accept_ranks(listening, SECRET, 3, 0.5)
         address, port = listening.getsockname()
     with pytest.raises(LivenessError, match=r"rank 1 does not reach rank 0 at 127\.0\.0\.1: .*refused"):
-        join(address, port, WORD, 1, PATIENCE_S)
+        connect(address, port, SECRET, 1, PATIENCE_S)

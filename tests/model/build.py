@@ -36,7 +36,7 @@ def whole_model(spec: ModelSpec, tp: TensorParallel) -> Any:
 def chunk(spec: ModelSpec, tp: TensorParallel, *, last: bool, recompute: Recompute, fed: Callable[[int], Feed]) -> Any:
     """All layers, with or without the head."""
     model = TransformerChunk(spec, range(spec.layers), True, last, fed, tp, recompute)
-    model.draw(seed=0)
+    model.initialize(seed=0)
     return model
 
 

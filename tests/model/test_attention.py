@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention, attend
 from engine.model.mlp import MLP
-from engine.model.position import Around, Rotation, sinusoid
+from engine.model.position import AttentionInputs, Rotation, sinusoid
 from tests.model.build import CPU, fill, microbatch, shape
 
 
@@ -37,7 +37,7 @@ def test_grouped_self_attention_with_rotation(alone):
     q, k, v = (part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in (q, k, v))
     mixed = F.scaled_dot_product_attention(rotation(q), rotation(k), v, is_causal=True, enable_gqa=True)
     expected = mixed.transpose(1, 2).flatten(2) @ attention.out.weight.T
-    torch.testing.assert_close(attention(x, Around(rotation)), expected)
+    torch.testing.assert_close(attention(x, AttentionInputs(rotation)), expected)
 
 
 def test_self_attention_of_an_encoder_equals_torchs_layer(alone):
@@ -47,7 +47,7 @@ def test_self_attention_of_an_encoder_equals_torchs_layer(alone):
     torchs.in_proj_weight.data, torchs.in_proj_bias.data = attention.qkv.weight.data, attention.qkv.bias.data
     torchs.out_proj.weight.data, torchs.out_proj.bias.data = attention.out.weight.data, attention.out.bias.data
     x = torch.randn(2, 16, 32)
-    torch.testing.assert_close(attention(x, Around()), torchs(x, x, x, need_weights=False)[0])
+    torch.testing.assert_close(attention(x, AttentionInputs()), torchs(x, x, x, need_weights=False)[0])
 
 
 def test_cross_attention_asks_the_encoder(alone):
@@ -62,13 +62,13 @@ def test_cross_attention_asks_the_encoder(alone):
 
 def test_selective_recompute_changes_nothing(alone):
     spec = shape("xlnet")
-    around = Around.of(spec, microbatch(spec), alone)
+    inputs = AttentionInputs.of(spec, microbatch(spec), alone)
     results = []
     for selective in (False, True):
         attention = RelativeAttention(spec, alone, selective)
         fill(attention)
         x = torch.linspace(-1, 1, 2 * spec.rows * 32).view(2, spec.rows, 32).requires_grad_()
-        y = attention(x, around)
+        y = attention(x, inputs)
         y.square().sum().backward()
         results.append([y.detach(), x.grad, *(p.grad for p in attention.parameters())])
     for kept, again in zip(*results, strict=True):
@@ -101,7 +101,7 @@ def test_relative_attention_is_its_four_terms_entry_by_entry(alone):
                 scores[token] = sum(terms) / 4**0.5
             mixed[row, head] = scores.softmax(0) @ v[:6, head]
     expected = mixed.flatten(1) @ attention.out.weight.T
-    torch.testing.assert_close(attention(x, Around.of(spec, feed, alone))[0], expected)
+    torch.testing.assert_close(attention(x, AttentionInputs.of(spec, feed, alone))[0], expected)
 
 
 def test_swiglu_is_a_gated_product(alone):

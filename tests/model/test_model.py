@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from engine.catalog import MODELS
 from engine.families import FAMILIES
-from engine.model.position import Around
+from engine.model.position import AttentionInputs
 from engine.parallel.tensor import TensorParallel, vocab_parallel_cross_entropy
 from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
 from tests.model.build import chunk, microbatch, shape, whole_model
@@ -147,11 +147,11 @@ def test_layers_before_or_behind_the_norm_equal_torchs_encoder_layer(alone):
     values = {f"{n}{join.get(n, '.')}{k}": getattr(m, k).detach() for n, m in named.items() for k in ("weight", "bias")}
     torchs.load_state_dict(values)
     x = torch.randn(2, 16, 32)
-    torch.testing.assert_close(ours(x, Around()), torchs(x))
+    torch.testing.assert_close(ours(x, AttentionInputs()), torchs(x))
     pre = torch.nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     pre.load_state_dict(torchs.state_dict())
     ours.pre = True
-    torch.testing.assert_close(ours(x, Around()), pre(x))
+    torch.testing.assert_close(ours(x, AttentionInputs()), pre(x))
 
 
 def test_a_decoder_layer_with_an_encoder_equals_torchs(alone):
@@ -171,7 +171,7 @@ def test_a_decoder_layer_with_an_encoder_equals_torchs(alone):
     torchs.load_state_dict(zero | values)
     y, memory = torch.randn(2, 16, 32), torch.randn(2, 16, 32)
     mask = torch.nn.Transformer.generate_square_subsequent_mask(16)
-    torch.testing.assert_close(ours(y, Around(), memory), torchs(y, memory, tgt_mask=mask, tgt_is_causal=True))
+    torch.testing.assert_close(ours(y, AttentionInputs(), memory), torchs(y, memory, tgt_mask=mask, tgt_is_causal=True))
 
 
 def test_embeddings_add_what_the_family_says(alone):
@@ -180,7 +180,7 @@ def test_embeddings_add_what_the_family_says(alone):
     feed, embedding = microbatch(spec), model.embedding
     expected = F.embedding(feed.tokens, embedding.token.weight) + embedding.places.position.weight
     expected = expected + F.embedding(feed.segments, embedding.places.segment.weight)
-    torch.testing.assert_close(embedding.look_up(feed)[0], expected)
+    torch.testing.assert_close(embedding.embed(feed)[0], expected)
 
 
 @pytest.mark.parametrize("first", [0, 5])

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.model.position import Around, LearnedPosition, Rotation, SinusoidalPosition, sinusoid
+from engine.model.position import AttentionInputs, LearnedPosition, Rotation, SinusoidalPosition, sinusoid
 from tests.model.build import CPU, fill, microbatch, shape
 
 
@@ -58,11 +58,11 @@ def test_a_rotated_score_depends_on_the_distance_alone():
 def test_relative_distances_point_at_the_wave_of_that_distance(alone):
     spec = shape("xlnet")
     feed = microbatch(spec)
-    around: Any = Around.of(spec, feed, alone)
-    assert around.waves.shape == (2 * 16 - 1, 32)
-    assert around.distance.shape == around.hidden.shape == (2, 1, spec.rows, 16)
+    inputs: Any = AttentionInputs.of(spec, feed, alone)
+    assert inputs.waves.shape == (2 * 16 - 1, 32)
+    assert inputs.distance.shape == inputs.hidden.shape == (2, 1, spec.rows, 16)
     for row in (0, 7, 16, spec.rows - 1):
         for token in (0, 5, 15):
             place = int(feed.positions[1, row])
             expected = sinusoid(torch.tensor([place - token]), 32)[0]
-            torch.testing.assert_close(around.waves[around.distance[1, 0, row, token]], expected)
+            torch.testing.assert_close(inputs.waves[inputs.distance[1, 0, row, token]], expected)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.torch_side import Part
+from benchmarks.torch_side import TorchStage
 from tests.model.build import microbatch, shape, whole_model
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_model_on_torchs_stack_has_the_parameters_the_loss_and_the_gradients_of_the_engines(alone, fused):
     spec = shape("gpt")
-    ours, theirs = whole_model(spec, alone), Part(spec, range(spec.layers), fused)
+    ours, theirs = whole_model(spec, alone), TorchStage(spec, range(spec.layers), fused)
     theirs.take_weights(spec, range(spec.layers), seed=0)
     assert sum(p.numel() for p in theirs.parameters()) == spec.parameters()
     feed = microbatch(spec)

@@ -16,7 +16,7 @@ from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.topology import AXES, Mesh
-from pages.shared import ways
+from pages.shared import navigation
 from pages.shared.service import Service
 from tests.charts import made_up
 
@@ -55,7 +55,7 @@ def service(home: Path) -> tuple[Service, Queue]:
 def know_pages() -> None:
     """Make links from page to page possible where a page stands alone, without app.py."""
     shown = {path: (lambda: None) for path in ("start", "compare", "plan", "learn", "runs", "lab")}
-    ways.know([st.Page(show, title=path, url_path=path, default=path == "start") for path, show in shown.items()])
+    navigation.register([st.Page(show, title=path, url_path=path, default=path == "start") for path, show in shown.items()])
 
 
 def _traffic(mesh: Mesh) -> pd.DataFrame:

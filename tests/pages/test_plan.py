@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
-from engine.launch.dry_desk import Rehearsed
+from engine.launch.dry_run_service import DryRunState
 from engine.predict.memory import memory
 from engine.predict.papers.figures import references
 from engine.predict.planner.serving import serving as predicted
@@ -27,9 +27,9 @@ from pages.charts.units import in_bytes
 from pages.charts.words import words
 from pages.plan import heatmap, serving
 from pages.plan.cells import cell
+from pages.plan.dry_run import compared, far, passes_of, signed
 from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
-from pages.plan.rehearsing import compared, far, passes_of, signed
 from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
 from pages.shared import links
 from tests.pages.opened import opened, text
@@ -268,7 +268,7 @@ def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
         for p in memory(spec).peaks
         for category, size in p.bytes.items()
     ]
-    rows = compared(Rehearsed("x", spec, None, 0.0, "done", peaks=pd.DataFrame(peaks)))
+    rows = compared(DryRunState("x", spec, None, 0.0, "done", peaks=pd.DataFrame(peaks)))
     totals = rows[rows["category"] == "total"].set_index("stage")
     assert totals["error"].to_dict() == {0: 0.0, 1: -0.5}
     assert totals["formula"].to_dict() == {p.stage: p.total for p in memory(spec).peaks}
@@ -277,7 +277,7 @@ def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
 
 def test_a_dry_run_tells_how_far_it_is_and_how_long_it_will_take() -> None:
     spec, say = RunSpec(layout=LayoutSpec(pp=2)), words("en")
-    state = Rehearsed("x", spec, None, 0.0, of=2)
+    state = DryRunState("x", spec, None, 0.0, of=2)
     assert far(state, spec, 2.0, say) == "0 of 2 stages · loading torch, 2 s"
     state = replace(state, done=1, actions=1500, of_actions=2000)
     assert far(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"

@@ -12,17 +12,17 @@ from urllib.parse import parse_qs
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import parcel, store
+from engine import run_archive, store
 from engine.head import SCHEMA_VERSION
 from engine.spec import LayoutSpec, RunSpec
 from pages.charts.look import View
 from pages.charts.words import words
 from pages.runs import upload
 from pages.runs.report import report
-from pages.runs.rows import NEWEST, Row, Shelf, matching, ordered
-from pages.shared.apart import made_apart
+from pages.runs.rows import NEWEST, RunRow, RunShelf, matching, ordered
 from pages.shared.saved import by_run
 from pages.shared.service import Service
+from pages.shared.subprocesses import run_module
 from tests.pages.opened import button, click, link, opened, text
 from tests.pages.stand_in import PAIR, saved, service
 
@@ -41,7 +41,7 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def names(rows: list[Row]) -> list[str]:
+def names(rows: list[RunRow]) -> list[str]:
     return [row.name for row in rows]
 
 
@@ -49,7 +49,7 @@ def names(rows: list[Row]) -> list[str]:
 
 
 def test_a_row_is_the_runs_own_summary(home: Path) -> None:
-    rows, broken = Shelf(home).read()
+    rows, broken = RunShelf(home).read()
     assert (names(rows), broken) == (["third", "second", "a first one"], [])
     row, summary = rows[-1], store.load(home / "a first one").summary
     assert (row.model, row.layout, row.schedule, row.ranks, row.steps) == ("gpt-tiny", "dp1.tp1.pp2", "1f1b", 2, 20)
@@ -66,7 +66,7 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
         return head(folder)
 
     monkeypatch.setattr(store, "head", count)
-    shelf = Shelf(home)
+    shelf = RunShelf(home)
     shelf.read()
     shelf.read()
     assert sorted(opened) == ["a first one", "second", "third"]
@@ -79,7 +79,7 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
 
 def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
     (home / "second" / "run.json").write_text("{")
-    rows, broken = Shelf(home).read()
+    rows, broken = RunShelf(home).read()
     assert set(names(rows)) == {"a first one", "third"}
     assert [folder.folder.name for folder in broken] == ["second"]
     assert "run.json is not JSON" in broken[0].why
@@ -105,7 +105,7 @@ def test_a_run_of_a_newer_program_is_named_with_the_reason(home: Path) -> None:
     ],
 )
 def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[str]) -> None:
-    assert names(matching(Shelf(home).read()[0], search, SAY)) == found
+    assert names(matching(RunShelf(home).read()[0], search, SAY)) == found
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[
     ],
 )
 def test_runs_are_sorted_by_any_column(home: Path, sort: str, order: list[str]) -> None:
-    assert names(ordered(Shelf(home).read()[0], sort)) == order
+    assert names(ordered(RunShelf(home).read()[0], sort)) == order
 
 
 # -------------------------------------------------------------------------------------------------------------- the page
@@ -220,9 +220,11 @@ def test_an_uploaded_zip_becomes_a_run_or_a_reason(home: Path) -> None:
 
 def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: object, **__: object) -> bytes:
-        raise RuntimeError("engine.parcel failed: terminate called after throwing an instance of 'parquet::ParquetException'")
+        raise RuntimeError(
+            "engine.run_archive failed: terminate called after throwing an instance of 'parquet::ParquetException'"
+        )
 
-    monkeypatch.setattr(upload, "made_apart", ended)
+    monkeypatch.setattr(upload, "run_module", ended)
     app = page(service(home)[0])
     app.file_uploader[0].upload("mine.zip", b"PK", "application/zip").run()
     assert app.error[0].value == "This zip is damaged: the process that opened it ended before it was done."
@@ -231,7 +233,7 @@ def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypat
 
 def test_a_run_that_was_taken_along_comes_back_beside_the_one_that_stayed(home: Path) -> None:
     app = page(service(home)[0])
-    app.file_uploader[0].upload("NUL.zip", parcel.pack(home / "second"), "application/zip").run()
+    app.file_uploader[0].upload("NUL.zip", run_archive.pack(home / "second"), "application/zip").run()
     assert "Added second-2." in app.success[0].value
     assert store.load(home / "second-2").summary == store.load(home / "second").summary
 
@@ -289,10 +291,10 @@ def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Pa
 
 
 def test_a_report_takes_theme_and_language_and_is_made_outside_of_the_server(home: Path) -> None:
-    dark = made_apart("pages.runs.report", str(home / "third"), "dark", "zh").decode()
+    dark = run_module("pages.runs.report", str(home / "third"), "dark", "zh").decode()
     assert '<html lang="zh-Hans">' in dark
     assert "background: #0F141A" in dark
     assert "#56B4E9" in dark
     (home / "third" / "spans.parquet").unlink()
     with pytest.raises(RuntimeError, match=r"(?s)pages.runs.report failed: .*spans"):
-        made_apart("pages.runs.report", str(home / "third"), "dark", "zh")
+        run_module("pages.runs.report", str(home / "third"), "dark", "zh")

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from engine import contract, parcel, store
+from engine import contract, run_archive, store
 from engine.export import csv_zip, perfetto
 from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
@@ -30,7 +30,7 @@ from pages.compare.page import figures as compared
 from pages.lab import events, sentences
 from pages.lab.figures import figures, parity
 from pages.runs.report import drawings
-from pages.runs.rows import Shelf
+from pages.runs.rows import RunShelf
 from tests.pages.stand_in import PAIR, dry_run_of, saved
 
 VIEW = View("light", "en")
@@ -144,7 +144,7 @@ def _damage_table(path: Path, chance: random.Random) -> str:
 
 def refused(folder: Path) -> str:
     """The sentence that the run in `folder` is refused with; "" if it is shown, as it is in the list of runs."""
-    rows, broken = Shelf(folder.parent).read()
+    rows, broken = RunShelf(folder.parent).read()
     try:
         result = store.load(folder)
     except RequestError as error:
@@ -167,7 +167,7 @@ def test_a_sound_run_is_shown(sound: Path) -> None:
 
 def test_a_dry_run_of_one_rank_comes_back_and_is_shown_where_there_is_something_to_show(tmp_path: Path) -> None:
     store.save(dry_run_of(PAIR, 1), tmp_path / "there" / "rank 1")
-    folder = parcel.unpack(parcel.pack(tmp_path / "there" / "rank 1"), tmp_path / "here", "x")
+    folder = run_archive.unpack(run_archive.pack(tmp_path / "there" / "rank 1"), tmp_path / "here", "x")
     assert refused(folder) == ""
     assert {event["pid"] for event in json.loads(perfetto(store.load(folder)))["traceEvents"]} == {2}
 
@@ -184,10 +184,10 @@ def test_a_damaged_run_is_refused_in_a_sentence_or_shown(sound: Path, tmp_path: 
 
 def test_a_zip_with_bytes_that_fell_over_is_refused_in_a_sentence(sound: Path, tmp_path: Path) -> None:
     """Somewhere, in the way of whatever reads there. That nothing of it is read wrong is what a zip's own sums are for."""
-    zipped = parcel.pack(sound)
+    zipped = run_archive.pack(sound)
     for seed in range(40):
         chance, content = random.Random(seed), bytearray(zipped)
         for _ in range(chance.choice([1, 3, 20])):
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         with suppress(RequestError):  # or it fell over where nothing stands
-            store.load(parcel.unpack(bytes(content), tmp_path, "x"))
+            store.load(run_archive.unpack(bytes(content), tmp_path, "x"))

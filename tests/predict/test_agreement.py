@@ -5,23 +5,23 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from engine.launch.dry_tables import kinds, result
+from engine.launch.dry_tables import first_of_each_stage, result
 from engine.launch.textbook import textbook
 from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.spec import RunSpec
 from engine.tables import RunResult
 from tests.covering import covering, title
-from tests.launch.rehearsals import Asked, rehearse
+from tests.launch.dry_runs import DryRunRequest, dry_run_all
 from tests.runs import Runs
 
 DRY = 0.001  # share of the total at a rank's peak: what one rank of a stage holds in the step stands for the others
 
 
 @pytest.fixture(scope="module")
-def rehearsed() -> dict[RunSpec, RunResult]:
+def dry_runs() -> dict[RunSpec, RunResult]:
     """What the dry run of each spec says, one rank of each stage standing for the others."""
-    answers = rehearse([Asked(spec, tuple(kinds(spec))) for spec in covering()])
+    answers = dry_run_all([DryRunRequest(spec, tuple(first_of_each_stage(spec))) for spec in covering()])
     rows = ({rank: one.rows for rank, one in answer.items()} for answer in answers)
     return {spec: result(spec, of, True, textbook(spec), {}, 0.0) for spec, of in zip(covering(), rows, strict=True)}
 
@@ -37,8 +37,8 @@ def standing(result: RunResult) -> pd.Series:
 
 
 @pytest.mark.parametrize("spec", covering(), ids=title)
-def test_memory_and_traffic_are_as_measured_on_every_rank(runs: Runs, rehearsed: dict[RunSpec, RunResult], spec: RunSpec) -> None:
-    measured, formula, dry = runs.result(spec), predict(spec), rehearsed[spec]
+def test_memory_and_traffic_are_as_measured_on_every_rank(runs: Runs, dry_runs: dict[RunSpec, RunResult], spec: RunSpec) -> None:
+    measured, formula, dry = runs.result(spec), predict(spec), dry_runs[spec]
     assert errors(measured, formula) == [0.0] * spec.layout.ranks
     assert max(errors(measured, dry)) <= DRY
     for answer in (formula, dry):

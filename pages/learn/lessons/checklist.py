@@ -22,10 +22,10 @@ from pages.learn.desk import Desk, Lesson
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
 from pages.learn.weighing import Weighed, weigh
-from pages.shared import ways
-from pages.shared.apart import done_apart
+from pages.shared import navigation
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
+from pages.shared.subprocesses import run_in_worker
 
 _COUNTS, _BATCHES = (1, 8, 16, 64, 128, 512, 1024), (64, 256, 1024, 1536)
 _ENOUGH = 4  # microbatches for each stage, from which on the bubble is small
@@ -162,7 +162,7 @@ def _verdict(desk: Desk, last: Try) -> None:
             lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
     st.success(" ".join(lines), icon=":material/check_circle:")
     link = encode(FormChoice.of(last.spec, desk.service.texts))
-    ways.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": desk["device"]})
+    navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": desk["device"]})
 
 
 def _weigh(desk: Desk, last: Try) -> None:
@@ -213,7 +213,7 @@ def _weigh(desk: Desk, last: Try) -> None:
 @st.cache_data(max_entries=64, show_spinner=False)
 def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
     """Raises `RequestError` where there is no layout at all."""
-    return done_apart(weigh, model, count, device, batch)
+    return run_in_worker(weigh, model, count, device, batch)
 
 
 def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[Desk], Question]:

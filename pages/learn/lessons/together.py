@@ -15,7 +15,7 @@ from pages.learn import run
 from pages.learn.desk import Desk, Lesson
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.steps import Step, as_html, done_by, model_of
-from pages.shared import ways
+from pages.shared import navigation
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
 
@@ -145,7 +145,7 @@ def busiest_axis(result: RunResult) -> str:
 def _run(desk: Desk) -> None:
     run.draw(desk, SPEC)
     form = FormChoice.of(SPEC, desk.service.texts)
-    ways.link("lab", desk.say("Open this layout in the Lab"), "science", {"spec": encode(form)})
+    navigation.link("lab", desk.say("Open this layout in the Lab"), "science", {"spec": encode(form)})
 
 
 def _memory(desk: Desk) -> Question:

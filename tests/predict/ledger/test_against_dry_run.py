@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch.nn import functional as F
 
-from engine.launch.dry_tables import kinds
+from engine.launch.dry_rank import dry_run_rank
+from engine.launch.dry_tables import first_of_each_stage
 from engine.launch.record import record
-from engine.launch.rehearsal import rehearse
 from engine.launch.textbook import textbook
 from engine.model.mlp import INNER
 from engine.predict.ledger.keep import Ledgers
@@ -56,8 +56,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledgers, case: RunSpec) -> None:
-    for peak, rank in zip(memory(case, ledgers=ledgers).peaks, kinds(case), strict=True):
-        rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
+    for peak, rank in zip(memory(case, ledgers=ledgers).peaks, first_of_each_stage(case), strict=True):
+        rows = dry_run_rank(case, rank, "none", textbook(case)).rows["memory_peak"]
         assert peak.bytes == {row["category"]: row["bytes"] for row in rows}
 
 
@@ -66,7 +66,7 @@ def test_a_part_that_the_model_has_anew_is_predicted_without_another_line(monkey
     case = spec("dp2.pp2", "1f1b", {"zero": 1}, {}, microbatch_size=2)
     before = memory(case).peaks
     monkeypatch.setitem(INNER, "gelu_tanh", lambda x: F.relu(x).square())
-    for peak, old, rank in zip(memory(case, ledgers=record).peaks, before, kinds(case), strict=True):
-        rows = rehearse(case, rank, "none", textbook(case)).rows["memory_peak"]
+    for peak, old, rank in zip(memory(case, ledgers=record).peaks, before, first_of_each_stage(case), strict=True):
+        rows = dry_run_rank(case, rank, "none", textbook(case)).rows["memory_peak"]
         assert peak.bytes == {row["category"]: row["bytes"] for row in rows}
         assert peak.total > old.total

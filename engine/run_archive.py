@@ -1,12 +1,12 @@
-"""A saved run as one zip file, to take along; and a zip from elsewhere made a saved run, once it has shown to be one.
+"""Saved runs as zip files: pack one, and save the run that a zip holds, after it was checked.
 
-A zip comes from anybody. Nothing of it is unpacked: run.json and the tables are read in memory, held against what a run is, and
-saved as any result is, so that neither a path in it nor a file that is no table reaches the disk. A table may be other than it
-says of itself, and take any amount of memory to read, so a server opens a zip in a process of its own, which has a bound:
+A zip is not trusted. No file of it is extracted: run.json and the tables are read in memory, checked against `engine.contract`,
+and saved as any result is. So neither a path in it nor a file that is no table reaches the disk. A damaged table may need any
+amount of memory to read. So a server opens a zip in a process of its own with a memory limit:
 
-    python -m engine.parcel HOME NAME MB < ZIP
+    python -m engine.run_archive HOME NAME MB < ZIP
 
-unpacks it and prints {"folder": …}, the name of the new run, or {"refused": …}, the packed sentence that says why not.
+saves the run and prints {"folder": …}, its name, or {"refused": …}, the packed sentence with the reason.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ import psutil
 
 from engine import contract, store
 from engine.head import NewerRunError, read_head
-from engine.parquet import Bounds, bytes_of
+from engine.parquet import ReadLimits, bytes_of
 from engine.spec import LARGEST_JSON, RequestError, sentence, too_large
 from engine.spec.sentence import packed
 from engine.summary import summarize
 from engine.tables import SCHEMAS, RunResult
 
-# What whoever looks at the run makes a server keep: 16 ranks with some 1,500 microbatches, which make a zip of 8 MB.
-FOREIGN = Bounds(rows=1_000_000, bytes=128 << 20, strange=True)
-_MOST_ENTRIES = 1_000  # files in a zip, with those that a system adds; of the run's own there are eight
-_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others say in ways of their own that they are damaged
+# What a server keeps in memory for a run that is looked at: 16 ranks with some 1,500 microbatches, a zip of 8 MB.
+FOREIGN = ReadLimits(rows=1_000_000, bytes=128 << 20, strange=True)
+_MOST_ENTRIES = 1_000  # files in a zip, with those that an operating system adds. A run has eight
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods raise errors of their own where a file is damaged
 _ENCRYPTED = 1  # a bit of an entry's flags
 
 
@@ -50,7 +50,7 @@ def pack(folder: Path) -> bytes:
 
 
 def _refuse_too_large(folder: Path, result: RunResult) -> None:
-    """What comes from elsewhere may hold less than what is one's own."""
+    """The limits for a zip are lower than those for one's own runs."""
     for name, rows in result.tables.items():
         if len(rows) > FOREIGN.rows:
             raise RequestError(
@@ -114,13 +114,13 @@ def _read(content: bytes) -> tuple[str, RunResult]:
         raise RequestError(sentence("{name} is not in it", name="run.json"))
     result = read_head(files.pop("run.json"))
     tables = ((name.removesuffix(".parquet"), BytesIO(file)) for name, file in files.items())
-    result = _summed_up(store.with_tables(result, tables, FOREIGN))
+    result = _with_summary(store.with_tables(result, tables, FOREIGN))
     contract.refuse_wrong_sum(result)
     return inner, result
 
 
-def _summed_up(result: RunResult) -> RunResult:
-    """What a page shows of a run must be what the tables say. A dry run's own are of ranks that are not all in its tables."""
+def _with_summary(result: RunResult) -> RunResult:
+    """The summary computed from the tables. Not for a dry run: its tables may lack some ranks of its summary."""
     if contract.source(result) != "measured":
         return result
     layout = result.spec.layout
@@ -134,7 +134,7 @@ def _entries(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]
     listed = archive.infolist()
     if len(listed) > _MOST_ENTRIES:
         raise RequestError(sentence("it holds {count:,} files; up to {most:,} are taken", count=len(listed), most=_MOST_ENTRIES))
-    entries = [entry for entry in listed if not (entry.is_dir() or _added_by_a_system(entry.filename))]
+    entries = [entry for entry in listed if not (entry.is_dir() or _added_by_system(entry.filename))]
     if (whole := sum(entry.file_size for entry in entries)) > FOREIGN.bytes:
         raise RequestError(sentence("it holds {bytes:,} bytes; up to {most:,} are taken", bytes=whole, most=FOREIGN.bytes))
     for entry in entries:
@@ -151,7 +151,7 @@ def _entries(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]
 
 
 def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """What the entry holds. Asked for all at once, a zip reader first makes whatever is packed there, and then cuts it off."""
+    """The content of an entry, and no more bytes than it declares. A zip reader's `read()` would decompress all of it first."""
     name = PurePosixPath(entry.filename).name
     most = LARGEST_JSON if name == "run.json" else FOREIGN.bytes
     if entry.file_size > most:
@@ -163,17 +163,17 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         return content
 
 
-def _added_by_a_system(path: str) -> bool:
-    """What macOS puts into every zip."""
+def _added_by_system(path: str) -> bool:
+    """Files that macOS adds to every zip."""
     return path.startswith("__MACOSX/") or PurePosixPath(path).name == ".DS_Store"
 
 
 def main(home: str, name: str, most_mb: str) -> dict[str, Any]:
-    """Unpack what is on standard input, with `most_mb` MB of memory more than this process has.
+    """Unpack the zip on standard input, with at most `most_mb` MB more memory than this process has now.
 
-    How much that is differs: some libraries take 40 MB for each CPU when they are imported.
+    What it has now differs: some libraries allocate 40 MB for each CPU when they are imported.
     """
-    had = getattr(psutil.Process().memory_info(), "data", 0)  # told where the bound is on more than the heap: on Linux
+    had = getattr(psutil.Process().memory_info(), "data", 0)  # Linux only, where the limit is on more than the heap
     bound = had + (int(most_mb) << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
     try:

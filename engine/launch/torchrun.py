@@ -1,4 +1,4 @@
-"""Where a rank is under torchrun, and how it speaks to the terminal of its machine. Imports no torch."""
+"""What torchrun tells a rank through its environment, and messages on the terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from engine.spec import RequestError, RunSpec
 
 DONE, FAILED, WRONG = 0, 1, 2
 
-# torchrun ends all ranks of a machine when one ends: those who have less to say let the others speak first.
+# torchrun ends all ranks of a machine when one ends. A rank with no message of its own waits this long before it ends.
 GRACE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process is, as torchrun has it."""
+class TorchrunRank:
+    """The rank of this process under torchrun."""
 
     rank: int
     world: int
@@ -25,7 +25,7 @@ class Place:
     local_world: int
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Place:
+    def read(cls, environment: Mapping[str, str]) -> TorchrunRank:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         missing = [name for name in names if name not in environment]
         if missing:
@@ -33,16 +33,16 @@ class Place:
         return cls(*(int(environment[name]) for name in names))
 
 
-def refuse(error: RequestError, place: Place) -> int:
-    """Say it once on each machine. Returns the exit status."""
+def refuse(error: RequestError, place: TorchrunRank) -> int:
+    """Print the error once on each machine. Returns the exit status."""
     if place.local_rank:
-        time.sleep(GRACE_S)  # local rank 0 has the same to say, and has to be the first to end
+        time.sleep(GRACE_S)  # local rank 0 prints the same message, and must be the first to end
     else:
-        tell(error.sentence)
+        print_line(error.sentence)
     return WRONG
 
 
-def fitting(spec: RunSpec, world: int) -> RunSpec:
+def check_world_size(spec: RunSpec, world: int) -> RunSpec:
     """`spec`, if it is for `world` ranks. Raises `RequestError` otherwise."""
     layout = spec.layout
     if layout.ranks != world:
@@ -52,6 +52,6 @@ def fitting(spec: RunSpec, world: int) -> RunSpec:
     return spec
 
 
-def tell(text: str) -> None:
-    sys.stderr.write(text.rstrip() + "\n")  # in one call, so that ranks do not write into each other's lines
+def print_line(text: str) -> None:
+    sys.stderr.write(text.rstrip() + "\n")  # one call, so that the lines of ranks do not mix
     sys.stderr.flush()

@@ -22,7 +22,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from pyarrow import parquet as pq
 
-from engine import parcel, store
+from engine import run_archive, store
 from engine.head import SCHEMA_VERSION
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.spec.sentence import unpacked
@@ -53,7 +53,7 @@ def zipped(files: Files) -> bytes:
 
 def test_a_run_comes_out_of_its_zip_as_it_went_in(run: Path, tmp_path: Path) -> None:
     home = tmp_path / "here"
-    folder = parcel.unpack(parcel.pack(run), home, "some file")
+    folder = run_archive.unpack(run_archive.pack(run), home, "some file")
     assert folder == home / "my run"
     made, read = store.load(run), store.load(folder)
     assert (read.spec, read.environment, read.summary) == (made.spec, made.environment, made.summary)
@@ -63,14 +63,14 @@ def test_a_run_comes_out_of_its_zip_as_it_went_in(run: Path, tmp_path: Path) -> 
 
 
 def test_a_second_one_of_that_name_stands_beside_the_first(run: Path) -> None:
-    assert parcel.unpack(parcel.pack(run), run.parent, "") == run.parent / "my run-2"
-    assert parcel.unpack(parcel.pack(run), run.parent, "") == run.parent / "my run-3"
+    assert run_archive.unpack(run_archive.pack(run), run.parent, "") == run.parent / "my run-2"
+    assert run_archive.unpack(run_archive.pack(run), run.parent, "") == run.parent / "my run-3"
 
 
 def test_a_zip_without_a_folder_takes_the_name_of_its_file_or_of_what_ran(run: Path, tmp_path: Path) -> None:
     flat = zipped({path.name: path.read_bytes() for path in run.iterdir()} | {"__MACOSX/._x": b"", ".DS_Store": b""})
-    assert parcel.unpack(flat, tmp_path, "Übung 1").name == "Übung 1"
-    assert parcel.unpack(flat, tmp_path, "../../x").name.endswith("-dp1.tp1.pp2-1f1b")
+    assert run_archive.unpack(flat, tmp_path, "Übung 1").name == "Übung 1"
+    assert run_archive.unpack(flat, tmp_path, "../../x").name.endswith("-dp1.tp1.pp2-1f1b")
 
 
 # ------------------------------------------------------------------------------------------------------------ refused
@@ -95,7 +95,7 @@ def move(files: Files, new: str) -> None:
 
 def many_rows(files: Files) -> None:
     """A few bytes that are millions of equal rows."""
-    table(files, "steps", lambda t: t.loc[t.index.repeat(parcel.FOREIGN.rows)])
+    table(files, "steps", lambda t: t.loc[t.index.repeat(run_archive.FOREIGN.rows)])
 
 
 def many_groups(files: Files) -> None:
@@ -110,7 +110,7 @@ def many_groups(files: Files) -> None:
 
 def repeat_a_long_word(files: Files) -> None:
     """A word that stands once in the file, and in every row of the table."""
-    word = "x" * (parcel.FOREIGN.bytes // 4 + 1)
+    word = "x" * (run_archive.FOREIGN.bytes // 4 + 1)
     rewrite(files, "traffic", lambda t: t.set_column(5, "group", pa.array([word] * 4, pa.large_string())))
 
 
@@ -236,7 +236,7 @@ def test_what_is_no_run_is_refused_in_a_sentence_and_leaves_nothing(run: Path, t
     spoil(files)
     home = tmp_path / "here"
     with pytest.raises(RequestError) as caught:
-        parcel.unpack(zipped(files), home, "x")
+        run_archive.unpack(zipped(files), home, "x")
     said = str(caught.value)
     assert said.startswith("this is not a zip of a saved run: ")
     assert sentence in said
@@ -247,7 +247,7 @@ def test_what_is_no_run_is_refused_in_a_sentence_and_leaves_nothing(run: Path, t
 def test_a_zip_of_an_older_program_comes_in_and_leaves_with_todays_version(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     head(files, lambda h: h.pop("schema_version"))
-    folder = parcel.unpack(zipped(files), tmp_path, "x")
+    folder = run_archive.unpack(zipped(files), tmp_path, "x")
     assert json.loads((folder / "run.json").read_text())["schema_version"] == SCHEMA_VERSION
     assert store.load(folder).spec == store.load(run).spec
 
@@ -256,19 +256,19 @@ def test_a_zip_of_a_newer_program_is_refused_in_a_sentence_that_says_so(run: Pat
     files = files_of(run)
     head(files, lambda h: h.update(schema_version=SCHEMA_VERSION + 1))
     with pytest.raises(RequestError, match=r"^the run in this zip cannot be opened: a newer version of this program saved it"):
-        parcel.unpack(zipped(files), tmp_path / "here", "x")
+        run_archive.unpack(zipped(files), tmp_path / "here", "x")
     assert not (tmp_path / "here").exists()
 
 
 def test_what_is_no_zip_or_too_large_is_refused(run: Path, tmp_path: Path) -> None:
-    whole = parcel.pack(run)
+    whole = run_archive.pack(run)
     for junk in (b"", b"PK", whole[: len(whole) // 2], whole[:200] + b"\xff" * 50 + whole[250:]):
         with pytest.raises(RequestError, match=r"cannot be opened|is not a table"):
-            parcel.unpack(junk, tmp_path, "x")
-    bomb = zipped({"steps.parquet": bytes(parcel.FOREIGN.bytes + 1)})
+            run_archive.unpack(junk, tmp_path, "x")
+    bomb = zipped({"steps.parquet": bytes(run_archive.FOREIGN.bytes + 1)})
     assert len(bomb) < 1 << 20
     with pytest.raises(RequestError, match="it holds 134,217,729 bytes; up to 134,217,728 are taken"):
-        parcel.unpack(bomb, tmp_path, "x")
+        run_archive.unpack(bomb, tmp_path, "x")
 
 
 @pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -278,7 +278,7 @@ def test_what_is_packed_in_another_way_is_refused_before_it_is_read(run: Path, t
         for name, content in files_of(run).items():
             archive.writestr(name, content)
     with pytest.raises(RequestError, match="is not stored or deflated"):
-        parcel.unpack(buffer.getvalue(), tmp_path, "x")
+        run_archive.unpack(buffer.getvalue(), tmp_path, "x")
 
 
 def test_no_more_is_unpacked_than_a_zip_says_that_it_holds(run: Path, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_no_more_is_unpacked_than_a_zip_says_that_it_holds(run: Path, tmp_path: 
         zip_[at : at + 4] = (1000).to_bytes(4, "little")
     tracemalloc.start()
     with pytest.raises(RequestError, match=r"cannot be opened|not JSON"):
-        parcel.unpack(bytes(zip_), tmp_path, "x")
+        run_archive.unpack(bytes(zip_), tmp_path, "x")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 << 20
@@ -296,12 +296,12 @@ def test_no_more_is_unpacked_than_a_zip_says_that_it_holds(run: Path, tmp_path: 
 
 def test_a_program_opens_a_zip_within_the_memory_that_it_is_given(run: Path, tmp_path: Path) -> None:
     def opened(mb: int, content: bytes) -> dict[str, Any]:
-        command = [sys.executable, "-m", "engine.parcel", str(tmp_path), "", str(mb)]
+        command = [sys.executable, "-m", "engine.run_archive", str(tmp_path), "", str(mb)]
         return dict(
             json.loads(subprocess.run(command, input=content, capture_output=True, check=True, timeout=PATIENCE_S).stdout)
         )
 
-    assert opened(500, parcel.pack(run)) == {"folder": "my run"}
+    assert opened(500, run_archive.pack(run)) == {"folder": "my run"}
     assert unpacked(opened(500, b"PK")["refused"]).startswith("this is not a zip of a saved run: it cannot be opened")
     files = files_of(run)
     files["my run/run.json"] += bytes(1 << 20)
@@ -312,18 +312,18 @@ def test_a_program_opens_a_zip_within_the_memory_that_it_is_given(run: Path, tmp
 def test_what_the_program_took_before_does_not_count(run: Path, tmp_path: Path) -> None:
     """As libraries do when they are imported: 40 MB for each CPU."""
     program = (
-        "import mmap, sys; from engine import parcel; "
-        "held = mmap.mmap(-1, 600 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); print(parcel.main(sys.argv[1], '', '500'))"
+        "import mmap, sys; from engine import run_archive; "
+        "held = mmap.mmap(-1, 600 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); print(run_archive.main(sys.argv[1], '', '500'))"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, input=parcel.pack(run), capture_output=True, check=True, timeout=PATIENCE_S)
+    done = subprocess.run(command, input=run_archive.pack(run), capture_output=True, check=True, timeout=PATIENCE_S)
     assert done.stdout == b"{'folder': 'my run'}\n"
 
 
 def test_what_the_tables_say_counts_and_not_what_the_summary_says_of_them(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     summary(files, peak_bytes=1, peak_rank=17, note="kept")
-    said = store.load(parcel.unpack(zipped(files), tmp_path, "x")).summary
+    said = store.load(run_archive.unpack(zipped(files), tmp_path, "x")).summary
     assert said == store.load(run).summary | {"note": "kept"}
 
 
@@ -331,34 +331,34 @@ def test_a_run_that_blew_up_comes_back(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     table(files, "steps", lambda t: t.assign(loss=[1.0, np.nan], grad_norm=np.inf))
     table(files, "parity", lambda t: t.assign(max_rel=np.nan))
-    said = store.load(parcel.unpack(zipped(files), tmp_path, "x")).summary
+    said = store.load(run_archive.unpack(zipped(files), tmp_path, "x")).summary
     assert np.isnan(said["loss_last"])
     assert np.isnan(said["parity_max_rel"])
 
 
 def test_a_name_that_no_folder_can_have_is_passed_over(run: Path, tmp_path: Path) -> None:
     files = {name.replace("my run", "NUL.txt"): content for name, content in files_of(run).items()}
-    assert parcel.unpack(zipped(files), tmp_path, "my own").name == "my own"
+    assert run_archive.unpack(zipped(files), tmp_path, "my own").name == "my own"
 
 
 def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is not a saved run"):
-        parcel.pack(tmp_path)
+        run_archive.pack(tmp_path)
     shutil.copytree(run, tmp_path / "damaged")
     (tmp_path / "damaged" / "spans.parquet").unlink()
     os.mkfifo(tmp_path / "damaged" / "spans.parquet")
     with pytest.raises(RequestError, match=r"spans\.parquet is not a regular file"):
-        parcel.pack(tmp_path / "damaged")
+        run_archive.pack(tmp_path / "damaged")
     (run / "notes.txt").write_text("mine")
-    names = zipfile.ZipFile(io.BytesIO(parcel.pack(run))).namelist()
+    names = zipfile.ZipFile(io.BytesIO(run_archive.pack(run))).namelist()
     assert set(names) == set(files_of(run)) - {"my run/notes.txt"}
 
 
 def test_a_run_that_would_not_be_taken_back_is_not_packed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = max(len(rows) for rows in store.load(run).tables.values())
-    monkeypatch.setattr(parcel, "FOREIGN", parcel.FOREIGN._replace(rows=most))
-    parcel.pack(run)
+    monkeypatch.setattr(run_archive, "FOREIGN", run_archive.FOREIGN._replace(rows=most))
+    run_archive.pack(run)
     for less in ({"rows": most - 1}, {"bytes": 1000}):
-        monkeypatch.setattr(parcel, "FOREIGN", parcel.FOREIGN._replace(**less))
+        monkeypatch.setattr(run_archive, "FOREIGN", run_archive.FOREIGN._replace(**less))
         with pytest.raises(RequestError, match="my run is too large for a zip that is taken back"):
-            parcel.pack(run)
+            run_archive.pack(run)

@@ -21,7 +21,7 @@ from engine.devices import device
 from engine.predict.planner.candidates import candidates
 from engine.spec import RequestError, Sentence
 from engine.wire import unpack
-from pages.shared import apart
+from pages.shared import subprocesses
 from pages.shared.codec import packed_call
 from pages.shared.worker import answered
 from pages.shared.workers import ROOT, Worker, Workers
@@ -150,7 +150,7 @@ def test_however_many_ask_only_a_few_run_at_once(monkeypatch: pytest.MonkeyPatch
             running -= 1
         return subprocess.CompletedProcess([], 0, b"", b"")
 
-    monkeypatch.setattr(apart.subprocess, "run", run)
+    monkeypatch.setattr(subprocesses.subprocess, "run", run)
     with ThreadPoolExecutor(30) as sessions:
-        list(sessions.map(apart.made_apart, ["a.module"] * 30))
+        list(sessions.map(subprocesses.run_module, ["a.module"] * 30))
     assert 1 <= most <= 4

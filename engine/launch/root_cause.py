@@ -1,7 +1,7 @@
-"""Why a run failed: which rank began it, in words for the user.
+"""The root cause of a failed run: the rank that failed first, in a sentence for the user.
 
-When one rank fails, the others fail too, moments later and more loudly, because their peer is gone. This module picks
-the one that began it. Pure functions of what the launcher saw; it starts and stops nothing.
+When one rank fails, the others fail too, moments later, because their peer is gone. This module picks the rank that failed
+first. Pure functions of what the launcher saw.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from engine.spec import LayoutSpec, joined, sentence
 from engine.spec.sentence import packed, unpacked
 from engine.topology import AXES_AS_WRITTEN
 
-# A rank with this in its stack waits for other ranks, so it is not the one that holds up the run.
+# A rank with this in its stack waits for other ranks, so it is not the one that delays the run.
 _WAITING = re.compile(
     r'engine/parallel/comm\.py"|engine/launch/(?:agreement|liveness)\.py"|engine/launch/\w+\.py", line \d+,? in _connect'
 )
 
-_STEPS = ("step ", "the traced step")  # what a rank does begins so while it is in one
-
-_STEPS = ("step ", "the traced step")  # what a rank does begins so while it is in one
+_STEPS = ("step ", "the traced step")  # how the status of a rank begins during a step
 
 _FORKED = re.compile(r"^ *File .*, line \d+,? in _be_rank$", re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Raised:
-    """A rank's own account of the error that ended it."""
+class RaisedError:
+    """The error that ended a rank."""
 
     sentence: str  # "ValueError: …", one line
     traceback: str
@@ -39,29 +37,29 @@ class Raised:
     wrong: bool = False  # a RequestError: the request cannot be run, no rank is to blame
 
 
-def as_json(raised: Raised) -> dict[str, Any]:
-    """As a pipe carries it to another process."""
+def as_json(raised: RaisedError) -> dict[str, Any]:
+    """For a pipe to another process."""
     return {**vars(raised), "sentence": packed(raised.sentence)}
 
 
-def raised_from(carried: dict[str, Any]) -> Raised:
-    """What `as_json` made of it."""
-    return Raised(**carried | {"sentence": unpacked(carried["sentence"])})
+def raised_from(sent: dict[str, Any]) -> RaisedError:
+    """The inverse of `as_json`."""
+    return RaisedError(**sent | {"sentence": unpacked(sent["sentence"])})
 
 
 @dataclass(frozen=True)
-class Death:
-    """How one rank ended. In a list of deaths, the earliest comes first."""
+class RankExit:
+    """How one rank ended. In a list of exits, the earliest comes first."""
 
     rank: int
     doing: str  # the last thing it was about to do, such as "step 2: B chunk 0 microbatch 3"; "" before its first
     status: int  # as subprocess has it: the exit status, or minus the number of the signal that killed it
-    raised: Raised | None = None  # None: it ended without a word
+    raised: RaisedError | None = None  # None: it ended without a message
     dump: str = ""  # faulthandler's stacks of all its threads; "" if it gave none
 
 
 @dataclass(frozen=True)
-class Halt:
+class RankAtLimit:
     """Where one rank was when the time limit was reached."""
 
     rank: int
@@ -71,8 +69,8 @@ class Halt:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The rank to name (None if no one rank is to blame), one sentence, and that rank's own traceback."""
+class RootCause:
+    """The rank that failed first (None if there is none), one sentence, and that rank's traceback."""
 
     rank: int | None
     sentence: str
@@ -80,57 +78,57 @@ class Verdict:
     wrong: bool = False
 
 
-def of_deaths(layout: LayoutSpec, deaths: Sequence[Death]) -> Verdict:
-    """Which of the ranks that ended before their work was done began it. `deaths` must not be empty.
+def cause_of_exits(layout: LayoutSpec, exits: Sequence[RankExit]) -> RootCause:
+    """The root cause among ranks that ended too early. `exits` must not be empty.
 
-    A rank that was killed, or left without a word, comes before one that raised an error, since errors can be a
-    consequence that nobody recognised as one; errors known to be a consequence come last.
+    A rank that was killed or exited without a message comes before one that raised an error, because an error can be an
+    unrecognised consequence. Errors known to be consequences come last.
     """
-    wrong = next((d.raised for d in deaths if d.raised and d.raised.wrong), None)
+    wrong = next((d.raised for d in exits if d.raised and d.raised.wrong), None)
     if wrong:
-        return Verdict(None, wrong.sentence, wrong.traceback, wrong=True)
-    first = min(deaths, key=_blame)  # the earliest of those most to blame
+        return RootCause(None, wrong.sentence, wrong.traceback, wrong=True)
+    first = min(exits, key=_priority)  # the earliest of the highest priority
     said = {"who": named(layout, first.rank), "where": _where(first.doing)}
     stack = main_thread(first.dump)
     if first.raised:
         said["error"] = first.raised.sentence
-        told = sentence("{who} failed {where}: {error}", **said)
+        message = sentence("{who} failed {where}: {error}", **said)
         if first.raised.secondary:
-            told = sentence("{who} lost touch with the other ranks {where}: {error}", **said)
-        return Verdict(first.rank, told, first.raised.traceback)
+            message = sentence("{who} lost touch with the other ranks {where}: {error}", **said)
+        return RootCause(first.rank, message, first.raised.traceback)
     if first.status < 0:
-        told = sentence("{who} was killed by {signal} {where}", signal=signal_named(-first.status), **said)
+        message = sentence("{who} was killed by {signal} {where}", signal=signal_named(-first.status), **said)
         if first.status == -signal.SIGKILL:
-            told = joined(told, sentence("the system does this when memory runs out"))
-        return Verdict(first.rank, told, stack)
-    told = sentence("{who} left with exit status {status} {where}, without saying why", status=first.status, **said)
-    return Verdict(first.rank, told, stack)
+            message = joined(message, sentence("the system does this when memory runs out"))
+        return RootCause(first.rank, message, stack)
+    message = sentence("{who} left with exit status {status} {where}, without saying why", status=first.status, **said)
+    return RootCause(first.rank, message, stack)
 
 
-def of_time_limit(layout: LayoutSpec, limit: float, halts: Sequence[Halt]) -> Verdict:
-    """Which rank held up a run that reached its time limit: of those that wait for no other, the one longest at one thing."""
-    busy = [h for h in halts if not is_waiting(h.dump)]
+def cause_of_time_limit(layout: LayoutSpec, limit: float, at_limit: Sequence[RankAtLimit]) -> RootCause:
+    """The rank that delayed a run: of those that do not wait for others, the one with the oldest status."""
+    busy = [h for h in at_limit if not is_waiting(h.dump)]
     if not busy:
-        first = max(halts, key=lambda h: h.seconds)
-        told = sentence(
+        first = max(at_limit, key=lambda h: h.seconds)
+        message = sentence(
             "the run reached its time limit of {limit:g} s with every rank waiting for another; {who} had waited longest, "
             "{where}",
             limit=limit,
             who=named(layout, first.rank),
             where=_where(first.doing),
         )
-        return Verdict(first.rank, told, main_thread(first.dump))
+        return RootCause(first.rank, message, main_thread(first.dump))
     held = max(busy, key=lambda h: h.seconds)
-    told = sentence(
+    message = sentence(
         "the run reached its time limit of {limit:g} s: {who} had been {doing} for {seconds:.1f} s",
         limit=limit,
         who=named(layout, held.rank),
-        doing=_doing(held.doing),
+        doing=_status(held.doing),
         seconds=held.seconds,
     )
     if not held.dump:
-        told = sentence("{sentence}, and did not answer when asked where it was", sentence=told)
-    return Verdict(held.rank, told, main_thread(held.dump))
+        message = sentence("{sentence}, and did not answer when asked where it was", sentence=message)
+    return RootCause(held.rank, message, main_thread(held.dump))
 
 
 def named(layout: LayoutSpec, rank: int) -> str:
@@ -158,10 +156,10 @@ def is_waiting(dump: str) -> bool:
     return bool(_WAITING.search(main_thread(dump)))
 
 
-def _blame(death: Death) -> int:
-    if death.raised is None:
+def _priority(ended: RankExit) -> int:
+    if ended.raised is None:
         return 0
-    return 2 if death.raised.secondary else 1
+    return 2 if ended.raised.secondary else 1
 
 
 def _where(doing: str) -> str:
@@ -170,7 +168,7 @@ def _where(doing: str) -> str:
     return sentence("in {doing}", doing=doing) if doing.startswith(_STEPS) else sentence("while {doing}", doing=doing)
 
 
-def _doing(doing: str) -> str:
+def _status(doing: str) -> str:
     """The same, after "had been"."""
     if not doing:
         return sentence("starting")

@@ -7,7 +7,7 @@ import time
 import pandas as pd
 import streamlit as st
 
-from engine.launch.dry_desk import DryRunDesk, Rehearsed
+from engine.launch.dry_run_service import DryRunService, DryRunState
 from engine.spec import RequestError, RunSpec
 from engine.tables import CATEGORIES
 from pages.charts.names import categories
@@ -26,10 +26,10 @@ _KNOWN = 0.05  # of all actions: from then on it can be told how long the others
 _GIB = 2**30
 
 
-@st.cache_resource(show_spinner=False, on_release=lambda desk: desk.close())
-def desk() -> DryRunDesk:
+@st.cache_resource(show_spinner=False, on_release=lambda service: service.close())
+def dry_runs() -> DryRunService:
     """One for all sessions of a server."""
-    return DryRunDesk()
+    return DryRunService()
 
 
 def draw(plan: Found, row: int) -> None:
@@ -37,8 +37,8 @@ def draw(plan: Found, row: int) -> None:
     fullest = int(plan.layout(row)["fullest_stage"])
     with st.container(border=True, key="plan-dry"):
         drawing.heading(words("Dry run"), words("The worker itself, on tensors without contents"))
-        found = desk().look(st.query_params.get(DRY, ""))
-        if found is not None and found.phase == "on":
+        found = dry_runs().watch(st.query_params.get(DRY, ""))
+        if found is not None and found.phase == "running":
             _watch(found.id, spec)
         else:
             _start_bar(spec, fullest, words)
@@ -56,7 +56,7 @@ def _start_bar(spec: RunSpec, fullest: int, words: Words) -> None:
         which = "fullest"
         if layout.pp > 1:  # otherwise there is nothing to choose
             which = st.selectbox(
-                words("What to rehearse"), list(ranks), key=labelled(_WHICH), format_func=ranks.__getitem__, width=240
+                words("Which stages"), list(ranks), key=labelled(_WHICH), format_func=ranks.__getitem__, width=240
             )
         rank = layout.mesh.rank({"pp": fullest}) if which == "fullest" else None
         st.button(words("Start the dry run"), icon=":material/play_arrow:", on_click=_start, args=(spec, rank))
@@ -82,22 +82,22 @@ def passes_of(spec: RunSpec, stage: int) -> int:
 def _start(spec: RunSpec, rank: int | None) -> None:
     """A callback."""
     try:
-        st.query_params[DRY] = desk().start(spec, rank)
+        st.query_params[DRY] = dry_runs().start(spec, rank)
     except RequestError as error:
         st.session_state[_REFUSED] = error.sentence
 
 
 @st.fragment(run_every=_EVERY_S)
 def _watch(id: str, spec: RunSpec) -> None:
-    """Looking keeps it going; whoever leaves looks no more."""
-    words, found = say(), desk().look(id)
-    if found is None or found.phase != "on":
+    """This fragment watches the run. Nobody watches it after the reader has left the page, and it ends."""
+    words, found = say(), dry_runs().watch(id)
+    if found is None or found.phase != "running":
         st.rerun()
     st.progress(found.actions / max(1, found.of_actions), text=far(found, spec, time.monotonic() - found.began, words))
-    st.button(words("Cancel"), icon=":material/stop:", on_click=desk().cancel, args=(id,))
+    st.button(words("Cancel"), icon=":material/stop:", on_click=dry_runs().cancel, args=(id,))
 
 
-def far(found: Rehearsed, spec: RunSpec, passed: float, words: Words) -> str:
+def far(found: DryRunState, spec: RunSpec, passed: float, words: Words) -> str:
     """How far it is, in a line: "1 of 8 stages · 2,431 of 13,560 actions · 75 s, about 340 s left"."""
     said = []
     if found.spec != spec:
@@ -118,7 +118,7 @@ def far(found: Rehearsed, spec: RunSpec, passed: float, words: Words) -> str:
     return " · ".join([*said, actions, time_])
 
 
-def _ended(found: Rehearsed, spec: RunSpec, words: Words) -> None:
+def _ended(found: DryRunState, spec: RunSpec, words: Words) -> None:
     if found.phase == "cancelled":
         st.info(words("The dry run was cancelled, or nobody looked at it any more."), icon=":material/stop:")
     elif found.phase == "failed":
@@ -133,15 +133,15 @@ def _ended(found: Rehearsed, spec: RunSpec, words: Words) -> None:
         _beside(found, words)
 
 
-def _beside(found: Rehearsed, words: Words) -> None:
+def _beside(found: DryRunState, words: Words) -> None:
     """Both, stage by stage, with the signed error."""
     rows = compared(found)
     whole = rows[rows["category"] == "total"]
     worst = whole.iloc[int(whole["error"].abs().to_numpy().argmax())]
     drawing.heading(
-        words("Rehearsed in {seconds} s", seconds=f"{found.seconds:.1f}"),
+        words("Dry run of {seconds} s", seconds=f"{found.seconds:.1f}"),
         words(
-            "Stage {stage} peaks at {ours} rehearsed and {theirs} by formula: {error}",
+            "Stage {stage} peaks at {ours} in the dry run and {theirs} by formula: {error}",
             stage=int(worst["stage"]),
             ours=in_bytes(int(worst["dry_run"])),
             theirs=in_bytes(int(worst["formula"])),
@@ -172,7 +172,7 @@ def _beside(found: Rehearsed, words: Words) -> None:
     )
 
 
-def compared(found: Rehearsed) -> pd.DataFrame:
+def compared(found: DryRunState) -> pd.DataFrame:
     """stage, category, dry_run, formula (bytes), error: the formula's, signed and relative; totals first."""
     assert found.peaks is not None
     predicted = {peak.stage: peak for peak in peaks(found.spec).peaks}

@@ -1,0 +1,63 @@
+"""The dry runs of a server: one at a time, and none that nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from engine.launch.dry_run_service import DryRunService, DryRunState
+from engine.predict.memory import memory
+from engine.spec import LayoutSpec, RequestError, RunSpec
+from tests.patience import PATIENCE_S
+
+SPEC = RunSpec(layout=LayoutSpec(pp=2))
+
+
+@pytest.fixture
+def service() -> Iterator[DryRunService]:
+    service = DryRunService()
+    yield service
+    service.close()
+
+
+def ended(service: DryRunService, id: str, watch: bool = True) -> DryRunState:
+    """The state once it is no longer on."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        state = service.watch(id) if watch else service._states[id]
+        assert state is not None
+        if state.phase != "running":
+            return state
+        time.sleep(0.05)
+    raise AssertionError("the dry run does not end")
+
+
+def test_one_at_a_time_and_its_peaks_are_the_formulas(service: DryRunService) -> None:
+    id = service.start(SPEC)
+    with pytest.raises(RequestError, match="another dry run is on"):
+        service.start(SPEC, 0)
+    state = ended(service, id)
+    assert (state.phase, state.done, state.of) == ("done", 2, 2)
+    assert state.peaks is not None
+    totals = state.peaks.groupby("pp")["bytes"].sum()
+    assert totals.to_dict() == {peak.stage: pytest.approx(peak.total, rel=1e-3) for peak in memory(SPEC).peaks}
+
+
+def test_a_cancelled_one_makes_room_and_a_wrong_one_says_why(service: DryRunService) -> None:
+    id = service.start(SPEC)
+    service.cancel(id)
+    assert ended(service, id).phase == "cancelled"
+    until = time.monotonic() + PATIENCE_S
+    while service._current is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    state = ended(service, service.start(SPEC, 9))
+    assert (state.phase, state.message) == ("failed", "rank 9 is not one of the 2 ranks of dp1.tp1.pp2, 0 to 1")
+    assert service.watch("never heard of") is None
+
+
+def test_what_nobody_watches_is_ended() -> None:
+    service = DryRunService(unwatched_s=0.0)
+    assert ended(service, service.start(SPEC), watch=False).phase == "cancelled"
+    service.close()
