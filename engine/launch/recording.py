@@ -17,10 +17,10 @@ from engine.spec import Sentence, sentence
 _Answer = TypeVar("_Answer")
 
 
-def with_ledgers(ask: Callable[[], _Answer], say: Callable[[Sentence], None] = lambda what: None) -> _Answer:
+def with_ledgers(ask: Callable[[], _Answer], announce: Callable[[Sentence], None] = lambda what: None) -> _Answer:
     """What `ask` returns. If it raises `NotRecordedError`, what is missing is recorded, once and for all, and it is asked again.
 
-    `say` hears what is happening: a recording takes some seconds. Raises `RunError` where it fails.
+    `announce` hears what is happening: a recording takes some seconds. Raises `RunError` where it fails.
     """
     done: set[Key] = set()
     while True:
@@ -30,7 +30,7 @@ def with_ledgers(ask: Callable[[], _Answer], say: Callable[[Sentence], None] = l
             missing = set(error.keys)
             if missing <= done:
                 raise
-        say(sentence("a model like this is new here: what its layers do is being recorded, once; that takes a few seconds"))
+        announce(sentence("a model like this is new here: what its layers do is being recorded, once; that takes a few seconds"))
         _record(missing - done)
         done |= missing
 

@@ -80,10 +80,10 @@ def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int
         return ()
     decodes = int(objective == "seq2seq")  # which kind of layers
     layers = Factor("L", sum(split.chunks[chunk][1][decodes] for chunk in split.on(stage)))
-    own = Term("keys and values of every token", (two, layers, b, Factor("T", length), *wide))
+    own = Term(sentence("keys and values of every token"), (two, layers, b, Factor("T", length), *wide))
     if not decodes:
         return (own,)
-    return (own, Term("keys and values of the source", (two, layers, b, Factor("S", model.seq), *wide)))
+    return (own, Term(sentence("keys and values of the source"), (two, layers, b, Factor("S", model.seq), *wide)))
 
 
 def inference_table(

@@ -21,13 +21,6 @@ from pages.charts.words import DOMAIN, LANGUAGES, LOCALE, SOURCE_LANGUAGE
 
 ROOT = Path(__file__).parents[2]
 _WIDTH = 110
-# Where the formulas name what they count: by what is called, the place of the name among the arguments. What is no literal there
-# is handed on, and stands as a literal where it comes from.
-_FORMULAS = "engine/predict/"
-_NAMES = {
-    "Term": 0, "Call": 3, "Key": 1, "_enter": 2, "_leave": 2,
-    "new": 0, "like": 1, "touch": 0, "column": 4, "row": 2, "bias": 2, "add": 2, "_record": 1,
-}  # fmt: skip
 
 
 class Message(NamedTuple):
@@ -72,9 +65,6 @@ def _said(call: ast.Call, path: str) -> list[str]:
         return [_literal(call.args[0], path)]
     if name == "Reason":
         return [_literal(call.args[0], path)]
-    if path.startswith(_FORMULAS) and len(call.args) > _NAMES.get(name, len(call.args)):
-        named = call.args[_NAMES[name]]
-        return [named.value] if isinstance(named, ast.Constant) and isinstance(named.value, str) and named.value else []
     if name == "plural":
         return [_literal(argument, path) for argument in call.args[:2]]
     return []

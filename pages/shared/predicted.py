@@ -50,7 +50,7 @@ def with_ledgers_shown(ask: Callable[[], _Answer]) -> _Answer:
     lines: list[DeltaGenerator] = []
 
     def show(what: Sentence) -> None:
-        lines.append(st.info(say()(what), icon=":material/hourglass_top:"))
+        lines.append(st.info(say().sentence(what), icon=":material/hourglass_top:"))
 
     try:
         return with_ledgers(ask, show)

@@ -8,7 +8,7 @@ byte.
 from __future__ import annotations
 
 from engine.predict.terms import Factor, Term
-from engine.spec import ModelSpec, Recompute
+from engine.spec import ModelSpec, Recompute, sentence
 
 # Bytes a parameter, Rajbhandari et al. 2020, section 3.1: fp16 values and gradients; the optimizer's fp32 values and two moments.
 STATE_SIZES = {"parameters": 2, "gradients": 2, "optimizer": 12}
@@ -37,8 +37,8 @@ def layer_activations(model: ModelSpec, microbatch: int, recompute: Recompute = 
     """
     sbh = (Factor("s", model.seq), Factor("b", microbatch), Factor("h", model.hidden))
     if recompute == "full":
-        return [Term("input", (Factor("2", 2), *sbh))]
-    linear = Term("linear in s", (Factor("34", LEFT_WHOLE + DIVIDED), *sbh))
+        return [Term(sentence("input"), (Factor("2", 2), *sbh))]
+    linear = Term(sentence("linear in s"), (Factor("34", LEFT_WHOLE + DIVIDED), *sbh))
     scores = (
         Factor("5", SCORES),
         Factor("a", model.heads),
@@ -46,7 +46,7 @@ def layer_activations(model: ModelSpec, microbatch: int, recompute: Recompute = 
         Factor("s", model.seq),
         Factor("b", microbatch),
     )
-    return [linear] if recompute == "selective" else [linear, Term("attention", scores)]
+    return [linear] if recompute == "selective" else [linear, Term(sentence("attention"), scores)]
 
 
 def layer_flops(model: ModelSpec, microbatch: int) -> dict[str, int]:
