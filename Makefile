@@ -1,4 +1,4 @@
-# make app | test | lint | bench | screenshots | catalogs | clean
+# make app | test | lint | bench | screenshots | catalogs | ledgers | clean
 #
 # Everything lives in .venv, which is made on first use. Another Python than python3: make app PYTHON=python3.12
 
@@ -9,7 +9,7 @@ APP_ARGS ?=
 PYTEST_ARGS ?=
 CHROMIUMS := chromium chromium-browser google-chrome
 
-.PHONY: app test lint style types layers bench screenshots catalogs clean chromium dev
+.PHONY: app test lint style types layers bench screenshots catalogs ledgers clean chromium dev
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app
@@ -42,6 +42,10 @@ screenshots: dev chromium
 # What is said in the code, into pages/locale: new messages come in without a translation, to be given one by hand.
 catalogs: $(VENV)/.app
 	$(RUN) pages.locale.extract
+
+# What the model's layers do, recorded again from them, after a change to engine/model or engine/parallel: docs/ledger.md.
+ledgers: $(VENV)/.app
+	folder=$$(mktemp -d) && $(RUN) engine.launch.recordings --out $$folder --archives engine/predict/ledger/recorded && rm -r $$folder
 
 clean:
 	rm -rf $(VENV) .venvs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -118,7 +118,7 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
         named = [Factor(name.removesuffix("/tp"), sizes[name]) for name in left]
     else:
         named = [Factor(name, sizes[name]) for name in left]
-    several = sorted((f for f in [*found, *named] if f.value != 1), key=_place)
+    several = sorted((f for f in [*found, *named] if not isinstance(f.value, int) or f.value != 1), key=_place)
     return (*several, *([Factor(str(times), times)] if times != 1 or not several else []))
 
 
