@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.generate import Generator
 from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
-from engine.model.chunk import TransformerChunk, layer_ranges
+from engine.model.chunk import TransformerChunk
 from engine.objective import Feed
 from engine.parallel.comm import Comm
 from engine.parallel.tensor import DTYPES, TensorParallel
@@ -30,7 +30,7 @@ class Inference:
         self.comm, self.recorder, self.link = comm, comm.recorder, link
         self.tokens: list[int] = []  # of the timed generation
         placement = spec.layout.placement
-        ranges = layer_ranges(spec.layout.chunk_layers(spec.model.layers))
+        ranges = spec.layout.layer_ranges(spec.model.layers)
         tp, last = TensorParallel(comm, dtype=DTYPES[spec.workload.precision]), len(placement) - 1
         self.chunks = {
             c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, _no_batch, tp)

@@ -18,7 +18,7 @@ from engine.inference import Inference
 from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder
-from engine.model.chunk import TIED, TransformerChunk, layer_ranges, streams_before, to_tensors
+from engine.model.chunk import TIED, TransformerChunk, streams_before, to_tensors
 from engine.objective import Feed, feed
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
@@ -101,7 +101,7 @@ class Trainer:
         self.step = 0
         layout, workload = spec.layout, spec.workload
         schedule = plan(layout, workload.microbatches, spec.model.parts.tied)
-        ranges = layer_ranges(layout.chunk_layers(spec.model.layers))
+        ranges = layout.layer_ranges(spec.model.layers)
         last = len(schedule.placement) - 1
         tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision])
         accumulate = DTYPES[workload.accumulate if workload.precision == "bf16" else "fp32"]

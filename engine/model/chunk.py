@@ -167,9 +167,3 @@ def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -
 def to_tensors(feed: Feed, device: torch.device) -> Feed:
     """The microbatch as tensors on a device."""
     return Feed(*(None if array is None else torch.tensor(array, device=device) for array in feed))
-
-
-def layer_ranges(chunk_layers: tuple[int, ...]) -> list[range]:
-    """(3, 3, 2) → layers 0–2, 3–5, 6–7."""
-    ends = [sum(chunk_layers[: i + 1]) for i in range(len(chunk_layers))]
-    return [range(end - count, end) for end, count in zip(ends, chunk_layers, strict=True)]

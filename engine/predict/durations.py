@@ -15,6 +15,8 @@ import pandas as pd
 from engine.schedule import Action, Flow, Kind
 from engine.spec import LayoutSpec, RunSpec
 
+UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as: a stage's forward of one microbatch
+
 
 @dataclass(frozen=True)
 class Durations:

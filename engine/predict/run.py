@@ -7,14 +7,13 @@ from typing import Any
 import pandas as pd
 
 from engine.predict.bubbles import textbook_bubble
+from engine.predict.durations import UNIT_NS
 from engine.predict.memory import Memory, memory, peak_table
 from engine.predict.timeline import Timeline, simulate, spans_table, textbook, too_long
 from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec
 from engine.tables import RunResult
-
-_UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as
 
 
 def predict(spec: RunSpec, found: Memory | None = None, spans: bool = True) -> RunResult:
@@ -33,7 +32,7 @@ def predict(spec: RunSpec, found: Memory | None = None, spans: bool = True) -> R
         timeline = textbook_timeline(spec)
         bubble = timeline.bubble
         if spans:
-            tables["spans"] = spans_table(spec, timeline, unit_ns=_UNIT_NS)
+            tables["spans"] = spans_table(spec, timeline, unit_ns=UNIT_NS)
     return RunResult(spec, {"source": "formula"}, _summary(spec, found, tables["traffic"], bubble), tables)
 
 

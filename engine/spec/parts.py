@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -202,6 +203,11 @@ class LayoutSpec(Spec):
     def chunk_layers(self, layers: int) -> tuple[int, ...]:
         """Layers of each chunk. Without a split, as even as can be, the earlier chunks taking what is left over."""
         return self.split or evenly(layers, self.pp * self.chunks)
+
+    def layer_ranges(self, layers: int) -> tuple[range, ...]:
+        """The layers of each chunk: of 8 in chunks of 3, 3 and 2 these are 0–2, 3–5, 6–7."""
+        ends = [*accumulate(self.chunk_layers(layers))]
+        return tuple(range(start, end) for start, end in pairwise([0, *ends]))
 
     def stage_layers(self, layers: int) -> tuple[int, ...]:
         """Layers of each stage, over all of its chunks. For a layout that `misfits` finds nothing wrong with."""

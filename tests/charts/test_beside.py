@@ -226,7 +226,7 @@ def test_names_and_symbols_are_said_in_the_readers_language():
     html = formula.unfolded(peak.terms, {}, None, style)
     names = [unescape(name) for name in re.findall("<tr><td>(.*?)</td>", html)]
     assert "weights of THE TOKEN TABLE" in names  # a name that is made of another, whose own braces stay
-    assert "SOFTMAX OF THE SCORES" in names
+    assert "ATTENTION: SOFTMAX" in names
     assert all(name.isupper() or " of " in name for name in names)
     assert "WIDTH OF THE RESIDUAL STREAM" in formula.glossary(peak.terms["activations"], SYMBOLS, style)
 

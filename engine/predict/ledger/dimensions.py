@@ -113,13 +113,21 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
             left.remove(half)
             times //= 2
             found.append(Factor(name, 2 * sizes[half]))
+    if isinstance(sizes["A/G"], int) and sizes["A/G"] == 1:  # every head has keys of its own
+        left = ["A/tp" if name == "G/tp" else name for name in left]
+        sizes = {**sizes, "A/tp": sizes["G/tp"]}
     if "tp" not in sizes:  # of one rank nothing is cut
         found = [Factor(factor.symbol.removesuffix("/tp"), factor.value) for factor in found]
         named = [Factor(name.removesuffix("/tp"), sizes[name]) for name in left]
     else:
         named = [Factor(name, sizes[name]) for name in left]
-    several = sorted((f for f in [*found, *named] if not isinstance(f.value, int) or f.value != 1), key=_place)
+    several = sorted((f for f in [*found, *named] if not _is_one(f.value)), key=_place)
     return (*several, *([Factor(str(times), times)] if times != 1 or not several else []))
+
+
+def _is_one(size: Any) -> bool:
+    """Not of arrays."""
+    return isinstance(size, int) and size == 1
 
 
 def _place(factor: Factor) -> int:

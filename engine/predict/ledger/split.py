@@ -24,11 +24,9 @@ class ChunkSplit:
     """`chunks`: of each its part and its layers, in the order of the model."""
 
     def __init__(self, model: ModelSpec, layout: LayoutSpec) -> None:
-        counts, stop = layout.chunk_layers(model.layers), 0
-        self.chunks: list[tuple[Part, Layers]] = []
-        for number, count in enumerate(counts):
-            start, stop = stop, stop + count
-            self.chunks.append(part_of(model, range(start, stop), number == 0, number == len(counts) - 1))
+        last = len(layout.placement) - 1
+        ranges = enumerate(layout.layer_ranges(model.layers))
+        self.chunks = [part_of(model, layers, number == 0, number == last) for number, layers in ranges]
         self._on: dict[int, list[int]] = defaultdict(list)
         for number, stage in enumerate(layout.placement):
             self._on[stage].append(number)

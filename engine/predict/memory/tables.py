@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from engine.predict.durations import UNIT_NS, textbook
 from engine.predict.memory.blocks import Counts, size_of
 from engine.predict.memory.peaks import Memory, memory, opened_stages
 from engine.predict.memory.shortened import stage_actions
@@ -60,29 +61,29 @@ def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
 def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
     """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
 
-    Instants are textbook ones: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
+    Instants are those of the textbook: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
     """
     at = spec.layout.mesh.coordinate(rank)
-    stages, chunks = opened_stages(spec, stage_actions(spec)), spec.layout.chunks
+    stages = opened_stages(spec, stage_actions(spec))
     schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
     standing, walk = stages.walk(Place(at.pp, at.dp, at.tp > 0), schedule)
-    lasts = {"F": 1e6 / chunks, "B": 2e6 / chunks, "I": 1e6 / chunks, "W": 1e6 / chunks}
-    timed = [t for t in replay(schedule, lambda _, action: lasts.get(action.kind, 0.0)) if t.stage == at.pp]
+    timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
     now = _by_category(standing)
     rows: list[dict[str, Any]] = []
 
-    def put(t_ns: float, action: Action, composition: dict[str, int]) -> None:
+    def put(time: float, action: Action, composition: dict[str, int]) -> None:
         rows.extend(
-            {"rank": rank, "t_ns": round(t_ns), "action": str(action), "category": c, "bytes": n} for c, n in composition.items()
+            {"rank": rank, "t_ns": round(time * UNIT_NS), "action": str(action), "category": c, "bytes": n}
+            for c, n in composition.items()
         )
 
-    for moment, time in zip(walk.moments(), timed, strict=True):
-        put(time.start, moment.action, now)
+    for moment, span in zip(walk.moments(), timed, strict=True):
+        put(span.start, moment.action, now)
         for change in moment.before:
             now = _plus(now, _by_category(change.counts))
         if moment.trace is not None:
             top = _by_category(moment.trace.counts_at(moment.trace.highest[1]))
-            put((time.start + time.end) / 2, moment.action, _plus(now, top))
+            put((span.start + span.end) / 2, moment.action, _plus(now, top))
             now = _plus(now, _by_category(moment.trace.net.counts))
         for change in moment.after:
             now = _plus(now, _by_category(change.counts))
