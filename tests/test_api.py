@@ -91,7 +91,9 @@ def test_a_rank_that_fails_is_an_error_with_its_traceback_and_leaves_nothing(scr
     assert caught.value.rank == 1
     assert caught.value.traceback.startswith("Traceback (most recent call last):")
     shown = "".join(traceback.format_exception(caught.value))
-    assert "in _act_out" in shown.partition("RunError: rank 1 ")[2], "the rank's traceback is not what an uncaught error shows"
+    assert 'RuntimeError(f"drill' in shown.partition("RunError: rank 1 ")[2], (
+        "the rank's traceback is not what an uncaught error shows"
+    )
     assert started() == []
     assert list(scratch.iterdir()) == []
 
