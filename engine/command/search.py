@@ -11,8 +11,9 @@ import pandas as pd
 
 from engine import catalog, files
 from engine.api import search
-from engine.command.output import print_json, print_table
+from engine.command.output import complain, print_json, print_table
 from engine.devices import DEVICES, device
+from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
 from engine.predict.planner.explain import Lever, label, way_to_fit, why
@@ -90,7 +91,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     model, gpu = catalog.model(arguments.model), device(arguments.device)
     workload = WorkloadSpec.model_validate({"precision": arguments.precision})
     length = arguments.length or arguments.seq or model.seq
-    table = serving(model, arguments.ranks, gpu, length, arguments.sequences, workload.precision, assumptions(arguments.assume))
+    assumed, sequences = assumptions(arguments.assume), arguments.sequences
+    asked = model, arguments.ranks, gpu, length, sequences, workload.precision, assumed
+    table = with_ledgers(lambda: serving(*asked), complain)
     _write(table, arguments.out)
     count = int(table["fits"].sum())
     rows = table.head(max(1, min(arguments.top, count)))

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from engine.devices import DeviceSpec
+from engine.launch.recording import with_ledgers
 from engine.predict.planner.search import Plan
+from engine.predict.planner.serving import serving
 from engine.predict.speed.step_time import PARTS
 from engine.spec import RunSpec
 from pages.plan.request import Request
@@ -120,3 +122,10 @@ def _near(layouts: pd.DataFrame, capacity: int) -> np.ndarray[tuple[int], np.dty
     if not near.any():  # nothing comes near the device: those that come nearest
         near = memory <= 2 * memory.min()
     return near | (front & (step <= 4 * _SLOWEST * step.min()))
+
+
+def served_by(request: Request, length: int, sequences: int | None) -> pd.DataFrame:
+    """Every layout that serves the request's model, as `engine.predict.planner.serving` has it. Raises `RequestError`."""
+    workload = request.workload
+    asked = request.spec, request.ranks, request.hardware, length, sequences, workload.precision, request.assumed
+    return with_ledgers(lambda: serving(*asked))

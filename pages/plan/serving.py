@@ -11,7 +11,6 @@ import streamlit as st
 
 from engine.predict.inference import cache, weights
 from engine.predict.memory import SYMBOLS
-from engine.predict.planner.serving import serving
 from engine.predict.terms import Term, total
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, sentence
 from engine.tables import KV_CACHE
@@ -25,6 +24,7 @@ from pages.charts.names import categories
 from pages.charts.units import in_bytes, percent, short
 from pages.charts.words import Words
 from pages.plan import onward
+from pages.plan.found import served_by
 from pages.plan.request import Request, Serving
 from pages.shared import drawing
 from pages.shared.figures import Figure, as_html
@@ -89,16 +89,7 @@ def length_of(request: Request, asked: Serving) -> int:
 @kept(64)
 def served(request: Request, asked: Serving) -> pd.DataFrame:
     """The layouts, as `engine.predict.planner.serving` tables them. Raises `RequestError`."""
-    return run_in_worker(
-        serving,
-        request.spec,
-        request.ranks,
-        request.hardware,
-        length_of(request, asked),
-        asked.sequences or None,
-        request.workload.precision,
-        request.assumed,
-    )
+    return run_in_worker(served_by, request, length_of(request, asked), asked.sequences or None)
 
 
 def draw(service: Service, asked: Asked, choose: Any) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 JOBS = (
     "engine.predict.papers.figures.references",
-    "engine.predict.planner.serving.serving",
     "pages.learn.weighing.weigh",
     "pages.plan.cells.cell",
     "pages.plan.found.as_zip",
     "pages.plan.found.found",
+    "pages.plan.found.served_by",
 )
