@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from pages.learn import predict
-from pages.learn.desk import Desk, moved, note_move
+from pages.learn.lesson_state import LessonState, moved, note_move
 from pages.learn.lessons import LESSONS
 from pages.shared import frame
 from pages.shared.service import Service
@@ -19,39 +19,39 @@ _STYLE = Path(__file__).parent / "style.css"
 
 def show(service: Service) -> None:
     st.html(_STYLE)
-    desk = _follow_link(service)
-    if desk.answer is not None:
-        predict.done().add(desk.number)
+    state = _follow_link(service)
+    if state.answer is not None:
+        predict.done().add(state.number)
     contents, lesson = st.columns([1, 3.7], gap="large")
     with contents:
-        _contents(desk.number)
+        _contents(state.number)
     with lesson, st.container(key="lesson", gap="small"):
-        _lesson(desk)
+        _lesson(state)
     # What the controls hold is known once they are drawn.
-    st.session_state[_OPEN], st.session_state[_CODE] = desk.number, desk.encode()
-    st.query_params[LESSON], st.query_params[WITH] = str(desk.number), desk.encode()
+    st.session_state[_OPEN], st.session_state[_CODE] = state.number, state.encode()
+    st.query_params[LESSON], st.query_params[WITH] = str(state.number), state.encode()
 
 
-def _follow_link(service: Service) -> Desk:
+def _follow_link(service: Service) -> LessonState:
     """The lesson to show. The link says which, unless a control was moved just now: the link that came with it may be old."""
     number, code = st.query_params.get(LESSON, ""), st.query_params.get(WITH, "")
     held = st.session_state.get(_OPEN)
     if moved() and held:
         st.session_state.pop(_UNREAD, None)
-        return _desk(service, held)
+        return _lesson_state(service, held)
     if held and not number:
-        return _desk(service, held)
+        return _lesson_state(service, held)
     wanted = int(number) if number.isdecimal() and 1 <= int(number) <= len(LESSONS) else 1
-    desk = _desk(service, wanted)
+    state = _lesson_state(service, wanted)
     if held and wanted == held and code == st.session_state.get(_CODE):
-        return desk
-    good = (not number or number == str(wanted)) and (not code or desk.decode(code))
+        return state
+    good = (not number or number == str(wanted)) and (not code or state.decode(code))
     st.session_state[_UNREAD] = not good
-    return desk
+    return state
 
 
-def _desk(service: Service, number: int) -> Desk:
-    return Desk(number, LESSONS[number - 1], service)
+def _lesson_state(service: Service, number: int) -> LessonState:
+    return LessonState(number, LESSONS[number - 1], service)
 
 
 def _open(number: int) -> None:
@@ -79,17 +79,17 @@ def _contents(current: int) -> None:
         st.caption(say("{done} of {all} answered", done=len(finished), all=len(LESSONS)))
 
 
-def _lesson(desk: Desk) -> None:
-    say, number = desk.say, desk.number
+def _lesson(state: LessonState) -> None:
+    say, number = state.say, state.number
     if st.session_state.get(_UNREAD):
         st.warning(
             say("Part of this link could not be read; the lesson's own values stand in for it."), icon=":material/link_off:"
         )
     st.caption(say("Lesson {number} of {all}", number=number, all=len(LESSONS)))
-    st.markdown(f"# {desk.lesson.title(say)}", anchors=False)
-    desk.text(f"*{desk.lesson.goal(say)}*")
-    desk.lesson.draw(desk)
-    predict.draw(desk)
+    st.markdown(f"# {state.lesson.title(say)}", anchors=False)
+    state.text(f"*{state.lesson.goal(say)}*")
+    state.lesson.draw(state)
+    predict.draw(state)
     with st.container(horizontal=True, horizontal_alignment="distribute"):
         for step, icon in ((-1, ":material/arrow_back:"), (1, ":material/arrow_forward:")):
             if 1 <= number + step <= len(LESSONS):

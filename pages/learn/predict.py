@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.learn.desk import ANSWER, TURN, Desk, note_move
+from pages.learn.lesson_state import ANSWER, TURN, LessonState, note_move
 from pages.learn.question import Question
 
 _DONE = "learn/done"
@@ -15,20 +15,20 @@ def done() -> set[int]:
     return st.session_state.setdefault(_DONE, set())
 
 
-def draw(desk: Desk) -> None:
-    say, question = desk.say, desk.question()
+def draw(state: LessonState) -> None:
+    say, question = state.say, state.question()
     with st.container(border=True, key="predict", gap="small"):
         st.markdown(f"#### :material/psychology_alt: {say('Predict before you look')}", anchors=False)
         st.markdown(question.asked)
-        if desk.answer is None:
-            _ask(desk, question)
+        if state.answer is None:
+            _ask(state, question)
         else:
-            _reveal(desk, question, desk.answer)
+            _reveal(state, question, state.answer)
 
 
-def _ask(desk: Desk, question: Question) -> None:
-    say, entry = desk.say, desk.key(f"entry-{desk.turn}")
-    with st.form(desk.key("form"), border=False, enter_to_submit=True):
+def _ask(state: LessonState, question: Question) -> None:
+    say, entry = state.say, state.key(f"entry-{state.turn}")
+    with st.form(state.key("form"), border=False, enter_to_submit=True):
         if question.choices:
             labels = {choice.name: choice.label for choice in question.choices}
             st.radio(say("Your answer"), list(labels), key=entry, format_func=labels.__getitem__, index=None)
@@ -36,23 +36,23 @@ def _ask(desk: Desk, question: Question) -> None:
             label = say("Your answer ({unit})", unit=question.unit) if question.unit else say("Your answer")
             st.number_input(label, key=entry, value=None, width=260)
         st.form_submit_button(
-            say("Commit"), type="primary", icon=":material/lock:", on_click=_commit, args=(desk, entry, not question.choices)
+            say("Commit"), type="primary", icon=":material/lock:", on_click=_commit, args=(state, entry, not question.choices)
         )
-    if st.session_state.pop(desk.key("nothing"), False):
+    if st.session_state.pop(state.key("nothing"), False):
         st.caption(say("Give an answer first; a guess is fine."))
 
 
-def _commit(desk: Desk, entry: str, number: bool) -> None:
+def _commit(state: LessonState, entry: str, number: bool) -> None:
     given = st.session_state.get(entry)
     note_move()
     if given is None:
-        desk.put("nothing", True)
+        state.put("nothing", True)
     else:
-        desk.put(ANSWER, float(given) if number else given)
+        state.put(ANSWER, float(given) if number else given)
 
 
-def _reveal(desk: Desk, question: Question, answer: str | float) -> None:
-    say = desk.say
+def _reveal(state: LessonState, question: Question, answer: str | float) -> None:
+    say = state.say
     labels = {choice.name: choice.label for choice in question.choices}
     given = _written(answer, question.unit) if isinstance(answer, float) else labels[answer]
     if question.right is None:
@@ -65,13 +65,13 @@ def _reveal(desk: Desk, question: Question, answer: str | float) -> None:
             icon=":material/lightbulb:",
         )
     question.reveal()
-    another = len(desk.lesson.questions) > 1
+    another = len(state.lesson.questions) > 1
     st.button(
         say("Another question") if another else say("Answer again"),
-        key=desk.key("again"),
+        key=state.key("again"),
         icon=":material/refresh:",
         on_click=_next,
-        args=(desk,),
+        args=(state,),
     )
 
 
@@ -80,7 +80,7 @@ def _written(number: float, unit: str) -> str:
     return f"{number:,g}%" if unit == "%" else f"{number:,g} {unit}".strip()
 
 
-def _next(desk: Desk) -> None:
+def _next(state: LessonState) -> None:
     note_move()
-    desk.put(TURN, desk.turn + 1)
-    desk.put(ANSWER, None)
+    state.put(TURN, state.turn + 1)
+    state.put(ANSWER, None)

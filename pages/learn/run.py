@@ -15,16 +15,16 @@ from engine.tables import RunResult
 from pages.charts import beside
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.learn.desk import Desk, note_move
+from pages.learn.lesson_state import LessonState, note_move
 from pages.shared import drawing, runbar
 from pages.shared.saved import by_run, load
 
 _REFUSED = "learn/refused"
 
 
-def result(desk: Desk, spec: RunSpec) -> RunResult | None:
+def result(state: LessonState, spec: RunSpec) -> RunResult | None:
     """The run in the link, if it is one of `spec` and done."""
-    found = _found(desk)
+    found = _found(state)
     if isinstance(found, RunState):
         found = found.folder
     if found is None:
@@ -42,61 +42,61 @@ def _same(one: RunSpec, other: RunSpec) -> bool:
     return (one.model, one.layout, one.workload.microbatches) == (other.model, other.layout, other.workload.microbatches)
 
 
-def _found(desk: Desk) -> RunState | Path | None:
+def _found(state: LessonState) -> RunState | Path | None:
     run = st.query_params.get(runbar.RUN, "")
-    return desk.service.find(run) if run else None
+    return state.service.find(run) if run else None
 
 
-def draw(desk: Desk, spec: RunSpec) -> None:
+def draw(state: LessonState, spec: RunSpec) -> None:
     """The button that starts the run; in its place how far it is, while it is on; and what it measured."""
-    say, found = desk.say, _found(desk)
-    if done := result(desk, spec):
-        _measured(desk, done)
+    say, found = state.say, _found(state)
+    if done := result(state, spec):
+        _measured(state, done)
         return
     if isinstance(found, RunState) and not found.finished:
         with st.container(key="lesson-run", gap="xsmall"):
-            runbar.watch(desk.service, found.id)
+            runbar.watch(state.service, found.id)
         return
     if isinstance(found, RunState) and found.phase == "failed":
-        st.error(desk.say.sentence(found.message), icon=":material/error:")
+        st.error(state.say.sentence(found.message), icon=":material/error:")
     if refused := st.session_state.pop(_REFUSED, None):
         st.error(say("This run was refused: {reason}.", reason=say.sentence(refused)), icon=":material/error:")
     label = say("Run it: {count} processes on this machine", count=spec.layout.ranks)
-    st.button(label, type="primary", icon=":material/play_arrow:", key=desk.key("start"), on_click=_start, args=(desk, spec))
+    st.button(label, type="primary", icon=":material/play_arrow:", key=state.key("start"), on_click=_start, args=(state, spec))
     st.caption(
         say("It trains for {steps} steps and takes a few seconds. You can leave the lesson meanwhile.", steps=spec.workload.steps)
     )
 
 
-def _start(desk: Desk, spec: RunSpec) -> None:
+def _start(state: LessonState, spec: RunSpec) -> None:
     note_move()
     try:
-        st.query_params[runbar.RUN] = desk.service.queue.submit(spec)
+        st.query_params[runbar.RUN] = state.service.queue.submit(spec)
     except RequestError as error:
         st.session_state[_REFUSED] = error.sentence
 
 
-def _measured(desk: Desk, done: RunResult) -> None:
+def _measured(state: LessonState, done: RunResult) -> None:
     """The saved run's charts, as the Lab draws them."""
-    say = desk.say
+    say = state.say
     name = st.query_params[runbar.RUN]
-    folder = desk.service.saved(name)
+    folder = state.service.saved(name)
     assert folder is not None
     with st.grid(columns=2, min_column_width=430, gap="medium") as grid:
         with grid.cell():
-            drawing.show(_peak(folder, desk.view), "lesson-peak")
+            drawing.show(_peak(folder, state.view), "lesson-peak")
         with grid.cell():
-            drawing.show(_kinds(folder, desk.view), "lesson-kinds")
-    desk.text(
+            drawing.show(_kinds(folder, state.view), "lesson-kinds")
+    state.text(
         say(
             "Peak memory was predicted as well: the largest error on any rank is **{error}**.",
             error=f"{100 * memory_error(done):.3f}%",
         )
     )
     if as_predicted(done):
-        desk.text(say("The traffic that was measured is the traffic that was predicted: equal **to the byte and to the call**."))
+        state.text(say("The traffic that was measured is the traffic that was predicted: equal **to the byte and to the call**."))
     if "parity_max_rel" in done.summary:
-        desk.text(
+        state.text(
             say(
                 "And it computed the right thing: compared with the model on one device, the largest difference of any "
                 "gradient is **{worst}** of that gradient’s largest entry.",

@@ -21,7 +21,7 @@ from pages.charts.look import View
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import words
 from pages.learn import toys
-from pages.learn.desk import Desk
+from pages.learn.lesson_state import LessonState
 from pages.learn.lessons import LESSONS
 from pages.learn.lessons.data import spread_of
 from pages.learn.lessons.pipeline import layout_of
@@ -70,8 +70,8 @@ def verdict(app: AppTest) -> str:
     return next((words for words in said if words.startswith(("Right: ", "You said "))), "")
 
 
-def desk(parts: tuple[Service, Queue], number: int) -> Desk:
-    return Desk(number, LESSONS[number - 1], parts[0], View("light", "en"))
+def state(parts: tuple[Service, Queue], number: int) -> LessonState:
+    return LessonState(number, LESSONS[number - 1], parts[0], View("light", "en"))
 
 
 WORKED_OUT = [(n, turn) for n in NUMBERS if n != 6 for turn in range(len(LESSONS[n - 1].questions))]  # a run answers those of 6
@@ -79,7 +79,7 @@ WORKED_OUT = [(n, turn) for n in NUMBERS if n != 6 for turn in range(len(LESSONS
 
 @pytest.mark.parametrize(("number", "turn"), WORKED_OUT)
 def test_the_right_answer_is_told_right_and_a_wrong_one_wrong(parts: tuple[Service, Queue], number: int, turn: int):
-    question = LESSONS[number - 1].questions[turn](desk(parts, number))
+    question = LESSONS[number - 1].questions[turn](state(parts, number))
     right = question.right
     assert right is not None
     wrong = next((c.name for c in question.choices if c.name != right), None) if question.choices else right * 1.5 + 1
@@ -99,7 +99,7 @@ def test_answers_are_the_papers_own_figures(parts: tuple[Service, Queue]):
     """Rajbhandari et al. 2020, figure 1; Korthikanti et al. 2022, section 5; Huang et al. 2019: (p − 1) ÷ (m + p − 1)."""
 
     def right(number: int, turn: int) -> Any:
-        return LESSONS[number - 1].questions[turn](desk(parts, number)).right
+        return LESSONS[number - 1].questions[turn](state(parts, number)).right
 
     assert right(7, 0) == pytest.approx(16.6, abs=0.05)  # GB: 7.5 B parameters, 64 replicas, ZeRO 2
     assert right(8, 0) == pytest.approx(100 * 34 / (34 + 80), abs=1e-9)  # percent: 5·a·s/h is 80 in GPT-3

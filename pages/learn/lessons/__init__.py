@@ -1,6 +1,6 @@
 """The lessons, in their order."""
 
-from pages.learn.desk import Lesson
+from pages.learn.lesson_state import Lesson
 from pages.learn.lessons import attention, checklist, data, memory, pipeline, recompute, tensor, together, zero
 
 LESSONS: tuple[Lesson, ...] = (

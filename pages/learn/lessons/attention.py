@@ -12,7 +12,7 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import byte_unit, in_bytes, percent
-from pages.learn.desk import READABLE_PX, Desk, Lesson
+from pages.learn.lesson_state import READABLE_PX, Lesson, LessonState
 from pages.learn.question import Knob, Question
 from pages.learn.toys import attention, sinusoids
 from pages.shared import drawing
@@ -28,9 +28,9 @@ _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _MODEL = "gpt3-175b"
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "Every token makes three vectors: a **query** (what it looks for), a **key** (what it is) and a **value** (what it "
             "gives). It compares its query with every key, turns the scores into shares that add up to 1, and takes that mixture "
@@ -42,14 +42,14 @@ def _draw(desk: Desk) -> None:
         r"\mathrm{MultiHead} = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O, \qquad "
         r"\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)"
     )
-    desk.text(
+    state.text(
         say(
             "Several heads do this side by side, each with matrices of its own: remember that they are independent, because "
             "tensor parallelism will give each rank some of the heads."
         )
     )
-    desk.side_by_side(lambda: _who_looks_at_whom(desk), lambda: _where(desk))
-    desk.side_by_side(lambda: _cost(desk), lambda: _layers(desk))
+    state.side_by_side(lambda: _who_looks_at_whom(state), lambda: _where(state))
+    state.side_by_side(lambda: _cost(state), lambda: _layers(state))
 
 
 def _formula(latex: str) -> None:
@@ -57,21 +57,21 @@ def _formula(latex: str) -> None:
     st.latex(latex, width=READABLE_PX)
 
 
-def _who_looks_at_whom(desk: Desk) -> None:
-    say = desk.say
-    desk.heading(say("Who looks at whom"))
-    desk.pick("sentence", say("Sentence"), _SENTENCES.__getitem__)()
-    desk.controls(
-        desk.switch("mask", say("A token sees"), lambda causal: say("the past") if causal else say("all")),
-        desk.switch("places", say("Positions"), lambda on: say("added") if on else say("left out")),
+def _who_looks_at_whom(state: LessonState) -> None:
+    say = state.say
+    state.heading(say("Who looks at whom"))
+    state.pick("sentence", say("Sentence"), _SENTENCES.__getitem__)()
+    state.controls(
+        state.switch("mask", say("A token sees"), lambda causal: say("the past") if causal else say("all")),
+        state.switch("places", say("Positions"), lambda on: say("added") if on else say("left out")),
     )
-    drawing.show(_weights(desk["sentence"], desk["mask"], desk["places"], desk.view), "attention")
+    drawing.show(_weights(state["sentence"], state["mask"], state["places"], state.view), "attention")
 
 
-def _where(desk: Desk) -> None:
-    say = desk.say
-    desk.heading(say("Where a token stands"))
-    desk.text(
+def _where(state: LessonState) -> None:
+    say = state.say
+    state.heading(say("Where a token stands"))
+    state.text(
         say(
             "Attention itself does not know the order of words: leave the positions out, and a word looks at each of its "
             "copies alike. So the position is added to each token, as waves of many lengths:"
@@ -79,38 +79,38 @@ def _where(desk: Desk) -> None:
     )
     _formula(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
     _formula(r"PE(pos, 2i+1) = \cos\!\left(pos / 10000^{2i/d}\right)")
-    drawing.show(_positions(desk.view), "positions")
+    drawing.show(_positions(state.view), "positions")
 
 
-def _cost(desk: Desk) -> None:
-    say = desk.say
-    desk.heading(say("What it costs: S²"))
-    desk.text(
+def _cost(state: LessonState) -> None:
+    say = state.say
+    state.heading(say("What it costs: S²"))
+    state.text(
         say(
             "Every token is compared with every other one, so S tokens make S² scores in each head. All else in a layer grows "
             "with S alone."
         )
     )
-    desk.slide("length", say("Tokens in the text"), lambda n: f"{n:,}")()
-    drawing.show(_growth(desk["length"], desk.view), "growth")
+    state.slide("length", say("Tokens in the text"), lambda n: f"{n:,}")()
+    drawing.show(_growth(state["length"], state.view), "growth")
 
 
-def _layers(desk: Desk) -> None:
-    say = desk.say
-    desk.heading(say("Encoder and decoder"))
-    desk.text(
+def _layers(state: LessonState) -> None:
+    say = state.say
+    state.heading(say("Encoder and decoder"))
+    state.text(
         say(
             "An **encoder layer** is self-attention, then a feed-forward part: two matrices with a nonlinearity "
             "between them. Every token sees the whole input."
         )
     )
-    desk.text(
+    state.text(
         say(
             "A **decoder layer** is *masked* self-attention (a token sees itself and what came before), then attention to the "
             "encoder’s output, then a feed-forward part."
         )
     )
-    desk.text(
+    state.text(
         say(
             "Around each part stand a residual connection (the input is added to the output) and a LayerNorm. GPT is a stack of "
             "decoder layers without the middle part; BERT is a stack of encoder layers."
@@ -184,8 +184,8 @@ def _growth(here: int, view: View) -> Drawing:
     return drawing.packed(teaching.curves(rows, axes, here, colour, told, style, log=True))
 
 
-def _four_times_longer(desk: Desk) -> Question:
-    say, before, after = desk.say, 2048, 8192
+def _four_times_longer(state: LessonState) -> Question:
+    say, before, after = state.say, 2048, 8192
     model = catalog.model(_MODEL)
     short, long = (layer_activations(model.model_copy(update={"seq": seq}), 1)[1] for seq in (before, after))
     return Question(
@@ -199,12 +199,12 @@ def _four_times_longer(desk: Desk) -> Question:
         why=say("Each token looks at each other one, so four times the tokens make four times four the scores."),
         unit=say("times"),
         within=0.01,
-        reveal=lambda: desk.formula(say("Scores of one layer"), long.symbols, long.numbers, in_bytes(long.value)),
+        reveal=lambda: state.formula(say("Scores of one layer"), long.symbols, long.numbers, in_bytes(long.value)),
     )
 
 
-def _hidden(desk: Desk) -> Question:
-    say = desk.say
+def _hidden(state: LessonState) -> Question:
+    say = state.say
     tokens = _SENTENCES["dog"].split()
     shares = attention(tokens, _WIDTH, causal=True, places=True)
     right = int((shares == 0).sum())
@@ -220,7 +220,7 @@ def _hidden(desk: Desk) -> Question:
         why=say("All pairs in which a token would look ahead: S · (S − 1) ÷ 2 of them."),
         unit=say("shares"),
         within=0.001,
-        reveal=lambda: desk.formula(say("Shares that are hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
+        reveal=lambda: state.formula(say("Shares that are hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
     )
 
 

@@ -18,7 +18,7 @@ from engine.spec import LayoutSpec, RequestError
 from pages.charts.names import schedule
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
 from pages.learn.weighing import Weighed, weigh
@@ -31,32 +31,34 @@ _COUNTS, _BATCHES = (1, 8, 16, 64, 128, 512, 1024), (64, 256, 1024, 1536)
 _ENOUGH = 4  # microbatches for each stage, from which on the bubble is small
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "Start with what costs least and stop at the first that fits. Answer four questions, and read the list "
             "from the top: each line adds one lever and says what the fullest rank would then hold."
         )
     )
-    desk.controls(
-        desk.pick("model", say("Which model?")),
-        desk.pick("device", say("Which device?")),
-        desk.slide("count", say("How many of them?"), lambda n: f"{n:,}"),
-        desk.slide("batch", say("Texts in a step?"), lambda n: f"{n:,}"),
+    state.controls(
+        state.pick("model", say("Which model?")),
+        state.pick("device", say("Which device?")),
+        state.slide("count", say("How many of them?"), lambda n: f"{n:,}"),
+        state.slide("batch", say("Texts in a step?"), lambda n: f"{n:,}"),
     )
     try:
-        tried = tries(desk["model"], desk["count"], desk["device"], desk["batch"])
+        tried = tries(state["model"], state["count"], state["device"], state["batch"])
     except RequestError as error:
         st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
     else:
-        st.html(_list(say, tried, desk["device"]))
-        if missing := left_out(catalog.model(desk["model"]), desk["count"], DEVICES[desk["device"]], desk["batch"], tried[-1]):
-            st.caption(_missing(say, missing, desk["batch"]))
-        _verdict(desk, tried[-1])
-        _weigh(desk, tried[-1])
-    desk.heading(say("The list to keep"))
-    desk.text(
+        st.html(_list(say, tried, state["device"]))
+        if missing := left_out(
+            catalog.model(state["model"]), state["count"], DEVICES[state["device"]], state["batch"], tried[-1]
+        ):
+            st.caption(_missing(say, missing, state["batch"]))
+        _verdict(state, tried[-1])
+        _weigh(state, tried[-1])
+    state.heading(say("The list to keep"))
+    state.text(
         "\n".join(
             f"{at}. {line}"
             for at, line in enumerate(
@@ -132,8 +134,8 @@ def bubble_of(pp: int, microbatches: int) -> float:
     return simulate(plan(LayoutSpec(pp=pp), microbatches), textbook(LayoutSpec(pp=pp))).bubble
 
 
-def _verdict(desk: Desk, last: Try) -> None:
-    say, layout = desk.say, last.spec.layout
+def _verdict(state: LessonState, last: Try) -> None:
+    say, layout = state.say, last.spec.layout
     if not last.fits:
         st.warning(
             say(
@@ -161,32 +163,32 @@ def _verdict(desk: Desk, last: Try) -> None:
         if m < _ENOUGH * layout.pp:
             lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
     st.success(" ".join(lines), icon=":material/check_circle:")
-    link = encode(FormChoice.of(last.spec, desk.service.texts))
-    navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": desk["device"]})
+    link = encode(FormChoice.of(last.spec, state.service.texts))
+    navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": state["device"]})
 
 
-def _weigh(desk: Desk, last: Try) -> None:
+def _weigh(state: LessonState, last: Try) -> None:
     """All layouts beside the list's, when asked for: that takes a second or more."""
-    say, asked = desk.say, (desk["model"], desk["count"], desk["device"], desk["batch"])
-    if st.session_state.get(desk.key("weighed")) != asked:
+    say, asked = state.say, (state["model"], state["count"], state["device"], state["batch"])
+    if st.session_state.get(state.key("weighed")) != asked:
         st.button(
             say("Weigh all layouts against it"),
             icon=":material/balance:",
-            key=desk.key("weigh"),
-            on_click=desk.put,
+            key=state.key("weigh"),
+            on_click=state.put,
             args=("weighed", asked),
         )
         return
     try:
-        with st.spinner(say("Weighing every layout of {count} devices", count=f"{desk['count']:,}")):
+        with st.spinner(say("Weighing every layout of {count} devices", count=f"{state['count']:,}")):
             found = weighed(*asked)
     except RequestError as error:
         st.warning(say("There is nothing to weigh: {reason}.", reason=say.sentence(error.sentence)))
         return
     if not found.fit:
-        desk.text(say("Of {all} layouts none fits.", all=f"{found.all:,}"))
+        state.text(say("Of {all} layouts none fits.", all=f"{found.all:,}"))
         return
-    desk.text(
+    state.text(
         say(
             "Of {all} layouts {fit} fit, and the planner expects the fastest to be **{best}** under {schedule}: "
             "{seconds} s a step.",
@@ -198,8 +200,8 @@ def _weigh(desk: Desk, last: Try) -> None:
         )
     )
     if last.fits:
-        own, _ = simulated(last.spec, DEVICES[desk["device"]], Assumptions())
-        desk.text(
+        own, _ = simulated(last.spec, DEVICES[state["device"]], Assumptions())
+        state.text(
             say(
                 "The list’s {layout} would take {own} s, {more} more. A list finds what fits; to find what is fastest, "
                 "weigh them all.",
@@ -216,9 +218,9 @@ def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
     return run_in_worker(weigh, model, count, device, batch)
 
 
-def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[Desk], Question]:
-    def question(desk: Desk) -> Question:
-        say, tried = desk.say, tries(model, count, device, batch)
+def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonState], Question]:
+    def question(state: LessonState) -> Question:
+        say, tried = state.say, tries(model, count, device, batch)
         layout = tried[-1].spec.layout
         return Question(
             asked=say(
@@ -236,7 +238,7 @@ def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[Desk], 
                 "links are too slow."
             ),
             choices=tuple(Choice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
-            reveal=lambda: st.html(_list(desk.say, tried, device)),
+            reveal=lambda: st.html(_list(state.say, tried, device)),
         )
 
     return question

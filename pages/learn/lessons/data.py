@@ -13,7 +13,7 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, scientific
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.matrices import matrix, number, owners
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.steps import Step, as_html, done_by, model_of
@@ -25,32 +25,32 @@ _SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(dp=2), worklo
 _AT = np.array([0.5, 0.5, 0.5])  # the weights at which the gradients are shown
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "The simplest way to use more devices: give each the **whole model** and a **part of the batch**. Each "
             "works alone until it has its gradients. Then all of them average their gradients, and so take the very "
             "same step: the copies stay equal."
         )
     )
-    _steps(desk)
-    desk.heading(say("See that it is the same"))
-    desk.text(
+    _steps(state)
+    state.heading(say("See that it is the same"))
+    state.text(
         say(
             "A model of three weights and a batch of {samples} samples. Choose how many replicas share them: the "
             "average of their gradients is the gradient of the whole batch.",
             samples=_SAMPLES,
         )
     )
-    desk.controls(
-        desk.switch("dp", say("Replicas (dp)")),
-        desk.switch("average", say("After backward"), lambda on: say("average gradients") if on else say("do not")),
+    state.controls(
+        state.switch("dp", say("Replicas (dp)")),
+        state.switch("average", say("After backward"), lambda on: say("average gradients") if on else say("do not")),
     )
-    st.html(_gradients(desk))
-    drawing.show(_apart(desk["dp"], desk["average"], desk.view), "apart")
-    desk.heading(say("What it saves and what it costs"))
-    desk.text(
+    st.html(_gradients(state))
+    drawing.show(_apart(state["dp"], state["average"], state.view), "apart")
+    state.heading(say("What it saves and what it costs"))
+    state.text(
         say(
             "It saves time: dp replicas read dp times as much in a step. It saves **no memory for the model**, since "
             "every replica holds all of it (ZeRO, lesson 7, changes that). It costs one all-reduce of all gradients a "
@@ -59,8 +59,8 @@ def _draw(desk: Desk) -> None:
     )
 
 
-def _steps(desk: Desk) -> None:
-    say = desk.say
+def _steps(state: LessonState) -> None:
+    say = state.say
     done = done_by(_SPEC)
     steps = [
         Step(say("Split"), say("Each replica gets its own part of the batch, and has the whole model.")),
@@ -80,10 +80,10 @@ def _steps(desk: Desk) -> None:
     st.caption(model_of(_SPEC, say))
 
 
-def _gradients(desk: Desk) -> str:
+def _gradients(state: LessonState) -> str:
     """HTML: a row for each replica, their average, and the gradient of the whole batch."""
-    say, dp = desk.say, desk["dp"]
-    data, colours = Regression.drawn(_SAMPLES), owners(desk.style)
+    say, dp = state.say, state["dp"]
+    data, colours = Regression.drawn(_SAMPLES), owners(state.style)
     each = _SAMPLES // dp
     rows, parts = [], []
     for index in range(dp):
@@ -139,8 +139,8 @@ def spread_of(weights: Array) -> Array:
     return (weights.max(axis=1) - weights.min(axis=1)).max(axis=1)
 
 
-def _saves(desk: Desk) -> Question:
-    say, parameters, dp = desk.say, 1_000_000_000, 4
+def _saves(state: LessonState) -> Question:
+    say, parameters, dp = state.say, 1_000_000_000, 4
     alone, shared = (sum(term.value for term in states(parameters, 0, count).values()) for count in (1, dp))
     ratio = shared / alone
     return Question(
@@ -157,14 +157,14 @@ def _saves(desk: Desk) -> Question:
             Choice("half", say("half each")),
             Choice("same", say("as much as before, each")),
         ),
-        reveal=lambda: desk.formula(
+        reveal=lambda: state.formula(
             say("States of each replica, without ZeRO"), "(2 + 2 + 12) · Ψ", f"16 · {parameters:,}", in_bytes(shared)
         ),
     )
 
 
-def _average(desk: Desk) -> Question:
-    say, dp = desk.say, 2
+def _average(state: LessonState) -> Question:
+    say, dp = state.say, 2
     data = Regression.drawn(4, seed=8)
     first, second = (float(data.part(index, dp).gradient(_AT)[0]) for index in range(dp))
     whole = float(data.gradient(_AT)[0])

@@ -19,7 +19,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
 from pages.charts.words import Words
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.shared import drawing
@@ -27,26 +27,26 @@ from pages.shared import drawing
 _BATCHES, _LENGTHS = (1, 4, 16, 64, 256), (512, 2048, 8192, 32768)
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "A model is a long list of numbers, its parameters. To **use** it a device holds them once. To **train** "
             "it the device holds much more: for every parameter also its gradient and what the optimizer remembers, "
             "and for every token what each layer computed on the way forward, because the way back needs it again."
         )
     )
-    desk.controls(desk.pick("model", say("Model")), desk.pick("device", say("Device")))
-    model = catalog.model(desk["model"])
-    desk.heading(say("To train it"))
-    drawing.show(_training(desk["model"], desk["device"], desk.view), "training")
-    _training_formulas(desk, model)
-    desk.heading(say("To use it"))
-    desk.controls(desk.slide("batch", say("Texts at once")), desk.slide("length", say("Tokens in each"), lambda n: f"{n:,}"))
-    drawing.show(_using(desk["model"], desk["device"], desk["batch"], desk["length"], desk.view), "using")
-    kept = _cache(model, desk["batch"], desk["length"])
-    desk.formula(say("Keys and values of all tokens so far"), kept.symbols, kept.numbers, in_bytes(kept.value))
-    desk.text(
+    state.controls(state.pick("model", say("Model")), state.pick("device", say("Device")))
+    model = catalog.model(state["model"])
+    state.heading(say("To train it"))
+    drawing.show(_training(state["model"], state["device"], state.view), "training")
+    _training_formulas(state, model)
+    state.heading(say("To use it"))
+    state.controls(state.slide("batch", say("Texts at once")), state.slide("length", say("Tokens in each"), lambda n: f"{n:,}"))
+    drawing.show(_using(state["model"], state["device"], state["batch"], state["length"], state.view), "using")
+    kept = _cache(model, state["batch"], state["length"])
+    state.formula(say("Keys and values of all tokens so far"), kept.symbols, kept.numbers, in_bytes(kept.value))
+    state.text(
         say(
             "L layers, B texts of T tokens, G key heads of width D (all of them on one device, tp = 1), e bytes a "
             "number; the first 2 is for keys and values. The weights stay the same however many texts there are; this "
@@ -55,8 +55,8 @@ def _draw(desk: Desk) -> None:
     )
 
 
-def _training_formulas(desk: Desk, model: ModelSpec) -> None:
-    say, count = desk.say, model.parameters()
+def _training_formulas(state: LessonState, model: ModelSpec) -> None:
+    say, count = state.say, model.parameters()
     layer = layer_activations(model, 1)
     rows = [
         (
@@ -73,19 +73,19 @@ def _training_formulas(desk: Desk, model: ModelSpec) -> None:
         ),
     ]
     for row in rows:
-        desk.formula(*row)
-    desk.text(
+        state.formula(*row)
+    state.text(
         say(
             "Ψ is the number of parameters. In mixed precision each takes 2 bytes as a number to compute with, 2 as a "
             "gradient, and 12 in the optimizer: a precise copy and two averages, 4 bytes each. With gradients added up "
             "in fp32 it is 18, and with both kinds of gradient kept 20: so count on **16 to 20 bytes a parameter**."
         )
     )
-    desk.text(
+    state.text(
         say(
             "This engine’s own count, tensor by tensor, is **{own}**: it adds gradients up in fp32, has no dropout, "
             "and knows what lives for a moment only.",
-            own=in_bytes(_own_count(desk["model"])),
+            own=in_bytes(_own_count(state["model"])),
         )
     )
 
@@ -152,9 +152,9 @@ def _against(say: Words, needed: int, device: str, holds: int) -> str:
     )
 
 
-def _how_much(name: str, card_name: str) -> Callable[[Desk], Question]:
-    def question(desk: Desk) -> Question:
-        say, model = desk.say, catalog.model(name)
+def _how_much(name: str, card_name: str) -> Callable[[LessonState], Question]:
+    def question(state: LessonState) -> Question:
+        say, model = state.say, catalog.model(name)
         count = model.parameters()
         right = sum(term.value for term in states(count).values()) / 2**30
         return Question(
@@ -173,14 +173,14 @@ def _how_much(name: str, card_name: str) -> Callable[[Desk], Question]:
                 device=card_name,
             ),
             unit="GiB",
-            reveal=lambda: desk.formula(say("States"), "16 · Ψ", f"16 · {count:,}", states_in(count)),
+            reveal=lambda: state.formula(say("States"), "16 · Ψ", f"16 · {count:,}", states_in(count)),
         )
 
     return question
 
 
-def _weights_or_cache(desk: Desk) -> Question:
-    say, name, batch, length = desk.say, "llama3-8b", 32, 8192
+def _weights_or_cache(state: LessonState) -> Question:
+    say, name, batch, length = state.say, "llama3-8b", 32, 8192
     model = catalog.model(name)
     held, kept = total(weights(model, LayoutSpec(), "bf16", 0)), _cache(model, batch, length)
     return Question(
@@ -194,7 +194,7 @@ def _weights_or_cache(desk: Desk) -> Question:
         said=say("{cache} of keys and values, {weights} of weights", cache=in_bytes(kept.value), weights=in_bytes(held)),
         why=say("The weights are there once for all texts; keys and values are there for every token of every text."),
         choices=(Choice("weights", say("its weights")), Choice("cache", say("its keys and values"))),
-        reveal=lambda: desk.formula(say("Keys and values"), kept.symbols, kept.numbers, in_bytes(kept.value)),
+        reveal=lambda: state.formula(say("Keys and values"), kept.symbols, kept.numbers, in_bytes(kept.value)),
     )
 
 

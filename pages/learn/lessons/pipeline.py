@@ -19,7 +19,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.names import schedules
 from pages.charts.units import in_bytes, percent
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import card
 from pages.learn.steps import Step, as_html, done_by, model_of
@@ -31,9 +31,9 @@ _SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(pp=3), worklo
 _SIMPLE: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "Give each device a run of **whole layers**, a *stage*: the embedding and the first layers to stage 0, and "
             "so on to the last layers and the head. A text goes through all stages and its gradient comes all the way "
@@ -41,26 +41,26 @@ def _draw(desk: Desk) -> None:
             "that follow each other."
         )
     )
-    _cards(desk)
-    desk.heading(say("The timeline"))
-    desk.controls(
-        desk.pick("schedule", say("Schedule"), schedules(say).__getitem__),
-        desk.slide("p", say("Stages p")),
-        desk.slide("m", say("Microbatches m")),
+    _cards(state)
+    state.heading(say("The timeline"))
+    state.controls(
+        state.pick("schedule", say("Schedule"), schedules(say).__getitem__),
+        state.slide("p", say("Stages p")),
+        state.slide("m", say("Microbatches m")),
     )
-    schedule, p, m = desk["schedule"], desk["p"], desk["m"]
+    schedule, p, m = state["schedule"], state["p"], state["m"]
     try:
         layout = layout_of(schedule, p, m)
     except RequestError as error:
         st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
     else:
-        drawing.show(_timeline(layout, m, desk.view), "lesson-timeline")
-        desk.side_by_side(lambda: _bubble(desk, layout, m), lambda: _held(desk, layout, m))
-        drawing.show(_in_bytes(layout, m, desk.view), "in-bytes")
+        drawing.show(_timeline(layout, m, state.view), "lesson-timeline")
+        state.side_by_side(lambda: _bubble(state, layout, m), lambda: _held(state, layout, m))
+        drawing.show(_in_bytes(layout, m, state.view), "in-bytes")
 
 
-def _cards(desk: Desk) -> None:
-    say = desk.say
+def _cards(state: LessonState) -> None:
+    say = state.say
     done = done_by(_SPEC, stage=1)
     steps = [
         Step(say("Split"), say("The layers go to stages, the batch into microbatches.")),
@@ -100,10 +100,10 @@ def _timeline(layout: LayoutSpec, m: int, view: View) -> Drawing:
     return drawing.packed(timeline.textbook(list(found.timed), names, style))
 
 
-def _bubble(desk: Desk, layout: LayoutSpec, m: int) -> None:
-    say, p, found = desk.say, layout.pp, timed(layout, m)
-    desk.heading(say("The bubble"))
-    desk.text(
+def _bubble(state: LessonState, layout: LayoutSpec, m: int) -> None:
+    say, p, found = state.say, layout.pp, timed(layout, m)
+    state.heading(say("The bubble"))
+    state.text(
         say(
             "A stage idles while the pipeline fills and while it drains; that is the *bubble*. Papers quote it in two "
             "ways: as a share of the **total** time, or of the **ideal** time, which is total less bubble. Always ask "
@@ -111,9 +111,9 @@ def _bubble(desk: Desk, layout: LayoutSpec, m: int) -> None:
         )
     )
     of_total, of_ideal = closed_forms(layout, m)
-    desk.formula(say("Share of total time"), *of_total, percent(found.bubble))
-    desk.formula(say("Share of ideal time"), *of_ideal, percent(found.bubble_of_ideal))
-    drawing.show(_shrinking(layout.schedule, p, m, desk.view), "bubbles")
+    state.formula(say("Share of total time"), *of_total, percent(found.bubble))
+    state.formula(say("Share of ideal time"), *of_ideal, percent(found.bubble_of_ideal))
+    drawing.show(_shrinking(layout.schedule, p, m, state.view), "bubbles")
 
 
 def closed_forms(layout: LayoutSpec, m: int) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -171,21 +171,21 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
     return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, told, style, form=".0%"))
 
 
-def _held(desk: Desk, layout: LayoutSpec, m: int) -> None:
-    say = desk.say
-    desk.heading(say("Who holds the most, and why"))
-    desk.text(
+def _held(state: LessonState, layout: LayoutSpec, m: int) -> None:
+    say = state.say
+    state.heading(say("Who holds the most, and why"))
+    state.text(
         say(
             "Between a microbatch’s forward and its backward a stage must keep its activations. Under 1F1B **stage 0 "
             "starts first and gets its first gradient last**: by then it has begun p microbatches. The last stage "
             "turns each one around at once and keeps one. GPipe runs all forwards first, so every stage keeps all m."
         )
     )
-    drawing.show(_in_flight(layout, m, desk.view), "in-flight")
+    drawing.show(_in_flight(layout, m, state.view), "in-flight")
     if layout.schedule == "1f1b":
         p = layout.pp
         kept = ", ".join(str(in_flight(plan(layout, m), stage)) for stage in range(p))
-        desk.formula(say("Kept by stage i, from stage 0 on"), "min(m, p − i)", f"min({m}, {p} − i)", kept)
+        state.formula(say("Kept by stage i, from stage 0 on"), "min(m, p − i)", f"min({m}, {p} − i)", kept)
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -250,9 +250,9 @@ def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
 # ------------------------------------------------------------------------------------------------------------- questions
 
 
-def _who(p: int, m: int) -> Callable[[Desk], Question]:
-    def question(desk: Desk) -> Question:
-        say = desk.say
+def _who(p: int, m: int) -> Callable[[LessonState], Question]:
+    def question(state: LessonState) -> Question:
+        say = state.say
         layout = LayoutSpec(pp=p)
         kept = [in_flight(plan(layout, m), stage) for stage in range(p)]
         fullest = kept.index(max(kept))
@@ -274,14 +274,14 @@ def _who(p: int, m: int) -> Callable[[Desk], Question]:
                 *(Choice(f"stage{stage}", say("stage {stage}", stage=stage)) for stage in range(p)),
                 Choice("all", say("all the same")),
             ),
-            reveal=lambda: drawing.show(_in_flight(layout, m, desk.view), "in-flight-answer"),
+            reveal=lambda: drawing.show(_in_flight(layout, m, state.view), "in-flight-answer"),
         )
 
     return question
 
 
-def _share(desk: Desk) -> Question:
-    say, p, m = desk.say, 4, 12
+def _share(state: LessonState) -> Question:
+    say, p, m = state.say, 4, 12
     layout = LayoutSpec(pp=p)
     found = timed(layout, m)
     return Question(
@@ -294,12 +294,12 @@ def _share(desk: Desk) -> Question:
         ),
         unit="%",
         within=0.05,
-        reveal=lambda: drawing.show(_timeline(layout, m, desk.view), "timeline-answer"),
+        reveal=lambda: drawing.show(_timeline(layout, m, state.view), "timeline-answer"),
     )
 
 
-def _gpipe(desk: Desk) -> Question:
-    say, p, m = desk.say, 4, 16
+def _gpipe(state: LessonState) -> Question:
+    say, p, m = state.say, 4, 16
     kept = {name: in_flight(plan(LayoutSpec(pp=p, schedule=name), m), 0) for name in _SIMPLE}
     return Question(
         asked=say(
@@ -313,7 +313,7 @@ def _gpipe(desk: Desk) -> Question:
         why=say("1F1B has the same bubble and keeps {count}: that is why it is used.", count=kept["1f1b"]),
         unit=say("microbatches"),
         within=0.001,
-        reveal=lambda: drawing.show(_in_flight(LayoutSpec(pp=p, schedule="gpipe"), m, desk.view), "gpipe-answer"),
+        reveal=lambda: drawing.show(_in_flight(LayoutSpec(pp=p, schedule="gpipe"), m, state.view), "gpipe-answer"),
     )
 
 

@@ -18,7 +18,7 @@ from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import PUBLISHED_GPT
 from pages.learn.steps import Step, as_html, done_by, model_of
@@ -29,9 +29,9 @@ _LENGTHS, _BATCHES = (1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8)
 _P, _M = 4, 8  # the pipeline in which the price is shown
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "Activations are kept from forward to backward. But they need not be: what was computed once can be "
             "**computed again** when backward needs it. That trades time for memory, and the art is to drop what is "
@@ -39,25 +39,25 @@ def _draw(desk: Desk) -> None:
         )
     )
     names = {"none": say("none"), "selective": say("selective"), "full": say("full")}
-    desk.controls(
-        desk.pick("model", say("Model")),
-        desk.slide("s", say("Tokens in a text"), lambda n: f"{n:,}"),
-        desk.slide("b", say("Texts in a microbatch")),
+    state.controls(
+        state.pick("model", say("Model")),
+        state.slide("s", say("Tokens in a text"), lambda n: f"{n:,}"),
+        state.slide("b", say("Texts in a microbatch")),
     )
-    drawing.show(_kept(desk["model"], desk["s"], desk["b"], desk.view), "kept")
-    desk.heading(say("What is kept, what is computed again"))
-    _table(desk)
-    desk.controls(desk.switch("kind", say("Recompute"), names.__getitem__))
-    _formula(desk)
-    _steps(desk)
-    desk.heading(say("The price"))
-    desk.text(
+    drawing.show(_kept(state["model"], state["s"], state["b"], state.view), "kept")
+    state.heading(say("What is kept, what is computed again"))
+    _table(state)
+    state.controls(state.switch("kind", say("Recompute"), names.__getitem__))
+    _formula(state)
+    _steps(state)
+    state.heading(say("The price"))
+    state.text(
         say(
             "Backward takes about twice as long as forward, because it computes two gradients where forward computes "
             "one result. Full recomputation runs the forward pass once more before it."
         )
     )
-    drawing.show(_priced(desk["kind"], desk["model"], desk["s"], desk["b"], desk.view), "price")
+    drawing.show(_priced(state["kind"], state["model"], state["s"], state["b"], state.view), "price")
 
 
 def _model(name: str, s: int) -> ModelSpec:
@@ -83,8 +83,8 @@ def _kept(name: str, s: int, b: int, view: View) -> Drawing:
     return drawing.packed(teaching.stacks(rows, None, told, style))
 
 
-def _table(desk: Desk) -> None:
-    say = desk.say
+def _table(state: LessonState) -> None:
+    say = state.say
     rows = [
         (say("none"), say("everything that backward needs"), say("nothing at all"), "34·s·b·h + 5·a·s²·b"),
         (
@@ -103,10 +103,10 @@ def _table(desk: Desk) -> None:
     st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
-def _formula(desk: Desk) -> None:
-    say, model = desk.say, _model(desk["model"], desk["s"])
-    terms = layer_activations(model, desk["b"], desk["kind"])
-    desk.formula(
+def _formula(state: LessonState) -> None:
+    say, model = state.say, _model(state["model"], state["s"])
+    terms = layer_activations(model, state["b"], state["kind"])
+    state.formula(
         say("Kept in one layer"),
         " + ".join(term.symbols for term in terms),
         " + ".join(term.numbers for term in terms),
@@ -114,8 +114,8 @@ def _formula(desk: Desk) -> None:
     )
 
 
-def _steps(desk: Desk) -> None:
-    say, kind = desk.say, desk["kind"]
+def _steps(state: LessonState) -> None:
+    say, kind = state.say, state["kind"]
     layout, workload = LayoutSpec(tp=2, recompute=kind), WorkloadSpec(microbatches=2)
     spec = RunSpec(model=catalog.model("gpt-tiny"), layout=layout, workload=workload)
     done = done_by(spec)
@@ -187,8 +187,8 @@ def _priced(kind: Recompute, name: str, s: int, b: int, view: View) -> Drawing:
     return drawing.packed(told)
 
 
-def _left(desk: Desk) -> Question:
-    say, name = desk.say, "gpt3-175b"
+def _left(state: LessonState) -> Question:
+    say, name = state.say, "gpt3-175b"
     model = catalog.model(name)
     all_of_it, left = (total(layer_activations(model, 1, kind)) for kind in ("none", "selective"))
     ratio = 5 * model.heads * model.seq / model.hidden
@@ -208,14 +208,14 @@ def _left(desk: Desk) -> Question:
         ),
         unit="%",
         within=0.07,
-        reveal=lambda: desk.formula(
+        reveal=lambda: state.formula(
             say("What is left"), "34 ÷ (34 + 5·a·s/h)", f"34 ÷ (34 + {ratio:g})", percent(left / all_of_it)
         ),
     )
 
 
-def _longer(desk: Desk) -> Question:
-    say = desk.say
+def _longer(state: LessonState) -> Question:
+    say = state.say
     before, after = step_time(2.0), step_time(backward_time("full", catalog.model("gpt3-175b"), 1))
     return Question(
         asked=say(
@@ -226,7 +226,7 @@ def _longer(desk: Desk) -> Question:
         why=say("1 + 2 units become 1 + 1 + 2, and the bubble grows along with them."),
         unit="%",
         within=0.06,
-        reveal=lambda: desk.formula(
+        reveal=lambda: state.formula(
             say("Longer by"),
             "(F + F + B) ÷ (F + B) − 1",
             f"{significant(after)} ÷ {significant(before)} − 1",
@@ -235,8 +235,8 @@ def _longer(desk: Desk) -> Question:
     )
 
 
-def _dropped(desk: Desk) -> Question:
-    say = desk.say
+def _dropped(state: LessonState) -> Question:
+    say = state.say
     model = catalog.model("gpt3-175b")
     sizes = {kind: total(layer_activations(model, 1, kind)) for kind in _KINDS}
     least = min(sizes, key=sizes.__getitem__)
@@ -246,7 +246,7 @@ def _dropped(desk: Desk) -> Question:
         said={"none": say("none"), "selective": say("selective"), "full": say("full")}[least],
         why=say("It keeps 2·s·b·h a layer, the input alone, and computes all the rest again."),
         choices=(Choice("none", say("none")), Choice("selective", say("selective")), Choice("full", say("full"))),
-        reveal=lambda: drawing.show(_kept("gpt3-175b", model.seq, 1, desk.view), "kept-answer"),
+        reveal=lambda: drawing.show(_kept("gpt3-175b", model.seq, 1, state.view), "kept-answer"),
     )
 
 

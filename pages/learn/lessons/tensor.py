@@ -9,7 +9,7 @@ import streamlit as st
 
 from engine import catalog
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.matrices import line, matrix, number, owners
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.steps import Step, as_html, done_by, model_of
@@ -20,9 +20,9 @@ _RATE = 0.1
 _SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(tp=2), workload=WorkloadSpec(microbatches=2))
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "**Model parallelism** means that the model itself is divided over devices. There are two kinds. "
             "*Pipeline* parallelism gives whole layers to each device (lesson 5). *Tensor* parallelism cuts **inside** "
@@ -30,22 +30,22 @@ def _draw(desk: Desk) -> None:
             "ranks by columns or by rows."
         )
     )
-    _cards(desk)
-    desk.heading(say("Watch two matrices go to ranks and come back"))
-    desk.text(
+    _cards(state)
+    state.heading(say("Watch two matrices go to ranks and come back"))
+    state.text(
         say(
             "The feed-forward part of a layer, small enough to check by hand: **z = relu(x · A) · B**. A is cut by "
             "columns and B by rows. Go through the steps; colours say which rank holds a number."
         )
     )
-    desk.controls(
-        desk.switch("tp", say("Ranks (tp)")),
-        desk.switch("matrix", say("Matrices"), lambda index: say("set {index}", index=index)),
+    state.controls(
+        state.switch("tp", say("Ranks (tp)")),
+        state.switch("matrix", say("Matrices"), lambda index: say("set {index}", index=index)),
     )
-    desk.switch("step", say("Step"), lambda step: _names(desk)[step])()
-    _show_step(desk)
-    desk.heading(say("What it saves and what it costs"))
-    desk.text(
+    state.switch("step", say("Step"), lambda step: _names(state)[step])()
+    _show_step(state)
+    state.heading(say("What it saves and what it costs"))
+    state.text(
         say(
             "Weights, gradients, optimizer and most activations are divided by tp. The price is collectives **inside "
             "every layer**, forward and backward, for every microbatch, and nothing can go on before they are done: so "
@@ -55,14 +55,14 @@ def _draw(desk: Desk) -> None:
     )
 
 
-def _names(desk: Desk) -> dict[str, str]:
-    say = desk.say
+def _names(state: LessonState) -> dict[str, str]:
+    say = state.say
     texts = (say("1 split"), say("2 columns"), say("3 rows"), say("4 all-reduce"), say("5 backward"), say("6 update"))
     return dict(zip(_STEPS, texts, strict=True))
 
 
-def _cards(desk: Desk) -> None:
-    say = desk.say
+def _cards(state: LessonState) -> None:
+    say = state.say
     done = done_by(_SPEC)
     steps = [
         Step(say("Split"), say("Each large matrix by columns or by rows; every rank sees the same tokens.")),
@@ -86,11 +86,11 @@ def _cards(desk: Desk) -> None:
     st.caption(model_of(_SPEC, say))
 
 
-def _show_step(desk: Desk) -> None:
-    layers, tp = TwoLayers.drawn(desk["matrix"]), desk["tp"]
-    slices, colours = layers.slices(tp), owners(desk.style)[:tp]
+def _show_step(state: LessonState) -> None:
+    layers, tp = TwoLayers.drawn(state["matrix"]), state["tp"]
+    slices, colours = layers.slices(tp), owners(state.style)[:tp]
     show = {"split": _split, "columns": _columns, "rows": _rows, "sum": _sum, "backward": _backward, "update": _update}
-    show[desk["step"]](desk, layers, slices, colours)
+    show[state["step"]](state, layers, slices, colours)
 
 
 def _of_ranks(colours: tuple[str, ...], tp: int) -> list[str]:
@@ -98,8 +98,8 @@ def _of_ranks(colours: tuple[str, ...], tp: int) -> list[str]:
     return [colours[at * tp // 4] for at in range(4)]
 
 
-def _split(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
-    say = desk.say
+def _split(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
+    say = state.say
     marks = _of_ranks(colours, len(slices))
     st.html(
         line(
@@ -108,8 +108,8 @@ def _split(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[st
             matrix(say("B, by rows"), layers.b, rows=marks),
         )
     )
-    st.html(_key(desk, colours))
-    desk.text(
+    st.html(_key(state, colours))
+    state.text(
         say.plural(
             "One rank holds all of A and B.",
             "Each of the {count} ranks holds {each} of 4 columns of A and the {each} rows of B that belong to them.",
@@ -119,29 +119,31 @@ def _split(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[st
     )
 
 
-def _key(desk: Desk, colours: tuple[str, ...]) -> str:
+def _key(state: LessonState, colours: tuple[str, ...]) -> str:
     boxes = "".join(
-        f'<span style="border-bottom:4px solid {colour};font-size:.95rem">{desk.say("rank {rank}", rank=rank)}</span>'
+        f'<span style="border-bottom:4px solid {colour};font-size:.95rem">{state.say("rank {rank}", rank=rank)}</span>'
         for rank, colour in enumerate(colours)
     )
     return f'<div class="ss-line">{boxes}</div>'
 
 
-def _each(desk: Desk, slices: list[Slice], colours: tuple[str, ...], parts: Sequence[tuple[str, ...]]) -> None:
+def _each(state: LessonState, slices: list[Slice], colours: tuple[str, ...], parts: Sequence[tuple[str, ...]]) -> None:
     """A line of matrices for each rank."""
     for rank, shown in enumerate(parts):
-        name = f'<span style="border-bottom:4px solid {colours[rank]};font-size:1rem">{desk.say("rank {rank}", rank=rank)}</span>'
+        name = (
+            f'<span style="border-bottom:4px solid {colours[rank]};font-size:1rem">{state.say("rank {rank}", rank=rank)}</span>'
+        )
         st.html(line(name, *shown))
 
 
-def _columns(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
-    say = desk.say
+def _columns(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
+    say = state.say
     parts = []
     for colour, own in zip(colours, slices, strict=True):
         mine = matrix(say("its columns of A"), own.a, owner=colour)
         parts.append((matrix("x", layers.x), "·", mine, "→", matrix(say("relu of it"), own.inner, owner=colour)))
-    _each(desk, slices, colours, parts)
-    desk.text(
+    _each(state, slices, colours, parts)
+    state.text(
         say(
             "Each rank has **some columns of the result, whole**: a column of x · A needs x and that column of A, "
             "nothing else. So relu can be applied at once, and nothing has to be sent."
@@ -149,14 +151,14 @@ def _columns(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[
     )
 
 
-def _rows(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
-    say = desk.say
+def _rows(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
+    say = state.say
     parts = []
     for colour, own in zip(colours, slices, strict=True):
         inner, mine = matrix(say("what it has"), own.inner, owner=colour), matrix(say("its rows of B"), own.b, owner=colour)
         parts.append((inner, "·", mine, "→", matrix(say("partial sum"), own.partial, owner=colour)))
-    _each(desk, slices, colours, parts)
-    desk.text(
+    _each(state, slices, colours, parts)
+    state.text(
         say(
             "The columns that a rank has meet just the rows of B that it holds. What comes out has the full shape of "
             "z, but each number is only **this rank’s part of a sum**."
@@ -169,8 +171,8 @@ def _added(parts: list[str]) -> list[str]:
     return [piece for index, part in enumerate(parts) for piece in (["+", part] if index else [part])]
 
 
-def _sum(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
-    say = desk.say
+def _sum(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
+    say = state.say
     partials = [
         matrix(say("rank {rank}", rank=rank), own.partial, owner=colour)
         for rank, (colour, own) in enumerate(zip(colours, slices, strict=True))
@@ -178,13 +180,13 @@ def _sum(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[str,
     st.html(line(*_added(partials), "=", matrix(say("z, on every rank"), reduced(slices))))
     unsharded = np.maximum(layers.x @ layers.a, 0) @ layers.b
     st.html(line(matrix(say("z on one device"), unsharded)))
-    desk.text(
+    state.text(
         say(
             "The **all-reduce** adds the partial sums and gives every rank the total. It is the only thing sent on the "
             "way forward: one all-reduce for the feed-forward part, and one for attention."
         )
     )
-    _verdict(desk, reduced(slices), unsharded)
+    _verdict(state, reduced(slices), unsharded)
 
 
 def reduced(slices: list[Slice]) -> Array:
@@ -192,13 +194,13 @@ def reduced(slices: list[Slice]) -> Array:
     return np.sum([own.partial for own in slices], axis=0)
 
 
-def _verdict(desk: Desk, sharded: Array, whole: Array) -> None:
+def _verdict(state: LessonState, sharded: Array, whole: Array) -> None:
     difference = float(np.abs(sharded - whole).max())
-    desk.text(desk.say("Largest difference from one device: **{difference}**.", difference=number(difference)))
+    state.text(state.say("Largest difference from one device: **{difference}**.", difference=number(difference)))
 
 
-def _backward(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
-    say = desk.say
+def _backward(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
+    say = state.say
     st.html(line(matrix(say("gradient of z, on every rank"), layers.gradient)))
     partials = [
         matrix(say("rank {rank}: part of x’s gradient", rank=rank), own.input_partial, owner=colour)
@@ -207,18 +209,18 @@ def _backward(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple
     total = np.sum([own.input_partial for own in slices], axis=0)
     st.html(line(*_added(partials), "=", matrix(say("gradient of x"), total)))
     inner = (layers.gradient @ layers.b.T) * (layers.x @ layers.a > 0)
-    desk.text(
+    state.text(
         say(
             "Backward is the mirror image: the gradient of z goes back through each rank’s own rows of B and columns "
             "of A without being sent. The gradient of **x** is again a sum over ranks, so here is backward’s "
             "all-reduce."
         )
     )
-    _verdict(desk, total, inner @ layers.a.T)
+    _verdict(state, total, inner @ layers.a.T)
 
 
-def _update(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
-    say = desk.say
+def _update(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
+    say = state.say
     parts = []
     for colour, own in zip(colours, slices, strict=True):
         before, gradient = (
@@ -227,13 +229,13 @@ def _update(desk: Desk, layers: TwoLayers, slices: list[Slice], colours: tuple[s
         )
         after = matrix(say("after the step"), own.a - _RATE * own.a_gradient, owner=colour)
         parts.append((before, f"− {_RATE} ·", gradient, "→", after))
-    _each(desk, slices, colours, parts)
-    desk.text(say("Each rank made the gradient of its own slice, so it can update it alone. B goes the same way."))
+    _each(state, slices, colours, parts)
+    state.text(say("Each rank made the gradient of its own slice, so it can update it alone. B goes the same way."))
 
 
-def _entry(seed: int, tp: int) -> Callable[[Desk], Question]:
-    def question(desk: Desk) -> Question:
-        say = desk.say
+def _entry(seed: int, tp: int) -> Callable[[LessonState], Question]:
+    def question(state: LessonState) -> Question:
+        say = state.say
         slices = TwoLayers.drawn(seed).slices(tp)
         parts = [float(own.partial[0, 0]) for own in slices]
         return Question(
@@ -247,14 +249,14 @@ def _entry(seed: int, tp: int) -> Callable[[Desk], Question]:
             said=number(float(reduced(slices)[0, 0])),
             why=say("An all-reduce gives every rank the sum over all ranks, rank 0 as well as the others."),
             within=0.001,
-            reveal=lambda: _sum(desk, TwoLayers.drawn(seed), slices, owners(desk.style)[:tp]),
+            reveal=lambda: _sum(state, TwoLayers.drawn(seed), slices, owners(state.style)[:tp]),
         )
 
     return question
 
 
-def _why_columns(desk: Desk) -> Question:
-    say = desk.say
+def _why_columns(state: LessonState) -> Question:
+    say = state.say
     layers = TwoLayers.drawn(1)
     halves = (slice(0, 2), slice(2, 4))
     early = sum(np.maximum(layers.x[:, half] @ layers.a[half], 0) for half in halves)

@@ -12,7 +12,7 @@ from engine.tables import COORDINATE, RunResult
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 from pages.charts.units import in_bytes, percent
 from pages.learn import run
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.steps import Step, as_html, done_by, model_of
 from pages.shared import navigation
@@ -30,21 +30,21 @@ SPEC = RunSpec(
 )
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "The three ways do not compete: they multiply. Ranks = dp × tp × pp, and each rank has a place on every "
             "axis. Its **tp group** shares each layer’s matrices with it, its **pp group** is the pipeline it stands "
             "in, and its **dp group** holds the same slice of the same layers for other data."
         )
     )
-    desk.controls(*(desk.switch(axis, axis) for axis in AXES_AS_WRITTEN), desk.switch("node", say("Devices in a node")))
-    mesh = Mesh({axis: desk[axis] for axis in AXES})
-    desk.controls(desk.slide("rank", say("Look at rank"), options=range(mesh.size)))
-    st.html(_nodes(desk, mesh))
-    _groups(desk, mesh)
-    desk.text(
+    state.controls(*(state.switch(axis, axis) for axis in AXES_AS_WRITTEN), state.switch("node", say("Devices in a node")))
+    mesh = Mesh({axis: state[axis] for axis in AXES})
+    state.controls(state.slide("rank", say("Look at rank"), options=range(mesh.size)))
+    st.html(_nodes(state, mesh))
+    _groups(state, mesh)
+    state.text(
         say(
             "What talks most should sit closest. Tensor parallelism talks in every layer and waits for the answer: "
             "**inside a node**. A pipeline sends one activation for each microbatch and cut: it can go **across "
@@ -52,18 +52,18 @@ def _draw(desk: Desk) -> None:
             "numbered with tp fastest, then dp, then pp."
         )
     )
-    desk.heading(say("One step of one rank"))
-    _steps(desk)
+    state.heading(say("One step of one rank"))
+    _steps(state)
 
 
-def _nodes(desk: Desk, mesh: Mesh) -> str:
+def _nodes(state: LessonState, mesh: Mesh) -> str:
     """HTML: a box for each node, in it a cell for each rank, and on it which groups it shares with the chosen one."""
-    say, style, chosen = desk.say, desk.style, desk["rank"]
+    say, style, chosen = state.say, state.style, state["rank"]
     shared = {axis: set(mesh.group(axis, chosen)) for axis in AXES}
     boxes = ""
-    for node in range(-(-mesh.size // desk["node"])):
+    for node in range(-(-mesh.size // state["node"])):
         cells = ""
-        for rank in range(node * desk["node"], min((node + 1) * desk["node"], mesh.size)):
+        for rank in range(node * state["node"], min((node + 1) * state["node"], mesh.size)):
             at = mesh.coordinate(rank)
             with_it = [axis for axis in AXES if rank in shared[axis] and rank != chosen]
             ring = f";border-color:{style.axis[with_it[0]]}" if with_it else ""
@@ -80,8 +80,8 @@ def _nodes(desk: Desk, mesh: Mesh) -> str:
     return f'<div class="ss-nodes">{boxes}</div>'
 
 
-def _groups(desk: Desk, mesh: Mesh) -> None:
-    say, chosen = desk.say, desk["rank"]
+def _groups(state: LessonState, mesh: Mesh) -> None:
+    say, chosen = state.say, state["rank"]
     talk: dict[Axis, tuple[str, str]] = {
         "tp": (say("partial sums of activations, and of their gradients"), say("in every layer of every microbatch")),
         "pp": (say("activations forward, their gradients backward"), say("once a microbatch at each cut")),
@@ -89,7 +89,7 @@ def _groups(desk: Desk, mesh: Mesh) -> None:
     }
     rows = ""
     for axis, (what, when) in talk.items():
-        inside = inside_nodes(mesh, axis, desk["node"])
+        inside = inside_nodes(mesh, axis, state["node"])
         members = ", ".join(str(rank) for rank in mesh.group(axis, chosen))
         where = say("nothing to send") if mesh[axis] == 1 else say("inside a node") if inside else say("between nodes")
         rows += f"<tr><th scope=row>{axis}</th><td>{members}</td>"
@@ -104,8 +104,8 @@ def inside_nodes(mesh: Mesh, axis: Axis, node: int) -> bool:
     return all(len({rank // node for rank in group}) == 1 for group in mesh.groups(axis))
 
 
-def _steps(desk: Desk) -> None:
-    say = desk.say
+def _steps(state: LessonState) -> None:
+    say = state.say
     done = done_by(SPEC)
     steps = [
         Step(say("Split"), say("Layers over pp, matrices over tp, the batch over dp and then into microbatches.")),
@@ -142,14 +142,14 @@ def busiest_axis(result: RunResult) -> str:
     return str(result.tables["traffic"].groupby("axis")["wire_bytes"].sum().idxmax())
 
 
-def _run(desk: Desk) -> None:
-    run.draw(desk, SPEC)
-    form = FormChoice.of(SPEC, desk.service.texts)
-    navigation.link("lab", desk.say("Open this layout in the Lab"), "science", {"spec": encode(form)})
+def _run(state: LessonState) -> None:
+    run.draw(state, SPEC)
+    form = FormChoice.of(SPEC, state.service.texts)
+    navigation.link("lab", state.say("Open this layout in the Lab"), "science", {"spec": encode(form)})
 
 
-def _memory(desk: Desk) -> Question:
-    say, done = desk.say, run.result(desk, SPEC)
+def _memory(state: LessonState) -> Question:
+    say, done = state.say, run.result(state, SPEC)
     right, said = None, ""
     if done is not None:
         stage = fullest_stage(done)
@@ -179,12 +179,12 @@ def _memory(desk: Desk) -> Question:
             Choice("stage1", say("on stage 1, the last")),
             Choice("same", say("the same on both")),
         ),
-        reveal=lambda: _run(desk),
+        reveal=lambda: _run(state),
     )
 
 
-def _traffic(desk: Desk) -> Question:
-    say, done = desk.say, run.result(desk, SPEC)
+def _traffic(state: LessonState) -> Question:
+    say, done = state.say, run.result(state, SPEC)
     right, said = None, ""
     if done is not None:
         sent = done.tables["traffic"].groupby("axis")["wire_bytes"].sum()
@@ -198,7 +198,7 @@ def _traffic(desk: Desk) -> Question:
         said=said,
         why=say("tp sends in every layer of every microbatch, both ways; pp once a microbatch at each cut; dp once a step."),
         choices=tuple(Choice(axis, axis) for axis in AXES_AS_WRITTEN),
-        reveal=lambda: _run(desk),
+        reveal=lambda: _run(state),
     )
 
 

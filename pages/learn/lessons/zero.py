@@ -14,7 +14,7 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
-from pages.learn.desk import Desk, Lesson
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Choice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.learn.steps import Step, as_html, done_by, model_of
@@ -23,27 +23,27 @@ from pages.shared import drawing
 _STAGES, _REPLICAS = (0, 1, 2, 3), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def _draw(desk: Desk) -> None:
-    say = desk.say
-    desk.text(
+def _draw(state: LessonState) -> None:
+    say = state.say
+    state.text(
         say(
             "Data parallelism keeps the same values, gradients and optimizer state on every replica: dp copies of the "
             "same numbers. **ZeRO** keeps each number on one replica and fetches it where it is needed. Stage 1 shares "
             "out the optimizer’s state, stage 2 the gradients too, stage 3 the values as well."
         )
     )
-    desk.controls(
-        desk.pick("model", say("Model")),
-        desk.slide("dp", say("Replicas (dp)"), lambda n: f"{n:,}"),
-        desk.pick("device", say("Device")),
+    state.controls(
+        state.pick("model", say("Model")),
+        state.slide("dp", say("Replicas (dp)"), lambda n: f"{n:,}"),
+        state.pick("device", say("Device")),
     )
-    drawing.show(_bars(desk["model"], desk["dp"], desk["device"], desk.view), "zero")
-    desk.heading(say("One stage, with its formula"))
-    desk.controls(desk.switch("zero", say("ZeRO stage")))
-    _formula(desk)
-    _steps(desk)
-    desk.heading(say("What is gathered when"))
-    _table(desk)
+    drawing.show(_bars(state["model"], state["dp"], state["device"], state.view), "zero")
+    state.heading(say("One stage, with its formula"))
+    state.controls(state.switch("zero", say("ZeRO stage")))
+    _formula(state)
+    _steps(state)
+    state.heading(say("What is gathered when"))
+    _table(state)
 
 
 def _per_rank(name: str, zero: int, dp: int) -> dict[str, int]:
@@ -79,17 +79,17 @@ def _bars(name: str, dp: int, device: str, view: View) -> Drawing:
     return drawing.packed(teaching.stacks(rows, (device, card(device)), told, style))
 
 
-def _formula(desk: Desk) -> None:
-    say, zero, dp = desk.say, desk["zero"], desk["dp"]
-    terms = states(catalog.model(desk["model"]).parameters(), zero, dp)
+def _formula(state: LessonState) -> None:
+    say, zero, dp = state.say, state["zero"], state["dp"]
+    terms = states(catalog.model(state["model"]).parameters(), zero, dp)
     symbols = " + ".join(term.symbols.replace("bytes", str(term.factors[0].value)) for term in terms.values())
     numbers = " + ".join(term.numbers for term in terms.values())
     total = in_bytes(sum(term.value for term in terms.values()))
-    desk.formula(say("Values + gradients + optimizer, on each replica, ZeRO {stage}", stage=zero), symbols, numbers, total)
+    state.formula(say("Values + gradients + optimizer, on each replica, ZeRO {stage}", stage=zero), symbols, numbers, total)
 
 
-def _steps(desk: Desk) -> None:
-    say, zero = desk.say, desk["zero"]
+def _steps(state: LessonState) -> None:
+    say, zero = state.say, state["zero"]
     workload = WorkloadSpec(microbatches=2)
     spec = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(dp=2, zero=zero), workload=workload)
     done = done_by(spec)
@@ -122,9 +122,9 @@ def _steps(desk: Desk) -> None:
     st.caption(model_of(spec, say))
 
 
-def _table(desk: Desk) -> None:
+def _table(state: LessonState) -> None:
     """What each stage sends, as `engine.parallel.data` does it."""
-    say = desk.say
+    say = state.say
     passes = (
         say("all-reduce of the gradients, once a step"),
         say("reduce-scatter of the gradients, once a step; all-gather of the new values"),
@@ -143,7 +143,7 @@ def _table(desk: Desk) -> None:
         f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
     )
     st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
-    desk.text(
+    state.text(
         say(
             "A ring all-reduce is a reduce-scatter and an all-gather, one after the other: so ZeRO 1 sends no more "
             "than plain data parallelism. ZeRO 3 gathers the values for forward and again for backward."
@@ -151,9 +151,9 @@ def _table(desk: Desk) -> None:
     )
 
 
-def _published(desk: Desk) -> Question:
+def _published(state: LessonState) -> Question:
     """The figure of Rajbhandari et al. 2020, figure 1, worked out."""
-    say, count, dp, zero = desk.say, 7_500_000_000, 64, 2
+    say, count, dp, zero = state.say, 7_500_000_000, 64, 2
     terms = states(count, zero, dp)
     total = sum(term.value for term in terms.values())
     parts = " + ".join(term.numbers for term in terms.values())
@@ -174,12 +174,12 @@ def _published(desk: Desk) -> Question:
         ),
         unit="GB",
         within=0.05,
-        reveal=lambda: desk.formula(say("On each replica"), "2·Ψ + (2 + 12)·Ψ/dp", parts, f"{total / 1e9:.1f} GB"),
+        reveal=lambda: state.formula(say("On each replica"), "2·Ψ + (2 + 12)·Ψ/dp", parts, f"{total / 1e9:.1f} GB"),
     )
 
 
-def _first_fit(desk: Desk) -> Question:
-    say, name, dp, device = desk.say, "gpt3-13b", 16, "a100-40gb"
+def _first_fit(state: LessonState) -> Question:
+    say, name, dp, device = state.say, "gpt3-13b", 16, "a100-40gb"
     fits = [zero for zero in _STAGES if sum(_per_rank(name, zero, dp).values()) <= card(device)]
     return Question(
         asked=say(
@@ -193,7 +193,7 @@ def _first_fit(desk: Desk) -> Question:
         said=say("ZeRO {stage}", stage=fits[0]) if fits else say("none of them"),
         why=say("The bars show where each stage ends and where the device does."),
         choices=(*(Choice(f"zero{z}", say("ZeRO {stage}", stage=z)) for z in _STAGES), Choice("none", say("none of them"))),
-        reveal=lambda: drawing.show(_bars(name, dp, device, desk.view), "zero-answer"),
+        reveal=lambda: drawing.show(_bars(name, dp, device, state.view), "zero-answer"),
     )
 
 

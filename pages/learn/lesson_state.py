@@ -41,12 +41,12 @@ class Lesson:
     title: Callable[[Words], str]
     goal: Callable[[Words], str]
     knobs: tuple[Knob, ...]
-    draw: Callable[[Desk], None]
-    questions: tuple[Callable[[Desk], Question], ...]
+    draw: Callable[[LessonState], None]
+    questions: tuple[Callable[[LessonState], Question], ...]
 
 
 @dataclass(frozen=True)
-class Desk:
+class LessonState:
     number: int
     lesson: Lesson
     service: Service
