@@ -36,8 +36,6 @@ from engine.predict.ledger.form import (
     GATHERS,
     RELEASES,
     RUNS,
-    Block,
-    Bucket,
     Call,
     Ledger,
     MicrobatchTrace,
@@ -45,6 +43,8 @@ from engine.predict.ledger.form import (
     Parameter,
     Part,
     Product,
+    RecordedBlock,
+    RecordedBucket,
     Segment,
     Structure,
     case,
@@ -63,7 +63,7 @@ def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledg
     """
     torch.set_num_threads(1)  # as a rank has
     made = probe(structure, part, primes)
-    tables, traces, buckets = _Tables(made.name), dict[str, MicrobatchTrace](), tuple[Bucket, ...]()
+    tables, traces, buckets = _Tables(made.name), dict[str, MicrobatchTrace](), tuple[RecordedBucket, ...]()
     if structure.generates:
         generator, passes = generation(structure, part, made)
         traces = {name: tables.trace(one) for name, one in passes.items()}
@@ -198,14 +198,14 @@ class _Chunk:
         self.executor.paths = {p: path_without_numbers(path.rpartition(".")[0]) for path, p in named}
 
 
-def _buckets(chunk: TransformerChunk, name: Callable[[int], Product]) -> tuple[Bucket, ...]:
+def _buckets(chunk: TransformerChunk, name: Callable[[int], Product]) -> tuple[RecordedBucket, ...]:
     layers = {layer: number for number, layer in enumerate(chunk.layers.values())}
     paths = {module: path_without_numbers(path) for path, module in chunk.named_modules()}
     found = []
     for module in chunk.parts():
         sharded = (p for p in module.parameters() if isinstance(p, ShardedParameter))
         shapes = [Parameter(tuple(map(name, p.shape)), p.shard_spec.dim is None) for p in sharded]
-        found.append(Bucket(paths[module], layers.get(module, -1), tuple(sorted(shapes, key=lambda p: not p.whole))))
+        found.append(RecordedBucket(paths[module], layers.get(module, -1), tuple(sorted(shapes, key=lambda p: not p.whole))))
     return tuple(found)
 
 
@@ -230,7 +230,7 @@ class _Tables:
 
     def __init__(self, name: Callable[[int], Product]) -> None:
         self._name = name
-        self.blocks: dict[Block, int] = {}
+        self.blocks: dict[RecordedBlock, int] = {}
         self.calls: dict[Call, int] = {}
         self.operations: dict[Operation, int] = {}
 
@@ -261,5 +261,5 @@ class _Tables:
             sizes = [[what.flops] if what.flops else [], what.read, what.written]
             one = Operation(what.name, *(tuple(self._name(n) for n in some if n) for some in sizes))
             return RUNS, self.operations.setdefault(one, len(self.operations))
-        block = Block(what.name, self._name(what.size), what.category, what.layered, what.lent)
+        block = RecordedBlock(what.name, self._name(what.size), what.category, what.layered, what.lent)
         return ALLOCATES if kind == "born" else FREES, self.blocks.setdefault(block, len(self.blocks))

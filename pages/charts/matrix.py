@@ -29,7 +29,7 @@ _DENSE: dict[Theme, float] = {"light": 0.8, "dark": 0.62}
 _CORNERS = ("to", "x2", "from", "y2")  # of the cell that the page points at
 
 
-class Block(NamedTuple):
+class MatrixBlock(NamedTuple):
     """Ranks `first` … `last` that share a row and a column."""
 
     name: str
@@ -37,20 +37,20 @@ class Block(NamedTuple):
     last: int
 
 
-def blocks(mesh: Mesh, style: Look) -> list[Block]:
+def blocks(mesh: Mesh, style: Look) -> list[MatrixBlock]:
     """One block a rank; of more than `MOST_RANKS` ranks one a node of 8, or a stage, or a run of neighbouring stages."""
     say, size = style.say, mesh.size
     if size <= MOST_RANKS:
-        return [Block(f"{rank}", rank, rank) for rank in range(size)]
+        return [MatrixBlock(f"{rank}", rank, rank) for rank in range(size)]
     if size <= NODE * MOST_ROWS:
-        return [Block(f"{a}–{min(a + NODE, size) - 1}", a, min(a + NODE, size) - 1) for a in range(0, size, NODE)]
+        return [MatrixBlock(f"{a}–{min(a + NODE, size) - 1}", a, min(a + NODE, size) - 1) for a in range(0, size, NODE)]
     width = mesh.stride("pp")
     together = -(-mesh.pp // MOST_ROWS)
     found = []
     for a in range(0, mesh.pp, together):
         b = min(a + together, mesh.pp) - 1
         name = say("stage {stage}", stage=a) if a == b else say("stages {first}–{last}", first=a, last=b)
-        found.append(Block(name, a * width, (b + 1) * width - 1))
+        found.append(MatrixBlock(name, a * width, (b + 1) * width - 1))
     return found
 
 
@@ -128,7 +128,7 @@ def _next(rank: int, group: Sequence[int]) -> int:
     return group[(group.index(rank) + 1) % len(group)]
 
 
-def _cells(sent: pd.DataFrame, rows: list[Block], style: Look) -> pd.DataFrame:
+def _cells(sent: pd.DataFrame, rows: list[MatrixBlock], style: Look) -> pd.DataFrame:
     """One row for each cell that is not empty. Its `axis` is the one that most of its bytes go along."""
     firsts = np.array([block.first for block in rows])
     by = {
@@ -153,7 +153,7 @@ def _cells(sent: pd.DataFrame, rows: list[Block], style: Look) -> pd.DataFrame:
     return cells
 
 
-def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, roles: Roles | None) -> Any:
+def _chart(cells: pd.DataFrame, rows: list[MatrixBlock], mesh: Mesh, style: Look, roles: Roles | None) -> Any:
     say, count = style.say, len(rows)
     names = ", ".join(f"'{block.name}'" for block in rows)
     each = max(1, -(-count // 32))  # labels that fit along the side
@@ -207,7 +207,7 @@ def _chart(cells: pd.DataFrame, rows: list[Block], mesh: Mesh, style: Look, role
     return alt.layer(*layers)
 
 
-def _squares(rows: list[Block], mesh: Mesh) -> pd.DataFrame:
+def _squares(rows: list[MatrixBlock], mesh: Mesh) -> pd.DataFrame:
     """The squares on the diagonal within which a stage's ranks talk to each other; pale, behind the cells."""
     width = mesh.stride("pp")
     starts = sorted({i for i, block in enumerate(rows) if block.first % width == 0})
@@ -215,7 +215,7 @@ def _squares(rows: list[Block], mesh: Mesh) -> pd.DataFrame:
     return pd.DataFrame({"from": starts, "to": starts, "x2": ends, "y2": ends})
 
 
-def _frames(roles: Roles, rows: list[Block], x: Any, y: Any, style: Look) -> Any:
+def _frames(roles: Roles, rows: list[MatrixBlock], x: Any, y: Any, style: Look) -> Any:
     """One around the chosen rank's row, one around its column."""
     at = next(i for i, block in enumerate(rows) if block.first <= roles.chosen <= block.last)
     frames = [(at, at + 1, 0, len(rows)), (0, len(rows), at, at + 1)]

@@ -21,7 +21,7 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Choice:
+class AnswerChoice:
     """One of the answers to choose from. `name` is how a link calls it."""
 
     name: str
@@ -45,7 +45,7 @@ class Question:
     right: str | float | None
     said: str
     why: str
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[AnswerChoice, ...] = ()
     unit: str = ""
     within: float = 0.1
     reveal: Callable[[], object] = lambda: None

@@ -18,7 +18,7 @@ Often = tuple[str, int]  # what is done or passed, and how many times
 
 
 @dataclass(frozen=True)
-class Step:
+class LessonStep:
     """One of the four. `does` is a sentence; `actions` are entries of the schedule, `passes` what goes between ranks."""
 
     name: str
@@ -27,11 +27,11 @@ class Step:
     passes: tuple[Often, ...] = ()
 
 
-def as_html(steps: list[Step], say: Words) -> str:
+def as_html(steps: list[LessonStep], say: Words) -> str:
     return f'<ol class="ss-steps">{"".join(_card(at, step, say) for at, step in enumerate(steps, start=1))}</ol>'
 
 
-def _card(at: int, step: Step, say: Words) -> str:
+def _card(at: int, step: LessonStep, say: Words) -> str:
     lines = ""
     for label, done in ((say("actions"), step.actions), (say("between ranks"), step.passes)):
         if done:

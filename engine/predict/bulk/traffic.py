@@ -37,7 +37,7 @@ _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
 _LATE = ("gather", "step")  # phases that no pass runs beside
 
 
-class Held(NamedTuple):
+class StageItem(NamedTuple):
     """Something that a stage has so many of. `part`: a chunk; `kind`: "own", what the chunk has once; "t0", "t1", a layer between
     its first and last; "cut", a cut before it; or, without a part, "stage", "last" and "ends", a stage that is so.
     """
@@ -107,7 +107,7 @@ class _Shape(NamedTuple):
     pp: int
     stage: NDArray[np.int64]
     run: NDArray[np.int64]
-    held: list[Held]
+    held: list[StageItem]
     counts: Reals
     by_chunk: Reals
     on: Reals
@@ -123,12 +123,12 @@ class _Shape(NamedTuple):
         run, place = index // pp, index % pp
         stage = np.where(v_shaped & (run % 2 == 1), pp - 1 - place, place)
         found, which = pieces(model.layers, model.encoder_layers, pp * chunks)
-        held: dict[Held, int] = {}
+        held: dict[StageItem, int] = {}
         entries: list[tuple[int, int, float]] = []  # chunk, thing, how many
         cuts: list[tuple[int, int]] = []  # stage, thing
 
         def number(part: Part | None, kind: str) -> int:
-            return held.setdefault(Held(part, kind), len(held))
+            return held.setdefault(StageItem(part, kind), len(held))
 
         for chunk, piece in enumerate(found[i] for i in which):
             part = piece.form.part
@@ -164,7 +164,7 @@ class _Costs:
         model: ModelSpec,
         workload: WorkloadSpec,
         grid: Grid,
-        held: list[Held],
+        held: list[StageItem],
         roads: Sequence[str],
         measures: int,
         ledgers: Ledgers | None,
@@ -250,7 +250,7 @@ class _Costs:
                     into[road][measure, number, here] += amounts[measure]
 
 
-def _of_layers(one: Held, found: Iterable[PredictedCall]) -> Iterator[PredictedCall]:
+def _of_layers(one: StageItem, found: Iterable[PredictedCall]) -> Iterator[PredictedCall]:
     """Those of a chunk's own, which are all but the layers that stand for others; or those of one of these."""
     part = one.part
     assert part is not None

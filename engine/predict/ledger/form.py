@@ -97,7 +97,7 @@ class Product(NamedTuple):
         return "·".join([str(self.times), *self.dimensions])
 
 
-class Block(NamedTuple):
+class RecordedBlock(NamedTuple):
     """An allocation, and all that are like it.
 
     `name`: the module's path and the operation. `layered`: made in a layer. `lent`: sent on, and held by the chunk as well.
@@ -137,7 +137,7 @@ class Parameter(NamedTuple):
     whole: bool
 
 
-class Bucket(NamedTuple):
+class RecordedBucket(NamedTuple):
     """Parameters in one flat buffer. `layer`: which of the recorded layers it is, or −1."""
 
     name: str
@@ -182,8 +182,8 @@ class Ledger:
     Of one that generates: prefill and the decode of one token, where tokens are drawn (temperature > 0) or not.
     """
 
-    blocks: tuple[Block, ...]
-    buckets: tuple[Bucket, ...]
+    blocks: tuple[RecordedBlock, ...]
+    buckets: tuple[RecordedBucket, ...]
     calls: tuple[Call, ...]
     operations: tuple[Operation, ...]
     traces: dict[str, MicrobatchTrace]
@@ -254,10 +254,11 @@ def unpack(data: bytes) -> Ledger:
     segments = [Segment(layer, tuple(codes)) for layer, codes in plain["segments"]]
     return Ledger(
         blocks=tuple(
-            Block(names[n], products[size], names[c], bool(layered), bool(lent)) for n, size, c, layered, lent in plain["blocks"]
+            RecordedBlock(names[n], products[size], names[c], bool(layered), bool(lent))
+            for n, size, c, layered, lent in plain["blocks"]
         ),
         buckets=tuple(
-            Bucket(names[n], layer, tuple(Parameter(several(shape), bool(whole)) for shape, whole in parameters))
+            RecordedBucket(names[n], layer, tuple(Parameter(several(shape), bool(whole)) for shape, whole in parameters))
             for n, layer, parameters in plain["buckets"]
         ),
         calls=tuple(

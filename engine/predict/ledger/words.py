@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from engine.predict.ledger.form import Bucket
+from engine.predict.ledger.form import RecordedBucket
 from engine.spec import sentence
 
 _KEPT = 4096  # names, the latest
@@ -76,6 +76,6 @@ def module_in_words(path: str) -> str:
     return _MODULES.get(path, path)
 
 
-def bucket_in_words(bucket: Bucket) -> str:
+def bucket_in_words(bucket: RecordedBucket) -> str:
     """Of a bucket."""
     return _BUCKETS.get(bucket.name, bucket.name)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.predict.ledger.dimensions import value
-from engine.predict.ledger.form import Bucket, Part
+from engine.predict.ledger.form import Part, RecordedBucket
 from engine.predict.ledger.words import bucket_in_words
 from engine.predict.terms import Factor
 
@@ -18,7 +18,7 @@ class BucketSizes:
     `counted`: in the norm of the gradients. The first chunk counts the token table, and not the last one's copy of it.
     """
 
-    def __init__(self, bucket: Bucket, part: Part, sizes: Mapping[str, Any], parts: Any) -> None:
+    def __init__(self, bucket: RecordedBucket, part: Part, sizes: Mapping[str, Any], parts: Any) -> None:
         """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp."""
         self.layered = bucket.layer >= 0
         self.name = bucket_in_words(bucket)

@@ -20,8 +20,8 @@ from engine.predict.ledger.form import (
     OUTPUT_GRADIENTS,
     OUTPUTS,
     RELEASES,
-    Block,
     MicrobatchTrace,
+    RecordedBlock,
     Segment,
 )  # fmt: skip
 from engine.predict.ledger.layout import Chunk
@@ -157,7 +157,7 @@ class LedgerReading:
             for bucket in self.ledger.buckets
         ]
 
-    def _block(self, block: Block) -> BlockKind:
+    def _block(self, block: RecordedBlock) -> BlockKind:
         return BlockKind(block.category, in_words(block.name), factors(block.bytes, self.sizes), block.layered)
 
     def passes(self, zero: int, dp: int, kinds: frozenset[str], e: Factor, g: Factor) -> ChunkPasses:

@@ -47,7 +47,7 @@ _LOGITS = (10, 4)
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldParameters:
     """What one rank of a stage holds, for each layout. (n,) each"""
 
     parameters: Real
@@ -175,7 +175,7 @@ class Cost:
 
     # ---------------------------------------------------------------------------------------- parameters and what dp adds
 
-    def held(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> Held:
+    def held(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> HeldParameters:
         """By one rank with so many layers, `cross` of them with cross-attention, and perhaps an end or both."""
         model, family = self.model, self.model.parts
         queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
@@ -184,9 +184,9 @@ class Cost:
         outer = family.outer_parameters(model.hidden, model.vocab, model.seq) - table * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
         parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
-        return Held(parameters, layers + 2 * first + 2 * last)
+        return HeldParameters(parameters, layers + 2 * first + 2 * last)
 
-    def accumulating(self, passes: Real, held: Held) -> Real:
+    def accumulating(self, passes: Real, held: HeldParameters) -> Real:
         """The passes of a stage with adding up their gradients, and with what of ZeRO's collectives does not hide behind them.
 
         ZeRO 3 gathers the values for each pass; ZeRO 2 and 3 reduce-scatter the gradients of each microbatch. (4, 3, n)
@@ -201,7 +201,7 @@ class Cost:
         out[WEIGHTS, DP] += np.maximum(0.0, needed - hides * out[AGAIN:, COMPUTE].sum(0))
         return out
 
-    def accumulated(self, weights: Real, held: Held) -> Real:
+    def accumulated(self, weights: Real, held: HeldParameters) -> Real:
         """Seconds of one microbatch's W, so long as its products take, and of adding its gradients to those before. (n,)
 
         A gradient is written by the product, read, and added to one that is read and written, in the type that they are added up
@@ -211,7 +211,7 @@ class Cost:
             return weights + 2 * held.parameters * self.gradient_bytes / self.bandwidth
         return weights + 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
 
-    def reduction(self, passes: Real, held: Held) -> Real:
+    def reduction(self, passes: Real, held: HeldParameters) -> Real:
         """Seconds of reducing the gradients once a step that the last microbatch's backward does not hide; ZeRO 0 and 1. (n,)"""
         size = held.parameters * self.gradient_bytes
         whole, share = self.dp.all_reduce(size, held.buckets), self.dp.all_gather(size, held.buckets)
@@ -234,14 +234,14 @@ class Cost:
     def v_shaped(self) -> Any:
         return self.grid.v_shaped
 
-    def update(self, held: Held) -> Real:
+    def update(self, held: HeldParameters) -> Real:
         """Seconds of the optimizer's step: its gradient is read, master values and moments are read and written. (n,)"""
         states = optimizer_of(self.workload).bytes_of_a_parameter(self.workload)
         moved = self.gradient_bytes + 2 * (4 + states) + (self.bytes if self.bytes < 4 else 0)
         share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
         return held.parameters / share * moved / self.bandwidth
 
-    def publication(self, held: Held) -> Real:
+    def publication(self, held: HeldParameters) -> Real:
         """Seconds of giving every replica the values that the others updated; ZeRO 1 and 2. (n,)"""
         gathered = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
         return np.where(np.isin(self.grid.zero, (1, 2)), gathered, 0.0)

@@ -15,7 +15,7 @@ import numpy as np
 from engine.devices import DeviceSpec
 from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole, distinct
-from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, Held
+from engine.predict.speed.cost import AGAIN, COMPUTE, DP, FORWARD, INPUTS, TP, WEIGHTS, Cost, HeldParameters
 from engine.predict.speed.rates import Assumptions, Real
 from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule import Flow, Kind
@@ -151,7 +151,7 @@ def _work(cost: Cost) -> _Work:
     )
 
 
-def _stages(cost: Cost) -> tuple[list[Real], list[Held], Real]:
+def _stages(cost: Cost) -> tuple[list[Real], list[HeldParameters], Real]:
     """The first stage, the last, and one of those between with the most layers: passes and what each holds; and all passes."""
     grid, model = cost.grid, cost.model
     counts = [np.asarray(count) for count in layers_of_stages(grid, model.layers)]
@@ -176,7 +176,7 @@ def _stages(cost: Cost) -> tuple[list[Real], list[Held], Real]:
         total = total + decoder * crossing
     everything = cost.held(model.layers, np.ones_like(alone), alone, decoder)
     second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the table of the last stage, tied or not
-    both_tables = Held(everything.parameters + second, everything.buckets)
+    both_tables = HeldParameters(everything.parameters + second, everything.buckets)
     total[WEIGHTS, COMPUTE] = cost.accumulated(total[WEIGHTS, COMPUTE], both_tables)
     others = np.maximum(0, grid.pp - 2)
     total[:, DP] += stages[0][:, DP] + np.where(grid.pp > 1, stages[1][:, DP], 0.0) + others * stages[2][:, DP]
@@ -237,7 +237,7 @@ def _durations(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumption
     }  # fmt: skip
     stage = np.concatenate([layout.placement for layout in layouts]) + (stages.cumsum() - stages)[of_chunk]
     parameters: Any = np.bincount(stage, held.parameters)
-    together = Held(parameters, np.bincount(stage, held.buckets))
+    together = HeldParameters(parameters, np.bincount(stage, held.buckets))
     each = cost.part(of_stage)
     by_stage: dict[Kind, Real] = {"step": each.update(together), "gather": each.publication(together), "tie": each.tie()}
     messages = cost.message().tolist()

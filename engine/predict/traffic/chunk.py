@@ -13,11 +13,11 @@ from engine.predict.ledger.form import (
     CALLS,
     GATHERS,
     INPUTS,
-    Bucket,
     Call,
     Ledger,
     MicrobatchTrace,
     Product,
+    RecordedBucket,
 )
 
 _KEPT = 1024  # ledgers, the latest
@@ -37,7 +37,7 @@ class BucketUse(NamedTuple):
     values in one forward pass and in one backward pass.
     """
 
-    bucket: Bucket
+    bucket: RecordedBucket
     deferred: bool
     gathers: tuple[int, int]
 

@@ -19,7 +19,7 @@ from pages.charts.names import schedule
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
 from pages.learn.lesson_state import Lesson, LessonState
-from pages.learn.question import Choice, Knob, Question
+from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED
 from pages.learn.weighing import Weighed, weigh
 from pages.shared import navigation
@@ -237,7 +237,7 @@ def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonS
                 "Tensor parallelism is used before pipeline parallelism, as far as the node reaches; beyond it the "
                 "links are too slow."
             ),
-            choices=tuple(Choice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
+            choices=tuple(AnswerChoice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
             reveal=lambda: st.html(_list(state.say, tried, device)),
         )
 

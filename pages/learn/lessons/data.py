@@ -15,8 +15,8 @@ from pages.charts.look import View, look
 from pages.charts.units import in_bytes, scientific
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.matrices import matrix, number, owners
-from pages.learn.question import Choice, Knob, Question
-from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.learn.toys import Array, Regression, replicas
 from pages.shared import drawing
 
@@ -63,14 +63,14 @@ def _steps(state: LessonState) -> None:
     say = state.say
     done = done_by(_SPEC)
     steps = [
-        Step(say("Split"), say("Each replica gets its own part of the batch, and has the whole model.")),
-        Step(say("Forward"), say("Alone: no replica needs anything of another."), *done["forward"]),
-        Step(
+        LessonStep(say("Split"), say("Each replica gets its own part of the batch, and has the whole model.")),
+        LessonStep(say("Forward"), say("Alone: no replica needs anything of another."), *done["forward"]),
+        LessonStep(
             say("Backward"),
             say("Alone too; then the gradients are averaged over the replicas, layer by layer as they are ready."),
             *done["backward"],
         ),
-        Step(
+        LessonStep(
             say("Update"),
             say("Everyone has the same gradients, so everyone takes the same step. Of the loss, one number is averaged."),
             *done["update"],
@@ -153,9 +153,9 @@ def _saves(state: LessonState) -> Question:
         said=say("{bytes}, as on one device alone", bytes=in_bytes(shared)),
         why=say("Every replica holds the whole model: only the batch is split."),
         choices=(
-            Choice("quarter", say("a quarter each")),
-            Choice("half", say("half each")),
-            Choice("same", say("as much as before, each")),
+            AnswerChoice("quarter", say("a quarter each")),
+            AnswerChoice("half", say("half each")),
+            AnswerChoice("same", say("as much as before, each")),
         ),
         reveal=lambda: state.formula(
             say("States of each replica, without ZeRO"), "(2 + 2 + 12) · Ψ", f"16 · {parameters:,}", in_bytes(shared)

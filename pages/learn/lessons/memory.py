@@ -20,7 +20,7 @@ from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
 from pages.charts.words import Words
 from pages.learn.lesson_state import Lesson, LessonState
-from pages.learn.question import Choice, Knob, Question
+from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.shared import drawing
 
@@ -193,7 +193,7 @@ def _weights_or_cache(state: LessonState) -> Question:
         right="cache" if kept.value > held else "weights",
         said=say("{cache} of keys and values, {weights} of weights", cache=in_bytes(kept.value), weights=in_bytes(held)),
         why=say("The weights are there once for all texts; keys and values are there for every token of every text."),
-        choices=(Choice("weights", say("its weights")), Choice("cache", say("its keys and values"))),
+        choices=(AnswerChoice("weights", say("its weights")), AnswerChoice("cache", say("its keys and values"))),
         reveal=lambda: state.formula(say("Keys and values"), kept.symbols, kept.numbers, in_bytes(kept.value)),
     )
 

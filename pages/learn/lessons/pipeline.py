@@ -20,9 +20,9 @@ from pages.charts.look import View, look
 from pages.charts.names import schedules
 from pages.charts.units import in_bytes, percent
 from pages.learn.lesson_state import Lesson, LessonState
-from pages.learn.question import Choice, Knob, Question
+from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import card
-from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
 
 _STAGES, _MICROBATCHES = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16)
@@ -63,14 +63,14 @@ def _cards(state: LessonState) -> None:
     say = state.say
     done = done_by(_SPEC, stage=1)
     steps = [
-        Step(say("Split"), say("The layers go to stages, the batch into microbatches.")),
-        Step(say("Forward"), say("A stage receives activations, computes, and sends its own on."), *done["forward"]),
-        Step(
+        LessonStep(say("Split"), say("The layers go to stages, the batch into microbatches.")),
+        LessonStep(say("Forward"), say("A stage receives activations, computes, and sends its own on."), *done["forward"]),
+        LessonStep(
             say("Backward"),
             say("Gradients come back in the opposite order, from the last stage to the first."),
             *done["backward"],
         ),
-        Step(
+        LessonStep(
             say("Update"),
             say("After the last microbatch each stage updates its own layers. Only the gradients’ norm is added up."),
             *done["update"],
@@ -271,8 +271,8 @@ def _who(p: int, m: int) -> Callable[[LessonState], Question]:
                 count=kept[fullest],
             ),
             choices=(
-                *(Choice(f"stage{stage}", say("stage {stage}", stage=stage)) for stage in range(p)),
-                Choice("all", say("all the same")),
+                *(AnswerChoice(f"stage{stage}", say("stage {stage}", stage=stage)) for stage in range(p)),
+                AnswerChoice("all", say("all the same")),
             ),
             reveal=lambda: drawing.show(_in_flight(layout, m, state.view), "in-flight-answer"),
         )

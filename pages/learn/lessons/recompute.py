@@ -19,9 +19,9 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
 from pages.learn.lesson_state import Lesson, LessonState
-from pages.learn.question import Choice, Knob, Question
+from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import PUBLISHED_GPT
-from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
 
 _KINDS: tuple[Recompute, ...] = ("none", "selective", "full")
@@ -130,10 +130,10 @@ def _steps(state: LessonState) -> None:
         "full": say("Runs the layer’s forward again from its input, its collectives too, then its backward."),
     }
     steps = [
-        Step(say("Split"), say("Nothing is split: this lever works on each rank by itself, in any layout.")),
-        Step(say("Forward"), forward[kind], *done["forward"]),
-        Step(say("Backward"), backward[kind], *done["backward"]),
-        Step(say("Update"), say("As ever. The gradients are the same, to the bit or nearly."), *done["update"]),
+        LessonStep(say("Split"), say("Nothing is split: this lever works on each rank by itself, in any layout.")),
+        LessonStep(say("Forward"), forward[kind], *done["forward"]),
+        LessonStep(say("Backward"), backward[kind], *done["backward"]),
+        LessonStep(say("Update"), say("As ever. The gradients are the same, to the bit or nearly."), *done["update"]),
     ]
     st.html(as_html(steps, say))
     st.caption(model_of(spec, say))
@@ -245,7 +245,11 @@ def _dropped(state: LessonState) -> Question:
         right=least,
         said={"none": say("none"), "selective": say("selective"), "full": say("full")}[least],
         why=say("It keeps 2·s·b·h a layer, the input alone, and computes all the rest again."),
-        choices=(Choice("none", say("none")), Choice("selective", say("selective")), Choice("full", say("full"))),
+        choices=(
+            AnswerChoice("none", say("none")),
+            AnswerChoice("selective", say("selective")),
+            AnswerChoice("full", say("full")),
+        ),
         reveal=lambda: drawing.show(_kept("gpt3-175b", model.seq, 1, state.view), "kept-answer"),
     )
 

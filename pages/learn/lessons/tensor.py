@@ -11,8 +11,8 @@ from engine import catalog
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.matrices import line, matrix, number, owners
-from pages.learn.question import Choice, Knob, Question
-from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.learn.toys import Array, Slice, TwoLayers
 
 _STEPS = ("split", "columns", "rows", "sum", "backward", "update")
@@ -42,7 +42,7 @@ def _draw(state: LessonState) -> None:
         state.switch("tp", say("Ranks (tp)")),
         state.switch("matrix", say("Matrices"), lambda index: say("set {index}", index=index)),
     )
-    state.switch("step", say("Step"), lambda step: _names(state)[step])()
+    state.switch("step", say("LessonStep"), lambda step: _names(state)[step])()
     _show_step(state)
     state.heading(say("What it saves and what it costs"))
     state.text(
@@ -65,18 +65,18 @@ def _cards(state: LessonState) -> None:
     say = state.say
     done = done_by(_SPEC)
     steps = [
-        Step(say("Split"), say("Each large matrix by columns or by rows; every rank sees the same tokens.")),
-        Step(
+        LessonStep(say("Split"), say("Each large matrix by columns or by rows; every rank sees the same tokens.")),
+        LessonStep(
             say("Forward"),
             say("Each rank computes with its slice; partial results are added up inside every layer."),
             *done["forward"],
         ),
-        Step(
+        LessonStep(
             say("Backward"),
             say("The same in reverse: partial gradients of the layer’s input are added up."),
             *done["backward"],
         ),
-        Step(
+        LessonStep(
             say("Update"),
             say("Each rank updates its own slice. Only the gradients’ norm, one number, is added up."),
             *done["update"],
@@ -269,7 +269,7 @@ def _why_columns(state: LessonState) -> Question:
         right="yes" if equal else "no",
         said=say("no") if not equal else say("yes"),
         why=say("relu of a sum is not the sum of the relus; so A goes by columns, and one all-reduce a block is enough."),
-        choices=(Choice("yes", say("yes, the result is the same")), Choice("no", say("no, the result differs"))),
+        choices=(AnswerChoice("yes", say("yes, the result is the same")), AnswerChoice("no", say("no, the result differs"))),
         reveal=lambda: st.html(
             line(
                 matrix(say("relu first, then added"), np.asarray(early)),

@@ -13,8 +13,8 @@ from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 from pages.charts.units import in_bytes, percent
 from pages.learn import run
 from pages.learn.lesson_state import Lesson, LessonState
-from pages.learn.question import Choice, Knob, Question
-from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import navigation
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
@@ -108,18 +108,18 @@ def _steps(state: LessonState) -> None:
     say = state.say
     done = done_by(SPEC)
     steps = [
-        Step(say("Split"), say("Layers over pp, matrices over tp, the batch over dp and then into microbatches.")),
-        Step(
+        LessonStep(say("Split"), say("Layers over pp, matrices over tp, the batch over dp and then into microbatches.")),
+        LessonStep(
             say("Forward"),
             say("Compute, adding up over tp in every layer; hand activations to the next stage."),
             *done["forward"],
         ),
-        Step(
+        LessonStep(
             say("Backward"),
             say("The same in reverse; when a layer’s gradients are complete, average them over dp."),
             *done["backward"],
         ),
-        Step(say("Update"), say("Each rank its own slice of its own layers."), *done["update"]),
+        LessonStep(say("Update"), say("Each rank its own slice of its own layers."), *done["update"]),
     ]
     st.html(as_html(steps, say))
     told = model_of(SPEC, say)
@@ -175,9 +175,9 @@ def _memory(state: LessonState) -> Question:
             "the head and the loss."
         ),
         choices=(
-            Choice("stage0", say("on stage 0")),
-            Choice("stage1", say("on stage 1, the last")),
-            Choice("same", say("the same on both")),
+            AnswerChoice("stage0", say("on stage 0")),
+            AnswerChoice("stage1", say("on stage 1, the last")),
+            AnswerChoice("same", say("the same on both")),
         ),
         reveal=lambda: _run(state),
     )
@@ -197,7 +197,7 @@ def _traffic(state: LessonState) -> Question:
         right=right,
         said=said,
         why=say("tp sends in every layer of every microbatch, both ways; pp once a microbatch at each cut; dp once a step."),
-        choices=tuple(Choice(axis, axis) for axis in AXES_AS_WRITTEN),
+        choices=tuple(AnswerChoice(axis, axis) for axis in AXES_AS_WRITTEN),
         reveal=lambda: _run(state),
     )
 

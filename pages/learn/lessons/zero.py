@@ -15,9 +15,9 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
 from pages.learn.lesson_state import Lesson, LessonState
-from pages.learn.question import Choice, Knob, Question
+from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
-from pages.learn.steps import Step, as_html, done_by, model_of
+from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
 
 _STAGES, _REPLICAS = (0, 1, 2, 3), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -113,10 +113,10 @@ def _steps(state: LessonState) -> None:
     }
     forward = say("Alone.") if zero < 3 else say("Each layer’s values are gathered just before their use, and dropped after it.")
     steps = [
-        Step(say("Split"), split[zero]),
-        Step(say("Forward"), forward, *done["forward"]),
-        Step(say("Backward"), backward[zero], *done["backward"]),
-        Step(say("Update"), update[zero], *done["update"]),
+        LessonStep(say("Split"), split[zero]),
+        LessonStep(say("Forward"), forward, *done["forward"]),
+        LessonStep(say("Backward"), backward[zero], *done["backward"]),
+        LessonStep(say("Update"), update[zero], *done["update"]),
     ]
     st.html(as_html(steps, say))
     st.caption(model_of(spec, say))
@@ -192,7 +192,10 @@ def _first_fit(state: LessonState) -> Question:
         right=f"zero{fits[0]}" if fits else "none",
         said=say("ZeRO {stage}", stage=fits[0]) if fits else say("none of them"),
         why=say("The bars show where each stage ends and where the device does."),
-        choices=(*(Choice(f"zero{z}", say("ZeRO {stage}", stage=z)) for z in _STAGES), Choice("none", say("none of them"))),
+        choices=(
+            *(AnswerChoice(f"zero{z}", say("ZeRO {stage}", stage=z)) for z in _STAGES),
+            AnswerChoice("none", say("none of them")),
+        ),
         reveal=lambda: drawing.show(_bars(name, dp, device, state.view), "zero-answer"),
     )
 
