@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
 from string import Formatter
 
 import pytest
@@ -33,14 +34,22 @@ def test_the_catalog_has_what_the_code_says_and_nothing_else():
     assert {str(m.id) for m in extract.read("zh")} == {str(m.id) for m in extract.template()}, "run make catalogs"
 
 
+def said(name: str) -> Iterator[str]:
+    """What a name says, and what the names that it is made of say."""
+    yield name.template if isinstance(name, Sentence) else name
+    for part in name.values.values() if isinstance(name, Sentence) else ():
+        if isinstance(part, str):
+            yield from said(part)
+
+
 def test_whatever_a_formula_counts_has_a_message():
-    """Names stand all over the predicted model; those of any layout are found."""
+    """Names come from what was recorded of the model's layers; those of any layout are found."""
     known = {message.one for message in extract.messages()}
     named: set[str] = set()
     for spec in random_specs(24, most=3):
         found = [term.name for peak in memory(spec).peaks for terms in peak.terms.values() for term in terms]
         found += [call.name for stage in range(spec.layout.pp) for call in calls(spec, stage)]
-        named |= {name.template if isinstance(name, Sentence) else name for name in found}
+        named |= {text for name in found for text in said(name)}
     assert len(named) > 60
     assert named - known == set()
     assert set(SYMBOLS.values()) <= known

@@ -42,7 +42,7 @@ def _draw(state: LessonState) -> None:
         state.switch("tp", say("Ranks (tp)")),
         state.switch("matrix", say("Matrices"), lambda index: say("set {index}", index=index)),
     )
-    state.switch("step", say("LessonStep"), lambda step: _names(state)[step])()
+    state.switch("step", say("Step"), lambda step: _names(state)[step])()
     _show_step(state)
     state.heading(say("What it saves and what it costs"))
     state.text(
