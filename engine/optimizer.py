@@ -13,6 +13,7 @@ from engine.spec import WorkloadSpec, sentence
 from engine.spec.parts import OptimizerName
 
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01  # of AdamW
+LION_BETAS = (0.9, 0.99)  # as in the paper
 
 StateName = Callable[[str], str]  # the name of a bucket → what its state is called in an explanation
 Settings = dict[str, Any]
@@ -86,6 +87,22 @@ OPTIMIZERS: dict[OptimizerName, Optimizer] = {
                 "--weight-decay": 0,
             },
             "deepspeed": lambda workload: {"type": "SGD", "params": {"momentum": workload.momentum}},
+        },
+    ),
+    "lion": Optimizer(
+        states=lambda workload: _MOMENTUM,
+        counts_steps=False,
+        module="engine.optim.lion",
+        class_name="Lion",
+        settings=lambda workload: {"betas": LION_BETAS, "weight_decay": WEIGHT_DECAY},
+        elsewhere={
+            "megatron": lambda workload: {
+                "--optimizer": "lion",
+                "--lion-beta1": LION_BETAS[0],
+                "--lion-beta2": LION_BETAS[1],
+                "--weight-decay": WEIGHT_DECAY,
+            },
+            "deepspeed": lambda workload: {"type": "Lion", "params": {"betas": list(LION_BETAS), "weight_decay": WEIGHT_DECAY}},
         },
     ),
 }

@@ -45,7 +45,17 @@ def momentum(p: Tensor, gradients: list[Tensor]) -> Tensor:
     return p
 
 
-UPDATES: dict[str, Update] = {"adamw": adamw, "sgd": sgd, "momentum": momentum}
+def lion(p: Tensor, gradients: list[Tensor]) -> Tensor:
+    """Chen et al. 2023, algorithm 2."""
+    m = torch.zeros_like(p)
+    for g in gradients:
+        update = (0.9 * m + 0.1 * g).sign()
+        m = 0.99 * m + 0.01 * g
+        p = p - RATE * (update + 0.01 * p)
+    return p
+
+
+UPDATES: dict[str, Update] = {"adamw": adamw, "sgd": sgd, "momentum": momentum, "lion": lion}
 WORKLOADS = {name: WorkloadSpec(optimizer=name, learning_rate=RATE) for name in OPTIMIZERS}
 EACH = {**WORKLOADS, "momentum": WorkloadSpec(optimizer="sgd", momentum=0.9, learning_rate=RATE)}
 
@@ -94,11 +104,11 @@ def test_its_step_takes_no_memory_of_its_own(runs: Runs, name: str) -> None:
     assert runs.result(case).tables["memory_peak"]["bytes"].sum() == peak.total
 
 
-# By framework, what an optimizer is called there and its settings: Megatron-LM's `megatron/training/arguments.py`, torchtitan's
-# `torchtitan/config/job_config.py`, DeepSpeed's documentation of its JSON and the arguments of its classes.
+# By framework, what an optimizer is called there and its settings: Megatron-LM's `megatron/training/arguments.py` (Lion since
+# 2026), torchtitan's `torchtitan/config/job_config.py`, DeepSpeed's documentation of its JSON and the arguments of its classes.
 NAMED: dict[Framework, tuple[str, str]] = {
-    "megatron": ("adam sgd", "--weight-decay --adam-beta1 --adam-beta2 --sgd-momentum"),
-    "deepspeed": ("AdamW SGD", "betas weight_decay momentum"),
+    "megatron": ("adam lion sgd", "--weight-decay --adam-beta1 --adam-beta2 --lion-beta1 --lion-beta2 --sgd-momentum"),
+    "deepspeed": ("AdamW Lion SGD", "betas weight_decay momentum"),
     "torchtitan": ("AdamW", "beta1 beta2 weight_decay"),
 }
 KIND: dict[Framework, str] = {"megatron": "--optimizer", "deepspeed": "type", "torchtitan": "name"}
