@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.families import FAMILIES
 from engine.launch import limits
+from engine.optimizer import OPTIMIZERS
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -55,7 +56,7 @@ def _spec(draw: random.Random) -> RunSpec:
         recompute=draw.choice(("none", "selective", "full")),
     )
     precision = draw.choice(("fp32", "bf16"))
-    optimizer = draw.choice(("adamw", "adamw", "sgd"))
+    optimizer = draw.choice(("adamw", *OPTIMIZERS))
     workload = WorkloadSpec(
         steps=2,
         microbatches=draw.randint(1, 8),

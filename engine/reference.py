@@ -16,9 +16,9 @@ from torch import Tensor
 from engine.measure.parity import parity_row
 from engine.model.chunk import TIED, TransformerChunk, to_tensors
 from engine.objective import Feed, feed
+from engine.optim import make_optimizer
 from engine.parallel.comm import Comm
 from engine.parallel.tensor import ShardedParameter, TensorParallel
-from engine.parallel.update import make_optimizer
 from engine.spec import RunSpec
 from engine.text import load
 from engine.wire import WireError, pack, unpack

@@ -130,11 +130,12 @@ class Trainer:
         for step in range(1, workload.steps + 1):
             self.link.set_status(f"step {step}: start")
             _inject_fault(self.spec.fault, self.comm.rank, step)
+            self.optimizer.keeps_gradients = compared = self.spec.parity and step == 1
             origin = self.run_step(step)
             took = time.perf_counter_ns() - origin
             if step == workload.steps:  # before parity's own collectives are counted
                 rows = {"spans": self.recorder.span_rows(self.comm.rank), "traffic": self.recorder.traffic_rows(self.comm.rank)}
-            if self.spec.parity and step == 1:
+            if compared:
                 self._publish_gradients(store)
             if reporting:
                 row = {"step": step, "loss": float(self.executor.loss), "grad_norm": float(self.optimizer.grad_norm)}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from engine import catalog
 from engine.families import FAMILIES
+from engine.optimizer import OPTIMIZERS
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -34,7 +35,7 @@ CHOICES: dict[str, list[Any]] = {
     "odd_vocabulary": [False, True],  # which tp does not divide
     "recompute": ["none", "selective", "full"],
     "numbers": ["fp32", "bf16", "bf16 throughout"],
-    "optimizer": ["adamw", "sgd", "momentum"],
+    "optimizer": [*OPTIMIZERS, "momentum"],
     "sequence_parallel": [False, True],
 }
 LAYERS = {1: 4, 2: 4, 3: 6, 4: 5}  # by pp: at least one for each chunk
@@ -61,7 +62,7 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
         microbatch_size=choice["microbatch_size"],
         precision="fp32" if choice["numbers"] == "fp32" else "bf16",
         accumulate="bf16" if choice["numbers"] == "bf16 throughout" else "fp32",
-        optimizer="adamw" if choice["optimizer"] == "adamw" else "sgd",
+        optimizer="sgd" if choice["optimizer"] == "momentum" else choice["optimizer"],
         momentum=0.9 if choice["optimizer"] == "momentum" else 0.0,
     )
     return RunSpec(model=model, layout=layout, workload=workload, parity=True)

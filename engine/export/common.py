@@ -19,7 +19,7 @@ def optimizer_note(spec: RunSpec, framework: Framework, name: str) -> Iterator[s
     """At most one. `name`: what the framework is called."""
     record = optimizer_of(spec.workload)
     if framework not in record.elsewhere:
-        yield f"{name} has no {record.torch_class}; AdamW stands in its place"
+        yield f"{name} has no {record.class_name}; AdamW stands in its place"
 
 
 def global_batch(spec: RunSpec) -> int:

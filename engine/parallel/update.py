@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from engine.optimizer import optimizer_of
+from engine.optim import make_optimizer
 from engine.parallel.data import DataParallel
 from engine.spec import WorkloadSpec
 
 
-def make_optimizer(workload: WorkloadSpec, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """torch's optimizer, with the settings of its record in `engine.optimizer`.
-
-    `tensors` are fp32. Their `grad` is set before each step.
-    """
-    record = optimizer_of(workload)
-    make: type[torch.optim.Optimizer] = getattr(torch.optim, record.torch_class)
-    return make(tensors, lr=workload.learning_rate, **record.settings(workload))  # type: ignore[call-arg]  # a subclass's
-
-
 class DistributedOptimizer:
-    """The optimizer over the fp32 values of this rank's buckets. `grad_norm` is that of the whole model, over all ranks."""
+    """The optimizer over the fp32 values of this rank's buckets. `grad_norm` is that of the whole model, over all ranks.
+
+    After a step the buckets' fp32 gradients are lost if the optimizer overwrites them, but for steps with `keeps_gradients`.
+    """
+
+    keeps_gradients = False
 
     def __init__(
         self, workload: WorkloadSpec, data: DataParallel, tied: Sequence[nn.Module], counted_elsewhere: Sequence[nn.Module]
@@ -67,7 +62,7 @@ class DistributedOptimizer:
         if loss is not None:
             self.comm.all_reduce(loss, "dp")
         for bucket in self.data.buckets.values():
-            bucket.master.grad = bucket.reduced.to(bucket.master.dtype)
+            bucket.master.grad = bucket.reduced.to(bucket.master.dtype, copy=self.keeps_gradients)
         self._optimizer.step()
         for bucket in self.data.buckets.values():
             bucket.master.grad = None

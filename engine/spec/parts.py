@@ -21,7 +21,7 @@ _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
-OptimizerName = Literal["adamw", "sgd"]
+OptimizerName = Literal["adamw", "sgd", "lion"]
 
 
 class ModelSpec(Spec):
@@ -227,7 +227,11 @@ class WorkloadSpec(Spec):
     microbatches: int = Field(4, ge=1, le=65_536, description="microbatches of one replica in a step")
     microbatch_size: int = Field(2, ge=1, le=4096, description="sequences in a microbatch")
     learning_rate: float = Field(3e-3, gt=0, le=10, allow_inf_nan=False, description="the optimizer's learning rate")
-    optimizer: OptimizerName = Field("adamw", description="adamw keeps two numbers a parameter, sgd one with momentum, else none")
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="adamw keeps two numbers a parameter, lion one (it moves by the sign of an average of gradients), sgd one "
+        "with momentum, else none",
+    )
     momentum: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="momentum of sgd")
     precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")

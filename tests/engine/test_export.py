@@ -271,7 +271,7 @@ NAMED: dict[Framework, str] = {
         --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
         --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
-        --lr-decay-style --optimizer --sgd-momentum --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
+        --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce training.seed optimizer.name optimizer.lr
@@ -298,7 +298,7 @@ def test_only_names_that_the_frameworks_have_are_written_and_each_of_them() -> N
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
     wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
-    for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16"}, {"optimizer": "sgd"}):
+    for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16"}):
         given = specs[0].model_dump()
         specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
     written: dict[Framework, set[str]] = {framework: set() for framework in FRAMEWORKS}

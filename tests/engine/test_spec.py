@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engine.families import FamilyName
+from engine.optimizer import OPTIMIZERS
 from engine.spec import (
     FaultSpec,
     LayoutSpec,
@@ -76,7 +77,7 @@ workloads = st.builds(
     microbatches=st.integers(1, 1024),
     microbatch_size=st.integers(1, 4096),
     learning_rate=st.floats(0, 10, exclude_min=True),
-    optimizer=st.sampled_from(["adamw", "sgd"]),
+    optimizer=st.sampled_from(list(OPTIMIZERS)),
     momentum=st.one_of(st.just(0.0), st.floats(0, 1, exclude_max=True)),
     precision=st.sampled_from(["fp32", "bf16"]),
     accumulate=st.sampled_from(["fp32", "bf16"]),
