@@ -1,16 +1,17 @@
-"""The dimensions that sizes are products of, and what each is for a layout.
+"""The dimensions whose products are sizes, and the value of each for a layout.
 
-    B        sequences in a microbatch          S        tokens of a sequence; S/tp where the sequence is cut
-    H        width of the residual stream       H/2      the half of it, rounded up, where positions are waves
-    D        width of a head                    D/2      the half of it, where positions turn pairs of numbers
-    G/tp     heads of keys on a rank            A/G      heads that share a head of keys; A/G + 2, of q, k and v, is another
-    F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, the vocabulary rounded up
+    B        sequences in a microbatch          S        tokens of a sequence; S/tp under sequence parallelism
+    H        width of the residual stream       H/2      half of it, rounded up, for sinusoidal and relative positions
+    D        width of a head                    D/2      half of it, for rotary positions
+    G/tp     key heads on a rank                A/G      query heads that share a key head; A/G + 2, for q, k and v, is another
+    F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, rounded up
     tp       tensor-parallel ranks
 
-Of two streams also R rows of a sequence, or R/tp, T of them to be predicted from, and 2 S − 1 distances. When generating also P
-tokens of the prompt, N tokens in all when the last one is passed, and V, the vocabulary as it is.
+With two-stream attention there are also: R rows of a sequence, or R/tp; T of these rows that are query rows, one for each
+predicted token; 2 S − 1 distances. When generating there are also: P tokens of the prompt; N tokens in the KV cache when the last
+token goes through the model; V, the vocabulary without rounding.
 
-`tp` and the size of a microbatch may be numbers, or `engine.predict.symbolic` sizes for very many layouts at once.
+`tp` and the size of a microbatch are numbers, or sizes of `engine.predict.symbolic` for very many layouts at once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ QKV = "A/G + 2"
 def dimensions(
     model: ModelSpec, slicing: Slicing, tp: Any, microbatch_size: Any, tokens: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """What each dimension is, by name. `tokens`: P and N, when generating."""
+    """The value of each dimension, by name. `tokens`: P and N, when generating."""
     shared, position = model.heads // model.key_heads, model.parts.position
     found: dict[str, Any] = {
         "B": microbatch_size, "H": model.hidden, "G/tp": model.key_heads // tp, "A/G": shared, QKV: shared + 2,
@@ -49,7 +50,7 @@ def dimensions(
 
 
 def slicing(tp: int, sequence_parallel: bool) -> Slicing:
-    """How that many tp ranks cut a layer."""
+    """What `tp` ranks cut in a layer."""
     if tp == 1:
         return "none"
     return "sequence" if sequence_parallel else "features"
@@ -63,24 +64,26 @@ def structure(
     sizes: Mapping[str, Any],
     generates: bool = False,
 ) -> Structure:
-    """`sizes`: the dimensions. Of these, each that is 1 makes a structure of its own, but tp, which `cut` says, and N, which is
-    not 1 where it matters. A size with letters counts as more than 1.
+    """The structure of a model's chunks. `sizes`: the values of the dimensions.
+
+    Each dimension that is 1 is part of the structure. Two are not: tp, since `cut` says whether it is 1, and N, which is never 1
+    where that matters. A symbolic size counts as more than 1.
     """
     ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N") and isinstance(size, int) and size == 1))
     return Structure(model.family, recompute, workload.precision, cut, ones, generates)
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:
-    """A product in numbers, or with letters in it."""
+    """The value of a product: a number, or a symbolic size."""
     out: Any = product.times
     for dimension in product.dimensions:
         out = out * sizes[dimension]
     return out
 
 
-_TOGETHER = (("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
+_JOINED = (("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
 _TWICE = (("D", "D/2"), ("H", "H/2"))
-_ORDER = [
+_ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "tp",
     "B",
     "R",
@@ -95,13 +98,13 @@ _ORDER = [
     "V",
     "T",
     "2",
-]  # in which formulas write them: by how a name begins
+]
 
 
 def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
-    """A product as factors with names, as few as it takes, in the order in which formulas write them."""
+    """A product as named factors, as few as possible, in the order in which formulas write them."""
     times, left, found = product.times, list(product.dimensions), list[Factor]()
-    for name, parts in _TOGETHER:
+    for name, parts in _JOINED:
         while all(part in left for part in parts):
             number: Any = 1
             for part in parts:
@@ -113,10 +116,10 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
             left.remove(half)
             times //= 2
             found.append(Factor(name, 2 * sizes[half]))
-    if isinstance(sizes["A/G"], int) and sizes["A/G"] == 1:  # every head has keys of its own
+    if isinstance(sizes["A/G"], int) and sizes["A/G"] == 1:  # every query head has its own key head
         left = ["A/tp" if name == "G/tp" else name for name in left]
         sizes = {**sizes, "A/tp": sizes["G/tp"]}
-    if "tp" not in sizes:  # of one rank nothing is cut
+    if "tp" not in sizes:  # tp is 1: nothing is cut
         found = [Factor(factor.symbol.removesuffix("/tp"), factor.value) for factor in found]
         named = [Factor(name.removesuffix("/tp"), sizes[name]) for name in left]
     else:
@@ -126,7 +129,7 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
 
 
 def _is_one(size: Any) -> bool:
-    """Not of arrays."""
+    """False for arrays and symbolic sizes."""
     return isinstance(size, int) and size == 1
 
 

@@ -1,9 +1,10 @@
 """The form of a ledger: plain data, without torch.
 
-A ledger says what one chunk does with one microbatch: F, then B or I and W. Or it says what the chunk does when it generates.
-It is recorded once for each structure. A structure is all that changes what happens. Sizes are products of named dimensions
-(`engine.predict.ledger.dimensions`), and only these change how large it is. Of three or more equal layers in a row three are
-recorded; the one in the middle stands for any number of them.
+A ledger lists the events of one chunk for one microbatch: of F, and of B or of I and W. Another kind of ledger lists the events
+of a chunk that generates text. A ledger is recorded once for each structure. The structure has all settings that change which
+events there are. Sizes are products of named dimensions (`engine.predict.ledger.dimensions`). A layout or a batch of another size
+changes only the values of the dimensions. If a chunk has three or more equal layers in a row, three are recorded. The middle one
+represents all layers between the first and the last.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from engine.spec import Precision, Recompute
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
 
-# What lies between the actions of a microbatch: the chunk receives inputs, sends outputs, receives their gradients and sends
-# those of its inputs.
+# Transfers between the actions of a microbatch. The chunk receives its inputs and sends its outputs. It receives the gradients of
+# the outputs and sends the gradients of the inputs.
 INPUTS, OUTPUTS, OUTPUT_GRADIENTS, INPUT_GRADIENTS = "inputs", "outputs", "output gradients", "input gradients"
 
 EVENTS = ALLOCATES, FREES, EXPECTS, ACCUMULATES, GATHERS, RELEASES, CALLS, RUNS = range(8)
-"""What happens: a block is allocated or freed; a bucket expects gradients, adds one up, gathers its values, or releases them; a
-call to other ranks; an operation. Each goes with the number of that block, bucket, call or operation in its table."""
+"""The kinds of events. A block is allocated or freed. A bucket expects gradients, accumulates one, gathers its values (ZeRO 3),
+or releases them. A call to other ranks is made. An operation runs. An event also has the index of its block, bucket, call or
+operation in the ledger's table."""
 
 
 class Structure(NamedTuple):
-    """All that changes what a chunk of a model does, but not how large it is.
+    """All settings that change the events of a chunk. Sizes alone do not change them.
 
-    `ones`: the dimensions that are 1. They change how tensors lie in memory, and so whether a reshape copies. `generates`: the
-    chunk generates and does not train.
+    `ones`: the dimensions that are 1. They change the strides of tensors, and so whether a reshape copies. `generates`: the chunk
+    generates text and does not train.
     """
 
     family: FamilyName
@@ -43,21 +45,24 @@ class Structure(NamedTuple):
 
     @property
     def archive(self) -> str:
-        """The name of the archive that it is shipped in, fit for a file's name."""
+        """The name of the archive in which its ledgers are shipped. It can be a file name."""
         return f"{self.family}_{self.precision}"
 
     @property
     def name(self) -> str:
-        """Fit for a file's name."""
+        """A name that can be a file name."""
         does = "generates" if self.generates else self.recompute
         return "_".join([self.archive, does, self.slicing, *(one.replace("/", "-per-") for one in self.ones)])
 
 
 class Part(NamedTuple):
-    """Which part of the model a chunk is. Of layers: none, one, or two, which stands for any number from two on.
+    """Which part of the model a chunk is.
 
-    `layers` are those of an encoder, or of a model that has one stack; `ends`: the last of them is the encoder's last. `closes`:
-    the last of the decoders is the model's last layer, and the head is another chunk's.
+    first, last   the chunk has the embedding, the head
+    layers        encoder layers, or layers of a model with one stack: 0, 1, or 2, which means two or more
+    ends          the last of these layers is the encoder's last layer
+    decoders      decoder layers: 0, 1, or 2, which means two or more
+    closes        the last of these is the model's last layer, and another chunk has the head
     """
 
     first: bool
@@ -69,18 +74,18 @@ class Part(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Fit for a file's name."""
+        """A name that can be a file name."""
         which = ("first" if self.first else "") + ("last" if self.last else "") or "middle"
         return f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}"
 
     @property
     def recorded(self) -> tuple[int, int]:
-        """How many layers of each kind are recorded."""
+        """The number of recorded layers: (layers, decoders)."""
         layers, decoders = (3 if count == 2 else count for count in (self.layers, self.decoders))
         return layers, decoders
 
     def repeats(self, layers: Any, decoders: Any) -> list[Any]:
-        """How often each recorded layer is there, of so many layers of each kind."""
+        """How many layers of the chunk each recorded layer represents. The chunk has `layers` and `decoders`."""
         found: list[Any] = []
         for recorded, count in zip(self.recorded, (layers, decoders), strict=True):
             found += [1, count - 2, 1] if recorded == 3 else [1] * recorded
@@ -88,7 +93,7 @@ class Part(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A size: a number times dimensions, by name and in the order of names."""
+    """A size: `times` × the product of `dimensions`, which are sorted by name."""
 
     times: int
     dimensions: tuple[str, ...] = ()
@@ -98,9 +103,10 @@ class Product(NamedTuple):
 
 
 class RecordedBlock(NamedTuple):
-    """An allocation, and all that are like it.
+    """One allocation. All allocations that are equal share one record.
 
-    `name`: the module's path and the operation. `layered`: made in a layer. `lent`: sent on, and held by the chunk as well.
+    `name`: the module's path and the operation. `layered`: it is allocated in a layer. `lent`: it is sent to the next chunk, and
+    this chunk keeps it too.
     """
 
     name: str
@@ -111,8 +117,9 @@ class RecordedBlock(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call to the other ranks of an axis, in `payload` bytes. `name`: the path of the module that makes it, or that of the
-    forward that it is the gradient of.
+    """One communication call to the other ranks of an axis, of `payload` bytes.
+
+    `name`: the path of the module that makes the call. In backward, the module whose forward is differentiated.
     """
 
     name: str
@@ -122,7 +129,7 @@ class Call(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One operation that launches a kernel: floating-point operations of matrix products, bytes read and bytes written."""
+    """One operation that launches a kernel: FLOPs of matrix products, bytes read, bytes written. Each is a sum of products."""
 
     name: str
     flops: tuple[Product, ...]
@@ -131,14 +138,14 @@ class Operation(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """`whole`: every tp rank has all of it."""
+    """`whole`: tp does not shard it."""
 
     shape: tuple[Product, ...]
     whole: bool
 
 
 class RecordedBucket(NamedTuple):
-    """Parameters in one flat buffer. `layer`: which of the recorded layers it is, or −1."""
+    """Parameters in one flat buffer. `layer`: the index of its recorded layer, or −1 outside of layers."""
 
     name: str
     layer: int
@@ -146,23 +153,28 @@ class RecordedBucket(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of an action. `layer`: which of the recorded layers it is about, or −1. `codes`: kind, number, kind, number, …"""
+    """Consecutive events of an action. `layer`: the index of their recorded layer, or −1 outside of layers.
+
+    `codes`: kind, index, kind, index, …
+    """
 
     layer: int
     codes: tuple[int, ...]
 
     def events(self) -> Iterator[tuple[int, int]]:
-        """One of `EVENTS`, and the number of what it is about."""
+        """Pairs of a kind, one of `EVENTS`, and the index in the table of its block, bucket, call or operation."""
         return zip(self.codes[::2], self.codes[1::2], strict=True)
 
 
 @dataclass(frozen=True)
 class MicrobatchTrace:
-    """One microbatch, from the chunk's inputs to the end of its backward.
+    """The events of one microbatch, from receiving the chunk's inputs to the end of its backward.
 
-    `actions`: F, B, I, W and what lies between. `input_ends`: of each input, the action in which its block is freed. `shared`:
-    which outputs the chunk goes on to hold. `lent`: of the block of that output, which input it is, or −1, and the action in
-    which the chunk frees it.
+    actions      F, B, I, W and the transfers between them → their events
+    input_ends   for each input, the action that frees its block
+    shared       the indices of the outputs whose blocks the chunk keeps after they are sent
+    lent         for the block of such an output: the index of the input that it is, or −1; and the action in which the chunk
+                 frees it
     """
 
     actions: dict[str, tuple[Segment, ...]]
@@ -171,15 +183,16 @@ class MicrobatchTrace:
     lent: tuple[int, str] | None = None
 
     def segments(self, action: str) -> tuple[Segment, ...]:
-        """Nothing happens in an action that the chunk does not have."""
+        """The events of an action. Empty if the chunk does not have this action."""
         return self.actions.get(action, ())
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Of one part of a structure. `traces` by `case`: with B, or with I and W; with hooks in backward (ZeRO 2, 3) or without.
+    """The ledger of one part of a structure: its tables, and traces by name.
 
-    Of one that generates: prefill and the decode of one token, where tokens are drawn (temperature > 0) or not.
+    Training has four traces, named by `case`: with B, or with I and W; with hooks in backward (ZeRO 2 and 3) or without.
+    Generating has four too, named by `generating`: prefill, or decode of one token; with sampling (temperature > 0) or without.
     """
 
     blocks: tuple[RecordedBlock, ...]
@@ -194,12 +207,12 @@ class Ledger:
 
 
 def case(hooked: bool, split: bool) -> str:
-    """The name of a trace of training."""
+    """The name of a trace of training. `hooked`: ZeRO 2 or 3. `split`: backward is I and W."""
     return ("hooked" if hooked else "plain") + (" I W" if split else " B")
 
 
 def generating(decode: bool, draws: bool) -> str:
-    """The name of a trace of generating: of the whole prompt, or of one more token. `draws`: the temperature is not 0."""
+    """The name of a trace of generating: prefill of the whole prompt, or decode of one token. `draws`: the temperature is > 0."""
     return ("decode" if decode else "prefill") + (" drawn" if draws else "")
 
 
@@ -207,7 +220,7 @@ def generating(decode: bool, draws: bool) -> str:
 
 
 def pack(ledger: Ledger) -> bytes:
-    """JSON. Equal products, names and segments are written once."""
+    """The ledger as JSON. Equal products, names and segments are written once."""
     products: dict[Product, int] = {}
     names: dict[str, int] = {}
     segments: dict[Segment, int] = {}
@@ -243,7 +256,7 @@ def pack(ledger: Ledger) -> bytes:
 
 
 def unpack(data: bytes) -> Ledger:
-    """What `pack` packed."""
+    """The ledger that `pack` wrote."""
     plain: dict[str, Any] = json.loads(data)
     names = plain["names"]
     products = [Product(times, tuple(names[d] for d in dimensions)) for times, dimensions in plain["products"]]

@@ -1,4 +1,4 @@
-"""Files of ledgers: a folder with a file for each, and an archive of very many."""
+"""Files of ledgers: a folder with one file for each ledger, and an archive of very many ledgers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine.files import write
 from engine.predict.ledger.form import Ledger, Part, Structure, pack, unpack
 
 Key = tuple[Structure, Part]
-Ledgers = Callable[[Structure, Part], Ledger]  # where ledgers come from
+Ledgers = Callable[[Structure, Part], Ledger]  # a source of ledgers
 
 
 class LedgerFolder:
-    """The ledgers of a folder, a file each. Each is read once."""
+    """A folder with one file for each ledger. Each file is read once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,21 +29,21 @@ class LedgerFolder:
         return self.path(*key).exists()
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
-        """Raises `FileNotFoundError` where it was never recorded."""
+        """The ledger of a part. Raises `FileNotFoundError` if it is not in the folder."""
         key = structure, part
         if key not in self._read:
             self._read[key] = unpack(lzma.decompress(self.path(structure, part).read_bytes()))
         return self._read[key]
 
     def put(self, structure: Structure, part: Part, ledger: Ledger) -> None:
-        """Write it, whole or not at all."""
+        """Write a ledger. An error leaves no incomplete file."""
         path = self.path(structure, part)
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, lzma.compress(pack(ledger)))
 
 
 class LedgerArchive:
-    """Very many ledgers in one file, compressed together, as they are much alike. Unpacked is what is asked for."""
+    """Very many ledgers in one file. They are similar, so they are compressed together. A ledger is unpacked when asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +51,7 @@ class LedgerArchive:
 
     @staticmethod
     def bind(ledgers: Mapping[Key, Ledger]) -> bytes:
-        """What such a file holds."""
+        """The content of an archive of these ledgers."""
         packed = {name_of(*key): pack(ledger) for key, ledger in sorted(ledgers.items())}
         lengths = json.dumps({name: len(one) for name, one in packed.items()}).encode()
         return lzma.compress(lengths + b"\n" + b"".join(packed.values()))
@@ -69,7 +69,7 @@ class LedgerArchive:
         return name_of(*key) in self._packed
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
-        """Raises `KeyError` where it is not in the archive."""
+        """The ledger of a part. Raises `KeyError` if it is not in the archive."""
         key = structure, part
         if key not in self._read:
             self._read[key] = unpack(self._packed[name_of(*key)])
@@ -77,5 +77,5 @@ class LedgerArchive:
 
 
 def name_of(structure: Structure, part: Part) -> str:
-    """Of a ledger, in an archive."""
+    """The name of a ledger in an archive."""
     return f"{structure.name}/{part.name}"

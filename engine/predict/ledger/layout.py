@@ -1,4 +1,4 @@
-"""The ledgers of one layout: which it needs, and the numbers that are put into them."""
+"""The ledgers of one layout, and the values of the dimensions in them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine.predict.ledger.store import LedgerStore, ledger_store
 from engine.predict.terms import Factor
 from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, WorkloadSpec
 
-Tokens = tuple[int, int]  # of the prompt, and in all when the last one is passed
+Tokens = tuple[int, int]  # tokens of the prompt, and tokens in the KV cache when the last one goes through the model
 
 
 class Chunk(NamedTuple):
-    """`layers`: how many of each kind."""
+    """A chunk of the model. `layers`: the number of its layers of each kind."""
 
     number: int
     part: Part
@@ -25,16 +25,19 @@ class Chunk(NamedTuple):
 
     @property
     def repeats(self) -> list[int]:
-        """How often each recorded layer is there."""
+        """How many layers of the chunk each recorded layer represents."""
         return self.part.repeats(*self.layers)
 
     def times(self, layer: int) -> int:
-        """How often what belongs to a recorded layer is there; −1 is the chunk itself, which is there once."""
+        """How many layers recorded layer `layer` represents. 1 for −1, which is outside of layers."""
         return 1 if layer < 0 else self.repeats[layer]
 
 
 class LayoutLedgers:
-    """`sizes`: of the dimensions. `e`, `g`: bytes of a parameter and of a number that gradients are added up in."""
+    """The ledgers of a layout's chunks.
+
+    `sizes`: the values of the dimensions. `e`, `g`: bytes of a parameter, and of a number in which gradients are accumulated.
+    """
 
     def __init__(
         self,
@@ -44,9 +47,9 @@ class LayoutLedgers:
         tokens: Tokens | None = None,
         ledgers: Ledgers | None = None,
     ) -> None:
-        """`tokens`: of a model that generates. `ledgers`: those to read, in place of `ledger_store()`.
+        """`tokens`: if the model generates. `ledgers`: where to read ledgers, in place of `ledger_store()`.
 
-        Raises `NotRecordedError` where the store lacks some.
+        Raises `NotRecordedError` with all keys that the store does not have.
         """
         self.model, self.layout, self.workload = model, layout, workload
         recompute, batch, cut = layout.recompute, workload.microbatch_size, slicing(layout.tp, layout.sequence_parallel)
@@ -58,10 +61,10 @@ class LayoutLedgers:
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         self._ledgers = ledger_store() if ledgers is None else ledgers
         if isinstance(self._ledgers, LedgerStore):
-            self._ledgers.check(self.needs())  # so that all that is missing is recorded at once
+            self._ledgers.check(self.needs())  # one error for all keys, so that they are recorded together
 
     def needs(self) -> set[Key]:
-        """Which ledgers."""
+        """The keys of the ledgers that the layout needs."""
         return {(self.structure, part) for part, _ in self.split.chunks}
 
     def chunk(self, number: int) -> Chunk:

@@ -7,21 +7,21 @@ from collections import defaultdict
 from engine.predict.ledger.form import Part
 from engine.spec import LayoutSpec, ModelSpec
 
-Layers = tuple[int, int]  # of an encoder, or of a model that has one stack; and of a decoder
+Layers = tuple[int, int]  # layers of an encoder, or of a model with one stack; layers of a decoder
 
 
 def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
-    """Which part of the model a chunk of those layers is, and how many layers it has of each kind."""
+    """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
     border = model.encoder_layers if model.parts.encoder else model.layers
-    before = len(range(layers.start, min(layers.stop, border)))
-    behind = len(layers) - before
-    ends = bool(model.parts.encoder and before and layers.stop >= border)
-    closes = bool(model.parts.encoder and behind and not last and layers.stop == model.layers)
-    return Part(first, last, min(before, 2), ends, min(behind, 2), closes), (before, behind)
+    encoders = len(range(layers.start, min(layers.stop, border)))
+    decoders = len(layers) - encoders
+    ends = bool(model.parts.encoder and encoders and layers.stop >= border)
+    closes = bool(model.parts.encoder and decoders and not last and layers.stop == model.layers)
+    return Part(first, last, min(encoders, 2), ends, min(decoders, 2), closes), (encoders, decoders)
 
 
 class ChunkSplit:
-    """`chunks`: of each its part and its layers, in the order of the model."""
+    """How a layout splits a model into chunks. `chunks`: the part and the layers of each, in the order of the model."""
 
     def __init__(self, model: ModelSpec, layout: LayoutSpec) -> None:
         last = len(layout.placement) - 1

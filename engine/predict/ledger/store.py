@@ -1,4 +1,4 @@
-"""Where predictions find their ledgers: archives that are shipped, and a folder of those that were recorded since."""
+"""Where predictions find their ledgers: shipped archives, and a folder of ledgers that were recorded on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.predict.ledger.form import Ledger, Part, Structure
 from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder, name_of
 
-ARCHIVES = Path(__file__).parent / "recorded"  # those that are shipped
+ARCHIVES = Path(__file__).parent / "recorded"  # the shipped archives
 _ENGINE = Path(__file__).parents[2]
 _RECORDED = (
     "model", "parallel", "inference.py", "generate.py", "launch/record.py", "launch/record_generation.py", "launch/marks.py",
@@ -20,7 +20,7 @@ _RECORDED = (
 
 
 class NotRecordedError(Exception):
-    """Some ledgers were never recorded. `keys`: which. `engine.launch.recording` records them."""
+    """Some ledgers were never recorded. `keys`: these ledgers. `engine.launch.recording` records them."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self.keys = list(keys)
@@ -28,7 +28,7 @@ class NotRecordedError(Exception):
 
 
 class LedgerStore:
-    """Ledgers that are shipped, in a folder of archives, and those that were recorded since."""
+    """Shipped ledgers, in a folder of archives, and ledgers that were recorded on this machine."""
 
     def __init__(self, archives: Path, recorded: LedgerFolder) -> None:
         self.recorded = recorded
@@ -39,7 +39,7 @@ class LedgerStore:
         return self._shipped(key) or key in self.recorded
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
-        """Raises `NotRecordedError` where it was never recorded."""
+        """The ledger of a part. Raises `NotRecordedError` if it was never recorded."""
         key = structure, part
         if self._shipped(key):
             return self._archives[structure.archive](structure, part)
@@ -48,7 +48,7 @@ class LedgerStore:
         return self.recorded(structure, part)
 
     def check(self, keys: Iterable[Key]) -> None:
-        """Raises `NotRecordedError` for those that are missing."""
+        """Raises `NotRecordedError` with those of `keys` that are missing."""
         if missing := [key for key in keys if key not in self]:
             raise NotRecordedError(missing)
 
@@ -61,12 +61,12 @@ class LedgerStore:
 
 @cache
 def ledger_store() -> LedgerStore:
-    """Shipped ledgers, and those that this user's programs have recorded with the engine and torch that are here."""
+    """Shipped ledgers, and those that this user has recorded with this version of the engine and of torch."""
     return LedgerStore(ARCHIVES, LedgerFolder(Path.home() / ".cache" / "shardscope" / "ledgers" / code_key()))
 
 
 def code_key() -> str:
-    """Names the code that ledgers are recorded from, and the torch that runs it."""
+    """A hash of the code that ledgers are recorded from, and of torch's version."""
     digest = hashlib.sha256(version("torch").encode())
     for name in _RECORDED:
         for path in sorted((_ENGINE / name).glob("*.py")) or [_ENGINE / name]:

@@ -1,4 +1,4 @@
-"""What the names in a ledger are called for people. A name that is missing here is shown as it is: nothing else needs it."""
+"""Words for the names in a ledger, for readers. A name that is missing here is shown as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from engine.predict.ledger.form import RecordedBucket
 from engine.spec import sentence
 
-_KEPT = 4096  # names, the latest
+_KEPT = 4096  # names in the cache
 
 LAYERS = sentence("the layers")
 _BUCKETS = {
@@ -63,7 +63,7 @@ _MESSAGE = sentence("inputs, outputs and their gradients")
 
 @lru_cache(maxsize=_KEPT)
 def in_words(name: str) -> str:
-    """Of a block: "layers.attention: _softmax" is "attention: softmax"."""
+    """The words for a block's name: "layers.attention: _softmax" → "attention: softmax"."""
     if name == "message":
         return _MESSAGE
     module, _, operation = name.rpartition(": ")
@@ -72,10 +72,10 @@ def in_words(name: str) -> str:
 
 
 def module_in_words(path: str) -> str:
-    """Of a module."""
+    """The words for a module's path."""
     return _MODULES.get(path, path)
 
 
 def bucket_in_words(bucket: RecordedBucket) -> str:
-    """Of a bucket."""
+    """The words for a bucket's name."""
     return _BUCKETS.get(bucket.name, bucket.name)

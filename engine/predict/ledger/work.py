@@ -1,4 +1,4 @@
-"""What a pass computes, read from a ledger: for one layout, or for arrays of layouts at once."""
+"""FLOPs, bytes and kernels of an action, read from a ledger: for one layout, or for arrays of layouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.predict.ledger.form import RUNS, Ledger, MicrobatchTrace, Product
 
 @dataclass
 class Work:
-    """Of an action: floating-point operations of matrix products, bytes read and written by operations, kernels launched."""
+    """The work of an action: FLOPs of matrix products, bytes that operations read and write, kernels launched."""
 
     flops: Any = 0
     read: Any = 0
@@ -21,9 +21,12 @@ class Work:
 
 
 def work(ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[Any], sizes: Mapping[str, Any]) -> Work:
-    """What one microbatch's action takes. `repeats`: how often each recorded layer is there; `sizes`: of the dimensions."""
+    """The work of one action of one microbatch.
+
+    `repeats`: how many layers each recorded layer represents. `sizes`: the values of the dimensions.
+    """
     found = Work()
-    for times, number in _happening(trace, action, RUNS, repeats):
+    for times, number in _events_of_kind(trace, action, RUNS, repeats):
         operation = ledger.operations[number]
         found.flops = found.flops + times * _sum(operation.flops, sizes)
         found.read = found.read + times * _sum(operation.read, sizes)
@@ -32,11 +35,11 @@ def work(ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[
     return found
 
 
-def _happening(trace: MicrobatchTrace, action: str, kind: int, repeats: Sequence[Any]) -> Iterator[tuple[Any, int]]:
-    """How often what is there, by its number, of all that happens of one kind."""
+def _events_of_kind(trace: MicrobatchTrace, action: str, kind: int, repeats: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+    """The events of one kind: how often each one is in the action, and its index."""
     for segment in trace.segments(action):
         times = repeats[segment.layer] if segment.layer >= 0 else 1
-        yield from ((times, number) for what, number in segment.events() if what == kind)
+        yield from ((times, number) for event, number in segment.events() if event == kind)
 
 
 def _sum(products: Iterable[Product], sizes: Mapping[str, Any]) -> Any:
