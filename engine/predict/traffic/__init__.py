@@ -1,11 +1,14 @@
-"""Which collective runs where, how often and with how many bytes, equal to what `engine.parallel.comm` counts.
+"""Predicted traffic: each collective and transfer, its number of calls and its bytes, equal to what `engine.parallel.comm`
+counts.
 
-calls       a predicted call, and what it sends
-chunk       what a chunk passes, read from its ledger
-rules       which calls a chunk and a stage make; for one layout or for very many
-step        all calls of one layout
-table       the same as a table
-bulk        what the busiest rank passes, for very many layouts
+calls        a predicted call, and the bytes that it sends
+chunk        the calls of a chunk, read from its ledger
+reductions   how many reductions of a layer's gradients a step has under ZeRO 2 and 3
+rules        the calls of a chunk and of a stage, for one layout or for very many
+step         all calls of one layout
+table        the same as a table
+
+`engine.predict.bulk.traffic` has the traffic of the busiest rank, for very many layouts.
 """
 
 from engine.predict.traffic.calls import WIRE, PredictedCall, wire_bytes

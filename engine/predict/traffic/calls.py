@@ -1,4 +1,4 @@
-"""A predicted call to other ranks: which collective, where, how often, with what payload; and what that sends."""
+"""A predicted communication call: its collective, axis, number of calls and payload, and the bytes on the wire."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from engine.predict.terms import Factor, Term
 from engine.topology import Axis
 
-# What a rank sends under the ring algorithm for n ranks (`engine.parallel.comm`), for people to read.
+# What a rank of n sends under the ring algorithm (`engine.parallel.comm`), as a formula for readers.
 WIRE: dict[str, str] = {
     "all_reduce": "2 (n − 1)/n × payload",
     "reduce_scatter": "(n − 1)/n × payload",
@@ -19,7 +19,7 @@ WIRE: dict[str, str] = {
 
 
 def wire_bytes(collective: str, payload: Any, n: Any) -> Any:
-    """What one call sends, in whole bytes. `payload` and `n`, the ranks of the group, may be arrays."""
+    """Bytes that a rank sends in one call, rounded down. `payload` in bytes; `n`: ranks of the group. Both may be arrays."""
     if collective == "all_reduce":
         return 2 * (n - 1) * payload // n
     if collective == "reduce_scatter":
@@ -29,11 +29,13 @@ def wire_bytes(collective: str, payload: Any, n: Any) -> Any:
 
 @dataclass(frozen=True)
 class PredictedCall:
-    """Calls that are alike: `times` and `payload` (bytes of one) are products. Values may be arrays, of many layouts at once.
+    """A number of equal calls. Values of factors may be arrays, for many layouts at once.
 
-    `between`: the stages of a transfer, or of the tie; otherwise the group is the axis's. `layer`: the recorded layer whose
-    repetitions make as many more of them; −1: none. `reduced`: there are as many for each reduction of the chunk's deferred
-    gradients.
+    times      how many calls: a product
+    payload    bytes of one call: a product
+    between    the two stages of a transfer, or of the all-reduce of tied weights; None: the group is the axis's
+    layer      the index of the recorded layer that makes the calls. Each layer that it represents makes as many. −1: no layer
+    reduced    the calls belong to one reduction of the chunk's deferred weight gradients. Each reduction makes as many
     """
 
     axis: Axis
@@ -48,22 +50,22 @@ class PredictedCall:
 
     @property
     def calls(self) -> Any:
-        """How many."""
+        """The number of calls."""
         return _product(self.times)
 
     @property
     def payload_bytes(self) -> Any:
-        """Of one call."""
+        """The payload of one call."""
         return _product(self.payload)
 
     @property
     def term(self) -> Term:
-        """Payload bytes of all of them, as a sum's term. A factor that is 1 goes without saying."""
+        """The payload bytes of all calls, as a term of a sum. Factors of 1 are left out."""
         factors = tuple(f for f in (*self.times, *self.payload) if f.value != 1)
         return Term(self.name, factors or (Factor("1", 1),))
 
     def often(self, *times: Factor) -> PredictedCall:
-        """So many times as often."""
+        """The same calls, more often by these factors."""
         return replace(self, times=(*self.times, *times))
 
 

@@ -1,4 +1,4 @@
-"""What a chunk passes to other ranks, read from its ledger: without any numbers of a layout."""
+"""The communication of a chunk, read from its ledger. It has dimensions in it, not yet the numbers of a layout."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from engine.predict.ledger.form import (
     RecordedBucket,
 )
 
-_KEPT = 1024  # ledgers, the latest
+_KEPT = 1024  # ledgers in the cache
 
 
-class CallOnce(NamedTuple):
-    """A call that each microbatch makes `times` times in recorded layer `layer`, or −1 outside of layers."""
+class MicrobatchCall(NamedTuple):
+    """A call that each microbatch makes `times` times in recorded layer `layer`. −1: outside of layers."""
 
     layer: int
     phase: str
@@ -33,8 +33,10 @@ class CallOnce(NamedTuple):
 
 
 class BucketUse(NamedTuple):
-    """`deferred`: a schedule that splits backward leaves some of its gradients to W. `gathers`: how often ZeRO 3 gathers its
-    values in one forward pass and in one backward pass.
+    """How a microbatch uses a bucket.
+
+    `deferred`: W computes some of its gradients, where a schedule splits backward. `gathers`: how often ZeRO 3 gathers its values
+    in one forward pass and in one backward pass.
     """
 
     bucket: RecordedBucket
@@ -44,60 +46,63 @@ class BucketUse(NamedTuple):
 
 @dataclass(frozen=True)
 class ChunkTraffic:
-    """`inputs`: bytes of each tensor that a forward receives. Backward sends a gradient of each, as large."""
+    """The communication of a chunk for one microbatch.
 
-    calls: tuple[CallOnce, ...]
+    `inputs`: bytes of each tensor that forward receives. Backward sends a gradient of the same size for each.
+    """
+
+    calls: tuple[MicrobatchCall, ...]
     buckets: tuple[BucketUse, ...]
     inputs: tuple[Product, ...]
 
 
 def trained(ledger: Ledger) -> ChunkTraffic:
-    """In training. Calls of I and W together are those of B."""
-    return _kept(_Same(ledger))
+    """The traffic of a chunk in training. I and W together make the calls of B, so only B is read."""
+    return _trained(_Identity(ledger))
 
 
-class _Same:
-    """A ledger as a key: two are the same if they are one object."""
+class _Identity:
+    """A ledger as a key of a cache. Keys are equal if they hold the same object: to compare ledgers by value is slow."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.ledger is other.ledger
+        return isinstance(other, _Identity) and self.ledger is other.ledger
 
     def __hash__(self) -> int:
         return id(self.ledger)
 
 
 @lru_cache(maxsize=_KEPT)
-def _kept(same: _Same) -> ChunkTraffic:
-    ledger = same.ledger
+def _trained(key: _Identity) -> ChunkTraffic:
+    ledger = key.ledger
     plain, hooked, split = ledger.trace(False, False), ledger.trace(True, False), ledger.trace(True, True)
-    gathers = [_numbers(hooked, action, GATHERS) for action in "FB"]
-    later = _numbers(split, "W", ACCUMULATES)
-    uses = [BucketUse(bucket, n in later, (gathers[0][n], gathers[1][n])) for n, bucket in enumerate(ledger.buckets)]
+    gathers = [_counts(hooked, action, GATHERS) for action in "FB"]
+    deferred = _counts(split, "W", ACCUMULATES)
+    uses = [BucketUse(bucket, n in deferred, (gathers[0][n], gathers[1][n])) for n, bucket in enumerate(ledger.buckets)]
     calls = (*_calls(ledger, plain, "F", "forward"), *_calls(ledger, plain, "B", "backward"))
     return ChunkTraffic(calls, tuple(uses), _inputs(ledger, plain))
 
 
 def generated(ledger: Ledger, trace: str, phase: str) -> ChunkTraffic:
-    """In one pass of generating. `trace`: its name in the ledger."""
+    """The traffic of a chunk in one forward pass of generating. `trace`: the name of the pass in the ledger."""
     found = ledger.traces[trace]
     return ChunkTraffic(tuple(_calls(ledger, found, "F", phase)), (), _inputs(ledger, found))
 
 
-def _numbers(trace: MicrobatchTrace, action: str, kind: int) -> Counter[int]:
-    """How often that happens to what, by its number."""
-    return Counter(number for segment in trace.segments(action) for what, number in segment.events() if what == kind)
+def _counts(trace: MicrobatchTrace, action: str, kind: int) -> Counter[int]:
+    """The number of events of one kind in an action, by the index of their block, bucket, call or operation."""
+    return Counter(number for segment in trace.segments(action) for event, number in segment.events() if event == kind)
 
 
-def _calls(ledger: Ledger, trace: MicrobatchTrace, action: str, phase: str) -> list[CallOnce]:
+def _calls(ledger: Ledger, trace: MicrobatchTrace, action: str, phase: str) -> list[MicrobatchCall]:
     counts = Counter(
-        (segment.layer, number) for segment in trace.segments(action) for what, number in segment.events() if what == CALLS
+        (segment.layer, number) for segment in trace.segments(action) for event, number in segment.events() if event == CALLS
     )
-    return [CallOnce(layer, phase, ledger.calls[number], times) for (layer, number), times in counts.items()]
+    return [MicrobatchCall(layer, phase, ledger.calls[number], times) for (layer, number), times in counts.items()]
 
 
 def _inputs(ledger: Ledger, trace: MicrobatchTrace) -> tuple[Product, ...]:
-    counts = _numbers(trace, INPUTS, ALLOCATES)
+    counts = _counts(trace, INPUTS, ALLOCATES)
     return tuple(ledger.blocks[number].bytes for number, times in counts.items() for _ in range(times))

@@ -1,7 +1,8 @@
-"""How often a step reduces a layer's gradients over dp, where ZeRO does so as soon as they are whole (stages 2 and 3).
+"""How often a step reduces a layer's gradients over dp under ZeRO 2 and 3, which reduce them as soon as they are complete.
 
-After every backward pass, unless the schedule splits it: then a layer is whole when no I of its chunk waits for its W. Passes
-that overlap are added up and reduced together. Numbers of each chunk, from the schedule's record; arguments may be arrays.
+If backward is not split, that is after every backward pass. If it is split, gradients are complete when no I of the chunk still
+waits for its W. The gradients of passes that overlap are accumulated and reduced together. The numbers are in the schedule's
+record.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from engine.spec import SCHEDULE_FACTS, ScheduleName
 
 
 def reductions(name: ScheduleName, pp: Any, microbatches: Any, stage: Any, run: Any) -> Any:
-    """Of a layer whose weights wait for W. `run`: 0 for the chunk on the way down a V, 1 for the one on the way up."""
-    of = SCHEDULE_FACTS[name].reductions
-    return of(pp, microbatches, stage, run) if of else microbatches
+    """Reductions in a step, for a layer whose weight gradients are computed in W. Arguments may be arrays.
+
+    `run`: which chunk of the stage in a V-shaped schedule; 0 is on the way down, 1 on the way up.
+    """
+    rule = SCHEDULE_FACTS[name].reductions
+    return rule(pp, microbatches, stage, run) if rule else microbatches

@@ -1,12 +1,12 @@
-"""Which calls a chunk and a stage make in a step: of one layout or, with arrays for numbers, of very many.
+"""The calls that a chunk and a stage make in a step: for one layout or, with arrays in place of numbers, for very many.
 
-    tensor_parallel     what the layers call for: recorded
-    messages            a tensor at a cut between two stages, and its gradient back
-    data_parallel       gradients added up over the replicas; ZeRO's shards of gradients and of values
-    tie, norm_and_loss  what the optimizer's step needs
+    tensor_parallel     the calls of the layers, from the ledger
+    messages            activations from stage to stage, and their gradients back
+    data_parallel       reduction of gradients over dp; ZeRO's all-gathers of values
+    tie, norm_and_loss  the calls that the optimizer's step needs
 
-Symbols: m microbatches; L layers; e bytes of a number, g of one that gradients are added up in; Ψ numbers of a bucket's
-parameters on a tp rank, Ψ₁ those that tp does not cut; r reductions of a step; n how many.
+Symbols: m microbatches; L layers; e bytes of a number; g bytes of a number in which gradients are accumulated; Ψ the parameters
+of a bucket on a tp rank, Ψ₁ those that tp does not shard; r reductions in a step; n a count.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _ONE = (Factor("1", 1),)
 
 
 class Setting(NamedTuple):
-    """What the calls of layouts depend on. `zero` and `sequence_parallel` are the same in all; the rest may be arrays."""
+    """What the calls of layouts depend on. All layouts have the same `zero` and `sequence_parallel`. The rest may be arrays."""
 
-    sizes: Mapping[str, Any]  # of the dimensions
+    sizes: Mapping[str, Any]  # the values of the dimensions
     tp: Any
     dp: Any
     microbatches: Any
     zero: int
     sequence_parallel: bool
-    e: Factor
-    g: Factor
+    e: Factor  # bytes of a parameter
+    g: Factor  # bytes of a number in which gradients are accumulated
 
     @property
     def m(self) -> Factor:
@@ -47,12 +47,12 @@ class Setting(NamedTuple):
 
     @property
     def parts(self) -> Any:
-        """In how many ZeRO cuts a bucket."""
+        """The number of shards of a bucket."""
         return self.dp if self.zero else 1
 
 
 def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[PredictedCall]:
-    """What the layers call for, in `engine.model` and `engine.parallel.tensor`."""
+    """The calls of the layers, which `engine.model` and `engine.parallel.tensor` make."""
     for layer, phase, call, times in chunk.calls:
         name, payload = _recorded_name(call.name, call.collective, phase), factors(call.payload, setting.sizes)
         axis: Axis = call.axis  # type: ignore[assignment]
@@ -69,7 +69,11 @@ def _recorded_name(module: str, collective: str, phase: str) -> str:
 
 
 def messages(chunk: ChunkTraffic, setting: Setting, between: tuple[int, int], receives: bool) -> Iterator[PredictedCall]:
-    """At the cut before a chunk, whose stage `receives` activations, or whose other side sends them."""
+    """The transfers between a chunk and the chunk before it, which are on two stages.
+
+    `chunk`: the later one, which receives the activations. `receives`: the calls are those of its stage; otherwise they are those
+    of the sender's stage.
+    """
     onward, back = ("recv", "send") if receives else ("send", "recv")
     activations, gradients = (
         sentence("activations at the cut between two stages"),
@@ -82,12 +86,13 @@ def messages(chunk: ChunkTraffic, setting: Setting, between: tuple[int, int], re
 
 
 def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator[PredictedCall]:
-    """Gradients over dp by ZeRO stage, bucket by bucket, and the shards of the values (`engine.parallel.data`).
+    """The reduction of gradients over dp, bucket by bucket, and ZeRO's all-gathers of values (`engine.parallel.data`).
 
-    Under sequence parallelism, what tp does not cut saw its own rows only: its gradients are first added up over tp.
+    Under sequence parallelism a rank sees only its own rows. So gradients of parameters that tp does not shard are first reduced
+    over tp.
     """
-    # Gradients travel as they are added up; with ZeRO 2 and 3, as backward makes them.
-    travels = setting.e if setting.zero >= 2 else setting.g
+    # ZeRO 0 and 1 send accumulated gradients. ZeRO 2 and 3 send the gradients of one backward pass, before they are accumulated.
+    number_bytes = setting.e if setting.zero >= 2 else setting.g
     for use in chunk.buckets:
         bucket, layer = BucketSizes(use.bucket, part, setting.sizes, setting.parts), use.bucket.layer
         deferred = setting.zero >= 2 and use.deferred
@@ -95,16 +100,16 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
         whole = sum((numbers for kept_whole, numbers in bucket.parameters if kept_whole), start=0)
         if setting.sequence_parallel and not (isinstance(whole, int) and whole == 0):
             name = sentence("gradients of what tp does not cut")
-            payload = (Factor("Ψ₁", whole), travels)
+            payload = (Factor("Ψ₁", whole), number_bytes)
             yield PredictedCall("tp", "all_reduce", "backward", name, often, payload, layer=layer, reduced=deferred)
         how, name = "reduce_scatter" if setting.zero else "all_reduce", sentence("gradients, added up over the replicas")
-        yield PredictedCall("dp", how, "backward", name, often, (bucket.size, travels), layer=layer, reduced=deferred)
+        yield PredictedCall("dp", how, "backward", name, often, (bucket.size, number_bytes), layer=layer, reduced=deferred)
         if setting.zero:
             yield from _values(use, bucket, setting)
 
 
 def _values(use: BucketUse, bucket: BucketSizes, setting: Setting) -> Iterator[PredictedCall]:
-    """ZeRO 1 and 2 hand out the new values once a step; ZeRO 3 gathers them for each pass that uses them."""
+    """ZeRO 1 and 2 all-gather the new values once a step. ZeRO 3 all-gathers them for each pass that uses them."""
     shard, layer = (bucket.share, setting.e), use.bucket.layer
     if setting.zero < 3:
         yield PredictedCall("dp", "all_gather", "gather", sentence("new values, for every replica"), _ONE, shard, layer=layer)
@@ -116,7 +121,7 @@ def _values(use: BucketUse, bucket: BucketSizes, setting: Setting) -> Iterator[P
 
 
 def tie(chunk: ChunkTraffic, part: Part, setting: Setting, ends: tuple[int, int]) -> Iterator[PredictedCall]:
-    """The gradient of the token table that both ends of the pipeline hold, of one of them."""
+    """The all-reduce of the tied token table's gradient between the two stages `ends`. `chunk` is the first or the last."""
     for use in chunk.buckets:
         if use.bucket.name.endswith("token"):
             bucket = BucketSizes(use.bucket, part, setting.sizes, setting.parts)
@@ -125,9 +130,9 @@ def tie(chunk: ChunkTraffic, part: Part, setting: Setting, ends: tuple[int, int]
 
 
 def norm_and_loss(setting: Setting, last: bool) -> Iterator[PredictedCall]:
-    """The norm of all gradients, and the loss where it is known, on the `last` chunk's stage.
+    """The all-reduces of the gradient norm and of the loss. `last`: the stage has the last chunk, which knows the loss.
 
-    Without ZeRO every replica has all gradients.
+    Without ZeRO every replica has all gradients, so their norm is not reduced over dp.
     """
     axes: Sequence[Axis] = ("dp", "tp", "pp") if setting.zero else ("tp", "pp")
     for axis in axes:

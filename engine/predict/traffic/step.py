@@ -1,4 +1,4 @@
-"""Every call that the ranks of one layout make in a step, or in a whole generation."""
+"""All communication calls of one layout's ranks, in a training step or in a whole generation."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_
 from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec, WorkloadSpec, sentence
 from engine.topology import Axis
 
-_TOKEN = Factor("8", 8)  # bytes of one
+_TOKEN = Factor("8", 8)  # bytes of a token
 
 
 def calls(spec: RunSpec, stage: int, ledgers: Ledgers | None = None) -> list[PredictedCall]:
-    """Everything that one rank of `stage` passes to others in a step."""
+    """All calls that one rank of `stage` makes in a step."""
     found = Generating(spec, ledgers) if spec.generate.skip_training else Training(spec, ledgers)
     return found.calls(stage)
 
 
 def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, ...]]:
-    """(axis, collective, phase) → what adds up to the payload bytes that the table has for this rank, over its groups."""
+    """(axis, collective, phase) → terms whose sum is the payload bytes of this rank in the table, over all its groups."""
     stage = spec.layout.mesh.coordinate(rank).pp
     found: dict[tuple[Axis, str, str], list[Term]] = {}
     for call in calls(spec, stage):
@@ -35,7 +35,7 @@ def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, .
 
 
 class Training:
-    """The calls of training steps."""
+    """The calls of a training step."""
 
     def __init__(self, spec: RunSpec, ledgers: Ledgers | None = None) -> None:
         self.spec = spec
@@ -47,7 +47,7 @@ class Training:
         )  # fmt: skip
 
     def calls(self, stage: int) -> list[PredictedCall]:
-        """Of a rank of a stage."""
+        """The calls of one rank of `stage`."""
         held = self.ledgers.on(stage)
         found = [call for chunk in held for call in self.of_chunk(chunk)]
         placement = self.spec.layout.placement
@@ -56,27 +56,22 @@ class Training:
             tied = next(chunk for chunk in held if chunk.part.first or chunk.part.last)
             found += tie(trained(tied.ledger), tied.part, self.setting, ends)
         found += norm_and_loss(self.setting, stage == ends[1])
-        return self._there(found)
+        return self._needed(found)
 
     def of_chunk(self, chunk: Chunk) -> list[PredictedCall]:
-        """What a chunk adds to its stage's calls, but for the end of the step."""
+        """The calls of a chunk, without those at the end of the step."""
         traffic = trained(chunk.ledger)
         found = [
             *tensor_parallel(traffic, self.setting),
             *self._messages(chunk),
             *data_parallel(traffic, chunk.part, self.setting),
         ]
-        return self._there(_repeated(chunk, (self._reduced(chunk, call) for call in found)))
+        return self._needed(_repeated(chunk, (self._reduced(chunk, call) for call in found)))
 
-    def _there(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
-        """Of one rank nothing is called for."""
-        return [
-            call for call in found if call.calls and (call.between or self.spec.layout.mesh[call.axis] > 1 or self._over_dp(call))
-        ]
-
-    def _over_dp(self, call: PredictedCall) -> bool:
-        """ZeRO calls for its one replica too, but to add up gradients."""
-        return call.axis == "dp" and call.collective == "all_gather"
+    def _needed(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
+        """Without calls in groups of one rank, which are not made. ZeRO's all-gathers over dp are the exception."""
+        degrees = self.spec.layout.mesh
+        return [call for call in found if call.calls and (call.between or degrees[call.axis] > 1 or _gathers_values(call))]
 
     def _messages(self, chunk: Chunk) -> Iterator[PredictedCall]:
         placement = self.spec.layout.placement
@@ -92,37 +87,41 @@ class Training:
             return call
         layout, m = self.spec.layout, self.spec.workload.microbatches
         stage, run = layout.placement[chunk.number], chunk.number // layout.pp
-        often = int(reductions(layout.schedule, layout.pp, m, stage, run))
-        return replace(call, times=(Factor("m" if often == m else "r", often),))
+        times = int(reductions(layout.schedule, layout.pp, m, stage, run))
+        return replace(call, times=(Factor("m" if times == m else "r", times),))
+
+
+def _gathers_values(call: PredictedCall) -> bool:
+    return call.axis == "dp" and call.collective == "all_gather"
 
 
 def _repeated(chunk: Chunk, found: Iterable[PredictedCall]) -> list[PredictedCall]:
-    """With the layers' repetitions, equal calls as one."""
+    """The calls of all layers, from those of the recorded layers. Equal calls become one."""
     layers: dict[PredictedCall, int] = {}
     for call in found:
-        alike = replace(call, layer=min(call.layer, 0))
-        layers[alike] = layers.get(alike, 0) + chunk.times(call.layer)
+        equal = replace(call, layer=min(call.layer, 0))
+        layers[equal] = layers.get(equal, 0) + chunk.times(call.layer)
     return [call.often(Factor("L" if call.layer >= 0 else "n", count)) for call, count in layers.items()]
 
 
 class Generating:
-    """The calls of a whole generation: the prompt at once (prefill), then each new token but the last (decode)."""
+    """The calls of a whole generation: one pass of the prompt (prefill), then one for each new token but the last (decode)."""
 
     def __init__(self, spec: RunSpec, ledgers: Ledgers | None = None) -> None:
-        self.spec, asked = spec, len(spec.generate.prompt.encode())
+        self.spec, prompt = spec, len(spec.generate.prompt.encode())
         workload = spec.workload
         self.passes = (
-            ("prefill", 1, TokenPass(spec.model, spec.layout, workload.precision, asked, 1, ledgers)),
+            ("prefill", 1, TokenPass(spec.model, spec.layout, workload.precision, prompt, 1, ledgers)),
             ("decode", spec.generate.new_tokens - 1, TokenPass(spec.model, spec.layout, workload.precision, 1, 1, ledgers)),
         )
 
     def calls(self, stage: int) -> list[PredictedCall]:
-        """Of a rank of a stage."""
+        """The calls of one rank of `stage`."""
         return [call.often(Factor("n", times)) for phase, times, one in self.passes if times for call in one.calls(stage, phase)]
 
 
 class TokenPass:
-    """`count` more tokens of each of `batch` sequences go through the model."""
+    """One forward pass of generating: the next `count` tokens of each of `batch` sequences."""
 
     def __init__(
         self, model: ModelSpec, layout: LayoutSpec, precision: Precision, count: int, batch: int, ledgers: Ledgers | None = None
@@ -133,18 +132,18 @@ class TokenPass:
         self.setting = Setting(self.ledgers.sizes, layout.tp, 1, 1, 0, False, self.ledgers.e, self.ledgers.g)
 
     def calls(self, stage: int, phase: str) -> list[PredictedCall]:
-        """Of a rank of a stage."""
+        """The calls of one rank of `stage`."""
         found = []
         for chunk in self.ledgers.on(stage):
             made = tensor_parallel(self._traffic(chunk, phase), self.setting) if self.layout.tp > 1 else ()
-            found += [*_repeated(chunk, made), *self._handed_on(chunk, phase)]
+            found += [*_repeated(chunk, made), *self._transfers(chunk, phase)]
         return [replace(call, payload=(self.batch, *call.payload)) for call in found if call.calls]
 
     def _traffic(self, chunk: Chunk, phase: str) -> ChunkTraffic:
         return generated(chunk.ledger, generating(self.count == 1, False), phase)
 
-    def _handed_on(self, chunk: Chunk, phase: str) -> Iterator[PredictedCall]:
-        """Activations to the next chunk's stage, and the new token from the last chunk's stage back to the first's."""
+    def _transfers(self, chunk: Chunk, phase: str) -> Iterator[PredictedCall]:
+        """Activations between stages, and the new token from the last chunk's stage to the first chunk's."""
         placement = self.layout.placement
         here, last, ends = placement[chunk.number], len(placement) - 1, {placement[0], placement[-1]}
         for number, receives in ((chunk.number, True), (chunk.number + 1, False)):

@@ -1,4 +1,4 @@
-"""Predicted traffic as a table: rows of every rank, equal to what a run counts."""
+"""Predicted traffic as a table: the rows of every rank, equal to what a run counts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from engine.topology import Axis, Mesh
 
 
 def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
-    """Table "traffic" of one steady step of every rank; of the whole generation, where there is no training.
+    """Table "traffic" of every rank for one steady step, or for the whole generation if there is no training.
 
-    Of very many ranks, as `Mesh.listed` has it, and then the names of long groups are cut: the others of a stage pass the same.
-    `ranks`: of these alone, their groups written out. Raises `RequestError` where numbers are too large for a table.
+    A very large layout has rows of the ranks in `Mesh.listed` only. The other ranks of a stage have the same traffic. The names
+    of long groups are then shortened. `ranks`: only these ranks, with full names of groups. Raises `RequestError` if a number is
+    too large for a table.
     """
     layout, mesh = spec.layout, spec.layout.mesh
     label = _Groups(mesh, whole=ranks is not None or mesh.all_listed)
@@ -54,10 +55,10 @@ Row = tuple[Axis, str, str, tuple[int, int] | None]
 
 
 def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int, int]]:
-    """The stage's calls added up as the table has them: calls, payload and wire bytes. A call sends whole bytes."""
+    """The rows of a stage: the sums of calls, payload bytes and wire bytes. The wire bytes of each call are rounded down."""
     mesh, rows = spec.layout.mesh, dict[Row, tuple[int, int, int]]()
     for call in found:
-        # Two stages are the whole axis where there are no others.
+        # If pp is 2, two stages are the whole axis.
         between = call.between if mesh.pp > 2 else None
         key = (call.axis, call.collective, call.phase, between)
         n = 2 if call.between else mesh[call.axis]
@@ -69,16 +70,16 @@ def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int
 
 
 class _Groups:
-    """The table's name of each rank's group, for some ranks of a stage at once."""
+    """The names of groups in the table, for several ranks of a stage at once."""
 
     def __init__(self, mesh: Mesh, whole: bool) -> None:
-        """`whole`: names are written out, however long."""
+        """`whole`: long names are not shortened."""
         self.mesh, self.whole = mesh, whole
-        self._made: dict[tuple[Axis, tuple[int, int] | None, int], str] = {}  # made once for all ranks of a group
+        self._names: dict[tuple[Axis, tuple[int, int] | None, int], str] = {}  # one for all ranks of a group
         self._known: dict[tuple[Axis, tuple[int, int] | None, int], np.ndarray] = {}
 
     def of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None) -> np.ndarray:
-        """`ranks`: those of a stage that have rows."""
+        """The name of each rank's group, (n,). `ranks`: those of a stage that have rows, (n,)."""
         key = axis, between, int(ranks[0])
         if key not in self._known:
             self._known[key] = self._of(axis, ranks, between)
@@ -94,7 +95,8 @@ class _Groups:
 
     def _name(self, axis: Axis, between: tuple[int, int] | None, first: int, step: int, count: int) -> str:
         key = axis, between, first
-        if key not in self._made:
+        if key not in self._names:
             members = range(first, first + step * count, step)
-            self._made[key] = group_name(members, cut=not self.whole and axis != "pp")  # along pp a rank may be any of them
-        return self._made[key]
+            # Along pp, a rank that has rows may be any member of its group. So the name needs all members.
+            self._names[key] = group_name(members, cut=not self.whole and axis != "pp")
+        return self._names[key]
