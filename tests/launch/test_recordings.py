@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 
 from engine import catalog
 from engine.launch.probe import probe
+from engine.launch.record import record
 from engine.launch.recordings import parts, record_all, structures, wanted
 from engine.predict.ledger.form import Ledger
-from engine.predict.ledger.keep import LedgerFolder
+from engine.predict.ledger.keep import LedgerFolder, name_of
 from engine.predict.ledger.layout import LayoutLedgers
+from engine.predict.ledger.store import ARCHIVES, LedgerStore
 from engine.spec import ModelSpec
 from tests.covering import covering
 from tests.predict.random_specs import random_specs
@@ -33,6 +36,17 @@ def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:
         made = probe(structure, part)
         assert set(structure.ones).isdisjoint(made.sizes)
         assert len({*made.sizes.values()}) == len(made.sizes), "each size has one name"
+
+
+def test_what_is_shipped_is_what_the_layers_do_today() -> None:
+    """Some are recorded again. If this fails, the layers have changed since: `make ledgers` records all of them."""
+    keys = [key for key in wanted(catalog.MODELS.values()) if key[0].ones in (("A/G",), ())]
+    random.Random(0).shuffle(keys)
+    some = {(one.family, one.generates, one.slicing, one.precision): (one, part) for one, part in keys}
+    shipped = LedgerStore(ARCHIVES, LedgerFolder(Path("none")))
+    stale = [name_of(*key) for key in some.values() if record(*key) != shipped(*key)]
+    assert len(some) > 30
+    assert not stale
 
 
 def test_what_is_in_the_folder_is_not_recorded_again(tmp_path: Path) -> None:
