@@ -1,4 +1,4 @@
-"""How long the planner takes: GPT-3 175B on 1,024 H100, all layouts weighed, and then the best of them replayed.
+"""How long the planner takes: GPT-3 175B on 1,024 H100, all layouts weighed, and then the best of them simulated.
 
     python -m benchmarks.search [--model gpt3-175b] [--ranks 1024] [--global-batch 1536] [--times 5]
 
@@ -45,8 +45,8 @@ def main() -> None:
         "time of a step, in closed form": lambda: estimate(Cost(shape, MIXED, grid, gpu, Assumptions())),
         "memory, later": lambda: accounting("engine")(shape, MIXED, grid),
         "traffic": lambda: bulk_traffic(shape, MIXED, grid),
-        "all layouts weighed, as one table, later": lambda: search(shape, ranks, gpu, batch, replayed=0),
-        "a later search: the best 20 replayed too": lambda: search(shape, ranks, gpu, batch),
+        "all layouts weighed, as one table, later": lambda: search(shape, ranks, gpu, batch, simulate_best=0),
+        "a later search: the best 20 simulated too": lambda: search(shape, ranks, gpu, batch),
     }
     search(shape, ranks, gpu, batch)
     for name, part in parts.items():

@@ -11,7 +11,7 @@ from engine import catalog
 from engine.command import flags
 from engine.command.output import complain, print_json, print_table, size
 from engine.launch.recording import with_ledgers
-from engine.predict.inference import inference_table, must_write, passed_table
+from engine.predict.inference import inference_table, inference_traffic_table, refuse_no_text
 from engine.predict.memory import Peak, memory
 from engine.predict.run import predict
 from engine.spec import RequestError, RunSpec
@@ -63,10 +63,10 @@ def _inference(spec: RunSpec, sequences: list[int], lengths: list[int], as_json:
     if min(*sequences, *lengths) < 1:
         raise RequestError(f"sequences={sequences} and length={lengths} must be 1 and more")
     model, layout, precision = spec.model, spec.layout, spec.workload.precision
-    must_write(model)
+    refuse_no_text(model)
     held = inference_table(model, layout, precision, sequences, lengths)
     held["total"] = held["parameters"] + held["kv_cache"]
-    sent = None if model.parts.encoder else passed_table(model, layout, precision, sequences, lengths)
+    sent = None if model.parts.encoder else inference_traffic_table(model, layout, precision, sequences, lengths)
     if as_json:
         rows = None if sent is None else _records(sent)
         print_json({"spec": spec.model_dump(mode="json"), "held": _records(held), "sent": rows})

@@ -1,7 +1,7 @@
-"""What a model costs in inference, at any scale: parameters and the cache of keys and values of each rank, and what passes.
+"""Memory and traffic of inference, at any scale: the parameters and the KV cache of each rank, and its communication.
 
-For serving as for the engine's own generation: `batch` sequences at a time through one replica of tp × pp ranks. Symbols as in
-`engine.predict.traffic`; T tokens of a sequence, prompt and answer; G key heads of width D.
+It holds for serving and for the engine's own generation. `batch` sequences at a time go through one replica of tp × pp ranks.
+Symbols are as in `engine.predict.traffic.rules`; T tokens of a sequence, prompt and answer; G key heads of width D.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, Precision, RequestError
 from engine.tables import LARGEST
 
 
-def must_write(model: ModelSpec) -> None:
-    """Raises `RequestError` where the model's family does not generate text."""
+def refuse_no_text(model: ModelSpec) -> None:
+    """Raises `RequestError` if the model's family does not generate text."""
     if model.parts.objective not in ("causal", "seq2seq"):
-        writers = [name for name, family in FAMILIES.items() if family.objective in ("causal", "seq2seq")]
-        told = sentence("{family} does not predict the next token; {others} do", family=model.family, others=", ".join(writers))
-        raise RequestError(told)
+        others = ", ".join(name for name, family in FAMILIES.items() if family.objective in ("causal", "seq2seq"))
+        raise RequestError(sentence("{family} does not predict the next token; {others} do", family=model.family, others=others))
 
 
-def must_be_told(size: int, sequences: int, length: int) -> None:
-    """Raises `RequestError` where so many bytes, of a rank with those sequences, are more than a table can hold."""
+def refuse_too_large(size: int, sequences: int, length: int) -> None:
+    """Raises `RequestError` if `size`, the bytes of a rank with these sequences, is more than a table can hold."""
     if size > LARGEST:
         raise RequestError(
             sentence(
@@ -45,7 +44,7 @@ def must_be_told(size: int, sequences: int, length: int) -> None:
 
 
 def _short(number: int) -> str:
-    """As it is, or as a power of ten: it may be too large for a float."""
+    """The number with all digits, or in exponential form from 10¹² on. It may be too large for a float."""
     text = str(Decimal(number).normalize(Context(prec=3))).lower() if number >= 10**12 else f"{number:,}"
     return text.replace("e+", "e")
 
@@ -67,37 +66,37 @@ def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: i
 
 
 def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int, batch: int, length: int) -> tuple[Term, ...]:
-    """Bytes of keys and values that a rank of `stage` keeps of `batch` sequences of `length` tokens.
+    """Bytes of the KV cache on a rank of `stage`, for `batch` sequences of `length` tokens.
 
-    2 · L · B · T · G/tp · D · e. A decoder with an encoder also keeps the keys and values of the source, S tokens. Models that do
-    not predict the next token keep nothing.
+    2 · L · B · T · G/tp · D · e. A decoder with an encoder also keeps the keys and values of the source's S tokens. Models that
+    do not generate text have no cache.
     """
     split = ChunkSplit(model, layout)
-    wide = (Factor("G/tp", model.key_heads // layout.tp), Factor("D", model.head_width), Factor("e", BYTES_OF[precision]))
+    width = (Factor("G/tp", model.key_heads // layout.tp), Factor("D", model.head_width), Factor("e", BYTES_OF[precision]))
     b, two = Factor("B", batch), Factor("2", 2)
     objective = model.parts.objective
     if objective not in ("causal", "seq2seq"):
         return ()
-    decodes = int(objective == "seq2seq")  # which kind of layers
-    layers = Factor("L", sum(split.chunks[chunk][1][decodes] for chunk in split.on(stage)))
-    own = Term(sentence("keys and values of every token"), (two, layers, b, Factor("T", length), *wide))
-    if not decodes:
+    decoder = int(objective == "seq2seq")  # the index of the decoder in `Layers`
+    layers = Factor("L", sum(split.chunks[chunk][1][decoder] for chunk in split.on(stage)))
+    own = Term(sentence("keys and values of every token"), (two, layers, b, Factor("T", length), *width))
+    if not decoder:
         return (own,)
-    return (own, Term(sentence("keys and values of the source"), (two, layers, b, Factor("S", model.seq), *wide)))
+    return (own, Term(sentence("keys and values of the source"), (two, layers, b, Factor("S", model.seq), *width)))
 
 
 def inference_table(
     model: ModelSpec, layout: LayoutSpec, precision: Precision, batches: list[int], lengths: list[int]
 ) -> pd.DataFrame:
-    """stage, sequences, length, parameters, kv_cache: bytes of one rank of each stage, for every batch and length.
+    """Bytes of one rank of each stage, for every batch and length.
 
-    Raises `RequestError` where that is more than a table can hold.
+    Columns: stage, sequences, length, parameters, kv_cache. Raises `RequestError` if a number is more than a table can hold.
     """
     rows = []
     for stage in range(layout.pp):
         parameters = total(weights(model, layout, precision, stage))
         each = [total(cache(model, layout, precision, stage, 1, length)) for length in lengths]
-        must_be_told(parameters + max(batches) * max(each), max(batches), max(lengths))
+        refuse_too_large(parameters + max(batches) * max(each), max(batches), max(lengths))
         one = np.array(each, np.int64)
         for batch in batches:
             rows.append(
@@ -109,9 +108,9 @@ def inference_table(
 
 
 def most_sequences(model: ModelSpec, layout: LayoutSpec, precision: Precision, length: int, memory: int) -> int:
-    """How many sequences of `length` tokens fit beside the parameters into `memory` bytes of every rank; −1 if those do not fit.
+    """How many sequences of `length` tokens fit into `memory` bytes of each rank, with the parameters. −1 if these do not fit.
 
-    Activations of the tokens under way are left out: in decoding they are one token's.
+    Activations are not counted. In decoding they are those of one token of each sequence.
     """
     room = []
     for stage in range(layout.pp):
@@ -124,13 +123,13 @@ def most_sequences(model: ModelSpec, layout: LayoutSpec, precision: Precision, l
     return min(room, default=0)
 
 
-def passed(
+def inference_traffic(
     model: ModelSpec, layout: LayoutSpec, precision: Precision, batch: int, tokens: int
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """(axis, collective) → calls and wire bytes of the busiest stage's rank, for one pass of `tokens` of each sequence.
+    """(axis, collective) → calls and wire bytes of a rank of the busiest stage, for one pass of `tokens` of each sequence.
 
-    The prompt's length for prefill, 1 for a step of decoding. Receives are left out: they send nothing. For models of one stack:
-    where there is an encoder, it runs once and the decoder alone goes on.
+    `tokens`: the prompt's length for prefill, 1 for a step of decoding. Receives are left out, since they send nothing. Only for
+    models without an encoder: an encoder takes part in the first pass only.
     """
     assert not model.parts.encoder
     mesh = layout.mesh
@@ -149,14 +148,17 @@ def passed(
     return most
 
 
-def passed_table(
+def inference_traffic_table(
     model: ModelSpec, layout: LayoutSpec, precision: Precision, batches: list[int], lengths: list[int]
 ) -> pd.DataFrame:
-    """phase, sequences, tokens, axis, collective, calls, wire_bytes: `passed` for prompts of every length, and for one token."""
+    """`inference_traffic` for prompts of every length, and for one token.
+
+    Columns: phase, sequences, tokens, axis, collective, calls, wire_bytes.
+    """
     rows = [
         (phase, batch, tokens, axis, collective, calls, wire)
         for batch in batches
         for phase, tokens in [*(("prefill", length) for length in lengths), ("decode", 1)]
-        for (axis, collective), (calls, wire) in passed(model, layout, precision, batch, tokens).items()
+        for (axis, collective), (calls, wire) in inference_traffic(model, layout, precision, batch, tokens).items()
     ]
     return pd.DataFrame(rows, columns=["phase", "sequences", "tokens", "axis", "collective", "calls", "wire_bytes"])

@@ -1,4 +1,4 @@
-"""Run a plan against a clock, given how long each action takes."""
+"""The simulation of one plan: when each action runs, given how long each takes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from itertools import accumulate
 import numpy as np
 
 from engine.schedule.actions import Action, Schedule, ScheduleError
-from engine.schedule.waiting import NOTHING, awaited
+from engine.schedule.waiting import NOTHING, dependencies
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
     """One action of one stage, and when it ran.
 
-    `after` is what it went on from, as an index in `replay`'s list: the action before it on its stage or, where it waited longer
-    for another stage, the other end of that message. −1 for a stage's first action.
+    `after`: the action whose end it waited for, as an index in `replay`'s list. That is the action before it on its stage, or the
+    other end of the message if it waited longer for that. −1 for a stage's first action.
     """
 
     stage: int
@@ -28,15 +28,15 @@ class Timed:
 
 
 def replay(schedule: Schedule, duration: Callable[[int, Action], float]) -> list[Timed]:
-    """Run the plan as if each stage had a device of its own, by the executor's own rules of waiting (`waiting.awaited`).
+    """Simulate the plan with one device for each stage, by the executor's rules of waiting (`waiting.dependencies`).
 
-    `duration(stage, action)` is how long an action takes; a send's is the time its message is under way, and a receive takes none
-    beside its wait. Raises `ScheduleError` if the stages end up waiting for each other.
+    `duration(stage, action)` is the time of an action. For a send it is the time until its message arrives. A receive takes no
+    time besides its wait. Raises `ScheduleError` for a deadlock.
     """
     firsts = [0, *accumulate(map(len, schedule.stages))]
     waits = _waits(schedule)
-    seen: list[float | None] = [None] * len(waits)  # when others see each step
-    place = [-1] * len(waits)  # of each step in the list
+    seen: list[float | None] = [None] * len(waits)  # when each step releases the steps that wait for it
+    place = [-1] * len(waits)  # the index of each step in `out`
     clock, position, latest = [0.0] * len(schedule.stages), [0] * len(schedule.stages), [-1] * len(schedule.stages)
     out: list[Timed] = []
     moved = True
@@ -72,22 +72,22 @@ def replay(schedule: Schedule, duration: Callable[[int, Action], float]) -> list
 
 
 def _waits(schedule: Schedule) -> list[int]:
-    """For which other action each waits; numbered stage by stage."""
-    taken, handed, way = [], [], []
+    """The number of the action that each action waits for. Actions are numbered stage by stage."""
+    received, sent, channel = [], [], []
     for stage, actions in enumerate(schedule.stages):
         for action in actions:
             gradient = action.flow == "gradient"
-            sends, takes = action.kind == "send", action.kind == "recv"
-            chunk = action.chunk + (0 if not sends else -1 if gradient else 1)  # a message is named by the chunk that needs it
-            message = 2 * (chunk * schedule.microbatches + action.microbatch) + gradient if sends or takes else NOTHING
-            taken.append(message if takes else NOTHING)
-            handed.append(message if sends else NOTHING)
-            way.append(2 * (stage * len(schedule.stages) + action.peer) + gradient)
-    return awaited(np.array(taken), np.array(handed), np.array(way), schedule.held).tolist()
+            sends, receives = action.kind == "send", action.kind == "recv"
+            receiver = action.chunk + (0 if not sends else -1 if gradient else 1)  # a message is numbered by its receiving chunk
+            message = 2 * (receiver * schedule.microbatches + action.microbatch) + gradient if sends or receives else NOTHING
+            received.append(message if receives else NOTHING)
+            sent.append(message if sends else NOTHING)
+            channel.append(2 * (stage * len(schedule.stages) + action.peer) + gradient)
+    return dependencies(np.array(received), np.array(sent), np.array(channel), schedule.held).tolist()
 
 
 def bubble(timed: Sequence[Timed], pp: int) -> float:
-    """1 − busy time ÷ (pp × makespan) of the pipeline's compute: a share of total time, 0 to 1."""
+    """The bubble: 1 − busy time of all stages ÷ (pp × makespan), counting F, B, I and W. 0 to 1."""
     compute = [t for t in timed if t.action.kind in ("F", "B", "I", "W")]
     makespan = max(t.end for t in compute) - min(t.start for t in compute)
     return 1 - sum(t.end - t.start for t in compute) / (pp * makespan)

@@ -1,8 +1,8 @@
-"""Who waits for whom when a schedule runs: the rules of the executor, for every simulator.
+"""Which step waits for which when a schedule runs: the executor's rules, for every simulator.
 
-A schedule is steps, stage by stage and in the order in which each stage does them. A step begins when its stage's step before
-has ended and the step that it waits for has been seen. What takes a message in is seen where it begins. What hands one on is seen
-when the message has come; its stage goes on at once.
+A schedule is a list of steps, stage by stage, in the order in which each stage runs them. A step begins when the step before it
+on its stage has ended and its dependency has released it. A receive releases its dependents when it begins. A send releases its
+dependents when the message has arrived; its own stage goes on at once.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from numpy.typing import NDArray
 NOTHING = -1
 
 
-def awaited(taken: NDArray[Any], handed: NDArray[Any], way: NDArray[Any], held: int) -> NDArray[Any]:
-    """For which other step each waits, (n,), as its number; `NOTHING` for none, and its own number for what never comes.
+def dependencies(received: NDArray[Any], sent: NDArray[Any], channel: NDArray[Any], held: int) -> NDArray[Any]:
+    """The number of the step that each step waits for, (n,). `NOTHING`: none. Its own number: one that never comes.
 
-    taken    (n,) the number of the message that a step takes in, `NOTHING` for most
-    handed   (n,) the number of the message that a step hands on
-    way      (n,) of a message handed on: the same number for those of one flow from one stage to one other
-    held     how many messages of one way may be under way when the next is handed on
+    received   (n,) the number of the message that a step receives, `NOTHING` for most steps
+    sent       (n,) the number of the message that a step sends, `NOTHING` for most steps
+    channel    (n,) for a send: a number for its flow and its pair of stages. Messages of one channel arrive in order
+    held       how many messages of one channel may be sent and not yet received when the next is sent
 
-    What takes a message in waits for it to be handed on. What hands one on waits until of those before it, on the same way, at
-    most `held` − 1 are still to be taken in.
+    A receive waits for the send of its message. A send waits until at most `held` − 1 earlier messages of its channel have not
+    been received.
     """
-    steps = np.arange(len(taken))
-    takers, senders = np.flatnonzero(taken != NOTHING), np.flatnonzero(handed != NOTHING)
-    messages = 1 + max(taken.max(initial=0), handed.max(initial=0))
-    sender, taker = np.full((2, messages), NOTHING)
-    sender[handed[senders]], taker[taken[takers]] = senders, takers
-    waits = np.full(len(taken), NOTHING)
-    waits[takers] = sender[taken[takers]]
-    order = np.argsort(way[senders], kind="stable")
+    steps = np.arange(len(received))
+    receivers, senders = np.flatnonzero(received != NOTHING), np.flatnonzero(sent != NOTHING)
+    messages = 1 + max(received.max(initial=0), sent.max(initial=0))
+    sender, receiver = np.full((2, messages), NOTHING)
+    sender[sent[senders]], receiver[received[receivers]] = senders, receivers
+    waits = np.full(len(received), NOTHING)
+    waits[receivers] = sender[received[receivers]]
+    order = np.argsort(channel[senders], kind="stable")
     senders = senders[order]
-    same = np.flatnonzero(way[senders[held:]] == way[senders[:-held]])
-    waits[senders[same + held]] = taker[handed[senders[same]]]
-    waiting = np.concatenate([takers, senders[same + held]])
+    same = np.flatnonzero(channel[senders[held:]] == channel[senders[:-held]])
+    waits[senders[same + held]] = receiver[sent[senders[same]]]
+    waiting = np.concatenate([receivers, senders[same + held]])
     lost = waiting[waits[waiting] == NOTHING]
     waits[lost] = steps[lost]
     return waits

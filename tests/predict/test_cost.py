@@ -12,7 +12,7 @@ from engine.devices import DEVICES, DeviceSpec
 from engine.predict.grid import Grid
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
-from engine.predict.speed.cost import AGAIN, COMPUTE, FORWARD, INPUTS, TP, WEIGHTS, Cost, model_flops, recomputed_flops
+from engine.predict.speed.cost import COMPUTE, FORWARD, INPUTS, RECOMPUTE, TP, WEIGHTS, Cost, model_flops, recomputed_flops
 from engine.predict.speed.rates import Assumptions, link
 from engine.predict.speed.step_time import StepTime, durations, estimate, layers_of_stages, simulated
 from engine.predict.timeline import simulate
@@ -50,7 +50,7 @@ def test_a_device_that_only_multiplies_takes_the_models_flops(name: str) -> None
     assert total.sum() * 1e12 == pytest.approx(model_flops(model) * sequences, rel=1e-9)
     halves = total.sum(1)[:, 0]
     assert halves[FORWARD] == pytest.approx(total.sum() / 3)
-    assert halves[AGAIN] == 0
+    assert halves[RECOMPUTE] == 0
     assert halves[INPUTS] > halves[WEIGHTS], "attention's scores have no weights"
 
 
@@ -65,9 +65,9 @@ def test_flops_of_a_gpt_are_those_of_the_paper() -> None:
 
 def test_what_is_computed_again_costs_time_in_backward_only() -> None:
     none, selective, full = (cost(run(recompute=name)).layer()[:, :, 0] for name in ("none", "selective", "full"))
-    assert none[AGAIN].sum() == 0
-    assert 0 < selective[AGAIN].sum() < full[AGAIN].sum()
-    assert full[AGAIN] == pytest.approx(full[FORWARD])
+    assert none[RECOMPUTE].sum() == 0
+    assert 0 < selective[RECOMPUTE].sum() < full[RECOMPUTE].sum()
+    assert full[RECOMPUTE] == pytest.approx(full[FORWARD])
     for other in (selective, full):
         assert other[[FORWARD, INPUTS, WEIGHTS]] == pytest.approx(none[[FORWARD, INPUTS, WEIGHTS]])
 

@@ -6,7 +6,7 @@ import pytest
 
 from engine.catalog import MODELS
 from engine.families import FAMILIES
-from engine.predict.inference import cache, inference_table, most_sequences, passed, weights
+from engine.predict.inference import cache, inference_table, inference_traffic, most_sequences, weights
 from engine.predict.terms import total
 from engine.spec import LayoutSpec, ModelSpec
 from engine.tables import KV_CACHE
@@ -30,7 +30,7 @@ def test_parameters_cache_and_traffic_are_the_measured_ones(runs: Runs, family: 
     sent = result.tables["traffic"].query("collective != 'recv'")
     for phase, tokens, passes in (("prefill", len(test_generation.PROMPT), 1), ("decode", 1, test_generation.NEW - 1)):
         of_a_rank = sent[sent["phase"] == phase].groupby(["axis", "collective", "rank"])[["calls", "wire_bytes"]].sum()
-        for (axis, collective), (calls, wire) in passed(spec.model, spec.layout, "fp32", 1, tokens).items():
+        for (axis, collective), (calls, wire) in inference_traffic(spec.model, spec.layout, "fp32", 1, tokens).items():
             busiest = of_a_rank.loc[axis, collective].sort_values("wire_bytes").iloc[-1]
             assert (calls * passes, wire * passes) == (busiest["calls"], busiest["wire_bytes"]), (phase, axis, collective)
 

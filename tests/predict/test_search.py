@@ -1,4 +1,4 @@
-"""The planner: all layouts that fit the rules, each weighed, the best replayed, the rest refused with the reason."""
+"""The planner: all layouts that fit the rules, each weighed, the best simulated, the rest refused with the reason."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_figures_follow_from_the_step(plan: Plan) -> None:
     assert row["layout"] == f"dp{row['dp']}.tp{row['tp']}.pp{row['pp']}"
 
 
-def test_the_best_were_replayed(plan: Plan) -> None:
+def test_the_best_were_simulated(plan: Plan) -> None:
     """The row's time is that of the simulator, and its spec is what that was asked for."""
     spec = plan.spec(0)
     row = plan.layouts.iloc[0]
@@ -174,14 +174,14 @@ def test_wire_bytes_are_those_of_each_layouts_own_traffic(plan: Plan) -> None:
 
 
 def test_another_account_may_be_asked_for(plan: Plan) -> None:
-    theirs = search(plan.model, 32, A100, 64, account="korthikanti2022", replayed=0)
+    theirs = search(plan.model, 32, A100, 64, account="korthikanti2022", simulate_best=0)
     assert len(theirs.layouts) == len(plan.layouts)
     memory, _ = accounting("korthikanti2022")(plan.model, MIXED, theirs.grid)
     assert theirs.layouts["memory_bytes"].tolist() == memory.tolist()
 
 
 def test_a_large_search_counts_everything_once() -> None:
-    plan = search(catalog.model("gpt3-175b"), 1024, DEVICES["h100-80gb"], 1536, replayed=1)
+    plan = search(catalog.model("gpt3-175b"), 1024, DEVICES["h100-80gb"], 1536, simulate_best=1)
     assert len(plan.layouts) > 50_000
     assert plan.feasible > 1000
     columns = np.stack([getattr(plan.grid, name).astype(np.int64) for name in Grid.__dataclass_fields__])

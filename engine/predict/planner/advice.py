@@ -1,8 +1,8 @@
-"""The checklist for choosing a layout: levers in the order in which they are tried, each with what it would need.
+"""The checklist for choosing a layout: levers in the order in which they are tried, each with the memory that it needs.
 
 It is the practice of the field (Narayanan et al. 2021, section 5, takeaways; Korthikanti et al. 2022): tensor parallelism inside
-a node, pipeline parallelism across nodes, data parallelism for the rest; and what costs little before what costs much.
-It teaches; `engine.predict.planner.search` compares all layouts.
+a node, pipeline parallelism across nodes, data parallelism for the rest. Cheap levers come before expensive ones. The checklist
+is for teaching. `engine.predict.planner.search` compares all layouts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Lever = Literal["replicas", "zero", "recompute", "tensor", "pipeline", "full"]
 
 @dataclass(frozen=True)
 class Try:
-    """One entry of the checklist: a lever, the layout with it, and what its fullest rank would hold."""
+    """One entry of the checklist: a lever, the spec with it, and the memory of its fullest rank."""
 
     lever: Lever
     spec: RunSpec
@@ -29,10 +29,10 @@ class Try:
 
 
 def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -> list[Try]:
-    """What is tried, in order, up to the first that fits; the last is the advice, or too large as well.
+    """The entries that are tried, in order, up to the first that fits. The last one is the advice, unless it is too large too.
 
-    `sequences` is the global batch, and what does not divide it is left out. In bf16, one sequence a microbatch. Raises
-    `RequestError` if every entry is left out.
+    `sequences`: the global batch. Entries whose dp does not divide it are left out. All are in bf16, with one sequence in a
+    microbatch. Raises `RequestError` if every entry is left out.
     """
     tried = []
     for lever, layout in _ladder(model, devices, device.node_size):
@@ -42,7 +42,7 @@ def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -
         workload = WorkloadSpec(microbatches=microbatches, microbatch_size=1, precision="bf16")
         try:
             spec = RunSpec(model=model, layout=layout, workload=workload)
-        except RequestError:  # tp does not divide the heads, or there are more stages than layers: no such entry
+        except RequestError:  # such as tp that does not divide the heads, or more stages than layers
             continue
         needs = int(accounting("engine")(model, workload, Grid.of([spec]))[0][0])
         tried.append(Try(lever, spec, needs, needs <= device.memory_bytes))
@@ -60,7 +60,7 @@ def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -
 
 
 def left_out(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int, last: Try) -> list[tuple[Lever, int]]:
-    """Entries above `last` that `advise` left out because the batch does not divide over their replicas, with these' number."""
+    """The entries before `last` that `advise` left out since their dp does not divide the batch, each with its dp."""
     found = []
     for lever, layout in _ladder(model, devices, device.node_size):
         if (lever, layout) == (last.lever, last.spec.layout):
@@ -71,7 +71,7 @@ def left_out(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int,
 
 
 def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, LayoutSpec]]:
-    """Every entry of the list, cheapest first. A degree doubles as long as there are devices for it."""
+    """Every entry of the checklist, cheapest first. tp, and then pp, doubles as long as there are devices for it."""
     found: list[tuple[Lever, LayoutSpec]] = [("replicas", LayoutSpec(dp=devices))]
     zero = 1 if devices > 1 else 0
     if zero:
@@ -93,7 +93,7 @@ def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, Layo
 
 
 def _split(devices: int, tp: int, pp: int) -> LayoutSpec:
-    """dp takes the rest. With ZeRO 1 where there are replicas, selective recompute, sequence parallelism where there is tp."""
+    """dp is the rest of the devices. Selective recompute; ZeRO 1 if dp > 1; sequence parallelism if tp > 1."""
     dp = devices // (tp * pp)
     return LayoutSpec(dp=dp, tp=tp, pp=pp, zero=1 if dp > 1 else 0, recompute="selective", sequence_parallel=tp > 1)
 

@@ -1,4 +1,4 @@
-"""Every layout of N ranks that fits a model and a batch, as one grid: the rules of `engine.spec.fit`, in bulk."""
+"""Every layout of N ranks that fits a model and a batch, as one grid: the rules of `engine.spec.fit` for arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, ScheduleName, WorkloadSpec, sentence
 from engine.spec.numbers import divisors, either, nearest
 
-_ALONE: ScheduleName = "1f1b"  # with one stage there is nothing to schedule, and one name stands for all
+_ONE_STAGE: ScheduleName = "1f1b"  # with one stage all schedules are the same, so only this one is tried
 MOST = 1_000_000  # ranks, and sequences of a batch
-_LARGEST = {
+_LARGEST = {  # the largest value that each field of a spec takes
     (part, name): next(m.le for m in part.model_fields[name].metadata if hasattr(m, "le"))
     for part, names in ((LayoutSpec, ("dp", "tp", "pp", "chunks")), (WorkloadSpec, ("microbatches", "microbatch_size")))
     for name in names
@@ -25,10 +25,10 @@ _LARGEST = {
 
 
 def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
-    """All layouts of `ranks` ranks that run `global_batch` sequences a step. Raises `RequestError` where there is none.
+    """All layouts of `ranks` ranks that run `global_batch` sequences a step. Raises `RequestError` if there is none.
 
-    Left out is what differs from another in name only: with one stage there is nothing to schedule, and of several numbers of
-    chunks whose largest is equally large, all but the smallest only send more messages.
+    Two kinds are left out. With one stage, schedules do not differ, so there is one. If several numbers of chunks have equally
+    large largest chunks, only the smallest number is tried: more chunks only send more messages.
     """
     wrong = [f"{n}={value:,}" for n, value in (("ranks", ranks), ("global_batch", global_batch)) if not 1 <= value <= MOST]
     if wrong:
@@ -43,19 +43,19 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
 
 
 def _with_levers(model: ModelSpec, bare: Grid) -> Grid:
-    """Each layout with every ZeRO stage, sequence parallelism and recompute that it may have, one behind the other."""
+    """Each layout with every combination of ZeRO stage, sequence parallelism and recompute that fits it."""
     zeros = np.where(fits(model, replace(bare, zero=np.ones_like(bare.zero))), 4, 1)
     sequences = np.where(fits(model, replace(bare, sequence_parallel=np.ones(len(bare), np.bool_))), 2, 1)
     each = zeros * sequences * len(RECOMPUTES)
     of = np.repeat(np.arange(len(bare)), each)
-    number = np.arange(len(of)) - np.repeat(each.cumsum() - each, each)  # among those of its layout
+    number = np.arange(len(of)) - np.repeat(each.cumsum() - each, each)  # of the combination, among those of its layout
     rest, recompute = np.divmod(number, len(RECOMPUTES))
     zero, sequence = np.divmod(rest, sequences[of])
     return replace(bare.take(of), zero=zero, sequence_parallel=sequence > 0, recompute=recompute)
 
 
 def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[int, int]]:
-    """(tp, pp) of the meshes that the model's sizes and the batch allow."""
+    """(tp, pp) of the meshes that fit the model's sizes and the batch."""
     cut = gcd(model.key_heads, model.ffn_width)
     for tp in divisors(gcd(ranks, cut)):
         for pp in divisors(ranks // tp):
@@ -75,7 +75,7 @@ def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
 
 
 def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> list[tuple[int, ...]]:
-    """All of one mesh, without levers: dp, tp, pp, schedule, chunks, microbatch size, microbatches."""
+    """All layouts of one mesh, without levers: dp, tp, pp, schedule, chunks, microbatch size, microbatches."""
     each = global_batch // dp
     orders = [(SCHEDULES.index(name), v) for name in SCHEDULES for v in _chunks(name, model.layers, pp)]
     sizes = [size for size in divisors(each) if size <= _LARGEST[WorkloadSpec, "microbatch_size"]]
@@ -83,9 +83,9 @@ def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> list[
 
 
 def _chunks(name: ScheduleName, layers: int, pp: int) -> list[int]:
-    """How many chunks a stage may have under a schedule."""
+    """The numbers of chunks of a stage that are tried for a schedule."""
     if pp == 1:
-        return [1] if name == _ALONE else []
+        return [1] if name == _ONE_STAGE else []
     if chunks := SCHEDULE_FACTS[name].chunks:
         return [chunks] if chunks * pp <= layers else []
     most = min(layers // pp, _LARGEST[LayoutSpec, "chunks"])
@@ -96,7 +96,7 @@ def _chunks(name: ScheduleName, layers: int, pp: int) -> list[int]:
 
 
 def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
-    """Which layouts have no misfit: the rules of `misfits` that concern a layout and its microbatches. (n,)"""
+    """Which layouts fit, by the rules of `misfits` that are about a layout and its microbatches. (n,)"""
     g, m = grid, grid.microbatches
     both = gcd(model.key_heads, model.ffn_width)
     fine: Any = (both % g.tp == 0) & (g.pp * g.chunks <= model.layers)

@@ -1,6 +1,6 @@
-"""Why the best layout beats the second, and what to change where one does not fit: sentences with their numbers apart.
+"""Why the best layout is faster than the second, and which changes make a layout fit.
 
-A page translates the sentence and puts the numbers in; the command line puts them in as they are.
+A reason is a sentence and its numbers. A page translates the sentence before it inserts the numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from engine.spec import RunSpec, misfits
 
 @dataclass(frozen=True)
 class Reason:
-    """A sentence in English, and the values for what stands in braces in it; a value may be a reason itself.
+    """An English sentence with names in braces, and their values. A value may be a reason itself.
 
-    Catalogs of translations hold the text, so it is a literal wherever a reason is made.
+    The text is the key of the translation catalogs. So it must be written as a literal where a reason is made.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Reason:
 
 
 def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
-    """Why row `first` is faster than row `second`: the difference, and what it is made of, the largest part first."""
+    """Why row `first` is faster than row `second`: the difference, and then its parts, the largest first."""
     rows = plan.layouts.iloc[[first, second]]
     a, b = (label(plan, row) for row in (first, second))
     slow, fast = float(rows["step_s"].iloc[1]), float(rows["step_s"].iloc[0])
@@ -56,7 +56,7 @@ def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
 
 
 def label(plan: Plan, row: int) -> str:
-    """A layout in a few words: its code, and how else it differs from others."""
+    """A layout in a few words: its short form, and its other settings."""
     r = plan.layouts.iloc[row]
     levers = [f"{r['schedule']}" + (f" × {r['chunks']}" if r["chunks"] > 1 else ""), f"microbatch {r['microbatch_size']}"]
     levers += [f"ZeRO {r['zero']}"] if r["zero"] else []
@@ -66,8 +66,8 @@ def label(plan: Plan, row: int) -> str:
 
 
 def _difference(part: str, one: float, other: float) -> Reason:
-    """One part of a step in both layouts. `less` says whether the first has less of it."""
-    # What is left of sums may be a hair less than nothing, and would read "-0.000".
+    """The difference of one part of a step. `one`, `other`: seconds of it in the first and in the second layout."""
+    # Rounding errors may leave a sum slightly below 0, which would be written as "-0.000".
     values = {"one": max(0.0, one), "other": max(0.0, other), "gap": abs(other - one)}
     reasons = {
         "compute": (
@@ -109,7 +109,7 @@ def _difference(part: str, one: float, other: float) -> Reason:
 
 @dataclass(frozen=True)
 class Lever:
-    """One change of a layout: what it does to memory and to time."""
+    """One change of a layout, with the memory and time of the changed layout."""
 
     reason: Reason
     spec: RunSpec
@@ -119,9 +119,9 @@ class Lever:
 
 
 def levers(plan: Plan, spec: RunSpec) -> list[Lever]:
-    """Every single change that needs less memory, cheapest in time first. For a spec of as many ranks and as large a batch."""
+    """Every single change that lowers memory, the fastest layout first. `spec` has the ranks and the batch of `plan`."""
     changes = list(_changes(spec))
-    memory, step = _weigh(plan, [spec, *(changed for _, changed in changes)])
+    memory, step = _memory_and_step(plan, [spec, *(changed for _, changed in changes)])
     found = []
     for (change, changed), need, seconds in zip(changes, memory[1:].tolist(), step[1:].tolist(), strict=True):
         if need >= memory[0]:
@@ -140,13 +140,12 @@ def levers(plan: Plan, spec: RunSpec) -> list[Lever]:
 
 
 def way_to_fit(plan: Plan, spec: RunSpec) -> list[Lever]:
-    """Changes one after the other until the layout fits: each time the one that costs least time for what it saves.
+    """Changes, one after the other, until the layout fits: each time the one with the lowest `_price`.
 
-    A change that is enough on its own comes before one that is not, if it costs no more. Empty if it fits as it is; where
-    nothing is enough, the last one leaves the least.
+    The result is empty if the layout fits already. If no changes make it fit, all of them together leave it as small as possible.
     """
     way: list[Lever] = []
-    memory, step = _weigh(plan, [spec])
+    memory, step = _memory_and_step(plan, [spec])
     need, seconds, have = int(memory[0]), float(step[0]), plan.device.memory_bytes
     while need > have:
         offered = levers(plan, way[-1].spec if way else spec)
@@ -159,9 +158,12 @@ def way_to_fit(plan: Plan, spec: RunSpec) -> list[Lever]:
 
 
 def _price(lever: Lever, need: int, seconds: float, have: int) -> float:
-    """Seconds more for each byte of what is missing that it saves; what is faster besides is the better the faster it is."""
-    more, saved = lever.step_s - seconds, min(need - lever.memory_bytes, need - have)
-    return more / saved if more > 0 else more
+    """Seconds that a change adds for each byte that it saves; bytes beyond those that are needed do not count.
+
+    If a change makes the step faster, the price is the seconds that it adds, which is negative.
+    """
+    added, saved = lever.step_s - seconds, min(need - lever.memory_bytes, need - have)
+    return added / saved if added > 0 else added
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
 
 
 def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
-    """Single changes that may save memory and keep ranks and batch, those that fit together."""
+    """Single changes that may save memory, and keep ranks and batch. Only changes whose result is a valid spec."""
     layout, workload = spec.layout, spec.workload
     offers: list[tuple[Reason, dict[str, Any], dict[str, Any]]] = []
     if not layout.sequence_parallel:
@@ -207,7 +209,7 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
 
 
 def _other_degrees(spec: RunSpec) -> Iterator[tuple[Reason, dict[str, Any], dict[str, Any]]]:
-    """Twice the tp or pp, from dp, from one another or from the microbatches' number."""
+    """Changes that double tp or pp and halve dp, or that double one of tp and pp and halve the other."""
     layout, m = spec.layout, spec.workload.microbatches
     if layout.dp % 2 == 0:
         freed: dict[str, Any] = {"dp": layout.dp // 2} | ({"zero": 0} if layout.dp == 2 else {})
@@ -219,8 +221,8 @@ def _other_degrees(spec: RunSpec) -> Iterator[tuple[Reason, dict[str, Any], dict
         yield Reason("pp={pp} instead, with tp={tp}"), {"pp": layout.pp * 2, "tp": layout.tp // 2}, {}
 
 
-def _weigh(plan: Plan, specs: list[RunSpec]) -> tuple[Any, Any]:
-    """Bytes of each one's fullest rank, and seconds of its step in closed form."""
+def _memory_and_step(plan: Plan, specs: list[RunSpec]) -> tuple[Any, Any]:
+    """Bytes of the fullest rank of each spec, and seconds of its step in closed form. (n,) both"""
     grid = Grid.of(specs)
     memory, _ = accounting(plan.accounting)(plan.model, plan.workload, grid)
     step = estimate(Cost(plan.model, plan.workload, grid, plan.device, plan.assumed)).step

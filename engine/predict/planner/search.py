@@ -1,6 +1,6 @@
-"""The planner: every layout of N devices for a model and a batch, those that fit ranked by the time of a step.
+"""The planner: every layout of N devices for a model and a batch. Layouts that fit are ranked by the time of a step.
 
-All are weighed in closed form; the best are then replayed by the simulator, action by action, and ranked by what that says.
+All layouts are estimated in closed form. The best are then simulated action by action, and ranked by the simulated time.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from engine.predict.papers.accounting import AccountingName, accounting
 from engine.predict.planner.candidates import candidates
 from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.rates import Assumptions
-from engine.predict.speed.step_time import StepTime, estimate, replayed
+from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.schedule import SCHEDULES
 from engine.spec import ModelSpec, RunSpec, WorkloadSpec
 from engine.topology import AXES_BY_FREQUENCY, Mesh
 
-MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # what is planned for, unless told otherwise
-_REPLAYED = 20  # so many of the best
+MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # the default workload of a search
+_SIMULATED = 20  # layouts; the best by the closed form
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search found. Row i of `layouts` is entry i of `grid` and of `step_time`."""
+    """The result of a search. Row i of `layouts` is entry i of `grid` and of `step_time`."""
 
     model: ModelSpec
-    workload: WorkloadSpec  # all that a layout does not change
+    workload: WorkloadSpec  # microbatches and their size are the layout's
     ranks: int
     global_batch: int
     device: DeviceSpec
@@ -48,19 +48,19 @@ class Plan:
 
     @property
     def feasible(self) -> int:
-        """How many fit; they are the first rows."""
+        """The number of layouts that fit. They are the first rows."""
         return int(self.layouts["fits"].sum())
 
     @property
     def missed(self) -> int | None:
-        """The fastest layout that does not fit, if it is faster than every one that does."""
-        late = self.layouts["step_s"].to_numpy()[self.feasible :]
-        if not len(late) or (self.feasible and late.min() >= self.layouts["step_s"].iloc[0]):
+        """The row of the fastest layout that does not fit, if it is faster than every layout that fits; else None."""
+        too_large = self.layouts["step_s"].to_numpy()[self.feasible :]
+        if not len(too_large) or (self.feasible and too_large.min() >= self.layouts["step_s"].iloc[0]):
             return None
-        return self.feasible + int(late.argmin())
+        return self.feasible + int(too_large.argmin())
 
     def spec(self, row: int) -> RunSpec:
-        """What to run for that row."""
+        """The spec that runs the layout of a row."""
         return self.grid.spec(row, self.model, self.workload)
 
 
@@ -72,30 +72,32 @@ def search(
     workload: WorkloadSpec = MIXED,
     assumed: Assumptions | None = None,
     account: AccountingName = "engine",
-    replayed: int = _REPLAYED,
+    simulate_best: int = _SIMULATED,
 ) -> Plan:
-    """Weigh all layouts of `ranks` devices for `global_batch` sequences a step. Raises `RequestError` where there are none.
+    """Estimate all layouts of `ranks` devices for `global_batch` sequences a step. Raises `RequestError` if there are none.
 
-    `workload` says what a layout does not: precision, optimizer and the like. Columns of `layouts`, first those that fit by
-    step time, then the others by memory:
+    `workload`: precision, optimizer and other settings that a layout does not have. `account`: whose formulas for memory.
+    `simulate_best`: how many of the best layouts are simulated.
+
+    In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
         layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute   as in a spec
-        memory_bytes, fullest_stage   of the fullest rank, by the account asked for
+        memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
         step_s, bubble                seconds of a step; idle share of the pipeline's total time
         tokens_per_second             of all devices together
-        tflops_per_device, mfu        model FLOPs, nothing computed again counted, a second and device; as a share of the peak
+        tflops_per_device, mfu        model TFLOP/s of a device, without recompute; the same ÷ the peak
         tp_bytes, pp_bytes, dp_bytes  wire bytes of the busiest rank in a step
-        fits, reason                  whether it fits the device's memory; if not, by how much
-        pareto                        among those that fit: no other is faster in as little memory
+        fits, reason                  whether it fits the device's memory; if not, by how much it is too large
+        pareto                        it fits, and no layout with at most as much memory is faster
 
-    Columns of text are categories, as few texts are distinct.
+    Columns of text are categories, since there are few different texts.
     """
     assumed = assumed or Assumptions()
-    with _uncollected():
+    with _without_garbage_collection():
         grid = candidates(model, ranks, global_batch)
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
-        times, order = _refined(cost, estimate(cost), memory, replayed)
+        times, order = _refined(cost, estimate(cost), memory, simulate_best)
         wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False).items()}
         grid, times, memory, stage = grid.take(order), times.take(order), memory[order], stage[order]
         layouts = _table(model, grid, times, memory, stage, wire, device, workload, global_batch)
@@ -103,33 +105,34 @@ def search(
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the collector of reference cycles, which would go through all that the process holds again and again.
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector.
 
-    A search makes very many small things that are gone when it ends, nearly all of them without a cycle.
+    A search makes very many small objects, which would make the collector scan the whole process again and again. Nearly none of
+    them are in a cycle, so they are freed without it.
     """
-    collects = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if enabled:
             gc.enable()
 
 
 def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
-    """Of some rows so many first ones, by step time and of equals by memory."""
+    """The first `most` of some rows, sorted by step time. Rows with equal times are sorted by memory."""
     if most < len(rows):
         rows = rows[step[rows] <= np.partition(step[rows], most)[most]]
     return rows[np.lexsort((memory[rows], step[rows]))][:most]
 
 
 def _refined(cost: Cost, times: StepTime, memory: Whole, most: int) -> tuple[StepTime, Any]:
-    """The times with the best replayed, and the order: first those that fit by step time and of equals by memory, then the
-    others by memory. What the closed form had wrong is put down to idling.
+    """The times, simulated for the best layouts, and the order of the rows as in `search`.
 
-    The first `most` of those that fit are replayed; then, as some fall behind others, those that come to stand among the first
-    half as many, until all of these were or as many again.
+    The first `most` layouts that fit are simulated. Then the order may change. So layouts that are now among the first `most` ÷ 2
+    are simulated too, until all of these are, or 2 × `most` layouts were simulated. The difference between the simulated time and
+    the closed form is added to `idle`.
     """
     step, bubble = times.step.copy(), times.bubble.copy()
     fits = memory <= cost.device.memory_bytes
@@ -137,7 +140,7 @@ def _refined(cost: Cost, times: StepTime, memory: Whole, most: int) -> tuple[Ste
     due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
         specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
-        step[due], bubble[due] = np.array(replayed(specs, cost.device, cost.assumed)).T
+        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed)).T
         done.update(due)
         due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
     order = np.append(_ranked(step, memory, fitting, len(fitting)), others[np.argsort(memory[others], kind="stable")])
@@ -171,22 +174,22 @@ def _table(
         **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
         "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
     }  # fmt: skip
-    return pd.DataFrame(columns, copy=False)  # one array serves the table, the grid and the times
+    return pd.DataFrame(columns, copy=False)  # the table shares its arrays with the grid and the times
 
 
 def _codes(grid: Grid) -> Any:
-    """The short form of each layout; few are distinct."""
+    """The short form of each layout. There are few different ones."""
     degrees = grid.degrees
-    first, which = distinct(*(degree for axis, degree in degrees.items() if axis != "dp"))  # dp is what they leave of the ranks
+    first, which = distinct(*(degree for axis, degree in degrees.items() if axis != "dp"))  # the others and the ranks give dp
     meshes = [Mesh({axis: int(degree[i]) for axis, degree in degrees.items()}) for i in first]
     return pd.Categorical.from_codes(which, pd.Index([mesh.code for mesh in meshes]))
 
 
 def _reasons(memory: Whole, fits: Any, have: int) -> Any:
-    """Why a layout does not fit, with the arithmetic; empty where it does. Few tenths of GiB are distinct."""
+    """Why each layout does not fit, with the arithmetic; empty if it fits. In tenths of GiB there are few different texts."""
     missing = ~fits
     need = memory[missing]
-    # Products and quotients are exact, and an even tenth is taken of two as near: so tenths are what would be written.
+    # This rounds as formatting with one decimal does: the division by a power of two is exact, and ties go to the even digit.
     tenths, more = (np.rint(size * 10 / 2**30).astype(np.int64) for size in (need, need - have))
     first, which = distinct(tenths, more)
     needed, lacking = tenths[first].tolist(), more[first].tolist()
@@ -199,7 +202,7 @@ def _reasons(memory: Whole, fits: Any, have: int) -> Any:
 
 
 def _pareto(memory: Whole, fits: Any) -> Any:
-    """Sorted by time: who needs less memory than everyone faster."""
+    """Whether each layout needs less memory than every faster one. `memory` is sorted by step time, layouts that fit first."""
     count = int(fits.sum())
     out = np.zeros(len(memory), np.bool_)
     if count:

@@ -1,11 +1,10 @@
-"""Which layouts hold a model for inference on N devices, how many sequences at a time, and how fast they answer.
+"""Layouts for inference of a model on N devices: whether they fit, how many sequences at a time, and how fast a token is.
 
-Nothing but parameters and the cache of keys and values is kept, so what limits a layout is memory, and what limits a token is how
-fast both are read (Pope et al. 2022, Efficiently Scaling Transformer Inference, section 2). Each replica has its own sequences; a
-pipeline's stages work at different ones, a pp-th of them at a time.
+A rank holds only parameters and the KV cache. So memory limits a layout, and the time to read both limits a token (Pope et al.
+2022, Efficiently Scaling Transformer Inference, section 2). Each replica has its own sequences. The stages of a pipeline work on
+different sequences, each on 1/pp of them at a time.
 
-Times are those of the answer's tokens. The prompt is read once, before the first of them, and by the encoder where there is one:
-its time is not counted here.
+Times are of decoding, token by token. The time of prefill is not counted, nor that of an encoder, which runs once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
-from engine.predict.inference import cache, most_sequences, must_be_told, must_write, weights
+from engine.predict.inference import cache, most_sequences, refuse_no_text, refuse_too_large, weights
 from engine.predict.ledger.layout import Chunk, LayoutLedgers
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.planner.candidates import MOST
@@ -47,23 +46,23 @@ def serving(
     precision: Precision = "bf16",
     assumed: Assumptions | None = None,
 ) -> pd.DataFrame:
-    """Every dp × tp × pp of `ranks` devices, those that fit first and of these the fastest. Raises `RequestError`.
+    """Every dp × tp × pp of `ranks` devices. Those that fit come first, the fastest at the top. Raises `RequestError`.
 
-    `length`: tokens of a sequence, prompt and answer. `sequences`: at a time on all replicas together; None means as many as fit.
-    Columns:
+    `length`: tokens of a sequence, prompt and answer. `sequences`: how many at a time, on all replicas together; None means as
+    many as fit. Columns:
 
         layout, dp, tp, pp
-        parameters_bytes, cache_bytes    of the fullest rank; of one sequence there
-        most_sequences, sequences        that fit, and that are assumed under way, on all replicas together
-        memory_bytes                     of the fullest rank, with those sequences
-        token_s, tokens_per_second       between two tokens of one sequence; of all sequences together
-        fits, reason                     whether the device's memory holds it; if not, by how much
+        parameters_bytes, cache_bytes    the largest parameters of a rank; the largest KV cache of one sequence on a rank
+        most_sequences, sequences        how many fit; how many there are; on all replicas together
+        memory_bytes                     of the fullest rank, with these sequences
+        token_s, tokens_per_second       seconds between two tokens of one sequence; of all sequences together
+        fits, reason                     whether it fits the device's memory; if not, by how much it is too large
     """
     if ranks < 1 or length < 1 or (sequences is not None and sequences < 1):
         raise RequestError(f"ranks={ranks}, length={length} and sequences={sequences} must be 1 and more")
     if ranks > MOST:
         raise RequestError(f"ranks={ranks:,} must be from 1 to {MOST:,}")
-    must_write(model)
+    refuse_no_text(model)
     asked = _Question(model, device, assumed or Assumptions(), precision, length)
     rows = [_row(asked, layout, sequences) for layout in _layouts(model, ranks)]
     if not rows:
@@ -92,7 +91,7 @@ def _row(asked: _Question, layout: LayoutSpec, sequences: int | None) -> dict[st
     most = most_sequences(model, layout, precision, asked.length, device.memory_bytes)
     each = max(1, most) if sequences is None else -(-sequences // layout.dp)
     need = max(parameters + each * one for parameters, one in zip(held, kept, strict=True))
-    must_be_told(need, each, asked.length)
+    refuse_too_large(need, each, asked.length)
     fits = need <= device.memory_bytes
     wait = _token(asked, layout, kept, each)
     under_way = each * layout.dp if sequences is None else sequences
@@ -113,11 +112,12 @@ def _missing(need: int, sequences: int, device: DeviceSpec) -> str:
 
 
 def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int) -> float:
-    """Seconds from one token of a sequence to its next: through every stage, or until the others' turns are over.
+    """Seconds from one token of a sequence to its next: the sum of all stages, or groups × the slowest stage, if that is longer.
 
-    A stage reads its parameters once for the sequences at hand, and their cache; or multiplies, if that takes longer: 2 FLOPs a
-    parameter, and for each token of the cache 4 · A/tp · D a layer, Q·Kᵀ and P·V. Over tp there are two all-reduces a layer,
-    three with cross-attention. The stages of an encoder have nothing to do, and those of the decoder take turns without them.
+    The sequences are divided into a group for each stage, and a stage works on one group at a time. It takes the longer of two
+    times. One is reading its parameters and the group's KV cache. The other is the FLOPs: for each sequence 2 a parameter, and 4
+    · A/tp · D a layer for each token in the cache (Q·Kᵀ and P·V). Then there are two all-reduces over tp a layer, three with
+    cross-attention. Stages with only encoder layers have nothing to do and are left out.
     """
     model = asked.model
     spec = RunSpec(model=model, layout=layout, workload=WorkloadSpec(precision=asked.precision))
@@ -125,26 +125,26 @@ def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int
     ledgers = LayoutLedgers(model, layout, WorkloadSpec(precision=asked.precision))
     chunks = [chunk for stage in range(layout.pp) for chunk in ledgers.on(stage)]
     decoding = [chunk for chunk in chunks if chunk.layers[1] or not model.parts.encoder]
-    at_hand = -(-sequences // len(decoding))
-    one = at_hand * model.hidden * cost.bytes  # bytes of one token's activations
-    sums, message = float(cost.tp.all_reduce(one)[0]), float(cost.pp.message(one)[0])
+    group = -(-sequences // len(decoding))
+    activations = group * model.hidden * cost.bytes  # bytes; one token of each sequence
+    reduction, message = float(cost.tp.all_reduce(activations)[0]), float(cost.pp.message(activations)[0])
     stages = []
     for chunk in decoding:
         read = _parameters_read(ledgers, chunk)
         layers, attentions = (chunk.layers[1], 2) if model.parts.encoder else (chunk.layers[0], 1)
         remembered = asked.length + (model.seq if model.parts.encoder else 0)
         scores = 4 * layers * remembered * model.heads // layout.tp * model.head_width
-        moved = read * cost.bytes + at_hand * kept[layout.placement[chunk.number]]
-        work = max(moved / cost.bandwidth, at_hand * (2 * read + scores) / cost.flops)
-        stages.append(work + layers * (attentions + 1) * sums + message)
+        moved = read * cost.bytes + group * kept[layout.placement[chunk.number]]
+        work = max(moved / cost.bandwidth, group * (2 * read + scores) / cost.flops)
+        stages.append(work + layers * (attentions + 1) * reduction + message)
     return max(sum(stages), min(len(decoding), sequences) * max(stages))
 
 
 def _parameters_read(ledgers: LayoutLedgers, chunk: Chunk) -> int:
-    """Those on one tp rank that the next token is multiplied by: of the decoder's layers, if there is an encoder, and the head's.
+    """The parameters of a chunk on one tp rank that the next token is multiplied by: those of its layers, and of the head.
 
-    Of the table that embeds, and of positions, it takes a row; and the encoder's output was turned into keys and values when the
-    prompt was read.
+    Of the embedding tables a token needs only a row. With an encoder, only decoder layers count, without the projections of the
+    encoder's output to keys and values: their results are in the KV cache since prefill.
     """
     model, read = ledgers.model, 0
     encoders = chunk.part.recorded[0] if model.parts.encoder else 0

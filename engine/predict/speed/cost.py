@@ -1,16 +1,17 @@
-"""How long a device takes for what a stage does: the passes of one microbatch, layer by layer, for many layouts at once.
+"""Seconds of the passes of one microbatch through a stage, layer by layer, for many layouts at once.
 
-A matrix product takes its 2·r·k·n FLOPs at the part of the precision's peak that is reached, or its operands' bytes at the
-memory's, whichever is longer (Williams et al. 2009, the roofline). In fp32 nothing is rounded to TF32, as torch does by default;
-what attention's products reach is measured in 16 bits and taken for fp32 too. What is not a product takes the bytes that it reads
-and writes; how many times which tensor passes is counted below, with neighbouring elementwise steps in one kernel (Narayanan et
-al. 2021, SC21, section 4.2).
+A matrix product (r × k)·(k × n) takes the longer of two times (roofline, Williams et al. 2009): its 2·r·k·n FLOPs at the reached
+FLOP/s of the precision, or the bytes of its operands and result at the reached memory bandwidth. fp32 is not rounded to TF32, as
+in torch by default. The efficiency of attention's products is measured in 16 bits and used for fp32 too. All other operations
+take the bytes that they read and write. The constants below count how often each tensor is read or written. Neighbouring
+elementwise operations count as one kernel (Narayanan et al. 2021, SC21, section 4.2).
 
-Times are arrays (4, 3, n): by `FORWARD`, `AGAIN` (what is computed a second time), `INPUTS` and `WEIGHTS` (the two halves of the
-backward pass, each as many FLOPs as the forward where products have weights); by `COMPUTE`, `TP` and `DP`; by layout.
+Times are arrays (4, 3, n). The first axis is the kind of pass: `FORWARD`; `RECOMPUTE`, the forward that backward runs again;
+`INPUTS` and `WEIGHTS`, the two halves of backward. Each half has as many FLOPs as forward for products with weights. The second
+axis is `COMPUTE`, `TP` and `DP`. The third is the layout.
 
-Symbols: b sequences of s tokens, r = b·s rows, h hidden, q heads × width of a head, k the same of key heads, f the MLP's width,
-a heads, V vocabulary, e bytes a number, t = tp.
+Symbols: b sequences of s tokens, r = b·s rows, h hidden, q heads × width of a head, k key heads × width of a head, f the MLP's
+width, a heads, V vocabulary, e bytes a number, t = tp.
 """
 
 from __future__ import annotations
@@ -28,34 +29,36 @@ from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.speed.rates import Assumptions, Link, Real, link
 from engine.spec import ModelSpec, WorkloadSpec
 
-FORWARD, AGAIN, INPUTS, WEIGHTS = range(4)
+FORWARD, RECOMPUTE, INPUTS, WEIGHTS = range(4)
 COMPUTE, TP, DP = range(3)
 
-# How often a tensor passes through memory, forward and backward, in this engine's own operations (engine/model, one kernel each).
-# r × h for each block: norm 2 (5 back: its input for the parameters as well), bias 2 (1), residual 3 (3)
+# How often a tensor is read or written, in (forward, backward), by this engine's own operations (engine/model, one kernel each).
+# Comments give the share of each operation, with backward's in parentheses.
+# r × h for each block: norm 2 (5: its input is read again for the parameters' gradient), bias 2 (1), residual 3 (3)
 _HIDDEN = (7, 9)
-# b·a × s × s for each attention: written, scaled 2, masked 2, softmax 2 (3 back), read (and for three products)
+# b·a × s × s for each attention: write the scores 1, scale 2, mask 2, softmax 2 (3), read 1 (backward reads for three products)
 _SCORES = (8, 11)
-# r × f: the nonlinearity; with a gate its product as well (back: joined with its other half)
+# r × f: the nonlinearity; with a gate also the product with it (backward also concatenates the two gradients)
 _MLP = {False: (2, 3), True: (5, 12)}
-# r × q for each attention: the heads apart and together again
+# r × q for each attention: splitting into heads and joining them again
 _HEADS = (4, 6)
-# r × (q + k): turned, in fp32 between
+# r × (q + k): rotation, with an fp32 intermediate
 _ROTARY = (4, 4)
-# r × V in fp32: made 1.5, largest 1, less it 2, exponential 2, sum 1, softmax 2; back: hit and scaled, made 16 bits
+# r × V in fp32: conversion to fp32 1.5, maximum 1, subtraction 2, exponential 2, sum 1, softmax 2 (subtract 1 at the target,
+# scale, convert to 16 bits)
 _LOGITS = (10, 4)
 
 
 @dataclass(frozen=True)
 class HeldParameters:
-    """What one rank of a stage holds, for each layout. (n,) each"""
+    """The parameters that one rank of a stage holds, for each layout. (n,) each"""
 
     parameters: Real
-    buckets: Any  # the runs of parameters that dp reduces and gathers in one call
+    buckets: Any  # how many; each is reduced and gathered over dp in one call
 
 
 class Cost:
-    """Seconds of one microbatch, for each layout of a grid."""
+    """Seconds of the passes of one microbatch, for each layout of a grid."""
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> None:
         self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
@@ -65,7 +68,7 @@ class Cost:
         self.bandwidth = device.memory_bandwidth * assumed.memory_efficiency
         self.t = grid.tp.astype(np.float64)
         self.b = grid.microbatch_size.astype(np.float64)
-        self.cut = np.where(grid.sequence_parallel, self.t, 1.0)  # in so many parts are the rows outside of the blocks
+        self.cut = np.where(grid.sequence_parallel, self.t, 1.0)  # over how many ranks the rows between the blocks are sharded
         self.full = grid.recompute == RECOMPUTES.index("full")
         self.selective = grid.recompute == RECOMPUTES.index("selective")
 
@@ -81,18 +84,18 @@ class Cost:
     def pp(self) -> Link:
         return link(self.grid, "pp", self.device, self.assumed)
 
-    def part(self, which: Any) -> Cost:
-        """That of some of the layouts."""
+    def take(self, which: Any) -> Cost:
+        """The cost of the layouts that an index, a slice or a mask selects."""
         return Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed)
 
-    def none(self) -> Real:
+    def zeros(self) -> Real:
         return np.zeros((4, 3, len(self.grid)))
 
     # ------------------------------------------------------------------------------------------------------------ a layer
 
     def layer(self, cross: bool = False) -> Real:
-        """One layer; `cross`: of a decoder that attends to an encoder's output. (4, 3, n)"""
-        model, t, out = self.model, self.t, self.none()
+        """Seconds of one layer. `cross`: a decoder layer with cross-attention. (4, 3, n)"""
+        model, t, out = self.model, self.t, self.zeros()
         rows = self.b * model.rows
         queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
         inner = model.ffn_width * (2 if model.parts.inner == "swiglu" else 1)
@@ -102,27 +105,27 @@ class Cost:
             out[[FORWARD, INPUTS, WEIGHTS], COMPUTE] += self._product(rows, inputs, outputs, parts)
         gated = model.parts.inner == "swiglu"
         for back, kind in ((0, FORWARD), (1, INPUTS)):
-            around = _HIDDEN[back] * (3 if cross else 2) * model.hidden / self.cut
-            within = _MLP[gated][back] * model.ffn_width + _HEADS[back] * queries * (2 if cross else 1)
-            within += _ROTARY[back] * (queries + keys) if model.parts.position == "rotary" else 0
-            out[kind, COMPUTE] += rows * (around + within / t) * self.bytes / self.bandwidth
+            between_blocks = _HIDDEN[back] * (3 if cross else 2) * model.hidden / self.cut
+            in_blocks = _MLP[gated][back] * model.ffn_width + _HEADS[back] * queries * (2 if cross else 1)
+            in_blocks += _ROTARY[back] * (queries + keys) if model.parts.position == "rotary" else 0
+            out[kind, COMPUTE] += rows * (between_blocks + in_blocks / t) * self.bytes / self.bandwidth
         causal = model.parts.objective == "causal"
         for kind in (FORWARD, INPUTS):
             out[kind, COMPUTE] += self._attention(causal, kind) + (self._attention(False, kind) if cross else 0.0)
         self._collectives(out, blocks=3 if cross else 2)
-        out[AGAIN] = np.where(self.full, out[FORWARD], 0.0)
-        out[AGAIN, COMPUTE] += np.where(self.selective, self._attention(causal, FORWARD) * (2 if cross else 1), 0.0)
+        out[RECOMPUTE] = np.where(self.full, out[FORWARD], 0.0)
+        out[RECOMPUTE, COMPUTE] += np.where(self.selective, self._attention(causal, FORWARD) * (2 if cross else 1), 0.0)
         return out
 
     def _product(self, rows: Any, inputs: Any, outputs: Any, parts: Any) -> Real:
-        """(rows, inputs) × (inputs, outputs), of which each rank does one of `parts`. Its three products are of one size."""
+        """Seconds of (rows, inputs) × (inputs, outputs), sharded over `parts` ranks; also of each product of backward. (n,)"""
         moved = (rows * (inputs + outputs) + inputs * outputs) / parts * self.bytes
         return np.maximum(2 * rows * inputs * outputs / parts / self.flops, moved / self.bandwidth)
 
     def _attention(self, causal: bool, kind: int) -> Real:
-        """Q·Kᵀ, softmax, P·V of one layer: 4·b·s²·q FLOPs forward and twice as many backward.
+        """Seconds of Q·Kᵀ, softmax and P·V of one layer: 4·b·s²·q FLOPs in forward, twice as many in backward. (n,)
 
-        Relative positions have one product more, of twice the length. Fused, backward computes the scores again.
+        Relative positions add one product with 2·s distances. With fused attention, backward computes the scores again.
         """
         model, back = self.model, kind != FORWARD
         pairs = self.b * model.rows * model.seq
@@ -131,26 +134,28 @@ class Cost:
         rate = self.device.peak(self.workload.precision) * self.assumed.attention_efficiency
         if self.assumed.fused_attention:
             return flops * (2.5 if back else 1.0) * (0.5 if causal else 1.0) / rate
-        passing = _SCORES[back] * pairs * model.heads / self.t * self.bytes
-        return flops * (2 if back else 1) / rate + passing / self.bandwidth
+        moved = _SCORES[back] * pairs * model.heads / self.t * self.bytes
+        return flops * (2 if back else 1) / rate + moved / self.bandwidth
 
     def _collectives(self, out: Real, blocks: int) -> None:
-        """Over tp, for each block and pass an all-reduce; under sequence parallelism an all-gather and a reduce-scatter instead,
-        and one all-gather more for the weights' gradient (Korthikanti et al. 2022, section 4.2.2).
+        """Add the collectives over tp: an all-reduce for each block, in forward and in backward.
+
+        Under sequence parallelism it is an all-gather and a reduce-scatter, and one more all-gather for the weights' gradient
+        (Korthikanti et al. 2022, section 4.2.2).
         """
         size = self.b * self.model.rows * self.model.hidden * self.bytes
-        shown = 1 - self.assumed.tp_overlap
-        pair = np.where(self.grid.sequence_parallel, 2 * self.tp.all_gather(size), self.tp.all_reduce(size))
-        both = blocks * pair * shown
-        out[FORWARD, TP] += both
-        out[INPUTS, TP] += both
-        out[WEIGHTS, TP] += np.where(self.grid.sequence_parallel, blocks * self.tp.all_gather(size) * shown, 0.0)
+        exposed = 1 - self.assumed.tp_overlap
+        of_block = np.where(self.grid.sequence_parallel, 2 * self.tp.all_gather(size), self.tp.all_reduce(size))
+        of_pass = blocks * of_block * exposed
+        out[FORWARD, TP] += of_pass
+        out[INPUTS, TP] += of_pass
+        out[WEIGHTS, TP] += np.where(self.grid.sequence_parallel, blocks * self.tp.all_gather(size) * exposed, 0.0)
 
     # ----------------------------------------------------------------------------------------------------------- the ends
 
     def embedding(self) -> Real:
-        """What stands before the first layer. (4, 3, n)"""
-        out, model = self.none(), self.model
+        """Seconds of the embedding. (4, 3, n)"""
+        out, model = self.zeros(), self.model
         size = self.b * model.seq * model.hidden * self.bytes * (2 if model.parts.encoder else 1)
         out[FORWARD, COMPUTE] = 4 * size / self.cut / self.bandwidth
         out[INPUTS, COMPUTE] = 2 * out[FORWARD, COMPUTE]
@@ -159,8 +164,8 @@ class Cost:
         return out
 
     def head(self) -> Real:
-        """What stands behind the last layer, the loss included. (4, 3, n)"""
-        out, model = self.none(), self.model
+        """Seconds of the head and the loss. (4, 3, n)"""
+        out, model = self.zeros(), self.model
         queries = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
         rows = self.b * queries
         out[[FORWARD, INPUTS, WEIGHTS], COMPUTE] += self._product(rows, model.hidden, model.vocab, self.t)
@@ -175,8 +180,11 @@ class Cost:
 
     # ---------------------------------------------------------------------------------------- parameters and what dp adds
 
-    def held(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> HeldParameters:
-        """By one rank with so many layers, `cross` of them with cross-attention, and perhaps an end or both."""
+    def held_parameters(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> HeldParameters:
+        """The parameters of one rank with that many layers, `cross` of them with cross-attention.
+
+        `first`, `last`: whether it has the embedding, the head. Arguments are numbers or (n,).
+        """
         model, family = self.model, self.model.parts
         queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
         plain, crossing = (family.layer_parameters(model.hidden, model.ffn_width, queries, keys, kind) for kind in (False, True))
@@ -186,40 +194,43 @@ class Cost:
         parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
         return HeldParameters(parameters, layers + 2 * first + 2 * last)
 
-    def accumulating(self, passes: Real, held: HeldParameters) -> Real:
-        """The passes of a stage with adding up their gradients, and with what of ZeRO's collectives does not hide behind them.
+    def with_accumulation(self, passes: Real, held: HeldParameters) -> Real:
+        """The passes of a stage, with gradient accumulation and with the exposed part of ZeRO's collectives. (4, 3, n)
 
-        ZeRO 3 gathers the values for each pass; ZeRO 2 and 3 reduce-scatter the gradients of each microbatch. (4, 3, n)
+        ZeRO 3 gathers the values for each pass. ZeRO 2 and 3 reduce-scatter the gradients of each microbatch.
         """
         values = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
         gradients = self.dp.all_gather(held.parameters * self.gradient_bytes, held.buckets)
-        out, hides = passes.copy(), self.assumed.dp_overlap
-        out[WEIGHTS, COMPUTE] = self.accumulated(out[WEIGHTS, COMPUTE], held)
+        out, overlap = passes.copy(), self.assumed.dp_overlap
+        out[WEIGHTS, COMPUTE] = self.weights_with_accumulation(out[WEIGHTS, COMPUTE], held)
         three, two = self.grid.zero == 3, self.grid.zero >= 2
-        out[FORWARD, DP] += np.where(three, np.maximum(0.0, values - hides * passes[FORWARD, COMPUTE]), 0.0)
+        out[FORWARD, DP] += np.where(three, np.maximum(0.0, values - overlap * passes[FORWARD, COMPUTE]), 0.0)
         needed = np.where(three, values, 0.0) + np.where(two, gradients, 0.0)
-        out[WEIGHTS, DP] += np.maximum(0.0, needed - hides * out[AGAIN:, COMPUTE].sum(0))
+        out[WEIGHTS, DP] += np.maximum(0.0, needed - overlap * out[RECOMPUTE:, COMPUTE].sum(0))
         return out
 
-    def accumulated(self, weights: Real, held: HeldParameters) -> Real:
-        """Seconds of one microbatch's W, so long as its products take, and of adding its gradients to those before. (n,)
+    def weights_with_accumulation(self, weights: Real, held: HeldParameters) -> Real:
+        """Seconds of one microbatch's W, with gradient accumulation. `weights`: seconds of its products. (n,) both
 
-        A gradient is written by the product, read, and added to one that is read and written, in the type that they are added up
-        in. Fused, the product itself reads and writes that one, beside its multiplications.
+        The product writes a gradient. Another kernel reads it, and reads and writes the accumulated gradient, which may have
+        another precision. If accumulation is fused, the product reads and writes the accumulated gradient itself.
         """
         if self.assumed.fused_accumulation:
             return weights + 2 * held.parameters * self.gradient_bytes / self.bandwidth
         return weights + 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
 
     def reduction(self, passes: Real, held: HeldParameters) -> Real:
-        """Seconds of reducing the gradients once a step that the last microbatch's backward does not hide; ZeRO 0 and 1. (n,)"""
+        """Exposed seconds of the gradient reduction over dp, once a step, under ZeRO 0 and 1. (n,)
+
+        The last microbatch's backward overlaps with a part of it.
+        """
         size = held.parameters * self.gradient_bytes
         whole, share = self.dp.all_reduce(size, held.buckets), self.dp.all_gather(size, held.buckets)
         takes = np.select([self.grid.zero == 0, self.grid.zero == 1], [whole, share], 0.0)
-        return np.maximum(0.0, takes - self.assumed.dp_overlap * passes[AGAIN:, COMPUTE].sum(0))
+        return np.maximum(0.0, takes - self.assumed.dp_overlap * passes[RECOMPUTE:, COMPUTE].sum(0))
 
     def tie(self) -> Real:
-        """Seconds of summing the shared embedding's gradient over the first and the last stage. (n,)"""
+        """Seconds of the all-reduce of the tied embedding's gradient between the first and the last stage. (n,)"""
         grid, model = self.grid, self.model
         apart = (grid.pp > 1) & (self._last_stage() != 0) & model.parts.tied
         pair = Link(self.pp.latency, self.pp.bandwidth, np.full(len(grid), 2.0))
@@ -227,7 +238,7 @@ class Cost:
         return np.where(apart, pair.all_reduce(model.vocab * model.hidden / self.t * self.gradient_bytes / share), 0.0)
 
     def _last_stage(self) -> Any:
-        """Which stage holds the last chunk: in the shape of a V the first."""
+        """The stage that holds the last chunk: the first stage under a V-shaped schedule. (n,)"""
         return np.where(self.v_shaped, 0, self.grid.pp - 1)
 
     @cached_property
@@ -235,25 +246,25 @@ class Cost:
         return self.grid.v_shaped
 
     def update(self, held: HeldParameters) -> Real:
-        """Seconds of the optimizer's step: its gradient is read, master values and moments are read and written. (n,)"""
+        """Seconds of the optimizer's step: it reads gradients, and reads and writes master values and states. (n,)"""
         states = optimizer_of(self.workload).bytes_of_a_parameter(self.workload)
         moved = self.gradient_bytes + 2 * (4 + states) + (self.bytes if self.bytes < 4 else 0)
         share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
         return held.parameters / share * moved / self.bandwidth
 
-    def publication(self, held: HeldParameters) -> Real:
-        """Seconds of giving every replica the values that the others updated; ZeRO 1 and 2. (n,)"""
+    def value_gather(self, held: HeldParameters) -> Real:
+        """Seconds of the all-gather of updated values over dp, under ZeRO 1 and 2. (n,)"""
         gathered = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
         return np.where(np.isin(self.grid.zero, (1, 2)), gathered, 0.0)
 
     def message(self) -> Real:
-        """Seconds that one microbatch is under way from a stage to the next. (n,)"""
+        """Seconds of sending one microbatch's activations from a stage to the next. (n,)"""
         return self.pp.message(self.message_bytes()) + np.where(
             self.assumed.split_messages & (self.cut == 1) & (self.grid.pp > 1), self.tp.all_gather(self._boundary()), 0.0
         )
 
     def message_bytes(self) -> Real:
-        """What one rank sends of it."""
+        """Bytes of that message that one rank sends. (n,)"""
         return self._boundary() / (self.t if self.assumed.split_messages else self.cut)
 
     def _boundary(self) -> Real:
@@ -261,9 +272,9 @@ class Cost:
 
 
 def model_flops(model: ModelSpec) -> float:
-    """FLOPs of forward and backward for one sequence, nothing computed again: three times the forward's.
+    """FLOPs of forward and backward for one sequence, without recompute: three times those of forward.
 
-    For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix; every score counted, masked or not).
+    For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix). Masked scores are counted too.
     """
     queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
     matrices = 3 if model.parts.inner == "swiglu" else 2
@@ -277,7 +288,7 @@ def model_flops(model: ModelSpec) -> float:
 
 
 def recomputed_flops(model: ModelSpec, recompute: str) -> float:
-    """FLOPs for one sequence that are spent a second time."""
+    """FLOPs for one sequence that backward computes again."""
     queries = model.heads * model.head_width
     blocks = model.layers + (model.layers - model.encoder_layers if model.parts.encoder else 0)
     scores = 2.0 * (4 if model.parts.position == "relative" else 2) * model.seq * queries * model.rows * blocks

@@ -1,6 +1,6 @@
-"""How fast a device really is: its peak figures, and what part of them is reached. One setting for everything, stated here.
+"""The speed of a device: its peak figures, and the part of them that is reached. One set of assumptions for everything.
 
-Nothing is fitted to any single measurement; whoever knows better for a machine changes a number, and sees what that does.
+The assumptions are not fitted to any single measurement. A user who has better numbers for a machine can change them.
 """
 
 from __future__ import annotations
@@ -67,51 +67,52 @@ class Assumptions(Spec):
 
 @dataclass(frozen=True)
 class Link:
-    """What a message costs along one axis: α + bytes/β. Arrays (n,), one entry a layout."""
+    """The link of an axis's groups. A message takes latency + bytes / bandwidth. (n,) each"""
 
-    latency: Real
-    bandwidth: Real
-    degree: Real
+    latency: Real  # seconds
+    bandwidth: Real  # bytes a second
+    degree: Real  # ranks of a group
 
     def all_gather(self, size: Any, calls: Any = 1) -> Real:
-        """Seconds of a ring's all-gathers, or reduce-scatters, of `size` bytes in all when whole, in that many calls.
+        """Seconds of all-gathers, or of reduce-scatters, over a ring. `size`: bytes of the whole tensors, in `calls` calls.
 
-        Each takes d − 1 steps of a d-th of its size (Thakur et al. 2005, section 4); none where there is one rank. NCCL has trees
-        for its all-reduce alone (src/graph/tuning.cc): however small these are, they go round the ring.
+        A call takes d − 1 steps, each with 1/d of its bytes (Thakur et al. 2005, section 4), so a group of one rank takes no
+        time. NCCL uses trees only for all-reduce (src/graph/tuning.cc). So small calls go over the ring too.
         """
         return (self.degree - 1) * (calls * self.latency + size / self.degree / self.bandwidth)
 
     def all_reduce(self, size: Any, calls: Any = 1) -> Real:
-        """A reduce-scatter and an all-gather (Patarasuk and Yuan 2009), or up and down a tree, whichever is faster.
+        """Seconds of all-reduces, over a ring or a tree, whichever is faster. Arguments as for `all_gather`.
 
-        A tree takes 2·⌈log₂ d⌉ steps instead of 2·(d − 1), and sends all of it twice (Sanders et al. 2009).
+        A ring runs a reduce-scatter and an all-gather (Patarasuk and Yuan 2009). A tree takes 2·⌈log₂ d⌉ steps instead of 2·(d −
+        1), and sends all bytes twice (Sanders et al. 2009).
         """
         ring = 2 * self.all_gather(size, calls)
         tree = 2 * (np.ceil(np.log2(self.degree)) * calls * self.latency + size / self.bandwidth)
         return np.minimum(ring, tree)
 
     def message(self, size: Any) -> Real:
-        """From one neighbour to the next; none where there is no other."""
+        """Seconds of a message of `size` bytes to the next rank. 0 if the group has one rank."""
         return np.where(self.degree > 1, self.latency + size / self.bandwidth, 0.0)
 
 
 def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Link:
-    """The link that an axis's groups go over. A node holds neighbouring ranks.
+    """The link of an axis's groups. Neighbouring ranks are in the same node.
 
-    A group whose ranks are `stride` apart stays inside a node if stride × degree ranks fit in one. Otherwise its ring is as slow
-    as its hops between nodes; but node_size ÷ stride of its ranks stand in a node, which has so many ports for that one ring, and
-    of so many hops one is between nodes, which makes up the latency.
+    A group is inside a node if stride × degree ≤ node_size. Otherwise its ring is as slow as the links between nodes. A node has
+    node_size ÷ stride of the group's ranks, and the ring can use the network ports of all of them. One in node_size ÷ stride hops
+    is between nodes, so the latency is the average over the hops.
     """
     node = device.node_size
     degree, stride = grid.degrees[axis], strides(grid.degrees)[axis]
     inside = stride * degree <= node
-    here = np.maximum(1, node // stride)  # the group's ranks in a node
-    between = 1.0 if axis == "pp" else 1 / here  # of its hops; a message has one, and the slowest counts
+    in_node = np.maximum(1, node // stride)  # the group's ranks in a node
+    between = 1.0 if axis == "pp" else 1 / in_node  # the share of hops between nodes; a pipeline waits for its slowest message
     inter = device.inter_bandwidth * assumed.inter_efficiency
     intra = device.intra_bandwidth * assumed.intra_efficiency
     mixed = device.inter_latency * between + device.intra_latency * (1 - between)
     return Link(
         latency=np.where(inside, device.intra_latency, mixed),
-        bandwidth=np.where(inside, intra, np.minimum(intra, inter * here)),
+        bandwidth=np.where(inside, intra, np.minimum(intra, inter * in_node)),
         degree=degree.astype(np.float64),
     )

@@ -1,8 +1,8 @@
-"""Many schedules simulated at once, for times alone: what `engine.schedule.replay` does for one, by the same rules of waiting.
+"""The simulation of many schedules at once. It gives their length only, by the same rules of waiting as `engine.schedule.replay`.
 
-`replay` goes through one schedule action by action, and says of each when it ran and why then. The planner asks for the length of
-very many. For these, who waits for whom is found in arrays, once for a schedule; and a run is one loop, in which every stage of
-every schedule that can takes its next step.
+`replay` goes through one schedule action by action, and gives the time of each and its cause. The planner needs only the length
+of very many schedules. For these, the dependencies are found as arrays, once for each schedule. One loop then simulates all
+schedules: in each iteration, every stage that does not wait takes its next step.
 """
 
 from __future__ import annotations
@@ -19,42 +19,43 @@ from engine.predict.durations import Durations
 from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
 from engine.schedule.orders import KINDS, messages_held, passes
-from engine.schedule.waiting import NOTHING, awaited
+from engine.schedule.waiting import NOTHING, dependencies
 from engine.spec import LayoutSpec, ScheduleName
 
-_KEPT = 256  # simulations, the latest
+_KEPT = 256  # simulations in the cache
 _FLOWS: dict[Kind, Flow] = {"F": "activation", "B": "gradient", "I": "gradient"}
 Whole = NDArray[Any]  # integers
 
 
 class SimulatedPipeline(NamedTuple):
-    """What a run found, in the unit of the durations."""
+    """The times of one simulated schedule, in the unit of its durations."""
 
-    clocks: tuple[float, ...]  # when each stage is through with its passes, messages and reductions
-    pipeline: float  # from the first pass's start to the last one's end
-    busy: float  # what all stages together spend on passes
+    clocks: tuple[float, ...]  # when each stage has ended its passes, messages and reductions
+    pipeline: float  # from the start of the first pass to the end of the last
+    busy: float  # the sum of all passes of all stages
 
 
 @dataclass(frozen=True)
 class PipelineSimulation:
-    """One schedule with its microbatches, as steps, stage by stage. (steps,) each
+    """One schedule for a number of microbatches, as steps, stage by stage.
 
-    A step is a pass, which also takes in the message that it needs, a message handed on, or a chunk's reduction. Step 0 is of no
-    stage, and done: what need not wait waits for it. The last of a stage waits for itself: there the stage stops.
+    A step is a pass, a send, or a chunk's reduction. A pass also receives the message that it needs. Step 0 belongs to no stage
+    and is done from the start; a step without a dependency depends on it. The last step of a stage depends on itself, so the
+    stage stops there.
     """
 
     chunks: int
-    waits: Whole  # for which step
-    takes: Whole  # which time: that of `kinds`, then none, then those of the chunks' reductions
-    travels: Whole  # whose message is under way: that of `kinds`, then none
-    kinds: tuple[tuple[Kind, int], ...]  # of passes by kind and chunk, and how many
-    counts: tuple[int, ...]
-    firsts: Whole  # of each stage
-    lasts: Whole
-    passes: Whole  # which steps are passes
+    waits: Whole  # the step that each step depends on, (steps,)
+    takes: Whole  # the index of its duration: in `kinds`; then one for no time; then one for each chunk's reduction, (steps,)
+    travels: Whole  # the index of its message's duration: in `kinds`, for the pass that it follows; then one for none, (steps,)
+    kinds: tuple[tuple[Kind, int], ...]  # passes by kind and chunk
+    counts: tuple[int, ...]  # how many passes there are of each
+    firsts: Whole  # the first step of each stage, (stages,)
+    lasts: Whole  # the last step of each stage, (stages,)
+    passes: Whole  # the steps that are passes, (passes,)
 
     def times(self, durations: Durations, reduces: bool) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-        """How long each step takes, and how long its message is under way, (steps,) both; and all passes together."""
+        """The duration of each step, (steps,); the duration of its message, (steps,); the sum of all passes."""
         times = [durations.compute.get(kind, 0.0) for kind in self.kinds]
         reductions = [durations.compute.get(("reduce", c), 0.0) if reduces else 0.0 for c in range(self.chunks)]
         under_way = [durations.messages.get((_FLOWS.get(kind, ""), chunk), 0.0) for kind, chunk in self.kinds]
@@ -63,21 +64,20 @@ class PipelineSimulation:
 
 
 def simulate_all(runs: Sequence[tuple[PipelineSimulation, Durations, bool]]) -> list[SimulatedPipeline]:
-    """Each with its durations, and with its chunks reduced over dp or not.
+    """Simulate each schedule with its durations. The third entry says whether chunks are reduced over dp.
 
-    Stages slowed by hand and passes that differ are not known here. Raises `ScheduleError` where the stages end up waiting for
-    each other.
+    Ignores `slow` and `each` of durations. Raises `ScheduleError` for a deadlock.
     """
     pipelines, times = [one for one, _, _ in runs], [one.times(durations, reduces) for one, durations, reduces in runs]
     starts = np.cumsum([0, *(len(one.waits) for one in pipelines)])
 
     def joined(name: str) -> Whole:
-        """Numbers of steps, with those of one schedule behind those of the one before."""
+        """The step numbers of all schedules in one array. A schedule's steps are numbered after those of the one before it."""
         return np.concatenate([getattr(one, name) + start for one, start in zip(pipelines, starts, strict=False)])
 
     waits, at, lasts = joined("waits"), joined("firsts"), joined("lasts")
     takes, travels = (np.concatenate([own[i] for own in times]) for i in range(2))
-    seen = np.full(len(waits), -1.0)  # when others see each step; −1 before
+    seen = np.full(len(waits), -1.0)  # when each step releases the steps that depend on it; −1: not yet
     seen[starts[:-1]] = 0.0
     clocks = np.zeros(len(at))
     while np.count_nonzero(ready := (other := seen.take(waits.take(at))) >= 0):
@@ -101,7 +101,7 @@ def pipeline_simulation(name: ScheduleName, pp: int, microbatches: int, chunks: 
 
 
 class _Steps:
-    """From a schedule's passes to its steps. Passes stand one stage behind the other, and so do steps."""
+    """Makes the steps of a schedule from its passes. Both are in the order of stages. Attributes are (passes,)."""
 
     def __init__(self, name: ScheduleName, pp: int, microbatches: int, chunks: int) -> None:
         self.pp, self.microbatches = pp, microbatches
@@ -109,20 +109,20 @@ class _Steps:
         self.held = messages_held(name, pp, microbatches)
         self.kind, self.chunk, self.microbatch, self.stage = passes(name, pp, np.arange(pp), np.full(pp, microbatches), chunks)
         self.forward, self.weights = self.kind == KINDS.index("F"), self.kind == KINDS.index("W")
-        self.receives, self.sends = self._beside(-1) != NOTHING, self._beside(1) != NOTHING
+        self.receives, self.sends = self._peer_stage(-1) != NOTHING, self._peer_stage(1) != NOTHING
         self.reduced = self._reduced()
         last = np.append(self.stage[1:] != self.stage[:-1], True)
         steps = np.cumsum(np.append(1, 1 + self.sends + self.reduced + last))
-        self.step, self.steps = steps[:-1], int(steps[-1])  # the first of each pass, and how many there are
-        self.lasts = steps[1:][last] - 1  # of each stage
+        self.step, self.steps = steps[:-1], int(steps[-1])  # the step of each pass; the number of steps
+        self.lasts = steps[1:][last] - 1  # the last step of each stage, (stages,)
 
-    def _beside(self, ahead: int) -> Whole:
-        """The stage that a pass's message goes to (1) or comes from (−1); `NOTHING` without one, as within a stage."""
-        there = np.pad(self.place, 1, constant_values=NOTHING)[1 + self.chunk + np.where(self.forward, ahead, -ahead)]
-        return np.where(self.weights | (there == self.place[self.chunk]), NOTHING, there)
+    def _peer_stage(self, ahead: int) -> Whole:
+        """The stage that each pass sends to (1) or receives from (−1). `NOTHING` if there is no message between two stages."""
+        peer = np.pad(self.place, 1, constant_values=NOTHING)[1 + self.chunk + np.where(self.forward, ahead, -ahead)]
+        return np.where(self.weights | (peer == self.place[self.chunk]), NOTHING, peer)
 
     def _reduced(self) -> NDArray[np.bool_]:
-        """Behind which passes a chunk is reduced: its last backward, or the last that hands a gradient on."""
+        """Whether a chunk is reduced after a pass: its last backward, or its last pass that sends a gradient."""
         some = np.flatnonzero(~self.forward & (self.sends | (self.kind != KINDS.index("I"))))
         found = np.zeros(len(self.kind), np.bool_)
         last = np.zeros(len(self.place), np.int64)
@@ -135,8 +135,8 @@ class _Steps:
         code = self.kind * chunks + self.chunk
         counts = np.bincount(code)
         first = np.full(len(counts), len(self.kind))
-        first[code[::-1]] = np.arange(len(self.kind))[::-1]  # of several, what is written last stays
-        codes = np.argsort(first)[: np.count_nonzero(counts)]  # kinds as they come
+        first[code[::-1]] = np.arange(len(self.kind))[::-1]  # reversed: the first pass of a kind is written last, and stays
+        codes = np.argsort(first)[: np.count_nonzero(counts)]  # kinds in the order of their first pass
         kinds = tuple(
             (KINDS[kind], chunk) for kind, chunk in zip(*(some.tolist() for some in np.divmod(codes, chunks)), strict=True)
         )
@@ -153,14 +153,17 @@ class _Steps:
         )
 
     def _waits(self) -> Whole:
-        """As `replay` has it, but that a pass takes its message in itself. A message is named by the chunk that needs it."""
-        taken, handed, way = np.full((3, self.steps), NOTHING)
-        chunk = self.chunk + np.where(self.forward, 1, -1)
-        message, other = ((c * self.microbatches + self.microbatch) * 2 + ~self.forward for c in (self.chunk, chunk))
-        taken[self.step[self.receives]] = message[self.receives]
-        sent = self.step[self.sends] + 1
-        handed[sent] = other[self.sends]
-        way[sent] = ((self.stage * self.pp + self._beside(1)) * 2 + self.forward)[self.sends]
-        waits = np.maximum(awaited(taken, handed, way, self.held), 0)
+        """The step that each step depends on, (steps,). As in `replay`, but a pass receives its own message.
+
+        A message is numbered by the chunk that receives it.
+        """
+        received, sent, channel = np.full((3, self.steps), NOTHING)
+        receiver = self.chunk + np.where(self.forward, 1, -1)
+        own, other = ((c * self.microbatches + self.microbatch) * 2 + ~self.forward for c in (self.chunk, receiver))
+        received[self.step[self.receives]] = own[self.receives]
+        sends = self.step[self.sends] + 1
+        sent[sends] = other[self.sends]
+        channel[sends] = ((self.stage * self.pp + self._peer_stage(1)) * 2 + self.forward)[self.sends]
+        waits = np.maximum(dependencies(received, sent, channel, self.held), 0)
         waits[self.lasts] = self.lasts
         return waits.astype(np.int32)
