@@ -1,4 +1,4 @@
-"""The bubble of a pipeline that is too long to be simulated, in closed form."""
+"""The closed form of a pipeline's bubble, for pipelines that are too long to be simulated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engine.spec import LayoutSpec, RequestError, sentence
 
 
 def textbook_bubble(layout: LayoutSpec, microbatches: int) -> float:
-    """`bubble_share` of a layout. Raises `RequestError` where it does not hold, as microbatches do not fill the pipeline."""
+    """`bubble_share` of a layout, 0 to 1. Raises `RequestError` if it does not hold: too few microbatches to fill the pipeline."""
     needed = layout.facts.closed_from(layout.pp)
     if microbatches < needed:
         raise RequestError(

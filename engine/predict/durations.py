@@ -1,7 +1,7 @@
-"""How long each action of a schedule takes: what the simulator of the timeline is given.
+"""The duration of each action of a schedule, for the simulator of the timeline.
 
-Four ways to come by it: `textbook` unit times, `projected` from a run's measured CPU time, a device's figures (the planner makes
-those), and any of them with one stage `slowed` by hand.
+There are four kinds: `textbook` unit times; `projected` from a run's measured CPU times; those of a device's figures
+(`engine.predict.speed.step_time.durations`); and any of these with one stage `slowed`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import pandas as pd
 from engine.schedule import Action, Flow, Kind
 from engine.spec import LayoutSpec, RunSpec
 
-UNIT_NS = 1e6  # what a unit of the textbook's time is drawn as: a stage's forward of one microbatch
+UNIT_NS = 1e6  # nanoseconds for which a textbook unit is drawn: a stage's forward of one microbatch
 
 
 @dataclass(frozen=True)
 class Durations:
-    """Times of one unit, whichever; what is not named takes none.
+    """Durations in any one unit. An action that is missing takes no time.
 
     compute     (kind, chunk) of F, B, I, W and reduce
-    messages    (flow, the chunk that sends): how long such a message is under way, beside the sender's work
+    messages    (flow, sending chunk): the time from the send to the arrival. The sender goes on meanwhile
     ends        (kind, stage) of tie, step and gather
-    each        (kind, chunk, microbatch): where one pass differs from the others of its kind and chunk
-    slow        stage → by how much longer everything takes there, messages apart
+    each        (kind, chunk, microbatch): a pass that differs from the others of its kind and chunk
+    slow        stage → the factor of all its durations, except messages
     """
 
     compute: Mapping[tuple[Kind, int], float]
@@ -36,7 +36,7 @@ class Durations:
     slow: Mapping[int, float] = field(default_factory=dict)
 
     def __call__(self, stage: int, action: Action) -> float:
-        """What `replay` asks: how long this action takes, or for a send how long its message is under way."""
+        """The duration of an action; for a send, the time until its message arrives. `replay` calls it."""
         kind, chunk = action.kind, action.chunk
         if kind == "send":
             return self.messages.get((action.flow, chunk), 0.0)
@@ -50,9 +50,10 @@ class Durations:
 
 
 def textbook(layout: LayoutSpec) -> Durations:
-    """Forward of a stage takes 1, backward 2, each half of a split backward 1; a chunk its even part; all else nothing.
+    """Forward of a stage takes 1, backward 2, I and W 1 each. A chunk takes an equal part of its stage's time. All else takes
+    none.
 
-    The unit times of the papers: Narayanan et al. 2021, section 2.2; Qi et al. 2024, section 2.
+    These are the unit times of Narayanan et al. 2021, section 2.2, and Qi et al. 2024, section 2.
     """
     units: dict[Kind, float] = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
     chunks = range(layout.pp * layout.chunks)
@@ -60,10 +61,10 @@ def textbook(layout: LayoutSpec) -> Durations:
 
 
 def projected(spec: RunSpec, spans: pd.DataFrame) -> Durations:
-    """Every action as long as the CPU time that it was measured to take, in nanoseconds: as if each rank had its own device.
+    """Every action takes its measured CPU time, in nanoseconds: the times as if each rank had its own device.
 
-    `spans` is a run's table. Of a stage's ranks, which do equal work, the mean. A collective counts by what it cost the
-    rank's own thread, which calls it and then sleeps until it is over; its transfer, and messages between stages, take none.
+    `spans`: the table of a run. The ranks of a stage do equal work, so their mean is taken. Of a collective only the CPU time of
+    the calling thread counts, which sleeps until the collective is done. Its transfer, and messages between stages, take no time.
     """
     per_stage = spec.layout.mesh.stride("pp")
     table = spans[spans["lane"] == "compute"]
@@ -83,5 +84,5 @@ def projected(spec: RunSpec, spans: pd.DataFrame) -> Durations:
 
 
 def slowed(durations: Durations, stage: int, factor: float) -> Durations:
-    """The same with everything that `stage` does `factor` times as long, on top of what it was slowed before."""
+    """The same durations, those of `stage` times `factor`. If the stage is slow already, the factors are multiplied."""
     return replace(durations, slow={**durations.slow, stage: durations.slow.get(stage, 1.0) * factor})

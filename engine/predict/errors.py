@@ -1,4 +1,4 @@
-"""How far a prediction is from a measurement, or one answer from another."""
+"""The differences between a prediction and a measurement, or between any two answers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _COUNTED = ("calls", "payload_bytes", "wire_bytes")
 
 
 def memory_errors(measured: RunResult, predicted: RunResult) -> pd.Series[float]:
-    """By rank: the predicted total at the rank's peak against the measured one, as a share of it, with its sign."""
+    """By rank: the signed error of the predicted total at the peak, relative to the measured total."""
     both = beside("memory_peak", measured.tables["memory_peak"], predicted.tables["memory_peak"])
     totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()
     return totals["bytes_predicted"] / totals["bytes_measured"] - 1
 
 
 def traffic_differences(measured: RunResult, predicted: RunResult) -> pd.DataFrame:
-    """The rows of traffic in which the two differ, in calls or in bytes; none where they are equal."""
+    """The rows of traffic that differ in calls or in bytes. Empty if all are equal."""
     both = beside("traffic", measured.tables["traffic"], predicted.tables["traffic"])
     unequal = [both[f"{number}_measured"] != both[f"{number}_predicted"] for number in _COUNTED]
     return both[pd.concat(unequal, axis=1).any(axis=1)]

@@ -1,4 +1,4 @@
-"""Many layouts at once, as arrays: what the planner searches, and what formulas are put to in bulk."""
+"""Many layouts as arrays: the planner searches them, and formulas are evaluated for all of them at once."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ Whole = NDArray[np.int64]
 
 
 def distinct(*columns: Any) -> tuple[Whole, Whole]:
-    """Columns of whole numbers from 0 on, (n,) each: the first row of each sort, and which sort each row is, (n,).
+    """The distinct rows of columns of whole numbers ≥ 0, (n,) each. As `np.unique` of rows, but faster.
 
-    Rows that agree in all columns are of one sort; sorts are in the order of their numbers. Fast where few numbers make narrow
-    keys, which numpy sorts digit by digit, or where rows are nearly in order already.
+    Returns the index of the first row of each distinct one, in the order of their values, and the number of the distinct row that
+    each row equals, (n,). It is fast if the numbers are small, since numpy sorts narrow keys by radix, or if rows are nearly
+    sorted.
     """
     shape = [int(column.max(initial=0)) + 1 for column in columns]
-    if prod(shape) > 2**62:  # more than a key can hold
-        _, some = distinct(*columns[: len(columns) // 2])
-        return distinct(some, *columns[len(columns) // 2 :])
+    if prod(shape) > 2**62:  # does not fit into one key of 64 bits
+        _, half = distinct(*columns[: len(columns) // 2])
+        return distinct(half, *columns[len(columns) // 2 :])
     key = np.ravel_multi_index(columns, shape).astype(np.min_scalar_type(prod(shape)))
     _, first, which = np.unique(key, return_index=True, return_inverse=True)
     return first, which
@@ -35,7 +36,7 @@ def distinct(*columns: Any) -> tuple[Whole, Whole]:
 
 @dataclass(frozen=True)
 class Grid:
-    """One entry of every array, (n,), is one layout with its microbatches; the layers are split as evenly as can be."""
+    """Entry i of every array, (n,), is one layout with its microbatches. Layers are split as evenly as possible."""
 
     dp: Whole
     tp: Whole
@@ -53,15 +54,15 @@ class Grid:
 
     @property
     def degrees(self) -> dict[Axis, Whole]:
-        """The meshes' degrees by axis."""
+        """The degrees of all meshes, by axis. (n,) each"""
         return {axis: getattr(self, axis) for axis in AXES_AS_WRITTEN}
 
     def take(self, which: Any) -> Grid:
-        """Those layouts that an index, a slice or a mask picks."""
+        """The layouts that an index array, a slice or a mask selects."""
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
     def by_schedule(self, fact: Callable[[ScheduleFacts], Any]) -> Any:
-        """What is so of each layout's schedule. (n,)"""
+        """`fact` of each layout's schedule. (n,)"""
         return np.array([fact(SCHEDULE_FACTS[name]) for name in SCHEDULES])[self.schedule]
 
     @property
@@ -69,13 +70,13 @@ class Grid:
         return self.by_schedule(lambda facts: facts.v_shaped)
 
     def schedules(self) -> Iterator[tuple[ScheduleFacts, Whole]]:
-        """Every schedule that there is, and the rows that have it."""
+        """Every schedule, and the indices of the rows that have it."""
         for index, name in enumerate(SCHEDULES):
             yield SCHEDULE_FACTS[name], np.flatnonzero(self.schedule == index)
 
     @classmethod
     def of(cls, specs: Sequence[RunSpec]) -> Grid:
-        """The layouts of some specs; for tests and for comparing few."""
+        """The grid of the layouts of `specs`."""
         layouts, workloads = [spec.layout for spec in specs], [spec.workload for spec in specs]
 
         def whole(values: Iterable[int]) -> Whole:
@@ -93,7 +94,7 @@ class Grid:
         )
 
     def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec) -> RunSpec:
-        """One of them as a spec. `workload` gives all that is not in the grid. Raises `RequestError` where it does not fit."""
+        """Row `index` as a spec. `workload`: the settings that are not in the grid. Raises `RequestError` if it does not fit."""
         layout = LayoutSpec(
             **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),

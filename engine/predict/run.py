@@ -1,4 +1,4 @@
-"""The whole prediction of a run: the tables that a measurement gives, from the spec alone."""
+"""The whole prediction of a run: the tables that a measurement has, from the spec alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from engine.tables import RunResult
 
 
 def predict(spec: RunSpec, found: Memory | None = None, spans: bool = True) -> RunResult:
-    """Memory and traffic of every rank, and the textbook timeline. Fast enough to be asked at each move of a control.
+    """Memory and traffic of every rank, and the textbook timeline. It is fast enough to run at each move of a control.
 
-    The timeline is in units of time: one millisecond stands for a stage's forward pass of one microbatch. There is no table of it
-    where `too_long` says why; of very many ranks, tables have those that `Mesh.listed` has. Raises `RequestError` where `memory`
-    does, and where the numbers are too large for a table. `found`: `memory(spec)`, if known.
-    `spans`: whether the table of them is wanted.
+    In the table of spans, a stage's forward of one microbatch takes one millisecond. There is no such table if the schedule is
+    `too_long`. A very large layout has rows of the ranks in `Mesh.listed` only.
+
+    `found`: the result of `memory(spec)`, if it is known. `spans`: whether to make the table of spans. Raises `RequestError` if
+    `memory` does, or if a number is too large for a table.
     """
     found = found or memory(spec)
     tables = {"memory_peak": peak_table(spec, found), "traffic": traffic(spec)}
@@ -37,18 +38,18 @@ def predict(spec: RunSpec, found: Memory | None = None, spans: bool = True) -> R
 
 
 def textbook_timeline(spec: RunSpec) -> Timeline:
-    """The spec's schedule in unit times, as if each stage had a device of its own and messages took no time."""
+    """The spec's schedule in textbook unit times: each stage has its own device, and messages take no time."""
     return simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), textbook(spec.layout))
 
 
-def _summary(spec: RunSpec, found: Memory, passed: pd.DataFrame, bubble: float) -> dict[str, Any]:
-    """The numbers of a run's summary that a formula can give, under the same names; and at which action the peak is."""
+def _summary(spec: RunSpec, found: Memory, sent: pd.DataFrame, bubble: float) -> dict[str, Any]:
+    """The numbers of a run's summary that can be predicted, with the same names; and the action of the peak."""
     at, fullest = found.fullest
     mesh = spec.layout.mesh
     return {
         "peak_bytes": fullest.total,
         "peak_rank": mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)}),
         "peak_action": fullest.action,
-        "wire_bytes_per_rank": sum(passed["wire_bytes"].tolist()) / len(mesh.listed),  # a sum that may need more than 64 bits
+        "wire_bytes_per_rank": sum(sent["wire_bytes"].tolist()) / len(mesh.listed),  # Python's sum: it may need more than 64 bits
         "bubble": bubble,
     }

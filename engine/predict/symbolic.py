@@ -1,7 +1,7 @@
-"""Sizes with letters in them: products of whole numbers and of what is known later, for very many layouts at once.
+"""Symbolic sizes: products of whole numbers and of letters, whose values are known later, for very many layouts at once.
 
-The formulas of `engine.predict.memory` are written for numbers. Put in `letter("tp")` in place of a number, and what comes out is
-a `Size`, which `values` turns into numbers for whole arrays of layouts. None of these is ever negative but for its coefficient.
+The formulas of `engine.predict.memory` are written for numbers. If `letter("tp")` is used in place of a number, the result is a
+`Size`. `values` evaluates sizes for arrays of layouts. Letters and all other atoms are ≥ 0; only a coefficient may be negative.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-# So many sizes are remembered of each sort, the latest: a model's shape has some hundred, and a server is asked about any number
-# of shapes. What was dropped is made anew, and in numbers it comes out the same.
+# Sizes in each cache. A model has some hundred, and a server is asked about any number of models. A size that was dropped from
+# the cache is made again, with equal values.
 _KEPT = 2**16
 
 
 class Atom:
-    """What is not taken apart: a letter, a quotient, a sum. There is one of a name."""
+    """A factor that is not split further: a letter, a quotient, a sum, a function. Atoms with one name have one value.
+
+    `recipe(known, found)` evaluates it; see `value`.
+    """
 
     __slots__ = ("name", "recipe")
 
@@ -30,8 +33,9 @@ Atoms = tuple[Atom, ...]
 
 
 class Size:
-    """A coefficient times some atoms, which are in order of their names. Made by `sized`: equal products are one
-    object while they are remembered, which saves work, and on which no result depends.
+    """A coefficient times atoms, which are sorted by name. `sized` makes it.
+
+    Equal products are one object as long as they are in the cache. That saves work; no result depends on it.
     """
 
     __slots__ = ("atoms", "coefficient")
@@ -53,7 +57,7 @@ class Size:
         return sized(-self.coefficient, self.atoms)
 
     def __add__(self, other: Any) -> Size:
-        """A sum of equal products is one of them; else it is an atom."""
+        """The sum. If both have the same atoms, the coefficients are added. Otherwise the sum is an atom."""
         if isinstance(other, Size) and self.atoms == other.atoms:
             return sized(self.coefficient + other.coefficient, self.atoms)
         if not isinstance(other, Size) and other == 0:
@@ -71,12 +75,12 @@ class Size:
 
 @lru_cache(maxsize=_KEPT)
 def sized(coefficient: int, atoms: Atoms = ()) -> Size:
-    """The product of these."""
+    """`coefficient` times the product of `atoms`."""
     return Size(coefficient, atoms)
 
 
 def as_size(number: Any) -> Size:
-    """A number, or a size as it is."""
+    """A number as a size. A size is returned unchanged."""
     return number if isinstance(number, Size) else sized(int(number))
 
 
@@ -84,9 +88,9 @@ def _in_order(atoms: Atoms) -> Atoms:
     return tuple(sorted(atoms, key=lambda atom: atom.name))
 
 
-@cache  # by the few names that the code writes, never by what users choose
+@cache  # only few names are used, all of them written in the code
 def letter(name: str) -> Size:
-    """A number that is known later."""
+    """A number whose value is known later."""
     return sized(1, (Atom(name, lambda known, found: known[name]),))
 
 
@@ -98,7 +102,9 @@ def _sum(one: Size, other: Size) -> Size:
 
 @lru_cache(maxsize=_KEPT)
 def _quotient(over: Size, under: Size) -> Size:
-    """Rounded down; of a negative number so are its coefficient's signs, which makes it the opposite of one rounded up."""
+    """The quotient, rounded down as Python's `//`. If `over` is negative, that is −⌈−over / under⌉, so that the atom is not
+    negative.
+    """
     if over.coefficient < 0:
         above = -over
         name = f"⌈{above}/{under}⌉"
@@ -109,7 +115,7 @@ def _quotient(over: Size, under: Size) -> Size:
 
 @lru_cache(maxsize=_KEPT)
 def later(function: Callable[..., Any], *arguments: Any) -> Size:
-    """What a function of sizes will be. The function must do arrays."""
+    """The value of `function(*arguments)`, evaluated later. The function must take arrays."""
     name = f"{function.__name__}({', '.join(str(argument) for argument in arguments)})"
 
     def recipe(known: Mapping[str, Any], found: dict[Atom, Any]) -> Any:
@@ -119,11 +125,12 @@ def later(function: Callable[..., Any], *arguments: Any) -> Size:
 
 
 def value(size: Size, known: Mapping[str, Any], found: dict[Atom, Any]) -> Any:
-    """The size in numbers. `known`: what each letter is; `found`: what atoms have come out as."""
+    """The value of a size. `known`: the value of each letter. `found`: a cache of the values of atoms."""
     return size.coefficient * product(size.atoms, known, found)
 
 
 def product(atoms: Atoms, known: Mapping[str, Any], found: dict[Atom, Any]) -> Any:
+    """The value of a product of atoms."""
     out: Any = 1
     for atom in atoms:
         if atom not in found:
@@ -133,7 +140,7 @@ def product(atoms: Atoms, known: Mapping[str, Any], found: dict[Atom, Any]) -> A
 
 
 def values(products: list[Atoms], known: Mapping[str, Any]) -> Any:
-    """Some products of atoms in numbers, (products, n), as floats: whole ones, exact up to 2⁵³."""
+    """The values of products of atoms, (products, n), as float64. They are whole numbers, exact up to 2⁵³."""
     found: dict[Atom, Any] = {}
     count = max(np.size(v) for v in known.values())
     out = np.empty((len(products), count))

@@ -1,6 +1,7 @@
-"""Numbers that explain themselves: a predicted number is a sum of terms, a term a product, a factor a symbol and its value.
+"""Numbers with their formula: a predicted number is a sum of terms, a term is a product of factors, a factor is a symbol and its
+value.
 
-So a page can unfold a bar into the sum it is, once with symbols and once with the numbers put in.
+So a page can show the formula of a bar, with symbols and with numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 
 class Factor(NamedTuple):
-    """One factor: how a formula writes it, and what it is here."""
+    """A factor: its symbol in the formula, and its value."""
 
     symbol: str
     value: int
@@ -20,7 +21,7 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """One summand: `name` says in words what it counts. Its value is the product of its factors."""
+    """One term of a sum: the product of its factors. `name` says in words what it counts."""
 
     name: str
     factors: tuple[Factor, ...]

@@ -1,4 +1,4 @@
-"""The timeline predicted: a schedule's own action lists run against a clock, and what that says of each stage."""
+"""The predicted timeline: a simulation of a schedule's action lists, and the figures of each stage."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from engine.tables import Source, table
 __all__ = ["Durations", "Timeline", "projected", "simulate", "slowed", "spans_table", "textbook", "too_long"]
 
 PASSES = ("F", "B", "I", "W")
-MOST_RANKS = 64  # of which every one gets rows in `spans_table`
-MOST = 100_000  # passes and messages of a schedule that is replayed for a page or a table
+MOST_RANKS = 64  # up to here `spans_table` has rows of every rank
+MOST = 100_000  # passes and messages of a schedule that is simulated for a page or a table
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """What `simulate` found, in the unit of the durations that it was given."""
+    """The result of `simulate`, in the unit of its durations."""
 
     schedule: Schedule
-    timed: tuple[Timed, ...]  # in no order but that a stage's own are in theirs
+    timed: tuple[Timed, ...]  # those of one stage are in order, but stages are mixed
 
     @property
     def stages(self) -> int:
         return len(self.schedule.stages)
 
     def spans(self, stage: int) -> list[Timed]:
-        """What the stage does, in order. Of a receive the span is the wait for it."""
+        """The actions of a stage, in order. The span of a receive is its wait."""
         return [t for t in self.timed if t.stage == stage]
 
     @cached_property
     def makespan(self) -> float:
-        """From the first action's start to the last one's end, the optimizer's step included."""
+        """The time to the end of the last action, with the optimizer's step."""
         return max(t.end for t in self.timed)
 
     @cached_property
@@ -47,12 +47,12 @@ class Timeline:
 
     @cached_property
     def pipeline(self) -> float:
-        """From the first pass's start to the last one's end: what a bubble is a share of."""
+        """The time from the start of the first pass to the end of the last. A bubble is a share of it."""
         return max(t.end for t in self._passes) - min(t.start for t in self._passes)
 
     @cached_property
     def busy(self) -> tuple[float, ...]:
-        """What each stage spends on passes."""
+        """The time that each stage spends on passes."""
         busy = [0.0] * self.stages
         for t in self._passes:
             busy[t.stage] += t.end - t.start
@@ -60,22 +60,22 @@ class Timeline:
 
     @property
     def idle(self) -> tuple[float, ...]:
-        """What each stage has left of the pipeline's time."""
+        """The time of the pipeline in which each stage runs no pass."""
         return tuple(self.pipeline - busy for busy in self.busy)
 
     @property
     def bubble(self) -> float:
-        """Idle time of all stages as a share of their total time, 0 to 1."""
+        """The idle time of all stages ÷ (stages × pipeline), 0 to 1."""
         return sum(self.idle) / (self.stages * self.pipeline) if self.pipeline else 0.0
 
     @property
     def bubble_of_ideal(self) -> float:
-        """The same as a share of their busy time, as papers that speak of (p − 1)/m quote it."""
+        """The idle time of all stages ÷ their busy time. Papers that give (p − 1)/m for 1F1B mean this."""
         return sum(self.idle) / sum(self.busy) if sum(self.busy) else 0.0
 
     @cached_property
     def critical_path(self) -> tuple[Timed, ...]:
-        """The actions that the last to end goes back to, first to last: were one of them longer, so would be the whole."""
+        """The chain of actions that ends with the last one, first to last. If one of them took longer, so would the whole."""
         return tuple(self._back())[::-1]
 
     def _back(self) -> Iterator[Timed]:
@@ -86,12 +86,12 @@ class Timeline:
 
 
 def simulate(schedule: Schedule, durations: Durations) -> Timeline:
-    """Run the schedule as if each stage had a device of its own, by `replay`'s rules of waiting."""
+    """Simulate the schedule with one device for each stage, by `replay`."""
     return Timeline(schedule, tuple(replay(schedule, durations)))
 
 
 def too_long(layout: LayoutSpec, microbatches: int) -> Sentence | None:
-    """Why a schedule is not replayed for a page or a table; None if it is short enough."""
+    """Why a schedule is not simulated for a page or a table. None if it is short enough."""
     if (count := entries(layout, microbatches)) <= MOST:
         return None
     return sentence(
@@ -106,9 +106,10 @@ def too_long(layout: LayoutSpec, microbatches: int) -> Sentence | None:
 
 
 def spans_table(spec: RunSpec, timeline: Timeline, source: Source = "formula", unit_ns: float = 1.0) -> pd.DataFrame:
-    """The timeline as a table "spans", with nothing on the lane "comm". `unit_ns`: how long the durations' unit is.
+    """The timeline as a table "spans", without rows on the lane "comm". `unit_ns`: nanoseconds of the durations' unit.
 
-    All ranks of a stage do the same. Up to 64 ranks, each has its rows; beyond, a stage's first rank stands for all.
+    All ranks of a stage have the same timeline. Up to `MOST_RANKS` ranks, each has rows. Beyond that, only the first rank of each
+    stage has rows.
     """
     layout = spec.layout
     per_stage = layout.mesh.stride("pp")

@@ -1,15 +1,16 @@
-"""Memory by the formulas of papers, so that their tables can be reproduced and held beside the engine's own account.
+"""Memory by the formulas of papers, to reproduce their tables and compare them with the engine's own account.
 
     engine            this engine's own tensors, to the byte: see `engine.predict.bulk.memory`
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 
-The papers' are for mixed precision with Adam, whatever the workload says, and leave out everything temporary; Korthikanti's
-embeddings and head too. Both papers count a GPT's layer and print sums for it. Here the sums are of terms, each by its own width,
-which for a GPT add up to what is printed and for other families to what the paper would have counted in their layers.
+The papers' accounts are for mixed precision with Adam, whatever the workload says. They leave out all temporary memory.
+Korthikanti's also leaves out embeddings and head. Both papers count the layer of a GPT and print sums for it. Here the sums are
+written as terms, each with its own width. For a GPT they add up to the printed sums. For other families they count their layers
+in the same way.
 
 Symbols: s tokens, b sequences of a microbatch, h hidden, f the MLP's width, m its matrices (3 with a gate), a heads, q heads ×
-width of a head, k the same of key heads, t = tp, L layers.
+width of a head, k key heads × width of a head, t = tp, L layers.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 AccountingName = Literal["engine", "korthikanti2022", "zero2020"]
 ACCOUNTINGS: tuple[AccountingName, ...] = get_args(AccountingName)
 Real = NDArray[np.float64]
-Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and which stage it is on: (n,) each
+Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and its stage: (n,) each
 _WITHOUT_DROPOUT: tuple[FamilyName, ...] = ("llama",)
 _SELECTIVE, _FULL = RECOMPUTES.index("selective"), RECOMPUTES.index("full")
 
 
 def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
-    """The account of that name. Raises `RequestError` that lists the names."""
+    """The account of that name. Raises `RequestError` with a list of the names."""
     if name not in ACCOUNTINGS:
         raise RequestError(f"there is no accounting {name!r}; there are {', '.join(ACCOUNTINGS)}")
     accounts = {"engine": bulk.fullest, "korthikanti2022": korthikanti2022, "zero2020": zero2020}
@@ -43,7 +44,7 @@ def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
 
 
 def passes_held(grid: Grid) -> Whole:
-    """Passes of one microbatch through one chunk that stage 0 holds at once, by schedule: `in_flight_bound`, in bulk. (n,)"""
+    """The most passes of one microbatch through one chunk that are in flight on stage 0: `in_flight_bound` for arrays. (n,)"""
     held = np.zeros(len(grid), np.int64)
     for facts, rows in grid.schedules():
         held[rows] = facts.in_flight(0, grid.pp[rows], grid.microbatches[rows], grid.chunks[rows])
@@ -54,10 +55,10 @@ def passes_held(grid: Grid) -> Whole:
 
 
 def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
-    """States and activations of stage 0, which under 1F1B is the fullest.
+    """States and activations of stage 0, which is the fullest under 1F1B.
 
-    18 bytes a parameter: 2 of weights, 4 of gradients and 12 of the optimizer. The paper shards nothing over dp; where a
-    layout does, that part is divided by dp. Raises `RequestError` where layers are not all alike or not of the paper's kind.
+    18 bytes a parameter: 2 for weights, 4 for gradients and 12 for the optimizer. The paper shards nothing over dp. If a layout
+    does, the sharded part is divided by dp. Raises `RequestError` if layers differ or are not of the paper's kind.
     """
     _must_be_one_stack(model)
     sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
@@ -68,25 +69,25 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
 
 
 def matrices_of_a_layer(model: ModelSpec) -> int:
-    """Parameters of one layer as the paper counts them, without biases and norms: h·(2·q + 2·k) + m·h·f, a GPT's 12·h²."""
+    """Parameters of one layer as the paper counts them, without biases and norms: h·(2·q + 2·k) + m·h·f; for a GPT 12·h²."""
     queries, keys = _widths(model)
     return model.hidden * (2 * queries + 2 * keys + (3 if _gated(model) else 2) * model.ffn_width)
 
 
 def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
-    """Bytes that one layer keeps of one microbatch in 16 bits, section 4.1 and table 2. (n,)
+    """Bytes of one layer's activations for one microbatch in 16 bits, section 4.1 and table 2. (n,)
 
-    Each token keeps, in bytes:
+    For each token, in bytes:
 
-        8·h                 inputs of both norms, of the attention and of the MLP, which tp leaves whole
-        2·h                 masks of the two dropouts outside of the blocks, left whole too
-        (4·q + 4·k)/t       queries and the output layer's input; keys and values, which groups of heads share
-        2·m·f/t             what the nonlinearity takes in, the gate's other half among it, and gives out
-        5·a·s/t             scores: softmax 2, its dropout's mask 1 and result 2; without dropout softmax's 2 alone
+        8·h                 inputs of both norms, of attention and of the MLP; tp does not shard them
+        2·h                 masks of the two dropouts outside of the blocks; tp does not shard them
+        (4·q + 4·k)/t       queries and the output layer's input; keys and values, for key heads
+        2·m·f/t             inputs of the nonlinearity, with the gate's, and its output
+        5·a·s/t             scores: softmax 2, its dropout's mask 1 and result 2; without dropout only softmax's 2
 
-    For a GPT that is h · (10 + 24/t + 5·a·s/(h·t)). Sequence parallelism divides the first two by t, selective recompute drops
-    the last, and full recompute keeps the layer's input alone, 2·h. Llama as published has no dropout, and with its gate the
-    MLP keeps three tensors as wide as f, as with Megatron-LM's fused kernel.
+    For a GPT that is h · (10 + 24/t + 5·a·s/(h·t)). Sequence parallelism divides the first two by t. Selective recompute drops
+    the last. Full recompute keeps only the layer's input, 2·h. Llama as published has no dropout. With its gate the MLP keeps
+    three tensors of width f, as with Megatron-LM's fused kernel.
     """
     s, h, t = model.seq, model.hidden, grid.tp
     queries, keys = _widths(model)
@@ -98,7 +99,7 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
 
 
 def _must_be_one_stack(model: ModelSpec) -> None:
-    """Raises `RequestError` for an encoder with a decoder and for two-stream attention."""
+    """Raises `RequestError` for an encoder with a decoder, and for two-stream attention."""
 
     def counted(family: Family) -> bool:
         return not family.encoder and family.position != "relative"
@@ -115,7 +116,7 @@ def _must_be_one_stack(model: ModelSpec) -> None:
 
 
 def _widths(model: ModelSpec) -> tuple[int, int]:
-    """Of all heads together, and of all key heads."""
+    """q and k: the width of all heads, and of all key heads."""
     return model.heads * model.head_width, model.key_heads * model.head_width
 
 
@@ -127,23 +128,23 @@ def _gated(model: ModelSpec) -> bool:
 
 
 def zero_states(parameters: Any, dp: Any, zero: Any) -> Any:
-    """Bytes of Ψ parameters' states on one of dp ranks, figure 1: 2Ψ of weights, 2Ψ of gradients, 12Ψ of the optimizer.
+    """Bytes of the states of Ψ parameters on one of dp ranks, figure 1: weights 2Ψ, gradients 2Ψ, optimizer 12Ψ.
 
-    ZeRO 1 divides the optimizer's by dp, 2 the gradients' too, 3 the weights' too. Numbers or arrays.
+    ZeRO 1 divides the optimizer's part by dp, ZeRO 2 also the gradients', ZeRO 3 also the weights'. Numbers or arrays.
     """
     return _shared(STATE_SIZES, dp, zero) * parameters
 
 
 def _shared(sizes: Mapping[str, int], dp: Any, zero: Any) -> Any:
-    """Bytes a parameter on one of dp ranks, of each category's size and by what ZeRO shares."""
+    """Bytes a parameter on one of dp ranks. `sizes`: bytes of each category before sharding."""
     return sum(np.where(zero >= SHARED_FROM[category], size / dp, float(size)) for category, size in sizes.items())
 
 
 def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
-    """States as in figure 1; activations as in section 3.2, footnote 3: about 12 numbers of 16 bits a layer, token and unit of
-    the hidden width, or the layer's input alone where it is computed again.
+    """States as in figure 1. Activations as in section 3.2, footnote 3: about 12·h numbers of 16 bits for each layer and token.
 
-    Of an encoder and a decoder a stage has the average: the paper divides a model evenly.
+    With full recompute it is the layer's input only, h. The paper divides a model evenly, so a stage has the average of encoder
+    and decoder layers.
     """
     states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp, grid.zero)
     numbers = np.where(grid.recompute == _FULL, model.hidden, numbers_of_a_token(model))
@@ -153,11 +154,11 @@ def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
 
 
 def numbers_of_a_token(model: ModelSpec) -> float:
-    """That a layer makes of one token, on the average of all layers: 12·h for "a GPT-2 like architecture", says the paper.
+    """Numbers of activations of one token in a layer, averaged over all layers. The paper: 12·h for "a GPT-2 like architecture".
 
-    It does not say which. Taken here for what norms and matrices put out: 2·h of two norms, q + 2·k of queries, keys and values,
-    q of attention, h of its output layer, f of the MLP's first matrix (2·f with a gate) and h of its last; and in a decoder that
-    attends to an encoder a norm and an attention more. So GPT-2 has 2 + 3 + 1 + 1 + 4 + 1 = 12.
+    The paper does not say which these are. Here they are the outputs of norms and matrices: two norms 2·h; queries, keys and
+    values q + 2·k; attention q; its output layer h; the MLP's first matrix f (2·f with a gate) and its last h. A decoder layer
+    with cross-attention has one more norm and attention. For GPT-2 that is 2 + 3 + 1 + 1 + 4 + 1 = 12, in units of h.
     """
     queries, keys = _widths(model)
     attention = model.hidden + (queries + 2 * keys) + queries + model.hidden  # with its norm

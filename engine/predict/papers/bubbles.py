@@ -1,8 +1,9 @@
-"""Bubbles of Qi et al. 2024: computed there from profiled times, here from the same times and from the device's figures.
+"""The bubbles of Qi et al. 2024. The paper computes them from profiled times. Here they are computed from the same times, and
+from the device's figures.
 
-The paper gives each model one time for forward, one for each half of backward and one for a message, for every stage alike: the
-first and the last stage have one layer less than the others, which makes up for the embedding and the head. Its bubble is
-1 − busy ÷ total, as ours.
+The paper gives each model one time for forward, one for each half of backward and one for a message. They hold for every stage:
+the first and the last stage have one layer less than the others, to balance the embedding and the head. Its bubble is 1 − busy ÷
+total, as ours.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class _Model(NamedTuple):
     pp: int
 
 
-# Sequences of 1,024. For each count of microbatches: milliseconds of F, of B (here I) and of W of a stage, and of a message;
-# bubbles of 1F1B, of interleaved 1F1B with one layer a chunk, and of ZB-1P as shares of the total.
+# Sequences of 1,024 tokens. For each number of microbatches: milliseconds of F, of B (here I), of W and of a message; bubbles of
+# 1F1B, of interleaved 1F1B with one layer a chunk, and of ZB-1P, as shares of the total time.
 _TABLE: dict[_Model, dict[int, tuple[float, ...]]] = {
     _Model(1.5, 22, 2304, 24, 6, 8): {
         24: (18.522, 18.086, 9.337, 0.601, 0.2431, 0.1055, 0.1585),
@@ -59,7 +60,9 @@ _TABLE: dict[_Model, dict[int, tuple[float, ...]]] = {
 
 
 def profiled(assumed: Assumptions) -> Iterator[Reference]:
-    """ZB-1P is what their solver finds with no more memory than 1F1B: at these times it is ZB-H1."""
+    """The published bubbles. ZB-1P is the schedule that the paper's solver finds with the memory of 1F1B; at these times it is
+    ZB-H1.
+    """
     for model, by_count in _TABLE.items():
         chunks = (model.layers + 2) // model.pp
         ours = _device_times(model, assumed)
@@ -67,29 +70,29 @@ def profiled(assumed: Assumptions) -> Iterator[Reference]:
             schedules: tuple[tuple[Any, int], ...] = (("1f1b", 1), ("interleaved", chunks), ("zb-h1", 1))
             for (name, v), theirs in zip(schedules, published, strict=True):
                 layout = LayoutSpec(pp=model.pp, schedule=name, chunks=v)
-                told = {"interleaved": f"interleaved × {v}", "zb-h1": "zb-h1 for their ZB-1P"}.get(name, name)
-                size, described = f"{model.billions:g} B", f"pp{model.pp}, {told}, m={m}"
-                exact = name != "interleaved"  # how they lay messages between its chunks is not said
+                shown = {"interleaved": f"interleaved × {v}", "zb-h1": "zb-h1 for their ZB-1P"}.get(name, name)
+                size, described = f"{model.billions:g} B", f"pp{model.pp}, {shown}, m={m}"
+                exact = name != "interleaved"  # the paper does not say when messages between its chunks are sent
                 from_theirs = 100 * _bubble(layout, m, forward, back, weights, message)
                 yield Reference(QI, size, described, "profiled bubble", 100 * theirs, from_theirs, exact=exact)
                 yield Reference(QI, size, described, "bubble", 100 * theirs, 100 * _bubble(layout, m, *ours), _GPU)
 
 
 def _bubble(layout: LayoutSpec, m: int, forward: float, back: float, weights: float, message: float) -> float:
-    """With every stage taking the same, each of its chunks an even part of it."""
+    """The simulated bubble, with the same times for every stage. Each chunk of a stage takes an equal part of them."""
     parts: dict[Kind, float] = {"F": forward, "B": back + weights, "I": back, "W": weights}
     chunks = range(layout.pp * layout.chunks)
     flows: tuple[Flow, ...] = ("activation", "gradient")
     compute = {(kind, chunk): time / layout.chunks for kind, time in parts.items() for chunk in chunks}
     times = Durations(compute, {(flow, chunk): message for flow in flows for chunk in chunks})
-    rounds = m // layout.pp  # every count here is so many times pp; from the fourth round on each takes as long as the one before
+    rounds = m // layout.pp  # pp divides every m of the table; from the fourth round on, all rounds take equally long
     runs = [(pipeline_simulation(layout.schedule, layout.pp, count * layout.pp, layout.chunks), times, False) for count in (3, 4)]
     third, fourth = (found.pipeline for found in simulate_all(runs))
     return 1 - m * (forward + back + weights) / (third + (rounds - 3) * (fourth - third))
 
 
 def _device_times(model: _Model, assumed: Assumptions) -> tuple[float, float, float, float]:
-    """Of one of the stages between the ends, by the device's figures: F, I, W and a message."""
+    """Seconds of a middle stage by the device's figures: F, I, W and a message."""
     each = (model.layers + 2) // model.pp
     layout = LayoutSpec(pp=model.pp, split=(each - 1, *(each,) * (model.pp - 2), each - 1))
     shape = ModelSpec(layers=model.layers, hidden=model.hidden, heads=model.heads, seq=1024, vocab=50257)

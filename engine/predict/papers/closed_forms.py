@@ -1,8 +1,7 @@
-"""Closed forms as papers print them, for models of any size: what training keeps for each parameter, and activations.
+"""Closed forms as papers print them: bytes of states and of activations, for models of any size.
 
-These are the papers' own accounts of mixed-precision training, spelled out for teaching and for reading published tables;
-`accounting` counts by the same sizes for many layouts at once. `engine.predict.memory` predicts what this engine holds, to the
-byte.
+These are the papers' own accounts of mixed-precision training, for teaching and for reading published tables. `accounting` uses
+the same constants for many layouts at once. `engine.predict.memory` predicts what this engine holds, to the byte.
 """
 
 from __future__ import annotations
@@ -10,17 +9,19 @@ from __future__ import annotations
 from engine.predict.terms import Factor, Term
 from engine.spec import ModelSpec, Recompute, sentence
 
-# Bytes a parameter, Rajbhandari et al. 2020, section 3.1: fp16 values and gradients; the optimizer's fp32 values and two moments.
+# Bytes a parameter, Rajbhandari et al. 2020, section 3.1: fp16 values and gradients; fp32 values and two moments of the
+# optimizer.
 STATE_SIZES = {"parameters": 2, "gradients": 2, "optimizer": 12}
 STATE_BYTES = sum(STATE_SIZES.values())
-# From which stage of ZeRO on the replicas share each of them.
+# The first ZeRO stage that shards each of them over dp.
 SHARED_FROM = {"parameters": 3, "gradients": 2, "optimizer": 1}
-# Of s·b·h, Korthikanti et al. 2022, table 2: what tp leaves whole, what it divides, and what stands before a·s/h of the scores.
+# Coefficients of s·b·h, Korthikanti et al. 2022, table 2: what tp does not shard, what it shards, and the factor of a·s/h
+# (scores).
 LEFT_WHOLE, DIVIDED, SCORES = 10, 24, 5
 
 
 def states(parameters: int, zero: int = 0, dp: int = 1) -> dict[str, Term]:
-    """What one of `dp` replicas keeps of a model's states, by category (Rajbhandari et al. 2020, figure 1 and section 5)."""
+    """Bytes of a model's states on one of `dp` replicas, by category (Rajbhandari et al. 2020, figure 1 and section 5)."""
     found = {}
     for category, size in STATE_SIZES.items():
         shared = zero >= SHARED_FROM[category]
@@ -32,8 +33,8 @@ def states(parameters: int, zero: int = 0, dp: int = 1) -> dict[str, Term]:
 def layer_activations(model: ModelSpec, microbatch: int, recompute: Recompute = "none") -> list[Term]:
     """Bytes of one layer's activations for one microbatch, tp = 1 (Korthikanti et al. 2022, sections 4.1 and 5).
 
-    For layers as GPT has them, in fp16, with dropout: s·b·h·(34 + 5·a·s/h), of which selective recomputation leaves out the
-    second part, and full recomputation keeps the layer's input alone.
+    For the layer of a GPT, in fp16, with dropout: s·b·h·(34 + 5·a·s/h). Selective recompute leaves out the second part. Full
+    recompute keeps only the layer's input.
     """
     sbh = (Factor("s", model.seq), Factor("b", microbatch), Factor("h", model.hidden))
     if recompute == "full":
@@ -50,9 +51,9 @@ def layer_activations(model: ModelSpec, microbatch: int, recompute: Recompute = 
 
 
 def layer_flops(model: ModelSpec, microbatch: int) -> dict[str, int]:
-    """Multiplications and additions of one layer's forward pass (Korthikanti et al. 2022, appendix A): 24·b·s·h² + 4·b·s²·h.
+    """FLOPs of one layer's forward pass (Korthikanti et al. 2022, appendix A): 24·b·s·h² + 4·b·s²·h.
 
-    "attention" is the part that selective recomputation does again.
+    "attention" is the part that selective recompute computes again.
     """
     b, s, h = microbatch, model.seq, model.hidden
     return {"matrices": 24 * b * s * h * h, "attention": 4 * b * s * s * h}

@@ -1,7 +1,7 @@
-"""Published figures, and ours for the same: what comes of formulas exactly, what was measured with its error.
+"""Published figures, and ours for the same. Published formulas are reproduced exactly; published measurements are predicted.
 
-Nothing is fitted to a row: one setting, the planner's default, serves every table. What differs from the default are facts of
-the systems measured, which stand beside each table.
+Nothing is fitted to a row. One set of assumptions, the planner's default, is used for all tables. Only facts of the measured
+systems differ from it. They are in the comments of each table.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ KORTHIKANTI = "Korthikanti et al. 2022, Reducing Activation Recomputation in Lar
 RAJBHANDARI = "Rajbhandari et al. 2020, ZeRO, table 1"
 
 # Name, layers, hidden, heads, tp, pp, chunks, microbatch size; GiB of states, of activations, and of activations with sequence
-# parallelism and selective recompute.
+# parallelism and selective recompute (Korthikanti et al. 2022).
 _ACTIVATIONS = (
     ("22 B", 48, 6144, 64, 8, 1, 1, 4, 45.5625, 59.25, 9.5625),
     ("gpt3-175b", 96, 12288, 96, 8, 8, 3, 1, 45.5625, 66.84375, 12.3515625),
     ("530 B", 105, 20480, 128, 8, 35, 3, 1, 31.640625, 114.0234375, 23.076171875),
     ("1 T", 128, 25600, 160, 8, 64, 1, 1, 32.958984375, 131.25, 26.5625),
 )
-# Billions of parameters, dp; GB with ZeRO 1, 2, 3. Some of what is printed is rounded, some is cut off.
+# Billions of parameters, dp; GB with ZeRO 1, 2, 3. Some printed numbers are rounded, some are truncated.
 _ZERO = (
     (7.5, 64, 31.4, 16.6, 1.88), (128.0, 64, 536.0, 284.0, 32.0), (1000.0, 64, 4187.0, 2218.0, 250.0),
     (7.5, 1024, 30.1, 15.1, 0.12), (128.0, 1024, 513.0, 257.0, 2.0), (1000.0, 1024, 4011.0, 2013.0, 15.6),
@@ -35,7 +35,7 @@ _ZERO = (
 
 
 def references(assumed: Assumptions | None = None) -> list[Reference]:
-    """All of them, paper by paper; what depends on the hardware as `assumed` has it."""
+    """All figures, paper by paper. `assumed`: for those that depend on hardware; None means the defaults."""
     assumed = assumed or Assumptions()
     return [*_activations(), *_zero(), *measured(assumed), *profiled(assumed)]
 

@@ -1,4 +1,4 @@
-"""One published figure and ours for the same."""
+"""The record of a published figure and ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Quantity = Literal["memory", "states", "profiled bubble", "bubble", "speed", "step"]
-# What each is in, as tables write it. A paper's GB are 10⁹ bytes.
+# The unit of each quantity. GB are 10⁹ bytes.
 UNITS: dict[Quantity, str] = {
     "memory": "GiB", "states": "GB", "profiled bubble": "%", "bubble": "%", "speed": "TFLOP/s", "step": "s",
 }  # fmt: skip
@@ -14,10 +14,10 @@ UNITS: dict[Quantity, str] = {
 
 @dataclass(frozen=True)
 class Reference:
-    """One published figure and ours for the same, both in `UNITS[quantity]`.
+    """One published figure, and ours for the same, both in `UNITS[quantity]`.
 
-    `model` is the catalog's name where the shape has one, and the paper's size otherwise; `device` is empty where none matters.
-    `exact`: a formula of the paper's, which must come out the same; otherwise `ours` is a prediction of what was measured.
+    `model`: the name in the catalog if it has this shape, otherwise the size in the paper. `device`: empty if it does not matter.
+    `exact`: the figure is from a formula, so `ours` must be equal. Otherwise it was measured, and `ours` is a prediction.
     """
 
     source: str
@@ -31,5 +31,5 @@ class Reference:
 
     @property
     def error(self) -> float:
-        """Signed, relative to what was published."""
+        """The signed error of ours, relative to the published figure."""
         return self.ours / self.published - 1

@@ -1,7 +1,6 @@
-"""Measured throughputs and step times of published systems, and what the planner predicts for them with one setting.
+"""Measured throughputs and step times of published systems, and the planner's predictions with one set of efficiencies.
 
-What a system does otherwise than this engine is stated beside its table, as facts with their source; the efficiencies are the
-same everywhere.
+Where a system works differently from this engine, the function that predicts it says so, with the source.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ NVIDIA_NEMOTRON = "NVIDIA DGX Cloud Benchmarking (2024), Nemotron-4 340B in bf16
 
 _A100, _H100 = "a100-80gb", "h100-80gb"
 _MIXED: Any = {"precision": "bf16", "accumulate": "fp32"}
-# Layers, hidden, heads.
+# (layers, hidden, heads)
 _175B, _530B, _1T = (96, 12288, 96), (105, 20480, 128), (128, 25600, 160)
 
-# Billions of parameters, (layers, hidden, heads), tp, pp, chunks, GPUs, global batch, microbatch size, TFLOP/s a GPU. Chunks and
-# microbatch sizes as in the authors' own scripts (examples/sc21 of the Megatron-LM repository).
+# Billions of parameters, (layers, hidden, heads), tp, pp, chunks, GPUs, global batch, microbatch size, TFLOP/s of a GPU. Chunks
+# and microbatch sizes are from the authors' scripts (examples/sc21 of the Megatron-LM repository).
 _MEGATRON = (
     (1.7, (24, 2304, 24), 1, 1, 1, 32, 512, 16, 137),
     (3.6, (30, 3072, 32), 2, 1, 1, 64, 512, 16, 138),
@@ -46,14 +45,14 @@ _MEGATRON = (
     (529.6, _530B, 8, 35, 3, 2520, 2520, 1, 163),
     (1008.0, _1T, 8, 64, 1, 3072, 3072, 1, 163),
 )
-# (layers, hidden, heads), tp, pp, GPUs, global batch, microbatch size, TFLOP/s a GPU.
+# (layers, hidden, heads), tp, pp, GPUs, global batch, microbatch size, TFLOP/s of a GPU.
 _MEGATRON_2 = (
     (_175B, 8, 12, 384, 1536, 1, 153), (_175B, 8, 12, 768, 1536, 1, 149), (_175B, 8, 12, 1536, 1536, 1, 141),
     (_530B, 8, 35, 560, 2240, 1, 171), (_530B, 8, 35, 1120, 2240, 1, 167), (_530B, 8, 35, 2240, 2240, 1, 159),
     (_175B, 1, 1, 384, 1536, 4, 144), (_175B, 1, 1, 768, 1536, 2, 88), (_175B, 1, 1, 1536, 1536, 1, 44),
     (_530B, 1, 1, 640, 2560, 4, 138), (_530B, 1, 1, 1120, 2240, 2, 98), (_530B, 1, 1, 2240, 2240, 1, 48),
 )  # fmt: skip
-# Name, (layers, hidden, heads), pp, chunks, global batch, microbatch size; seconds with all computed again, and with sequence
+# Name, (layers, hidden, heads), pp, chunks, global batch, microbatch size; seconds with full recompute, and with sequence
 # parallelism and selective recompute. tp = 8, dp = 1.
 _KORTHIKANTI = (
     ("22 B", (48, 6144, 64), 1, 1, 4, 4, 1.42, 1.10),
@@ -62,9 +61,9 @@ _KORTHIKANTI = (
     ("1 T", _1T, 64, 1, 512, 1, 94.42, 71.49),
 )
 _SMITH = ((8, 60.1), (10, 50.2), (12, 44.4))  # dp, seconds of a step of 1,920 sequences, tp8.pp35
-# tp, pp, dp, sequences of a step for each replica, TFLOP/s a GPU.
+# tp, pp, dp, sequences in a step for each replica, TFLOP/s of a GPU.
 _LLAMA = ((8, 16, 64, 32, 430), (8, 16, 128, 16, 400))
-# dp, seconds: of tp4.pp8 and 64 sequences a replica, and of tp8.pp8 and 16.
+# (dp, seconds), with tp4.pp8 and 64 sequences for each replica, and with tp8.pp8 and 16 sequences.
 _GPT3_STEPS = ((4, 8.309), (8, 8.408), (16, 8.42), (32, 8.453), (64, 8.49))
 _NEMOTRON_STEPS = ((2, 4.61), (4, 4.67), (8, 4.7), (16, 4.73), (32, 4.84))
 
@@ -84,7 +83,7 @@ def _gpt(sizes: tuple[int, int, int]) -> ModelSpec:
 
 
 def _seconds(shape: ModelSpec, layout: LayoutSpec, batch: int, size: int, gpu: str, assumed: Assumptions, **facts: Any) -> float:
-    """Of a step of `batch` sequences, `size` at a time. `facts`: of the system, other than what is assumed."""
+    """Seconds of a step of `batch` sequences, `size` in a microbatch. `facts`: what the system does, in place of `assumed`."""
     workload = WorkloadSpec(microbatches=batch // layout.dp // size, microbatch_size=size, **_MIXED)
     spec = RunSpec(model=shape, layout=layout, workload=workload)
     return simulated(spec, device(gpu), assumed.model_copy(update=facts))[0]
@@ -95,8 +94,9 @@ def _interleaved(chunks: int) -> dict[str, Any]:
 
 
 def _megatron(assumed: Assumptions) -> Iterator[Reference]:
-    """Everything computed again, messages cut over tp (sections 3.5 and 4.1), and what is computed again counted. Where there is
-    a pipeline, gradients are reduced after the backward pass and not beside it (DDP=local in the scripts).
+    """Full recompute, whose FLOPs are counted, and messages sharded over tp (sections 3.5 and 4.1).
+
+    With a pipeline, the gradient reduction does not overlap with backward (DDP=local in the scripts).
     """
     for billions, sizes, tp, pp, chunks, gpus, batch, size, theirs in _MEGATRON:
         shape = _gpt(sizes)
@@ -107,8 +107,10 @@ def _megatron(assumed: Assumptions) -> Iterator[Reference]:
 
 
 def _megatron_2(assumed: Assumptions) -> Iterator[Reference]:
-    """As in table 1. The paper does not say whether these were interleaved; here they are not. ZeRO 3 without tp and pp, as the
-    DeepSpeed of the day had it, spends most of its time waiting for parameters that its links could bring four times as fast.
+    """As in table 1. The paper does not say whether these schedules were interleaved; here they are not.
+
+    ZeRO 3 is DeepSpeed's of that time, without tp and pp. It spent most of its time waiting for parameters, although its links
+    could deliver them four times as fast.
     """
     for sizes, tp, pp, gpus, batch, size, theirs in _MEGATRON_2:
         shape = _gpt(sizes)
@@ -120,15 +122,17 @@ def _megatron_2(assumed: Assumptions) -> Iterator[Reference]:
 
 
 def _speed(source: str, name: str, shape: ModelSpec, layout: LayoutSpec, batch: int, theirs: float, step: float) -> Reference:
-    """TFLOP/s of a GPU, what is computed again counted."""
+    """TFLOP/s of a GPU, with the FLOPs of recompute."""
     flops = model_flops(shape) + recomputed_flops(shape, "full")
-    told = f"{layout.code}, ZeRO 3" if layout.zero == 3 else layout.code
-    return Reference(source, name, told, "speed", theirs, flops * batch / layout.ranks / step / 1e12, _A100)
+    described = f"{layout.code}, ZeRO 3" if layout.zero == 3 else layout.code
+    return Reference(source, name, described, "speed", theirs, flops * batch / layout.ranks / step / 1e12, _A100)
 
 
 def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
-    """Backward, collectives over tp run beside products (section 4.2.2): of two forward and three backward, two of five are
-    hidden. Gradients are added up by the products themselves, as Megatron-LM does since 2022.
+    """In backward, collectives over tp overlap with products (section 4.2.2).
+
+    There are two collectives in forward and three in backward, and two of these five are hidden. Gradient accumulation is fused,
+    as in Megatron-LM since 2022.
     """
     facts = {"tp_overlap": 0.4, "fused_accumulation": True, "split_messages": True}
     for name, sizes, pp, chunks, batch, size, whole, selective in _KORTHIKANTI:
@@ -136,18 +140,18 @@ def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
             levers: dict[str, Any] = {"recompute": recompute, "sequence_parallel": cut}
             layout = LayoutSpec(tp=8, pp=pp, **_interleaved(chunks), **levers)
             both = sentence("{layout}, sequence parallel, selective recompute", layout=layout.code)
-            told = both if cut else sentence("{layout}, full recompute", layout=layout.code)
+            described = both if cut else sentence("{layout}, full recompute", layout=layout.code)
             step = _seconds(_gpt(sizes), layout, batch, size, _A100, assumed, **facts)
-            yield Reference(KORTHIKANTI_STEPS, name, told, "step", theirs, step, _A100)
+            yield Reference(KORTHIKANTI_STEPS, name, described, "step", theirs, step, _A100)
 
 
 def _smith(assumed: Assumptions) -> Iterator[Reference]:
-    """1F1B of DeepSpeed with everything computed again; its gradients are reduced after the backward pass.
+    """DeepSpeed's 1F1B with full recompute. The gradient reduction does not overlap with backward.
 
-    Too fast, and by no lever that is published: the same model as tp8.pp35 on as many devices (2,240) reached 159 TFLOP/s with
-    Megatron-LM's own pipeline (NARAYANAN_2, here within 5%) and 126 with DeepSpeed's, of which the smaller batch, 240
-    microbatches instead of 280, accounts for 2%. Messages are taken whole; cut over tp, as some versions of its engine do, a
-    step would be 0.4% shorter.
+    Our prediction is too fast, and no published setting explains it. The same model with tp8.pp35 on as many devices (2,240)
+    reached 159 TFLOP/s with Megatron-LM's pipeline (NARAYANAN_2; ours is within 5%) and 126 with DeepSpeed's. The smaller batch,
+    240 microbatches instead of 280, explains 2% of that. Messages are predicted whole. Some versions of its engine shard them
+    over tp, which would make a step 0.4% shorter.
     """
     for dp, theirs in _SMITH:
         layout = LayoutSpec(dp=dp, tp=8, pp=35, schedule="1f1b", recompute="full")
@@ -156,11 +160,11 @@ def _smith(assumed: Assumptions) -> Iterator[Reference]:
 
 
 def _llama(assumed: Assumptions) -> Iterator[Reference]:
-    """Sequences of 8,192, nothing computed again, optimizer and gradients sharded and reduced once a step, one layer a chunk with
-    none beside the embedding and the head (section 3.3.2). The third row divides sequences, which this engine does not.
+    """Sequences of 8,192 tokens, no recompute, optimizer and gradients sharded and reduced once a step (section 3.3.2).
 
-    The paper does not say whether its FLOPs count the scores that the mask hides. All are counted here, as in the other tables;
-    with half of them ours would be 4% less.
+    A chunk has one layer. The chunks with the embedding and the head have none. The third row of the table uses context
+    parallelism, which this engine does not have. The paper does not say whether its FLOPs count masked scores. All are counted
+    here, as in the other tables. If half of them were, ours would be 4% lower.
     """
     shape = model("llama3-405b")
     for tp, pp, dp, sequences, theirs in _LLAMA:
@@ -173,9 +177,11 @@ def _llama(assumed: Assumptions) -> Iterator[Reference]:
 
 
 def _nemo(assumed: Assumptions) -> Iterator[Reference]:
-    """Sequence parallel, nothing computed again, optimizer sharded, twelve chunks a stage. Its settings: fused attention,
-    gradient_accumulation_fusion, and ub_tp_comm_overlap, by which collectives over tp are cut up and run beside products: hidden
-    as far as those over dp are. Nemotron's squared ReLU and rotary positions are counted as this family's GELU and table.
+    """Sequence parallelism, no recompute, a sharded optimizer, twelve chunks a stage.
+
+    Its settings: fused attention; gradient_accumulation_fusion; ub_tp_comm_overlap, which overlaps collectives over tp with
+    products. They are taken to be hidden as far as those over dp are. Nemotron's squared ReLU and rotary positions are counted as
+    the GELU and the position table of a GPT.
     """
     facts = {"fused_attention": True, "fused_accumulation": True, "tp_overlap": assumed.dp_overlap}
     nemotron = ModelSpec(layers=96, hidden=18432, heads=96, kv_heads=8, seq=4096, vocab=256000)
