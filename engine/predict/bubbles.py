@@ -6,7 +6,7 @@ from engine.spec import LayoutSpec, RequestError, sentence
 
 
 def textbook_bubble(layout: LayoutSpec, microbatches: int) -> float:
-    """`bubble_share` of a layout, 0 to 1. Raises `RequestError` if it does not hold: too few microbatches to fill the pipeline."""
+    """`bubble_share` of a layout, 0 to 1. Raises `RequestError` if microbatches are too few to fill the pipeline."""
     needed = layout.facts.closed_from(layout.pp)
     if microbatches < needed:
         raise RequestError(

@@ -1,14 +1,14 @@
-"""Pipeline schedules as data: for each stage, the list of actions that its ranks carry out, in order.
+"""Pipeline schedules as data: for each stage, the list of actions that its ranks run, in order.
 
-The worker executes the list, the checks hold for it, `replay` times it, and the chart draws it.
+The worker executes the list, the checks validate it, `replay` simulates it, and the chart draws it.
 
-    actions     what an entry of the list is
-    orders      which F, B, I and W, in which order: this is what makes a schedule that schedule
-    plans       the same with sends, receives, gradient reduction and the optimizer's step put in
-    checks      what every plan must satisfy, whatever its name
-    short       a stage's step with the middle of what repeats left out
-    waiting     who waits for whom: the rules of every simulator
-    clock       run a plan against a clock, given how long each action takes
+    actions     the entries of the list
+    orders      the order of F, B, I and W, which defines a schedule
+    plans       the whole list, with sends, receives, gradient reduction and the optimizer's step
+    checks      the rules that every plan must keep
+    short       a stage's step without most of the repetitions in its middle
+    waiting     which action waits for which: the rules of every simulator
+    clock       the simulation of a plan, given the duration of each action
 """
 
 from engine.schedule.actions import SCHEDULES, Action, Flow, Kind, Schedule, ScheduleError

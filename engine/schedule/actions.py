@@ -1,4 +1,4 @@
-"""What a schedule is made of."""
+"""The records of a schedule: its actions, and their lists."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ class Action:
     """One entry of a schedule.
 
     F, B      forward and backward of one microbatch through one chunk
-    I, W      the two halves of B, where a schedule splits it: gradient of the input, gradient of the weights
-    send      hand a chunk's output (flow "activation") or its input's gradient (flow "gradient") to stage `peer`
-    recv      the other end of a send, seen from the chunk that needs it
-    reduce    finish adding up the chunk's gradients over dp
-    tie       sum the gradient of the embedding that the first and the last chunk share
+    I, W      the two halves of B, if a schedule splits it: gradients of the input, gradients of the weights
+    send      send a chunk's output (flow "activation") or its input's gradient (flow "gradient") to stage `peer`
+    recv      receive such a message from stage `peer`; `chunk` is the one that needs it
+    reduce    complete the reduction of the chunk's gradients over dp
+    tie       all-reduce the gradient of the tied embedding between the first and the last chunk
     step      the optimizer's step
-    gather    give every replica the values that the others updated (ZeRO 1 and 2)
+    gather    all-gather the updated values over dp (ZeRO 1 and 2)
+
+    `chunk` and `microbatch` are −1 for an action that has none.
     """
 
     kind: Kind
@@ -40,9 +42,10 @@ class Action:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`stages[s]` is what the ranks at pp coordinate s do; `placement[c]` is the stage that holds chunk c.
+    """The actions of all stages.
 
-    `held` is how many messages of one flow to one stage may be under way when the next is sent.
+    `stages[s]`: the actions of the ranks with pp coordinate s. `placement[c]`: the stage that holds chunk c. `held`: how many
+    messages of one flow from one stage to another may be sent and not yet received when the next is sent.
     """
 
     name: ScheduleName
@@ -53,4 +56,4 @@ class Schedule:
 
 
 class ScheduleError(Exception):
-    """A schedule breaks a rule that every schedule must keep. Always a defect of the schedule, never of a request."""
+    """A schedule breaks a rule that every schedule must keep. That is a bug in the schedule, not a wrong request."""

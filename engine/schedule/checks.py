@@ -1,4 +1,4 @@
-"""What every plan must satisfy, whatever its name."""
+"""The rules that the plan of every schedule must keep."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ENDINGS: tuple[list[Kind], ...] = (["step"], ["tie", "step"], ["step", "gather"
 
 
 def check(schedule: Schedule) -> None:
-    """Raise `ScheduleError` unless the plan is complete, ordered, paired and free of deadlock."""
+    """Raise `ScheduleError` unless the plan is complete, in a valid order, its messages are paired, and it has no deadlock."""
     for stage, actions in enumerate(schedule.stages):
         _check_complete(schedule, stage, actions)
-        _check_fed(schedule, stage, actions)
+        _check_inputs(schedule, stage, actions)
         _check_end(stage, actions)
     _check_shared(schedule)
     _check_paired(schedule)
@@ -22,7 +22,7 @@ def check(schedule: Schedule) -> None:
 
 
 def in_flight(schedule: Schedule, stage: int) -> int:
-    """The most microbatches (over all chunks) that have run F but not yet B (or W) at one time."""
+    """The most passes (a microbatch through a chunk) that have run F but not yet B (or W) at one time."""
     now = most = 0
     for action in schedule.stages[stage]:
         now += (action.kind == "F") - (action.kind in ("B", "W"))
@@ -48,8 +48,8 @@ def _check_complete(schedule: Schedule, stage: int, actions: Sequence[Action]) -
             raise ScheduleError(f"stage {stage} reduces chunk {action.chunk} before its last backward")
 
 
-def _check_fed(schedule: Schedule, stage: int, actions: Sequence[Action]) -> None:
-    """A pass comes after what it takes in, a send after the pass whose result it hands over, and nothing else is received."""
+def _check_inputs(schedule: Schedule, stage: int, actions: Sequence[Action]) -> None:
+    """A pass runs after its input is there, a send after the pass whose result it sends. No other message is received."""
     done: set[Action] = set()
     received = needed = 0
     for action in actions:
@@ -73,20 +73,20 @@ def _check_fed(schedule: Schedule, stage: int, actions: Sequence[Action]) -> Non
 
 
 def _passes(flow: Flow, chunk: int, microbatch: int) -> set[Action]:
-    """The passes of which one gives what flows out of the chunk."""
+    """The passes that produce what a chunk sends. One of them is in the schedule."""
     kinds: tuple[Kind, ...] = ("F",) if flow == "activation" else ("B", "I")
     return {Action(kind, chunk, microbatch) for kind in kinds}
 
 
 def _check_end(stage: int, actions: Sequence[Action]) -> None:
-    """The optimizer steps once, after everything that makes gradients; what is tied is tied just before."""
+    """The optimizer steps once, after all that makes gradients. The tie, if any, is just before it."""
     ending = [a.kind for a in actions if a.kind in ("tie", "step", "gather")]
     if ending not in _ENDINGS or [a.kind for a in actions[-len(ending) :]] != ending:
         raise ScheduleError(f"stage {stage} ends with {', '.join(a.kind for a in actions[-4:])}")
 
 
 def _check_shared(schedule: Schedule) -> None:
-    """What only works if the others take part too: every chunk is reduced once, or none is; both ends tie, or neither."""
+    """Collectives need all their stages: every chunk is reduced once, or none is; both end stages tie, or neither does."""
     reduced = sorted((a.chunk, stage) for stage, actions in enumerate(schedule.stages) for a in actions if a.kind == "reduce")
     if reduced and reduced != list(enumerate(schedule.placement)):
         raise ScheduleError(f"(chunk, stage) that reduce: {reduced}, and not every chunk once where it is")
@@ -96,7 +96,7 @@ def _check_shared(schedule: Schedule) -> None:
 
 
 def _check_paired(schedule: Schedule) -> None:
-    """Sends and receives between two stages match one to one and in order (NCCL pairs them by order alone)."""
+    """Sends and receives between two stages match one to one, in the same order. NCCL pairs them by order only."""
     sent: dict[tuple[int, int, Flow], list[tuple[int, int]]] = {}
     received: dict[tuple[int, int, Flow], list[tuple[int, int]]] = {}
     for stage, actions in enumerate(schedule.stages):

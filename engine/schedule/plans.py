@@ -1,4 +1,4 @@
-"""The whole step of every stage: an order of compute with everything put in that it needs around it."""
+"""The whole step of every stage: its order of passes, with the communication and the optimizer's step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.spec import LayoutSpec
 def plan(layout: LayoutSpec, microbatches: int, tied: bool = True) -> Schedule:
     """The whole step of every stage: compute, sends and receives, reduction over dp, tie, step, gather.
 
-    `tied`: the model's embedding and head share their weights, so the first and last chunk must agree on its gradient.
+    `tied`: the model's embedding and head share their weights, so the first and the last chunk must add up their gradients.
     """
     orders = compute_order(layout.schedule, layout.pp, microbatches, layout.chunks)
     placement = layout.placement
@@ -23,7 +23,7 @@ def plan(layout: LayoutSpec, microbatches: int, tied: bool = True) -> Schedule:
 
 
 def entries(layout: LayoutSpec, microbatches: int) -> int:
-    """How many passes and messages a plan has at most, over all stages: what its time and memory grow with."""
+    """The most passes and messages that a plan has, over all stages. Its time and memory are proportional to it."""
     placement = layout.placement
     cuts = sum(one != other for one, other in pairwise(placement))
     return microbatches * ((3 if splits(layout.schedule) else 2) * len(placement) + 4 * cuts)
@@ -32,7 +32,7 @@ def entries(layout: LayoutSpec, microbatches: int) -> int:
 def stage_plan(
     layout: LayoutSpec, placement: Sequence[int], stage: int, order: Sequence[Action], tied: bool = True
 ) -> tuple[Action, ...]:
-    """The whole step of one stage, whose order of compute is given. `placement` is the layout's."""
+    """The whole step of one stage. `order`: its passes. `placement`: the layout's."""
     actions = [entry for action in order for entry in with_transfers(action, placement)]
     if layout.dp > 1 or layout.sequence_parallel:
         actions = _with_reduction(actions)
@@ -45,21 +45,21 @@ def stage_plan(
 
 
 def with_transfers(action: Action, placement: Sequence[int]) -> list[Action]:
-    """The action between the receive it needs and the send it makes possible; neither within one stage."""
+    """The action, with the receive that it needs before it and the send of its result after it. None within one stage."""
     forward = action.kind == "F"
     flow: Flow = "activation" if forward else "gradient"
     here = placement[action.chunk]
-    around: list[Action] = [action]
+    found: list[Action] = [action]
     for kind, step in (("recv", -1), ("send", 1)):
         other = action.chunk + (step if forward else -step)
         if action.kind != "W" and 0 <= other < len(placement) and placement[other] != here:
             entry = Action(kind, action.chunk, action.microbatch, flow, placement[other])  # type: ignore[arg-type]
-            around = [entry, *around] if kind == "recv" else [*around, entry]
-    return around
+            found = [entry, *found] if kind == "recv" else [*found, entry]
+    return found
 
 
 def _with_reduction(actions: list[Action]) -> list[Action]:
-    """A `reduce` for each chunk, after its last backward (and after the send that follows it, which others wait for)."""
+    """The actions with a `reduce` for each chunk after its last backward. The send after that comes first: others wait for it."""
     last = {a.chunk: i for i, a in enumerate(actions) if a.kind in ("B", "W") or (a.kind == "send" and a.flow == "gradient")}
     ends = {i: chunk for chunk, i in last.items()}
     out: list[Action] = []

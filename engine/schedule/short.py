@@ -1,7 +1,7 @@
-"""One stage's step with the middle of what repeats left out: what is left does not grow with stages or microbatches.
+"""One stage's step without the middle of its repetitions. Its length does not grow with stages or microbatches.
 
-Of 1F1B with 65,536 microbatches a stage does the same pair of passes 65,000 times. Whoever adds up what the actions change needs
-a few of them, and how many are like these.
+With 1F1B and 65,536 microbatches a stage runs the same pair of passes 65,000 times. A sum over the actions needs only a few of
+them, and the number of those that were left out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from engine.schedule.orders import script
 from engine.schedule.plans import stage_plan, with_transfers
 from engine.spec import SCHEDULE_FACTS, LayoutSpec
 
-SHORT = tuple(name for name, facts in SCHEDULE_FACTS.items() if facts.plain)  # all that is told here
-_EDGE = 4  # repeats that are left at either end; with two more, ZeRO's first and last reductions are among them
+SHORT = tuple(name for name, facts in SCHEDULE_FACTS.items() if facts.plain)  # the schedules that can be shortened
+_EDGE = 4  # repetitions that are kept at either end, so that ZeRO's first and last reductions are among them
 
 
 class LeftOut(NamedTuple):
-    """Behind `actions[start:stop]`, which are one repeat, the like of them `times` more."""
+    """After `actions[start:stop]`, which are one repetition, `times` more of them are left out."""
 
     start: int
     stop: int
@@ -28,7 +28,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Short:
-    """What is left of a stage's step; microbatches keep their numbers, and `microbatches` is how many are left."""
+    """A shortened step of a stage. Microbatches keep their numbers. `microbatches`: how many are left."""
 
     actions: tuple[Action, ...]
     microbatches: int
@@ -36,21 +36,21 @@ class Short:
 
 
 def short(layout: LayoutSpec, stage: int, microbatches: int, tied: bool = True) -> Short:
-    """Of a layout whose schedule is one of `SHORT`."""
+    """The shortened step of a stage. The layout's schedule must be one of `SHORT`."""
     placement = layout.placement
     order: list[Action] = []
     left_out: list[LeftOut] = []
     done: dict[Kind, int] = {"F": 0, "B": 0}
     written = 0  # entries, transfers included
-    for kinds, often in script(layout.schedule, layout.pp, stage, microbatches):
-        cut = often > 2 * _EDGE
-        for repeat in (*range(_EDGE), *range(often - _EDGE, often)) if cut else range(often):
+    for kinds, times in script(layout.schedule, layout.pp, stage, microbatches):
+        cut = times > 2 * _EDGE
+        for repeat in (*range(_EDGE), *range(times - _EDGE, times)) if cut else range(times):
             actions = [Action(kind, stage, done[kind] + repeat) for kind in kinds]
             order += actions
             start, written = written, written + sum(len(with_transfers(action, placement)) for action in actions)
             if cut and repeat == _EDGE - 1:
-                left_out.append(LeftOut(start, written, often - 2 * _EDGE))
+                left_out.append(LeftOut(start, written, times - 2 * _EDGE))
         for kind in kinds:
-            done[kind] += often
+            done[kind] += times
     left = sum(action.kind == "B" for action in order)
     return Short(stage_plan(layout, placement, stage, order, tied), left, tuple(left_out))

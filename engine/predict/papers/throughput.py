@@ -28,7 +28,7 @@ NVIDIA_NEMOTRON = "NVIDIA DGX Cloud Benchmarking (2024), Nemotron-4 340B in bf16
 
 _A100, _H100 = "a100-80gb", "h100-80gb"
 _MIXED: Any = {"precision": "bf16", "accumulate": "fp32"}
-# (layers, hidden, heads)
+# Layers, hidden, heads.
 _175B, _530B, _1T = (96, 12288, 96), (105, 20480, 128), (128, 25600, 160)
 
 # Billions of parameters, (layers, hidden, heads), tp, pp, chunks, GPUs, global batch, microbatch size, TFLOP/s of a GPU. Chunks
