@@ -1,7 +1,7 @@
-"""What to run: the model, the layout, the workload. Validated, immutable, JSON both ways.
+"""The request: the model, the layout, the workload. It is validated and immutable, and is read from and written as JSON.
 
-Every mistake a user can make in a spec raises `RequestError` with one sentence that shows the arithmetic.
-`misfits` holds the rules that need more than one part of the spec, so that the form can show all of them at once.
+Every mistake in a spec raises `RequestError` with one sentence that shows the arithmetic. `misfits` has the rules that need more
+than one part of a spec, so that the form can show all broken ones at once.
 """
 
 from engine.spec.base import Spec

@@ -1,4 +1,4 @@
-"""What every record of a spec has in common: it is frozen, refuses unknown fields, and complains in one sentence."""
+"""The base of every record of a spec: it is frozen, refuses unknown fields, and reports errors in one sentence."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engine.spec.sentence import sentence
 
 
 class Spec(BaseModel):
-    """A frozen record that refuses unknown fields and speaks in sentences."""
+    """A frozen record that refuses unknown fields. Validation errors become a `RequestError` with one sentence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="wrap")
     @classmethod
-    def _say_it_in_one_sentence(cls, value: Any, handler: Any) -> Self:
+    def _one_sentence(cls, value: Any, handler: Any) -> Self:
         try:
             return handler(value)
         except ValidationError as error:
@@ -28,11 +28,11 @@ class Spec(BaseModel):
 
     @classmethod
     def read_json(cls, text: str | bytes) -> Self:
-        """Read what `model_dump_json` wrote. Raises `RequestError`, for text that is not JSON too."""
+        """Read what `model_dump_json` wrote. Raises `RequestError`, also for text that is not JSON."""
         return cls.model_validate(parsed(text, sentence("this")))
 
 
-# What pydantic says of a value, by the kind of mistake, with what it tells of the rule.
+# The sentence for each of pydantic's error types. The arguments are the error's context.
 _RULES: dict[str, Callable[..., str]] = {
     "greater_than": lambda gt: sentence("must be greater than {gt}", gt=gt),
     "greater_than_equal": lambda ge: sentence("must be greater than or equal to {ge}", ge=ge),
@@ -46,22 +46,22 @@ _RULES: dict[str, Callable[..., str]] = {
     "string_type": lambda **_: sentence("must be text"),
     **dict.fromkeys(("tuple_type", "list_type"), lambda **_: sentence("must be a list")),
 }
-_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")  # where a record should be, there is something else
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")  # the value is not an object
 
 
 def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
-    """The first thing pydantic found, in words, and how many more there are. All that is missing is one thing."""
+    """The first of pydantic's errors in words, and the number of further ones. All missing fields are one error."""
     found = error.errors()
     first = found[0]
     more = len(found) - 1
-    name = ".".join(str(part) for part in first["loc"]) or _called(cls)
+    name = ".".join(str(part) for part in first["loc"]) or _name_of(cls)
     if first["type"] == "extra_forbidden":
         fields = ", ".join(cls.model_fields)
-        text = sentence("there is no field {name!r}; {record} has {fields}", name=name, record=_called(cls), fields=fields)
+        text = sentence("there is no field {name!r}; {record} has {fields}", name=name, record=_name_of(cls), fields=fields)
     elif first["type"] == "missing":
         missing = [".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"]
         more = len(found) - len(missing)
-        text = sentence("{record} needs {names}", record=_called(cls), names=", ".join(missing))
+        text = sentence("{record} needs {names}", record=_name_of(cls), names=", ".join(missing))
     elif first["type"] in _NO_OBJECT and not first["loc"]:
         fields = ", ".join(list(cls.model_fields)[:3])
         text = sentence(
@@ -81,12 +81,12 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     return sentence("{sentence} (and {count} more)", sentence=text, count=more) if more else text
 
 
-def _called(cls: type[BaseModel]) -> str:
-    """What people call a record: as the field that holds it, such as model for `ModelSpec`."""
+def _name_of(cls: type[BaseModel]) -> str:
+    """The name of a record for readers: that of the field that holds it, such as model for `ModelSpec`."""
     return "spec" if cls.__name__ == "RunSpec" else cls.__name__.removesuffix("Spec").lower()
 
 
 def _brief(value: Any) -> str:
-    """What was given, cut short: it may be a whole file that was put in the wrong place."""
+    """A value as text, shortened: it may be a whole file in the wrong place."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

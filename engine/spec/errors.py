@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and a mistake that can be made with anything that is handed in."""
+"""The exception for a user's mistake, and the sentence for an input that is too large."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class RequestError(Exception):
 
     @property
     def sentence(self) -> str:
-        """The message as it was made: a `Sentence`, where it can be said in other languages."""
+        """The message as it was passed: a `Sentence` if it can be translated."""
         return str(self) if len(self.args) != 1 or not isinstance(self.args[0], str) else self.args[0]
 
 
 def too_large(name: str, size: int, most: int) -> Sentence:
-    """`name` has `size` bytes, and that is more than `most`."""
+    """The sentence for an input `name` of `size` bytes, if at most `most` are allowed."""
     return sentence("{name} has {size:,} bytes; up to {most:,} are taken", name=name, size=size, most=most)

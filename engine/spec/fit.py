@@ -15,30 +15,30 @@ BYTE_VOCABULARY = 256  # the training text is read as bytes
 
 @dataclass(frozen=True)
 class Misfit:
-    """One way in which the parts of a spec do not fit together."""
+    """One broken rule: parts of a spec that do not fit together."""
 
     field: str  # dotted name of the field to change first, such as "layout.tp"
-    sentence: Sentence  # with the arithmetic, and the nearest choices that fit
-    choices: tuple[int, ...] = ()  # values of that field that would fit, nearest first
+    sentence: Sentence  # with the arithmetic, and the nearest values that fit
+    choices: tuple[int, ...] = ()  # values of that field that fit, nearest first
 
 
 def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
-    """Everything in which the three do not fit together; empty when they do."""
+    """All rules that the three break together. Empty if they fit."""
     found = _tp_misfits(model, layout)
     found += _split_misfits(model, layout) + _schedule_misfits(model, layout, workload) + _lever_misfits(model, layout, workload)
-    hides = model.parts.objective in ("masked", "permuted")
-    needed = BYTE_VOCABULARY + hides
+    masks = model.parts.objective in ("masked", "permuted")
+    needed = BYTE_VOCABULARY + masks
     if model.vocab < needed:
         small = {"vocab": model.vocab, "values": BYTE_VOCABULARY}
         text = sentence("vocab={vocab} is too small: text is read as bytes, which take {values} values", **small)
-        if hides:
+        if masks:
             text = sentence("{reason}, and the token that hides another takes one more", reason=text)
         found.append(Misfit("model.vocab", text, (needed,)))
     return found
 
 
 def generation_misfits(generate: GenerateSpec, model: ModelSpec, layout: LayoutSpec, parity: bool) -> list[Misfit]:
-    """What stands in the way of generating the text that was asked for; empty when nothing was."""
+    """All rules that the request to generate text breaks. Empty if there is no such request, or if it fits."""
     if not generate.prompt:
         nothing = Misfit("generate.prompt", sentence("there is no prompt to continue; give one, or train"))
         return [nothing] if generate.skip_training else []
@@ -76,28 +76,28 @@ def generation_misfits(generate: GenerateSpec, model: ModelSpec, layout: LayoutS
 
 
 def _tp_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
-    """tp cuts the heads, those of keys and values too, and the MLP's inner width; so what it may be divides all of them."""
+    """tp shards the heads, the key and value heads, and the MLP's inner width. So it must divide all of them."""
     keys = model.key_heads  # which divide the heads
     both = gcd(keys, model.ffn_width)
     if both % layout.tp == 0:
         return []
     fits = divisors(both)
     heads, width = _heads(keys, shared=keys < model.heads), sentence("the MLP's width of {width}", width=model.ffn_width)
-    said = {"tp": layout.tp, "what": heads if keys % layout.tp else width, "fits": listed(fits), "heads": heads, "width": width}
-    if both < keys:  # what divides the heads alone would not be enough
+    values = {"tp": layout.tp, "what": heads if keys % layout.tp else width, "fits": listed(fits), "heads": heads, "width": width}
+    if both < keys:  # a divisor of the heads may not divide the width
         if len(fits) > 1:
-            text = sentence("tp={tp} does not divide {what}; {fits} divide both {heads} and {width}", **said)
+            text = sentence("tp={tp} does not divide {what}; {fits} divide both {heads} and {width}", **values)
         else:
-            text = sentence("tp={tp} does not divide {what}; {fits} divides both {heads} and {width}", **said)
+            text = sentence("tp={tp} does not divide {what}; {fits} divides both {heads} and {width}", **values)
     elif len(fits) > 1:
-        text = sentence("tp={tp} does not divide {what}; {fits} do", **said)
+        text = sentence("tp={tp} does not divide {what}; {fits} do", **values)
     else:
-        text = sentence("tp={tp} does not divide {what}; {fits} does", **said)
+        text = sentence("tp={tp} does not divide {what}; {fits} does", **values)
     return [Misfit("layout.tp", text, nearest(fits, layout.tp))]
 
 
 def _heads(count: int, shared: bool) -> Sentence:
-    """How many heads; `shared` are those of keys and values, where there are fewer of them than of queries."""
+    """The number of heads in words. `shared`: they are key and value heads, and there are fewer of them than query heads."""
     if shared:
         return sentence("{count} key and value heads", count=count) if count > 1 else sentence("1 key and value head")
     return sentence("{count} heads", count=count) if count > 1 else sentence("1 head")
@@ -137,7 +137,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
 
 
 def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
-    """What each schedule asks of the chunks on a stage and of the microbatches."""
+    """The schedule's rules on the chunks of a stage and on microbatches."""
     found = []
     facts, pp, chunks, microbatches = layout.facts, layout.pp, layout.chunks, workload.microbatches
     if not facts.fits_chunks(chunks):
@@ -169,7 +169,7 @@ def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSp
 
 
 def _cut_evenly(model: ModelSpec, tp: int) -> tuple[int, ...]:
-    """The next shorter and the next longer sequence whose rows tp divides, where there are such."""
+    """The next shorter and the next longer sequence length whose rows tp divides, if there are such."""
     found = []
     for direction in (-1, 1):
         for seq in range(model.seq, model.seq + direction * 48 * tp, direction):
@@ -186,11 +186,11 @@ def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     if not layout.split:
         if chunks <= model.layers:
             return []
-        said = {"product": product, "chunks": chunks, "layers": model.layers}
+        values = {"product": product, "chunks": chunks, "layers": model.layers}
         if layout.chunks > 1:
-            needs = sentence("{product} needs at least {chunks} layers, one a chunk, and the model has {layers}", **said)
+            needs = sentence("{product} needs at least {chunks} layers, one a chunk, and the model has {layers}", **values)
         else:
-            needs = sentence("{product} needs at least {chunks} layers, one a stage, and the model has {layers}", **said)
+            needs = sentence("{product} needs at least {chunks} layers, one a stage, and the model has {layers}", **values)
         if most == 0:
             return [Misfit("model.layers", joined(needs, sentence("layers={layers} and more fits", layers=chunks)), (chunks,))]
         fits = sentence("pp up to {most} fits", most=most)
@@ -205,20 +205,20 @@ def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
 
 
 def _wrong_split(layout: LayoutSpec, chunks: int, product: str, layers: int) -> Sentence | None:
-    """What is wrong with the split that was asked for; None if nothing is."""
+    """What is wrong with the layout's split. None if it is valid."""
     split, chunked = layout.split, layout.chunks > 1
-    said = {"split": ",".join(map(str, split)), "count": len(split), "product": product, "total": sum(split), "layers": layers}
+    values = {"split": ",".join(map(str, split)), "count": len(split), "product": product, "total": sum(split), "layers": layers}
     if len(split) != chunks:
         if chunked:
-            return sentence("split {split} names {count} chunks and {product}", **said)
-        return sentence("split {split} names {count} stages and {product}", **said)
+            return sentence("split {split} names {count} chunks and {product}", **values)
+        return sentence("split {split} names {count} stages and {product}", **values)
     if sum(split) != layers:
-        return sentence("split {split} adds up to {total} layers and the model has {layers}", **said)
+        return sentence("split {split} adds up to {total} layers and the model has {layers}", **values)
     if min(split) < 0:
-        return sentence("split {split} has a negative number of layers", **said)
-    # The first has the embedding and the last the head; one between them without a layer would do nothing.
+        return sentence("split {split} has a negative number of layers", **values)
+    # The first chunk has the embedding, and the last the head. A middle chunk without layers would do nothing.
     if 0 in split[1:-1]:
         if chunked:
-            return sentence("split {split} leaves a middle chunk without a layer, so with nothing to do", **said)
-        return sentence("split {split} leaves a middle stage without a layer, so with nothing to do", **said)
+            return sentence("split {split} leaves a middle chunk without a layer, so with nothing to do", **values)
+        return sentence("split {split} leaves a middle stage without a layer, so with nothing to do", **values)
     return None

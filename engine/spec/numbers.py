@@ -1,4 +1,4 @@
-"""Numbers that fit, and how a sentence lists them."""
+"""Whole numbers that fit a rule, and lists of them in words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from engine.spec.sentence import sentence
 
 
 def evenly(layers: int, parts: int) -> tuple[int, ...]:
+    """Layers of each part, as even as possible. The first parts have one more."""
     each, rest = divmod(layers, parts)
     return tuple(each + (part < rest) for part in range(parts))
 
@@ -16,23 +17,24 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def around(n: int, of: int, most: int) -> list[int]:
-    """The multiples of `of` next to n, at least 1 and at most `most`."""
+def nearest_multiples(n: int, of: int, most: int) -> list[int]:
+    """The multiples of `of` next to n, below and above it, if they are at least 1 and at most `most`."""
     below = n - n % of
     return [m for m in (below, below + of) if 1 <= m <= most]
 
 
 def nearest(values: Iterable[int], to: int) -> tuple[int, ...]:
+    """The four values nearest to `to`, nearest first."""
     return tuple(sorted(values, key=lambda v: (abs(v - to), v))[:4])
 
 
 def listed(values: Iterable[object]) -> str:
-    """In words: 1, 2, 4 and 8."""
+    """The values in words: 1, 2, 4 and 8."""
     *words, end = map(str, values)
     return sentence("{values} and {last}", values=", ".join(words), last=end) if words else end
 
 
 def either(values: Iterable[object]) -> str:
-    """In words: 1, 2, 4 or 8."""
+    """The values in words: 1, 2, 4 or 8."""
     *words, end = map(str, values)
     return sentence("{values} or {last}", values=", ".join(words), last=end) if words else end

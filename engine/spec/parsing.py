@@ -1,4 +1,4 @@
-"""JSON that comes from anybody: no larger and no deeper than it need be, and without a name given twice."""
+"""A reader of JSON that is not trusted: it limits size and depth, and refuses a name that occurs twice in one object."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from engine.spec.errors import RequestError, too_large
 from engine.spec.sentence import sentence
 
 LARGEST = 1 << 20  # bytes
-DEEPEST = 10  # lists and objects inside each other
-MOST_VALUES = 200_000  # an empty list takes three characters and two hundred bytes of memory
+DEEPEST = 10  # levels of lists and objects
+MOST_VALUES = 200_000  # values take more memory than text: an empty list, three characters, takes some 200 bytes
 
 _TEXTS = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
 
 
 def parsed(text: str | bytes, name: str) -> Any:
-    """What the JSON `text` says. Raises `RequestError`, calling it `name`, before it has taken more memory than it may.
+    """The value of the JSON `text`. Raises `RequestError` that calls it `name`, before much memory is allocated.
 
-    Stricter than Python's own reader: no NaN and no infinity, which JSON has not; no half of a surrogate pair, which is no text.
+    Stricter than Python's own reader. It refuses NaN and infinity, which are not JSON, and half of a surrogate pair, which cannot
+    be encoded.
     """
     if len(text) > LARGEST:
         raise RequestError(too_large(name, len(text), LARGEST))
     try:
-        written = (text if isinstance(text, str) else text.decode()).removeprefix(
-            "\ufeff"
-        )  # with which some editors begin a file
-        _bounded(_TEXTS.sub("", written), name)
-        value = json.loads(written, object_pairs_hook=_named_once, parse_float=_finite, parse_constant=_no_number)
-        json.dumps(value, ensure_ascii=False).encode()  # only to see whether every text in it can be written
+        decoded = text if isinstance(text, str) else text.decode()
+        content = decoded.removeprefix("\ufeff")  # the byte order mark that some editors write at the start of a file
+        _refuse_too_complex(_TEXTS.sub("", content), name)
+        value = json.loads(content, object_pairs_hook=_without_duplicates, parse_float=_finite, parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode()  # only to check that every text in it can be encoded
     except UnicodeEncodeError as error:
         raise RequestError(sentence("{name} has half of a surrogate pair in a text, which is none", name=name)) from error
     except ValueError as error:
@@ -39,8 +39,8 @@ def parsed(text: str | bytes, name: str) -> Any:
     return value
 
 
-def _bounded(bare: str, name: str) -> None:
-    """`bare`: the text without what stands in quotes."""
+def _refuse_too_complex(bare: str, name: str) -> None:
+    """Raise `RequestError` if there are too many values or levels. `bare`: the JSON without its quoted strings."""
     if bare.count(",") + bare.count("[") + bare.count("{") > MOST_VALUES:
         raise RequestError(sentence("{name} has more than {most:,} values", name=name, most=MOST_VALUES))
     depth = 0
@@ -50,7 +50,7 @@ def _bounded(bare: str, name: str) -> None:
             raise RequestError(sentence("{name} has lists or objects more than {most} deep", name=name, most=DEEPEST))
 
 
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -64,5 +64,5 @@ def _finite(digits: str) -> float:
     return value if math.isfinite(value) else _no_number(digits)
 
 
-def _no_number(said: str) -> NoReturn:
-    raise ValueError(f"{said[:20]} is no number")
+def _no_number(digits: str) -> NoReturn:
+    raise ValueError(f"{digits[:20]} is no number")

@@ -1,4 +1,4 @@
-"""The parts of a spec: the model, the layout, the workload, what to generate, and the drill."""
+"""The parts of a spec: model, layout, workload, text generation, and fault injection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from engine.families import FAMILIES, Family, FamilyName, predicted
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
-from engine.spec.numbers import around, divisors, either, evenly, listed, nearest
+from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
@@ -25,7 +25,7 @@ OptimizerName = Literal["adamw", "sgd", "lion"]
 
 
 class ModelSpec(Spec):
-    """The shape of a Transformer; `engine.families` says what its family is made of."""
+    """The shape of a Transformer. `engine.families` has the parts of its family."""
 
     family: FamilyName = Field("gpt", description="model family")
     layers: int = Field(4, ge=1, le=1024, description="Transformer layers; of encoder and decoder together, where there are both")
@@ -41,7 +41,7 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
         if not self.head_dim and self.hidden % self.heads:
-            widths = around(self.hidden, self.heads, _MOST_HIDDEN)
+            widths = nearest_multiples(self.hidden, self.heads, _MOST_HIDDEN)
             heads = nearest((d for d in divisors(self.hidden) if d <= _MOST_HEADS), self.heads)
             raise RequestError(
                 sentence(
@@ -127,16 +127,16 @@ class ModelSpec(Spec):
 
     @property
     def encoder_layers(self) -> int:
-        """The layers before the first that attends to the encoder's output; 0 where there is no encoder."""
+        """Layers of the encoder, which come before the decoder's; 0 if there is no encoder."""
         return self.layers - (self.decoder_layers or self.layers // 2) if self.parts.encoder else 0
 
     @property
     def rows(self) -> int:
-        """Tokens of one sequence that go through a layer: `seq`, and with two-stream attention one more for each predicted."""
+        """Rows of one sequence that go through a layer: `seq`; with two-stream attention also one for each predicted token."""
         return self.seq + (predicted("permuted", self.seq) if self.parts.objective == "permuted" else 0)
 
     def parameters(self) -> int:
-        """Number of parameters of the whole model, tied weights counted once and nothing padded."""
+        """The number of parameters of the whole model, without padding. Tied weights count once."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
         total = self.parts.outer_parameters(self.hidden, self.vocab, self.seq)
@@ -146,7 +146,7 @@ class ModelSpec(Spec):
 
 
 class LayoutSpec(Spec):
-    """How the work is split. There is a rank for each coordinate of its mesh."""
+    """How the work is distributed over ranks. There is one rank for each coordinate of the mesh."""
 
     dp: int = Field(1, ge=1, le=65536, description="data-parallel replicas")
     tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights in that many slices")
@@ -179,7 +179,7 @@ class LayoutSpec(Spec):
 
     @classmethod
     def degrees(cls, code: str) -> dict[Axis, int]:
-        """Read a short form: "dp2.tp2.pp2" → {"dp": 2, "tp": 2, "pp": 2}. An axis left out is 1."""
+        """Read a short form: "dp2.tp2.pp2" → {"dp": 2, "tp": 2, "pp": 2}. A missing axis is 1. Raises `RequestError`."""
         found: dict[str, int] = {}
         for part in code.split("."):
             match = re.fullmatch(rf"({'|'.join(AXES)})(\d{{1,6}})", part)
@@ -190,38 +190,38 @@ class LayoutSpec(Spec):
 
     @property
     def facts(self) -> ScheduleFacts:
-        """What is known of its schedule."""
+        """The record of its schedule."""
         return SCHEDULE_FACTS[self.schedule]
 
     @property
     def placement(self) -> tuple[int, ...]:
-        """The stage that holds each chunk: round and round, or down the stages and back up, in the shape of a V."""
+        """The stage that holds each chunk: 0 to pp − 1 again and again; under a V-shaped schedule 0 to pp − 1 and back to 0."""
         down = tuple(range(self.pp))
         up = down[::-1] if self.facts.v_shaped else down
         return (down + up) * (self.chunks // 2) + down * (self.chunks % 2)
 
     def chunk_layers(self, layers: int) -> tuple[int, ...]:
-        """Layers of each chunk. Without a split, as even as can be, the earlier chunks taking what is left over."""
+        """Layers of each chunk. Without a split, as even as possible; the first chunks have one more."""
         return self.split or evenly(layers, self.pp * self.chunks)
 
     def layer_ranges(self, layers: int) -> tuple[range, ...]:
-        """The layers of each chunk: of 8 in chunks of 3, 3 and 2 these are 0–2, 3–5, 6–7."""
+        """The layer numbers of each chunk. For chunks of 3, 3 and 2 layers they are 0–2, 3–5 and 6–7."""
         ends = [*accumulate(self.chunk_layers(layers))]
         return tuple(range(start, end) for start, end in pairwise([0, *ends]))
 
     def stage_layers(self, layers: int) -> tuple[int, ...]:
-        """Layers of each stage, over all of its chunks. For a layout that `misfits` finds nothing wrong with."""
+        """Layers of each stage, over all of its chunks. The layout must fit, see `misfits`."""
         counts = [0] * self.pp
         for stage, count in zip(self.placement, self.chunk_layers(layers), strict=True):
             counts[stage] += count
         return tuple(counts)
 
 
-BYTES_OF: Mapping[Precision, int] = {"fp32": 4, "bf16": 2}  # a number of that precision
+BYTES_OF: Mapping[Precision, int] = {"fp32": 4, "bf16": 2}  # of one number
 
 
 class WorkloadSpec(Spec):
-    """What is done with the model: how much data, how many steps."""
+    """The training of the model: data, steps, optimizer, precision."""
 
     steps: int = Field(20, ge=1, le=10_000, description="training steps")
     microbatches: int = Field(4, ge=1, le=65_536, description="microbatches of one replica in a step")
@@ -243,12 +243,12 @@ class WorkloadSpec(Spec):
 
     @property
     def gradient_precision(self) -> Precision:
-        """In which gradients are added up."""
+        """The precision in which gradients are accumulated."""
         return self.accumulate if self.precision == "bf16" else "fp32"
 
 
 class GenerateSpec(Spec):
-    """Continuing a prompt, after training or without."""
+    """Text generation: continuing a prompt, after training or without training."""
 
     prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
     new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
@@ -259,7 +259,7 @@ class GenerateSpec(Spec):
 
 
 class FaultSpec(Spec):
-    """A drill: make one rank fail, to see what a run does then."""
+    """Fault injection: make one rank fail, to see how the run reports it."""
 
     kind: Literal["raise", "exit", "kill", "hang"]
     rank: int = Field(ge=0)

@@ -14,7 +14,7 @@ from engine.spec.sentence import joined, sentence
 
 
 class RunSpec(Spec):
-    """All of a request. Constructing one that does not fit together raises `RequestError`."""
+    """The whole request. If its parts do not fit together, the constructor raises `RequestError`."""
 
     model: ModelSpec = ModelSpec()
     layout: LayoutSpec = LayoutSpec()

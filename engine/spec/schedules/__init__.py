@@ -1,6 +1,6 @@
-"""One record a pipeline schedule, each in a module of its own: its order, and every fact about it.
+"""The records of pipeline schedules, one in each module: the order of passes, and every other fact about a schedule.
 
-The spec's rules, the plan, predictions, exports and pages ask the record, `SCHEDULE_FACTS[name]`. They know no schedule by name.
+The spec's rules, the plan, predictions, exports and pages use the record, `SCHEDULE_FACTS[name]`. They do not test for names.
 """
 
 from __future__ import annotations

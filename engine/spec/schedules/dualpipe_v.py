@@ -1,7 +1,8 @@
-"""A forward beside each backward over a V, and I and W only where the pipeline fills and drains (DeepSeek-AI 2025).
+"""V-shaped: forwards of one chunk alternate with backwards of the other. I and W only while filling and draining (DeepSeek-AI
+2025).
 
-Where the original runs a forward and a backward as one, to hide one's transfers behind the other, they stand here one behind the
-other. The last half of a stage's backwards are split.
+The original overlaps a forward with a backward, to hide their communication. Here they run one after the other. The last half of
+a stage's backwards is split.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from engine.spec.sentence import Sentence, sentence
 
 
 def _script(stage: Any, p: int, m: Any, v: int) -> Script:
-    ahead, behind = stage + 1, p - 1 - stage  # stages from the open end to this one; from the next to the turn of the V
+    ahead, behind = stage + 1, p - 1 - stage  # stages from stage 0 to this one, included; stages after this one
     half, odd = ahead // 2, ahead % 2
     return [
         ("F↓", 2 * behind),
@@ -39,7 +40,7 @@ def _reductions(p: Any, m: Any, stage: Any, run: Any) -> Any:
 
 
 def _fill(work: PipelineWork) -> Any:
-    """Found by the simulator for this engine's order."""
+    """Fitted to simulations of this engine's order."""
     forward, backward = work.forward, work.backward
     usual = np.maximum(0.0, forward + backward - work.weights) / 2 + 0.4 * np.maximum(0.0, backward - forward)
     return fill_over_a_v(work, usual)
@@ -60,7 +61,7 @@ DUALPIPE_V = ScheduleFacts(
     script=_script,
     in_flight=lambda stage, p, m, v: 2 * p + 1,
     memory_repeats_after=lambda p, m: 2 * p + 1,
-    bubble="(p − 1) / (6 · m + p − 1)",  # the order's own, as of zb-v
+    bubble="(p − 1) / (6 · m + p − 1)",  # derived for this engine's order, as for zb-v
     fill=_fill,
     waits=waits_over_a_v,
     closed_from=lambda p: 2 * p,

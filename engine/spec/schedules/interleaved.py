@@ -1,7 +1,7 @@
-"""1F1B over several chunks a stage, which shortens the wait for the first microbatch (Narayanan et al. 2021, section 2.2).
+"""1F1B over several chunks a stage, which fills the pipeline faster (Narayanan et al. 2021, section 2.2).
 
-A round of microbatches goes through all of a stage's chunks before the next one begins. A round is p microbatches, and a few more
-where p does not divide them.
+A round of microbatches goes through all chunks of a stage before the next round begins. A round has p microbatches, or a few more
+if p does not divide m.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def _round(p: Any, m: Any) -> Any:
 
 
 def _warm_up(stage: Any, p: Any, m: Any, v: Any) -> Any:
-    """Forwards before the first pair of forward and backward: a round through all chunks but one, and two a stage behind."""
+    """Forwards before the first pair of forward and backward: a round of all chunks but one, and two for each later stage."""
     return np.minimum((v - 1) * _round(p, m) + 2 * (p - 1 - stage), m * v)
 
 
@@ -30,10 +30,10 @@ def _script(stage: Any, p: int, m: Any, v: int) -> Script:
 
 
 def _chunk_and_microbatch(stage: Any, p: int, m: Any, v: int, forward: Any, number: Any) -> tuple[Any, Any]:
-    """In a round, chunk after chunk."""
+    """A round runs chunk after chunk."""
     each = _round(p, m)
-    turn = number // each % v
-    return np.where(forward, turn, v - 1 - turn) * p + stage, number // (each * v) * each + number % each
+    own = number // each % v  # the index among the stage's chunks, in the order of the direction
+    return np.where(forward, own, v - 1 - own) * p + stage, number // (each * v) * each + number % each
 
 
 def _whole_rounds(p: Any, m: Any) -> Any:
@@ -63,8 +63,8 @@ INTERLEAVED = ScheduleFacts(
     closed_from=lambda p: p,
     chunks=None,
     chunk_and_microbatch=_chunk_and_microbatch,
-    # In a round of more microbatches than stages, the first of them come around the pipeline before stage 0 has begun the last,
-    # and wait there. Were the sender to wait as well, each stage would end up waiting for the next.
+    # If a round has more microbatches than stages, its first ones have gone through all stages before stage 0 begins the last
+    # one. They wait there. If the sender waited too, the stages would deadlock.
     messages_held=lambda p, m: np.maximum(1, _round(p, m) - p + 1),
     microbatch_rule=MicrobatchRule(
         _whole_rounds, lambda p, m: nearest((n for n in range(1, m + p + 1) if _whole_rounds(p, n)), m), _refusal

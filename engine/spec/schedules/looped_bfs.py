@@ -1,7 +1,8 @@
 """GPipe over several chunks a stage: all microbatches through one chunk, then through the next (Lamy-Poirier 2023).
 
-The pipeline fills as fast as an interleaved one and holds as much as GPipe's. Backward takes the latest microbatch first, as in
-torch. The paper gathers a chunk's weights under ZeRO 3 once for all microbatches; here each pass does, whatever the schedule.
+The pipeline fills as fast as with interleaved 1F1B, and holds as many activations as GPipe. Backward takes the latest microbatch
+first, as in torch. Under ZeRO 3, the paper gathers a chunk's weights once for all microbatches. Here every pass gathers them, as
+with all schedules.
 """
 
 from typing import Any
@@ -14,19 +15,19 @@ from engine.spec.sentence import sentence
 
 
 def _chunk_and_microbatch(stage: Any, p: int, m: Any, v: int, forward: Any, number: Any) -> tuple[Any, Any]:
-    turn, at = number // m, number % m
-    return np.where(forward, turn, v - 1 - turn) * p + stage, np.where(forward, at, m - 1 - at)
+    round_, at = number // m, number % m
+    return np.where(forward, round_, v - 1 - round_) * p + stage, np.where(forward, at, m - 1 - at)
 
 
 def _fill(work: PipelineWork) -> Any:
-    """As of other rounds. All microbatches pass the chunk with one end of the model and later that with the other: of the two
-    stages each waits for the other's end.
+    """As `fill_of_rounds`, and the other end for each microbatch: in the rounds of the first and of the last chunk, all stages
+    wait for the stage with the embedding or the head.
     """
     return fill_of_rounds(work) + work.m * work.other_end
 
 
 def _waits(work: PipelineWork) -> Any:
-    """With more microbatches than stages, those at the front of a round are there before the round before it ends."""
+    """With more microbatches than stages, the first microbatches of a round arrive before the round before it has ended."""
     return np.where(work.m > work.p, waits_twice_a_stage(work), waits_each_chunk(work))
 
 
@@ -42,7 +43,8 @@ LOOPED_BFS = ScheduleFacts(
     closed_from=lambda p: p,
     chunks=None,
     chunk_and_microbatch=_chunk_and_microbatch,
-    # With more microbatches than stages the first come around the pipeline before stage 0 has begun the last, and wait there.
+    # With more microbatches than stages, the first ones have gone through all stages before stage 0 begins the last one. They
+    # wait there.
     messages_held=lambda p, m: np.maximum(1, m - p + 1),
     elsewhere={"torchtitan": "LoopedBFS"},
 )

@@ -1,4 +1,4 @@
-"""One microbatch in the whole pipeline: forward through all stages, back through all, then the next."""
+"""One microbatch at a time: forward through all stages, backward through all stages, then the next microbatch."""
 
 from engine.spec.schedules.record import ScheduleFacts, waits_twice_a_stage
 from engine.spec.sentence import sentence

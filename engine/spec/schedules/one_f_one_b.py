@@ -1,4 +1,4 @@
-"""1F1B: fill the pipeline, then alternate, then drain (Narayanan et al. 2021): at most p − stage in flight."""
+"""1F1B: fill the pipeline, then alternate F and B, then drain (Narayanan et al. 2021). At most p − stage are in flight."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ ONE_F_ONE_B = ScheduleFacts(
     script=_script,
     in_flight=lambda stage, p, m, v: np.minimum(p - stage, m),
     memory_repeats_after=lambda p, m: p + 1,
-    bubble="(p − 1) / (m + p − 1)",  # Narayanan et al. 2021, section 2.2, who quote it as a share of ideal time
+    bubble="(p − 1) / (m + p − 1)",  # Narayanan et al. 2021, section 2.2, who give it as a share of ideal time
     fill=lambda work: work.others,
     waits=waits_each_round,
     elsewhere={"torchtitan": "1F1B", "megatron": "1F1B", "deepspeed": "1F1B"},

@@ -1,7 +1,7 @@
-"""What is to be said of a pipeline schedule, and where it may stand: every fact about it is a field of its record.
+"""The form of a schedule's record. Every fact about a pipeline schedule is a field of it.
 
-In the functions of a record p is the number of stages, m of microbatches and v of chunks on a stage. Each may be a number or an
-array, one entry a layout, and so is what comes out.
+In the functions of a record, p is the number of stages, m of microbatches, and v of chunks of a stage. Each may be a number, or
+an array with one entry for each layout. The result has the same shape.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 from engine.spec.sentence import Sentence
 
 Script = list[tuple[str, Any]]
-"""What a stage does: entries, and how many times over these come, which is a number or one for each of several orders, (k,).
-A count below one is none.
+"""The passes of a stage: a list of pairs of entries and how often they repeat. That is a number, or (k,), one for each of k
+orders. A number below 1 means 0.
 
-An entry is a kind of pass, F, B, I or W, and takes the next microbatch that has not had it. B is I and W in one. Over a V it has
-an arrow: F↓ is of the chunk on the way down, F↑ of the one on the way back up. A W without an arrow is that of the earliest I
-that has had none.
+An entry is a kind of pass: F, B, I or W. It runs the next microbatch for which the stage has not run it yet. B is I and W
+together. Under a V-shaped schedule an entry has an arrow: F↓ belongs to the chunk on the way down, F↑ to the chunk on the way up.
+A W without an arrow belongs to the earliest I whose W has not run yet.
 """
 
 
 class MicrobatchRule(NamedTuple):
-    """What a schedule asks of the number of microbatches."""
+    """A schedule's rule on the number of microbatches."""
 
-    holds: Callable[[Any, Any], Any]  # of p and m
-    choices: Callable[[int, int], tuple[int, ...]]  # numbers that would do, nearest first
-    refusal: Callable[[int, int, tuple[int, ...]], Sentence]  # why not, given p, m and the choices
+    holds: Callable[[Any, Any], Any]  # (p, m) → whether m fits
+    choices: Callable[[int, int], tuple[int, ...]]  # (p, m) → numbers that fit, nearest first
+    refusal: Callable[[int, int, tuple[int, ...]], Sentence]  # (p, m, choices) → why m does not fit
 
 
 class PipelineWork(NamedTuple):
-    """Seconds of one microbatch, from which a schedule's closed form is made up. Numbers or arrays, (n,).
+    """The arguments of a schedule's closed form: counts, and seconds of one microbatch. Numbers or arrays, (n,).
 
-    The slowest stage sets the pace. `others` are all other stages together. `forward`, `backward` (I, with what is computed
-    again) and `weights` (W) are their parts.
+    The slowest stage determines the length of the pipeline. `others`: the sum of all other stages. Its parts are `forward`,
+    `backward` (I and recompute) and `weights` (W).
     """
 
     p: Any
@@ -49,50 +49,53 @@ class PipelineWork(NamedTuple):
     forward: Any
     backward: Any
     weights: Any
-    other_end: Any  # embedding or head, on a stage that is not the slowest
-    message: Any  # of one stage to the next
+    other_end: Any  # embedding or head, if it is on a stage that is not the slowest
+    message: Any  # from one stage to the next
 
     @property
     def least_fill(self) -> Any:
-        """Filling and draining where W is put off: the first microbatch goes down and back, and the others follow it out."""
+        """Seconds of filling and draining if W is deferred: F and I of the first microbatch on all other stages, less the
+        deferred W of all other microbatches on the slowest stage, which run meanwhile.
+        """
         return self.others - self.weights - (self.m - 1) * self.slowest_weights
 
 
 def waits_twice_a_stage(work: PipelineWork) -> Any:
-    """Seconds of waiting for messages: one down and one back for each stage but one."""
+    """Seconds of waiting for messages: one activation and one gradient for each stage but the first."""
     return 2 * (work.p - 1) * work.message
 
 
 def waits_each_round(work: PipelineWork) -> Any:
-    """The same where only p microbatches are in flight: a message's time is waited for in each round of p."""
+    """The same if at most p microbatches are in flight: then each further round of p microbatches waits for messages too."""
     once = waits_twice_a_stage(work)
     return once + once / work.p * np.maximum(0, work.m - work.p)
 
 
 @dataclass(frozen=True)
 class ScheduleFacts:
-    """All that is known of a schedule by its name.
+    """All facts about a schedule.
 
-    title, summary          what it is called, and one sentence on what it does, for readers
-    script                  its order: what stage s does, of (s, p, m, v)
-    in_flight               the most passes, of one microbatch through one chunk, whose activations stage s holds: of (s, p, m, v)
-    bubble                  its bubble as a formula, as a share of total time, at forward 1, backward 2 and each half of it 1
-    fill                    seconds of filling and draining, in which the slowest stage idles
-    waits                   seconds that are spent on waiting for messages
-    closed_from             the fewest microbatches for which `bubble` holds, of p; 1 if for any
-    chunks                  on a stage; None: two or more
-    v_shaped                chunks go down the stages and back up, in the shape of a V; otherwise round and round
-    chunk_and_microbatch    of several chunks that go round: which a stage's n-th pass of its direction takes, of
-                            (s, p, m, v, whether it is forward, n)
-    memory_repeats_after    so many microbatches that more of them bring no higher instant of memory, of (p, m); None where each
-                            holds more than the one before
-    messages_held           how many messages of one flow to one stage may be under way when the next is sent, of (p, m): one,
-                            wherever that can work
-    microbatch_rule         what it asks of their number, if anything
-    reductions              where backward is split into I and W: how often a step has the gradients of a layer whole, of
-                            (p, m, s, run), where run is 0 for the chunk on the way down a V and 1 for the one on the way up
-    elsewhere               its name in other frameworks, by theirs: "megatron", "torchtitan", "deepspeed"; missing if it has none
-    nearest                 what such a framework runs in its place, where that is not 1F1B
+    title, summary          its name, and one sentence on what it does, for readers
+    script                  (s, p, m, v) → the passes of stage s, in order
+    in_flight               (s, p, m, v) → the most passes, of one microbatch through one chunk, whose activations stage s holds
+    bubble                  the formula of its bubble, a share of total time, with forward 1, backward 2, I 1 and W 1
+    fill                    seconds of filling and draining, in which the slowest stage is idle
+    waits                   seconds of waiting for messages
+    closed_from             p → the fewest microbatches for which `bubble` holds; 1 if it always holds
+    chunks                  chunks of a stage; None: two or more
+    v_shaped                chunks go down the stages and back up, in the shape of a V; otherwise down the stages again and again
+    chunk_and_microbatch    (s, p, m, v, whether it is forward, n) → chunk and microbatch of the n-th forward or backward of stage
+    s;
+                            for schedules with several chunks that are not V-shaped
+    memory_repeats_after    (p, m) → the number of microbatches that is enough to reach the memory peak; None if every microbatch
+                            raises the peak
+    messages_held           (p, m) → how many messages of one flow to one stage may be sent and not yet received when the next is
+                            sent; 1 if that works
+    microbatch_rule         the rule on the number of microbatches, if there is one
+    reductions              (p, m, s, run) → how often in a step all gradients of a layer are complete, for a schedule that splits
+                            backward; run is 0 for the chunk on the way down a V, and 1 for the chunk on the way up
+    elsewhere               its name in "megatron", "torchtitan" and "deepspeed"; a framework that is missing does not have it
+    nearest                 the schedule that such a framework runs instead, if that is not 1F1B
     """
 
     title: str
@@ -115,12 +118,12 @@ class ScheduleFacts:
 
     @property
     def splits(self) -> bool:
-        """Whether backward is split into I and W, at least of some microbatches."""
+        """Whether backward is split into I and W, at least for some microbatches."""
         return self.reductions is not None
 
     @property
     def plain(self) -> bool:
-        """One chunk a stage and B in one piece: then the middle of a stage's step repeats, and may be left out."""
+        """Whether stages have one chunk, and backward is not split. Then the middle of a stage's step repeats."""
         return self.chunks == 1 and not self.splits
 
     @property
@@ -128,26 +131,27 @@ class ScheduleFacts:
         return self.chunks or 2
 
     def fits_chunks(self, v: Any) -> Any:
-        """Whether a stage may have so many."""
+        """Whether a stage may have v chunks."""
         return v >= 2 if self.chunks is None else v == self.chunks
 
     def fits_microbatches(self, p: Any, m: Any) -> Any:
+        """Whether a step may have m microbatches."""
         return self.microbatch_rule.holds(p, m) if self.microbatch_rule else m >= 1
 
     def enough_microbatches(self, p: Any, m: Any) -> Any:
-        """Of m, how many there need be for memory's highest instant to be among theirs."""
+        """The number of microbatches, at most m, that is enough to reach the memory peak."""
         return m if self.memory_repeats_after is None else np.minimum(m, self.memory_repeats_after(p, m))
 
     def pipeline(self, work: PipelineWork) -> tuple[Any, Any]:
-        """Seconds from the first pass to the last, and how much of it is waiting for messages: the closed form."""
-        alone = work.p == 1
-        fill, waits = np.where(alone, 0.0, self.fill(work)), np.where(alone, 0.0, self.waits(work))
+        """The closed form: seconds from the start of the first pass to the end of the last, and seconds of waiting in it."""
+        one_stage = work.p == 1
+        fill, waits = np.where(one_stage, 0.0, self.fill(work)), np.where(one_stage, 0.0, self.waits(work))
         return work.m * work.slowest + fill + waits, waits
 
     def bubble_share(self, p: Any, m: Any, v: Any = 1) -> Any:
-        """The closed form of the bubble, as a share of total time: `bubble` in numbers, for `closed_from` microbatches and more.
+        """The bubble in closed form, a share of total time: the value of `bubble`, if m is at least `closed_from`.
 
-        It is `pipeline` at the papers' unit times, of stages that are all alike and messages that take no time.
+        It is `pipeline` with the papers' unit times, equal stages, and messages that take no time.
         """
         others = 1.0 * (p - 1)
         work = PipelineWork(p, m, v, 3.0, 1.0, 1.0, 3 * others, others, others, others, 0.0, 0.0)

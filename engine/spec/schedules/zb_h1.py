@@ -1,6 +1,6 @@
-"""1F1B whose later stages put W off, so that I reaches the earlier ones sooner (Qi et al. 2024, ZB-H1).
+"""1F1B in which later stages defer W, so that I reaches earlier stages sooner (Qi et al. 2024, ZB-H1).
 
-Stage s has begun s fewer microbatches than stage 0 and puts off s of its W: every stage then holds what 1F1B's first does.
+Stage s begins s fewer microbatches than stage 0 and defers s of its W. So every stage holds as much as the first stage of 1F1B.
 """
 
 from typing import Any
@@ -30,10 +30,10 @@ ZB_H1 = ScheduleFacts(
     script=_script,
     in_flight=lambda stage, p, m, v: np.minimum(p, m),
     memory_repeats_after=lambda p, m: p + 2,
-    bubble="(p − 1) / (3 · m + p − 1)",  # Qi et al. 2024, table 2, with all of a pass's three parts 1
+    bubble="(p − 1) / (3 · m + p − 1)",  # Qi et al. 2024, table 2, with F, I and W all 1
     fill=lambda work: np.maximum(np.maximum(0.0, work.forward + work.backward - work.weights), work.least_fill),
     waits=waits_each_round,
     closed_from=lambda p: p,
-    reductions=lambda p, m, stage, run: np.where(stage == 0, m, 1),  # stage s keeps s of its W back until the end
+    reductions=lambda p, m, stage, run: np.where(stage == 0, m, 1),  # stage s defers s of its W until the end
     nearest={"torchtitan": "1F1B"},
 )

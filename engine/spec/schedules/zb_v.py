@@ -1,4 +1,7 @@
-"""Zero bubble over a V, whose turn makes the last stage's backward start at once (Qi et al. 2024, section 6)."""
+"""Zero bubble in the shape of a V (Qi et al. 2024, section 6).
+
+The first stage holds the first and the last chunk. So it begins backward as soon as it has the loss.
+"""
 
 from typing import Any
 
@@ -10,8 +13,8 @@ from engine.spec.sentence import sentence
 
 
 def _script(stage: Any, p: int, m: Any, v: int) -> Script:
-    """Written for as many microbatches as fill the V; where there are fewer, those that are not there are left out."""
-    behind = p - stage  # stages from here to the turn of the V, this one included
+    """The script for at least as many microbatches as fill the V. If m is smaller, passes of microbatches ≥ m are dropped."""
+    behind = p - stage  # stages from this one to the last, included
     full = np.maximum(2 * p - 1, m)
     return [
         ("F↓", 2 * behind - 1),
@@ -27,14 +30,14 @@ def _script(stage: Any, p: int, m: Any, v: int) -> Script:
 
 
 def _reductions(p: Any, m: Any, stage: Any, run: Any) -> Any:
-    full = np.maximum(2 * p - 1, m)  # microbatches that the order is written for
-    alone = np.where(run == 0, full - p, full - stage)  # I with its W right behind
+    full = np.maximum(2 * p - 1, m)  # microbatches that the script is written for
+    alone = np.where(run == 0, full - p, full - stage)  # I that are directly followed by their W
     overlapping = np.where((run == 0) & (stage == 0), m - alone, 1)
     return np.where(m > alone, alone + overlapping, m)
 
 
 def _fill(work: PipelineWork) -> Any:
-    """Found by the simulator for this engine's order."""
+    """Fitted to simulations of this engine's order."""
     return fill_over_a_v(work, np.maximum(work.backward / 2, work.forward + work.backward - 3 * work.weights))
 
 
@@ -44,7 +47,7 @@ ZB_V = ScheduleFacts(
     script=_script,
     in_flight=lambda stage, p, m, v: np.minimum(2 * p, 2 * m),
     memory_repeats_after=lambda p, m: 2 * p + 1,
-    bubble="(p − 1) / (6 · m + p − 1)",  # the order's own: the first forward reaches stage p − 1 after p − 1 half stages
+    bubble="(p − 1) / (6 · m + p − 1)",  # derived for this order: the first forward reaches stage p − 1 after p − 1 half stages
     fill=_fill,
     waits=waits_over_a_v,
     closed_from=lambda p: 2 * p,
