@@ -1,1 +1,1 @@
-"""The command line, `python -m engine …`: one module a command, and the flags that they share."""
+"""The command line, `python -m engine …`: one module for each command, and the flags that they share."""

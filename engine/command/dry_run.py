@@ -81,7 +81,7 @@ def _print(result: RunResult, folder: Path | None) -> None:
 
 
 def _lines(spec: RunSpec, result: RunResult) -> list[dict[str, Any]]:
-    """A line for each rank that was run: its total at the peak, by category."""
+    """One line for each rank that ran: its bytes at the peak, in total and by category."""
     memory = result.tables["memory_peak"]
     lines = []
     for rank in result.summary["rehearsed"]:

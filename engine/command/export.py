@@ -1,4 +1,4 @@
-"""`python -m engine export`: a saved run for other programs, or a spec as the settings of another framework."""
+"""`python -m engine export`: a saved run as files for other programs, or a spec as settings of another framework."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.export import FRAMEWORKS, csv_zip, perfetto, settings
 from engine.launch.request import read_spec
 from engine.spec import RequestError, RunSpec
 
-# What a run is written as, and how such a file ends.
+# File formats of a run, with their file extensions.
 _FILES = {"perfetto": ".perfetto.json", "csv": ".csv.zip", "zip": ".zip"}
 TARGETS = (*_FILES, *FRAMEWORKS)
 
@@ -62,7 +62,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _folder(run: str, home: Path) -> Path:
-    """A folder of that name here, or else in the folder of runs. Raises `RequestError` that says where it looked."""
+    """The folder at that path, or with that name in the folder of runs. Raises `RequestError` that lists both."""
     for folder in (Path(run), home / run):
         if folder.is_dir():
             return folder

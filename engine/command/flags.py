@@ -1,4 +1,4 @@
-"""Flags made from the spec: every field of the model, the layout and the workload is one, with its description and default."""
+"""The flags of a spec: one for every field of the model, the layout and the workload, with its description and default."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engine import catalog
 from engine.launch.request import read_spec
 from engine.spec import LayoutSpec, RequestError, RunSpec, Spec
 
-_ABSENT: Any = argparse.SUPPRESS  # a flag that was not given leaves no trace, so that it can be told from its default
+_ABSENT: Any = argparse.SUPPRESS  # flags that were not given are missing from the namespace, not set to their default
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are the user's mistakes like any other. It takes no flag by half its name."""
+    """An argument parser that raises `RequestError`. It does not accept abbreviated flags."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options | {"allow_abbrev": False})
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A field of the spec that holds a value: `part` is "model", "layout", "workload", or "" for the run's own fields."""
+    """A field of the spec that has a value. `part`: "model", "layout", "workload" and so on; "" for the fields of `RunSpec`."""
 
     part: str
     name: str
@@ -45,7 +45,7 @@ class _Leaf:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that make up a RunSpec."""
+    """Add the flags of a `RunSpec`."""
     whole = parser.add_argument_group("what to run")
     whole.add_argument("--spec", metavar="FILE", help="a spec as JSON in place of the flags below; - reads standard input")
     names = ", ".join(catalog.MODELS)
@@ -95,13 +95,13 @@ def _add_leaf(group: argparse._ArgumentGroup, leaf: _Leaf) -> None:
         return
     if default not in (None, ()):
         text += f" (default {default})"
-    # What is not one of the choices, or no number, the spec refuses, in its own words.
+    # The values are text here. The spec validates them, with its own messages.
     shown = "{" + ",".join(map(str, get_args(kind))) + "}" if get_origin(kind) is Literal else leaf.name.upper()
     group.add_argument(leaf.option, dest=leaf.key, default=_ABSENT, metavar=shown, help=text)
 
 
 def _value(leaf: _Leaf, given: Any) -> Any:
-    """What the spec is to validate, of the text on the command line."""
+    """The text on the command line, as the value that the spec validates."""
     kind = leaf.field.annotation
     if get_origin(kind) is tuple:
         return given.split(",")

@@ -1,4 +1,4 @@
-"""`python -m engine models`, `devices`, `runs` and `schema`: what there is."""
+"""`python -m engine models`, `devices`, `runs` and `schema`: lists of them, and the JSON Schema."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     for folder in store.listing(arguments.out):
         try:
             rows.append(_run_row(folder))
-        except RequestError as error:  # one folder that cannot be read must not hide the others
+        except RequestError as error:  # if one folder cannot be read, the others are listed
             complain(str(error))
     if arguments.json:
         print_json(rows)

@@ -14,21 +14,21 @@ from engine.launch.root_cause import named
 from engine.spec import LayoutSpec
 from engine.summary import workspace
 
-HOME = Path("runs")  # where saved runs are, unless told otherwise
+HOME = Path("runs")  # the default folder of saved runs
 
 
 def complain(text: str) -> None:
-    """Print to standard error. If that takes nothing, there is nobody to tell."""
+    """Print to standard error. An error of that stream is ignored: there is no other place to report it."""
     streams.written(f"{text}\n", sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """As JSON proper, which knows no NaN: the loss of a run that blew up is null."""
+    """Print as valid JSON, which has no NaN: a number that is not finite, such as a diverged loss, is null."""
     print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Columns in line, numbers to the right. Nothing for no rows."""
+    """Print rows as aligned columns, numbers right-aligned. Print nothing if there are no rows."""
     if not rows:
         return
     cells = [[name.replace("_", " ") for name in rows[0]], *([_shown(value) for value in row.values()] for row in rows)]
@@ -40,7 +40,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def size(count: float) -> str:
-    """Bytes in words, in binary units: 2.64 MiB."""
+    """Bytes as text in binary units: 2.64 MiB."""
     for unit, scale in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
@@ -48,9 +48,9 @@ def size(count: float) -> str:
 
 
 def highest(summary: dict[str, Any], layout: LayoutSpec) -> str:
-    """The fullest rank of a measured or dry step, in a line."""
-    beside = workspace(summary["allocator"])
-    more = f"; kernel workspace up to {size(beside)} more, on this processor" if beside else ""
+    """One line on the fullest rank of a run or a dry run."""
+    workspaces = workspace(summary["allocator"])
+    more = f"; kernel workspace up to {size(workspaces)} more, on this processor" if workspaces else ""
     return f"{size(summary['peak_bytes'])} at the highest, on {named(layout, summary['peak_rank'])}{more}"
 
 

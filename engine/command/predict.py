@@ -1,4 +1,4 @@
-"""`python -m engine predict`: what a run would cost, by the formulas; nothing is started."""
+"""`python -m engine predict`: memory, traffic and bubble of a run, by formula. Nothing is started."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _inference(spec: RunSpec, sequences: list[int], lengths: list[int], as_json: bool) -> int:
-    """What each stage's ranks hold, and what the busiest rank sends for one step of decoding and for a prompt.
+    """Print what a rank of each stage holds, and what the busiest rank sends in prefill and in one step of decoding.
 
-    What a model with an encoder sends is not predicted.
+    The traffic of a model with an encoder is not predicted.
     """
     if min(*sequences, *lengths) < 1:
         raise RequestError(f"sequences={sequences} and length={lengths} must be 1 and more")

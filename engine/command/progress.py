@@ -1,4 +1,4 @@
-"""What a user at a terminal sees of a run under way, on standard error."""
+"""The progress of a run on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """One line that is written over again on a terminal, a line a step elsewhere."""
+    """Writes the progress of a run: on a terminal one line that is overwritten, elsewhere one line for each step."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
@@ -21,24 +21,24 @@ class Progress:
         self._shown: RunState | None = None
 
     def show(self, state: RunState) -> None:
-        """Say what is new since the last state shown."""
+        """Write what is new since the state that was shown before."""
         before, self._shown = self._shown, state
         spec = state.spec
         if before is None:
-            self._say(f"starting {spec.layout.ranks} rank{'' if spec.layout.ranks == 1 else 's'}")
+            self._print(f"starting {spec.layout.ranks} rank{'' if spec.layout.ranks == 1 else 's'}")
         if state.ready_s is not None and (before is None or before.ready_s is None):
-            self._say(f"ready after {state.ready_s:.2f} s: {state.why}")
+            self._print(f"ready after {state.ready_s:.2f} s: {state.why}")
         for step in range(before.step if before else 0, state.step):
-            self._say(f"step {step + 1} of {spec.workload.steps}, loss {state.losses[step]:.4f}")
+            self._print(f"step {step + 1} of {spec.workload.steps}, loss {state.losses[step]:.4f}")
         if state.phase in PHASES and (before is None or before.phase != state.phase):
-            self._say(PHASES[state.phase])
+            self._print(PHASES[state.phase])
 
     def end(self) -> None:
-        """Leave the terminal's line to what comes next."""
+        """Clear the line on the terminal, for the output that follows."""
         if self._rewrite:
             self._write(_CLEAR)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._rewrite:
             self._write(_CLEAR + text[: shutil.get_terminal_size().columns - 1])
         else:
@@ -47,5 +47,5 @@ class Progress:
     def _write(self, text: str) -> None:
         if self._stream is None:
             return
-        if streams.written(text, self._stream):  # it takes nothing any more, which is no reason to end the run
+        if streams.written(text, self._stream):  # the stream is closed or full; the run goes on without progress
             self._stream = None

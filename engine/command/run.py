@@ -1,4 +1,4 @@
-"""`python -m engine run`: run a spec on this machine, save it, sum it up."""
+"""`python -m engine run`: run a spec on this machine, save the run, and print a summary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.tables import RunResult
 
-DONE, FAILED, WRONG = 0, 1, 2  # exit statuses; a run ended by a signal exits with 128 and its number, so 130 after Ctrl-C
+DONE, FAILED, WRONG = 0, 1, 2  # exit statuses; if a signal ended the run, 128 + its number: 130 after Ctrl-C
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _CancelOnSignal:
-    """While in force, Ctrl-C or a request to terminate cancels the run in order; a second one ends this process at once."""
+    """In this context, SIGINT (Ctrl-C) or SIGTERM cancels the run and waits for its end. A second one ends this process."""
 
     def __init__(self, queue: RunQueue, id: str) -> None:
         self._queue, self._id = queue, id
@@ -71,7 +71,7 @@ class _CancelOnSignal:
 
     def _cancel(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        signal.signal(number, signal.SIG_DFL)  # the host then sees the end of its requests, and ends the ranks
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends this process; the host notices that, and ends the ranks
         self._queue.cancel(self._id)
 
 
@@ -85,8 +85,8 @@ def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
     }
 
 
-def _held_against_the_formula(result: RunResult) -> str:
-    """How good the prediction was, in a line."""
+def _compared_with_formula(result: RunResult) -> str:
+    """One line on the errors of the prediction."""
     predicted = with_ledgers(lambda: predict(result.spec), complain)
     errors = memory_errors(result, predicted).abs()
     memory = f"{errors.max():.2%} off at the worst" if errors.max() else "exact on every rank"
@@ -109,7 +109,7 @@ def _as_text(result: RunResult, folder: Path) -> str:
     }
     if "parity_max_rel" in summary:
         lines["parity"] = f"{summary['parity_max_rel']:.1e} is the largest difference of a gradient from the unsharded model's"
-    lines["formula"] = _held_against_the_formula(result)
+    lines["formula"] = _compared_with_formula(result)
     if "generated" in summary:
         lines["text"] = repr(summary["generated"]["prompt"] + summary["generated"]["text"])
     lines["saved"] = str(folder)

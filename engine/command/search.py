@@ -55,7 +55,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def assumptions(given: Iterable[str]) -> Assumptions:
-    """["matmul_efficiency=0.6"] → the assumptions with that changed. Raises `RequestError`."""
+    """["matmul_efficiency=0.6"] → the default assumptions with these changes. Raises `RequestError`."""
     changed: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -85,7 +85,7 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    """What fits for inference, and how fast."""
+    """Print the layouts for inference, and how fast they are."""
     if arguments.global_batch is not None:
         raise RequestError("--global-batch is for training; --sequences says how many are generated at a time")
     model, gpu = catalog.model(arguments.model), device(arguments.device)
@@ -167,7 +167,7 @@ def _print(plan: Plan, top: int) -> None:
 
 
 def _how_far(plan: Plan, way: list[Lever]) -> str:
-    """What the changes listed after it come to."""
+    """Whether the changes that are listed after this text are enough to make the layout fit."""
     if not way:
         return "no lever makes it smaller: take more devices, or larger ones"
     if way[-1].fits:
@@ -182,7 +182,7 @@ def _list(reasons: Iterable[Any]) -> None:
 
 
 def _row(plan: Plan, row: int) -> dict[str, Any]:
-    """What a terminal has room for."""
+    """The columns that fit on a terminal."""
     r = plan.layouts.iloc[row]
     return {
         "": row + 1,
@@ -194,7 +194,7 @@ def _row(plan: Plan, row: int) -> dict[str, Any]:
         "recompute": r["recompute"],
         "memory": f"{r['memory_bytes'] / 2**30:7.1f} GiB",
         "step": f"{r['step_s']:8.3f} s",
-        "bubble": f"{100 * max(0.0, r['bubble']):5.1f} %",  # a sum of floats may end a hair below none
+        "bubble": f"{100 * max(0.0, r['bubble']):5.1f} %",  # rounding errors may leave it slightly below 0
         "TFLOP/s": f"{r['tflops_per_device']:7.1f}",
         "MFU": f"{100 * r['mfu']:5.1f} %",
         "tokens/s": f"{r['tokens_per_second']:12,.0f}",

@@ -1,4 +1,4 @@
-"""Standard input, output and error as a shell may leave them: closed, full, without some letters, or with nobody at the end."""
+"""Standard input, output and error that may be unusable: closed, full, with a limited encoding, or without a reader."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TextIO
 
 
 def make_usable() -> None:
-    """Before anything else is opened. From a closed stream nothing comes, and what is written to one goes nowhere.
+    """Replace closed standard streams by the null device. Call it before any file is opened.
 
-    A letter that an encoding has not is written as its number.
+    A character that the encoding does not have is written as an escape sequence.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one: what is opened next would take its number
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # it took the number of a closed stream, as any file would
         pass
     os.close(descriptor)
     sys.stdin = sys.stdin or os.fdopen(0)
@@ -24,14 +24,14 @@ def make_usable() -> None:
 
 
 def written(text: str, stream: TextIO) -> str:
-    """Write all of `text` and hand it on. Why that could not be, in a few words; "" if it was, or if its reader has gone."""
+    """Write `text` and flush. Returns the reason of a failure in a few words; "" if it was written, or if the reader is gone."""
     try:
         stream.write(text)
         stream.flush()
     except OSError as error:
-        # What is left in the stream would be an error once more when the program ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        # Text that is left in the buffer would raise the error again when the program ends. So it goes to the null device.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
         return "" if isinstance(error, BrokenPipeError) else (error.strerror or str(error))
     return ""

@@ -1,4 +1,4 @@
-"""A run for other programs: as a trace, as plain tables, as the settings that would launch the same layout elsewhere."""
+"""A run for other programs: as a trace, as CSV tables, or as settings that launch the same layout in another framework."""
 
 from engine.export.plain import csv_zip
 from engine.export.settings import ENDINGS, FRAMEWORKS, NAMES, Framework, settings

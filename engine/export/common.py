@@ -1,4 +1,4 @@
-"""What every settings file says."""
+"""The parts that all files of settings have."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from engine.spec import RunSpec
 
 
 def optimizer_settings(spec: RunSpec, framework: Framework) -> Settings:
-    """The optimizer as the framework is asked for it; AdamW's where it has no such one, of which `optimizer_note` tells."""
+    """The framework's settings of the optimizer. If it does not have this optimizer, those of AdamW; see `optimizer_note`."""
     workload = spec.workload
     usual = OPTIMIZERS["adamw"].elsewhere[framework]
     return optimizer_of(workload).elsewhere.get(framework, usual)(workload)
 
 
 def optimizer_note(spec: RunSpec, framework: Framework, name: str) -> Iterator[str]:
-    """At most one. `name`: what the framework is called."""
+    """A note if the framework does not have the optimizer; otherwise nothing. `name`: the framework's name for readers."""
     record = optimizer_of(spec.workload)
     if framework not in record.elsewhere:
         yield f"{name} has no {record.class_name}; AdamW stands in its place"

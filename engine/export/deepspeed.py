@@ -9,18 +9,18 @@ from typing import Any
 from engine.export.common import global_batch, optimizer_note, optimizer_settings
 from engine.spec import RunSpec
 
-_WITH_PIPELINE, _WITH_TP = 1, 2  # the highest ZeRO stages that it takes with a pipeline, and with its tensor parallelism
+_WITH_PIPELINE, _WITH_TP = 1, 2  # the highest ZeRO stages that it supports with a pipeline, and with its tensor parallelism
 
 
 def config(spec: RunSpec) -> str:
-    """JSON, which has no comments: they are the first entry, which DeepSpeed does not read."""
+    """The configuration as JSON. JSON has no comments, so they are in an entry that DeepSpeed ignores."""
     layout, workload = spec.layout, spec.workload
     found: dict[str, Any] = {
         "_comments": [
             f"DeepSpeed: {layout.ranks} ranks as {layout.code}. The model is yours: this file sizes only how it is trained.",
             *(f"Not the same: {text}." for text in _differences(spec)),
         ],
-        # Over the replicas: the batch of a step = micro batch × accumulation × dp.
+        # DeepSpeed requires: train_batch_size = micro batch × accumulation steps × dp.
         "train_batch_size": global_batch(spec),
         "train_micro_batch_size_per_gpu": workload.microbatch_size,
         "gradient_accumulation_steps": workload.microbatches,

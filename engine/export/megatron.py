@@ -101,7 +101,7 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
     if len(set(counts)) == 1 and layout.chunks > 1:
         yield "--num-layers-per-virtual-pipeline-stage", counts[0]
     elif len(set(counts)) > 1 and not spec.model.parts.encoder:
-        # E is the embedding, L the loss, t a layer; a bar ends a chunk, and chunks go round the stages.
+        # E is the embedding, L the loss, t a layer. A bar ends a chunk. Chunks are assigned to stages 0 to pp − 1 in turn.
         yield "--pipeline-model-parallel-layout", "'E" + "|".join("t" * count for count in counts) + "L'"
 
 
@@ -137,5 +137,5 @@ def _workload(spec: RunSpec) -> Iterator[Argument]:
     yield "--lr-decay-style", "constant"
     yield from optimizer_settings(spec, "megatron").items()
     yield "--clip-grad", 0
-    yield "--seed", max(1, workload.seed)  # it takes no 0
+    yield "--seed", max(1, workload.seed)  # Megatron-LM refuses 0
     yield "--mock-data", True

@@ -1,4 +1,4 @@
-"""The tables as text that every program reads."""
+"""The tables as CSV files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.tables import RunResult
 
 
 def csv_zip(result: RunResult) -> bytes:
-    """A zip of one CSV file a table, columns named as the tables' are (bytes, ns), beside run.json, which says of what run."""
+    """A zip with one CSV file for each table, with the tables' columns (bytes, ns), and with run.json."""
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("run.json", written_head(result))

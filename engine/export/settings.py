@@ -1,4 +1,4 @@
-"""Settings that launch a layout in another framework. What that framework cannot express stands in comments at the top."""
+"""Settings that launch a layout in another framework. Comments at the top list what that framework cannot express."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.spec import RequestError, RunSpec
 Framework = Literal["megatron", "torchtitan", "deepspeed"]
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
-# What each calls itself, and how its file of settings ends.
+# The name of each framework, and the extension of its file of settings.
 NAMES: Mapping[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
 ENDINGS: Mapping[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json"}
 
@@ -23,7 +23,7 @@ _WRITERS: dict[Framework, Callable[[RunSpec], str]] = {
 
 
 def settings(spec: RunSpec, to: Framework) -> str:
-    """The text of a settings file: a shell script's arguments, TOML or JSON. Raises `RequestError` for another framework."""
+    """The text of a file of settings: a shell script, TOML or JSON. Raises `RequestError` for another framework."""
     if to not in _WRITERS:
         raise RequestError(f"there are no settings for {to!r}; there are for {', '.join(FRAMEWORKS)}")
     return _WRITERS[to](spec)

@@ -9,7 +9,7 @@ from typing import Any
 from engine.export.common import global_batch, optimizer_note, optimizer_settings
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 
-# The flavours of its llama3, by layers, width and heads.
+# The flavors of its llama3, by layers, hidden size and heads.
 _FLAVORS = {(32, 4096, 32): "8B", (80, 8192, 64): "70B", (126, 16384, 128): "405B"}
 
 
@@ -65,7 +65,7 @@ def _model(model: ModelSpec) -> dict[str, Any]:
 
 
 def _training(spec: RunSpec) -> dict[str, Any]:
-    """A pipeline takes its microbatches from the local batch; without one they are accumulated up to the global batch."""
+    """With a pipeline, the local batch is split into microbatches. Without one, microbatches accumulate to the global batch."""
     workload = spec.workload
     piped = workload.microbatches if spec.layout.pp > 1 else 1
     return {
@@ -85,7 +85,7 @@ def _optimizer(spec: RunSpec) -> dict[str, Any]:
 
 
 def _parallelism(spec: RunSpec) -> dict[str, Any]:
-    """Sharding degree dp with parameters kept after forward is ZeRO 2, with parameters dropped ZeRO 3."""
+    """With a sharding degree of dp it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed."""
     layout = spec.layout
     sharded = layout.zero > 0
     found: dict[str, Any] = {
@@ -112,5 +112,5 @@ def _schedule(layout: LayoutSpec) -> str:
 
 
 def _value(value: Any) -> str:
-    """As TOML writes it; its strings are JSON's."""
+    """A value in TOML. TOML writes these values as JSON does."""
     return json.dumps(value)

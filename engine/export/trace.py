@@ -1,8 +1,8 @@
 """The timeline and the memory of a run in the Trace Event Format, which ui.perfetto.dev and chrome://tracing open.
 
-A rank is a process with a thread for what it computes and threads for what it sends: transfers under way at once would overlap on
-one track, which the format reads as nesting, so each gets a thread of its own. Memory is traced in one more step after the timed
-ones; here too it follows them, with the actions of that step above the counters, so that no two clocks are laid over each other.
+A rank is a process. It has one thread for compute and several for communication. The format reads events that overlap on one
+thread as nested, so transfers that overlap get different threads. Memory was traced in one more step after the timed steps. In
+the trace it follows them, with the actions of its own step above the counters, since its clock is not that of the timed step.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from engine.predict.traffic import PredictedCall, calls
 from engine.tables import COORDINATE, RunResult
 from engine.topology import Mesh
 
-_COMPUTE, _COMM = 0, 1  # tracks of a rank, in the order in which viewers show them; the traced step's follows the last of comm's
-_TRACKS = 1_000  # thread ids between those of one rank and the next
+_COMPUTE, _COMM = (
+    0,
+    1,
+)  # threads of a rank, in the order of viewers: compute, the first of comm; after all of comm, the traced step
+_TRACKS = 1_000  # thread ids of a rank
 _GAP_NS = 1_000_000  # between the timed step and the traced one
-_PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}  # of what passes during an action; else its kind
+_PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}  # the phase of calls in an action; else its kind
 
 Event = dict[str, Any]
 
@@ -42,7 +45,7 @@ class _Span(NamedTuple):
 
 
 def perfetto(result: RunResult) -> str:
-    """The trace as JSON text, its events in order of time."""
+    """The trace as JSON text, with its events in order of time."""
     layout = result.spec.layout
     mesh = layout.mesh
     spans, curve, traffic = (result.tables[name] for name in ("spans", "memory_curve", "traffic"))
@@ -50,13 +53,13 @@ def perfetto(result: RunResult) -> str:
     traced_from = int(spans["end_ns"].max()) + _GAP_NS
     named: list[Event] = []
     events: list[Event] = []
-    for rank in sorted({*spans["rank"], *curve["rank"]}):  # of a dry run, those that it ran and the others of their stages
+    for rank in sorted({*spans["rank"], *curve["rank"]}):  # a dry run may not have all ranks
         timed = [_Span(*row) for row in spans.loc[spans["rank"] == rank, list(_Span._fields)].itertuples(index=False)]
         lanes = _lanes([span for span in timed if span.lane == "comm"])
         named += _names(rank, mesh, len(lanes))
-        events += _computed(rank, [span for span in timed if span.lane == "compute"])
+        events += _compute(rank, [span for span in timed if span.lane == "compute"])
         payloads = _payloads(sent[mesh.coordinate(rank).pp], traffic[traffic["rank"] == rank])
-        events += _passed(rank, lanes, timed, payloads)
+        events += _communication(rank, lanes, timed, payloads)
         events += _memory(rank, curve[curve["rank"] == rank], traced_from, _COMM + len(lanes))
     events.sort(key=lambda event: (event["ts"], -event.get("dur", 0.0)))
     about = {"model": catalog.name_of(result.spec.model), "layout": layout.code, "schedule": layout.schedule}
@@ -76,31 +79,33 @@ def _names(rank: int, mesh: Mesh, lanes: int) -> Iterator[Event]:
         yield thread | {"name": "thread_sort_index", "args": {"sort_index": track}}
 
 
-def _computed(rank: int, spans: list[_Span]) -> Iterator[Event]:
+def _compute(rank: int, spans: list[_Span]) -> Iterator[Event]:
     for span in spans:
         label = span.kind + (str(span.microbatch) if span.microbatch >= 0 else "")
         yield _slice(rank, _COMPUTE, label, span.start_ns, span.end_ns, "compute", _args(span))
 
 
-def _passed(rank: int, lanes: list[list[_Span]], all_spans: list[_Span], payloads: dict[tuple[str, str], int]) -> Iterator[Event]:
-    """Communication calls, with the payload where that of a single call is known."""
+def _communication(
+    rank: int, lanes: list[list[_Span]], all_spans: list[_Span], payloads: dict[tuple[str, str], int]
+) -> Iterator[Event]:
+    """Communication calls, with the payload if it is known for a single call."""
     actions = sorted((span for span in all_spans if span.lane == "compute"), key=lambda span: span.start_ns)
     starts = [action.start_ns for action in actions]
     for track, lane in enumerate(lanes, _COMM):
         for span in lane:
-            around = bisect_right(starts, span.start_ns) - 1
-            within = around >= 0 and span.start_ns < actions[around].end_ns and span.kind not in ("send", "recv")
-            kind = actions[around].kind if within else ""
+            at = bisect_right(starts, span.start_ns) - 1  # the last action that began before the call
+            within = at >= 0 and span.start_ns < actions[at].end_ns and span.kind not in ("send", "recv")
+            kind = actions[at].kind if within else ""
             size = payloads.get((span.kind, _PHASES.get(kind, kind)))
             extra = {} if size is None else {"payload_bytes": size}
             yield _slice(rank, track, span.kind, span.start_ns, span.end_ns, "comm", _args(span) | extra)
 
 
 def _payloads(sent: list[PredictedCall], traffic: pd.DataFrame) -> dict[tuple[str, str], int]:
-    """The payload of a collective's calls in a phase, where by formula all are of one size and the counts agree with that.
+    """(collective, phase) → the payload of one call, if all calls have one size by formula, and the counted bytes agree.
 
-    Counts alone would not do: those of a large and a small call look like two between them. A transfer belongs to either phase,
-    whatever its rank does meanwhile: its phase is "".
+    The counts alone are not enough: the mean of a large and a small call looks like the size of both. The phase of a transfer is
+    "", since it may overlap with actions of any phase.
     """
     sizes: dict[tuple[str, str], set[int]] = {}
     for call in sent:
@@ -110,8 +115,8 @@ def _payloads(sent: list[PredictedCall], traffic: pd.DataFrame) -> dict[tuple[st
         key = _phase(str(row.collective), str(row.phase))
         times, payload = counted.get(key, (0, 0))
         counted[key] = times + cast(int, row.calls), payload + cast(int, row.payload_bytes)
-    alike = {key: next(iter(found)) for key, found in sizes.items() if len(found) == 1}
-    return {key: size for key, size in alike.items() if key in counted and counted[key][0] * size == counted[key][1]}
+    one_size = {key: next(iter(found)) for key, found in sizes.items() if len(found) == 1}
+    return {key: size for key, size in one_size.items() if key in counted and counted[key][0] * size == counted[key][1]}
 
 
 def _phase(collective: str, phase: str) -> tuple[str, str]:
@@ -119,7 +124,7 @@ def _phase(collective: str, phase: str) -> tuple[str, str]:
 
 
 def _memory(rank: int, curve: pd.DataFrame, begin: int, track: int) -> Iterator[Event]:
-    """Counters by category, and the actions of the traced step, each until the next begins."""
+    """Counters of bytes by category, and the actions of the traced step. Each action ends when the next begins."""
     if curve.empty:
         return
     wide = curve.pivot_table(index="t_ns", columns="category", values="bytes", aggfunc="last", sort=False, fill_value=0)
@@ -134,7 +139,7 @@ def _memory(rank: int, curve: pd.DataFrame, begin: int, track: int) -> Iterator[
 
 
 def _lanes(spans: list[_Span]) -> list[list[_Span]]:
-    """The spans on as few tracks as keep them apart; one track, if there are none."""
+    """The spans on as few tracks as possible, so that none overlap on a track. At least one track."""
     lanes: list[list[_Span]] = [[]]
     for span in sorted(spans, key=lambda span: span.start_ns):
         lane = next((lane for lane in lanes if not lane or lane[-1].end_ns <= span.start_ns), None)
@@ -150,8 +155,8 @@ def _slice(rank: int, track: int, name: str, start: int, end: int, category: str
 
 
 def _args(span: _Span) -> Event:
-    told = {"chunk": span.chunk, "microbatch": span.microbatch}
-    return {name: value for name, value in told.items() if value >= 0} | {"step": span.step, "cpu_us": _us(span.cpu_ns)}
+    numbers = {"chunk": span.chunk, "microbatch": span.microbatch}
+    return {name: value for name, value in numbers.items() if value >= 0} | {"step": span.step, "cpu_us": _us(span.cpu_ns)}
 
 
 def _at(rank: int, track: int) -> Event:
@@ -159,19 +164,19 @@ def _at(rank: int, track: int) -> Event:
 
 
 def _tid(rank: int, track: int) -> int:
-    """A thread's own number among those of all processes, and never that of its process.
+    """The id of a thread. It is unique among all processes, and differs from the id of its process.
 
-    Perfetto names a thread by its number alone, and takes the one that has its process's number for the main thread.
+    Perfetto identifies a thread by its id alone. It takes a thread with the id of its process as the main thread.
     """
     return _TRACKS * _pid(rank) + track
 
 
 def _pid(rank: int) -> int:
-    """Process 0 is the idle process, which viewers hide."""
+    """The id of a process. 0 is the idle process, which viewers hide."""
     return rank + 1
 
 
 def _us(ns: int) -> float:
-    """Microseconds, as the format counts, that give the same nanoseconds back even to a reader that cuts off the rest."""
+    """Nanoseconds in microseconds, the format's unit. A reader that truncates to nanoseconds gets the same number."""
     us = ns / 1000
     return us if int(us * 1000) == ns else math.nextafter(us, math.inf)

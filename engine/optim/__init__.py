@@ -1,4 +1,4 @@
-"""The optimizers themselves, made from their records in `engine.optimizer`. A module here is one that `torch.optim` has not."""
+"""Makes optimizers from their records in `engine.optimizer`. The modules here are optimizers that `torch.optim` does not have."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.spec import WorkloadSpec
 
 
 def make_optimizer(workload: WorkloadSpec, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of `workload` over `tensors`, which are fp32. Their `grad` is set before each step.
+    """The optimizer of `workload` for `tensors`, which are fp32. The caller sets their `grad` before each step.
 
-    A step may overwrite `grad`. What it keeps is in `state`, as many tensors as the record says.
+    A step may overwrite `grad`. Its states are in `state`: as many tensors as the record says.
     """
     record = optimizer_of(workload)
     make: type[torch.optim.Optimizer] = getattr(import_module(record.module), record.class_name)

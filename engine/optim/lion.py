@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Lion(torch.optim.Optimizer):
-    """The values move by the sign of an average of gradients, with decoupled weight decay λ.
+    """Updates values by the sign of an average of gradients, with decoupled weight decay λ.
 
         c = β1·m + (1 − β1)·g
         m = β2·m + (1 − β2)·g
         p = p − lr·(sign(c) + λ·p)
 
-    A step allocates nothing: c takes the place of g. As c − m = (1 − β1)·(g − m), the new m is m + (1 − β2)/(1 − β1)·(c − m).
-    `mul_` by a number would allocate 8 bytes for it; `add_` and `lerp_` take theirs as they are.
+    A step allocates nothing: c overwrites g. Since c − m = (1 − β1)·(g − m), the new m is m + (1 − β2)/(1 − β1)·(c − m). `mul_`
+    by a number would allocate 8 bytes for the number; `add_` and `lerp_` do not.
     """
 
     def __init__(self, tensors: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
@@ -26,7 +26,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch's may return a closure's loss
-        """Overwrites each `grad`. There is no closure."""
+        """Update all values. Overwrites each `grad`. `closure` is ignored."""
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
             for p in group["params"]:

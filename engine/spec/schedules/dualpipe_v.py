@@ -1,8 +1,7 @@
-"""V-shaped: forwards of one chunk alternate with backwards of the other. I and W only while filling and draining (DeepSeek-AI
-2025).
+"""V-shaped: forwards of one chunk alternate with backwards of the other (DeepSeek-AI 2025).
 
-The original overlaps a forward with a backward, to hide their communication. Here they run one after the other. The last half of
-a stage's backwards is split.
+The original overlaps a forward with a backward, to hide their communication. Here they run one after the other. I and W run only
+while the pipeline fills and drains: the last half of a stage's backwards is split.
 """
 
 from typing import Any
