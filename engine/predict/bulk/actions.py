@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,7 +21,10 @@ _STRUCTURES = 256  # traces of so many are kept, the latest
 
 # The highest points of actions. "B 1": of a first one with ZeRO 2 and 3, of a last one with ZeRO 1; "I over": while W is owed;
 # "I after B": else, where the pass before was not halved. With ZeRO 1 and 0 the latter three are like the others.
-ACTIONS = ("F", "B", "B 1", "I", "I 1", "I over", "I after B", "W", "W 1", "W over")
+# "late": with a message that holds the lent block longer than the chunk does, which then frees nothing.
+ON_TIME = ("F", "B", "B 1", "I", "I 1", "I over", "I after B", "W", "W 1", "W over")
+LATE = tuple(f"{name} late" for name in ON_TIME[1:])
+ACTIONS = (*ON_TIME, *LATE)
 BLOCKS = 3  # of a bucket: a share of its gradients, all of them, and all as they come
 
 
@@ -61,21 +64,20 @@ class FormActions(FormTraces):
             return self._actions[key]
 
     def _of(self, trace: FormTrace, zero: int) -> Actions:
-        of, numbers_of_held = trace.stretches, [one.number for one in trace.held]
-        reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, of["W"], numbers_of_held)
-        told = _States(_stretches(of, zero, reductions), reductions)
-        numbers, letters, firsts, which, found = list[int](), list[int](), list[int](), list[int](), list[list[Stretch]]()
-        for name in ACTIONS:
-            stretches = told.stretches[name]
-            same = [i for i, other in enumerate(found) if other is stretches]
-            which += same or [len(found)]
-            if not same:
-                found.append(stretches)
+        sizes = [one.number for one in trace.held]
+        reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, trace.stretches["W"], sizes)
+        on_time = _States(_stretches(trace.stretches, zero, reductions), reductions)
+        late = on_time if trace.late is trace.stretches else _States(_stretches(trace.late, zero, reductions), reductions)
+        numbers, letters, firsts, which = list[int](), list[int](), list[int](), list[int]()
+        found: dict[tuple[tuple[int, Run], ...], int] = {}
+        for stretches in (*on_time.stretches_of(ON_TIME), *late.stretches_of(ON_TIME[1:])):
+            runs = tuple(_runs(stretches))
+            which.append(found.setdefault(runs, len(found)))
+            if which[-1] == len(firsts):
                 firsts.append(len(numbers))
-                for letter, run in _runs(stretches):
-                    numbers.append(self._runs.setdefault(run, len(self._runs)))
-                    letters.append(letter)
-        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, trace.held)
+                numbers += [self._runs.setdefault(run, len(self._runs)) for _, run in runs]
+                letters += [letter for letter, _ in runs]
+        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), on_time.pending, trace.held)
 
     def runs(self) -> list[Run]:
         with self.one_at_a_time:
@@ -153,6 +155,9 @@ class _States:
         self._tell("W", "W", State(halved, owed=1))
         over = self._tell("I over", "I", State(halved, owed=1))
         self._tell("W over", "W", State(over, owed=MANY))
+
+    def stretches_of(self, names: Sequence[str]) -> list[list[Stretch]]:
+        return [self.stretches[name] for name in names]
 
     def _tell(self, name: str, kind: str, state: State) -> int:
         found, self.pending[name] = self.reductions.applied(kind, self._all[kind], state)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
-from engine.predict.bulk.actions import ACTIONS, Actions, FormActions, Whole, form_actions
+from engine.predict.bulk.actions import ACTIONS, ON_TIME, Actions, FormActions, Whole, form_actions
 from engine.predict.bulk.points import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 
@@ -155,7 +155,7 @@ class _Maker:
     def table(self, trace: FormTrace, told: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
         ends = np.zeros((self.parts, len(STANDS), self.count))
-        nets = {name: leaves[:, _A[name]] for name in ACTIONS}
+        nets = {name: leaves[:, _A[name]] for name in ON_TIME}
         if self.zero < 2:
             ends[:, _S["after I 1"]] = nets["I 1"] - nets["I"]
         else:  # a reduction is counted for as long as it lasts, not as what an action leaves

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.actions import ACTIONS
+from engine.predict.bulk.actions import ACTIONS, LATE
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.pieces import pieces
 from engine.predict.bulk.points import undominated
@@ -38,6 +38,7 @@ _PLAIN, _SPECIAL, _OVER = (
     np.array([_V[name] for name in names])
     for names in (("F", "B", "I", "W"), ("F", "B 1", "I 1", "W 1"), ("F", "B", "I over", "W over"))
 )
+_LATER = ACTIONS.index(LATE[0]) - 1  # from an action but F to the same where the lent block stays
 _KEPT = 512  # schedules, the latest
 _BEYOND = 8  # the sum of losses and of squares, four bytes each
 
@@ -167,6 +168,7 @@ class _Stages:
         self.back = self.own.before(self.backs * self.times)
         self.owed = self.own.before(self.is_i * 1 - self.is_w)
         self.latest = self.own.latest(~self.is_f)
+        self.late = np.zeros(len(of), np.bool_)  # actions at which a message holds the lent block longer than the chunk
         self.stands = self._stands()
 
     def _running(self, changes: list[tuple[Any, Any, Any]]) -> Any:
@@ -271,7 +273,7 @@ class _Stages:
 
     def _lent(self, sent: Any, after_another: Any) -> dict[str, Any]:
         """Blocks of which a chunk has let go and a message has not. At the turn of a V the chunk that lends is the one before,
-        which handed the block on to the sender. The action that lets go is itself told as if the block went there.
+        which handed the block on to the sender.
         """
         here = np.flatnonzero(sent >= 0)
         gone, holder, found = sent[here], self.chunk[here] - after_another[here], {}
@@ -279,6 +281,7 @@ class _Stages:
         for kind in KINDS[1:]:
             done = self._when(kind, here, holder)
             late, ends = done < gone, (done < gone) & (gone < len(self.of))
+            self.late[done[late]] = True
             found[f"lent {kind}"] = self._running([(done[late], piece[late], 1), (gone[ends], piece[ends], -1)])
         return found
 
@@ -359,7 +362,7 @@ class _Stages:
         if self.split and not early:  # a last I's reduction lasts beyond the W that follow
             there = self.own.before((special & is_i) * 1) + (special & is_i) > 0
             left["after I 1"] = left["after I 1"] + self._while(going & there & (leaves != _V["I 1"]))
-        return labels, left
+        return np.where(self.late, labels + _LATER, labels), left
 
     def _while(self, some: Any) -> Any:
         """Of how many chunks the latest backward before each action is one of `some`, (pieces, actions)."""

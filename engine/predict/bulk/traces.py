@@ -99,9 +99,13 @@ class Held(NamedTuple):
 
 
 class FormTrace(NamedTuple):
-    """`stretches` by action: of events (1, number of a span) and (0, note)."""
+    """`stretches` by action: of events (1, number of a span) and (0, note).
+
+    `late`: the same where the message that holds the lent block outlives the chunk's backward, so that the chunk frees nothing.
+    """
 
     stretches: dict[str, list[Stretch]]
+    late: dict[str, list[Stretch]]
     buckets: list[tuple[BucketSizes, Any]]
     held: list[Held]  # the same
     given: Size
@@ -208,8 +212,12 @@ class _Reading:
         stream = next(sizes, sized(0))
         owed = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
         until = split.lent[1] if split.lent else "W"
+        stretches, late = (
+            {kind: self._stretches(whole if kind == "B" else split, kind, lent) for kind in "FBIW"} for lent in (True, False)
+        )
         return FormTrace(
-            stretches={kind: self._stretches(whole if kind == "B" else split, kind) for kind in "FBIW"},
+            stretches=stretches,
+            late=late if split.lent else stretches,
             buckets=self.buckets,
             held=[self.traces.held(bucket, times) for bucket, times in self.buckets],
             given=self._total(split, INPUTS, ALLOCATES),
@@ -234,22 +242,28 @@ class _Reading:
             found = self.sizes[number] + found if found.coefficient else self.sizes[number]
         return found
 
-    def _stretches(self, trace: MicrobatchTrace, action: str) -> list[Stretch]:
-        """Cut into spans. Of a bucket's gradients, only the last to come can make a difference."""
+    def _stretches(self, trace: MicrobatchTrace, action: str, frees_lent: bool) -> list[Stretch]:
+        """Cut into spans. Of a bucket's gradients, only the last to come can make a difference.
+
+        `frees_lent`: whether the lent block goes where the ledger has it freed.
+        """
         segments = trace.segments(action)
         added = Counter(number for segment in segments for kind, number in segment.events() if kind == ACCUMULATES)
         left = added.copy()
         found: list[Stretch] = []
         for segment in segments:
-            if out := self._spans(segment, added, left):
+            if out := self._spans(segment, added, left, frees_lent):
                 found.append(Stretch(segment.layer, self.times[segment.layer] if segment.layer >= 0 else 1, out))
         return found
 
-    def _spans(self, segment: Segment, added: Counter[int], left: Counter[int]) -> list[tuple[int, Any]]:
+    def _spans(self, segment: Segment, added: Counter[int], left: Counter[int], frees_lent: bool) -> list[tuple[int, Any]]:
         codes, out = list[int](), list[tuple[int, Any]]()
         for kind, number in segment.events():
-            if kind in (ALLOCATES, FREES):
-                codes.append(self.numbers[number] if kind == ALLOCATES else -self.numbers[number])
+            if kind == ALLOCATES:
+                codes.append(self.numbers[number])
+            elif kind == FREES:
+                if frees_lent or not self.ledger.blocks[number].lent:
+                    codes.append(-self.numbers[number])
             elif kind in (EXPECTS, ACCUMULATES, GATHERS, RELEASES):
                 left[number] -= kind == ACCUMULATES
                 if kind != ACCUMULATES or not left[number]:
