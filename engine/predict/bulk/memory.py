@@ -1,6 +1,7 @@
 """Peak memory of very many layouts at once: the same ledgers as `engine.predict.memory`, as products of matrices.
 
-What each form of chunk does is in `engine.predict.bulk.chunks`, what of it is there at once in `engine.predict.bulk.instants`.
+What each form of chunk does is in `engine.predict.bulk.chunks`, what of it is there at once in
+`engine.predict.bulk.peak_candidates`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.actions import form_actions
+from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.chunks import VALUES, Actors, Chunks, Table
-from engine.predict.bulk.instants import instants
+from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
-from engine.predict.bulk.products import multiplied
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
 from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.predict.ledger.dimensions import dimensions
@@ -28,10 +29,13 @@ Array = NDArray[np.int64]
 Real = NDArray[np.float64]
 
 
-def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors = form_actions) -> tuple[Array, Array]:
+def fullest(
+    model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors = form_actions, all_stages: bool = False
+) -> tuple[Array, Array]:
     """The peak of each layout's fullest stage in bytes, and which stage that is, the first of several as full.
 
     `workload` gives what is not in the grid. Layers are split as evenly as can be. `actors`: what chunks do.
+    `all_stages`: whether stages that cannot be the first of the fullest are worked out too.
 
     Raises `NotRecordedError` where a ledger is missing. (n,), (n,)
     """
@@ -46,12 +50,12 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
         found, _ = pieces(model.layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
         numbers = np.unique(microbatches[of_shape])
-        told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders)
+        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, all_stages)
         each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
-        have = _had(tables, rows, found, told.columns, sizes.which[here])
+        have = _had(tables, rows, found, candidates.columns, sizes.which[here])
         for example, part in zip(of_shape[each].tolist(), _runs(np.sort(kind), 0), strict=True):
-            matrix, beside, stages = told.of[int(microbatches[example])]
+            matrix, beside, stages = candidates.of[int(microbatches[example])]
             reached = multiplied(matrix[int(early[example])].astype(np.float64), have[:, part])
             reached += beside[:, None]
             best[here[part]] = most = reached.max(0)
@@ -165,7 +169,7 @@ class _Entries(NamedTuple):
 
 
 def _runs(of: Array, start: int) -> list[slice]:
-    """Stretches of equal numbers, the first of which is number `start`."""
+    """RepeatedSegmentes of equal numbers, the first of which is number `start`."""
     cuts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
     return [slice(start + one, start + other) for one, other in itertools.pairwise(cuts)]
 

@@ -36,7 +36,7 @@ from engine.predict.ledger.form import (
 )  # fmt: skip
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.reducing import GradientNote, Stretch
+from engine.predict.memory.reducing import GradientEvent, RepeatedSegment
 from engine.predict.symbolic import Size, as_size, letter, sized
 from engine.predict.symbolic import value as value_of
 from engine.predict.terms import Factor
@@ -88,7 +88,7 @@ class Layouts(NamedTuple):
         return "none" if not cut else "sequence" if self.sequence else "features"
 
 
-class Held(NamedTuple):
+class BucketUse(NamedTuple):
     """A bucket: the number of its sizes among the structure's; how often, as 0 for once, or 1 or 2 for the letter that says so;
     whether it counts in the norm.
     """
@@ -99,21 +99,21 @@ class Held(NamedTuple):
 
 
 class FormTrace(NamedTuple):
-    """`stretches` by action: of events (1, number of a span) and (0, note).
+    """`segments` by action: of events (1, number of a span) and (0, `GradientEvent`).
 
     `late`: the same where the message that holds the lent block outlives the chunk's backward, so that the chunk frees nothing.
     """
 
-    stretches: dict[str, list[Stretch]]
-    late: dict[str, list[Stretch]]
+    segments: dict[str, list[RepeatedSegment]]
+    late: dict[str, list[RepeatedSegment]]
     buckets: list[tuple[BucketSizes, Any]]
-    held: list[Held]  # the same
-    given: Size
-    handed: Size
-    gradient_given: Size
-    gradient_handed: Size
+    uses: list[BucketUse]  # the same
+    received: Size
+    sent: Size
+    gradient_received: Size
+    gradient_sent: Size
     shared: Size
-    shared_owed: dict[str, Size]  # of it, what the chunk behind holds until its W; by what this one frees it in, I or W
+    shared_until_w: dict[str, Size]  # of it, what the chunk behind holds until its W; by the action in which this one frees it
     ends: tuple[str, ...]  # in which half of backward each input is freed
     lent: dict[str, Size]  # what it lends a message and frees in a B, in an I or in a W: see `engine.predict.memory.passes.Lent`
 
@@ -150,10 +150,10 @@ class FormTraces:
         """As an event, or none where nothing happens."""
         return [(1, self._spans.setdefault(tuple(codes), len(self._spans) + 1))] if codes else []
 
-    def held(self, bucket: BucketSizes, times: Any) -> Held:
+    def use(self, bucket: BucketSizes, times: Any) -> BucketUse:
         """A bucket in numbers."""
         key = bucket.size.value, bucket.share.value, *(size for _, size in bucket.parameters)
-        return Held(self._buckets.setdefault(key, len(self._buckets)), letter_of(times), bucket.counted)
+        return BucketUse(self._buckets.setdefault(key, len(self._buckets)), letter_of(times), bucket.counted)
 
     def bucket_sizes(self) -> list[tuple[Any, ...]]:
         """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""
@@ -210,22 +210,22 @@ class _Reading:
         whole, split = (self.ledger.trace(self.hooked, halves) for halves in (False, True))
         sizes = (self.sizes[n] for n in (*_about(split, INPUTS, ALLOCATES), *_about(split, OUTPUTS, FREES)))
         stream = next(sizes, sized(0))
-        owed = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
+        deferred = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
         until = split.lent[1] if split.lent else "W"
-        stretches, late = (
-            {kind: self._stretches(whole if kind == "B" else split, kind, lent) for kind in "FBIW"} for lent in (True, False)
+        segments, late = (
+            {kind: self._segments(whole if kind == "B" else split, kind, lent) for kind in "FBIW"} for lent in (True, False)
         )
         return FormTrace(
-            stretches=stretches,
-            late=late if split.lent else stretches,
+            segments=segments,
+            late=late if split.lent else segments,
             buckets=self.buckets,
-            held=[self.traces.held(bucket, times) for bucket, times in self.buckets],
-            given=self._total(split, INPUTS, ALLOCATES),
-            handed=self._total(split, OUTPUTS, FREES),
-            gradient_given=self._total(split, OUTPUT_GRADIENTS, ALLOCATES),
-            gradient_handed=self._total(split, INPUT_GRADIENTS, FREES),
+            uses=[self.traces.use(bucket, times) for bucket, times in self.buckets],
+            received=self._total(split, INPUTS, ALLOCATES),
+            sent=self._total(split, OUTPUTS, FREES),
+            gradient_received=self._total(split, OUTPUT_GRADIENTS, ALLOCATES),
+            gradient_sent=self._total(split, INPUT_GRADIENTS, FREES),
             shared=stream * len(split.shared),
-            shared_owed={kind: stream * owed if kind == until else sized(0) for kind in "IW"},
+            shared_until_w={kind: stream * deferred if kind == until else sized(0) for kind in "IW"},
             ends=split.input_ends,
             lent=self._lent(whole, split),
         )
@@ -242,7 +242,7 @@ class _Reading:
             found = self.sizes[number] + found if found.coefficient else self.sizes[number]
         return found
 
-    def _stretches(self, trace: MicrobatchTrace, action: str, frees_lent: bool) -> list[Stretch]:
+    def _segments(self, trace: MicrobatchTrace, action: str, frees_lent: bool) -> list[RepeatedSegment]:
         """Cut into spans. Of a bucket's gradients, only the last to come can make a difference.
 
         `frees_lent`: whether the lent block goes where the ledger has it freed.
@@ -250,10 +250,10 @@ class _Reading:
         segments = trace.segments(action)
         added = Counter(number for segment in segments for kind, number in segment.events() if kind == ACCUMULATES)
         left = added.copy()
-        found: list[Stretch] = []
+        found: list[RepeatedSegment] = []
         for segment in segments:
             if out := self._spans(segment, added, left, frees_lent):
-                found.append(Stretch(segment.layer, self.times[segment.layer] if segment.layer >= 0 else 1, out))
+                found.append(RepeatedSegment(segment.layer, self.times[segment.layer] if segment.layer >= 0 else 1, out))
         return found
 
     def _spans(self, segment: Segment, added: Counter[int], left: Counter[int], frees_lent: bool) -> list[tuple[int, Any]]:
@@ -268,7 +268,7 @@ class _Reading:
                 left[number] -= kind == ACCUMULATES
                 if kind != ACCUMULATES or not left[number]:
                     times = added[number] if kind == ACCUMULATES else 1
-                    out += [*self.traces.span(codes), (0, GradientNote(kind, number, times))]
+                    out += [*self.traces.span(codes), (0, GradientEvent(kind, number, times))]
                     codes = []
         return out + self.traces.span(codes)
 

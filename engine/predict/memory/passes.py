@@ -28,7 +28,7 @@ from engine.predict.ledger.layout import Chunk
 from engine.predict.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.reducing import FRESH, Buckets, Events, GradientNote, Reductions, State, Stretch
+from engine.predict.memory.reducing import FRESH, Buckets, Events, GradientEvent, Reductions, RepeatedSegment, State
 from engine.predict.terms import Factor
 from engine.spec import sentence
 
@@ -92,7 +92,7 @@ class Lent:
     """
 
     kind: BlockKind
-    given: int  # which input it is; −1 where the chunk makes it
+    input: int  # which input it is; −1 where the chunk makes it
     ends: dict[str, str]  # by what backward begins with, B or I: the action in which the chunk frees it
 
     @property
@@ -105,14 +105,14 @@ class Lent:
 class ChunkPasses:
     """What a chunk does, by action and state, what it receives and what it sends."""
 
-    segments: dict[str, list[Stretch]]
+    segments: dict[str, list[RepeatedSegment]]
     buckets: Buckets
     reductions: Reductions
-    given: Counts  # what a forward receives
-    handed: Counts  # what a forward leaves to be sent
-    gradient_given: dict[str, Counts]  # by what it is for, B or I
-    gradient_handed: dict[str, Counts]  # by what leaves it, B or I
-    given_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each input is freed
+    received: Counts  # by a forward
+    sent: Counts  # what a forward leaves to be sent
+    gradient_received: dict[str, Counts]  # by what it is for, B or I
+    gradient_sent: dict[str, Counts]  # by what leaves it, B or I
+    input_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each input is freed
     shared: list[int]  # which outputs the chunk goes on to hold itself
     lent: Lent | None  # the block of that one
 
@@ -213,12 +213,12 @@ class _Applied:
         name = sentence("gathered weights of a layer")
         self.gathered = [BlockKind("communication", name, (b.size, e), b.layered) for b, _ in buckets] if zero == 3 else []
 
-    def stretches(self, trace: MicrobatchTrace, action: str) -> list[Stretch]:
-        found = list[Stretch]()
+    def stretches(self, trace: MicrobatchTrace, action: str) -> list[RepeatedSegment]:
+        found = list[RepeatedSegment]()
         for segment in trace.segments(action):
             often = self.reading.chunk.times(segment.layer)
             if often:
-                found.append(Stretch(segment.layer, often, self._events(segment)))
+                found.append(RepeatedSegment(segment.layer, often, self._events(segment)))
         return found
 
     def _events(self, segment: Segment) -> Events:
@@ -230,7 +230,7 @@ class _Applied:
                     block = _LentBlock(block)
                 found.append((1 if kind == ALLOCATES else -1, block))
             elif kind in (EXPECTS, ACCUMULATES) and self.zero:
-                found.append((0, GradientNote(kind, number)))
+                found.append((0, GradientEvent(kind, number)))
             elif kind in (GATHERS, RELEASES) and self.zero == 3:
                 found.append((1 if kind == GATHERS else -1, self.gathered[number]))
         return found

@@ -22,7 +22,7 @@ Buckets = Sequence[tuple[BucketSizes, Any]]  # each with how many there are of i
 REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
 
 
-class GradientNote(NamedTuple):
+class GradientEvent(NamedTuple):
     """Not a block: bucket number `bucket` expects gradients, or has added up `times` of them. `kind`: EXPECTS or ACCUMULATES."""
 
     kind: int
@@ -30,10 +30,10 @@ class GradientNote(NamedTuple):
     times: int = 1
 
 
-Events = list[tuple[int, Any]]  # +1 or −1 and a block that comes or goes; 0 and a `GradientNote`
+Events = list[tuple[int, Any]]  # +1 or −1 and a block that comes or goes; 0 and a `GradientEvent`
 
 
-class Stretch(NamedTuple):
+class RepeatedSegment(NamedTuple):
     """A part of an action: the recorded layer it is about, or −1; how often it is repeated; what happens."""
 
     layer: int
@@ -42,11 +42,11 @@ class Stretch(NamedTuple):
 
 
 class State(NamedTuple):
-    """How an action finds its chunk. Of `owed` and `left`, more than two are as good as two."""
+    """How an action finds its chunk. Of `deferred` and `remaining`, more than two are as good as two."""
 
     pending: int = -1  # which bucket's reduction is under way, with ZeRO 2 and 3
-    owed: int = 0  # passes that have had their I and not their W
-    left: int = 0  # passes whose B or I is to come, this one's included
+    deferred: int = 0  # passes that have had their I and not their W
+    remaining: int = 0  # passes whose B or I is to come, this one's included
 
 
 FRESH = State()
@@ -56,7 +56,7 @@ MANY = 2
 class Reductions:
     """Of one chunk."""
 
-    def __init__(self, zero: int, e: Factor, g: Factor, buckets: Buckets, weight_passes: Sequence[Stretch]) -> None:
+    def __init__(self, zero: int, e: Factor, g: Factor, buckets: Buckets, weight_passes: Sequence[RepeatedSegment]) -> None:
         """`e`, `g`: bytes of a parameter and of what gradients are added up in. `weight_passes`: what W does."""
         self.zero, self.buckets = zero, buckets
         self.e, self.width = e, g if zero == 1 else e
@@ -80,17 +80,17 @@ class Reductions:
         """What is under way in that state."""
         return self.under_way[pending] if pending >= 0 else []
 
-    def applied(self, kind: str, stretches: list[Stretch], state: State) -> tuple[list[Stretch], int]:
+    def applied(self, kind: str, stretches: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
         """What happens in an action, and which bucket's reduction is under way at its end."""
         if kind == "reduce":
             return self._finished(state), -1
         if not self.zero or kind == "F":
             return stretches, -1
-        missing = [state.owed * self._later[n] for n in range(len(self.buckets))]
+        missing = [state.deferred * self._later[n] for n in range(len(self.buckets))]
         incoming = [self.zero >= 2 and count > 0 for count in missing]
         if self.zero == 1:
             each = (len(bucket.parameters) for bucket, _ in self.buckets)
-            missing = [count + state.left * parameters for count, parameters in zip(missing, each, strict=True)]
+            missing = [count + state.remaining * parameters for count, parameters in zip(missing, each, strict=True)]
         pending, found = state.pending, []
         for layer, times, events in stretches:
             here: Events = []
@@ -108,7 +108,7 @@ class Reductions:
                     if not missing[note.bucket]:
                         here += self._reduced(note.bucket, pending, incoming)
                         pending = note.bucket if self.zero >= 2 else pending
-            found.append(Stretch(layer, times, here))
+            found.append(RepeatedSegment(layer, times, here))
         return found, pending
 
     def _reduced(self, bucket: int, pending: int, incoming: list[bool]) -> Events:
@@ -122,8 +122,10 @@ class Reductions:
             incoming[bucket] = False
         return here
 
-    def _finished(self, state: State) -> list[Stretch]:
+    def _finished(self, state: State) -> list[RepeatedSegment]:
         """The end of what is under way: with ZeRO 1, of all."""
         if self.zero == 1:
-            return [Stretch(-1, times, [(-1, one) for one in self.under_way[n]]) for n, (_, times) in enumerate(self.buckets)]
-        return [Stretch(-1, 1, [(-1, one) for one in self.before(state.pending)])]
+            return [
+                RepeatedSegment(-1, times, [(-1, one) for one in self.under_way[n]]) for n, (_, times) in enumerate(self.buckets)
+            ]
+        return [RepeatedSegment(-1, 1, [(-1, one) for one in self.before(state.pending)])]

@@ -76,15 +76,15 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
             {"rank": rank, "t_ns": round(t_ns), "action": str(action), "category": c, "bytes": n} for c, n in composition.items()
         )
 
-    for moment, time in zip(walk.moments(), timed, strict=True):
-        put(time.start, moment.action, now)
-        for change in moment.before:
+    for one, time in zip(walk.actions(), timed, strict=True):
+        put(time.start, one.action, now)
+        for change in one.before:
             now = _plus(now, _by_category(change.counts))
-        if moment.trace is not None:
-            top = _by_category(moment.trace.counts_at(moment.trace.highest[1]))
-            put((time.start + time.end) / 2, moment.action, _plus(now, top))
-            now = _plus(now, _by_category(moment.trace.net.counts))
-        for change in moment.after:
+        if one.trace is not None:
+            top = _by_category(one.trace.counts_at(one.trace.highest[1]))
+            put((time.start + time.end) / 2, one.action, _plus(now, top))
+            now = _plus(now, _by_category(one.trace.net.counts))
+        for change in one.after:
             now = _plus(now, _by_category(change.counts))
     put(max(t.end for t in timed), timed[-1].action, now)
     return table("memory_curve", rows, "formula")
