@@ -67,7 +67,7 @@ def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledge
     if spec.generate.skip_training:
         return _generating(spec, ledgers)
     stages = opened_stages(spec, stage_actions(spec, all_of, most), ledgers)
-    peaks = tuple(_highest(stages, Place(stage)) for stage in range(spec.layout.pp))
+    peaks = tuple(peak_of(stages, Place(stage)) for stage in range(spec.layout.pp))
     return Memory(peaks, _others(stages, peaks))
 
 
@@ -87,7 +87,8 @@ def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
     return Memory(tuple(peaks))
 
 
-def _highest(stages: Stages, at: Place) -> Peak:
+def peak_of(stages: Stages, at: Place) -> Peak:
+    """The peak of some ranks of a stage."""
     standing, actions = stages.changes(at)
     best_at = highest(actions)
     highest_one = actions[best_at]
@@ -118,7 +119,7 @@ def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
                 at = Place(peak.stage, replica, later)
                 counted = stages.counted(at)
                 if counted not in alike:
-                    alike[counted] = _highest(stages, at)
+                    alike[counted] = peak_of(stages, at)
                 if alike[counted] is not last:
                     runs[at] = last = alike[counted]
         if len(alike) > 1:
