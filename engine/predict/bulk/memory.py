@@ -21,6 +21,8 @@ from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
 from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.predict.ledger.dimensions import dimensions
+from engine.predict.ledger.keep import Key
+from engine.predict.ledger.store import NotRecordedError
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
@@ -119,9 +121,9 @@ class _SizesOf:
         """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
         entries, rows = self._entries(masks)
         tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
-        for structure, here, groups in self.structures:
-            bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
-            forms = [form for form, (start, stop) in bounds.items() if start < stop]
+        forms_of = [[form for form, of in entries.items() if of.has_any(here)] for _, here, _ in self.structures]
+        self._check(forms_of)
+        for (structure, here, groups), forms in zip(self.structures, forms_of, strict=True):
             chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.actors)
             for group in groups:
                 some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
@@ -133,6 +135,14 @@ class _SizesOf:
                     which, between = entries[form].sizes[of] - group.start, entries[form].between[of]
                     tables[form][:, of] = _values(made[form], which, between)
         return tables, rows
+
+    def _check(self, forms_of: list[list[ChunkForm]]) -> None:
+        """So that all ledgers that are missing are recorded at once."""
+        missing = set[Key]()
+        for (structure, here, _), forms in zip(self.structures, forms_of, strict=True):
+            missing |= self.actors(structure).missing(forms, set(self.known["cut"][here].tolist()))
+        if missing:
+            raise NotRecordedError(missing)
 
     def _entries(self, masks: dict[Any, Any]) -> tuple[dict[ChunkForm, _Entries], dict[Any, Array]]:
         count = len(self.known["tp"])
@@ -162,6 +172,10 @@ class _Entries(NamedTuple):
 
     sizes: Array
     between: Array
+
+    def has_any(self, here: slice) -> bool:
+        start, stop = self.bounds([here.start, here.stop])
+        return start < stop
 
     def bounds(self, sizes: list[int]) -> list[int]:
         found: list[int] = np.searchsorted(self.sizes, sizes).tolist()

@@ -34,7 +34,8 @@ from engine.predict.ledger.form import (
     Segment,
     Slicing,
 )  # fmt: skip
-from engine.predict.ledger.keep import Ledgers
+from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.ledger.store import LedgerStore
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.reducing import GradientEvent, RepeatedSegment
 from engine.predict.symbolic import Size, as_size, letter, sized
@@ -142,6 +143,24 @@ class FormTraces:
                 self._found[key] = _Reading(self, form, hooked, cut, self._ledgers).trace(ends_behind)
             return self._found[key]
 
+    def known(self, cut: bool) -> dict[str, Any]:
+        """The dimensions, as sizes."""
+        found = dimensions(self.layouts.model, self.layouts.slicing(cut), letter("tp"), letter("B"))
+        return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
+
+    def key(self, form: ChunkForm, cut: bool) -> Key:
+        """Of a form's ledger."""
+        layouts = self.layouts
+        return structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), self.known(cut)), form.part
+
+    def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:
+        """The keys of those ledgers that were never recorded."""
+        if not isinstance(self._ledgers, LedgerStore):
+            return set()
+        read = {(form, cut) for form, _, cut in self._found}
+        keys = {self.key(form, cut) for form in forms for cut in cuts if (form, cut) not in read}
+        return {key for key in keys if key not in self._ledgers}
+
     def number_of(self, size: Size) -> int:
         """Of a size, from one."""
         return self._sizes.setdefault(size, len(self._sizes) + 1)
@@ -182,11 +201,8 @@ class _Reading:
 
     def __init__(self, traces: FormTraces, form: ChunkForm, hooked: bool, cut: bool, ledgers: Ledgers) -> None:
         self.traces, self.hooked = traces, hooked
-        layouts = traces.layouts
-        known = dimensions(layouts.model, layouts.slicing(cut), letter("tp"), letter("B"))
-        self.known = known | dict.fromkeys((one for one in layouts.ones if one in known), 1)
-        key = structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), self.known)
-        self.ledger: Ledger = ledgers(key, form.part)
+        self.known = traces.known(cut)
+        self.ledger: Ledger = ledgers(*traces.key(form, cut))
         self.times = form.times
         self.sizes = [as_size(self._value(block.bytes)) for block in self.ledger.blocks]
         self.numbers = [traces.number_of(size) for size in self.sizes]
