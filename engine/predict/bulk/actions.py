@@ -67,18 +67,20 @@ class FormActions(FormTraces):
         sizes = [one.number for one in trace.uses]
         reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, trace.segments["W"], sizes)
         on_time, pending = _by_state(_at_zero(trace.segments, zero, reductions), reductions)
-        late = on_time
-        if trace.late is not trace.segments:
+        several = [on_time[name] for name in ON_TIME]
+        if lends := trace.late is not trace.segments:
             late, _ = _by_state(_at_zero(trace.late, zero, reductions), reductions)
+            several += [late[name] for name in ON_TIME[1:]]
         numbers, letters, firsts, which = list[int](), list[int](), list[int](), list[int]()
         found: dict[tuple[tuple[int, Run], ...], int] = {}
-        for segments in (*(on_time[name] for name in ON_TIME), *(late[name] for name in ON_TIME[1:])):
+        for segments in several:
             runs = tuple(_runs(segments))
             which.append(found.setdefault(runs, len(found)))
             if which[-1] == len(firsts):
                 firsts.append(len(numbers))
                 numbers += [self._runs.setdefault(run, len(self._runs)) for _, run in runs]
                 letters += [letter for letter, _ in runs]
+        which += [] if lends else which[1:]
         return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), pending, trace.uses)
 
     def runs(self) -> list[Run]:

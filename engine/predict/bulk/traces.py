@@ -133,6 +133,12 @@ class FormTraces:
         self._spans: dict[tuple[int, ...], int] = {}
         self._buckets: dict[tuple[Any, ...], int] = {}
         self._found: dict[tuple[ChunkForm, bool, bool], FormTrace] = {}
+        # By whether tp cuts: the dimensions, as sizes, and the structure.
+        self.dimensions = {cut: self._dimensions(cut) for cut in (False, True)}
+        self.structures = {
+            cut: structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), known)
+            for cut, known in self.dimensions.items()
+        }
 
     def of(self, form: ChunkForm, hooked: bool, cut: bool) -> FormTrace:
         """`hooked`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's. `cut`: with tp > 1."""
@@ -143,22 +149,16 @@ class FormTraces:
                 self._found[key] = _Reading(self, form, hooked, cut, self._ledgers).trace(ends_behind)
             return self._found[key]
 
-    def known(self, cut: bool) -> dict[str, Any]:
-        """The dimensions, as sizes."""
+    def _dimensions(self, cut: bool) -> dict[str, Any]:
         found = dimensions(self.layouts.model, self.layouts.slicing(cut), letter("tp"), letter("B"))
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
-
-    def key(self, form: ChunkForm, cut: bool) -> Key:
-        """Of a form's ledger."""
-        layouts = self.layouts
-        return structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), self.known(cut)), form.part
 
     def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:
         """The keys of those ledgers that were never recorded."""
         if not isinstance(self._ledgers, LedgerStore):
             return set()
         read = {(form, cut) for form, _, cut in self._found}
-        keys = {self.key(form, cut) for form in forms for cut in cuts if (form, cut) not in read}
+        keys = {(self.structures[cut], form.part) for form in forms for cut in cuts if (form, cut) not in read}
         return {key for key in keys if key not in self._ledgers}
 
     def number_of(self, size: Size) -> int:
@@ -201,8 +201,8 @@ class _Reading:
 
     def __init__(self, traces: FormTraces, form: ChunkForm, hooked: bool, cut: bool, ledgers: Ledgers) -> None:
         self.traces, self.hooked = traces, hooked
-        self.known = traces.known(cut)
-        self.ledger: Ledger = ledgers(*traces.key(form, cut))
+        self.known = traces.dimensions[cut]
+        self.ledger: Ledger = ledgers(traces.structures[cut], form.part)
         self.times = form.times
         self.sizes = [as_size(self._value(block.bytes)) for block in self.ledger.blocks]
         self.numbers = [traces.number_of(size) for size in self.sizes]
