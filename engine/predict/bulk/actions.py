@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
-from engine.predict.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.store import ledger_store
 from engine.predict.memory.reducing import FRESH, MANY, Reductions, RepeatedSegment, State
@@ -66,10 +65,10 @@ class FormActions(FormTraces):
     def _of(self, trace: FormTrace, zero: int) -> Actions:
         sizes = [one.number for one in trace.uses]
         reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, trace.segments["W"], sizes)
-        on_time, pending = _by_state(_at_zero(trace.segments, zero, reductions), reductions)
+        on_time, pending = _by_state(trace.segments, reductions)
         several = [on_time[name] for name in ON_TIME]
         if lends := trace.late is not trace.segments:
-            late, _ = _by_state(_at_zero(trace.late, zero, reductions), reductions)
+            late, _ = _by_state(trace.late, reductions)
             several += [late[name] for name in ON_TIME[1:]]
         numbers, letters, firsts, which = list[int](), list[int](), list[int](), list[int]()
         found: dict[tuple[tuple[int, Run], ...], int] = {}
@@ -103,26 +102,10 @@ class _Reductions(Reductions):
         self._sizes = sizes
         super().__init__(zero, e, g, buckets, weight_passes)
 
-    def _blocks(self) -> tuple[list[Any], list[Any]]:
+    def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Gathered values are as large as gradients that wait."""
         share, size, incoming = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
-        return [list(both) for both in zip(share, size, strict=True)], incoming
-
-
-def _at_zero(segments: Segments, zero: int, reductions: Reductions) -> Segments:
-    """As they are at that ZeRO stage. With 3 values are gathered and released, in blocks as large as gradients that wait."""
-
-    def applied(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        for event in events:
-            sign, one = event
-            if sign or (zero and one.kind in (EXPECTS, ACCUMULATES)):
-                yield event
-            elif zero == 3 and one.kind in (GATHERS, RELEASES):
-                yield (1 if one.kind == GATHERS else -1), reductions.incoming[one.bucket]
-
-    return {
-        kind: [RepeatedSegment(layer, times, list(applied(events))) for layer, times, events in several]
-        for kind, several in segments.items()
-    }
+        return [list(both) for both in zip(share, size, strict=True)], incoming, incoming
 
 
 def _runs(segments: list[RepeatedSegment]) -> Iterator[tuple[int, Run]]:

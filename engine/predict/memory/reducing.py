@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.predict.ledger.form import EXPECTS
+from engine.predict.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES
 from engine.predict.memory.blocks import BlockKind
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.terms import Factor
@@ -23,7 +23,10 @@ REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradi
 
 
 class GradientEvent(NamedTuple):
-    """Not a block: bucket number `bucket` expects gradients, or has added up `times` of them. `kind`: EXPECTS or ACCUMULATES."""
+    """Not a block: bucket number `bucket` expects gradients, has added up `times` of them, gathers its values or releases them.
+
+    `kind`: EXPECTS, ACCUMULATES, GATHERS or RELEASES.
+    """
 
     kind: int
     bucket: int
@@ -60,13 +63,13 @@ class Reductions:
         """`e`, `g`: bytes of a parameter and of what gradients are added up in. `weight_passes`: what W does."""
         self.zero, self.buckets = zero, buckets
         self.e, self.width = e, g if zero == 1 else e
-        self.under_way, self.incoming = self._blocks()
+        self.under_way, self.incoming, self.gathered = self._blocks()
         self._later = Counter[int]()
-        for note in (note for stretch in weight_passes for sign, note in stretch.events if not sign):
-            self._later[note.bucket] += note.times
+        for note in (note for segment in weight_passes for sign, note in segment.events if not sign):
+            self._later[note.bucket] += note.times * (note.kind == ACCUMULATES)
 
-    def _blocks(self) -> tuple[list[Any], list[Any]]:
-        """Of each bucket those of a reduction, and the one of gradients that wait for more."""
+    def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Of each bucket those of a reduction, the one of gradients that wait for more, and the one of gathered values."""
 
         def block(bucket: BucketSizes, name: str, *factors: Factor) -> BlockKind:
             return BlockKind("communication", name, factors, bucket.layered)
@@ -74,36 +77,38 @@ class Reductions:
         several = [bucket for bucket, _ in self.buckets]
         share, all_of_them = REDUCING
         under_way = [[block(b, share, b.share, self.width), block(b, all_of_them, b.size, self.width)] for b in several]
-        return under_way, [block(b, sentence("gradients of a layer, not yet reduced"), b.size, self.e) for b in several]
+        waiting, gathered = sentence("gradients of a layer, not yet reduced"), sentence("gathered weights of a layer")
+        incoming, whole = ([block(b, name, b.size, self.e) for b in several] for name in (waiting, gathered))
+        return under_way, incoming, whole
 
     def before(self, pending: int) -> list[Any]:
         """What is under way in that state."""
         return self.under_way[pending] if pending >= 0 else []
 
-    def applied(self, kind: str, stretches: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
-        """What happens in an action, and which bucket's reduction is under way at its end."""
+    def applied(self, kind: str, segments: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
+        """What happens in an action, without any `GradientEvent`, and which bucket's reduction is under way at its end."""
         if kind == "reduce":
             return self._finished(state), -1
-        if not self.zero or kind == "F":
-            return stretches, -1
         missing = [state.deferred * self._later[n] for n in range(len(self.buckets))]
         incoming = [self.zero >= 2 and count > 0 for count in missing]
         if self.zero == 1:
             each = (len(bucket.parameters) for bucket, _ in self.buckets)
             missing = [count + state.remaining * parameters for count, parameters in zip(missing, each, strict=True)]
         pending, found = state.pending, []
-        for layer, times, events in stretches:
+        for layer, times, events in segments:
             here: Events = []
             for event in events:
                 sign, note = event
                 if sign:
                     here.append(event)
-                elif note.kind == EXPECTS:
+                elif note.kind in (GATHERS, RELEASES):
+                    here += [(1 if note.kind == GATHERS else -1, self.gathered[note.bucket])] if self.zero == 3 else []
+                elif note.kind == EXPECTS and self.zero:
                     missing[note.bucket] += len(self.buckets[note.bucket][0].parameters)
                     if not incoming[note.bucket]:
                         here.append((1, self.incoming[note.bucket]))
                         incoming[note.bucket] = True
-                else:
+                elif self.zero:
                     missing[note.bucket] -= note.times
                     if not missing[note.bucket]:
                         here += self._reduced(note.bucket, pending, incoming)
