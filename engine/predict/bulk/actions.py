@@ -88,9 +88,9 @@ class FormActions(FormTraces):
 
 
 @lru_cache(maxsize=_STRUCTURES)
-def form_actions(layouts: Layouts) -> FormActions:
-    """With the ledgers of `ledger_store`. Raises `NotRecordedError` when one that is missing is asked for."""
-    return FormActions(layouts, ledger_store())
+def form_actions(layouts: Layouts, ledgers: Ledgers | None) -> FormActions:
+    """`ledgers`: those to read, in place of `ledger_store()`."""
+    return FormActions(layouts, ledger_store() if ledgers is None else ledgers)
 
 
 class _Reductions(Reductions):

@@ -8,7 +8,6 @@ rows serve for any number of layers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
-from engine.predict.bulk.actions import ACTIONS, ON_TIME, Actions, FormActions, Whole, form_actions
+from engine.predict.bulk.actions import ACTIONS, ON_TIME, Actions, Whole, form_actions
 from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
+from engine.predict.ledger.keep import Ledgers
 
 Real = NDArray[np.float64]
-Actors = Callable[[Layouts], FormActions]  # where what chunks do comes from
 
 # What there is between actions: of a pass in flight what it received and what it keeps; messages; of passes whose W is deferred
 # the first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
@@ -55,8 +54,8 @@ class Table:
 class Chunks:
     """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
 
-    def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], actors: Actors = form_actions) -> None:
-        self.layouts, self.known, self.does = layouts, known, actors(layouts)
+    def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], ledgers: Ledgers | None) -> None:
+        self.layouts, self.known, self.does = layouts, known, form_actions(layouts, ledgers)
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
         self.actions = {(form, *kind): self.does.actions(form, *kind) for form in forms for kind in kinds}
         self.runs = self.does.runs()

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.actions import form_actions
 from engine.predict.bulk.arrays import multiplied
-from engine.predict.bulk.chunks import VALUES, Actors, Chunks, Table
+from engine.predict.bulk.chunks import VALUES, Chunks, Table
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
 from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.predict.ledger.dimensions import dimensions
-from engine.predict.ledger.keep import Key
+from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import NotRecordedError
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
@@ -32,17 +32,17 @@ Real = NDArray[np.float64]
 
 
 def fullest(
-    model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors = form_actions, all_stages: bool = False
+    model: ModelSpec, workload: WorkloadSpec, grid: Grid, ledgers: Ledgers | None = None, all_stages: bool = False
 ) -> tuple[Array, Array]:
     """The peak of each layout's fullest stage in bytes, and which stage that is, the first of several as full.
 
-    `workload` gives what is not in the grid. Layers are split as evenly as can be. `actors`: what chunks do.
-    `all_stages`: whether stages that cannot be the first of the fullest are worked out too.
+    `workload` gives what is not in the grid. Layers are split as evenly as can be. `ledgers`: those to read, in place of
+    `ledger_store()`. `all_stages`: whether stages that cannot be the first of the fullest are worked out too. (n,), (n,)
 
-    Raises `NotRecordedError` where a ledger is missing. (n,), (n,)
+    Raises `NotRecordedError` for all ledgers that are missing.
     """
     best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
-    sizes = _SizesOf(model, workload, grid, actors)
+    sizes = _SizesOf(model, workload, grid, ledgers)
     encoders = model.encoder_layers
     tables, rows = sizes.tables(pieces_of(model, grid))
     microbatches = _enough(grid)
@@ -87,8 +87,8 @@ class _SizesOf:
     Those of one structure stand together, and among them those of one ZeRO stage that tp cuts or does not, which are a group.
     """
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors) -> None:
-        self.model, self.workload, self.actors = model, workload, actors
+    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, ledgers: Ledgers | None) -> None:
+        self.model, self.workload, self.ledgers = model, workload, ledgers
         sequence = grid.sequence_parallel & (grid.tp > 1)
         sizes = dimensions(model, "features", grid.tp, grid.microbatch_size)
         sizes |= {name: size for name, size in dimensions(model, "sequence", grid.tp, 1).items() if name in ("S/tp", "R/tp")}
@@ -124,7 +124,7 @@ class _SizesOf:
         forms_of = [[form for form, of in entries.items() if of.has_any(here)] for _, here, _ in self.structures]
         self._check(forms_of)
         for (structure, here, groups), forms in zip(self.structures, forms_of, strict=True):
-            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.actors)
+            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.ledgers)
             for group in groups:
                 some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
                 present = [form for form, of in some.items() if of.start < of.stop]
@@ -140,7 +140,7 @@ class _SizesOf:
         """So that all ledgers that are missing are recorded at once."""
         missing = set[Key]()
         for (structure, here, _), forms in zip(self.structures, forms_of, strict=True):
-            missing |= self.actors(structure).missing(forms, set(self.known["cut"][here].tolist()))
+            missing |= form_actions(structure, self.ledgers).missing(forms, set(self.known["cut"][here].tolist()))
         if missing:
             raise NotRecordedError(missing)
 
