@@ -12,11 +12,15 @@ Layers = tuple[int, int]  # of an encoder, or of a model that has one stack; and
 
 def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
     """Which part of the model a chunk of those layers is, and how many layers it has of each kind."""
-    border = model.encoder_layers if model.parts.encoder else model.layers
-    before = len(range(layers.start, min(layers.stop, border)))
+    return part_of_stack(model.layers, model.encoder_layers, layers, first, last)
+
+
+def part_of_stack(total: int, encoders: int, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
+    """The same of a model with `total` layers, of which the first are an encoder's; 0 where no decoder attends to one."""
+    before = len(range(layers.start, min(layers.stop, encoders or total)))
     behind = len(layers) - before
-    ends = bool(model.parts.encoder and before and layers.stop >= border)
-    closes = bool(model.parts.encoder and behind and not last and layers.stop == model.layers)
+    ends = bool(encoders and before and layers.stop >= encoders)
+    closes = bool(encoders and behind and not last and layers.stop == total)
     return Part(first, last, min(before, 2), ends, min(behind, 2), closes), (before, behind)
 
 
