@@ -23,11 +23,11 @@ from benchmarks.draw import specs
 from benchmarks.machine import instruction_set
 from benchmarks.running import ended
 from engine import store
+from engine.api import predict
 from engine.command.output import print_table
 from engine.launch.dry_client import dry_run
 from engine.launch.queue import RunQueue
 from engine.predict.errors import memory_errors, traffic_differences
-from engine.predict.run import predict
 from engine.spec import RunSpec
 from engine.tables import RunResult
 

@@ -33,14 +33,14 @@ _TOKENS = 2, 3  # of a prompt, and in all
 def structures(model: ModelSpec) -> Iterator[Structure]:
     """All that layouts and workloads make of a model. Left out is where each tp rank has one row or one column of something."""
     for cut in get_args(Slicing):
-        heads = (1, 2) if cut != "none" else (model.key_heads,)  # of keys, on a rank
+        heads = (1, 2)  # of keys, on a rank
         for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _WORKLOADS):
-            sizes = dimensions(model, cut, max(1, model.key_heads // on_rank), batch)
+            sizes = dimensions(model, cut, 1, batch) | {"G/tp": on_rank}
             yield structure(model, workload, recompute, cut, sizes)
         for on_rank, workload in itertools.product(
             heads if cut != "sequence" and model.parts.objective == "causal" else (), _WORKLOADS
         ):
-            sizes = dimensions(model, cut, max(1, model.key_heads // on_rank), 1, _TOKENS)
+            sizes = dimensions(model, cut, 1, 1, _TOKENS) | {"G/tp": on_rank}
             yield structure(model, workload, "none", cut, sizes, generates=True)
 
 
@@ -53,6 +53,12 @@ def parts(model: ModelSpec) -> set[Part]:
             if start < stop or first or last:
                 found.add(part_of(few, range(start, stop), first, last)[0])
     return found
+
+
+def shipped_models() -> list[ModelSpec]:
+    """Those whose ledgers are shipped: the catalog, and a llama each of whose heads has keys of its own, as the first had."""
+    llama = catalog.model("llama-tiny")
+    return [*catalog.MODELS.values(), llama.model_copy(update={"kv_heads": 0})]
 
 
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
@@ -91,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.keys:
         keys = [key_of(one) for one in json.load(sys.stdin)]
     else:
-        keys = wanted([catalog.model(name) for name in given.model or catalog.MODELS])
+        keys = wanted([catalog.model(name) for name in given.model] if given.model else shipped_models())
     recorded = LedgerFolder(given.out)
     record_all(keys, recorded)
     if given.archives is not None:

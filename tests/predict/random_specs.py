@@ -38,7 +38,7 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
     return RunSpec(
         model=ModelSpec(
             family=one_of(sorted(FAMILIES)), layers=int(random.integers(2, 25)), hidden=8 * heads, heads=heads, ffn=6 * heads,
-            vocab=int(random.integers(257, 400)), seq=tp * int(random.integers(2, 9)),
+            vocab=int(random.integers(257, 400)), seq=max(4, tp * int(random.integers(2, 9))),
         ),
         layout=LayoutSpec(
             dp=dp, tp=tp, pp=pp, schedule=schedule, chunks=chunks, zero=int(random.integers(4)) if dp > 1 else 0,

@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 
 from engine import catalog
-from engine.predict.memory import Place, Stages, memory, peak_table
+from engine.predict.memory import memory, peak_table
+from engine.predict.memory.peaks import opened_stages, peak_of
+from engine.predict.memory.shortened import stage_actions
+from engine.predict.memory.stages import Place
 from engine.predict.run import predict
 from engine.predict.traffic import traffic
 from engine.schedule import SCHEDULES, entries
@@ -59,7 +62,7 @@ def test_what_repeats_brings_no_other_peak() -> None:
 @pytest.mark.parametrize("schedule", SHORT)
 def test_a_simple_schedule_is_as_quickly_gone_through_whatever_its_length(schedule: ScheduleName) -> None:
     """Told by what is gone through, not by the clock."""
-    lengths = {len(Stages(asked("pp8", m, DEEP, schedule=schedule)).way.of(3)[0].stages[3]) for m in (10_000, 65_536)}
+    lengths = {len(stage_actions(asked("pp8", m, DEEP, schedule=schedule)).of(3)[0].stages[3]) for m in (10_000, 65_536)}
     assert len(lengths) == 1
     assert lengths.pop() < 200
 
@@ -106,13 +109,13 @@ def test_where_replicas_differ_each_has_its_own_peak() -> None:
     numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
     made = small("dp6.tp2.pp1", model={"layers": 40, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
     spec = made.model_copy(update={"layout": made.layout.model_copy(update={"zero": 2})})
-    found, stages, mesh = memory(spec), Stages(spec), Mesh({"dp": 6, "tp": 2})
+    found, stages, mesh = memory(spec), opened_stages(spec, stage_actions(spec)), Mesh({"dp": 6, "tp": 2})
     assert found.peaks[0].action == "step"
     assert len({peak.total for peak in found.others.values()}) > 1
     totals = peak_table(spec, found).groupby("rank")["bytes"].sum()
     for rank in range(mesh.size):
         at = mesh.coordinate(rank)
-        own = stages.peak(Place(0, at.dp, at.tp > 0))
+        own = peak_of(stages, Place(0, at.dp, at.tp > 0))
         assert found.of(at).bytes == own.bytes
         assert totals[rank] == own.total
     assert found.fullest[1].total == totals.max()

@@ -9,9 +9,8 @@ import pytest
 
 from engine import catalog
 from engine.families import FamilyName
-from engine.predict.bulk import instants as instants_module
-from engine.predict.bulk.instants import instants
 from engine.predict.bulk.memory import fullest
+from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.memory import memory
 from engine.predict.planner.candidates import candidates
@@ -66,22 +65,17 @@ def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: 
     """Beyond the number that is looked at, nothing new is found; of GPipe, which holds all of them, the rows grow with them."""
     facts = SCHEDULE_FACTS[name]
     chunks, enough = facts.chunks or 3, int(facts.enough_microbatches(pp, 6 * pp))
-    told = instants(name, pp, chunks, (enough, enough + 3 * pp), 24, 0)
-    for one, more in zip(told.of[enough].rows, told.of[enough + 3 * pp].rows, strict=True):
+    found = peak_candidates(name, pp, chunks, (enough, enough + 3 * pp), 24, 0)
+    for one, more in zip(found.of[enough].rows, found.of[enough + 3 * pp].rows, strict=True):
         assert {row.tobytes() for row in one} == {row.tobytes() for row in more}
 
 
-def test_no_other_stage_than_those_looked_at_is_the_first_that_is_fullest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_stage_than_those_looked_at_is_the_first_that_is_fullest() -> None:
     model = catalog.model("gpt3-175b")
     grid = candidates(model, 1024, 1536)
     grid = grid.take((grid.schedule >= SCHEDULES.index("interleaved")) & (grid.pp == 16))
-    instants.cache_clear()
-    some = fullest(model, MIXED, grid)
-    monkeypatch.setattr(instants_module, "_stages", lambda name, pp, *others: list(range(pp)))
-    instants.cache_clear()
-    for one, other in zip(some, fullest(model, MIXED, grid), strict=True):
+    for one, other in zip(fullest(model, MIXED, grid), fullest(model, MIXED, grid, all_stages=True), strict=True):
         np.testing.assert_array_equal(one, other)
-    instants.cache_clear()
 
 
 GROWING = [name for name, facts in SCHEDULE_FACTS.items() if facts.memory_repeats_after is None]
@@ -124,7 +118,6 @@ def test_of_an_encoders_block_that_a_message_holds_longer_than_its_chunk(schedul
     for ranks, batch in ((4, 8), (12, 24)):
         grid = candidates(model, ranks, batch)
         here = (grid.schedule == SCHEDULES.index(schedule)) & (grid.recompute == RECOMPUTES.index("full"))
-        here &= (grid.zero != 1) | (schedule != "dualpipe-v")  # whose last W can be highest after it let go of such a block
         few = np.flatnonzero(here & (grid.pp > 1) & (grid.microbatches * grid.pp * grid.chunks <= 64))
         assert_equal(model, MIXED, grid.take(few[:: max(1, len(few) // 24)]))
 

@@ -1,4 +1,4 @@
-"""A form of chunk's actions at one ZeRO stage, without numbers: which spans and blocks come one behind the other in each."""
+"""The actions of a form of chunk at one ZeRO stage, without numbers: which spans and blocks come one behind the other in each."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.bulk.traces import ChunkForm, FormTrace, FormTraces, Held, Layouts, letter_of
-from engine.predict.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES
+from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.store import ledger_store
-from engine.predict.memory.reducing import FRESH, MANY, Reductions, State, Stretch
+from engine.predict.memory.reducing import FRESH, MANY, Reductions, RepeatedSegment, State
 from engine.predict.terms import Factor
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # traces of so many are kept, the latest
 
-# The highest points of actions. "B 1": of a first one with ZeRO 2 and 3, of a last one with ZeRO 1; "I over": while W is owed;
-# "I after B": else, where the pass before was not halved. With ZeRO 1 and 0 the latter three are like the others.
-ACTIONS = ("F", "B", "B 1", "I", "I 1", "I over", "I after B", "W", "W 1", "W over")
+# Actions by the state that they find their chunk in. "edge": a first one with ZeRO 2 and 3, a last one with ZeRO 1; "more": while
+# W of other microbatches is deferred; "I after B": else, where the backward before was not split. With ZeRO 1 and 0 the latter
+# three are like the others. "late": with a message that holds the lent block longer than the chunk, which then frees nothing.
+ON_TIME = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge", "W more")
+LATE = tuple(f"{name} late" for name in ON_TIME[1:])
+ACTIONS = (*ON_TIME, *LATE)
 BLOCKS = 3  # of a bucket: a share of its gradients, all of them, and all as they come
+
+Run = tuple[int, ...]  # each is a number of a span, from one; or, if negative, a block as it comes, or as it goes: see `block`
+Segments = dict[str, list[RepeatedSegment]]  # by action
+
+
+def block(number: int, which: int, goes: bool) -> int:
+    """What stands in a run for one of the `BLOCKS` of the sizes with that number."""
+    return -1 - 2 * (BLOCKS * number + which) - goes
 
 
 class Actions(NamedTuple):
@@ -32,16 +42,8 @@ class Actions(NamedTuple):
     letters: Whole  # of each 0, or 1 or 2 for the letter that says how often it is there
     firsts: Whole  # the first run of each action that is not the same as an earlier one
     which: Whole  # of `ACTIONS`, which of these each is
-    pending: dict[str, int]  # whose reduction each action leaves under way, as a number in `held`, or −1
-    held: list[Held]
-
-
-Run = tuple[int, ...]  # each is a number of a span, from one; or, if negative, a block as it comes, or as it goes: see `block`
-
-
-def block(number: int, which: int, goes: bool) -> int:
-    """What stands in a run for one of the `BLOCKS` of the sizes with that number."""
-    return -1 - 2 * (BLOCKS * number + which) - goes
+    pending: dict[str, int]  # whose reduction each action leaves under way, as a number in `uses`, or −1
+    uses: list[BucketUse]
 
 
 class FormActions(FormTraces):
@@ -61,21 +63,24 @@ class FormActions(FormTraces):
             return self._actions[key]
 
     def _of(self, trace: FormTrace, zero: int) -> Actions:
-        of, numbers_of_held = trace.stretches, [one.number for one in trace.held]
-        reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, of["W"], numbers_of_held)
-        told = _States(_stretches(of, zero, reductions), reductions)
-        numbers, letters, firsts, which, found = list[int](), list[int](), list[int](), list[int](), list[list[Stretch]]()
-        for name in ACTIONS:
-            stretches = told.stretches[name]
-            same = [i for i, other in enumerate(found) if other is stretches]
-            which += same or [len(found)]
-            if not same:
-                found.append(stretches)
+        sizes = [one.number for one in trace.uses]
+        reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, trace.segments["W"], sizes)
+        on_time, pending = _by_state(trace.segments, reductions)
+        several = [on_time[name] for name in ON_TIME]
+        if lends := trace.late is not trace.segments:
+            late, _ = _by_state(trace.late, reductions)
+            several += [late[name] for name in ON_TIME[1:]]
+        numbers, letters, firsts, which = list[int](), list[int](), list[int](), list[int]()
+        found: dict[tuple[tuple[int, Run], ...], int] = {}
+        for segments in several:
+            runs = tuple(_runs(segments))
+            which.append(found.setdefault(runs, len(found)))
+            if which[-1] == len(firsts):
                 firsts.append(len(numbers))
-                for letter, run in _runs(stretches):
-                    numbers.append(self._runs.setdefault(run, len(self._runs)))
-                    letters.append(letter)
-        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), told.pending, trace.held)
+                numbers += [self._runs.setdefault(run, len(self._runs)) for _, run in runs]
+                letters += [letter for letter, _ in runs]
+        which += [] if lends else which[1:]
+        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), pending, trace.uses)
 
     def runs(self) -> list[Run]:
         with self.one_at_a_time:
@@ -83,78 +88,61 @@ class FormActions(FormTraces):
 
 
 @lru_cache(maxsize=_STRUCTURES)
-def form_actions(layouts: Layouts) -> FormActions:
-    """With the ledgers of `ledger_store`. Raises `NotRecordedError` when one that is missing is asked for."""
-    return FormActions(layouts, ledger_store())
+def form_actions(layouts: Layouts, ledgers: Ledgers | None) -> FormActions:
+    """`ledgers`: those to read, in place of `ledger_store()`."""
+    return FormActions(layouts, ledger_store() if ledgers is None else ledgers)
 
 
 class _Reductions(Reductions):
-    """`sizes`: the numbers of the buckets' sizes, by which their blocks are told in runs."""
+    """`sizes`: the numbers of the buckets' sizes, by which runs name their blocks."""
 
-    def __init__(self, zero: int, e: Factor, g: Factor, buckets: Any, later: list[Stretch], sizes: list[int]) -> None:
+    def __init__(
+        self, zero: int, e: Factor, g: Factor, buckets: Any, weight_passes: list[RepeatedSegment], sizes: list[int]
+    ) -> None:
         self._sizes = sizes
-        super().__init__(zero, e, g, buckets, later)
+        super().__init__(zero, e, g, buckets, weight_passes)
 
-    def _blocks(self) -> tuple[list[Any], list[Any]]:
+    def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Gathered values are as large as gradients that wait."""
         share, size, incoming = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
-        return [list(both) for both in zip(share, size, strict=True)], incoming
+        return [list(both) for both in zip(share, size, strict=True)], incoming, incoming
 
 
-def _stretches(of: dict[str, list[Stretch]], zero: int, reductions: Reductions) -> dict[str, list[Stretch]]:
-    """As they are at that ZeRO stage. With 3 values are gathered and released, in blocks as large as gradients that wait."""
-
-    def told(events: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        for event in events:
-            sign, one = event
-            if sign or (zero and one.kind in (EXPECTS, ACCUMULATES)):
-                yield event
-            elif zero == 3 and one.kind in (GATHERS, RELEASES):
-                yield (1 if one.kind == GATHERS else -1), reductions.incoming[one.bucket]
-
-    return {
-        kind: [Stretch(layer, times, list(told(events))) for layer, times, events in stretches] for kind, stretches in of.items()
-    }
-
-
-def _runs(stretches: list[Stretch]) -> Iterator[tuple[int, Run]]:
+def _runs(segments: list[RepeatedSegment]) -> Iterator[tuple[int, Run]]:
     """An action's runs, each with its letter."""
     letter, run = 0, list[Any]()
-    for _, times, events in stretches:
-        of_stretch = letter_of(times)
-        if of_stretch or letter:
+    for _, times, events in segments:
+        of_segment = letter_of(times)
+        if of_segment or letter:
             yield letter, tuple(run)
-            letter, run = of_stretch, []
+            letter, run = of_segment, []
         run += [one - (sign < 0) for sign, one in events]
     yield letter, tuple(run)
 
 
-class _States:
-    """A chunk's actions in the states that most find it in, and the reduction that each leaves under way."""
+def _by_state(segments: Segments, reductions: Reductions) -> tuple[Segments, dict[str, int]]:
+    """A chunk's actions in the states of `ON_TIME`, and the reduction that each leaves under way."""
+    found, pending = Segments(), dict[str, int]()
 
-    def __init__(self, stretches: dict[str, list[Stretch]], reductions: Reductions) -> None:
-        self._all, self.reductions = stretches, reductions
-        self.stretches, self.pending = dict[str, list[Stretch]](), dict[str, int]()
-        self._tell("F", "F", FRESH)
-        if reductions.zero < 2:  # a reduction lasts until all are over
-            left = 1 if reductions.zero else MANY
-            for name, kind, state in (
-                ("B", "B", State(left=MANY)), ("B 1", "B", State(left=left)), ("I", "I", State(left=MANY)),
-                ("I 1", "I", State(left=left)), ("W", "W", State(owed=1, left=MANY)), ("W 1", "W", State(owed=1, left=left - 1)),
-            ):  # fmt: skip
-                self._tell(name, kind, state)
-            self.stretches |= {"I over": self.stretches["I"], "I after B": self.stretches["I"], "W over": self.stretches["W"]}
-            return
-        first = self._tell("B 1", "B", FRESH)
-        whole = self._tell("B", "B", State(first))
-        self._tell("I after B", "I", State(whole))
-        first = self._tell("I 1", "I", FRESH)
-        before = self._tell("W 1", "W", State(first, owed=1))
-        halved = self._tell("I", "I", State(before))
-        self._tell("W", "W", State(halved, owed=1))
-        over = self._tell("I over", "I", State(halved, owed=1))
-        self._tell("W over", "W", State(over, owed=MANY))
+    def put(name: str, state: State) -> int:
+        found[name], pending[name] = reductions.applied(name[0], segments[name[0]], state)
+        return pending[name]
 
-    def _tell(self, name: str, kind: str, state: State) -> int:
-        found, self.pending[name] = self.reductions.applied(kind, self._all[kind], state)
-        self.stretches[name] = found
-        return self.pending[name]
+    put("F", FRESH)
+    if reductions.zero < 2:  # a reduction lasts until all are over
+        left = 1 if reductions.zero else MANY
+        put("B", State(remaining=MANY))
+        put("B edge", State(remaining=left))
+        put("I", State(remaining=MANY))
+        put("I edge", State(remaining=left))
+        put("W", State(deferred=1, remaining=MANY))
+        put("W edge", State(deferred=1, remaining=left - 1))
+        return found | {"I more": found["I"], "I after B": found["I"], "W more": found["W"]}, pending
+    whole = put("B", State(put("B edge", FRESH)))
+    put("I after B", State(whole))
+    before = put("W edge", State(put("I edge", FRESH), deferred=1))
+    split = put("I", State(before))
+    put("W", State(split, deferred=1))
+    more = put("I more", State(split, deferred=1))
+    put("W more", State(more, deferred=MANY))
+    return found, pending

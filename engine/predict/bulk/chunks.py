@@ -1,14 +1,13 @@
 """What one chunk's passes do to memory, for very many layouts at once: the spans of a trace, put together as ZeRO has it.
 
-Of each action the highest point is told in rows: one for the spans before the layers between a chunk's first and last, and so on
-(see `_Maker.followed`). A row has a part of its own and parts for each of the layers between; so the same rows serve for any
-number of layers.
+The highest point of each action is the highest of some rows: one for the spans before the layers between a chunk's first and
+last, and so on (see `_TableBuilder.points`). A row has a part of its own and parts for each of the layers between; so the same
+rows serve for any number of layers.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,24 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
-from engine.predict.bulk.actions import ACTIONS, Actions, FormActions, Whole, form_actions
-from engine.predict.bulk.points import joined
+from engine.predict.bulk.actions import ACTIONS, ON_TIME, Actions, Whole, form_actions
+from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
+from engine.predict.ledger.keep import Ledgers
 
 Real = NDArray[np.float64]
-Actors = Callable[[Layouts], FormActions]  # where what chunks do comes from
 
-# What there is between actions: of a pass in flight what it was given and what it keeps; messages; of passes whose W is owed the
-# first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
+# What there is between actions: of a pass in flight what it received and what it keeps; messages; of passes whose W is deferred
+# the first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
 # handed on and kept as well; of it what is kept until W; and what a message holds that its chunk let go of, by the action.
 STANDS = (
-    "given", "flight", "gradient given", "handed", "gradient handed", "owed", "owed more", "after B", "after I 1",
-    "after I", "after I over", "after W", "after W over", "states", "norm", "step", "shared",
-    "shared owed I", "shared owed W", "lent B", "lent I", "lent W",
+    "received", "flight", "gradient received", "sent", "gradient sent", "deferred", "deferred more", "after B", "after I edge",
+    "after I", "after I more", "after W", "after W more", "states", "norm", "step", "shared",
+    "shared until W, I", "shared until W, W", "lent B", "lent I", "lent W",
 )  # fmt: skip
 VALUES = (*ACTIONS, *STANDS)
 _A, _S = ({name: i for i, name in enumerate(names)} for names in (ACTIONS, STANDS))
-_AFTER = ("B", "I 1", "I", "I over", "W", "W over")
+AFTER = ("B", "I edge", "I", "I more", "W", "W more")
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Table:
 class Chunks:
     """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
 
-    def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], actors: Actors = form_actions) -> None:
-        self.layouts, self.known, self.does = layouts, known, actors(layouts)
+    def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], ledgers: Ledgers | None) -> None:
+        self.layouts, self.known, self.does = layouts, known, form_actions(layouts, ledgers)
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
         self.actions = {(form, *kind): self.does.actions(form, *kind) for form in forms for kind in kinds}
         self.runs = self.does.runs()
@@ -76,24 +75,24 @@ class Chunks:
     def tables(self, forms: list[ChunkForm], here: slice) -> dict[ChunkForm, Table]:
         """`VALUES` of each form, of the layouts `here`, which all have one ZeRO stage and are all cut or not."""
         zero, cut = int(self.known["zero"][here.start]), bool(self.known["cut"][here.start])
-        made = _Maker(self, zero, here)
+        builder = _TableBuilder(self, zero, here)
         several = [self.actions[form, zero, cut] for form in forms]
-        found = zip(forms, several, made.followed(several), strict=True)
-        return {form: made.table(self.does.of(form, zero >= 2, cut), told, *reached) for form, told, reached in found}
+        found = zip(forms, several, builder.points(several), strict=True)
+        return {form: builder.table(self.does.of(form, zero >= 2, cut), actions, *points) for form, actions, points in found}
 
     def spans(self, here: slice) -> tuple[Real, Real]:
         which = self._which[here]
         return self._nets[:, which], self._tops[:, which]
 
 
-class _Reached(NamedTuple):
+class _ActionPoints(NamedTuple):
     """Of one form: highest points as in `Table`; and what each of `ACTIONS` leaves, (parts, actions, n)."""
 
     points: Table
     leaves: Real
 
 
-class _Maker:
+class _TableBuilder:
     """The tables of some forms of chunk at one ZeRO stage."""
 
     def __init__(self, chunks: Chunks, zero: int, here: slice) -> None:
@@ -114,7 +113,7 @@ class _Maker:
         self.tops = np.concatenate([nothing, highest, np.maximum(blocks[::-1], 0)])
         self.runs = chunks.runs
 
-    def followed(self, several: list[Actions]) -> list[_Reached]:
+    def points(self, several: list[Actions]) -> list[_ActionPoints]:
         """Of each of several forms, all at once.
 
         Of a run that is there `t` times the highest point is in the first or in the last: t − 1 times what it leaves higher.
@@ -152,34 +151,34 @@ class _Maker:
         np.cumsum(leaves[which], axis=0, out=bounds[1:])
         return firsts, np.concatenate([one.letters for one in several]), bounds[:-1] + tops[which], bounds
 
-    def table(self, trace: FormTrace, told: Actions, points: Table, leaves: Real) -> Table:
+    def table(self, trace: FormTrace, actions: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
         ends = np.zeros((self.parts, len(STANDS), self.count))
-        nets = {name: leaves[:, _A[name]] for name in ACTIONS}
+        nets = {name: leaves[:, _A[name]] for name in ON_TIME}
         if self.zero < 2:
-            ends[:, _S["after I 1"]] = nets["I 1"] - nets["I"]
+            ends[:, _S["after I edge"]] = nets["I edge"] - nets["I"]
         else:  # a reduction is counted for as long as it lasts, not as what an action leaves
-            left = {name: self._under_way(told, n) for name, n in told.pending.items()}
-            for name in _AFTER:
+            left = {name: self._under_way(actions, n) for name, n in actions.pending.items()}
+            for name in AFTER:
                 ends[0, _S[f"after {name}"]] = left[name]
-            for name, before in (("I", "W 1"), ("I over", "I")):
+            for name, before in (("I", "W edge"), ("I more", "I")):
                 nets[name][0] += left[before] - left[name]
         messages = {
-            "given": trace.given, "gradient given": trace.gradient_given, "handed": trace.handed,
-            "gradient handed": trace.gradient_handed, "shared": trace.shared,
-            **{f"shared owed {kind}": size for kind, size in trace.shared_owed.items()},
+            "received": trace.received, "gradient received": trace.gradient_received, "sent": trace.sent,
+            "gradient sent": trace.gradient_sent, "shared": trace.shared,
+            **{f"shared until W, {kind}": size for kind, size in trace.shared_until_w.items()},
             **{f"lent {kind}": size for kind, size in trace.lent.items()},
         }  # fmt: skip
-        given, gradient, handed, back, *_ = sizes = figures_of(messages.values(), self.known, self.found)
+        received, gradient, sent, back, *_ = sizes = figures_of(messages.values(), self.known, self.found)
         for name, size in zip(messages, sizes, strict=True):
             ends[0, _S[name]] = size
-        flight, owed, more = (ends[:, _S[name]] for name in ("flight", "owed", "owed more"))
+        flight, deferred, more = (ends[:, _S[name]] for name in ("flight", "deferred", "deferred more"))
         flight[:] = nets["F"]
-        owed[:], more[:] = nets["F"] + nets["I"], nets["F"] + nets["I over"]
-        flight[0] -= handed
-        for of in (owed, more):
-            of[0] += given - handed + gradient - back
-        self._standing(told, ends)
+        deferred[:], more[:] = nets["F"] + nets["I"], nets["F"] + nets["I more"]
+        flight[0] -= sent
+        for of in (deferred, more):
+            of[0] += received - sent + gradient - back
+        self._standing(actions, ends)
         return Table(
             np.concatenate([points.parts, ends], axis=1),
             np.concatenate([points.starts, points.parts.shape[1] + np.arange(len(STANDS))]),
@@ -187,13 +186,13 @@ class _Maker:
             points.inner,
         )
 
-    def _under_way(self, told: Actions, bucket: int) -> Any:
-        return self.buckets[told.held[bucket].number, :2].sum(0) * self.e if bucket >= 0 else 0.0
+    def _under_way(self, actions: Actions, bucket: int) -> Any:
+        return self.buckets[actions.uses[bucket].number, :2].sum(0) * self.e if bucket >= 0 else 0.0
 
-    def _standing(self, told: Actions, ends: Real) -> None:
+    def _standing(self, actions: Actions, ends: Real) -> None:
         """Parameters, gradients and the optimizer's, and what its step takes: as `memory.Stages.standing` and `step`."""
         states, norm, step = (ends[:, _S[name]] for name in ("states", "norm", "step"))
-        for number, part, counted in told.held:
+        for number, part, counted in actions.uses:
             states[part] += self.states[number]
             step[part] += self.copies[number]
             if counted:
@@ -219,7 +218,7 @@ class _Maker:
         return self.copies + 8 * self.buckets[:, 2]
 
 
-def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_Reached]:
+def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_ActionPoints]:
     """`parts`: rows of all actions, and behind them what each action leaves. `letters`: of each row; `starts`: of each action."""
     out = []
     actions = np.cumsum([0, *(len(one.firsts) for one in several)]).tolist()
@@ -227,7 +226,7 @@ def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int
         here = slice(starts[start], starts[stop])
         inside = np.flatnonzero(letters[here] == 1), np.flatnonzero(letters[here] == 2)
         table = Table(parts[:, here], np.array(starts[start:stop]) - here.start, one.which, inside)
-        out.append(_Reached(table, parts[:, len(letters) + start + one.which]))
+        out.append(_ActionPoints(table, parts[:, len(letters) + start + one.which]))
     return out
 
 

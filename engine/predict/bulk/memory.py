@@ -1,6 +1,7 @@
 """Peak memory of very many layouts at once: the same ledgers as `engine.predict.memory`, as products of matrices.
 
-What each form of chunk does is in `engine.predict.bulk.chunks`, what of it is there at once in `engine.predict.bulk.instants`.
+What each form of chunk does is in `engine.predict.bulk.chunks`, what of it is there at once in
+`engine.predict.bulk.peak_candidates`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.actions import form_actions
-from engine.predict.bulk.chunks import VALUES, Actors, Chunks, Table
-from engine.predict.bulk.instants import instants
+from engine.predict.bulk.arrays import multiplied
+from engine.predict.bulk.chunks import VALUES, Chunks, Table
+from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
-from engine.predict.bulk.products import multiplied
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
 from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.predict.ledger.dimensions import dimensions
+from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.ledger.store import NotRecordedError
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
@@ -28,15 +31,18 @@ Array = NDArray[np.int64]
 Real = NDArray[np.float64]
 
 
-def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors = form_actions) -> tuple[Array, Array]:
+def fullest(
+    model: ModelSpec, workload: WorkloadSpec, grid: Grid, ledgers: Ledgers | None = None, all_stages: bool = False
+) -> tuple[Array, Array]:
     """The peak of each layout's fullest stage in bytes, and which stage that is, the first of several as full.
 
-    `workload` gives what is not in the grid. Layers are split as evenly as can be. `actors`: what chunks do.
+    `workload` gives what is not in the grid. Layers are split as evenly as can be. `ledgers`: those to read, in place of
+    `ledger_store()`. `all_stages`: whether stages that cannot be the first of the fullest are worked out too. (n,), (n,)
 
-    Raises `NotRecordedError` where a ledger is missing. (n,), (n,)
+    Raises `NotRecordedError` for all ledgers that are missing.
     """
     best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
-    sizes = _SizesOf(model, workload, grid, actors)
+    sizes = _SizesOf(model, workload, grid, ledgers)
     encoders = model.encoder_layers
     tables, rows = sizes.tables(pieces_of(model, grid))
     microbatches = _enough(grid)
@@ -46,12 +52,12 @@ def fullest(model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
         found, _ = pieces(model.layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
         numbers = np.unique(microbatches[of_shape])
-        told = instants(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders)
+        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, all_stages)
         each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
-        have = _had(tables, rows, found, told.columns, sizes.which[here])
+        have = _had(tables, rows, found, candidates.columns, sizes.which[here])
         for example, part in zip(of_shape[each].tolist(), _runs(np.sort(kind), 0), strict=True):
-            matrix, beside, stages = told.of[int(microbatches[example])]
+            matrix, beside, stages = candidates.of[int(microbatches[example])]
             reached = multiplied(matrix[int(early[example])].astype(np.float64), have[:, part])
             reached += beside[:, None]
             best[here[part]] = most = reached.max(0)
@@ -81,8 +87,8 @@ class _SizesOf:
     Those of one structure stand together, and among them those of one ZeRO stage that tp cuts or does not, which are a group.
     """
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, actors: Actors) -> None:
-        self.model, self.workload, self.actors = model, workload, actors
+    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, ledgers: Ledgers | None) -> None:
+        self.model, self.workload, self.ledgers = model, workload, ledgers
         sequence = grid.sequence_parallel & (grid.tp > 1)
         sizes = dimensions(model, "features", grid.tp, grid.microbatch_size)
         sizes |= {name: size for name, size in dimensions(model, "sequence", grid.tp, 1).items() if name in ("S/tp", "R/tp")}
@@ -115,10 +121,10 @@ class _SizesOf:
         """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
         entries, rows = self._entries(masks)
         tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
-        for structure, here, groups in self.structures:
-            bounds = {form: of.bounds([here.start, here.stop]) for form, of in entries.items()}
-            forms = [form for form, (start, stop) in bounds.items() if start < stop]
-            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.actors)
+        forms_of = [[form for form, of in entries.items() if of.has_any(here)] for _, here, _ in self.structures]
+        self._check(forms_of)
+        for (structure, here, groups), forms in zip(self.structures, forms_of, strict=True):
+            chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.ledgers)
             for group in groups:
                 some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
                 present = [form for form, of in some.items() if of.start < of.stop]
@@ -129,6 +135,14 @@ class _SizesOf:
                     which, between = entries[form].sizes[of] - group.start, entries[form].between[of]
                     tables[form][:, of] = _values(made[form], which, between)
         return tables, rows
+
+    def _check(self, forms_of: list[list[ChunkForm]]) -> None:
+        """So that all ledgers that are missing are recorded at once."""
+        missing = set[Key]()
+        for (structure, here, _), forms in zip(self.structures, forms_of, strict=True):
+            missing |= form_actions(structure, self.ledgers).missing(forms, set(self.known["cut"][here].tolist()))
+        if missing:
+            raise NotRecordedError(missing)
 
     def _entries(self, masks: dict[Any, Any]) -> tuple[dict[ChunkForm, _Entries], dict[Any, Array]]:
         count = len(self.known["tp"])
@@ -159,13 +173,17 @@ class _Entries(NamedTuple):
     sizes: Array
     between: Array
 
+    def has_any(self, here: slice) -> bool:
+        start, stop = self.bounds([here.start, here.stop])
+        return start < stop
+
     def bounds(self, sizes: list[int]) -> list[int]:
         found: list[int] = np.searchsorted(self.sizes, sizes).tolist()
         return found
 
 
 def _runs(of: Array, start: int) -> list[slice]:
-    """Stretches of equal numbers, the first of which is number `start`."""
+    """RepeatedSegmentes of equal numbers, the first of which is number `start`."""
     cuts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
     return [slice(start + one, start + other) for one, other in itertools.pairwise(cuts)]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.predict.bulk.traces import ChunkForm
 from engine.predict.grid import Grid
-from engine.predict.ledger.form import Part
+from engine.predict.ledger.split import part_of_stack
 from engine.spec import ModelSpec
 
 _KEPT = 512  # numbers of chunks, the latest
@@ -34,9 +34,7 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
     start = 0
     for c in range(chunks):
         stop = start + each + (c < rest)
-        before = min(stop, encoders or layers) - min(start, encoders or layers)
-        behind = stop - start - before
-        part = Part(c == 0, c == chunks - 1, min(before, 2), bool(encoders) and before > 0 and stop >= encoders, min(behind, 2))
+        part, (before, behind) = part_of_stack(layers, encoders, range(start, stop), c == 0, c == chunks - 1)
         forms.append(Piece(ChunkForm(part), (max(0, before - 2), max(0, behind - 2))))
         start = stop
     if bends and encoders:

@@ -34,9 +34,10 @@ from engine.predict.ledger.form import (
     Segment,
     Slicing,
 )  # fmt: skip
-from engine.predict.ledger.keep import Ledgers
+from engine.predict.ledger.keep import Key, Ledgers
+from engine.predict.ledger.store import LedgerStore
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.reducing import GradientNote, Stretch
+from engine.predict.memory.reducing import GradientEvent, RepeatedSegment
 from engine.predict.symbolic import Size, as_size, letter, sized
 from engine.predict.symbolic import value as value_of
 from engine.predict.terms import Factor
@@ -88,7 +89,7 @@ class Layouts(NamedTuple):
         return "none" if not cut else "sequence" if self.sequence else "features"
 
 
-class Held(NamedTuple):
+class BucketUse(NamedTuple):
     """A bucket: the number of its sizes among the structure's; how often, as 0 for once, or 1 or 2 for the letter that says so;
     whether it counts in the norm.
     """
@@ -99,17 +100,21 @@ class Held(NamedTuple):
 
 
 class FormTrace(NamedTuple):
-    """`stretches` by action: of events (1, number of a span) and (0, note)."""
+    """`segments` by action: of events (1, number of a span) and (0, `GradientEvent`).
 
-    stretches: dict[str, list[Stretch]]
+    `late`: the same where the message that holds the lent block outlives the chunk's backward, so that the chunk frees nothing.
+    """
+
+    segments: dict[str, list[RepeatedSegment]]
+    late: dict[str, list[RepeatedSegment]]
     buckets: list[tuple[BucketSizes, Any]]
-    held: list[Held]  # the same
-    given: Size
-    handed: Size
-    gradient_given: Size
-    gradient_handed: Size
+    uses: list[BucketUse]  # the same
+    received: Size
+    sent: Size
+    gradient_received: Size
+    gradient_sent: Size
     shared: Size
-    shared_owed: dict[str, Size]  # of it, what the chunk behind holds until its W; by what this one frees it in, I or W
+    shared_until_w: dict[str, Size]  # of it, what the chunk behind holds until its W; by the action in which this one frees it
     ends: tuple[str, ...]  # in which half of backward each input is freed
     lent: dict[str, Size]  # what it lends a message and frees in a B, in an I or in a W: see `engine.predict.memory.passes.Lent`
 
@@ -128,6 +133,12 @@ class FormTraces:
         self._spans: dict[tuple[int, ...], int] = {}
         self._buckets: dict[tuple[Any, ...], int] = {}
         self._found: dict[tuple[ChunkForm, bool, bool], FormTrace] = {}
+        # By whether tp cuts: the dimensions, as sizes, and the structure.
+        self.dimensions = {cut: self._dimensions(cut) for cut in (False, True)}
+        self.structures = {
+            cut: structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), known)
+            for cut, known in self.dimensions.items()
+        }
 
     def of(self, form: ChunkForm, hooked: bool, cut: bool) -> FormTrace:
         """`hooked`: with ZeRO 2 and 3, which reduce a microbatch's gradients before the next one's. `cut`: with tp > 1."""
@@ -138,6 +149,18 @@ class FormTraces:
                 self._found[key] = _Reading(self, form, hooked, cut, self._ledgers).trace(ends_behind)
             return self._found[key]
 
+    def _dimensions(self, cut: bool) -> dict[str, Any]:
+        found = dimensions(self.layouts.model, self.layouts.slicing(cut), letter("tp"), letter("B"))
+        return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
+
+    def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:
+        """The keys of those ledgers that were never recorded."""
+        if not isinstance(self._ledgers, LedgerStore):
+            return set()
+        read = {(form, cut) for form, _, cut in self._found}
+        keys = {(self.structures[cut], form.part) for form in forms for cut in cuts if (form, cut) not in read}
+        return {key for key in keys if key not in self._ledgers}
+
     def number_of(self, size: Size) -> int:
         """Of a size, from one."""
         return self._sizes.setdefault(size, len(self._sizes) + 1)
@@ -146,10 +169,10 @@ class FormTraces:
         """As an event, or none where nothing happens."""
         return [(1, self._spans.setdefault(tuple(codes), len(self._spans) + 1))] if codes else []
 
-    def held(self, bucket: BucketSizes, times: Any) -> Held:
+    def use(self, bucket: BucketSizes, times: Any) -> BucketUse:
         """A bucket in numbers."""
         key = bucket.size.value, bucket.share.value, *(size for _, size in bucket.parameters)
-        return Held(self._buckets.setdefault(key, len(self._buckets)), letter_of(times), bucket.counted)
+        return BucketUse(self._buckets.setdefault(key, len(self._buckets)), letter_of(times), bucket.counted)
 
     def bucket_sizes(self) -> list[tuple[Any, ...]]:
         """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""
@@ -178,11 +201,8 @@ class _Reading:
 
     def __init__(self, traces: FormTraces, form: ChunkForm, hooked: bool, cut: bool, ledgers: Ledgers) -> None:
         self.traces, self.hooked = traces, hooked
-        layouts = traces.layouts
-        known = dimensions(layouts.model, layouts.slicing(cut), letter("tp"), letter("B"))
-        self.known = known | dict.fromkeys((one for one in layouts.ones if one in known), 1)
-        key = structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), self.known)
-        self.ledger: Ledger = ledgers(key, form.part)
+        self.known = traces.dimensions[cut]
+        self.ledger: Ledger = ledgers(traces.structures[cut], form.part)
         self.times = form.times
         self.sizes = [as_size(self._value(block.bytes)) for block in self.ledger.blocks]
         self.numbers = [traces.number_of(size) for size in self.sizes]
@@ -206,18 +226,22 @@ class _Reading:
         whole, split = (self.ledger.trace(self.hooked, halves) for halves in (False, True))
         sizes = (self.sizes[n] for n in (*_about(split, INPUTS, ALLOCATES), *_about(split, OUTPUTS, FREES)))
         stream = next(sizes, sized(0))
-        owed = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
+        deferred = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
         until = split.lent[1] if split.lent else "W"
+        segments, late = (
+            {kind: self._segments(whole if kind == "B" else split, kind, lent) for kind in "FBIW"} for lent in (True, False)
+        )
         return FormTrace(
-            stretches={kind: self._stretches(whole if kind == "B" else split, kind) for kind in "FBIW"},
+            segments=segments,
+            late=late if split.lent else segments,
             buckets=self.buckets,
-            held=[self.traces.held(bucket, times) for bucket, times in self.buckets],
-            given=self._total(split, INPUTS, ALLOCATES),
-            handed=self._total(split, OUTPUTS, FREES),
-            gradient_given=self._total(split, OUTPUT_GRADIENTS, ALLOCATES),
-            gradient_handed=self._total(split, INPUT_GRADIENTS, FREES),
+            uses=[self.traces.use(bucket, times) for bucket, times in self.buckets],
+            received=self._total(split, INPUTS, ALLOCATES),
+            sent=self._total(split, OUTPUTS, FREES),
+            gradient_received=self._total(split, OUTPUT_GRADIENTS, ALLOCATES),
+            gradient_sent=self._total(split, INPUT_GRADIENTS, FREES),
             shared=stream * len(split.shared),
-            shared_owed={kind: stream * owed if kind == until else sized(0) for kind in "IW"},
+            shared_until_w={kind: stream * deferred if kind == until else sized(0) for kind in "IW"},
             ends=split.input_ends,
             lent=self._lent(whole, split),
         )
@@ -234,27 +258,33 @@ class _Reading:
             found = self.sizes[number] + found if found.coefficient else self.sizes[number]
         return found
 
-    def _stretches(self, trace: MicrobatchTrace, action: str) -> list[Stretch]:
-        """Cut into spans. Of a bucket's gradients, only the last to come can make a difference."""
+    def _segments(self, trace: MicrobatchTrace, action: str, frees_lent: bool) -> list[RepeatedSegment]:
+        """Cut into spans. Of a bucket's gradients, only the last to come can make a difference.
+
+        `frees_lent`: whether the lent block goes where the ledger has it freed.
+        """
         segments = trace.segments(action)
         added = Counter(number for segment in segments for kind, number in segment.events() if kind == ACCUMULATES)
         left = added.copy()
-        found: list[Stretch] = []
+        found: list[RepeatedSegment] = []
         for segment in segments:
-            if out := self._spans(segment, added, left):
-                found.append(Stretch(segment.layer, self.times[segment.layer] if segment.layer >= 0 else 1, out))
+            if out := self._spans(segment, added, left, frees_lent):
+                found.append(RepeatedSegment(segment.layer, self.times[segment.layer] if segment.layer >= 0 else 1, out))
         return found
 
-    def _spans(self, segment: Segment, added: Counter[int], left: Counter[int]) -> list[tuple[int, Any]]:
+    def _spans(self, segment: Segment, added: Counter[int], left: Counter[int], frees_lent: bool) -> list[tuple[int, Any]]:
         codes, out = list[int](), list[tuple[int, Any]]()
         for kind, number in segment.events():
-            if kind in (ALLOCATES, FREES):
-                codes.append(self.numbers[number] if kind == ALLOCATES else -self.numbers[number])
+            if kind == ALLOCATES:
+                codes.append(self.numbers[number])
+            elif kind == FREES:
+                if frees_lent or not self.ledger.blocks[number].lent:
+                    codes.append(-self.numbers[number])
             elif kind in (EXPECTS, ACCUMULATES, GATHERS, RELEASES):
                 left[number] -= kind == ACCUMULATES
                 if kind != ACCUMULATES or not left[number]:
                     times = added[number] if kind == ACCUMULATES else 1
-                    out += [*self.traces.span(codes), (0, GradientNote(kind, number, times))]
+                    out += [*self.traces.span(codes), (0, GradientEvent(kind, number, times))]
                     codes = []
         return out + self.traces.span(codes)
 

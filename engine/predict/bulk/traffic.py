@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.pieces import pieces
-from engine.predict.bulk.products import multiplied
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Part, Slicing

@@ -12,11 +12,15 @@ Layers = tuple[int, int]  # layers of an encoder, or of a model with one stack; 
 
 def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
     """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
-    border = model.encoder_layers if model.parts.encoder else model.layers
-    encoders = len(range(layers.start, min(layers.stop, border)))
+    return part_of_stack(model.layers, model.encoder_layers, layers, first, last)
+
+
+def part_of_stack(total: int, encoder_layers: int, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
+    """The same for a model with `total` layers. The first `encoder_layers` are an encoder's; 0: there is no encoder."""
+    encoders = len(range(layers.start, min(layers.stop, encoder_layers or total)))
     decoders = len(layers) - encoders
-    ends = bool(model.parts.encoder and encoders and layers.stop >= border)
-    closes = bool(model.parts.encoder and decoders and not last and layers.stop == model.layers)
+    ends = bool(encoder_layers and encoders and layers.stop >= encoder_layers)
+    closes = bool(encoder_layers and decoders and not last and layers.stop == total)
     return Part(first, last, min(encoders, 2), ends, min(decoders, 2), closes), (encoders, decoders)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,9 +28,8 @@ from engine.predict.ledger.layout import Chunk
 from engine.predict.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.reducing import FRESH, Buckets, Events, GradientNote, Reductions, State, Stretch
+from engine.predict.memory.reducing import FRESH, Buckets, Events, GradientEvent, Reductions, RepeatedSegment, State
 from engine.predict.terms import Factor
-from engine.spec import sentence
 
 _BACKWARD = {"B": ("B",), "I": ("I", "W")}
 
@@ -92,7 +91,7 @@ class Lent:
     """
 
     kind: BlockKind
-    given: int  # which input it is; −1 where the chunk makes it
+    input: int  # which input it is; −1 where the chunk makes it
     ends: dict[str, str]  # by what backward begins with, B or I: the action in which the chunk frees it
 
     @property
@@ -105,14 +104,14 @@ class Lent:
 class ChunkPasses:
     """What a chunk does, by action and state, what it receives and what it sends."""
 
-    segments: dict[str, list[Stretch]]
+    segments: dict[str, list[RepeatedSegment]]
     buckets: Buckets
     reductions: Reductions
-    given: Counts  # what a forward receives
-    handed: Counts  # what a forward leaves to be sent
-    gradient_given: dict[str, Counts]  # by what it is for, B or I
-    gradient_handed: dict[str, Counts]  # by what leaves it, B or I
-    given_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each input is freed
+    received: Counts  # by a forward
+    sent: Counts  # what a forward leaves to be sent
+    gradient_received: dict[str, Counts]  # by what it is for, B or I
+    gradient_sent: dict[str, Counts]  # by what leaves it, B or I
+    input_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each input is freed
     shared: list[int]  # which outputs the chunk goes on to hold itself
     lent: Lent | None  # the block of that one
 
@@ -129,7 +128,7 @@ class ChunkPasses:
             for sign, one in events:
                 block = one.kind if isinstance(one, _LentBlock) else one
                 if lent is None or block is one:
-                    found += [(sign, block)] if sign else []
+                    found.append((sign, block))
                 elif sign > 0:
                     found.append((sign, lent.sent))
             return found
@@ -166,10 +165,9 @@ class LedgerReading:
         backward: list[str] = [kind for kind in ("I", "B") if kind in kinds]
         traces = {kind: self.ledger.trace(zero >= 2, kind == "I") for kind in backward}
         first = next(iter(traces.values()))
-        applied = _Applied(self, zero, buckets, e)
-        segments = {"F": applied.stretches(first, "F")}
+        segments = {"F": self._segments(first, "F")}
         for kind, trace in traces.items():
-            segments |= {action: applied.stretches(trace, action) for action in _BACKWARD[kind]}
+            segments |= {action: self._segments(trace, action) for action in _BACKWARD[kind]}
         return ChunkPasses(
             segments,
             buckets,
@@ -185,8 +183,20 @@ class LedgerReading:
 
     def action(self, trace: MicrobatchTrace, action: str) -> ActionTrace:
         """As it is recorded, without ZeRO."""
-        applied = _Applied(self, 0, [], Factor("", 0))
-        return ActionTrace([(times, events) for _, times, events in applied.stretches(trace, action)])
+        segments = self._segments(trace, action)
+        return ActionTrace([(times, [event for event in events if event[0]]) for _, times, events in segments])
+
+    def _segments(self, trace: MicrobatchTrace, action: str) -> list[RepeatedSegment]:
+        repeats = ((segment, self.chunk.times(segment.layer)) for segment in trace.segments(action))
+        return [RepeatedSegment(segment.layer, times, list(self._events(segment))) for segment, times in repeats if times]
+
+    def _events(self, segment: Segment) -> Iterator[tuple[int, Any]]:
+        for kind, number in segment.events():
+            if kind in (ALLOCATES, FREES):
+                block = self.blocks[number]
+                yield 1 if kind == ALLOCATES else -1, _LentBlock(block) if self.ledger.blocks[number].lent else block
+            elif kind in (EXPECTS, ACCUMULATES, GATHERS, RELEASES):
+                yield 0, GradientEvent(kind, number)
 
     def counts(self, trace: MicrobatchTrace, action: str, sign: int) -> Counts:
         """What comes (`sign` 1) or goes (−1) in an action."""
@@ -203,34 +213,3 @@ class LedgerReading:
             return None
         block = next(block for block, one in zip(self.blocks, self.ledger.blocks, strict=True) if one.lent)
         return Lent(block, next(iter(lent.values()))[0], {kind: end for kind, (_, end) in lent.items()})
-
-
-class _Applied:
-    """The events of a ledger at one ZeRO stage."""
-
-    def __init__(self, reading: LedgerReading, zero: int, buckets: Sequence[tuple[BucketSizes, Any]], e: Factor) -> None:
-        self.reading, self.zero = reading, zero
-        name = sentence("gathered weights of a layer")
-        self.gathered = [BlockKind("communication", name, (b.size, e), b.layered) for b, _ in buckets] if zero == 3 else []
-
-    def stretches(self, trace: MicrobatchTrace, action: str) -> list[Stretch]:
-        found = list[Stretch]()
-        for segment in trace.segments(action):
-            often = self.reading.chunk.times(segment.layer)
-            if often:
-                found.append(Stretch(segment.layer, often, self._events(segment)))
-        return found
-
-    def _events(self, segment: Segment) -> Events:
-        found: Events = []
-        for kind, number in segment.events():
-            if kind in (ALLOCATES, FREES):
-                block: Any = self.reading.blocks[number]
-                if self.reading.ledger.blocks[number].lent:
-                    block = _LentBlock(block)
-                found.append((1 if kind == ALLOCATES else -1, block))
-            elif kind in (EXPECTS, ACCUMULATES) and self.zero:
-                found.append((0, GradientNote(kind, number)))
-            elif kind in (GATHERS, RELEASES) and self.zero == 3:
-                found.append((1 if kind == GATHERS else -1, self.gathered[number]))
-        return found

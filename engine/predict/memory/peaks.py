@@ -67,7 +67,7 @@ def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledge
     if spec.generate.skip_training:
         return _generating(spec, ledgers)
     stages = opened_stages(spec, stage_actions(spec, all_of, most), ledgers)
-    peaks = tuple(_highest(stages, Place(stage)) for stage in range(spec.layout.pp))
+    peaks = tuple(peak_of(stages, Place(stage)) for stage in range(spec.layout.pp))
     return Memory(peaks, _others(stages, peaks))
 
 
@@ -87,23 +87,25 @@ def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
     return Memory(tuple(peaks))
 
 
-def _highest(stages: Stages, at: Place) -> Peak:
-    standing, moments = stages.moments(at)
-    best_at = highest(moments)
-    moment = moments[best_at]
+def peak_of(stages: Stages, at: Place) -> Peak:
+    """The peak of some ranks of a stage."""
+    standing, actions = stages.changes(at)
+    best_at = highest(actions)
+    highest_one = actions[best_at]
     changes: dict[Change, int] = defaultdict(int)
-    for earlier in moments[:best_at]:
+    for earlier in actions[:best_at]:
         for change in earlier.changes:
             changes[change] += 1
-    for change in (*moment.before, *(moment.after if moment.trace is None else ())):
+    for change in (*highest_one.before, *(highest_one.after if highest_one.trace is None else ())):
         changes[change] += 1
     counts: Counts = defaultdict(int, standing)
     for change, times in changes.items():
         for kind, count in change.counts.items():
             counts[kind] += times * count
-    within = {} if moment.trace is None else moment.trace.counts_at(moment.trace.highest[1])
-    action = stages.actions.named(moment.action, moments[best_at:])
-    return _peak(stages.spec, at.stage, action, counts, within, in_flight(moments[: best_at + 1]))
+    trace = highest_one.trace
+    within = {} if trace is None else trace.counts_at(trace.highest[1])
+    action = stages.actions.named(highest_one.action, actions[best_at:])
+    return _peak(stages.spec, at.stage, action, counts, within, in_flight(actions[: best_at + 1]))
 
 
 def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
@@ -117,7 +119,7 @@ def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
                 at = Place(peak.stage, replica, later)
                 counted = stages.counted(at)
                 if counted not in alike:
-                    alike[counted] = _highest(stages, at)
+                    alike[counted] = peak_of(stages, at)
                 if alike[counted] is not last:
                     runs[at] = last = alike[counted]
         if len(alike) > 1:

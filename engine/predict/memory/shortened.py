@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.predict.memory.blocks import Change, Counts
-from engine.predict.memory.walk import Moment
+from engine.predict.memory.walk import ActionChanges
 from engine.schedule import Action, Schedule, entries
 from engine.schedule.orders import enough_microbatches, messages_held, stage_order
 from engine.schedule.plans import stage_plan
@@ -45,12 +45,12 @@ class StageActions:
         held = messages_held(layout.schedule, layout.pp, m)
         return Schedule(layout.schedule, count, placement, ((),) * stage + (actions,), held), left_out
 
-    def named(self, action: Action, rest: Sequence[Moment]) -> Action:
+    def named(self, action: Action, rest: Sequence[ActionChanges]) -> Action:
         """The action as it is called in the whole schedule. `rest`: it and what comes after it on its stage.
 
         Microbatches that bring nothing new are left out between the first ones and the stage's last forward.
         """
-        if not self.fewer or action.microbatch < 0 or any(moment.action.kind == "F" for moment in rest):
+        if not self.fewer or action.microbatch < 0 or any(one.action.kind == "F" for one in rest):
             return action
         return replace(action, microbatch=action.microbatch + self.fewer)
 
@@ -60,7 +60,7 @@ def stage_actions(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> Stag
     layout, m, parts = spec.layout, spec.workload.microbatches, spec.model.parts
     if spec.generate.skip_training or entries(layout, m) <= all_of:
         return StageActions(layout, m, 0, False, parts.tied)
-    if layout.schedule in SHORT and not parts.encoder:  # what an encoder lends is told by each microbatch's own passes
+    if layout.schedule in SHORT and not parts.encoder:  # what an encoder lends depends on each microbatch's own passes
         return StageActions(layout, m, 0, True, parts.tied)
     enough = m if entries(layout, m) <= most else _enough(layout, m)
     if (count := entries(layout, enough)) > most:
@@ -88,37 +88,37 @@ def _enough(layout: LayoutSpec, microbatches: int) -> int:
     return min(microbatches, int(enough_microbatches(layout.schedule, layout.pp, microbatches)) + more)
 
 
-def with_left_out(moments: list[Moment], left_out: Sequence[LeftOut]) -> list[Moment]:
-    """With a moment for what is left out at each place, which tells what that comes to."""
-    found, done = list[Moment](), 0
+def with_left_out(actions: list[ActionChanges], left_out: Sequence[LeftOut]) -> list[ActionChanges]:
+    """With an entry for what is left out at each place: the change that it comes to."""
+    found, done = list[ActionChanges](), 0
     for start, stop, times in left_out:
         counts: Counts = defaultdict(int)
-        for change in (change for moment in moments[start:stop] for change in moment.changes):
+        for change in (change for one in actions[start:stop] for change in one.changes):
             for kind, count in change.counts.items():
                 counts[kind] += times * count
-        found += moments[done:stop]
+        found += actions[done:stop]
         if any(counts.values()):  # otherwise what comes in one goes in the same
-            action = next(m.action for m in moments[start:stop] if m.action.kind in ("F", "B"))
-            found.append(Moment(action, (), None, (Change(counts),), times))
+            action = next(m.action for m in actions[start:stop] if m.action.kind in ("F", "B"))
+            found.append(ActionChanges(action, (), None, (Change(counts),), times))
         done = stop
-    return found + moments[done:]
+    return found + actions[done:]
 
 
-def in_flight(moments: Sequence[Moment]) -> int:
+def in_flight(actions: Sequence[ActionChanges]) -> int:
     """Microbatches whose activations are held while the last of these actions runs, over all chunks."""
-    *before, now = moments
-    ended = sum(moment.times for moment in before if moment.action.kind in ("B", "W"))
-    return sum(moment.times for moment in before if moment.action.kind == "F") + (now.action.kind == "F") - ended
+    *before, now = actions
+    ended = sum(one.times for one in before if one.action.kind in ("B", "W"))
+    return sum(one.times for one in before if one.action.kind == "F") + (now.action.kind == "F") - ended
 
 
-def highest(moments: list[Moment]) -> int:
+def highest(actions: list[ActionChanges]) -> int:
     """The number of the action with the highest point."""
     best, best_at, now = -1, 0, 0
-    for number, moment in enumerate(moments):
-        for change in moment.before:
+    for number, one in enumerate(actions):
+        for change in one.before:
             now += change.total
-        high, net = (moment.trace.highest[0], moment.trace.net.total) if moment.trace is not None else (0, 0)
-        after = sum(change.total for change in moment.after)
+        high, net = (one.trace.highest[0], one.trace.net.total) if one.trace is not None else (0, 0)
+        after = sum(change.total for change in one.after)
         if now + max(high, net + after) > best:
             best, best_at = now + max(high, net + after), number
         now += net + after

@@ -11,7 +11,7 @@ from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, LedgerReading
 from engine.predict.memory.shortened import StageActions, with_left_out
-from engine.predict.memory.walk import ActionTraces, Moment, StageWalk
+from engine.predict.memory.walk import ActionChanges, ActionTraces, StageWalk
 from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
@@ -57,11 +57,11 @@ class Stages:
         walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at), self._traces)
         return self.standing(self.buckets(at.stage)), walk
 
-    def moments(self, at: Place) -> tuple[Counts, list[Moment]]:
-        """What stands, and what the stage does, with one moment for all that its schedule leaves out at a place."""
+    def changes(self, at: Place) -> tuple[Counts, list[ActionChanges]]:
+        """What stands, and what the stage does, with one entry for all that its schedule leaves out at a place."""
         schedule, left_out = self.actions.of(at.stage)
         standing, walk = self.walk(at, schedule)
-        return standing, with_left_out(list(walk.moments()), left_out)
+        return standing, with_left_out(list(walk.actions()), left_out)
 
     def standing(self, buckets: list[tuple[BucketSizes, Any]]) -> Counts:
         """What is there all the time: parameters, gradients, the optimizer's states."""

@@ -77,15 +77,15 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
             for c, n in composition.items()
         )
 
-    for moment, span in zip(walk.moments(), timed, strict=True):
-        put(span.start, moment.action, now)
-        for change in moment.before:
+    for one, span in zip(walk.actions(), timed, strict=True):
+        put(span.start, one.action, now)
+        for change in one.before:
             now = _plus(now, _by_category(change.counts))
-        if moment.trace is not None:
-            top = _by_category(moment.trace.counts_at(moment.trace.highest[1]))
-            put((span.start + span.end) / 2, moment.action, _plus(now, top))
-            now = _plus(now, _by_category(moment.trace.net.counts))
-        for change in moment.after:
+        if one.trace is not None:
+            top = _by_category(one.trace.counts_at(one.trace.highest[1]))
+            put((span.start + span.end) / 2, one.action, _plus(now, top))
+            now = _plus(now, _by_category(one.trace.net.counts))
+        for change in one.after:
             now = _plus(now, _by_category(change.counts))
     put(max(t.end for t in timed), timed[-1].action, now)
     return table("memory_curve", rows, "formula")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 
 from engine import catalog
-from engine.predict.bulk.actions import FormActions
 from engine.predict.bulk.memory import fullest
-from engine.predict.bulk.traces import Layouts
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.memory import memory
 from engine.predict.planner.candidates import candidates
@@ -27,14 +23,10 @@ from engine.spec import ModelSpec
     ids=["one stack", "encoder and decoder"],
 )
 def test_in_bulk_the_same_as_one_by_one(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
-    @cache
-    def actors(layouts: Layouts) -> FormActions:
-        return FormActions(layouts, ledgers)
-
     grid = candidates(model, ranks, batch)
     few = np.flatnonzero(grid.microbatches * grid.pp * grid.chunks <= 128)
     some = grid.take(np.random.default_rng(0).choice(few, 4, replace=False))
-    found, fullest_stages = fullest(model, MIXED, some, actors)
+    found, fullest_stages = fullest(model, MIXED, some, ledgers)
     for i in range(len(some)):
         peaks = [peak.total for peak in memory(some.spec(i, model, MIXED), ledgers=ledgers).peaks]
         assert (found[i], fullest_stages[i]) == (max(peaks), peaks.index(max(peaks)))

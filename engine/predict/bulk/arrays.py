@@ -1,4 +1,4 @@
-"""The highest point of things that come one behind the other, and which rows can be highest, for many layouts at once."""
+"""Work on arrays of many layouts: the highest point of things in a row, which rows can be highest, products of small matrices."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Real = NDArray[np.float64]
+_SMALL = 200_000  # multiplications
 
 
 def joined(leaves: Real, tops: Real, several: Sequence[tuple[int, ...]]) -> tuple[Real, Real]:
@@ -48,3 +49,11 @@ def undominated(columns: Any, kinds: Any) -> NDArray[np.int64]:
         rest = np.flatnonzero((columns > above).any(0))
         columns, kinds, left = columns[:, rest], kinds[rest], left[rest]
     return np.concatenate(kept)
+
+
+def multiplied(one: Real, other: Real) -> Real:
+    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
+    at_once = max(1, _SMALL // one.size)
+    if at_once >= other.shape[1]:
+        return one @ other
+    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
