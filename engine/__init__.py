@@ -10,17 +10,17 @@
     measured, predicted = run(spec), predict(spec)
     print(measured.tables["memory_peak"])
 
-- `run(spec)` starts one process a rank on this machine; `run_each(specs)` does so for several.
-- `predict(spec)` answers by formula, in milliseconds, for any number of ranks.
-- `dry_run(spec)` lets the worker do a step on fake tensors, for any number of ranks.
-- `search(model, ranks, device)` weighs every layout.
+- `run(spec)` starts one process for each rank on this machine; `run_each(specs)` does so for several specs.
+- `predict(spec)` predicts by formula, in milliseconds, for any number of ranks.
+- `dry_run(spec)` lets the worker run a step on fake tensors, for any number of ranks.
+- `search(model, ranks, device)` estimates every layout.
 - `load(folder)` reads a saved run.
 
-The first three and the last return a `RunResult`; its `tables` are described in `engine.tables`, whoever the answer is from. A
-mistake in a request raises `RequestError`, a run that fails `RunError`.
+`run`, `predict`, `dry_run` and `load` return a `RunResult`, `run_each` one for each spec. Their `tables` are described in
+`engine.tables` and are the same for all. A mistake in a request raises `RequestError`; a run that fails raises `RunError`.
 
-Importing this package loads nothing else: each name is fetched from `engine.api` when it is first used. A script that calls
-`run` needs no `if __name__ == "__main__"`: ranks are forked from a process of their own and do not import the script.
+Importing this package loads nothing else: each name is loaded from `engine.api` when it is first used. A script that calls `run`
+needs no `if __name__ == "__main__"`: ranks are forked from another process and do not import the script.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ if TYPE_CHECKING:
         search,
     )
 else:
-    # The function `predict` has the name of a package. Python sets a package's name here once, when it first loads the package.
-    # So it is loaded now, and its name is removed: from here on `engine.predict` is the function. Modules of the package are
-    # imported by `from engine.predict… import …`.
+    # The function `predict` has the name of a subpackage. Python sets the attribute `engine.predict` once, when it first loads
+    # the subpackage. So it is loaded now, and the attribute is removed: from then on `engine.predict` is the function. Modules of
+    # the subpackage are imported by `from engine.predict… import …`.
     from engine import predict
 
     del predict

@@ -14,12 +14,12 @@ from engine.command import streams
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do one command. Returns the exit status."""
-    return _done(arguments)[0]
+    """Run one command. Returns the exit status."""
+    return _run_command(arguments)[0]
 
 
-def _done(arguments: Sequence[str]) -> tuple[int, bool]:
-    """The exit status, and whether there is more left of what was done than what was printed."""
+def _run_command(arguments: Sequence[str]) -> tuple[int, bool]:
+    """Returns the exit status, and whether the command's result is kept in a file, not only printed."""
     from engine.command import dry_run, export, flags, lists, output, predict, run, search
     from engine.launch.failure import RunError
     from engine.spec import RequestError
@@ -46,14 +46,14 @@ def _done(arguments: Sequence[str]) -> tuple[int, bool]:
         return run.FAILED, False
 
 
-def _enter(arguments: Sequence[str]) -> int:
-    """Be the program. What a command prints is handed on when it is done, so that a full disk cannot end it half-way."""
+def _program(arguments: Sequence[str]) -> int:
+    """Run the program. A command's output is written when the command has ended, so that a full disk does not interrupt it."""
     streams.make_usable()
     printed = io.StringIO()
     status, kept = 0, False
     try:
         with redirect_stdout(printed):
-            status, kept = _done(arguments)
+            status, kept = _run_command(arguments)
     except SystemExit as leaving:  # after --help
         status = int(leaving.code or 0)
     except KeyboardInterrupt:  # before there was a run to cancel
@@ -65,4 +65,4 @@ def _enter(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_enter(sys.argv[1:]))
+    sys.exit(_program(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The engine as a library. `engine` hands these names out; use them from there. Imports no torch."""
+"""The engine as a library. Import these names from `engine`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ StrPath = str | os.PathLike[str]
 
 
 def run(spec: RunSpec, out: StrPath | None = None, progress: Progress | None = None) -> RunResult:
-    """Run `spec` on this machine, one process a rank, and return what was measured. Blocks until all processes have ended.
+    """Run `spec` on this machine, one process for each rank, and return the measurement. Blocks until all processes have ended.
 
-    `out`: a folder of runs, made if need be, in which this one is saved as a folder of its own; None saves nothing.
-    `progress` is called with each new `RunState`: its phase, finished steps and losses; the last one names the saved folder.
+    `out`: a folder of runs, created if it does not exist, in which this run is saved as a folder; None saves nothing. `progress`
+    is called with each new `RunState`: its phase, finished steps and losses. The last one has the saved folder.
 
-    Raises `RequestError` if this machine cannot run it, and `RunError` if a rank failed, with that rank's traceback. Ctrl-C
-    (`KeyboardInterrupt`) ends the run; whichever way this returns, no process and no unfinished folder is left.
+    Raises `RequestError` if this machine cannot run it, and `RunError` with the rank's traceback if a rank failed. Ctrl-C
+    (`KeyboardInterrupt`) ends the run. In all cases, no process and no unfinished folder is left.
     """
     (result,) = run_each([spec], out, progress)
     return result
@@ -63,10 +63,10 @@ def run(spec: RunSpec, out: StrPath | None = None, progress: Progress | None = N
 def run_each(
     specs: Iterable[RunSpec], out: StrPath | None = None, progress: Progress | None = None
 ) -> Generator[RunResult, None, None]:
-    """`run` for several specs, one after another: torch is imported once, so each run but the first starts in half a second.
+    """`run` for several specs, one after another. torch is imported once, so each run but the first starts in half a second.
 
-    Yields each result as its run ends. The first error ends the iteration. The process that starts the ranks ends with the
-    iteration; who stops before the last spec closes the generator.
+    Yields each result when its run ends. The first error ends the iteration. The process that starts the ranks ends with the
+    iteration. To stop before the last spec, close the generator.
     """
     with folder_for(out) as home, RunQueue(home, unwatched_s=None) as queue:
         for spec in specs:
@@ -80,13 +80,13 @@ def dry_run(
     out: StrPath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunResult:
-    """Let the worker do one step of `spec` on fake tensors, and return what it would have allocated and sent.
+    """Let the worker run one step of `spec` on fake tensors, and return what it would have allocated and sent.
 
-    No memory is taken for the model, and the number of ranks is not limited. `rank`: the one to run; None runs one of
-    each stage, which stands for the stage's others. `device`: "cpu" or "cuda" uses real tensors there, measured by
-    that allocator. `out` as in `run`. `progress(done, of)` is called each time that a rank is done.
+    It needs no memory for the model, and the number of ranks is not limited. `rank`: the rank to run; None runs one rank of each
+    stage, which represents the others of its stage. `device`: "cpu" or "cuda" uses real tensors on that device, measured by its
+    allocator. `out`: as in `run`. `progress(done, of)` is called each time that a rank has ended.
 
-    Raises `RequestError`, and `RunError` if a rank failed. Ctrl-C ends it, and no process is left.
+    Raises `RequestError`, and `RunError` if a rank failed. Ctrl-C ends it. No process is left.
     """
     with folder_for(out) as home:
         return store.load(dry_client.dry_run(spec, home, rank, device, progress or (lambda done, of: None)))
@@ -95,8 +95,8 @@ def dry_run(
 def predict(spec: RunSpec) -> RunResult:
     """Memory and traffic of every rank and the textbook timeline, by formula: milliseconds, for any number of ranks.
 
-    Tables have the schemas of a measurement's, with `source` "formula". A model whose parts were never recorded on this machine
-    takes some seconds, once. Raises `RequestError` where numbers are too large for a table.
+    Tables have the schemas of a measurement's tables, with `source` "formula". A model whose ledgers are neither shipped nor
+    recorded on this machine takes some seconds, once. Raises `RequestError` if a number is too large for a table.
     """
     return with_ledgers(lambda: predict_by_formula(spec))
 
@@ -110,18 +110,18 @@ def search(
     assumed: Assumptions | None = None,
     accounting: AccountingName = "engine",
 ) -> Plan:
-    """Weigh every layout of `model` on `ranks` devices: does it fit, how long does a step take.
+    """Estimate every layout of `model` on `ranks` devices: whether it fits, and the time of a step.
 
-    `layouts` of the returned `Plan` is the table that `python -m engine search --out` writes: a row a layout, those that fit
-    first, the fastest at the top; `engine.predict.planner.search.search` lists its columns. `spec(row)` of the plan is that
-    row's `RunSpec`.
+    `layouts` of the returned `Plan` is the table that `python -m engine search --out` writes. It has one row for each layout.
+    Those that fit come first, the fastest at the top. `engine.predict.planner.search.search` lists the columns. `plan.spec(row)`
+    is the `RunSpec` of a row.
 
     `model`, `device`: a name of the catalog, a device's JSON file, or a spec of your own.
-    `global_batch`: sequences in a step; None is 2 for each device.
-    `workload`: precision, optimizer and what else a layout does not change; None is bf16 with fp32 gradients, and AdamW.
-    `assumed`: the efficiencies that times rest on. `accounting`: whose formulas for memory.
+    `global_batch`: sequences in a step; None means 2 for each device.
+    `workload`: precision, optimizer and other settings that are not the layout's; None means bf16 with fp32 gradients, and AdamW.
+    `assumed`: the efficiencies of the device. `accounting`: whose formulas for memory.
 
-    Raises `RequestError`, also where no layout is possible.
+    Raises `RequestError`, also if no layout is possible.
     """
     shape = catalog.model(model) if isinstance(model, str) else model
     chip = devices.device(device) if isinstance(device, str) else device
@@ -130,5 +130,5 @@ def search(
 
 
 def load(folder: StrPath) -> RunResult:
-    """Read a run, or a dry run, that was saved as `folder`. Raises `RequestError` if the folder is not one."""
+    """Read a run or a dry run that was saved as `folder`. Raises `RequestError` if the folder is not a saved run."""
     return store.load(Path(folder))

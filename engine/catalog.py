@@ -1,18 +1,19 @@
-"""Named models. Sizes to run here, and sources for the published ones."""
+"""Named models: small ones to run on this machine, and published ones with their sources."""
 
 from __future__ import annotations
 
 from engine.families import FamilyName
 from engine.spec import ModelSpec, RequestError, sentence
 
-# To run here. Where a token hides others (257 values are needed), the vocabulary is rounded up to what tp up to 8 divides.
+# To run on this machine. With a mask token 257 values are needed. That is rounded up to a multiple of 8, so that tp up to 8
+# divides it.
 _TINY = {"layers": 4, "hidden": 64, "heads": 4, "seq": 64}
 _SMALL = {"layers": 8, "hidden": 256, "heads": 8, "seq": 128}
-_HIDING = 264
+_WITH_MASK = 264
 
 
 def _sizes(family: FamilyName, vocab: int = 256) -> dict[str, ModelSpec]:
-    """A family's sizes to run here."""
+    """The models of a family to run on this machine."""
     both = {"tiny": _TINY, "small": _SMALL}
     return {f"{family}-{name}": ModelSpec(family=family, vocab=vocab, **size) for name, size in both.items()}
 
@@ -28,16 +29,17 @@ def _llama3(layers: int, hidden: int, ffn: int, heads: int) -> ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     **_sizes("gpt"),
     "gpt-medium": ModelSpec(layers=12, hidden=512, heads=8, vocab=1024, seq=256),
-    **_sizes("bert", _HIDING),
-    **_sizes("roberta", _HIDING),
+    **_sizes("bert", _WITH_MASK),
+    **_sizes("roberta", _WITH_MASK),
     **_sizes("transformer"),
-    **_sizes("xlnet", _HIDING),
+    **_sizes("xlnet", _WITH_MASK),
     "llama-tiny": ModelSpec(family="llama", vocab=256, kv_heads=2, ffn=192, **_TINY),
     "llama-small": ModelSpec(family="llama", vocab=256, kv_heads=4, ffn=704, **_SMALL),
     # Radford et al. 2019, Language Models are Unsupervised Multitask Learners, table 2. GPT-2's 1.5B has 25 heads of 64.
     "gpt2-124m": ModelSpec(layers=12, hidden=768, heads=12, vocab=50257, seq=1024),
     "gpt2-1.5b": ModelSpec(layers=48, hidden=1600, heads=25, vocab=50257, seq=1024),
-    # Brown et al. 2020, Language Models are Few-Shot Learners, table 2.1 (whose 5140 for 13B is not 40 heads of 128).
+    # Brown et al. 2020, Language Models are Few-Shot Learners, table 2.1 (there 13B has a width of 5140, which is not 40 heads of
+    # 128).
     "gpt3-6.7b": _gpt3(32, 4096, 32),
     "gpt3-13b": _gpt3(40, 5120, 40),
     "gpt3-175b": _gpt3(96, 12288, 96),
@@ -46,11 +48,11 @@ MODELS: dict[str, ModelSpec] = {
     "bert-large": ModelSpec(family="bert", layers=24, hidden=1024, heads=16, vocab=30522, seq=512),
     # Liu et al. 2019, RoBERTa, section 5; the vocabulary is that of the released model.
     "roberta-large": ModelSpec(family="roberta", layers=24, hidden=1024, heads=16, vocab=50265, seq=512),
-    # Vaswani et al. 2017, Attention Is All You Need, table 3: N = 6, so 6 + 6 layers; section 5.1 for the vocabulary. It
-    # counts batches in tokens and names no longest sequence; 512 is our choice.
+    # Vaswani et al. 2017, Attention Is All You Need, table 3: N = 6, so 6 + 6 layers; section 5.1 for the vocabulary. The paper
+    # counts batches in tokens and does not give a sequence length; 512 is our choice.
     "transformer-base": ModelSpec(family="transformer", layers=12, hidden=512, heads=8, vocab=37000, seq=512),
     "transformer-big": ModelSpec(family="transformer", layers=12, hidden=1024, heads=16, vocab=37000, seq=512),
-    # Raffel et al. 2020, T5, section 3.7 (11B): its shape, on the parts of Vaswani et al. where T5 has others of the same size
+    # Raffel et al. 2020, T5, section 3.7 (11B): its shape, with the parts of Vaswani et al. T5 has other parts of the same size
     # (pre-norm without biases, relative position biases). The vocabulary is that of the released model.
     "t5-11b-shape": ModelSpec(
         family="transformer", layers=48, hidden=1024, heads=128, head_dim=128, ffn=65536, vocab=32128, seq=512
@@ -66,12 +68,12 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def model(name: str) -> ModelSpec:
-    """The model of that name. Raises `RequestError` that lists the names."""
+    """The model of that name. Raises `RequestError` with a list of the names."""
     if name not in MODELS:
         raise RequestError(sentence("there is no model {name!r}; there are {names}", name=name, names=", ".join(MODELS)))
     return MODELS[name]
 
 
 def name_of(spec: ModelSpec) -> str:
-    """The catalog's name of a shape, or "custom"."""
+    """The name of a model in the catalog, or "custom"."""
     return next((name for name, known in MODELS.items() if known == spec), "custom")

@@ -1,6 +1,6 @@
-"""What every saved run keeps, wherever it comes from: its tables fit its spec, each other, and what sums them up.
+"""The rules that every saved run must keep, wherever it comes from: its tables fit its spec, each other, and its summary.
 
-What a table can hold by itself says `engine.tables`, and what run.json can, `engine.head`. Who shows a run relies on all three.
+`engine.tables` has the rules for each table, and `engine.head` those for run.json. Pages rely on all three.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _ACTION = re.compile(
 
 
 def refuse_misfits(result: RunResult) -> None:
-    """Raise `RequestError` with the first thing in the tables that no run of the result's spec has."""
-    _refuse(chain(_missing(result), _alone(result), _together(result)))
+    """Raise `RequestError` with the first error in the tables: something that no run of this spec has."""
+    _refuse(chain(_missing(result), _each_table(result), _across_tables(result)))
 
 
 def refuse_wrong_sum(result: RunResult) -> None:
-    """Raise `RequestError` if the summary is not of these tables, which fit."""
-    _refuse(_wrong_sum(result))
+    """Raise `RequestError` if the summary does not fit the tables. They must have passed `refuse_misfits`."""
+    _refuse(_summary_errors(result))
 
 
 def source(result: RunResult) -> str:
-    """Who made the numbers: measured, or dry_run."""
+    """Where the numbers are from: "measured" or "dry_run"."""
     return str(result.tables["memory_peak"]["source"].iloc[0])
 
 
@@ -54,8 +54,8 @@ def _missing(result: RunResult) -> Iterator[Sentence]:
             yield sentence("{name} is not in it", name=f"{name}.parquet")
 
 
-def _alone(result: RunResult) -> Iterator[Sentence]:
-    """Each table by itself."""
+def _each_table(result: RunResult) -> Iterator[Sentence]:
+    """Errors in each table alone."""
     for name, rows in result.tables.items():
         yield from misfits_of(name, rows)
     for name in ("memory_peak", "memory_curve", "spans", "steps", "parity"):
@@ -63,8 +63,8 @@ def _alone(result: RunResult) -> Iterator[Sentence]:
             yield sentence("{name} has no rows", name=name)
 
 
-def _together(result: RunResult) -> Iterator[Sentence]:
-    """The tables and the spec."""
+def _across_tables(result: RunResult) -> Iterator[Sentence]:
+    """Errors of the tables against the spec and each other."""
     layout = result.spec.layout
     mesh = layout.mesh
     yield from _sources(result)
@@ -83,7 +83,7 @@ def _sources(result: RunResult) -> Iterator[Sentence]:
 
 
 def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
-    """A run has every rank, a dry run those that it ran and the others of their stages."""
+    """A run has all ranks. A dry run has those that it ran, and the others of their stages."""
     for name, rows in result.tables.items():
         if "rank" in rows and not rows["rank"].between(0, mesh.size - 1).all():
             yield sentence("{name} has ranks beyond the {ranks} of its layout", name=name, ranks=mesh.size)
@@ -99,11 +99,11 @@ def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
 
 
 def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
-    """A group goes through its rank along its axis. Along dp and tp it is all of them; a message is between two stages."""
+    """A group contains its rank. Along dp and tp it is the whole group of the axis. A message is between two stages."""
     transfer = traffic["collective"].isin(_TRANSFERS)
     rows = traffic[["rank", "axis", "group"]].assign(transfer=transfer).drop_duplicates()
     for rank, axis, group, message in rows.itertuples(index=False):
-        pair = axis == "pp" and group.count(",") == 1  # the ends of the pipeline share something too
+        pair = axis == "pp" and group.count(",") == 1  # messages, and the all-reduce of tied weights
         good = _is_pair(group, rank, mesh) if pair else not message and _is_whole(group, rank, axis, mesh)
         if not good:
             named = {"group": group[:40], "rank": rank, "axis": axis}
@@ -118,14 +118,14 @@ def _is_pair(group: str, rank: int, mesh: Mesh) -> bool:
 
 
 def _is_whole(group: str, rank: int, axis: Axis, mesh: Mesh) -> bool:
-    """A dry run of very many ranks cuts long names."""
+    """Whether it is the whole group of the axis. A dry run of very many ranks shortens long names."""
     degree, cut = mesh[axis], CUT in group
     return (cut or group.count(",") + 1 == degree) and degree > 1 and group == group_name(mesh.group(axis, rank), cut)
 
 
 def _numbers(result: RunResult) -> Iterator[Sentence]:
-    """Chunks and microbatches are those of the spec. Where nothing is trained, the new tokens take the microbatches' place."""
-    chunks, most = len(result.spec.layout.placement), _counted(result.spec)
+    """Chunks and microbatches are those of the spec. Without training, the column of microbatches has the new tokens."""
+    chunks, most = len(result.spec.layout.placement), _microbatches(result.spec)
     spans = result.tables["spans"]
     for column, count in (("chunk", chunks), ("microbatch", most)):
         if (largest := int(spans[column].max())) >= count:
@@ -138,16 +138,16 @@ def _numbers(result: RunResult) -> Iterator[Sentence]:
             yield sentence("memory_curve has the action {action!r}, which is none of this run", action=action[:40])
 
 
-def _counted(spec: RunSpec) -> int:
+def _microbatches(spec: RunSpec) -> int:
     return spec.generate.new_tokens if spec.generate.skip_training else spec.workload.microbatches
 
 
 def _passes(spec: RunSpec, spans: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
-    """Each rank made each pass of its schedule once, and nothing is a pass besides."""
+    """Each rank ran each pass of its schedule once, and no others."""
     work = spans.loc[spans["kind"].isin(KINDS), ["rank", "kind", "chunk", "microbatch"]]
-    layout, count = spec.layout, _counted(spec)
+    layout, count = spec.layout, _microbatches(spec)
     ranks = work["rank"].nunique()
-    if int((work["kind"] == "F").sum()) != ranks * layout.chunks * count:  # before there is a schedule made of that size
+    if int((work["kind"] == "F").sum()) != ranks * layout.chunks * count:  # checked first: a schedule of a false size may be huge
         yield sentence("spans has not each forward pass of each rank once")
         return
     code = (work["kind"].map(KINDS.index).to_numpy() * len(layout.placement) + work["chunk"].to_numpy()) * count
@@ -164,7 +164,7 @@ def _passes(spec: RunSpec, spans: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence
 
 
 def _codes(spec: RunSpec, stage: int, count: int) -> Any:
-    """The passes of a stage as numbers, in order. (n,)"""
+    """The passes of a stage, each as one number, sorted. (n,)"""
     layout = spec.layout
     if spec.generate.skip_training:
         own = np.array([chunk for chunk, at in enumerate(layout.placement) if at == stage])
@@ -174,7 +174,7 @@ def _codes(spec: RunSpec, stage: int, count: int) -> Any:
 
 
 def _instants(spans: pd.DataFrame) -> Iterator[Sentence]:
-    """Nothing ends before it begins, a rank computes one thing at a time, and takes some time for it."""
+    """No span ends before it begins. A rank computes one action at a time, and its compute takes time."""
     if (spans["end_ns"] < spans["start_ns"]).any():
         yield sentence("spans has one that ends before it begins")
     done = spans.loc[spans["lane"] == "compute", ["rank", "start_ns", "end_ns"]].sort_values(["rank", "start_ns", "end_ns"])
@@ -193,7 +193,7 @@ def _steps(spec: RunSpec, steps: pd.DataFrame) -> Iterator[Sentence]:
         yield sentence("steps has not the steps from 1 on, up to the {count} that were asked for", count=asked)
 
 
-def _wrong_sum(result: RunResult) -> Iterator[Sentence]:
+def _summary_errors(result: RunResult) -> Iterator[Sentence]:
     summary, spec = result.summary, result.spec
     ranks = set(result.tables["memory_peak"]["rank"].unique().tolist())
     named = [summary["peak_rank"], *summary.get("rehearsed", [])]

@@ -1,12 +1,12 @@
-"""Named devices and what they are able to do, each figure with its source; and how a user adds one of their own.
+"""Named devices and their figures, each with its source; and the reader of a user's own device.
 
-Figures are those of data sheets. Three things in them mislead, and are put right here:
+Figures are those of data sheets. Three of them need care:
 
-- A rate "with sparsity" is twice the rate of dense matrices. These are dense.
-- A link's bandwidth is given for both directions together. These are for one.
-- "80 GB" is read as 80 · 10⁹ bytes. The chips hold 80 GiB, 7% more, of which a driver shows a program 79 to 79.3 GiB; what is
-  left out by reading it so is about what the driver's context, the collectives' own buffers and fragmentation take, which no
-  formula for tensors counts.
+- A rate "with sparsity" is twice the rate of dense matrices. Rates here are for dense matrices.
+- Data sheets give the bandwidth of a link for both directions together. Here it is for one direction.
+- "80 GB" is taken as 80 · 10⁹ bytes. The chips hold 80 GiB, 7% more, and a driver shows 79 to 79.3 GiB of it to a program. The
+  difference is about as large as what formulas for tensors do not count: the driver's context, buffers of collectives,
+  fragmentation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.spec import LARGEST_JSON, Precision, RequestError, Spec
 
 
 class DeviceSpec(Spec):
-    """One device, and the node and network that it stands in. Bandwidths are bytes a second in one direction."""
+    """One device, with its node and network. Bandwidths are bytes a second in one direction."""
 
     name: str = Field(min_length=1, max_length=60, description="what it is called")
     memory_bytes: int = Field(ge=1, le=10**18, description="memory for tensors")
@@ -41,17 +41,17 @@ class DeviceSpec(Spec):
     source: str = Field("", max_length=1000, description="where the figures are from")
 
     def peak(self, precision: Precision) -> float:
-        """FLOP/s of matrices in that precision."""
+        """Peak FLOP/s of matrix products in that precision."""
         return self.bf16_flops if precision == "bf16" else self.fp32_flops
 
     def reached(self, precision: Precision) -> float:
-        """FLOP/s of its best product of matrices in that precision."""
+        """FLOP/s that the best matrix product reaches in that precision."""
         return self.peak(precision) * (self.reachable if precision == "bf16" else self.fp32_reachable)
 
 
 _GB, _T = 10**9, 1e12
-# What a message takes before its first byte arrives: NCCL's own estimates for a ring and its protocol for large messages
-# (hwLat in src/graph/tuning.cc): 3.4 µs over NVLink, 5.7 µs over PCI, 14 µs over a network.
+# Seconds before the first byte of a message arrives: NCCL's estimates for a ring with its protocol for large messages (hwLat in
+# src/graph/tuning.cc): 3.4 µs over NVLink, 5.7 µs over PCI, 14 µs over a network.
 _NVLINK, _PCI, _NETWORK = 3.4e-6, 5.7e-6, 14e-6
 
 
@@ -59,7 +59,7 @@ def _made(
     name: str, gb: int, bf16: float, fp32: float, memory: float, intra: float, inter: float, reach: tuple[float, float],
     source: str, latency: float = _NVLINK,
 ) -> DeviceSpec:  # fmt: skip
-    """`gb` 10⁹ bytes; `bf16` and `fp32` TFLOP/s, and what is reached of either; others GB/s. In nodes of eight."""
+    """A device in nodes of eight. `gb`: 10⁹ bytes. `bf16`, `fp32`: peak TFLOP/s. `reach`: their reached parts. Rest: GB/s."""
     return DeviceSpec(
         name=name, memory_bytes=gb * _GB, bf16_flops=bf16 * _T, fp32_flops=fp32 * _T, memory_bandwidth=memory * _GB,
         intra_bandwidth=intra * _GB, inter_bandwidth=inter * _GB, intra_latency=latency, inter_latency=_NETWORK, node_size=8,
@@ -67,13 +67,13 @@ def _made(
     )  # fmt: skip
 
 
-# What the fastest of many products reached, of the peak in dense bf16: A100 271.2 TFLOP/s, H100 and H200 794.5, B200 1,745,
-# MI300X 668.4 (Bekman, Machine Learning Engineering, compute/accelerator, table of maximum achievable matmul FLOPS, 2026).
-# Where the table has no figure, about the middle of it.
+# The part of the peak that the fastest of many products reached. In dense bf16: A100 271.2 TFLOP/s, H100 and H200 794.5, B200
+# 1,745, MI300X 668.4 (Bekman, Machine Learning Engineering, compute/accelerator, table of maximum achievable matmul FLOPS, 2026).
+# A device that is not in that table has a value near the table's middle.
 #
-# In fp32, which torch does not round to TF32 unless it is told to, products run on other units, and of their peak another part is
-# reached: A100 at least 0.96 (PyTorch, CUDA semantics, "TensorFloat-32": 10,240³ in 0.11 s); H200 NVL 47.3 of 60 TFLOP/s, taken
-# for Hopper, and RTX 4090 57.6 of 82.6, taken for Ada (xzwgit/gpu-flops-bench, cuBLASLt, 2026). For the others nothing is known.
+# fp32 products run on other units, since torch uses TF32 only if that is enabled. They reach another part of their peak: A100 at
+# least 0.96 (PyTorch, CUDA semantics, "TensorFloat-32": 10,240³ in 0.11 s); H200 NVL 47.3 of 60 TFLOP/s, used for Hopper; RTX
+# 4090 57.6 of 82.6, used for Ada (xzwgit/gpu-flops-bench, cuBLASLt, 2026). For the others there is no figure.
 _UNKNOWN = 0.8
 _AMPERE_REACHES, _HOPPER_REACHES, _ADA_REACHES = (0.869, 0.96), (0.803, 0.79), (_UNKNOWN, 0.70)
 
@@ -115,9 +115,10 @@ DEVICES: dict[str, DeviceSpec] = {
             "1,008 GB/s, PCIe 4.0 × 16); for the network, one port of 100 Gb/s for eight devices is assumed",
             _PCI,
         ),
-        # No product in particular. Eight cores at 3 GHz with two AVX2 units, each 8 fused multiply-adds in fp32, make 8 · 3e9 ·
-        # 32 FLOP/s; bf16 is no faster there. Two channels of DDR5-5600 make 2 · 8 B · 5.6e9/s. Between processes a message is
-        # copied in and out of shared memory. One device is the whole laptop, and others are reached over a gigabit network.
+        # A typical laptop, not one product. Eight cores at 3 GHz with two AVX2 units, each with 8 fused multiply-adds in fp32,
+        # have 8 · 3e9 · 32 FLOP/s. bf16 is not faster on them. Two channels of DDR5-5600 have 2 · 8 B · 5.6e9/s. A message
+        # between processes is copied into shared memory and out of it. One device is the whole laptop; other laptops are on a
+        # gigabit network.
         DeviceSpec(
             name="laptop-cpu", memory_bytes=16 * _GB, bf16_flops=0.768e12, fp32_flops=0.768e12, memory_bandwidth=89.6e9,
             intra_bandwidth=20e9, inter_bandwidth=0.125e9, intra_latency=20e-6, inter_latency=100e-6, node_size=1,
@@ -129,7 +130,7 @@ DEVICES: dict[str, DeviceSpec] = {
 
 
 def device(name: str) -> DeviceSpec:
-    """The device of that name, or the one in the JSON file of that name. Raises `RequestError` that lists the names."""
+    """The device of that name, or the one in the JSON file of that name. Raises `RequestError` with a list of the names."""
     if name in DEVICES:
         return DEVICES[name]
     if name.endswith(".json"):

@@ -1,8 +1,8 @@
 """The model families, as choices of parts. Imports no torch.
 
-A family is one row of `FAMILIES`: which norm and where it stands, how a token knows its position, what it may see, which MLP,
-what the model learns. `engine.model` builds the parts; `ModelSpec` gives them their sizes.
-Left out in every family: dropout, which would make two layouts draw different numbers.
+A family is one row of `FAMILIES`: the norm and its place, the position embedding, the attention mask, the MLP, the objective.
+`engine.model` builds the parts. `ModelSpec` has their sizes. No family has dropout: two layouts would draw different random
+numbers.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ HeadKind = Literal["norm", "transform", "bare"]
 @dataclass(frozen=True)
 class Family:
     norm: Norm = "layer"
-    placement: Placement = "pre"  # the norm stands before attention and MLP, or after the residual is added
+    placement: Placement = "pre"  # of the norm: before attention and MLP, or after the residual is added
     position: Position = "learned"
-    inner: Inner = "gelu_tanh"  # what stands between the MLP's linear layers
-    objective: Objective = "causal"  # what is fed and what is predicted; it also says what a token may see
+    inner: Inner = "gelu_tanh"  # the nonlinearity between the MLP's linear layers
+    objective: Objective = "causal"  # the inputs and targets, and which tokens a token can attend to
     head: HeadKind = "norm"  # before the output matrix: a norm; linear, GELU and norm; or nothing
     tied: bool = True  # the output matrix is the token table
     output_bias: bool = False
     attention_bias: bool = True
     mlp_bias: bool = True
-    segments: bool = False  # an embedding that tells the two halves of the input apart
+    segments: bool = False  # an embedding for each half of the input
     embedding_norm: bool = False
     encoder: bool = False  # the first layers are an encoder, the others a decoder with cross-attention
 
     @property
     def norm_vectors(self) -> int:
-        """Vectors that a norm learns: scale and shift, or scale alone."""
+        """The number of vectors that a norm learns: scale and shift, or only scale."""
         return 2 if self.norm == "layer" else 1
 
     def layer_parameters(self, hidden: int, ffn: int, queries: int, keys: int, cross: bool) -> int:
-        """Of one layer. `queries` and `keys` are heads × width of a head, of queries and of keys (values have as many).
+        """The number of parameters of one layer. `queries`: heads × width of a head. `keys`: key heads × width of a head, as for
+        values.
 
-        qkv, the attention's output and the MLP's two or three matrices, their biases, and the norms; cross-attention is
-        a second attention with a norm of its own; relative attention has one more matrix and two vectors.
+        They are qkv, the attention's output, and the MLP's two or three matrices, with their biases, and the norms.
+        Cross-attention is a second attention with its own norm. Relative attention has one more matrix and two vectors.
         """
         attention = hidden * (queries + 2 * keys) + queries * hidden
         if self.attention_bias:
@@ -56,7 +57,7 @@ class Family:
         return blocks * attention + relative + mlp + (blocks + 1) * self.norm_vectors * hidden
 
     def outer_parameters(self, hidden: int, vocab: int, seq: int) -> int:
-        """Of what stands around the layers: embeddings, their norm, the head, and the output matrix if it is not tied."""
+        """The number of parameters outside of layers: embeddings, their norm, the head, the output matrix if it is not tied."""
         embedding = vocab * hidden + (seq * hidden if self.position == "learned" else 0) + (2 * hidden if self.segments else 0)
         norm = self.norm_vectors * hidden
         head = {"norm": norm, "transform": hidden * hidden + hidden + norm, "bare": 0}[self.head]
@@ -103,10 +104,10 @@ assert set(FAMILIES) == set(get_args(FamilyName))
 
 
 def predicted(objective: Objective, seq: int) -> int:
-    """How many tokens of a sequence of `seq` the loss is taken over.
+    """The number of tokens in a sequence of `seq` that have a loss.
 
     masked: 15%, at least one. permuted: the last sixth of the permuted order, rounded up to a multiple of 8 so that sequence
-    parallelism can cut what the layers see, and at most half of the sequence. Otherwise every token.
+    parallelism can shard the rows, and at most half of the sequence. Otherwise all tokens.
     """
     if objective == "masked":
         return max(1, round(0.15 * seq))

@@ -23,7 +23,7 @@ from engine.spec import BYTE_VOCABULARY, RunSpec
 
 
 class Generator:
-    """One rank's part in generating text."""
+    """The part of one rank in generating text."""
 
     def __init__(
         self, spec: RunSpec, chunks: Mapping[int, TransformerChunk], comm: Comm, set_status: Callable[[str], None]

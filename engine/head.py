@@ -1,7 +1,6 @@
-"""What run.json says of a run: the spec, where it ran, and the few numbers that sum it up.
+"""run.json, the head of a saved run: its spec, its environment, and its summary.
 
-It also has the schema version of the whole run. An older run is brought to today's version when it is read; a newer one is
-refused.
+It also has the schema version of the whole run. An older run is upgraded when it is read. A newer one is refused.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from engine.tables import RunResult
 
 _PARTS = ("spec", "environment", "summary")
 _VERSION = "schema_version"
-Head = dict[str, Any]  # what run.json holds, as JSON has it
+Head = dict[str, Any]  # the JSON object in run.json
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Number = Annotated[float, Field(ge=-(2.0**62), le=2.0**62)]
-_Lost = _Number | None  # a number that was not finite in a run that blew up is null
+_FiniteOrNull = _Number | None  # a number that was not finite, such as a diverged loss, is null
 
 
-class _Said(Spec):
-    """Values as JSON has them, none turned into another. What an older or a newer program says besides is kept."""
+class _JsonRecord(Spec):
+    """A JSON object whose values are not converted. Unknown fields, of an older or a newer program, are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Environment(_Said):
-    """Where it ran."""
+class Environment(_JsonRecord):
+    """Where a run ran."""
 
     backend: str = Field(min_length=1)
     why: str
@@ -44,8 +43,8 @@ class Environment(_Said):
     threads_per_rank: int = Field(1, ge=1, le=2**20)
 
 
-class Allocator(_Said):
-    """What one rank's allocator said of itself. Whatever else it says is whole numbers too."""
+class Allocator(_JsonRecord):
+    """The totals of one rank's allocator. Unknown fields must be whole numbers too."""
 
     __pydantic_extra__: dict[str, int]
 
@@ -55,29 +54,29 @@ class Allocator(_Said):
     unaccounted_bytes: int = Field(0, ge=-(2**53), le=2**53)
 
 
-class Generated(_Said):
-    """A text that was continued."""
+class Generated(_JsonRecord):
+    """A generated text: the prompt, the new tokens, and their text."""
 
     prompt: str
     tokens: list[_Count]
     text: str
 
 
-class Summary(_Said):
-    """The few numbers that a list of runs shows, and what only the launcher knew. A dry run has no speed and no losses."""
+class Summary(_JsonRecord):
+    """The few numbers that a list of runs shows, and those that are in no table. A dry run has no speed and no losses."""
 
     steps: int = Field(ge=1, le=2**31)
     step_ns: int = Field(ge=1, le=2**53)
     peak_bytes: _Count
     peak_rank: _Count
     wire_bytes_per_rank: float = Field(ge=0, le=2.0**62)
-    bubble: float = Field(ge=-1e-6, le=1)  # a sum of fractions may end a hair below none
+    bubble: float = Field(ge=-1e-6, le=1)  # rounding errors may leave it slightly below 0
     tokens_per_second: float = Field(0.0, ge=0, le=2.0**62)
-    loss_first: _Lost = None
-    loss_last: _Lost = None
+    loss_first: _FiniteOrNull = None
+    loss_last: _FiniteOrNull = None
     parity_max_rel: Annotated[float, Field(ge=0, le=2.0**62)] | None = None
-    loss_max_abs: _Lost = None
-    reference_losses: list[_Lost] = Field(default_factory=list)
+    loss_max_abs: _FiniteOrNull = None
+    reference_losses: list[_FiniteOrNull] = Field(default_factory=list)
     allocator: list[Allocator] = Field(default_factory=list)
     generated: Generated | None = None
     rehearsed: list[_Count] = Field(default_factory=list)
@@ -85,23 +84,23 @@ class Summary(_Said):
     grown_bytes: int = Field(0, ge=-(2**53), le=2**53)
 
 
-def _numbered(head: Head) -> Head:
-    """Before runs had a version, they were the same without it."""
+def _with_version(head: Head) -> Head:
+    """A run without a version is the same as one of version 1."""
     return head | {_VERSION: 1}
 
 
-# The n-th makes a head of version n + 1 of a head of version n. A run gets a new version when an older program would misread it:
-# a field that is named or meant otherwise, a table that changed. A column that older tables lack: `Column.absent`.
-_UPGRADES: tuple[Callable[[Head], Head], ...] = (_numbered,)
-SCHEMA_VERSION = len(_UPGRADES)  # of the runs that are saved today
+# Entry n upgrades a head of version n to version n + 1. A new version is needed if an older program would misread a run: if a
+# field has another name or meaning, or a table changed. For a column that older tables lack, see `ColumnSchema.absent`.
+_UPGRADES: tuple[Callable[[Head], Head], ...] = (_with_version,)
+SCHEMA_VERSION = len(_UPGRADES)  # of runs that this program saves
 
 
 class NewerRunError(RequestError):
-    """The run is one, but of a schema version that only a newer program knows."""
+    """The run has a schema version that only a newer program knows."""
 
 
 def read_head(content: bytes) -> RunResult:
-    """What run.json holds: a result without its tables. Raises `RequestError`, and `NewerRunError` for a version yet to come."""
+    """Read run.json: a result without tables. Raises `RequestError`, and `NewerRunError` for a newer schema version."""
     read = parsed(content, "run.json")
     if isinstance(read, dict):
         read = _upgraded(read)
@@ -131,7 +130,7 @@ def _upgraded(head: Head) -> Head:
 
 
 def written_head(result: RunResult) -> str:
-    """The same, written. JSON knows no NaN: a number in the summary that is not finite is null, and NaN again when read."""
+    """The text of run.json. JSON has no NaN: a number in the summary that is not finite is null, and is read as NaN."""
     spec = result.spec.model_dump(mode="json")
     head: Head = {_VERSION: SCHEMA_VERSION, "spec": spec, "environment": result.environment, "summary": finite(result.summary)}
     for_people = json.dumps(head, indent=2, allow_nan=False) + "\n"
@@ -141,7 +140,7 @@ def written_head(result: RunResult) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same JSON value with None for every number that JSON has no way to write."""
+    """The same JSON value, with None for every number that is not finite."""
     return _map_leaves(value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
 
 

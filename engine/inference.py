@@ -24,7 +24,7 @@ from engine.tables import Rows
 
 
 class Inference:
-    """One rank's model with its initial weights, and its part in generation."""
+    """The model of one rank with its initial weights, and the rank's part in generation."""
 
     def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink) -> None:
         self.comm, self.recorder, self.link = comm, comm.recorder, link

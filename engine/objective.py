@@ -1,12 +1,13 @@
-"""What each objective feeds a model: the tensors of one microbatch. Imports no torch.
+"""The inputs and targets of each objective: the tensors of one microbatch. Imports no torch.
 
-    causal    a stretch of text; each token is predicted from those before it
-    masked    a stretch of text with 15% of its tokens hidden, which are predicted from all others (Devlin et al. 2019)
-    seq2seq   a stretch as source, and the stretch that follows it as target, predicted token by token
-    permuted  a stretch of which the last tokens of a random order are predicted, each from those before it in that order
-              (Yang et al. 2019); it has a row of its own for each, so that it can be asked for without being seen
+    causal    a piece of text; each token is predicted from those before it
+    masked    a piece of text with 15% of its tokens masked, which are predicted from all others (Devlin et al. 2019)
+    seq2seq   a piece of text as the source, and the next piece as the target, which is predicted token by token
+    permuted  a piece of text in a random order; its last tokens in this order are predicted, each from those before it in the
+    order
+              (Yang et al. 2019). Each of them has a query row, which does not contain the token itself
 
-Everything depends on the seed, the step and the microbatch's number alone, so every rank can make what it needs.
+All depends only on the seed, the step and the microbatch's number. So every rank can make the tensors that it needs.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ MASK = BYTE_VOCABULARY  # the token that hides another: the first that is not a 
 
 
 class Feed(NamedTuple):
-    """One microbatch: arrays here, tensors in the model. B sequences of S tokens; R rows go through the layers."""
+    """One microbatch: NumPy arrays, or tensors in the model. B sequences of S tokens, with R rows in the layers."""
 
-    tokens: Any  # (B, R) what the first layer reads
-    targets: Any  # (B, T) what is to be predicted; −1 where nothing is
-    following: Any = None  # (B, S) seq2seq: what the decoder reads
+    tokens: Any  # (B, R) inputs of the embedding
+    targets: Any  # (B, T) tokens to predict; −1: none
+    following: Any = None  # (B, S) seq2seq: inputs of the decoder
     segments: Any = None  # (B, S) 0 in the first half, 1 in the second
-    positions: Any = None  # (B, R) permuted: where in the sequence each row stands
-    hidden: Any = None  # (B, R, S) permuted: True where a row must not see a token
+    positions: Any = None  # (B, R) permuted: the position of each row in the sequence
+    hidden: Any = None  # (B, R, S) permuted: the attention mask; True where a row cannot attend to a token
 
 
 def feed(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: int) -> Feed:
@@ -42,13 +43,13 @@ def feed(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: 
     if objective == "seq2seq":
         return _seq2seq(model, text, size, seed, step, index)
     tokens, _ = batch(text, model.seq, size, seed, step, index)
-    # Apart from the stretches', so that they do not depend on the objective.
+    # Another generator than that of `batch`, so that the pieces of text do not depend on the objective.
     random = np.random.default_rng([seed, step, index, 1])
     return _masked(model, tokens, random) if objective == "masked" else _permuted(model, tokens, random)
 
 
 def _seq2seq(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: int) -> Feed:
-    """The decoder reads from the source's last token on, so no token is needed to start with."""
+    """The decoder's first input is the source's last token, so no start token is needed."""
     if len(text) < 2 * model.seq:
         raise RequestError(
             sentence(
@@ -64,7 +65,7 @@ def _seq2seq(model: ModelSpec, text: bytes, size: int, seed: int, step: int, ind
 
 
 def _masked(model: ModelSpec, tokens: NDArray[np.int64], random: np.random.Generator) -> Feed:
-    """Of the tokens chosen 80% are hidden, 10% replaced by another and 10% left as they are (Devlin et al. 2019, 3.1)."""
+    """Of the chosen tokens, 80% are masked, 10% replaced by another, and 10% unchanged (Devlin et al. 2019, section 3.1)."""
     size, seq = tokens.shape
     count = predicted("masked", seq)
     chosen = random.random((size, seq)).argsort(1)[:, :count]
@@ -80,21 +81,21 @@ def _masked(model: ModelSpec, tokens: NDArray[np.int64], random: np.random.Gener
 
 
 def _permuted(model: ModelSpec, tokens: NDArray[np.int64], random: np.random.Generator) -> Feed:
-    """The content rows come first, then a query row for each token that is predicted.
+    """The content rows come first, then a query row for each predicted token.
 
-    A query starts as the mask token's embedding, which is the learned vector w of Yang et al. 2019, section 2.3. The tokens
-    that are not predicted all see one another, whatever their order.
+    A query row starts with the mask token's embedding, which is the learned vector w of Yang et al. 2019, section 2.3. All tokens
+    that are not predicted attend to each other, whatever their order.
     """
     size, seq = tokens.shape
-    asked = predicted("permuted", seq)
+    count = predicted("permuted", seq)
     order = random.random((size, seq)).argsort(1)
-    positions = order[:, seq - asked :]  # (B, asked): where the predicted tokens stand, in the permuted order
+    positions = order[:, seq - count :]  # (B, T) positions of the predicted tokens, in the permuted order
     rank = np.full((size, seq), -1)
-    np.put_along_axis(rank, positions, np.tile(np.arange(asked), (size, 1)), 1)
-    content = rank[:, :, None] < rank[:, None, :]  # a token sees itself
-    query = np.arange(asked)[None, :, None] <= rank[:, None, :]  # a query does not see the token it asks for
+    np.put_along_axis(rank, positions, np.tile(np.arange(count), (size, 1)), 1)
+    content = rank[:, :, None] < rank[:, None, :]  # a token attends to itself
+    query = np.arange(count)[None, :, None] <= rank[:, None, :]  # a query row does not attend to its own token
     return Feed(
-        np.concatenate((tokens, np.full((size, asked), MASK)), 1),
+        np.concatenate((tokens, np.full((size, count), MASK)), 1),
         np.take_along_axis(tokens, positions, 1),
         positions=np.concatenate((np.tile(np.arange(seq), (size, 1)), positions), 1),
         hidden=np.concatenate((content, query), 1),

@@ -1,6 +1,6 @@
-"""One record an optimizer: what it keeps between steps, its class and settings, and its names in other frameworks.
+"""The records of optimizers: the states, the class and its settings, and the names in other frameworks.
 
-Predictions, limits and settings files ask the record; `engine.optim` makes the optimizer itself. Imports no torch.
+Predictions, limits and exports use the record. `engine.optim` makes the optimizer itself. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from engine.spec.parts import OptimizerName
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01  # of AdamW
 LION_BETAS = (0.9, 0.99)  # as in the paper
 
-StateName = Callable[[str], str]  # the name of a bucket → what its state is called in an explanation
+StateName = Callable[[str], str]  # the name of a bucket → the name of its state, for readers
 Settings = dict[str, Any]
 Framework = Literal["megatron", "deepspeed", "torchtitan"]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`states`: of each parameter one fp32 number of each. `counts_steps`: one more fp32 number a bucket.
+    """The record of an optimizer.
 
-    `class_name` names a class of `module`, `settings` are its arguments but for the learning rate. `elsewhere` says the same to
-    other frameworks: Megatron-LM's flags, DeepSpeed's "optimizer" entry, torchtitan's [optimizer] table. One that is missing has
-    no such optimizer.
+    states         the names of its states; each has one fp32 number for each parameter
+    counts_steps   it keeps one more fp32 number for each bucket
+    class_name     a class of `module`
+    settings       the arguments of this class, without the learning rate
+    elsewhere      the settings in other frameworks: Megatron-LM's flags, DeepSpeed's "optimizer" entry, torchtitan's [optimizer]
+    table. A
+                   framework that is missing does not have the optimizer
 
-    Predictions take it that a step allocates nothing: it works in place, in the gradients too if it needs to.
+    Predictions assume that a step allocates nothing: it works in place, and may use the gradients as its workspace.
     """
 
     states: Callable[[WorkloadSpec], tuple[StateName, ...]]
@@ -39,11 +43,11 @@ class Optimizer:
     module: str = "torch.optim"
 
     def bytes_of_a_parameter(self, workload: WorkloadSpec) -> int:
-        """Bytes of the states that one parameter has; the fp32 copy of a bf16 parameter is not one of them."""
+        """Bytes of the states of one parameter, without the fp32 copy of a bf16 parameter."""
         return 4 * len(self.states(workload))
 
     def bytes_of_a_bucket(self) -> int:
-        """Bytes that a bucket has besides, however large it is."""
+        """Bytes of a bucket that do not depend on its size."""
         return 4 * self.counts_steps
 
 

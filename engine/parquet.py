@@ -1,4 +1,4 @@
-"""A table's Parquet file, read only after its own account of itself has shown that it is one, and no larger than it may be."""
+"""A reader of tables in Parquet files. It first checks the file's metadata: columns, types and sizes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from engine.tables import SCHEMAS, TABLES
 
 
 class ReadLimits(NamedTuple):
-    """What one run may hold: rows of a table, and bytes of all its tables as they lie in memory.
+    """The limits for one run: rows of a table, and bytes of all its tables in memory.
 
-    `strange`: its files come from elsewhere, so it is also looked at how they are packed. In a damaged file, the library ends the
-    process over that, so it must be one of its own.
+    `foreign`: the files may come from another program, so their compression and encodings are checked too. A damaged file can
+    crash the library at this check. So such files must be read in a process of their own.
     """
 
     rows: int
     bytes: int
-    strange: bool
+    foreign: bool
 
 
-# What this program writes. Others would do too, but a page of theirs can be a thousand times what it takes in the file, and a
-# text with the beginning of the one before it any length.
+# The compression and encodings that this program writes. Others are refused: with them a data page can expand a thousandfold, and
+# with delta encoding of strings a text can have any length.
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}
 _ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "BIT_PACKED"}
 _ARROW = {"str": pa.large_string(), "int64": pa.int64(), "float64": pa.float64()}
-_MOST_GROUPS = 64  # of rows; pandas begins a new one after a million
-_NUMBER_BYTES = 8  # of a number, and of where a text begins
+_MOST_GROUPS = 64  # row groups; pandas begins a new one after a million rows
+_NUMBER_BYTES = 8  # of a number, and of the offset of a text
 
 
 def read_table(name: str, file: BinaryIO, bounds: ReadLimits) -> pd.DataFrame:
@@ -44,14 +44,14 @@ def read_table(name: str, file: BinaryIO, bounds: ReadLimits) -> pd.DataFrame:
     called, absent = f"{name}.parquet", {column: rule.absent for column, rule in TABLES[name].columns.items()}
     try:
         texts = [column for column, dtype in SCHEMAS[name].items() if dtype == "str"]
-        # A text that stands once in the file and in a million rows is left so until it is known what the rows come to.
+        # Texts are read as dictionaries: one that a million rows share is not copied before the size of all rows is known.
         parquet = pq.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
         there = parquet.schema_arrow.names
         schema = {column: dtype for column, dtype in SCHEMAS[name].items() if column in there or absent[column] is None}
         _refuse_first(_misfits(called, parquet.metadata, parquet.schema_arrow, schema, bounds))
-        # In this thread: with threads of its own, what reading took for a moment would stay with each of them.
+        # In this thread only: with threads, each would keep the memory that reading used for a moment.
         found = parquet.read(use_threads=False).select(list(schema))
-        found.validate(full=True)  # of a text, that it is one
+        found.validate(full=True)  # also checks that texts are valid UTF-8
         _refuse_first(_too_much(called, found, bounds))
         wanted = pa.schema([(column, _ARROW[dtype]) for column, dtype in schema.items()])
         rows = found.cast(wanted).to_pandas(use_threads=False, ignore_metadata=True)
@@ -67,7 +67,7 @@ def read_table(name: str, file: BinaryIO, bounds: ReadLimits) -> pd.DataFrame:
 
 
 def bytes_of(rows: pd.DataFrame) -> int:
-    """What a table takes in memory."""
+    """The bytes of a table in memory."""
     return int(rows.memory_usage(index=False, deep=True).sum())
 
 
@@ -77,7 +77,7 @@ def _refuse_first(found: Iterator[Sentence]) -> None:
 
 
 def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bounds: ReadLimits) -> Iterator[Sentence]:
-    """What of the file's own account a table cannot have."""
+    """Errors in the metadata of a file: what a table of this schema cannot have."""
     if metadata.num_rows > bounds.rows:
         yield sentence("{name} has {rows:,} rows; up to {most:,} are taken", name=name, rows=metadata.num_rows, most=bounds.rows)
     if metadata.num_row_groups > _MOST_GROUPS:
@@ -92,7 +92,7 @@ def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bou
         yield sentence("{name} has a column {column!r}, which is none of its own", name=name, column=more)
     for column, dtype in schema.items():
         found = columns.field(column).type
-        if not _is(found, dtype):
+        if not _has_type(found, dtype):
             yield sentence(
                 "{name} has {found} in {column}; {dtype} belongs there",
                 name=name,
@@ -103,7 +103,7 @@ def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bou
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     if (whole := sum(group.total_byte_size for group in groups)) > bounds.bytes:
         yield _larger(whole, bounds)
-    for part in (group.column(i) for group in groups for i in range(metadata.num_columns) if bounds.strange):
+    for part in (group.column(i) for group in groups for i in range(metadata.num_columns) if bounds.foreign):
         if part.compression not in _CODECS or not _ENCODINGS.issuperset(part.encodings):
             yield sentence(
                 "{name} is packed in a way that is not taken: {way}; what pandas writes by default is",
@@ -113,14 +113,14 @@ def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bou
             yield _larger(part.total_uncompressed_size, bounds)
 
 
-def _is(found: pa.DataType, dtype: str) -> bool:
+def _has_type(found: pa.DataType, dtype: str) -> bool:
     if dtype != "str":
         return found == _ARROW[dtype]
     return pa.types.is_dictionary(found) and (pa.types.is_string(found.value_type) or pa.types.is_large_string(found.value_type))
 
 
 def _too_much(name: str, found: pa.Table, bounds: ReadLimits) -> Iterator[Sentence]:
-    """What only the rows tell: texts that are none, and what all of them come to."""
+    """Errors that only the rows show: missing values, and too many bytes in total."""
     whole = found.num_rows * found.num_columns * _NUMBER_BYTES
     for column in found.column_names:
         chunks = [c for c in found[column].chunks if isinstance(c, pa.DictionaryArray)]

@@ -1,4 +1,4 @@
-"""What a rank reports to whoever launched it, and the phases of a run besides its training steps. Imports no torch."""
+"""What a rank reports to its launcher, and the phases of a run besides its training steps. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LauncherLink(Protocol):
 
 
 class SilentLink:
-    """Of a rank that no launcher follows."""
+    """The link of a rank without a launcher. It ignores everything."""
 
     def report(self, event: dict[str, Any]) -> None: ...
 

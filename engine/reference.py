@@ -1,6 +1,6 @@
-"""The same model unsharded, in one process, on the same seed and data: what a sharded run must equal.
+"""The same model unsharded, in one process, with the same seed and data. A sharded run must give the same gradients and losses.
 
-It shares the layers with the sharded run, but neither its executor nor its buckets nor its collectives: a plain loop.
+It uses the same layers as the sharded run, but not its executor, buckets or collectives. It is a plain training loop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
         for index in range(microbatches):
             (loss,) = model((), index)
             (loss / microbatches).backward()
-            if low:  # added up in fp32, so that what is compared with is not itself the rounder of the two
+            if low:  # accumulate in fp32, so that the reference has smaller rounding errors than the sharded run
                 for name, p in model.named_parameters():
                     so_far, more = masters[name].grad, gradient_of(p).float()
                     masters[name].grad = more if so_far is None else so_far + more
@@ -74,22 +74,22 @@ def gradient_of(p: Tensor) -> Tensor:
 
 def publish(store: dist.Store, key: str, dp: int, tp: int, gradient: Tensor) -> None:
     """Put a rank's gradient of the parameter `key` into `store`, in fp32, for `compare`."""
-    # A copy: NumPy would take over the storage that it reads, which is the gradients' own and measured by its address.
+    # A copy: NumPy would take ownership of the gradients' storage, and memory tracing finds them by their address.
     whole = gradient.to("cpu", torch.float32, copy=True).contiguous()
     message = pack({"dtype": "float32", "shape": list(whole.shape)}, {"bytes": whole.numpy().tobytes()})
-    store.set(_place(key, dp, tp), message)  # type: ignore[arg-type]  # its stub forgets bytes
+    store.set(_store_key(key, dp, tp), message)  # type: ignore[arg-type]  # its stub forgets bytes
 
 
 def _published(store: dist.Store, key: str, dp: int, tp: int, shape: Sequence[int]) -> Tensor:
-    """What `publish` put there, which must have that shape. Raises `WireError`."""
-    head, parts = unpack(store.get(_place(key, dp, tp)), finite=True)
+    """The gradient that `publish` put there, which must have that shape. Raises `WireError`."""
+    head, parts = unpack(store.get(_store_key(key, dp, tp)), finite=True)
     raw = parts.get("bytes", memoryview(b""))
     if head != {"dtype": "float32", "shape": list(shape)} or len(raw) != 4 * math.prod(shape):
         raise WireError(f"the gradient of {key} from dp {dp}, tp {tp} is not float32 of {tuple(shape)}, as it should be")
     return torch.frombuffer(bytearray(raw), dtype=torch.float32).view(*shape)
 
 
-def _place(key: str, dp: int, tp: int) -> str:
+def _store_key(key: str, dp: int, tp: int) -> str:
     return f"gradient/{key}/{dp}/{tp}"
 
 

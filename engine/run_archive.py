@@ -31,8 +31,8 @@ from engine.spec.sentence import packed
 from engine.summary import summarize
 from engine.tables import SCHEMAS, RunResult
 
-# What a server keeps in memory for a run that is looked at: 16 ranks with some 1,500 microbatches, a zip of 8 MB.
-FOREIGN = ReadLimits(rows=1_000_000, bytes=128 << 20, strange=True)
+# A server keeps an open run in memory. This is enough for 16 ranks with some 1,500 microbatches, a zip of 8 MB.
+FOREIGN = ReadLimits(rows=1_000_000, bytes=128 << 20, foreign=True)
 _MOST_ENTRIES = 1_000  # files in a zip, with those that an operating system adds. A run has eight
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods raise errors of their own where a file is damaged
 _ENCRYPTED = 1  # a bit of an entry's flags

@@ -1,4 +1,4 @@
-"""Saved runs: a folder with run.json and one Parquet file a table. What was deleted can be brought back for a while."""
+"""Saved runs: a folder with run.json and one Parquet file for each table. A deleted run can be restored for a while."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ from engine.parquet import ReadLimits, bytes_of, read_table
 from engine.spec import LARGEST_JSON, RequestError, RunSpec, sentence
 from engine.tables import SCHEMAS, RunResult
 
-# Of a run in a folder of one's own: 16 ranks with some 3,600 microbatches. A run that could have more rows is not started, and in
+# The limits for the user's own runs: 16 ranks with some 3,600 microbatches. A run that could have more rows is not started. In
 # the two tables that grow, memory_curve and spans, a row has up to 120 bytes.
-OWN = ReadLimits(rows=4_000_000, bytes=1 << 30, strange=False)
-_TRASH = ".trash"  # in it a folder for each deletion, named by its instant, in which the run lies under its own name
-KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be brought back, by whatever server of the home deleted it
-# Letters and digits of any language. No comma, which stands between the names in a link; no dot first, which hides a folder.
+OWN = ReadLimits(rows=4_000_000, bytes=1 << 30, foreign=False)
+_TRASH = ".trash"  # it has one folder for each deletion, named by its time; the deleted run is in it, under its own name
+KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be restored, by any server that uses the same home
+# Letters and digits of any language. No comma, which separates names in a link. No dot at the start, which hides a folder.
 _NAME = re.compile(r"[^\W_][\w .+()=-]{0,79}(?<![ .])")
-_LONGEST_NAME = 200  # bytes: systems take 255, and this leaves room for what is put before and after a name
-# What Windows calls devices, whatever follows after a dot.
+_LONGEST_NAME = 200  # bytes: systems allow 255, and a prefix and a suffix may be added
+# Names of devices in Windows, also with any extension.
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")}
 
 
 def save(result: RunResult, folder: Path) -> None:
-    """Write `result` as `folder`, which must not exist. Whole or not at all: it is written beside it and renamed.
+    """Write `result` as `folder`, which must not exist. It is written under another name and then renamed, so it is never
+    incomplete.
 
-    JSON knows no NaN: a number in `summary` that is not finite is null in run.json, and NaN again when loaded.
+    Raises `FileExistsError` and `OSError`. JSON has no NaN: a number in `summary` that is not finite is null in run.json, and NaN
+    when it is loaded.
     """
     partial = files.partial(folder)
     partial.mkdir(parents=True)
     try:
         (partial / "run.json").write_text(written_head(result), encoding="utf-8")
         for name, rows in result.tables.items():
-            with (partial / f"{name}.parquet").open("xb") as file:  # a path that is no UTF-8 could not be handed over
+            with (partial / f"{name}.parquet").open("xb") as file:  # pandas gets a file: it cannot take a path that is not UTF-8
                 rows.to_parquet(file, index=False)
         if folder.exists():  # rename would replace an empty folder
             raise FileExistsError(f"{folder} is there already")
         try:
             os.rename(partial, folder)
         except OSError as error:
-            if error.errno == errno.ENOTEMPTY:  # somebody was quicker
+            if error.errno == errno.ENOTEMPTY:  # another process has saved there in the meantime
                 raise FileExistsError(f"{folder} is there already") from error
             raise
     except BaseException:
@@ -60,7 +62,7 @@ def save(result: RunResult, folder: Path) -> None:
 
 
 def load(folder: Path) -> RunResult:
-    """Read a saved run. Raises `RequestError` if the folder is not one, not a whole one, or one of a newer program."""
+    """Read a saved run. Raises `RequestError` if the folder is not a saved run, is incomplete, or is of a newer program."""
     result = head(folder)
     try:
         result = with_tables(result, _tables(folder), OWN)
@@ -79,7 +81,7 @@ def _tables(folder: Path) -> Iterable[tuple[str, BinaryIO]]:
 
 
 def with_tables(result: RunResult, tables: Iterable[tuple[str, BinaryIO]], bounds: ReadLimits) -> RunResult:
-    """The head `result` with its tables, each a Parquet file by its name. Raises `RequestError` if that is no run."""
+    """The head `result` with its tables. `tables`: names and Parquet files. Raises `RequestError` if they are not a valid run."""
     found: dict[str, pd.DataFrame] = {}
     for name, file in tables:
         left = bounds.bytes - sum(map(bytes_of, found.values()))
@@ -90,7 +92,7 @@ def with_tables(result: RunResult, tables: Iterable[tuple[str, BinaryIO]], bound
 
 
 def head(folder: Path) -> RunResult:
-    """A saved run without its tables: all that a list of runs shows. Raises `RequestError` if the folder is not one."""
+    """A saved run without its tables. A list of runs needs no more. Raises `RequestError` if the folder is not a saved run."""
     try:
         return read_head(files.read(folder / "run.json", LARGEST_JSON))
     except (RequestError, OSError) as error:
@@ -98,7 +100,7 @@ def head(folder: Path) -> RunResult:
 
 
 def stamp(folder: Path) -> int:
-    """Tells a run from another that came to stand under its name. Raises `RequestError` if there is none."""
+    """A number that changes if another run is saved under the same name. Raises `RequestError` if there is no run."""
     try:
         return (folder / "run.json").stat().st_mtime_ns
     except OSError as error:
@@ -123,14 +125,14 @@ def listing(home: Path) -> list[Path]:
 
 
 def saved(home: Path) -> list[tuple[int, Path]]:
-    """The same, each with when it was saved, in nanoseconds: a run never changes, but its name may come to stand for another."""
+    """The same, each with the time when it was saved, in nanoseconds. A run never changes, but another run may get its name."""
     if not home.is_dir():
         return []
     return sorted(((when, path) for path in home.iterdir() if (when := _saved_at(path)) is not None), reverse=True)
 
 
 def _saved_at(folder: Path) -> int | None:
-    """When the run was saved, in nanoseconds; None for what is no saved run, or one deleted a moment ago."""
+    """When the run was saved, in nanoseconds. None if the folder is not a saved run, or was just deleted."""
     if folder.name.startswith("."):
         return None
     try:
@@ -145,13 +147,13 @@ def new_folder(home: Path, spec: RunSpec) -> Path:
 
 
 def free(home: Path, stem: str) -> Path:
-    """`stem` in `home`, or the first of stem-2, stem-3, … that is not taken."""
+    """`stem` in `home`, or the first of stem-2, stem-3, … that does not exist."""
     names = chain([stem], (f"{stem}-{n}" for n in count(2)))
     return next(home / name for name in names if not (home / name).exists())
 
 
 def discard_partial(folder: Path) -> None:
-    """Remove what writers that did not finish left beside `folder` under its name."""
+    """Remove unfinished folders for `folder`, which writers that did not end properly have left."""
     for path in folder.parent.glob(f"{files.PARTIAL}*-{escape(folder.name)}"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -160,7 +162,7 @@ def discard_partial(folder: Path) -> None:
 
 
 def good_name(name: str) -> bool:
-    """Whether a run may have this name: then it is the name of a folder on every system, and of none outside its home."""
+    """Whether a run may have this name: it is a valid folder name on every system, and does not lead outside of the home."""
     device = name.partition(".")[0].rstrip().upper()
     return _NAME.fullmatch(name) is not None and device not in _DEVICES and len(name.encode()) <= _LONGEST_NAME
 
@@ -187,21 +189,21 @@ def rename(folder: Path, name: str) -> Path:
 
 
 def delete(folder: Path) -> Path:
-    """Put a saved run out of sight. Returns where it lies, for `restore`, until `empty_trash` finds it too old."""
+    """Move a saved run to the trash. Returns its path there, for `restore`. `empty_trash` removes it when it is too old."""
     trash = folder.parent / _TRASH
-    place = free(trash, str(time.time_ns()))
-    place.mkdir(parents=True)
+    deletion = free(trash, str(time.time_ns()))
+    deletion.mkdir(parents=True)
     try:
-        _move(folder, place / folder.name)
+        _move(folder, deletion / folder.name)
     except BaseException:
-        place.rmdir()
+        deletion.rmdir()
         raise
     empty_trash(folder.parent)
-    return place / folder.name
+    return deletion / folder.name
 
 
 def restore(deleted: Path) -> Path:
-    """Bring a deleted run back, under its own name if that is still free. Returns its folder. Raises `RequestError`."""
+    """Restore a deleted run, under its own name if that is free. Returns its folder. Raises `RequestError`."""
     target = free(deleted.parents[2], deleted.name)
     _move(deleted, target)
     deleted.parent.rmdir()
@@ -209,15 +211,15 @@ def restore(deleted: Path) -> Path:
 
 
 def empty_trash(home: Path, now_ns: int | None = None) -> None:
-    """Remove for good what was deleted longer than `KEPT_NS` ago.
+    """Remove runs that were deleted more than `KEPT_NS` ago.
 
-    By age and not by number, since others that use the home, in other sessions and servers, still offer to bring theirs back.
+    The limit is on age, not on number: other sessions and servers that use the home still offer to restore their deleted runs.
     """
     trash, now = home / _TRASH, time.time_ns() if now_ns is None else now_ns
-    for place in trash.iterdir() if trash.is_dir() else ():
-        deleted_ns = place.name.partition("-")[0]
-        if deleted_ns.isdecimal() and now - int(deleted_ns) > KEPT_NS:  # a file manager leaves files of its own behind
-            shutil.rmtree(place, ignore_errors=True)  # another server of the same home may be at it
+    for deletion in trash.iterdir() if trash.is_dir() else ():
+        deleted_ns = deletion.name.partition("-")[0]
+        if deleted_ns.isdecimal() and now - int(deleted_ns) > KEPT_NS:  # other names are files of a file manager
+            shutil.rmtree(deletion, ignore_errors=True)  # another server of the same home may remove it too
 
 
 def _move(folder: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The few numbers that sum a run up, from its tables."""
+"""The summary of a run, from its tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORK = ("F", "B", "I", "W")
 
 
 def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
-    """1 − busy ÷ (pp × makespan) of the pipelines' compute, a share of total time: the mean over all pipelines."""
+    """The bubble, 1 − busy ÷ (pp × makespan), counting F, B, I and W; the mean over all pipelines."""
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
     # Ranks with the same dp and tp are one pipeline.
     pipeline = work["rank"] % mesh.stride("pp")
@@ -23,14 +23,14 @@ def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
 
 
 def workspace(allocator: list[dict[str, Any]]) -> int:
-    """The most bytes by which kernels' workspaces raised a rank's peak; 0 of a run saved before they were told apart."""
+    """The most bytes that kernels' workspaces added to a rank's peak. 0 for an old run, which did not record them."""
     return max((entry.get("workspace_bytes", 0) for entry in allocator), default=0)
 
 
 def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
-    """JSON-able numbers: first and last loss (of a run that trained), fullest rank, bubble, traffic, speed, parity."""
+    """Numbers for run.json: first and last loss if the run trained, fullest rank, bubble, traffic, speed, parity."""
     steps = tables["steps"].sort_values("step")
-    generated = KV_CACHE in set(tables["memory_peak"]["category"])  # and nothing trained, so there is no loss
+    generated = KV_CACHE in set(tables["memory_peak"]["category"])  # then there was no training, and there is no loss
     memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
     sent = tables["traffic"]["wire_bytes"].sum() if len(tables["traffic"]) else 0
     steady = steps["step_ns"].iloc[len(steps) // 2 :].median()

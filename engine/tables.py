@@ -1,7 +1,7 @@
-"""The tidy tables that every answer comes in, and the result that carries them.
+"""The tables of every result, and the result itself.
 
-Predicted and measured numbers share these schemas, so that comparing them is a join. Bytes are whole numbers;
-times are nanoseconds from the start of the step that the row describes.
+Predicted and measured numbers have the same schemas, so that comparing them is a join. Bytes are whole numbers. Times are
+nanoseconds from the start of the step of the row.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from engine.spec import RunSpec, Sentence, sentence
 from engine.topology import AXES
 
 Source = Literal["formula", "dry_run", "measured"]
-Rows = dict[str, list[dict[str, Any]]]  # table → its rows, before they are a `DataFrame`
+Rows = dict[str, list[dict[str, Any]]]  # the name of a table → its rows, before they are a `DataFrame`
 
-# In the order in which they are stacked and listed.
+# In the order of charts and lists.
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "communication", "temporary")
 KV_CACHE = "kv_cache"  # one more, when generating
 
 Dtype = Literal["str", "int64", "float64"]
 
-LARGEST = 2**63 - 1  # of whole numbers
-CUT = "…"  # stands for the middle of a group's name, where it is long and only some ranks have rows
-_MOST_NAMED = 64  # members of a group whose name is not cut
+LARGEST = 2**63 - 1  # the largest whole number in a table
+CUT = "…"  # replaces the middle of a group's name, if it is long and only some ranks have rows
+_MOST_NAMED = 64  # members of a group whose name is never shortened
 
-_MOST = 2**53  # up to here a browser's numbers are exact
-_MOST_SUM = 2.0**62  # of a column: what pandas adds up must stay an int64
+_MOST = 2**53  # up to here numbers are exact in a browser
+_MOST_SUM = 2.0**62  # of a column: sums must fit into an int64
 
 
 @dataclass(frozen=True)
 class ColumnSchema:
-    """What may stand in a column, in every row.
+    """The values that a column may have.
 
-    words         of a text: all that there are; without any, whatever is not empty
-    least, most   of a number, both included; a fraction may also be NaN or infinite, as in a run that blew up
-    absent        of a whole number: what stands in every row of an older run, which lacks the column; None if none does
+    words         of a text: all allowed texts; if empty, any text that is not empty
+    least, most   of a number, both included; a float may also be NaN or infinite, as a diverged loss
+    absent        the whole number that fills the column of an older run, which does not have it; None: every run must have the
+    column
     """
 
     dtype: Dtype
@@ -51,7 +52,7 @@ class ColumnSchema:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """`key`: the columns that tell its rows apart; none where two rows may be alike."""
+    """The columns of a table. `key`: the columns that identify a row; empty if rows may be equal."""
 
     columns: dict[str, ColumnSchema]
     key: tuple[str, ...] = ()
@@ -59,12 +60,12 @@ class TableSchema:
 
 _SOURCE = ColumnSchema("str", get_args(Source))
 _WHOLE = ColumnSchema("int64")
-_PLACE = ColumnSchema("int64", absent=0)  # along an axis; a run that is older than the axis has degree 1 there
-COORDINATE = AXES[::-1]  # the columns of where a rank is, the axis first that varies slowest
+_PLACE = ColumnSchema("int64", absent=0)  # a coordinate along an axis; a run that is older than the axis has degree 1 there
+COORDINATE = AXES[::-1]  # the columns of a rank's coordinate; the axis that varies slowest is first
 _NAME = ColumnSchema("str")
 _FRACTION = ColumnSchema("float64", least=-_MOST)
-_NUMBER = ColumnSchema("int64", least=-1)  # of a chunk or a microbatch; −1 where the row is about none
-_INSTANT = ColumnSchema("int64", least=-_MOST)  # a rank may be a little ahead of the step's start, which is the last rank's
+_NUMBER = ColumnSchema("int64", least=-1)  # of a chunk or a microbatch; −1: none
+_INSTANT = ColumnSchema("int64", least=-_MOST)  # a step starts when its last rank starts, so another rank may be slightly earlier
 _CATEGORY = ColumnSchema("str", (*CATEGORIES, KV_CACHE))
 _AXIS = ColumnSchema("str", AXES)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "send", "recv")
@@ -73,17 +74,17 @@ _PHASE = ColumnSchema("str", ("forward", "backward", "reduce", "tie", "step", "g
 _ACTIONS = ("F", "B", "I", "W", "reduce", "tie", "step", "gather")
 
 TABLES: dict[str, TableSchema] = {
-    # The composition at the instant of the rank's largest total in a steady step.
+    # Bytes by category at the rank's memory peak in a steady step.
     "memory_peak": TableSchema(
         {"source": _SOURCE, "rank": _WHOLE, **dict.fromkeys(COORDINATE, _PLACE), "category": _CATEGORY, "bytes": _WHOLE},
         key=("rank", *COORDINATE, "category"),
     ),
-    # The composition over one steady step: at the start of each action, and at the highest point within it.
+    # Bytes by category over one steady step: at the start of each action, and at the highest point within it.
     "memory_curve": TableSchema(
         {"source": _SOURCE, "rank": _WHOLE, "t_ns": _INSTANT, "action": _NAME, "category": _CATEGORY, "bytes": _WHOLE},
         key=("rank", "t_ns", "category"),
     ),
-    # The process as the operating system sees it: Python, torch and the allocator's own reserve included.
+    # The process as the operating system sees it, with Python, torch and the allocator's reserve.
     "process": TableSchema(
         {
             "source": _SOURCE, "rank": _WHOLE, "rss_bytes": _WHOLE, "uss_bytes": _WHOLE, "baseline_bytes": _WHOLE,
@@ -123,23 +124,23 @@ SCHEMAS: dict[str, dict[str, str]] = {
     name: {column: rule.dtype for column, rule in table.columns.items()} for name, table in TABLES.items()
 }
 
-# What tells the rows of a table apart, in the tables whose numbers a prediction and a measurement can both give.
+# The keys of the tables that both predictions and measurements have.
 KEYS: dict[str, tuple[str, ...]] = {name: TABLES[name].key for name in ("memory_peak", "traffic")}
 
 
 def misfits_of(name: str, rows: pd.DataFrame) -> Iterator[Sentence]:
-    """What in `rows` the table `name` cannot have, whatever ran: a sentence each. They have its columns and types."""
+    """A sentence for each error in `rows`: values that the table `name` never has. `rows` must have its columns and types."""
     for column, rule in TABLES[name].columns.items():
         if rule.dtype == "str":
-            yield from _strange_words(name, column, rule, rows[column])
+            yield from _wrong_words(name, column, rule, rows[column])
         else:
-            yield from _strange_numbers(name, column, rule, rows[column])
+            yield from _wrong_numbers(name, column, rule, rows[column])
     key = list(TABLES[name].key)
     if key and rows.duplicated(key).any():
         yield sentence("{name} has two rows with the same {key}", name=name, key=", ".join(key))
 
 
-def _strange_words(name: str, column: str, rule: ColumnSchema, found: pd.Series[str]) -> Iterator[Sentence]:
+def _wrong_words(name: str, column: str, rule: ColumnSchema, found: pd.Series[str]) -> Iterator[Sentence]:
     if found.hasnans:
         yield sentence("{name} has nothing in {column} where a text belongs", name=name, column=column)
         return
@@ -148,7 +149,7 @@ def _strange_words(name: str, column: str, rule: ColumnSchema, found: pd.Series[
         yield sentence("{name} has the {column} {value!r}, which is none", name=name, column=column, value=min(unknown)[:40])
 
 
-def _strange_numbers(name: str, column: str, rule: ColumnSchema, found: pd.Series[Any]) -> Iterator[Sentence]:
+def _wrong_numbers(name: str, column: str, rule: ColumnSchema, found: pd.Series[Any]) -> Iterator[Sentence]:
     values = found.to_numpy()
     known = values[np.isfinite(values)]
     if len(known) and not (rule.least <= known.min() and known.max() <= rule.most):
@@ -162,37 +163,37 @@ def _strange_numbers(name: str, column: str, rule: ColumnSchema, found: pd.Serie
 
 
 def group_name(ranks: Sequence[int], cut: bool) -> str:
-    """How tables name a group of ranks. `cut`: the middle of a long name is left out, where the first rank has the row."""
+    """The name of a group of ranks in tables. `cut`: leave out the middle of a long name, if its first rank has the row."""
     if cut and len(ranks) > _MOST_NAMED:
         return f"{ranks[0]},{ranks[1]},{CUT},{ranks[-1]}"
     return ",".join(map(str, ranks))
 
 
 def members(group: str) -> tuple[int, ...]:
-    """The ranks that a group's name names: all, or of a long one that is cut short its first two and the last."""
+    """The ranks in a group's name: all of them, or the first two and the last if the name was shortened."""
     return tuple(int(member) for member in group.split(",") if member != CUT)
 
 
 _SIDES = ("measured", "predicted")
 
 
-def beside(name: str, measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
-    """Two answers to one question, joined: for each number of the table `name` columns NAME_measured and NAME_predicted.
+def compared(name: str, measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Two results joined: for each number of the table `name`, columns NAME_measured and NAME_predicted.
 
-    A row that only one of them has counts as 0 in the other.
+    If only one of them has a row, the other's numbers are 0.
     """
     keys = list(KEYS[name])
     numbers = [column for column in SCHEMAS[name] if column not in ("source", *keys)]
     if measured is predicted and not predicted.duplicated(keys).any():  # there is nothing to join
         return predicted[keys].assign(**{f"{column}_{side}": predicted[column] for column in numbers for side in _SIDES})
     sides = [side[keys + numbers] for side in (measured, predicted)]
-    joined = sides[0].merge(sides[1], on=keys, how="outer", suffixes=("_measured", "_predicted"), validate="one_to_one")
+    both = sides[0].merge(sides[1], on=keys, how="outer", suffixes=("_measured", "_predicted"), validate="one_to_one")
     filled = {f"{column}_{side}": 0 for column in numbers for side in _SIDES}
-    return joined.fillna(filled).astype(dict.fromkeys(filled, "int64"))
+    return both.fillna(filled).astype(dict.fromkeys(filled, "int64"))
 
 
 def table(name: str, rows: list[dict[str, Any]], source: Source) -> pd.DataFrame:
-    """Make the table `name` of `rows`, which give every column but `source`. Refuses a fraction where a whole number belongs."""
+    """The table `name` from `rows`, which have all columns but `source`. Raises if a float is in a column of whole numbers."""
     columns = {}
     for column, dtype in SCHEMAS[name].items():
         values = [source if column == "source" else row[column] for row in rows]
@@ -202,9 +203,9 @@ def table(name: str, rows: list[dict[str, Any]], source: Source) -> pd.DataFrame
 
 @dataclass(frozen=True)
 class RunResult:
-    """One answer: what was asked, where it ran, what came out.
+    """The result of a run, a dry run or a prediction.
 
-    `environment` tells the machine and the backend; `summary` the few numbers that a list of runs shows.
+    `environment`: the machine and the backend. `summary`: the few numbers that a list of runs shows. `tables`: see `TABLES`.
     """
 
     spec: RunSpec

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from engine import files
 from engine.spec import RequestError, sentence, too_large
 
-LARGEST = 1_000_000  # bytes of a text of the user's
-# A file of this project's own: the same bytes on every system and Python, so that a spec and a seed mean one run everywhere.
+LARGEST = 1_000_000  # bytes of a user's text
+# A file of this project: it has the same bytes on every system, so that a spec and a seed give the same run everywhere.
 _BUILT_IN = Path(__file__).with_name("text.txt")
 
 
 def load(path: str | None) -> bytes:
-    """The whole text as UTF-8: of the file at `path`, or without one the built-in text.
+    """The text as UTF-8: that of the file at `path`, or the built-in text if `path` is None.
 
-    Raises `RequestError` if there is no such file, or it is not a text that can be trained on.
+    Raises `RequestError` if there is no such file, or if it is not a text to train on.
     """
     if path is None:
         return _BUILT_IN.read_bytes()
@@ -27,16 +27,16 @@ def load(path: str | None) -> bytes:
         content = files.read(Path(path), LARGEST)
     except FileNotFoundError:
         raise RequestError(sentence("there is no file {path}", path=path)) from None
-    except (OSError, ValueError) as error:  # ValueError: a path that no system could have, such as one with a null byte
+    except (OSError, ValueError) as error:  # ValueError: an invalid path, such as one with a null byte
         reason = getattr(error, "strerror", None) or error
         raise RequestError(sentence("{path!r} cannot be read: {reason}", path=path, reason=str(reason))) from error
     return checked(content, path)
 
 
 def checked(content: bytes, name: str) -> bytes:
-    """The text in a file's content. Raises `RequestError`, calling it `name`, if it cannot be trained on.
+    """The text in a file's content. Raises `RequestError` that calls it `name`, if it is not a text to train on.
 
-    A byte order mark at the start goes: it tells how a file is written and is no part of the text.
+    A byte order mark at the start is removed: it marks the encoding and is not a part of the text.
     """
     if len(content) > LARGEST:
         raise RequestError(too_large(name, len(content), LARGEST))
@@ -55,10 +55,10 @@ def checked(content: bytes, name: str) -> bytes:
 
 
 def batch(text: bytes, seq: int, size: int, seed: int, step: int, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens and targets of one microbatch, both (size, seq): stretches of the text, and for each byte the one after it.
+    """Tokens and targets of one microbatch, both (size, seq): pieces of the text, and for each byte the next one.
 
-    `index` counts the microbatches of a step over all replicas, so that a step's data is the same for every layout. The
-    stretches depend on `seed`, `step` and `index` alone; some may overlap. Raises `RequestError` if the text is too short.
+    `index` numbers the microbatches of a step over all replicas, so that every layout has the same data. The pieces depend only
+    on `seed`, `step` and `index`. They may overlap. Raises `RequestError` if the text is too short.
     """
     if len(text) <= seq:
         raise RequestError(
@@ -70,5 +70,5 @@ def batch(text: bytes, seq: int, size: int, seed: int, step: int, index: int) ->
             )
         )
     starts = np.random.default_rng([seed, step, index]).integers(len(text) - seq, size=size)
-    stretches = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(seq + 1)].astype(np.int64)  # (size, seq + 1)
-    return stretches[:, :-1], stretches[:, 1:]
+    pieces = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(seq + 1)].astype(np.int64)  # (size, seq + 1)
+    return pieces[:, :-1], pieces[:, 1:]

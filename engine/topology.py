@@ -1,6 +1,6 @@
 """The device mesh: its axes, and rank ↔ coordinate, groups and strides along each axis.
 
-What only iterates over axes takes them from here. dp, tp and pp are spelled out only where one of them is meant.
+Code that iterates over axes takes them from here. It names dp, tp or pp only where it means that one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Axis = Literal["tp", "dp", "pp"]
-# In the order of ranks: the first varies fastest, as in Megatron-LM, so that ranks that talk most are neighbours in a node.
+# In the order of ranks: the first varies fastest, as in Megatron-LM, so that ranks that communicate most are neighbours in a
+# node.
 AXES: tuple[Axis, ...] = get_args(Axis)
 AXES_AS_WRITTEN: tuple[Axis, ...] = ("dp", "tp", "pp")  # in the short form of a layout, in links, and in a product of degrees
-AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "pp", "dp")  # the one with most calls in a step first; the order of legends
-MOST_MEMBERS = 2**20  # members of the groups of one axis, counted once for each rank: all layouts of 1,024 ranks have no more
+AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "pp", "dp")  # the one with most calls in a step first: the order of legends
+MOST_MEMBERS = 2**20  # ranks × members of a rank's group along one axis; no layout of 1,024 ranks has more
 
 _Ranks = TypeVar("_Ranks", int, "NDArray[np.int64]")
 
@@ -53,7 +54,7 @@ class _ByAxis(Mapping[Axis, int]):
 
     @property
     def columns(self) -> dict[str, int]:
-        """The same as columns of a table's row."""
+        """The numbers as columns of a table's row."""
         return dict[str, int](self._numbers.items())
 
     @property
@@ -70,7 +71,7 @@ class _ByAxis(Mapping[Axis, int]):
 
 
 class Coordinate(_ByAxis):
-    """Where a rank is along each axis, from 0. An axis that is left out is 0."""
+    """The coordinate of a rank: its index along each axis, from 0. An axis that is left out is 0."""
 
     __slots__ = ()
 
@@ -79,12 +80,12 @@ class Coordinate(_ByAxis):
 
 
 class Mesh(_ByAxis):
-    """A grid of ranks: an ordered mapping axis → degree. In the order of its axes, the first varies fastest with the rank."""
+    """The mesh of ranks: an ordered mapping axis → degree. The first axis varies fastest with the rank."""
 
     __slots__ = ("_strides",)
 
     def __init__(self, degrees: Mapping[Axis, int], order: Sequence[Axis] = AXES) -> None:
-        """An axis that is left out has degree 1. Raises `ValueError` for what is no axis, and if `order` is not of all."""
+        """An axis that is left out has degree 1. Raises `ValueError` for an unknown axis, or if `order` lacks an axis."""
         super().__init__(degrees, order, 1)
         self._strides = strides(self)
 
@@ -104,20 +105,22 @@ class Mesh(_ByAxis):
 
     @property
     def all_listed(self) -> bool:
-        """Whether tables have rows of every rank. Each rank's name its groups, so they grow as ranks × group."""
+        """Whether tables have rows of every rank. Rows contain the members of groups, so their size is ranks × group."""
         return self.size * max(self.values()) <= MOST_MEMBERS
 
     @property
     def listed(self) -> range:
-        """The ranks that tables have rows of: all, or of very many the first of each stage, whose others do the same."""
+        """The ranks that have rows in tables: all; if there are very many, the first rank of each stage, which represents the
+        others.
+        """
         return range(0, self.size, 1 if self.all_listed else self.stride("pp"))
 
     def stride(self, axis: Axis) -> int:
-        """How far apart in rank two neighbours along `axis` are. Along pp, in the usual order: the ranks of a stage."""
+        """The difference in rank between neighbours along `axis`. Along pp, in the usual order, it is the ranks of a stage."""
         return self._strides[axis]
 
     def index(self, axis: Axis, rank: _Ranks) -> _Ranks:
-        """Where a rank is along `axis`, or each rank of an array, (n,)."""
+        """The index of a rank along `axis`; for an array of ranks, of each, (n,)."""
         return rank // self._strides[axis] % self._numbers[axis]
 
     def coordinate(self, rank: int) -> Coordinate:
@@ -128,7 +131,7 @@ class Mesh(_ByAxis):
         return sum(place * self._strides[axis] for axis, place in at.items())
 
     def peer(self, axis: Axis, rank: int, index: int) -> int:
-        """The rank that is at `index` along `axis`, and elsewhere where `rank` is."""
+        """The rank at `index` along `axis`, with the coordinates of `rank` along all other axes."""
         return rank + (index - self.index(axis, rank)) * self._strides[axis]
 
     def group(self, axis: Axis, rank: int) -> tuple[int, ...]:
@@ -137,16 +140,19 @@ class Mesh(_ByAxis):
         return tuple(range(first, first + self[axis] * step, step))
 
     def groups(self, axis: Axis) -> list[tuple[int, ...]]:
-        """Every group along `axis`; each rank is in exactly one."""
+        """All groups along `axis`. Each rank is in one of them."""
         return [self.group(axis, rank) for rank in range(self.size) if self.index(axis, rank) == 0]
 
-    def apart(self, rank: int, other: int) -> tuple[Axis, ...]:
-        """The axes along which two ranks are at different places."""
+    def differing_axes(self, rank: int, other: int) -> tuple[Axis, ...]:
+        """The axes along which two ranks have different coordinates."""
         return tuple(axis for axis in self if self.index(axis, rank) != self.index(axis, other))
 
 
 def strides(degrees: Mapping[Axis, Any]) -> dict[Axis, Any]:
-    """How far apart in rank two neighbours along each axis are. Degrees are numbers, or arrays of many meshes' degrees, (n,)."""
+    """The difference in rank between neighbours along each axis. `degrees`: in the order of ranks, the first varies fastest.
+
+    Degrees are numbers, or arrays for many meshes, (n,).
+    """
     found: dict[Axis, Any] = {}
     step: Any = 1
     for axis, degree in degrees.items():

@@ -1,11 +1,11 @@
-"""What processes of this program tell each other, as bytes: JSON for what is small, Arrow IPC for tables, raw bytes for the rest.
+"""Messages between processes of this program, as bytes: JSON, Arrow IPC for tables, and raw bytes.
 
-A message is a head, which is JSON, and parts with names. Reading one never runs anything that is in it, and each reader says what
-it expects: whatever else comes in is a `WireError`, with one sentence. Imports no torch.
+A message has a head, which is JSON, and named parts. Reading a message never executes its content. Each reader checks what it
+expects, and raises `WireError` with one sentence for anything else. Imports no torch.
 
     8 bytes   length of the head, little-endian
     head      {"head": …, "parts": [[name, bytes], …]}
-    parts     one behind the other
+    parts     one after the other
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _MOST_HEAD = 16 << 20
 _LENGTH = struct.Struct("<Q")
 _AT_ONCE = 1 << 20
 _ARROW = {"str": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
-# What a rank hands in besides the tables: the totals of its allocator.
+# A rank sends this table too: the totals of its allocator.
 _ALLOCATOR = dict.fromkeys(("rank", "start_bytes", "peak_bytes", "workspace_bytes", "unaccounted_bytes"), "int64")
 
 
 class WireError(Exception):
-    """What another process sent is not what it should be."""
+    """A message from another process is not valid."""
 
 
 # -------------------------------------------------------------------------------------------------------------- messages
 
 
 def pack(head: Any, parts: Parts | None = None) -> bytes:
-    """A message. `head` is JSON-able; NaN is kept, and a tuple becomes a list."""
+    """A message. `head`: a JSON value. NaN is kept, and a tuple becomes a list."""
     parts = parts or {}
     written = json.dumps({"head": head, "parts": [[name, len(part)] for name, part in parts.items()]}).encode()
     return b"".join((_LENGTH.pack(len(written)), written, *parts.values()))
 
 
 def unpack(message: bytes, *, finite: bool = False) -> tuple[Any, dict[str, memoryview]]:
-    """Head and parts of a message. Raises `WireError`, with `finite` also for a head with NaN or Infinity in it."""
+    """Head and parts of a message. Raises `WireError`; if `finite`, also if the head has NaN or Infinity."""
     view = memoryview(message)
     if len(view) < _LENGTH.size:
         raise WireError(f"a message of {len(view)} bytes is too short to be one")
@@ -71,7 +71,7 @@ def unpack(message: bytes, *, finite: bool = False) -> tuple[Any, dict[str, memo
 
 
 def whole(number: Any) -> int:
-    """What was read, if it is a whole number. Raises `TypeError` for others, and for "12", true and 1.9, which `int` takes."""
+    """The value, if it is a whole number. Raises `TypeError` for all others, also for "12", true and 1.9, which `int` accepts."""
     if type(number) is not int:
         raise TypeError(f"{str(number)[:40]!r} is no whole number")
     return number
@@ -82,26 +82,28 @@ def _no_number(name: str) -> Any:
 
 
 def send(fd: int, message: bytes, deadline: float | None = None) -> None:
-    """Write a message to a pipe or socket, with its length before it. Raises `OSError` if nobody is there to read it.
+    """Write a message to a pipe or socket, with its length before it. Raises `OSError` if there is no reader.
 
-    `deadline`, as `time.monotonic` counts, is for an end that does not block: `TimeoutError` if not all is written by then.
+    `deadline`: in seconds of `time.monotonic`, for a descriptor that does not block. Raises `TimeoutError` if not all is written
+    by then.
     """
-    _all(fd, _LENGTH.pack(len(message)), deadline)
-    _all(fd, message, deadline)
+    _write_all(fd, _LENGTH.pack(len(message)), deadline)
+    _write_all(fd, message, deadline)
 
 
 def receive(fd: int, most: int = LARGEST, deadline: float | None = None) -> bytes:
-    """Read what `send` wrote. Blocks until it is there. Raises `EOFError` if the other end is gone, and `WireError`.
+    """Read a message that `send` wrote. Blocks until it has arrived. Raises `EOFError` if the other end is closed, and
+    `WireError`.
 
-    `deadline` as in `send`: `TimeoutError` if not all is there by then.
+    `deadline`: as in `send`. Raises `TimeoutError` if not all has arrived by then.
     """
-    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size, deadline))
+    (length,) = _LENGTH.unpack(_read_exactly(fd, _LENGTH.size, deadline))
     if length > most:
         raise WireError(f"a message of {length:,} bytes is more than the {most:,} that are taken")
-    return _exactly(fd, length, deadline)
+    return _read_exactly(fd, length, deadline)
 
 
-def _all(fd: int, message: bytes, deadline: float | None) -> None:
+def _write_all(fd: int, message: bytes, deadline: float | None) -> None:
     left = memoryview(message)
     while left:
         if deadline is not None and not select([], [fd], [], max(0.0, deadline - time.monotonic()))[1]:
@@ -109,7 +111,7 @@ def _all(fd: int, message: bytes, deadline: float | None) -> None:
         left = left[os.write(fd, left) :]
 
 
-def _exactly(fd: int, count: int, deadline: float | None) -> bytes:
+def _read_exactly(fd: int, count: int, deadline: float | None) -> bytes:
     found = bytearray()
     while len(found) < count:
         if deadline is not None and not select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -125,7 +127,7 @@ def _exactly(fd: int, count: int, deadline: float | None) -> bytes:
 
 
 def arrow(table: pa.Table) -> bytes:
-    """A table as an Arrow IPC stream."""
+    """A table in the Arrow IPC stream format."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -133,7 +135,7 @@ def arrow(table: pa.Table) -> bytes:
 
 
 def arrow_read(stream: bytes | memoryview) -> pa.Table:
-    """The table in an Arrow IPC stream, every offset in it checked. Raises `WireError`."""
+    """The table in an Arrow IPC stream. It is fully validated. Raises `WireError`."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
             table = reader.read_all()
@@ -144,12 +146,14 @@ def arrow_read(stream: bytes | memoryview) -> pa.Table:
 
 
 def pack_rows(rows: Rows) -> bytes:
-    """Rows of the tables of `engine.tables` without their source, and of "allocator", by the table's name."""
+    """A message with rows, by table: those of `engine.tables` without the column "source", and "allocator"."""
     return pack(None, {name: arrow(pa.Table.from_pylist(part, _schema(name))) for name, part in rows.items()})
 
 
 def unpack_rows(message: bytes, rank: int | None = None) -> Rows:
-    """What `pack_rows` packed, held against the schemas of the tables. With `rank`, of no other rank. Raises `WireError`."""
+    """The rows in a message of `pack_rows`, checked against the schemas. `rank`: if given, all rows must be of it. Raises
+    `WireError`.
+    """
     head, parts = unpack(message, finite=True)
     if head is not None:
         raise WireError("a message of rows has nothing in its head")

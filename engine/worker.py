@@ -37,7 +37,7 @@ from engine.wire import WireError, pack_rows, unpack_rows
 
 
 class Task(Protocol):
-    """What one rank measures: training, or generation without training."""
+    """The work of one rank: training, or generation without training."""
 
     def run(self, store: dist.Store) -> Rows:
         """The timed part: rows of steps, spans and traffic."""

@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from engine.tables import CATEGORIES, COORDINATE, KV_CACHE, beside
+from engine.tables import CATEGORIES, COORDINATE, KV_CACHE, compared
 from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
@@ -98,7 +98,7 @@ def traffic(
 ) -> Drawing:
     """Bars by axis, collective and phase: the mean over all ranks, or one `rank`'s own; predicted, and measured beside it."""
     say, column = style.say, f"{measure}_bytes"
-    both = beside("traffic", measured if measured is not None else predicted, predicted)
+    both = compared("traffic", measured if measured is not None else predicted, predicted)
     if rank is not None:
         both, ranks = both[both["rank"] == rank], 1
     shown = "measured" if measured is not None else "predicted"

@@ -22,7 +22,7 @@ class Roles(Mapping[int, Role]):
     def __getitem__(self, rank: int) -> Role:
         if not 0 <= rank < self.mesh.size:
             raise KeyError(rank)
-        axes = self.mesh.apart(rank, self.chosen)
+        axes = self.mesh.differing_axes(rank, self.chosen)
         if len(axes) > 1:
             return "none"
         return axes[0] if axes else "self"

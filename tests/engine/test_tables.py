@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 
-from engine.tables import CATEGORIES, SCHEMAS, Source, beside, table
+from engine.tables import CATEGORIES, SCHEMAS, Source, compared, table
 from tests import check_run
 
 VALUES: dict[str, Any] = {"str": "x", "int64": 7, "float64": 0.5}
@@ -68,10 +68,10 @@ def traffic_rows(*calls: tuple[int, str, int]) -> list[dict[str, Any]]:
 def test_two_answers_stand_side_by_side_and_what_one_lacks_is_none_of_it() -> None:
     measured = table("traffic", traffic_rows((0, "all_reduce", 8), (1, "all_reduce", 8)), "measured")
     predicted = table("traffic", traffic_rows((0, "all_reduce", 6), (0, "all_gather", 4)), "formula")
-    joined = beside("traffic", measured, predicted)
+    both = compared("traffic", measured, predicted)
     pairs = {
         (r, c): (m, p)
-        for r, c, m, p in joined[["rank", "collective", "payload_bytes_measured", "payload_bytes_predicted"]].to_numpy()
+        for r, c, m, p in both[["rank", "collective", "payload_bytes_measured", "payload_bytes_predicted"]].to_numpy()
     }
     assert pairs == {(0, "all_gather"): (0, 4), (0, "all_reduce"): (8, 6), (1, "all_reduce"): (8, 0)}
 
@@ -79,4 +79,4 @@ def test_two_answers_stand_side_by_side_and_what_one_lacks_is_none_of_it() -> No
 def test_rows_that_cannot_be_told_apart_are_refused() -> None:
     twice = table("traffic", traffic_rows((0, "all_reduce", 8), (0, "all_reduce", 8)), "measured")
     with pytest.raises(pd.errors.MergeError):
-        beside("traffic", twice, twice)
+        compared("traffic", twice, twice)

@@ -93,7 +93,7 @@ def test_the_members_of_a_group_differ_along_its_axis_only(mesh: Mesh, axis: Axi
         assert group in groups
         assert [mesh.coordinate(member)[axis] for member in group] == list(range(mesh[axis]))
         assert list(group) == [mesh.peer(axis, rank, index) for index in range(mesh[axis])]
-        assert all(mesh.apart(rank, member) == (() if member == rank else (axis,)) for member in group)
+        assert all(mesh.differing_axes(rank, member) == (() if member == rank else (axis,)) for member in group)
 
 
 @given(meshes)
