@@ -1,8 +1,8 @@
-"""The traffic of many layouts at once, for the planner: the same rules over arrays.
+"""The traffic of many layouts at once, for the planner: the rules of `engine.predict.traffic.rules` over arrays.
 
-What a stage passes is a sum over what it has: chunks, layers between a chunk's first and last, cuts to other stages. How many of
-each it has depends on the pipeline's shape alone, and what one of them passes on everything else. So the two are worked out
-apart, each as a matrix, and multiplied.
+The traffic of a stage is a sum over its items: chunks, layers in the middle of a chunk, cuts to other stages. The number of each
+item depends only on the pipeline's shape. The traffic of one item depends on everything else. So both are computed as matrices
+and multiplied.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 
 Reals = NDArray[np.float64]
 
-ROADS = ("tp", "pp", "dp", "dp late")
+CLASSES = ("tp", "pp", "dp", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
 _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
-_LATE = ("gather", "step")  # phases that no pass runs beside
+_LATE = ("gather", "step")  # phases that no pass overlaps with
 
 
 class StageItem(NamedTuple):
-    """Something that a stage has so many of. `part`: a chunk; `kind`: "own", what the chunk has once; "t0", "t1", a layer between
-    its first and last; "cut", a cut before it; or, without a part, "stage", "last" and "ends", a stage that is so.
+    """An item that makes calls, and of which a stage has a number.
+
+    With a `part`, which is a chunk, `kind` is "own": all of the chunk but its middle layers; "t0", "t1": a middle layer of the
+    first or the second kind; "cut": the transfers before the chunk, if it is on another stage than the chunk before it. Without a
+    part it is "stage": any stage; "last": the last chunk's stage; "ends": a stage with tied weights.
     """
 
     part: Part | None
@@ -50,58 +53,64 @@ def bulk_traffic(
     model: ModelSpec,
     workload: WorkloadSpec,
     grid: Grid,
-    roads: Sequence[str] = ROADS,
+    classes: Sequence[str] = CLASSES,
     calls: bool = True,
     ledgers: Ledgers | None = None,
 ) -> dict[str, Reals]:
-    """What the busiest rank passes in a step: name → (n,) numbers, for the n layouts of `grid`.
+    """The traffic of the busiest rank in a step: name → (n,), for the n layouts of `grid`.
 
-    "tp", "pp" and "dp" are wire bytes, with " calls" behind it the calls, receives included. "dp late" is the part of dp that
-    no pass runs beside: new values and what the optimizer's step needs. Each name has its own busiest rank. `roads`: which;
-    `calls`: whether they are counted too. `ledgers`: those to read, in place of `ledger_store()`; raises `NotRecordedError`.
+    "tp", "pp" and "dp" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the calls of the
+    optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest rank. `classes`:
+    the wanted names. `calls`: whether calls are counted too. `ledgers`: where to read ledgers, in place of `ledger_store()`.
+
+    Raises `NotRecordedError`.
     """
     full = grid.recompute == RECOMPUTES.index("full")  # selective recompute repeats no collective
     first, cost = distinct(
         grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full
     )
-    splits = grid.by_schedule(lambda facts: facts.splits)  # which puts weights' gradients off
+    splits = grid.by_schedule(lambda facts: facts.splits)  # then reductions depend on the schedule
     groups = grid.pp, grid.chunks, grid.v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
-    some, which = distinct(*groups, cost)  # one of those whose stages pass the same
+    some, which = distinct(*groups, cost)  # one of the layouts whose stages have equal traffic
     starts, _ = distinct(*(group[some] for group in groups))
     bounds = [*starts.tolist(), len(some)]
     shapes = [
         _Shape.of(model, int(grid.pp[some[i]]), int(grid.chunks[some[i]]), bool(grid.v_shaped[some[i]])) for i in bounds[:-1]
     ]
     held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
-    costs = _Costs(model, workload, grid.take(first), held, roads, 1 + calls, ledgers)
+    costs = _Costs(model, workload, grid.take(first), held, classes, 1 + calls, ledgers)
     measures = ("", " calls")[: 1 + calls]
-    found = {name + behind: np.zeros(len(some)) for name in roads for behind in measures}
+    found = {name + suffix: np.zeros(len(some)) for name in classes for suffix in measures}
     for shape, (start, stop) in zip(shapes, pairwise(bounds), strict=True):
         schedule, here = int(groups[3][some[start]]), cost[some[start:stop]]
         rows = np.array([held.index(one) for one in shape.held])
-        matrix = shape.counts if schedule else shape.alike  # (stages, things)
-        for name in roads:
-            for measure, behind in enumerate(measures):
-                passed = multiplied(matrix, costs.of(name, measure)[np.ix_(rows, here)])
+        matrix = shape.counts if schedule else shape.distinct_counts  # (stages, items)
+        for name in classes:
+            for measure, suffix in enumerate(measures):
+                traffic = multiplied(matrix, costs.of(name, measure)[np.ix_(rows, here)])
                 if schedule and name in costs.reduced:
-                    # What one reduction of a chunk passes, times how many there are.
+                    # The traffic of one reduction of a chunk, times the number of reductions.
                     one = multiplied(shape.by_chunk, costs.reduced[name][measure][np.ix_(rows, here)])
-                    often = reductions(
+                    times = reductions(
                         SCHEDULES[schedule - 1], shape.pp, costs.grid.microbatches[here], shape.stage[:, None], shape.run[:, None]
                     )
-                    passed += multiplied(shape.on.T, one * often)
+                    traffic += multiplied(shape.on.T, one * times)
                 elif name in costs.reduced:
-                    passed += multiplied(matrix, costs.reduced[name][measure][np.ix_(rows, here)] * costs.grid.microbatches[here])
-                found[name + behind][start:stop] = passed.max(0)
+                    reduced = costs.reduced[name][measure][np.ix_(rows, here)]
+                    traffic += multiplied(matrix, reduced * costs.grid.microbatches[here])
+                found[name + suffix][start:stop] = traffic.max(0)
     return {name: numbers[which] for name, numbers in found.items()}
 
 
-# ------------------------------------------------------------------------------------------------ what each stage has
+# ----------------------------------------------------------------------------------------------- the items of each stage
 
 
 class _Shape(NamedTuple):
-    """`counts` (stages, things) says how many of `held` each stage has, `by_chunk` (chunks, things) each chunk; `on` (chunks,
-    stages) is 1 where a chunk is on a stage; `stage` and `run` of each chunk.
+    """The items of a pipeline's stages.
+
+    `held`: the items. `counts` (stages, items): how many of them each stage has. `by_chunk` (chunks, items): how many each chunk
+    has. `on` (chunks, stages): 1 if a chunk is on a stage. `stage`, `run` (chunks,): the stage of each chunk, and its index
+    there.
     """
 
     pp: int
@@ -113,8 +122,8 @@ class _Shape(NamedTuple):
     on: Reals
 
     @property
-    def alike(self) -> Reals:
-        """What different stages have, (k, things): those that have the same pass the same."""
+    def distinct_counts(self) -> Reals:
+        """The distinct rows of `counts`, (k, items). Stages with equal rows have equal traffic."""
         return np.array(list(dict.fromkeys(map(tuple, self.counts.tolist()))))
 
     @classmethod
@@ -124,8 +133,8 @@ class _Shape(NamedTuple):
         stage = np.where(v_shaped & (run % 2 == 1), pp - 1 - place, place)
         found, which = pieces(model.layers, model.encoder_layers, pp * chunks)
         held: dict[StageItem, int] = {}
-        entries: list[tuple[int, int, float]] = []  # chunk, thing, how many
-        cuts: list[tuple[int, int]] = []  # stage, thing
+        entries: list[tuple[int, int, float]] = []  # chunk, item, count
+        cuts: list[tuple[int, int]] = []  # stage, item
 
         def number(part: Part | None, kind: str) -> int:
             return held.setdefault(StageItem(part, kind), len(held))
@@ -135,28 +144,28 @@ class _Shape(NamedTuple):
             entries.append((chunk, number(part, "own"), 1))
             entries += [(chunk, number(part, f"t{kind}"), count) for kind, count in enumerate(piece.between) if count]
             if chunk and stage[chunk] != stage[chunk - 1]:
-                thing = number(part, "cut")
-                cuts += [(int(stage[chunk - 1]), thing), (int(stage[chunk]), thing)]
+                item = number(part, "cut")
+                cuts += [(int(stage[chunk - 1]), item), (int(stage[chunk]), item)]
         several = [(s, number(None, "stage")) for s in range(pp)] + [(int(stage[-1]), number(None, "last"))]
         if stage[-1] != stage[0]:
             several += [(int(s), number(None, "ends")) for s in (stage[0], stage[-1])]
         by_chunk = np.zeros((len(index), len(held)))
-        for chunk, thing, count in entries:
-            by_chunk[chunk, thing] = count
+        for chunk, item, count in entries:
+            by_chunk[chunk, item] = count
         on = (stage[:, None] == np.arange(pp)).astype(float)
         counts = on.T @ by_chunk
-        for at, thing in (*cuts, *several):
-            counts[at, thing] += 1
+        for at, item in (*cuts, *several):
+            counts[at, item] += 1
         return cls(pp, stage, run, list(held), counts, by_chunk, on)
 
 
-# ------------------------------------------------------------------------------------------- what one of each thing passes
+# ----------------------------------------------------------------------------------------------- the traffic of one item
 
 
 class _Costs:
-    """For every road and measure a matrix (things, layouts): what one of each passes in a step.
+    """For every class and measure a matrix (items, layouts): the traffic of one item in a step.
 
-    `reduced` has the same of one reduction of a chunk's deferred gradients.
+    `reduced`: the same for one reduction of a chunk's deferred gradients.
     """
 
     def __init__(
@@ -165,13 +174,13 @@ class _Costs:
         workload: WorkloadSpec,
         grid: Grid,
         held: list[StageItem],
-        roads: Sequence[str],
+        classes: Sequence[str],
         measures: int,
         ledgers: Ledgers | None,
     ) -> None:
         self.model, self.workload, self.grid, self.held, self.measures = model, workload, grid, held, measures
         self._ledgers = ledger_store() if ledgers is None else ledgers
-        self._sums = {name: np.zeros((measures, len(held), len(grid))) for name in roads}
+        self._sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
         self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
         slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
         full = grid.recompute == RECOMPUTES.index("full")
@@ -184,7 +193,7 @@ class _Costs:
             self._by_zero(_SLICINGS[slicing[one]], int(grid.zero[one]), np.flatnonzero(which == kind))
 
     def of(self, name: str, measure: int) -> Reals:
-        """(things, layouts)"""
+        """(items, layouts)"""
         found: Reals = self._sums[name][measure]
         return found
 
@@ -197,7 +206,7 @@ class _Costs:
             self._ledgers.check({self._key(part, cut, recompute) for part in parts for cut, recompute in kinds})  # type: ignore[arg-type]
 
     def _key(self, part: Part, slicing: Slicing, recompute: Recompute) -> Key:
-        """Calls do not depend on which dimensions are 1, so all that a layout has a say in are taken for more."""
+        """The key of a chunk's ledger. Calls do not depend on which dimensions are 1, so tp and B are taken as more than 1."""
         sizes = dimensions(self.model, slicing, letter("tp"), letter("B"))
         return structure(self.model, self.workload, recompute, slicing, sizes), part
 
@@ -208,7 +217,7 @@ class _Costs:
         return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g)
 
     def _recorded(self, slicing: Slicing, recompute: Recompute, here: Whole) -> None:
-        """Calls over tp, and messages over pp."""
+        """Add calls over tp, and messages over pp."""
         setting = self._setting(slicing, 0, here)
         for number, one in enumerate(self.held):
             if one.part is None:
@@ -221,7 +230,7 @@ class _Costs:
             self._add(number, here, setting, found)
 
     def _by_zero(self, slicing: Slicing, zero: int, here: Whole) -> None:
-        """What dp adds, and the end of a step."""
+        """Add calls over dp, and those at the end of a step."""
         setting = self._setting(slicing, zero, here)
         for number, one in enumerate(self.held):
             if one.part is not None and one.kind != "cut":
@@ -239,19 +248,19 @@ class _Costs:
         ranks = {"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}
         for call in found:
             n = 2 if call.between else ranks[call.axis]
-            # ZeRO calls for its one replica too, but to add up gradients.
-            there = np.asarray(n) > (0 if call.axis == "dp" and call.collective == "all_gather" else 1)
-            calls = call.calls * there
+            # In a group of one rank no calls are made, except ZeRO's all-gathers over dp.
+            made = np.asarray(n) > (0 if call.axis == "dp" and call.collective == "all_gather" else 1)
+            calls = call.calls * made
             amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
             late = call.axis == "dp" and call.phase in _LATE
             into = self.reduced if call.reduced else self._sums
-            for road in (call.axis, "dp late") if late else (call.axis,):
-                for measure in range(self.measures if road in into else 0):
-                    into[road][measure, number, here] += amounts[measure]
+            for traffic_class in (call.axis, "dp late") if late else (call.axis,):
+                for measure in range(self.measures if traffic_class in into else 0):
+                    into[traffic_class][measure, number, here] += amounts[measure]
 
 
 def _of_layers(one: StageItem, found: Iterable[PredictedCall]) -> Iterator[PredictedCall]:
-    """Those of a chunk's own, which are all but the layers that stand for others; or those of one of these."""
+    """The calls of an item: "own" has all calls of a chunk but those of middle layers; "t0", "t1" those of one middle layer."""
     part = one.part
     assert part is not None
     inner = {}
