@@ -34,8 +34,8 @@ def refuse_too_large(size: int, sequences: int, length: int) -> None:
     if size > LARGEST:
         raise RequestError(
             sentence(
-                "sequences={sequences} of length={length} would take {bytes} bytes of a rank, and memory is told up to 2^63 "
-                "bytes",
+                "sequences={sequences} of length={length} would take {bytes} bytes of a rank, and memory is shown only up to "
+                "2^63 bytes",
                 sequences=_short(sequences),
                 length=_short(length),
                 bytes=_short(size),

@@ -50,7 +50,7 @@ SIZES = {  # a link's choice, and what the Lab says of it
     ),
     "too many bytes": (
         "gpt.l1024.h65536.a1024.v256.s1000000.f0~dp1.tp1.pp1~gpipe~m65536~b4096~n20~r0.003~e0",
-        ["memory is told up to 2^63 bytes"],
+        ["memory is shown only up to 2^63 bytes"],
     ),
 }
 

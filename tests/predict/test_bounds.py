@@ -134,7 +134,7 @@ def test_where_replicas_differ_each_has_its_own_peak() -> None:
                 layout=LayoutSpec(schedule="gpipe"),
                 workload=WorkloadSpec(microbatches=65_536, microbatch_size=4096),
             ),
-            "bytes, and memory is told up to 2^63 bytes",
+            "bytes, and memory is shown only up to 2^63 bytes",
         ),
     ],
     ids=["actions", "bytes"],

@@ -143,7 +143,7 @@ def _peak(spec: RunSpec, stage: int, action: Action | str, before: Counts, withi
     if sum(bytes_.values()) > LARGEST:
         raise RequestError(
             sentence(
-                "a rank of stage {stage} would hold {bytes:.3g} bytes, and memory is told up to 2^63 bytes",
+                "a rank of stage {stage} would hold {bytes:.3g} bytes, and memory is shown only up to 2^63 bytes",
                 stage=stage,
                 bytes=float(sum(bytes_.values())),
             )

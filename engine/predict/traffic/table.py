@@ -46,7 +46,9 @@ def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
 def _writable(number: int) -> int:
     if number > LARGEST:
         raise RequestError(
-            sentence("a rank would pass {bytes:.3g} bytes in a step, and traffic is told up to 2^63 bytes", bytes=float(number))
+            sentence(
+                "a rank would pass {bytes:.3g} bytes in a step, and traffic is shown only up to 2^63 bytes", bytes=float(number)
+            )
         )
     return number
 
