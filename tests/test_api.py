@@ -130,7 +130,7 @@ def test_a_prediction_and_a_dry_run_have_the_tables_of_a_run(scratch: Path) -> N
     for name in ("memory_peak", "traffic"):
         formula, dry = predicted.tables[name], dry_run.tables[name]
         assert set(dry["source"]) == {"dry_run"}
-        joined = tables.beside(name, dry, formula[formula["rank"] == 5])
+        joined = tables.compared(name, dry, formula[formula["rank"] == 5])
         for number in {column.removesuffix("_measured") for column in joined if column.endswith("_measured")}:
             pd.testing.assert_series_equal(joined[f"{number}_measured"], joined[f"{number}_predicted"], check_names=False)
     assert done == [(1, 1)]
