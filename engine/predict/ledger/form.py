@@ -49,8 +49,12 @@ class Structure(NamedTuple):
     @property
     def name(self) -> str:
         """Fit for a file's name."""
-        does = "generates" if self.generates else self.recompute
-        return "_".join([self.archive, does, self.slicing, *(one.replace("/", "-per-") for one in self.ones)])
+        return "_".join([self.archive, self.group, *(one.replace("/", "-per-") for one in self.ones)])
+
+    @property
+    def group(self) -> str:
+        """The name of those that lie together in an archive: they differ in `ones`."""
+        return f"{'generates' if self.generates else self.recompute}_{self.slicing}"
 
 
 class Part(NamedTuple):

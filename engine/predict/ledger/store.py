@@ -54,7 +54,7 @@ class LedgerStore:
 
     def _shipped(self, key: Key) -> bool:
         name = key[0].archive
-        if name not in self._archives and (path := self._folder / f"{name}.xz").exists():
+        if name not in self._archives and (path := self._folder / f"{name}.ledgers").exists():
             self._archives[name] = LedgerArchive(path)
         return name in self._archives and key in self._archives[name]
 
