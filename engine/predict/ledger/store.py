@@ -26,6 +26,10 @@ class NotRecordedError(Exception):
         self.keys = list(keys)
         super().__init__("not recorded: " + ", ".join(name_of(*key) for key in self.keys))
 
+    def __reduce__(self) -> tuple[type[NotRecordedError], tuple[list[Key]]]:
+        """Pickled by its keys, so that it comes back from another process."""
+        return type(self), (self.keys,)
+
 
 class LedgerStore:
     """Ledgers that are shipped, in a folder of archives, and those that were recorded since."""
