@@ -84,7 +84,7 @@ def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path) -> None:
         by_archive[key[0].archive][key] = recorded(*key)
     folder.mkdir(parents=True, exist_ok=True)
     for name, ledgers in by_archive.items():
-        write(folder / f"{name}.xz", LedgerArchive.bind(ledgers))
+        write(folder / f"{name}.ledgers", LedgerArchive.bind(ledgers))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ def test_many_layouts_at_once_give_what_each_gives_alone() -> None:
 def test_one_model_in_many_layouts() -> None:
     """One call, as the planner makes it, with pipelines of every shape in one grid."""
     few = [s for s in random_specs(200, seed=4) if s.workload.precision == "fp32"]
-    model = few[0].model.model_copy(update={"family": "gpt", "layers": 48, "heads": 60, "hidden": 60, "ffn": 60, "seq": 60})
+    model = few[0].model.model_copy(update={"family": "gpt", "layers": 48, "heads": 60, "hidden": 120, "ffn": 60, "seq": 60})
     some = [RunSpec(model=model, layout=s.layout, workload=s.workload) for s in few]
     found = bulk_traffic(model, some[0].workload, Grid.of(some))
     for i, spec in enumerate(some):

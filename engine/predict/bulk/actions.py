@@ -16,7 +16,7 @@ from engine.predict.memory.reducing import FRESH, MANY, Reductions, RepeatedSegm
 from engine.predict.terms import Factor
 
 Whole = NDArray[np.int64]
-_STRUCTURES = 256  # traces of so many are kept, the latest
+_STRUCTURES = 256  # the number of structures whose traces are kept, the latest
 
 # Actions by the state that they find their chunk in. "edge": a first one with ZeRO 2 and 3, a last one with ZeRO 1; "more": while
 # W of other microbatches is deferred; "I after B": else, where the backward before was not split. With ZeRO 1 and 0 the latter

@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
 @lru_cache(maxsize=_KEPT)
 def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
-    """Of layers split as evenly as can be into so many chunks: the pieces that there are, and which of them each chunk is.
+    """Of layers split as evenly as can be into `chunks` chunks: the pieces that there are, and which of them each chunk is.
 
     `encoders`: how many of the layers are an encoder's; 0 where there is no decoder that attends to one. `bends`: whether chunks
     stand in the shape of a V, so that the one at its turn is followed by another on the same stage.

@@ -51,8 +51,12 @@ class Structure(NamedTuple):
     @property
     def name(self) -> str:
         """A name that can be a file name."""
-        does = "generates" if self.generates else self.recompute
-        return "_".join([self.archive, does, self.slicing, *(one.replace("/", "-per-") for one in self.ones)])
+        return "_".join([self.archive, self.group, *(one.replace("/", "-per-") for one in self.ones)])
+
+    @property
+    def group(self) -> str:
+        """The name of its group in an archive. The structures of a group differ only in `ones`."""
+        return f"{'generates' if self.generates else self.recompute}_{self.slicing}"
 
 
 class Part(NamedTuple):

@@ -1,26 +1,30 @@
-"""Files of ledgers: a folder with one file for each ledger, and an archive of very many ledgers."""
+"""Files of ledgers: a folder with a file for each, and an archive of very many."""
 
 from __future__ import annotations
 
 import json
 import lzma
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from engine.files import write
 from engine.predict.ledger.form import Ledger, Part, Structure, pack, unpack
 
+# Kept in memory, the latest: groups of an archive, some megabytes each, and ledgers that are unpacked.
+_GROUPS, _UNPACKED = 12, 256
 Key = tuple[Structure, Part]
-Ledgers = Callable[[Structure, Part], Ledger]  # a source of ledgers
+Ledgers = Callable[[Structure, Part], Ledger]  # where ledgers come from
 
 
 class LedgerFolder:
-    """A folder with one file for each ledger. Each file is read once."""
+    """The ledgers of a folder, a file each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read: dict[Key, Ledger] = {}
+        self._unpacked = lru_cache(maxsize=_UNPACKED)(self._unpack)
 
     def path(self, structure: Structure, part: Part) -> Path:
         return self.folder / structure.name / f"{part.name}.json.xz"
@@ -29,53 +33,75 @@ class LedgerFolder:
         return self.path(*key).exists()
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
-        """The ledger of a part. Raises `FileNotFoundError` if it is not in the folder."""
-        key = structure, part
-        if key not in self._read:
-            self._read[key] = unpack(lzma.decompress(self.path(structure, part).read_bytes()))
-        return self._read[key]
+        """Raises `FileNotFoundError` where it was never recorded."""
+        return self._unpacked(structure, part)
+
+    def _unpack(self, structure: Structure, part: Part) -> Ledger:
+        return unpack(lzma.decompress(self.path(structure, part).read_bytes()))
 
     def put(self, structure: Structure, part: Part, ledger: Ledger) -> None:
-        """Write a ledger. An error leaves no incomplete file."""
+        """Write it, whole or not at all."""
         path = self.path(structure, part)
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, lzma.compress(pack(ledger)))
 
 
 class LedgerArchive:
-    """Very many ledgers in one file. They are similar, so they are compressed together. A ledger is unpacked when asked for."""
+    """Very many ledgers in one file. Those of a group are compressed together, as they are much alike: see `Structure.group`.
+
+    The file is a line of JSON, how many bytes each group has, and then the groups. A group is compressed: a line of JSON, how many
+    bytes each ledger has, and then the ledgers.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read: dict[Key, Ledger] = {}
+        self._group = lru_cache(maxsize=_GROUPS)(self._read_group)
+        self._unpacked = lru_cache(maxsize=_UNPACKED)(self._unpack)
 
     @staticmethod
     def bind(ledgers: Mapping[Key, Ledger]) -> bytes:
-        """The content of an archive of these ledgers."""
-        packed = {name_of(*key): pack(ledger) for key, ledger in sorted(ledgers.items())}
-        lengths = json.dumps({name: len(one) for name, one in packed.items()}).encode()
-        return lzma.compress(lengths + b"\n" + b"".join(packed.values()))
+        """What such a file holds."""
+        groups: dict[str, dict[str, bytes]] = defaultdict(dict)
+        for key, ledger in sorted(ledgers.items()):
+            groups[key[0].group][name_of(*key)] = pack(ledger)
+        return _joined({name: lzma.compress(_joined(several)) for name, several in groups.items()})
 
     @cached_property
-    def _packed(self) -> dict[str, bytes]:
-        first, _, rest = lzma.decompress(self.path.read_bytes()).partition(b"\n")
-        found, start = {}, 0
-        for name, length in json.loads(first).items():
-            found[name] = rest[start : start + length]
-            start += length
-        return found
+    def _places(self) -> dict[str, slice]:
+        """Where in the file each group is."""
+        with self.path.open("rb") as file:
+            return _slices(file.readline())
+
+    def _read_group(self, name: str) -> dict[str, bytes]:
+        """Its ledgers, packed, by their names."""
+        place = self._places[name]
+        with self.path.open("rb") as file:
+            file.seek(place.start)
+            data = lzma.decompress(file.read(place.stop - place.start))
+        return {one: data[here] for one, here in _slices(data[: data.index(b"\n") + 1]).items()}
+
+    def _unpack(self, structure: Structure, part: Part) -> Ledger:
+        return unpack(self._group(structure.group)[name_of(structure, part)])
 
     def __contains__(self, key: Key) -> bool:
-        return name_of(*key) in self._packed
+        return key[0].group in self._places and name_of(*key) in self._group(key[0].group)
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
-        """The ledger of a part. Raises `KeyError` if it is not in the archive."""
-        key = structure, part
-        if key not in self._read:
-            self._read[key] = unpack(self._packed[name_of(*key)])
-        return self._read[key]
+        """Raises `KeyError` where it is not in the archive."""
+        return self._unpacked(structure, part)
+
+
+def _joined(several: Mapping[str, bytes]) -> bytes:
+    lengths = json.dumps({name: len(one) for name, one in several.items()}).encode()
+    return lengths + b"\n" + b"".join(several.values())
+
+
+def _slices(first: bytes) -> dict[str, slice]:
+    """Where each is, by the line of lengths before them."""
+    ends = accumulate(json.loads(first).values(), initial=len(first))
+    return {name: slice(start, end) for name, (start, end) in zip(json.loads(first), pairwise(ends), strict=True)}
 
 
 def name_of(structure: Structure, part: Part) -> str:
-    """The name of a ledger in an archive."""
+    """Of a ledger, for people."""
     return f"{structure.name}/{part.name}"

@@ -26,6 +26,10 @@ class NotRecordedError(Exception):
         self.keys = list(keys)
         super().__init__("not recorded: " + ", ".join(name_of(*key) for key in self.keys))
 
+    def __reduce__(self) -> tuple[type[NotRecordedError], tuple[list[Key]]]:
+        """Pickled by its keys, so that it comes back from another process."""
+        return type(self), (self.keys,)
+
 
 class LedgerStore:
     """Shipped ledgers, in a folder of archives, and ledgers that were recorded on this machine."""
@@ -54,7 +58,7 @@ class LedgerStore:
 
     def _shipped(self, key: Key) -> bool:
         name = key[0].archive
-        if name not in self._archives and (path := self._folder / f"{name}.xz").exists():
+        if name not in self._archives and (path := self._folder / f"{name}.ledgers").exists():
             self._archives[name] = LedgerArchive(path)
         return name in self._archives and key in self._archives[name]
 

@@ -4,8 +4,8 @@ blocks      blocks that are alike, and changes of how many there are
 buckets     sizes of flat buffers of parameters, and of the shares that ZeRO makes of them
 reducing    what ZeRO's reductions add to a pass
 passes      what the actions of a chunk do
-split       which part of the model each chunk is
 stages      what stands on a stage, and its step
+stage_passes  what follows from the order of a stage's passes alone
 walk        a stage's step, action by action
 shortened   which actions of a long step are gone through
 generation  generating without training

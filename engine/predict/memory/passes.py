@@ -50,7 +50,7 @@ class ActionTrace:
         return Change({kind: count for kind, count in counts.items() if count})
 
     def counts_at(self, at: tuple[int, int, bool]) -> Counts:
-        """What it has added when so far: number of the part, events of it, and whether in its last repetition."""
+        """What it has added up to a point: number of the part, events of it, and whether in its last repetition."""
         number, reach, again = at
         counts: Counts = defaultdict(int)
         for i, (times, events) in enumerate(self.parts[: number + 1]):

@@ -24,7 +24,7 @@ ALL_OF, MOST = 20_000, 1_000_000
 
 @dataclass(frozen=True)
 class StageActions:
-    """How a step is gone through: all its `microbatches`, so many as bring something new, or `short`: see `schedule.short`."""
+    """How a step is gone through: all its `microbatches`, those that bring something new, or `short`: see `schedule.short`."""
 
     layout: LayoutSpec
     microbatches: int

@@ -84,7 +84,7 @@ class StagePasses:
 
     @cached_property
     def message_gone(self) -> Any:
-        """At which pass the message that a forward sends is gone: when so many more were sent the same way as may wait.
+        """At which pass the message that a forward sends is gone: when as many more were sent the same way as may wait.
 
         n where it waits until the step's end, and −1 where nothing is sent.
         """

@@ -34,7 +34,7 @@ class ActionTraces:
 class ActionChanges(NamedTuple):
     """One action: what changes at its start, what it does, what changes at its end.
 
-    With `times` it stands for so many such actions, and `after` is the change that they come to.
+    With `times` it stands for that number of such actions, and `after` is the sum of their changes.
     """
 
     action: Action

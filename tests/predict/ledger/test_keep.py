@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,8 @@ def test_a_store_has_what_is_shipped_and_what_was_recorded_since(ledgers: Ledger
     assert store(*recorded) == ledgers(*recorded)
     with pytest.raises(NotRecordedError):
         store(*neither)
+
+
+def test_what_was_not_recorded_is_known_in_another_process_too() -> None:
+    """A search in a process of its own raises it, and its keys are recorded here."""
+    assert pickle.loads(pickle.dumps(NotRecordedError(KEYS))).keys == KEYS
