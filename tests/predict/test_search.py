@@ -1,4 +1,4 @@
-"""The planner: all layouts that fit the rules, each weighed, the best simulated, the rest refused with the reason."""
+"""The planner: all layouts that fit the rules, each weighed, the best replayed, the rest refused with the reason."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_figures_follow_from_the_step(plan: Plan) -> None:
     assert row["layout"] == f"dp{row['dp']}.tp{row['tp']}.pp{row['pp']}"
 
 
-def test_the_best_were_simulated(plan: Plan) -> None:
+def test_the_best_layouts_are_simulated(plan: Plan) -> None:
     """The row's time is that of the simulator, and its spec is what that was asked for."""
     spec = plan.spec(0)
     row = plan.layouts.iloc[0]

@@ -1,4 +1,4 @@
-"""Files of ledgers: a folder with a file for each, and an archive of very many."""
+"""Files of ledgers: a folder with one file for each ledger, and an archive of very many ledgers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from engine.files import write
 from engine.predict.ledger.form import Ledger, Part, Structure, pack, unpack
 
-# Kept in memory, the latest: groups of an archive, some megabytes each, and ledgers that are unpacked.
+# The sizes of caches: groups of an archive, some megabytes each, and unpacked ledgers.
 _GROUPS, _UNPACKED = 12, 256
 Key = tuple[Structure, Part]
-Ledgers = Callable[[Structure, Part], Ledger]  # where ledgers come from
+Ledgers = Callable[[Structure, Part], Ledger]  # a source of ledgers
 
 
 class LedgerFolder:
-    """The ledgers of a folder, a file each."""
+    """A folder with one file for each ledger."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,24 +33,24 @@ class LedgerFolder:
         return self.path(*key).exists()
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
-        """Raises `FileNotFoundError` where it was never recorded."""
+        """The ledger of a part. Raises `FileNotFoundError` if it is not in the folder."""
         return self._unpacked(structure, part)
 
     def _unpack(self, structure: Structure, part: Part) -> Ledger:
         return unpack(lzma.decompress(self.path(structure, part).read_bytes()))
 
     def put(self, structure: Structure, part: Part, ledger: Ledger) -> None:
-        """Write it, whole or not at all."""
+        """Write a ledger. An error leaves no incomplete file."""
         path = self.path(structure, part)
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, lzma.compress(pack(ledger)))
 
 
 class LedgerArchive:
-    """Very many ledgers in one file. Those of a group are compressed together, as they are much alike: see `Structure.group`.
+    """Very many ledgers in one file. The ledgers of a group (`Structure.group`) are similar, so they are compressed together.
 
-    The file is a line of JSON, how many bytes each group has, and then the groups. A group is compressed: a line of JSON, how many
-    bytes each ledger has, and then the ledgers.
+    The file has a line of JSON with the bytes of each group, and then the groups. An uncompressed group has a line of JSON with
+    the bytes of each ledger, and then the ledgers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class LedgerArchive:
 
     @staticmethod
     def bind(ledgers: Mapping[Key, Ledger]) -> bytes:
-        """What such a file holds."""
+        """The content of an archive of these ledgers."""
         groups: dict[str, dict[str, bytes]] = defaultdict(dict)
         for key, ledger in sorted(ledgers.items()):
             groups[key[0].group][name_of(*key)] = pack(ledger)
@@ -68,12 +68,12 @@ class LedgerArchive:
 
     @cached_property
     def _places(self) -> dict[str, slice]:
-        """Where in the file each group is."""
+        """The place of each group in the file."""
         with self.path.open("rb") as file:
             return _slices(file.readline())
 
     def _read_group(self, name: str) -> dict[str, bytes]:
-        """Its ledgers, packed, by their names."""
+        """The packed ledgers of a group, by their names."""
         place = self._places[name]
         with self.path.open("rb") as file:
             file.seek(place.start)
@@ -87,7 +87,7 @@ class LedgerArchive:
         return key[0].group in self._places and name_of(*key) in self._group(key[0].group)
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
-        """Raises `KeyError` where it is not in the archive."""
+        """The ledger of a part. Raises `KeyError` if it is not in the archive."""
         return self._unpacked(structure, part)
 
 
@@ -97,11 +97,11 @@ def _joined(several: Mapping[str, bytes]) -> bytes:
 
 
 def _slices(first: bytes) -> dict[str, slice]:
-    """Where each is, by the line of lengths before them."""
+    """The place of each entry. `first`: the line of lengths before the entries, with its newline."""
     ends = accumulate(json.loads(first).values(), initial=len(first))
     return {name: slice(start, end) for name, (start, end) in zip(json.loads(first), pairwise(ends), strict=True)}
 
 
 def name_of(structure: Structure, part: Part) -> str:
-    """Of a ledger, for people."""
+    """The name of a ledger, in an archive and in messages."""
     return f"{structure.name}/{part.name}"
