@@ -86,7 +86,7 @@ class Mesh(_ByAxis):
     def __init__(self, degrees: Mapping[Axis, int], order: Sequence[Axis] = AXES) -> None:
         """An axis that is left out has degree 1. Raises `ValueError` for what is no axis, and if `order` is not of all."""
         super().__init__(degrees, order, 1)
-        self._strides = strides(self)
+        self._strides = strides(self, order)
 
     @property
     def size(self) -> int:
@@ -145,11 +145,14 @@ class Mesh(_ByAxis):
         return tuple(axis for axis in self if self.index(axis, rank) != self.index(axis, other))
 
 
-def strides(degrees: Mapping[Axis, Any]) -> dict[Axis, Any]:
-    """How far apart in rank two neighbours along each axis are. Degrees are numbers, or arrays of many meshes' degrees, (n,)."""
+def strides(degrees: Mapping[Axis, Any], order: Sequence[Axis] = AXES) -> dict[Axis, Any]:
+    """How far apart in rank two neighbours along each axis are, where the first of `order` varies fastest.
+
+    Degrees are numbers, or arrays with those of many meshes, (n,).
+    """
     found: dict[Axis, Any] = {}
     step: Any = 1
-    for axis, degree in degrees.items():
+    for axis in order:
         found[axis] = step
-        step = step * degree
+        step = step * degrees[axis]
     return found
