@@ -87,7 +87,7 @@ class Mesh(_ByAxis):
     def __init__(self, degrees: Mapping[Axis, int], order: Sequence[Axis] = AXES) -> None:
         """An axis that is left out has degree 1. Raises `ValueError` for an unknown axis, or if `order` lacks an axis."""
         super().__init__(degrees, order, 1)
-        self._strides = strides(self)
+        self._strides = strides(self, order)
 
     @property
     def size(self) -> int:
@@ -148,14 +148,14 @@ class Mesh(_ByAxis):
         return tuple(axis for axis in self if self.index(axis, rank) != self.index(axis, other))
 
 
-def strides(degrees: Mapping[Axis, Any]) -> dict[Axis, Any]:
-    """The difference in rank between neighbours along each axis. `degrees`: in the order of ranks, the first varies fastest.
+def strides(degrees: Mapping[Axis, Any], order: Sequence[Axis] = AXES) -> dict[Axis, Any]:
+    """The difference in rank between neighbours along each axis. The first axis of `order` varies fastest.
 
     Degrees are numbers, or arrays for many meshes, (n,).
     """
     found: dict[Axis, Any] = {}
     step: Any = 1
-    for axis, degree in degrees.items():
+    for axis in order:
         found[axis] = step
-        step = step * degree
+        step = step * degrees[axis]
     return found

@@ -77,7 +77,7 @@ def test_what_the_engine_reads_beside_its_code_is_installed_with_it() -> None:
     with (HOUSE / "pyproject.toml").open("rb") as file:
         named = tomllib.load(file)["tool"]["setuptools"]["package-data"]["engine"]
     found = {path for path in (HOUSE / "engine").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert found == {HOUSE / "engine" / name for name in named}
+    assert found == {path for name in named for path in (HOUSE / "engine").glob(name)}
 
 
 def pickles(path: Path) -> list[str]:

@@ -45,13 +45,14 @@ def structures(model: ModelSpec) -> Iterator[Structure]:
 
 
 def parts(model: ModelSpec) -> set[Part]:
-    """All that splits of a model's layers into chunks make of it."""
-    few = model.model_copy(update={"layers": 6 if model.parts.encoder else 3, "decoder_layers": 3 * model.parts.encoder})
+    """All that splits of layers into chunks make of it, of however many layers it is."""
     found = set()
-    for start, stop in itertools.combinations_with_replacement(range(few.layers + 1), 2):
-        for first, last in itertools.product({False, start == 0}, {False, stop == few.layers}):
-            if start < stop or first or last:
-                found.add(part_of(few, range(start, stop), first, last)[0])
+    for encoders, decoders in itertools.product((1, 3), (1, 3) if model.parts.encoder else (0,)):
+        few = model.model_copy(update={"layers": encoders + decoders, "decoder_layers": decoders})
+        for start, stop in itertools.combinations_with_replacement(range(few.layers + 1), 2):
+            for first, last in itertools.product({False, start == 0}, {False, stop == few.layers}):
+                if start < stop or first or last:
+                    found.add(part_of(few, range(start, stop), first, last)[0])
     return found
 
 

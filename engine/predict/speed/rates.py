@@ -15,7 +15,7 @@ from pydantic import Field
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
 from engine.spec import Spec
-from engine.topology import AXES, Axis, strides
+from engine.topology import Axis, strides
 
 Real = NDArray[np.float64]
 
@@ -104,7 +104,7 @@ def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Li
     is between nodes, so the latency is the average over the hops.
     """
     node = device.node_size
-    degree, stride = grid.degrees[axis], strides({a: grid.degrees[a] for a in AXES})[axis]
+    degree, stride = grid.degrees[axis], strides(grid.degrees)[axis]
     inside = stride * degree <= node
     in_node = np.maximum(1, node // stride)  # the group's ranks in a node
     between = 1.0 if axis == "pp" else 1 / in_node  # the share of hops between nodes; a pipeline waits for its slowest message

@@ -35,5 +35,4 @@ ZB_H1 = ScheduleFacts(
     waits=waits_each_round,
     closed_from=lambda p: p,
     reductions=lambda p, m, stage, run: np.where(stage == 0, m, 1),  # stage s defers s of its W until the end
-    nearest={"torchtitan": "1F1B"},
 )
