@@ -54,7 +54,7 @@ _OPERATIONS = {
     "pow": sentence("powers"), "mean": sentence("means"), "log": sentence("logarithms"), "sin": sentence("sines"),
     "cos": sentence("cosines"), "masked_fill": sentence("masked values"), "embedding": sentence("rows of the table"),
     "embedding_dense_backward": sentence("gradient of the table"), "ge": _MASK, "lt": _MASK, "bitwise_or": _MASK,
-    "bitwise_not": _MASK, "ones": _NEW, "zeros": _NEW, "full": _NEW, "new_zeros": _NEW, "new_empty": _NEW,
+    "bitwise_not": _MASK, "ones": _NEW, "zeros": _NEW, "full": _NEW, "new_zeros": _NEW, "new_empty": _NEW, "empty_like": _NEW,
     "new_empty_strided": _NEW, "arange": sentence("places in order"), "gather": sentence("chosen values"),
     "amax": sentence("largest values"), "argmax": sentence("places of the largest"), "number": _ONE,
 }  # fmt: skip
