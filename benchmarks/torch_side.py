@@ -32,7 +32,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.model.chunk import TransformerChunk, layer_ranges
+from engine.model.chunk import TransformerChunk
 from engine.objective import feed
 from engine.optimizer import BETAS, WEIGHT_DECAY
 from engine.parallel.comm import Comm
@@ -164,7 +164,7 @@ class TorchRank:
         self.spec, self.text, self.microbatches = spec, load(workload.text), workload.microbatches
         self.mesh = init_device_mesh("cpu", (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
         stage = self.mesh.get_local_rank("pp")
-        layers = layer_ranges(layout.chunk_layers(spec.model.layers))[stage]
+        layers = layout.layer_ranges(spec.model.layers)[stage]
         self.part = TorchStage(spec.model, layers, fused)
         self._count(spec.model)
         self.part.take_weights(spec.model, layers, workload.seed)

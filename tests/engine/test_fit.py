@@ -41,9 +41,7 @@ def apply(misfit: Misfit, choice: Any, parts: dict[str, Spec]) -> list[Misfit]:
 
 @given(models(), layouts(), workloads)
 @example(ModelSpec(heads=4, ffn=6), LayoutSpec(tp=3), WorkloadSpec())  # 4 divides the heads, not the MLP
-@example(
-    ModelSpec(seq=1_000_000), LayoutSpec(tp=3, sequence_parallel=True), WorkloadSpec()
-)  # the next multiple is too long
+@example(ModelSpec(seq=1_000_000), LayoutSpec(tp=3, sequence_parallel=True), WorkloadSpec())  # the next multiple is too long
 def test_every_choice_that_a_misfit_suggests_fits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> None:
     parts: dict[str, Spec] = {"model": model, "layout": layout, "workload": workload}
     for misfit in misfits(model, layout, workload):

@@ -74,8 +74,8 @@ def shown(result: RunResult) -> None:
         matrix.matrix(tables["traffic"], mesh, measure, STYLE)
     if measured and not spec.generate.skip_training:
         simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), projected(spec, tables["spans"]))
-        way = events.walk(spec, tables["traffic"], events.Way(0), tables["spans"])
-        assert all(sentences.headline(event, SAY) and sentences.sentences(event, spec, SAY) for event in way)
+        path = events.walk(spec, tables["traffic"], events.MicrobatchPath(0), tables["spans"])
+        assert all(sentences.headline(event, SAY) and sentences.sentences(event, spec, SAY) for event in path)
     for other in (predict(spec), result):
         memory_errors(result, other)
         traffic_differences(result, other)
