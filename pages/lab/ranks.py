@@ -7,7 +7,7 @@ from html import escape
 from engine.spec import LayoutSpec, ModelSpec
 from engine.topology import Coordinate, Mesh
 from pages.charts.look import Look
-from pages.charts.roles import Role, Roles, told
+from pages.charts.roles import Role, Roles, role_name
 from pages.charts.words import Words
 
 _CELL_REM, _GAP_REM, _PADDING_REM = 8.0, 0.5, 1.4  # as in style.css
@@ -131,7 +131,7 @@ def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say:
             held=say(", ").join([*ends, *held]),
         )
     )
-    chips = f"<em>{escape(told(role, say))}</em>" if role != "none" else ""
+    chips = f"<em>{escape(role_name(role, say))}</em>" if role != "none" else ""
     chips += "".join(f"<i>{escape(end)}</i>" for end in ends)
     lines = "".join(f"<span>{escape(line)}</span>" for line in held)
     pale = ' data-pale=""' if roles and role == "none" else ""

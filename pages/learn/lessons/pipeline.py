@@ -156,7 +156,7 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
     name = schedules(say)[schedule]
     least = min(found, key=found.__getitem__)
     rows = pd.DataFrame([{"x": m, "y": share, "series": name} for m, share in found.items()])
-    told = (
+    captions = (
         say("Bubble by number of microbatches, {count} stages", count=p),
         say(
             "{share} of total time with {here} microbatches; with {most} it is {least}",
@@ -168,7 +168,7 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
         say("Each point is a timeline as above with that many microbatches; those that the schedule does not take are left out."),
     )
     axes = (say("microbatches"), say("bubble, share of total time"))
-    return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, told, style, form=".0%"))
+    return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, captions, style, form=".0%"))
 
 
 def _held(state: LessonState, layout: LayoutSpec, m: int) -> None:
@@ -202,12 +202,12 @@ def _in_flight(layout: LayoutSpec, m: int, view: View) -> Drawing:
             most=f"{max(kept):g}",
             least=f"{min(kept):g}",
         )
-    told = (
+    captions = (
         say("Microbatches in flight"),
         title,
         say("The most microbatches that a stage has run forward and not yet backward, in units of its whole run of layers."),
     )
-    return drawing.packed(teaching.columns(rows, (say("stage"), say("microbatches kept")), told, style))
+    return drawing.packed(teaching.columns(rows, (say("stage"), say("microbatches kept")), captions, style))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -234,7 +234,7 @@ def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
             least=in_bytes(least.total),
             other=least.stage,
         )
-    told = (
+    captions = (
         say("The same in bytes: {model}, its layers’ matrices cut over tp = {tp}", model=_LARGE, tp=_TP),
         title,
         say(
@@ -244,7 +244,7 @@ def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
             device=_DEVICE,
         ),
     )
-    return drawing.packed(teaching.stacks(rows, (_DEVICE, card(_DEVICE)), told, style))
+    return drawing.packed(teaching.stacks(rows, (_DEVICE, card(_DEVICE)), captions, style))
 
 
 # ------------------------------------------------------------------------------------------------------------- questions

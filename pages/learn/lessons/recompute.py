@@ -71,7 +71,7 @@ def _kept(name: str, s: int, b: int, view: View) -> Drawing:
     labels = {"none": say("none"), "selective": say("selective"), "full": say("full")}
     sizes = {kind: model.layers * total(layer_activations(model, b, kind)) for kind in _KINDS}
     rows = pd.DataFrame([{"bar": labels[kind], "category": "activations", "bytes": size} for kind, size in sizes.items()])
-    told = (
+    caption = (
         say("Activations of one microbatch in all {layers} layers of {model}", layers=model.layers, model=name),
         say(
             "Selective keeps {selective} of what a run without recomputation keeps, full {full}",
@@ -80,7 +80,7 @@ def _kept(name: str, s: int, b: int, view: View) -> Drawing:
         ),
         say("Kept from forward to backward, on one device without tensor parallelism (Korthikanti et al. 2022)."),
     )
-    return drawing.packed(teaching.stacks(rows, None, told, style))
+    return drawing.packed(teaching.stacks(rows, None, caption, style))
 
 
 def _table(state: LessonState) -> None:
@@ -174,7 +174,7 @@ def _priced(kind: Recompute, name: str, s: int, b: int, view: View) -> Drawing:
             before=f"{before:g}",
             more=percent(after / before - 1),
         )
-    told = replace(
+    caption = replace(
         drawn,
         subject=say("A step of 1F1B, {p} stages and {m} microbatches", p=_P, m=_M),
         title=title,
@@ -184,7 +184,7 @@ def _priced(kind: Recompute, name: str, s: int, b: int, view: View) -> Drawing:
             backward=f"{backward:.3g}",
         ),
     )
-    return drawing.packed(told)
+    return drawing.packed(caption)
 
 
 def _left(state: LessonState) -> Question:

@@ -122,9 +122,9 @@ def _steps(state: LessonState) -> None:
         LessonStep(say("Update"), say("Each rank its own slice of its own layers."), *done["update"]),
     ]
     st.html(as_html(steps, say))
-    told = model_of(SPEC, say)
+    caption = model_of(SPEC, say)
     tie = say("The tie adds up the gradient of the embedding, which stage 0 shares with the head on the last stage.")
-    st.caption(f"{told} {tie}")
+    st.caption(f"{caption} {tie}")
 
 
 # ------------------------------------------------------------------------------------------- questions that a run answers

@@ -71,12 +71,12 @@ def _bars(name: str, dp: int, device: str, view: View) -> Drawing:
             device=device,
             bytes=in_bytes(totals[fits]),
         )
-    told = (
+    captions = (
         say.plural("States of {model} on its only replica", "States of {model} on each of {count} replicas", dp, model=name),
         title,
         say("Values, gradients and optimizer in mixed precision, 16 bytes a parameter in all; activations come on top."),
     )
-    return drawing.packed(teaching.stacks(rows, (device, card(device)), told, style))
+    return drawing.packed(teaching.stacks(rows, (device, card(device)), captions, style))
 
 
 def _formula(state: LessonState) -> None:
