@@ -120,7 +120,7 @@ def written(text: str, first: RunSpec | None, texts: Texts) -> str:
     else:
         base = Choice.default() if first is None else Choice.of(first, texts)
         usual = {field: value for field, value in DEFAULTS.items() if field.startswith("layout.")}
-        choice = base.having(usual | {f"layout.{axis}": degree for axis, degree in LayoutSpec.degrees(text[:60]).items()})
+        choice = base.with_changes(usual | {f"layout.{axis}": degree for axis, degree in LayoutSpec.degrees(text[:60]).items()})
     spec_of(choice, texts)
     return links.encode(choice)
 

@@ -75,7 +75,7 @@ def _read(item: str, service: Service) -> Column | Missing:
 def default_items() -> list[str]:
     """Two layouts of one model that differ in the schedule alone."""
     one = Choice.default()
-    return [links.encode(one), links.encode(one.having({"layout.schedule": "gpipe"}))]
+    return [links.encode(one), links.encode(one.with_changes({"layout.schedule": "gpipe"}))]
 
 
 # ------------------------------------------------------------------------------------------------------------------ names

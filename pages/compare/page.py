@@ -23,8 +23,8 @@ from pages.compare import adding, columns, differences, sweeping
 from pages.compare.columns import Column, Missing
 from pages.shared import beside, drawing, navigation
 from pages.shared.beside import KEPT, RUN, WITH
+from pages.shared.cache import cached, cached_by_size
 from pages.shared.frame import inert, say, view
-from pages.shared.kept import kept, kept_by_size
 from pages.shared.predicted import listed
 from pages.shared.service import Service
 
@@ -169,12 +169,12 @@ def _too_long(spec: RunSpec) -> str | None:
     return too_long(spec.layout, spec.workload.microbatches)
 
 
-@kept(256)
+@cached(256)
 def _makespan(spec: RunSpec) -> float:
     return textbook_timeline(spec).makespan
 
 
-@kept(256)
+@cached(256)
 def _kinds(spec: RunSpec) -> frozenset[str]:
     layout, microbatches = spec.layout, spec.workload.microbatches
     if _too_long(spec) is not None:
@@ -216,7 +216,7 @@ def _rows(drawn: Drawing) -> int:
     return 2_000 + len(drawn.table)
 
 
-@kept_by_size(MOST, _rows)
+@cached_by_size(MOST, _rows)
 def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
     """The textbook timeline, for a measured run too."""
     style = look(view)

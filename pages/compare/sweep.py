@@ -45,12 +45,12 @@ class Sweep:
 
 
 def sweep(base: RunSpec, lever: str) -> Sweep:
-    own = held(base, lever)
+    own = current_value(base, lever)
     values = sorted({*LEVERS[lever], own}) if isinstance(own, int) else LEVERS[lever]
     tried, memory, figures, left_out = {}, [], [], []
     for value in values:
         try:
-            spec = having(base, lever, value)
+            spec = with_value(base, lever, value)
             result = with_ledgers(lambda spec=spec: predict(spec))  # type: ignore[misc]
         except RequestError as error:
             left_out.append((value, error.sentence))
@@ -64,15 +64,15 @@ def sweep(base: RunSpec, lever: str) -> Sweep:
     return Sweep(lever, tried, pd.concat(memory, ignore_index=True), pd.DataFrame(figures), tuple(left_out))
 
 
-def held(spec: RunSpec, lever: str) -> Any:
+def current_value(spec: RunSpec, lever: str) -> Any:
     """The value that a spec has."""
     part, field = lever.split(".")
     return getattr(getattr(spec, part), field)
 
 
-def having(base: RunSpec, lever: str, value: Any) -> RunSpec:
+def with_value(base: RunSpec, lever: str, value: Any) -> RunSpec:
     """Raises `RequestError` where the value does not go with the rest. Chunks follow the schedule; a split by hand is dropped."""
-    if value == held(base, lever):
+    if value == current_value(base, lever):
         return base
     part, field = lever.split(".")
     request = base.model_dump()
@@ -89,7 +89,7 @@ def others(base: RunSpec, lever: str) -> dict[Any, RunSpec]:
     found = {}
     for value in LEVERS[lever]:
         try:
-            spec = having(base, lever, value)
+            spec = with_value(base, lever, value)
         except RequestError:  # it does not go with the rest, so it is not offered
             continue
         if spec != base:

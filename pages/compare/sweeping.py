@@ -58,7 +58,8 @@ def _charts(base: RunSpec, lever: str, named: Mapping[str, str], made: sweep.Swe
     with st.grid(columns=3, min_column_width=_CHART_PX, gap="medium") as grid:
         for key, make, rows in charts:
             with grid.cell():
-                drawing.show(_made(make, rows, names.levers(words)[lever], named, str(sweep.held(base, lever)), view()), key)
+                current = str(sweep.current_value(base, lever))
+                drawing.show(_made(make, rows, names.levers(words)[lever], named, current, view()), key)
 
 
 @st.cache_data(max_entries=96, show_spinner=False, hash_funcs={"builtins.function": lambda make: make.__name__})

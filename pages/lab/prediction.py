@@ -21,8 +21,8 @@ from pages.charts.traffic import Measure
 from pages.charts.units import in_bytes
 from pages.lab.events import Event
 from pages.shared import chosen, drawing
+from pages.shared.cache import cached
 from pages.shared.frame import say, view
-from pages.shared.kept import kept
 from pages.shared.pointing import pointed
 from pages.shared.predicted import listed, peaks, predicted
 from pages.shared.unfolding import unfolding
@@ -67,12 +67,12 @@ def traffic_card(spec: RunSpec, measured: RunResult | None, key: str, event: Eve
     drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key), below=lambda: _unfold_traffic(spec, rank, key))
 
 
-@kept(128)
+@cached(128)
 def predicted_memory(spec: RunSpec, device: str, rank: int | None, view: View) -> Drawing:
     return _memory(spec, None, device, rank, view)
 
 
-@kept(128)
+@cached(128)
 def predicted_traffic(spec: RunSpec, measure: Measure, rank: int | None, view: View) -> Drawing:
     return _traffic(spec, None, measure, rank, view)
 

@@ -20,9 +20,9 @@ from pages.lab.events import Event, MicrobatchPath
 from pages.lab.events import walk as events_of
 from pages.lab.ranks import rank_grid
 from pages.shared import chosen, drawing
+from pages.shared.cache import cached, cached_by_size
 from pages.shared.clickable import clickable
 from pages.shared.frame import inert, say, view
-from pages.shared.kept import kept, kept_by_size
 from pages.shared.predicted import predicted
 
 
@@ -106,7 +106,7 @@ def _counted(layout: LayoutSpec, say: Words) -> str:
     return say.plural("{count} rank: {parts}", "{count} ranks: {parts}", layout.ranks, parts=" × ".join(parts))
 
 
-@kept(64)
+@cached(64)
 def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> str:
     roles = None if rank is None else roles_of(layout.mesh, rank)
     return rank_grid(model, layout, look(view), roles)
@@ -116,7 +116,7 @@ def _size_of(events: list[Event]) -> int:
     return sum(1 + (len(event.communication.group) if event.communication else 0) for event in events)
 
 
-@kept_by_size(200_000, _size_of)
+@cached_by_size(200_000, _size_of)
 def events(spec: RunSpec, path: MicrobatchPath) -> list[Event]:
     """The events of one microbatch in a step, with predicted traffic and the textbook's times."""
     mesh = spec.layout.mesh
@@ -131,7 +131,7 @@ def _length(timeline: Timeline) -> int:
     return len(timeline.timed)
 
 
-@kept_by_size(MOST, _length)
+@cached_by_size(MOST, _length)
 def replayed(layout: LayoutSpec, microbatches: int, tied: bool) -> Timeline:
     """The whole step in the textbook's units of time."""
     return simulate(plan(layout, microbatches, tied), unit_times(layout))

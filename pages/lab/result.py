@@ -27,7 +27,7 @@ from pages.lab.events import Event, MicrobatchPath
 from pages.lab.events import walk as events_of
 from pages.lab.figures import figures, parity
 from pages.shared import chosen, drawing, navigation
-from pages.shared.beside import run_items, to_link, with_these
+from pages.shared.beside import run_items, to_link, with_last_compared
 from pages.shared.figures import as_html
 from pages.shared.frame import inert, labelled, say, view
 from pages.shared.pointing import pointed
@@ -57,7 +57,7 @@ def draw(folder: Path) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"### {headline(result, say())}", anchors=False, width="content")
-        beside = to_link(with_these(run_items([folder.name])))
+        beside = to_link(with_last_compared(run_items([folder.name])))
         navigation.link("compare", say()("Compare this"), "compare_arrows", beside)
     st.html(as_html(figures(result, say())))
     _parity(result)
@@ -120,7 +120,7 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
             ranks,
             key=labelled(_RANK),
             format_func=named.__getitem__,
-            on_change=lambda: chosen.hold(st.session_state[_RANK]),
+            on_change=lambda: chosen.set_rank(st.session_state[_RANK]),
             label_visibility="collapsed",
             width=130,
         )

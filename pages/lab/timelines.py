@@ -24,8 +24,8 @@ from pages.charts.units import Unit, percent
 from pages.charts.words import Language, Words, words
 from pages.lab.events import Event
 from pages.shared import chosen, drawing
+from pages.shared.cache import cached, cached_by_size
 from pages.shared.frame import labelled, say, view
-from pages.shared.kept import kept, kept_by_size
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
 
@@ -225,7 +225,7 @@ def _bars(panel: Panel) -> int:
     return 2_000 + len(panel.bars)
 
 
-@kept_by_size(MOST, _drawn_rows)
+@cached_by_size(MOST, _drawn_rows)
 def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | None, view: View) -> Drawing:
     """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
     before = Slowed(*slow, of_shape(shape, microbatches, Slow(), view.language).bubble) if slow.factor > 1 else None
@@ -233,13 +233,13 @@ def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | 
     return drawing.packed(timeline.draw([panel], look(view), window, before))
 
 
-@kept(32)
+@cached(32)
 def shape_overview(shape: LayoutSpec, microbatches: int, slow: Slow, view: View) -> Drawing | None:
     found = timeline.overview(of_shape(shape, microbatches, slow, view.language), look(view))
     return found and drawing.packed(found)
 
 
-@kept_by_size(MOST, _bars)
+@cached_by_size(MOST, _bars)
 def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Language) -> Panel:
     say = words(language)
     found = _simulated(shape, microbatches, unit_times(shape), slow)

@@ -18,7 +18,7 @@ from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
 from pages.shared.frame import inert, labelled, say
-from pages.shared.written import exactly
+from pages.shared.link_numbers import shortest_text
 
 ROW = "row"  # the link's parameter: which layout is looked at
 _UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
@@ -146,7 +146,7 @@ def _moved(name: str) -> None:
     if name == "device" and value == OWN:
         known = st.query_params.get("device", DEFAULT.device)
         st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))
-    written = str(int(value)) if isinstance(value, bool) else exactly(value) if isinstance(value, float) else str(value)
+    written = str(int(value)) if isinstance(value, bool) else shortest_text(value) if isinstance(value, float) else str(value)
     st.query_params[name] = written
     st.query_params.pop(ROW, None)
 

@@ -21,7 +21,7 @@ from engine.predict.planner.serving import serving
 from engine.predict.speed.step_time import PARTS
 from engine.spec import RunSpec
 from pages.plan.request import Request
-from pages.shared.kept import kept
+from pages.shared.cache import cached
 
 TOP = 20  # of the best layouts, which the page lists
 MOST_POINTS = 1_200  # a browser draws so many quickly; the front and the fastest are always among them
@@ -91,7 +91,7 @@ def as_zip(request: Request) -> bytes:
     return file.getvalue()
 
 
-@kept(2)
+@cached(2)
 def _whole(request: Request) -> Plan:
     """Raises `RequestError`."""
     return request.plan()
@@ -105,10 +105,10 @@ def _drawn(layouts: pd.DataFrame, capacity: int) -> np.ndarray[tuple[int], np.dt
     near, front = _near(layouts, capacity), layouts["pareto"].to_numpy()
     if near.sum() <= MOST_POINTS:
         return near
-    kept = near & (front | (np.arange(len(layouts)) < MOST_POINTS // 3))
-    rest = np.flatnonzero(near & ~kept)
-    kept[rest[:: max(1, len(rest) // (MOST_POINTS * 2 // 3))]] = True
-    return kept
+    drawn = near & (front | (np.arange(len(layouts)) < MOST_POINTS // 3))
+    rest = np.flatnonzero(near & ~drawn)
+    drawn[rest[:: max(1, len(rest) // (MOST_POINTS * 2 // 3))]] = True
+    return drawn
 
 
 def _near(layouts: pd.DataFrame, capacity: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

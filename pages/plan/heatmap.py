@@ -19,8 +19,8 @@ from pages.plan.cells import cell, unknown
 from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
+from pages.shared.cache import cached
 from pages.shared.frame import say, view
-from pages.shared.kept import kept
 from pages.shared.subprocesses import max_processes, run_in_worker
 
 MODELS = ("gpt2-1.5b", "gpt3-6.7b", "llama3-8b", "gpt3-13b", "llama3-70b", "gpt3-175b", "llama3-405b")
@@ -110,7 +110,7 @@ def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-@kept(512)
+@cached(512)
 def searched(asked: Request) -> dict[str, Any]:
     """One cell: see `cells.cell`."""
     return run_in_worker(cell, asked)

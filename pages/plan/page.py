@@ -22,9 +22,9 @@ from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
 from pages.shared import drawing
+from pages.shared.cache import cached
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, inert, say, view
-from pages.shared.kept import kept
 from pages.shared.predicted import peaks
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_in_worker
@@ -117,7 +117,7 @@ def _keep(request: Request, serves: Serving | None) -> None:
         st.query_params.from_dict(wanted)
 
 
-@kept(16)
+@cached(16)
 def searched(request: Request) -> Found:
     """One search for all who ask the same. Raises `RequestError`."""
     return run_in_worker(found, request)
@@ -129,7 +129,7 @@ def planned(request: Request, row: int) -> Found:
     return plan if row in plan else _with(request, row)
 
 
-@kept(16)
+@cached(16)
 def _with(request: Request, row: int) -> Found:
     return run_in_worker(found, request, row)
 
@@ -248,7 +248,7 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
         st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
 
 
-@kept(64)
+@cached(64)
 def _way(request: Request, row: int) -> list[Lever]:
     plan = planned(request, row)
     return way_to_fit(plan.plan, plan.spec(row))

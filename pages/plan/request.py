@@ -15,7 +15,7 @@ from engine.predict.planner.candidates import MOST
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
-from pages.shared.written import exactly
+from pages.shared.link_numbers import shortest_text
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value where a model is served; otherwise it is trained
 OWN = "own"  # the device whose figures the form gives
@@ -105,12 +105,12 @@ def to_link(request: Request) -> dict[str, str]:
         link |= {"called": request.called} if request.called else {}
     for name, value in request.assumed:
         if value != getattr(DEFAULT.assumed, name):
-            link[name] = exactly(value) if isinstance(value, float) else str(int(value))
+            link[name] = shortest_text(value) if isinstance(value, float) else str(int(value))
     return link
 
 
 def own_to_link(own: tuple[float, ...]) -> str:
-    return "_".join(exactly(value) for value in own)
+    return "_".join(shortest_text(value) for value in own)
 
 
 def _differs(request: Request, name: str) -> bool:

@@ -27,9 +27,9 @@ from pages.plan import onward
 from pages.plan.found import served_by
 from pages.plan.request import Request, Serving
 from pages.shared import drawing
+from pages.shared.cache import cached
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import inert, say, view
-from pages.shared.kept import kept
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_in_worker
 from pages.shared.unfolding import unfolding
@@ -86,7 +86,7 @@ def length_of(request: Request, asked: Serving) -> int:
     return asked.length or request.spec.seq
 
 
-@kept(64)
+@cached(64)
 def served(request: Request, asked: Serving) -> pd.DataFrame:
     """The layouts, as `engine.predict.planner.serving` tables them. Raises `RequestError`."""
     return run_in_worker(served_by, request, length_of(request, asked), asked.sequences or None)
@@ -200,7 +200,7 @@ def _fit(asked: Asked, words: Words) -> None:
 # ----------------------------------------------------------------------------------------------------------- the charts
 
 
-@kept(64)
+@cached(64)
 def held(asked: Asked) -> tuple[tuple[int, int], ...]:
     """Of each stage: bytes of parameters, and of the cache of one sequence as long as is asked, of one rank."""
     model, precision, layout = asked.request.spec, asked.request.workload.precision, asked.layout

@@ -17,7 +17,7 @@ def texts(tmp_path: Path) -> Texts:
 
 
 def problems(texts: Texts, **changes: Any) -> list[Problem]:
-    verdict = read(Choice.default().having({k.replace("__", "."): v for k, v in changes.items()}), texts)
+    verdict = read(Choice.default().with_changes({k.replace("__", "."): v for k, v in changes.items()}), texts)
     return [*verdict.problems, *verdict.refused]
 
 
@@ -66,7 +66,7 @@ def test_every_fix_removes_its_problem_and_makes_no_other(texts: Texts, changes:
 
 @pytest.mark.parametrize("changes", [{"layout__dp": 16}, {"model__hidden": 16384, "model__layers": 96}])
 def test_what_this_machine_cannot_run_is_a_spec_all_the_same(texts: Texts, changes: dict[str, Any]):
-    verdict = read(Choice.default().having({k.replace("__", "."): v for k, v in changes.items()}), texts)
+    verdict = read(Choice.default().with_changes({k.replace("__", "."): v for k, v in changes.items()}), texts)
     assert verdict.spec is not None
     assert verdict.refused
     assert verdict.runnable is None

@@ -188,7 +188,7 @@ def test_a_sweep_tries_every_value_and_leaves_out_what_does_not_fit_with_its_sen
     assert [value for value, _ in made.left_out] == [8, 16]
     assert "tp=8 does not divide 4 heads" in made.left_out[0][1]
     for value, peak in zip((1, 2, 4), made.figures["peak_bytes"], strict=True):
-        assert peak == predict(sweep.having(base, "layout.tp", value)).summary["peak_bytes"]
+        assert peak == predict(sweep.with_value(base, "layout.tp", value)).summary["peak_bytes"]
     whole = made.memory.groupby("value")["bytes"].sum()
     assert whole["2"] == made.figures.set_index("value")["peak_bytes"]["2"]
 
@@ -197,7 +197,7 @@ def test_a_schedule_brings_its_chunks() -> None:
     found = sweep.others(RunSpec(layout=LayoutSpec(pp=2)), "layout.schedule")
     assert {name: spec.layout.chunks for name, spec in found.items()}["interleaved"] == 2
     assert "1f1b" not in found
-    assert sweep.having(found["zb-v"], "layout.schedule", "gpipe").layout.chunks == 1
+    assert sweep.with_value(found["zb-v"], "layout.schedule", "gpipe").layout.chunks == 1
 
 
 def test_every_lever_has_a_name_in_both_languages() -> None:

@@ -68,18 +68,18 @@ def test_the_default_is_short_and_plain():
     [("workload.momentum", 0.999999999), ("workload.learning_rate", 1e-7 / 3), ("workload.time_limit", 86_399.9375)],
 )
 def test_a_number_comes_back_exactly(field: str, value: float):
-    assert decode(encode(Choice.default().having({field: value})))[field] == value
+    assert decode(encode(Choice.default().with_changes({field: value})))[field] == value
 
 
 def test_only_characters_that_a_link_may_hold_as_they_are():
-    every = Choice.default().having(
+    every = Choice.default().with_changes(
         {"layout.split": "3,1", "workload.text": "0123456789abcdef", "parity": True, "model.seq": 63, "generate.prompt": "ÿ>?"}
     )
     assert set(encode(every)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-~")
 
 
 def test_a_split_that_is_no_list_stays_out_of_the_link():
-    assert encode(Choice.default().having({"layout.split": "three and one"})) == encode(Choice.default())
+    assert encode(Choice.default().with_changes({"layout.split": "three and one"})) == encode(Choice.default())
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ from threading import BoundedSemaphore
 from pages.shared.workers import Workers
 from tests.pages.jobs import pid, wait
 workers = Workers(BoundedSemaphore(1), 3600, jobs="tests.pages.jobs")
-print(workers.do(pid, (), {}), flush=True)
-workers.do(wait, (3600,), {})
+print(workers.call(pid, (), {}), flush=True)
+workers.call(wait, (3600,), {})
 """
 JOBS = "tests.pages.jobs"
 
@@ -46,13 +46,13 @@ def workers() -> Iterator[Workers]:
 
 
 def pid(workers: Workers) -> int:
-    return int(workers.do(jobs.pid, (), {}))
+    return int(workers.call(jobs.pid, (), {}))
 
 
 def test_an_answer_and_a_refusal_come_back_as_if_it_had_been_called_here(workers: Workers) -> None:
-    assert workers.do(device, (), {"name": "l40s"}) == device("l40s")
+    assert workers.call(device, (), {"name": "l40s"}) == device("l40s")
     with pytest.raises(RequestError, match="no dp × tp × pp = 7 fits") as refused:
-        workers.do(candidates, (MODELS["gpt-tiny"], 7, 3), {})
+        workers.call(candidates, (MODELS["gpt-tiny"], 7, 3), {})
     told = refused.value.sentence
     assert isinstance(told, Sentence)  # so that it can be said in other languages
     assert told.values["ranks"] == 7
@@ -60,7 +60,7 @@ def test_an_answer_and_a_refusal_come_back_as_if_it_had_been_called_here(workers
 
 def test_nothing_but_what_is_on_the_list_is_done_there(workers: Workers) -> None:
     with pytest.raises(LookupError, match=r"posix\.getpid is not one of the JOBS of tests\.pages\.jobs"):
-        workers.do(os.getpid, (), {})
+        workers.call(os.getpid, (), {})
     head, _ = unpack(answered(packed_call(os._exit, (3,), {}), jobs.JOBS))
     assert head["how"] == "failed"
     assert "there is no job 'posix._exit'" in head["value"]
@@ -69,7 +69,7 @@ def test_nothing_but_what_is_on_the_list_is_done_there(workers: Workers) -> None
 def test_what_goes_wrong_there_is_told_with_its_traceback_and_the_process_goes_on(workers: Workers) -> None:
     before = pid(workers)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        workers.do(jobs.divide, (1, 0), {})
+        workers.call(jobs.divide, (1, 0), {})
     assert pid(workers) == before
 
 
@@ -79,20 +79,20 @@ def test_a_process_that_was_killed_is_replaced_even_in_the_middle_of_its_work(wo
     busy = pid(workers)
     assert busy != waiting
     with ThreadPoolExecutor(1) as session:
-        answer = session.submit(workers.do, jobs.wait, (0.3,), {})
+        answer = session.submit(workers.call, jobs.wait, (0.3,), {})
         os.kill(busy, signal.SIGKILL)
         assert answer.result() is None
     assert pid(workers) not in (waiting, busy)
     with pytest.raises(RuntimeError, match="ended with exit status 3 before it had answered, twice"):
-        workers.do(jobs.leave, (3,), {})
+        workers.call(jobs.leave, (3,), {})
 
 
 def test_what_takes_too_long_is_stopped_and_says_so() -> None:
     before = set(psutil.Process().children())
-    with Workers(BoundedSemaphore(1), patience_s=0.5, jobs=JOBS) as workers:
+    with Workers(BoundedSemaphore(1), timeout_s=0.5, jobs=JOBS) as workers:
         for _ in range(2):  # nobody waits in vain for the turn of what was stopped
             with pytest.raises(RequestError, match=r"took longer than 0\.5 s and was stopped"):
-                workers.do(jobs.wait, (3600,), {})
+                workers.call(jobs.wait, (3600,), {})
         assert set(psutil.Process().children()) <= before
 
 
@@ -103,7 +103,7 @@ def test_a_question_that_is_not_taken_and_an_answer_that_stops_half_way_take_too
         if stop:
             os.kill(worker.pid, signal.SIGSTOP)
         with pytest.raises(TimeoutError):
-            worker.ask(question, None, patience_s=0.5)
+            worker.ask(question, None, timeout_s=0.5)
         assert worker.end() == -signal.SIGKILL
 
 

@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 
 from engine.spec import RequestError
-from pages.shared.kept import kept, kept_by_size
+from pages.shared.cache import cached, cached_by_size
 from tests.patience import PATIENCE_S
 
 
@@ -16,7 +16,7 @@ def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
     made: list[object] = []
     start = Barrier(8)
 
-    @kept(2)
+    @cached(2)
     def make(name: str) -> object:
         made.append(object())
         return made[-1]
@@ -36,7 +36,7 @@ def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
 def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
     asked: list[int] = []
 
-    @kept(2)
+    @cached(2)
     def refuse(number: int) -> int:
         asked.append(number)
         raise RequestError(f"{number} does not fit")
@@ -52,7 +52,7 @@ def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
 def test_what_is_large_makes_more_room_than_what_is_small():
     made: list[int] = []
 
-    @kept_by_size(10, len)
+    @cached_by_size(10, len)
     def text(length: int) -> str:
         made.append(length)
         return "x" * length
