@@ -1,4 +1,4 @@
-"""One lever of one column moved through all its values, as small charts side by side."""
+"""The sweep of one lever of one column, as small charts side by side."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def swept(base: RunSpec, lever: str) -> sweep.Sweep:
 
 
 def _kept_select(label: str, options: list[str], parameter: str, name: Callable[[str], str]) -> str:
-    """A choice that the link carries: the link wins, and a move writes it there."""
+    """A select box whose value is in the link. The link wins; a change is written to it."""
     key = f"compare/{parameter}"
     linked = st.query_params.get(parameter, options[0])
     st.session_state[key] = linked if linked in options else options[0]

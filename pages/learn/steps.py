@@ -35,8 +35,8 @@ def _card(at: int, step: LessonStep, say: Words) -> str:
     lines = ""
     for label, done in ((say("actions"), step.actions), (say("between ranks"), step.passes)):
         if done:
-            told = [f"{names.action(what, say)} ×{count}" for what, count in done]
-            lines += f"<div><small>{escape(label)}</small>{''.join(f'<code>{escape(text)}</code>' for text in told)}</div>"
+            counts = [f"{names.action(what, say)} ×{count}" for what, count in done]
+            lines += f"<div><small>{escape(label)}</small>{''.join(f'<code>{escape(text)}</code>' for text in counts)}</div>"
     return f"<li><b>{at} {escape(step.name)}</b><p>{escape(step.does)}</p>{lines}</li>"
 
 

@@ -46,12 +46,12 @@ def _in_file(file: Path) -> Iterator[Message]:
     path = file.relative_to(ROOT).as_posix()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), path)):
         if isinstance(node, ast.Call):
-            said = _said(node, path)
+            said = _literals(node, path)
             if said:
                 yield Message(said[0], said[1] if len(said) > 1 else None, path, node.lineno)
 
 
-def _said(call: ast.Call, path: str) -> list[str]:
+def _literals(call: ast.Call, path: str) -> list[str]:
     """The literals that a call says; none if it is no such call."""
     name = _name(call.func)
     if name == "Field":

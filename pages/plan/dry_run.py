@@ -122,8 +122,8 @@ def _ended(found: DryRunState, spec: RunSpec, words: Words) -> None:
     if found.phase == "cancelled":
         st.info(words("The dry run was cancelled, or nobody looked at it any more."), icon=":material/stop:")
     elif found.phase == "failed":
-        told = inert(words.sentence(found.message))
-        st.error(words("The dry run failed: {sentence}.", sentence=told.removesuffix(".")), icon=":material/error:")
+        reason = inert(words.sentence(found.message))
+        st.error(words("The dry run failed: {sentence}.", sentence=reason.removesuffix(".")), icon=":material/error:")
         if found.traceback:
             with st.expander(words("Its own traceback")):
                 st.code(found.traceback, language="text")

@@ -46,7 +46,7 @@ def draw(request: Request, serving: Serving | None) -> None:
     if request.device == OWN:
         _own(request, words)
     else:
-        st.caption(_told(DEVICES[request.device], words))
+        st.caption(_device_figures(DEVICES[request.device], words))
     left, right = st.columns(2, gap="xsmall", wrap=False)
     with left:
         _number(words("How many"), request.ranks, 1, "ranks")
@@ -105,7 +105,7 @@ def _accounts(words: Words) -> dict[str, str]:
     }
 
 
-def _told(device: DeviceSpec, words: Words) -> str:
+def _device_figures(device: DeviceSpec, words: Words) -> str:
     return words(
         "{memory} GB, {flops} TFLOP/s bf16, {intra} GB/s in a node of {size}, {inter} GB/s between nodes",
         memory=f"{device.memory_bytes / 1e9:g}",
@@ -132,10 +132,10 @@ def _select(
     )  # fmt: skip
 
 
-def _number(label: str, value: int, least: int, name: str, told: str | None = None) -> None:
+def _number(label: str, value: int, least: int, name: str, help_text: str | None = None) -> None:
     key = f"plan/{name}"
     st.session_state[key] = value
-    st.number_input(label, least, MOST, key=key, help=told, on_change=_moved, args=(name,))
+    st.number_input(label, least, MOST, key=key, help=help_text, on_change=_moved, args=(name,))
 
 
 def _moved(name: str) -> None:
@@ -172,13 +172,13 @@ def _own(request: Request, words: Words) -> None:
         "reachable": words("Reached in bf16, of peak"),
         "fp32_reachable": words("Reached in fp32, of peak"),
     }
-    told: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
+    helps: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
     values = dict(zip(OWN_FIELDS, request.own, strict=True))
     for row in (("memory_bytes", "memory_bandwidth"), ("bf16_flops", "fp32_flops"), ("intra_bandwidth", "inter_bandwidth")):
-        _own_row(row, values, labels, told)
-    _own_row(("intra_latency", "inter_latency"), values, labels, told)
-    _own_row(("reachable", "fp32_reachable"), values, labels, told)
-    _own_row(("node_size",), values, labels, told)
+        _own_row(row, values, labels, helps)
+    _own_row(("intra_latency", "inter_latency"), values, labels, helps)
+    _own_row(("reachable", "fp32_reachable"), values, labels, helps)
+    _own_row(("node_size",), values, labels, helps)
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
@@ -188,14 +188,14 @@ def _own(request: Request, words: Words) -> None:
         st.error(words("{file}: {error}.", file=inert(file), error=inert(words.sentence(error))), icon=":material/error:")
 
 
-def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mapping[str, str], told: Mapping[str, str]) -> None:
+def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mapping[str, str], helps: Mapping[str, str]) -> None:
     for column, name in zip(st.columns(len(names), gap="xsmall", wrap=False), names, strict=True):
         key = f"plan/own/{name}"
         st.session_state[key] = values[name]
         least = 1.0 if name == "node_size" else 0.0 if name.endswith("latency") else _LEAST
         with column:
             most = 1.0 if name.endswith("reachable") else None
-            st.number_input(labels[name], least, most, key=key, format="%g", help=told[name], on_change=_own_moved)
+            st.number_input(labels[name], least, most, key=key, format="%g", help=helps[name], on_change=_own_moved)
 
 
 def _own_moved() -> None:

@@ -99,10 +99,10 @@ def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
     try:
         models = [threads.submit(of_model, model) for model in MODELS]
         while wait(models, _EVERY_S).not_done:
-            told = words("{done} of {count} combinations searched", done=len(done), count=count)
+            progress = words("{done} of {count} combinations searched", done=len(done), count=count)
             if done:
-                told += f" · {done[-1].model}, {done[-1].ranks:,}"
-            bar.progress(len(done) / count, text=told)
+                progress += f" · {done[-1].model}, {done[-1].ranks:,}"
+            bar.progress(len(done) / count, text=progress)
         bar.empty()
         return [row for model in models for row in model.result()]
     finally:  # also when the reader turns to something else, which ends this at the bar

@@ -17,7 +17,7 @@ from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, dry_run, form, heatmap, names, onward, published, serving
+from pages.plan import detail, dry_run, form, heatmap, names, page_links, published, serving
 from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
@@ -56,8 +56,8 @@ def _serve(service: Service, request: Request, serves: Serving, words: Words) ->
 
 
 def _refuse(error: RequestError, words: Words) -> None:
-    told = inert(words.sentence(error.sentence))
-    st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
+    refusal = inert(words.sentence(error.sentence))
+    st.error(words("{sentence}.", sentence=refusal[:1].upper() + refusal[1:].removesuffix(".")), icon=":material/rule:")
 
 
 def _train(service: Service, request: Request, words: Words) -> None:
@@ -72,8 +72,8 @@ def _train(service: Service, request: Request, words: Words) -> None:
     st.markdown(f"## {_headline(request, plan, words)}", anchors=False)
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         _chooser(plan, row, words)
-        onward.to_lab(service, plan.spec(row), plan.device, words)
-        onward.to_compare(service, plan.spec(row), words)
+        page_links.to_lab(service, plan.spec(row), plan.device, words)
+        page_links.to_compare(service, plan.spec(row), words)
     drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(request, plan, row, words)
@@ -216,7 +216,7 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
     stage, each = int(r["fullest_stage"]), plan.plan.ranks // int(r["pp"])
     need, have = int(r["memory_bytes"]), plan.device.memory_bytes
     first = stage * each
-    told = {
+    numbers = {
         "stage": stage,
         "layout": r["layout"],
         "need": in_bytes(need),
@@ -227,7 +227,7 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
         sentence = words(
             "Rank {rank}, stage {stage} of {layout}, needs {need}; the device has {size}, which is {missing} too little.",
             rank=f"{first:,}",
-            **told,
+            **numbers,
         )
     else:
         sentence = words(
@@ -235,21 +235,21 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
             "too little.",
             first=f"{first:,}",
             last=f"{first + each - 1:,}",
-            **told,
+            **numbers,
         )
     st.warning(sentence, icon=":material/memory_alt:")
-    way = _way(request, row)
-    if not way:
+    changes = _changes_to_fit(request, row)
+    if not changes:
         st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
         return
-    steps = "\n".join(f"1. {said(lever.reason, words)}" for lever in way)
+    steps = "\n".join(f"1. {said(lever.reason, words)}" for lever in changes)
     st.markdown(f"**{words('What to change, the cheapest lever first')}**\n\n{steps}")
-    if not way[-1].fits:
+    if not changes[-1].fits:
         st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
 
 
 @cached(64)
-def _way(request: Request, row: int) -> list[Lever]:
+def _changes_to_fit(request: Request, row: int) -> list[Lever]:
     plan = planned(request, row)
     return way_to_fit(plan.plan, plan.spec(row))
 

@@ -23,7 +23,7 @@ from pages.charts.look import View, look
 from pages.charts.names import categories
 from pages.charts.units import in_bytes, percent, short
 from pages.charts.words import Words
-from pages.plan import onward
+from pages.plan import page_links
 from pages.plan.found import served_by
 from pages.plan.request import Request, Serving
 from pages.shared import drawing
@@ -107,7 +107,7 @@ def draw(service: Service, asked: Asked, choose: Any) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         _chooser(asked, choose, words)
         if asked.request.spec.parts.objective == "causal":  # the others do not generate here
-            onward.to_lab(service, asked.spec, asked.request.hardware, words)
+            page_links.to_lab(service, asked.spec, asked.request.hardware, words)
     drawing.heading(_place(asked, fitting, words), asked.layout.code)
     st.html(as_html(_figures(asked, words)))
     _fit(asked, words)
@@ -175,13 +175,13 @@ def _fit(asked: Asked, words: Words) -> None:
         return
     values = {"need": in_bytes(int(r["parameters_bytes"])), "size": in_bytes(have)}
     if int(r["parameters_bytes"]) > have:
-        told = words(
+        message = words(
             "The parameters of the fullest rank take {need} and the device has {size}: they must be cut over more ranks, by tp "
             "or pp.",
             **values,
         )
     elif int(r["most_sequences"]):
-        told = words(
+        message = words(
             "{sequences} sequences at a time need {memory} of the fullest rank and the device has {size}: {most} fit.",
             sequences=f"{int(r['sequences']):,}",
             memory=in_bytes(int(r["memory_bytes"])),
@@ -189,12 +189,12 @@ def _fit(asked: Asked, words: Words) -> None:
             **values,
         )
     else:
-        told = words(
+        message = words(
             "Beside {need} of parameters the device, which has {size}, has no room for the cache of one sequence: make it "
             "shorter, or cut the model over more ranks.",
             **values,
         )
-    st.warning(told, icon=":material/memory_alt:")
+    st.warning(message, icon=":material/memory_alt:")
 
 
 # ----------------------------------------------------------------------------------------------------------- the charts

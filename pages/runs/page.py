@@ -13,7 +13,7 @@ from engine import store
 from engine.spec import RequestError
 from pages.charts.words import Words
 from pages.runs import downloads, table, upload
-from pages.runs.rows import NEWEST, Broken, RunRow, RunShelf, matching, ordered, sortable
+from pages.runs.rows import NEWEST, Broken, RunIndex, RunRow, matching, ordered, sortable
 from pages.shared import navigation
 from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, inert, say
@@ -28,11 +28,11 @@ _GONE, _DONE, _WRONG, _UPLOADS = "runs/gone", "runs/done", "runs/wrong", "runs/u
 
 
 def show(service: Service) -> None:
-    rows, broken = _shelf(service.home).read()
+    rows, broken = _run_index(service.home).read()
     _follow_link()
     st.html(f'<h1 class="ss-unseen">{escape(say()("Runs"))}</h1>')
     _bar(service)
-    _tell(service)
+    _show_message(service)
     if not rows and not broken:
         _nothing()
         return
@@ -43,7 +43,7 @@ def show(service: Service) -> None:
         _list(found, [row.name for row in picked])
     else:
         _no_match()
-    _tell_broken(broken)
+    _show_broken(broken)
     st.caption(
         say()(
             "Peak memory is the fullest rank's, traffic what a rank sends in a step. Sizes are binary: 1 MiB is 1,048,576 bytes."
@@ -53,10 +53,10 @@ def show(service: Service) -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _shelf(home: Path) -> RunShelf:
+def _run_index(home: Path) -> RunIndex:
     """One for all sessions of a server. What was deleted long ago is gone for good."""
     store.empty_trash(home)
-    return RunShelf(home)
+    return RunIndex(home)
 
 
 # --------------------------------------------------------------------------------------------------- search, and its link
@@ -140,7 +140,7 @@ def _bar(service: Service) -> None:
             )
 
 
-def _tell(service: Service) -> None:
+def _show_message(service: Service) -> None:
     """What was done last, with the way back, or why it was not."""
     if wrong := st.session_state.pop(_WRONG, ""):
         st.error(inert(wrong), icon=":material/error:")
@@ -175,7 +175,7 @@ def _no_match() -> None:
         st.button(say()("Show all"), on_click=_show_all)
 
 
-def _tell_broken(broken: list[Broken]) -> None:
+def _show_broken(broken: list[Broken]) -> None:
     if broken:
         text = say().plural("{count} folder cannot be read as a run", "{count} folders cannot be read as runs", len(broken))
         with st.expander(text, icon=":material/folder_off:", type="compact"):

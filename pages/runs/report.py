@@ -29,7 +29,7 @@ from pages.charts.words import Language, Words
 _WIDTH = 960  # pixels of a chart
 # Pixels between two entries of a legend: whoever opens the file may have none of the fonts that its places were worked out for,
 # and the letters of what stands in for them, such as DejaVu Sans, are up to a fifth wider.
-_APART = 36
+_LEGEND_GAP = 36
 _MOST_ROWS = 500  # of a table; the CSV files hold all
 
 # Only what is in the file is shown, whatever a name or a prompt in it says.
@@ -116,7 +116,7 @@ def _chart(drawing: Drawing, say: Words) -> str:
 def _fixed(spec: dict[str, Any]) -> dict[str, Any]:
     """The chart at a width of its own, where a page gives it that of its place. What moves with the mouse cannot on paper."""
     config = spec["config"]
-    spec = spec | {"config": config | {"legend": config["legend"] | {"columnPadding": _APART}}}
+    spec = spec | {"config": config | {"legend": config["legend"] | {"columnPadding": _LEGEND_GAP}}}
     if "vconcat" in spec:
         return spec | {"vconcat": [part | {"width": _WIDTH - 120} for part in spec["vconcat"]], "autosize": {"type": "pad"}}
     return spec | {"width": _WIDTH}

@@ -52,7 +52,7 @@ class Broken:
     why: str  # a sentence of the engine's
 
 
-class RunShelf:
+class RunIndex:
     """The runs of one home. Any thread may ask."""
 
     def __init__(self, home: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 JOBS = (
     "engine.predict.papers.figures.references",
-    "pages.learn.weighing.weigh",
+    "pages.learn.search_summary.summarize_search",
     "pages.plan.cells.cell",
     "pages.plan.found.as_zip",
     "pages.plan.found.found",

@@ -12,7 +12,7 @@ from engine.devices import DEVICES
 from engine.predict.papers.reference import Reference
 from engine.spec import RunSpec, Sentence, sentence
 from engine.wire import WireError, pack, unpack
-from pages.learn.weighing import Weighed
+from pages.learn.search_summary import SearchSummary
 from pages.plan.found import Found, found
 from pages.plan.request import Request
 from pages.shared.codec import decoded, encoded, packed_call, read_answer, read_call
@@ -28,7 +28,7 @@ VALUES = [
     (dict[str, Any], {"a": [1, None, "b"]}),
     (RunSpec, RunSpec()),
     (Request, Request(own=(1.0, 2.0), called="mine")),
-    (Weighed, Weighed(3, 2, "dp1.tp1.pp1", "1f1b", 0.5)),
+    (SearchSummary, SearchSummary(3, 2, "dp1.tp1.pp1", "1f1b", 0.5)),
     (list[Reference], [Reference("paper", "7 B", "dp2", "memory", 1.0, 1.1, exact=True)]),
 ]
 
@@ -83,7 +83,7 @@ def test_what_a_search_found_comes_back_whole() -> None:
         (int | None, "x", "none of"),
         (tuple[int, int], [1], "no tuple"),
         (RunSpec, {"model": {"layers": -1}}, "no RunSpec: layers=-1 must be greater than"),
-        (Weighed, [1, 2], "no Weighed"),
+        (SearchSummary, [1, 2], "no Weighed"),
         (np.ndarray, {"part": "0", "dtype": "<i8", "shape": [2]}, "3 bytes are no array int64 of shape"),
         (np.ndarray, {"part": "0", "dtype": "u1", "shape": [float("inf")]}, "'inf' is no whole number"),
         (np.ndarray, {"part": "0", "dtype": "O", "shape": [1]}, "are no array object"),

@@ -19,7 +19,7 @@ from pages.charts.look import View
 from pages.charts.words import words
 from pages.runs import upload
 from pages.runs.report import report
-from pages.runs.rows import NEWEST, RunRow, RunShelf, matching, ordered
+from pages.runs.rows import NEWEST, RunIndex, RunRow, matching, ordered
 from pages.shared.saved import by_run
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_module
@@ -49,7 +49,7 @@ def names(rows: list[RunRow]) -> list[str]:
 
 
 def test_a_row_is_the_runs_own_summary(home: Path) -> None:
-    rows, broken = RunShelf(home).read()
+    rows, broken = RunIndex(home).read()
     assert (names(rows), broken) == (["third", "second", "a first one"], [])
     row, summary = rows[-1], store.load(home / "a first one").summary
     assert (row.model, row.layout, row.schedule, row.ranks, row.steps) == ("gpt-tiny", "dp1.tp1.pp2", "1f1b", 2, 20)
@@ -66,20 +66,20 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
         return head(folder)
 
     monkeypatch.setattr(store, "head", count)
-    shelf = RunShelf(home)
-    shelf.read()
-    shelf.read()
+    index = RunIndex(home)
+    index.read()
+    index.read()
     assert sorted(opened) == ["a first one", "second", "third"]
     opened.clear()
     store.delete(home / "second")
     os.rename(home / "third", home / "second")  # another run under a name that was known
-    assert names(shelf.read()[0]) == ["second", "a first one"]
+    assert names(index.read()[0]) == ["second", "a first one"]
     assert opened == ["second"]
 
 
 def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
     (home / "second" / "run.json").write_text("{")
-    rows, broken = RunShelf(home).read()
+    rows, broken = RunIndex(home).read()
     assert set(names(rows)) == {"a first one", "third"}
     assert [folder.folder.name for folder in broken] == ["second"]
     assert "run.json is not JSON" in broken[0].why
@@ -105,7 +105,7 @@ def test_a_run_of_a_newer_program_is_named_with_the_reason(home: Path) -> None:
     ],
 )
 def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[str]) -> None:
-    assert names(matching(RunShelf(home).read()[0], search, SAY)) == found
+    assert names(matching(RunIndex(home).read()[0], search, SAY)) == found
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[
     ],
 )
 def test_runs_are_sorted_by_any_column(home: Path, sort: str, order: list[str]) -> None:
-    assert names(ordered(RunShelf(home).read()[0], sort)) == order
+    assert names(ordered(RunIndex(home).read()[0], sort)) == order
 
 
 # -------------------------------------------------------------------------------------------------------------- the page

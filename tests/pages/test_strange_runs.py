@@ -30,7 +30,7 @@ from pages.compare.page import figures as compared
 from pages.lab import events, sentences
 from pages.lab.figures import figures, parity
 from pages.runs.report import drawings
-from pages.runs.rows import RunShelf
+from pages.runs.rows import RunIndex
 from tests.pages.stand_in import PAIR, dry_run_of, saved
 
 VIEW = View("light", "en")
@@ -144,7 +144,7 @@ def _damage_table(path: Path, chance: random.Random) -> str:
 
 def refused(folder: Path) -> str:
     """The sentence that the run in `folder` is refused with; "" if it is shown, as it is in the list of runs."""
-    rows, broken = RunShelf(folder.parent).read()
+    rows, broken = RunIndex(folder.parent).read()
     try:
         result = store.load(folder)
     except RequestError as error:

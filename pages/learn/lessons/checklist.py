@@ -20,8 +20,8 @@ from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.search_summary import SearchSummary, summarize_search
 from pages.learn.sizes import CARDS, PUBLISHED
-from pages.learn.weighing import Weighed, weigh
 from pages.shared import navigation
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
@@ -56,7 +56,7 @@ def _draw(state: LessonState) -> None:
         ):
             st.caption(_missing(say, missing, state["batch"]))
         _verdict(state, tried[-1])
-        _weigh(state, tried[-1])
+        _all_layouts(state, tried[-1])
     state.heading(say("The list to keep"))
     state.text(
         "\n".join(
@@ -167,7 +167,7 @@ def _verdict(state: LessonState, last: Try) -> None:
     navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": state["device"]})
 
 
-def _weigh(state: LessonState, last: Try) -> None:
+def _all_layouts(state: LessonState, last: Try) -> None:
     """All layouts beside the list's, when asked for: that takes a second or more."""
     say, asked = state.say, (state["model"], state["count"], state["device"], state["batch"])
     if st.session_state.get(state.key("weighed")) != asked:
@@ -181,7 +181,7 @@ def _weigh(state: LessonState, last: Try) -> None:
         return
     try:
         with st.spinner(say("Weighing every layout of {count} devices", count=f"{state['count']:,}")):
-            found = weighed(*asked)
+            found = search_summary(*asked)
     except RequestError as error:
         st.warning(say("There is nothing to weigh: {reason}.", reason=say.sentence(error.sentence)))
         return
@@ -213,9 +213,9 @@ def _weigh(state: LessonState, last: Try) -> None:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
+def search_summary(model: str, count: int, device: str, batch: int) -> SearchSummary:
     """Raises `RequestError` where there is no layout at all."""
-    return run_in_worker(weigh, model, count, device, batch)
+    return run_in_worker(summarize_search, model, count, device, batch)
 
 
 def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonState], Question]:

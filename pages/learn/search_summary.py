@@ -9,7 +9,7 @@ from engine.devices import DEVICES
 from engine.predict.planner.search import search
 
 
-class Weighed(NamedTuple):
+class SearchSummary(NamedTuple):
     """Of all layouts: how many there are and fit, and the fastest that does."""
 
     all: int
@@ -19,8 +19,8 @@ class Weighed(NamedTuple):
     seconds: float
 
 
-def weigh(model: str, count: int, device: str, batch: int) -> Weighed:
+def summarize_search(model: str, count: int, device: str, batch: int) -> SearchSummary:
     """Raises `RequestError` where there is no layout at all."""
     found = search(catalog.model(model), count, DEVICES[device], batch)
     first = found.layouts.iloc[0]
-    return Weighed(len(found.layouts), found.feasible, str(first["layout"]), str(first["schedule"]), float(first["step_s"]))
+    return SearchSummary(len(found.layouts), found.feasible, str(first["layout"]), str(first["schedule"]), float(first["step_s"]))
