@@ -1,4 +1,4 @@
-"""What a lesson asks of a search. Without Streamlit, so that the process which searches starts at once."""
+"""The numbers of a search in a lesson. It does not import Streamlit, so that the worker process starts fast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.predict.planner.search import search
 
 
 class SearchSummary(NamedTuple):
-    """Of all layouts: how many there are and fit, and the fastest that does."""
+    """The number of all layouts and of those that fit, and the fastest that fits."""
 
     all: int
     fit: int
@@ -20,7 +20,7 @@ class SearchSummary(NamedTuple):
 
 
 def summarize_search(model: str, count: int, device: str, batch: int) -> SearchSummary:
-    """Raises `RequestError` where there is no layout at all."""
+    """Search all layouts. Raises `RequestError` if there are none."""
     found = search(catalog.model(model), count, DEVICES[device], batch)
     first = found.layouts.iloc[0]
     return SearchSummary(len(found.layouts), found.feasible, str(first["layout"]), str(first["schedule"]), float(first["step_s"]))

@@ -1,4 +1,4 @@
-"""The form of a plan, at the left. The link holds what is asked; the widgets show it, and write there when they are moved."""
+"""The form of a plan. The link has the request; widgets show it, and write changes to the link."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, 
 from pages.shared.frame import inert, labelled, say
 from pages.shared.link_numbers import shortest_text
 
-ROW = "row"  # the link's parameter: which layout is looked at
+ROW = "row"  # the link's parameter: the number of the layout that is shown
 _UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
 _OF_SERVING = tuple(known.name for known in fields(Serving))
-_LEAST = 0.001  # of a figure of a device, in its unit
+_LEAST = 0.001  # the least value of a device's figure, in its unit
 
 
 def draw(request: Request, serving: Serving | None) -> None:
-    """`serving`: what is asked of it, None where the model is trained."""
+    """`serving`: its settings; None if the model is trained."""
     words = say()
     _choose_use(serving, words)
     st.markdown(f"##### {words('Model')}", anchors=False)
@@ -122,7 +122,7 @@ def _device_figures(device: DeviceSpec, words: Words) -> str:
 def _select(
     label: str, options: list[str], value: str, name: str, names: Mapping[str, str] | None = None, headed: bool = False
 ) -> None:
-    """`headed`: a heading above says already what `label` says, which is then only read aloud."""
+    """`headed`: a heading has the same text as `label`, so the label is only for screen readers."""
     key = f"plan/{name}"
     st.session_state[key] = value
     named = names or dict(zip(options, options, strict=True))
@@ -139,9 +139,9 @@ def _number(label: str, value: int, least: int, name: str, help_text: str | None
 
 
 def _moved(name: str) -> None:
-    """A control was moved: the link follows, and the page is drawn from the link. A callback."""
+    """Write a control's value to the link, from which the page is drawn. A callback."""
     value = st.session_state[f"plan/{name}"]
-    if value is None:  # a field that was emptied takes its default
+    if value is None:  # an empty field gets its default
         value = 0 if name in _OF_SERVING else getattr(DEFAULT, name)
     if name == "device" and value == OWN:
         known = st.query_params.get("device", DEFAULT.device)
@@ -151,7 +151,7 @@ def _moved(name: str) -> None:
     st.query_params.pop(ROW, None)
 
 
-# ------------------------------------------------------------------------------------------------ a device of one's own
+# ------------------------------------------------------------------------------------------------ the user's own device
 
 
 def _own(request: Request, words: Words) -> None:
@@ -199,7 +199,7 @@ def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mappin
 
 
 def _own_moved() -> None:
-    """A callback. A field that was emptied takes the figure of the device that is planned for at first."""
+    """Write the user's own device to the link. An empty field gets the figure of the default device. A callback."""
     known = dict(zip(OWN_FIELDS, figures_of(DEVICES[DEFAULT.device]), strict=True))
     held = {name: st.session_state[f"plan/own/{name}"] for name in OWN_FIELDS}
     st.query_params["own"] = own_to_link(tuple(known[name] if value is None else value for name, value in held.items()))
@@ -220,7 +220,7 @@ def _uploaded() -> None:
     st.query_params.pop(ROW, None)
 
 
-# ------------------------------------------------------------------------------------------------------- what is assumed
+# ------------------------------------------------------------------------------------------------------- assumptions
 
 
 def _assumed(assumed: Assumptions, words: Words) -> None:

@@ -1,4 +1,4 @@
-"""Plan: a model on so many devices. Does it fit, on which stage not and why; which layouts are best, and what to change."""
+"""Plan: a model on a number of devices. Which layouts fit and are fastest; why a layout does not fit, and what to change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pages.shared.predicted import peaks
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_in_worker
 
-_KEPT = (LANG, heatmap.MAP, dry_run.DRY)  # parameters of the link that are not about what is asked
+_KEPT = (LANG, heatmap.MAP, dry_run.DRY)  # parameters of the link that are not part of the request
 
 
 def show(service: Service) -> None:
@@ -91,11 +91,11 @@ def _train(service: Service, request: Request, words: Words) -> None:
 def _stages(request: Request, row: int, words: Words) -> None:
     try:
         drawing.show(stages(request, row, view()), "plan-stages")
-    except RequestError as error:  # its schedule is too long to go through, though the search has its peak
+    except RequestError as error:  # its schedule is too long for stage-by-stage memory, though the search has its peak
         _refuse(error, words)
 
 
-# --------------------------------------------------------------------------------------------------------- what is asked
+# --------------------------------------------------------------------------------------------------------- the request
 
 
 def _read() -> tuple[Request, Serving | None]:
@@ -110,7 +110,7 @@ def _read() -> tuple[Request, Serving | None]:
 
 
 def _keep(request: Request, serves: Serving | None) -> None:
-    """Make the link say what is planned, and no more."""
+    """Write the request into the link, and remove its other parameters."""
     held = st.query_params.to_dict()
     wanted = to_link(request) | serving_to_link(serves) | {name: held[name] for name in (*_KEPT, ROW) if name in held}
     if held != wanted:
@@ -119,12 +119,12 @@ def _keep(request: Request, serves: Serving | None) -> None:
 
 @cached(16)
 def searched(request: Request) -> Found:
-    """One search for all who ask the same. Raises `RequestError`."""
+    """The search, cached for all sessions. Raises `RequestError`."""
     return run_in_worker(found, request)
 
 
 def planned(request: Request, row: int) -> Found:
-    """The same, with a layout that is looked at: a link may name any. Raises `RequestError`."""
+    """The search with layout `row` included, which can be any. Raises `RequestError`."""
     plan = searched(request)
     return plan if row in plan else _with(request, row)
 
@@ -135,7 +135,7 @@ def _with(request: Request, row: int) -> Found:
 
 
 def _row(count: int) -> int:
-    """The layout looked at: the link's, or the best."""
+    """The number of the layout that is shown: the link's, or the best."""
     written = st.query_params.get(ROW, "0")
     row = int(written) if written.isascii() and written.isdigit() and len(written) < 9 else 0
     return row if row < count else 0
@@ -150,7 +150,7 @@ def _choose(row: int) -> None:
 
 
 def _chooser(plan: Found, row: int, words: Words) -> None:
-    """What a click on a point does, for the keyboard: the fastest layouts, and those that nothing beats in memory and time."""
+    """A select box for the layout, as for clicks on points: the fastest layouts and the Pareto front."""
     best = range(min(TOP, plan.count))
     rows = sorted({*best, *plan.layouts.index[plan.layouts["pareto"]].tolist(), row})
 
@@ -209,7 +209,7 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
 
 
 def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
-    """Where it does not fit, on which stage and by how much, and the cheapest way to make it fit."""
+    """If the layout does not fit: the fullest stage, what is missing, and the cheapest changes that make it fit."""
     r = plan.layout(row)
     if bool(r["fits"]):
         return
@@ -315,7 +315,7 @@ def _table(request: Request, plan: Found, row: int, words: Words) -> None:
 
 
 def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFrame:
-    """No wider than a page of 1280 pixels has room for, so that nothing has to be scrolled to."""
+    """The table of layouts with names, narrow enough for a page of 1280 pixels without scrolling."""
     table = pd.DataFrame(
         {
             "place": [row + 1 for row in rows],
@@ -327,14 +327,14 @@ def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFr
             "memory": (layouts["memory_bytes"] / 2**30).tolist(),
             "step": layouts["step_s"].tolist(),
             "mfu": (100 * layouts["mfu"]).tolist(),
-            "bubble": (100 * layouts["bubble"].clip(lower=0)).tolist(),  # a sum of floats may end a hair below none
+            "bubble": (100 * layouts["bubble"].clip(lower=0)).tolist(),  # a sum of floats can be slightly below 0
             "batch": [f"{m} × {b}" for m, b in zip(layouts["microbatches"], layouts["microbatch_size"], strict=True)],
             "zero": layouts["zero"].tolist(),
             "sequence": ["✓" if parallel else "–" for parallel in layouts["sequence_parallel"]],
             "recompute": layouts["recompute"].map(recomputes(words)).tolist(),
         }
     )
-    if layouts["fits"].nunique() > 1:  # otherwise the headline has said it
+    if layouts["fits"].nunique() > 1:  # otherwise it is in the headline
         return table.drop(columns="bubble").assign(fits=["✓" if fits else "–" for fits in layouts["fits"]])
     return table
 

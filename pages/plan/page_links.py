@@ -1,4 +1,4 @@
-"""Links to the pages on which a layout can be looked at further."""
+"""Links from a layout of a plan to other pages."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_what_a_search_found_comes_back_whole() -> None:
         (int | None, "x", "none of"),
         (tuple[int, int], [1], "no tuple"),
         (RunSpec, {"model": {"layers": -1}}, "no RunSpec: layers=-1 must be greater than"),
-        (SearchSummary, [1, 2], "no Weighed"),
+        (SearchSummary, [1, 2], "no SearchSummary"),
         (np.ndarray, {"part": "0", "dtype": "<i8", "shape": [2]}, "3 bytes are no array int64 of shape"),
         (np.ndarray, {"part": "0", "dtype": "u1", "shape": [float("inf")]}, "'inf' is no whole number"),
         (np.ndarray, {"part": "0", "dtype": "O", "shape": [1]}, "are no array object"),

@@ -27,7 +27,7 @@ from pages.charts.units import in_bytes
 from pages.charts.words import words
 from pages.plan import heatmap, serving
 from pages.plan.cells import cell
-from pages.plan.dry_run import compared, far, passes_of, signed
+from pages.plan.dry_run import compared, passes_of, progress_text, signed
 from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
@@ -278,10 +278,10 @@ def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
 def test_a_dry_run_tells_how_far_it_is_and_how_long_it_will_take() -> None:
     spec, say = RunSpec(layout=LayoutSpec(pp=2)), words("en")
     state = DryRunState("x", spec, None, 0.0, of=2)
-    assert far(state, spec, 2.0, say) == "0 of 2 stages · loading torch, 2 s"
+    assert progress_text(state, spec, 2.0, say) == "0 of 2 stages · loading torch, 2 s"
     state = replace(state, done=1, actions=1500, of_actions=2000)
-    assert far(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"
-    assert far(state, RunSpec(), 30.0, say).startswith("Of another layout, dp1.tp1.pp2 · ")
+    assert progress_text(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"
+    assert progress_text(state, RunSpec(), 30.0, say).startswith("Of another layout, dp1.tp1.pp2 · ")
     assert passes_of(spec, 0) == 2 * spec.workload.microbatches * spec.model.layers // 2
 
 

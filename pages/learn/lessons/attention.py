@@ -22,7 +22,7 @@ _SENTENCES = {
     "sea": "she sells shells and shells she sells",
     "rose": "a rose is a rose is a rose",
 }
-_WIDTH = 32  # of the toy's embeddings
+_WIDTH = 32  # of the small model's embeddings
 _PLACES = 48
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _MODEL = "gpt3-175b"
@@ -53,7 +53,7 @@ def _draw(state: LessonState) -> None:
 
 
 def _formula(latex: str) -> None:
-    """Centred above the text that it belongs to, and no wider."""
+    """A formula, centred above its text and as wide as it."""
     st.latex(latex, width=READABLE_PX)
 
 
@@ -124,7 +124,7 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
     say, tokens = style.say, _SENTENCES[sentence].split()
     shares = attention(tokens, _WIDTH, causal, places)
     shown = np.where(np.triu(np.ones_like(shares), 1) > 0, np.nan, shares) if causal else shares
-    # The last word that had come before, and where it came before.
+    # The last repeated word, and its earlier position.
     again = max(at for at, token in enumerate(tokens) if token in tokens[:at])
     before = max(at for at in range(again) if tokens[at] == tokens[again])
     captions = (

@@ -28,7 +28,7 @@ from pages.shared.links import encode
 from pages.shared.subprocesses import run_in_worker
 
 _COUNTS, _BATCHES = (1, 8, 16, 64, 128, 512, 1024), (64, 256, 1024, 1536)
-_ENOUGH = 4  # microbatches for each stage, from which on the bubble is small
+_ENOUGH = 4  # microbatches for each stage that make the bubble small
 
 
 def _draw(state: LessonState) -> None:
@@ -87,7 +87,7 @@ def tries(model: str, count: int, device: str, batch: int) -> list[Try]:
 
 
 def _names(say: Words) -> dict[Lever, tuple[str, str]]:
-    """Each lever's name, and why it stands where it does."""
+    """Each lever's name, and the reason for its place in the list."""
     return {
         "replicas": (say("replicas alone"), say("nothing to send but gradients, once a step")),
         "zero": (say("ZeRO 1"), say("the optimizer’s state is shared out, for the same traffic")),
@@ -116,7 +116,7 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
 
 
 def _missing(say: Words, left: list[tuple[Lever, int]], texts: int) -> str:
-    """Why entries are not in the list: "replicas alone, ZeRO 1 (dp1024); …"."""
+    """Why some levers are not in the list: "replicas alone, ZeRO 1 (dp1024); …"."""
     names = _names(say)
     by_replicas: dict[int, list[str]] = {}
     for lever, replicas in left:
@@ -130,7 +130,7 @@ def _missing(say: Words, left: list[tuple[Lever, int]], texts: int) -> str:
 
 
 def bubble_of(pp: int, microbatches: int) -> float:
-    """Of 1F1B in textbook times, a share of total time."""
+    """The bubble of 1F1B in textbook times, as a share of total time."""
     return simulate(plan(LayoutSpec(pp=pp), microbatches), textbook(LayoutSpec(pp=pp))).bubble
 
 
@@ -168,7 +168,7 @@ def _verdict(state: LessonState, last: Try) -> None:
 
 
 def _all_layouts(state: LessonState, last: Try) -> None:
-    """All layouts beside the list's, when asked for: that takes a second or more."""
+    """A search of all layouts, on a button because it takes a second or more, and the list's layout beside its best."""
     say, asked = state.say, (state["model"], state["count"], state["device"], state["batch"])
     if st.session_state.get(state.key("weighed")) != asked:
         st.button(
@@ -214,7 +214,7 @@ def _all_layouts(state: LessonState, last: Try) -> None:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def search_summary(model: str, count: int, device: str, batch: int) -> SearchSummary:
-    """Raises `RequestError` where there is no layout at all."""
+    """Raises `RequestError` if there is no layout."""
     return run_in_worker(summarize_search, model, count, device, batch)
 
 

@@ -92,7 +92,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _own_count(name: str) -> int:
-    """Peak bytes of training on one device, by the engine's formula."""
+    """Peak bytes of training on one device, as predicted by the engine."""
     workload = WorkloadSpec(microbatches=1, microbatch_size=1, precision="bf16")
     return memory(RunSpec(model=catalog.model(name), workload=workload)).peaks[0].total
 

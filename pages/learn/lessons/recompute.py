@@ -26,7 +26,7 @@ from pages.shared import drawing
 
 _KINDS: tuple[Recompute, ...] = ("none", "selective", "full")
 _LENGTHS, _BATCHES = (1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8)
-_P, _M = 4, 8  # the pipeline in which the price is shown
+_P, _M = 4, 8  # stages and microbatches of the pipeline whose step time is shown
 
 
 def _draw(state: LessonState) -> None:
@@ -140,14 +140,14 @@ def _steps(state: LessonState) -> None:
 
 
 def backward_time(kind: Recompute, model: ModelSpec, b: int) -> float:
-    """Of one microbatch, in units of its forward: two, and whatever of forward is done again."""
+    """Backward time of one microbatch, in units of its forward: two, and the recomputed share of forward."""
     flops = layer_flops(model, b)
     again = {"none": 0.0, "selective": flops["attention"] / sum(flops.values()), "full": 1.0}
     return 2.0 + again[kind]
 
 
 def step_time(backward: float) -> float:
-    """Units of time of a step of 1F1B with 4 stages and 8 microbatches, forward taking 1."""
+    """Time of a step of 1F1B with 4 stages and 8 microbatches, if forward takes 1."""
     return simulate(plan(LayoutSpec(pp=_P), _M), _durations(backward)).pipeline
 
 

@@ -123,7 +123,7 @@ def _steps(state: LessonState) -> None:
 
 
 def _table(state: LessonState) -> None:
-    """What each stage sends, as `engine.parallel.data` does it."""
+    """The collectives of each ZeRO stage, as in `engine.parallel.data`."""
     say = state.say
     passes = (
         say("all-reduce of the gradients, once a step"),
@@ -152,7 +152,7 @@ def _table(state: LessonState) -> None:
 
 
 def _published(state: LessonState) -> Question:
-    """The figure of Rajbhandari et al. 2020, figure 1, worked out."""
+    """The numbers of figure 1 of Rajbhandari et al. 2020, computed."""
     say, count, dp, zero = state.say, 7_500_000_000, 64, 2
     terms = states(count, zero, dp)
     total = sum(term.value for term in terms.values())
