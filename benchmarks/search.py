@@ -1,9 +1,9 @@
-"""How long the planner takes: GPT-3 175B on 1,024 H100, all layouts weighed, and then the best of them replayed.
+"""The time of a search: GPT-3 175B on 1,024 H100, all layouts by formula, and then the best of them simulated.
 
     python -m benchmarks.search [--model gpt3-175b] [--ranks 1024] [--global-batch 1536] [--times 5]
 
-The first search is that of a fresh process, as a user of the command line has it; later ones find the model's passes played and
-its schedules put down. Time of this process beside the wall clock; the median of some times.
+The first search runs in a new process, as on the command line. Later searches use what the process has cached of the model and
+its schedules. It prints medians of CPU time and of wall-clock time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _print(name: str, times: list[tuple[float, float]]) -> None:
 
 
 def _first(shape: ModelSpec, ranks: int, gpu: DeviceSpec, batch: int) -> tuple[float, float]:
-    """In a process that has searched nothing; without what starting it takes."""
+    """The times of a search in a new process, without the start of the process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         return fresh.submit(_searched, shape, ranks, gpu, batch).result()
 
