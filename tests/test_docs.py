@@ -55,7 +55,7 @@ def test_the_tables_are_described_with_their_columns() -> None:
     assert described == {name: ", ".join(columns) for name, columns in SCHEMAS.items()}
 
 
-def test_a_path_that_is_gone_and_a_link_into_nothing_would_be_found() -> None:
+def test_the_checks_find_a_missing_path_and_a_dead_link() -> None:
     assert paths_named("`engine/gone.py`, `engine/predict`, `other/thing.py`, `pages/NAME/page.py`, `app.py`") == {
         "engine/gone.py",
         "engine/predict",

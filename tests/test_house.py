@@ -68,12 +68,12 @@ def beyond_meeting(path: Path) -> list[str]:
     ]
 
 
-def test_only_the_door_uses_collectives_and_transfers() -> None:
+def test_only_comm_py_uses_collectives_and_transfers() -> None:
     assert any("all_reduce" in found for found in beyond_meeting(COMMUNICATION)), "the check would not see a collective"
     assert [found for path in PRODUCT if path != COMMUNICATION for found in beyond_meeting(path)] == []
 
 
-def test_what_the_engine_reads_beside_its_code_is_installed_with_it() -> None:
+def test_data_files_of_the_engine_are_part_of_the_package() -> None:
     with (HOUSE / "pyproject.toml").open("rb") as file:
         named = tomllib.load(file)["tool"]["setuptools"]["package-data"]["engine"]
     found = {path for path in (HOUSE / "engine").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
@@ -94,7 +94,7 @@ def test_nothing_is_pickled() -> None:
     assert [found for path in PRODUCT for found in pickles(path)] == []
 
 
-def test_a_file_that_needs_a_table_of_contents_is_two_files() -> None:
+def test_no_file_is_longer_than_400_lines() -> None:
     lines = {str(path): len((HOUSE / path).read_text(encoding="utf-8").splitlines()) for path in PRODUCT}
     assert {path: count for path, count in lines.items() if count > LONGEST} == {}
 
@@ -154,7 +154,7 @@ def test_with_no_skips_a_skipped_module_has_failed(suite: pytest.Pytester) -> No
     suite.runpytest("--no-skips").assert_outcomes(errors=1)
 
 
-def test_without_a_browser_what_needs_one_is_left_out_and_the_last_line_says_so(
+def test_without_a_browser_its_tests_are_left_out_and_the_last_line_says_so(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite.makepyfile(
@@ -181,6 +181,6 @@ def test_without_a_browser_what_needs_one_is_left_out_and_the_last_line_says_so(
     suite.runpytest("--no-skips").assert_outcomes(passed=1, errors=1)
 
 
-def test_what_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:
+def test_a_test_that_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:
     suite.makepyfile("import pytest\n\n@pytest.mark.gpu(count=1_000)\ndef test_on_a_thousand(): pass")
     suite.runpytest("--no-skips").assert_outcomes(skipped=1)

@@ -40,7 +40,7 @@ def seen(page: Page) -> str:
     )
 
 
-def test_a_switch_changes_every_word_and_no_choice(server: Server, watched: Watched):
+def test_switching_the_language_changes_every_text_and_no_choice(server: Server, watched: Watched):
     page = watched.open(server, spec=CHOICE, rank="3")
     assert link(page) == {"spec": CHOICE, "rank": "3"}  # a language that nobody chose is not in the link
     expect(page.locator("html")).to_have_attribute("lang", "en")
@@ -67,14 +67,14 @@ def test_a_switch_changes_every_word_and_no_choice(server: Server, watched: Watc
     assert link(page) == {"spec": CHOICE, "rank": "3", "lang": "en"}
 
 
-def test_what_does_not_fit_is_told_in_the_readers_language(server: Server, watched: Watched):
+def test_a_misfit_is_shown_in_the_readers_language(server: Server, watched: Watched):
     page = watched.open(server, spec="gpt-tiny~dp1.tp3.pp1~1f1b", lang="zh")
     expect(page.get_by_text("tp=3 不能整除 4 个头；1, 2 和 4 可以。", exact=True)).to_be_visible()
     page.get_by_role("button", name="tp=4").click()
     expect(page.get_by_role("button", name="用 4 个进程运行")).to_be_enabled()
 
 
-def test_a_browser_of_another_language_or_kind_of_chinese_meets_one_of_the_two(server: Server, browser: Browser):
+def test_browsers_of_other_languages_get_english_or_chinese(server: Server, browser: Browser):
     """Where they are its own is in test_everywhere.py."""
     for locale, greeting in (("zh-TW", "谁持有什么"), ("de-DE", "Who holds what")):
         context: BrowserContext = browser.new_context(locale=locale, reduced_motion="reduce")

@@ -62,9 +62,7 @@ def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, wa
     assert link(page, "rank") == "2"
 
 
-def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_grow(
-    server: Server, measured: RunResult, watched: Watched
-):
+def test_there_are_three_timelines_and_a_slow_stage_increases_the_bubble(server: Server, measured: RunResult, watched: Watched):
     page = watched.open(server, run="measured")
     expect(bars(page, "timeline")).to_have_count(4 + len(measured.tables["spans"]))
     chart(page, "timeline").get_by_role("radio", name="projected").click()
@@ -84,7 +82,7 @@ def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_gr
     expect(cells.first).to_be_visible()
 
 
-def test_of_a_step_too_long_to_draw_a_part_is_brushed(server: Server, watched: Watched):
+def test_a_part_of_a_long_step_can_be_brushed(server: Server, watched: Watched):
     page = watched.open(server, spec="gpt-tiny~dp1.tp1.pp2~1f1b~m1000~b1~n3~r0.003~e0")
     expect(chart(page, "textbook")).to_contain_text("Only 64 of 4,000 bars are drawn")
     strip = chart(page, "textbook-overview").locator("svg.marks")

@@ -46,7 +46,7 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_a_view_has_at_most_as_many_marks_as_a_browser_moves(name: str) -> None:
+def test_a_view_has_no_more_marks_than_a_browser_can_pan(name: str) -> None:
     spec = DRAWINGS[name]().spec
     drawn = [len(rows) for kind in MARKS for _, rows in marks(spec, kind)]
     assert 0 < max(drawn) <= MAX_BARS
@@ -60,7 +60,7 @@ def totals_of_the_curve() -> pd.Series[int]:
     return points.groupby("t_ns")["bytes"].max()
 
 
-def test_a_thinned_curve_still_has_its_peak_and_says_what_is_left_out() -> None:
+def test_a_thinned_curve_has_its_peak_and_says_what_is_left_out() -> None:
     curve, totals = long_run().tables["memory_curve"], totals_of_the_curve()
     drawing = memory.curve(curve, PEAK_RANK, LIGHT)
     [(_, pointers)] = marks(drawing.spec, "rule")
@@ -80,7 +80,7 @@ def test_a_thinned_curve_holds_the_highest_of_every_stretch() -> None:
         assert totals.loc[start:end].max() == max(drawn[t] for t in times if start <= t <= end)
 
 
-def test_the_strip_beneath_covers_the_whole_step() -> None:
+def test_the_strip_of_actions_covers_the_whole_step() -> None:
     curve = long_run().tables["memory_curve"]
     [(_, bars)] = marks(memory.curve(curve, PEAK_RANK, LIGHT).spec, "bar")
     assert bars[0]["start"] == 0
@@ -99,7 +99,7 @@ def test_a_thinned_loss_keeps_its_ends_and_extremes() -> None:
     assert max(row["loss"] for row in rows) == 9.0
 
 
-def test_of_more_ranks_than_have_room_some_are_drawn_and_the_title_is_of_all() -> None:
+def test_with_too_many_ranks_some_are_drawn_and_the_title_is_about_all() -> None:
     passed = long_run().tables["traffic"]
     one = passed[passed["rank"] == 0]
     several = one.loc[one.index.repeat(3_000)].assign(rank=list(range(3_000)) * len(one))

@@ -22,7 +22,7 @@ def connect(rank: int, store: dist.Store, mesh: Mesh, seconds: float = PATIENCE_
     return Comm.connect(store, mesh, rank, GLOO, seconds, Recorder())
 
 
-def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (GLOO.name, GLOO.device.type) == ("gloo", "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     some, enough = choose_backend(4, 1), choose_backend(2, 1)
@@ -30,7 +30,7 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("nccl" in enough.name, enough.device, enough.why) == (True, torch.device("cuda", 1), "2 GPUs for 2 ranks, so NCCL")
 
 
-def test_alone_a_collective_does_nothing_and_counts_nothing() -> None:
+def test_a_collective_of_one_rank_does_nothing_and_counts_nothing() -> None:
     comm = Comm.alone(torch.device("cpu"))
     tensor = torch.arange(3.0)
     for group in AXES:
@@ -116,7 +116,7 @@ def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[T
     return answer
 
 
-def test_transfers_are_told_apart_by_tag_and_do_not_block() -> None:
+def test_messages_are_matched_by_tag_and_sends_do_not_block() -> None:
     for rank, (first, second, counts) in enumerate(together(2, swap)):
         other = 1 - rank
         assert (first, second) == ([10.0 * other] * 3, [10.0 * other + 1] * 3)
@@ -151,7 +151,7 @@ def left_alone(rank: int, store: dist.Store, call: str) -> str:
 
 
 @pytest.mark.parametrize("call", ["all_reduce", "recv", "send", "common_instant"])
-def test_a_peer_that_vanished_is_a_comm_error(call: str) -> None:
+def test_a_peer_that_ended_is_a_comm_error(call: str) -> None:
     answers = together(2, left_alone, call)
     assert [a.text if isinstance(a, RaisedInProcess) else a for a in answers] == ["CommError", "left"]
 
@@ -183,7 +183,7 @@ def _alone(comm: Comm) -> str:
     return "nothing"
 
 
-def test_a_peer_that_does_not_come_is_a_comm_error_after_the_limit() -> None:
+def test_a_peer_that_does_not_answer_is_a_comm_error_after_the_time_limit() -> None:
     for limit in time_limits():
         answers = together(2, not_coming, limit)
         if TOO_SHORT not in answers:

@@ -98,7 +98,7 @@ def two_layers(comm: Comm, microbatches: int) -> tuple[nn.Sequential, DataParall
     return model, data
 
 
-def test_a_bucket_sets_out_once_its_last_gradient_of_the_step_is_there() -> None:
+def test_a_buckets_reduction_starts_when_its_last_gradient_of_the_step_is_complete() -> None:
     comm = TwoReplicas()
     model, data = two_layers(comm, microbatches=3)
     x = torch.randn(5, 3)
@@ -113,7 +113,7 @@ def test_a_bucket_sets_out_once_its_last_gradient_of_the_step_is_there() -> None
     torch.testing.assert_close([first, second], [2 * g for g in alone])
 
 
-def test_a_missing_gradient_is_not_passed_over() -> None:
+def test_a_missing_gradient_is_an_error() -> None:
     model, data = two_layers(TwoReplicas(), microbatches=2)
     model(torch.randn(5, 3)).sum().backward()
     with pytest.raises(AssertionError, match="a gradient is missing"):
@@ -133,7 +133,7 @@ def test_a_new_step_starts_from_zero() -> None:
     torch.testing.assert_close([bucket.gradients for bucket in data.buckets.values()], summed)
 
 
-def test_alone_nothing_sets_out() -> None:
+def test_one_replica_reduces_nothing() -> None:
     model, data = two_layers(Comm.alone(torch.device("cpu")), microbatches=1)
     model(torch.randn(5, 3)).sum().backward()
     data.finish_reductions(0)

@@ -52,7 +52,7 @@ def traffic(tables: dict[str, pd.DataFrame]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_every_rank_is_as_measured(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
+def test_a_dry_run_equals_the_run_on_every_rank(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
     measured, dry = runs.result(SPECS[name]).tables, dry_runs[name, "none"].tables
     error = (totals(dry) / totals(measured) - 1).abs()
     assert len(error) == SPECS[name].layout.ranks
@@ -66,9 +66,7 @@ def test_every_rank_is_as_measured(runs: Runs, dry_runs: dict[tuple[str, str], A
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_real_tensors_without_the_others_measure_what_a_run_measures(
-    runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str
-) -> None:
+def test_a_dry_run_with_real_tensors_equals_the_run(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
     """The way of --device cuda, on the device that every machine has."""
     measured, alone = runs.result(SPECS[name]).tables, dry_runs[name, "cpu"].tables
     assert totals(alone).to_dict() == totals(measured).to_dict()
@@ -76,7 +74,7 @@ def test_real_tensors_without_the_others_measure_what_a_run_measures(
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama, zb-h1"])
-def test_the_curve_goes_through_the_same_actions(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
+def test_the_curve_has_the_actions_of_the_run(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
     curves = [t["memory_curve"] for t in (dry_runs[name, "none"].tables, runs.result(SPECS[name]).tables)]
     highest = [c.groupby(["rank", "action", "t_ns"])["bytes"].sum().groupby(["rank", "action"]).max() for c in curves]
     both = pd.concat(highest, axis=1, keys=["dry", "measured"], join="inner")

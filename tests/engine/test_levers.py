@@ -36,7 +36,7 @@ class TestZeRO:
     buckets = 2 + MODEL.layers + 1  # token table, positions, each layer, last norm
 
     @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-    def test_shards_what_its_stage_says(self, runs: Runs, zero: int) -> None:
+    def test_zero_shards_what_its_stage_says(self, runs: Runs, zero: int) -> None:
         dp = 4
         bytes_ = at_peak(runs, lever(f"dp{dp}", zero=zero))
         padding = self.buckets * (dp - 1)  # elements, at most, over all buckets; a share has its part of it
@@ -51,7 +51,7 @@ class TestZeRO:
         assert bytes_["optimizer"] - self.buckets * STEP_COUNTER in held(2, zero >= 1)
 
     @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-    def test_moves_what_its_stage_says(self, runs: Runs, zero: int) -> None:
+    def test_zero_sends_what_its_stage_says(self, runs: Runs, zero: int) -> None:
         """Calls on dp in one step: B buckets, L layers, m microbatches. The loss is averaged apart from the buckets."""
         spec = lever("dp4", zero=zero)
         traffic = runs.result(spec).tables["traffic"]
@@ -80,7 +80,7 @@ class TestZeRO:
 
 
 class TestSequenceParallelism:
-    def test_cuts_what_tp_leaves_whole(self, runs: Runs) -> None:
+    def test_sequence_parallelism_shards_what_tp_does_not(self, runs: Runs) -> None:
         """Of each layer, four (B, S, H) tensors (both norms' inputs and outputs) and both norms' mean and deviation; the same
         once for the last norm. The rest of a layer is cut by tp anyway."""
         off, on = (at_peak(runs, lever("tp2", sequence_parallel=on)) for on in (False, True))
@@ -88,7 +88,7 @@ class TestSequenceParallelism:
         whole = (2 * layers + 1) * (2 * b * s * h + 2 * b * s) * FLOAT
         assert off["activations"] - on["activations"] == whole // 2
 
-    def test_sends_the_same_bytes_by_other_collectives(self, runs: Runs) -> None:
+    def test_sequence_parallelism_sends_the_same_bytes_by_other_collectives(self, runs: Runs) -> None:
         """An all-reduce is a reduce-scatter and an all-gather; gathering again in backward is what comes on top."""
         wire = {}
         for on in (False, True):
@@ -108,7 +108,7 @@ class TestSequenceParallelism:
 class TestRecompute:
     b, s, h, a = 2, MODEL.seq, MODEL.hidden, MODEL.heads
 
-    def test_selective_drops_what_attention_holds(self, runs: Runs) -> None:
+    def test_selective_recompute_drops_what_attention_saves(self, runs: Runs) -> None:
         """The softmax's result (B, A, S, S), and which scores were masked (S, S), a byte each, of every layer."""
         none, selective = (at_peak(runs, lever("tp1", recompute=r)) for r in ("none", "selective"))
         dropped = self.b * self.a * self.s**2 * FLOAT + self.s**2
@@ -116,7 +116,7 @@ class TestRecompute:
         # q, k and v are kept as the one tensor they were cut from, instead of as three; the sum is the same.
         assert saved == MODEL.layers * dropped
 
-    def test_full_keeps_only_each_layers_input(self, runs: Runs) -> None:
+    def test_full_recompute_keeps_only_each_layers_input(self, runs: Runs) -> None:
         """One more layer costs one more (B, S, H), however much the layer itself would hold, and 8 bytes of checkpoint's own."""
         deeper = MODEL.model_copy(update={"layers": 5})
         four, five = (at_peak(runs, lever("tp1", recompute="full", model=model)) for model in (MODEL, deeper))
@@ -135,7 +135,7 @@ class TestPrecisionAndOptimizer:
         assert bytes_["optimizer"] == 3 * FLOAT * self.whole + self.buckets * STEP_COUNTER
 
     @pytest.mark.parametrize(("momentum", "numbers"), [(0.0, 0), (0.9, 1)])
-    def test_sgd_keeps_one_number_a_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
+    def test_sgd_keeps_one_number_for_each_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
         bytes_ = at_peak(runs, lever("tp1", workload={"optimizer": "sgd", "momentum": momentum}))
         assert bytes_["optimizer"] == numbers * FLOAT * self.whole
 

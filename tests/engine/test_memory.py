@@ -66,7 +66,7 @@ def start_of(points: list[Point], action: str) -> Composition:
 
 @pytest.mark.parametrize("spec", LAYOUTS, ids=lambda spec: f"{spec.layout.code}-{spec.layout.schedule}")
 class TestEveryLayout:
-    def test_categories_and_kernels_workspaces_sum_to_the_allocators_total(self, runs: Runs, spec: RunSpec) -> None:
+    def test_categories_and_kernel_workspaces_add_up_to_the_allocators_total(self, runs: Runs, spec: RunSpec) -> None:
         result = runs.result(spec)
         totals = {rank: sum(composition.values()) for rank, composition in peaks(result).items()}
         assert [entry["rank"] for entry in result.summary["allocator"]] == list(totals)
@@ -76,7 +76,7 @@ class TestEveryLayout:
         assert result.summary["peak_bytes"] == max(totals.values())
         assert totals[result.summary["peak_rank"]] == max(totals.values())
 
-    def test_what_stands_is_what_the_rank_should_hold(self, runs: Runs, spec: RunSpec) -> None:
+    def test_memory_between_steps_is_what_the_rank_should_hold(self, runs: Runs, spec: RunSpec) -> None:
         layout, mesh = spec.layout, spec.layout.mesh
         table = peaks(runs.result(spec))
         for rank in range(layout.ranks):
@@ -88,7 +88,7 @@ class TestEveryLayout:
             assert table[rank]["gradients"] == weights
             assert table[rank]["optimizer"] == 2 * weights + counters
 
-    def test_ranks_of_one_stage_are_alike(self, runs: Runs, spec: RunSpec) -> None:
+    def test_ranks_of_one_stage_have_the_same_memory(self, runs: Runs, spec: RunSpec) -> None:
         result = runs.result(spec)
         for stage in range(spec.layout.pp):
             compositions = [
@@ -96,7 +96,7 @@ class TestEveryLayout:
             ]
             assert compositions == compositions[:1] * (spec.layout.dp * spec.layout.tp)
 
-    def test_the_curve_reaches_the_peak_and_returns_to_what_stands(self, runs: Runs, spec: RunSpec) -> None:
+    def test_the_curve_reaches_the_peak_and_returns_to_the_memory_between_steps(self, runs: Runs, spec: RunSpec) -> None:
         result = runs.result(spec)
         for entry in result.summary["allocator"]:
             points = curve(result, entry["rank"])
@@ -133,7 +133,7 @@ def test_activations_are_those_of_the_microbatches_in_flight(runs: Runs, schedul
     assert most == {"naive": [1, 1, 1], "gpipe": [5, 5, 5], "1f1b": [3, 2, 1]}[schedule]
 
 
-def test_1f1b_differs_from_gpipe_in_activations_alone(runs: Runs) -> None:
+def test_1f1b_differs_from_gpipe_only_in_activations(runs: Runs) -> None:
     gpipe, alternating = (peaks(runs.result(small("pp3", name, microbatches=5))) for name in PLAIN if name != "naive")
     for rank, bytes_ in alternating.items():
         for category in ("parameters", "gradients", "optimizer"):
@@ -155,7 +155,7 @@ def test_activations_of_one_layer(runs: Runs, tp: int) -> None:
     assert kept[1] - kept[0] == (whole + sliced // tp) * FLOAT + mask + scale
 
 
-def test_a_received_activation_is_an_activation_and_a_gradient_under_way_is_communication(runs: Runs) -> None:
+def test_a_received_activation_is_an_activation_and_a_gradient_in_transfer_is_communication(runs: Runs) -> None:
     points = curve(runs.result(small("pp3", microbatches=1)), 1)
     message = SMALL.seq * SMALL.hidden * FLOAT
     before_forward = start_of(points, "F chunk 1 microbatch 0")
@@ -194,7 +194,7 @@ def test_memory_is_the_same_under_another_instruction_set(runs: Runs, tmp_path: 
         pd.testing.assert_frame_equal(plain.result(case).tables["memory_peak"], runs.result(case).tables["memory_peak"])
 
 
-def test_what_comes_and_goes_within_one_operation_is_workspace_and_in_no_category() -> None:
+def test_memory_allocated_and_freed_within_one_operation_is_workspace_without_a_category() -> None:
     step = ActionTime(0, 100, "forward", "F", "F chunk 0 microbatch 0")
     product, scratch, later = 1, 2, 3
     memory = [

@@ -65,7 +65,7 @@ def drawn(seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_steps_are_those_of_the_paper(name: str) -> None:
+def test_an_optimizers_steps_are_those_of_its_paper(name: str) -> None:
     values, gradients = drawn(0), [drawn(1 + step) for step in range(STEPS)]
     expected = UPDATES[name](values.double(), [g.double() for g in gradients])
     optimizer = make_optimizer(EACH[name], [values])
@@ -76,7 +76,7 @@ def test_steps_are_those_of_the_paper(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_it_keeps_what_its_record_says(name: str) -> None:
+def test_an_optimizer_keeps_the_states_of_its_record(name: str) -> None:
     workload, sizes = EACH[name], (7, 12)
     record = OPTIMIZERS[workload.optimizer]
     tensors = [torch.zeros(size) for size in sizes]
@@ -91,7 +91,7 @@ def test_it_keeps_what_its_record_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_its_step_takes_no_memory_of_its_own(runs: Runs, name: str) -> None:
+def test_an_optimizers_step_allocates_nothing(runs: Runs, name: str) -> None:
     """With so few tokens memory is highest in the step, when gradients are there in fp32 too: all of them, while the norm before
     counts that of the tied table once.
     """
@@ -115,7 +115,7 @@ KIND: dict[Framework, str] = {"megatron": "--optimizer", "deepspeed": "type", "t
 
 
 @pytest.mark.parametrize("framework", NAMED)
-def test_other_frameworks_are_asked_in_their_own_names(framework: Framework) -> None:
+def test_exports_use_each_frameworks_name_of_an_optimizer(framework: Framework) -> None:
     kinds, names = set[str](), set[str]()
     for name, record in OPTIMIZERS.items():
         if ask := record.elsewhere.get(framework):

@@ -184,7 +184,7 @@ def wrong_rows(spec: RunSpec, published: dict[str, Tensor]) -> list[str]:
     return [row["parameter"] for row in rows if not row["max_rel"] <= PARITY_LIMIT]
 
 
-def test_right_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> None:
+def test_correct_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> None:
     assert wrong_rows(*sharded) == []
 
 
@@ -213,21 +213,21 @@ def test_slices_in_the_wrong_order_are_found(sharded: tuple[RunSpec, dict[str, T
     assert wrong_rows(spec, published | swapped) == ["layers.1.mlp.out.weight"]
 
 
-def test_parity_row_of_no_gradient_at_all() -> None:
+def test_where_the_reference_gradient_is_zero_any_difference_is_infinite() -> None:
     zero, some = torch.zeros(3), torch.tensor([0.0, 1e-30, 0.0])
     assert parity_row("p", [zero], zero)["max_rel"] == 0
     assert parity_row("p", [some], zero)["max_rel"] == math.inf
 
 
 @pytest.mark.parametrize("mutant", forked.MUTANTS)
-def test_a_broken_engine_is_found(mutant: str, tmp_path: Any) -> None:
+def test_parity_finds_each_mistake_in_the_engine(mutant: str, tmp_path: Any) -> None:
     """Real runs of an engine with one classic mistake in it: the check must see each of them."""
     spec = forked.MUTANTS[mutant].spec.model_copy(update={"parity": True})
     result = forked.run_mutant(mutant, spec, tmp_path / "run")
     assert result.summary["parity_max_rel"] > 100 * PARITY_LIMIT
 
 
-def test_the_engine_run_like_its_mutants_passes(tmp_path: Any) -> None:
+def test_the_engine_without_a_mistake_passes_in_the_same_way(tmp_path: Any) -> None:
     """So that it is the mistake that is found, and not the way in which mutants are run."""
     spec = small("dp2", parity=True, model=SMALL.model_dump(), steps=1)
     assert_parity(forked.run_mutant("none", spec, tmp_path / "run"))

@@ -100,7 +100,7 @@ def test_a_step_leaves_nothing_behind() -> None:
     assert float(run.loss) > 0
 
 
-def test_a_schedule_that_leaves_something_is_noticed() -> None:
+def test_a_schedule_that_leaves_tensors_is_an_error() -> None:
     run, _, _ = executor(BOTH_CHUNKS_ALTERNATING.removesuffix(" B0.2"))
     with pytest.raises(AssertionError, match="a step leaves nothing behind"):
         run.run("step 1")
@@ -143,7 +143,7 @@ def test_replicas_read_different_data(runs: Runs) -> None:
     assert list(two.tables["steps"]["tokens"]) == list(one.tables["steps"]["tokens"])
 
 
-def test_a_text_of_the_users_is_what_is_trained_on(runs: Runs, tmp_path: Path) -> None:
+def test_the_users_text_is_trained_on(runs: Runs, tmp_path: Path) -> None:
     """Two letters in turn are soon learned; with the usual text the same run is nowhere near."""
     text = tmp_path / "two letters.txt"
     text.write_text("ab" * 500, encoding="utf-8")
@@ -151,7 +151,7 @@ def test_a_text_of_the_users_is_what_is_trained_on(runs: Runs, tmp_path: Path) -
     assert losses(runs.result(own))[-1] < 1 < 3 < losses(runs.result(RunSpec()))[-1]
 
 
-def test_the_seed_decides_weights_and_data(runs: Runs) -> None:
+def test_the_seed_determines_weights_and_data(runs: Runs) -> None:
     first, again, other = runs.result(small("dp2", seed=1)), runs.fresh(small("dp2", seed=1)), runs.result(small("dp2", seed=2))
     assert losses(first) == losses(again)
     assert losses(first) != losses(other)

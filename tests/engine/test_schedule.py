@@ -42,7 +42,7 @@ def layout(name: ScheduleName, pp: int, dp: int = 2) -> LayoutSpec:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_plan_passes_its_own_check(name: ScheduleName) -> None:
+def test_every_schedule_passes_the_check(name: ScheduleName) -> None:
     for pp, m in every(name):
         for dp, tied in product((1, 2), (False, True)):
             check(plan(layout(name, pp, dp), m, tied))
@@ -59,26 +59,26 @@ def test_every_stage_runs_each_microbatch_forward_once_and_backward_once(name: S
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_plan_keeps_the_order_that_makes_the_schedule(name: ScheduleName) -> None:
+def test_the_list_has_the_order_that_defines_the_schedule(name: ScheduleName) -> None:
     for pp, m in every(name):
         computed = [[a for a in actions if a.kind in ("F", "B")] for actions in plan(layout(name, pp), m).stages]
         assert computed == compute_order(name, pp, m)
 
 
-def test_a_stage_alone_sends_nothing_and_one_replica_reduces_nothing() -> None:
+def test_one_stage_sends_nothing_and_one_replica_reduces_nothing() -> None:
     for name in SCHEDULES:
         kinds = {action.kind for actions in plan(layout(name, pp=1, dp=1), 4).stages for action in actions}
         assert kinds == {"F", "B", "step"}
 
 
-def test_gradients_are_reduced_once_a_chunk_and_only_where_there_are_replicas() -> None:
+def test_gradients_are_reduced_once_for_each_chunk_if_there_are_replicas() -> None:
     for name, pp in product(SCHEDULES, STAGES):
         for dp in (1, 2):
             reduced = [a.chunk for actions in plan(layout(name, pp, dp), 3).stages for a in actions if a.kind == "reduce"]
             assert reduced == (list(range(pp)) if dp > 1 else [])
 
 
-def test_a_stage_sends_its_last_gradient_before_it_turns_to_its_own_replicas() -> None:
+def test_a_stage_sends_its_last_gradient_before_it_reduces() -> None:
     """The stage before it waits for that gradient; the other replicas have as much to do as this one."""
     for name, pp, m in product(SCHEDULES, STAGES, (1, 3, 16)):
         for actions in plan(layout(name, pp), m).stages[1:]:
@@ -86,7 +86,7 @@ def test_a_stage_sends_its_last_gradient_before_it_turns_to_its_own_replicas() -
             assert sum(a.kind == "send" and a.flow == "gradient" for a in before) == m
 
 
-def test_only_the_two_ends_of_a_pipeline_share_an_embedding() -> None:
+def test_only_the_first_and_the_last_stage_share_the_embedding() -> None:
     for name, pp in product(SCHEDULES, STAGES):
         tying = [stage for stage, actions in enumerate(plan(layout(name, pp), 3).stages) if Action("tie") in actions]
         assert tying == ([0, pp - 1] if pp > 1 else [])
@@ -134,7 +134,7 @@ class Order:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_everything_happens_after_what_it_needs_and_nothing_waits_for_ever(name: ScheduleName) -> None:
+def test_every_action_comes_after_its_inputs_and_no_stage_deadlocks(name: ScheduleName) -> None:
     for pp, m in every(name):
         schedule = plan(layout(name, pp), m)
         order = Order(schedule)
@@ -226,7 +226,7 @@ def test_slow_messages_make_the_bubble_larger() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_replay_runs_everything_once_and_every_stage_one_thing_at_a_time(name: ScheduleName) -> None:
+def test_replay_runs_each_action_once_and_one_at_a_time_on_each_stage(name: ScheduleName) -> None:
     for pp, m in every(name):
         schedule = plan(layout(name, pp), m)
         ran = replay(schedule, lambda stage, action: 1.0 + stage / 10)
@@ -345,7 +345,7 @@ def test_a_broken_exchange_is_refused(stage: int, edit: Callable[[list[Action]],
         check(edited(GOOD, stage, edit))
 
 
-def test_a_message_that_both_ends_forgot_is_missed() -> None:
+def test_a_message_that_is_missing_at_both_ends_is_refused() -> None:
     """Both lists then agree with each other, and the pass has nothing to work on."""
     broken = edited(edited(GOOD, 0, drop("send", 1, "activation")), 1, drop("recv", 1, "activation"))
     with pytest.raises(ScheduleError, match="stage 1 comes to F chunk 1 microbatch 1 before recv activation"):
@@ -382,6 +382,6 @@ def test_an_order_in_which_two_stages_wait_for_each_other_is_refused() -> None:
         Order(broken)
 
 
-def test_an_action_reads_as_a_sentence_does() -> None:
+def test_an_action_is_written_in_words() -> None:
     assert str(Action("send", 0, 3, "activation", 1)) == "send activation chunk 0 microbatch 3"
     assert str(Action("step")) == "step"

@@ -21,7 +21,7 @@ def alone(schedule: ScheduleName, microbatches: int, chunks: int = 1, pp: int = 
 
 
 @pytest.mark.parametrize("spec", covering(), ids=title)
-def test_a_run_keeps_to_its_plan(runs: Runs, spec: RunSpec) -> None:
+def test_a_run_executes_its_schedule(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     layout, schedule = spec.layout, plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
     compute = result.tables["spans"].query("lane == 'compute'").sort_values("start_ns")
@@ -40,7 +40,7 @@ def test_interleaved_rounds_may_be_longer_than_the_pipeline(runs: Runs) -> None:
     assert runs.result(request).summary["parity_max_rel"] <= PARITY_LIMIT
 
 
-def test_what_w_waits_with_counts_as_activations(runs: Runs) -> None:
+def test_what_a_deferred_w_keeps_counts_as_activations(runs: Runs) -> None:
     """The last stage of ZB-H1 puts one W off, and meanwhile keeps what it needs; 1F1B's keeps one microbatch."""
 
     def activations(schedule: ScheduleName) -> int:

@@ -47,7 +47,7 @@ def done(result: RunResult, rank: int) -> str:
 # --------------------------------------------------------------------------------------------------------------- order
 
 
-def test_the_lane_is_the_schedule_written_out(runs: Runs) -> None:
+def test_the_compute_lane_has_the_actions_of_the_schedule(runs: Runs) -> None:
     """Two stages, three microbatches, by hand; and with data parallelism a reduction, with a tied embedding a tie."""
     first, last = "F0 F1 B0 F2 B1 B2", "F0 B0 F1 B1 F2 B2"
     result = runs.result(small("dp2.pp2", "1f1b", microbatches=3))
@@ -56,7 +56,7 @@ def test_the_lane_is_the_schedule_written_out(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
-def test_each_pass_once_in_the_schedules_order_and_none_at_the_same_time(runs: Runs, spec: RunSpec) -> None:
+def test_each_pass_runs_once_in_the_schedules_order_without_overlap(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     layout = spec.layout
     orders = compute_order(layout.schedule, layout.pp, spec.workload.microbatches, layout.chunks)
@@ -127,7 +127,7 @@ def test_the_bubble_is_the_idle_share_of_total_time(runs: Runs, spec: RunSpec) -
     assert 0 <= result.summary["bubble"] < 1
 
 
-def test_one_microbatch_at_a_time_leaves_most_of_the_pipeline_idle(runs: Runs) -> None:
+def test_the_naive_schedule_leaves_most_of_the_pipeline_idle(runs: Runs) -> None:
     """In naive order only one of three stages can work at any time, whatever the machine does."""
     assert runs.result(PIPELINES[0]).summary["bubble"] >= 2 / 3
 
@@ -136,7 +136,7 @@ def test_one_microbatch_at_a_time_leaves_most_of_the_pipeline_idle(runs: Runs) -
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
-def test_every_call_that_was_counted_has_its_span(runs: Runs, spec: RunSpec) -> None:
+def test_every_counted_call_has_a_span(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     shown = Counter((s.rank, s.kind) for s in rows_of(result, "spans") if s.lane == "comm")
     counted: Counter[tuple[int, str]] = Counter()

@@ -126,7 +126,7 @@ def test_a_fused_weight_is_sharded_block_by_block() -> None:
 
 
 @given(spec=shard_specs(), of=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
-def test_shards_initialized_alone_are_those_of_the_whole(spec: ShardSpec, of: int, seed: int) -> None:
+def test_shards_initialized_separately_equal_those_of_the_whole(spec: ShardSpec, of: int, seed: int) -> None:
     def draw(index: int, ranks: int, name: str = "layers.0.weight") -> Tensor:
         parameter = ShardedParameter.of(spec, TensorParallel(ThreadComm(ranks, index, threading.Barrier(1), [])))
         parameter.initialize(name, seed, index, ranks)
@@ -137,7 +137,7 @@ def test_shards_initialized_alone_are_those_of_the_whole(spec: ShardSpec, of: in
     assert not torch.equal(draw(0, 1, "layers.1.weight"), whole), "another name, another draw"
 
 
-def test_what_is_not_drawn_at_random() -> None:
+def test_biases_and_norms_are_not_random() -> None:
     tp = TensorParallel(Comm.alone(torch.device("cpu")))
     for draw, value in (("zeros", 0.0), ("ones", 1.0)):
         parameter = ShardedParameter.of(ShardSpec((3,), init=draw), tp)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_what_is_not_drawn_at_random() -> None:
         assert parameter.tolist() == [value] * 3
 
 
-def test_the_spread_is_what_was_asked_for() -> None:
+def test_initial_values_have_the_requested_deviation() -> None:
     parameter = ShardedParameter.of(ShardSpec((400, 400), std=0.02), TensorParallel(Comm.alone(torch.device("cpu"))))
     parameter.initialize("weight", 0, 0, 1)
     assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.01)
@@ -157,7 +157,7 @@ def test_the_spread_is_what_was_asked_for() -> None:
 
 @pytest.mark.parametrize("sequence", [False, True], ids=["whole sequence", "sequence sharded"])
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence: bool) -> None:
+def test_a_column_and_a_row_parallel_layer_equal_two_unsharded_ones(tp: int, sequence: bool) -> None:
     b, s, h, f = 2, 8, 4, 12
     x, seen = random(b, s, h), random(b, s, h, seed=1)
 
@@ -188,7 +188,7 @@ def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence:
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_sharded_table_looks_up_like_a_whole_one(tp: int) -> None:
+def test_a_sharded_embedding_equals_an_unsharded_one(tp: int) -> None:
     """Ten rows over four ranks: three each, and the last has one of its own and two of padding."""
     vocab, hidden = 10, 3
     tokens = torch.tensor([[0, 9, 3, 2], [5, 6, 9, 8]])
@@ -226,7 +226,7 @@ def test_a_sharded_table_looks_up_like_a_whole_one(tp: int) -> None:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60)
-def test_cross_entropy_of_sharded_logits_is_that_of_whole_ones(
+def test_cross_entropy_of_sharded_logits_equals_that_of_unsharded_ones(
     tp: int, vocab: int, shape: tuple[int, int], shift: float, seed: int
 ) -> None:
     """Forward and gradient; with a padded vocabulary, with slices of nothing but padding, and with logits far from zero."""

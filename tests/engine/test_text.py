@@ -25,7 +25,7 @@ DRAWS = st.tuples(st.integers(0, 2**31 - 1), st.integers(1, 10_000), st.integers
 # ------------------------------------------------------------------------------------------------------ what can be read
 
 
-def test_without_a_file_it_is_the_same_prose_on_every_system() -> None:
+def test_the_built_in_text_is_the_same_on_every_system() -> None:
     """Were one byte another, the same spec and seed would give other losses elsewhere, and a cluster train on two texts."""
     text = load(None)
     assert hashlib.sha256(text).hexdigest() == "a834ebc14eb711bc9bd330f31a61e2d38c36e97f15ec64086884f83ef00612e1"
@@ -77,7 +77,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
         load(str(file))
 
 
-def test_what_is_no_readable_file_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match=r"there is no file .*nowhere\.txt"):
         load(str(tmp_path / "nowhere.txt"))
     with pytest.raises(RequestError, match="is a folder, not a file"):
@@ -99,7 +99,7 @@ def test_what_is_no_readable_file_is_refused_in_a_sentence(tmp_path: Path, monke
         load(str(tmp_path / "secret.txt"))
 
 
-def test_a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_without_a_writer_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(RequestError, match="is not a regular file"):

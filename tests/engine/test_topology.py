@@ -49,7 +49,7 @@ def test_in_another_order_the_first_axis_varies_fastest() -> None:
     assert mesh != Mesh({"dp": 2, "tp": 3})
 
 
-def test_what_is_no_axis_is_refused() -> None:
+def test_an_unknown_axis_is_refused() -> None:
     with pytest.raises(ValueError, match="the axes are tp, dp, pp"):
         Mesh({"xp": 2})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="the axes are tp, dp, pp"):
@@ -66,12 +66,12 @@ def test_every_rank_has_one_coordinate_and_every_coordinate_one_rank(mesh: Mesh)
 
 
 @given(meshes, axes)
-def test_many_ranks_at_once_are_where_each_of_them_is(mesh: Mesh, axis: Axis) -> None:
+def test_coordinates_of_many_ranks_equal_those_of_each(mesh: Mesh, axis: Axis) -> None:
     assert mesh.index(axis, np.arange(mesh.size)).tolist() == [mesh.coordinate(rank)[axis] for rank in range(mesh.size)]
 
 
 @given(st.lists(degrees, min_size=1, max_size=5))
-def test_strides_of_many_meshes_at_once_are_those_of_each(several: list[dict[Axis, int]]) -> None:
+def test_strides_of_many_meshes_equal_those_of_each(several: list[dict[Axis, int]]) -> None:
     found = strides({axis: np.array([one[axis] for one in several]) for axis in AXES})
     for axis in AXES:
         assert np.broadcast_to(found[axis], len(several)).tolist() == [Mesh(one).stride(axis) for one in several]

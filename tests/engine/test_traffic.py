@@ -118,7 +118,7 @@ def test_a_single_rank_has_no_traffic(runs: Runs) -> None:
     assert runs.result(small()).tables["traffic"].empty
 
 
-def test_the_summary_adds_up_what_ranks_send(runs: Runs) -> None:
+def test_the_summary_has_the_sum_of_what_ranks_send(runs: Runs) -> None:
     result = runs.result(small("pp3", microbatches=M, microbatch_size=B))
     sent = 2 * (2 * M * HIDDEN) + 2 * SMALL.vocab * H * FLOAT + 3 * 5
     assert result.summary["wire_bytes_per_rank"] == sent / 3

@@ -60,7 +60,7 @@ def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list
     return ended(started([spec] * nodes, tmp_path, ranks_each))
 
 
-def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_on_two_nodes_equals_a_run_of_the_warm_host(bench: Bench, tmp_path: Path) -> None:
     spec = small("dp1.tp2.pp2", parity=True)
     here = finished(bench.queue, bench.queue.submit(spec))
     assert here.folder is not None
@@ -81,7 +81,7 @@ def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: 
     assert sorted(two.tables["process"]["rank"]) == [0, 1, 2, 3]
 
 
-def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
+def test_a_rank_that_fails_on_a_cluster_prints_its_own_error(tmp_path: Path) -> None:
     ((status, said),) = torchrun(small("dp1.tp2.pp1", "raise:1@2"), tmp_path, nodes=1, ranks_each=2)
     assert status == 1
     assert "rank 1 (dp 0, tp 1, pp 0) failed in step " in said
@@ -89,7 +89,7 @@ def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").glob("*")) == []
 
 
-def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_without_torchrun_the_error_says_what_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "engine.launch.cluster", "--spec", "spec.json", "--out", str(tmp_path)]
     bare = {name: value for name, value in os.environ.items() if name not in PLACE}
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=bare, check=False, timeout=PATIENCE_S)
@@ -97,13 +97,13 @@ def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
     assert done.stderr == "RANK is not set: this is one rank of a run, to be started by torchrun\n"
 
 
-def test_as_many_processes_as_ranks_are_needed() -> None:
+def test_another_number_of_processes_than_ranks_is_refused() -> None:
     assert check_world_size(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
     with pytest.raises(RequestError, match=r"dp2\.tp2\.pp1 is 4 ranks and torchrun started 6; nnodes × nproc-per-node must be 4"):
         check_world_size(small("dp2.tp2.pp1"), 6)
 
 
-def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: Path) -> None:
+def test_nodes_with_different_specs_report_it_and_run_nothing(tmp_path: Path) -> None:
     ours, theirs = small("dp1.tp2.pp2"), small("dp1.tp2.pp2", seed=1)
     agents = ended(started([ours, theirs], tmp_path, ranks_each=2))
     assert [status for status, _ in agents] == [1, 1]
@@ -114,7 +114,7 @@ def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: 
     assert not (tmp_path / "runs").exists()
 
 
-def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path: Path) -> None:
+def test_ranks_of_a_killed_agent_end_and_are_named_at_once(tmp_path: Path) -> None:
     spec = small("dp1.tp2.pp2", steps=10_000)
     agents = started([spec, spec], tmp_path, ranks_each=2)
     tells = first_to_say("loss", agents)
@@ -160,7 +160,7 @@ CONFIG = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}
         ({"spec": {}, "refused": "cannot read the spec"}, "rank 1 on b: cannot read the spec"),
     ],
 )
-def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], says: str) -> None:
+def test_differences_between_ranks_are_named_with_the_ranks(changes: dict[str, Any], says: str) -> None:
     other = replace(CONFIG, **changes)
     told = difference([CONFIG, other, CONFIG, other], ["a", "b", "a", "b"])
     assert told is not None
@@ -197,7 +197,7 @@ def nowhere(address: str) -> int:
         (CONFIG, HERE, OSError, r"rank 0 on .*: no port is free at 127\.0\.0\.1"),
     ],
 )
-def test_why_rank_0_cannot_answer_is_told_to_all(config: RankConfig, route: Route, first: type[Exception], says: str) -> None:
+def test_all_ranks_report_why_rank_0_cannot_answer(config: RankConfig, route: Route, first: type[Exception], says: str) -> None:
     store = dist.HashStore()
     own = [(CONFIG, HERE), (config, route), (CONFIG, HERE)]
     with ThreadPoolExecutor(len(own)) as ranks:
@@ -211,7 +211,7 @@ def test_why_rank_0_cannot_answer_is_told_to_all(config: RankConfig, route: Rout
             end.result()
 
 
-def test_rank_0_is_reached_by_the_address_that_the_others_know_it_by() -> None:
+def test_rank_0_is_reached_by_the_address_that_other_ranks_know() -> None:
     """Its own name may lead to 127.0.0.1."""
     at_home, away = Route("a", "127.0.0.1", "127.0.1.1"), Route("b", "10.0.0.2", "10.0.0.1")
     assert common_address([at_home, at_home, away]) == "10.0.0.1"
@@ -219,7 +219,7 @@ def test_rank_0_is_reached_by_the_address_that_the_others_know_it_by() -> None:
     assert common_address([at_home, at_home]) == "127.0.0.1"
 
 
-def test_the_interface_is_that_of_the_address_on_the_way() -> None:
+def test_the_interface_is_that_of_the_route_to_the_address() -> None:
     name = next(name for name, entries in psutil.net_if_addrs().items() if any(e.address == "127.0.0.1" for e in entries))
     route = Route.to("127.0.0.1", 1)
     assert (route.own, route.other) == ("127.0.0.1", "127.0.0.1")
@@ -227,7 +227,7 @@ def test_the_interface_is_that_of_the_address_on_the_way() -> None:
     assert interface(replace(route, own="192.0.2.1"), Rendezvous("127.0.0.1", 1, "", ("a",))) is None
 
 
-def test_a_store_that_is_not_where_torchrun_says_is_told_at_once() -> None:
+def test_a_store_that_does_not_exist_is_reported_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         address = there.getsockname()
         check_reached(*address, PATIENCE_S)

@@ -70,7 +70,7 @@ def test_without_a_gpu_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         dry_run_rank(small(), 0, "cuda", textbook(small()))
 
 
-def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
+def test_a_cancelled_dry_run_leaves_no_files(tmp_path: Path) -> None:
     before, its_own = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
     with DryRun(small("pp2", microbatches=1000), tmp_path) as running:
 

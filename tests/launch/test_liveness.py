@@ -43,7 +43,7 @@ def three() -> Iterator[Ranks]:
             ranks.cut(rank)
 
 
-def test_a_rank_that_is_gone_is_named_to_all(three: Ranks) -> None:
+def test_all_ranks_get_the_name_of_a_lost_rank(three: Ranks) -> None:
     three.cut(1)
     gone = PeerFailure(1, "gone", "its connection was closed")
     assert three.lost[0].get(timeout=PATIENCE_S) == gone
@@ -51,7 +51,7 @@ def test_a_rank_that_is_gone_is_named_to_all(three: Ranks) -> None:
     assert three.ranks[2].failure(0) == gone
 
 
-def test_a_rank_that_said_that_it_ends_is_not_gone(three: Ranks) -> None:
+def test_a_rank_that_announced_its_end_is_not_lost(three: Ranks) -> None:
     three.ranks[1].announce_end("done")
     three.cut(1)
     three.cut(2)  # rank 0 heard of rank 1 before this, and reported nothing
@@ -59,7 +59,7 @@ def test_a_rank_that_said_that_it_ends_is_not_gone(three: Ranks) -> None:
     assert three.lost[0].empty()
 
 
-def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three: Ranks) -> None:
+def test_all_ranks_get_the_name_of_a_failed_rank_and_no_other_is_lost(three: Ranks) -> None:
     three.ranks[2].announce_end("failed")
     failed = PeerFailure(2, "failed")
     assert three.ranks[0].failure(PATIENCE_S) == failed
@@ -69,12 +69,12 @@ def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three:
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b'{"rank": 3, "how": "gone", "why": ""}\n', b"7\n", b"x" * 100_000])
-def test_what_no_rank_says_counts_as_its_end(three: Ranks, said: bytes) -> None:
+def test_a_malformed_message_counts_as_the_ranks_end(three: Ranks, said: bytes) -> None:
     three.sockets[1].sendall(said)
     assert three.lost[0].get(timeout=PATIENCE_S) == PeerFailure(1, "gone", "it said what no rank says")
 
 
-def test_a_system_that_does_not_answer_is_given_up_within_five_seconds(three: Ranks) -> None:
+def test_a_machine_that_does_not_answer_is_lost_within_five_seconds(three: Ranks) -> None:
     """By the system, which is told so: no test can pull a cable."""
     for connection in (three.connections[1], three.sockets[1]):
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -85,7 +85,7 @@ def test_a_system_that_does_not_answer_is_given_up_within_five_seconds(three: Ra
         assert idle + each * times == SILENCE_S < 5
 
 
-def test_only_who_knows_the_word_is_let_in() -> None:
+def test_a_connection_without_the_secret_is_refused() -> None:
     with ExitStack() as opened:
         listening = opened.enter_context(listener("127.0.0.1"))
         address = listening.getsockname()
@@ -101,7 +101,7 @@ def test_only_who_knows_the_word_is_let_in() -> None:
         connections[1].close()
 
 
-def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> None:
+def test_silent_connections_block_nobody_and_a_slow_rank_is_accepted() -> None:
     greeting = json.dumps({"rank": 1, "secret": SECRET}).encode() + b"\n"
     with ExitStack() as opened:
         listening = opened.enter_context(listener("127.0.0.1"))
@@ -116,7 +116,7 @@ def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> No
         assert silent.recv(1) == b""
 
 
-def test_a_rank_that_does_not_come_is_named() -> None:
+def test_a_rank_that_never_connects_is_named() -> None:
     with listener("127.0.0.1") as listening:
         came = connect(*listening.getsockname(), SECRET, 1, PATIENCE_S)
         with came, pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):

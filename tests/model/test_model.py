@@ -28,7 +28,7 @@ def test_parameters_are_counted_exactly(alone, family, changes):
     assert spec.parameters() == sum(p.numel() for p in whole_model(spec, alone).parameters())
 
 
-def test_published_sizes_come_out():
+def test_parameters_equal_the_published_numbers():
     """Billions (or millions) as the papers give them, but for poolers, which are left out here, and rounding (65 million comes
     out as 63).
     """
@@ -42,7 +42,7 @@ def test_published_sizes_come_out():
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_every_parameter_gets_a_gradient_once_a_microbatch(alone, family):
+def test_every_parameter_gets_one_gradient_for_each_microbatch(alone, family):
     model = whole_model(shape(family), alone)
     arrived = []
     for name, p in model.named_parameters():
@@ -61,7 +61,7 @@ def test_an_untrained_model_finds_all_tokens_about_as_likely(alone, family):
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
-def test_a_decoder_does_not_see_what_comes(alone, family):
+def test_a_decoder_does_not_see_later_tokens(alone, family):
     spec = shape(family)
     feed = microbatch(spec)
     other = feed.tokens.clone()
@@ -72,7 +72,7 @@ def test_a_decoder_does_not_see_what_comes(alone, family):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_an_encoder_sees_all(alone, family):
+def test_an_encoder_sees_all_tokens(alone, family):
     spec = shape(family)
     feed = microbatch(spec)
     other = feed.tokens.clone()
@@ -80,7 +80,7 @@ def test_an_encoder_sees_all(alone, family):
     assert (outputs(spec, alone, feed) != outputs(spec, alone, feed._replace(tokens=other))).any(-1).all()
 
 
-def test_an_encoder_decoder_sees_all_of_the_source_and_the_past_of_the_target(alone):
+def test_an_encoder_decoder_sees_the_whole_source_and_the_past_of_the_target(alone):
     spec = shape("transformer")
     feed = microbatch(spec)
     source, target = feed.tokens.clone(), feed.following.clone()
@@ -92,7 +92,7 @@ def test_an_encoder_decoder_sees_all_of_the_source_and_the_past_of_the_target(al
     assert changed.tolist() == [False] * 9 + [True] * 7
 
 
-def test_a_query_does_not_depend_on_the_token_it_asks_for(alone):
+def test_a_query_does_not_depend_on_its_own_token(alone):
     spec = shape("xlnet")
     feed = microbatch(spec, size=1)
     before = outputs(spec, alone, feed)[0, 16:]
@@ -133,7 +133,7 @@ def test_llamas_parameters_by_name_and_shape(alone):
     }
 
 
-def test_layers_before_or_behind_the_norm_equal_torchs_encoder_layer(alone):
+def test_pre_norm_and_post_norm_layers_equal_torchs_encoder_layer(alone):
     """A layer of bert (behind) against torch's, which is put together apart from ours."""
     spec = shape("bert", layers=1)
     model = whole_model(spec, alone)
@@ -174,7 +174,7 @@ def test_a_decoder_layer_with_an_encoder_equals_torchs(alone):
     torch.testing.assert_close(ours(y, AttentionInputs(), memory), torchs(y, memory, tgt_mask=mask, tgt_is_causal=True))
 
 
-def test_embeddings_add_what_the_family_says(alone):
+def test_embeddings_add_what_the_family_has(alone):
     spec = shape("bert")
     model = whole_model(spec, alone)
     feed, embedding = microbatch(spec), model.embedding
@@ -200,7 +200,7 @@ def says(model: ModelSpec, **layout) -> list[str]:
     return [m.sentence for m in misfits(model, LayoutSpec(**layout), WorkloadSpec())]
 
 
-def test_what_a_family_cannot_do_is_said_with_the_arithmetic():
+def test_a_family_refuses_sizes_that_do_not_fit_with_the_arithmetic():
     assert "tp=4 does not divide 2 key and value heads; 1 and 2 do" in says(shape("llama"), tp=4)
     assert says(shape("llama"), tp=2) == []
     assert any("vocab=256 is too small" in s and "takes one more" in s for s in says(shape("bert", vocab=256)))

@@ -12,7 +12,7 @@ from pages.shared.cache import cached, cached_by_size
 from tests.patience import PATIENCE_S
 
 
-def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
+def test_concurrent_sessions_share_one_computation() -> None:
     made: list[object] = []
     start = Barrier(8)
 
@@ -33,7 +33,7 @@ def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
     assert make("same") is not made[0]
 
 
-def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
+def test_an_error_reaches_every_caller_and_is_not_cached() -> None:
     asked: list[int] = []
 
     @cached(2)
@@ -49,7 +49,7 @@ def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
     assert asked == [3, 3, 3, 3]
 
 
-def test_what_is_large_makes_more_room_than_what_is_small():
+def test_large_results_displace_more_than_small_ones():
     made: list[int] = []
 
     @cached_by_size(10, len)

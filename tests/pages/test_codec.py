@@ -41,18 +41,18 @@ def through(kind: Any, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("kind", "value"), VALUES)
-def test_a_value_comes_back_as_it_was(kind: Any, value: Any) -> None:
+def test_a_value_survives_encoding(kind: Any, value: Any) -> None:
     assert through(kind, value) == value
 
 
-def test_a_sentence_can_still_be_said_in_other_languages() -> None:
+def test_a_decoded_sentence_can_be_translated() -> None:
     told = sentence("needs {need}", need=sentence("{n} more", n=2))
     for back in (through(str, told), through(dict[str, Any], {"reason": told})["reason"]):
         assert isinstance(back, Sentence)
         assert (back, back.template, back.values["need"].template) == ("needs 2 more", "needs {need}", "{n} more")
 
 
-def test_arrays_and_tables_come_back_with_their_types() -> None:
+def test_arrays_and_tables_keep_their_types() -> None:
     array = np.arange(6, dtype=np.int32).reshape(2, 3)
     back = through(np.ndarray, array)
     assert back.dtype == array.dtype
@@ -62,7 +62,7 @@ def test_arrays_and_tables_come_back_with_their_types() -> None:
     assert through(pd.DataFrame, table).equals(table)
 
 
-def test_what_a_search_found_comes_back_whole() -> None:
+def test_the_result_of_a_search_survives_encoding() -> None:
     asked = Request(model="gpt2-1.5b", ranks=8, batch=16)
     there = found(asked)
     here = through(Found, there)
@@ -91,12 +91,12 @@ def test_what_a_search_found_comes_back_whole() -> None:
         (bytes, {"part": "9"}, "no bytes"),
     ],
 )
-def test_what_is_of_another_kind_is_refused(kind: Any, written: Any, says: str) -> None:
+def test_a_value_of_another_kind_is_refused(kind: Any, written: Any, says: str) -> None:
     with pytest.raises(WireError, match=says):
         decoded(kind, written, {"0": b"abc"})
 
 
-def test_a_call_is_of_a_function_on_the_list_with_its_own_arguments() -> None:
+def test_only_listed_functions_can_be_called_and_only_with_their_arguments() -> None:
     jobs = ("engine.devices.device",)
     function, given = read_call(pack({"job": jobs[0], "given": {"name": "l40s"}}), jobs)
     assert function(**given) == DEVICES["l40s"]
@@ -115,6 +115,6 @@ def test_a_call_is_of_a_function_on_the_list_with_its_own_arguments() -> None:
 
 
 @pytest.mark.parametrize("size", [float("inf"), "12", True, 1.9])
-def test_an_answer_tells_its_memory_as_a_whole_number(size: Any) -> None:
+def test_the_memory_in_an_answer_must_be_an_integer(size: Any) -> None:
     with pytest.raises(WireError, match="what memory it took"):
         read_answer(pack({"how": "done", "value": None, "resident_bytes": size}), None)

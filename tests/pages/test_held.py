@@ -44,7 +44,7 @@ def zero(app: AppTest):
     return next(c for c in app.segmented_control if c.label == "ZeRO stage")
 
 
-def test_what_was_chosen_outlasts_its_widgets(app: AppTest):
+def test_choices_stay_after_their_widgets_are_gone(app: AppTest):
     number(app, "Microbatches").set_value(6).run()
     levers(app, unfolded=True)
     zero(app).set_value(2).run()
@@ -66,7 +66,7 @@ def test_what_was_chosen_outlasts_its_widgets(app: AppTest):
     assert zero(app).value == 2
 
 
-def test_fields_that_nobody_changed_are_left_to_whoever_types_there(app: AppTest):
+def test_unchanged_fields_are_not_written_while_the_user_types(app: AppTest):
     number(app, "Microbatches").set_value(6).run()
     assert not any(field.proto.set_value for field in app.number_input)
     app.query_params["spec"] = link(app, "spec").replace("dp2.", "dp1.")

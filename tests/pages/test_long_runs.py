@@ -56,7 +56,7 @@ SIZES = {  # a link's choice, and what the Lab says of it
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_choice_of_any_size_is_answered_or_refused_with_the_arithmetic(served: Service, name: str) -> None:
+def test_a_choice_of_any_size_is_predicted_or_refused_with_the_arithmetic(served: Service, name: str) -> None:
     code, said = SIZES[name]
     app = opened("lab", served, spec=code)
     assert not app.exception
@@ -71,7 +71,7 @@ def test_compare_shows_what_it_can_of_choices_of_any_size(served: Service) -> No
     assert "memory is worked out from at most 1,000,000" in text(app)
 
 
-def test_a_way_through_very_many_replicas_names_some_of_each_group(served: Service) -> None:
+def test_a_walk_through_very_many_replicas_names_some_ranks_of_each_group(served: Service) -> None:
     """Event 3 is the sum of gradients over all replicas; which replica is followed is a number to write."""
     app = opened("lab", served, spec=SIZES["many replicas"][0], walk="0.3.16000.0")
     assert not app.exception

@@ -48,7 +48,7 @@ def names(rows: list[RunRow]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- the shelf
 
 
-def test_a_row_is_the_runs_own_summary(home: Path) -> None:
+def test_a_row_has_the_numbers_of_the_runs_summary(home: Path) -> None:
     rows, broken = RunIndex(home).read()
     assert (names(rows), broken) == (["third", "second", "a first one"], [])
     row, summary = rows[-1], store.load(home / "a first one").summary
@@ -77,7 +77,7 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
     assert opened == ["second"]
 
 
-def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
+def test_a_folder_that_cannot_be_read_does_not_hide_others(home: Path) -> None:
     (home / "second" / "run.json").write_text("{")
     rows, broken = RunIndex(home).read()
     assert set(names(rows)) == {"a first one", "third"}
@@ -145,13 +145,13 @@ def picked(app: AppTest) -> str:
     return link(app, "picked")
 
 
-def test_without_runs_it_says_what_to_press(tmp_path: Path) -> None:
+def test_without_runs_the_page_says_how_to_make_one(tmp_path: Path) -> None:
     app = page(service(tmp_path)[0])
     assert "No runs yet. Open the Lab, choose a layout and press **Run**" in app.info[0].value
     assert way(app, "Open the Lab") == {}
 
 
-def test_a_link_chooses_runs_and_says_what_can_be_done_with_them(home: Path) -> None:
+def test_a_link_chooses_runs_and_their_actions_are_offered(home: Path) -> None:
     app = page(service(home)[0], picked="second,third,gone", find="gpt", sort="nonsense")
     assert "**2 runs chosen**" in text(app)
     assert way(app, "Compare") == {"with": ["run:second*run:third"]}
@@ -163,7 +163,7 @@ def test_a_link_chooses_runs_and_says_what_can_be_done_with_them(home: Path) -> 
     assert way(chinese, words("zh")("Open in the Lab")) == to_lab | {"lang": ["zh"]}
 
 
-def test_deleted_runs_come_back(home: Path) -> None:
+def test_deleted_runs_can_be_restored(home: Path) -> None:
     app = page(service(home)[0], picked="second,third")
     click(app, "Delete")
     assert "Deleted 2 runs." in text(app)
@@ -174,7 +174,7 @@ def test_deleted_runs_come_back(home: Path) -> None:
     assert len(store.listing(home)) == 3
 
 
-def test_a_run_that_another_session_deleted_is_told(home: Path) -> None:
+def test_a_run_that_another_session_deleted_is_reported(home: Path) -> None:
     app = page(service(home)[0], picked="second")
     store.delete(home / "second")
     click(app, "Delete")
@@ -182,7 +182,7 @@ def test_a_run_that_another_session_deleted_is_told(home: Path) -> None:
     assert button(app, "Delete").disabled
 
 
-def test_a_run_gets_another_name_or_a_reason(home: Path) -> None:
+def test_a_run_is_renamed_or_the_reason_is_given(home: Path) -> None:
     app = page(service(home)[0], picked="second")
     app.text_input(key="runs/new-name/second").set_value("third")
     click(app, "Rename")
@@ -193,7 +193,7 @@ def test_a_run_gets_another_name_or_a_reason(home: Path) -> None:
     assert picked(app) == "best"
 
 
-def test_what_is_kept_of_a_run_is_not_shown_of_another_that_took_its_name(home: Path) -> None:
+def test_cached_charts_of_a_run_are_not_shown_for_another_of_its_name(home: Path) -> None:
     told_apart = by_run()[type(home)]
     before = told_apart(home / "third")
     store.delete(home / "third")
@@ -201,7 +201,7 @@ def test_what_is_kept_of_a_run_is_not_shown_of_another_that_took_its_name(home: 
     assert told_apart(home / "third") != before
 
 
-def test_what_can_be_brought_back_after_one_that_cannot_still_is(home: Path) -> None:
+def test_a_restore_that_fails_does_not_stop_the_others(home: Path) -> None:
     app = page(service(home)[0], picked="a first one,third")
     click(app, "Delete")
     store.restore(next((home / ".trash").glob("*/a first one")))  # another session brings it back
@@ -211,14 +211,14 @@ def test_what_can_be_brought_back_after_one_that_cannot_still_is(home: Path) -> 
     assert (home / "third").exists()
 
 
-def test_an_uploaded_zip_becomes_a_run_or_a_reason(home: Path) -> None:
+def test_an_uploaded_zip_becomes_a_run_or_the_reason_is_given(home: Path) -> None:
     app = page(service(home)[0])
     app.file_uploader[0].upload("mine.zip", b"PK", "application/zip").run()
     assert app.error[0].value.startswith("This is not a zip of a saved run: it cannot be opened")
     assert len(store.listing(home)) == 3
 
 
-def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_that_crashes_its_process_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: object, **__: object) -> bytes:
         raise RuntimeError(
             "engine.run_archive failed: terminate called after throwing an instance of 'parquet::ParquetException'"
@@ -231,7 +231,7 @@ def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypat
     assert not app.exception
 
 
-def test_a_run_that_was_taken_along_comes_back_beside_the_one_that_stayed(home: Path) -> None:
+def test_a_downloaded_run_can_be_uploaded_beside_the_original(home: Path) -> None:
     app = page(service(home)[0])
     app.file_uploader[0].upload("NUL.zip", run_archive.pack(home / "second"), "application/zip").run()
     assert "Added second-2." in app.success[0].value
@@ -267,7 +267,7 @@ class Reader(HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
 
 
-def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Path) -> None:
+def test_a_report_has_every_chart_with_its_table_and_loads_nothing(home: Path) -> None:
     made = report("a <b>run", store.load(home / "a first one"), View("light", "en"))
     reader = Reader()
     reader.feed(made)
@@ -290,7 +290,7 @@ def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Pa
     assert re.search(r"workload\.steps</th><td>20<", made)
 
 
-def test_a_report_takes_theme_and_language_and_is_made_outside_of_the_server(home: Path) -> None:
+def test_a_report_has_theme_and_language_and_another_process_makes_it(home: Path) -> None:
     dark = run_module("pages.runs.report", str(home / "third"), "dark", "zh").decode()
     assert '<html lang="zh-Hans">' in dark
     assert "background: #0F141A" in dark

@@ -51,7 +51,7 @@ print(json.dumps({"torch": "torch" in sys.modules, "drawer": drawer, "MiB": resi
 """
 
 
-def test_a_server_that_shows_runs_makes_files_and_searches_is_small_and_has_loaded_neither_torch_nor_what_draws(
+def test_a_server_stays_small_and_loads_neither_torch_nor_drawing_libraries(
     tmp_path: Path,
 ):
     from tests.pages.stand_in import PAIR, saved

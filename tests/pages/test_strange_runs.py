@@ -161,11 +161,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("sound"), PAIR)
 
 
-def test_a_sound_run_is_shown(sound: Path) -> None:
+def test_an_undamaged_run_is_shown(sound: Path) -> None:
     assert refused(sound) == ""
 
 
-def test_a_dry_run_of_one_rank_comes_back_and_is_shown_where_there_is_something_to_show(tmp_path: Path) -> None:
+def test_a_dry_run_of_one_rank_can_be_uploaded_and_shown(tmp_path: Path) -> None:
     store.save(dry_run_of(PAIR, 1), tmp_path / "there" / "rank 1")
     folder = run_archive.unpack(run_archive.pack(tmp_path / "there" / "rank 1"), tmp_path / "here", "x")
     assert refused(folder) == ""
@@ -173,7 +173,7 @@ def test_a_dry_run_of_one_rank_comes_back_and_is_shown_where_there_is_something_
 
 
 @pytest.mark.parametrize("seed", range(36))
-def test_a_damaged_run_is_refused_in_a_sentence_or_shown(sound: Path, tmp_path: Path, seed: int) -> None:
+def test_a_damaged_run_is_refused_with_a_sentence_or_shown(sound: Path, tmp_path: Path, seed: int) -> None:
     folder = tmp_path / "run"
     shutil.copytree(sound, folder)
     what = damaged(folder, random.Random(seed))
@@ -182,7 +182,7 @@ def test_a_damaged_run_is_refused_in_a_sentence_or_shown(sound: Path, tmp_path: 
     assert not said or "is not a saved run: " in said, what
 
 
-def test_a_zip_with_bytes_that_fell_over_is_refused_in_a_sentence(sound: Path, tmp_path: Path) -> None:
+def test_a_zip_with_wrong_bytes_is_refused_with_a_sentence(sound: Path, tmp_path: Path) -> None:
     """Somewhere, in the way of whatever reads there. That nothing of it is read wrong is what a zip's own sums are for."""
     zipped = run_archive.pack(sound)
     for seed in range(40):

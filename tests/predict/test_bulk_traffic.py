@@ -28,7 +28,7 @@ def busiest(spec: RunSpec) -> dict[str, float]:
     return found
 
 
-def test_many_layouts_at_once_give_what_each_gives_alone() -> None:
+def test_traffic_of_many_layouts_equals_that_of_each() -> None:
     """Of every family, as many models as layouts."""
     for spec in random_specs(120, seed=3):
         found = bulk_traffic(spec.model, spec.workload, Grid.of([spec]))
@@ -45,7 +45,7 @@ def test_one_model_in_many_layouts() -> None:
         assert {name: numbers[i] for name, numbers in found.items()} == busiest(spec), spec
 
 
-def test_no_layouts_give_no_numbers() -> None:
+def test_an_empty_grid_gives_empty_results() -> None:
     some = list(random_specs(1))
     found = bulk_traffic(some[0].model, some[0].workload, Grid.of(some).take(slice(0)))
     assert {len(numbers) for numbers in found.values()} == {0}

@@ -34,7 +34,7 @@ def test_a_schedule_takes_as_long_as_it_does_action_by_action(name: Any) -> None
         assert found.busy == pytest.approx(sum(timeline.busy))
 
 
-def test_side_by_side_each_takes_as_long_as_alone() -> None:
+def test_schedules_simulated_together_take_as_long_as_each_alone() -> None:
     kinds: Any = [(kind, c) for kind in "FBIW" for c in range(8)]
     times = [Durations(dict.fromkeys(kinds, at + 1.0), {("activation", 0): 0.5}) for at in range(len(SCHEDULES))]
     runs = [
@@ -44,7 +44,7 @@ def test_side_by_side_each_takes_as_long_as_alone() -> None:
     assert simulate_all(runs) == [simulate_all([one])[0] for one in runs]
 
 
-def test_stages_that_wait_for_each_other_are_refused() -> None:
+def test_a_deadlock_is_refused() -> None:
     """The last stage's first pass waits for itself."""
     one = pipeline_simulation("1f1b", 2, 3, 1)
     stuck = one.waits.copy()
@@ -54,7 +54,7 @@ def test_stages_that_wait_for_each_other_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_orders_of_many_stages_at_once_are_each_stages_own(name: Any) -> None:
+def test_orders_of_many_stages_equal_those_of_each(name: Any) -> None:
     """Each with its own number of microbatches, few and many."""
     facts, pp = SCHEDULE_FACTS[name], 4
     chunks, some = facts.chunks or 3, [m for m in (8, 12, 1, 2, 3) if facts.fits_microbatches(pp, m)]

@@ -38,7 +38,7 @@ def sorted_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_formula_equals_what_the_door_counted(runs: Runs, name: str) -> None:
+def test_the_formula_equals_the_counted_traffic(runs: Runs, name: str) -> None:
     spec = RUNS[name]
     predicted = traffic(spec)
     assert set(predicted["source"]) <= {"formula"}
@@ -54,7 +54,7 @@ def test_terms_add_up_to_the_table() -> None:
             assert {key: total(sums) for key, sums in terms(spec, rank).items()} == rows.to_dict(), spec
 
 
-def test_all_ranks_of_a_group_take_part_alike() -> None:
+def test_all_ranks_of_a_group_make_the_same_calls() -> None:
     """A collective is called as often, with as many bytes, by each rank of its group; what one sends, the other receives."""
     for spec in random_specs(60, seed=2, most=4):
         table = traffic(spec)
@@ -73,7 +73,7 @@ def test_all_ranks_of_a_group_take_part_alike() -> None:
 
 
 @pytest.mark.parametrize("name", ["1f1b", *(name for name, facts in SCHEDULE_FACTS.items() if facts.splits)])
-def test_passes_that_overlap_are_reduced_together(name: ScheduleName) -> None:
+def test_overlapping_passes_are_reduced_together(name: ScheduleName) -> None:
     """A layer is reduced when no I of its chunk waits for its W: counted in the order of the schedule's actions."""
     for pp in range(1, 8):
         placement = LayoutSpec(pp=pp, schedule=name, chunks=SCHEDULE_FACTS[name].least_chunks).placement

@@ -26,7 +26,7 @@ from engine.spec import ModelSpec
     ],
     ids=["one stack", "encoder and decoder"],
 )
-def test_in_bulk_the_same_as_one_by_one(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
+def test_bulk_results_equal_those_of_each_layout(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
     @cache
     def actors(layouts: Layouts) -> FormActions:
         return FormActions(layouts, ledgers)
