@@ -38,7 +38,7 @@ Started = Callable[[], list[psutil.Process]]
 
 @pytest.fixture
 def started() -> Started:
-    """The warm hosts that a test has started and that are there: those of other tests may be there too."""
+    """The active warm hosts that the test has started, without those of other tests."""
     before = set(hosts())
     return lambda: [host for host in hosts() if host not in before]
 
@@ -49,7 +49,7 @@ def python(code: str) -> str:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are put."""
+    """The folder for temporary folders."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 

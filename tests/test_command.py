@@ -1,4 +1,4 @@
-"""The command line, as a user's shell sees it: what it prints where, and its exit status."""
+"""The command line: its output on both streams, and its exit status."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_closed_pipe_is_not_an_error() -> None:
 
 
 def test_a_saved_run_succeeds_even_if_nothing_can_be_printed(tmp_path: Path) -> None:
-    """To a folder whose name is no UTF-8, from a shell that has only ASCII, with both streams on a full disk."""
+    """The folder's name is not UTF-8, the shell has only ASCII, and both streams are on a full disk."""
     home = tmp_path / os.fsdecode(b"caf\xe9")
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "engine", "run", *TINY, "--out", str(home)]

@@ -1,4 +1,4 @@
-"""`python -m engine predict`: what it prints, and that its sums add up."""
+"""`python -m engine predict`: its output, and that its terms add up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m engine search` and `devices`, as a user's shell sees them."""
+"""`python -m engine search` and `devices`: output and exit status."""
 
 from __future__ import annotations
 

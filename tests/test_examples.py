@@ -1,4 +1,4 @@
-"""The scripts in examples/ do what their first lines say, as a user starts them."""
+"""The scripts in examples/, run as a user runs them."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def chart(page: Page, name: str) -> Locator:
 
 
 def bars(page: Page, name: str) -> Locator:
-    """The bars that a chart has drawn, by their own descriptions: what a screen reader finds."""
+    """The bars of a chart, by their descriptions for screen readers."""
     return chart(page, name).locator("svg.marks path[aria-roledescription='bar']")
 
 
@@ -100,7 +100,7 @@ def test_a_chart_has_its_numbers_and_its_controls(server: Server, measured: RunR
     page = watched.open(server, run="measured")
     expect(page.get_by_text("Gradients equal to the unsharded model")).to_be_visible()
     third = page.get_by_role("option", name="rank 3")
-    for limit in time_limits():  # what is drawn anew meanwhile, on a busy machine, closes an open list
+    for limit in time_limits():  # on a busy machine, a redraw would close an open list
         drawn(page)
         chart(page, "curve").get_by_role("combobox").click()
         with suppress(AssertionError):
@@ -187,7 +187,7 @@ def test_going_back_restores_the_previous_choice(server: Server, watched: Watche
 
 @pytest.fixture(scope="module")
 def fresh(server: Server) -> Iterator[Server]:
-    """A new server that finds the runs of another."""
+    """A new server with the runs of another."""
     with served(server.home) as fresh:
         yield fresh
 

@@ -1,4 +1,4 @@
-"""The two languages in a real browser: which one a reader meets, and what a switch keeps."""
+"""The two languages in a real browser: which one a reader gets, and what stays when it is switched."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def switch(page: Page, to: str) -> None:
     page.locator(".st-key-language").get_by_role("radio", name=to).click()
 
 
-# What is the same in every language: names, the kinds of actions as the tables have them, and what each language calls itself.
-# The last two are icons, which are words too.
+# Texts that are the same in every language: names, kinds of actions, and the languages' own names. The last two are icons, which
+# are text too.
 NAMES = re.compile(r"\b(GPipe|ZeRO|rank|token|English|Ctrl|send|recv|reduce|gather|step|function|[a-z]+(_[a-z]+)+)\b")
 
 
 def seen(page: Page) -> str:
-    """All text of form and page that can be seen."""
+    """All visible text of form and page."""
     return page.evaluate(
         """() => [...document.querySelectorAll("[data-testid=stMain], [data-testid=stSidebarContent]")].flatMap((root) => {
             const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), found = [];
@@ -42,7 +42,7 @@ def seen(page: Page) -> str:
 
 def test_switching_the_language_changes_every_text_and_no_choice(server: Server, watched: Watched):
     page = watched.open(server, spec=CHOICE, rank="3")
-    assert link(page) == {"spec": CHOICE, "rank": "3"}  # a language that nobody chose is not in the link
+    assert link(page) == {"spec": CHOICE, "rank": "3"}  # a language that was not chosen is not in the link
     expect(page.locator("html")).to_have_attribute("lang", "en")
     expect(page.locator(".ss-rank[aria-pressed=true] b")).to_have_text("3")
 
@@ -75,7 +75,7 @@ def test_a_misfit_is_shown_in_the_readers_language(server: Server, watched: Watc
 
 
 def test_browsers_of_other_languages_get_english_or_chinese(server: Server, browser: Browser):
-    """Where they are its own is in test_everywhere.py."""
+    """test_everywhere.py has browsers of the two languages."""
     for locale, greeting in (("zh-TW", "谁持有什么"), ("de-DE", "Who holds what")):
         context: BrowserContext = browser.new_context(locale=locale, reduced_motion="reduce")
         window = Watched(context)

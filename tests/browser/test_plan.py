@@ -1,4 +1,4 @@
-"""Plan in a real browser: from a question to a layout that is opened in the Lab, and one that does not fit."""
+"""Plan in a real browser: from the form to a layout in the Lab, and a layout that does not fit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_keyboard_chooses_another_layout(server: Server, watched: Watched) -
     expect(page.get_by_role("option").first).to_be_visible()
     layout.press("ArrowDown")
     layout.press("Enter")
-    expect(page).to_have_url(re.compile("row=2(&|$)"))  # each press went one further
+    expect(page).to_have_url(re.compile("row=2(&|$)"))  # each key press moved one entry
     expect(page.get_by_text("Number 3 of the")).to_be_visible()
 
 
@@ -63,7 +63,7 @@ def test_a_link_restores_serving_in_another_language(server: Server, watched: Wa
     many.fill("64")
     many.press("Enter")
     expect(page).to_have_url(re.compile("sequences=64(&|$)"))
-    drawn(page)  # which would close a list that was opened before
+    drawn(page)  # a later redraw would close an open list
     layout = page.get_by_role("combobox", name="Layout")
     layout.press("ArrowDown")
     expect(page.get_by_role("option").first).to_be_visible()

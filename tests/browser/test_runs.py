@@ -1,4 +1,4 @@
-"""The Runs page in a real browser: one reader's way from an empty list to a run that was taken along and brought back."""
+"""The Runs page in a real browser, from an empty list to a run that is downloaded and uploaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save(home: Path, name: str, spec: RunSpec, age: int) -> None:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, context: BrowserContext) -> Iterator[Server]:
-    """A server whose runs are this module's alone."""
+    """A server with runs of this module only."""
     with served(tmp_path_factory.mktemp("own")) as server:
         lab = Watched(context)
         lab.open(server)
@@ -122,7 +122,7 @@ def test_what_was_downloaded_and_deleted_can_be_uploaded_again(own: Server, page
     page.get_by_role("button", name="Upload a run").click()
     page.locator("input[type=file]").set_input_files(taken)
     expect(page.get_by_text("Added the best.")).to_be_visible()
-    expect(page.locator("input[type=file]")).to_have_count(0)  # what asked for it covers nothing
+    expect(page.locator("input[type=file]")).to_have_count(0)  # the popover is closed
     expect(names(page)).to_have_text(["the best", "third", "second"])
     assert store.load(own.home / "the best").summary["parity_max_rel"] == 3.1e-7
 
@@ -133,7 +133,7 @@ def upload(page: Page, name: str, content: bytes) -> None:
 
 
 def test_a_run_with_very_many_microbatches_can_be_uploaded(own: Server, page: Page, tmp_path: Path) -> None:
-    """As a zip it is more than a megabyte, for times are noise: so is a real run of eight ranks with 400 microbatches."""
+    """Its zip has more than a megabyte, because times do not compress: as that of eight ranks with 400 microbatches."""
     spec = RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2), workload=WorkloadSpec(microbatches=2500))
     result = result_of(spec)
     spans = result.tables["spans"]

@@ -1,4 +1,4 @@
-"""The timeline's accounts and the walk of one microbatch, in a real browser, over a real run."""
+"""The timelines and the walk of one microbatch, in a real browser with a real run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def walk(page: Page) -> Locator:
 
 
 def frames(page: Page, name: str, width: str = "3.5") -> Locator:
-    """What a chart frames: the event that is told."""
+    """The frames in a chart, around the current event."""
     return chart(page, name).locator(f"svg.marks path[stroke-width='{width}']")
 
 
 def in_view(page: Page, name: str) -> bool:
-    """Whether one sees the foot of that, and not what covers it."""
+    """Whether the bottom of the element is visible and not covered."""
     at: bool = page.locator(name).evaluate(
         "e => { const b = e.getBoundingClientRect(); return e.contains(document.elementFromPoint(b.x + 20, b.bottom - 5)); }"
     )

@@ -1,4 +1,4 @@
-"""Predicted beside measured: what each chart says of the difference, and the sum that a bar unfolds into."""
+"""Predicted beside measured: titles and texts on the difference, and the formula of a bar."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_signed_error_stands_above_each_predicted_bar(off: int, above: str):
 
 
 def test_the_title_says_how_far_off_the_worst_rank_is():
-    # 210 bytes weigh more on the ranks of stage 1, which hold half as much: 21 KiB.
+    # 210 bytes are a larger share on stage 1, whose ranks hold half as much: 21 KiB.
     assert memory_of(210).title == "Ranks 0–3 are fullest: 42 KiB; the prediction is 0.98% off at the worst, on rank 4"
 
 
@@ -164,7 +164,7 @@ def test_a_single_rank_has_no_traffic():
 
 
 def sums(html: str) -> dict[str, tuple[int, list[int]]]:
-    """Part → its own bytes as the heading states them, and the bytes of each row of it."""
+    """Part → its bytes in the heading, and the bytes of each of its rows."""
     found = {}
     for body in re.findall("<tbody>(.*?)</tbody>", html):
         name, said = re.search(r"colspan='3'>(.*?)</th><td>.*?, ([\d,]+) bytes", body).groups()
@@ -213,19 +213,19 @@ def test_every_symbol_in_a_formula_is_explained():
     assert explained == letters
 
 
-class Loud(NullTranslations):
-    """A language that says everything in capitals."""
+class Capitals(NullTranslations):
+    """A catalog that translates every text into capitals."""
 
     def gettext(self, message: str) -> str:
         return message if "{" in message else message.upper()
 
 
 def test_names_and_symbols_are_translated():
-    style = replace(LIGHT, say=Words("zh", Loud()))
+    style = replace(LIGHT, say=Words("zh", Capitals()))
     peak = memory(SPEC).peaks[0]
     html = formula.unfolded(peak.terms, {}, None, style)
     names = [unescape(name) for name in re.findall("<tr><td>(.*?)</td>", html)]
-    assert "weights of THE TOKEN TABLE" in names  # a name that is made of another, whose own braces stay
+    assert "weights of THE TOKEN TABLE" in names  # a name that contains another name, whose braces stay
     assert "ATTENTION: SOFTMAX" in names
     assert all(name.isupper() or " of " in name for name in names)
     assert "WIDTH OF THE RESIDUAL STREAM" in formula.glossary(peak.terms["activations"], SYMBOLS, style)

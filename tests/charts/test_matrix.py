@@ -21,7 +21,7 @@ def cells(traffic: pd.DataFrame, mesh: Mesh, measure: matrix.Measure = "wire") -
 
 
 def of_a_layout(mesh: Mesh) -> pd.DataFrame:
-    """Every rank all-reduces 100 bytes along tp and dp and sends 10 on to the next stage, which takes them in."""
+    """Every rank all-reduces 100 bytes along tp and dp, and sends 10 to the next stage, which receives them."""
     rows = []
     for rank in range(mesh.size):
         same = {"rank": rank, "phase": "forward", "calls": 1}

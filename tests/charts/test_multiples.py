@@ -1,4 +1,4 @@
-"""Small charts side by side: one scale for all, and what is equal is said to be."""
+"""Small charts side by side: they share one scale, and equal values are reported."""
 
 from __future__ import annotations
 

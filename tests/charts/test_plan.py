@@ -1,4 +1,4 @@
-"""Charts of a plan: axes that the data fill, what does not fit, and what a step is spent on."""
+"""Charts of a plan: ranges of axes, layouts that do not fit, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -68,4 +68,4 @@ def test_a_cell_without_a_layout_has_the_reason():
         ("50%", "fits"), ("too large", "needs more"), ("–", "no layout"),
     ]  # fmt: skip
     assert drawing.title == "1 of 3 combinations fit"
-    assert "too large" in vl_convert.vegalite_to_svg(json.loads(json.dumps(drawing.spec)))  # raises for what no browser can draw
+    assert "too large" in vl_convert.vegalite_to_svg(json.loads(json.dumps(drawing.spec)))  # raises for an invalid spec

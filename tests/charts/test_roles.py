@@ -46,7 +46,7 @@ def test_rows_of_the_timeline_have_their_role():
     mesh = Mesh({"dp": 2, "pp": 2})
     drawing = timeline.measured(made_up.spans(LayoutSpec(dp=2, pp=2), 4), mesh, look(View("light", "zh")), roles_of(mesh, 0))
     bars = marks(drawing.spec, "bar")[1][1]
-    rows = {r["rank"]: r["who"].rpartition(" · ")[0] for r in bars}  # without how idle the rank is
+    rows = {r["rank"]: r["who"].rpartition(" · ")[0] for r in bars}  # without the rank's idle share
     assert rows == {
         0: "rank 0 · 阶段 0 · 已选",
         1: "rank 1 · 阶段 0 · 同 dp 组",

@@ -1,4 +1,4 @@
-"""Charts that are put together once and then filled in."""
+"""Templates of charts and their blanks."""
 
 from __future__ import annotations
 

@@ -58,14 +58,14 @@ def test_above_the_limit_the_first_part_or_the_brushed_part_is_drawn():
     later = [once.assign(start_ns=once["start_ns"] + 20 * MS * i, end_ns=once["end_ns"] + 20 * MS * i) for i in range(100)]
     spans = pd.concat(later, ignore_index=True)
     drawing = timeline.measured(spans, MESH, LIGHT)
-    assert len(marks(drawing.spec, "bar")[1][1]) == 32 * MESH.size  # as many as can be told apart
+    assert len(marks(drawing.spec, "bar")[1][1]) == 32 * MESH.size  # as many as can be distinguished
     assert f"Only 128 of {len(spans):,} bars are drawn" in drawing.reading
     assert len(drawing.table) == len(spans)
 
     brushed = timeline.measured(spans, MESH, LIGHT, window=(40 * MS, 60 * MS))
     track, compute, *_ = marks(brushed.spec, "bar")
     assert len(compute[1]) == len(once)
-    assert {(r["start"], r["end"]) for r in track[1]} == {(0.04, 0.06)}  # in seconds, as the whole step takes two
+    assert {(r["start"], r["end"]) for r in track[1]} == {(0.04, 0.06)}  # in seconds, because the whole step takes 2 s
     whole = timeline.measured(spans, MESH, LIGHT, window=(0, 2_000 * MS))
     assert len(marks(whole.spec, "bar")[1][1]) == MAX_BARS
 
@@ -109,7 +109,7 @@ def test_chunks_and_split_backward_passes_are_distinguished(schedule: ScheduleNa
 
 
 def test_the_critical_path_is_outlined_in_textbook_and_measured_timelines():
-    # Down with the first microbatch, back with the last, and no wait in between: 15 units of 15.
+    # Forward with the first microbatch, back with the last, without waiting: 15 units of 15.
     layout = LayoutSpec(pp=2)
     drawing = timeline.textbook(made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT)
     _, _, (_, path), _ = marks(drawing.spec, "bar")

@@ -1,4 +1,4 @@
-"""Communication: what is counted, what the calls return, and what they raise when another rank is gone."""
+"""Communication: counts, results, and errors when another rank has ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.topology import AXES, Mesh
 from tests.engine.forked import RaisedInProcess, together
 from tests.patience import PATIENCE_S, time_limits
 
-GLOO = choose_backend(ranks_here=10_000, local_rank=0)  # no machine has that many GPUs
+GLOO = choose_backend(ranks_here=10_000, local_rank=0)  # more ranks than any machine has GPUs
 
 
 def connect(rank: int, store: dist.Store, mesh: Mesh, seconds: float = PATIENCE_S) -> Comm:
@@ -44,7 +44,7 @@ def test_a_collective_of_one_rank_does_nothing_and_counts_nothing() -> None:
 
 
 def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
-    """One of each, on three ranks along tp (and one transfer along pp is another test's)."""
+    """One call of each collective on three ranks along tp. Another test has transfers."""
     comm = connect(rank, store, Mesh({"tp": 3}))
     mine = torch.full((2, 2), float(rank + 1))
     out = {
@@ -60,7 +60,7 @@ def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
 
 
 def test_results_and_counts_on_three_ranks() -> None:
-    """Wire bytes by the ring: each rank sends 2(n−1)/n of what it reduces, (n−1)/n of what it scatters, n−1 times its shard."""
+    """Wire bytes in a ring: all-reduce 2(n−1)/n of the tensor, reduce-scatter (n−1)/n of it, all-gather n−1 shards."""
     answers = together(3, every_call)
     for rank, answer in enumerate(answers):
         assert not isinstance(answer, RaisedInProcess), answer.text
@@ -95,7 +95,7 @@ def one_instant(rank: int, store: dist.Store) -> tuple[int, int, int]:
 
 
 def test_all_ranks_agree_on_one_instant() -> None:
-    """It is when the last one came, so no rank's step begins before its zero."""
+    """It is the time at which the last rank arrives, so no rank's step begins before time 0."""
     answers = together(3, one_instant)
     assert len({instant for _, instant, _ in answers}) == 1
     came_last = max(before for before, _, _ in answers)
@@ -104,7 +104,7 @@ def test_all_ranks_agree_on_one_instant() -> None:
 
 
 def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[TrafficKey, Count]]:
-    """Both of two stages send before they receive, two messages each; the second is received first."""
+    """Both of two stages send two messages before they receive. They receive the second first."""
     comm = connect(rank, store, Mesh({"pp": 2}))
     other = 1 - rank
     under_way = [comm.send(torch.full((3,), 10.0 * rank + tag), "activation", other, tag) for tag in (0, 1)]
@@ -130,7 +130,7 @@ def test_messages_are_matched_by_tag_and_sends_do_not_block() -> None:
 
 
 def left_alone(rank: int, store: dist.Store, call: str) -> str:
-    """Rank 1 leaves; rank 0 goes on as if nothing had happened, and says what that raised."""
+    """Rank 1 ends. Rank 0 makes the call, and returns the error."""
     comm = connect(rank, store, Mesh({"pp": 2}))
     comm.common_instant()
     if rank == 1:
@@ -141,7 +141,7 @@ def left_alone(rank: int, store: dist.Store, call: str) -> str:
         elif call == "recv":
             comm.receive(torch.empty(4), "activation", 1, 0)
         elif call == "send":
-            for tag in range(100):  # the first may be taken in by the connection
+            for tag in range(100):  # the first can still be buffered by the connection
                 comm.send(torch.ones(1 << 18), "activation", 1, tag).wait()
         else:
             comm.common_instant()
@@ -160,7 +160,7 @@ TOO_SHORT = "the limit was too short to meet in"
 
 
 def not_coming(rank: int, store: dist.Store, limit: float) -> str:
-    """Rank 1 leaves rank 0 alone until that gave up."""
+    """Rank 1 makes no call until rank 0 has given up."""
     try:
         comm = connect(rank, store, Mesh({"pp": 2}), limit)
         comm.common_instant()

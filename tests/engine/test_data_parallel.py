@@ -1,4 +1,4 @@
-"""Data parallelism: what a bucket is, and when it sets out. What its sum amounts to is held by parity."""
+"""Data parallelism: buckets, and when their reductions start. Parity tests check the sums."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Linear(nn.Module):
 
 
 class Started:
-    """A call that is complete when it is waited for."""
+    """A pending call that completes in `wait`."""
 
     def __init__(self, complete: Callable[[], object]) -> None:
         self._complete = complete
@@ -46,7 +46,7 @@ class Started:
 
 
 class TwoReplicas(Comm):
-    """Rank 0 of two that do the same: a sum is twice the own part. Notes which tensors set out."""
+    """Rank 0 of two equal replicas: a sum is twice its own tensor. It records which reductions start."""
 
     def __init__(self) -> None:
         super().__init__(Mesh({"dp": 2}), 0, Recorder(), torch.device("cpu"), NoPeers(0))

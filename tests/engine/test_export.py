@@ -1,4 +1,4 @@
-"""What a run is written as for others: a trace by the rules of its format, tables as text, settings that mean the same layout."""
+"""Exports: a trace in its format, tables as CSV, and settings of other frameworks for the same layout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trace(result: RunResult) -> list[dict[str, Any]]:
 
 
 def ns(us: float) -> int:
-    """Nanoseconds as a reader finds them that cuts off the rest."""
+    """Microseconds as nanoseconds, as a reader that truncates has them."""
     return int(us * 1000)
 
 
@@ -67,7 +67,7 @@ def test_every_rank_is_a_process_and_every_track_has_a_name(trace: list[dict[str
     assert processes[8] == "rank 7 (pp 1, dp 1, tp 1)"
     named = {(e["pid"], e["tid"]) for e in trace if e["name"] == "thread_name"}
     assert {(e["pid"], e["tid"]) for e in trace if e["ph"] == "X"} <= named
-    # A viewer may know threads by their number alone, and take one that has its process's for the main thread.
+    # Viewers may identify threads by number alone, and treat one with its process's number as the main thread.
     assert len({tid for _, tid in named}) == len(named)
     assert all(tid not in processes for _, tid in named)
     for pid in processes:
@@ -111,7 +111,7 @@ def test_a_call_in_the_trace_has_bytes_only_if_they_are_known(result: RunResult,
 
 
 def test_reductions_of_buckets_of_different_sizes_have_no_bytes(runs: Runs) -> None:
-    """Their mean is a whole number of bytes, and no bucket's size."""
+    """Their mean is an integer, but not the size of any bucket."""
     plain = small("dp2")
     result = runs.result(plain.model_copy(update={"layout": plain.layout.model_copy(update={"zero": 1})}))
     (gathered,) = result.tables["traffic"].query("rank == 0 and collective == 'all_gather'").itertuples()
@@ -258,7 +258,7 @@ def test_what_a_framework_cannot_express_is_in_the_notes(to: Framework, spec: Ru
     assert told in notes(settings(spec, to))
 
 
-# Every name that is written, as it stands in Megatron-LM's megatron/training/arguments.py, in torchtitan's
+# Every name that is written, as in Megatron-LM's megatron/training/arguments.py, in torchtitan's
 # torchtitan/config/job_config.py (both of 2025), and in DeepSpeed's documentation of its JSON.
 NAMED: dict[Framework, str] = {
     "megatron": """

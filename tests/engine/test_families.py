@@ -1,5 +1,4 @@
-"""What is particular to families: what they send along a pipeline, and that they learn. That sharded they equal the same model
-unsharded, whatever the layout and the levers, is in test_parity.py."""
+"""Families: what they send along a pipeline, and that their loss falls. test_parity.py has parity of all layouts and levers."""
 
 from __future__ import annotations
 
@@ -43,8 +42,8 @@ def test_gradients_equal_the_unsharded_models_in_more_layouts(runs: Runs, family
 
 
 def test_with_many_tokens_a_relu_model_has_parity_in_bf16(runs: Runs) -> None:
-    """ReLU has one: a unit near zero that rounding turns off takes a whole token out of its weights' gradient, whatever the
-    precision of the sums. Among 1,024 tokens that matters less than among 32."""
+    """With ReLU, rounding can turn off a unit near zero, which removes a whole token from its weights' gradient. It matters
+    less with 1,024 tokens than with 32."""
     layout = {"tp": 2, "pp": 2, "split": (3, 1), "sequence_parallel": True, "recompute": "selective"}
     asked = spec("transformer", layout, precision="bf16", microbatch_size=16)
     asked = asked.model_copy(update={"model": asked.model.model_copy(update={"hidden": 64, "seq": 64, "ffn": 256})})
@@ -53,7 +52,7 @@ def test_with_many_tokens_a_relu_model_has_parity_in_bf16(runs: Runs) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "transformer", "xlnet", "llama"])
 def test_the_loss_falls(runs: Runs, family: FamilyName) -> None:
-    """On one rank, which any layout equals."""
+    """On one rank: all layouts equal it."""
     result = runs.result(spec(family, {}, steps=25, microbatch_size=4).model_copy(update={"parity": False}))
     steps = result.tables["steps"]["loss"]
     assert steps.iloc[-5:].mean() < steps.iloc[0] - 0.5

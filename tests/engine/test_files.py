@@ -1,4 +1,4 @@
-"""Files that users name: what is no file is not waited for, and what is written is whole."""
+"""Files that users name: reading never blocks, and writing is atomic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_pipe_that_replaces_a_file_does_not_block(tmp_path: Path, monkeypatch:
 
 
 def test_a_virtual_file_is_refused_and_an_empty_file_is_read(tmp_path: Path) -> None:
-    """As /proc/kmsg, which keeps its reader waiting for the system's next message."""
+    """For example /proc/kmsg, whose reader would wait for the next kernel message."""
     with pytest.raises(RequestError, match="/proc/self/status is made up by the system as it is read"):
         files.read(Path("/proc/self/status"), 10**6)
     empty = tmp_path / "empty"

@@ -1,4 +1,4 @@
-"""Generation: however a model is cut, it goes on with a text as the unsharded model would, token for token."""
+"""Generation: a sharded model generates the same tokens as the unsharded one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.runs import Runs
 PROMPT, NEW = "The ", 12
 SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 32}
 FAMILIES = {"gpt": ModelSpec(**SHAPE), "llama": ModelSpec(family="llama", kv_heads=2, **SHAPE)}
-# Every stage and slice, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
+# Several stages and slices, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2.pp2": {"tp": 2, "pp": 2},
     "pp4": {"pp": 4},
@@ -50,7 +50,7 @@ def test_every_layout_generates_the_tokens_of_the_unsharded_model(runs: Runs, fa
 
 
 def test_sampled_tokens_are_the_same_in_every_layout(runs: Runs) -> None:
-    """They vary, unlike the likeliest ones of a hardly trained model; so this compares more."""
+    """Sampled tokens vary more than the most likely ones of a barely trained model, so this compares more."""
     whole = tokens(runs, spec("gpt", {}, trained=False, temperature=1.0))
     assert len(set(whole)) > NEW // 2
     for layout in ("tp2.pp2", "interleaved"):
@@ -59,7 +59,7 @@ def test_sampled_tokens_are_the_same_in_every_layout(runs: Runs) -> None:
 
 @pytest.mark.parametrize(("family", "keys"), [("gpt", 4), ("llama", 2)])
 def test_the_cache_has_keys_and_values_of_every_token(runs: Runs, family: str, keys: int) -> None:
-    """2 × layers × key heads × width × tokens, cut over tp and pp; shared keys make it smaller."""
+    """2 × layers × key heads × width × tokens, sharded over tp and pp. Grouped keys make it smaller."""
     table = runs.result(spec(family, {"tp": 2, "pp": 2}, trained=False)).tables["memory_peak"]
     held = table[table["category"] == KV_CACHE].set_index("rank")["bytes"]
     width = SHAPE["hidden"] // SHAPE["heads"]

@@ -1,4 +1,4 @@
-"""Memory: every byte has a category, the categories add up to the allocator's total, and each is as large as it must be."""
+"""Memory: every byte has a category, categories add up to the allocator's total, and each has the expected size."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class TestEveryLayout:
             for end in (points[0], points[-1]):
                 assert end.total == entry["start_bytes"]
                 assert end.bytes["activations"] == end.bytes["communication"] == 0
-                assert end.bytes["temporary"] == 2 * FLOAT  # the loss and the norm of the gradients, which stay
+                assert end.bytes["temporary"] == 2 * FLOAT  # the loss and the norm of the gradients, which are kept
             assert points[0].t_ns == 0
             assert all(set(point.bytes) == set(CATEGORIES) for point in points)
             assert all(min(point.bytes.values()) >= 0 for point in points)
@@ -114,9 +114,9 @@ class TestEveryLayout:
 
 @pytest.mark.parametrize("schedule", PLAIN)
 def test_activations_are_those_of_the_microbatches_in_flight(runs: Runs, schedule: ScheduleName) -> None:
-    """Exactly so on every stage, at the start of every backward. One microbatch alone tells what one costs."""
+    """On every stage, at the start of every backward. A run of one microbatch gives the cost of one."""
     stages, microbatches = 3, 5
-    one = runs.result(small("pp3", microbatches=1))  # in any schedule
+    one = runs.result(small("pp3", microbatches=1))  # is the same in any schedule
     many = runs.result(small("pp3", schedule, microbatches=microbatches))
     most = []
     for stage, order in enumerate(compute_order(schedule, stages, microbatches)):
@@ -143,13 +143,13 @@ def test_1f1b_differs_from_gpipe_only_in_activations(runs: Runs) -> None:
 
 @pytest.mark.parametrize("tp", [1, 4])
 def test_activations_of_one_layer(runs: Runs, tp: int) -> None:
-    """What backward needs of one layer, worked out by hand: the difference between two stages that differ by one layer."""
+    """What one layer saves for backward, computed by hand: the difference between two stages that differ by one layer."""
     kept = []
     for split in ((2, 3), (3, 2)):
         points = curve(runs.result(small(f"tp{tp}.pp2", microbatches=1, split=split)), 0)
         kept.append(start_of(points, "B chunk 0 microbatch 0")["activations"])
     s, h, f, heads = SMALL.seq, SMALL.hidden, SMALL.ffn_width, SMALL.heads
-    whole = 4 * s * h + 2 * 2 * s  # what the two norms read and what they give, with each token's mean and spread
+    whole = 4 * s * h + 2 * 2 * s  # inputs and outputs of the two norms, with each token's mean and deviation
     sliced = 3 * s * h + heads * s * s + s * h + 2 * s * f  # q, k, v; the softmax; the mixed values; the MLP around GELU
     mask, scale = s * s, 8  # one byte for each pair of tokens; the factor 1/√D, which autograd keeps as a double
     assert kept[1] - kept[0] == (whole + sliced // tp) * FLOAT + mask + scale
@@ -161,7 +161,7 @@ def test_a_received_activation_is_an_activation_and_a_gradient_in_transfer_is_co
     before_forward = start_of(points, "F chunk 1 microbatch 0")
     assert (before_forward["activations"], before_forward["communication"]) == (message, 0)
     before_backward = start_of(points, "B chunk 1 microbatch 0")
-    assert before_backward["communication"] == 2 * message  # the output that was sent, and the gradient that came back
+    assert before_backward["communication"] == 2 * message  # the output that was sent, and the gradient that was received
 
 
 def test_the_same_spec_gives_the_same_memory(runs: Runs) -> None:
@@ -173,7 +173,7 @@ def test_the_same_spec_gives_the_same_memory(runs: Runs) -> None:
 
 
 def test_a_single_step_is_enough(runs: Runs) -> None:
-    """With one step the optimizer's state is as new as the traced step, and yet complete."""
+    """The optimizer's states exist in the traced step, even after only one step."""
     one, two = runs.result(small("tp2", steps=1)), runs.result(small("tp2", steps=2))
     pd.testing.assert_frame_equal(one.tables["memory_peak"], two.tables["memory_peak"])
 
@@ -187,7 +187,7 @@ def test_the_process_is_larger_than_its_tensors(runs: Runs) -> None:
 
 
 def test_memory_is_the_same_under_another_instruction_set(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What oneDNN takes for a product in bf16 differs; what the tables have does not."""
+    """oneDNN's workspace for a bf16 product differs, but the tables do not."""
     case = small("dp2", precision="bf16")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     with Runs(tmp_path) as plain:
@@ -210,7 +210,7 @@ def test_memory_allocated_and_freed_within_one_operation_is_workspace_without_a_
 
 
 def test_layout_of_the_tests_is_not_trivial() -> None:
-    """The specs above have stages without a layer, stages of different sizes, and a vocabulary that needs padding."""
+    """The specs above include stages without a layer, stages of different sizes, and a vocabulary that needs padding."""
     assert LayoutSpec(pp=4).stage_layers(SMALL.layers) == (2, 1, 1, 1)
     assert any(0 in spec.layout.split for spec in LAYOUTS)
     assert any(spec.model.vocab % spec.layout.tp for spec in LAYOUTS)

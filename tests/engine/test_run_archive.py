@@ -1,4 +1,4 @@
-"""A run in a zip: whole on the way out, and on the way in nothing but a run."""
+"""A run in a zip: packing is complete, and unpacking accepts nothing but a valid run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def many_rows(files: Files) -> None:
 
 
 def many_groups(files: Files) -> None:
-    """Which are told apart, and take memory, by the file's own account of itself alone."""
+    """Row groups exist only in the file's metadata, and take memory."""
     key = "my run/process.parquet"
     read, buffer = pq.read_table(io.BytesIO(files[key])), io.BytesIO()
     with pq.ParquetWriter(buffer, read.schema) as writer:
@@ -109,7 +109,7 @@ def many_groups(files: Files) -> None:
 
 
 def repeat_a_long_word(files: Files) -> None:
-    """A word that stands once in the file, and in every row of the table."""
+    """A long word that is in the file once, and in every row of the table."""
     word = "x" * (run_archive.FOREIGN.bytes // 4 + 1)
     rewrite(files, "traffic", lambda t: t.set_column(5, "group", pa.array([word] * 4, pa.large_string())))
 
@@ -282,7 +282,7 @@ def test_another_compression_is_refused_before_it_is_read(run: Path, tmp_path: P
 
 
 def test_no_more_is_unpacked_than_the_size_that_a_zip_declares(run: Path, tmp_path: Path) -> None:
-    """A head of 64 MB that its zip says has a thousand bytes: they are read, and the rest is not made."""
+    """A head of 64 MB whose zip declares 1,000 bytes: only these are unpacked."""
     zip_ = bytearray(zipped(files_of(run) | {"my run/run.json": bytes(64 << 20)}))
     for at in (place.start() for place in re.finditer(re.escape((64 << 20).to_bytes(4, "little")), bytes(zip_))):
         zip_[at : at + 4] = (1000).to_bytes(4, "little")
@@ -310,7 +310,7 @@ def test_a_zip_is_opened_within_the_memory_limit(run: Path, tmp_path: Path) -> N
 
 
 def test_memory_used_before_does_not_count_for_the_limit(run: Path, tmp_path: Path) -> None:
-    """As libraries do when they are imported: 40 MB for each CPU."""
+    """Libraries take memory when they are imported: 40 MB for each CPU."""
     program = (
         "import mmap, sys; from engine import run_archive; "
         "held = mmap.mmap(-1, 600 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); print(run_archive.main(sys.argv[1], '', '500'))"

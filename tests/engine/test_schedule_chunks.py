@@ -1,4 +1,4 @@
-"""Schedules with several chunks on a stage, or with backward split into I and W: their order, and what follows from it."""
+"""Schedules with several chunks on a stage, or with backward split into I and W."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TALL = ModelSpec(layers=64)
 def fitting(
     name: ScheduleName, stages: range = range(1, 9), microbatches: range = range(1, 17)
 ) -> Iterator[tuple[int, int, int]]:
-    """(pp, microbatches, chunks) of everything that is not refused."""
+    """(pp, microbatches, chunks) of all valid combinations."""
     for pp, m, chunks in product(stages, microbatches, (v,) if (v := SCHEDULE_FACTS[name].chunks) else (2, 3)):
         if not misfits(TALL, LayoutSpec(pp=pp, chunks=chunks, schedule=name), WorkloadSpec(microbatches=m)):
             yield pp, m, chunks
@@ -40,7 +40,7 @@ def test_schedules_are_complete_ordered_paired_and_free_of_deadlock(name: Schedu
 
 
 def test_long_interleaved_rounds_need_more_than_one_send_in_progress() -> None:
-    """Three stages and eight microbatches make rounds of four: stage 2 has one more to send than stage 0 is ready for."""
+    """Three stages and eight microbatches have rounds of four: stage 2 must send one more than stage 0 can receive."""
     assert planned("interleaved", 3, 6, 2).held == 1
     assert planned("interleaved", 3, 8, 2).held == 2
     for name, pp in product(SCHEDULES, (1, 2, 5)):
@@ -77,12 +77,12 @@ def test_a_stage_keeps_no_more_passes_than_the_schedules_definition_says(name: S
     for pp, m, chunks in fitting(name):
         for stage in range(pp):
             kept, bound = in_flight(planned(name, pp, m, chunks), stage), in_flight_bound(name, stage, pp, m, chunks)
-            # ZB-V with too few microbatches to fill the V stays below.
+            # ZB-V keeps fewer if there are too few microbatches to fill the V.
             assert kept == bound or (name == "zb-v" and m < 2 * pp - 1 and kept < bound), (pp, m, chunks, stage)
 
 
 def test_zero_bubble_schedules_keep_no_more_than_the_fullest_stage_of_1f1b() -> None:
-    """A pass through one of a V's chunks keeps half of what a pass through a whole stage does."""
+    """A pass through one of two chunks keeps half as much as a pass through a whole stage."""
     for pp, m in product(range(1, 9), range(1, 17)):
         most = in_flight(planned("1f1b", pp, m, 1), 0)
         for stage in range(pp):
@@ -94,13 +94,13 @@ def test_zero_bubble_schedules_keep_no_more_than_the_fullest_stage_of_1f1b() -> 
 
 
 def textbook(stage: int, action: Action) -> float:
-    """F, I and W take as long as each other, and all else no time."""
+    """F, I and W take the same time, everything else takes none."""
     return {"F": 1.0, "I": 1.0, "W": 1.0, "B": 2.0}.get(action.kind, 0.0)
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_the_bubble_in_textbook_times_is_the_closed_form(name: ScheduleName) -> None:
-    """As a share of total time, by the record's function and by its formula as it is written."""
+    """As a share of total time, by the record's function and by its formula as text."""
     facts = SCHEDULE_FACTS[name]
     formula = facts.bubble.replace("−", "-").replace("·", "*")
     for pp, m, chunks in fitting(name):

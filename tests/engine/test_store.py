@@ -1,4 +1,4 @@
-"""Saved runs: whole or not there, read back as they were, and anything else refused in a sentence."""
+"""Saved runs: saved completely or not at all, read unchanged, and refused with a sentence if malformed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC = RunSpec(layout=LayoutSpec(dp=2), workload=WorkloadSpec(steps=2), parity=T
 
 
 def a_result(**summary: Any) -> RunResult:
-    """A whole run, with numbers and words that a careless writer would change, and `summary` put into its own."""
+    """A complete run with numbers and texts that careless code would change. `summary` is added to its summary."""
     result = result_of(SPEC)
     changed = {
         "parity": result.tables["parity"].assign(parameter=["größe", "模型"], max_abs=0.1),
@@ -40,7 +40,7 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------- there and back
+# ---------------------------------------------------------------------------------------------------------- saving and reading
 
 
 def test_a_saved_run_is_read_back_as_it_was(saved: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_saved_run_is_run_json_and_a_parquet_file_a_table(saved: Path) -> None
 
 
 def test_an_optional_table_is_missing_if_it_was_not_requested(tmp_path: Path) -> None:
-    """Parity is only there when it was asked for."""
+    """For example parity."""
     result = a_result()
     del result.tables["parity"]
     store.save(result, tmp_path / "run")
@@ -68,7 +68,7 @@ def test_an_optional_table_is_missing_if_it_was_not_requested(tmp_path: Path) ->
 
 
 def test_a_number_that_is_not_finite_is_null_in_json_and_nan_when_read(tmp_path: Path) -> None:
-    """Strict readers of JSON refuse a file with NaN in it, and a loss that ran away is no reason to lose the run."""
+    """Strict JSON has no NaN, and a run whose loss diverged must still be saved."""
     summary = {"loss_last": math.nan, "reference_losses": [1.0, math.inf], "ranks": [{"bytes": 3, "share": -math.inf}]}
     store.save(a_result(**summary), tmp_path / "run")
 
@@ -85,11 +85,11 @@ def test_a_number_that_is_not_finite_is_null_in_json_and_nan_when_read(tmp_path:
     assert read["ranks"][0]["bytes"] == 3
 
 
-# ---------------------------------------------------------------------------------------------------- whole or not at all
+# ---------------------------------------------------------------------------------------------------- complete or not at all
 
 
 class Stop(BaseException):
-    """Stands for Ctrl-C or the end of the process, too: no ordinary exception."""
+    """Not an `Exception`, like Ctrl-C."""
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Stop()])
@@ -158,7 +158,7 @@ def test_files_of_a_killed_writer_are_discarded_and_nothing_else(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-123-run-2", "run", "run-3"]
 
 
-# ------------------------------------------------------------------------------------------------------------ junk refused
+# ------------------------------------------------------------------------------------------------------------ malformed runs
 
 
 def refusal(folder: Path) -> str:
@@ -249,7 +249,7 @@ def test_in_a_run_without_a_column_for_an_axis_its_degree_is_1(saved: Path) -> N
 
 
 def test_a_run_of_a_newer_program_is_refused_with_a_sentence_that_says_so(saved: Path) -> None:
-    rewrite_head(saved, schema_version=SCHEMA_VERSION + 1, spec={"experts": 8}, summary=[])  # whatever else it says
+    rewrite_head(saved, schema_version=SCHEMA_VERSION + 1, spec={"experts": 8}, summary=[])  # whatever else it has
     with pytest.raises(NewerRunError) as caught:
         store.load(saved)
     assert str(caught.value) == (
@@ -292,7 +292,7 @@ def test_a_missing_home_folder_has_no_runs(tmp_path: Path) -> None:
 
 
 def test_a_listing_never_leads_out_of_the_home_folder(tmp_path: Path) -> None:
-    """Whoever looks a name up in a listing cannot be led elsewhere by it."""
+    """So a name that is looked up in a listing cannot lead elsewhere."""
     home = tmp_path / "home"
     home.mkdir()
     store.save(a_result(), tmp_path / "outside")

@@ -1,4 +1,4 @@
-"""A saved run can be renamed, deleted and brought back: never out of its home, never over another."""
+"""A saved run can be renamed, deleted and restored: never outside of its home folder, never over another run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_names_in_any_language_are_good(home: Path, name: str) -> None:
             "/etc/passwd",
             "a:b",
         ),
-        *("a.", "a. .", "CON", "nul", "NUL.txt", "Aux .tar.gz", "com1", "LPT9.x", "COM²", "模" * 67),  # not on every system
+        *("a.", "a. .", "CON", "nul", "NUL.txt", "Aux .tar.gz", "com1", "LPT9.x", "COM²", "模" * 67),  # not valid on every system
     ],
 )
 def test_a_name_that_could_lead_out_of_the_home_folder_is_refused(home: Path, name: str) -> None:
@@ -123,12 +123,12 @@ def test_deleting_or_restoring_a_run_twice_is_an_error(home: Path) -> None:
 
 def test_a_deleted_run_is_kept_for_a_day(home: Path) -> None:
     first = store.delete(home / "first")
-    store.empty_trash(home)  # as another server of this home does when it starts
+    store.empty_trash(home)  # another server of this home folder does this when it starts
     for _ in range(30):
         store.save(a_result(), home / "run")
         store.delete(home / "run")
     assert store.restore(first) == home / "first"
-    (home / ".trash" / ".DS_Store").touch()  # as a file manager leaves in a folder that somebody looked into
+    (home / ".trash" / ".DS_Store").touch()  # a file that a file manager writes
     second = store.delete(home / "second")
     store.empty_trash(home, time.time_ns() + store.KEPT_NS + 1)
     assert not second.exists()

@@ -40,7 +40,7 @@ def test_bytes_above_two_to_the_32_stay_exact() -> None:
 
 
 def test_a_loss_can_be_nan() -> None:
-    """A run that diverges is still told as it was."""
+    """The table of a diverged run has its losses unchanged."""
     made = table("steps", [row("steps") | {"loss": math.nan, "grad_norm": math.inf}], "measured")
     assert math.isnan(made["loss"][0])
     assert math.isinf(made["grad_norm"][0])
@@ -60,7 +60,7 @@ def test_a_value_that_is_not_an_integer_is_refused_in_an_integer_column(value: A
 
 
 def traffic_rows(*calls: tuple[int, str, int]) -> list[dict[str, Any]]:
-    """(rank, collective, payload) as rows that differ in nothing else."""
+    """Rows with these (rank, collective, payload), otherwise equal."""
     same = {"axis": "tp", "phase": "forward", "group": "0,1", "calls": 1, "wire_bytes": 0}
     return [same | {"rank": rank, "collective": collective, "payload_bytes": size} for rank, collective, size in calls]
 

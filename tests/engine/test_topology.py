@@ -16,7 +16,7 @@ axes = st.sampled_from(AXES)
 
 
 def test_tp_varies_fastest_then_dp_then_pp() -> None:
-    """As in Megatron-LM. Written out, since everything that names a rank relies on it."""
+    """As in Megatron-LM. Written out, because everything that uses a rank's number relies on it."""
     mesh = Mesh({"dp": 2, "tp": 3, "pp": 2})
     places = [mesh.coordinate(rank) for rank in range(mesh.size)]
     assert [(at.pp, at.dp, at.tp) for at in places] == [
@@ -32,7 +32,7 @@ def test_tp_varies_fastest_then_dp_then_pp() -> None:
 def test_every_list_of_axes_has_all_of_them_once() -> None:
     assert sorted(AXES) == sorted(AXES_AS_WRITTEN) == sorted(AXES_BY_FREQUENCY)
     assert len(set(AXES)) == len(AXES)
-    assert set(LayoutSpec.model_fields).issuperset(AXES)  # each has its degree there
+    assert set(LayoutSpec.model_fields).issuperset(AXES)  # each has its degree in the layout
 
 
 def test_a_mesh_is_a_mapping_from_axis_to_degree_in_the_order_of_ranks() -> None:

@@ -1,4 +1,4 @@
-"""What processes tell each other: it arrives as it was sent, and what is damaged or of another kind is one clear error."""
+"""Messages between processes: they arrive unchanged, and a damaged or wrong message is one clear error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_malformed_bytes_are_refused(content: bytes) -> None:
 def test_a_message_with_one_wrong_byte_is_read_or_refused(place: int, byte: int) -> None:
     message = bytearray(pack_rows(ROWS))
     message[place % len(message)] = byte
-    with suppress(WireError):  # and no other error
+    with suppress(WireError):  # no other error is allowed
         assert unpack_rows(bytes(message)).keys() <= {*SCHEMAS, "allocator"}
 
 
@@ -87,7 +87,7 @@ def test_an_empty_cell_is_refused() -> None:
 
 def test_a_pipe_carries_messages_of_any_length_and_reports_its_end() -> None:
     reading, writing = os.pipe()
-    long = os.urandom(1 << 20)  # more than a pipe holds
+    long = os.urandom(1 << 20)  # larger than the buffer of a pipe
     sender = threading.Thread(target=lambda: [send(writing, message) for message in (b"", long)])
     sender.start()
     assert [receive(reading), receive(reading)] == [b"", long]

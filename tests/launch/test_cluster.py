@@ -1,4 +1,4 @@
-"""Several machines, played by two torchrun agents on this one."""
+"""A cluster of several nodes, simulated by two torchrun agents on this machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from engine.wire import WireError
 from tests.launch.bench import Bench, all_end, finished, small
 from tests.patience import PATIENCE_S
 
-# Where a process is, as torchrun tells it.
+# The environment variables that torchrun sets.
 PLACE = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 
 def started(specs: list[RunSpec], tmp_path: Path, ranks_each: int) -> list[subprocess.Popen[str]]:
-    """An agent for each node, which has a spec of its own."""
+    """Start an agent for each node, each with its own spec."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
     agents = []
@@ -45,7 +45,7 @@ def started(specs: list[RunSpec], tmp_path: Path, ranks_each: int) -> list[subpr
 
 
 def ended(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Exit status and standard error of each, from where it was read to."""
+    """Exit status and the unread standard error of each."""
     try:
         said = [agent.communicate(timeout=PATIENCE_S)[1] for agent in agents]
     finally:
@@ -56,7 +56,7 @@ def ended(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 
 
 def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list[tuple[int, str]]:
-    """Run `spec` with an agent a node. Returns exit status and standard error of each."""
+    """Run `spec` with an agent for each node. Returns exit status and standard error of each."""
     return ended(started([spec] * nodes, tmp_path, ranks_each))
 
 
@@ -107,7 +107,7 @@ def test_nodes_with_different_specs_report_it_and_run_nothing(tmp_path: Path) ->
     ours, theirs = small("dp1.tp2.pp2"), small("dp1.tp2.pp2", seed=1)
     agents = ended(started([ours, theirs], tmp_path, ranks_each=2))
     assert [status for status, _ in agents] == [1, 1]
-    for _, said in agents:  # which of the two nodes is the first is up to torchrun
+    for _, said in agents:  # torchrun chooses which of the two nodes is the first
         assert said.count(": another spec than that of rank 0; workload.seed is ") == 1
         assert "ranks 2, 3 on " in said
         assert "loss" not in said
@@ -129,7 +129,7 @@ def test_ranks_of_a_killed_agent_end_and_are_named_at_once(tmp_path: Path) -> No
 
 
 def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """The agent that is the first to say that. What all have said until then is read."""
+    """The first agent that prints `what`. The output of all until then is read."""
     said = {agent.stderr.fileno(): b"" for agent in agents if agent.stderr}
     of = {agent.stderr.fileno(): agent for agent in agents if agent.stderr}
     while readable := select(list(said), [], [], PATIENCE_S)[0]:
@@ -140,7 +140,7 @@ def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.P
     raise AssertionError(said)
 
 
-# ------------------------------------------------------------------------------------------------ what ranks agree about
+# ------------------------------------------------------------------------------------------------ agreement of ranks
 
 
 CONFIG = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, text="a", engine="b", torch="2.13.0")
@@ -171,7 +171,7 @@ def test_differences_between_ranks_are_named_with_the_ranks(changes: dict[str, A
 
 @dataclass(frozen=True)
 class OtherTerms(RankConfig):
-    """Those of another version of this program."""
+    """Terms of another version of this program."""
 
     compiler: str = ""
 
@@ -212,7 +212,7 @@ def test_all_ranks_report_why_rank_0_cannot_answer(config: RankConfig, route: Ro
 
 
 def test_rank_0_is_reached_by_the_address_that_other_ranks_know() -> None:
-    """Its own name may lead to 127.0.0.1."""
+    """Its own host name can resolve to 127.0.0.1."""
     at_home, away = Route("a", "127.0.0.1", "127.0.1.1"), Route("b", "10.0.0.2", "10.0.0.1")
     assert common_address([at_home, at_home, away]) == "10.0.0.1"
     assert common_address([Route("a", "10.0.0.1", "10.0.0.1"), away]) == "10.0.0.1"

@@ -1,4 +1,4 @@
-"""A run's folder before and after it has its name."""
+"""A run's folder before and after it gets its name."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def test_discarding_removes_complete_and_partial_folders(tmp_path: Path) -> None
     half.mkdir()
     (half / "steps.parquet").touch()
     draft.discard()
-    draft.discard()  # what is not there is no error
+    draft.discard()  # a missing folder is no error
     assert list(tmp_path.iterdir()) == [other.folder]

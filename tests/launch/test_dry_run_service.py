@@ -1,4 +1,4 @@
-"""The dry runs of a server: one at a time, and none that nobody watches."""
+"""The dry runs of a server: one at a time, and only while somebody watches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def service() -> Iterator[DryRunService]:
 
 
 def ended(service: DryRunService, id: str, watch: bool = True) -> DryRunState:
-    """The state once it is no longer on."""
+    """The state after it has ended."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         state = service.watch(id) if watch else service._states[id]

@@ -1,4 +1,4 @@
-"""Every way for a rank to fail: the run ends at once, says who failed and why, and leaves nothing behind."""
+"""Every kind of failure of a rank: the run ends at once, names the rank and the reason, and leaves no files or processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANK_3 = "rank 3 (dp 1, tp 1, pp 0)"
 
 
 def failed(bench: Bench, spec: RunSpec) -> RunState:
-    """The last state of a run that fails, and leaves nothing."""
+    """The last state of a run that fails and leaves no files or processes."""
     before = bench.saved()
     state = finished(bench.queue, bench.queue.submit(spec))
     assert bench.ranks() == []
@@ -169,7 +169,7 @@ def test_a_run_of_a_host_that_is_stopped_can_be_cancelled(bench: Bench) -> None:
 
 
 def test_if_rank_0_ends_while_others_connect_no_torch_stack_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    own = Bench(tmp_path)  # its host writes to what this test reads
+    own = Bench(tmp_path)  # its host writes to the stream that this test reads
     try:
         finished(own.queue, own.queue.submit(small(steps=1)))  # the host is warm
         id, host = own.queue.submit(small("dp2.tp2.pp2", steps=10_000)), own.host

@@ -1,4 +1,4 @@
-"""What this machine refuses, and in what words."""
+"""What this machine refuses, and the sentences."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_generating_needs_the_weights_and_the_cache_that_the_formula_says() -> N
     held = memory(spec).peaks[0].bytes
     asked = limits.need(spec)
     assert asked.activations == 5 * held["kv_cache"]
-    assert asked.state == pytest.approx(5 * held["parameters"], rel=0.01)  # norms and biases stand on every rank
+    assert asked.state == pytest.approx(5 * held["parameters"], rel=0.01)  # norms and biases are on every rank
     assert refusal(spec).startswith("this run needs about 9.70 GB (weights 6.23 GB, cache of keys and values 0.04 GB, half")
 
 

@@ -1,4 +1,4 @@
-"""Which rank is gone: heard from its connection, at once, and never of one that said that it ends."""
+"""Which rank is lost: its connection shows it at once, unless the rank has announced its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = "swordfish"
 
 
 class Ranks:
-    """Rank 0 with some others, all in this process."""
+    """Rank 0 and others in this process."""
 
     def __init__(self, world: int) -> None:
         with listener("127.0.0.1") as listening:
@@ -30,7 +30,7 @@ class Ranks:
         self.ranks |= {rank: Liveness({0: own}, world, self.lost[rank].put) for rank, own in self.sockets.items()}
 
     def cut(self, rank: int) -> None:
-        """What the system does when the process ends."""
+        """Close the connection, as the system does when a process ends."""
         self.sockets[rank].shutdown(socket.SHUT_RDWR)
 
 
@@ -39,7 +39,7 @@ def three() -> Iterator[Ranks]:
     ranks = Ranks(3)
     yield ranks
     for rank in (1, 2):
-        with suppress(OSError):  # either end may have ended it already, at any moment
+        with suppress(OSError):  # either end can have closed it already
             ranks.cut(rank)
 
 
@@ -54,7 +54,7 @@ def test_all_ranks_get_the_name_of_a_lost_rank(three: Ranks) -> None:
 def test_a_rank_that_announced_its_end_is_not_lost(three: Ranks) -> None:
     three.ranks[1].announce_end("done")
     three.cut(1)
-    three.cut(2)  # rank 0 heard of rank 1 before this, and reported nothing
+    three.cut(2)  # rank 0 has the message of rank 1 by now, and reported nothing
     assert three.lost[0].get(timeout=PATIENCE_S).rank == 2
     assert three.lost[0].empty()
 
@@ -75,7 +75,7 @@ def test_a_malformed_message_counts_as_the_ranks_end(three: Ranks, said: bytes) 
 
 
 def test_a_machine_that_does_not_answer_is_lost_within_five_seconds(three: Ranks) -> None:
-    """By the system, which is told so: no test can pull a cable."""
+    """The system's socket options do it. A test cannot disconnect a machine."""
     for connection in (three.connections[1], three.sockets[1]):
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         options = {name: getattr(socket, name) for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE") if hasattr(socket, name)}
@@ -109,7 +109,7 @@ def test_silent_connections_block_nobody_and_a_slow_rank_is_accepted() -> None:
         slow.sendall(greeting[:9])
         stranger.sendall(b"guess\n")
         gathering = opened.enter_context(ThreadPoolExecutor(1)).submit(accept_ranks, listening, SECRET, 2, PATIENCE_S)
-        assert stranger.recv(1) == b""  # it was sent away, while the two before it had not said all
+        assert stranger.recv(1) == b""  # it was refused while the two before it had not sent everything
         slow.sendall(greeting[9:])
         with gathering.result()[1] as found:
             assert found.getpeername() == slow.getsockname()

@@ -1,4 +1,4 @@
-"""The queue: who runs when, cancelling, watching, warmth."""
+"""The queue: order of runs, cancelling, watching, the warm host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.launch.queue import RunQueue
 from engine.spec import RequestError
 from tests.launch.bench import Bench, finished, gone, hang_instead_of_torch, hosts, small, until
 
-LONG = 10_000  # steps; such a run goes on until somebody ends it
+LONG = 10_000  # steps; such a run must be cancelled
 
 
 def test_a_run_reports_its_progress_and_is_saved(bench: Bench) -> None:
@@ -61,7 +61,7 @@ def test_cancelling_a_run_in_the_queue(bench: Bench) -> None:
 
 @pytest.mark.parametrize("phase", ["starting", "running"])
 def test_cancelling_an_active_run_leaves_no_files(bench: Bench, phase: str) -> None:
-    """Nor does it wait for the run's end, which would be its last step."""
+    """And it does not wait until the run's last step."""
     before = bench.saved()
     id = bench.queue.submit(small("dp2.tp2.pp2", steps=LONG))
     until(bench.queue, id, lambda state: state.phase in (phase, "running"))
@@ -98,7 +98,7 @@ def test_a_run_that_this_machine_cannot_run_is_refused_at_once(bench: Bench) -> 
 
 
 def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock of the test's own, so that nobody has to watch in time."""
+    """With a clock of the test, so that no test depends on time."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("engine.launch.queue.time", SimpleNamespace(monotonic=lambda: clock.now))
     bench = Bench(tmp_path, unwatched_s=90.0)
@@ -108,7 +108,7 @@ def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path, monkeypatch: pyt
         clock.now = 60.0
         queue.watch(watched)
         clock.now = 100.0
-        queue.cancel("nobody")  # has it look at the clock again
+        queue.cancel("nobody")  # makes the queue read the clock again
         assert finished(queue, unwatched).message == "cancelled: nobody watched it for 90 s"
         ranks = bench.ranks()
         assert len(ranks) == 4
@@ -136,7 +136,7 @@ def test_closing_ends_everything(tmp_path: Path) -> None:
         state = bench.queue.state(id)
         assert state is not None
         assert state.phase == "cancelled"
-    bench.queue.close()  # twice is once
+    bench.queue.close()  # closing twice is no error
     bench.queue.cancel(running)
     with pytest.raises(RuntimeError):
         bench.queue.submit(small())
@@ -156,7 +156,7 @@ def test_a_host_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "torch.py").write_text("raise ImportError('no torch today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with RunQueue(tmp_path / "runs", None) as queue:
-        for _ in range(2):  # each run tries anew
+        for _ in range(2):  # each run tries again
             state = finished(queue, queue.submit(small()))
             assert state.phase == "failed"
             assert state.failed_rank is None

@@ -1,4 +1,4 @@
-"""Which rank began it, and in what words. No process is started."""
+"""The rank that is the root cause, and the message. No process is started."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_error_is_the_cause_before_lost_connections() -> None:
     cause = cause_of_exits(
         LAYOUT, [RankExit(0, "tracing", 1, LOST), RankExit(3, "tracing", 1, OWN), RankExit(2, "tracing", 1, OWN)]
     )
-    assert cause.rank == 3  # the earlier of the two
+    assert cause.rank == 3  # the earlier error
     assert cause.sentence == "rank 3 (dp 1, tp 1, pp 0) failed while tracing: ValueError: no such thing"
     assert cause.traceback == "trace of the error"
 

@@ -1,4 +1,4 @@
-"""Other users of the machine can reach the ports that a run listens on, and nothing comes of it."""
+"""Other users of the machine can connect to the ports of a run, without any effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.patience import PATIENCE_S
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the host puts what lasts for a moment only."""
+    """The folder for the host's temporary files."""
     return tmp_path_factory.mktemp("places")
 
 
@@ -26,13 +26,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory, places: Path) -> Iterator[Be
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TMPDIR", str(places))
         bench = Bench(tmp_path_factory.mktemp("runs"))
-        finished(bench.queue, bench.queue.submit(small(steps=1)))  # its host has been started with that
+        finished(bench.queue, bench.queue.submit(small(steps=1)))  # its host has started with that environment
     yield bench
     bench.queue.close()
 
 
 def ports(ranks: list[psutil.Process]) -> list[tuple[str, int]]:
-    """Where they listen."""
+    """The ports on which they listen."""
     return [tuple(c.laddr) for rank in ranks for c in rank.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
 
 

@@ -76,7 +76,7 @@ def test_selective_recompute_changes_nothing(alone):
 
 
 def test_relative_attention_is_the_sum_of_its_four_terms(alone):
-    """Dai et al. 2019, section 3.3: content, position, and the two biases, each written out by loops."""
+    """Dai et al. 2019, section 3.3: content, position, and the two biases, each computed by loops."""
     spec = shape("xlnet", seq=6, hidden=8, heads=2, ffn=8)
     attention = RelativeAttention(spec, alone, selective=False)
     fill(attention)

@@ -54,7 +54,7 @@ def test_bert_has_two_segments_and_roberta_has_one():
 
 def test_the_target_of_seq2seq_begins_where_the_source_ends():
     fed = make(shape("transformer"))
-    stretch = np.concatenate((fed.tokens, fed.targets), 1)  # TEXT counts upwards, and so must this
+    stretch = np.concatenate((fed.tokens, fed.targets), 1)  # TEXT counts upwards, so this must too
     assert (np.diff(stretch) % 256 == 1).all()
     assert np.array_equal(fed.following[:, 1:], fed.targets[:, :-1])
     assert np.array_equal(fed.following[:, 0], fed.tokens[:, -1])
@@ -79,7 +79,7 @@ def test_permuted_targets_are_the_last_tokens_of_the_order():
 
 
 def test_the_masks_of_two_streams_equal_an_example_by_hand():
-    """Six tokens of which three are asked for, say 4, then 1, then 3; 0, 2 and 5 are the context."""
+    """Six tokens. Three are targets in the order 4, 1, 3; 0, 2 and 5 are the context."""
     spec = shape("xlnet", seq=6)
     fed = make(spec, size=1)
     first, second, third = fed.positions[0, 6:]

@@ -1,4 +1,4 @@
-"""The model that the benchmark builds on torch's own stack is the engine's: so the two of them do the same work."""
+"""The benchmark's model on torch's stack equals the engine's, so both do the same work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept for all sessions is made once, whoever asks at the same time, and a refusal is not kept."""
+"""Caches of all sessions: a result is computed once, and an error is not cached."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_concurrent_sessions_share_one_computation() -> None:
         assert set(sessions.map(session, range(8))) == set(made)
     assert len(made) == 1
     make("another")
-    make("a third")  # of which two are kept
+    make("a third")  # the cache keeps two
     assert make("same") is not made[0]
 
 
@@ -59,4 +59,4 @@ def test_large_results_displace_more_than_small_ones():
 
     for length in (4, 5, 4, 5, 8, 4, 11, 11):
         assert len(text(length)) == length
-    assert made == [4, 5, 8, 4, 11, 11]  # 8 pushed both others out, 4 came back, and 11 is more than is kept at all
+    assert made == [4, 5, 8, 4, 11, 11]  # 8 displaced both others, 4 is new again, and 11 is larger than the cache

@@ -1,4 +1,4 @@
-"""Calls and answers between processes: what goes comes back as it was, and nothing else is taken."""
+"""Calls and answers between processes: values are unchanged, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES = [
 
 
 def through(kind: Any, value: Any) -> Any:
-    """As another process would get it."""
+    """The value as another process gets it."""
     parts: dict[str, bytes] = {}
     head, read = unpack(pack(encoded(value, parts), parts))
     return decoded(kind, head, read)
@@ -57,7 +57,7 @@ def test_arrays_and_tables_keep_their_types() -> None:
     back = through(np.ndarray, array)
     assert back.dtype == array.dtype
     assert (back == array).all()
-    back[0, 0] = 7  # its own
+    back[0, 0] = 7  # not a view of the message
     table = pd.DataFrame({"a": [1, 2], "b": pd.Categorical(["x", "y"]), "c": [0.5, float("nan")]}, index=[3, 9])
     assert through(pd.DataFrame, table).equals(table)
 

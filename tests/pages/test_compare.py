@@ -1,4 +1,4 @@
-"""Compare without a browser: what its link says, how differences are worked out, and what a sweep leaves out."""
+"""Compare without a browser: its link, its differences, and its sweep."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def result(**summary: Any) -> RunResult:
 
 
 def scaled(by: float, category: str | None = None, rank: int | None = None) -> RunResult:
-    """The same with the peak of one category, or of one rank, multiplied."""
+    """The result with the peak of one category, or of one rank, multiplied."""
     base = predict(PAIR)
     peak = base.tables["memory_peak"].copy()
     which = (peak["category"] == category) if category else (peak["rank"] == rank) if rank is not None else peak["rank"] >= 0

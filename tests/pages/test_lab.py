@@ -1,4 +1,4 @@
-"""The Lab page without a browser: what it says and does, against a queue whose runs go as the test says."""
+"""The Lab page without a browser, with a queue that the test controls."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_bad_link_is_reported_and_the_default_is_shown(parts: tuple[Service, Q
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_message_shows_the_text_of_a_bad_link_unchanged(parts: tuple[Service, Queue], language: str):
-    """A backslash keeps Markdown from reading what follows it: without them, what stands there is what is read."""
+    """A backslash turns off the meaning of the next character in Markdown. Without backslashes, it is the link's text."""
     told = page(parts[0], spec="garbage", lang=language).warning[0].value
     assert "gpt-tiny\\~dp2.tp2.pp2\\~1f1b" in told
     link = page(parts[0], spec="![x](http://a)`_*$~\\", lang=language).warning[0].value
@@ -263,7 +263,7 @@ def test_a_control_selects_payload_or_wire_bytes(parts: tuple[Service, Queue]):
 
 def test_a_link_restores_the_slow_stages_and_which_timeline_is_drawn(parts: tuple[Service, Queue]):
     saved(parts[0].home, PAIR)
-    # Steps of different lengths, so that the preview's textbook and the run's are told apart.
+    # Steps of different lengths, so that the preview's textbook differs from the run's.
     code = "gpt-tiny~dp1.tp1.pp2~1f1b~m8~b2~n20~r0.003~e0"
     asked = {"slow": "0x3", "slow-run": "1x2.5", "timeline": "textbook"}
     app = page(parts[0], spec=code, run="20261124-101500-run", **asked)

@@ -1,4 +1,4 @@
-"""The Learn page without a browser: every lesson is drawn, its numbers are the engine's, and answers are judged by them."""
+"""The Learn page without a browser: every lesson is drawn, and the engine computes its numbers and answers."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def page(service: Service, **link: str) -> AppTest:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_lesson_and_its_question_are_drawn_in_chinese(parts: tuple[Service, Queue], number: int):
-    """In English they are answered below."""
+    """Tests below answer them in English."""
     app = page(parts[0], lesson=str(number), lang="zh")
     assert words("zh")("Predict before you look") in text(app)
     assert LESSONS[number - 1].title(words("zh")) in text(app)
 
 
 def commit(app: AppTest, answer: str | float) -> str:
-    """Give an answer and commit to it; what the page says to that."""
+    """Give an answer. Returns the page's reply."""
     if isinstance(answer, str):
         app.radio[0].set_value(answer)
     else:
@@ -74,7 +74,9 @@ def state(parts: tuple[Service, Queue], number: int) -> LessonState:
     return LessonState(number, LESSONS[number - 1], parts[0], View("light", "en"))
 
 
-WORKED_OUT = [(n, turn) for n in NUMBERS if n != 6 for turn in range(len(LESSONS[n - 1].questions))]  # a run answers those of 6
+WORKED_OUT = [
+    (n, turn) for n in NUMBERS if n != 6 for turn in range(len(LESSONS[n - 1].questions))
+]  # a run answers those of lesson 6
 
 
 @pytest.mark.parametrize(("number", "turn"), WORKED_OUT)
@@ -241,7 +243,7 @@ def test_tensor_parallel_groups_are_inside_a_node_first():
 
 
 def test_the_checklist_says_why_a_lever_is_missing_or_saves_nothing(parts: tuple[Service, Queue]):
-    """1,536 texts over 1,024 replicas; and on 512, what is fullest is the gradients under way, not what is recomputed."""
+    """1,536 sequences over 1,024 replicas do not divide. On 512, gradients in communication are the peak: recompute saves nothing."""
     said = text(page(parts[0], lesson="9"))
     assert "1,536 texts do not divide evenly over so many replicas: replicas alone, ZeRO 1, selective recompute (dp1024)." in said
     assert "no gain here" not in said

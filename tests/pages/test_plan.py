@@ -1,6 +1,6 @@
-"""Plan without a browser: its link, a device of one's own, what it says of what does not fit, and what papers published.
+"""Plan without a browser: its link, the user's own device, layouts that do not fit, and published figures.
 
-The papers' account of memory is asked for throughout, which is weighed in a moment.
+Tests use the papers' account of memory, which is fast.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def page(**link: str) -> AppTest:
 
 
 def same(one: DeviceSpec, other: DeviceSpec) -> bool:
-    """All figures, but for the last digit of a product."""
+    """Whether all figures are equal, up to rounding of a product."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in DeviceSpec.model_fields if name not in ("name", "source")]
     return all(a == pytest.approx(b, rel=1e-12) for a, b in pairs)
 
@@ -288,7 +288,7 @@ def test_a_dry_run_shows_its_progress_and_remaining_time() -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("use", ["training", "serving"])
 def test_the_name_of_the_users_device_is_escaped(language: str, use: str) -> None:
-    """An image in it would be fetched by whoever opens the link."""
+    """The browser would fetch an image in it when somebody opens the link."""
     own = own_to_link(figures_of(DEVICES["l40s"]))
     app = page(device=OWN, own=own, called="![a](http://b)_*c*", lang=language, **{"for": use})
     assert not app.exception

@@ -1,4 +1,4 @@
-"""The list of runs without a browser: what it reads, finds and sorts, what it says, and the report."""
+"""The list of runs without a browser: reading, searching and sorting, actions, and the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAY = words("en")
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Three runs, the first the oldest; only it was checked for parity."""
+    """Three runs. The first is the oldest, and only it has parity."""
     home = tmp_path / "runs"
     saved(home, PAIR, "a first one")
     saved(home, RunSpec(layout=LayoutSpec(pp=2, schedule="gpipe")), "second")
@@ -45,7 +45,7 @@ def names(rows: list[RunRow]) -> list[str]:
     return [row.name for row in rows]
 
 
-# ------------------------------------------------------------------------------------------------------------- the shelf
+# ------------------------------------------------------------------------------------------------------------- the index
 
 
 def test_a_row_has_the_numbers_of_the_runs_summary(home: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
     assert sorted(opened) == ["a first one", "second", "third"]
     opened.clear()
     store.delete(home / "second")
-    os.rename(home / "third", home / "second")  # another run under a name that was known
+    os.rename(home / "third", home / "second")  # another run under a known name
     assert names(index.read()[0]) == ["second", "a first one"]
     assert opened == ["second"]
 
@@ -115,7 +115,7 @@ def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[
         ("saved", ["a first one", "second", "third"]),
         ("name", ["a first one", "second", "third"]),
         ("-layout", ["third", "second", "a first one"]),
-        ("parity", ["a first one", "third", "second"]),  # what was not checked comes last, either way
+        ("parity", ["a first one", "third", "second"]),  # runs without parity come last in both orders
         ("-parity", ["a first one", "third", "second"]),
     ],
 )
@@ -132,8 +132,8 @@ def page(service: Service, **link: str) -> AppTest:
     return app
 
 
-def way(app: AppTest, label: str) -> dict[str, list[str]] | None:
-    """What a link to another page carries; None if in its place there is a button that is off."""
+def link_parameters(app: AppTest, label: str) -> dict[str, list[str]] | None:
+    """The parameters of a link to another page; None if it is a disabled button."""
     if label in [b.label for b in app.button]:
         assert button(app, label).disabled
         return None
@@ -148,19 +148,19 @@ def picked(app: AppTest) -> str:
 def test_without_runs_the_page_says_how_to_make_one(tmp_path: Path) -> None:
     app = page(service(tmp_path)[0])
     assert "No runs yet. Open the Lab, choose a layout and press **Run**" in app.info[0].value
-    assert way(app, "Open the Lab") == {}
+    assert link_parameters(app, "Open the Lab") == {}
 
 
 def test_a_link_chooses_runs_and_their_actions_are_offered(home: Path) -> None:
     app = page(service(home)[0], picked="second,third,gone", find="gpt", sort="nonsense")
     assert "**2 runs chosen**" in text(app)
-    assert way(app, "Compare") == {"with": ["run:second*run:third"]}
-    assert way(app, "Open in the Lab") is None
+    assert link_parameters(app, "Compare") == {"with": ["run:second*run:third"]}
+    assert link_parameters(app, "Open in the Lab") is None
     assert picked(app) == "second,third"
-    to_lab = way(page(service(home)[0], picked="second"), "Open in the Lab")
+    to_lab = link_parameters(page(service(home)[0], picked="second"), "Open in the Lab")
     assert to_lab == {"run": ["second"], "spec": ["gpt-tiny~dp1.tp1.pp2~gpipe~m4~b2~n20~r0.003~e0"]}
     chinese = page(service(home)[0], picked="second", lang="zh")
-    assert way(chinese, words("zh")("Open in the Lab")) == to_lab | {"lang": ["zh"]}
+    assert link_parameters(chinese, words("zh")("Open in the Lab")) == to_lab | {"lang": ["zh"]}
 
 
 def test_deleted_runs_can_be_restored(home: Path) -> None:
@@ -204,7 +204,7 @@ def test_cached_charts_of_a_run_are_not_shown_for_another_of_its_name(home: Path
 def test_a_restore_that_fails_does_not_stop_the_others(home: Path) -> None:
     app = page(service(home)[0], picked="a first one,third")
     click(app, "Delete")
-    store.restore(next((home / ".trash").glob("*/a first one")))  # another session brings it back
+    store.restore(next((home / ".trash").glob("*/a first one")))  # another session restores it
     click(app, "Undo")
     assert app.error[0].value == "The run a first one is not there any more."
     click(app, "Undo")
@@ -272,7 +272,7 @@ def test_a_report_has_every_chart_with_its_table_and_loads_nothing(home: Path) -
     reader = Reader()
     reader.feed(made)
     assert reader.tags.count("svg") == reader.tags.count("figcaption") == reader.tags.count("details") == 6
-    assert reader.tags.count("table") == 7  # of every chart, and what was run
+    assert reader.tags.count("table") == 7  # of every chart, and of the spec
     assert "script" not in reader.tags
     assert [address for address in reader.addresses if not address.startswith("#")] == []
     assert "url(http" not in made

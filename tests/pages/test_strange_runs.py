@@ -1,4 +1,4 @@
-"""Saved runs that somebody damaged or made up: refused in a sentence, or shown without an exception."""
+"""Damaged or made-up saved runs: refused with a sentence, or shown without an exception."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ _WORDS = (
 
 
 def shown(result: RunResult) -> None:
-    """What the Lab, the report, Compare and the command line make of a run."""
+    """Show a run in the Lab, the report, Compare and the command line."""
     spec, tables = result.spec, result.tables
     mesh = spec.layout.mesh
     measured = contract.source(result) == "measured"
-    if measured:  # the Lab tells that it is not, and no more
+    if measured:  # the Lab only says that it cannot be shown
         assert figures(result, SAY)
         parity(result, SAY)
     assert all(drawing.title for drawing in drawings(result, STYLE))
@@ -90,7 +90,7 @@ def shown(result: RunResult) -> None:
 
 
 def damaged(folder: Path, chance: random.Random) -> str:
-    """Change one thing in a saved run. What was changed."""
+    """Make one change in a saved run. Returns a description of it."""
     if chance.random() < 0.4:
         return _damage_head(folder / "run.json", chance)
     name = chance.choice([name for name in SCHEMAS if (folder / f"{name}.parquet").exists()])
@@ -143,12 +143,12 @@ def _damage_table(path: Path, chance: random.Random) -> str:
 
 
 def refused(folder: Path) -> str:
-    """The sentence that the run in `folder` is refused with; "" if it is shown, as it is in the list of runs."""
+    """The sentence that refuses the run in `folder`; "" if it is shown."""
     rows, broken = RunIndex(folder.parent).read()
     try:
         result = store.load(folder)
     except RequestError as error:
-        json.dumps(packed(error.sentence))  # in this form it comes from another process
+        json.dumps(packed(error.sentence))  # another process would encode it like this
         return str(error)
     assert len(rows) == 1
     assert not broken
@@ -183,11 +183,11 @@ def test_a_damaged_run_is_refused_with_a_sentence_or_shown(sound: Path, tmp_path
 
 
 def test_a_zip_with_wrong_bytes_is_refused_with_a_sentence(sound: Path, tmp_path: Path) -> None:
-    """Somewhere, in the way of whatever reads there. That nothing of it is read wrong is what a zip's own sums are for."""
+    """Anywhere in the file. The zip's checksums find wrong data."""
     zipped = run_archive.pack(sound)
     for seed in range(40):
         chance, content = random.Random(seed), bytearray(zipped)
         for _ in range(chance.choice([1, 3, 20])):
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        with suppress(RequestError):  # or it fell over where nothing stands
+        with suppress(RequestError):  # or the byte has no meaning
             store.load(run_archive.unpack(bytes(content), tmp_path, "x"))

@@ -1,4 +1,4 @@
-"""What is done beside the server: its answer, its refusal and its failure come back, and no process outlives the server."""
+"""Worker processes: results, refusals and errors come back, and no process outlives the server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_results_and_refusals_are_those_of_a_local_call(workers: Workers) -> Non
     with pytest.raises(RequestError, match="no dp × tp × pp = 7 fits") as refused:
         workers.call(candidates, (MODELS["gpt-tiny"], 7, 3), {})
     told = refused.value.sentence
-    assert isinstance(told, Sentence)  # so that it can be said in other languages
+    assert isinstance(told, Sentence)  # so that it can be translated
     assert told.values["ranks"] == 7
 
 
@@ -90,7 +90,7 @@ def test_a_killed_worker_is_replaced_even_during_a_call(workers: Workers) -> Non
 def test_a_call_that_takes_too_long_is_stopped_and_reported() -> None:
     before = set(psutil.Process().children())
     with Workers(BoundedSemaphore(1), timeout_s=0.5, jobs=JOBS) as workers:
-        for _ in range(2):  # nobody waits in vain for the turn of what was stopped
+        for _ in range(2):  # the stopped call has released its turn
             with pytest.raises(RequestError, match=r"took longer than 0\.5 s and was stopped"):
                 workers.call(jobs.wait, (3600,), {})
         assert set(psutil.Process().children()) <= before

@@ -1,4 +1,4 @@
-"""Both languages say everything: no message is missing, and none is left over."""
+"""Catalogs: no message is missing, and none is unused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_catalog_has_exactly_the_messages_of_the_code():
 
 
 def said(name: str) -> Iterator[str]:
-    """What a name says, and what the names that it is made of say."""
+    """The texts of a name and of the names that it contains."""
     yield name.template if isinstance(name, Sentence) else name
     for part in name.values.values() if isinstance(name, Sentence) else ():
         if isinstance(part, str):
@@ -43,7 +43,7 @@ def said(name: str) -> Iterator[str]:
 
 
 def test_every_name_in_a_formula_has_a_message():
-    """Names come from what was recorded of the model's layers; those of any layout are found."""
+    """Names come from the ledgers of the model's layers. This takes those of all layouts."""
     known = {message.one for message in extract.messages()}
     named: set[str] = set()
     for spec in random_specs(24, most=3):

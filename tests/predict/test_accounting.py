@@ -1,4 +1,4 @@
-"""The papers' accounts of memory reproduce the papers' own tables, to the last digit they show."""
+"""The papers' accounts of memory reproduce the papers' tables, to the last printed digit."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_korthikantis_terms_use_the_widths_of_a_llama() -> None:
     """Llama 3 8B: 4,096 wide, 32 heads on 8 key heads of 128, a gated MLP of 14,336, 32 layers, no dropout."""
     model = catalog.model("llama3-8b")
     account, workload = accounting("korthikanti2022"), WorkloadSpec()
-    around = 2 * 128_256 * 4096 + (2 * 32 + 1) * 4096  # both tables and every norm, which the paper leaves out
+    around = 2 * 128_256 * 4096 + (2 * 32 + 1) * 4096  # both tables and all norms, which the paper leaves out
     matrices = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14_336)
     assert matrices == model.parameters() - around
-    token = 8 * 4096 + 4 * (4096 + 1024) + 6 * 14_336  # bytes that a layer keeps of one, scores apart
+    token = 8 * 4096 + 4 * (4096 + 1024) + 6 * 14_336  # bytes that a layer saves for each token, without attention scores
     plain, _ = account(model, workload, one(model, {"microbatch_size": 1, "microbatches": 1}))
     assert plain[0] == 18 * matrices + 32 * 8192 * (token + 2 * 32 * 8192)
     cut, _ = account(
@@ -86,7 +86,7 @@ def test_korthikantis_terms_use_the_widths_of_a_llama() -> None:
     assert again[0] == 18 * matrices + 32 * 8192 * 2 * 4096
 
 
-def test_korthikantis_account_refuses_families_with_other_layers() -> None:
+def test_korthikantis_account_needs_the_layers_of_a_gpt() -> None:
     for name in ("bert-large", "roberta-large"):
         model = catalog.model(name)
         layer = activations_of_a_layer(model, one(model, {"microbatch_size": 1}))[0]

@@ -1,4 +1,4 @@
-"""Devices: dense rates, one direction, decimal gigabytes; and a user's own from a file."""
+"""Devices: rates for dense matrices, one direction, decimal gigabytes; and a user's device from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a prediction's errors."""
+"""Errors of predictions."""
 
 from __future__ import annotations
 

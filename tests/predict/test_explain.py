@@ -1,4 +1,4 @@
-"""Explanations: sentences whose numbers add up, and ways to fit that do fit."""
+"""Explanations: their numbers add up, and suggested layouts fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plan() -> Plan:
 
 
 def plain(**layout: object) -> RunSpec:
-    """Of 32 ranks and 64 sequences, without any lever unless given."""
+    """A spec of 32 ranks and 64 sequences, without levers except those given."""
     degrees = LayoutSpec.model_validate({"dp": 4, "tp": 8} | layout)
     counts = {"microbatches": 16 // degrees.dp, "microbatch_size": 4}
     return RunSpec(model=catalog.model("gpt3-13b"), layout=degrees, workload=WorkloadSpec(precision="bf16", **counts))
@@ -28,7 +28,7 @@ def test_a_reason_has_its_template_and_its_values() -> None:
 
 
 def test_the_reasons_add_up_to_the_difference_of_two_steps(plan: Plan) -> None:
-    """The difference of the two steps is the sum of what is said of its parts, but for what is too little to say."""
+    """The reasons add up to the difference of the two steps, except for parts that are too small to be listed."""
     difference, *parts = why(plan)
     steps = plan.layouts["step_s"]
     assert difference.values["fast"] == steps[0]

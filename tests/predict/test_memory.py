@@ -1,4 +1,4 @@
-"""Predicted memory is what real runs measure, on every rank, and every number of it is the sum that it says it is."""
+"""Predicted memory equals that of real runs on every rank, and every number is the sum of its terms."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def called(case: RunSpec) -> str:
 @pytest.mark.parametrize("case", CASES, ids=called)
 class TestAgainstARealRun:
     def test_every_ranks_total_is_equal_to_the_byte(self, runs: Runs, case: RunSpec) -> None:
-        """And its categories, but for which of two names a message counts under."""
+        """Its categories too, except that a message can be in one of two categories."""
         measured, predicted = runs.result(case).tables["memory_peak"], peak_table(case)
         keys = ["rank", *COORDINATE, "category"]
         assert measured[keys].equals(predicted[keys])
@@ -69,7 +69,7 @@ class TestAgainstARealRun:
 
 @pytest.mark.parametrize(("code", "zero"), [("dp1.tp2.pp1", 0), ("dp2.tp2.pp1", 2)])
 def test_ranks_of_a_stage_differ_in_the_step_by_their_part_of_the_norm(runs: Runs, code: str, zero: int) -> None:
-    """Of parameters that tp does not cut only the first of its ranks counts the gradient, of others each replica its share."""
+    """Only the first tp rank counts gradients of parameters that tp does not shard. Of others, each replica counts its share."""
     numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
     case = spec(code, layout={"zero": zero}, model={"layers": 12, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
     totals = peak_table(case).groupby("rank")["bytes"].sum()

@@ -44,9 +44,9 @@ def test_too_many_sequences_do_not_fit() -> None:
 
 
 def test_one_sequence_is_as_fast_as_weights_are_read() -> None:
-    """tp reads them side by side; a pipeline reads them one stage after the other and is no faster for one sequence."""
+    """tp ranks read them at the same time. The stages of a pipeline read them one after the other, which is not faster."""
     table = serving(catalog.model("llama3-8b"), 8, H100, 1024, sequences=1).set_index("layout")
-    looked_up = 128_256 * 4096  # numbers of the table that embeds: a token takes a row of it
+    looked_up = 128_256 * 4096  # parameters of the embedding table: a token reads one row
     read = 2 * (8_030_261_248 - looked_up) / (H100.memory_bandwidth * 0.8)
     assert table["token_s"]["dp8.tp1.pp1"] == pytest.approx(read, rel=0.01)
     assert table["token_s"]["dp1.tp1.pp8"] == pytest.approx(read, rel=0.06)
@@ -70,7 +70,7 @@ def test_decoding_reads_only_the_decoder() -> None:
 
 
 def test_decoding_multiplies_only_by_the_decoder() -> None:
-    """2 FLOPs a parameter, and for each token that is remembered 4 a number of a head: q·k, and its share of v."""
+    """2 FLOPs for each parameter, and for each cached token 4 for each number of a head: q·k, and the weighted sum of v."""
     slow = H100.model_copy(update={"bf16_flops": 1e12, "memory_bandwidth": 1e18, "reachable": 1})
     flops = 2 * _READ + 6 * 4 * 512 * (100 + 512)
     row = serving(_BASE, 1, slow, 100, sequences=5, assumed=Assumptions(matmul_efficiency=1)).iloc[0]

@@ -1,4 +1,4 @@
-"""Many schedules simulated at once are each what the simulator of the timeline finds."""
+"""Many schedules simulated at once give the times of the timeline's simulator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.spec import SCHEDULE_FACTS, LayoutSpec
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_takes_as_long_as_it_does_action_by_action(name: Any) -> None:
-    """With any times of passes, messages and reductions, also where a sender waits for an earlier message to be taken in."""
+    """With any times of passes, messages and reductions, also if a sender waits until an earlier message is received."""
     random = np.random.default_rng(3)
     for pp, least in ((1, 3), (2, 4), (3, 7), (4, 8), (5, 12), (4, 13)):
         chunks = SCHEDULE_FACTS[name].chunks or 3
@@ -55,7 +55,7 @@ def test_a_deadlock_is_refused() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_orders_of_many_stages_equal_those_of_each(name: Any) -> None:
-    """Each with its own number of microbatches, few and many."""
+    """Each with another number of microbatches, few and many."""
     facts, pp = SCHEDULE_FACTS[name], 4
     chunks, some = facts.chunks or 3, [m for m in (8, 12, 1, 2, 3) if facts.fits_microbatches(pp, m)]
     asked = [(stage, m) for m in some for stage in (3, 0, 2)]

@@ -1,4 +1,4 @@
-"""The timeline predicted: the simulator says what the papers say, what a run's own times say, and why it takes so long."""
+"""Predicted timelines: the simulator agrees with papers and with a run's times, and finds the critical path."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def alike(chunks: int, f: float, i: float, w: float) -> Durations:
 
 
 def uneven(random: np.random.Generator, layout: LayoutSpec) -> Durations:
-    """Times of each chunk's own, messages included."""
+    """Different times for each chunk, and for messages."""
     chunks = range(layout.pp * layout.chunks)
     compute = {(kind, c): float(random.integers(1, 12)) for kind in ("F", "B", "I", "W") for c in chunks}
     messages = {(flow, c): float(random.integers(0, 6)) for flow in ("activation", "gradient") for c in chunks}
@@ -63,7 +63,7 @@ def some_layouts(count: int, seed: int) -> list[tuple[LayoutSpec, np.random.Gene
 
 
 def test_the_critical_path_is_as_long_as_the_step() -> None:
-    """Following what each action waited for, the times of its actions and messages add up to the makespan: it has no gap."""
+    """Following what each action waited for, the times of its actions and messages add up to the makespan."""
     for layout, random in some_layouts(70, seed=7):
         durations = uneven(random, layout)
         timeline = simulate(plan(layout, 2 * layout.pp * int(random.integers(1, 3))), durations)
@@ -102,7 +102,7 @@ def test_a_slow_stage_makes_the_others_wait() -> None:
     assert after.idle[0] > before.idle[0] + 20
     twice = simulate(plan(layout, 8), slowed(slowed(even, 2, 2.0), 2, 0.5))
     assert twice.timed == before.timed
-    # What fills the pipeline, then nothing but the slow stage, then what drains it.
+    # Filling the pipeline, then only the slow stage, then draining.
     assert sum(t.stage == 2 for t in after.critical_path) > len(after.critical_path) / 2
 
 

@@ -20,7 +20,7 @@ from tests.runs import Runs, small
 
 COLUMNS = ["rank", "axis", "collective", "phase", "group", "calls", "payload_bytes", "wire_bytes"]
 
-# Runs that other tests make anyway: what the pairs of test_agreement.py, which hold the same, do not have.
+# Runs of other tests that test_agreement.py does not have.
 RUNS: dict[str, RunSpec] = {
     "long rounds": test_schedules_run.alone("interleaved", 8, chunks=2, pp=3, layers=6),
     "all axes": small("dp2.tp2.pp2", microbatches=3, model={"vocab": 257}),
@@ -55,7 +55,7 @@ def test_terms_add_up_to_the_table() -> None:
 
 
 def test_all_ranks_of_a_group_make_the_same_calls() -> None:
-    """A collective is called as often, with as many bytes, by each rank of its group; what one sends, the other receives."""
+    """All ranks of a group make the same collectives with the same bytes, and each send has a receive."""
     for spec in random_specs(60, seed=2, most=4):
         table = traffic(spec)
         assert dict(table.dtypes.astype(str)) == {name: str(pd.Series(dtype=t).dtype) for name, t in SCHEMAS["traffic"].items()}

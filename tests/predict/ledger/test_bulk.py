@@ -1,4 +1,4 @@
-"""Of very many layouts at once, ledgers give what they give of each by itself."""
+"""Ledgers give the same results for many layouts at once as for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ledgers are kept as they were recorded: in a folder one by one, or very many in one file."""
+"""Ledgers are stored unchanged: one in a file, or many in an archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recording names every size, and what it names does not depend on the numbers that the probe had."""
+"""A recording writes every size as a product of dimensions, independently of the probe's numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_size_that_is_not_a_product_of_dimensions_is_refused() -> None:
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_a_microbatch_and_the_repeated_layer_leave_no_blocks(ledgers: Ledgers, recompute: str) -> None:
-    """So the layer in the middle may be there any number of times."""
+    """So the repeated layer can occur any number of times."""
     ledger = ledgers(PLAIN._replace(recompute=recompute), MIDDLE)  # type: ignore[arg-type]
     assert len(ledger.traces) == 4
     for trace in ledger.traces.values():

@@ -1,4 +1,4 @@
-"""A ledger says what a pass computes: the same that the formulas of the planner say."""
+"""The operations in a ledger equal the planner's formulas."""
 
 from __future__ import annotations
 
