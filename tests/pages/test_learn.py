@@ -243,7 +243,7 @@ def test_tensor_parallel_groups_are_inside_a_node_first():
 
 
 def test_the_checklist_says_why_a_lever_is_missing_or_saves_nothing(parts: tuple[Service, Queue]):
-    """1,536 sequences over 1,024 replicas do not divide. On 512, gradients in communication are the peak: recompute saves nothing."""
+    """1,024 replicas do not divide 1,536 sequences. On 512, gradients in communication are the peak: recompute saves nothing."""
     said = text(page(parts[0], lesson="9"))
     assert "1,536 texts do not divide evenly over so many replicas: replicas alone, ZeRO 1, selective recompute (dp1024)." in said
     assert "no gain here" not in said
