@@ -26,7 +26,7 @@ def page(path: str, title: str, icon: str, show: Callable[[Service], None], **op
 limit_server_memory()
 frame()
 pages = [
-    page("start", say()("Lab"), "science", show_lab, default=True),  # what the bare address shows; its own path never does
+    page("start", say()("Lab"), "science", show_lab, default=True),  # the page at /; /start does not exist
     page("compare", say()("Compare"), "compare_arrows", show_compare),
     page("plan", say()("Plan"), "map", show_plan),
     page("learn", say()("Learn"), "school", show_learn),

@@ -1,10 +1,10 @@
-"""How far predictions are from runs: random valid specs, each predicted, dry-run and run, and every rank's error.
+"""Errors of predictions and dry runs against real runs, on random valid specs.
 
     python -m benchmarks.accuracy [--seed 0] [--specs 60] [--no-dry-run] [--ranks]
 
-Memory: the total at each rank's peak, the formula's and the dry run's against the measured. Traffic: equal in every row, to the
-byte and to the call, or not. With --ranks every rank has a line; otherwise every spec, with its worst rank. Before that it says
-which instructions of the CPU it ran on: with ONEDNN_MAX_CPU_ISA=AVX2 in the environment oneDNN uses no later ones.
+Memory: the error of each rank's total at its peak. Traffic: whether every row is equal, to the byte and to the call. There is a
+line for each spec, with its worst rank, or with --ranks for each rank. The first line names the CPU instructions in use: with
+ONEDNN_MAX_CPU_ISA=AVX2 in the environment, oneDNN uses no later ones.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from engine.predict.errors import memory_errors, traffic_differences
 from engine.spec import RunSpec
 from engine.tables import RunResult
 
-_LIMIT, _MEDIAN_LIMIT, _DRY_LIMIT = 0.01, 0.003, 0.001  # of the total: formula, its median, dry run
+_LIMIT, _MEDIAN_LIMIT, _DRY_LIMIT = 0.01, 0.003, 0.001  # relative errors of totals: formula, its median, dry run
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Errors of one spec, as shares: rank → predicted ÷ measured − 1."""
+    """Relative errors of one spec: rank → predicted ÷ measured − 1."""
 
     spec: RunSpec
     formula: pd.Series[float]
     dry: pd.Series[float] | None
-    traffic: bool  # whether both equal the measured in every row
-    action: bool  # whether the formula says right during which action the fullest rank peaks
+    traffic: bool  # whether predictions equal the measured traffic in every row
+    action: bool  # whether the formula predicts the action at the peak of the fullest rank
 
 
 def measure(spec: RunSpec, queue: RunQueue, home: Path, with_dry_run: bool) -> Outcome:
@@ -55,11 +55,11 @@ def measure(spec: RunSpec, queue: RunQueue, home: Path, with_dry_run: bool) -> O
         answers.append(dry_result)
         dry = memory_errors(measured, dry_result)
     equal = all(traffic_differences(measured, answer).empty for answer in answers)
-    return Outcome(spec, memory_errors(measured, formula), dry, equal, _peaks_alike(measured, formula))
+    return Outcome(spec, memory_errors(measured, formula), dry, equal, _same_peak_action(measured, formula))
 
 
-def _peaks_alike(measured: RunResult, predicted: RunResult) -> bool:
-    """Whether the predicted action is one at which the measured curve of the fullest rank is as high as it gets."""
+def _same_peak_action(measured: RunResult, predicted: RunResult) -> bool:
+    """Whether the measured curve of the fullest rank has its maximum in the predicted action."""
     rank = measured.summary["peak_rank"]
     curve = measured.tables["memory_curve"]
     totals = curve[curve["rank"] == rank].groupby(["t_ns", "action"])["bytes"].sum()
@@ -74,7 +74,7 @@ def main() -> None:
     options.add_argument("--no-dry-run", action="store_true", help="leave the dry runs out")
     options.add_argument("--ranks", action="store_true", help="a line for every rank")
     chosen = options.parse_args()
-    print(instruction_set(), end="\n\n", flush=True)  # what kernels take for themselves depends on it
+    print(instruction_set(), end="\n\n", flush=True)  # kernel workspace depends on it
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as home, RunQueue(Path(home), unwatched_s=None) as queue:
         drawn = islice(specs(chosen.seed), chosen.specs)

@@ -13,17 +13,17 @@ from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
 MOST_RANKS = 8
-_DAY_S = 86_400.0  # as long as a run may take: on a busy machine a benchmark waits
+_DAY_S = 86_400.0  # the time limit of a run: a busy machine may be slow
 
 
 def specs(seed: int) -> Iterator[RunSpec]:
-    """Without end; the same for the same seed."""
+    """An endless sequence of specs. The same seed gives the same specs."""
     draw = random.Random(seed)
     while True:
         try:
             spec = _spec(draw)
             limits.check(spec)
-        except RequestError:  # these choices do not go together: draw again
+        except RequestError:  # an invalid combination: draw again
             continue
         if spec.layout.ranks <= MOST_RANKS:
             yield spec

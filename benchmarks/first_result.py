@@ -1,9 +1,9 @@
-"""From the click to the finished result: a warm host against torchrun, the same run on both, side by side.
+"""Time from the click to the finished result: the same run with a warm host and with torchrun.
 
     python -m benchmarks.first_result [--layout dp2.tp2.pp2] [--rounds 3]
 
-The run is gpt-tiny, 3 steps and the traced one, saved. Prints a table of medians; the two take turns, so that a busy
-machine is busy for both.
+The run is gpt-tiny, 3 steps and a traced step, saved. It prints medians. The two take turns, so that other load on the
+machine affects both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 
 
 def warm(queue: RunQueue, spec: RunSpec) -> tuple[float, float]:
-    """Seconds from asking to the saved folder, and to all ranks being ready to train."""
+    """Seconds from the request to the saved folder, and until all ranks were ready to train."""
     began = time.perf_counter()
     run = ended(queue, spec)
     return time.perf_counter() - began, run.ready_s
@@ -57,7 +57,7 @@ def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="shardscope-"))
     try:
         with RunQueue(home / "warm") as queue:
-            warm(queue, spec)  # the host imports torch before its first run; the click that counts is a later one
+            warm(queue, spec)  # the host imports torch before its first run, which is not measured
             rounds = [(*warm(queue, spec), torchrun(spec, home)) for _ in range(chosen.rounds)]
     finally:
         shutil.rmtree(home)

@@ -1,4 +1,4 @@
-"""What this machine computes with: `python -m benchmarks.machine` says it in a line."""
+"""The CPU instructions that torch and oneDNN use: `python -m benchmarks.machine` prints them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-# oneDNN says what it found when it first has something to do.
+# oneDNN prints its instruction set with its first operation.
 _ASK = """
 import torch
 print("torch:", torch.backends.cpu.get_cpu_capability())
@@ -18,9 +18,9 @@ if torch.backends.mkldnn.is_available():
 
 
 def instruction_set() -> str:
-    """The CPU's instructions that torch uses, and those that oneDNN does, in one line. Asked of a process of its own."""
-    said = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True).stdout
-    of_torch, of_onednn = (re.search(what, said, re.MULTILINE) for what in (r"^torch: (.*)", r",cpu,isa:(.*)"))
+    """The CPU instructions that torch and oneDNN use, in one line. Another process finds them."""
+    output = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True).stdout
+    of_torch, of_onednn = (re.search(what, output, re.MULTILINE) for what in (r"^torch: (.*)", r",cpu,isa:(.*)"))
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
     return (
         f"torch uses {of_torch[1] if of_torch else 'what it does not say'}, "

@@ -1,9 +1,9 @@
-"""Published figures beside the planner's: what comes of formulas exactly, what was measured with its error.
+"""Published figures beside the planner's: results of formulas, and measured results with the prediction's error.
 
     python -m benchmarks.published [--assume matmul_efficiency=0.7 …]
 
-Nothing is fitted to a row: one setting, the planner's default, serves every table. The figures, each with its source, and what
-is ours for the same are in `engine.predict.papers.figures`; the Plan page shows the same rows.
+Nothing is fitted to a row: all tables use the planner's default assumptions. The figures with their sources, and this program's
+numbers, are in `engine.predict.papers.figures`. The Plan page shows the same rows.
 """
 
 from __future__ import annotations

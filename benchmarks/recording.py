@@ -1,8 +1,9 @@
-"""What recording costs in the timed steps: the same run with the recorder as it is, and with one that keeps nothing.
+"""The overhead of recording in timed steps: the same run with the recorder, and with one that records nothing.
 
     python -m benchmarks.recording [--model gpt-tiny] [--steps 60]
 
-In one process and thread, so that nothing but the recorder differs; steps with and without take turns. Prints medians.
+It runs in one process and thread, so that only the recorder differs. Steps with and without recording alternate. It prints
+medians.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from engine.topology import Mesh
 from engine.worker import Trainer
 
 
-class Silent(Recorder):
-    """Keeps nothing, and reads no clock, while `off`."""
+class SwitchableRecorder(Recorder):
+    """A recorder that records nothing and reads no clock while `off`."""
 
     off = False
 
@@ -45,7 +46,9 @@ class Silent(Recorder):
         return Span("comm", "", 0, 0, 0) if self.off else super().start_call(key, payload_bytes, wire_bytes)
 
 
-class Nobody:
+class NoReports:
+    """Reports to nobody."""
+
     def report(self, event: dict[str, Any]) -> None: ...
 
     def set_status(self, status: str) -> None: ...
@@ -58,24 +61,24 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(1)
     spec = RunSpec(model=model(chosen.model), workload=WorkloadSpec(steps=1))
-    recorder = Silent()
+    recorder = SwitchableRecorder()
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(str(Path(folder) / "store"), 1)
         comm = Comm.connect(store, Mesh({}), 0, choose_backend(1, 0), 60.0, recorder)
-        trainer = Trainer(spec, comm, Nobody())
+        trainer = Trainer(spec, comm, NoReports())
         times: dict[bool, list[float]] = {False: [], True: []}
         for step in range(2 * chosen.steps + 6):
             recorder.off = step % 2 == 1
             began = time.perf_counter()
             trainer.run_step(step + 1)
-            if step >= 6:  # the first ones warm up
+            if step >= 6:  # the first steps warm up
                 times[recorder.off].append(time.perf_counter() - began)
         comm.disconnect()
-    with_it, without = (statistics.median(times[off]) for off in (False, True))
+    recorded, without = (statistics.median(times[off]) for off in (False, True))
     print(f"{chosen.model}, one rank, median of {chosen.steps} steps each, taking turns")
-    print(f"{'recording':20}{1e3 * with_it:8.2f} ms")
+    print(f"{'recording':20}{1e3 * recorded:8.2f} ms")
     print(f"{'not recording':20}{1e3 * without:8.2f} ms")
-    print(f"{'overhead':20}{100 * (with_it / without - 1):8.1f} %")
+    print(f"{'overhead':20}{100 * (recorded / without - 1):8.1f} %")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run as anybody's, from asking to its end."""
+"""A run through the queue, from the request to its end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from engine.spec import RunSpec
 
 
 class Ended(NamedTuple):
-    """Where a run is saved, and seconds from its start to all ranks being ready to train."""
+    """The folder of a saved run, and the seconds from its start until all ranks were ready to train."""
 
     folder: Path
     ready_s: float
 
 
 def ended(queue: RunQueue, spec: RunSpec) -> Ended:
-    """Ask for a run, and wait for it. Ends the benchmark where it does not finish, with what it said."""
+    """Submit a run and wait for it. If it does not finish, the benchmark ends with the run's message."""
     state = follow(queue, queue.submit(spec))
     if state.phase != "done" or state.folder is None or state.ready_s is None:
         raise SystemExit(f"{spec.layout.code} did not finish: {state.message}\n{state.traceback}\n{spec.model_dump_json()}")

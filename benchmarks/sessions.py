@@ -1,9 +1,9 @@
-"""What thirty people at once feel: each moves a control of the Lab once a second; the time until the page is redrawn.
+"""The latency for thirty concurrent users: each moves a control of the Lab once a second, until the page is redrawn.
 
     python -m benchmarks.sessions [--sessions 30] [--seconds 20]
 
-A server of its own, and clients that speak Streamlit's own protocol, so that no browser's work is in the figure. Prints the
-median and the 95th percentile over all moves, the first page's time, and the server's CPU time and memory.
+It starts a server, and clients with Streamlit's protocol, so that no browser is measured. It prints the median and the 95th
+percentile over all moves, the time of the first page, and the server's CPU time and memory.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 ROOT = Path(__file__).parents[1]
-MOVED = {"dp": (1, 2), "tp": (1, 2, 4), "pp": (1, 2, 4)}  # what a number field's label ends with, and its values
+MOVED = {"dp": (1, 2), "tp": (1, 2, 4), "pp": (1, 2, 4)}  # the end of a number field's label → its values
 STARTED_S = 60.0
 
 
 class Session:
-    """One person's page: the fields that it shows, and how long it took to draw it again after each move."""
+    """One session: the fields of its page, and the times of its redraws."""
 
     def __init__(self, socket: ClientConnection, seed: int) -> None:
         self._socket, self._draw = socket, random.Random(seed)
-        self._fields: dict[str, str] = {}  # the name of an axis → its widget's id
+        self._fields: dict[str, str] = {}  # axis → id of its widget
         self._states: dict[str, WidgetState] = {}
         self.took: list[float] = []
 
@@ -71,12 +71,12 @@ class Session:
 
 
 async def use(url: str, seed: int, seconds: float) -> tuple[float, list[float]]:
-    """Be one person: first page, then a move a second, each after the one before was drawn."""
+    """One user: the first page, then a move a second, each after the page was redrawn."""
     async with connect(f"{url}/_stcore/stream", subprotocols=[Subprotocol("streamlit")], max_size=None) as socket:
         session = Session(socket, seed)
         first = await session.open()
         ends = time.perf_counter() + seconds
-        await asyncio.sleep(random.Random(seed).random())  # people do not move at one instant
+        await asyncio.sleep(random.Random(seed).random())  # users do not move at the same instant
         while time.perf_counter() < ends:
             began = time.perf_counter()
             await session.move()
@@ -133,7 +133,7 @@ def _await(url: str) -> float:
                 if answer.read() == b"ok":
                     return time.perf_counter() - began
         except OSError:
-            time.sleep(0.05)  # it does not listen yet, and tells nobody when it does
+            time.sleep(0.05)  # it does not listen yet
     raise SystemExit("the server did not start")
 
 

@@ -1,15 +1,15 @@
-"""The engine's gpt family on torch's own stack, for `benchmarks.torch_stack`: one rank's part of a run, as a user would write it.
+"""The engine's gpt family on torch's own stack, for `benchmarks.torch_stack`: one rank of a run, as a user would write it.
 
-    tp   `parallelize_module` over DTensor; the loss by `loss_parallel`, on logits cut along the vocabulary
+    tp   `parallelize_module` over DTensor; the loss by `loss_parallel`, on logits sharded along the vocabulary
     pp   `torch.distributed.pipelining`: a `PipelineStage` and `Schedule1F1B` or `ScheduleGPipe`
     dp   `DistributedDataParallel`, with `ZeroRedundancyOptimizer` for ZeRO 1; `fully_shard` for ZeRO 2 and 3
 
-It starts from the engine's weights and reads the engine's batches, so its losses have to be the engine's.
+It starts from the engine's weights and reads the engine's batches, so its losses must equal the engine's.
 
-In torch 2.13 all of dp, tp, pp and ZeRO combine on gloo. What it took: DTensor leaves the gradient of a table's look-up whole on
-every tp rank, where the table itself is cut, so the two copies' gradients do not add up before one is cut; DTensors of two meshes
-do not go into one `get_total_norm`, so the norm is put together from local parts; and DDP takes DTensors for plain tensors
-(`device_mesh`), which `replicate` of FSDP2 does not, for a fifth more CPU time.
+In torch 2.13, dp, tp, pp and ZeRO can be combined on gloo. Three things needed care. The gradient of an embedding whose table is
+sharded over tp is whole on every tp rank with DTensor, so it is sharded before the two copies' gradients are summed.
+`get_total_norm` does not accept DTensors of two meshes, so the norm is computed from local parts. DDP with `device_mesh` treats
+DTensors as plain tensors; `replicate` of FSDP2 does not, and takes a fifth more CPU time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpi
 
 
 class TimedStep(NamedTuple):
-    """What a run on torch's stack tells, as the engine's own steps table has it."""
+    """The results of a run on torch's stack, as in the engine's table of steps."""
 
     losses: list[float]
     grad_norms: list[float]
@@ -56,10 +56,10 @@ class TimedStep(NamedTuple):
 
 
 class TorchAttention(nn.Module):
-    """Causal. (B, S, H) → (B, S, H). The rows of qkv are ordered by head, so that a slice of them is whole heads."""
+    """Causal attention. (B, S, H) → (B, S, H). The rows of qkv are ordered by head, so that a tp slice has whole heads."""
 
     def __init__(self, spec: ModelSpec, fused: bool) -> None:
-        """`fused`: by torch's own attention kernel, where the engine writes attention out to show its S² term."""
+        """`fused`: use torch's attention kernel. The engine computes attention step by step, to show its S² term."""
         super().__init__()
         self.width, self.fused = spec.head_width, fused
         self.qkv = nn.Linear(spec.hidden, 3 * spec.heads * spec.head_width)
@@ -101,7 +101,8 @@ class TorchLayer(nn.Module):
 class TorchStage(nn.Module):
     """A stage's layers. Tokens (B, S) on the first stage, else (B, S, H) → logits (B, S, V) on the last, else (B, S, H).
 
-    The output matrix is the token table. torch's pipelining ties nothing across stages, so each end has a copy.
+    The output matrix is the token table. torch's pipelining cannot tie weights across stages, so the first and the last stage
+    have a copy each.
     """
 
     def __init__(self, spec: ModelSpec, layers: range, fused: bool) -> None:
@@ -126,19 +127,19 @@ class TorchStage(nn.Module):
 
     @property
     def copies(self) -> bool:
-        """Whether the token table here is the copy of another stage's."""
+        """Whether this stage's token table is the second copy."""
         return self.last and not self.first
 
     @torch.no_grad()
     def take_weights(self, spec: ModelSpec, layers: range, seed: int) -> None:
-        """Those of the engine's own model of that seed."""
+        """Load the weights of the engine's model of this seed."""
         tp = TensorParallel(Comm.alone(torch.device("cpu")))
         model = TransformerChunk(spec, layers, self.first, self.last, lambda _: None, tp)  # type: ignore[arg-type, return-value]
         model.initialize(seed)
         renamed = {"embedding.token.": "token.", "embedding.places.position.weight": "position", "head.norm.": "norm."}
         weights = {}
         for name, value in model.state_dict().items():
-            # q, k and v one after the other → head by head
+            # from q, k, v of all heads to q, k, v of each head
             by_head = value.unflatten(0, (3, spec.heads, -1)).transpose(0, 1).flatten(0, 2) if ".qkv." in name else value
             weights[next((name.replace(old, new) for old, new in renamed.items() if name.startswith(old)), name)] = by_head
         self.load_state_dict(weights)
@@ -170,11 +171,11 @@ class TorchRank:
         self.part.take_weights(spec.model, layers, workload.seed)
         if layout.tp > 1:
             parallelize_module(self.part, self.mesh["tp"], _OVER_TP)
-        cut_over_tp = {name for name, p in self.part.named_parameters() if _cut_over(p, "tp")}
+        sharded_over_tp = {name for name, p in self.part.named_parameters() if _sharded_over(p, "tp")}
         self.module = _over_dp(self.part, self.mesh["dp"], layout.zero)
-        # Kept, since a DDP over DTensors takes them for plain tensors, and its module forgets them in its first forward.
+        # Stored here, because DDP treats DTensors as plain tensors, and its module loses them in its first forward.
         self.parameters = dict(self.part.named_parameters())
-        self.cut = {name: name in cut_over_tp for name in self.parameters}
+        self.sharded = {name: name in sharded_over_tp for name in self.parameters}
         self.optimizer = self._optimizer()
         self.ends: dist.ProcessGroup | None = None
         self.schedule: PipelineScheduleSingle | None = None
@@ -185,11 +186,11 @@ class TorchRank:
         self.loss = self.grad_norm = torch.zeros(())
 
     def run_step(self, step: int) -> None:
-        """Forward and backward of all microbatches, reduction, the two numbers that a user follows, the optimizer's step."""
+        """Forward and backward of all microbatches, reduction, loss and gradient norm, and the optimizer's step."""
         self.optimizer.zero_grad()
         with loss_parallel() if self.mesh["tp"].size() > 1 else nullcontext():
-            losses = self._through_the_pipeline(step) if self.schedule else self._one_by_one(step)
-        self._tie()
+            losses = self._with_pipeline(step) if self.schedule else self._without_pipeline(step)
+        self._sum_tied_gradients()
         self.grad_norm = self._norm()
         if self.part.last:
             self.loss = torch.stack([_local(loss.detach()) for loss in losses]).sum() / self.mesh["dp"].size()
@@ -197,7 +198,7 @@ class TorchRank:
                 dist.all_reduce(self.loss, group=self.mesh.get_group("dp"))
         self.optimizer.step()
 
-    def _one_by_one(self, step: int) -> list[Tensor]:
+    def _without_pipeline(self, step: int) -> list[Tensor]:
         losses = []
         for i in range(self.microbatches):
             tokens, targets = self._batch(step, i)
@@ -208,7 +209,7 @@ class TorchRank:
         return losses
 
     def _synchronized(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are reduced after the last microbatch; with ZeRO 2 and 3 after each, or they would be held whole."""
+        """Reduce gradients after the last microbatch. ZeRO 2 and 3 reduce after each, because gradients are sharded."""
         if isinstance(self.module, DistributedDataParallel):
             return nullcontext() if last else self.module.no_sync()
         if isinstance(self.module, FSDPModule):
@@ -216,7 +217,7 @@ class TorchRank:
             self.module.set_requires_gradient_sync(last or self.spec.layout.zero >= 2)
         return nullcontext()
 
-    def _through_the_pipeline(self, step: int) -> list[Tensor]:
+    def _with_pipeline(self, step: int) -> list[Tensor]:
         assert self.schedule is not None
         losses: list[Tensor] = []
         if self.part.first or self.part.last:
@@ -238,28 +239,28 @@ class TorchRank:
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten()) / self.microbatches
 
-    def _tie(self) -> None:
-        """Add up the gradients of the token table's two copies."""
+    def _sum_tied_gradients(self) -> None:
+        """Sum the gradients of the two copies of the token table."""
         if self.ends is not None and TABLE in self.parameters:
             dist.all_reduce(self._gradient(TABLE), group=self.ends)
 
     def _gradient(self, name: str) -> Tensor:
-        """What this rank holds of it."""
+        """This rank's part of the parameter's gradient."""
         p = self.parameters[name]
         gradient = p.grad
         assert gradient is not None
         if isinstance(p, DTensor) and isinstance(gradient, DTensor):
-            if gradient.placements != p.placements:  # DTensor leaves the gradient of a look-up whole on every rank
+            if gradient.placements != p.placements:  # an embedding's gradient is whole on every rank
                 p.grad = gradient = gradient.redistribute(placements=p.placements)
             return gradient.to_local()
         return gradient
 
     def _norm(self) -> Tensor:
-        """Of all gradients, each element counted once."""
+        """The norm of all gradients. Each element counts once."""
         own = [name for name in self.parameters if not (self.part.copies and name == TABLE)]
         squares = []
-        for cut in (False, True):
-            gradients = [self._gradient(name) for name in own if self.cut[name] == cut]
+        for sharded in (False, True):
+            gradients = [self._gradient(name) for name in own if self.sharded[name] == sharded]
             squares.append(torch.nn.utils.get_total_norm(gradients).square() if gradients else torch.zeros(()))
         whole, parts = squares
         if self.mesh["tp"].size() > 1:
@@ -279,10 +280,10 @@ class TorchRank:
         if self.spec.layout.zero == 1:
             group = self.mesh.get_group("dp")
             return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, process_group=group, **options)
-        return torch.optim.AdamW([{"params": alike} for alike in _by_mesh(parameters)], **options)
+        return torch.optim.AdamW([{"params": of_mesh} for of_mesh in _by_mesh(parameters)], **options)
 
     def _count(self, spec: ModelSpec) -> None:
-        """The whole model has to have the parameters that the engine's has."""
+        """Check that the whole model has as many parameters as the engine's."""
         total = torch.tensor(
             sum(p.numel() for name, p in self.part.named_parameters() if not (self.part.copies and name == TABLE))
         )
@@ -290,7 +291,7 @@ class TorchRank:
         assert int(total) == spec.parameters(), f"{int(total)} parameters, and the engine's model has {spec.parameters()}"
 
     def _group_of_the_ends(self) -> dist.ProcessGroup | None:
-        """The first and the last stage of this pipeline. Every rank has to take part in making every group."""
+        """The group of the first and the last stage of this pipeline. Every rank must take part in creating every group."""
         pipelines = self.mesh.mesh.flatten(1).T.tolist()  # the ranks of each, by stage
         groups = {ranks[0]: dist.new_group([ranks[0], ranks[-1]]) for ranks in pipelines}
         own = next(ranks for ranks in pipelines if dist.get_rank() in ranks)
@@ -308,8 +309,8 @@ def _over_dp(part: TorchStage, dp: DeviceMesh, zero: int) -> nn.Module:
     return part
 
 
-def _cut_over(p: nn.Parameter, axis: str) -> bool:
-    """Whether each rank along `axis` holds a slice of its own."""
+def _sharded_over(p: nn.Parameter, axis: str) -> bool:
+    """Whether the parameter is sharded along `axis`."""
     if not isinstance(p, DTensor):
         return False
     names = p.device_mesh.mesh_dim_names or ()
@@ -317,7 +318,7 @@ def _cut_over(p: nn.Parameter, axis: str) -> bool:
 
 
 def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Plain tensors apart, and DTensors by their mesh: torch takes only tensors of one kind into one call."""
+    """Parameters grouped into plain tensors and DTensors of each mesh. torch accepts only one group in one call."""
     found: dict[DeviceMesh | None, list[nn.Parameter]] = {}
     for p in parameters:
         found.setdefault(p.device_mesh if isinstance(p, DTensor) else None, []).append(p)
@@ -329,12 +330,12 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def train(rank: int, store: dist.Store, spec: RunSpec, fused: bool) -> TimedStep:
-    """Be one rank, with the threads that a rank of the engine has. Every rank returns what it saw."""
+    """Train as one rank, with as many threads as a rank of the engine. Returns this rank's results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=spec.layout.ranks)
     model = TorchRank(spec, fused)
     gc.collect()
-    gc.freeze()  # as the engine's host does before it forks
+    gc.freeze()  # as the engine's host does before forking
     seen = TimedStep([], [], [])
     for step in range(1, spec.workload.steps + 1):
         began = _common_instant()
@@ -348,7 +349,7 @@ def train(rank: int, store: dist.Store, spec: RunSpec, fused: bool) -> TimedStep
 
 
 def _common_instant() -> int:
-    """The clock's reading at which the last rank came, as the engine has it."""
+    """The clock's reading at which the last rank arrives, as in the engine."""
     clock = torch.tensor([time.perf_counter_ns()])
     dist.all_reduce(clock, dist.ReduceOp.MAX)
     return int(clock)

@@ -3,23 +3,24 @@
     python -m benchmarks.torch_stack [--model gpt-tiny] [--layouts dp2 tp2 pp2 dp2.tp2.pp2] [--schedule 1f1b] [--zero 0]
                                      [--steps 12] [--rounds 3] [--fused-attention]
 
-`benchmarks.torch_side` is the model on torch's stack, and says of what. Both sides start from the same weights and read the same
-batches; in the first 12 steps the losses have to agree to 1e-5 of themselves and the norms of all gradients to 1%, or there is no
-table. (In a step with a spike the norm is off by 0.1% between two layouts of the engine, too.)
+`benchmarks.torch_side` is the model on torch's stack. Both sides start from the same weights and read the same batches. In the
+first 12 steps, losses must agree to a relative 1e-5 and the norms of all gradients to 1%; otherwise no table is printed. (In a
+step with a spike, the norms of two layouts of the engine differ by 0.1% too.)
 
-Both run a process a rank over gloo, forked from one that has imported torch, with one thread for operators. A step's time is
-what a run's summary says: the median over the second half of the steps, on the first rank of the last stage, from the instant
-at which all ranks had come to the end of its optimizer's step. The norm of all gradients and the mean loss over all replicas
-are part of the step on both sides. The two take turns, and in every second round the other begins, so that a busy machine is
-busy for both.
+Both sides run a process for each rank over gloo, forked from one that has imported torch, with one thread for operators. The
+time of a step is that of a run's summary: the median over the second half of the steps, on the first rank of the last stage. It
+is from the instant at which all ranks are ready to the end of its optimizer's step. On both sides it includes the norm of all
+gradients and the mean loss over all replicas. The two take turns, and in every second round the other begins, so that other
+load on the machine affects both.
 
-What differs is each stack's own: DDP reduces buckets of up to 25 MB, the engine one a layer; under FSDP2 torch's pipeline stage
-reduces after the last microbatch even for ZeRO 2 and 3, holding whole gradients until then. The engine writes attention out to
-show its S² term, and so does torch's side here; with --fused-attention it uses torch's kernel.
+Some differences belong to the stacks. DDP reduces buckets of up to 25 MB, the engine one bucket for each layer. With FSDP2,
+torch's pipeline stage reduces after the last microbatch even for ZeRO 2 and 3, and holds whole gradients until then. The engine
+computes attention step by step to show its S² term, and torch's side does the same; with --fused-attention it uses torch's
+kernel.
 
-Without tp there is little to win: torch's side is then bare kernels behind a thin layer of C++. The engine loses there by its
-layers being Python functions of autograd, twice a linear layer a microbatch: on gpt-tiny about 5 of the 9 ms by which a step of
-one rank takes longer (43 against 34 ms of CPU time); the rest is hooks, the loss and the norm.
+Without tp the engine is slower: torch's side is then only kernels behind a thin layer of C++, and the engine's layers are
+autograd functions in Python, two calls for each linear layer and microbatch. On gpt-tiny a step of one rank takes 43 against 34
+ms of CPU time. About 5 of these 9 ms are the autograd functions; the rest is hooks, the loss and the norm.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ if TYPE_CHECKING:
     from benchmarks.torch_side import TimedStep
 
 LIMIT = 0.8  # times torch's step
-LOSSES, NORMS = 1e-5, 0.01  # how far apart they may be, as a share
+LOSSES, NORMS = 1e-5, 0.01  # largest relative differences of losses and of gradient norms
 COMPARED = 12  # steps; in later ones rounding has grown, between two layouts of the engine as well
 
 
 @dataclass
 class Layout:
-    """What the rounds found for one layout: seconds of a step in each round, and the losses' largest difference, a share."""
+    """The results for one layout: seconds of a step in each round, and the largest relative difference of losses."""
 
     spec: RunSpec
     engine: list[float] = field(default_factory=list)
     torch: list[float] = field(default_factory=list)
-    apart: float = 0.0
+    loss_difference: float = 0.0
 
     def round(self, queue: RunQueue, fused: bool, torch_first: bool) -> None:
         if torch_first:
@@ -67,11 +68,15 @@ class Layout:
         self.engine.append(ours.summary["step_ns"] / 1e9)
         self.torch.append(statistics.median(theirs.step_ns[len(theirs.step_ns) // 2 :]) / 1e9)
         steps = ours.tables["steps"].sort_values("step")[:COMPARED]
-        self.apart = max(self.apart, float((steps["loss"] / theirs.losses[:COMPARED] - 1).abs().max(skipna=False)))
+        self.loss_difference = max(
+            self.loss_difference, float((steps["loss"] / theirs.losses[:COMPARED] - 1).abs().max(skipna=False))
+        )
         norms = float((steps["grad_norm"] / theirs.grad_norms[:COMPARED] - 1).abs().max(skipna=False))
-        if not (self.apart <= LOSSES and norms <= NORMS):
+        if not (self.loss_difference <= LOSSES and norms <= NORMS):
             code = self.spec.layout.code
-            raise SystemExit(f"{code}: not the same work, losses are {self.apart:.1e} and gradients' norms {norms:.1%} apart")
+            raise SystemExit(
+                f"{code}: not the same work, losses are {self.loss_difference:.1e} and gradients' norms {norms:.1%} apart"
+            )
 
     def row(self) -> dict[str, str]:
         engine, torch = statistics.median(self.engine), statistics.median(self.torch)
@@ -83,7 +88,7 @@ class Layout:
             "ratio": f"{engine / torch:.2f}",
             "of_rounds": f"{min(ratios):.2f} to {max(ratios):.2f}",
             f"{LIMIT}_at_most": "yes" if engine / torch <= LIMIT else "NO",
-            "losses_apart": f"{self.apart:.1e}",
+            "losses_apart": f"{self.loss_difference:.1e}",
         }
 
 
@@ -93,11 +98,11 @@ def on_torch(spec: RunSpec, fused: bool) -> TimedStep:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._inductor.config", "benchmarks.torch_side"])
-    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    rendezvous = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = []
     for rank in range(spec.layout.ranks):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_be, args=(theirs, meeting.port, rank, spec, fused), daemon=True)
+        process = context.Process(target=_be, args=(theirs, rendezvous.port, rank, spec, fused), daemon=True)
         process.start()
         theirs.close()
         ranks.append((process, ours))

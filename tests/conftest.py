@@ -15,7 +15,7 @@ from tests.runs import Runs
 settings.register_profile("shardscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shardscope")
 
-LEFT_OUT = pytest.StashKey[int]()  # how many tests, as there is no browser
+LEFT_OUT = pytest.StashKey[int]()  # number of tests left out without a browser
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help=how)
 
 
-@pytest.hookimpl(trylast=True)  # of what was asked for
+@pytest.hookimpl(trylast=True)  # after selection
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--no-skips") and chromium() is None:
         _leave_out_browser_tests(config, items)
@@ -46,7 +46,7 @@ def _leave_out_browser_tests(config: pytest.Config, items: list[pytest.Item]) ->
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """Say what was left out, below all else."""
+    """Print what was left out, as the last line."""
     yield
     if left_out := session.config.stash.get(LEFT_OUT, 0):
         many = f"{left_out} browser test{'s' if left_out > 1 else ''}"
@@ -54,11 +54,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
 
 def _skip_without_gpus(items: list[pytest.Item]) -> None:
-    """Skip what needs more GPUs than there are."""
+    """Skip tests that need more GPUs than there are."""
     marks = [(item, mark) for item in items for mark in item.iter_markers("gpu")]
     if not marks:
         return
-    import torch  # takes seconds: only where a test needs to know
+    import torch  # takes seconds: only if a test needs it
 
     there = torch.cuda.device_count()
     for item, mark in marks:
@@ -77,17 +77,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """A whole module can be skipped too."""
+    """The same for a skipped module."""
     report = yield
     _refuse_skip(report, collector.config)
     return report
 
 
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> None:
-    """With --no-skips, turn a skip, or a failure that was expected, into a failure."""
+    """With --no-skips, turn a skip or an expected failure into a failure."""
     if report.skipped and config.getoption("--no-skips"):
         why = report.longrepr[-1] if isinstance(report.longrepr, tuple) else "expected to fail"
         report.outcome = "failed"
         report.longrepr = f"--no-skips: {why}"
         if hasattr(report, "wasxfail"):
-            del report.wasxfail  # its presence would count the report as an expected failure still
+            del report.wasxfail  # with it, pytest would still count an expected failure

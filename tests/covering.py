@@ -1,6 +1,6 @@
-"""Small runs that together have every pair of choices that go together: of families, axes, schedules, levers and sizes.
+"""Small runs that together cover every valid pair of choices: families, axes, schedules, levers and sizes.
 
-What holds for each of them is tested where it belongs: parity, memory, traffic, spans, dry runs. Each is run once for all.
+Tests of parity, memory, traffic, spans and dry runs use them. Each runs once for all tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, Workl
 
 Case = TypeVar("Case", bound=Hashable)
 
-CANDIDATES = 4_000  # enough that every pair that goes together is among them
+CANDIDATES = 4_000  # enough to have every valid pair
 MOST_RANKS = 8
 
 CHOICES: dict[str, list[Any]] = {
@@ -27,7 +27,7 @@ CHOICES: dict[str, list[Any]] = {
     "schedule": list(SCHEDULES),
     "zero": [0, 1, 2, 3],
     "pp": [1, 2, 3, 4],
-    "dp": [1, 2, 3],  # three divide no bucket
+    "dp": [1, 2, 3],  # 3 does not divide a bucket
     "tp": [1, 2, 4],
     "split": ["even", "lopsided", "empty first", "empty last", "empty ends"],
     "microbatches": [1, 3, 6],
@@ -47,7 +47,7 @@ SPLITS: dict[int, dict[str, tuple[int, ...]]] = {  # layers of each stage
 
 
 def spec_of(choice: Mapping[str, Any]) -> RunSpec:
-    """Raises `RequestError` where the choices do not go together."""
+    """The spec of some choices. Raises `RequestError` if they are not a valid combination."""
     name, pp = choice["schedule"], choice["pp"]
     tiny = catalog.model(f"{choice['family']}-tiny")
     model = tiny.model_copy(update={"layers": LAYERS[pp], "seq": 32, "vocab": tiny.vocab + choice["odd_vocabulary"]})
@@ -69,12 +69,12 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
 
 
 def candidates(seed: int = 0) -> dict[RunSpec, dict[str, Any]]:
-    """Specs drawn at random, and the choices that made them."""
+    """Random specs, and the choices that made them."""
     draw = random.Random(seed)
     found: dict[RunSpec, dict[str, Any]] = {}
     while len(found) < CANDIDATES:
         choice = {name: draw.choice(values) for name, values in CHOICES.items()}
-        choice["zero"] *= choice["dp"] > 1  # or few would go together
+        choice["zero"] *= choice["dp"] > 1  # otherwise few combinations would be valid
         choice["sequence_parallel"] &= choice["tp"] > 1
         splits = ("even", *SPLITS.get(choice["pp"], ()))
         if choice["dp"] * choice["tp"] * choice["pp"] > MOST_RANKS or choice["split"] not in splits:
@@ -87,9 +87,9 @@ def candidates(seed: int = 0) -> dict[RunSpec, dict[str, Any]]:
 
 
 def few(having: Mapping[Case, Iterable[Hashable]], cost: Mapping[Case, float]) -> tuple[Case, ...]:
-    """Cases that between them have all that any has: again and again the one with most that is missing.
+    """Cases that together have all pairs. A greedy cover: each time the case with most missing pairs.
 
-    One of twice the cost is taken if it has a quarter more.
+    A case of twice the cost is preferred if it has a quarter more of them.
     """
     bits: dict[Hashable, int] = {}
     masks = {case: sum(1 << bits.setdefault(one, len(bits)) for one in its) for case, its in having.items()}
@@ -103,19 +103,19 @@ def few(having: Mapping[Case, Iterable[Hashable]], cost: Mapping[Case, float]) -
 
 @cache
 def covering() -> tuple[RunSpec, ...]:
-    """Always the same ones."""
+    """The cases. They are always the same."""
     drawn = candidates()
     return few({spec: combinations(choice.items(), 2) for spec, choice in drawn.items()}, {spec: _cost(spec) for spec in drawn})
 
 
 def _cost(spec: RunSpec) -> float:
-    """What a run and a dry run take, roughly: processes to start, and passes of layers with their collectives."""
+    """The approximate time of a run and a dry run: processes to start, and passes of layers with their collectives."""
     layout = spec.layout
     return layout.ranks * (8 + spec.workload.microbatches * spec.model.layers / layout.pp * layout.tp)
 
 
 def title(spec: RunSpec) -> str:
-    """What tells a spec from the others."""
+    """The values that distinguish a spec from others, as the id of a test."""
     layout, workload = spec.layout, spec.workload
     levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}"
     numbers = workload.precision + ("-acc" if workload.accumulate == "bf16" else "")

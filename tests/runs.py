@@ -1,4 +1,4 @@
-"""Real runs for tests: one warm host for the whole session, and no saved run that is not held against the contract."""
+"""Real runs for tests: one warm host for the whole session. Every saved run is checked against the contract."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Runs:
         self._queue.close()
 
     def result(self, spec: RunSpec) -> RunResult:
-        """What a run of `spec` saved. A spec asked for twice runs once. Do not change the tables."""
+        """The saved result of a run of `spec`. A spec runs only once. Do not change the tables."""
         if spec not in self._results:
             self._results[spec] = self.fresh(spec)
         return self._results[spec]
 
     def fresh(self, spec: RunSpec) -> RunResult:
-        """The same, from a run of its own."""
+        """The result of a new run."""
         state = self.ended(spec)
         assert state.phase == "done", f"{spec.layout.code}: {state.message}\n{state.traceback}"
         assert state.folder is not None
@@ -69,7 +69,7 @@ class Runs:
         return result
 
     def ended(self, spec: RunSpec) -> RunState:
-        """Run `spec`, well or badly: its last state."""
+        """Run `spec`, and return its last state, even if it failed."""
         id = self._queue.submit(spec)
         state: RunState | None = None
         while state is None or not state.finished:
@@ -81,7 +81,7 @@ class Runs:
 
 
 def _broken(result: RunResult) -> list[str]:
-    """What every run promises beyond the tables' own contract, whatever its spec; a sentence for each promise broken."""
+    """Check what every run promises beyond the contract of tables. A sentence for each broken promise."""
     ranks = list(range(result.spec.layout.ranks))
     of_each_rank = ("memory_peak", "memory_curve", "process", "spans")
     broken = [f"{name} has not every rank" for name in of_each_rank if sorted(result.tables[name]["rank"].unique()) != ranks]
@@ -109,7 +109,7 @@ def rows_of(result: RunResult, table: str) -> list[SimpleNamespace]:
 
 
 def parameters_held(model: ModelSpec, tp: int, layers: int, first: bool, last: bool) -> int:
-    """Parameters of one rank, worked out from the model's definition: its slice of `layers` layers and of what is at the ends.
+    """Parameters of one rank, from the model's definition: its slice of `layers` layers and of the ends.
 
     Norms, position embedding and the biases that are added after a sum are whole on every tp rank.
     """

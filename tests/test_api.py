@@ -38,7 +38,7 @@ Started = Callable[[], list[psutil.Process]]
 
 @pytest.fixture
 def started() -> Started:
-    """The warm hosts that a test has started and that are there: those of other tests may be there too."""
+    """The active warm hosts that the test has started, without those of other tests."""
     before = set(hosts())
     return lambda: [host for host in hosts() if host not in before]
 
@@ -49,28 +49,28 @@ def python(code: str) -> str:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are put."""
+    """The folder for temporary folders."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
-def test_importing_it_loads_no_other_library() -> None:
+def test_importing_engine_loads_no_other_library() -> None:
     assert python("import sys, engine; print({'numpy', 'pandas', 'pydantic', 'torch'} & sys.modules.keys())") == "set()\n"
 
 
-def test_every_name_is_there_and_none_needs_torch() -> None:
+def test_every_name_of_engine_exists_and_none_needs_torch() -> None:
     code = "import sys, engine; print(all(hasattr(engine, name) for name in engine.__all__), 'torch' in sys.modules)"
     assert python(code) == "True False\n"
     assert set(engine.__all__) <= set(dir(engine))
     assert not hasattr(engine, "nothing")
 
 
-def test_predict_is_the_function_also_after_modules_of_that_package() -> None:
+def test_engine_predict_is_the_function_after_imports_of_its_package_too() -> None:
     code = "import engine.predict.memory, engine.predict.run, engine; print(engine.predict(engine.RunSpec()).environment)"
     assert python(code) == "{'source': 'formula'}\n"
 
 
-def test_runs_are_measured_told_of_and_saved_until_the_iterator_is_closed(tmp_path: Path, started: Started) -> None:
+def test_runs_are_measured_reported_and_saved_until_the_iterator_is_closed(tmp_path: Path, started: Started) -> None:
     specs, told = [small("dp1.tp2.pp1"), small("dp2.tp1.pp1")], list[engine.RunState]()
     iterator = engine.run_each([*specs, small()], str(tmp_path), told.append)
     results = list(islice(iterator, len(specs)))
@@ -147,6 +147,6 @@ def test_a_search_is_that_of_the_command_line(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(same.layouts, plan.layouts)
 
 
-def test_what_is_no_saved_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_saved_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(engine.RequestError, match="is not a saved run: there is no run"):
         engine.load(tmp_path)

@@ -1,4 +1,4 @@
-"""The command line, as a user's shell sees it: what it prints where, and its exit status."""
+"""The command line: its output on both streams, and its exit status."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_run_prints_progress_and_a_summary(tmp_path: Path) -> None:
         assert f"\n  {word}" in done.stdout
 
 
-def test_a_spec_goes_in_and_json_comes_out(tmp_path: Path) -> None:
+def test_a_spec_file_gives_json(tmp_path: Path) -> None:
     text = tmp_path / "the user's.txt"
     text.write_text("Die Würde des Menschen ist unantastbar. " * 30, encoding="utf-8")
     spec = small("dp2.tp1.pp1", text=text.name, steps=5)
@@ -67,7 +67,7 @@ def test_a_spec_goes_in_and_json_comes_out(tmp_path: Path) -> None:
     assert store.listing(tmp_path / "runs") == [Path(result["folder"])]
 
 
-def test_a_failing_rank_is_named_with_its_own_traceback(tmp_path: Path) -> None:
+def test_a_failing_rank_is_named_with_its_traceback(tmp_path: Path) -> None:
     done = engine("run", *TINY, "--tp", "2", "--fault", "raise:1@2", "--out", str(tmp_path))
     assert done.returncode == 1
     assert done.stdout == ""
@@ -79,7 +79,7 @@ def test_a_failing_rank_is_named_with_its_own_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_cancels_in_order(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_a_signal_cancels_cleanly(tmp_path: Path, number: signal.Signals, status: int) -> None:
     command = [sys.executable, "-m", "engine", "run", *TINY[:-1], "10000", "--dp", "2", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
@@ -155,7 +155,7 @@ def test_every_field_of_the_spec_is_a_flag(capsys: pytest.CaptureFixture[str]) -
             assert f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}\n" in text
 
 
-def test_flags_override_what_a_name_stands_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_override_the_fields_of_a_named_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[RunSpec] = []
 
     def note_and_refuse(spec: RunSpec, running: RunSpec | None) -> None:
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, c
     assert said.startswith(f"{broken} is not a saved run: ")
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -206,8 +206,8 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_run_that_was_saved_is_done_though_nothing_can_be_said_of_it(tmp_path: Path) -> None:
-    """To a folder whose name is no UTF-8, from a shell that has only ASCII, with both streams on a full disk."""
+def test_a_saved_run_succeeds_even_if_nothing_can_be_printed(tmp_path: Path) -> None:
+    """The folder's name is not UTF-8, the shell has only ASCII, and both streams are on a full disk."""
     home = tmp_path / os.fsdecode(b"caf\xe9")
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "engine", "run", *TINY, "--out", str(home)]
@@ -234,13 +234,13 @@ def test_a_run_that_was_saved_is_done_though_nothing_can_be_said_of_it(tmp_path:
         ("run --spec - <&-", 2, "this is not JSON: Expecting value: line 1 column 1 (char 0)\n"),
     ],
 )
-def test_a_stream_that_takes_or_gives_nothing_is_no_traceback(command: str, status: int, said: str) -> None:
+def test_a_broken_stream_gives_no_traceback(command: str, status: int, said: str) -> None:
     line = f"{shlex.quote(sys.executable)} -m engine {command}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
 
 
-def test_a_letter_that_an_encoding_has_not_is_written_as_its_number() -> None:
+def test_a_character_outside_the_encoding_is_escaped() -> None:
     asked = ("search", "--model", "gpt-tiny", "--ranks", "2", "--device", "l40s")
     shown = engine(*asked, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -255,7 +255,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_progress_is_one_line_written_over_again() -> None:
+def test_on_a_terminal_progress_rewrites_one_line() -> None:
     terminal = Terminal()
     progress = Progress(terminal)
     state = RunState("x", RunSpec())

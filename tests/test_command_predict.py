@@ -1,4 +1,4 @@
-"""`python -m engine predict`: what it prints, and that its sums add up."""
+"""`python -m engine predict`: its output, and that its terms add up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_every_stage_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1].strip().startswith("bubble   42.9%")  # (p − 1) ÷ (m + p − 1) = 3 ÷ 7
 
 
-def test_json_unfolds_every_number_into_its_sum(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_terms_of_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--layout", "dp2.pp2", "--zero", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     peaks = memory(RunSpec(layout=LayoutSpec(dp=2, pp=2, zero=1))).peaks
@@ -37,12 +37,12 @@ def test_one_stage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("softmax" in line for line in lines)
 
 
-def test_a_stage_that_is_not_there_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--layout", "pp2", "--explain", "2"]) == 2
     assert capsys.readouterr().err == "stage 2 is not one of the 2, 0 to 1\n"
 
 
-def test_for_inference_it_shows_what_is_held_and_sent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_for_inference_it_prints_memory_and_traffic(capsys: pytest.CaptureFixture[str]) -> None:
     """GPT-3 175B in bf16 over tp=8: 9.66 GB of keys and values for 2,048 tokens, an eighth of them on a rank."""
     asked = ["predict", "--model", "gpt3-175b", "--layout", "tp8", "--precision", "bf16", "--inference", "--length", "2048"]
     assert main([*asked, "--sequences", "1", "16", "--json"]) == 0
@@ -65,12 +65,12 @@ def test_for_inference_it_shows_what_is_held_and_sent(capsys: pytest.CaptureFixt
         (["--inference", "--model", "bert-base"], "bert does not predict the next token"),
     ],
 )
-def test_what_is_no_inference_is_refused(flags: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_inference_is_refused(flags: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", *flags]) == 2
     assert why in capsys.readouterr().err
 
 
-def test_for_inference_with_an_encoder_it_shows_what_is_held_and_claims_nothing_of_what_is_sent(
+def test_for_inference_with_an_encoder_it_prints_memory_and_no_traffic(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two decoder layers keep two vectors of 64 numbers for each of 32 tokens and each token of the source, in fp32."""
@@ -85,7 +85,7 @@ def test_for_inference_with_an_encoder_it_shows_what_is_held_and_claims_nothing_
     assert held["kv_cache"] == 2 * 2 * (32 + model["seq"]) * model["hidden"] * 4 // 2
 
 
-def test_very_many_ranks_take_a_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_very_many_ranks_there_is_a_line_for_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--layout", "dp65536.tp1.pp1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
 
@@ -98,7 +98,7 @@ def test_very_many_ranks_take_a_line_a_stage(capsys: pytest.CaptureFixture[str])
         ("--layers 1024 --layout pp1024 --schedule zb-h1 --microbatches 65536", "7,364,592 passes and messages"),
     ],
 )
-def test_what_no_table_can_hold_is_a_wrong_request(asked: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_too_large_for_tables_are_refused(asked: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", *asked.split()]) == 2
     answer = capsys.readouterr()
     assert answer.out == ""

@@ -1,4 +1,4 @@
-"""`python -m engine search` and `devices`, as a user's shell sees them."""
+"""`python -m engine search` and `devices`: output and exit status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_devices_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str
     assert all(device["source"] for device in listed)
 
 
-def test_a_search_prints_the_best_and_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_search_prints_the_best_layouts_and_the_reasons(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "all.csv"
     assert main([*SMALL, "--top", "3", "--out", str(file)]) == 0
     out = capsys.readouterr().out
@@ -40,7 +40,7 @@ def test_a_search_prints_the_best_and_why(capsys: pytest.CaptureFixture[str], tm
     assert table["reason"][~table["fits"]].str.contains("more than the device's 22.4 GiB").all()
 
 
-def test_as_json_with_a_device_from_a_file_and_other_assumptions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_search_takes_a_device_file_and_assumptions_and_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(DEVICES["rtx-4090"].model_copy(update={"name": "mine", "memory_bytes": 6 * 10**9}).model_dump_json())
     mine = [str(file) if word == "rtx-4090" else word for word in SMALL]
@@ -56,7 +56,7 @@ def test_as_json_with_a_device_from_a_file_and_other_assumptions(capsys: pytest.
     assert result["why"]
 
 
-def test_where_nothing_fits_the_least_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_if_nothing_fits_the_smallest_layout_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--model", "gpt3-175b", "--ranks", "8", "--device", "rtx-4090"]) == 0
     out = capsys.readouterr().out
     assert ": 0 fit 22 GiB" in out
@@ -100,7 +100,9 @@ def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -
         (["--out", "/nowhere/x.csv"], "cannot write /nowhere/x.csv: "),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str], change: list[str], sentence: str) -> None:
+def test_a_wrong_search_is_refused_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], change: list[str], sentence: str
+) -> None:
     assert main([*SMALL, *change]) == 2
     said = capsys.readouterr()
     assert said.out == ""

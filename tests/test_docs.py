@@ -1,4 +1,4 @@
-"""What the documents say is there: the files they name, where their links lead, the columns of tables."""
+"""Documents agree with the code: paths, links, and columns of tables exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.tables import SCHEMAS
 
 HOUSE = Path(__file__).parent.parent
 DOCUMENTS = sorted(path.relative_to(HOUSE) for path in (*HOUSE.glob("*.md"), *(HOUSE / "docs").glob("*.md")))
-# A path in code marks from the root, such as `engine/store.py`; names in capitals stand for any name.
+# A path in code marks from the root, such as `engine/store.py`; names in capitals are placeholders.
 _ROOT = {"app.py", "pyproject.toml", "Makefile", "README.md"}
 _CODE = re.compile(r"`([\w./-]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -44,7 +44,7 @@ def test_every_link_of_a_document_leads_to_a_file_and_a_heading(document: Path) 
 
 
 def headings(text: str) -> set[str]:
-    """As links name them: in small letters, with dashes for spaces."""
+    """Headings as anchors in links: in lower case, with dashes for spaces."""
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -55,7 +55,7 @@ def test_the_tables_are_described_with_their_columns() -> None:
     assert described == {name: ", ".join(columns) for name, columns in SCHEMAS.items()}
 
 
-def test_a_path_that_is_gone_and_a_link_into_nothing_would_be_found() -> None:
+def test_the_checks_find_a_missing_path_and_a_dead_link() -> None:
     assert paths_named("`engine/gone.py`, `engine/predict`, `other/thing.py`, `pages/NAME/page.py`, `app.py`") == {
         "engine/gone.py",
         "engine/predict",

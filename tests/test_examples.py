@@ -1,4 +1,4 @@
-"""The scripts in examples/ do what their first lines say, as a user starts them."""
+"""The scripts in examples/, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def example(name: str, *arguments: str, check: bool = True) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, check=check, cwd=EXAMPLES.parent, timeout=PATIENCE_S)
 
 
-def test_each_can_be_read_at_a_glance() -> None:
+def test_each_example_is_short() -> None:
     scripts = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "__init__.py")
     assert scripts
     assert {path.name: lines for path in scripts if (lines := len(path.read_text().splitlines())) > LONGEST} == {}
@@ -37,14 +37,14 @@ def test_each_can_be_read_at_a_glance() -> None:
         ("best_layout", ("--device", "h100"), "there is no device 'h100'"),
     ],
 )
-def test_a_typing_mistake_is_answered_with_one_sentence(script: str, mistake: tuple[str, ...], says: str) -> None:
+def test_a_wrong_argument_gives_one_sentence(script: str, mistake: tuple[str, ...], says: str) -> None:
     done = example(script, *mistake, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(says)
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_schedules_are_compared_by_what_they_take_and_what_was_predicted() -> None:
+def test_schedules_are_compared_with_measured_and_predicted_memory() -> None:
     lines = example("compare_schedules", "gpipe", "1f1b", "--layout", "pp2", "--microbatches", "4").stdout.splitlines()[1:]
     rows = [(name, int(stage), int(measured), int(predicted)) for name, stage, measured, predicted in map(_words, lines)]
     assert [row[:2] for row in rows] == [("gpipe", 0), ("gpipe", 1), ("1f1b", 0), ("1f1b", 1)]
@@ -56,7 +56,7 @@ def _words(line: str) -> list[str]:
     return line.replace(",", "").split()
 
 
-def test_the_largest_microbatch_fits_and_one_more_does_not() -> None:
+def test_the_largest_microbatch_fits_and_a_larger_one_does_not() -> None:
     said = example("largest_microbatch", "--model", "gpt2-1.5b", "--layout", "dp2.tp1.pp2", "--device", "rtx-4090").stdout
     match = re.search(r"the largest that fits is (\d+)", said)
     assert match, said
@@ -68,7 +68,7 @@ def test_the_largest_microbatch_fits_and_one_more_does_not() -> None:
     assert "none fits" in example("largest_microbatch", "--model", "gpt3-175b", "--layout", "dp1", "--device", "rtx-4090").stdout
 
 
-def test_the_best_layout_comes_as_settings_of_the_framework() -> None:
+def test_the_best_layout_is_printed_as_settings_of_the_framework() -> None:
     done = example("best_layout", "--model", "gpt2-1.5b", "--ranks", "8", "--device", "rtx-4090")
     plan = search("gpt2-1.5b", 8, "rtx-4090")
     fitting = plan.layouts[plan.layouts["fits"] & plan.layouts["schedule"].isin(["1f1b", "interleaved"])]

@@ -1,4 +1,4 @@
-"""Rules of the house that import contracts and linters cannot say, and the rules of this test suite itself."""
+"""Rules that import contracts and linters cannot check, and the rules of this test suite."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 COMMUNICATION = Path("engine/parallel/comm.py")
-# All that others may use of torch.distributed: where ranks meet, and how that goes wrong. No data of a step passes there.
-MEETING = {"FileStore", "HashStore", "PrefixStore", "Store", "TCPStore", "rendezvous"}
-MEETING |= {"DistError", "DistNetworkError", "DistStoreError"}
+# What other modules may use of torch.distributed: the rendezvous and its errors. No data of a step passes there.
+RENDEZVOUS = {"FileStore", "HashStore", "PrefixStore", "Store", "TCPStore", "rendezvous"}
+RENDEZVOUS |= {"DistError", "DistNetworkError", "DistStoreError"}
 LONGEST = 400  # lines of a file
-# What reads or writes pickles, openly or underneath. Reading one runs whatever it says.
+# What reads or writes pickles, directly or indirectly. Reading a pickle can execute any code.
 PICKLING = {"_pickle", "cloudpickle", "concurrent.futures.ProcessPoolExecutor", "dill", "joblib", "marshal", "multiprocessing"}
 PICKLING |= {"numpy.load", "pandas.read_pickle", "pickle", "shelve", "torch.load", "torch.save"}
 PICKLING_METHODS = {"to_pickle", "all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
@@ -26,7 +26,7 @@ SKIPPING = {f"pytest.{name}" for name in ("importorskip", "mark.skip", "mark.ski
 
 
 def python_files(*folders: str) -> list[Path]:
-    """Relative to the repository."""
+    """Paths relative to the repository."""
     return sorted(path.relative_to(HOUSE) for folder in folders for path in (HOUSE / folder).rglob("*.py"))
 
 
@@ -37,43 +37,43 @@ TESTS = python_files("tests")
 def names_used(path: Path) -> Iterator[tuple[str, str]]:
     """(where, full dotted name) of every name and attribute in a file, imports resolved: dist.send → torch.distributed.send."""
     module = ast.parse((HOUSE / path).read_text(encoding="utf-8"), str(path))
-    stands_for: dict[str, str] = {}
+    full_names: dict[str, str] = {}
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
-            stands_for |= {alias.asname: alias.name for alias in node.names if alias.asname}
+            full_names |= {alias.asname: alias.name for alias in node.names if alias.asname}
         elif isinstance(node, ast.ImportFrom):
-            stands_for |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            full_names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     for node in ast.walk(module):
         if isinstance(node, (ast.Name, ast.Attribute)) and (name := _dotted(node)):
             head, dot, rest = name.partition(".")
-            yield f"{path}:{node.lineno}", stands_for.get(head, head) + dot + rest
-    for local, full in stands_for.items():
+            yield f"{path}:{node.lineno}", full_names.get(head, head) + dot + rest
+    for local, full in full_names.items():
         yield f"{path} imports {local}", full
 
 
 def _dotted(node: ast.expr) -> str:
-    """A chain of attributes in words; empty for anything else, such as an attribute of a call's result."""
+    """A chain of attributes as text; empty for anything else, such as an attribute of a call's result."""
     if isinstance(node, ast.Name):
         return node.id
     base = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
     return f"{base}.{node.attr}" if isinstance(node, ast.Attribute) and base else ""
 
 
-def beyond_meeting(path: Path) -> list[str]:
-    """What a file uses of torch.distributed that only `engine/parallel/comm.py` may."""
+def restricted_uses(path: Path) -> list[str]:
+    """Uses of torch.distributed in a file that are allowed only in `engine/parallel/comm.py`."""
     return [
         f"{where}: {name}"
         for where, name in names_used(path)
-        if name.startswith("torch.distributed.") and name.split(".")[2] not in MEETING
+        if name.startswith("torch.distributed.") and name.split(".")[2] not in RENDEZVOUS
     ]
 
 
-def test_only_the_door_uses_collectives_and_transfers() -> None:
-    assert any("all_reduce" in found for found in beyond_meeting(COMMUNICATION)), "the check would not see a collective"
-    assert [found for path in PRODUCT if path != COMMUNICATION for found in beyond_meeting(path)] == []
+def test_only_comm_py_uses_collectives_and_transfers() -> None:
+    assert any("all_reduce" in found for found in restricted_uses(COMMUNICATION)), "the check would not see a collective"
+    assert [found for path in PRODUCT if path != COMMUNICATION for found in restricted_uses(path)] == []
 
 
-def test_what_the_engine_reads_beside_its_code_is_installed_with_it() -> None:
+def test_data_files_of_the_engine_are_part_of_the_package() -> None:
     with (HOUSE / "pyproject.toml").open("rb") as file:
         named = tomllib.load(file)["tool"]["setuptools"]["package-data"]["engine"]
     found = {path for path in (HOUSE / "engine").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
@@ -81,7 +81,7 @@ def test_what_the_engine_reads_beside_its_code_is_installed_with_it() -> None:
 
 
 def pickles(path: Path) -> list[str]:
-    """What a file uses that reads or writes pickles."""
+    """Uses of functions that read or write pickles in a file."""
     return [
         f"{where}: {name}"
         for where, name in names_used(path)
@@ -94,8 +94,11 @@ def test_nothing_is_pickled() -> None:
     assert [found for path in PRODUCT for found in pickles(path)] == []
 
 
-def test_a_file_that_needs_a_table_of_contents_is_two_files() -> None:
-    lines = {str(path): len((HOUSE / path).read_text(encoding="utf-8").splitlines()) for path in PRODUCT}
+def test_no_file_is_longer_than_400_lines() -> None:
+    lines = {
+        str(path): len((HOUSE / path).read_text(encoding="utf-8").splitlines())
+        for path in [*PRODUCT, *TESTS, *python_files("benchmarks")]
+    }
     assert {path: count for path, count in lines.items() if count > LONGEST} == {}
 
 
@@ -111,13 +114,13 @@ def test_no_test_is_skipped_or_expected_to_fail() -> None:
 
 @pytest.fixture(scope="module")
 def torch() -> ModuleType:
-    """A little suite asks torch how many GPUs there are; what one imports is forgotten after it, and torch cannot be twice."""
+    """Import torch before an inner suite does: pytester unloads what that imports, and torch cannot be imported twice."""
     return importlib.import_module("torch")
 
 
 @pytest.fixture
 def suite(torch: ModuleType, pytester: pytest.Pytester) -> pytest.Pytester:
-    """A little suite under the rules of this one, in this process."""
+    """An inner suite under the rules of this one, in this process."""
     pytester.makeconftest((HOUSE / "tests" / "conftest.py").read_text(encoding="utf-8"))
     pytester.makeini("[pytest]\nmarkers = gpu(count=1)")
     return pytester
@@ -141,7 +144,7 @@ def test_with_no_skips_a_skipped_test_has_failed(suite: pytest.Pytester) -> None
     )
     suite.runpytest().assert_outcomes(passed=1, skipped=2, xfailed=1)
     result = suite.runpytest("--no-skips")
-    result.assert_outcomes(passed=1, failed=2, errors=1)  # a mark skips before the test is set up: pytest's word is error
+    result.assert_outcomes(passed=1, failed=2, errors=1)  # a mark skips before setup, which pytest reports as error
     result.stdout.fnmatch_lines(
         ["*--no-skips: *not today*", "*--no-skips: *on second thoughts*", "*--no-skips: expected to fail*"]
     )
@@ -154,7 +157,7 @@ def test_with_no_skips_a_skipped_module_has_failed(suite: pytest.Pytester) -> No
     suite.runpytest("--no-skips").assert_outcomes(errors=1)
 
 
-def test_without_a_browser_what_needs_one_is_left_out_and_the_last_line_says_so(
+def test_without_a_browser_its_tests_are_left_out_and_the_last_line_says_so(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite.makepyfile(
@@ -181,6 +184,6 @@ def test_without_a_browser_what_needs_one_is_left_out_and_the_last_line_says_so(
     suite.runpytest("--no-skips").assert_outcomes(passed=1, errors=1)
 
 
-def test_what_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:
+def test_a_test_that_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:
     suite.makepyfile("import pytest\n\n@pytest.mark.gpu(count=1_000)\ndef test_on_a_thousand(): pass")
     suite.runpytest("--no-skips").assert_outcomes(skipped=1)

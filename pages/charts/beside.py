@@ -1,4 +1,4 @@
-"""The prediction, and once there is a run the measurement beside it: memory of every rank, and traffic by kind of call."""
+"""Predicted memory of every rank and traffic by kind of call. After a run, the measured values are drawn beside them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_
 from pages.charts.look import Look
 from pages.charts.names import categories, phase
 from pages.charts.neighbours import StageRows, by_stage
-from pages.charts.roles import Roles, opacity, outline, told
+from pages.charts.roles import Roles, opacity, outline, role_name
 from pages.charts.template import Template, filled, template
 from pages.charts.titles import memory_title, share, stage_title, traffic_title
 from pages.charts.traffic import Measure, meaning
 from pages.charts.units import Unit, byte_unit, in_bytes, significant
 from pages.charts.words import Words
 
-_ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
-MOST_BARS = 32  # ranks of which each has a bar; beyond, one bar stands for the equal ranks of a stage
-_CAPACITY_IN_SIGHT = 8.0  # the device's line is drawn where it is at most that many times as high as the highest bar
-_PALE = 0.45  # a prediction beside its measurement
-_TEMPLATES = 32  # kept of each chart: a few for every language and theme
+_ORDER = (*CATEGORIES, KV_CACHE)  # of categories, from the bottom of a stack
+MOST_BARS = 32  # ranks with a bar each; if there are more, one bar stands for the equal ranks of a stage
+_CAPACITY_IN_SIGHT = 8.0  # the line of the capacity is drawn if it is at most this many times as high as the highest bar
+_PALE = 0.45  # opacity of a prediction beside its measurement
+_TEMPLATES = 32  # of each chart that are cached: a few for every language and theme
 
 
 def memory(
@@ -37,10 +37,10 @@ def memory(
     roles: Roles | None = None,
     ranks: int = 0,
 ) -> Drawing:
-    """Stacked bars by category: each rank as predicted, and beside it, if there is a run, as measured with the signed error.
+    """Stacked bars by category: predicted for each rank and, if there is a run, measured with the signed error.
 
-    `capacity` of the device in bytes is a line, where it is in sight. With `roles`, the chosen rank is marked. `ranks`: how many
-    there are, where that may be more than the tables have.
+    `capacity` of the device in bytes is drawn as a line, unless it is far above the bars. With `roles`, the chosen rank is
+    marked. `ranks`: their number, if not all have rows in the tables.
     """
     say, named = style.say, categories(style.say)
     sources = {"measured": say("measured"), "formula": say("predicted")}
@@ -64,7 +64,7 @@ def memory(
     )
     tops = _tops(totals, sources, unit.size)
     tops["outline"] = [outline(rank, roles) for rank in tops["rank"]]
-    if stages and stages.together > 1:  # there is no room for more
+    if stages and stages.together > 1:  # bars have no room for more text
         tops["text"] = tops["text"].where(tops["bytes"] == tops["bytes"].max(), "")
     in_sight = capacity is not None and capacity / unit.size <= float(tops["amount"].max()) * _CAPACITY_IN_SIGHT
     shown, hues = coloured(style.category, rows["category"], named)
@@ -96,7 +96,7 @@ def memory(
 def traffic(
     measured: pd.DataFrame | None, predicted: pd.DataFrame, ranks: int, measure: Measure, rank: int | None, style: Look
 ) -> Drawing:
-    """Bars by axis, collective and phase: the mean over all ranks, or one `rank`'s own; predicted, and measured beside it."""
+    """Bars by axis, collective and phase: predicted, with the measured ones beside them. The mean of all ranks, or one `rank`."""
     say, column = style.say, f"{measure}_bytes"
     both = compared("traffic", measured if measured is not None else predicted, predicted)
     if rank is not None:
@@ -110,7 +110,7 @@ def traffic(
         _traffic_template(style, measured is not None, column),
         names=rows["name"].tolist(),
         amount=_traffic_x_title(measure, unit.name, say),
-        end=1.45 * most,  # with room at the right for the text that follows the longest bar
+        end=1.45 * most,  # with room at the right for the text of the longest bar
         axes=axes,
         hues=hues,
     )
@@ -130,7 +130,7 @@ def traffic(
 
 
 def marks(axis: str, collective: str, phase_code: str, say: Words) -> dict[str, Rows]:
-    """The bar of that kind of call, to be pointed at in the chart of traffic."""
+    """The bar of a kind of call in the chart of traffic, as rows to point at."""
     return {"marked": [{"name": _kind(axis, collective, phase_code, say)}]}
 
 
@@ -139,7 +139,7 @@ def marks(axis: str, collective: str, phase_code: str, say: Words) -> dict[str, 
 
 @lru_cache(_TEMPLATES)
 def _memory_template(style: Look, measured: bool, capacity: bool) -> Template:
-    """The blanks are the title of the axis of ranks and its labels, that of the bars' amount, and the legend."""
+    """Its blanks are the title and the labels of the axis of ranks, the title of the axis of bytes, and the legend."""
     x = alt.X("rank:O", axis=alt.Axis(title="$ranks", labelAngle=0, labelExpr="$labels"))
     layers = [_bars(x, style), *_over_bars(x, style)]
     if measured:
@@ -149,7 +149,7 @@ def _memory_template(style: Look, measured: bool, capacity: bool) -> Template:
 
 
 def _bars(x: alt.X, style: Look) -> alt.Chart:
-    """The stacks themselves; a click on one chooses its rank."""
+    """The stacked bars. A click on one chooses its rank."""
     say = style.say
     return (
         alt.Chart(alt.NamedData("bars"))
@@ -173,7 +173,7 @@ def _bars(x: alt.X, style: Look) -> alt.Chart:
 
 
 def _over_bars(x: alt.X, style: Look) -> list[alt.Chart]:
-    """The frames of the chosen rank and its peers, and what is written above each bar."""
+    """The frames of the chosen rank and its peers, and the texts above bars."""
     frames = alt.Chart(alt.NamedData("framed")).mark_bar(fillOpacity=0, stroke=style.text)
     words = alt.Chart(alt.NamedData("tops")).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
     return [
@@ -195,7 +195,7 @@ def _each_bar(stages: StageRows | None, say: Words) -> str:
 
 
 def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.DataFrame:
-    """A row for each bar: where it ends, and what is written above it."""
+    """A row for each bar: its end, and the text above it."""
     tops = totals.reset_index(name="bytes")
     tops["amount"], tops["by"] = tops["bytes"] / unit, tops["source"].map(sources)
     own = tops[tops["source"] == "measured"]
@@ -208,7 +208,7 @@ def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.Da
 
 
 def error_of(predicted: float, measured: float) -> str:
-    """The signed error of a prediction: "+0.12%", "−1.30%", "+<0.01%"; "±0" only where it is exact."""
+    """The signed error of a prediction: "+0.12%", "−1.30%", "+<0.01%". It is "±0" only if the prediction is exact."""
     if predicted == measured:
         return "±0"
     error = predicted / measured - 1 if measured else 1.0
@@ -226,7 +226,7 @@ def _capacity_line(style: Look) -> list[alt.Chart]:
 
 
 def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each rank and source, a column for each category, and their sum."""
+    """A row for each rank and source, a column for each category and for their sum."""
     who, found = ["rank", *COORDINATE, "source"], dict[tuple[Any, ...], dict[str, int]]()
     for *rank, category, size in rows[[*who, "category", "bytes"]].itertuples(index=False):
         found.setdefault(tuple(rank), {})[category] = size
@@ -235,11 +235,11 @@ def _memory_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labels(rows: pd.DataFrame, stages: StageRows | None, roles: Roles | None, say: Words) -> str:
-    """A Vega expression: the rank, beneath it its stage and what it is to the chosen one; for a stage's bar, only the stage."""
+    """A Vega expression for labels: the rank, its stage, its relation to the chosen rank. For a stage's bar, only the stage."""
     lines = {}
     for rank, pp in dict(zip(rows["rank"], rows["pp"], strict=True)).items():
-        stage = stages.called(pp, say) if stages else say("stage {stage}", stage=pp)
-        lines[str(rank)] = [stage] if stages else [str(rank), stage, *([told(roles[rank], say)] if roles else [])]
+        stage = stages.label(pp, say) if stages else say("stage {stage}", stage=pp)
+        lines[str(rank)] = [stage] if stages else [str(rank), stage, *([role_name(roles[rank], say)] if roles else [])]
     return f"{json.dumps(lines, ensure_ascii=False)}[datum.label]"
 
 
@@ -252,7 +252,7 @@ def _x_title(stages: StageRows | None, say: Words) -> str:
 
 @lru_cache(_TEMPLATES)
 def _traffic_template(style: Look, measured: bool, column: str) -> Template:
-    """The blanks are the names of the rows, the title of the amounts' axis and its end, and the legend."""
+    """Its blanks are the names of the rows, the title and the end of the axis of bytes, and the legend."""
     shown = "measured" if measured else "predicted"
     y, scale = alt.Y("name:N", sort=["$names"], title=None), alt.Scale(domain=[0, "$end"])
     tooltip = _traffic_tooltip(column, measured, style.say)
@@ -265,7 +265,7 @@ def _traffic_template(style: Look, measured: bool, column: str) -> Template:
             tooltip=tooltip,
         )
     ]
-    if measured:  # where the prediction is: a tick across the measured bar
+    if measured:  # the prediction: a tick across the measured bar
         tick = chart.mark_tick(color=style.text, thickness=3, size=26)
         layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
     text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
@@ -274,7 +274,7 @@ def _traffic_template(style: Look, measured: bool, column: str) -> Template:
 
 
 def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words) -> tuple[pd.DataFrame, Unit]:
-    """A row for each axis, collective and phase, with its name, its bytes in the unit, and what is said of its bar."""
+    """A row for each axis, collective and phase, with its name, its bytes in the unit, and the text of its bar."""
     numbers = [f"{number}_{side}" for number in (column, "calls") for side in ("measured", "predicted")]
     rows = both.groupby(["axis", "collective", "phase"], as_index=False)[numbers].sum()
     rows[numbers] = rows[numbers] / ranks
@@ -296,7 +296,7 @@ def _kind(axis: str, collective: str, phase_code: str, say: Words) -> str:
 
 
 def _frame(y: alt.Y, style: Look) -> alt.Chart:
-    """Around the bar that the page points at, if it is there, and what is written behind it."""
+    """A frame around the bar that the page points at, if any, and around its text."""
     return (
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter(alt.FieldOneOfPredicate(field="name", oneOf=["$names"]))
@@ -312,7 +312,7 @@ def _traffic_x_title(measure: Measure, unit: str, say: Words) -> str:
 
 
 def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[alt.Tooltip]:
-    told = [
+    lines = [
         alt.Tooltip("axis:N", title=say("axis")),
         alt.Tooltip("collective:N", title=say("collective")),
         alt.Tooltip("phase:N", title=say("phase")),
@@ -320,15 +320,15 @@ def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[alt.Toolti
         alt.Tooltip("calls_predicted:Q", title=say("predicted calls"), format=",.6~r"),
     ]
     if measured:
-        told += [
+        lines += [
             alt.Tooltip(f"{column}_measured:Q", title=say("measured bytes"), format=",.8~r"),
             alt.Tooltip("calls_measured:Q", title=say("measured calls"), format=",.6~r"),
         ]
-    return told
+    return lines
 
 
 def _in_calls(size: str, mean: float, say: Words) -> str:
-    """ "4 KiB in 1 call", "4 KiB in 0.50 calls": a mean over ranks need not be whole."""
+    """ "4 KiB in 1 call", "4 KiB in 0.50 calls": a mean over ranks need not be a whole number."""
     if mean == int(mean):
         return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
     return say("{size} in {mean} calls", size=size, mean=significant(mean))

@@ -1,4 +1,4 @@
-"""What a measured pipeline waited for: the chain of passes that the last of them goes back to."""
+"""The critical path of a measured pipeline: the chain of passes that its last pass waited for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.topology import Mesh
 
 
 class _Pass(NamedTuple):
-    label: int  # of its row in the table
+    label: int  # index label of its row in the table
     rank: int
     kind: str
     chunk: int
@@ -21,10 +21,10 @@ class _Pass(NamedTuple):
 
 
 def critical_path(spans: pd.DataFrame, mesh: Mesh) -> set[int]:
-    """Index labels of the spans on the chain, which runs through one pipeline: the one that ends last.
+    """Index labels of the spans on the critical path of the pipeline that ends last.
 
-    A pass goes on from whichever ended later: the pass before it on its rank, or the one that made what it takes in. Waits for
-    ranks of other slices and replicas lie inside passes and are not told apart.
+    A pass waits for the pass before it on its rank and for the passes that produce its inputs. The one that ended last is on the
+    path. Waiting for other tp slices and dp replicas is part of a pass and is not shown.
     """
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
     fields = (work[c] for c in ("rank", "kind", "chunk", "microbatch", "start_ns", "end_ns"))
@@ -32,29 +32,30 @@ def critical_path(spans: pd.DataFrame, mesh: Mesh) -> set[int]:
     if not every:
         return set()
     last, per_stage = max(every, key=lambda p: p.end), mesh.stride("pp")
-    mine = sorted((p for p in every if p.rank % per_stage == last.rank % per_stage), key=lambda p: p.start)
+    pipeline = sorted((p for p in every if p.rank % per_stage == last.rank % per_stage), key=lambda p: p.start)
     before: dict[int, _Pass] = {}
     latest: dict[int, _Pass] = {}
-    for p in mine:
+    for p in pipeline:
         if p.rank in latest:
             before[p.label] = latest[p.rank]
         latest[p.rank] = p
-    made = {(p.kind, p.chunk, p.microbatch): p for p in mine}
+    made = {(p.kind, p.chunk, p.microbatch): p for p in pipeline}
 
-    found, at = {last.label}, last
+    found, current = {last.label}, last
     while True:
-        given = [made[kind, chunk, at.microbatch] for kind, chunk in _makers(at) if (kind, chunk, at.microbatch) in made]
-        ahead = [p for p in (*given, *([before[at.label]] if at.label in before else [])) if p.label not in found]
-        if not ahead:
+        keys = [(kind, chunk, current.microbatch) for kind, chunk in _producers(current)]
+        produced = [made[key] for key in keys if key in made]
+        earlier = [p for p in (*produced, *([before[current.label]] if current.label in before else [])) if p.label not in found]
+        if not earlier:
             return found
-        at = max(ahead, key=lambda p: p.end)
-        found.add(at.label)
+        current = max(earlier, key=lambda p: p.end)
+        found.add(current.label)
 
 
-def _makers(of: _Pass) -> list[tuple[str, int]]:
-    """(kind, chunk) of the passes that a pass takes something from."""
-    if of.kind == "F":
-        return [("F", of.chunk - 1)]
-    if of.kind == "W":
-        return [("I", of.chunk)]
-    return [("B", of.chunk + 1), ("I", of.chunk + 1), ("F", of.chunk)]
+def _producers(consumer: _Pass) -> list[tuple[str, int]]:
+    """(kind, chunk) of the passes that produce a pass's inputs."""
+    if consumer.kind == "F":
+        return [("F", consumer.chunk - 1)]
+    if consumer.kind == "W":
+        return [("I", consumer.chunk)]
+    return [("B", consumer.chunk + 1), ("I", consumer.chunk + 1), ("F", consumer.chunk)]

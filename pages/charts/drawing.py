@@ -1,4 +1,4 @@
-"""What every chart function returns."""
+"""`Drawing`, which every chart function returns, and what charts share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """One chart, ready to be shown, exported or read aloud.
+    """One chart, to be shown, exported or read aloud.
 
-    `subject` names what is drawn; `title` states what the chart finds; `reading` tells how to read it; `spec` is
-    Vega-Lite with its data inside; `table` holds the same numbers, exact and in full, for those who cannot see the chart.
-    `moving` tells how the mouse moves it, which is not so on paper.
+    `subject` names what is drawn. `title` states the result that the chart shows. `reading` explains how to read it. `spec` is
+    Vega-Lite with its data. `table` has the same numbers, exact and complete, for readers who cannot see the chart. `moving`
+    explains what the mouse does. It is left out on paper.
     """
 
     subject: str
@@ -35,48 +35,48 @@ class Drawing:
 def finish(
     chart: alt.TopLevelMixin | dict[str, Any], style: Look, title: str, data: Mapping[str, Rows] | None = None
 ) -> dict[str, Any]:
-    """Altair's chart, or what came of its template, as a plain Vega-Lite spec with the settings that all charts share.
+    """A plain Vega-Lite spec of Altair's chart, or of a filled template, with the settings that all charts share.
 
-    `data` are the rows of the data sets that the chart only names. One that is empty until a page points at something is given
-    as `nothing`: see `pages.shared.pointing`. The spec is not held against Vega-Lite's schema, which would take longer than
-    all else; a test does so.
+    `data` are the rows of the data sets that the chart refers to by name. A data set that is empty until a page points at
+    something is `nothing()`: see `pages.shared.pointing`. The spec is not validated here, because that would take longer than
+    everything else. Tests validate it.
     """
     spec: dict[str, Any] = chart if isinstance(chart, dict) else chart.to_dict(validate=False)
     spec.setdefault("datasets", {}).update(data or {})
     spec["config"] = config(style)
-    # As wide as where it stands, as high as its content: "fit" would squeeze the rows when there is a legend.
+    # As wide as its container, as high as its content. "fit" would make rows lower when there is a legend.
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     spec["description"] = title
-    # No menu over the chart: it offers an editor on another machine. Files are made by the page, on the theme's background.
+    # Vega's menu is off: it offers an editor on another server. The page makes files itself, on the theme's background.
     spec["usermeta"] = {"embedOptions": {"actions": False}, "background": style.background}
     return spec
 
 
 def nothing(*columns: str) -> Rows:
-    """One row of nothing, so that the columns are known. What draws it must leave it out."""
+    """One empty row, so that the columns exist. Marks must filter it out."""
     return [dict.fromkeys(columns)]
 
 
 def records(table: pd.DataFrame) -> Rows:
-    """A data set of the table's rows."""
+    """The rows of the table as a data set."""
     return table.to_dict("records")  # type: ignore[return-value]
 
 
 def rank_chooser() -> alt.Parameter:
-    """The selection of a rank by clicking what belongs to it. The rows drawn must have the field "rank"."""
+    """A selection: a click on a mark chooses its rank. The rows drawn must have the field "rank"."""
     return alt.selection_point(name=CHOSEN, fields=["rank"], on="click", toggle=False)
 
 
 def colours(domain: dict[str, str], present: list[str], names: dict[str, str] | None = None) -> alt.Scale:
-    """The scale that gives each code its colour, as `coloured` has it."""
+    """The scale of the colours of `coloured`."""
     shown, hues = coloured(domain, present, names)
     return alt.Scale(domain=shown, range=hues)
 
 
 def coloured(domain: dict[str, str], present: Iterable[str], names: dict[str, str] | None = None) -> tuple[list[str], list[str]]:
-    """What a legend lists, and the colour of each. Codes that do not occur take no room in it.
+    """The entries of a legend and their colours. Codes that do not occur are left out.
 
-    `names` are what readers see; the rows drawn must then hold those in place of the codes.
+    `names`: code → name. If it is given, the rows drawn must hold names instead of codes.
     """
     there = set(present)
     shown = [code for code in domain if code in there or (names and names[code] in there)]

@@ -1,4 +1,4 @@
-"""A number unfolded into the sum that it is: as a formula, and with the numbers put in."""
+"""A predicted number as a sum of terms: the formula, and the formula with its numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def unfolded(
 ) -> str:
     """HTML: a table with a row for each term, grouped by part (a memory category, or a kind of traffic).
 
-    `names` are what the parts are called; `measured`, where there is a run, what each was measured to be.
+    `names`: part → name. `measured`, if there is a run: part → measured bytes.
     """
     say = style.say
     head = "".join(
@@ -45,7 +45,7 @@ def _part(name: str, terms: list[Term], measured: int | None, say: Words) -> str
 
 
 def glossary(terms: Iterable[Term], symbols: Mapping[str, str], style: Look) -> str:
-    """The symbols that occur in some terms, each with what it stands for; HTML."""
+    """HTML: the symbols that occur in the terms, and their meanings."""
     say = style.say
     text = " ".join(term.symbols for term in terms)
     used = [(symbol, meaning) for symbol, meaning in symbols.items() if _occurs(symbol, text)]
@@ -57,6 +57,6 @@ def glossary(terms: Iterable[Term], symbols: Mapping[str, str], style: Look) -> 
 
 
 def _occurs(symbol: str, text: str) -> bool:
-    """Whether it stands in the text as a whole word, perhaps with an index: Ψ in "Ψ_table/dp", and no letter of another."""
+    """Whether the symbol is in the text as a whole word, with or without an index: Ψ in "Ψ_table/dp"."""
     words = "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
     return symbol in {word.partition("_")[0] for word in words}

@@ -13,7 +13,7 @@ from pages.charts.roles import CHOSEN
 from pages.charts.units import in_bytes
 from pages.charts.words import Words
 
-_MOST_MFU = 0.7  # from which on a cell is as dark as can be
+_MOST_MFU = 0.7  # a cell of this MFU or more has the darkest colour
 
 
 def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
@@ -22,8 +22,8 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
     rows = cells.assign(
         row=range(len(cells)),
         fits=cells["mfu"].notna(),
-        text=[_told(mfu, size, say) for mfu, size in zip(cells["mfu"], cells["memory_bytes"], strict=True)],
-        ink=[_ink(mfu, style) for mfu in cells["mfu"]],
+        text=[_cell_text(mfu, size, say) for mfu, size in zip(cells["mfu"], cells["memory_bytes"], strict=True)],
+        ink=[_text_colour(mfu, style) for mfu in cells["mfu"]],
         memory=[in_bytes(size) if size else "–" for size in cells["memory_bytes"]],
         why=[say.sentence(reason) or say("fits") for reason in cells["reason"]],
     )
@@ -47,7 +47,7 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
         .add_params(alt.selection_point(name=CHOSEN, fields=["row"], on="click", toggle=False))
     )
     bad = alt.Chart(rows[~rows["fits"]]).mark_rect(color=style.grey, opacity=0.3, cornerRadius=2)
-    # A layer for each colour of text: a browser cannot draw a scale of colours beside colours that are meant as they stand.
+    # A layer for each text colour: Vega-Lite cannot combine a colour scale with literal colours in one encoding.
     words = [
         alt.Chart(written)
         .mark_text(fontSize=12, fontWeight=600, tooltip=None, aria=False, color=str(ink))
@@ -69,15 +69,15 @@ def heatmap(cells: pd.DataFrame, style: Look) -> Drawing:
     )
 
 
-def _told(mfu: float, size: int, say: Words) -> str:
-    """In the cell: a dash where there is no layout at all."""
+def _cell_text(mfu: float, size: int, say: Words) -> str:
+    """The text of a cell: a dash where there is no layout."""
     if mfu == mfu:
         return f"{100 * mfu:.0f}%"
     return say("too large") if size else "–"
 
 
-def _ink(mfu: float, style: Look) -> str:
-    """Of the two colours of text, the one that stands out more from a cell's own."""
+def _text_colour(mfu: float, style: Look) -> str:
+    """The text colour that has the higher contrast with the cell's colour."""
     if mfu != mfu:
         return style.text
     share = min(1.0, mfu / _MOST_MFU)

@@ -1,4 +1,4 @@
-"""Rows of bars along one time axis: how every timeline is drawn."""
+"""Rows of bars along one time axis. Every timeline is drawn with it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pages.charts.names import columns, lanes
 from pages.charts.template import Template, filled, template
 from pages.charts.units import Unit
 
-BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # what `chart` needs
-# A label is shown when its bar has room for it, which changes as one zooms: about 7 pixels a letter, and a margin.
+BARS = ("row", "lane", "kind", "chunk", "microbatch", "start_ns", "end_ns", "critical")  # columns that `chart` needs
+# A label is shown when its bar is wide enough: about 7 pixels a letter, and a margin. That changes with the zoom.
 _HAS_ROOM = "scale('x', datum.end) - scale('x', datum.start) > 7 * length(datum.label) + 4"
-# Lines around bars that are hardly wider than they would hide the bars.
+# Bars that are hardly wider than their outline have none: it would cover them.
 _NOT_THIN = "scale('x', datum.end) - scale('x', datum.start) > 4"
-_PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # of a stage's chunks, so that neighbours differ
-_TEMPLATES = 64  # kept: a few for every language and theme
+_PALER = [1.0, 0.7, 0.85, 0.6, 0.9, 0.65, 0.8, 0.55]  # opacity of every other chunk of a stage, so that neighbours differ
+_TEMPLATES = 64  # templates that are cached: a few for every language and theme
 _BINS = 240  # of time, in an overview
 
 
 class Row(NamedTuple):
-    """`key` is what bars name their row by, `label` what is read. A heading has no bars."""
+    """`key`: bars refer to their row by it. `label` is shown. A heading has no bars."""
 
     key: str
     label: str
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class _Bar(NamedTuple):
-    """Height of a bar, and how far below the middle of its row it lies, in pixels."""
+    """Height of a bar, and its offset below the middle of its row, in pixels."""
 
     height: int
     below: int
@@ -44,11 +44,11 @@ class _Bar(NamedTuple):
 def chart(
     bars: pd.DataFrame, rows: list[Row], clock: Unit, time: str, style: Look, window: tuple[float, float] | None = None
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """Bars on pale tracks, with text in those that have room for it; `time` is the title of their axis.
+    """Bars on pale tracks. A bar has text if it is wide enough. `time` is the title of the time axis.
 
-    `bars` has the columns of `BARS`, and may have cpu_ns. With rank and opaque, a click on a bar chooses its rank. The track of
-    a row starts at 0 and ends where `window` or the last bar does, so that idle time at either end shows.
-    Bars with `critical` are outlined; those put into the data set "marked" later are framed. Returns the chart and its data.
+    `bars` has the columns of `BARS`, and may have cpu_ns. If it has rank and opaque, a click on a bar chooses its rank. The track
+    of a row starts at 0 and ends at the end of `window` or of the last bar, so that idle time at both ends is visible. Bars with
+    `critical` are outlined. Bars that a page puts into the data set "marked" are framed. Returns the chart and its data sets.
     """
     drawn = _drawn(bars, rows, clock, style)
     talks = bool((drawn["lane"] == "comm").any())
@@ -76,9 +76,9 @@ def chart(
 
 @lru_cache(_TEMPLATES)
 def _template(style: Look, tick: float, talks: bool, critical: bool, by_rank: bool, cpu: bool) -> Template:
-    """The blanks are the axis of time's title and ends, the rows with their labels, and the legend.
+    """Its blanks are the title and the ends of the time axis, the rows with their labels, and the legend.
 
-    `tick` is how much the unit of time is of what bars are in; the textbook's units, which are that themselves, are whole.
+    `tick`: the axis's unit of time, in the unit of the bars. In the textbook's units it is 1, and ticks are whole numbers.
     """
     named, ranked = alt.Chart(alt.NamedData("bars")), [rank_chooser()] if by_rank else []
     thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
@@ -104,9 +104,9 @@ def _template(style: Look, tick: float, talks: bool, critical: bool, by_rank: bo
 
 
 def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> Any:
-    """The whole step at a glance: how busy each row is in each small part of it. A part can be brushed, as `window`.
+    """The whole step as a strip: how busy each row is in each short interval. The reader can brush an interval, the `window`.
 
-    Rows are put together where there are more than 12 of them.
+    If there are more than 12 rows, neighbouring rows are drawn as one.
     """
     work = bars[bars["lane"] == "compute"]
     keys = [row.key for row in rows if not row.heading]
@@ -144,7 +144,7 @@ def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> A
 
 
 def _drawn(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> pd.DataFrame:
-    """What the marks read: times in the clock's unit, names in words."""
+    """The data of the marks: times in the clock's unit, names in words."""
     named, labels = lanes(style.say), {row.key: row.label for row in rows}
     owned = bars["microbatch"] >= 0
     drawn = pd.DataFrame(
@@ -159,7 +159,7 @@ def _drawn(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> pd.
             "kind": bars["kind"],
             "microbatch": bars["microbatch"].astype("str").where(owned, style.say("none")),
             "chunk": bars["chunk"],
-            "turn": _turns(bars["row"], bars["chunk"]),
+            "turn": _chunk_positions(bars["row"], bars["chunk"]),
             "label": (bars["kind"] + bars["microbatch"].astype("str").where(owned, "")).where(bars["lane"] == "compute", ""),
             "critical": bars["critical"],
         }
@@ -203,7 +203,7 @@ def _labels(base: Any, y: Any, thick: _Bar, style: Look) -> Any:
 
 
 def _marked(x: Any, y: Any, tick: float, style: Look) -> Any:
-    """A strong frame around what the page points at."""
+    """A strong frame around the bars that the page points at."""
     return (
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter("isValid(datum.row)")
@@ -215,6 +215,6 @@ def _marked(x: Any, y: Any, tick: float, style: Look) -> Any:
     )
 
 
-def _turns(rows: pd.Series[Any], chunks: pd.Series[int]) -> pd.Series[int]:
-    """0 for the first of a row's chunks, 1 for the second, and so on; 0 also for what belongs to no chunk."""
+def _chunk_positions(rows: pd.Series[Any], chunks: pd.Series[int]) -> pd.Series[int]:
+    """0 for the first chunk of a row, 1 for the second, and so on. Bars without a chunk have 0."""
     return chunks.where(chunks >= 0).groupby(rows).rank("dense").fillna(1).astype("int64") - 1

@@ -1,4 +1,4 @@
-"""Colours and type of every chart. One colour has one meaning; no chart relies on hue alone."""
+"""Colours and fonts of every chart. One colour has one meaning. No chart relies on hue alone."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ Theme = Literal["light", "dark"]
 
 
 class View(NamedTuple):
-    """How a reader sees the pages. What is drawn for one view is kept for all who have it."""
+    """Theme and language of a reader. A chart is cached for each view and shared by all sessions that have it."""
 
     theme: Theme
     language: Language
 
 
-MAX_BARS = 3_000  # in one view; a browser pans more of them too slowly
+MAX_BARS = 3_000  # in one view; a browser pans more too slowly
 
 
 @dataclass(frozen=True)
 class Look:
-    """The colours of one theme, and what they stand for.
+    """The colours of one theme and their meanings.
 
-    The five hues keep a contrast of at least 3.1 : 1 (light) and 6.9 : 1 (dark) against the background and are told
-    apart under colour-vision deficiency. `ink` and `brown` come after them: they differ from `grey` and `orange` by
-    lightness.
+    The five hues have a contrast of at least 3.1 : 1 (light) and 6.9 : 1 (dark) with the background, and people with a
+    colour-vision deficiency can distinguish them. `ink` and `brown` differ from `grey` and `orange` by lightness.
     """
 
     theme: Theme
     background: str
     text: str
-    faint: str  # tracks and grid lines: behind the data, never data
+    faint: str  # tracks and grid lines, never data
     blue: str
     orange: str
     green: str
@@ -44,7 +43,7 @@ class Look:
     brown: str
     on_colour: str  # text on a coloured bar
     stages: tuple[str, str]  # first and last colour of the ramp that pipeline stages are drawn in
-    say: Words = words("en")  # noqa: RUF009  immutable in all that matters
+    say: Words = words("en")  # noqa: RUF009  its catalog never changes
 
     @property
     def category(self) -> dict[str, str]:
@@ -78,7 +77,7 @@ class Look:
         }
 
     def stage(self, stage: int, stages: int) -> str:
-        """A colour for a pipeline stage: neighbours differ, and the order of stages is the order of the ramp."""
+        """The colour of a pipeline stage. Stages take the colours of a ramp in their order, and neighbours differ."""
         return _mix(*self.stages, stage / max(1, stages - 1))
 
 

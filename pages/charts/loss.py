@@ -1,4 +1,4 @@
-"""What the training did."""
+"""The loss of a run, step by step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pages.charts.drawing import Drawing, finish
 from pages.charts.look import MAX_BARS, Look
 from pages.charts.thinning import extremes
 
-_POINTS_UP_TO = 100  # steps; beyond that they run into one another
+_POINTS_UP_TO = 100  # steps; points of more would overlap
 
 
 def loss(steps: pd.DataFrame, style: Look) -> Drawing:

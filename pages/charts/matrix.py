@@ -1,4 +1,4 @@
-"""Who sends how much to whom in one step: a matrix of ranks, or of nodes or stages where there are too many ranks."""
+"""Bytes from sender to receiver in one step: a matrix of ranks, or of nodes or stages if there are many ranks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pages.charts.roles import Roles
 from pages.charts.traffic import Measure
 from pages.charts.units import byte_unit, in_bytes, percent, significant
 
-MOST_ROWS = 54  # 54 × 54 cells are the most that stay below `look.MAX_BARS`
-MOST_RANKS = 64  # up to which each rank has its own row: of 64 × 64 cells few are not empty
-NODE = 8  # ranks that usually stand in one machine
-_WRITTEN_UP_TO = 16  # rows; with more there is no room for numbers in the cells
-# The opacity above which a cell's number is better read in the colour of the background than in that of text.
+MOST_ROWS = 54  # 54 × 54 cells are fewer than `look.MAX_BARS`; 55 × 55 are more
+MOST_RANKS = 64  # that have a row each: of 64 × 64 cells most are empty
+NODE = 8  # ranks of one machine, usually
+_WRITTEN_UP_TO = 16  # rows; cells of more are too small for numbers
+# Above this opacity, a cell's number is written in the colour of the background.
 _DENSE: dict[Theme, float] = {"light": 0.8, "dark": 0.62}
 
 
@@ -38,7 +38,7 @@ class MatrixBlock(NamedTuple):
 
 
 def blocks(mesh: Mesh, style: Look) -> list[MatrixBlock]:
-    """One block a rank; of more than `MOST_RANKS` ranks one a node of 8, or a stage, or a run of neighbouring stages."""
+    """One block for each rank. If there are more than `MOST_RANKS`, one for each node of 8, each stage, or a few stages."""
     say, size = style.say, mesh.size
     if size <= MOST_RANKS:
         return [MatrixBlock(f"{rank}", rank, rank) for rank in range(size)]
@@ -55,11 +55,11 @@ def blocks(mesh: Mesh, style: Look) -> list[MatrixBlock]:
 
 
 def links(traffic: pd.DataFrame, measure: Measure) -> pd.DataFrame:
-    """One row for each sender, receiver and axis that bytes pass between: columns sender, receiver, axis, bytes, calls.
+    """A row for each sender, receiver and axis: columns sender, receiver, axis, bytes, calls.
 
-    A send goes to its receiver; a receive is the same message seen from the other end and is left out. What a rank hands to a
-    collective goes to its next neighbour in the group, the last one's to the first: in a ring, that is where all of a rank's
-    wire bytes go (Patarasuk and Yuan 2009). Payload is laid on the same link, though its content reaches the whole group.
+    A send goes to its receiver. A receive is the same message, so it is left out. The bytes of a collective go to the next rank
+    of the group, and from the last to the first: in a ring, all wire bytes of a rank take this link (Patarasuk and Yuan 2009).
+    Payload is counted on the same link, though its content reaches the whole group.
     """
     rows = traffic[(traffic["collective"] != "recv") & (traffic[f"{measure}_bytes"] > 0)]
     receivers = [_next(rank, members(group)) for rank, group in zip(rows["rank"], rows["group"], strict=True)]
@@ -76,7 +76,7 @@ def links(traffic: pd.DataFrame, measure: Measure) -> pd.DataFrame:
 
 
 def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
-    """A cell for each sender (row) and receiver (column): colour is the axis, strength the bytes.
+    """A cell for each sender (row) and receiver (column). Its colour is the axis, its opacity the bytes.
 
     With `roles`, the row and the column of the chosen rank are framed.
     """
@@ -115,7 +115,7 @@ def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, rol
 
 
 def marks(rank: int, collective: str, group: Sequence[int], mesh: Mesh, style: Look) -> dict[str, Rows]:
-    """The cell in which a rank's call is counted, to be pointed at: a receive's is that of the send."""
+    """The cell that counts a rank's call, as rows to point at. A receive is counted in the cell of its send."""
     neighbour = _next(rank, group)
     sender, receiver = (neighbour, rank) if collective == "recv" else (rank, neighbour)
     firsts = [block.first for block in blocks(mesh, style)]
@@ -124,12 +124,12 @@ def marks(rank: int, collective: str, group: Sequence[int], mesh: Mesh, style: L
 
 
 def _next(rank: int, group: Sequence[int]) -> int:
-    """The neighbour behind `rank` in a group; behind the last comes the first."""
+    """The rank after `rank` in a group. After the last comes the first."""
     return group[(group.index(rank) + 1) % len(group)]
 
 
 def _cells(sent: pd.DataFrame, rows: list[MatrixBlock], style: Look) -> pd.DataFrame:
-    """One row for each cell that is not empty. Its `axis` is the one that most of its bytes go along."""
+    """A row for each cell that is not empty. Its `axis` is the one with most of its bytes."""
     firsts = np.array([block.first for block in rows])
     by = {
         "from": np.searchsorted(firsts, sent["sender"], side="right") - 1,
@@ -142,11 +142,11 @@ def _cells(sent: pd.DataFrame, rows: list[MatrixBlock], style: Look) -> pd.DataF
     cells["axis"] = wide.idxmax(axis=1).to_numpy() if len(wide) else pd.Series(dtype="str")
     cells["sender"] = [rows[i].name for i in cells["from"]]
     cells["receiver"] = [rows[i].name for i in cells["to"]]
-    cells["rank"] = [rows[i].first for i in cells["from"]]  # what choosing a cell chooses
+    cells["rank"] = [rows[i].first for i in cells["from"]]  # the rank that a click on the cell chooses
     unit = byte_unit(cells["bytes"].max() if len(cells) else 0)
     cells["said"] = [significant(value / unit.size) for value in cells["bytes"]]
     cells["exactly"] = [in_bytes(value) for value in cells["bytes"]]
-    # By the square root, so that what is a hundredth of the most is still a tenth as strong.
+    # The square root, so that a hundredth of the largest amount still has a tenth of its opacity.
     strength = np.sqrt(cells["bytes"] / cells["bytes"].max()) if len(cells) else cells["bytes"]
     cells["strength"] = 0.18 + 0.82 * strength
     cells["unit"] = unit.name
@@ -208,7 +208,7 @@ def _chart(cells: pd.DataFrame, rows: list[MatrixBlock], mesh: Mesh, style: Look
 
 
 def _squares(rows: list[MatrixBlock], mesh: Mesh) -> pd.DataFrame:
-    """The squares on the diagonal within which a stage's ranks talk to each other; pale, behind the cells."""
+    """Pale squares on the diagonal, behind the cells: the ranks of one stage."""
     width = mesh.stride("pp")
     starts = sorted({i for i, block in enumerate(rows) if block.first % width == 0})
     ends = [*starts[1:], len(rows)]
@@ -216,7 +216,7 @@ def _squares(rows: list[MatrixBlock], mesh: Mesh) -> pd.DataFrame:
 
 
 def _frames(roles: Roles, rows: list[MatrixBlock], x: Any, y: Any, style: Look) -> Any:
-    """One around the chosen rank's row, one around its column."""
+    """A frame around the row of the chosen rank, and one around its column."""
     at = next(i for i, block in enumerate(rows) if block.first <= roles.chosen <= block.last)
     frames = [(at, at + 1, 0, len(rows)), (0, len(rows), at, at + 1)]
     return (
@@ -227,7 +227,7 @@ def _frames(roles: Roles, rows: list[MatrixBlock], x: Any, y: Any, style: Look) 
 
 
 def _frame(x: Any, y: Any, style: Look) -> Any:
-    """Around the cell that the page points at."""
+    """A frame around the cell that the page points at."""
     return (
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter("isValid(datum.to)")

@@ -1,4 +1,4 @@
-"""Where the bytes of one rank are over one step. `pages.charts.beside` has the fullest instant of every rank."""
+"""The memory of one rank over one step. `pages.charts.beside` draws the peak of every rank."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pages.charts.names import action, categories, lanes
 from pages.charts.thinning import extremes, stretches
 from pages.charts.units import Unit, byte_unit, in_bytes, time_unit
 
-_ORDER = (*CATEGORIES, KV_CACHE)  # from the bottom of a stack to its top
-_MOST_ACTIONS = 1_000  # in the strip: two for each of its pixels
-_HEADROOM = 1.12  # of the highest point, which has its size written above it
+_ORDER = (*CATEGORIES, KV_CACHE)  # of categories, from the bottom of a stack
+_MOST_ACTIONS = 1_000  # drawn in the strip: two for each of its pixels
+_HEADROOM = 1.12  # times the peak, which has its size written above it
 
 
 def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
-    """Stacked steps: one rank's composition over a step, and beneath, on the same time axis, what it was doing."""
+    """Stacked areas: the memory of one rank by category over a step. Below, on the same time axis, its actions."""
     say, named = style.say, categories(style.say)
     mine = memory_curve[memory_curve["rank"] == rank].sort_values("t_ns", kind="stable")
-    moments = _one_a_time(mine)
+    moments = _highest_of_each_instant(mine)
     totals = moments.groupby("t_ns")["bytes"].sum()
     kept = totals.index[extremes(totals, MAX_BARS // len(_ORDER))]
     shown = moments[moments["t_ns"].isin(kept)]
@@ -55,7 +55,7 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
     top = totals.idxmax()
     doing = action(moments.loc[moments["t_ns"] == top, "action"].iloc[0], say)
     title = say("Rank {rank} peaks at {most} during {action}", rank=rank, most=in_bytes(totals.max()), action=doing)
-    summit = _summit(
+    summit = _peak_label(
         float(mine.loc[mine["t_ns"] == top, "t_ns"].iloc[0]) / clock.size,
         totals.max() / size.size,
         in_bytes(totals.max()),
@@ -80,12 +80,12 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         title=title,
         reading=reading,
         spec=finish(chart, style, title, {"marked": nothing("t_ns", "end_ns")}),
-        table=_wide(mine, ["t_ns", "action"]),
+        table=_pivoted(mine, ["t_ns", "action"]),
     )
 
 
 def marks(memory_curve: pd.DataFrame, rank: int, doing: str) -> dict[str, list[dict[str, int]]]:
-    """Where a rank's curve is while it does `doing`, an action as the table writes it; nothing where that is not told."""
+    """The interval of the action `doing`, as the table writes it, as rows to point at. Empty if the table has no such action."""
     mine = memory_curve.loc[memory_curve["rank"] == rank, ["t_ns", "action"]].sort_values("t_ns", kind="stable")
     first = mine.loc[mine["action"].ne(mine["action"].shift())]
     ends = first["t_ns"].shift(-1, fill_value=mine["t_ns"].max())
@@ -94,7 +94,7 @@ def marks(memory_curve: pd.DataFrame, rank: int, doing: str) -> dict[str, list[d
 
 
 def _band(clock: Unit, style: Look) -> Any:
-    """Over the time that the page points at. The data set is empty until it does."""
+    """A band over the interval that the page points at. Its data set is empty until then."""
     return (
         alt.Chart(alt.NamedData(name="marked"))
         .transform_filter("isValid(datum.t_ns)")
@@ -104,8 +104,8 @@ def _band(clock: Unit, style: Look) -> Any:
     )
 
 
-def _summit(time: float, amount: float, said: str, end: float, style: Look) -> list[Any]:
-    """The instant at which the rank held most, and how much."""
+def _peak_label(time: float, amount: float, said: str, end: float, style: Look) -> list[Any]:
+    """A mark and a text at the peak."""
     at = pd.DataFrame({"time": [time], "amount": [amount], "said": [style.say("peak {size}", size=said)]})
     base = alt.Chart(at).encode(x="time:Q", y="amount:Q")
     beside: dict[str, Any] = {"align": "right", "dx": -8} if time > end / 2 else {"align": "left", "dx": 8}
@@ -116,11 +116,11 @@ def _summit(time: float, amount: float, said: str, end: float, style: Look) -> l
 
 
 def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
-    """A line that follows the pointer and tells the exact bytes of every category there."""
+    """A line that follows the pointer, with a tooltip of the exact bytes of every category."""
     say, named = style.say, categories(style.say)
-    wide = _wide(mine, ["t_ns", "action"])
-    wide["action"] = [action(text, say) for text in wide["action"]]
-    wide["time"] = wide["t_ns"] / clock.size
+    pivoted = _pivoted(mine, ["t_ns", "action"])
+    pivoted["action"] = [action(text, say) for text in pivoted["action"]]
+    pivoted["time"] = pivoted["t_ns"] / clock.size
     near = alt.selection_point(name="near", on="pointerover", nearest=True, empty=False, encodings=["x"], clear="pointerout")
     shown = [
         alt.Tooltip("action:N", title=say("action")),
@@ -129,10 +129,10 @@ def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
     shown += [
         alt.Tooltip(f"{code}:Q", title=say("{category} (bytes)", category=name), format=",")
         for code, name in (*named.items(), ("total", say("total")))
-        if code in wide
+        if code in pivoted
     ]
     return (
-        alt.Chart(wide)
+        alt.Chart(pivoted)
         .mark_rule(color=style.text, strokeWidth=1)
         .encode(x="time:Q", tooltip=shown, opacity=alt.when(near).then(alt.value(0.7)).otherwise(alt.value(0)))
         .add_params(near)
@@ -140,7 +140,7 @@ def _pointer(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
 
 
 def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
-    """One bar an action, from its first instant in the curve to the next action's. Of very many, of each stretch the longest."""
+    """A bar for each action, from its first instant in the curve to the next. Of very many, the longest of each interval."""
     say, named = style.say, lanes(style.say)
     first = _longest(mine.loc[mine["action"].ne(mine["action"].shift()), ["t_ns", "action"]], int(mine["t_ns"].max()))
     words = first["action"].str.split()
@@ -172,7 +172,7 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
             ],
         )
     )
-    # Only where there is room: about 7 pixels a letter, of the 500 that the chart has at least.
+    # Only in bars that are wide enough: about 7 pixels a letter, of the 500 pixels that the chart has at least.
     width = (actions["end"] - actions["start"]) / actions["end"].max() * 500
     roomy = actions[(width > 7 * actions["label"].str.len() + 4) & (actions["what"] != named[lane("send")])]
     labels = (
@@ -183,20 +183,20 @@ def _strip(mine: pd.DataFrame, clock: Unit, style: Look) -> Any:
     return bars + labels
 
 
-def _one_a_time(mine: pd.DataFrame) -> pd.DataFrame:
-    """Of several compositions at one instant, as where actions take no time, the highest."""
-    turn = mine.groupby(["t_ns", "category"]).cumcount()
-    if not turn.any():
+def _highest_of_each_instant(mine: pd.DataFrame) -> pd.DataFrame:
+    """The composition with most bytes at each instant. There are several at one instant if actions take no time."""
+    repetition = mine.groupby(["t_ns", "category"]).cumcount()
+    if not repetition.any():
         return mine
-    totals = mine["bytes"].groupby([mine["t_ns"], turn]).transform("sum")
+    totals = mine["bytes"].groupby([mine["t_ns"], repetition]).transform("sum")
     high = mine[totals == totals.groupby(mine["t_ns"]).transform("max")]
     return high[high.groupby(["t_ns", "category"]).cumcount() == 0]
 
 
 def _longest(actions: pd.DataFrame, end: int) -> pd.DataFrame:
-    """`actions`: t_ns, action, one behind the other until `end`. The same in at most `_MOST_ACTIONS` stretches.
+    """At most `_MOST_ACTIONS` intervals instead of `actions` (t_ns, action), which follow each other until `end`.
 
-    A stretch is from t_ns to end_ns and has the name of its longest action, which was from began_ns to ended_ns.
+    An interval is from t_ns to end_ns. It has the name of its longest action, which was from began_ns to ended_ns.
     """
     found = actions.assign(end_ns=actions["t_ns"].shift(-1, fill_value=end))
     found = found.assign(began_ns=found["t_ns"], ended_ns=found["end_ns"])
@@ -209,9 +209,9 @@ def _longest(actions: pd.DataFrame, end: int) -> pd.DataFrame:
     return span.assign(**{name: found.loc[longest, name].to_numpy() for name in ("action", "began_ns", "ended_ns")})
 
 
-def _wide(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def _pivoted(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """One row for each of `keys`, a column of bytes for each category, and their total."""
-    wide = rows.pivot_table(index=keys, columns="category", values="bytes", aggfunc="sum", sort=True)
-    wide = wide[[c for c in _ORDER if c in wide]]
-    wide["total"] = wide.sum(axis=1)
-    return wide.reset_index().rename_axis(columns=None)
+    pivoted = rows.pivot_table(index=keys, columns="category", values="bytes", aggfunc="sum", sort=True)
+    pivoted = pivoted[[c for c in _ORDER if c in pivoted]]
+    pivoted["total"] = pivoted.sum(axis=1)
+    return pivoted.reset_index().rename_axis(columns=None)

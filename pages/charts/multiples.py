@@ -1,4 +1,4 @@
-"""Small charts that stand side by side and share their scales, so that a longer bar is more."""
+"""Small charts side by side. They share their scales, so that a longer bar is a larger number."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pages.charts.words import Words
 _ORDER = (*CATEGORIES, KV_CACHE)
 _HEADROOM = 1.12  # above the highest bar
 _LABEL_ROOM = 1.22  # beside the longest bar, for its number
-_MOST_BARS = 64  # of ranks: beyond, one rank stands for its stage
+_MOST_BARS = 64  # one for each rank; if there are more ranks, one for each stage
 _BAR_PX = 28
 
 Sends = tuple[tuple[str, str], ...]  # axis and collective
 
 
 def legend(present: Sequence[str], style: Look) -> str:
-    """HTML: what the colours of the memory categories are, once for all columns."""
+    """HTML: one legend of the memory categories, for all columns."""
     named = categories(style.say)
     return _legend({named[code]: style.category[code] for code in _ORDER if code in present})
 
 
 def lane_legend(kinds: Iterable[str], style: Look) -> str:
-    """HTML: the same for a timeline's bars, by their `kind`."""
+    """HTML: the same for the bars of timelines, by their `kind`."""
     named, present = lanes(style.say), {lane(kind) for kind in kinds}
     return _legend({named[code]: colour for code, colour in style.lane.items() if code in present})
 
@@ -44,7 +44,7 @@ def _legend(named: Mapping[str, str]) -> str:
 
 
 def without_legend(drawing: Drawing) -> Drawing:
-    """For columns too narrow for one each."""
+    """The drawing without its legend, for columns that are too narrow."""
     layers = [
         layer | {"encoding": layer["encoding"] | {"color": layer["encoding"]["color"] | {"legend": None}}}
         if "scale" in layer.get("encoding", {}).get("color", {})
@@ -55,7 +55,7 @@ def without_legend(drawing: Drawing) -> Drawing:
 
 
 def memory(peak: pd.DataFrame, highest: int, style: Look, ranks: int = 0) -> Drawing:
-    """Each rank's peak by category, on a scale up to `highest` bytes. `ranks`: how many there are, if not all have rows."""
+    """Each rank's peak by category, on a scale up to `highest` bytes. `ranks`: their number, if not all have rows."""
     say, named = style.say, categories(style.say)
     totals = peak.groupby("rank")["bytes"].sum()
     shown, what, together = peak, "rank", 1
@@ -113,7 +113,7 @@ def _each_bar(what: str, together: int, say: Words) -> str:
 
 
 def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: Sends, style: Look) -> Drawing:
-    """Wire bytes of a rank in a step, the mean over all, on a scale up to `highest` bytes; a row for each of `kinds`."""
+    """Mean wire bytes of a rank in a step, on a scale up to `highest` bytes. A row for each of `kinds`."""
     say = style.say
     own = by_collective(table, ranks)
     sent = dict(zip(zip(own["axis"], own["collective"], strict=True), own["bytes"], strict=True))
@@ -153,7 +153,7 @@ def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: Sends, style
 
 
 def by_collective(table: pd.DataFrame, ranks: int) -> pd.DataFrame:
-    """axis, collective, bytes: mean wire bytes of a rank; what sends nothing is left out."""
+    """axis, collective, bytes: mean wire bytes of a rank. Rows of 0 bytes are left out."""
     rows = table.groupby(["axis", "collective"], as_index=False)["wire_bytes"].sum()
     rows["bytes"] = rows["wire_bytes"] / ranks
     return rows[rows["bytes"] > 0].drop(columns="wire_bytes").reset_index(drop=True)
@@ -165,7 +165,7 @@ def by_collective(table: pd.DataFrame, ranks: int) -> pd.DataFrame:
 def sweep_memory(memory: pd.DataFrame, lever: str, names: Mapping[str, str], here: str, style: Look) -> Drawing:
     """The fullest rank's peak for each value of a lever. `memory`: value, category, bytes.
 
-    `lever` is what it is called, `names` what its values are called, and `here` the value now.
+    `lever` is the name of the lever, `names` has the names of its values, and `here` is the current value.
     """
     say, named = style.say, categories(style.say)
     totals = memory.groupby("value", sort=False)["bytes"].sum()
@@ -274,7 +274,7 @@ def _bars(
 
 
 def _ends(rows: pd.DataFrame, names: pd.Series[str], lever: str, here: str, style: Look) -> alt.Chart:
-    """The numbers beside the bars; that of the value now in bold."""
+    """The numbers beside the bars. That of the current value is bold."""
     weighed = rows.assign(weight=["bold" if value == here else "normal" for value in rows["value"]])
     return (
         alt.Chart(weighed[["name", "amount", "said", "weight"]])
@@ -293,7 +293,7 @@ def _amounts(most: float, title: str) -> alt.X:
 
 
 def _values(names: pd.Series[str], lever: str) -> alt.Y:
-    """The lever's values, in the order in which they were tried."""
+    """An axis of the lever's values, in the order in which they were tried."""
     return alt.Y("name:N", sort=list(dict.fromkeys(names)), title=lever)
 
 

@@ -1,6 +1,6 @@
-"""What codes are called: memory categories, lanes, schedules, phases, columns. The tables hold the codes, readers see these.
+"""Names for codes: memory categories, lanes, schedules, phases, columns. Tables hold the codes; readers see the names.
 
-What every practitioner writes the same way is not here, because it needs no other name: dp, tp, pp, all_reduce, ZeRO, fp32.
+Terms that are the same in every language have no entry here: dp, tp, pp, all_reduce, ZeRO, fp32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pages.charts.words import Words
 
 
 def categories(say: Words) -> dict[str, str]:
-    """Of memory."""
+    """Memory category → name."""
     return {
         "parameters": say("parameters"),
         "gradients": say("gradients"),
@@ -29,7 +29,7 @@ def categories(say: Words) -> dict[str, str]:
 
 
 def lanes(say: Words) -> dict[str, str]:
-    """Of a timeline, by their names in `Look.lane`."""
+    """Key of `Look.lane` → name."""
     return {
         "forward (F)": say("forward (F)"),
         "backward (B, I)": say("backward (B, I)"),
@@ -49,7 +49,7 @@ def schedule(code: str, say: Words) -> str:
 
 
 def phases(say: Words) -> dict[str, str]:
-    """What traffic is for. A phase that is not here is called by its code."""
+    """Phase of traffic → name. A phase without an entry keeps its code."""
     return {
         "forward": say("forward"),
         "backward": say("backward"),
@@ -65,7 +65,7 @@ def phase(code: str, say: Words) -> str:
 
 
 def measures(say: Words) -> dict[str, str]:
-    """The two ways to count what passes."""
+    """The two measures of traffic."""
     return {"wire": say("wire"), "payload": say("payload")}
 
 
@@ -88,7 +88,7 @@ def action(text: str, say: Words) -> str:
 
 
 def sources(say: Words) -> dict[str, str]:
-    """Who made a number."""
+    """Source of a table → name."""
     return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}
 
 
@@ -102,7 +102,7 @@ def microbatches(count: int, size: int, say: Words) -> str:
 
 
 def readable(table: pd.DataFrame, say: Words) -> pd.DataFrame:
-    """The same table with words in place of the codes in its cells. Columns keep their codes: see `columns`."""
+    """The table with names instead of codes in its cells. Columns keep their codes: see `columns`."""
     named = {
         "source": sources(say),
         "category": categories(say) | {"total": say("total")},
@@ -110,17 +110,17 @@ def readable(table: pd.DataFrame, say: Words) -> pd.DataFrame:
         "recompute": recomputes(say),
         "phase": phases(say),
         "lane": {"compute": say("computing"), "comm": say("communicating")},
-        # Of any lever.
+        # values of any lever
         "value": schedules(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
     }
-    told = {name: [known.get(cell, cell) for cell in table[name]] for name, known in named.items() if name in table}
+    in_words = {name: [known.get(cell, cell) for cell in table[name]] for name, known in named.items() if name in table}
     if "action" in table:
-        told["action"] = [action(str(text), say) for text in table["action"]]
-    return table.assign(**told)
+        in_words["action"] = [action(str(text), say) for text in table["action"]]
+    return table.assign(**in_words)
 
 
 def columns(say: Words) -> dict[str, str]:
-    """Of the tables. A column that is not here is called by its code."""
+    """Column of a table → name. A column without an entry keeps its code."""
     return {
         "source": say("source"),
         "rank": say("rank"),

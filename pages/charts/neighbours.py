@@ -1,4 +1,7 @@
-"""Ranks by stage, where there are too many for a bar each: one rank of a stage, or of very many stages the fullest of a few."""
+"""Rows by stage, where there are too many ranks for a bar each.
+
+One rank stands for its stage. With very many stages, the one with the highest peak stands for a few neighbouring stages.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ import pandas as pd
 from engine.topology import AXES
 from pages.charts.words import Words
 
-MOST_STAGES = 128  # each with a bar of its own
+MOST_STAGES = 128  # that have a bar each
 
 
 class StageRows(NamedTuple):
-    """`rows` of the ranks that stand for stages; of `together` neighbouring stages one. `last`: the last stage of all."""
+    """`rows` of one rank for each `together` neighbouring stages. `last` is the number of the last stage."""
 
     rows: pd.DataFrame
     together: int
     last: int
 
-    def called(self, stage: int, say: Words) -> str:
-        """What a bar stands for, told by the stage that it shows: "stage 3", "stages 0–7"."""
+    def label(self, stage: int, say: Words) -> str:
+        """The label of a bar, by the stage of its rank: "stage 3", "stages 0–7"."""
         if self.together == 1:
             return say("stage {stage}", stage=stage)
         first = stage // self.together * self.together
@@ -29,7 +32,7 @@ class StageRows(NamedTuple):
 
 
 def by_stage(peaks: pd.DataFrame) -> StageRows:
-    """`peaks`: a table "memory_peak", perhaps of several sources."""
+    """`peaks`: a table "memory_peak", of one or several sources."""
     others = [axis for axis in AXES if axis != "pp"]
     rows = peaks[np.logical_and.reduce([peaks[axis] == 0 for axis in others])]
     last = int(rows["pp"].max())

@@ -23,10 +23,10 @@ _FEW = 6  # stages
 
 
 def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
-    """Each layout as a point, memory against the time of a step; the front of those that nothing beats in both is a line.
+    """Layouts as points, memory against the time of a step. A line is the Pareto front: no layout is better in both.
 
-    `layouts`: of a plan's `count` layouts, `feasible` of which fit, all that are on the front and others, by their number. Those
-    with `drawn` are drawn, and the one that is chosen.
+    `layouts`: all layouts of the front and some others, by their number in the plan. The plan has `count` layouts, of which
+    `feasible` fit. Layouts with `drawn`, and the chosen one, are drawn.
     """
     say, unit = style.say, byte_unit(capacity)
     drawn = layouts[layouts["drawn"] | (layouts.index == chosen)].rename_axis("row").reset_index()
@@ -73,12 +73,12 @@ def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, devic
 
 
 def _kinds(say: Words) -> list[str]:
-    """What a point can be."""
+    """Names of the kinds of points."""
     return [say("on the front"), say("fits"), say("does not fit")]
 
 
 def _points(shown: pd.DataFrame, unit: float, say: Words) -> pd.DataFrame:
-    """What is drawn of each layout: memory in the unit, and in words what it is and how it is run."""
+    """Columns for the marks: memory in the unit, and texts on the layout's kind and levers."""
     front, fits, misfit = _kinds(say)
     return shown[["row", "layout", "step_s", "mfu", "pareto", "fits"]].assign(
         memory=shown["memory_bytes"] / unit,
@@ -126,9 +126,7 @@ def _front_title(layouts: pd.DataFrame, count: int, feasible: int, say: Words) -
 
 
 def log_axis(values: pd.Series[float], also: float | None = None) -> dict[str, Any]:
-    """A logarithmic scale over the data, ticks at 1, 2, 3, 5 and 7 of each power of ten, or at even steps if few of these are in
-    it.
-    """
+    """A logarithmic axis over the data. Ticks are at 1, 2, 3, 5 and 7 times powers of ten, or at even steps if those are few."""
     least, most = float(values.min()), float(values.max())
     if also is not None:
         least, most = min(least, also), max(most, also)
@@ -144,7 +142,7 @@ def log_axis(values: pd.Series[float], also: float | None = None) -> dict[str, A
 
 
 def _even_ticks(least: float, most: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, the largest of these of which there are enough."""
+    """Ticks at multiples of 1, 2 or 5 times a power of ten: the largest step that gives enough of them."""
     power = 10.0 ** math.floor(math.log10(most - least))
     steps = (power / part for part in (1, 2, 5, 10, 20, 50))
     ticks = ([step * n for n in range(math.ceil(least / step), math.floor(most / step) + 1)] for step in steps)
@@ -152,7 +150,7 @@ def _even_ticks(least: float, most: float) -> list[float]:
 
 
 def _run_as(row: Any, say: Words) -> str:
-    """How a layout is run, in a line of a tooltip."""
+    """The levers of a layout, as a line of a tooltip."""
     said = [schedule(row.schedule, say) + (f" × {row.chunks}" if row.chunks > 1 else "")] if row.pp > 1 else []
     said.append(f"{row.microbatches} × {row.microbatch_size}")
     said += [f"ZeRO {row.zero}"] if row.zero else []
@@ -166,7 +164,7 @@ def _run_as(row: Any, say: Words) -> str:
 
 
 def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing:
-    """What a step is spent on. `parts`: a layout's name → seconds by part."""
+    """The time of a step by part. `parts`: a layout's name → seconds by part."""
     say = style.say
     named: dict[str, str] = {
         "compute": say("compute"),
@@ -176,7 +174,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     }
     tones = {
         "compute": style.blue,
-        **(style.axis | {"dp": style.pink}),  # blue is for computing here
+        **(style.axis | {"dp": style.pink}),  # blue means computing in this chart
         "update": style.ink,
         "idle": style.grey,
     }
@@ -220,7 +218,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
 
 
 def stages(held: Sequence[Mapping[str, int]], capacity: int, device: str, style: Look) -> Drawing:
-    """What a rank of each stage holds at its peak, with the device's capacity. `held`: by stage, category → bytes."""
+    """Peak memory of a rank of each stage, with the device's capacity. `held`: by stage, category → bytes."""
     say, named = style.say, categories(style.say)
     codes = list(held[0])
     totals = [sum(one.values()) for one in held]
@@ -261,12 +259,12 @@ def stages(held: Sequence[Mapping[str, int]], capacity: int, device: str, style:
 
 
 def _no_wider(bars: int) -> alt.RelativeBandSize:
-    """Of few bars none is wider than it would be among `_FEW`."""
+    """The width of bars: with few bars, no wider than with `_FEW`."""
     return alt.RelativeBandSize(0.7 * min(1.0, bars / _FEW))
 
 
 def capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
-    """A line across, with the device's name on a ground that keeps it legible over the bars."""
+    """A line at the capacity, with the device's name on a background, so that it is legible over the bars."""
     edge = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
     label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
     told: dict[str, Any] = {"align": "right", "dy": -8, "fontSize": 12, "fontWeight": 600}
@@ -278,7 +276,7 @@ def capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
 
 
 def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
-    """Whether it fits, and what the fullest stage needs; a stage is named only where there are others."""
+    """The title: whether the layout fits, and what the fullest stage needs. A single stage has no number."""
     need = max(totals)
     over = [stage for stage, total in enumerate(totals) if total > capacity]
     values = {"stage": totals.index(need), "most": in_bytes(need), "size": in_bytes(capacity)}
@@ -299,7 +297,7 @@ def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """ "0–3, 6": numbers in order, runs of them put together."""
+    """ "0–3, 6": the numbers in order, consecutive ones as a range."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:

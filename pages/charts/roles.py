@@ -1,4 +1,4 @@
-"""One rank is chosen: what each rank is to it. Charts mark that by outline, by paleness and in words, never by hue alone."""
+"""The relation of every rank to the chosen rank. Charts show it by outline, opacity and words, never by hue alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from engine.topology import Axis, Mesh
 from pages.charts.words import Words
 
 Role = Axis | Literal["self", "none"]
-PALE = 0.3  # how opaque is what has nothing to do with the chosen rank
-CHOSEN = "chosen"  # the selection that a chart declares when a rank can be chosen in it, by the field "rank"
+PALE = 0.3  # opacity of ranks that are not in a group with the chosen rank
+CHOSEN = "chosen"  # name of the Vega selection, on the field "rank", in charts in which a rank can be chosen
 
 
 class Roles(Mapping[int, Role]):
-    """What every rank of the mesh is to the `chosen` one: itself, a peer along one axis, or neither. Told when it is asked."""
+    """Rank → its relation to the `chosen` rank: itself, a peer along one axis, or neither. Computed on demand."""
 
     def __init__(self, mesh: Mesh, chosen: int) -> None:
         self.mesh, self.chosen = mesh, chosen
@@ -38,8 +38,8 @@ def roles_of(mesh: Mesh, rank: int) -> Roles:
     return Roles(mesh, rank)
 
 
-def told(role: Role, say: Words) -> str:
-    """A role in a word or two; empty for none."""
+def role_name(role: Role, say: Words) -> str:
+    """The name of a role; empty for none."""
     if role == "none":
         return ""
     return say("chosen") if role == "self" else say("{axis} peer", axis=role)
@@ -50,5 +50,5 @@ def opacity(rank: int, roles: Roles | None) -> float:
 
 
 def outline(rank: int, roles: Roles | None) -> float:
-    """The width of a bar's outline, in pixels: thick for the chosen rank, thinner for its peers; 0 for the others."""
+    """The width of a bar's outline in pixels: thick for the chosen rank, thinner for its peers, 0 for others."""
     return {"self": 2.5, "none": 0.0}.get(roles[rank], 1.2) if roles else 0.0

@@ -1,4 +1,4 @@
-"""Charts of serving a model: layouts by how long a token takes and how many come in a second, and what more sequences cost."""
+"""Charts of serving: layouts by latency and throughput of tokens, and memory by number of sequences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, short, significant
 from pages.charts.words import Words
 
-_HEADROOM = 1.5  # times the device: beyond that nobody has the memory
+_HEADROOM = 1.5  # times the device's memory: where the axis ends
 
 
 def speeds(layouts: pd.DataFrame, chosen: int, style: Look) -> Drawing:
-    """Each layout as a point: time between two tokens of a sequence against tokens a second of all. As `serving` tables them."""
+    """Layouts as points: time between two tokens of a sequence against tokens a second of all. `layouts`: table of `serving`."""
     say = style.say
     fits, misfit = say("fits"), say("does not fit")
     rows = layouts[["layout", "sequences", "tokens_per_second"]].assign(
@@ -74,10 +74,10 @@ def _speeds_title(layouts: pd.DataFrame, say: Words) -> str:
 def growing(
     held: pd.DataFrame, most: pd.DataFrame, parameters: int, here: tuple[int, int], capacity: int, device: str, style: Look
 ) -> Drawing:
-    """Memory of the fullest rank as more sequences are answered at a time, a line for each length of a sequence.
+    """Memory of the fullest rank by number of concurrent sequences, a line for each sequence length.
 
-    `held`: length, sequences (of one replica), bytes. `most`: length, sequences: how many fit, for those lengths of which one
-    does. `parameters`: bytes of these alone, on the stage that has most. `here`: the length and the sequences that are asked for.
+    `held`: length, sequences (of one replica), bytes. `most`: length, sequences: how many fit, for each length of which at least
+    one fits. `parameters`: bytes of parameters on the stage with most. `here`: the requested length and number of sequences.
     """
     say, unit = style.say, byte_unit(capacity)
     lengths = sorted(set(held["length"]))
@@ -110,7 +110,7 @@ def growing(
     base = alt.Chart(pd.DataFrame({"amount": [parameters / unit.size], "text": [say("parameters")]}))
     length, sequences = here
     now = rows[(rows["length"] == length) & (rows["sequences"] == sequences)]
-    below = 9 if parameters <= capacity else -9  # beside the device's name, which stands above its line
+    below = 9 if parameters <= capacity else -9  # the device's name is above its line
     layers = [
         base.mark_rule(color=style.blue, strokeWidth=1.5).encode(y="amount:Q"),
         base.mark_text(align="right", dy=below, fontSize=12, fontWeight=600, color=style.blue).encode(
@@ -150,7 +150,7 @@ def _tokens(length: int, say: Words) -> str:
 
 
 def batches(most: int) -> list[int]:
-    """Numbers of sequences at which lines are drawn: 1, 2, 3, 4, 6, 8, 12, … until `most` is well passed."""
+    """Numbers of sequences at which lines have points: 1, 2, 3, 4, 6, 8, 12, … to well above `most`."""
     found, power = [1], 2
     while power <= 4 * max(1, most):
         found += [power, power * 3 // 2]

@@ -17,11 +17,11 @@ from pages.charts.units import byte_unit, in_bytes
 _ROW_PX = 46
 
 
-def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str, str, str], style: Look) -> Drawing:
-    """Lying bars of bytes by category, and a line at what one device holds.
+def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, captions: tuple[str, str, str], style: Look) -> Drawing:
+    """Horizontal bars of bytes by category, and a line at the capacity of one device.
 
     `rows` has the columns bar, category, bytes; the categories are those of `Look.category`. `capacity` is (name, bytes) of a
-    device. `told` is subject, title and reading.
+    device. `captions` are subject, title and reading.
     """
     say = style.say
     totals = rows.groupby("bar", sort=False)["bytes"].sum()
@@ -66,7 +66,7 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, told: tuple[str
                 y=alt.value(0), text="said:N"
             )
         )
-    subject, title, reading = told
+    subject, title, reading = captions
     chart = alt.layer(*layers).properties(height=height)
     spec = finish(chart, style, title)
     spec["padding"] = {"top": 20, "left": 0, "right": 0, "bottom": 6}
@@ -85,21 +85,21 @@ def curves(
     axes: tuple[str, str],
     here: Any,
     colour: dict[str, str],
-    told: tuple[str, str, str],
+    captions: tuple[str, str, str],
     style: Look,
     *,
     form: str = ",.3~r",
     log: bool = False,
 ) -> Drawing:
-    """Lines over x, one for each series, and a mark at the reader's own x.
+    """Lines over x, one for each series, and a mark at the reader's x.
 
-    `rows` has the columns x, y, series; `axes` are the titles of x and y; `here` is the reader's x, or None; `form` is how y is
-    written. Every series has its dash as well as its colour. `log`: y counts in powers of ten.
+    `rows` has the columns x, y, series. `axes` are the titles of x and y. `here` is the reader's x, or None. `form` is the number
+    format of y. Series differ in dash and colour. `log`: the axis of y is logarithmic.
     """
     names = [name for name in colour if name in set(rows["series"])]
     dashes = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3]]
     x = alt.X("x:O", title=axes[0], axis=alt.Axis(labelAngle=0, format=","))
-    # From 0, with room for what stands above a point; where all is 0, the line lies at the foot.
+    # From 0, with room for texts above points. If all values are 0, the line is at the bottom.
     linear = alt.Scale(domain=[0, 1.15 * float(rows["y"].max()) or 1.0])
     y = alt.Y("y:Q", title=axes[1], axis=alt.Axis(tickCount=5, format=form), scale=alt.Scale(type="log") if log else linear)
     lines = alt.Chart(rows).encode(
@@ -117,20 +117,20 @@ def curves(
         lines.mark_line(strokeWidth=2.5).encode(strokeDash=dash),
         lines.mark_point(filled=True, size=45, opacity=1),
     ]
-    mine = rows[rows["x"] == here] if here is not None else rows.head(0)
-    if len(mine):
-        layers.insert(0, alt.Chart(mine.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
+    chosen = rows[rows["x"] == here] if here is not None else rows.head(0)
+    if len(chosen):
+        layers.insert(0, alt.Chart(chosen.head(1)).mark_rule(color=style.grey, strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x))
         rises = bool(rows["y"].iloc[-1] > rows["y"].iloc[0])
-        highest = mine["y"] == mine["y"].max()
-        # What is said of a point stands where no line is: above the highest, below the others.
-        for points, above in ((mine[highest], True), (mine[~highest], False)):
+        highest = chosen["y"] == chosen["y"].max()
+        # Texts are placed where there is no line: above the highest point, below the others.
+        for points, above in ((chosen[highest], True), (chosen[~highest], False)):
             left = rises == above
             label = alt.Chart(points).mark_text(
                 align="right" if left else "left", dx=-8 if left else 8, dy=-11 if above else 13, fontSize=13, fontWeight=600,
                 color=style.text,
             )  # fmt: skip
             layers.append(label.encode(x=x, y=y, text=alt.Text("y:Q", format=form)))
-    subject, title, reading = told
+    subject, title, reading = captions
     table = rows.pivot_table(index="x", columns="series", values="y", aggfunc="first", sort=False).reset_index()
     chart = alt.layer(*layers).properties(height=250)
     return Drawing(
@@ -139,14 +139,14 @@ def curves(
 
 
 def heat(
-    matrix: NDArray[np.float64], rows: list[str], columns: list[str], axes: tuple[str, str], told: tuple[str, str, str],
+    matrix: NDArray[np.float64], rows: list[str], columns: list[str], axes: tuple[str, str], captions: tuple[str, str, str],
     style: Look, *, signed: bool = False, written: bool = False, height: int = 300,
 ) -> Drawing:  # fmt: skip
-    """A matrix as coloured cells; what is not a number is left empty. `written` puts the numbers into the cells."""
+    """A matrix as coloured cells; NaN is an empty cell. `written`: cells contain their numbers."""
     down, across = np.meshgrid(range(len(rows)), range(len(columns)), indexing="ij")
     cells = pd.DataFrame({"i": down.ravel(), "j": across.ravel(), "value": matrix.ravel()}).dropna()
     cells["row"], cells["column"] = cells["i"].map(rows.__getitem__), cells["j"].map(columns.__getitem__)
-    # Names may come twice (a word in a sentence), so places are numbered and named by their labels.
+    # A name can occur twice (a word in a sentence), so positions are numbers, and names are their labels.
     y = alt.Y("i:O", title=axes[0], axis=_named(rows), scale=alt.Scale(domain=list(range(len(rows))), paddingInner=0))
     x = alt.X("j:O", title=axes[1], axis=_named(columns), scale=alt.Scale(domain=list(range(len(columns))), paddingInner=0))
     scale = (
@@ -168,16 +168,16 @@ def heat(
         half = 0.55 * float(cells["value"].max())
         ink = alt.when(alt.datum["value"] > half).then(alt.value(style.on_colour)).otherwise(alt.value(style.text))
         layers.append(base.mark_text(fontSize=12).encode(text=alt.Text("value:Q", format=".2f"), color=ink))
-    subject, title, reading = told
-    table = pd.DataFrame(matrix, columns=_unlike(columns)).round(3)
+    subject, title, reading = captions
+    table = pd.DataFrame(matrix, columns=_made_unique(columns)).round(3)
     table.insert(0, axes[0], rows)
     return Drawing(subject, title, reading, finish(alt.layer(*layers).properties(height=height), style, title), table)
 
 
 def columns(
-    rows: pd.DataFrame, axes: tuple[str, str], told: tuple[str, str, str], style: Look, *, form: str = ",.3~r"
+    rows: pd.DataFrame, axes: tuple[str, str], captions: tuple[str, str, str], style: Look, *, form: str = ",.3~r"
 ) -> Drawing:
-    """Standing bars, one for each name, the highest in the strong colour. `rows` has the columns name and value."""
+    """Vertical bars, one for each name; the highest has a stronger colour. `rows` has the columns name and value."""
     names = [str(name) for name in rows["name"]]
     top = rows["value"] == rows["value"].max()
     drawn = rows.assign(colour=np.where(top, style.pink, style.grey))
@@ -194,13 +194,13 @@ def columns(
         tooltip=[alt.Tooltip("name:N", title=axes[0]), alt.Tooltip("value:Q", title=axes[1], format=form)],
     )
     said = base.mark_text(dy=-9, fontSize=13, fontWeight=600, color=style.text).encode(text=alt.Text("value:Q", format=form))
-    subject, title, reading = told
+    subject, title, reading = captions
     table = rows.rename(columns={"name": axes[0], "value": axes[1]})
     return Drawing(subject, title, reading, finish((bars + said).properties(height=200), style, title), table)
 
 
 def _swatches(signed: bool) -> alt.Legend:
-    """Squares of single colours. A gradient would be found by the page's address, which changes, and then be drawn no more."""
+    """A legend of coloured squares. An SVG gradient refers to the page's address, so it vanishes when the address changes."""
     values = [1.0, 0.5, 0.0, -0.5, -1.0] if signed else [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
     return alt.Legend(orient="right", type="symbol", symbolType="square", symbolSize=240, values=values, format=".1f")
 
@@ -210,15 +210,15 @@ def _legend(names: list[str]) -> alt.Legend | None:
 
 
 def _named(names: list[str]) -> alt.Axis:
-    """An axis that writes the names of places. Where there are many, every fourth."""
+    """An axis whose labels are names. If there are many, every fourth has a label."""
     listed = ", ".join(f"'{name}'" for name in names)
     step = 1 if len(names) <= 20 else 4
     values = list(range(0, len(names), step))
     return alt.Axis(labelAngle=0, labelExpr=f"[{listed}][datum.value]", values=values)
 
 
-def _unlike(names: list[str]) -> list[str]:
-    """The same names, none of them twice: a table's columns must differ."""
+def _made_unique(names: list[str]) -> list[str]:
+    """The names, made unique: columns of a table must differ."""
     seen: dict[str, int] = {}
     out = []
     for name in names:

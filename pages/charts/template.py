@@ -1,7 +1,7 @@
-"""Charts with blanks: Altair puts one together once, and what a page draws at each move of a control is put into it.
+"""Charts with blanks. Altair builds a chart once; a page fills in its values whenever a control is moved.
 
-One such chart differs from the next in its rows, its names and the ends of its scales; putting the rest together takes Altair 40
-to 100 ms each time. A blank is a text like "$names" that stands where a value will.
+Building a chart takes Altair 40 to 100 ms. Two such charts differ only in their rows, their names and the ends of their scales.
+A blank is a text like "$names" in the place of a value.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Template = Mapping[str, Any]
 
 
 def template(chart: alt.TopLevelMixin) -> Template:
-    """The chart as Vega-Lite, to be kept. Nobody may change it: `filled` copies."""
+    """The chart as Vega-Lite, to be cached. Do not change it: `filled` makes a copy."""
     spec: dict[str, Any] = chart.to_dict(validate=False)
     return spec
 
 
 def filled(template: Template, **values: Any) -> dict[str, Any]:
-    """The chart with a value for each of its blanks. In a list, a blank whose value is a list becomes its entries."""
+    """The chart with a value for each blank. Within a list, a blank whose value is a list is replaced by its entries."""
     spec: dict[str, Any] = _filled(template, {f"${name}": value for name, value in values.items()})
     return spec
 

@@ -1,4 +1,4 @@
-"""Long data made fit to be drawn: of each short stretch what tells most of it."""
+"""Fewer points of long data: the extremes of each short interval."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 
 
-def stretches(count: int, most: int) -> Places:
-    """Where each of at most `most` stretches of about the same length begins, of `count` things in order."""
+def stretches(count: int, most: int) -> Positions:
+    """The first positions of at most `most` intervals of about the same length, of `count` elements."""
     return np.unique(np.linspace(0, count, min(count, most), endpoint=False).astype(np.int64))
 
 
-def extremes(values: Any, most: int) -> Places:
-    """Places of at most `most` values, in order: all, or of each stretch the highest and the lowest; and the ends of all.
+def extremes(values: Any, most: int) -> Positions:
+    """Positions of at most `most` values, in order: all, or the highest and the lowest of each interval, the first and the last.
 
-    A stretch of nothing but NaN, as in a run that blew up, keeps its first value.
+    An interval with only NaN, as in a run that diverged, keeps its first value.
     """
     values = np.asarray(values)
     if len(values) <= most:
@@ -31,7 +31,7 @@ def extremes(values: Any, most: int) -> Places:
 
 
 def _highest_and_lowest(part: Any) -> tuple[Any, Any]:
-    """Their places. NaN is neither."""
+    """Their positions. NaN is ignored."""
     if np.isnan(part).all():
         return 0, 0
     return np.nanargmax(part), np.nanargmin(part)

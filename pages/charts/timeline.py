@@ -1,4 +1,4 @@
-"""When each rank computes, and when it talks: measured, projected on devices of its own, or as the textbook draws it."""
+"""When each rank computes and communicates: measured, projected to one device a rank, or in the textbook's times."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pages.charts.drawing import Drawing, finish
 from pages.charts.lanes import BARS, Row, chart
 from pages.charts.lanes import overview as lanes_overview
 from pages.charts.look import MAX_BARS, Look
-from pages.charts.roles import Roles, opacity, told
+from pages.charts.roles import Roles, opacity, role_name
 from pages.charts.units import Unit, in_time, percent, time_unit
 from pages.charts.words import Words
 
 Kind = Literal["measured", "projected", "textbook"]
 KINDS: tuple[Kind, ...] = ("measured", "projected", "textbook")
 Window = tuple[float, float]
-_LEGIBLE = 32  # bars in a row that can be told apart on a page
-_MOST_ROWS = 128  # of a panel: a browser draws no chart of any height
+_LEGIBLE = 32  # bars in a row that can be distinguished on a page
+_MOST_ROWS = 128  # of a panel: a browser limits the height of a chart
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One account of a step: its rows, its bars (the columns of `lanes.BARS`, in ns or in units), and what it comes to."""
+    """One timeline of a step: its rows, its bars (the columns of `lanes.BARS`, in ns or in units), and its figures."""
 
     kind: Kind
     rows: list[Row]
@@ -51,7 +51,7 @@ class Panel:
 
 
 class Slowed(NamedTuple):
-    """A stage that was slowed by hand, and the bubble without that."""
+    """A stage that the reader made slower, and the bubble without that."""
 
     stage: int
     factor: float
@@ -62,10 +62,10 @@ class Slowed(NamedTuple):
 
 
 def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None = None, window: Window | None = None) -> Drawing:
-    """One row a rank: its actions as thick bars, and beneath them its collectives and transfers as thin ones.
+    """A row for each rank: actions as thick bars, and below them collectives and transfers as thin ones.
 
-    Above `MAX_BARS` bars only those in `window` (ns), or else in the first part of the step, are drawn. With `roles`, the chosen
-    rank and its peers are named in their rows, and the others are pale.
+    If there are more than `MAX_BARS` bars, only those in `window` (ns) are drawn, or those in the first part of the step. With
+    `roles`, rows name the chosen rank and its peers, and other ranks are pale.
     """
     return draw([measured_panel(spans, mesh, style.say, roles)], style, window)
 
@@ -73,9 +73,9 @@ def measured(spans: pd.DataFrame, mesh: Mesh, style: Look, roles: Roles | None =
 def textbook(
     timed: Sequence[Timed], names: Sequence[str], style: Look, slowed: Slowed | None = None, window: Window | None = None
 ) -> Drawing:
-    """One row a stage, in units of time: a forward pass takes 1, a backward pass 2, and nothing else takes time.
+    """A row for each stage, in units of time: a forward pass takes 1, a backward pass 2, everything else 0.
 
-    `names` are the rows' labels, by stage.
+    `names` are the labels of the rows, by stage.
     """
     return draw([replayed_panel("textbook", timed, names, style.say)], style, window, slowed)
 
@@ -83,9 +83,9 @@ def textbook(
 def draw(
     panels: list[Panel], style: Look, window: Window | None = None, slowed: Slowed | None = None, least: float = 0.0
 ) -> Drawing:
-    """Panels one above the other on one time axis; the first gives the title. All in ns, but a textbook that stands alone.
+    """Panels above each other on one time axis. The first gives the title. All are in ns, except a single textbook panel.
 
-    The axis goes to `least` at least, so that timelines side by side can have one scale.
+    The axis ends at `least` or later, so that timelines side by side can have the same scale.
     """
     say, alone = style.say, len(panels) == 1
     units = alone and panels[0].kind == "textbook"
@@ -94,11 +94,11 @@ def draw(
     shown_bars = every
     if any(len(panel.rows) > _MOST_ROWS for panel in panels):
         shown_bars = every[every["row"].isin([row.key for rows in drawn_rows for row in rows])]
-    bars, until = _within(shown_bars, window, sum(map(len, drawn_rows)))
+    bars, until = _in_window(shown_bars, window, sum(map(len, drawn_rows)))
     end = max(least, *(panel.end for panel in panels))
     clock = clock_of(panels[0], say) if units else time_unit(end)
     shown = (0.0, end) if least and until is None else None if until is None else (window[0] if window else 0.0, until)
-    title = " · ".join(_found(panel, say, units, slowed, named=not alone) for panel in panels)
+    title = " · ".join(_title(panel, say, units, slowed, named=not alone) for panel in panels)
     axis = {
         "measured": say("time from the step's start ({unit}, wall clock)", unit=clock.name),
         "projected": say("time from the step's start ({unit}, a device for each rank)", unit=clock.name),
@@ -126,17 +126,17 @@ def draw(
 
 
 def _headings(panel: Panel, say: Words) -> list[Row]:
-    """The row above a panel that tells which it is."""
+    """The row above a panel with its name."""
     return [Row(panel.kind, kinds(say)[panel.kind].upper(), heading=True)]
 
 
 def clock_of(panel: Panel, say: Words) -> Unit:
-    """The unit that a panel's time is shown in when it stands alone."""
+    """The unit of time of a panel that is drawn alone."""
     return Unit(say("units"), 1) if panel.kind == "textbook" else time_unit(panel.end)
 
 
 def overview(panel: Panel, style: Look) -> Drawing | None:
-    """The whole step in one strip, where a part can be brushed; None where all bars are drawn anyway."""
+    """The whole step as a strip in which an interval can be brushed. None if all bars are drawn anyway."""
     if len(panel.bars) <= MAX_BARS:
         return None
     say, clock = style.say, clock_of(panel, style.say)
@@ -150,7 +150,7 @@ def overview(panel: Panel, style: Look) -> Drawing | None:
 
 
 def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words, roles: Roles | None = None) -> Panel:
-    """A row a rank. Idle is what its passes leave of its pipeline's time."""
+    """A row for each rank. Its idle time is the time of its pipeline without its passes."""
     work = spans[(spans["lane"] == "compute") & spans["kind"].isin(WORK)]
     pipeline = work["rank"] % mesh.stride("pp")
     whole = work["end_ns"].groupby(pipeline).max() - work["start_ns"].groupby(pipeline).min()
@@ -159,7 +159,7 @@ def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words, roles: Roles | N
     for rank in range(mesh.size):
         idle = percent(1 - busy[rank] / whole[rank % mesh.stride("pp")]) if rank in busy.index else "–"
         label = say("rank {rank} · stage {stage}", rank=rank, stage=mesh.coordinate(rank).pp)
-        role = told(roles[rank], say) if roles else ""
+        role = role_name(roles[rank], say) if roles else ""
         label = " · ".join(filter(None, (label, role, say("idle {share}", share=idle))))
         rows.append(Row(row_key("measured", rank), label))
     path = critical_path(spans, mesh)
@@ -180,9 +180,9 @@ def replayed_panel(
     unit_ns: float = 1.0,
     path: Sequence[Timed] | None = None,
 ) -> Panel:
-    """A row a stage, of a replay in units of `unit_ns`. `path` is outlined: the critical one.
+    """A row for each stage, of a simulation in units of `unit_ns`. `path`, the critical path, is outlined.
 
-    The textbook is of passes alone; a projection shows what ends the step as well.
+    The textbook shows passes only. A projection also shows the actions at the end of the step.
     """
     shown = [t for t in timed if t.action.kind in WORK or (kind == "projected" and t.action.kind not in ("send", "recv"))]
     shown = sorted((t for t in shown if t.end > t.start), key=lambda t: t.start)
@@ -192,7 +192,7 @@ def replayed_panel(
     for t in work:
         idle[t.stage] -= t.end - t.start
     labels = [f"{name} · {say('idle {share}', share=percent(idle[s] / makespan))}" for s, name in enumerate(names)]
-    on_path = {id(t) for t in (_path(timed) if path is None else path)}
+    on_path = {id(t) for t in (_critical_chain(timed) if path is None else path)}
     bars = pd.DataFrame(
         {
             "row": [row_key(kind, t.stage) for t in shown],
@@ -212,12 +212,12 @@ def replayed_panel(
 
 
 def row_key(kind: Kind, index: int) -> str:
-    """How bars name their row: by rank where ranks are measured, by stage elsewhere."""
+    """The key of a row: by rank in a measured timeline, by stage elsewhere."""
     return f"{kind} {index}"
 
 
-def _path(timed: Sequence[Timed]) -> list[Timed]:
-    """The chain that the last pass to end goes back to."""
+def _critical_chain(timed: Sequence[Timed]) -> list[Timed]:
+    """The actions that the last pass to end waited for, and itself: the critical path."""
     passes = [i for i, t in enumerate(timed) if t.action.kind in WORK]
     at, found = max(passes, key=lambda i: timed[i].end), []
     while at >= 0:
@@ -243,7 +243,7 @@ def kinds(say: Words) -> dict[Kind, str]:
     return {"measured": say("measured"), "projected": say("projected"), "textbook": say("textbook")}
 
 
-def _found(panel: Panel, say: Words, units: bool, slowed: Slowed | None, named: bool) -> str:
+def _title(panel: Panel, say: Words, units: bool, slowed: Slowed | None, named: bool) -> str:
     share, makespan = percent(panel.bubble), f"{panel.makespan:g}" if units else in_time(panel.makespan)
     found = {"share": share, "makespan": makespan}
     if named:
@@ -298,10 +298,10 @@ def _on_every_timeline(panel: Panel, say: Words) -> list[str]:
     return found
 
 
-def _within(bars: pd.DataFrame, window: Window | None, rows: int) -> tuple[pd.DataFrame, float | None]:
-    """At most `MAX_BARS` bars of the window, and up to when they reach; all of them and None if there are not more.
+def _in_window(bars: pd.DataFrame, window: Window | None, rows: int) -> tuple[pd.DataFrame, float | None]:
+    """At most `MAX_BARS` bars of the window, and where they end. All bars and None if there are no more than that.
 
-    Without a window the first part of the step, so long that its bars can be told apart.
+    Without a window, it takes the first part of the step, short enough for its bars to be distinguished.
     """
     if len(bars) <= MAX_BARS:
         return bars, None

@@ -1,4 +1,4 @@
-"""What the charts of memory and traffic say in their titles: the one thing to be seen in them."""
+"""Titles of the charts of memory and traffic: each states the main result."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def memory_title(totals: pd.Series[int], capacity: int | None, device: str, say:
 
 
 def stage_title(peaks: pd.DataFrame, capacity: int | None, device: str, say: Words) -> str:
-    """The same where tables have some ranks of each stage, the fullest among them; of what is measured, or else predicted."""
+    """The same if tables have only some ranks of each stage, with the fullest among them. Of measured values if there are any."""
     source = "formula" if (peaks["source"] == "formula").all() else str(peaks.loc[peaks["source"] != "formula", "source"].iloc[0])
     totals = peaks[peaks["source"] == source].groupby(["pp", "rank"])["bytes"].sum().groupby("pp").max()
     most, least = int(totals.max()), int(totals.min())
@@ -94,7 +94,7 @@ def stage_title(peaks: pd.DataFrame, capacity: int | None, device: str, say: Wor
 
 
 def _ranks_of(by_rank: pd.Series[Any], value: float) -> list[int]:
-    """The ranks (or stages) that have exactly this value, in order."""
+    """The ranks (or stages) with exactly this value, in order."""
     return [int(rank) for rank in by_rank.index[by_rank == value]]
 
 
@@ -122,5 +122,5 @@ def traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, co
 
 
 def share(error: float) -> str:
-    """Of an error that is not 0, so that it does not read as if it were."""
+    """An error that is not 0, in percent. It is never written as 0."""
     return f"{error:.2%}" if error >= 0.00005 else "<0.01%"

@@ -1,4 +1,4 @@
-"""Communication in one step, by rank. `pages.charts.beside` has it by axis and collective."""
+"""Communication in one step by rank. `pages.charts.beside` has it by axis and collective."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from engine.topology import AXES
 from pages.charts.drawing import Drawing, colours, finish, rank_chooser
 from pages.charts.look import MAX_BARS, Look
 from pages.charts.names import measures
-from pages.charts.roles import Roles, opacity, outline, told
+from pages.charts.roles import Roles, opacity, outline, role_name
 from pages.charts.thinning import stretches
 from pages.charts.units import byte_unit, in_bytes
 from pages.charts.words import Words
 
-_MOST_RANKS = MAX_BARS // len(AXES)  # with a bar for each axis
+_MOST_RANKS = MAX_BARS // len(AXES)  # that have bars
 Measure = Literal["wire", "payload"]
 
 
 def meaning(measure: Measure, say: Words) -> str:
-    """What is counted."""
+    """A sentence on what the measure counts."""
     if measure == "wire":
         return say("Wire bytes are what a rank would send under the ring algorithm; a receive sends nothing, so it has no bar.")
     return say("Payload bytes are the size of the tensor that a rank hands over; what is sent counts again where it is received.")
 
 
 def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
-    """Stacked bars: what each rank sends (or hands over) along each axis. With `roles`, the chosen rank is marked.
+    """Stacked bars: bytes that each rank sends (or hands over) along each axis. With `roles`, the chosen rank is marked.
 
-    Of more than `_MOST_RANKS` those that the table has, and where these are as many still, of each few neighbours the first.
+    If there are more than `_MOST_RANKS`, only ranks of the table are drawn, and if these are still too many, every n-th.
     """
     say, counted = style.say, measures(style.say)[measure]
     column = f"{measure}_bytes"
@@ -91,10 +91,10 @@ def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, ro
 
 
 def _rank_axis(ranks: Sequence[int], say: Words, roles: Roles | None) -> alt.Axis:
-    """The rank, and on a second line what it is to the chosen one."""
+    """An axis with labels of two lines: the rank, and its relation to the chosen rank."""
     if not roles:
         return alt.Axis(labelAngle=0)
-    lines = {str(rank): [str(rank), told(roles[rank], say)] for rank in ranks}
+    lines = {str(rank): [str(rank), role_name(roles[rank], say)] for rank in ranks}
     return alt.Axis(labelAngle=0, labelExpr=f"{json.dumps(lines, ensure_ascii=False)}[datum.label]")
 
 

@@ -1,4 +1,4 @@
-"""Numbers in words. Bytes are binary: 1 KiB is 1,024 bytes. Times are given in nanoseconds.
+"""Numbers with units, as text. Bytes are binary: 1 KiB is 1,024 bytes. Times are in nanoseconds.
 
 Chinese writes digits, points, thousands and the names of these units as English does. Only large counts differ: by 万 and 亿.
 """
@@ -12,7 +12,7 @@ from pages.charts.words import Words
 
 @dataclass(frozen=True)
 class Unit:
-    """A name, and how many of the smallest unit it holds."""
+    """A unit's name, and its size in the smallest unit (bytes or ns)."""
 
     name: str
     size: float
@@ -33,7 +33,7 @@ def time_unit(largest_ns: float) -> Unit:
 
 
 def in_bytes(value: float) -> str:
-    """ "3.42 MiB": three significant digits, in the largest unit that leaves a whole part."""
+    """ "3.42 MiB": three significant digits, in the largest unit in which the number is at least 1."""
     return _in(value, byte_unit(value))
 
 
@@ -51,7 +51,7 @@ def short(value: float, say: Words) -> str:
 
 
 def percent(share: float) -> str:
-    """ "12.3%"; below 10%, one digit more does no harm: "4.2%". A hair below zero is "0.0%", without a sign."""
+    """ "12.3%", "4.2%": one decimal. A number slightly below zero is "0.0%", without a sign."""
     return f"{round(100 * share, 1) + 0.0:.1f}%"
 
 
@@ -70,7 +70,7 @@ def _in(value: float, unit: Unit) -> str:
 
 
 def significant(value: float) -> str:
-    """Three significant digits, without an exponent, and without decimals that say nothing of a whole number."""
+    """Three significant digits, without an exponent. A whole number has no decimals."""
     if value == int(value) and abs(value) < 1000:
         return str(int(value))
     magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 1

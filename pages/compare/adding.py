@@ -1,4 +1,4 @@
-"""What can be added to the comparison: what the Lab's form holds, a column with one lever moved, or a saved run."""
+"""The controls that add a column to the comparison: a layout, a column with one lever changed, or a saved run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _moved(service: Service, items: Sequence[str], there: Sequence[Column]) -> N
 
 
 def _write(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
-    """A field for any layout, written as in a link. In a form: it is added by Enter or the button, not by clicking elsewhere."""
+    """A text field for any layout, written as in a link. In a Streamlit form: only Enter or the button adds the layout."""
     words = say()
     with st.form("compare/written", border=False):
         st.text_input(
@@ -86,14 +86,14 @@ def _write(service: Service, items: Sequence[str], there: Sequence[Column]) -> N
         asked = st.form_submit_button(
             words("Add what is written"), width="stretch", on_click=_put_written, args=(service, items, there)
         )
-    if asked and (text := st.session_state.get(_WRITTEN)):  # still there: it was not added
-        told = inert(words.sentence(_refused(service, items, there, text)))
-        begun = told[:1] if "=" in told.split(" ")[0] else told[:1].upper()  # pp=9 is no word
-        st.error(words("{sentence}.", sentence=begun + told[1:].removesuffix(".")), icon=":material/error:")
+    if asked and (text := st.session_state.get(_WRITTEN)):  # the text is still there, so it was not added
+        refusal = inert(words.sentence(_refused(service, items, there, text)))
+        first = refusal[:1] if "=" in refusal.split(" ")[0] else refusal[:1].upper()  # a field such as pp=9 has no capital
+        st.error(words("{sentence}.", sentence=first + refusal[1:].removesuffix(".")), icon=":material/error:")
 
 
 def _put_written(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
-    """Add what was written, if it can be. A callback."""
+    """Add the written layout if it is valid. A callback."""
     text = st.session_state[_WRITTEN].strip()
     if text and not _refused(service, items, there, text):
         put([*items, written(text, there[0].spec if there else None, service.texts)])
@@ -101,7 +101,7 @@ def _put_written(service: Service, items: Sequence[str], there: Sequence[Column]
 
 
 def _refused(service: Service, items: Sequence[str], there: Sequence[Column], text: str) -> str:
-    """Why what was written cannot be added; "" if it can."""
+    """Why the written layout cannot be added; "" if it can."""
     try:
         item = written(text, there[0].spec if there else None, service.texts)
     except (RequestError, links.LinkError) as error:
@@ -110,9 +110,9 @@ def _refused(service: Service, items: Sequence[str], there: Sequence[Column], te
 
 
 def written(text: str, first: RunSpec | None, texts: Texts) -> str:
-    """The link's item for a layout as one writes it, gpt-tiny~dp2.tp2.pp2~1f1b, or dp4.tp1.pp2 alone.
+    """The item for a written layout: gpt-tiny~dp2.tp2.pp2~1f1b, or only dp4.tp1.pp2.
 
-    That one takes model and workload from `first`, or else the Lab's own. Raises `RequestError` or `LinkError`.
+    The short form takes model and workload from `first`, or else the Lab's defaults. Raises `RequestError` or `LinkError`.
     """
     text = text.strip()
     if "~" in text:
@@ -120,7 +120,7 @@ def written(text: str, first: RunSpec | None, texts: Texts) -> str:
     else:
         base = Choice.default() if first is None else Choice.of(first, texts)
         usual = {field: value for field, value in DEFAULTS.items() if field.startswith("layout.")}
-        choice = base.having(usual | {f"layout.{axis}": degree for axis, degree in LayoutSpec.degrees(text[:60]).items()})
+        choice = base.with_changes(usual | {f"layout.{axis}": degree for axis, degree in LayoutSpec.degrees(text[:60]).items()})
     spec_of(choice, texts)
     return links.encode(choice)
 
@@ -143,6 +143,6 @@ def _select(label: str, options: list[Any], key: str, named: dict[Any, str]) -> 
 
 
 def put(items: Sequence[str]) -> None:
-    """Make the link say what stands side by side. A callback."""
+    """Write the items into the link. A callback."""
     st.query_params[beside.WITH] = beside.BETWEEN.join(items)
     st.session_state[KEPT] = list(items)

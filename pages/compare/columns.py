@@ -1,4 +1,4 @@
-"""What stands side by side: layouts as the formulas predict them, and saved runs as they were measured."""
+"""The columns of the comparison: predicted layouts, and saved runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pages.shared.service import Service
 
 @dataclass(frozen=True)
 class Column:
-    """`item` is what stands for it in the link; `source` who made its tables."""
+    """`item`: its text in the link. `source`: the source of its tables."""
 
     item: str
     result: RunResult
@@ -46,7 +46,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Missing:
-    """An item of the link that cannot be shown, and why."""
+    """An item of the link that cannot be shown, and the reason."""
 
     item: str
     sentence: str
@@ -73,37 +73,37 @@ def _read(item: str, service: Service) -> Column | Missing:
 
 
 def default_items() -> list[str]:
-    """Two layouts of one model that differ in the schedule alone."""
+    """Two layouts of one model that differ only in the schedule."""
     one = Choice.default()
-    return [links.encode(one), links.encode(one.having({"layout.schedule": "gpipe"}))]
+    return [links.encode(one), links.encode(one.with_changes({"layout.schedule": "gpipe"}))]
 
 
 # ------------------------------------------------------------------------------------------------------------------ names
 
 
 def title(column: Column, others: Sequence[Column], say: Words) -> str:
-    """All that tells the column from the others, in one line."""
-    parts = [column.spec.layout.code, *telling(column, others, say)]
+    """All differences between the column and the others, in one line."""
+    parts = [column.spec.layout.code, *distinguishing(column, others, say)]
     if len({c.model for c in others}) > 1:
         parts.insert(0, column.model)
     return " · ".join(parts)
 
 
-def telling(column: Column, others: Sequence[Column], say: Words) -> list[str]:
-    """What tells a column from the others, besides model and mesh."""
+def distinguishing(column: Column, others: Sequence[Column], say: Words) -> list[str]:
+    """The values that differ from other columns, except model and mesh."""
     specs = [other.spec for other in others]
-    told = [
+    texts = [
         words(column.spec)
         for field, words in _fields(say).items()
         if len({getattr(getattr(spec, field.split(".")[0]), field.split(".")[1]) for spec in specs}) > 1
     ]
     if len(specs) == 1 and column.spec.layout.pp > 1:
-        told = [schedule(column.spec.layout.schedule, say)]
-    return list(dict.fromkeys(told))
+        texts = [schedule(column.spec.layout.schedule, say)]
+    return list(dict.fromkeys(texts))
 
 
 def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
-    """Field → what a spec has in it, in words."""
+    """Field → function that gives its value in words."""
 
     def batch(spec: RunSpec) -> str:
         return microbatches(spec.workload.microbatches, spec.workload.microbatch_size, say)

@@ -1,4 +1,4 @@
-"""In what two columns differ, named: "+31% traffic, −42% peak memory on rank 0"."""
+"""The differences of two columns in words: "+31% traffic, −42% peak memory on rank 0"."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from engine.tables import RunResult
 from pages.charts.words import Words
 from pages.shared.predicted import listed
 
-_NOTICED = 0.005  # a smaller share is no difference that anybody should act on
+_NOTICED = 0.005  # smaller relative differences are left out
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`share` is the change relative to the first column; `text` says it; `better` is None where neither is."""
+    """`share`: the change relative to the first column. `text`: the same in words. `better` is None if neither is better."""
 
     text: str
     share: float
@@ -23,7 +23,7 @@ class Difference:
 
 
 def differences(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
-    """The largest first. What hardly differs is left out."""
+    """The differences, the largest first. Small ones are left out."""
     found = [
         *_memory(base, other, say),
         *_traffic(base, other, say),
@@ -34,7 +34,7 @@ def differences(base: RunResult, other: RunResult, say: Words) -> list[Differenc
 
 
 def signed(share: float) -> str:
-    """ "+31%", "−42%"; what grows many times over is a factor: "×5.2"."""
+    """ "+31%", "−42%"; a large increase is a factor: "×5.2"."""
     if share >= 4:
         return f"×{1 + share:.3g}"
     return f"{'+' if share > 0 else '−'}{100 * abs(share):.{1 if abs(share) < 0.1 else 0}f}%"
@@ -45,7 +45,7 @@ def _memory(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
     found = []
     share = _share(int(ours.max()), int(theirs.max()))
     found.append(Difference(say("{change} peak memory on the fullest rank", change=signed(share)), share, share < 0))
-    if ours.index.equals(theirs.index):  # rank by rank, where the ranks are as many: the one that changes most
+    if ours.index.equals(theirs.index):  # with the same ranks: the rank that changes most
         shares = theirs / ours - 1
         most = int(shares.index[int(shares.abs().argmax())])
         if abs(shares[most] - share) >= _NOTICED:
@@ -74,14 +74,14 @@ def _traffic(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
 
 
 def _bubble(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
-    """In points, since a bubble is a share already."""
+    """In percentage points, because a bubble is a share already."""
     points = other.summary["bubble"] - base.summary["bubble"]
     text = say("{change} points of bubble", change=f"{'+' if points > 0 else '−'}{100 * abs(points):.1f}")
     return [Difference(text, points, points < 0)]
 
 
 def _time(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
-    """Where both were measured."""
+    """The difference in time, if both were measured."""
     if not (_measured(base) and _measured(other)):
         return []
     share = _share(base.summary["step_ns"], other.summary["step_ns"])
@@ -89,7 +89,7 @@ def _time(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
 
 
 def _measured(result: RunResult) -> bool:
-    """By the clock: a dry run has a step's time as well, in the textbook's units."""
+    """Whether times are in ns. A dry run also has the time of a step, in the textbook's units."""
     return bool((result.tables["memory_peak"]["source"] == "measured").all())
 
 
@@ -98,7 +98,7 @@ def _totals(result: RunResult) -> pd.Series[int]:
 
 
 def _sent(result: RunResult) -> pd.Series[float]:
-    """Wire bytes of a rank in a step, by axis: the mean over all ranks."""
+    """Mean wire bytes of a rank in a step, by axis."""
     return result.tables["traffic"].groupby("axis")["wire_bytes"].sum() / listed(result.spec.layout)
 
 

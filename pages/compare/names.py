@@ -1,4 +1,4 @@
-"""What levers and their values are called. Links, files and tables hold the codes."""
+"""Names of levers and of their values. Links, files and tables have the codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pages.charts.words import Words
 
 
 def levers(say: Words) -> dict[str, str]:
-    """By a spec's dotted field."""
+    """A spec's dotted field → name."""
     return {
         "layout.dp": say("Data parallel (dp)"),
         "layout.tp": say("Tensor parallel (tp)"),
@@ -27,7 +27,7 @@ def levers(say: Words) -> dict[str, str]:
 
 
 def value(lever: str, held: Any, say: Words) -> str:
-    """A lever's value, as people read it."""
+    """The name of a lever's value."""
     if isinstance(held, bool):
         return say("on") if held else say("off")
     if lever == "layout.schedule":

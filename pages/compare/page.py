@@ -23,8 +23,8 @@ from pages.compare import adding, columns, differences, sweeping
 from pages.compare.columns import Column, Missing
 from pages.shared import beside, drawing, navigation
 from pages.shared.beside import KEPT, RUN, WITH
+from pages.shared.cache import cached, cached_by_size
 from pages.shared.frame import inert, say, view
-from pages.shared.kept import kept, kept_by_size
 from pages.shared.predicted import listed
 from pages.shared.service import Service
 
@@ -57,7 +57,7 @@ def show(service: Service) -> None:
 
 
 def _heads(service: Service, found: Sequence[Column | Missing], there: Sequence[Column]) -> None:
-    """Row by row, so that each begins at one height in all columns."""
+    """The heads of the columns, row by row, so that each row has the same height in all columns."""
     items = [column.item for column in found]
     _row(found, lambda column, place: _title(column, there))
     _row(found, lambda column, place: _buttons(service, column, items, place))
@@ -66,8 +66,8 @@ def _heads(service: Service, found: Sequence[Column | Missing], there: Sequence[
         if len({column.source for column in there}) > 1:
             st.caption(say()("Some are measured and others predicted: the prediction's error is part of their difference."))
         if len(set(sizes := [f"{_sequences(column.spec):,}" for column in there])) > 1:
-            told = say()("A step is not of one size here: from left to right it takes {sizes} sequences.", sizes=", ".join(sizes))
-            st.caption(told)
+            text = say()("A step is not of one size here: from left to right it takes {sizes} sequences.", sizes=", ".join(sizes))
+            st.caption(text)
 
 
 def _row(found: Sequence[Column | Missing], draw: Callable[[Column | Missing, int], None]) -> None:
@@ -79,11 +79,11 @@ def _row(found: Sequence[Column | Missing], draw: Callable[[Column | Missing, in
 def _title(column: Column | Missing, there: Sequence[Column]) -> None:
     words = say()
     if isinstance(column, Missing):
-        told = inert(words.sentence(column.sentence))
-        st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/error:")
+        text = inert(words.sentence(column.sentence))
+        st.error(words("{sentence}.", sentence=text[:1].upper() + text[1:].removesuffix(".")), icon=":material/error:")
         return
     drawing.heading(f"{column.model} · {sources(words)[column.source]}", column.spec.layout.code)
-    if levers := columns.telling(column, there, words):
+    if levers := columns.distinguishing(column, there, words):
         st.markdown(" · ".join(levers))
     if column.saved:
         st.caption(inert(column.item.removeprefix(RUN)))
@@ -169,12 +169,12 @@ def _too_long(spec: RunSpec) -> str | None:
     return too_long(spec.layout, spec.workload.microbatches)
 
 
-@kept(256)
+@cached(256)
 def _makespan(spec: RunSpec) -> float:
     return textbook_timeline(spec).makespan
 
 
-@kept(256)
+@cached(256)
 def _kinds(spec: RunSpec) -> frozenset[str]:
     layout, microbatches = spec.layout, spec.workload.microbatches
     if _too_long(spec) is not None:
@@ -188,7 +188,7 @@ def _each(
     make: Callable[[Column], Drawing],
     not_drawn: Callable[[Column], str | None] = lambda column: None,
 ) -> None:
-    """`not_drawn` tells why a column has no such chart, if it has none."""
+    """One chart in each column. `not_drawn` gives the reason if a column has no such chart."""
 
     def draw(column: Column | Missing, place: int) -> None:
         if not isinstance(column, Column):
@@ -212,13 +212,13 @@ def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: multiples.Se
 
 
 def _rows(drawn: Drawing) -> int:
-    """Of its table, and as much for all else that it has."""
+    """Size for the cache: the rows of its table, and a constant for everything else."""
     return 2_000 + len(drawn.table)
 
 
-@kept_by_size(MOST, _rows)
+@cached_by_size(MOST, _rows)
 def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
-    """The textbook timeline, for a measured run too."""
+    """The textbook timeline; also for a measured run."""
     style = look(view)
     say = style.say
     made = textbook_timeline(spec)
@@ -245,7 +245,7 @@ def clocked(spans: pd.DataFrame, spec: RunSpec, last: float, view: View) -> Draw
 
 
 def _table(there: Sequence[Column]) -> None:
-    """Sizes in MiB; the file has them in bytes."""
+    """The table of all figures. Sizes are in MiB; in the file they are in bytes."""
     words = say()
     exact = pd.DataFrame([figures(column) for column in there])
     exact.insert(0, "what", [columns.title(column, there, words) for column in there])
@@ -295,7 +295,7 @@ def _table(there: Sequence[Column]) -> None:
 
 
 def figures(column: Column) -> dict[str, object]:
-    """A column's numbers, exact, under the names that tables have."""
+    """The exact numbers of a column, by the names of tables' columns."""
     summary, layout = column.result.summary, column.spec.layout
     peak = column.result.tables["memory_peak"].groupby("rank")["bytes"].sum()
     row: dict[str, object] = {
@@ -318,5 +318,5 @@ def figures(column: Column) -> dict[str, object]:
 
 
 def _sequences(spec: RunSpec) -> int:
-    """Of a step, over all replicas."""
+    """Sequences in a step of all replicas."""
     return spec.layout.dp * spec.workload.microbatches * spec.workload.microbatch_size

@@ -1,4 +1,4 @@
-"""One lever moved through all its values, everything else held: what each would cost, from the formulas."""
+"""The predicted cost of all values of one lever, with everything else unchanged."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """`memory` has a row for each value and category, of the fullest rank; `figures` one for each value.
+    """`memory` has a row for each value and category, of the fullest rank. `figures` has a row for each value.
 
-    `tried` are the values that go with the rest, by their code, which the tables hold; `left_out` those that do not, each with
-    the sentence that says why.
+    `tried`: code in the tables → valid value. `left_out`: each value that is not valid, and the sentence that says why.
     """
 
     lever: str
@@ -45,12 +44,12 @@ class Sweep:
 
 
 def sweep(base: RunSpec, lever: str) -> Sweep:
-    own = held(base, lever)
+    own = current_value(base, lever)
     values = sorted({*LEVERS[lever], own}) if isinstance(own, int) else LEVERS[lever]
     tried, memory, figures, left_out = {}, [], [], []
     for value in values:
         try:
-            spec = having(base, lever, value)
+            spec = with_value(base, lever, value)
             result = with_ledgers(lambda spec=spec: predict(spec))  # type: ignore[misc]
         except RequestError as error:
             left_out.append((value, error.sentence))
@@ -64,15 +63,15 @@ def sweep(base: RunSpec, lever: str) -> Sweep:
     return Sweep(lever, tried, pd.concat(memory, ignore_index=True), pd.DataFrame(figures), tuple(left_out))
 
 
-def held(spec: RunSpec, lever: str) -> Any:
-    """The value that a spec has."""
+def current_value(spec: RunSpec, lever: str) -> Any:
+    """The value of the lever in a spec."""
     part, field = lever.split(".")
     return getattr(getattr(spec, part), field)
 
 
-def having(base: RunSpec, lever: str, value: Any) -> RunSpec:
-    """Raises `RequestError` where the value does not go with the rest. Chunks follow the schedule; a split by hand is dropped."""
-    if value == held(base, lever):
+def with_value(base: RunSpec, lever: str, value: Any) -> RunSpec:
+    """The spec with another value. Raises `RequestError` if that is not valid. Chunks follow the schedule; a split is removed."""
+    if value == current_value(base, lever):
         return base
     part, field = lever.split(".")
     request = base.model_dump()
@@ -85,12 +84,12 @@ def having(base: RunSpec, lever: str, value: Any) -> RunSpec:
 
 
 def others(base: RunSpec, lever: str) -> dict[Any, RunSpec]:
-    """The values of a lever that go with the rest, and the spec with each; without the value it has."""
+    """Valid values of a lever other than the current one, and the spec with each."""
     found = {}
     for value in LEVERS[lever]:
         try:
-            spec = having(base, lever, value)
-        except RequestError:  # it does not go with the rest, so it is not offered
+            spec = with_value(base, lever, value)
+        except RequestError:  # not valid, so not offered
             continue
         if spec != base:
             found[value] = spec

@@ -1,4 +1,4 @@
-"""One lever of one column moved through all its values, as small charts side by side."""
+"""The sweep of one lever of one column, as small charts side by side."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def _charts(base: RunSpec, lever: str, named: Mapping[str, str], made: sweep.Swe
     with st.grid(columns=3, min_column_width=_CHART_PX, gap="medium") as grid:
         for key, make, rows in charts:
             with grid.cell():
-                drawing.show(_made(make, rows, names.levers(words)[lever], named, str(sweep.held(base, lever)), view()), key)
+                current = str(sweep.current_value(base, lever))
+                drawing.show(_made(make, rows, names.levers(words)[lever], named, current, view()), key)
 
 
 @st.cache_data(max_entries=96, show_spinner=False, hash_funcs={"builtins.function": lambda make: make.__name__})
@@ -74,7 +75,7 @@ def swept(base: RunSpec, lever: str) -> sweep.Sweep:
 
 
 def _kept_select(label: str, options: list[str], parameter: str, name: Callable[[str], str]) -> str:
-    """A choice that the link carries: the link wins, and a move writes it there."""
+    """A select box whose value is in the link. The link wins; a change is written to it."""
     key = f"compare/{parameter}"
     linked = st.query_params.get(parameter, options[0])
     st.session_state[key] = linked if linked in options else options[0]

@@ -1,7 +1,7 @@
-"""One microbatch's way through a step, event by event: each pass, what it calls on other ranks for, each message, each update.
+"""The path of one microbatch through a step, as a list of events: passes, collectives, messages and updates.
 
-What happens comes from the schedule, how many bytes from a traffic table, when from a table of spans or from a replay: of a run
-as it was measured, or of a layout that has not run yet, by its prediction.
+The schedule says what happens. A traffic table says how many bytes. The times come from a table of spans, or from a replay.
+The tables are those of a measured run, or the predictions for a layout that has not run yet.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from engine.spec import RunSpec
 from engine.tables import members
 
 _BACKWARD = ("B", "I", "W")
-_ENDS = ("tie", "step", "gather")  # one action of its own for each of these phases
+_ENDS = ("tie", "step", "gather")  # phases that have an action of the same name
 _MESSAGES = ("send", "recv")
 
 Counts = NDArray[np.int64]  # (3,): calls, payload bytes, wire bytes
 
 
 @dataclass(frozen=True)
-class Passed:
-    """What one event hands to others through one kind of call: `calls` of them, and their bytes together, on one rank.
+class Communication:
+    """What one event sends or receives through one kind of call: the number of calls and their total bytes, on one rank.
 
-    `exact` is False where a schedule splits backward, and tables give only the sum of both halves: parts are then by calls.
+    `exact` is False where the bytes are an estimate. Where a schedule splits backward, tables have only the sum of both halves,
+    and it is divided by the number of calls.
     """
 
     axis: str
@@ -50,25 +51,25 @@ class Passed:
 class Event:
     """Something that happens to a microbatch on one rank.
 
-    It is `action` itself if `passed` is None or if the action is a message; otherwise it is the calls that the action makes.
-    `once`: it happens once a step, for all microbatches together. Times are in ns, or in units of the textbook.
+    The event is `action` itself if `communication` is None or if the action is a message. Otherwise it is the calls of one kind
+    that the action makes. `once`: it happens once a step, for all microbatches. Times are in ns, or in the textbook's units.
     """
 
     rank: int
     stage: int
     action: Action
-    passed: Passed | None = None
+    communication: Communication | None = None
     once: bool = False
     start: float | None = None
     end: float | None = None
 
     @property
     def is_call(self) -> bool:
-        return self.passed is not None and self.action.kind not in _MESSAGES
+        return self.communication is not None and self.action.kind not in _MESSAGES
 
 
-class Way(NamedTuple):
-    """Which microbatch is followed, in which replica, on which slice of every stage."""
+class MicrobatchPath(NamedTuple):
+    """The microbatch that is followed, its replica (dp), and its slice (tp) on every stage."""
 
     microbatch: int
     dp: int = 0
@@ -76,49 +77,53 @@ class Way(NamedTuple):
 
 
 def walk(
-    spec: RunSpec, traffic: pd.DataFrame, way: Way, spans: pd.DataFrame | None = None, replayed: Timeline | None = None
+    spec: RunSpec,
+    traffic: pd.DataFrame,
+    path: MicrobatchPath,
+    spans: pd.DataFrame | None = None,
+    replayed: Timeline | None = None,
 ) -> list[Event]:
-    """The events of one microbatch, in an order in which each comes after all that it needs.
+    """The events of one microbatch. Each event comes after all events that it depends on.
 
-    `traffic` and `spans` are tables of one step; `replayed` tells the times where there are no spans.
+    `traffic` and `spans` are tables of one step. `replayed` gives the times where there are no spans.
     """
     layout, mesh = spec.layout, spec.layout.mesh
     schedule = replayed.schedule if replayed else plan(layout, spec.workload.microbatches, spec.model.parts.tied)
     times: list[dict[Action, tuple[float, float]]] = [{} for _ in schedule.stages]
     for t in replayed.timed if replayed else ():
-        if t.action.microbatch in (way.microbatch, -1):
+        if t.action.microbatch in (path.microbatch, -1):
             times[t.stage][t.action] = (t.start, t.end)
     ranks = []
     for stage, known in enumerate(times):
-        rank = mesh.rank({"pp": stage, "dp": way.dp, "tp": way.tp})
+        rank = mesh.rank({"pp": stage, "dp": path.dp, "tp": path.tp})
         mine = traffic[traffic["rank"] == rank]
         own = None if spans is None else spans[spans["rank"] == rank]
-        ranks.append(_Rank(spec, schedule, rank, way.microbatch, mine, own, known))
-    return [event for stage, action in _order(schedule, way.microbatch) for event in ranks[stage].events(action)]
+        ranks.append(_Rank(spec, schedule, rank, path.microbatch, mine, own, known))
+    return [event for stage, action in _order(schedule, path.microbatch) for event in ranks[stage].events(action)]
 
 
 def _order(schedule: Schedule, microbatch: int) -> Iterator[tuple[int, Action]]:
-    """(stage, action) along the way: down the chunks, back up, the weights' gradients that were put off, and the step's end."""
+    """(stage, action) in order: forward through the chunks, backward through them, deferred W passes, and the end of the step."""
     chunks = range(len(schedule.placement))
-    own: dict[tuple[str, str, int], Action] = {}
+    of_microbatch: dict[tuple[str, str, int], Action] = {}
     for actions in schedule.stages:
         for action in actions:
             if action.microbatch == microbatch:
-                own[action.kind, action.flow, action.chunk] = action
+                of_microbatch[action.kind, action.flow, action.chunk] = action
     forward = [(kind, flow, c) for c in chunks for kind, flow in (("recv", "activation"), ("F", ""), ("send", "activation"))]
     back = (("recv", "gradient"), ("B", ""), ("I", ""), ("send", "gradient"))
     backward = [(kind, flow, c) for c in reversed(chunks) for kind, flow in back]
     late = [("W", "", c) for c in reversed(chunks)]
     for key in (*forward, *backward, *late):
-        if key in own:
-            yield schedule.placement[key[2]], own[key]
+        if key in of_microbatch:
+            yield schedule.placement[key[2]], of_microbatch[key]
     for kind in ("reduce", *_ENDS):
         found = [(stage, a) for stage, actions in enumerate(schedule.stages) for a in actions if a.kind == kind]
-        yield from sorted(found, key=lambda at: (-at[1].chunk, at[0]))  # gradients are whole at the end first
+        yield from sorted(found, key=lambda at: (-at[1].chunk, at[0]))  # the last chunk has its gradients first
 
 
 def _by_chunk(spec: RunSpec, stage: int) -> dict[tuple[int, str, str, str, int], Counts]:
-    """(chunk, axis, collective, phase, other stage of a message) → calls, payload and wire bytes of a rank's step, predicted."""
+    """(chunk, axis, collective, phase, other stage of a message) → predicted calls, payload and wire bytes a rank and step."""
     found: dict[tuple[int, str, str, str, int], Counts] = {}
     mesh, training = spec.layout.mesh, Training(spec)
     for chunk in training.ledgers.on(stage):
@@ -132,7 +137,7 @@ def _by_chunk(spec: RunSpec, stage: int) -> dict[tuple[int, str, str, str, int],
 
 
 class _Rank:
-    """One rank of the way: what of its tables belongs to which of its actions."""
+    """One rank on the path: assigns the rows of its tables to its actions."""
 
     def __init__(
         self,
@@ -156,18 +161,18 @@ class _Rank:
         self.calls: dict[tuple[Action, str], list[tuple[float, float]]] = {}
         if spans is not None:
             self._read(spans.sort_values("start_ns", kind="stable"))
-        self.shares: dict[Action, list[Passed]] = {}
+        self.shares: dict[Action, list[Communication]] = {}
         for row in traffic.itertuples():
             self._share(row)
 
     def events(self, action: Action) -> list[Event]:
         start, end = self.times.get(action, (None, None))
         once = action.kind in ("reduce", *_ENDS)
-        passed = self.shares.get(action, [])
+        communication = self.shares.get(action, [])
         if action.kind in _MESSAGES:
-            return [Event(self.rank, self.at.pp, action, passed[0] if passed else None, once, start, end)]
+            return [Event(self.rank, self.at.pp, action, communication[0] if communication else None, once, start, end)]
         found = [Event(self.rank, self.at.pp, action, None, once, start, end)]
-        for calls in passed:
+        for calls in communication:
             spans = self.calls.get((action, calls.collective), [])
             first = min((s for s, _ in spans), default=None)
             last = max((e for _, e in spans), default=None)
@@ -177,7 +182,7 @@ class _Rank:
     # ---------------------------------------------------------------------------------------------------------------- spans
 
     def _read(self, spans: pd.DataFrame) -> None:
-        """When each action ran, and which calls each made: those that began while it ran."""
+        """Find when each action ran, and its calls: those that began while it ran."""
         compute = spans[spans["lane"] == "compute"]
         rows = zip(compute["kind"], compute["chunk"], compute["microbatch"], strict=True)
         done = [Action(kind, chunk, microbatch) for kind, chunk, microbatch in rows]
@@ -186,13 +191,13 @@ class _Rank:
             self.times[action] = (float(start), float(end))
         comm = spans[spans["lane"] == "comm"]
         calls = comm[~comm["kind"].isin(_MESSAGES)]
-        around = np.searchsorted(starts, calls["start_ns"], side="right") - 1
-        for at, kind, start, end in zip(around, calls["kind"], calls["start_ns"], calls["end_ns"], strict=True):
+        during = np.searchsorted(starts, calls["start_ns"], side="right") - 1
+        for at, kind, start, end in zip(during, calls["kind"], calls["start_ns"], calls["end_ns"], strict=True):
             self.calls.setdefault((done[at], str(kind)), []).append((float(start), float(end)))
         self._read_messages(comm[comm["kind"].isin(_MESSAGES)])
 
     def _read_messages(self, messages: pd.DataFrame) -> None:
-        """A span does not tell its flow: a rank takes in and sends on activations before it runs backward, gradients after."""
+        """Find when each message passed. A span has no flow: before the backward pass it is an activation, then a gradient."""
         spans: dict[tuple[str, int, int, str], list[tuple[float, float]]] = {}
         columns = (messages[c] for c in ("kind", "chunk", "microbatch", "start_ns", "end_ns"))
         for kind, chunk, microbatch, start, end in zip(*columns, strict=True):
@@ -207,28 +212,28 @@ class _Rank:
     # -------------------------------------------------------------------------------------------------------------- traffic
 
     def _share(self, row: Any) -> None:
-        """Give each action its part of one row of the traffic table. The parts add up to the row."""
+        """Divide one row of the traffic table among actions. The parts add up to the row."""
         group = members(row.group)
         named = (row.axis, row.collective, row.phase)
         whole = np.array([row.calls, row.payload_bytes, row.wire_bytes], dtype="int64")
         for chunk, amount, certain in self._by_chunk(row, group, whole):
             weights = {action: weight for action, weight in self._weights(row, group, chunk).items() if weight}
             known = certain and len({action.kind for action in weights}) == 1 and len(set(weights.values())) == 1
-            total, come = sum(weights.values()), 0
+            total, given = sum(weights.values()), 0
             for action, weight in weights.items():
-                come += weight
+                given += weight
                 if action.microbatch in (self.microbatch, -1):
-                    # What is cut off here is there in a later part.
-                    calls, payload, wire = (int(n) for n in amount * come // total - amount * (come - weight) // total)
+                    # Rounded down here; a later part has what is missing.
+                    calls, payload, wire = (int(n) for n in amount * given // total - amount * (given - weight) // total)
                     if calls or payload:
                         exact = known and not (amount * weight % total).any()
-                        part = Passed(*named, group, calls, payload, wire, exact)
+                        part = Communication(*named, group, calls, payload, wire, exact)
                         self.shares.setdefault(action, []).append(part)
 
     def _by_chunk(self, row: Any, group: tuple[int, ...], whole: Counts) -> list[tuple[int, Counts, bool]]:
-        """(chunk, its part of the row, whether that is certain). What the row adds up is known from the prediction, by chunk.
+        """(chunk, its part of the row, whether that is certain). The prediction has the parts by chunk.
 
-        Where a chunk's part is not predicted, as in a table from elsewhere, its layers decide.
+        If the predicted parts do not add up to the row, as in a table of another program, it is divided by numbers of layers.
         """
         if self.chunks == 1 or row.phase in _ENDS:
             return [(self.held[0], whole, True)]
@@ -245,7 +250,7 @@ class _Rank:
         return [(chunk, amount, False) for chunk, amount in zip(self.held, parts, strict=True)]
 
     def _weights(self, row: Any, group: tuple[int, ...], chunk: int) -> dict[Action, int]:
-        """The chunk's actions that a row's calls belong to, and their parts of it."""
+        """Action of the chunk → weight of its part of a row's calls."""
         if row.phase in _ENDS:
             return dict.fromkeys(self._of(row.phase, -1), 1)
         if row.collective in _MESSAGES:
@@ -255,7 +260,7 @@ class _Rank:
         if self._once(row):
             return dict.fromkeys(self._of("reduce", chunk), 1)
         if row.phase == "forward":
-            return dict.fromkeys(self._of("F", chunk), 1)  # every microbatch does the same
+            return dict.fromkeys(self._of("F", chunk), 1)  # every microbatch makes the same calls
         whole, first, second = (self._of(kind, chunk) for kind in _BACKWARD)
         if not second:
             return dict.fromkeys(whole, 1)
@@ -270,23 +275,26 @@ class _Rank:
         return self.actions.get((kind, flow, chunk), [])
 
     def _once(self, row: Any) -> bool:
-        """Below ZeRO 2 gradients are added up once a step, over the replicas and, of what tp does not cut, over its slices."""
+        """Whether the row is the reduction of gradients at the end of a step, which ZeRO 0 and 1 have.
+
+        It is over dp. With sequence parallelism, gradients of parameters that tp does not shard are summed over tp too.
+        """
         layout = self.spec.layout
         over_tp = layout.sequence_parallel and row.axis == "tp" and row.collective == "all_reduce"
         return row.phase == "backward" and layout.zero < 2 and (row.axis == "dp" or over_tp)
 
     def _counted(self, row: Any, action: Action, passes: list[Action]) -> int:
-        """Calls that one half of a split backward was seen to make along the row's axis; a span does not tell its axis.
+        """Measured calls of one half of a split backward along the row's axis.
 
-        Along tp all microbatches make the same calls, so the fewest; what is more is dp's. W scatters nothing over tp: what it
-        scatters are gradients, over dp.
+        A span has no axis. Along tp all microbatches make the same number of calls: the smallest number found. The rest is
+        dp's. W has no reduce-scatter over tp: what it scatters are gradients, over dp.
         """
-        every = len(self.calls.get((action, row.collective), []))
+        total = len(self.calls.get((action, row.collective), []))
         both = self.spec.layout.sequence_parallel and row.collective in ("all_gather", "reduce_scatter")
-        alike = (a for a in passes if a.kind == action.kind)
-        usual = min(len(self.calls.get((a, row.collective), [])) for a in alike)
+        same_kind = (a for a in passes if a.kind == action.kind)
+        over_tp = min(len(self.calls.get((a, row.collective), [])) for a in same_kind)
         if action.kind == "W" and row.collective == "reduce_scatter":
-            usual = 0
+            over_tp = 0
         if row.axis == "dp":
-            return every - usual if both and self.mesh.tp > 1 else every
-        return usual
+            return total - over_tp if both and self.mesh.tp > 1 else total
+        return over_tp

@@ -1,4 +1,4 @@
-"""The few numbers of a run, large, each with what it is of."""
+"""The main numbers of a run, as large figures with labels."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def figures(result: RunResult, say: Words) -> list[Figure]:
     ]
 
 
-_WHY = re.compile(r"(\d+) GPUs? for (\d+) ranks?, so (gloo on the CPU|NCCL)")  # as runs keep it, which is in English
+_WHY = re.compile(r"(\d+) GPUs? for (\d+) ranks?, so (gloo on the CPU|NCCL)")  # as saved runs have it, in English
 
 
 def _why(text: str, say: Words) -> str:
-    """Why that backend, in the reader's language."""
+    """The reason for the backend, in the reader's language."""
     found = _WHY.fullmatch(text)
     if not found:
         return text
@@ -48,14 +48,14 @@ def _why(text: str, say: Words) -> str:
 
 @dataclass(frozen=True)
 class Parity:
-    """Whether a run computed what the unsharded model computes."""
+    """Whether a run's gradients equal those of the unsharded model."""
 
     good: bool
     sentence: str
 
 
 def parity(result: RunResult, say: Words) -> Parity | None:
-    """None if it was not checked."""
+    """None if parity was not checked."""
     if "parity" not in result.tables:
         return None
     worst = float(result.tables["parity"]["max_rel"].max(skipna=False))
@@ -64,11 +64,11 @@ def parity(result: RunResult, say: Words) -> Parity | None:
     good = worst <= PARITY_LIMIT
     measured = {"worst": scientific(worst), "limit": scientific(PARITY_LIMIT)}
     if good:
-        told = say(
+        sentence = say(
             "Gradients equal to the unsharded model: largest difference {worst} of the largest entry, ≤ {limit}", **measured
         )
     else:
-        told = say(
+        sentence = say(
             "Gradients differ from the unsharded model: largest difference {worst} of the largest entry, > {limit}", **measured
         )
-    return Parity(good, told)
+    return Parity(good, sentence)

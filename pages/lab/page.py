@@ -1,4 +1,4 @@
-"""The Lab: pick a model and a layout, run it for real, read where every byte and every microsecond went."""
+"""The Lab: choose a model and a layout, run it, and see its memory, its traffic and its timeline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def show(service: Service) -> None:
     found = service.find(run) if run else None
     if isinstance(found, RunState) and found.folder is not None:
         found = found.folder
-        st.query_params[runbar.RUN] = found.name  # which a new server finds as well
+        st.query_params[runbar.RUN] = found.name  # a new server finds it too
 
     choice = _follow_link(service, found)
     chosen.whole_page()
@@ -36,13 +36,13 @@ def show(service: Service) -> None:
 
     if wrong := st.session_state.get(_BAD_LINK):
         st.warning(f"{inert(say().sentence(wrong))} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
-    _tell(run, found)
+    _show_run_state(run, found)
     _preview(verdict.spec, _measured(found))
     _show_result(found, fits=verdict.runnable is not None)
 
 
 def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
-    """While the form holds what cannot be, the last choice that could stays in view, and the page where it was scrolled to."""
+    """Predictions for the form's choice. While it is invalid, the last valid one stays, and so does the scroll position."""
     name = f'<h1 class="ss-unseen">{say()("Lab")}</h1>'
     if spec is not None:
         st.session_state[_FITTED] = spec
@@ -69,7 +69,7 @@ def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
 
 
 def _measured(found: RunState | Path | None) -> RunSpec | None:
-    """What the result that is about to be shown was a run of, if there is one that can be read."""
+    """The spec of the result that the page will show. None if there is none, or if it cannot be read."""
     folder = found if isinstance(found, Path) else st.session_state.get(_SHOWN)
     try:
         return result.measured(folder).spec if folder is not None else None
@@ -78,10 +78,10 @@ def _measured(found: RunState | Path | None) -> RunSpec | None:
 
 
 def _follow_link(service: Service, found: RunState | Path | None) -> Choice:
-    """Keep form and address bar the same; what they hold.
+    """Make form and link equal, and return their choice.
 
-    The link wins when a session starts, and when it was changed by hand or by going back; otherwise the form does. A
-    control moved just now wins always: the link that came with it may be old.
+    The link wins when a session starts and when the user edited it or went back. Otherwise the form wins. A control that was
+    moved just now always wins: the link sent with it can be old.
     """
     code = st.query_params.get(SPEC, "")
     moved, choice = held.touched(), held.choice()
@@ -102,7 +102,7 @@ def _follow_link(service: Service, found: RunState | Path | None) -> Choice:
 
 
 def _default(service: Service, found: RunState | Path | None) -> Choice:
-    """Without a choice in the link: that of the run in it."""
+    """The choice if the link has none: that of its run, or the default."""
     if isinstance(found, RunState):
         return Choice.of(found.spec, service.texts)
     try:
@@ -111,8 +111,8 @@ def _default(service: Service, found: RunState | Path | None) -> Choice:
         return Choice.default()
 
 
-def _tell(run: str, found: RunState | Path | None) -> None:
-    """What became of the run in the link, if it did not become a result."""
+def _show_run_state(run: str, found: RunState | Path | None) -> None:
+    """A message on the run in the link, if it has no result."""
     if run and found is None:
         st.warning(
             say()("The run in this link is not known here: it was not saved, or it was saved elsewhere."),
@@ -137,7 +137,7 @@ def _tell(run: str, found: RunState | Path | None) -> None:
 
 
 def _show_result(found: RunState | Path | None, fits: bool) -> None:
-    """The run in the link, or else the last result that this session saw, which stays until there is another."""
+    """The result of the run in the link, or else the last result in this session."""
     if isinstance(found, Path):
         st.session_state[_SHOWN] = found
     on = isinstance(found, RunState) and not found.finished

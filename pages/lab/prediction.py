@@ -1,4 +1,4 @@
-"""What a choice would cost, before anything runs: memory of every rank and traffic, each number one click from its formula."""
+"""What a choice would cost: memory of every rank, and traffic. Each number can be unfolded into its formula."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pages.charts.traffic import Measure
 from pages.charts.units import in_bytes
 from pages.lab.events import Event
 from pages.shared import chosen, drawing
+from pages.shared.cache import cached
 from pages.shared.frame import say, view
-from pages.shared.kept import kept
 from pages.shared.pointing import pointed
 from pages.shared.predicted import listed, peaks, predicted
 from pages.shared.unfolding import unfolding
@@ -34,14 +34,14 @@ _DEFAULT_DEVICE = "rtx-4090"
 
 
 def draw(spec: RunSpec, event: Event | None) -> None:
-    """Memory and traffic as the formulas have them. `event` is framed where it is counted."""
+    """Predicted memory and traffic. `event` is framed in the bar that counts it."""
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
         memory_card(spec, None, "predicted")
         traffic_card(spec, None, "predicted", event)
 
 
 def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
-    """The chart, with what a run of `spec` measured beside it, and the formula behind a bar. `key` names it on the page."""
+    """The memory chart, with the formula of a bar. `measured`: a run of `spec`, drawn beside it. `key` of its widgets."""
     mesh = spec.layout.mesh
     rank, table = chosen.rank(mesh), None if measured is None else measured.tables["memory_peak"]
     asked = linked_device(), rank, view()
@@ -56,23 +56,23 @@ def memory_card(spec: RunSpec, measured: RunResult | None, key: str) -> None:
 
 
 def traffic_card(spec: RunSpec, measured: RunResult | None, key: str, event: Event | None) -> None:
-    """The same for traffic; of the chosen rank alone, where there is one."""
+    """The same for traffic, of the chosen rank or else the mean of all."""
     rank = chosen.rank(spec.layout.mesh)
     table = None if measured is None else measured.tables["traffic"]
     asked = linked_measure(), rank, view()
     made = predicted_traffic(spec, *asked) if table is None else measured_traffic(spec, table, *asked)
-    if event is not None and event.passed is not None:
-        passed = event.passed
-        made = pointed(made, beside.marks(passed.axis, passed.collective, passed.phase, say()))
+    if event is not None and event.communication is not None:
+        calls = event.communication
+        made = pointed(made, beside.marks(calls.axis, calls.collective, calls.phase, say()))
     drawing.show(made, f"traffic-{key}", lambda: _pick_measure(key), below=lambda: _unfold_traffic(spec, rank, key))
 
 
-@kept(128)
+@cached(128)
 def predicted_memory(spec: RunSpec, device: str, rank: int | None, view: View) -> Drawing:
     return _memory(spec, None, device, rank, view)
 
 
-@kept(128)
+@cached(128)
 def predicted_traffic(spec: RunSpec, measure: Measure, rank: int | None, view: View) -> Drawing:
     return _traffic(spec, None, measure, rank, view)
 
@@ -122,7 +122,7 @@ def linked_measure() -> Measure:
 
 
 def _pick_device(key: str) -> None:
-    """Whose capacity the memory chart shows."""
+    """The control for the device whose capacity the memory chart shows."""
     widget = f"lab/device/{key}"
     st.session_state[widget] = linked_device()
     names = {NO_DEVICE: say()("no device")} | {name: name for name in DEVICES}
@@ -155,7 +155,7 @@ def _pick_measure(key: str) -> None:
 
 
 def _to_link(parameter: str, widget: str, default: str) -> None:
-    """Put a control's value into the link, where it differs from the default. A callback."""
+    """Write a control's value into the link if it differs from the default. A callback."""
     value = st.session_state[widget]
     if value == default:
         st.query_params.pop(parameter, None)

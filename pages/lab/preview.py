@@ -1,4 +1,4 @@
-"""What a choice means, before anything runs: who holds what, and the pipeline as the textbook draws it."""
+"""What a choice means before it runs: what each rank holds, and the textbook timeline of the pipeline."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pages.charts.look import View, look
 from pages.charts.roles import roles_of
 from pages.charts.words import Words
 from pages.lab import prediction, timelines, walk
-from pages.lab.events import Event, Way
+from pages.lab.events import Event, MicrobatchPath
 from pages.lab.events import walk as events_of
 from pages.lab.ranks import rank_grid
 from pages.shared import chosen, drawing
+from pages.shared.cache import cached, cached_by_size
 from pages.shared.clickable import clickable
 from pages.shared.frame import inert, say, view
-from pages.shared.kept import kept, kept_by_size
 from pages.shared.predicted import predicted
 
 
 def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
-    """`measured` is what the result beneath was a run of, if there is one: what stands there is not told here as well.
+    """`measured` is the spec of the run whose result the page shows below, or None. What the result shows is left out here.
 
     `above` is HTML that comes first.
     """
@@ -43,7 +43,7 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
         st.info(say()("{sentence}.", sentence=inert(_begun(say().sentence(refused)))), icon=":material/straighten:")
     elif not same_but_for_length(spec, measured):
         prediction.draw(spec, event)
-    if trains:  # a schedule is how a step of training is put in order
+    if trains:  # without training there is no schedule
         timelines.draw_textbook(spec, event)
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
@@ -52,7 +52,7 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
 
 
 def _refused(spec: RunSpec) -> str | None:
-    """Why the formulas do not say what the choice costs: it is too large for them."""
+    """Why there is no prediction: the choice is too large for the formulas. None if there is one."""
     try:
         predicted(spec)
     except RequestError as error:
@@ -61,12 +61,12 @@ def _refused(spec: RunSpec) -> str | None:
 
 
 def _begun(sentence: str) -> str:
-    """With a capital, where it begins with a word and not with a field's name."""
+    """The sentence with a capital letter, unless it begins with the name of a field."""
     return sentence if "=" in sentence.split(" ")[0] else sentence[:1].upper() + sentence[1:]
 
 
 def not_walked(spec: RunSpec) -> str | None:
-    """Why one microbatch's way is not told; None where it is. Its ranks, one of each stage, name all their groups."""
+    """Why the page cannot step through this layout; None where it can. One rank a stage lists all members of its groups."""
     return too_long(spec.layout, spec.workload.microbatches) or _groups_too_large(spec.layout)
 
 
@@ -85,7 +85,7 @@ def _groups_too_large(layout: LayoutSpec) -> str | None:
 
 
 def same_but_for_length(spec: RunSpec, measured: RunSpec | None) -> bool:
-    """Whether a step of both is the same: how many steps are run, and what is checked besides, does not matter to one."""
+    """Whether one step of both is the same. The number of steps, and what else a run checks, do not matter."""
     if measured is None:
         return False
     usual = {"steps": 1, "seed": 0, "learning_rate": 1.0, "time_limit": 1.0, "text": None}
@@ -97,7 +97,7 @@ def same_but_for_length(spec: RunSpec, measured: RunSpec | None) -> bool:
 
 
 def _counted(layout: LayoutSpec, say: Words) -> str:
-    """ "8 ranks: 2 stages × 2 replicas × 2 slices", leaving out what there is one of."""
+    """ "8 ranks: 2 stages × 2 replicas × 2 slices", without axes of degree 1."""
     if layout.ranks == 1:
         return say("1 rank holds the whole model")
     parts = [say.plural("{count} stage", "{count} stages", layout.pp)] * (layout.pp > 1)
@@ -106,32 +106,32 @@ def _counted(layout: LayoutSpec, say: Words) -> str:
     return say.plural("{count} rank: {parts}", "{count} ranks: {parts}", layout.ranks, parts=" × ".join(parts))
 
 
-@kept(64)
+@cached(64)
 def grid(model: ModelSpec, layout: LayoutSpec, rank: int | None, view: View) -> str:
     roles = None if rank is None else roles_of(layout.mesh, rank)
     return rank_grid(model, layout, look(view), roles)
 
 
 def _size_of(events: list[Event]) -> int:
-    return sum(1 + (len(event.passed.group) if event.passed else 0) for event in events)
+    return sum(1 + (len(event.communication.group) if event.communication else 0) for event in events)
 
 
-@kept_by_size(200_000, _size_of)
-def events(spec: RunSpec, way: Way) -> list[Event]:
-    """One microbatch's way through a step, with the traffic that is predicted and the times of the textbook."""
+@cached_by_size(200_000, _size_of)
+def events(spec: RunSpec, path: MicrobatchPath) -> list[Event]:
+    """The events of one microbatch in a step, with predicted traffic and the textbook's times."""
     mesh = spec.layout.mesh
     if mesh.all_listed:
-        passed = predicted(spec).tables["traffic"]
+        sent = predicted(spec).tables["traffic"]
     else:
-        passed = traffic(spec, [mesh.rank({"pp": stage, "dp": way.dp, "tp": way.tp}) for stage in range(mesh.pp)])
-    return events_of(spec, passed, way, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
+        sent = traffic(spec, [mesh.rank({"pp": stage, "dp": path.dp, "tp": path.tp}) for stage in range(mesh.pp)])
+    return events_of(spec, sent, path, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
 
 
 def _length(timeline: Timeline) -> int:
     return len(timeline.timed)
 
 
-@kept_by_size(MOST, _length)
+@cached_by_size(MOST, _length)
 def replayed(layout: LayoutSpec, microbatches: int, tied: bool) -> Timeline:
-    """The whole step in unit times."""
+    """The whole step in the textbook's units of time."""
     return simulate(plan(layout, microbatches, tied), unit_times(layout))

@@ -1,4 +1,4 @@
-"""Who sits where: every rank in its stage and replica, with the layers and the slice of their weights that it holds."""
+"""A grid of all ranks by stage and replica, with the layers and the slice of their weights that each holds."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from html import escape
 from engine.spec import LayoutSpec, ModelSpec
 from engine.topology import Coordinate, Mesh
 from pages.charts.look import Look
-from pages.charts.roles import Role, Roles, told
+from pages.charts.roles import Role, Roles, role_name
 from pages.charts.words import Words
 
 _CELL_REM, _GAP_REM, _PADDING_REM = 8.0, 0.5, 1.4  # as in style.css
-MOST_STAGES = 128  # beyond, those in the middle are left out
-MOST_CELLS = 64  # beyond, one replica of each stage is shown, and of very many slices one: the others hold the like
+MOST_STAGES = 128  # if there are more, those in the middle are left out
+MOST_CELLS = 64  # if there are more, only one replica of each stage is shown, and one slice if there are very many
 
 
 def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look, roles: Roles | None = None) -> str:
-    """HTML: a box a stage, in it a group a replica, in it a button a rank. Groups stand in rows of equal cells.
+    """HTML: a box for each stage, in it a group for each replica, in it a button for each rank.
 
-    With `roles`, the chosen rank is pressed, and each of its peers says what it is.
+    With `roles`, the button of the chosen rank is pressed, and those of its peers have their role as text.
     """
     mesh = layout.mesh
-    # The least width in which a replica stands with its slices side by side, four at most; its box adds the padding.
+    # The least width of a replica with up to four slices side by side. Its box adds the padding.
     slices = min(mesh.tp, 4)
     replica = slices * _CELL_REM + (slices - 1) * _GAP_REM
     first, last = _shown_stages(mesh, roles)
@@ -29,8 +29,8 @@ def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look, roles: Roles | 
     if last:
         stages += f"<p>{escape(style.say('and {count} more stages', count=mesh.pp - len(first) - len(last)))}</p>"
         stages += "".join(_stage(model, layout, mesh, stage, replica, style, roles) for stage in last)
-    told = escape(style.say("Who holds what"))
-    return f'<div role="group" aria-label="{told}">{_row(stages, replica + _PADDING_REM)}</div>'
+    label = escape(style.say("Who holds what"))
+    return f'<div role="group" aria-label="{label}">{_row(stages, replica + _PADDING_REM)}</div>'
 
 
 def layers_of(model: ModelSpec, layout: LayoutSpec, stage: int, say: Words) -> str:
@@ -47,12 +47,12 @@ def layers_of(model: ModelSpec, layout: LayoutSpec, stage: int, say: Words) -> s
 
 
 def ends_of(layout: LayoutSpec, stage: int, say: Words) -> list[str]:
-    """Which ends of the model a stage holds besides its layers."""
+    """The ends of the model (embedding, head) that a stage holds besides its layers."""
     return [say("embedding")] * (stage == layout.placement[0]) + [say("head")] * (stage == layout.placement[-1])
 
 
 def slice_of(model: ModelSpec, tp: int, at: int, say: Words) -> tuple[str, str]:
-    """Which part of each layer's weights one of `tp` ranks holds, in two short lines."""
+    """The part of each layer's weights that one of `tp` ranks holds, in two short lines."""
     if tp == 1:
         return say.plural("its one head", "all {count} heads", model.heads), say("whole layers")
     each = model.heads // tp
@@ -81,10 +81,10 @@ def _stage(
 
 
 def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: int, say: Words, roles: Roles | None) -> str:
-    told = say("replica {replica}", replica=dp)
+    label = say("replica {replica}", replica=dp)
     if mesh.size > MOST_CELLS:
-        told = say("replica {replica} of {count}, which hold the same", replica=dp, count=mesh.dp)
-    name = f"<header>{escape(told)}</header>" if mesh.dp > 1 else ""
+        label = say("replica {replica} of {count}, which hold the same", replica=dp, count=mesh.dp)
+    name = f"<header>{escape(label)}</header>" if mesh.dp > 1 else ""
     slices = _shown_slices(mesh, roles)
     cells = "".join(_cell(model, layout, mesh, Coordinate({"pp": stage, "dp": dp, "tp": tp}), say, roles) for tp in slices)
     if len(slices) < mesh.tp:
@@ -93,7 +93,7 @@ def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: i
 
 
 def _shown_stages(mesh: Mesh, roles: Roles | None) -> tuple[list[int], list[int]]:
-    """All, or of very many the first and the last, with the chosen rank's among the first."""
+    """All stages. If there are very many, the first and the last ones, and that of the chosen rank."""
     if mesh.pp <= MOST_STAGES:
         return list(range(mesh.pp)), []
     half = MOST_STAGES // 2
@@ -103,7 +103,7 @@ def _shown_stages(mesh: Mesh, roles: Roles | None) -> tuple[list[int], list[int]
 
 
 def _shown_replicas(mesh: Mesh, roles: Roles | None) -> list[int]:
-    """All, or of very many the chosen rank's, or the first."""
+    """All replicas. If there are very many, that of the chosen rank or the first."""
     return list(range(mesh.dp)) if mesh.size <= MOST_CELLS else [_chosen(mesh, roles).dp]
 
 
@@ -131,7 +131,7 @@ def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say:
             held=say(", ").join([*ends, *held]),
         )
     )
-    chips = f"<em>{escape(told(role, say))}</em>" if role != "none" else ""
+    chips = f"<em>{escape(role_name(role, say))}</em>" if role != "none" else ""
     chips += "".join(f"<i>{escape(end)}</i>" for end in ends)
     lines = "".join(f"<span>{escape(line)}</span>" for line in held)
     pale = ' data-pale=""' if roles and role == "none" else ""

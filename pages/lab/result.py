@@ -1,4 +1,4 @@
-"""A saved run, read: the few numbers first, then the charts."""
+"""The result of a saved run: a few numbers first, then the charts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pages.charts.roles import Roles, roles_of
 from pages.charts.units import in_bytes
 from pages.charts.words import Words
 from pages.lab import prediction, timelines, walk
-from pages.lab.events import Event, Way
+from pages.lab.events import Event, MicrobatchPath
 from pages.lab.events import walk as events_of
 from pages.lab.figures import figures, parity
 from pages.shared import chosen, drawing, navigation
-from pages.shared.beside import run_items, to_link, with_these
+from pages.shared.beside import run_items, to_link, with_last_compared
 from pages.shared.figures import as_html
 from pages.shared.frame import inert, labelled, say, view
 from pages.shared.pointing import pointed
@@ -46,7 +46,7 @@ def headline(result: RunResult, say: Words) -> str:
 
 @st.fragment
 def draw(folder: Path) -> None:
-    """The whole reading of a run. Its own controls redraw it alone; a rank chosen in it redraws the page."""
+    """The result of a run. Its controls redraw only this part; choosing a rank redraws the page."""
     chosen.redraw_all()
     try:
         result = measured(folder)
@@ -57,7 +57,7 @@ def draw(folder: Path) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"### {headline(result, say())}", anchors=False, width="content")
-        beside = to_link(with_these(run_items([folder.name])))
+        beside = to_link(with_last_compared(run_items([folder.name])))
         navigation.link("compare", say()("Compare this"), "compare_arrows", beside)
     st.html(as_html(figures(result, say())))
     _parity(result)
@@ -72,7 +72,7 @@ def draw(folder: Path) -> None:
 
 
 def measured(folder: Path) -> RunResult:
-    """A saved run to be read here. Raises `RequestError`, also for a dry run, which has no processes and no speed."""
+    """The saved run. Raises `RequestError`, also for a dry run, which has no processes and no times."""
     result = load(folder)
     if contract.source(result) != "measured":
         raise RequestError(sentence("{name} is a dry run: Compare shows it beside others", name=folder.name))
@@ -99,7 +99,7 @@ def _parity(result: RunResult) -> None:
 
 
 def _generated(result: RunResult) -> None:
-    """The text that the run wrote: all ranks together are one model."""
+    """The text that the run generated. All ranks together are one model."""
     if found := result.summary.get("generated"):
         count = len(found["tokens"])
         after = say().plural("{count} token after the prompt", "{count} tokens after the prompt", count)
@@ -108,7 +108,7 @@ def _generated(result: RunResult) -> None:
 
 
 def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
-    """The curve is the chosen rank's, or where none is chosen that of the fullest."""
+    """The memory charts. The curve is that of the chosen rank, or else of the rank with the highest peak."""
     ranks, rank = range(result.spec.layout.ranks), chosen.rank(_mesh(result))
     shown = int(result.summary["peak_rank"]) if rank is None else rank
 
@@ -120,7 +120,7 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
             ranks,
             key=labelled(_RANK),
             format_func=named.__getitem__,
-            on_change=lambda: chosen.hold(st.session_state[_RANK]),
+            on_change=lambda: chosen.set_rank(st.session_state[_RANK]),
             label_visibility="collapsed",
             width=130,
         )
@@ -136,7 +136,7 @@ def _memory(folder: Path, result: RunResult, event: Event | None) -> None:
 
 
 def _workspace(result: RunResult) -> None:
-    """What no bar has, because it is a fact of this machine."""
+    """The kernel workspace, which depends on the machine and is in no bar."""
     if found := workspace(result.summary.get("allocator", [])):
         st.caption(
             say()(
@@ -151,8 +151,10 @@ def _traffic(folder: Path, result: RunResult, event: Event | None) -> None:
     mesh = _mesh(result)
     measure, rank = prediction.linked_measure(), chosen.rank(mesh)
     drawn = links(folder, measure, rank, view())
-    if event is not None and event.passed is not None:
-        drawn = pointed(drawn, matrix.marks(event.rank, event.passed.collective, event.passed.group, mesh, look(view())))
+    if event is not None and event.communication is not None:
+        drawn = pointed(
+            drawn, matrix.marks(event.rank, event.communication.collective, event.communication.group, mesh, look(view()))
+        )
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             prediction.traffic_card(result.spec, result, "measured", event)
@@ -161,13 +163,13 @@ def _traffic(folder: Path, result: RunResult, event: Event | None) -> None:
 
 
 def _walked(folder: Path, result: RunResult) -> Event | None:
-    """The event that somebody who steps through the run is at."""
+    """The current event of the walk through the run; None without one."""
     step = walk.current(result.spec, partial(events, folder)) if _walkable(result) else None
     return step.event if step else None
 
 
 def _walkable(result: RunResult) -> bool:
-    """Where nothing was trained there is no way through a step."""
+    """Whether one can step through the run: a run without training has no steps."""
     return not result.spec.generate.skip_training
 
 
@@ -194,7 +196,7 @@ def _rest(folder: Path, result: RunResult) -> None:
     st.caption(say()("Saved as `{name}`. Sizes are binary: 1 MiB is 1,048,576 bytes.", name=folder.name))
 
 
-# ------------------------------------------------------------------------- charts: made once for a run, theme and option
+# ------------------------------------------------------------------------- charts: made once for each run, theme and option
 
 
 def _made(folder: Path, view: View, make: Callable[[RunResult, Look], Drawing]) -> Drawing:
@@ -228,10 +230,10 @@ def links(folder: Path, measure: traffic.Measure, rank: int | None, view: View) 
 
 
 @st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=by_run())
-def events(folder: Path, way: Way) -> list[Event]:
-    """One microbatch's way through the run's recorded step."""
+def events(folder: Path, path: MicrobatchPath) -> list[Event]:
+    """The events of one microbatch in the run's recorded step."""
     found = load(folder)
-    return events_of(found.spec, found.tables["traffic"], way, found.tables["spans"])
+    return events_of(found.spec, found.tables["traffic"], path, found.tables["spans"])
 
 
 def _roles(result: RunResult, rank: int | None) -> Roles | None:

@@ -1,4 +1,4 @@
-"""An event of a microbatch's way in plain words: what is computed, or what is sent to whom, how many bytes, and when."""
+"""Sentences on an event of a microbatch: what is computed, or what is sent to which rank, how many bytes, and when."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from engine.schedule import Action
 from engine.spec import RunSpec
 from pages.charts.units import in_bytes, in_time
 from pages.charts.words import Words
-from pages.lab.events import Event, Passed
+from pages.lab.events import Communication, Event
 
-_NAMED = 32  # ranks of a group, where it has more than twice as many
+_NAMED = 32  # ranks of a group that are listed, where it has more than twice as many
 
 
 def headline(event: Event, say: Words) -> str:
     """The event in a few words, for a list: "F on rank 0", "5 × tp all_reduce"."""
-    action, calls = event.action, event.passed
+    action, calls = event.action, event.communication
     if event.is_call and calls is not None:
         return say("{count} × {axis} {collective}", count=f"{calls.calls:,}", axis=calls.axis, collective=calls.collective)
     flows = {"activation": say("activation"), "gradient": say("gradient"), "": ""}
@@ -22,13 +22,13 @@ def headline(event: Event, say: Words) -> str:
 
 
 def sentences(event: Event, spec: RunSpec, say: Words, in_units: bool = False) -> list[str]:
-    """What happens; what passes to other ranks; when. `in_units`: times are in units of the textbook, not in ns."""
-    if event.is_call and event.passed is not None:
-        what = [_call(event, event.passed, spec, say), _bytes(event.passed, say)]
+    """What happens, what is sent to other ranks, and when. `in_units`: times are in the textbook's units, not in ns."""
+    if event.is_call and event.communication is not None:
+        what = [_call(event, event.communication, spec, say), _bytes(event.communication, say)]
     else:
         what = [_action(event, spec, say)]
-        if event.passed is not None:
-            what.append(say("The message is {size}.", size=in_bytes(event.passed.payload_bytes)))
+        if event.communication is not None:
+            what.append(say("The message is {size}.", size=in_bytes(event.communication.payload_bytes)))
     return [part for part in (*what, _when(event, say, in_units)) if part]
 
 
@@ -40,22 +40,22 @@ def _action(event: Event, spec: RunSpec, say: Words) -> str:
         return _end(event, spec, say)
     held = {"rank": rank, "microbatch": action.microbatch, "parts": _held(action, spec, say)}
     if action.kind == "F":
-        told = say("Rank {rank} runs microbatch {microbatch} forward through {parts}.", **held)
+        text = say("Rank {rank} runs microbatch {microbatch} forward through {parts}.", **held)
         if action.chunk == len(spec.layout.placement) - 1:
-            told += " " + say("Its loss comes out at the end.")
+            text += " " + say("Its loss comes out at the end.")
     elif action.kind == "B" and action.chunk == 0:
-        told = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: the gradients of the weights.", **held)
+        text = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: the gradients of the weights.", **held)
     elif action.kind == "B":
-        told = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: gradients of input and weights.", **held)
+        text = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: gradients of input and weights.", **held)
     elif action.kind == "I":
-        told = say("Rank {rank} runs the first half of backward, of microbatch {microbatch} through {parts}: the input's "
+        text = say("Rank {rank} runs the first half of backward, of microbatch {microbatch} through {parts}: the input's "
                    "gradient, which the chunk before it waits for.", **held)  # fmt: skip
     else:
-        told = say("Rank {rank} runs the other half of backward, of microbatch {microbatch} through {parts}: the gradients of "
+        text = say("Rank {rank} runs the other half of backward, of microbatch {microbatch} through {parts}: the gradients of "
                    "the weights, which nobody waits for until the step ends.", **held)  # fmt: skip
     if spec.layout.tp > 1:
-        told += " " + say("It holds 1/{tp} of each layer's weights.", tp=spec.layout.tp)
-    return told
+        text += " " + say("It holds 1/{tp} of each layer's weights.", tp=spec.layout.tp)
+    return text
 
 
 def _held(action: Action, spec: RunSpec, say: Words) -> str:
@@ -109,27 +109,27 @@ def _end(event: Event, spec: RunSpec, say: Words) -> str:
     return say("Rank {rank} takes the optimizer's step, once for all microbatches.", rank=rank)
 
 
-def _call(event: Event, calls: Passed, spec: RunSpec, say: Words) -> str:
+def _call(event: Event, calls: Communication, spec: RunSpec, say: Words) -> str:
     ranks = [rank for rank in calls.group if rank != event.rank]
     others = ", ".join(map(str, ranks[:_NAMED] if len(ranks) > 2 * _NAMED else ranks))
     if len(ranks) > 2 * _NAMED:
         others = say("{ranks} and {count} more", ranks=others, count=f"{len(ranks) - _NAMED:,}")
     with_whom = say.plural("rank {ranks}", "ranks {ranks}", len(calls.group) - 1, ranks=others)
-    told = say.plural(
+    text = say.plural(
         "Rank {rank} makes {count} call of {collective} along {axis} with {others}: {purpose}.",
         "Rank {rank} makes {count} calls of {collective} along {axis} with {others}: {purpose}.",
         calls.calls, rank=event.rank, collective=calls.collective, axis=calls.axis, others=with_whom,
         purpose=purpose(calls, spec, say),
     )  # fmt: skip
     if event.action.kind == "reduce":
-        told += " " + say("They start as soon as a layer's last backward pass is over, beside what is left of it.")
+        text += " " + say("They start as soon as a layer's last backward pass is over, beside what is left of it.")
     elif event.action.microbatch >= 0:
-        told += " " + say("This is part of {kind}.", kind=event.action.kind)
-    return told
+        text += " " + say("This is part of {kind}.", kind=event.action.kind)
+    return text
 
 
-def purpose(calls: Passed, spec: RunSpec, say: Words) -> str:
-    """What a kind of call is for."""
+def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
+    """The purpose of a kind of call."""
     if calls.phase == "tie":
         return say("both copies of the token table get the sum of their gradients")
     if calls.phase == "step":
@@ -154,7 +154,7 @@ def purpose(calls: Passed, spec: RunSpec, say: Words) -> str:
     return say("what the slices of each layer computed is added up, so that all have the whole")
 
 
-def _bytes(calls: Passed, say: Words) -> str:
+def _bytes(calls: Communication, say: Words) -> str:
     sizes = {"payload": in_bytes(calls.payload_bytes), "wire": in_bytes(calls.wire_bytes)}
     if not calls.exact:
         return say("About {payload} of payload together, {wire} on the wire: both halves of backward are counted together, and "
@@ -171,6 +171,6 @@ def _when(event: Event, say: Words, in_units: bool) -> str:
             return say("At {start} units of time; in the textbook this takes none.", **times)
         return say("From {start} to {end} units of time.", **times)
     times = {"start": in_time(event.start), "end": in_time(event.end), "took": in_time(event.end - event.start)}
-    if event.action.kind == "send":  # its span ends when the sender looks after it again, however early it was received
+    if event.action.kind == "send":  # its span ends when the sender waits for it, which can be long after it was received
         return say("It was handed over {start} after the step's start.", **times)
     return say("From {start} to {end} after the step's start: {took}.", **times)

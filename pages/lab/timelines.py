@@ -1,4 +1,4 @@
-"""The pipeline's timeline with its controls: which account of the step is drawn, which part of it, and a stage slowed by hand."""
+"""The pipeline's timeline with its controls: which timeline is drawn, which part of the step, and a slow stage."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from pages.charts.units import Unit, percent
 from pages.charts.words import Language, Words, words
 from pages.lab.events import Event
 from pages.shared import chosen, drawing
+from pages.shared.cache import cached, cached_by_size
 from pages.shared.frame import labelled, say, view
-from pages.shared.kept import kept, kept_by_size
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
 
 Shown = Literal["measured", "projected", "textbook", "all"]
 SHOWN: tuple[Shown, ...] = ("measured", "projected", "textbook", "all")
-TIMELINE = "timeline"  # the link's parameter: which account of a run's step is drawn, if not what was measured
+TIMELINE = "timeline"  # the link's parameter: which timeline of a run is drawn, if not the measured one
 SLOW = {"textbook": "slow", "timeline": "slow-run"}  # the link's parameter of each timeline: 1x2.5 is stage 1, 2.5 times as slow
-_SHOWN, _STAGE, _FACTOR = "timeline/shown", "{}/slow-stage", "{}/slow-factor"  # the latter two for each timeline
+_SHOWN, _STAGE, _FACTOR = "timeline/shown", "{}/slow-stage", "{}/slow-factor"  # the last two exist for each timeline
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 _USUAL_FACTOR = 2.0
 _SLOW_CODE = re.compile(r"(\d{1,5})x(\d(?:\.\d{1,2})?)", re.ASCII)
 
 
 class Slow(NamedTuple):
-    """One stage takes `factor` times as long. A factor of 1 changes nothing."""
+    """One stage takes `factor` times as long."""
 
     stage: int = 0
     factor: float = 1.0
@@ -50,7 +50,7 @@ class Slow(NamedTuple):
 
 
 def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) -> None:
-    """The timeline of a saved run. `event` is framed in it. Where nothing is trained there is no schedule to hold it against."""
+    """The timeline of a saved run. `event` is framed in it. Without training there is no schedule, so only the measured one."""
     mesh, trains = _mesh(result.spec.layout), not result.spec.generate.skip_training
     shown, slow = _linked_shown() if trains else "measured", _linked_slow("timeline", mesh.pp) or Slow()
     rank = chosen.rank(mesh)
@@ -61,15 +61,15 @@ def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) ->
         drawn = pointed(drawn, marks(panels, event, mesh))
     controls = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow("timeline", mesh.pp)]
     controls += [_pick_shown] if trains else []
-    told = note if trains and shown in ("measured", "all") else ""
-    drawing.show(drawn, "timeline", *controls, note=told, on_rank=chosen.choose)
+    note_shown = note if trains and shown in ("measured", "all") else ""
+    drawing.show(drawn, "timeline", *controls, note=note_shown, on_rank=chosen.choose)
 
 
 def draw_textbook(spec: RunSpec, event: Event | None) -> None:
-    """Before a run: the schedule in unit times."""
+    """Before a run: the schedule in the textbook's units of time."""
     layout, microbatches = spec.layout, spec.workload.microbatches
     slow = _linked_slow("textbook", layout.pp) or Slow()
-    # dp and tp do not change a pipeline's shape.
+    # dp and tp do not change the timeline.
     shape = LayoutSpec(pp=layout.pp, schedule=layout.schedule, chunks=layout.chunks)
     if (reason := too_long(shape, microbatches)) is not None:
         _not_drawn(shape, microbatches, reason)
@@ -84,7 +84,7 @@ def draw_textbook(spec: RunSpec, event: Event | None) -> None:
 
 
 def _not_drawn(shape: LayoutSpec, microbatches: int, reason: str) -> None:
-    """What the closed form says, and why no more is shown."""
+    """The closed form of the bubble, and why there is no timeline."""
     words = say()
     try:
         bubble = textbook_bubble(shape, microbatches)
@@ -101,14 +101,14 @@ def _linked_shown() -> Shown:
 
 
 def _linked_slow(key: str, stages: int) -> Slow | None:
-    """What the link slows in the timeline `key`; None if that is none of its `stages`, or by a factor that is not offered."""
+    """The slow stage of the timeline `key` in the link. None if there is no such stage, or no such factor in `_FACTORS`."""
     found = _SLOW_CODE.fullmatch(st.query_params.get(SLOW[key], ""))
     slow = Slow(int(found[1]), float(found[2])) if found else None
     return slow if slow and slow.stage < stages and slow.factor in _FACTORS else None
 
 
 def _pick_shown() -> None:
-    """Which account of the step."""
+    """The control for the timelines that are drawn."""
     st.session_state[_SHOWN] = _linked_shown()
     named = timeline.kinds(say()) | {"all": say()("on one axis")}
     st.segmented_control(
@@ -130,7 +130,7 @@ def _shown_to_link() -> None:
 
 
 def _pick_slow(key: str, stages: int) -> None:
-    """Beside the chart's title: which stage is slow, and by how much."""
+    """The controls beside the title: the slow stage, and its factor."""
     slow, stage, factor = _linked_slow(key, stages), _STAGE.format(key), _FACTOR.format(key)
     st.session_state[stage] = slow.stage if slow else None
     named = {index: say()("slow stage {stage}", stage=index) for index in range(stages)}
@@ -155,7 +155,7 @@ def _slow_to_link(key: str) -> None:
 
 
 def _brushed(drawn: Drawing | None, clock: Unit, key: str) -> Window | None:
-    """Show the strip of the whole step, if there is one; the part of it that was brushed, in the panel's time."""
+    """Show the strip of the whole step, if there is one. Returns the brushed interval in the panel's time."""
     if drawn is None:
         return None
     with st.container(key=f"drawing-{key}-overview", gap="xsmall"):
@@ -168,7 +168,7 @@ def _brushed(drawn: Drawing | None, clock: Unit, key: str) -> Window | None:
     return None if not ends else (min(ends) * clock.size, max(ends) * clock.size)
 
 
-# ------------------------------------------------------------------------------------------- made once for what is chosen
+# ------------------------------------------------------------------------------------------- cached by what is chosen
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=by_run())
@@ -187,14 +187,14 @@ def run(folder: Path, shown: Shown, slow: Slow, rank: int | None, window: Window
 
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
 def run_overview(folder: Path, shown: Shown, slow: Slow, view: View) -> Drawing | None:
-    """Of what is drawn on its own; the three on one axis begin with what was measured."""
+    """The strip of the timeline that is drawn; if all three are drawn, of the measured one."""
     found = timeline.overview(of_run(folder, shown, slow, view.language)[0], look(view))
     return found and drawing.packed(found)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[Panel]:
-    """The accounts of a saved run that are drawn, all in ns. The textbook's unit is such that it does the projection's work."""
+    """The timelines of a saved run that are drawn, in ns. The textbook's unit is scaled to the projection's total work."""
     result, say = load(folder), words(language)
     spec, spans = result.spec, result.tables["spans"]
     panels = []
@@ -216,30 +216,30 @@ def of_run(folder: Path, shown: Shown, slow: Slow, language: Language) -> list[P
 
 
 def _drawn_rows(drawn: Drawing) -> int:
-    """Of its table, and as much for all else that it has."""
+    """Size for the cache: the rows of its table, and a constant for everything else."""
     return 2_000 + len(drawn.table)
 
 
 def _bars(panel: Panel) -> int:
-    """The same of a panel."""
+    """The same for a panel."""
     return 2_000 + len(panel.bars)
 
 
-@kept_by_size(MOST, _drawn_rows)
+@cached_by_size(MOST, _drawn_rows)
 def textbook(shape: LayoutSpec, microbatches: int, slow: Slow, window: Window | None, view: View) -> Drawing:
-    """The choice's schedule in unit times; each row names its stage and how many microbatches it keeps at most."""
+    """The choice's schedule in units of time. Labels have the stage and the most microbatches that it holds."""
     before = Slowed(*slow, of_shape(shape, microbatches, Slow(), view.language).bubble) if slow.factor > 1 else None
     panel = of_shape(shape, microbatches, slow, view.language)
     return drawing.packed(timeline.draw([panel], look(view), window, before))
 
 
-@kept(32)
+@cached(32)
 def shape_overview(shape: LayoutSpec, microbatches: int, slow: Slow, view: View) -> Drawing | None:
     found = timeline.overview(of_shape(shape, microbatches, slow, view.language), look(view))
     return found and drawing.packed(found)
 
 
-@kept_by_size(MOST, _bars)
+@cached_by_size(MOST, _bars)
 def of_shape(shape: LayoutSpec, microbatches: int, slow: Slow, language: Language) -> Panel:
     say = words(language)
     found = _simulated(shape, microbatches, unit_times(shape), slow)
@@ -264,7 +264,7 @@ def _stages(layout: LayoutSpec, say: Words) -> list[str]:
 
 
 def marks(panels: list[Panel], event: Event, mesh: Mesh) -> dict[str, list[dict[str, Any]]]:
-    """The bars to frame: in the measured rows where the event is, in the others where its action is."""
+    """The bars to frame, as rows to point at: the event in measured rows, its action in the others."""
     found: list[dict[str, Any]] = []
     for panel in panels:
         if panel.kind == "measured":

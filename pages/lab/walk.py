@@ -1,4 +1,4 @@
-"""Step through: one microbatch's way through a step, an event at a time, told in words and marked in the charts."""
+"""Step through: the path of one microbatch through a step, one event at a time, in words and as marks in the charts."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import streamlit as st
 from engine.spec import RunSpec
 from pages.charts.look import Look, lane, look
 from pages.charts.words import Words
-from pages.lab.events import Event, Way
+from pages.lab.events import Event, MicrobatchPath
 from pages.lab.sentences import headline, sentences
 from pages.shared import chosen, drawing, frame
 
 WALK = "walk"  # the link's parameter: microbatch.event, or microbatch.event.replica.slice
 _MICROBATCH, _EVENT, _DP, _TP = "walk/microbatch", "walk/event", "walk/dp", "walk/tp"
-_BEFORE, _AFTER = 2, 20  # events listed around the one that is told
-_MOST_LISTED = 1_024  # in a list to choose from, which is sent whole; of more, the number is written
+_BEFORE, _AFTER = 2, 20  # events listed before and after the current one
+_MOST_LISTED = 1_024  # entries of a select box, which is sent whole; for more, a number field
 _CODE = re.compile(r"(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5})\.(\d{1,5}))?")
 
-Events = Callable[[Way], list[Event]]
+Events = Callable[[MicrobatchPath], list[Event]]
 
 
 class Step(NamedTuple):
-    """Where the walk is: at `events[at]` of `way`."""
+    """The current event of the walk: `events[at]`, of the microbatch `path`."""
 
-    way: Way
+    path: MicrobatchPath
     at: int
     events: list[Event]
 
@@ -38,54 +38,54 @@ class Step(NamedTuple):
 
 
 def current(spec: RunSpec, events: Events) -> Step | None:
-    """The event that the link points at; None as long as nobody walks. What is not there becomes the nearest that is."""
+    """The event that the link names; None without one. A number that is too large becomes the largest that there is."""
     found = _CODE.fullmatch(st.query_params.get(WALK, ""))
     return _step(spec, events, [int(part or 0) for part in found.groups()]) if found else None
 
 
 def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
-    """The event in words, and controls that go on to another. `in_units`: its times are the textbook's, nothing has run yet."""
+    """The event in words, and the controls. `in_units`: nothing has run yet, and times are in the textbook's units."""
     say, step = frame.say(), current(spec, events)
     walking = step is not None
     step = step or _step(spec, events, [0, 0, 0, 0])
     with st.container(key="walk", gap="xsmall"):
-        named = {"microbatch": step.way.microbatch, "number": step.at + 1, "count": len(step.events)}
+        named = {"microbatch": step.path.microbatch, "number": step.at + 1, "count": len(step.events)}
         title = say("Microbatch {microbatch}, event {number} of {count}: {event}", event=headline(step.event, say), **named)
         style = look(frame.view())
-        told, read = _told(step, spec, say, style, in_units), _read(walking, in_units, say)
+        sentences_html, read = _sentences_html(step, spec, say, style, in_units), _read(walking, in_units, say)
         if not walking:
-            st.html(drawing.heading_html(say("Step through"), title) + told + read)
+            st.html(drawing.heading_html(say("Step through"), title) + sentences_html + read)
             _button_on(spec, events, step, say)
-        else:  # style.css keeps it in view from here on, so it is no higher than need be
+        else:  # style.css keeps it in view while the page scrolls, so it is low
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 drawing.heading(say("Step through"), title)
                 _slider(spec, events, step, say)
                 st.button(say("Stop"), icon=":material/close:", on_click=_stop, key="walk/stop", type="tertiary")
-            st.html(told + _chips(step, say, style))
+            st.html(sentences_html + _chips(step, say, style))
             _controls(spec, events, step, say)
     if walking:
         st.html(read)
 
 
 def _read(walking: bool, in_units: bool, say: Words) -> str:
-    told = say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
+    text = say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
     more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
     if not walking:
         more += " " + say("Press Next, and each event is marked in the charts as well.")
-    return f'<p class="ss-read">{escape(f"{told} {more}")}</p>'
+    return f'<p class="ss-read">{escape(f"{text} {more}")}</p>'
 
 
 def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:
     microbatch, at, dp, tp = asked
     layout = spec.layout
-    way = Way(min(microbatch, spec.workload.microbatches - 1), min(dp, layout.dp - 1), min(tp, layout.tp - 1))
-    found = events(way)
-    return Step(way, min(at, len(found) - 1), found)
+    path = MicrobatchPath(min(microbatch, spec.workload.microbatches - 1), min(dp, layout.dp - 1), min(tp, layout.tp - 1))
+    found = events(path)
+    return Step(path, min(at, len(found) - 1), found)
 
 
 def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
-    """Widgets take their values from the link and write them back to it, so that it always says where the walk is."""
-    st.session_state.update({_MICROBATCH: step.way.microbatch, _DP: step.way.dp, _TP: step.way.tp})
+    """Controls of the walk. They show the values in the link, and write changes to it."""
+    st.session_state.update({_MICROBATCH: step.path.microbatch, _DP: step.path.dp, _TP: step.path.tp})
     ways = (
         (_MICROBATCH, say("Microbatch"), spec.workload.microbatches, lambda n: say("microbatch {number}", number=n)),
         (_DP, say("Replica (dp)"), spec.layout.dp, lambda n: say("replica {number}", number=n)),
@@ -94,7 +94,7 @@ def _controls(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.button(
             say("Previous"), icon=":material/chevron_left:", disabled=step.at == 0, on_click=_go,
-            args=(spec, events, *step.way, step.at - 1), key="walk/previous", shortcut="P",
+            args=(spec, events, *step.path, step.at - 1), key="walk/previous", shortcut="P",
         )  # fmt: skip
         _button_on(spec, events, step, say)
         for key, label, count, named in ways:
@@ -117,46 +117,46 @@ def _slider(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
 
 
 def _button_on(spec: RunSpec, events: Events, step: Step, say: Words) -> None:
-    """All that there is before one walks."""
+    """The button Next: the only control before the walk begins."""
     st.button(
         say("Next"), icon=":material/chevron_right:", icon_position="right", disabled=step.at == len(step.events) - 1,
-        on_click=_go, args=(spec, events, *step.way, step.at + 1), key="walk/next", type="primary", shortcut="N",
+        on_click=_go, args=(spec, events, *step.path, step.at + 1), key="walk/next", type="primary", shortcut="N",
     )  # fmt: skip
 
 
 def _go(spec: RunSpec, events: Events, microbatch: int, dp: int, tp: int, at: int) -> None:
-    """Put the event into the link, and choose its rank, so that all charts show it."""
+    """Write the event into the link, and choose its rank, so that all charts show it."""
     step = _step(spec, events, [microbatch, at, dp, tp])
-    way = step.way
-    st.query_params[WALK] = f"{way.microbatch}.{step.at}" + (f".{way.dp}.{way.tp}" if way.dp or way.tp else "")
+    path = step.path
+    st.query_params[WALK] = f"{path.microbatch}.{step.at}" + (f".{path.dp}.{path.tp}" if path.dp or path.tp else "")
     if chosen.rank(spec.layout.mesh) != step.event.rank:
         chosen.choose(step.event.rank)
 
 
 def _stop() -> None:
-    """A callback. The rank stays chosen."""
+    """End the walk. A callback. The rank stays chosen."""
     st.query_params.pop(WALK, None)
 
 
 def _moved(spec: RunSpec, events: Events, shown: Step) -> None:
-    """A slider or a list was moved: they hold where to go.
+    """Go to the event that the controls hold. A callback.
 
-    A browser also tells of a slider that was drawn anew because there are other events now; nobody moved that.
+    A browser also calls it when a slider is drawn again with another number of events. Then nothing has changed.
     """
     asked = *(st.session_state.get(key, 0) for key in (_MICROBATCH, _DP, _TP)), max(0, st.session_state.get(_EVENT, 1) - 1)
-    if asked != (*shown.way, shown.at):
+    if asked != (*shown.path, shown.at):
         _go(spec, events, *asked)
 
 
-def _told(step: Step, spec: RunSpec, say: Words, style: Look, in_units: bool) -> str:
-    """The sentences: the first large, the others beneath. Read aloud when they change."""
+def _sentences_html(step: Step, spec: RunSpec, say: Words, style: Look, in_units: bool) -> str:
+    """The sentences as HTML: the first is large. Screen readers read them when they change."""
     first, *others = sentences(step.event, spec, say, in_units)
     rest = f"<span>{escape(' '.join(others))}</span>" if others else ""
     return f'<div class="ss-told" role="status" style="--stage:{_colour(step.event, style)}"><p>{escape(first)}</p>{rest}</div>'
 
 
 def _chips(step: Step, say: Words, style: Look) -> str:
-    """The events around the one that is told, in a row that ends where the page does, in the colours of the timeline."""
+    """The events around the current one in a row, in the colours of the timeline. The page's edge cuts it off."""
     first = max(0, step.at - _BEFORE)
     shown = step.events[first : step.at + _AFTER]
     chips = []
@@ -169,6 +169,6 @@ def _chips(step: Step, say: Words, style: Look) -> str:
 
 
 def _colour(event: Event, style: Look) -> str:
-    """The colour that the event has in the timeline."""
-    kind = event.passed.collective if event.is_call and event.passed else event.action.kind
+    """The colour of the event in the timeline."""
+    kind = event.communication.collective if event.is_call and event.communication else event.action.kind
     return style.lane[lane(kind)]

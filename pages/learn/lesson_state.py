@@ -1,7 +1,7 @@
-"""What a lesson works with: the values that its reader set, the controls that set them, and the words of the page.
+"""The state of a lesson: the values that its reader set, the controls that set them, and parts of its page.
 
-Values live in the session, one entry a knob. Their code in the link, such as pp-4~m-8~answer-0, is read when a session starts or
-the link was changed by hand; otherwise the link follows the controls.
+The session has one entry for each knob. Their code in the link, such as pp-4~m-8~answer-0, is read when a session starts or the
+user edited the link. Otherwise the link follows the controls.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pages.shared.service import Service
 
 BETWEEN, ANSWER, TURN = "~", "answer", "turn"
 _MOVED = "learn/moved"
-_PART_PX = 400  # the least width of a part that stands beside another
+_PART_PX = 400  # the least width of a part beside another
 READABLE_PX = 760  # the width of a paragraph that is easy to read
 
 
 def moved() -> bool:
-    """Whether the reader moved a control since this was last asked. Its value then wins over the link's."""
+    """Whether the reader moved a control since the last call. Its value then wins over the link's."""
     return bool(st.session_state.pop(_MOVED, False))
 
 
@@ -36,7 +36,7 @@ def note_move() -> None:
 
 @dataclass(frozen=True)
 class Lesson:
-    """`questions` are asked in turn: the first, and the next when the reader wants another."""
+    """`questions` are asked one after the other, the next when the reader wants another."""
 
     title: Callable[[Words], str]
     goal: Callable[[Words], str]
@@ -60,10 +60,10 @@ class LessonState:
     def say(self) -> Words:
         return self.style.say
 
-    # ------------------------------------------------------------------------------------------------------ what is held
+    # ------------------------------------------------------------------------------------------------------ values
 
     def key(self, name: str) -> str:
-        """Of an entry in the session."""
+        """The key of an entry in the session."""
         return f"learn/{self.number}/{name}"
 
     def knob(self, name: str) -> Knob:
@@ -77,12 +77,12 @@ class LessonState:
 
     @property
     def turn(self) -> int:
-        """Which of the lesson's questions is asked."""
+        """The index of the current question."""
         return int(st.session_state.get(self.key(TURN), 0)) % len(self.lesson.questions)
 
     @property
     def answer(self) -> str | float | None:
-        """What the reader committed to; None before that."""
+        """The reader's answer; None before there is one."""
         return st.session_state.get(self.key(ANSWER))
 
     def question(self) -> Question:
@@ -98,7 +98,7 @@ class LessonState:
         return BETWEEN.join(parts)
 
     def decode(self, code: str) -> bool:
-        """Take the values in a link. Whether all of it could be read; what could not is left as it is."""
+        """Set the values of a link. Returns whether all of it could be read. Other values do not change."""
         parts = dict(part.partition("-")[::2] for part in code.split(BETWEEN))
         turn, answer = parts.pop(TURN, "0"), parts.pop(ANSWER, None)
         known = {knob.name: knob.read(parts.pop(knob.name)) for knob in self.lesson.knobs if knob.name in parts}
@@ -114,14 +114,14 @@ class LessonState:
     # --------------------------------------------------------------------------------------------------------- controls
 
     def controls(self, *draw: Callable[[], Any]) -> None:
-        """Controls side by side, as many as there is room for."""
+        """Controls side by side, up to four in a row."""
         with st.grid(columns=min(4, len(draw)), min_column_width=190, gap="medium", vertical_alignment="bottom") as grid:
             for one in draw:
                 with grid.cell():
                     one()
 
     def side_by_side(self, *draw: Callable[[], object]) -> None:
-        """Parts of a lesson in two columns, where there is room."""
+        """Parts of a lesson in two columns, or one below the other on a narrow page."""
         with st.grid(columns=2, min_column_width=_PART_PX, gap="large") as grid:
             for part in draw:
                 with grid.cell():
@@ -130,58 +130,58 @@ class LessonState:
     def slide(
         self, name: str, label: str, written: Callable[[Any], str] = str, options: Sequence[Any] | None = None
     ) -> Callable[[], Any]:
-        """A slider over the knob's options, or over those of them that make sense now."""
+        """A slider over the knob's options, or over `options`, some of them."""
         options = options or self.knob(name).options
         if self[name] not in options:
             self.put(name, options[-1])
         return lambda: st.select_slider(
             label,
             options,
-            key=self._held(name),
+            key=self._key_with_value(name),
             format_func=written,
             on_change=note_move,
             persist_state="session",
         )
 
     def pick(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
-        """A list that unfolds, for options with long names."""
+        """A select box, for options with long names."""
         return lambda: st.selectbox(
             label,
             self.knob(name).options,
-            key=self._held(name),
+            key=self._key_with_value(name),
             format_func=written,
             on_change=note_move,
             persist_state="session",
         )
 
     def switch(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
-        """Few options side by side."""
+        """Buttons side by side, for few options."""
         return lambda: st.segmented_control(
-            label, self.knob(name).options, key=self._held(name), format_func=written, on_change=note_move, required=True,
-            persist_state="session",
+            label, self.knob(name).options, key=self._key_with_value(name), format_func=written, on_change=note_move,
+            required=True, persist_state="session",
         )  # fmt: skip
 
-    def _held(self, name: str) -> str:
-        """The knob's key, once the session holds a value for it."""
+    def _key_with_value(self, name: str) -> str:
+        """The knob's key. Sets its default if the session has no value."""
         _ = self[name]
         return self.key(name)
 
     # ------------------------------------------------------------------------------------------------------------- words
 
     def text(self, markdown: str) -> None:
-        """A paragraph, no wider than is easy to read."""
+        """A paragraph of readable width."""
         st.markdown(markdown, width=READABLE_PX)
 
     def heading(self, words: str) -> None:
         st.markdown(f"#### {words}", anchors=False)
 
     def formula(self, name: str, symbols: str, numbers: str, value: str) -> None:
-        """A formula, once with its symbols and once with the numbers put in."""
+        """A formula with symbols, and again with numbers."""
         st.html(formulas([(name, symbols, numbers, value)]))
 
 
 def formulas(rows: list[tuple[str, str, str, str]]) -> str:
-    """HTML: each row is (what it is, with symbols, with numbers, its value)."""
+    """HTML: each row is (name, formula with symbols, formula with numbers, value)."""
     lines = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(symbols)}</dd><dd>= {escape(numbers)}</dd>"
         f"<dd><b>= {escape(value)}</b></dd></div>"

@@ -1,4 +1,4 @@
-"""Small matrices as HTML: each cell in the colour of the rank that holds it, with the rank's name in the caption."""
+"""Small matrices as HTML. A cell has the colour of the rank that holds it. Captions name the rank."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pages.learn.toys import Array
 
 
 def owners(style: Look) -> tuple[str, ...]:
-    """A colour for each of up to eight ranks. Captions name the rank too, so that no one needs to tell hues apart."""
+    """A colour for each of up to eight ranks. Captions name the rank too, so no information is only in the hue."""
     return (style.blue, style.orange, style.green, style.pink, style.brown, style.grey, style.ink, style.stages[1])
 
 
 def matrix(name: str, cells: Array, columns: Sequence[str] = (), rows: Sequence[str] = (), owner: str = "") -> str:
-    """`columns` or `rows` give each column or row its owner's colour; `owner` gives one to all."""
+    """`columns` or `rows`: the colour of each column's or row's owner. `owner`: the colour of all cells."""
     lines = []
     for i, row in enumerate(cells):
         line = ""
@@ -30,12 +30,12 @@ def matrix(name: str, cells: Array, columns: Sequence[str] = (), rows: Sequence[
 
 
 def line(*parts: str) -> str:
-    """Matrices and the signs between them, side by side."""
+    """Matrices and the signs between them in one line."""
     shown = (part if part.startswith("<") else f"<span>{escape(part)}</span>" for part in parts)
     return f'<div class="ss-line">{"".join(shown)}</div>'
 
 
 def number(value: float) -> str:
-    """Whole where it is whole, else with two decimals; a minus as it is printed."""
+    """A whole number without decimals, any other with two; with a real minus sign."""
     text = f"{value:.0f}" if value == int(value) else f"{value:.2f}"
     return text.replace("-", "−")

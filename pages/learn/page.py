@@ -1,4 +1,4 @@
-"""Learn: nine short lessons on live numbers. The link holds the lesson, what was set in it, and the answer that was given."""
+"""Learn: nine short lessons with computed numbers. The link has the lesson, its values, and the reader's answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pages.learn.lessons import LESSONS
 from pages.shared import frame
 from pages.shared.service import Service
 
-LESSON, WITH = "lesson", "with"  # the link's parameters: the lesson's number, and what is set in it
+LESSON, WITH = "lesson", "with"  # the link's parameters: the lesson's number, and its values
 _OPEN, _CODE, _UNREAD = "learn/open", "learn/code", "learn/unread"
 _STYLE = Path(__file__).parent / "style.css"
 
@@ -27,13 +27,13 @@ def show(service: Service) -> None:
         _contents(state.number)
     with lesson, st.container(key="lesson", gap="small"):
         _lesson(state)
-    # What the controls hold is known once they are drawn.
+    # After the controls are drawn, their values are known.
     st.session_state[_OPEN], st.session_state[_CODE] = state.number, state.encode()
     st.query_params[LESSON], st.query_params[WITH] = str(state.number), state.encode()
 
 
 def _follow_link(service: Service) -> LessonState:
-    """The lesson to show. The link says which, unless a control was moved just now: the link that came with it may be old."""
+    """The lesson to show. The link wins, unless a control was moved just now: the link sent with it can be old."""
     number, code = st.query_params.get(LESSON, ""), st.query_params.get(WITH, "")
     held = st.session_state.get(_OPEN)
     if moved() and held:
@@ -60,7 +60,7 @@ def _open(number: int) -> None:
 
 
 def _contents(current: int) -> None:
-    """The list of lessons; what is done has a mark."""
+    """The list of lessons. Completed ones have a mark."""
     say, finished = frame.say(), predict.done()
     with st.container(key="contents", gap=None):
         st.markdown(f"##### {say('Lessons')}", anchors=False)

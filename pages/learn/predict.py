@@ -1,4 +1,4 @@
-"""Predict before you look: the reader commits to an answer, and only then the formula or the run shows."""
+"""Predict before you look: the formula or the run is shown after the reader has given an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DONE = "learn/done"
 
 
 def done() -> set[int]:
-    """The lessons whose question this session's reader has answered."""
+    """The lessons with an answered question in this session."""
     return st.session_state.setdefault(_DONE, set())
 
 

@@ -1,4 +1,4 @@
-"""What a reader of a lesson can do: turn a knob, and answer a question before looking."""
+"""The controls and questions of a lesson."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Knob:
-    """Something that the reader can change. `name` is how a link calls it; only `options` are ever taken."""
+    """A value that the reader can set. `name` is its name in links. Only `options` are accepted."""
 
     name: str
     options: Sequence[Any]
     default: Any
 
     def read(self, text: str) -> Any:
-        """The option that a link writes as `text`; None if there is none."""
+        """The option whose text in a link is `text`; None if there is none."""
         return next((option for option in self.options if str(option) == text), None)
 
 
 @dataclass(frozen=True)
 class AnswerChoice:
-    """One of the answers to choose from. `name` is how a link calls it."""
+    """One of the answers to choose from. `name` is its name in links."""
 
     name: str
     label: str
@@ -30,15 +30,15 @@ class AnswerChoice:
 
 @dataclass(frozen=True)
 class Question:
-    """A question whose answer is worked out, by the engine, from the numbers that it names.
+    """A question. The engine computes its answer from the numbers in it.
 
     asked     the question, with its numbers
-    right     the answer: the name of one of `choices`, or a number in `unit`; None as long as no run has told
+    right     the answer: the name of one of `choices`, or a number in `unit`; None before a run
     said      the right answer in words
     why       one sentence
-    choices   what to choose from; none where a number is asked
-    within    how far a number may be from the right one, as a share of it
-    reveal    shows the formula, or the run, once the reader has committed
+    choices   the answers to choose from; empty if the answer is a number
+    within    the accepted relative error of a number
+    reveal    shows the formula or the run after the reader's answer
     """
 
     asked: str
@@ -51,17 +51,17 @@ class Question:
     reveal: Callable[[], object] = lambda: None
 
     def read(self, text: str) -> str | float | None:
-        """An answer as a link writes it; None if it is not one."""
+        """The answer that a link has as `text`; None if it is not valid."""
         if self.choices:
             return text if text in {choice.name for choice in self.choices} else None
         try:
             number = float(text)
         except ValueError:
             return None
-        return number if abs(number) < 1e18 else None  # not a number is not less
+        return number if abs(number) < 1e18 else None  # NaN is refused too
 
     def judge(self, answer: str | float) -> bool:
-        """Whether an answer is right. Only where it is known what is."""
+        """Whether an answer is right. `right` must be known."""
         if isinstance(self.right, str) or isinstance(answer, str):
             return answer == self.right
         assert self.right is not None

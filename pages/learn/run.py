@@ -1,4 +1,4 @@
-"""A real run, started from a lesson and watched in it; its measured numbers, once it is done."""
+"""A real run that a lesson starts and watches, and its measured numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REFUSED = "learn/refused"
 
 
 def result(state: LessonState, spec: RunSpec) -> RunResult | None:
-    """The run in the link, if it is one of `spec` and done."""
+    """The result of the run in the link, if it is a completed run of `spec`."""
     found = _found(state)
     if isinstance(found, RunState):
         found = found.folder
@@ -31,14 +31,14 @@ def result(state: LessonState, spec: RunSpec) -> RunResult | None:
         return None
     try:
         loaded = load(found)
-    except RequestError:  # a link to what is no whole run: `draw` offers a new one
+    except RequestError:  # the link has no complete run: `draw` offers a new one
         return None
-    st.query_params[runbar.RUN] = found.name  # which a new server finds as well
+    st.query_params[runbar.RUN] = found.name  # a new server finds it too
     return loaded if _same(loaded.spec, spec) else None
 
 
 def _same(one: RunSpec, other: RunSpec) -> bool:
-    """Whether two runs measure the same; the time that they were given does not matter."""
+    """Whether two specs give the same numbers. Their time limits do not matter."""
     return (one.model, one.layout, one.workload.microbatches) == (other.model, other.layout, other.workload.microbatches)
 
 
@@ -48,7 +48,7 @@ def _found(state: LessonState) -> RunState | Path | None:
 
 
 def draw(state: LessonState, spec: RunSpec) -> None:
-    """The button that starts the run; in its place how far it is, while it is on; and what it measured."""
+    """The button that starts the run, its progress while it is active, and its measured numbers."""
     say, found = state.say, _found(state)
     if done := result(state, spec):
         _measured(state, done)
@@ -77,7 +77,7 @@ def _start(state: LessonState, spec: RunSpec) -> None:
 
 
 def _measured(state: LessonState, done: RunResult) -> None:
-    """The saved run's charts, as the Lab draws them."""
+    """The Lab's charts of the saved run."""
     say = state.say
     name = st.query_params[runbar.RUN]
     folder = state.service.saved(name)
@@ -106,7 +106,7 @@ def _measured(state: LessonState, done: RunResult) -> None:
 
 
 def memory_error(done: RunResult) -> float:
-    """The largest difference of a rank's predicted peak from its measured one, as a share of that."""
+    """The largest relative error of a rank's predicted peak."""
     peak = done.tables["memory_peak"]
     predicted = peak["rank"].map(peak_table(done.spec).groupby("rank")["bytes"].sum())
     measured = peak.groupby("rank")["bytes"].transform("sum")

@@ -1,4 +1,4 @@
-"""The four steps of a parallel algorithm, as the run does them: its words, and beneath them the engine's own actions."""
+"""The four steps of a parallel algorithm: a description, and the engine's actions and calls in it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.spec import RunSpec
 from pages.charts import names
 from pages.charts.words import Words
 
-Often = tuple[str, int]  # what is done or passed, and how many times
+Often = tuple[str, int]  # (an action or a call, its number)
 
 
 @dataclass(frozen=True)
 class LessonStep:
-    """One of the four. `does` is a sentence; `actions` are entries of the schedule, `passes` what goes between ranks."""
+    """One of the four steps. `does`: a sentence. `actions`: entries of the schedule. `passes`: calls between ranks."""
 
     name: str
     does: str
@@ -35,26 +35,26 @@ def _card(at: int, step: LessonStep, say: Words) -> str:
     lines = ""
     for label, done in ((say("actions"), step.actions), (say("between ranks"), step.passes)):
         if done:
-            told = [f"{names.action(what, say)} ×{count}" for what, count in done]
-            lines += f"<div><small>{escape(label)}</small>{''.join(f'<code>{escape(text)}</code>' for text in told)}</div>"
+            counts = [f"{names.action(what, say)} ×{count}" for what, count in done]
+            lines += f"<div><small>{escape(label)}</small>{''.join(f'<code>{escape(text)}</code>' for text in counts)}</div>"
     return f"<li><b>{at} {escape(step.name)}</b><p>{escape(step.does)}</p>{lines}</li>"
 
 
 class Done(NamedTuple):
-    """What a rank does in one of the steps: its actions, and what it passes to others, each with how often."""
+    """A rank's actions and its calls to other ranks in one of the steps, with their numbers."""
 
     actions: tuple[Often, ...]
     passes: tuple[Often, ...]
 
 
-# Which step of the algorithm a kind of action, or a purpose of traffic, belongs to; what is not here is the update's.
+# Kinds of actions and phases of traffic of the steps forward and backward. All others belong to the update.
 _FORWARD, _BACKWARD = ("F", "forward"), ("B", "I", "W", "reduce", "tie", "backward")
 
 
 def done_by(spec: RunSpec, stage: int = 0) -> dict[str, Done]:
-    """One step of a rank of `stage`: actions counted in the engine's own plan, calls in its prediction of traffic.
+    """One training step of a rank of `stage`: actions from the schedule, calls from the predicted traffic.
 
-    The prediction is equal to what a run counts.
+    The prediction equals what a run counts.
     """
     actions: Counter[tuple[str, str]] = Counter()
     for action in plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied).stages[stage]:
@@ -75,7 +75,7 @@ def _counted(counted: Counter[tuple[str, str]], step: str) -> tuple[Often, ...]:
 
 
 def model_of(spec: RunSpec, say: Words) -> str:
-    """What the steps under a lesson's cards are those of, in a line."""
+    """A line that names the model and the layout of the steps under a lesson's cards."""
     return say(
         "Counted for one rank of {model} on {layout} with {count} microbatches: actions in the engine’s own schedule, "
         "calls in its prediction of traffic, which equals what a run counts.",

@@ -1,6 +1,6 @@
-"""Small models in numpy that lessons compute before the reader's eyes: attention, data parallelism, tensor parallelism.
+"""Small numpy models for lessons: attention, data parallelism, tensor parallelism.
 
-Their numbers are small enough to check by hand. What they compute is what the engine's layers compute on many more.
+They are small enough to check by hand. The engine's layers compute the same on larger tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-_SCALE = 0.7  # of queries and keys, so that a row is spread over several cells
+_SCALE = 0.7  # of queries and keys, so that the softmax of a row has several large entries
 
 
 def sinusoids(places: int, width: int) -> Array:
@@ -26,9 +26,9 @@ def sinusoids(places: int, width: int) -> Array:
 
 
 def attention(tokens: list[str], width: int, causal: bool, places: bool) -> Array:
-    """softmax(q·kᵀ ÷ √d) of one head that was not trained: q and k are the token's vector, with its position's or without. (S, S)
+    """softmax(q·kᵀ ÷ √d) of one head that was not trained: q and k are the token's vector, with or without its position's. (S, S)
 
-    A word's vector is drawn from a seed made of the word, so the same word has the same one wherever it stands.
+    A word's vector is drawn from a seed made of the word, so the same word always has the same vector.
     """
     x = np.stack([_word(token, width) for token in tokens])
     if places:
@@ -51,7 +51,7 @@ def _word(word: str, width: int) -> Array:
 
 @dataclass(frozen=True)
 class Regression:
-    """y = x·w for `samples` rows of three numbers, to be learnt by least squares: a model whose gradient is one line."""
+    """A linear model y = x·w of three weights, trained by least squares. Its gradient is one line."""
 
     x: Array  # (samples, 3)
     y: Array  # (samples,)
@@ -63,17 +63,17 @@ class Regression:
         return cls(x, x @ np.array([1.0, -2.0, 3.0]) + draw.normal(0, 0.5, samples).round(1))
 
     def part(self, index: int, of: int) -> Regression:
-        """The samples of one replica: an equal run of them."""
+        """The samples of one replica: a contiguous part of equal size."""
         each = len(self.y) // of
         return Regression(self.x[index * each : (index + 1) * each], self.y[index * each : (index + 1) * each])
 
     def gradient(self, w: Array) -> Array:
-        """Of the mean of (x·w − y)² ÷ 2 over the samples. (3,)"""
+        """The gradient of the mean of (x·w − y)² ÷ 2 over the samples. (3,)"""
         return self.x.T @ (self.x @ w - self.y) / len(self.y)
 
 
 def replicas(data: Regression, dp: int, steps: int, average: bool, rate: float = 0.05) -> Array:
-    """The weights of each replica at the start and after each step, with or without averaging. (steps + 1, dp, 3)"""
+    """The weights of each replica at the start and after each step, with or without averaged gradients. (steps + 1, dp, 3)"""
     parts = [data.part(index, dp) for index in range(dp)]
     w = np.zeros((dp, 3))
     out = [w]
@@ -91,12 +91,12 @@ def replicas(data: Regression, dp: int, steps: int, average: bool, rate: float =
 
 @dataclass(frozen=True)
 class Slice:
-    """All that one rank has and computes of z = relu(x·A)·B. Shapes for r = 4 ÷ tp columns of A and rows of B."""
+    """The tensors of one rank for z = relu(x·A)·B. Shapes are for r = 4 ÷ tp columns of A and rows of B."""
 
     a: Array  # (4, r) its columns of A
     b: Array  # (r, 4) its rows of B
-    inner: Array  # (2, r) relu(x·a): whole entries, of some columns
-    partial: Array  # (2, 4) inner·b: of all columns, not yet whole
+    inner: Array  # (2, r) relu(x·a): complete values of some columns
+    partial: Array  # (2, 4) inner·b: partial sums of all columns
     inner_gradient: Array  # (2, r)
     a_gradient: Array  # (4, r)
     b_gradient: Array  # (r, 4)
@@ -105,12 +105,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class TwoLayers:
-    """z = relu(x·A)·B, with whole numbers. x (2, 4), A (4, 4), B (4, 4)"""
+    """z = relu(x·A)·B with integer entries. x (2, 4), A (4, 4), B (4, 4)"""
 
     x: Array
     a: Array
     b: Array
-    gradient: Array  # of z, as the loss hands it back (2, 4)
+    gradient: Array  # of the loss with respect to z (2, 4)
 
     @classmethod
     def drawn(cls, seed: int) -> TwoLayers:
@@ -119,7 +119,7 @@ class TwoLayers:
         return cls(x, a, b, gradient)
 
     def slices(self, tp: int) -> list[Slice]:
-        """What each of `tp` ranks does: A by columns, B by rows. tp divides 4."""
+        """The tensors of each of `tp` ranks: A is sharded by columns, B by rows. tp divides 4."""
         each = self.a.shape[1] // tp
         return [self._slice(slice(rank * each, (rank + 1) * each)) for rank in range(tp)]
 

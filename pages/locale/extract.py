@@ -1,9 +1,8 @@
-"""Messages out of the code and into the catalogs: `python -m pages.locale.extract`, or `make catalogs`.
+"""Extract messages from the code into the catalogs: `python -m pages.locale.extract`, or `make catalogs`.
 
-A message is what stands as a literal in say("…") or words("…"), plural("…", "…"), the engine's sentence("…") and Reason("…"), in
-the description of a field of the spec, and where the formulas name what they count. What is new comes into each .po without a
-translation, what nobody says any more leaves it, and translations that are there stay. Nothing is guessed: a message that changed
-is a new one.
+A message is a literal in say("…") or words("…"), plural("…", "…"), the engine's sentence("…") and Reason("…"), in the description
+of a field of the spec, or a name in a formula. A new message is added to each .po without a translation. A message that the code
+no longer has is removed. Existing translations stay. There is no fuzzy matching: a changed message is a new one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _WIDTH = 110
 
 
 class Message(NamedTuple):
-    """One message, and where it stands. `many` is the plural of `one`, where there is one."""
+    """One message and its locations. `many` is the plural of `one`, if it has one."""
 
     one: str
     many: str | None
@@ -33,11 +32,11 @@ class Message(NamedTuple):
 
 
 class NotLiteralError(Exception):
-    """A text for people that is put together in the code, so that no catalog can hold it."""
+    """A message that is not a literal, so no catalog can have it."""
 
 
 def messages() -> list[Message]:
-    """All that is said in app.py, the engine and the pages. Raises `NotLiteralError`."""
+    """All messages of app.py, the engine and the pages. Raises `NotLiteralError`."""
     files = [ROOT / "app.py", *sorted((ROOT / "engine").rglob("*.py")), *sorted((ROOT / "pages").rglob("*.py"))]
     return [message for file in files for message in _in_file(file)]
 
@@ -46,22 +45,24 @@ def _in_file(file: Path) -> Iterator[Message]:
     path = file.relative_to(ROOT).as_posix()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), path)):
         if isinstance(node, ast.Call):
-            said = _said(node, path)
+            said = _literals(node, path)
             if said:
                 yield Message(said[0], said[1] if len(said) > 1 else None, path, node.lineno)
 
 
-def _said(call: ast.Call, path: str) -> list[str]:
-    """The literals that a call says; none if it is no such call."""
+def _literals(call: ast.Call, path: str) -> list[str]:
+    """The literals in a call that translates; none for any other call."""
     name = _name(call.func)
     if name == "Field":
         return [_literal(k.value, path) for k in call.keywords if k.arg == "description"]
-    if name == "say" and call.args:  # say() without arguments is the page's Words
+    if name == "say" and call.args:  # say() without arguments returns the page's Words
         return [_literal(call.args[0], path)]
-    if name == "words" and call.args:  # the page's Words by another name; words("zh") and words(language) make one
+    if name == "words" and call.args:  # a variable with the page's Words; words("zh") and words(language) return one
         literal = isinstance(call.args[0], ast.Constant) and call.args[0].value not in LANGUAGES
         return [_literal(call.args[0], path)] if literal else []
-    if name == "sentence" and isinstance(call.func, ast.Name):  # and not say.sentence(…), which says one made elsewhere
+    if name == "sentence" and isinstance(
+        call.func, ast.Name
+    ):  # but not say.sentence(…), which translates a sentence made elsewhere
         return [_literal(call.args[0], path)]
     if name == "Reason":
         return [_literal(call.args[0], path)]
@@ -71,7 +72,7 @@ def _said(call: ast.Call, path: str) -> list[str]:
 
 
 def _name(function: ast.expr) -> str:
-    """The name by which something is called; say() is called by its own: say()("…")."""
+    """The name of the called function; for say()("…") it is say."""
     if isinstance(function, ast.Call):
         return _name(function.func) if not function.args else ""
     if isinstance(function, ast.Attribute):
@@ -86,7 +87,7 @@ def _literal(node: ast.expr, path: str) -> str:
 
 
 def template() -> Catalog:
-    """The catalog without any translation."""
+    """The catalog without translations."""
     catalog = Catalog(domain=DOMAIN, project=DOMAIN, charset="utf-8", fuzzy=False)
     for message in messages():
         id = (message.one, message.many) if message.many else message.one
@@ -117,7 +118,7 @@ def _path(language: str) -> Path:
 
 
 def _write(catalog: Catalog, path: Path) -> None:
-    """Files without line numbers and dates, so that they change only with the messages."""
+    """Write without line numbers and dates, so that a file changes only with its messages."""
     text = BytesIO()
     write_po(text, catalog, width=_WIDTH, sort_output=True, no_location=False, include_lineno=False, omit_header=True)
     language = f'"Language: {catalog.locale}\\n"\n"Plural-Forms: {catalog.plural_forms}\\n"\n' if catalog.locale else ""

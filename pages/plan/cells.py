@@ -1,4 +1,4 @@
-"""The cells of the map of what fits where. Without Streamlit, so that the process which searches starts at once."""
+"""The cells of the map of models and numbers of devices. It does not import Streamlit, so that the worker starts fast."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from engine.spec import RequestError, sentence
 from pages.charts.units import in_bytes
 from pages.plan.request import Request
 
-_REPLAYED = 3  # of the best layouts of a cell: enough to name the one that planning it names
+_REPLAYED = 3  # of the best layouts of a cell that are simulated: enough to find the same best layout as a plan
 
 
 def cell(asked: Request) -> dict[str, Any]:
-    """What the map shows of a request: model, ranks, layout, mfu, memory_bytes, reason.
+    """The cell of a request: model, ranks, layout, mfu, memory_bytes, reason.
 
-    mfu is NaN where nothing fits, and the reason says why.
+    If nothing fits, mfu is NaN and the reason says why.
     """
     row = unknown(asked, "")
     try:

@@ -1,4 +1,4 @@
-"""One layout of a plan: what its step is spent on, why it wins or loses, and where to go from here."""
+"""One layout of a plan: the parts of its step time, the comparison with another layout, and its links and files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(found: Found, row: int) -> None:
 
 
 def _rival(found: Found, row: int) -> int | None:
-    """What a layout is held against: the best, or for the best the second."""
+    """The layout to compare with: the best, or for the best the second."""
     if row:
         return 0
     return 1 if found.count > 1 else None

@@ -1,4 +1,4 @@
-"""A dry run of a plan's layout, started from the page: the worker itself on fake tensors, beside what the formulas say."""
+"""A dry run of a plan's layout (the worker on fake tensors), with its numbers beside the predicted ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pages.shared.predicted import peaks
 DRY = "dry"  # the link's parameter: the id of a dry run
 _REFUSED, _WHICH = "plan/dry-refused", "plan/dry-which"
 _EVERY_S = 1.0
-_PASSES_A_SECOND = 20  # through a layer, of whatever size: 576 of them took 20 s on an idle core and 48 s on a busy one
-_KNOWN = 0.05  # of all actions: from then on it can be told how long the others will take
+_PASSES_A_SECOND = 20  # through a layer of any size: 576 of them took 20 s on an idle core and 48 s on a busy one
+_KNOWN = 0.05  # share of all actions after which the remaining time is estimated
 _GIB = 2**30
 
 
 @st.cache_resource(show_spinner=False, on_release=lambda service: service.close())
 def dry_runs() -> DryRunService:
-    """One for all sessions of a server."""
+    """The dry-run service of all sessions of a server."""
     return DryRunService()
 
 
@@ -54,7 +54,7 @@ def _start_bar(spec: RunSpec, fullest: int, words: Words) -> None:
     }
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         which = "fullest"
-        if layout.pp > 1:  # otherwise there is nothing to choose
+        if layout.pp > 1:  # with one stage there is nothing to choose
             which = st.selectbox(
                 words("Which stages"), list(ranks), key=labelled(_WHICH), format_func=ranks.__getitem__, width=240
             )
@@ -75,12 +75,12 @@ def _start_bar(spec: RunSpec, fullest: int, words: Words) -> None:
 
 
 def passes_of(spec: RunSpec, stage: int) -> int:
-    """How often a rank of a stage goes through a layer in a step, forward and backward: what a dry run takes its time for."""
+    """Passes of a rank of a stage through a layer in a step, forward and backward. A dry run's time is proportional to them."""
     return 2 * spec.workload.microbatches * spec.layout.stage_layers(spec.model.layers)[stage]
 
 
 def _start(spec: RunSpec, rank: int | None) -> None:
-    """A callback."""
+    """Start the dry run. A callback."""
     try:
         st.query_params[DRY] = dry_runs().start(spec, rank)
     except RequestError as error:
@@ -89,16 +89,16 @@ def _start(spec: RunSpec, rank: int | None) -> None:
 
 @st.fragment(run_every=_EVERY_S)
 def _watch(id: str, spec: RunSpec) -> None:
-    """This fragment watches the run. Nobody watches it after the reader has left the page, and it ends."""
+    """The progress of a dry run. The fragment watches the run. When the reader leaves the page, the run ends."""
     words, found = say(), dry_runs().watch(id)
     if found is None or found.phase != "running":
         st.rerun()
-    st.progress(found.actions / max(1, found.of_actions), text=far(found, spec, time.monotonic() - found.began, words))
+    st.progress(found.actions / max(1, found.of_actions), text=progress_text(found, spec, time.monotonic() - found.began, words))
     st.button(words("Cancel"), icon=":material/stop:", on_click=dry_runs().cancel, args=(id,))
 
 
-def far(found: DryRunState, spec: RunSpec, passed: float, words: Words) -> str:
-    """How far it is, in a line: "1 of 8 stages · 2,431 of 13,560 actions · 75 s, about 340 s left"."""
+def progress_text(found: DryRunState, spec: RunSpec, passed: float, words: Words) -> str:
+    """The progress in a line: "1 of 8 stages · 2,431 of 13,560 actions · 75 s, about 340 s left"."""
     said = []
     if found.spec != spec:
         said.append(words("Of another layout, {layout}", layout=found.spec.layout.code))
@@ -122,8 +122,8 @@ def _ended(found: DryRunState, spec: RunSpec, words: Words) -> None:
     if found.phase == "cancelled":
         st.info(words("The dry run was cancelled, or nobody looked at it any more."), icon=":material/stop:")
     elif found.phase == "failed":
-        told = inert(words.sentence(found.message))
-        st.error(words("The dry run failed: {sentence}.", sentence=told.removesuffix(".")), icon=":material/error:")
+        reason = inert(words.sentence(found.message))
+        st.error(words("The dry run failed: {sentence}.", sentence=reason.removesuffix(".")), icon=":material/error:")
         if found.traceback:
             with st.expander(words("Its own traceback")):
                 st.code(found.traceback, language="text")
@@ -134,7 +134,7 @@ def _ended(found: DryRunState, spec: RunSpec, words: Words) -> None:
 
 
 def _beside(found: DryRunState, words: Words) -> None:
-    """Both, stage by stage, with the signed error."""
+    """Dry run and formula by stage, with the signed error."""
     rows = compared(found)
     whole = rows[rows["category"] == "total"]
     worst = whole.iloc[int(whole["error"].abs().to_numpy().argmax())]
@@ -173,7 +173,7 @@ def _beside(found: DryRunState, words: Words) -> None:
 
 
 def compared(found: DryRunState) -> pd.DataFrame:
-    """stage, category, dry_run, formula (bytes), error: the formula's, signed and relative; totals first."""
+    """stage, category, dry_run, formula (bytes), error: the signed relative error of the formula. Totals come first."""
     assert found.peaks is not None
     predicted = {peak.stage: peak for peak in peaks(found.spec).peaks}
     rows = []
@@ -190,6 +190,6 @@ def compared(found: DryRunState) -> pd.DataFrame:
 
 
 def signed(error: float) -> str:
-    """ "+0.12%", "−3.10%", "0.00%" where that is all there is."""
+    """ "+0.12%", "−3.10%", "0.00%" for smaller ones."""
     text = f"{100 * abs(error):.2f}%"
     return text if float(text[:-1]) == 0 else f"{'+' if error > 0 else '−'}{text}"

@@ -1,4 +1,4 @@
-"""The form of a plan, at the left. The link holds what is asked; the widgets show it, and write there when they are moved."""
+"""The form of a plan. The link has the request; widgets show it, and write changes to the link."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
 from pages.shared.frame import inert, labelled, say
-from pages.shared.written import exactly
+from pages.shared.link_numbers import shortest_text
 
-ROW = "row"  # the link's parameter: which layout is looked at
+ROW = "row"  # the link's parameter: the number of the layout that is shown
 _UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
 _OF_SERVING = tuple(known.name for known in fields(Serving))
-_LEAST = 0.001  # of a figure of a device, in its unit
+_LEAST = 0.001  # the least value of a device's figure, in its unit
 
 
 def draw(request: Request, serving: Serving | None) -> None:
-    """`serving`: what is asked of it, None where the model is trained."""
+    """`serving`: its settings; None if the model is trained."""
     words = say()
     _choose_use(serving, words)
     st.markdown(f"##### {words('Model')}", anchors=False)
@@ -46,7 +46,7 @@ def draw(request: Request, serving: Serving | None) -> None:
     if request.device == OWN:
         _own(request, words)
     else:
-        st.caption(_told(DEVICES[request.device], words))
+        st.caption(_device_figures(DEVICES[request.device], words))
     left, right = st.columns(2, gap="xsmall", wrap=False)
     with left:
         _number(words("How many"), request.ranks, 1, "ranks")
@@ -105,7 +105,7 @@ def _accounts(words: Words) -> dict[str, str]:
     }
 
 
-def _told(device: DeviceSpec, words: Words) -> str:
+def _device_figures(device: DeviceSpec, words: Words) -> str:
     return words(
         "{memory} GB, {flops} TFLOP/s bf16, {intra} GB/s in a node of {size}, {inter} GB/s between nodes",
         memory=f"{device.memory_bytes / 1e9:g}",
@@ -122,7 +122,7 @@ def _told(device: DeviceSpec, words: Words) -> str:
 def _select(
     label: str, options: list[str], value: str, name: str, names: Mapping[str, str] | None = None, headed: bool = False
 ) -> None:
-    """`headed`: a heading above says already what `label` says, which is then only read aloud."""
+    """`headed`: a heading has the same text as `label`, so the label is only for screen readers."""
     key = f"plan/{name}"
     st.session_state[key] = value
     named = names or dict(zip(options, options, strict=True))
@@ -132,26 +132,26 @@ def _select(
     )  # fmt: skip
 
 
-def _number(label: str, value: int, least: int, name: str, told: str | None = None) -> None:
+def _number(label: str, value: int, least: int, name: str, help_text: str | None = None) -> None:
     key = f"plan/{name}"
     st.session_state[key] = value
-    st.number_input(label, least, MOST, key=key, help=told, on_change=_moved, args=(name,))
+    st.number_input(label, least, MOST, key=key, help=help_text, on_change=_moved, args=(name,))
 
 
 def _moved(name: str) -> None:
-    """A control was moved: the link follows, and the page is drawn from the link. A callback."""
+    """Write a control's value to the link, from which the page is drawn. A callback."""
     value = st.session_state[f"plan/{name}"]
-    if value is None:  # a field that was emptied takes its default
+    if value is None:  # an empty field gets its default
         value = 0 if name in _OF_SERVING else getattr(DEFAULT, name)
     if name == "device" and value == OWN:
         known = st.query_params.get("device", DEFAULT.device)
         st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))
-    written = str(int(value)) if isinstance(value, bool) else exactly(value) if isinstance(value, float) else str(value)
+    written = str(int(value)) if isinstance(value, bool) else shortest_text(value) if isinstance(value, float) else str(value)
     st.query_params[name] = written
     st.query_params.pop(ROW, None)
 
 
-# ------------------------------------------------------------------------------------------------ a device of one's own
+# ------------------------------------------------------------------------------------------------ the user's own device
 
 
 def _own(request: Request, words: Words) -> None:
@@ -172,13 +172,13 @@ def _own(request: Request, words: Words) -> None:
         "reachable": words("Reached in bf16, of peak"),
         "fp32_reachable": words("Reached in fp32, of peak"),
     }
-    told: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
+    helps: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
     values = dict(zip(OWN_FIELDS, request.own, strict=True))
     for row in (("memory_bytes", "memory_bandwidth"), ("bf16_flops", "fp32_flops"), ("intra_bandwidth", "inter_bandwidth")):
-        _own_row(row, values, labels, told)
-    _own_row(("intra_latency", "inter_latency"), values, labels, told)
-    _own_row(("reachable", "fp32_reachable"), values, labels, told)
-    _own_row(("node_size",), values, labels, told)
+        _own_row(row, values, labels, helps)
+    _own_row(("intra_latency", "inter_latency"), values, labels, helps)
+    _own_row(("reachable", "fp32_reachable"), values, labels, helps)
+    _own_row(("node_size",), values, labels, helps)
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
@@ -188,18 +188,18 @@ def _own(request: Request, words: Words) -> None:
         st.error(words("{file}: {error}.", file=inert(file), error=inert(words.sentence(error))), icon=":material/error:")
 
 
-def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mapping[str, str], told: Mapping[str, str]) -> None:
+def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mapping[str, str], helps: Mapping[str, str]) -> None:
     for column, name in zip(st.columns(len(names), gap="xsmall", wrap=False), names, strict=True):
         key = f"plan/own/{name}"
         st.session_state[key] = values[name]
         least = 1.0 if name == "node_size" else 0.0 if name.endswith("latency") else _LEAST
         with column:
             most = 1.0 if name.endswith("reachable") else None
-            st.number_input(labels[name], least, most, key=key, format="%g", help=told[name], on_change=_own_moved)
+            st.number_input(labels[name], least, most, key=key, format="%g", help=helps[name], on_change=_own_moved)
 
 
 def _own_moved() -> None:
-    """A callback. A field that was emptied takes the figure of the device that is planned for at first."""
+    """Write the user's own device to the link. An empty field gets the figure of the default device. A callback."""
     known = dict(zip(OWN_FIELDS, figures_of(DEVICES[DEFAULT.device]), strict=True))
     held = {name: st.session_state[f"plan/own/{name}"] for name in OWN_FIELDS}
     st.query_params["own"] = own_to_link(tuple(known[name] if value is None else value for name, value in held.items()))
@@ -220,7 +220,7 @@ def _uploaded() -> None:
     st.query_params.pop(ROW, None)
 
 
-# ------------------------------------------------------------------------------------------------------- what is assumed
+# ------------------------------------------------------------------------------------------------------- assumptions
 
 
 def _assumed(assumed: Assumptions, words: Words) -> None:

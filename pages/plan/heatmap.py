@@ -19,8 +19,8 @@ from pages.plan.cells import cell, unknown
 from pages.plan.form import ROW
 from pages.plan.request import Request
 from pages.shared import drawing
+from pages.shared.cache import cached
 from pages.shared.frame import say, view
-from pages.shared.kept import kept
 from pages.shared.subprocesses import max_processes, run_in_worker
 
 MODELS = ("gpt2-1.5b", "gpt3-6.7b", "llama3-8b", "gpt3-13b", "llama3-70b", "gpt3-175b", "llama3-405b")
@@ -32,7 +32,7 @@ _PICKED = "plan/map-picked"
 
 @st.fragment
 def draw(request: Request) -> None:
-    """When it is opened, since it is as many searches as it has cells: each is kept, so what was begun is not lost."""
+    """The map, computed when it is opened: each cell is a search. Finished cells are cached, so an interrupted map continues."""
     words = say()
     if st.session_state.pop(_PICKED, False):
         st.rerun()
@@ -49,23 +49,23 @@ def draw(request: Request) -> None:
 
 
 def _plan(row: int | None, rows: list[dict[str, Any]]) -> None:
-    """Plan the combination that was clicked. A callback."""
+    """Show the plan of the clicked cell. A callback."""
     if row is None or row >= len(rows):
         return
     model, ranks = rows[row]["model"], rows[row]["ranks"]
     held = {name: value for name, value in st.query_params.to_dict().items() if name not in (ROW, "seq")}
-    # All at once, which is one step back for the browser.
+    # One assignment for all, so that it is one step in the browser's history.
     st.query_params.from_dict(held | {"model": model, "ranks": str(ranks), "batch": str(batch(ranks))})
     st.session_state[_PICKED] = True
 
 
 def batch(ranks: int) -> int:
-    """Two sequences a device and step, and at least 8: what can be divided in many ways."""
+    """The global batch: two sequences a device, at least 8. It has many divisors."""
     return max(8, 2 * ranks)
 
 
 def _asked(request: Request) -> Request:
-    """Without what a cell has of its own, so that moving those does not search anew."""
+    """The request without the fields that cells set, so that changing those does not start new searches."""
     return replace(request, model=MODELS[0], ranks=1, batch=1, seq=0)
 
 
@@ -75,10 +75,10 @@ def _drawn(rows: pd.DataFrame, view: View) -> Drawing:
 
 
 def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
-    """All cells, model by model, with a bar until they are there. One that takes too long says so.
+    """All cells, model by model, with a progress bar. A cell whose search takes too long says so.
 
-    As many models at once as processes may work, each with its cells one after the other: what a search works out of a model
-    serves the next, in the process that has it.
+    One model for each worker process at a time, and its cells one after the other: the next search of a model can use what the
+    same process has cached.
     """
     count, done, leaves, bar = len(MODELS) * len(COUNTS), list[Request](), Event(), st.empty()
 
@@ -99,18 +99,18 @@ def _searched(asked: Request, words: Words) -> list[dict[str, Any]]:
     try:
         models = [threads.submit(of_model, model) for model in MODELS]
         while wait(models, _EVERY_S).not_done:
-            told = words("{done} of {count} combinations searched", done=len(done), count=count)
+            progress = words("{done} of {count} combinations searched", done=len(done), count=count)
             if done:
-                told += f" · {done[-1].model}, {done[-1].ranks:,}"
-            bar.progress(len(done) / count, text=told)
+                progress += f" · {done[-1].model}, {done[-1].ranks:,}"
+            bar.progress(len(done) / count, text=progress)
         bar.empty()
         return [row for model in models for row in model.result()]
-    finally:  # also when the reader turns to something else, which ends this at the bar
+    finally:  # also if the reader leaves: then Streamlit raises at the progress bar
         leaves.set()
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-@kept(512)
+@cached(512)
 def searched(asked: Request) -> dict[str, Any]:
     """One cell: see `cells.cell`."""
     return run_in_worker(cell, asked)

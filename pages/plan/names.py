@@ -1,4 +1,4 @@
-"""What layouts of a plan are called."""
+"""Names of a plan's layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pages.plan.found import Found
 
 
 def levers(found: Found, row: int, words: Words) -> str:
-    """How a layout is run, besides its mesh."""
+    """The levers of a layout, without its mesh."""
     r = found.layout(row)
     named = schedule(str(r["schedule"]), words)
     said = [f"{named} × {r['chunks']}" if r["chunks"] > 1 else named] if r["pp"] > 1 else []
@@ -21,5 +21,5 @@ def levers(found: Found, row: int, words: Words) -> str:
 
 
 def brief(found: Found, row: int, words: Words) -> str:
-    """Its number among all and its mesh: "2 · dp32.tp4.pp8"."""
+    """Its number and its mesh: "2 · dp32.tp4.pp8"."""
     return f"{row + 1} · {found.layout(row)['layout']}"

@@ -1,4 +1,4 @@
-"""Plan: a model on so many devices. Does it fit, on which stage not and why; which layouts are best, and what to change."""
+"""Plan: a model on a number of devices. Which layouts fit and are fastest; why a layout does not fit, and what to change."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, dry_run, form, heatmap, names, onward, published, serving
+from pages.plan import detail, dry_run, form, heatmap, names, page_links, published, serving
 from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
 from pages.shared import drawing
+from pages.shared.cache import cached
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, inert, say, view
-from pages.shared.kept import kept
 from pages.shared.predicted import peaks
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_in_worker
 
-_KEPT = (LANG, heatmap.MAP, dry_run.DRY)  # parameters of the link that are not about what is asked
+_KEPT = (LANG, heatmap.MAP, dry_run.DRY)  # parameters of the link that are not part of the request
 
 
 def show(service: Service) -> None:
@@ -56,8 +56,8 @@ def _serve(service: Service, request: Request, serves: Serving, words: Words) ->
 
 
 def _refuse(error: RequestError, words: Words) -> None:
-    told = inert(words.sentence(error.sentence))
-    st.error(words("{sentence}.", sentence=told[:1].upper() + told[1:].removesuffix(".")), icon=":material/rule:")
+    refusal = inert(words.sentence(error.sentence))
+    st.error(words("{sentence}.", sentence=refusal[:1].upper() + refusal[1:].removesuffix(".")), icon=":material/rule:")
 
 
 def _train(service: Service, request: Request, words: Words) -> None:
@@ -72,8 +72,8 @@ def _train(service: Service, request: Request, words: Words) -> None:
     st.markdown(f"## {_headline(request, plan, words)}", anchors=False)
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         _chooser(plan, row, words)
-        onward.to_lab(service, plan.spec(row), plan.device, words)
-        onward.to_compare(service, plan.spec(row), words)
+        page_links.to_lab(service, plan.spec(row), plan.device, words)
+        page_links.to_compare(service, plan.spec(row), words)
     drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
     _fit(request, plan, row, words)
@@ -91,11 +91,11 @@ def _train(service: Service, request: Request, words: Words) -> None:
 def _stages(request: Request, row: int, words: Words) -> None:
     try:
         drawing.show(stages(request, row, view()), "plan-stages")
-    except RequestError as error:  # its schedule is too long to go through, though the search has its peak
+    except RequestError as error:  # its schedule is too long for stage-by-stage memory, though the search has its peak
         _refuse(error, words)
 
 
-# --------------------------------------------------------------------------------------------------------- what is asked
+# --------------------------------------------------------------------------------------------------------- the request
 
 
 def _read() -> tuple[Request, Serving | None]:
@@ -110,32 +110,32 @@ def _read() -> tuple[Request, Serving | None]:
 
 
 def _keep(request: Request, serves: Serving | None) -> None:
-    """Make the link say what is planned, and no more."""
+    """Write the request into the link, and remove its other parameters."""
     held = st.query_params.to_dict()
     wanted = to_link(request) | serving_to_link(serves) | {name: held[name] for name in (*_KEPT, ROW) if name in held}
     if held != wanted:
         st.query_params.from_dict(wanted)
 
 
-@kept(16)
+@cached(16)
 def searched(request: Request) -> Found:
-    """One search for all who ask the same. Raises `RequestError`."""
+    """The search, cached for all sessions. Raises `RequestError`."""
     return run_in_worker(found, request)
 
 
 def planned(request: Request, row: int) -> Found:
-    """The same, with a layout that is looked at: a link may name any. Raises `RequestError`."""
+    """The search with layout `row` included, which can be any. Raises `RequestError`."""
     plan = searched(request)
     return plan if row in plan else _with(request, row)
 
 
-@kept(16)
+@cached(16)
 def _with(request: Request, row: int) -> Found:
     return run_in_worker(found, request, row)
 
 
 def _row(count: int) -> int:
-    """The layout looked at: the link's, or the best."""
+    """The number of the layout that is shown: the link's, or the best."""
     written = st.query_params.get(ROW, "0")
     row = int(written) if written.isascii() and written.isdigit() and len(written) < 9 else 0
     return row if row < count else 0
@@ -150,7 +150,7 @@ def _choose(row: int) -> None:
 
 
 def _chooser(plan: Found, row: int, words: Words) -> None:
-    """What a click on a point does, for the keyboard: the fastest layouts, and those that nothing beats in memory and time."""
+    """A select box for the layout, as for clicks on points: the fastest layouts and the Pareto front."""
     best = range(min(TOP, plan.count))
     rows = sorted({*best, *plan.layouts.index[plan.layouts["pareto"]].tolist(), row})
 
@@ -209,14 +209,14 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
 
 
 def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
-    """Where it does not fit, on which stage and by how much, and the cheapest way to make it fit."""
+    """If the layout does not fit: the fullest stage, what is missing, and the cheapest changes that make it fit."""
     r = plan.layout(row)
     if bool(r["fits"]):
         return
     stage, each = int(r["fullest_stage"]), plan.plan.ranks // int(r["pp"])
     need, have = int(r["memory_bytes"]), plan.device.memory_bytes
     first = stage * each
-    told = {
+    numbers = {
         "stage": stage,
         "layout": r["layout"],
         "need": in_bytes(need),
@@ -227,7 +227,7 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
         sentence = words(
             "Rank {rank}, stage {stage} of {layout}, needs {need}; the device has {size}, which is {missing} too little.",
             rank=f"{first:,}",
-            **told,
+            **numbers,
         )
     else:
         sentence = words(
@@ -235,21 +235,21 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
             "too little.",
             first=f"{first:,}",
             last=f"{first + each - 1:,}",
-            **told,
+            **numbers,
         )
     st.warning(sentence, icon=":material/memory_alt:")
-    way = _way(request, row)
-    if not way:
+    changes = _changes_to_fit(request, row)
+    if not changes:
         st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
         return
-    steps = "\n".join(f"1. {said(lever.reason, words)}" for lever in way)
+    steps = "\n".join(f"1. {said(lever.reason, words)}" for lever in changes)
     st.markdown(f"**{words('What to change, the cheapest lever first')}**\n\n{steps}")
-    if not way[-1].fits:
+    if not changes[-1].fits:
         st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
 
 
-@kept(64)
-def _way(request: Request, row: int) -> list[Lever]:
+@cached(64)
+def _changes_to_fit(request: Request, row: int) -> list[Lever]:
     plan = planned(request, row)
     return way_to_fit(plan.plan, plan.spec(row))
 
@@ -315,7 +315,7 @@ def _table(request: Request, plan: Found, row: int, words: Words) -> None:
 
 
 def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFrame:
-    """No wider than a page of 1280 pixels has room for, so that nothing has to be scrolled to."""
+    """The table of layouts with names, narrow enough for a page of 1280 pixels without scrolling."""
     table = pd.DataFrame(
         {
             "place": [row + 1 for row in rows],
@@ -327,14 +327,14 @@ def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFr
             "memory": (layouts["memory_bytes"] / 2**30).tolist(),
             "step": layouts["step_s"].tolist(),
             "mfu": (100 * layouts["mfu"]).tolist(),
-            "bubble": (100 * layouts["bubble"].clip(lower=0)).tolist(),  # a sum of floats may end a hair below none
+            "bubble": (100 * layouts["bubble"].clip(lower=0)).tolist(),  # a sum of floats can be slightly below 0
             "batch": [f"{m} × {b}" for m, b in zip(layouts["microbatches"], layouts["microbatch_size"], strict=True)],
             "zero": layouts["zero"].tolist(),
             "sequence": ["✓" if parallel else "–" for parallel in layouts["sequence_parallel"]],
             "recompute": layouts["recompute"].map(recomputes(words)).tolist(),
         }
     )
-    if layouts["fits"].nunique() > 1:  # otherwise the headline has said it
+    if layouts["fits"].nunique() > 1:  # otherwise it is in the headline
         return table.drop(columns="bubble").assign(fits=["✓" if fits else "–" for fits in layouts["fits"]])
     return table
 

@@ -1,4 +1,4 @@
-"""Published figures beside ours: what a plan rests on, held against what papers printed and measured."""
+"""Published figures beside this program's: formulas and predictions compared with papers."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def draw(request: Request) -> None:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def computed(assumed: Assumptions) -> list[Reference]:
-    """Apart, since what that leaves behind would stay in the server: 50 MB, a third of it the replayed schedules."""
+    """Computed in a worker process: in the server it would leave 50 MB, a third of it simulated schedules."""
     return run_in_worker(references, assumed)
 
 
 def concerns(reference: Reference, request: Request) -> bool:
-    """Whether it is of the model that is planned, or was measured on the device."""
+    """Whether the figure is about the request's model, or was measured on its device."""
     return reference.model == request.model or (reference.device != "" and reference.device == request.device)
 
 
@@ -106,7 +106,7 @@ def _quantities(words: Words) -> dict[Quantity, str]:
 
 
 def _kind(reference: Reference, words: Words) -> str:
-    """What the published figure is."""
+    """The kind of a published figure."""
     if reference.source == QI:
         return words("computed from profiled times")
     return words("formula") if reference.exact else words("measured")

@@ -1,4 +1,4 @@
-"""What is planned, as the link carries it: model, device, how many, batch, and what is assumed of the hardware."""
+"""The request of a plan, as its link has it: model, device, their number, batch, and assumptions about the hardware."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from engine.predict.planner.candidates import MOST
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
-from pages.shared.written import exactly
+from pages.shared.link_numbers import shortest_text
 
-FOR, SERVING = "for", "serving"  # the link's parameter, and its value where a model is served; otherwise it is trained
-OWN = "own"  # the device whose figures the form gives
-# Figures of a device of the user's, in the link's order, each with the unit in which people give it.
+FOR, SERVING = "for", "serving"  # the link's parameter, and its value for serving; without it, the model is trained
+OWN = "own"  # the name in links of a device with the user's own figures
+# Figures of the user's own device, in the link's order, each with its unit in forms and links.
 OWN_FIELDS: Mapping[str, float] = {
     "memory_bytes": 1e9,
     "bf16_flops": 1e12,
@@ -34,7 +34,7 @@ OWN_FIELDS: Mapping[str, float] = {
     "fp32_reachable": 1,
 }
 _WHOLE = ("memory_bytes", "node_size")
-_OR_NONE = ("seq", "length", "sequences")  # numbers that may be 0
+_OR_NONE = ("seq", "length", "sequences")  # numbers that can be 0
 _NUMBERS = ("ranks", "batch", "seq")
 
 
@@ -44,11 +44,11 @@ class Request:
     device: str = "h100-80gb"
     ranks: int = 1024
     batch: int = 1536
-    seq: int = 0  # 0: the model's own
+    seq: int = 0  # 0: the model's
     precision: str = "bf16"
     accounting: AccountingName = "engine"
     own: tuple[float, ...] = ()  # in the order of `OWN_FIELDS`, in their units
-    called: str = ""  # what a device of one's own is called
+    called: str = ""  # name of the user's own device
     assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
@@ -67,7 +67,7 @@ class Request:
         return WorkloadSpec.model_validate(MIXED.model_dump() | {"precision": self.precision, "accumulate": "fp32"})
 
     def plan(self) -> Plan:
-        """Search. Raises `RequestError` where no layout fits the numbers together."""
+        """Search. Raises `RequestError` if no layout fits the numbers."""
         return with_ledgers(
             lambda: search(self.spec, self.ranks, self.hardware, self.batch, self.workload, self.assumed, self.accounting)
         )
@@ -75,29 +75,29 @@ class Request:
 
 @dataclass(frozen=True)
 class Serving:
-    """What is asked besides, where a model is not trained but answers."""
+    """The additional settings of a request for serving."""
 
-    length: int = 0  # tokens of a sequence, prompt and answer; 0: as many as the model was trained on
-    sequences: int = 0  # at a time, of all replicas together; 0: as many as fit
+    length: int = 0  # tokens of a sequence, prompt and answer; 0: the model's sequence length
+    sequences: int = 0  # concurrent sequences of all replicas; 0: as many as fit
 
 
 DEFAULT = Request()
 
 
 def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
-    """A device of one's own. Raises `RequestError` with the figure that cannot be."""
+    """The user's own device. Raises `RequestError`, which names the invalid figure."""
     figures: dict[str, Any] = {name: value * unit for value, (name, unit) in zip(own, OWN_FIELDS.items(), strict=True)}
     figures |= {name: round(figures[name]) for name in _WHOLE if math.isfinite(figures[name])}
     return DeviceSpec(name=called or OWN, **figures)
 
 
 def figures_of(device: DeviceSpec) -> tuple[float, ...]:
-    """A device's figures as links and forms have them."""
+    """A device's figures in the units of links and forms."""
     return tuple(float(f"{getattr(device, name) / unit:.15g}") for name, unit in OWN_FIELDS.items())
 
 
 def to_link(request: Request) -> dict[str, str]:
-    """The parameters that differ from the defaults; model, device and count are always there."""
+    """The link's parameters: model, device and count, and others that differ from their defaults."""
     link = {"model": request.model, "device": request.device, "ranks": str(request.ranks)}
     link |= {name: str(getattr(request, name)) for name in ("batch", "seq", "precision", "accounting") if _differs(request, name)}
     if request.device == OWN:
@@ -105,12 +105,12 @@ def to_link(request: Request) -> dict[str, str]:
         link |= {"called": request.called} if request.called else {}
     for name, value in request.assumed:
         if value != getattr(DEFAULT.assumed, name):
-            link[name] = exactly(value) if isinstance(value, float) else str(int(value))
+            link[name] = shortest_text(value) if isinstance(value, float) else str(int(value))
     return link
 
 
 def own_to_link(own: tuple[float, ...]) -> str:
-    return "_".join(exactly(value) for value in own)
+    return "_".join(shortest_text(value) for value in own)
 
 
 def _differs(request: Request, name: str) -> bool:
@@ -118,7 +118,7 @@ def _differs(request: Request, name: str) -> bool:
 
 
 def of_link(link: Mapping[str, str]) -> Request:
-    """What a link asks for. Raises `RequestError` with what cannot be read in it."""
+    """The request of a link. Raises `RequestError`, which names what cannot be read."""
     given: dict[str, Any] = {known.name: link[known.name] for known in fields(Request) if known.name in link}
     given.pop("assumed", None)
     for name in _NUMBERS:
@@ -136,7 +136,7 @@ def of_link(link: Mapping[str, str]) -> Request:
             raise RequestError(
                 sentence("The link's {field} “{text}” is none of {names}.", field=name, text=given[name][:40], names=names)
             )
-    if given.get("device") != OWN:  # figures without their device say nothing
+    if given.get("device") != OWN:  # the user's figures are used only with the user's device
         given.pop("own", None)
         given.pop("called", None)
     elif not given.get("own"):
@@ -149,7 +149,7 @@ def of_link(link: Mapping[str, str]) -> Request:
 
 
 def serving_of_link(link: Mapping[str, str]) -> Serving | None:
-    """Of a link, what is asked of serving; None where it asks for training. Raises `RequestError`."""
+    """The settings for serving of a link; None if it is for training. Raises `RequestError`."""
     if link.get(FOR) != SERVING:
         return None
     return Serving(**{known.name: _whole(known.name, link[known.name]) for known in fields(Serving) if known.name in link})
@@ -177,7 +177,7 @@ def _figures(text: str) -> tuple[float, ...]:
         figures = tuple(float(part) for part in text.split("_"))
     except ValueError:
         figures = ()
-    if len(figures) == len(OWN_FIELDS) - 1:  # a link from before the last of them was asked for
+    if len(figures) == len(OWN_FIELDS) - 1:  # an older link, without the last figure
         figures += (DeviceSpec.model_fields["fp32_reachable"].default,)
     if len(figures) != len(OWN_FIELDS):
         raise RequestError(sentence("The link's device “{text}” has not {count} figures.", text=text[:60], count=len(OWN_FIELDS)))

@@ -1,4 +1,4 @@
-"""Serving a model: which layouts hold its parameters and the cache of its readers, for how many at a time, and how fast."""
+"""Serving a model: which layouts hold its parameters and its KV cache, for how many sequences, and how fast they are."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from pages.charts.look import View, look
 from pages.charts.names import categories
 from pages.charts.units import in_bytes, percent, short
 from pages.charts.words import Words
-from pages.plan import onward
+from pages.plan import page_links
 from pages.plan.found import served_by
 from pages.plan.request import Request, Serving
 from pages.shared import drawing
+from pages.shared.cache import cached
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import inert, say, view
-from pages.shared.kept import kept
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_in_worker
 from pages.shared.unfolding import unfolding
 
-_PROMPT = "Once upon a time"  # of the run that the Lab is shown; a byte is a token
+_PROMPT = "Once upon a time"  # of the run in the link to the Lab; a byte is a token
 _MOST = 100_000  # new tokens of a run
-_SHARES = (0.25, 0.5, 1, 2, 4)  # of the length: what else is drawn beside it
+_SHARES = (0.25, 0.5, 1, 2, 4)  # of the requested length: other lengths that are drawn too
 _TABLE_PX, _ROW_PX = 318, 35
-# What the symbols of formulas stand for here, where that is not what they do in training.
+# Meanings of symbols that differ from those in training.
 _SYMBOLS = SYMBOLS | {
     "B": sentence("sequences at a time, of one replica"),
     "T": sentence("tokens of a sequence, prompt and answer"),
@@ -48,7 +48,7 @@ _SYMBOLS = SYMBOLS | {
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked, and of which layout it is looked at."""
+    """The request, and the layout that is shown."""
 
     request: Request
     serving: Serving
@@ -69,7 +69,7 @@ class Asked:
 
     @property
     def spec(self) -> RunSpec:
-        """What to run, or to predict, for one sequence as long as is asked, as far as the model reads."""
+        """A spec that generates one sequence of the requested length, or of the longest that the model can read."""
         length = min(self.length, self.request.spec.seq)
         prompt = _PROMPT[: max(1, length - 1)]
         generate = GenerateSpec(prompt=prompt, new_tokens=min(max(1, length - len(prompt)), _MOST), skip_training=True)
@@ -77,7 +77,7 @@ class Asked:
 
     @property
     def each(self) -> int:
-        """Sequences at a time of one replica."""
+        """Concurrent sequences of one replica."""
         r = self.table.iloc[self.row]
         return -(-int(r["sequences"]) // int(r["dp"]))
 
@@ -86,14 +86,14 @@ def length_of(request: Request, asked: Serving) -> int:
     return asked.length or request.spec.seq
 
 
-@kept(64)
+@cached(64)
 def served(request: Request, asked: Serving) -> pd.DataFrame:
-    """The layouts, as `engine.predict.planner.serving` tables them. Raises `RequestError`."""
+    """The table of layouts of `engine.predict.planner.serving`. Raises `RequestError`."""
     return run_in_worker(served_by, request, length_of(request, asked), asked.sequences or None)
 
 
 def draw(service: Service, asked: Asked, choose: Any) -> None:
-    """`choose(row)` is called, before the page is drawn anew, with the number of another layout."""
+    """`choose(row)` is called with the number of a chosen layout, before the page is redrawn."""
     words, table = say(), asked.table
     fitting = int(table["fits"].sum())
     request = asked.request
@@ -106,8 +106,8 @@ def draw(service: Service, asked: Asked, choose: Any) -> None:
     st.markdown(f"## {headline}", anchors=False)
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         _chooser(asked, choose, words)
-        if asked.request.spec.parts.objective == "causal":  # the others do not generate here
-            onward.to_lab(service, asked.spec, asked.request.hardware, words)
+        if asked.request.spec.parts.objective == "causal":  # other families cannot generate
+            page_links.to_lab(service, asked.spec, asked.request.hardware, words)
     drawing.heading(_place(asked, fitting, words), asked.layout.code)
     st.html(as_html(_figures(asked, words)))
     _fit(asked, words)
@@ -169,19 +169,19 @@ def _figures(asked: Asked, words: Words) -> list[Figure]:
 
 
 def _fit(asked: Asked, words: Words) -> None:
-    """Why the layout does not fit, and what would make it."""
+    """Why the layout does not fit, and what would make it fit."""
     r, have = asked.table.iloc[asked.row], asked.request.hardware.memory_bytes
     if bool(r["fits"]):
         return
     values = {"need": in_bytes(int(r["parameters_bytes"])), "size": in_bytes(have)}
     if int(r["parameters_bytes"]) > have:
-        told = words(
+        message = words(
             "The parameters of the fullest rank take {need} and the device has {size}: they must be cut over more ranks, by tp "
             "or pp.",
             **values,
         )
     elif int(r["most_sequences"]):
-        told = words(
+        message = words(
             "{sequences} sequences at a time need {memory} of the fullest rank and the device has {size}: {most} fit.",
             sequences=f"{int(r['sequences']):,}",
             memory=in_bytes(int(r["memory_bytes"])),
@@ -189,20 +189,20 @@ def _fit(asked: Asked, words: Words) -> None:
             **values,
         )
     else:
-        told = words(
+        message = words(
             "Beside {need} of parameters the device, which has {size}, has no room for the cache of one sequence: make it "
             "shorter, or cut the model over more ranks.",
             **values,
         )
-    st.warning(told, icon=":material/memory_alt:")
+    st.warning(message, icon=":material/memory_alt:")
 
 
 # ----------------------------------------------------------------------------------------------------------- the charts
 
 
-@kept(64)
+@cached(64)
 def held(asked: Asked) -> tuple[tuple[int, int], ...]:
-    """Of each stage: bytes of parameters, and of the cache of one sequence as long as is asked, of one rank."""
+    """For each stage: a rank's bytes of parameters, and of the KV cache of one sequence of the requested length."""
     model, precision, layout = asked.request.spec, asked.request.workload.precision, asked.layout
     return tuple(
         (total(weights(model, layout, precision, stage)), total(cache(model, layout, precision, stage, 1, asked.length)))

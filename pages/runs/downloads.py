@@ -1,4 +1,4 @@
-"""The ways to take a run along. Nothing is made before its button is pressed."""
+"""The files of a run. A file is made when its button is pressed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pages.shared.subprocesses import run_module
 
 def draw(folder: Path) -> None:
     """The buttons for one run."""
-    seen = view()  # the makers run outside of the page, where nobody knows who reads
+    seen = view()  # the functions that make files run outside of the session, which knows theme and language
     _button(say()("The run itself, as a zip"), f"{folder.name}.zip", "application/zip", lambda: run_archive.pack(folder))
     _button(
         say()("A report with its charts (HTML)"),

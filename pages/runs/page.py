@@ -1,4 +1,4 @@
-"""All saved runs: find one, open it, compare some, rename, delete and bring back, take one along, add one from elsewhere."""
+"""All saved runs: search, open, compare, rename, delete and restore, download, upload."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine import store
 from engine.spec import RequestError
 from pages.charts.words import Words
 from pages.runs import downloads, table, upload
-from pages.runs.rows import NEWEST, Broken, RunRow, RunShelf, matching, ordered, sortable
+from pages.runs.rows import NEWEST, Broken, RunIndex, RunRow, matching, ordered, sortable
 from pages.shared import navigation
 from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, inert, say
@@ -28,11 +28,11 @@ _GONE, _DONE, _WRONG, _UPLOADS = "runs/gone", "runs/done", "runs/wrong", "runs/u
 
 
 def show(service: Service) -> None:
-    rows, broken = _shelf(service.home).read()
+    rows, broken = _run_index(service.home).read()
     _follow_link()
     st.html(f'<h1 class="ss-unseen">{escape(say()("Runs"))}</h1>')
     _bar(service)
-    _tell(service)
+    _show_message(service)
     if not rows and not broken:
         _nothing()
         return
@@ -43,7 +43,7 @@ def show(service: Service) -> None:
         _list(found, [row.name for row in picked])
     else:
         _no_match()
-    _tell_broken(broken)
+    _show_broken(broken)
     st.caption(
         say()(
             "Peak memory is the fullest rank's, traffic what a rank sends in a step. Sizes are binary: 1 MiB is 1,048,576 bytes."
@@ -53,17 +53,17 @@ def show(service: Service) -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _shelf(home: Path) -> RunShelf:
-    """One for all sessions of a server. What was deleted long ago is gone for good."""
+def _run_index(home: Path) -> RunIndex:
+    """The index for all sessions of a server. Runs that were deleted long ago are removed from disk."""
     store.empty_trash(home)
-    return RunShelf(home)
+    return RunIndex(home)
 
 
 # --------------------------------------------------------------------------------------------------- search, and its link
 
 
 def _follow_link() -> None:
-    """The link wins when a session starts and when it was changed by hand or by going back; otherwise the page does."""
+    """The link wins when a session starts and when the user edited it or went back. Otherwise the page wins."""
     state = st.session_state
     link = {name: st.query_params.get(name, "") for name in (FIND, SORT, PICKED)}
     moved = state.pop(_MOVED, False)
@@ -73,7 +73,7 @@ def _follow_link() -> None:
         _pick([name for name in link[PICKED].split(",") if name])
         state[_LINK] = link
     else:
-        state[_SEARCH] = state.get(_SEARCH, "")  # else it is lost when another page was shown
+        state[_SEARCH] = state.get(_SEARCH, "")  # otherwise Streamlit drops it while another page is shown
 
 
 def _write_link() -> None:
@@ -88,13 +88,13 @@ def _write_link() -> None:
 
 
 def _pick(names: list[str]) -> None:
-    """Choose runs by something else than their ticks."""
+    """Choose runs by something other than their checkboxes."""
     st.session_state[_PICK] = names
     st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
 
 
 def _picked(rows: list[RunRow]) -> list[RunRow]:
-    """The chosen runs that are there. A name in the link may be of none."""
+    """The chosen runs. A name in the link without a run is ignored."""
     known = {row.name: row for row in rows}
     st.session_state[_PICK] = [name for name in st.session_state[_PICK] if name in known]
     return [known[name] for name in st.session_state[_PICK]]
@@ -118,7 +118,7 @@ def _show_all() -> None:
 
 
 def _bar(service: Service) -> None:
-    """Search at the left, and at the right the way in for a run made elsewhere."""
+    """The search field at the left, the upload at the right."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.text_input(
             say()("Search"),
@@ -128,7 +128,7 @@ def _bar(service: Service) -> None:
             on_change=_searched,
             label_visibility="collapsed",
         )
-        # New ones after each upload, so that the popover is closed and the field is empty again.
+        # New keys after each upload, so that the popover is closed and the field is empty.
         count = st.session_state.get(_UPLOADS, 0)
         with st.popover(say()("Upload a run"), icon=":material/upload:", key=f"{_UPLOAD}-popover/{count}"):
             st.file_uploader(
@@ -140,8 +140,8 @@ def _bar(service: Service) -> None:
             )
 
 
-def _tell(service: Service) -> None:
-    """What was done last, with the way back, or why it was not."""
+def _show_message(service: Service) -> None:
+    """The result of the last action, with Undo, or why it failed."""
     if wrong := st.session_state.pop(_WRONG, ""):
         st.error(inert(wrong), icon=":material/error:")
     if done := st.session_state.pop(_DONE, ""):
@@ -175,7 +175,7 @@ def _no_match() -> None:
         st.button(say()("Show all"), on_click=_show_all)
 
 
-def _tell_broken(broken: list[Broken]) -> None:
+def _show_broken(broken: list[Broken]) -> None:
     if broken:
         text = say().plural("{count} folder cannot be read as a run", "{count} folders cannot be read as runs", len(broken))
         with st.expander(text, icon=":material/folder_off:", type="compact"):
@@ -184,7 +184,7 @@ def _tell_broken(broken: list[Broken]) -> None:
 
 
 def _list(found: list[RunRow], picked: list[str]) -> None:
-    """One part of the list after another, as a browser draws thousands of rows too slowly."""
+    """The list in parts: a browser draws thousands of rows too slowly."""
     parts = -(-len(found) // SHOWN)
     part = st.session_state[_PART] = min(max(1, st.session_state.get(_PART, 1)), parts)
     first = SHOWN * (part - 1)
@@ -203,7 +203,7 @@ def _list(found: list[RunRow], picked: list[str]) -> None:
 
 
 def _actions(service: Service, picked: list[RunRow], total: int, found: int) -> None:
-    """What can be done with the chosen runs. The bar is always there, so that nothing jumps."""
+    """Actions for the chosen runs. The bar is always drawn, so that the page does not move."""
     names = [row.name for row in picked]
     with st.container(key="runs-actions", horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(_counted(len(picked), found, total, say()))
@@ -211,7 +211,7 @@ def _actions(service: Service, picked: list[RunRow], total: int, found: int) -> 
         navigation.link("lab", say()("Open in the Lab"), "science", _to_lab(picked[0], service) if one else {}, disabled=not one)
         beside = to_link(run_items(names)) if some else {}
         navigation.link("compare", say()("Compare"), "compare_arrows", beside, disabled=not some)
-        key = names[0] if one else ""  # of another run, the popover is another one, and closed
+        key = names[0] if one else ""  # with another run it is another popover, which is closed
         with st.popover(say()("Rename"), icon=":material/edit:", disabled=not one, key=f"runs/rename/{key}"):
             if one:
                 _rename_form(picked[0])
@@ -228,7 +228,7 @@ def _actions(service: Service, picked: list[RunRow], total: int, found: int) -> 
 
 
 def _to_lab(row: RunRow, service: Service) -> dict[str, str]:
-    """The run, and its choice in the form."""
+    """A link to the Lab with the run, and its choice in the form."""
     return {"run": row.name, "spec": item_of(row.spec, service.texts)}
 
 
@@ -265,7 +265,7 @@ def _ticked() -> None:
 
 
 def _sorted() -> None:
-    """Numbers and times begin with the largest, names with the first; pressed again, it turns."""
+    """Sort by a column: numbers and times begin with the largest, names with the first. A second click reverses the order."""
     if column := table.now_sorted():
         _moved()
         before = st.session_state[_ORDER]
@@ -280,7 +280,7 @@ def _turn(by: int) -> None:
 
 
 def _attempt(do: Callable[[], str]) -> None:
-    """Do what the reader asked, and tell how it went in a sentence."""
+    """Do an action, and store a sentence on its result or its error."""
     _moved()
     try:
         if done := do():
@@ -313,7 +313,7 @@ def _delete(folders: list[Path]) -> None:
 def _undo(gone: list[Path]) -> None:
     def restore() -> str:
         back = []
-        while gone:  # one at a time, so that after one that fails the others can still be brought back
+        while gone:  # one at a time: if one fails, the others can still be restored
             back.append(store.restore(gone.pop(0)).name)
             _pick(back)
         return say().plural("{count} run is back.", "{count} runs are back.", len(back))

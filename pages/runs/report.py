@@ -1,6 +1,6 @@
-"""A run as one HTML file: its figures, its spec, and every chart with what it says and its table. It opens anywhere, offline.
+"""A run as one HTML file: its figures, its spec, and every chart with its texts and its table. It needs no network.
 
-The charts are SVG, drawn here, so that the file needs no script, prints well and keeps for years. `python -m pages.runs.report
+The charts are SVG, so the file needs no script, prints well, and can be read for many years. `python -m pages.runs.report
 FOLDER THEME LANGUAGE` prints it.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-import vl_convert  # 200 MB: the server makes reports in a process of its own
+import vl_convert  # 200 MB: the server makes reports in another process
 
 from engine import catalog, store
 from engine.launch.recording import with_ledgers
@@ -27,12 +27,12 @@ from pages.charts.units import in_bytes, in_time, percent, scientific, short
 from pages.charts.words import Language, Words
 
 _WIDTH = 960  # pixels of a chart
-# Pixels between two entries of a legend: whoever opens the file may have none of the fonts that its places were worked out for,
-# and the letters of what stands in for them, such as DejaVu Sans, are up to a fifth wider.
-_APART = 36
+# Pixels between two entries of a legend. Another computer may not have the fonts for which positions were computed, and letters
+# of a replacement such as DejaVu Sans are up to a fifth wider.
+_LEGEND_GAP = 36
 _MOST_ROWS = 500  # of a table; the CSV files hold all
 
-# Only what is in the file is shown, whatever a name or a prompt in it says.
+# The browser loads nothing from elsewhere, whatever a name or a prompt in the file contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
 body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: {text};
@@ -94,7 +94,7 @@ def _figures(result: RunResult, say: Words) -> str:
         say("Bubble"): percent(s["bubble"]),
         say("Step"): in_time(s["step_ns"]),
     }
-    if "tokens_per_second" in s:  # which a dry run has not
+    if "tokens_per_second" in s:  # a dry run has none
         shown[say("Tokens a second")] = short(s["tokens_per_second"], say)
     if "loss_last" in s:
         shown = {say("Loss"): f"{s['loss_last']:.3f}"} | shown
@@ -114,9 +114,9 @@ def _chart(drawing: Drawing, say: Words) -> str:
 
 
 def _fixed(spec: dict[str, Any]) -> dict[str, Any]:
-    """The chart at a width of its own, where a page gives it that of its place. What moves with the mouse cannot on paper."""
+    """The chart with a fixed width and without interaction."""
     config = spec["config"]
-    spec = spec | {"config": config | {"legend": config["legend"] | {"columnPadding": _APART}}}
+    spec = spec | {"config": config | {"legend": config["legend"] | {"columnPadding": _LEGEND_GAP}}}
     if "vconcat" in spec:
         return spec | {"vconcat": [part | {"width": _WIDTH - 120} for part in spec["vconcat"]], "autosize": {"type": "pad"}}
     return spec | {"width": _WIDTH}
@@ -133,7 +133,7 @@ def _table(table: pd.DataFrame, say: Words) -> str:
 
 
 def _asked(result: RunResult, say: Words) -> str:
-    """Every field of the spec, and what the machine said of itself."""
+    """Every field of the spec and of the environment."""
     spec = result.spec.model_dump(mode="json", exclude_none=True)
     rows = [
         (f"{part}.{name}", value) for part, fields in spec.items() if isinstance(fields, dict) for name, value in fields.items()

@@ -1,4 +1,4 @@
-"""What the list of runs shows of each, read from its head alone and kept until the run changes."""
+"""The rows of the list of runs. Only `run.json` of a run is read, and again only if the run changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pages.charts.words import Words
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run. Numbers that it has not are NaN."""
+    """One run. Missing numbers are NaN."""
 
     folder: Path
     saved_ns: int
@@ -39,7 +39,7 @@ class RunRow:
         return self.folder.name
 
     def text(self, say: Words) -> str:
-        """What a search looks through: the schedule by its code and by its name."""
+        """The text that a search matches. It has the schedule's code and name."""
         return f"{self.name} {self.model} {self.layout} {self.schedule} {names.schedule(self.schedule, say)}".casefold()
 
 
@@ -49,11 +49,11 @@ class Broken:
 
     folder: Path
     saved_ns: int
-    why: str  # a sentence of the engine's
+    why: str  # a sentence of the engine
 
 
-class RunShelf:
-    """The runs of one home. Any thread may ask."""
+class RunIndex:
+    """The runs of one home folder. Any thread may use it."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -61,7 +61,7 @@ class RunShelf:
         self._known: dict[Path, RunRow | Broken] = {}
 
     def read(self) -> tuple[list[RunRow], list[Broken]]:
-        """All runs, newest first, and what cannot be read. Only what is new or changed since the last time is opened."""
+        """All runs, newest first, and folders that cannot be read. Only runs that are new or have changed are opened."""
         with self._lock:
             before, self._known = self._known, {}
             for saved_ns, folder in store.saved(self._home):
@@ -98,7 +98,7 @@ def _row(folder: Path, saved_ns: int, result: RunResult) -> RunRow:
 
 
 def _number(value: Any) -> float:
-    """NaN for what is none: a summary may come from an older or another program."""
+    """NaN if it is not a number: the summary can be of an older or another program."""
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
@@ -121,7 +121,7 @@ _NUMBERS: dict[str, Callable[[RunRow], float]] = {
     "parity": lambda row: row.parity,
 }
 COLUMNS = ("name", "saved", "model", "layout", "schedule", "ranks", "steps", "loss", "memory", "bubble", "traffic", "parity")
-NEWEST = "-saved"  # a column's name, after a minus for the largest first
+NEWEST = "-saved"  # a column's name; a minus before it means the largest first
 
 
 def matching(rows: Iterable[RunRow], search: str, say: Words) -> list[RunRow]:
@@ -135,7 +135,7 @@ def _has_all(text: str, words: list[str]) -> bool:
 
 
 def ordered(rows: list[RunRow], sort: str) -> list[RunRow]:
-    """By a column; runs without a number come last in either order."""
+    """The runs sorted by a column. Runs without a number come last in both orders."""
     column, backwards = sort.removeprefix("-"), sort.startswith("-")
     if column in _TEXTS:
         return sorted(rows, key=_TEXTS[column], reverse=backwards)

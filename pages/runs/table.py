@@ -1,4 +1,4 @@
-"""The list itself: an HTML table with real checkboxes, links and headings that sort, so that keyboard and screen reader work."""
+"""The table of runs in HTML, with real checkboxes, links and sort buttons, for keyboards and screen readers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def draw(
     on_pick: Callable[[], None],
     on_sort: Callable[[], None],
 ) -> None:
-    """Draw `rows`. `turn` grows when `picked` was changed by something else than the table, which then forgets its own.
+    """Draw `rows`. `turn` increases when something other than the table changed `picked`; the table then takes `picked`.
 
-    `link` gives the address at which a run opens. What the reader did, the callbacks find with `now_picked` and `now_sorted`.
+    `link(name)` is the address that opens a run. Callbacks read the reader's input with `now_picked` and `now_sorted`.
     """
     _component()(
         key=_KEY,
@@ -59,12 +59,12 @@ def draw(
 
 
 def now_picked() -> list[str]:
-    """The names that are ticked, in the order in which they were."""
+    """The checked names, in the order in which they were checked."""
     return list(_state().get("picked") or ())
 
 
 def now_sorted() -> str:
-    """The column whose heading was pressed; empty if none was."""
+    """The column whose heading was clicked; empty if none."""
     return _state().get("sorted") or ""
 
 
@@ -91,7 +91,7 @@ def _labels(say: Words) -> dict[str, str]:
 
 
 def _cells(row: RunRow, say: Words) -> dict[str, str]:
-    """In words. The time is left to the browser, which knows its reader's clock."""
+    """The texts of a row's cells. The browser formats the time, because it knows the time zone."""
     numbers = {
         "loss": (row.loss, "{:.3f}".format),
         "memory": (row.peak_bytes, in_bytes),

@@ -1,4 +1,4 @@
-"""A run from elsewhere, as a zip that a reader uploads. It is opened apart from the server, whose memory it could fill."""
+"""Upload of a run as a zip. Another process opens it, because it could use up the server's memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from engine.spec import RequestError, sentence
 from engine.spec.sentence import unpacked
 from pages.shared.subprocesses import run_module
 
-_MEMORY_MB = 1024  # four times what a run may hold, once packed and once unpacked
+_MEMORY_MB = 1024  # four times the limit of a run, which is there packed and unpacked
 
 
 def add(zipped: bytes, home: Path, name: str) -> Path:
-    """Save the run in a zip under `home`, as the folder in it is named or else as `name`. Its folder. Raises `RequestError`."""
-    named = name if store.good_name(name) else ""  # no other could be an argument of a program on every system
+    """Save the run in a zip under `home`, named as the folder in the zip, or `name`. Its folder. Raises `RequestError`."""
+    named = name if store.good_name(name) else ""  # other names cannot be arguments of a program on every system
     try:
         answer = json.loads(run_module("engine.run_archive", str(home), named, str(_MEMORY_MB), given=zipped))
-    except RuntimeError as error:  # a library can end the whole process over a damaged file
+    except RuntimeError as error:  # a library can crash the process on a damaged file
         logging.getLogger(__name__).warning("a zip that was uploaded could not be opened: %s", error)
         raise RequestError(sentence("this zip is damaged: the process that opened it ended before it was done")) from error
     if "refused" in answer:

@@ -1,8 +1,7 @@
-"""What a form holds: every field of a spec, whether or not they fit together yet.
+"""The content of a form: a value for every field of a spec, whether or not they fit together.
 
-A choice maps a spec's dotted field, such as "layout.tp", to its value. Forms show it, links carry it, and `read` makes
-a `RunSpec` of it, or says what does not fit and which changes would help. A field that a spec gains is in every choice
-at once, with its default.
+A choice maps a spec's dotted field, such as "layout.tp", to its value. Forms show it and links carry it. `read` makes a `RunSpec`
+of it, or says what does not fit and which changes would help. A new field of a spec is part of every choice, with its default.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from pages.charts.words import Words, words
 from pages.shared.texts import Texts
 
 _PARTS: dict[str, type[Spec]] = {"model": ModelSpec, "layout": LayoutSpec, "workload": WorkloadSpec, "generate": GenerateSpec}
-# A split is kept as it was typed, and a text by its name in `Texts`; both are empty for "the usual".
+# A split is stored as it was typed, a text by its name in `Texts`. Empty means the default.
 _AS_TEXT = {"layout.split": "", "workload.text": ""}
 
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least and the greatest value that a number takes by itself."""
+    """The smallest and the largest value of a number field."""
 
     least: float
     most: float
@@ -62,14 +61,14 @@ class Bounds:
 
 
 def options(field: str) -> tuple[str, ...]:
-    """The names that a field chooses from; none if it holds something else."""
+    """The allowed values of a field; none if it is not a choice of names."""
     part, _, name = field.partition(".")
     kind = _PARTS[part].model_fields[name].annotation if name else None
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def description(field: str) -> str:
-    """What the spec says of a field, as the help of a form."""
+    """The description of a field in the spec, as help text."""
     part, _, name = field.partition(".")
     described = _PARTS[part].model_fields[name] if name else RunSpec.model_fields[part]
     return described.description or ""
@@ -77,18 +76,18 @@ def description(field: str) -> str:
 
 @dataclass(frozen=True)
 class Fix:
-    """Set `field` to `value`, and what did not fit does."""
+    """A change that solves a problem: set `field` to `value`."""
 
     field: str
     value: Any
 
     def __str__(self) -> str:
-        return self.said(words("en"))
+        return self.label(words("en"))
 
-    def said(self, say: Words) -> str:
+    def label(self, say: Words) -> str:
         if self.value == "":
             return say("use the built-in text") if self.field == "workload.text" else say("split as even as can be")
-        name = self.field.split(".")[-1]  # as links, files and the command line write it, in every language
+        name = self.field.split(".")[-1]  # the name in links, files and the command line, in every language
         if self.field == "layout.sequence_parallel":
             return say("sequence parallel off")
         return f"{name}={self.value}"
@@ -96,10 +95,10 @@ class Fix:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that does not fit, at the field to change first."""
+    """Something that does not fit. `field` is the one to change first."""
 
     field: str
-    sentence: str  # perhaps a `Sentence`, to be said in the reader's language
+    sentence: str  # can be a `Sentence`, which is translated
     fixes: tuple[Fix, ...] = ()
 
 
@@ -109,12 +108,12 @@ class Choice:
 
     @classmethod
     def default(cls) -> Choice:
-        """gpt-tiny as dp2.tp2.pp2: every axis has something to show, and every machine runs it in a second."""
+        """gpt-tiny as dp2.tp2.pp2: it uses every axis, and every machine runs it in a second."""
         return cls(DEFAULTS | {"layout.dp": 2, "layout.tp": 2, "layout.pp": 2})
 
     @classmethod
     def of(cls, spec: RunSpec, texts: Texts) -> Choice:
-        """The choice that would run `spec` again. A text that is not one of `texts` becomes the built-in one."""
+        """The choice that makes `spec`. A text that is not one of `texts` becomes the built-in one."""
         values: dict[str, Any] = {"parity": spec.parity}
         for part in _PARTS:
             values |= {f"{part}.{name}": value for name, value in getattr(spec, part)}
@@ -125,7 +124,7 @@ class Choice:
     def __getitem__(self, field: str) -> Any:
         return self.values[field]
 
-    def having(self, changes: Mapping[str, Any]) -> Choice:
+    def with_changes(self, changes: Mapping[str, Any]) -> Choice:
         return Choice({**self.values, **changes})
 
     @property
@@ -138,16 +137,16 @@ class Choice:
 
     @property
     def model_name(self) -> str:
-        """The catalog's name of the shape, or "custom"."""
+        """The model's name in the catalog, or "custom"."""
         named = (name for name, known in catalog.MODELS.items() if all(self[f"model.{k}"] == v for k, v in known))
         return next(named, "custom")
 
     def part(self, name: str) -> dict[str, Any]:
-        """The fields of one part of the spec, by their own names."""
+        """The fields of one part of the spec, without the part's name."""
         return {field.split(".")[1]: value for field, value in self.values.items() if field.startswith(name + ".")}
 
     def model(self) -> ModelSpec:
-        """Raises `RequestError` if the shape is not possible."""
+        """Raises `RequestError` if the sizes do not go together."""
         return ModelSpec(**self.part("model"))
 
     def layout(self) -> LayoutSpec:
@@ -160,7 +159,7 @@ class Choice:
         return LayoutSpec(**self.part("layout") | {"split": split})
 
     def workload(self, texts: Texts) -> WorkloadSpec:
-        """Raises `RequestError` if the text is not here."""
+        """Raises `RequestError` if the text is not on this machine."""
         name = self["workload.text"]
         path = texts.path(name) if name else None
         if name and path is None:
@@ -173,7 +172,7 @@ class Choice:
         return GenerateSpec(**self.part("generate"))
 
 
-# The parts of a spec that may be impossible by themselves, by the field to change first.
+# Functions that make a part of a spec and can fail, by the field to change first.
 _MAKERS: dict[str, Callable[[Choice, Texts], Any]] = {
     "model.heads": lambda choice, texts: choice.model(),
     "layout.split": lambda choice, texts: choice.layout(),
@@ -184,9 +183,9 @@ _MAKERS: dict[str, Callable[[Choice, Texts], Any]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a choice comes to: a spec, or the problems that keep it from being one.
+    """The result of reading a choice: a spec, or the problems.
 
-    A spec can be predicted whatever its size; `refused` is why this machine cannot run it, if it cannot.
+    A spec of any size can be predicted. `refused` says why this machine cannot run it; it is empty if it can.
     """
 
     spec: RunSpec | None
@@ -199,7 +198,7 @@ class Verdict:
 
 
 def read(choice: Choice, texts: Texts) -> Verdict:
-    """The spec, or everything that keeps it from being one, with the changes that would help."""
+    """The spec, or all problems with the changes that would solve them."""
     found = _problems(choice, texts)
     if found:
         helped = (replace(p, fixes=tuple(f for f in p.fixes if _helps(choice, p, f, found, texts))[:4]) for p in found)
@@ -215,7 +214,7 @@ def read(choice: Choice, texts: Texts) -> Verdict:
 
 
 def spec_of(choice: Choice, texts: Texts) -> RunSpec:
-    """The spec alone. Raises `RequestError` with the first thing that does not fit."""
+    """The spec. Raises `RequestError` with the first problem."""
     verdict = read(choice, texts)
     if verdict.spec is None:
         raise RequestError(verdict.problems[0].sentence)
@@ -223,16 +222,16 @@ def spec_of(choice: Choice, texts: Texts) -> RunSpec:
 
 
 def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]:
-    """Why this machine cannot run what fits together; the queue asks again when it is submitted."""
+    """Why this machine cannot run a valid spec. The queue checks that again when it is submitted."""
     if choice.ranks > limits.MOST_RANKS:
-        told = sentence(
+        refusal = sentence(
             "{product} = {ranks} ranks; one machine runs at most {most}, and the prediction stands all the same",
             product=choice.mesh.product,
             ranks=choice.ranks,
             most=limits.MOST_RANKS,
         )
-        smaller = (fix for fix in _fewer_ranks(choice) if not _problems(choice.having({fix.field: fix.value}), texts))
-        return (Problem("layout.dp", told, tuple(islice(smaller, 4))),)
+        smaller = (fix for fix in _fewer_ranks(choice) if not _problems(choice.with_changes({fix.field: fix.value}), texts))
+        return (Problem("layout.dp", refusal, tuple(islice(smaller, 4))),)
     try:
         limits.check(spec)
     except RequestError as error:
@@ -257,7 +256,7 @@ def _problems(choice: Choice, texts: Texts) -> list[Problem]:
 
 
 def _fixes(choice: Choice, field: str, choices: tuple[int, ...]) -> tuple[Fix, ...]:
-    if field == "model.heads":  # the shape itself: heads must divide the width
+    if field == "model.heads":  # of the model itself: heads must divide the width
         hidden, heads = choice["model.hidden"], choice["model.heads"]
         divisors = [d for d in range(1, min(hidden, int(Bounds.of(field).most)) + 1) if hidden % d == 0]
         return tuple(Fix(field, d) for d in sorted(divisors, key=lambda d: (abs(d - heads), d)))
@@ -270,7 +269,7 @@ def _fixes(choice: Choice, field: str, choices: tuple[int, ...]) -> tuple[Fix, .
 
 
 def _fewer_ranks(choice: Choice) -> tuple[Fix, ...]:
-    """On each axis the largest degree that leaves room, the gentlest change first."""
+    """For each axis, the largest degree that is small enough. The smallest change is first."""
     fixes = []
     for field in (f"layout.{axis}" for axis in AXES_AS_WRITTEN):
         room = limits.MOST_RANKS * choice[field] // choice.ranks
@@ -279,7 +278,7 @@ def _fewer_ranks(choice: Choice) -> tuple[Fix, ...]:
 
 
 def _helps(choice: Choice, problem: Problem, fix: Fix, found: list[Problem], texts: Texts) -> bool:
-    """Whether a change removes `problem` and makes none of its own where there was none among those `found`."""
-    left = {p.field for p in _problems(choice.having({fix.field: fix.value}), texts)}
-    unseen = problem.field in _MAKERS  # what a part that could not be made kept from being seen
+    """Whether a change solves `problem` and causes no problem at a field that had none in `found`."""
+    left = {p.field for p in _problems(choice.with_changes({fix.field: fix.value}), texts)}
+    unseen = problem.field in _MAKERS  # while a part cannot be made, other problems are not found
     return problem.field not in left and (unseen or left <= {p.field for p in found})

@@ -1,4 +1,4 @@
-"""The rank that is chosen: in the link as rank=3, so the same for all charts of a page, and whoever opens the link sees it."""
+"""The chosen rank. It is in the link as rank=3, so it is the same in all charts, and for everybody who opens the link."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _MOVED = "chosen/moved"
 
 
 def rank(mesh: Mesh) -> int | None:
-    """The chosen rank; None if none is, or the link's is not one of the mesh's."""
+    """The chosen rank. None if there is none, or if it is not in the mesh."""
     written = st.query_params.get(RANK, "")
     found = int(written) if written.isascii() and written.isdigit() and len(written) < 12 else mesh.size
     return found if found < mesh.size else None
 
 
 def roles(mesh: Mesh) -> Roles | None:
-    """What every rank is to the chosen one; None if none is chosen."""
+    """Every rank's relation to the chosen one. None if none is chosen."""
     found = rank(mesh)
     return None if found is None else roles_of(mesh, found)
 
 
 def choose(rank: int | None) -> None:
-    """Choose a rank, or none. A callback; choosing the chosen one again lets it go."""
+    """Choose a rank, or none. Choosing the chosen rank again clears the choice. A callback."""
     st.session_state[_MOVED] = True
     if rank is None or st.query_params.get(RANK) == str(rank):
         st.query_params.pop(RANK, None)
@@ -33,18 +33,18 @@ def choose(rank: int | None) -> None:
         st.query_params[RANK] = str(rank)
 
 
-def hold(rank: int) -> None:
-    """Choose a rank, also if it is the chosen one: a list's entry is not let go by picking it again. A callback."""
+def set_rank(rank: int) -> None:
+    """Choose a rank. Unlike `choose`, it never clears the choice: for lists. A callback."""
     if st.query_params.get(RANK) != str(rank):
         choose(rank)
 
 
 def whole_page() -> None:
-    """Call first on a page: all of it is being drawn, so whatever was chosen shows."""
+    """Call first on a page: all of it is drawn now, with the chosen rank."""
     st.session_state.pop(_MOVED, None)
 
 
 def redraw_all() -> None:
-    """Call first in a fragment whose charts choose ranks: what stands outside of it must follow."""
+    """Call first in a fragment with charts that choose ranks. After a choice, it redraws the whole page."""
     if st.session_state.pop(_MOVED, False):
         st.rerun()

@@ -1,4 +1,4 @@
-"""HTML whose parts can be chosen: buttons that carry a rank, which `st.html` could draw but not hear."""
+"""HTML with buttons for ranks. `st.html` would draw them, but it reports no clicks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from streamlit.components.v2.types import ComponentRenderer
 
 
 def clickable(html: str, key: str, on_rank: Callable[[int], None]) -> None:
-    """Draw `html`, escaped by whoever made it, and call `on_rank` before the next run when one of its buttons is pressed.
+    """Draw `html`, and call `on_rank` before the next rerun when one of its buttons is pressed.
 
-    A button says its rank in data-rank. The page's own style applies.
+    The caller must have escaped `html`. A button has its rank in data-rank. The page's style applies.
     """
     mounted = f"clickable-{key}"
 

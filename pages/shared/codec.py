@@ -1,7 +1,7 @@
-"""Calls of functions and their answers as messages between processes. Annotations say what is read; nothing that comes in is run.
+"""Function calls and answers as messages between processes. Type annotations say what is read; no received code is executed.
 
-What can go: None, numbers, text (sentences stay what they were made of), bytes, arrays, tables, specs, and tuples, lists, dicts,
-named tuples and dataclasses of these. Tables are Arrow IPC, arrays and bytes are raw, all else is JSON.
+It encodes None, numbers, text (a `Sentence` keeps its template and values), bytes, arrays, tables, specs, and tuples, lists,
+dicts, named tuples and dataclasses of these. Tables are Arrow IPC, arrays and bytes are raw, everything else is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def packed_call(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
-    """The question. Raises `TypeError` for arguments that the function does not take, or that cannot go."""
+    """The call as bytes. Raises `TypeError` for arguments that the function does not take, or that cannot be encoded."""
     parts: dict[str, bytes] = {}
     given = inspect.signature(function).bind(*arguments, **named).arguments
     return pack({"job": name_of(function), "given": {name: encoded(value, parts) for name, value in given.items()}}, parts)
@@ -60,7 +60,7 @@ def packed_answer(how: str, value: Any, resident_bytes: int) -> bytes:
 
 
 def read_answer(message: bytes, kind: Any) -> tuple[str, Any, int]:
-    """How it went, what came of it, and the process's resident memory. A value of `kind` where it is done, else text."""
+    """(status, value, the process's resident bytes). The value is of `kind` if the status is "done", else a text."""
     head, parts = unpack(message)
     try:
         how, value, resident = head["how"], head["value"], whole(head["resident_bytes"])
@@ -73,7 +73,7 @@ def read_answer(message: bytes, kind: Any) -> tuple[str, Any, int]:
 
 
 def encoded(value: Any, parts: dict[str, bytes]) -> Any:
-    """A value as JSON; what is large is put into `parts`. Raises `TypeError` for what cannot go."""
+    """A value as JSON. Arrays, tables and bytes go into `parts`. Raises `TypeError` for other types."""
     if isinstance(value, str):
         return packed(value)
     if value is None or isinstance(value, (bool, int, float)):
@@ -96,7 +96,7 @@ def encoded(value: Any, parts: dict[str, bytes]) -> Any:
 
 
 def _key(name: Any) -> str:
-    """JSON would make text of another key, and nobody could tell what it was."""
+    """A key must be text: JSON converts other keys to text, and their type is lost."""
     if not isinstance(name, str):
         raise TypeError(f"a key that is a {type(name).__name__} cannot be sent to another process")
     return str(name)
@@ -109,7 +109,7 @@ def _put(content: bytes, parts: dict[str, bytes]) -> str:
 
 
 def decoded(kind: Any, written: Any, parts: Parts) -> Any:
-    """The value of the annotated `kind` that was `encoded`. Raises `WireError` if what is written is something else."""
+    """The inverse of `encoded`, for a value of the annotated `kind`. Raises `WireError` if it is of another kind."""
     try:
         return _decoded(kind, written, parts)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, RequestError) as error:
@@ -154,7 +154,7 @@ def _plain(kind: Any, written: Any) -> Any:
 
 
 def _unpacked(written: Any) -> Any:
-    """JSON with the sentences in it as they were."""
+    """JSON with its `Sentence`s restored."""
     if isinstance(written, list):
         return [_unpacked(item) for item in written]
     if isinstance(written, dict):

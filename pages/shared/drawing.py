@@ -1,4 +1,4 @@
-"""Show a chart with its title, how to read it, its table, and files of it to take away."""
+"""Show a chart with its title, its explanation, its table, and buttons for files."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from pages.shared.subprocesses import run_module
 
 _EXPORT_WIDTH = 960  # pixels
 
-# Of a file's text, the first that there is: a family that has Chinese without serifs, whose Latin letters are the page's own.
+# For files. The first installed family is used: sans-serif with Chinese, with the page's Latin letters.
 _FONTS = "Noto Sans CJK SC, Source Han Sans SC, Microsoft YaHei, PingFang SC, sans-serif"
 
-CHART_PX = 520  # two charts stand side by side where each has that much
+CHART_PX = 520  # least width of a chart: two are side by side if each has that much
 
 
 def packed(drawing: Drawing) -> Drawing:
-    """The same, with the chart's data in the form in which it is sent, so that a cached chart costs nothing to show."""
+    """The drawing with its data serialized for the browser, so that showing a cached chart takes no time."""
     spec: dict[str, Any] = {**drawing.spec}
     spec["datasets"] = {name: convert_anything_to_arrow_bytes(rows) for name, rows in spec["datasets"].items()}
     return replace(drawing, spec=spec)
 
 
 def heading(subject: str, title: str) -> None:
-    """The heading of a chart, or of something that stands among charts."""
+    """The heading of a chart, or of another part among charts."""
     st.html(heading_html(subject, title))
 
 
 def heading_html(subject: str, title: str) -> str:
-    """The same for what is HTML itself: each element of a page costs time of its own, and a heading need not be one."""
+    """The same as HTML, for parts that are HTML: each Streamlit element takes time."""
     return f'<div class="ss-title"><span>{escape(subject)}</span><h4>{escape(title)}</h4></div>'
 
 
@@ -54,19 +54,19 @@ def show(
 ) -> None:
     """Show a chart.
 
-    `key` names it among all on the page; `controls` draw what stands at the right of its title; `note` is added to how it is
-    read, and `below` draws what stands under it. `on_rank` is called, before the page is drawn anew, with the rank that was
-    clicked in a chart that offers ranks, and with None for a click beside them.
+    `key` is unique on the page. `controls` draw widgets at the right of the title. `note` is added to the explanation. `below`
+    draws what is under the chart. If a rank is clicked in a chart with ranks, `on_rank` is called with it before the page is
+    redrawn, and with None for a click outside of all marks.
     """
     with st.container(key=f"drawing-{key}", gap="xsmall"):
         heading(drawing.subject, drawing.title)
-        for control in controls:  # which style.css puts at the right of it
+        for control in controls:  # style.css puts it at the right of the title
             control()
         reading = " ".join(part for part in (drawing.reading, drawing.moving, note) if part)
         _chart(drawing, f"chart-{key}", reading, on_rank)
         st.caption(reading)
         with st.expander(say()("The numbers"), key=f"table-{key}", on_change="rerun", type="compact") as numbers:
-            if numbers.open:  # otherwise nobody sees it, and it need not be sent
+            if numbers.open:  # closed: the table is not sent
                 table = readable(drawing.table, say())
                 st.dataframe(table, hide_index=True, width="stretch", column_config=columns(say()), alt=drawing.title)
                 _files(drawing, key)
@@ -90,14 +90,14 @@ def _chart(drawing: Drawing, key: str, reading: str, on_rank: Callable[[int | No
 
 def _selected(key: str, on_rank: Callable[[int | None], None]) -> None:
     points = st.session_state[key]["selection"].get(CHOSEN) or []
-    on_rank(int(next(iter(points[0].values()))) if points else None)  # a rank, or whatever number the chart offers
+    on_rank(int(next(iter(points[0].values()))) if points else None)  # a rank, or another number that can be chosen in the chart
 
 
-# ---------------------------------------------------------------------------------------------------- files to take away
+# ---------------------------------------------------------------------------------------------------- files
 
 
 def _files(drawing: Drawing, key: str) -> None:
-    """Buttons that make a file when they are pressed, and not before."""
+    """Buttons that make a file when they are pressed."""
     with st.container(horizontal=True, gap="small"):
         for kind, mime, make in (
             ("CSV", "text/csv", as_csv),
@@ -116,20 +116,20 @@ def _files(drawing: Drawing, key: str) -> None:
 
 
 def as_csv(drawing: Drawing) -> bytes:
-    """The table, exact, with the columns' codes: for programs, and the same in every language."""
+    """The exact table with the columns' codes: for programs, the same in every language."""
     return drawing.table.to_csv(index=False).encode("utf-8")
 
 
 def as_png(drawing: Drawing) -> bytes:
-    return run_module("pages.shared.picture", "png", given=_standing_alone(drawing))
+    return run_module("pages.shared.picture", "png", given=_spec_for_file(drawing))
 
 
 def as_svg(drawing: Drawing) -> bytes:
-    return run_module("pages.shared.picture", "svg", given=_standing_alone(drawing))
+    return run_module("pages.shared.picture", "svg", given=_spec_for_file(drawing))
 
 
-def _standing_alone(drawing: Drawing) -> bytes:
-    """The spec with its data in it, a width of its own, its title and how to read it: what a slide needs."""
+def _spec_for_file(drawing: Drawing) -> bytes:
+    """The spec for a file, as JSON: with its data, a fixed width, its title and its explanation."""
     spec: dict[str, Any] = json.loads(json.dumps({k: v for k, v in drawing.spec.items() if k != "datasets"}))
     spec["datasets"] = {
         name: rows if isinstance(rows, list) else pa.ipc.open_stream(rows).read_all().to_pylist()
@@ -137,7 +137,7 @@ def _standing_alone(drawing: Drawing) -> bytes:
     }
     text = spec["config"]["axis"]["labelColor"]
     spec["title"] = {"text": drawing.title, "subtitle": drawing.subject, "anchor": "start", "color": text, "subtitleColor": text}
-    # Streamlit sets the width of what stands on a page; in a concatenated chart each part has its own.
+    # On a page Streamlit sets the width. In a concatenated chart, each part has a width.
     for part in spec.get("vconcat", [spec]):
         part["width"] = _EXPORT_WIDTH
     spec["config"]["background"] = spec["usermeta"]["background"]

@@ -1,4 +1,4 @@
-"""A few numbers, large, each with what it is of."""
+"""A few large numbers with their labels."""
 
 from __future__ import annotations
 

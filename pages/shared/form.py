@@ -1,4 +1,4 @@
-"""The form of a run, in three depths: size and layout; schedule and workload; levers and everything else."""
+"""The form of a run in three parts: size and layout; schedule and workload; levers and everything else."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from pages.shared.texts import Texts
 from pages.shared.unfolding import unfolding
 
 _STEPS = {"workload.learning_rate": 0.001, "workload.time_limit": 10.0, "workload.momentum": 0.1, "generate.temperature": 0.1}
-_FIRST_DEPTH = ("model.", *(f"layout.{axis}" for axis in AXES), "layout.split")
+_FIRST_PART = ("model.", *(f"layout.{axis}" for axis in AXES), "layout.split")
 _UPLOAD, _REFUSED_TEXT = "form/upload", "form/refused-text"
 
 
-# ------------------------------------------------------------------------------------------------------- the three depths
+# ------------------------------------------------------------------------------------------------------- the three parts
 
 
 def draw(choice: Choice, texts: Texts, problems: list[Problem]) -> None:
-    """The widgets, which hold `choice`. `problems` are said in the part of the form that they are about."""
+    """The widgets, which show `choice`. Each of `problems` is shown in its part of the form."""
     words = say()
-    # Its parts stand side by side by the style alone: a row that is an element of its own costs time at each move.
+    # style.css puts parts side by side: a Streamlit container for each row takes time at each rerun.
     with st.container(key="form", gap="xsmall"):
         _size_and_layout(choice, words)
-        _say([p for p in problems if p.field.startswith(_FIRST_DEPTH)], "first", words)
+        _say([p for p in problems if p.field.startswith(_FIRST_PART)], "first", words)
         _schedule_and_workload(choice, words)
-        _say([p for p in problems if not p.field.startswith(_FIRST_DEPTH)], "second", words)
-    # What is closed is not drawn: most moves of a control are made with both of them closed, and are the faster for it.
+        _say([p for p in problems if not p.field.startswith(_FIRST_PART)], "second", words)
+    # Closed parts are not drawn. Usually both are closed, so reruns are faster.
     with unfolding(_set_levers(choice, words), "form-levers") as levers:
         if levers.open:
             _levers(choice, words)
@@ -57,7 +57,7 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
         on_change=model_named,
     )
     named, called, usual = _size_names(say), size(), sizes(choice["model.family"])
-    published = [size for size in [size_of(choice)] if size not in (*usual, CUSTOM)]  # not to run, so shown only if held
+    published = [size for size in [size_of(choice)] if size not in (*usual, CUSTOM)]  # too large to run: listed only if chosen
     st.selectbox(
         say("Size"),
         [*usual, *published, CUSTOM],
@@ -67,7 +67,7 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
     )
     if called == CUSTOM:
         _row(choice, {"model.layers": say("Layers"), "model.hidden": say("Hidden"), "model.heads": say("Heads")}, say)
-        # Two to a row, where six digits have room.
+        # Two in a row, so that six digits have room.
         _row(choice, {"model.vocab": say("Vocabulary"), "model.seq": say("Sequence")}, say)
         _row(choice, {"model.ffn": say("MLP width"), "model.kv_heads": say("KV heads")}, say)
         _row(choice, {"model.head_dim": say("Head width"), "model.decoder_layers": say("Decoder")}, say)
@@ -133,7 +133,7 @@ def _levers(choice: Choice, say: Words) -> None:
     _toggle(choice, "layout.sequence_parallel", say("Sequence parallel"), say)
     recompute, precision, optimizer = "layout.recompute", "workload.precision", "workload.optimizer"
     _choose(choice, recompute, say("Recompute in backward"), options(recompute), say, _recomputes(say))
-    # What is of no use with another precision, or another optimizer, goes back to the usual.
+    # Fields that have no effect with another precision or optimizer return to their defaults.
     _choose(choice, precision, say("Precision"), options(precision), say, resets="workload.accumulate")
     if choice[precision] != DEFAULTS[precision]:
         _choose(choice, "workload.accumulate", say("Add gradients up in"), options("workload.accumulate"), say)
@@ -193,7 +193,7 @@ def _numbers(choice: Choice, labels: dict[str, str], say: Words) -> None:
 
 
 def _row(choice: Choice, labels: dict[str, str], say: Words) -> None:
-    """Number fields side by side, each as wide as the others, in what has no row for them by its style."""
+    """Number fields of equal width side by side, where style.css makes no row."""
     with st.grid(columns=len(labels), min_column_width=1, wrap=False, gap="xsmall"):
         _numbers(choice, labels, say)
 
@@ -222,7 +222,7 @@ def _choose(
     names: dict[Any, str] | None = None,
     resets: str = "",
 ) -> None:
-    """`names` are what the options are called, if not as they are written; a choice gives the field `resets` its default."""
+    """`names`: option → name. Without them, options are shown as they are. A change sets the field `resets` to its default."""
     st.segmented_control(
         label,
         among,
@@ -248,13 +248,13 @@ def _text(choice: Choice, field: str, label: str, placeholder: str, say: Words) 
 
 
 def _say(problems: list[Problem], where: str, say: Words) -> None:
-    """What does not fit, and for each a row of buttons that make it fit."""
+    """The problems, each with a row of buttons that solve it."""
     for n, problem in enumerate(problems):
         st.warning(say("{sentence}.", sentence=inert(say.sentence(problem.sentence))), icon=":material/rule:")
         with st.container(horizontal=True, gap="xsmall"):
             for fix in problem.fixes:
                 key = f"fix-{where}-{n}-{fix.field}-{fix.value}"
-                st.button(fix.said(say), key=key, on_click=touch, args=({fix.field: fix.value},))
+                st.button(fix.label(say), key=key, on_click=touch, args=({fix.field: fix.value},))
 
 
 def _described(choice: Choice, say: Words) -> str:
@@ -274,7 +274,7 @@ def _described(choice: Choice, say: Words) -> str:
 
 
 def _set_levers(choice: Choice, say: Words) -> str:
-    """The name of the levers' part of the form, and after it those that are set."""
+    """The label of the levers' part: its name and the levers that are set."""
     said = []
     if zero := choice["layout.zero"]:
         said.append(f"ZeRO {zero}")
@@ -286,7 +286,7 @@ def _set_levers(choice: Choice, say: Words) -> str:
 
 
 def _set_rest(choice: Choice, say: Words) -> str:
-    """The same for everything else: what is not drawn is not forgotten."""
+    """The same for everything else, so that one sees what a closed part contains."""
     named = {
         "layout.split": say("split"),
         "workload.learning_rate": say("learning rate"),
@@ -303,7 +303,7 @@ def _set_rest(choice: Choice, say: Words) -> str:
 
 
 def _schedule_chosen() -> None:
-    """A schedule brings the chunks that it needs."""
+    """Set the number of chunks that the schedule needs. A callback."""
     name, choice = st.session_state[key_of("layout.schedule")], held.choice()
     assert choice
     facts = SCHEDULE_FACTS[name]

@@ -1,4 +1,4 @@
-"""What is around every page: title, icon, language, and the few rules of style that Streamlit's settings cannot express."""
+"""What all pages share: title, icon, language, and style that Streamlit's settings cannot express."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pages.charts.look import Theme, View
 from pages.charts.words import LANGUAGES, Language, Words, words
 
 _HERE = Path(__file__).parent
-_SIDEBAR_WIDTH = 432  # pixels: the least in which three number fields in a row keep their buttons
-# What Markdown would read as more than the character, which it is after a backslash. A colon before a space, and an underscore in
-# a word, are no more than that; www. and @ make addresses.
+_SIDEBAR_WIDTH = 432  # pixels: the least for three number fields with buttons in a row
+# Characters with a meaning in Markdown; a backslash before them removes it. A colon before a space and an underscore in a word
+# have none. www. and @ make addresses.
 _MARKUP = re.compile(r"[\\`*~$<&\[@#]|:(?=\S)|(?<!\w)_|_(?!\w)|(?<=www)\.", re.IGNORECASE)
-LANG = "lang"  # the link's parameter: the language, when it was chosen by hand
+LANG = "lang"  # the link's parameter: the language, if the reader chose it
 _CHOSEN, _CONTROL, _NOW, _SPOKEN = "frame/language", "language", "frame/language-now", "frame/spoken"
-_OWN_NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}  # what each language calls itself, in every language
+_OWN_NAMES: dict[Language, str] = {"en": "English", "zh": "中文"}  # the name of each language in itself
 
 
 def frame() -> None:
@@ -26,7 +26,7 @@ def frame() -> None:
         page_title="Shardscope", page_icon=str(_HERE / "icon.svg"), layout="wide", initial_sidebar_state=_SIDEBAR_WIDTH
     )
     _follow_link()
-    st.session_state[_NOW] = _language()  # every piece of text asks for it, and it does not change while a page is drawn
+    st.session_state[_NOW] = _language()  # every text needs it, and it does not change during a rerun
     st.html(_HERE / "style.css")
     logo = str(_HERE / f"logo-{theme()}.svg")
     st.logo(logo, size="large", icon_image=logo)
@@ -34,16 +34,16 @@ def frame() -> None:
 
 
 def follow_theme() -> None:
-    """Run the page anew when the reader changes the theme, so that charts take its colours; Streamlit does not.
+    """Rerun the page when the reader changes the theme, so that charts take its colours. Streamlit does not.
 
-    The same element tells the browser the language of the page, for those who have it read to them.
+    The same element tells the browser the language of the page, for screen readers.
     """
     tag = {"en": "en", "zh": "zh-Hans"}[language()]
     _theme_watch()(key="theme", data={"language": tag}, on_changed_change=lambda: None)
 
 
 def theme() -> Theme:
-    """The theme that this browser shows."""
+    """The theme of this browser."""
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
@@ -54,38 +54,38 @@ def language() -> Language:
 
 
 def _language() -> Language:
-    """The one chosen by hand in this session or its link; otherwise the browser's."""
+    """The language that the reader chose in this session or that the link has; otherwise the browser's."""
     if chosen := _linked() or st.session_state.get(_CHOSEN):
         return chosen
     return "zh" if (st.context.locale or "").lower().startswith("zh") else "en"
 
 
 def view() -> View:
-    """How this browser's reader sees the page."""
+    """Theme and language of this session."""
     return View(theme(), language())
 
 
 def say() -> Words:
-    """The words of this reader's language."""
+    """The words of this session's language."""
     return words(language())
 
 
 def inert(text: str) -> str:
-    r"""`text` for Markdown, to be read as it is: what a link brings into it is no image, which a browser would fetch.
+    r"""`text` with Markdown escaped. A text from a link must not become an image, which a browser would fetch.
 
-    "![](https://…)" becomes r"!\[](https\://…)", and "gpt-tiny~dp2~1f1b" keeps what would strike it through.
+    "![](https://…)" becomes r"!\[](https\://…)". The tildes of "gpt-tiny~dp2~1f1b" strike nothing through.
     """
     return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
 
 
 def labelled(key: str) -> str:
-    """The key of a widget that chooses among options with names, to be drawn next: `st.selectbox(…, key=labelled(key))`.
+    """The key of a widget whose options have translated names: `st.selectbox(…, key=labelled(key))`.
 
-    A browser knows the choice by its name, which changes with the language: then it must be told the choice anew.
+    A browser stores the chosen option by its name. If the language has changed since, this sends the choice again.
     """
     if _SPOKEN not in st.session_state:
         st.session_state[_SPOKEN] = {}
-    spoken, now = st.session_state[_SPOKEN], language()  # of all such widgets, in which language each was drawn last
+    spoken, now = st.session_state[_SPOKEN], language()  # key of each such widget → the language in which it was drawn last
     if spoken.get(key, now) != now and key in st.session_state:
         st.session_state[key] = st.session_state[key]
     spoken[key] = now
@@ -100,7 +100,7 @@ def _linked() -> Language | None:
 
 
 def _follow_link() -> None:
-    """The link's language is the session's; on a page that one came to without it, it is put into the link again."""
+    """Take the language of the link. A page that was opened without it gets it in its link again."""
     if linked := _linked():
         st.session_state[_CHOSEN] = linked
     elif chosen := st.session_state.get(_CHOSEN):
@@ -108,7 +108,7 @@ def _follow_link() -> None:
 
 
 def _choose_language() -> None:
-    """The control, which style.css puts into the header."""
+    """The control for the language. style.css puts it into the header."""
     st.session_state[_CONTROL] = language()
     st.segmented_control(
         say()("Language"),
@@ -127,7 +127,7 @@ def _language_chosen() -> None:
 
 @st.cache_resource(show_spinner=False)
 def _theme_watch() -> ComponentRenderer:
-    """An element as large as nothing, whose background fades to the new theme's: the end of that is the event."""
+    """An element without size whose background has a CSS transition. Its end is the event that the theme has changed."""
     return st.components.v2.component(
         "shardscope.theme",
         html="<i></i>",

@@ -1,7 +1,7 @@
-"""What the form of a run holds: a choice, as one entry of the session.
+"""The choice that the form of a run shows, as one entry of the session.
 
-Widgets, links and the buttons that mend a choice all write there. A widget's own entry is there only as long as the widget is
-drawn, and says the same: Streamlit goes through all entries of a session for each number field and list that it draws.
+Widgets, links and the buttons that solve problems write to it. A widget's own entry has the same value, and exists only while the
+widget is drawn: Streamlit iterates over all entries of a session for each number field and list that it draws.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from pages.shared.frame import labelled
 
 CUSTOM = "custom"
 SIZES = ("tiny", "small", "medium")
-SIZE = "form/size"  # the key of the list of sizes, which no field of a spec is
+SIZE = "form/size"  # the key of the list of sizes, which is not a field of a spec
 _HELD, _TOUCHED = "form/held", "form/touched"
 
 
 @dataclass(frozen=True)
 class _Held:
     choice: Choice
-    custom: bool  # whether the fields of the model's shape are shown, though it may be one that has a name
+    custom: bool  # whether the fields of the model's sizes are shown, even if these are a named model's
 
 
 def put(choice: Choice) -> None:
-    """Make the form show a choice. Before its widgets are drawn."""
+    """Make the form show a choice. Call it before widgets are drawn."""
     st.session_state[_HELD] = _Held(choice, custom=choice.model_name == CUSTOM)
 
 
 def choice() -> Choice | None:
-    """What the form holds; None before `put`."""
+    """The choice of the form; None before `put`."""
     found: _Held | None = st.session_state.get(_HELD)
     return found.choice if found else None
 
 
 def size() -> str:
-    """What the shape is called in the list of sizes."""
+    """The entry of the list of sizes."""
     found: _Held = st.session_state[_HELD]
     return CUSTOM if found.custom else size_of(found.choice)
 
 
 def touched() -> bool:
-    """Whether the user moved a control since this was last asked."""
+    """Whether the user moved a control since the last call."""
     return bool(st.session_state.pop(_TOUCHED, False))
 
 
 def touch(changes: Mapping[str, Any] | None = None) -> None:
     """Note that the user moved a control, and write `changes`, field by field. A callback."""
     found: _Held = st.session_state[_HELD]
-    changed = found.choice.having(changes or {})
+    changed = found.choice.with_changes(changes or {})
     st.session_state[_TOUCHED] = True
     st.session_state[_HELD] = _Held(changed, found.custom or changed.model_name == CUSTOM)
 
@@ -62,9 +62,9 @@ def touch(changes: Mapping[str, Any] | None = None) -> None:
 
 
 def shown(field: str, value: Any, named: bool = False) -> str:
-    """The key of the widget of a field, to be drawn next, which is to show `value`. `named`: its options have names.
+    """The key for the widget of a field, which will show `value`. `named`: its options have translated names.
 
-    A widget that shows it already is left alone: somebody may be typing there.
+    If the widget has this value already, its entry is not written: the user may be typing.
     """
     key = key_of(field)
     if st.session_state.get(key) != value:
@@ -77,7 +77,7 @@ def key_of(field: str) -> str:
 
 
 def moved(field: str, also: Mapping[str, Any] | None = None) -> None:
-    """Write what the widget of a field says, and `also` other fields. A callback; what was emptied takes its default."""
+    """Write the value of a field's widget, and the fields in `also`. An empty field gets its default. A callback."""
     value = st.session_state[key_of(field)]
     touch({**(also or {}), field: DEFAULTS[field] if value is None else value})
 
@@ -86,19 +86,19 @@ def moved(field: str, also: Mapping[str, Any] | None = None) -> None:
 
 
 def sizes(family: str) -> list[str]:
-    """The sizes that a family has here, the smallest first."""
+    """The sizes of a family in the catalog, the smallest first."""
     return [size for size in SIZES if f"{family}-{size}" in catalog.MODELS]
 
 
 def size_of(choice: Choice) -> str:
-    """What the shape is called: a size to run here, the catalog's name of a published model, or "custom"."""
+    """The name of a model's sizes: one of `SIZES`, the catalog's name of a published model, or "custom"."""
     name = choice.model_name
     size = name.removeprefix(f"{choice['model.family']}-")
     return size if size in SIZES else name
 
 
 def model_named() -> None:
-    """A family and a size that has a name set the shape; "custom" starts from the shape that was there. A callback."""
+    """Set the model by family and size. "custom" keeps the current sizes. A callback."""
     family, size = st.session_state[key_of("model.family")], st.session_state[SIZE]
     known = catalog.MODELS.get(f"{family}-{size}" if size in SIZES else size)
     if size != CUSTOM and (known is None or known.family != family):

@@ -1,13 +1,13 @@
-"""What may be asked of the processes beside the server: these functions and no others. A new one is given its line here.
+"""The functions that worker processes run, and no others. Add a line for a new one.
 
-Arguments and answer must be of types that `pages.shared.codec` knows, and annotated with them.
+Their arguments and results must be annotated, with types that `pages.shared.codec` knows.
 """
 
 from __future__ import annotations
 
 JOBS = (
     "engine.predict.papers.figures.references",
-    "pages.learn.weighing.weigh",
+    "pages.learn.search_summary.summarize_search",
     "pages.plan.cells.cell",
     "pages.plan.found.as_zip",
     "pages.plan.found.found",

@@ -1,8 +1,8 @@
 """A choice as the compact code that the address bar carries, such as gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0.
 
 Model, layout and schedule come first, in that order; each other field is a letter and its value, in any order, and
-takes its default when absent. A model that has no name in the catalog is written out: gpt.l4.h64.a4.v256.s64.f0. Numbers
-that do not fit together make a good link all the same: the form says what is wrong with them.
+takes its default when absent. A model without a name in the catalog is written with its sizes: gpt.l4.h64.a4.v256.s64.f0.
+Numbers that do not fit together are valid in a link: the form says what is wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine import catalog
 from engine.schedule import SCHEDULES
 from engine.spec import LayoutSpec, RequestError, sentence
 from pages.shared.choice import DEFAULTS, Bounds, Choice, options
-from pages.shared.written import exactly
+from pages.shared.link_numbers import shortest_text
 
 _BETWEEN, _LONGEST = "~", 2000
 _SHAPE = {
@@ -53,13 +53,13 @@ LETTERS = {
     "s": "generate.skip_training",
     "p": "parity",
 }
-# Always written, so that a link outlives a change of defaults; the others only when they differ from the default.
+# Always written, so that a link stays the same if defaults change. Other fields are written if they differ from the default.
 _ALWAYS = ("m", "b", "n", "r", "e")
 _FORMS = {"layout.split": re.compile(r"\d{1,4}(\.\d{1,4})*"), "workload.text": re.compile(r"[0-9a-f]{16}")}
 
 
 class LinkError(Exception):
-    """The code in a link cannot be read. The message is one sentence for the user, said by the engine's `sentence`."""
+    """The code in a link cannot be read. The message is one sentence for the user, which can be translated."""
 
     @property
     def sentence(self) -> str:
@@ -103,7 +103,7 @@ def _model_code(choice: Choice) -> str:
     name = choice.model_name
     if name != "custom":
         return name
-    # The last three say more than "the usual" for few models, and are left out where they do not.
+    # The last three differ from the defaults for few models. Otherwise they are left out.
     shape = (f"{letter}{choice[field]}" for letter, field in _SHAPE.items() if letter not in "kwd" or choice[field])
     return ".".join((choice["model.family"], *shape))
 
@@ -128,7 +128,7 @@ def _model(part: str) -> dict[str, Any]:
 
 
 def _written(field: str, value: Any) -> str | None:
-    """A field's value as it stands in a link; None for what cannot stand there, such as a split that is no list."""
+    """A field's value as text in a link. None if it cannot be in a link, such as a split that is not a list of numbers."""
     if field == "generate.prompt":
         text = base64.urlsafe_b64encode(value.encode()).decode().rstrip("=")
         return text if len(text) <= _LONGEST // 2 else None
@@ -137,7 +137,7 @@ def _written(field: str, value: Any) -> str | None:
         return text if _FORMS[field].fullmatch(text) else None
     if isinstance(value, bool):
         return ""
-    return exactly(value) if isinstance(value, float) else str(value)
+    return shortest_text(value) if isinstance(value, float) else str(value)
 
 
 def _read(field: str, text: str) -> Any:

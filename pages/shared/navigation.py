@@ -1,4 +1,4 @@
-"""Links from one page to another within a session. The address that they lead to can be shared as any other."""
+"""Links between pages within a session. Their addresses can be shared like any other."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PAGES = "navigation/pages"
 
 
 def register(pages: Sequence[StreamlitPage]) -> None:
-    """Remember the session's pages, by the end of their address."""
-    st.session_state[_PAGES] = {page.url_path or "lab": page for page in reversed(pages)}  # the Lab at its bare address
+    """Store the session's pages, by the last part of their address."""
+    st.session_state[_PAGES] = {page.url_path or "lab": page for page in reversed(pages)}  # the Lab, at /
 
 
 def link(to: PageName, label: str, icon: str, parameters: Mapping[str, str], disabled: bool = False) -> None:
-    """A link to a page, with parameters of its address. The language is kept."""
-    if disabled:  # a link has no disabled state for screen readers, a button has
+    """A link to a page with query parameters. The language stays the same."""
+    if disabled:  # unlike a link, a disabled button is announced as disabled by screen readers
         st.button(label, icon=f":material/{icon}:", type="tertiary", disabled=True, key=f"navigation/{to}/{icon}")
         return
     kept = {LANG: st.query_params[LANG]} if LANG in st.query_params else {}

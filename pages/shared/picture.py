@@ -1,4 +1,4 @@
-"""A chart as a file: `python -m pages.shared.picture png|svg` reads its Vega-Lite spec, data and all, and prints the picture."""
+"""A chart as a file: `python -m pages.shared.picture png|svg` reads a Vega-Lite spec with its data and prints the picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SCALE = 2  # device pixels to each pixel of a PNG
 
 
 def picture(spec: str, kind: str) -> bytes:
-    """Nothing is fetched: a spec that names an address fails."""
+    """The picture of a spec. Nothing is fetched: a spec that refers to an address fails."""
     chart = json.loads(spec)
     if kind == "svg":
         return vl_convert.vegalite_to_svg(chart, allowed_base_urls=[]).encode("utf-8")

@@ -1,4 +1,4 @@
-"""Point at something in a chart that is already made: only a small data set changes, so the browser keeps all else, zoom too."""
+"""Mark something in a chart that is already drawn. Only a small data set changes, so the browser keeps the zoom."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pages.charts.drawing import Drawing
 
 
 def pointed(drawing: Drawing, marks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Drawing:
-    """The same chart with rows put into the data sets that `finish` left empty, by name. No rows: nothing is pointed at."""
+    """The chart with rows in the data sets that `finish` left empty. `marks`: name of the data set → rows to mark."""
     datasets = dict(drawing.spec["datasets"])
     for name, rows in marks.items():
         if rows and name in datasets:

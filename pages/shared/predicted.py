@@ -1,4 +1,4 @@
-"""What the formulas say of a spec, made once for all pages and sessions."""
+"""Predictions for a spec, computed once for all pages and sessions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.predict.memory import Memory, memory
 from engine.predict.run import predict
 from engine.spec import LayoutSpec, RunSpec, Sentence
 from engine.tables import RunResult
+from pages.shared.cache import cached_by_size
 from pages.shared.frame import say
-from pages.shared.kept import kept_by_size
 
 _Answer = TypeVar("_Answer")
 _KEPT_BYTES = 24 << 20  # of tables
 
 
 def listed(layout: LayoutSpec) -> int:
-    """How many ranks have rows in tables: what a sum over these is divided by for the mean of all."""
+    """The number of ranks with rows in tables. A sum over them is divided by it for the mean."""
     return len(layout.mesh.listed)
 
 
@@ -29,9 +29,9 @@ def _bytes_of(result: RunResult) -> int:
     return sum(int(table.memory_usage(deep=True).sum()) for table in result.tables.values())
 
 
-@kept_by_size(_KEPT_BYTES, _bytes_of)
+@cached_by_size(_KEPT_BYTES, _bytes_of)
 def predicted(spec: RunSpec) -> RunResult:
-    """Without a table of spans, which no page needs. Raises `RequestError` as `predict` does."""
+    """The prediction without a table of spans, which no page needs. Raises `RequestError` as `predict` does."""
     return predict(spec, peaks(spec), spans=False)
 
 
@@ -39,14 +39,14 @@ def _peaks_of(found: Memory) -> int:
     return len(found.peaks) + len(found.others)
 
 
-@kept_by_size(2_048, _peaks_of)
+@cached_by_size(2_048, _peaks_of)
 def peaks(spec: RunSpec) -> Memory:
-    """With their terms, which the tables do not have. Raises `RequestError` as `memory` does."""
+    """The peaks with their terms, which tables do not have. Raises `RequestError` as `memory` does."""
     return with_ledgers_shown(lambda: memory(spec))
 
 
 def with_ledgers_shown(ask: Callable[[], _Answer]) -> _Answer:
-    """As `with_ledgers`. While something is recorded, a line on the page says so."""
+    """As `with_ledgers`, with a line on the page while ledgers are recorded."""
     lines: list[DeltaGenerator] = []
 
     def show(what: Sentence) -> None:

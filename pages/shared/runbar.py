@@ -1,4 +1,4 @@
-"""The Run button, and in its place while a run is on: how far it is, and Cancel."""
+"""The Run button. While a run is active: its progress and Cancel instead."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pages.shared.choice import Verdict, read
 from pages.shared.frame import inert, say
 from pages.shared.service import Service
 
-RUN = "run"  # the link's parameter: a run's id while it is on, the name of its folder when it is saved
+RUN = "run"  # the link's parameter: the id of an active run, the folder's name of a saved one
 _REFUSED = "run/refused"
 _EVERY_S = 0.5
-# Of the whole bar: the steps take most of it, what follows them the rest.
+# Shares of the bar. The steps take most of it, the phases after them the rest.
 _SHARE = {"queued": 0.0, "starting": 0.0, "generating": 0.9, "tracing": 0.92, "parity": 0.94, "saving": 0.97}
 _STEPS_SHARE = 0.9
 
 
 def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
-    """`state` is that of the run that this session watches, if there is one."""
+    """`state`: the state of the run that this session watches, or None."""
     with st.container(key="run_bar", gap="xsmall"):
         if state is not None and not state.finished:
             watch(service, state.id)
@@ -38,11 +38,11 @@ def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
             args=(service,),
         )
         if problems := verdict.problems or verdict.refused:
-            told = inert(say().sentence(problems[0].sentence))
+            text = inert(say().sentence(problems[0].sentence))
             if more := len(problems) - 1:
-                st.caption(say()("Cannot run yet: {sentence} (and {count} more).", sentence=told, count=more))
+                st.caption(say()("Cannot run yet: {sentence} (and {count} more).", sentence=text, count=more))
             else:
-                st.caption(say()("Cannot run yet: {sentence}.", sentence=told))
+                st.caption(say()("Cannot run yet: {sentence}.", sentence=text))
         elif refused := st.session_state.pop(_REFUSED, None):
             st.error(say()("This run was refused: {error}.", error=inert(say().sentence(refused))))
 
@@ -61,7 +61,7 @@ def _start(service: Service) -> None:
 
 @st.fragment(run_every=_EVERY_S)
 def watch(service: Service, run: str) -> None:
-    """Text and a bar only: a chart here would be drawn anew at every look."""
+    """Progress of a run: text and a bar. A chart would be redrawn at every poll."""
     state = service.queue.watch(run)
     if state is None or state.finished:
         st.rerun()
@@ -76,7 +76,7 @@ def _progress(state: RunState) -> float:
 
 
 def _doing(state: RunState, say: Words) -> str:
-    """What the run is doing, in a line."""
+    """The current phase of the run, in a line."""
     steps, ranks = state.spec.workload.steps, state.spec.layout.ranks
     if state.phase == "queued":
         return say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)

@@ -12,21 +12,21 @@ from engine import store
 from engine.tables import RunResult
 
 
-def _standing(folder: Path) -> tuple[str, int]:
+def _path_and_stamp(folder: Path) -> tuple[str, int]:
     return str(folder), store.stamp(folder)
 
 
 def by_run() -> dict[str | type[Any], Callable[[Any], Any]]:
-    """`hash_funcs` for what is cached of a saved run by its folder: it is that run's alone, also when another takes its name."""
-    return {type(Path()): _standing}
+    """`hash_funcs` for caches keyed by a run's folder. Another run that takes the folder's name is another key."""
+    return {type(Path()): _path_and_stamp}
 
 
 def load(folder: Path) -> RunResult:
-    """A saved run never changes, so all sessions read one copy; nobody writes to its tables. Raises `RequestError`."""
+    """A saved run. It never changes, so all sessions share one copy: do not write to its tables. Raises `RequestError`."""
     return _load(folder, store.stamp(folder))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _load(folder: Path, stamp: int) -> RunResult:
-    """`stamp` keeps apart what stood under one name at different times."""
+    """`stamp` distinguishes runs that had the same folder name at different times."""
     return store.load(folder)

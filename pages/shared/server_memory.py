@@ -9,7 +9,7 @@ import platform
 import streamlit as st
 
 _M_ARENA_MAX = -8  # malloc.h of the GNU C library
-_YOUNG = 10_000  # objects; drawing a page makes about as many
+_YOUNG = 10_000  # objects, about as many as drawing a page creates
 
 
 @st.cache_resource(show_spinner=False)

@@ -1,4 +1,4 @@
-"""What the server keeps for all sessions: where runs are, and the queue that runs them."""
+"""What all sessions of the server share: the folder of runs, and the queue."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Service:
         return Texts(self.home / ".texts")
 
     def saved(self, name: str) -> Path | None:
-        """The saved run of that name. Only a name that the home lists is one, so no name leads out of it."""
+        """The saved run of that name. Only names listed in the home folder are accepted, so no name leads out of it."""
         return next((folder for folder in store.listing(self.home) if folder.name == name), None)
 
     def find(self, run: str) -> RunState | Path | None:
-        """What a link's `run` stands for: a run of this server by its id, or a saved run by its name."""
+        """The run of a link's parameter `run`: a run of this server by its id, or a saved run by its name."""
         return self.queue.watch(run) or self.saved(run)
 
 
 @st.cache_resource(show_spinner=False, on_release=lambda service: service.queue.close())
 def open_service() -> Service:
-    """One queue for all sessions of this server. It warms up its host at once, in the background.
+    """One queue for all sessions of this server. It starts its warm host at once, in the background.
 
-    Here, and not in app.py, whose every function is a new one each time a page is drawn.
+    It is not in app.py, because Streamlit executes app.py again for each rerun, and its functions are new objects then.
     """
     home = _runs_home()
     return Service(home, RunQueue(home))
 
 
 def _runs_home() -> Path:
-    """Where the command line says that runs are kept: `streamlit run app.py -- --runs DIR`."""
+    """The folder of runs: of the command line `streamlit run app.py -- --runs DIR`, or the default."""
     arguments = argparse.ArgumentParser(prog="streamlit run app.py --", description="Shardscope in the browser.")
     usual = Path(__file__).parents[2] / "runs"
     arguments.add_argument("--runs", type=Path, default=usual, help="where runs are saved")

@@ -1,4 +1,4 @@
-"""Runs work in processes beside the server, to save the server's memory and time."""
+"""Runs work in other processes than the server, to save its memory and time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from threading import BoundedSemaphore
 from typing import ParamSpec, TypeVar
 
 from engine.spec import RequestError
-from pages.shared.kept import kept
+from pages.shared.cache import cached
 from pages.shared.workers import ROOT, Workers, too_long
 
-_MOST_AT_ONCE = 4  # processes, of mostly 200 to 300 MB each, and 512 at the most: see `workers`
-_PATIENCE_S = 120.0
+_MOST_AT_ONCE = 4  # processes, usually with 200 to 300 MB each, and at most 512 MB: see `workers`
+_TIMEOUT_S = 120.0
 # When imported or first used, libraries start a thread for each CPU, with 40 MB each, and Arrow reserves a gigabyte. The work
-# here does not gain by it, and it counts where memory is limited.
+# here does not become faster by it, and the memory may be limited.
 _FEW_THREADS = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "ARROW_DEFAULT_MEMORY_POOL": "system"
 }
@@ -25,38 +25,38 @@ T = TypeVar("T")
 
 
 def run_module(module: str, *arguments: str, given: bytes = b"") -> bytes:
-    """What `python -m MODULE ARGUMENTS` prints, with `given` on its standard input.
+    """The output of `python -m MODULE ARGUMENTS`, with `given` on its standard input.
 
-    Drawing a file takes 200 MB, which a server would not free; a process that ends does. At most `max_processes()` run at a time.
-    Raises `RuntimeError` with its standard error if it failed, and `RequestError` if it takes too long.
+    Drawing a file takes 200 MB, which the server would not free. A process frees it when it ends. At most `max_processes()`
+    run at a time. Raises `RuntimeError` with its standard error if it failed, and `RequestError` if it takes too long.
     """
     command, environment = [sys.executable, "-m", module, *arguments], os.environ | _FEW_THREADS
     with turns():
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=environment, input=given, capture_output=True, check=False, timeout=_PATIENCE_S
+                command, cwd=ROOT, env=environment, input=given, capture_output=True, check=False, timeout=_TIMEOUT_S
             )
         except subprocess.TimeoutExpired:
-            raise RequestError(too_long(_PATIENCE_S)) from None
+            raise RequestError(too_long(_TIMEOUT_S)) from None
     if done.returncode:
         raise RuntimeError(f"{module} failed: {done.stderr.decode(errors='replace')}")
     return done.stdout
 
 
 def max_processes() -> int:
-    """How many processes run at a time: one for each CPU, up to a limit. More would only share the same CPUs."""
+    """The number of processes at a time: one for each CPU, up to a limit. More would only share the same CPUs."""
     return min(_MOST_AT_ONCE, os.cpu_count() or 1)
 
 
-@kept(1)
+@cached(1)
 def turns() -> BoundedSemaphore:
     return BoundedSemaphore(max_processes())
 
 
-@kept(1)
+@cached(1)
 def workers() -> Workers:
-    """One set for all sessions. They end when the server ends."""
-    return Workers(turns(), _PATIENCE_S)
+    """The workers of all sessions. They end with the server."""
+    return Workers(turns(), _TIMEOUT_S)
 
 
 def run_in_worker(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -67,5 +67,5 @@ def run_in_worker(function: Callable[P, T], *arguments: P.args, **named: P.kwarg
     answered last gets the next call if it is free, so that it can use what a function caches.
     Raises `RequestError` if the function does or if it takes too long; other errors as `run_module`.
     """
-    answer: T = workers().do(function, arguments, named)
+    answer: T = workers().call(function, arguments, named)
     return answer

@@ -1,4 +1,4 @@
-"""Texts that users uploaded, kept under the name of their content, so that a link can point at one."""
+"""Texts that users uploaded. Their names are hashes of their content, so that a link can refer to one."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class Texts:
     folder: Path
 
     def keep(self, content: bytes) -> str:
-        """Store a text and return its name. Raises `RequestError` if it cannot be trained on, or not be kept."""
+        """Store a text and return its name. Raises `RequestError` if it cannot be trained on, or cannot be stored."""
         checked(content, sentence("the text"))
         name = hashlib.sha256(content).hexdigest()[:16]
         path = self.folder / f"{name}.txt"
         if not path.exists():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                files.write(path, content)  # a run that starts now finds all of it or nothing
+                files.write(path, content)  # atomic: a run that starts now finds the whole text or none
             except OSError as error:
                 raise RequestError(sentence("the text could not be kept: {reason}", reason=str(error.strerror))) from error
         return name
 
     def path(self, name: str) -> Path | None:
-        """Where the text of that name is; None if it is not here (or the name is not one)."""
+        """The path of the text of that name. None if there is none, or if it is not a valid name."""
         path = self.folder / f"{name}.txt"
         return path if _NAME.fullmatch(name) and path.is_file() else None
 
     def name(self, path: str | None) -> str:
-        """The name of a text stored here; empty for any other file and for none."""
+        """The name of a text stored here. Empty for any other file and for None."""
         here = path is not None and Path(path).parent == self.folder and _NAME.fullmatch(Path(path).stem)
         return Path(path).stem if here and path else ""

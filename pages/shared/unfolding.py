@@ -1,4 +1,4 @@
-"""A part of a page that is drawn when it is unfolded, and stays as it is when its label changes."""
+"""An expander that stays open or closed when its label changes, and whose content is drawn only when it is open."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from streamlit.elements.lib.mutable_expander_container import ExpanderContainer
 def unfolding(
     label: str, key: str, *, icon: str | None = None, type: Literal["default", "compact"] = "default"
 ) -> ExpanderContainer:
-    """An expander, to be drawn in where its `open` says so.
+    """An expander. Draw its content only if `open` is true.
 
-    To Streamlit an expander with another label is another one, closed at first; so whether this one is open is kept apart.
+    Streamlit treats an expander with another label as another widget, which is closed. So its state is stored separately.
     """
     kept = f"unfolded/{key}"
 

@@ -1,8 +1,7 @@
 """The program of a warm worker: `python -m pages.shared.worker JOBS`, started by `pages.shared.workers`.
 
-Its standard input is a socket on which questions come, one at a time, and answers go. It does what the tuple JOBS of the module
-JOBS names, and nothing else. It ends when the socket is closed, even in the middle of its work, and when it was asked nothing for
-a while.
+Its standard input is a socket. It reads calls from it, one at a time, and writes answers. It calls only functions in the tuple
+JOBS of the module JOBS. It ends when the socket is closed, even during a call, and when there was no call for a while.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ _SOCKET = 0
 
 
 def answered(question: bytes, jobs: tuple[str, ...]) -> bytes:
-    """The answer to a question, as `pages.shared.codec` packs them."""
+    """The answer to a call, both encoded by `pages.shared.codec`."""
     try:
         function, given = read_call(question, jobs)
         return packed_answer("done", function(**given), resident_bytes())
     except RequestError as error:
         return packed_answer("refused", error.sentence, resident_bytes())
-    except Exception:  # noqa: BLE001  whoever asked hears of it, whatever it is
+    except Exception:  # noqa: BLE001  every error is sent to the caller
         return packed_answer("failed", traceback.format_exc(), resident_bytes())
 
 
 def _listen(questions: SimpleQueue[bytes]) -> None:
-    """A thread of its own, so that the end of whoever asks is noticed at once."""
+    """Read calls in a thread, so that a closed socket is noticed at once."""
     try:
         while True:
             questions.put(receive(_SOCKET))
     except (EOFError, ConnectionError):
         os._exit(0)
-    except Exception:  # noqa: BLE001  nothing that comes after it can be read, and no end would be noticed
+    except Exception:  # noqa: BLE001  after an error nothing more can be read, and the end of the socket would not be noticed
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

@@ -21,7 +21,7 @@ def playwright() -> Iterator[Playwright]:
 
 @pytest.fixture(scope="session")
 def browser(playwright: Playwright) -> Iterator[Browser]:
-    """A real Chromium. Where there is none, tests/conftest.py leaves out the tests that ask for it, if it may."""
+    """A real Chromium. If there is none, tests/conftest.py leaves out the tests that need it, unless --no-skips is set."""
     path = chromium()
     assert path, HOW_TO_HAVE_IT
     browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS, timeout=LONG_MS)
@@ -31,14 +31,14 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests; those about a fresh server start their own."""
+    """One server for all tests. Tests of a new server start their own."""
     with served(tmp_path_factory.mktemp("runs")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def in_language(browser: Browser) -> Iterator[Callable[[str], BrowserContext]]:
-    """A browser that is set to a language; one for all who ask for that language, so that scripts and fonts are fetched once."""
+    """A browser context with a language. It is shared by all tests in that language, so scripts and fonts are fetched once."""
     contexts: dict[str, BrowserContext] = {}
 
     def of(locale: str) -> BrowserContext:
@@ -58,7 +58,7 @@ def context(in_language: Callable[[str], BrowserContext]) -> BrowserContext:
 
 @pytest.fixture(scope="session")
 def measured(runs: Runs, server: Server) -> RunResult:
-    """A real run that the server finds saved as "measured", for tests in which it does not matter who pressed Run."""
+    """A real run, saved as "measured", for tests that need one and do not press Run."""
     spec = small("tp2.pp2", parity=True, model={"layers": 4, "hidden": 64, "seq": 64}, steps=3, microbatches=4)
     store.save(runs.result(spec), server.home / "measured")
     return runs.result(spec)
@@ -66,7 +66,7 @@ def measured(runs: Runs, server: Server) -> RunResult:
 
 @pytest.fixture
 def watched(context: BrowserContext) -> Iterator[Watched]:
-    """A window in which nothing may go wrong."""
+    """A window that fails the test on any error."""
     watched = Watched(context)
     yield watched
     watched.close()

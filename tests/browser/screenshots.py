@@ -1,7 +1,7 @@
 """Pictures of the pages, to look at: `python -m tests.browser.screenshots --all FOLDER [--language zh] [--only compare learn-5]`.
 
-With --all PAGE-WIDTH-THEME.png of every page, and of every lesson before and after its question was answered, at 1280 and 1920
-pixels, light and dark, each as high as what is on it. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png,
+With --all, PAGE-WIDTH-THEME.png of every page, and of every lesson before and after the answer, at 1280 and 1920 pixels, light
+and dark, as high as the content. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png,
 compare.png, plan.png and learn.png. Both show real runs, on one server.
 """
 
@@ -24,7 +24,7 @@ from tests.browser.served import CHROMIUM_FLAGS, LONG_MS, PATIENCE_MS, ROOT, Ser
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0~p"
 GPIPE, DEEP = "gpt-tiny~dp2.tp2.pp2~gpipe~m4~b2~n20~r0.003~e0", "gpt-tiny~dp1.tp2.pp4~1f1b~m4~b2~n20~r0.003~e0"
-RUNS = {"RUN": CHOICE, "SECOND": GPIPE, "THIRD": DEEP}  # in a link: the names of the runs that the pictures show
+RUNS = {"RUN": CHOICE, "SECOND": GPIPE, "THIRD": DEEP}  # in a link: placeholder for the names of the runs in the pictures
 LESSONS = len(list((ROOT / "pages/learn/lessons").glob("[a-z]*.py")))
 HIGHEST = 9_000  # pixels of a picture
 Theme = Literal["light", "dark"]
@@ -46,7 +46,7 @@ PAGES: Mapping[str, tuple[str, dict[str, str]]] = {
     **{f"learn-{number}": ("learn", {"lesson": str(number)}) for number in range(1, LESSONS + 1)},
     "runs": ("runs", {"picked": "RUN"}),
 }
-EMPTY = "runs-empty"  # before there is a run
+EMPTY = "runs-empty"  # without runs
 README: Mapping[str, tuple[str, Theme, int]] = {  # file → page, theme, height
     "lab.png": ("lab-after", "light", 1500),
     "lab-dark.png": ("lab-after", "dark", 1500),
@@ -56,7 +56,7 @@ README: Mapping[str, tuple[str, Theme, int]] = {  # file → page, theme, height
 }
 
 
-# Whether all is drawn, and as it was when this was last asked: charts take the width of a new window only in a while.
+# Whether everything is drawn and unchanged since the last call: charts take the width of a new window with a delay.
 _STILL = """() => {
     const charts = [...document.querySelectorAll('[data-testid=stVegaLiteChart]')];
     const sizes = charts.map(chart => chart.querySelector('svg.marks')?.getBoundingClientRect().width);
@@ -71,13 +71,13 @@ _LOOK_EACH_MS = 150
 
 
 def settled(page: Page) -> None:
-    """Wait until the server has nothing more to draw and every chart is drawn, as wide as its place."""
+    """Wait until the server and all charts have finished drawing, at their final width."""
     page.wait_for_function(_STILL, polling=_LOOK_EACH_MS, timeout=LONG_MS)
     page.evaluate("document.fonts.ready")
 
 
 def run_once(window: Watched, server: Server, choice: str) -> str:
-    """A run of `choice`; its name."""
+    """Run `choice` and return the name of the run."""
     page = window.open(server, spec=choice)
     page.get_by_role("button", name=re.compile("^Run|运行$")).click()
     page.wait_for_url(re.compile("run=[0-9]{8}"), timeout=LONG_MS)  # the name of its folder, once it is saved
@@ -86,7 +86,7 @@ def run_once(window: Watched, server: Server, choice: str) -> str:
 
 
 def reach(page: Page, server: Server, name: str, runs: Mapping[str, str]) -> None:
-    """Open a page, as high as what is on it."""
+    """Open a page in a window as high as its content."""
     path, link = PAGES[name]
     asked = {key: _named(value, runs) for key, value in link.items()}
     page.goto(f"{server.url}/{path}?{urlencode(asked)}", timeout=LONG_MS)
@@ -101,7 +101,7 @@ def _named(text: str, runs: Mapping[str, str]) -> str:
 
 
 def stretch(page: Page, width: int | None = None) -> None:
-    """Streamlit scrolls inside of the page, so that a picture of the whole page would end with the window."""
+    """Make the window as high as the content. Streamlit scrolls inside the page, so a full-page picture would be cut off."""
     assert page.viewport_size
     wide = width or page.viewport_size["width"]
     if width:
@@ -116,7 +116,7 @@ def stretch(page: Page, width: int | None = None) -> None:
 
 
 def answer(page: Page) -> None:
-    """Commit to the first answer of a lesson's question, whatever it is."""
+    """Give the first answer to a lesson's question."""
     question = page.locator(".st-key-predict")
     if question.get_by_role("radio").count():
         question.locator("[data-testid=stRadioOption], label:has(input[type=radio])").first.click()
@@ -136,7 +136,7 @@ def undo(page: Page) -> None:
     expect(page.locator(".st-key-runs-gone")).to_have_count(0)
 
 
-# What is done on a page for a second picture of it, by what that is called, and how it is undone.
+# Second pictures of a page: name → (action before it, its undo).
 THEN: Mapping[str, tuple[str, Callable[[Page], None], Callable[[Page], None] | None]] = {
     **{f"learn-{number}": ("answered", answer, None) for number in range(1, LESSONS + 1)},
     "runs": ("deleted", delete, undo),
@@ -150,7 +150,7 @@ def shoot(page: Page, path: Path, height: int | None = None) -> None:
 
 
 def every_page(browser: Browser, server: Server, folder: Path, locale: str, only: list[str]) -> None:
-    """Each page is opened once a theme, and is then made wider."""
+    """Open each page once for each theme, then widen it."""
     runs: dict[str, str] = {}
     for theme in THEMES:
         context = browser.new_context(color_scheme=theme, reduced_motion="reduce", locale=locale)
@@ -158,7 +158,7 @@ def every_page(browser: Browser, server: Server, folder: Path, locale: str, only
         for name in only or PAGES:
             if not runs and name != EMPTY:
                 runs = {stands_for: run_once(window, server, choice) for stands_for, choice in RUNS.items()}
-            if runs and name == EMPTY:  # it is empty no more
+            if runs and name == EMPTY:  # there are runs now
                 continue
             began = time.monotonic()
             reach(window.page, server, name, runs)

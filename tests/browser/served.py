@@ -1,4 +1,4 @@
-"""The app as a user meets it: its own server on a free port, and a browser that tells of everything that goes wrong."""
+"""The app as users have it: a server on a free port, and a browser window that reports every error."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# Opened at a page's own address, Streamlit's client first asks whether the app is served beneath that, which it is not.
+# At the address of a page, Streamlit's client first checks whether the app is served below it. The answer is 404.
 _PROBE = re.compile(r"/\w+/_stcore/(health|host-config)$")
-# Only so that what hangs ends: a machine ten times slower is far from either. The second is for runs, and for whatever else the
-# server does not answer at once. Neither is as long as elsewhere, as where one page is broken, many tests wait for it.
+# Limits for tests that hang; a machine ten times slower does not reach them. The second is for runs and other slow answers. They
+# are shorter than in other tests, because many tests would wait for one broken page.
 PATIENCE_MS, LONG_MS = 60_000, 300_000
 
 
@@ -73,7 +73,7 @@ class Server:
             self.said.append(line)
             if "URL:" in line:
                 self._listening.set()
-        self._listening.set()  # it ended: what it said is why
+        self._listening.set()  # it ended: its output has the reason
 
 
 @contextmanager
@@ -92,9 +92,9 @@ def free_port() -> int:
 
 
 class Watched:
-    """A window of a browser, and all that goes wrong in it: script errors, and requests to other machines.
+    """A browser window, with all its script errors and its requests to other machines.
 
-    `context` is shared by windows, so that scripts and fonts are fetched once.
+    Windows share `context`, so that scripts and fonts are fetched once.
     """
 
     def __init__(self, context: BrowserContext, width: int = 1280, height: int = 900) -> None:
@@ -104,7 +104,7 @@ class Watched:
         self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("pageerror", lambda error: self.wrong.append(f"script error: {error}"))
         self.page.on("console", self._hear)
-        # Listened to rather than intercepted: interception turns the browser's cache off.
+        # Listening, because interception would turn off the browser's cache.
         self.page.on("request", lambda request: self._goes_to(request.url))
         self.page.on("websocket", lambda socket: self._goes_to(socket.url))
 
@@ -113,13 +113,13 @@ class Watched:
         return self.visit(server, "", **link)
 
     def visit(self, server: Server, path: str, **link: str) -> Page:
-        """The same of any page."""
+        """The same for any page."""
         self.page.goto(f"{server.url}/{path}?{urlencode(link)}")
         drawn(self.page)
         return self.page
 
     def close(self) -> None:
-        """Close the window. Fails if anything went wrong in it."""
+        """Close the window. Fails if there was an error in it."""
         self.page.close()
         assert not self.wrong, "\n".join(self.wrong)
 
@@ -134,6 +134,6 @@ class Watched:
 
 
 def drawn(page: Page) -> None:
-    """Wait until the server has nothing more to draw."""
+    """Wait until the server has finished drawing."""
     expect(page.locator("[data-testid=stApp][data-test-script-state=notRunning]")).to_be_visible(timeout=LONG_MS)
     expect(page.get_by_test_id("stSkeleton")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""For those who cannot see a page, or use no mouse: axe finds nothing serious, charts are named, ranks are chosen by keyboard."""
+"""Accessibility: axe finds no serious violations."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.pages.stand_in import PAIR, saved
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 RUN = "a-saved-run"
 LOOKED_AT = ["lab-chosen", "lab-after", "lab-misfit", "compare", "learn-1", "learn-4", "learn-5", "runs", "plan", "plan-serving"]
-COLOURS = ["color-contrast", "link-in-text-block"]  # the rules that ask what colours there are
+COLOURS = ["color-contrast", "link-in-text-block"]  # the rules about colours
 
-# What others than we make, by rule and by how the element ends, in which that is the whole of what is wrong.
+# Violations in other software: rule → end of the element's path. They are accepted if there are no others.
 KNOWN: dict[str, tuple[str, ...]] = {
-    "svg-img-alt": ('pointer-events="none"></g>',),  # Vega: the group of a layer that has no marks, so there is nothing to read
+    "svg-img-alt": ('pointer-events="none"></g>',),  # Vega: the group of a layer without marks, so there is nothing to read
 }
 
 
 def found(page: Page, rules: list[str] | None = None) -> list[str]:
-    """Serious and critical violations of these rules, or of any, each with where it is and what is to be done."""
+    """Serious and critical violations of these rules, or of all, with their elements and remedies."""
     page.evaluate(AXE)
     options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
     told: dict[str, Any] = page.evaluate("options => axe.run(document, options)", options)
@@ -38,7 +38,7 @@ def found(page: Page, rules: list[str] | None = None) -> list[str]:
 
 
 def test_axe_finds_nothing_serious(server: Server, browser: Browser):
-    """In the light theme, and of what the dark one changes, which is the colours."""
+    """All rules in the light theme, and those about colours in the dark one."""
     if not (server.home / RUN).exists():
         saved(server.home, PAIR, RUN)
     context = browser.new_context(color_scheme="light", reduced_motion="reduce")

@@ -1,4 +1,4 @@
-"""Compare in a real browser: from a link to four columns, by the page's own controls."""
+"""Compare in a real browser: from a link to four columns with the page's controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds on every page: deep links on a server that nobody has visited, and nothing that axe finds serious."""
+"""Every page: deep links are valid on a new server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN = "a-saved-run"
 
 
 class Link(NamedTuple):
-    """A deep link, what the page is called, and what shows that the page holds what the link says, in some language."""
+    """A deep link, the name of its page, and a check in some language that the page shows what the link says."""
 
     path: str
     parameters: dict[str, str]
@@ -53,7 +53,7 @@ def learn_holds(page: Page, say: Words) -> None:
 
 def runs_holds(page: Page, say: Words) -> None:
     expect(page.get_by_role("checkbox", name=re.compile(RUN))).to_be_checked()
-    expect(page.get_by_role("checkbox", name=re.compile("another"))).to_have_count(0)  # which is not looked for
+    expect(page.get_by_role("checkbox", name=re.compile("another"))).to_have_count(0)  # it is not in the link
 
 
 LINKS = {
@@ -73,7 +73,7 @@ def told(page: Page) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
-# Browser's language, what the link asks for, language that is met: first one way and then the other, by turns.
+# (language of the browser, language in the link, expected language), alternating.
 WAYS: list[list[tuple[str, dict[str, str], Language]]] = [
     [("en-US", {"lang": "zh"}, "zh"), ("zh-CN", {"lang": "en"}, "en")],
     [("zh-CN", {}, "zh"), ("en-US", {}, "en")],
@@ -83,7 +83,7 @@ WAYS: list[list[tuple[str, dict[str, str], Language]]] = [
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """The same for one new server after another: from the same address the browser fetches the app's own scripts once."""
+    """One port for all new servers, so that the browser fetches the app's scripts once."""
     return free_port()
 
 
@@ -91,7 +91,7 @@ def port() -> int:
 def test_a_deep_link_is_the_first_request_of_a_new_server(
     name: str, in_language: Callable[[str], BrowserContext], port: int, tmp_path: Path
 ):
-    """In both languages, asked for by the link or by the browser."""
+    """In both languages, requested by the link or by the browser."""
     for run in (RUN, "another"):
         saved(tmp_path, PAIR, run)
     link = LINKS[name]

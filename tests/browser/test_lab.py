@@ -53,7 +53,7 @@ def chart(page: Page, name: str) -> Locator:
 
 
 def bars(page: Page, name: str) -> Locator:
-    """The bars that a chart has drawn, by their own descriptions: what a screen reader finds."""
+    """The bars of a chart, by their descriptions for screen readers."""
     return chart(page, name).locator("svg.marks path[aria-roledescription='bar']")
 
 
@@ -100,7 +100,7 @@ def test_a_chart_has_its_numbers_and_its_controls(server: Server, measured: RunR
     page = watched.open(server, run="measured")
     expect(page.get_by_text("Gradients equal to the unsharded model")).to_be_visible()
     third = page.get_by_role("option", name="rank 3")
-    for limit in time_limits():  # what is drawn anew meanwhile, on a busy machine, closes an open list
+    for limit in time_limits():  # on a busy machine, a redraw would close an open list
         drawn(page)
         chart(page, "curve").get_by_role("combobox").click()
         with suppress(AssertionError):
@@ -146,7 +146,7 @@ def test_a_second_run_waits_its_turn(server: Server, watched: Watched, context: 
     other.close()
 
 
-def test_what_does_not_fit_is_told_and_a_button_mends_it(server: Server, watched: Watched):
+def test_an_invalid_choice_is_reported_and_a_button_corrects_it(server: Server, watched: Watched):
     page = watched.open(server)
     field(page, "Tensor (tp)").fill("3")
     field(page, "Tensor (tp)").press("Enter")
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_told_and_a_button_mends_it(server: Server, watched
     assert "dp2.tp4.pp2" in link(page, "spec")
 
 
-def test_what_was_unfolded_stays_so_when_its_label_changes(server: Server, watched: Watched):
+def test_an_expander_stays_open_when_its_label_changes(server: Server, watched: Watched):
     page = watched.open(server)
     page.get_by_text("Memory levers").click()
     page.get_by_role("radio", name="full").click()
@@ -173,7 +173,7 @@ def test_what_was_unfolded_stays_so_when_its_label_changes(server: Server, watch
     expect(page.locator(".ss-formula").first).to_be_visible()
 
 
-def test_going_back_restores_the_choice_before(server: Server, watched: Watched):
+def test_going_back_restores_the_previous_choice(server: Server, watched: Watched):
     page = watched.open(server)
     before = link(page, "spec")
     page.get_by_role("combobox", name="Pipeline schedule").click()
@@ -187,7 +187,7 @@ def test_going_back_restores_the_choice_before(server: Server, watched: Watched)
 
 @pytest.fixture(scope="module")
 def fresh(server: Server) -> Iterator[Server]:
-    """A new server that finds the runs of another."""
+    """A new server with the runs of another."""
     with served(server.home) as fresh:
         yield fresh
 
@@ -212,14 +212,14 @@ def test_links_open_on_a_fresh_server(fresh: Server, measured: RunResult, watche
     expect(page.get_by_text("The run in this link is not known here")).to_be_visible()
 
 
-def test_a_server_that_showed_a_run_stays_small_and_knows_no_torch(fresh: Server, measured: RunResult, watched: Watched):
+def test_a_server_that_showed_a_run_stays_small_and_does_not_load_torch(fresh: Server, measured: RunResult, watched: Watched):
     expect(finished(watched.open(fresh, run="measured"))).to_be_visible()
     process = psutil.Process(fresh.pid)
     assert process.memory_info().rss <= 250 * 2**20
     assert not any("libtorch" in mapped.path for mapped in process.memory_maps())
 
 
-def test_a_text_of_ones_own(server: Server, watched: Watched, tmp_path: Path):
+def test_an_uploaded_text_is_trained_on(server: Server, watched: Watched, tmp_path: Path):
     prose = tmp_path / "prose.txt"
     prose.write_text("Übung macht den Meister. " * 200, encoding="utf-8")
     wrong = tmp_path / "wrong.txt"
@@ -254,7 +254,7 @@ def test_nothing_is_wider_than_the_window(server: Server, watched: Watched):
                 page.wait_for_function(_FITS, arg=place)
 
 
-def test_charts_take_the_colours_of_the_theme_as_it_changes(server: Server, watched: Watched):
+def test_charts_take_the_colours_of_a_new_theme(server: Server, watched: Watched):
     page = watched.open(server)
     forward = chart(page, "textbook").locator(f"svg.marks path[fill='{LIGHT.blue}']")
     expect(forward.first).to_be_visible()

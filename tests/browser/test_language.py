@@ -1,4 +1,4 @@
-"""The two languages in a real browser: which one a reader meets, and what a switch keeps."""
+"""The two languages in a real browser: which one a reader gets, and what stays when it is switched."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def switch(page: Page, to: str) -> None:
     page.locator(".st-key-language").get_by_role("radio", name=to).click()
 
 
-# What is the same in every language: names, the kinds of actions as the tables have them, and what each language calls itself.
-# The last two are icons, which are words too.
+# Texts that are the same in every language: names, kinds of actions, and the languages' own names. The last two are icons, which
+# are text too.
 NAMES = re.compile(r"\b(GPipe|ZeRO|rank|token|English|Ctrl|send|recv|reduce|gather|step|function|[a-z]+(_[a-z]+)+)\b")
 
 
 def seen(page: Page) -> str:
-    """All text of form and page that can be seen."""
+    """All visible text of form and page."""
     return page.evaluate(
         """() => [...document.querySelectorAll("[data-testid=stMain], [data-testid=stSidebarContent]")].flatMap((root) => {
             const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), found = [];
@@ -40,9 +40,9 @@ def seen(page: Page) -> str:
     )
 
 
-def test_a_switch_changes_every_word_and_no_choice(server: Server, watched: Watched):
+def test_switching_the_language_changes_every_text_and_no_choice(server: Server, watched: Watched):
     page = watched.open(server, spec=CHOICE, rank="3")
-    assert link(page) == {"spec": CHOICE, "rank": "3"}  # a language that nobody chose is not in the link
+    assert link(page) == {"spec": CHOICE, "rank": "3"}  # a language that was not chosen is not in the link
     expect(page.locator("html")).to_have_attribute("lang", "en")
     expect(page.locator(".ss-rank[aria-pressed=true] b")).to_have_text("3")
 
@@ -67,15 +67,15 @@ def test_a_switch_changes_every_word_and_no_choice(server: Server, watched: Watc
     assert link(page) == {"spec": CHOICE, "rank": "3", "lang": "en"}
 
 
-def test_what_does_not_fit_is_told_in_the_readers_language(server: Server, watched: Watched):
+def test_a_misfit_is_shown_in_the_readers_language(server: Server, watched: Watched):
     page = watched.open(server, spec="gpt-tiny~dp1.tp3.pp1~1f1b", lang="zh")
     expect(page.get_by_text("tp=3 不能整除 4 个头；1, 2 和 4 可以。", exact=True)).to_be_visible()
     page.get_by_role("button", name="tp=4").click()
     expect(page.get_by_role("button", name="用 4 个进程运行")).to_be_enabled()
 
 
-def test_a_browser_of_another_language_or_kind_of_chinese_meets_one_of_the_two(server: Server, browser: Browser):
-    """Where they are its own is in test_everywhere.py."""
+def test_browsers_of_other_languages_get_english_or_chinese(server: Server, browser: Browser):
+    """test_everywhere.py has browsers of the two languages."""
     for locale, greeting in (("zh-TW", "谁持有什么"), ("de-DE", "Who holds what")):
         context: BrowserContext = browser.new_context(locale=locale, reduced_motion="reduce")
         window = Watched(context)

@@ -14,7 +14,7 @@ _FITS = "() => { const e = document.querySelector('[data-testid=stMain]'); retur
 
 
 def lesson(watched: Watched, server: Server, link: str) -> Page:
-    """Open a lesson by its link, on a server that has been visited before."""
+    """Open a lesson by its link."""
     page = watched.open(server)
     page.goto(f"{server.url}/learn?{link}")
     drawn(page)
@@ -46,7 +46,7 @@ def test_open_a_lesson_by_link_answer_by_keyboard_and_see(server: Server, watche
     expect(page).to_have_url(re.compile("with=schedule-gpipe~p-3~m-4~turn-1(&|$)"))
     page.get_by_role("button", name="The three together").first.click()
     expect(page.get_by_role("heading", name="The three together", level=1)).to_be_visible()
-    expect(page).to_have_url(re.compile("lesson=6"))  # written once the whole lesson is drawn
+    expect(page).to_have_url(re.compile("lesson=6"))  # written after the whole lesson is drawn
 
 
 def test_a_real_run_answers_the_lesson(server: Server, watched: Watched):

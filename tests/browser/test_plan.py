@@ -1,4 +1,4 @@
-"""Plan in a real browser: from a question to a layout that is opened in the Lab, and one that does not fit."""
+"""Plan in a real browser: from the form to a layout in the Lab, and a layout that does not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.browser.served import LONG_MS, Server, Watched, drawn
 LINK = "plan?model=gpt2-1.5b&device=mi300x&ranks=8&batch=16&accounting=korthikanti2022"
 
 
-def test_a_layout_is_picked_exported_and_opened_and_what_does_not_fit_says_why(server: Server, watched: Watched) -> None:
+def test_a_layout_is_chosen_exported_and_opened_and_a_misfit_has_its_reason(server: Server, watched: Watched) -> None:
     page = watched.page
     page.goto(f"{server.url}/{LINK}&row=2")
     drawn(page)
@@ -50,11 +50,11 @@ def test_the_keyboard_chooses_another_layout(server: Server, watched: Watched) -
     expect(page.get_by_role("option").first).to_be_visible()
     layout.press("ArrowDown")
     layout.press("Enter")
-    expect(page).to_have_url(re.compile("row=2(&|$)"))  # each press went one further
+    expect(page).to_have_url(re.compile("row=2(&|$)"))  # each key press moved one entry
     expect(page.get_by_text("Number 3 of the")).to_be_visible()
 
 
-def test_serving_is_asked_for_and_its_link_restores_it_in_another_language(server: Server, watched: Watched) -> None:
+def test_a_link_restores_serving_in_another_language(server: Server, watched: Watched) -> None:
     page = watched.page
     page.goto(f"{server.url}/plan?model=gpt3-13b&device=h100-80gb&ranks=4&for=serving")
     drawn(page)
@@ -63,7 +63,7 @@ def test_serving_is_asked_for_and_its_link_restores_it_in_another_language(serve
     many.fill("64")
     many.press("Enter")
     expect(page).to_have_url(re.compile("sequences=64(&|$)"))
-    drawn(page)  # which would close a list that was opened before
+    drawn(page)  # a later redraw would close an open list
     layout = page.get_by_role("combobox", name="Layout")
     layout.press("ArrowDown")
     expect(page.get_by_role("option").first).to_be_visible()
@@ -81,7 +81,7 @@ def test_serving_is_asked_for_and_its_link_restores_it_in_another_language(serve
     expect(page).not_to_have_url(re.compile("for=serving"))
 
 
-def test_a_dry_run_shows_how_far_it_is_and_is_cancelled(server: Server, watched: Watched) -> None:
+def test_a_dry_run_shows_its_progress_and_can_be_cancelled(server: Server, watched: Watched) -> None:
     page = watched.page
     page.goto(f"{server.url}/plan?model=gpt3-175b&device=h100-80gb&ranks=1024&accounting=korthikanti2022")
     drawn(page)

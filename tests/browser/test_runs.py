@@ -1,4 +1,4 @@
-"""The Runs page in a real browser: one reader's way from an empty list to a run that was taken along and brought back."""
+"""The Runs page in a real browser, from an empty list to a run that is downloaded and uploaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save(home: Path, name: str, spec: RunSpec, age: int) -> None:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, context: BrowserContext) -> Iterator[Server]:
-    """A server whose runs are this module's alone."""
+    """A server with runs of this module only."""
     with served(tmp_path_factory.mktemp("own")) as server:
         lab = Watched(context)
         lab.open(server)
@@ -91,7 +91,7 @@ def test_the_list_begins_empty_and_then_shows_searches_and_sorts(own: Server, pa
     expect(names(page)).to_have_text(["first", "second", "third"])
 
 
-def test_a_run_is_renamed_and_a_bad_name_told(page: Page) -> None:
+def test_a_run_is_renamed_and_a_bad_name_is_reported(page: Page) -> None:
     tick(page, "first")
     page.get_by_role("button", name="Rename").click()
     name = page.get_by_role("textbox", name="New name")
@@ -122,7 +122,7 @@ def test_what_was_downloaded_and_deleted_can_be_uploaded_again(own: Server, page
     page.get_by_role("button", name="Upload a run").click()
     page.locator("input[type=file]").set_input_files(taken)
     expect(page.get_by_text("Added the best.")).to_be_visible()
-    expect(page.locator("input[type=file]")).to_have_count(0)  # what asked for it covers nothing
+    expect(page.locator("input[type=file]")).to_have_count(0)  # the popover is closed
     expect(names(page)).to_have_text(["the best", "third", "second"])
     assert store.load(own.home / "the best").summary["parity_max_rel"] == 3.1e-7
 
@@ -132,8 +132,8 @@ def upload(page: Page, name: str, content: bytes) -> None:
     page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "application/zip", "buffer": content})
 
 
-def test_a_run_with_very_many_microbatches_comes_back(own: Server, page: Page, tmp_path: Path) -> None:
-    """As a zip it is more than a megabyte, for times are noise: so is a real run of eight ranks with 400 microbatches."""
+def test_a_run_with_very_many_microbatches_can_be_uploaded(own: Server, page: Page, tmp_path: Path) -> None:
+    """Its zip has more than a megabyte, because times do not compress: as that of eight ranks with 400 microbatches."""
     spec = RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2), workload=WorkloadSpec(microbatches=2500))
     result = result_of(spec)
     spans = result.tables["spans"]
@@ -148,7 +148,7 @@ def test_a_run_with_very_many_microbatches_comes_back(own: Server, page: Page, t
     store.delete(own.home / "very many")
 
 
-def test_what_the_field_says_that_it_takes_the_server_takes_too(page: Page) -> None:
+def test_the_servers_upload_limit_is_at_least_the_fields(page: Page) -> None:
     page.get_by_role("button", name="Upload a run").click()
     said = page.get_by_test_id("stFileUploaderDropzoneInstructions").inner_text()
     most = int(re.search(r"(\d+)MB", said)[1]) * 1_000_000  # type: ignore[index]
@@ -157,7 +157,7 @@ def test_what_the_field_says_that_it_takes_the_server_takes_too(page: Page) -> N
     expect(page.get_by_text("This is not a zip of a saved run: it cannot be opened")).to_be_visible(timeout=LONG_MS)
 
 
-def test_deleted_runs_come_back_at_a_press(page: Page) -> None:
+def test_undo_restores_deleted_runs(page: Page) -> None:
     tick(page, "the best", "second")
     page.get_by_role("button", name="Delete").click()
     expect(page.get_by_text("Deleted 2 runs.")).to_be_visible()
@@ -167,7 +167,7 @@ def test_deleted_runs_come_back_at_a_press(page: Page) -> None:
     expect(names(page)).to_have_text(["the best", "third", "second"])
 
 
-def test_chosen_runs_go_to_the_comparison_and_a_run_to_the_lab(page: Page) -> None:
+def test_chosen_runs_open_in_compare_and_one_in_the_lab(page: Page) -> None:
     tick(page, "the best", "third")
     compare = page.get_by_test_id("stMain").get_by_role("link", name="Compare")
     compare.click()
@@ -177,7 +177,7 @@ def test_chosen_runs_go_to_the_comparison_and_a_run_to_the_lab(page: Page) -> No
     expect(page.get_by_role("heading", name=re.compile("^Measured: gpt-tiny on dp1.tp1.pp2"))).to_be_visible()
 
 
-def test_the_keyboard_alone_is_enough(own: Server, page: Page) -> None:
+def test_the_list_works_with_the_keyboard_alone(own: Server, page: Page) -> None:
     box = page.get_by_role("checkbox", name="Select third")
     box.focus()
     page.keyboard.press("Space")

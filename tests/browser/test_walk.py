@@ -1,4 +1,4 @@
-"""The timeline's accounts and the walk of one microbatch, in a real browser, over a real run."""
+"""The timelines and the walk of one microbatch, in a real browser with a real run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def walk(page: Page) -> Locator:
 
 
 def frames(page: Page, name: str, width: str = "3.5") -> Locator:
-    """What a chart frames: the event that is told."""
+    """The frames in a chart, around the current event."""
     return chart(page, name).locator(f"svg.marks path[stroke-width='{width}']")
 
 
 def in_view(page: Page, name: str) -> bool:
-    """Whether one sees the foot of that, and not what covers it."""
+    """Whether the bottom of the element is visible and not covered."""
     at: bool = page.locator(name).evaluate(
         "e => { const b = e.getBoundingClientRect(); return e.contains(document.elementFromPoint(b.x + 20, b.bottom - 5)); }"
     )
@@ -62,9 +62,7 @@ def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, wa
     assert link(page, "rank") == "2"
 
 
-def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_grow(
-    server: Server, measured: RunResult, watched: Watched
-):
+def test_there_are_three_timelines_and_a_slow_stage_increases_the_bubble(server: Server, measured: RunResult, watched: Watched):
     page = watched.open(server, run="measured")
     expect(bars(page, "timeline")).to_have_count(4 + len(measured.tables["spans"]))
     chart(page, "timeline").get_by_role("radio", name="projected").click()
@@ -84,7 +82,7 @@ def test_the_timeline_is_told_in_three_ways_and_a_slow_stage_makes_the_bubble_gr
     expect(cells.first).to_be_visible()
 
 
-def test_of_a_step_too_long_to_draw_a_part_is_brushed(server: Server, watched: Watched):
+def test_a_part_of_a_long_step_can_be_brushed(server: Server, watched: Watched):
     page = watched.open(server, spec="gpt-tiny~dp1.tp1.pp2~1f1b~m1000~b1~n3~r0.003~e0")
     expect(chart(page, "textbook")).to_contain_text("Only 64 of 4,000 bars are drawn")
     strip = chart(page, "textbook-overview").locator("svg.marks")

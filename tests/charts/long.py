@@ -1,4 +1,4 @@
-"""The tables of a run as long as one machine takes: 16 ranks, 256 microbatches, 10,000 steps. None of it was run."""
+"""Made-up tables of the longest run that a machine accepts: 16 ranks, 256 microbatches, 10,000 steps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PEAK_RANK = 0
 
 @cache
 def long_run() -> RunResult:
-    """The formulas' own tables, called measured; every pass has a transfer of half its length beside it."""
+    """Predicted tables with the source measured. Every pass has a transfer of half its time."""
     predicted = predict(SPEC)
     spans = predicted.tables["spans"]
     comm = spans.assign(lane="comm", kind="send", end_ns=(spans["start_ns"] + spans["end_ns"]) // 2)
-    ones = [_apart(curve_table(SPEC, stage * 4)) for stage in range(MESH.pp)]  # of a stage's ranks all hold the same
+    ones = [_with_distinct_times(curve_table(SPEC, stage * 4)) for stage in range(MESH.pp)]  # all ranks of a stage hold the same
     curves = [ones[rank // 4].assign(rank=rank) for rank in range(MESH.size)]
     steps = np.arange(1, SPEC.workload.steps + 1)
     losses = pd.DataFrame({"step": steps, "loss": 5.0 - steps / 10_000, "grad_norm": 1.0, "step_ns": 10**9, "tokens": 10**4})
@@ -48,6 +48,6 @@ def long_run() -> RunResult:
     return RunResult(SPEC, environment, summary, {name: t.assign(source="measured") for name, t in tables.items()})
 
 
-def _apart(curve: pd.DataFrame) -> pd.DataFrame:
-    """No two compositions at one instant: in a formula actions may take no time, in a run each takes some."""
+def _with_distinct_times(curve: pd.DataFrame) -> pd.DataFrame:
+    """The curve with one composition at each instant. In a prediction actions can take no time, in a run they cannot."""
     return curve.assign(t_ns=curve["t_ns"] + curve.groupby(["t_ns", "category"]).cumcount())

@@ -1,4 +1,4 @@
-"""Tables of a run that never was, small enough to know by heart: every number a chart shows can be worked out from them."""
+"""Small made-up tables of a run. Every number in a chart can be computed from them by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MS = 1_000_000
 
 
 def memory_peak(mesh: Mesh) -> pd.DataFrame:
-    """Category i of rank r has (i + 1) × 1 KiB, and stage 0 twice as much of each."""
+    """Category i of each rank has (i + 1) × 1 KiB; on stage 0 twice as much."""
     rows = []
     for rank in range(mesh.size):
         at = mesh.coordinate(rank)
@@ -26,7 +26,7 @@ def memory_peak(mesh: Mesh) -> pd.DataFrame:
 
 
 def predicted_memory(mesh: Mesh, off: int = 0) -> pd.DataFrame:
-    """The same as a prediction, which has `off` bytes more of activations on every rank."""
+    """The same as a prediction, with `off` more bytes of activations on every rank."""
     found = memory_peak(mesh).assign(source="formula")
     found.loc[found["category"] == "activations", "bytes"] += off
     return found
@@ -76,7 +76,7 @@ def textbook(layout: LayoutSpec, microbatches: int) -> list[Timed]:
 
 
 def spans(layout: LayoutSpec, microbatches: int) -> pd.DataFrame:
-    """The textbook's times as if measured, 1 unit = 1 ms, on every rank; a transfer of 0.5 ms follows each pass."""
+    """The textbook's times as measured times of every rank, with 1 unit = 1 ms. A transfer of 0.5 ms follows each pass."""
     mesh = layout.mesh
     rows: list[dict[str, Any]] = []
     for timed in textbook(layout, microbatches):

@@ -1,4 +1,4 @@
-"""Looking into a Vega-Lite spec: its data, its marks, its colours."""
+"""Reads data, marks and colours from a Vega-Lite spec."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def marks(spec: dict[str, Any], kind: str) -> list[tuple[dict[str, Any], list[di
 
 
 def colour_of(view: dict[str, Any]) -> dict[str, str]:
-    """Name → colour of a view's colour scale."""
+    """Name → colour, of a view's colour scale."""
     scale = view["encoding"]["color"]["scale"]
     return dict(zip(scale["domain"], scale["range"], strict=True))

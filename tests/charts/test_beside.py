@@ -1,4 +1,4 @@
-"""Predicted beside measured: what each chart says of the difference, and the sum that a bar unfolds into."""
+"""Predicted beside measured: titles and texts on the difference, and the formula of a bar."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def predicted_traffic(change: int = 0) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("style", [LIGHT, DARK], ids=["light", "dark"])
-def test_every_rank_and_category_is_a_bar_of_its_colour_once_measured_and_once_predicted(style: Look):
+def test_every_rank_and_category_has_a_measured_and_a_predicted_bar_in_its_colour(style: Look):
     view, rows = marks(memory_of(512, style=style).spec, "bar")[0]
     expected = pd.concat([made_up.memory_peak(MESH), made_up.predicted_memory(MESH, 512)])
     assert sorted((r["source"], r["rank"], r["category"], r["bytes"]) for r in rows) == sorted(
@@ -64,11 +64,11 @@ def test_the_signed_error_stands_above_each_predicted_bar(off: int, above: str):
 
 
 def test_the_title_says_how_far_off_the_worst_rank_is():
-    # 210 bytes weigh more on the ranks of stage 1, which hold half as much: 21 KiB.
+    # 210 bytes are a larger share on stage 1, whose ranks hold half as much: 21 KiB.
     assert memory_of(210).title == "Ranks 0–3 are fullest: 42 KiB; the prediction is 0.98% off at the worst, on rank 4"
 
 
-def test_equal_to_the_byte_is_said_so_and_one_byte_less_is_not():
+def test_the_title_says_equal_to_the_byte_only_if_no_byte_differs():
     assert memory_of(0).title == "Ranks 0–3 are fullest: 42 KiB; every rank as predicted, to the byte"
     assert "to the byte" not in memory_of(1).title
     assert memory_of(mesh=Mesh({"pp": 2})).title == "Rank 0 is fullest: 42 KiB; every rank as predicted, to the byte"
@@ -85,7 +85,7 @@ def test_before_a_run_the_prediction_stands_alone():
     assert memory_of(measured=False, mesh=Mesh({})).title == "Every rank needs 42 KiB"
 
 
-def test_the_device_is_a_line_where_it_is_in_sight_and_a_sentence_where_not():
+def test_the_capacity_is_a_line_near_the_bars_and_otherwise_a_sentence():
     small = memory_of(measured=False, capacity=40 * KIB)
     assert small.title == "Ranks 0–3 need 42 KiB each and the toy-1gb has 40 KiB: they run out of memory"
     [(_, lines)] = marks(small.spec, "rule")
@@ -95,14 +95,14 @@ def test_the_device_is_a_line_where_it_is_in_sight_and_a_sentence_where_not():
     assert "The toy-1gb has 1 GiB, far above these bars." in large.reading
 
 
-def test_what_is_empty_has_no_bar():
+def test_an_amount_of_zero_has_no_bar():
     table = made_up.predicted_memory(Mesh({}))
     table.loc[table["category"] == "temporary", "bytes"] = 0
     _, rows = marks(beside.memory(None, table, None, "", LIGHT).spec, "bar")[0]
     assert "temporary" not in {r["category"] for r in rows}
 
 
-def test_many_ranks_are_a_bar_a_stage():
+def test_with_many_ranks_each_stage_has_a_bar():
     drawing = memory_of(measured=False, mesh=Mesh({"dp": 8, "tp": 4, "pp": 2}))
     _, rows = marks(drawing.spec, "bar")[0]
     assert {r["rank"] for r in rows} == {0, 32}
@@ -140,7 +140,7 @@ def test_one_rank_is_shown_alone():
     assert drawing.title == "tp carries 100.0% of the 4 KiB of rank 1 in a step"
 
 
-def test_traffic_equal_to_the_byte_is_said_so_and_what_differs_is_counted():
+def test_the_title_says_whether_traffic_is_equal_and_counts_differences():
     equal = beside.traffic(made_up.traffic(), predicted_traffic(), 2, "wire", None, LIGHT)
     assert equal.title == "5.50 KiB a rank in a step: measured as predicted, to the byte and to the call"
     [(_, ticks)] = marks(equal.spec, "tick")
@@ -150,7 +150,7 @@ def test_traffic_equal_to_the_byte_is_said_so_and_what_differs_is_counted():
     )
 
 
-def test_what_only_one_of_them_has_differs_too():
+def test_a_row_that_only_one_side_has_is_a_difference():
     drawing = beside.traffic(made_up.traffic(), predicted_traffic().iloc[1:], 2, "wire", None, LIGHT)
     assert drawing.title == "1 row differs from its prediction"
 
@@ -164,7 +164,7 @@ def test_a_single_rank_has_no_traffic():
 
 
 def sums(html: str) -> dict[str, tuple[int, list[int]]]:
-    """Part → its own bytes as the heading states them, and the bytes of each row of it."""
+    """Part → its bytes in the heading, and the bytes of each of its rows."""
     found = {}
     for body in re.findall("<tbody>(.*?)</tbody>", html):
         name, said = re.search(r"colspan='3'>(.*?)</th><td>.*?, ([\d,]+) bytes", body).groups()
@@ -180,7 +180,7 @@ def test_memory_unfolds_into_terms_that_add_up_to_the_predicted_bytes():
     assert all(stated == sum(rows) for stated, rows in shown.values())
 
 
-def test_each_row_is_a_product_of_the_numbers_that_stand_in_it():
+def test_each_row_is_the_product_of_its_numbers():
     peak = memory(SPEC).peaks[1]
     rows = re.findall(r"<td class='ss-math'>([\d, ·]+)</td><td>([\d,]+)</td>", formula.unfolded(peak.terms, {}, None, LIGHT))
     assert len(rows) > 20
@@ -191,14 +191,14 @@ def test_each_row_is_a_product_of_the_numbers_that_stand_in_it():
         assert product == int(value.replace(",", ""))
 
 
-def test_traffic_unfolds_into_what_a_rank_hands_over():
+def test_traffic_unfolds_into_terms_that_add_up_to_the_payload():
     found = terms(SPEC, 5)
     shown = sums(formula.unfolded({" ".join(key): parts for key, parts in found.items()}, {}, None, LIGHT))
     assert all(stated == sum(rows) for stated, rows in shown.values())
     assert sum(stated for stated, _ in shown.values()) == sum(term.value for parts in found.values() for term in parts)
 
 
-def test_what_was_measured_stands_beside_the_sum():
+def test_the_measured_number_is_beside_the_sum():
     peak = memory(SPEC).peaks[0]
     html = formula.unfolded(peak.terms, {}, {"parameters": 12_345}, LIGHT)
     assert "measured 12,345" in html
@@ -213,25 +213,25 @@ def test_every_symbol_in_a_formula_is_explained():
     assert explained == letters
 
 
-class Loud(NullTranslations):
-    """A language that says everything in capitals."""
+class Capitals(NullTranslations):
+    """A catalog that translates every text into capitals."""
 
     def gettext(self, message: str) -> str:
         return message if "{" in message else message.upper()
 
 
-def test_names_and_symbols_are_said_in_the_readers_language():
-    style = replace(LIGHT, say=Words("zh", Loud()))
+def test_names_and_symbols_are_translated():
+    style = replace(LIGHT, say=Words("zh", Capitals()))
     peak = memory(SPEC).peaks[0]
     html = formula.unfolded(peak.terms, {}, None, style)
     names = [unescape(name) for name in re.findall("<tr><td>(.*?)</td>", html)]
-    assert "weights of THE TOKEN TABLE" in names  # a name that is made of another, whose own braces stay
+    assert "weights of THE TOKEN TABLE" in names  # a name that contains another name, whose braces stay
     assert "ATTENTION: SOFTMAX" in names
     assert all(name.isupper() or " of " in name for name in names)
     assert "WIDTH OF THE RESIDUAL STREAM" in formula.glossary(peak.terms["activations"], SYMBOLS, style)
 
 
-def test_of_very_many_stages_a_bar_is_the_fullest_of_a_few():
+def test_with_very_many_stages_a_bar_is_the_fullest_of_a_few():
     mesh = Mesh({"pp": 300})
     table = made_up.predicted_memory(mesh)
     table.loc[table["rank"] == 7, "bytes"] *= 3
@@ -245,7 +245,7 @@ def test_of_very_many_stages_a_bar_is_the_fullest_of_a_few():
     assert drawing.title == "Rank 7 will be fullest: 63 KiB, against 21 KiB on ranks 1–6, 8–299"
 
 
-def test_where_a_stage_stands_for_its_ranks_the_title_speaks_of_stages():
+def test_if_bars_are_stages_the_title_names_stages():
     table = made_up.predicted_memory(Mesh({"pp": 4}))  # stage 0 holds twice as much as the others
     told = beside.memory(None, table, None, "", LIGHT, ranks=4_000_000).title
     assert told == "The ranks of stage 0 will be fullest: 42 KiB, against 21 KiB of stage 1"

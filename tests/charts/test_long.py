@@ -1,4 +1,4 @@
-"""Every chart draws a run of 16 ranks, 256 microbatches and 10,000 steps, and no more of it than a browser takes."""
+"""Every chart draws a run of 16 ranks, 256 microbatches and 10,000 steps with as few marks as a browser needs."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_a_view_has_at_most_as_many_marks_as_a_browser_moves(name: str) -> None:
+def test_a_view_has_no_more_marks_than_a_browser_can_pan(name: str) -> None:
     spec = DRAWINGS[name]().spec
     drawn = [len(rows) for kind in MARKS for _, rows in marks(spec, kind)]
     assert 0 < max(drawn) <= MAX_BARS
 
 
 def totals_of_the_curve() -> pd.Series[int]:
-    """By instant; where actions take no time there are several, of which the highest counts."""
+    """Total bytes by instant. If actions take no time, there are several totals, and the highest counts."""
     curve = long_run().tables["memory_curve"]
     mine = curve[curve["rank"] == PEAK_RANK].reset_index(drop=True)
     points = mine.groupby(mine.index // len(CATEGORIES)).agg({"t_ns": "first", "bytes": "sum"})
     return points.groupby("t_ns")["bytes"].max()
 
 
-def test_a_thinned_curve_still_has_its_peak_and_says_what_is_left_out() -> None:
+def test_a_thinned_curve_has_its_peak_and_says_what_is_left_out() -> None:
     curve, totals = long_run().tables["memory_curve"], totals_of_the_curve()
     drawing = memory.curve(curve, PEAK_RANK, LIGHT)
     [(_, pointers)] = marks(drawing.spec, "rule")
@@ -68,7 +68,7 @@ def test_a_thinned_curve_still_has_its_peak_and_says_what_is_left_out() -> None:
     assert max(row["total"] for row in pointers) == totals.max()
     assert in_bytes(totals.max()) in drawing.title
     assert f"Of {len(totals):,} moments {len(pointers):,} are drawn" in drawing.reading
-    assert len(drawing.table) >= len(totals)  # all of them, for those who want the numbers
+    assert len(drawing.table) >= len(totals)  # the table has all rows
 
 
 def test_a_thinned_curve_holds_the_highest_of_every_stretch() -> None:
@@ -80,26 +80,26 @@ def test_a_thinned_curve_holds_the_highest_of_every_stretch() -> None:
         assert totals.loc[start:end].max() == max(drawn[t] for t in times if start <= t <= end)
 
 
-def test_the_strip_beneath_covers_the_whole_step() -> None:
+def test_the_strip_of_actions_covers_the_whole_step() -> None:
     curve = long_run().tables["memory_curve"]
     [(_, bars)] = marks(memory.curve(curve, PEAK_RANK, LIGHT).spec, "bar")
     assert bars[0]["start"] == 0
     assert all(one["end"] == pytest.approx(other["start"]) for one, other in itertools.pairwise(bars))
-    for bar in bars:  # a stretch has the name of its longest action, and tells when that one was
+    for bar in bars:  # an interval has the name and the times of its longest action
         assert bar["start"] <= bar["began"] <= bar["ended"] <= bar["end"] + 1e-9
     assert any(bar["ended"] - bar["began"] < bar["end"] - bar["start"] for bar in bars)
 
 
 def test_a_thinned_loss_keeps_its_ends_and_extremes() -> None:
     steps = long_run().tables["steps"].copy()
-    steps.loc[5_000, "loss"] = 9.0  # one step stands out
-    steps.loc[5_001, "loss"] = math.nan  # and the next blew up
+    steps.loc[5_000, "loss"] = 9.0  # one step is an outlier
+    steps.loc[5_001, "loss"] = math.nan  # and the next is NaN
     [(_, rows)] = marks(loss.loss(steps, LIGHT).spec, "line")
     assert (rows[0]["step"], rows[-1]["step"]) == (1, 10_000)
     assert max(row["loss"] for row in rows) == 9.0
 
 
-def test_of_more_ranks_than_have_room_some_are_drawn_and_the_title_is_of_all() -> None:
+def test_with_too_many_ranks_some_are_drawn_and_the_title_is_about_all() -> None:
     passed = long_run().tables["traffic"]
     one = passed[passed["rank"] == 0]
     several = one.loc[one.index.repeat(3_000)].assign(rank=list(range(3_000)) * len(one))

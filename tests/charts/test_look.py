@@ -33,7 +33,7 @@ def test_data_stands_out_from_the_background(style: Look):
 
 
 @STYLES
-def test_what_is_written_on_a_bar_can_be_read(style: Look):
+def test_text_on_a_bar_has_enough_contrast(style: Look):
     for name in ("forward (F)", "backward (B, I)", "weight gradient (W)", "reduce, tie, gather, step"):
         assert contrast(style.on_colour, style.lane[name]) >= 3.0, name
 
@@ -45,7 +45,7 @@ def test_every_category_has_a_colour_of_its_own(style: Look):
 
 
 @STYLES
-def test_stages_are_a_ramp_whose_ends_are_far_apart(style: Look):
+def test_the_ramp_of_stages_has_distinct_ends(style: Look):
     assert (style.stage(0, 1), style.stage(0, 16), style.stage(15, 16)) == (style.stages[0], *style.stages)
     assert len({style.stage(s, 16) for s in range(16)}) == 16
 

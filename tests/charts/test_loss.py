@@ -14,5 +14,5 @@ def test_every_step_is_a_point_and_the_title_has_the_ends():
     assert drawing.title == "The loss fell from 5.500 to 3.000 in 3 steps"
 
 
-def test_a_loss_that_rose_is_not_said_to_have_fallen():
+def test_the_title_does_not_say_that_a_rising_loss_fell():
     assert loss.loss(made_up.steps([3.0, 3.5]), LIGHT).title == "The loss did not fall: it went from 3.000 to 3.500 in 2 steps"

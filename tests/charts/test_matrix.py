@@ -21,7 +21,7 @@ def cells(traffic: pd.DataFrame, mesh: Mesh, measure: matrix.Measure = "wire") -
 
 
 def of_a_layout(mesh: Mesh) -> pd.DataFrame:
-    """Every rank all-reduces 100 bytes along tp and dp and sends 10 on to the next stage, which takes them in."""
+    """Every rank all-reduces 100 bytes along tp and dp, and sends 10 to the next stage, which receives them."""
     rows = []
     for rank in range(mesh.size):
         same = {"rank": rank, "phase": "forward", "calls": 1}
@@ -51,7 +51,7 @@ def test_a_collective_goes_round_the_ring_and_a_send_to_its_receiver():
     ]  # fmt: skip
 
 
-def test_every_wire_byte_is_in_the_matrix_and_payload_but_what_is_received():
+def test_the_matrix_has_every_wire_byte_and_all_payload_that_is_sent():
     mesh = Mesh({"dp": 2, "tp": 2, "pp": 4})
     traffic = of_a_layout(mesh)
     assert sum(c["bytes"] for c in cells(traffic, mesh)) == traffic["wire_bytes"].sum()
@@ -59,7 +59,7 @@ def test_every_wire_byte_is_in_the_matrix_and_payload_but_what_is_received():
     assert sum(c["bytes"] for c in cells(traffic, mesh, "payload")) == handed
 
 
-def test_a_cell_has_the_colour_of_its_axis_and_tells_which_rank_it_chooses():
+def test_a_cell_has_the_colour_of_its_axis_and_the_rank_that_a_click_chooses():
     mesh = Mesh({"dp": 2, "tp": 2, "pp": 2})
     drawing = matrix.matrix(of_a_layout(mesh), mesh, "wire", LIGHT)
     [view] = [view for view, rows in marks(drawing.spec, "rect") if rows and "strength" in rows[0]]
@@ -71,7 +71,7 @@ def test_a_cell_has_the_colour_of_its_axis_and_tells_which_rank_it_chooses():
     assert drawing.title == "The 8 busiest links carry 100 B each along tp: 69.0% of all bytes"
 
 
-def test_a_call_is_pointed_at_where_its_bytes_are_counted():
+def test_a_call_is_marked_in_the_cell_that_counts_its_bytes():
     mesh = Mesh({"dp": 3, "pp": 2})
     there = matrix.marks(4, "all_reduce", (3, 4, 5), mesh, LIGHT)["marked"]
     assert there == [{"from": 4, "y2": 5, "to": 5, "x2": 6}]
@@ -94,7 +94,7 @@ def test_the_chosen_ranks_row_and_column_are_framed():
         (Mesh({"dp": 2, "tp": 8, "pp": 128}), "stages 0–2", "stages 126–127"),  # a few stages together
     ],
 )
-def test_many_ranks_are_put_together_and_no_byte_is_lost(mesh: Mesh, first: str, last: str):
+def test_many_ranks_share_rows_and_no_byte_is_lost(mesh: Mesh, first: str, last: str):
     traffic = of_a_layout(mesh)
     drawing = matrix.matrix(traffic, mesh, "wire", LIGHT)
     [labels] = re.findall(r"\[(.*)\]\[floor", json.dumps(drawing.spec, ensure_ascii=False))[:1]
@@ -105,5 +105,5 @@ def test_many_ranks_are_put_together_and_no_byte_is_lost(mesh: Mesh, first: str,
     assert sum(c["bytes"] for c in found) == traffic["wire_bytes"].sum()
 
 
-def test_where_nothing_passes_the_matrix_says_so():
+def test_a_matrix_without_traffic_says_so():
     assert matrix.matrix(made_up.traffic().iloc[:0], Mesh({}), "wire", LIGHT).title == "Nothing passes between ranks"

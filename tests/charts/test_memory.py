@@ -10,7 +10,7 @@ from tests.charts.reading import marks
 KIB = 1024
 
 
-def test_the_curve_holds_every_row_of_its_rank_in_steps():
+def test_the_curve_has_every_row_of_its_rank():
     table = made_up.memory_curve()
     drawing = memory.curve(table, 0, LIGHT)
     [(view, rows)] = marks(drawing.spec, "area")
@@ -21,7 +21,7 @@ def test_the_curve_holds_every_row_of_its_rank_in_steps():
     assert drawing.title == f"Rank 0 peaks at {in_bytes(13 * KIB)} during B chunk 0 microbatch 0"
 
 
-def test_the_strip_has_one_bar_an_action_on_the_curves_time_axis():
+def test_the_strip_has_a_bar_for_each_action_on_the_time_axis_of_the_curve():
     drawing = memory.curve(made_up.memory_curve(), 0, LIGHT)
     [(view, rows)] = marks(drawing.spec, "bar")
     # The step that ends the curve begins at its last instant, so there is no time to draw it over.
@@ -30,7 +30,7 @@ def test_the_strip_has_one_bar_an_action_on_the_curves_time_axis():
     assert drawing.spec["resolve"]["scale"]["x"] == "shared"
 
 
-def test_the_pointer_tells_exact_bytes_of_every_category():
+def test_the_tooltip_has_exact_bytes_of_every_category():
     [(view, rows)] = marks(memory.curve(made_up.memory_curve(), 0, LIGHT).spec, "rule")
     assert [row["total"] for row in rows] == [KIB * (5 + a) for a in (0, 4, 8, 4, 0)]
     assert {f"{c}:Q".removesuffix(":Q") for c in CATEGORIES} <= {t["field"] for t in view["encoding"]["tooltip"]}

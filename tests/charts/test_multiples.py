@@ -1,4 +1,4 @@
-"""Small charts side by side: one scale for all, and what is equal is said to be."""
+"""Small charts side by side: they share one scale, and equal values are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def domain(view: dict, axis: str) -> list[float]:
     return view["encoding"][axis]["scale"]["domain"]
 
 
-def test_columns_share_the_scale_they_are_given():
+def test_columns_use_the_given_scale():
     peak = made_up.memory_peak(Mesh({"pp": 2}))
     [(view, rows)] = marks(multiples.memory(peak, 84 * 1024, LIGHT).spec, "bar")
     assert domain(view, "y")[1] >= 84
@@ -26,14 +26,14 @@ def test_columns_share_the_scale_they_are_given():
     assert {row["name"]: row["said"] for row in rows} == {"tp all_reduce": "4 KiB", "dp all_gather": "–"}
 
 
-def test_of_very_many_ranks_one_stands_for_its_stage_and_the_table_has_all():
+def test_with_very_many_ranks_each_stage_has_a_bar_and_the_table_has_all_ranks():
     drawing = multiples.memory(made_up.memory_peak(Mesh({"dp": 16, "tp": 4, "pp": 2})), 42 * 1024, LIGHT)
     [(_, rows)] = marks(drawing.spec, "bar")
     assert {row["rank"] for row in rows} == {0, 64}
     assert len(drawing.table) == 128
 
 
-def test_a_sweep_names_the_least_or_says_that_all_are_equal():
+def test_a_sweep_names_the_smallest_value_or_says_that_all_are_equal():
     names = {"1": "one", "2": "two"}
     memory = pd.DataFrame({"category": ["gradients"] * 2, "bytes": [4096, 1024], "value": ["1", "2"]})
     drawing = multiples.sweep_memory(memory, "Lever", names, "1", LIGHT)

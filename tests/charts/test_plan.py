@@ -1,4 +1,4 @@
-"""Charts of a plan: axes that the data fill, what does not fit, and what a step is spent on."""
+"""Charts of a plan: ranges of axes, layouts that do not fit, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def found() -> Found:
     return found_of(Request(model="gpt3-13b", ranks=64, batch=128, accounting="korthikanti2022"))
 
 
-def test_the_front_fills_its_axes_and_has_in_its_table_what_it_draws(found: Found):
+def test_the_front_fills_its_axes_and_its_table_has_the_drawn_layouts(found: Found):
     drawing = plan.front(found.layouts, found.count, found.feasible, found.device.memory_bytes, "h100-80gb", 0, LIGHT)
     points = next((view, rows) for view, rows in marks(drawing.spec, "point") if "shape" in view["encoding"])
     steps = [row["step_s"] for row in points[1]]
@@ -55,7 +55,7 @@ def test_the_parts_of_a_step_add_up():
     assert sum(row["seconds"] for row in rows) == 5.0
 
 
-def test_grey_cells_say_why():
+def test_a_cell_without_a_layout_has_the_reason():
     cells = pd.DataFrame(
         {
             "model": ["a", "b", "c"], "ranks": [1] * 3, "layout": ["dp1.tp1.pp1", "dp1.tp1.pp1", ""],
@@ -68,4 +68,4 @@ def test_grey_cells_say_why():
         ("50%", "fits"), ("too large", "needs more"), ("–", "no layout"),
     ]  # fmt: skip
     assert drawing.title == "1 of 3 combinations fit"
-    assert "too large" in vl_convert.vegalite_to_svg(json.loads(json.dumps(drawing.spec)))  # raises for what no browser can draw
+    assert "too large" in vl_convert.vegalite_to_svg(json.loads(json.dumps(drawing.spec)))  # raises for an invalid spec

@@ -23,7 +23,7 @@ def test_every_axis_has_its_peers(rank: int):
     assert (found.count("self"), found.count("tp"), found.count("dp"), found.count("pp")) == (1, 1, 1, 1)
 
 
-def test_the_chosen_rank_is_outlined_named_and_the_others_pale():
+def test_the_chosen_rank_is_outlined_and_named_and_others_are_pale():
     drawing = beside.memory(None, made_up.predicted_memory(MESH), None, "", LIGHT, roles_of(MESH, 3))
     (bars, rows), (_, frames) = marks(drawing.spec, "bar")
     assert {r["rank"] for r in rows if r["opaque"] == 1} == {1, 2, 3, 7}
@@ -32,7 +32,7 @@ def test_the_chosen_rank_is_outlined_named_and_the_others_pale():
     assert '"3": ["3", "stage 0", "chosen"]' in bars["encoding"]["x"]["axis"]["labelExpr"]
 
 
-def test_without_a_choice_nothing_is_pale_and_a_rank_can_be_chosen():
+def test_without_a_chosen_rank_nothing_is_pale_and_one_can_be_chosen():
     for drawing in (
         beside.memory(None, made_up.predicted_memory(MESH), None, "", LIGHT),
         traffic.by_rank(made_up.traffic(), 2, "wire", LIGHT),
@@ -42,11 +42,11 @@ def test_without_a_choice_nothing_is_pale_and_a_rank_can_be_chosen():
         assert {r["opaque"] for _, rows in marks(drawing.spec, "bar") for r in rows if "opaque" in r} == {1}
 
 
-def test_rows_of_the_timeline_say_what_they_are_to_the_chosen_rank():
+def test_rows_of_the_timeline_have_their_role():
     mesh = Mesh({"dp": 2, "pp": 2})
     drawing = timeline.measured(made_up.spans(LayoutSpec(dp=2, pp=2), 4), mesh, look(View("light", "zh")), roles_of(mesh, 0))
     bars = marks(drawing.spec, "bar")[1][1]
-    rows = {r["rank"]: r["who"].rpartition(" · ")[0] for r in bars}  # without how idle the rank is
+    rows = {r["rank"]: r["who"].rpartition(" · ")[0] for r in bars}  # without the rank's idle share
     assert rows == {
         0: "rank 0 · 阶段 0 · 已选",
         1: "rank 1 · 阶段 0 · 同 dp 组",
@@ -59,7 +59,7 @@ def test_charts_offer_no_editor_on_another_machine():
     assert memory.curve(made_up.memory_curve(), 0, LIGHT).spec["usermeta"]["embedOptions"] == {"actions": False}
 
 
-def test_of_very_many_ranks_a_role_is_told_when_it_is_asked():
+def test_roles_of_very_many_ranks_are_computed_on_demand():
     mesh = Mesh({"dp": 65_536, "tp": 1024, "pp": 1024})
     roles = roles_of(mesh, mesh.size - 1)
     assert (roles[0], roles[mesh.size - 2], roles[mesh.size - 1]) == ("none", "tp", "self")

@@ -41,7 +41,7 @@ def test_curves_mark_the_readers_own_point():
     assert drawing.table.columns.tolist() == ["x", "falls", "rises"]
 
 
-def test_a_heat_map_leaves_hidden_cells_empty_and_keeps_words_that_come_twice():
+def test_a_heat_map_has_empty_cells_for_nan_and_accepts_repeated_names():
     matrix = np.array([[1.0, np.nan], [0.25, 0.75]])
     drawing = teaching.heat(matrix, ["the", "the"], ["the", "the"], ("from", "at"), TOLD, LIGHT, written=True)
     [(_, cells)] = marks(drawing.spec, "rect")
@@ -49,7 +49,7 @@ def test_a_heat_map_leaves_hidden_cells_empty_and_keeps_words_that_come_twice():
     assert drawing.table.columns.tolist() == ["from", "the", "the (2)"]
 
 
-def test_columns_say_every_value():
+def test_every_column_has_its_value_as_text():
     drawing = teaching.columns(pd.DataFrame({"name": ["stage 0", "stage 1"], "value": [2, 1]}), ("stage", "kept"), TOLD, LIGHT)
     [(_, bars)] = marks(drawing.spec, "bar")
     assert [(b["name"], b["value"]) for b in bars] == [("stage 0", 2), ("stage 1", 1)]

@@ -1,4 +1,4 @@
-"""Charts that are put together once and then filled in."""
+"""Templates of charts and their blanks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BARS = template(
 )  # fmt: skip
 
 
-def test_a_blank_takes_its_value_and_a_lists_blank_becomes_its_entries():
+def test_a_blank_is_replaced_by_its_value_and_in_a_list_by_the_entries_of_a_list():
     encoding = filled(BARS, amount="bytes", end=1.5, names=["b", "a"])["encoding"]
     assert encoding["x"] == {"field": "amount", "type": "quantitative", "title": "bytes", "scale": {"domain": [0, 1.5]}}
     assert encoding["y"]["sort"] == ["b", "a"]
 
 
-def test_what_was_put_in_once_is_not_there_the_next_time():
+def test_filling_a_template_does_not_change_it():
     first = filled(BARS, amount="bytes", end=1.5, names=["a"])
     first["encoding"]["y"]["sort"].append("spoiled")
     assert filled(BARS, amount="calls", end=2, names=[])["encoding"]["y"]["sort"] == []

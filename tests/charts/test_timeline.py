@@ -33,13 +33,13 @@ def test_every_span_is_a_bar_in_its_lane():
     assert {r["who"] for r in compute[1]} == {f"rank {r} · stage {r // 2} · idle 20.0%" for r in range(4)}
 
 
-def test_bars_say_which_pass_of_which_microbatch():
+def test_labels_of_bars_name_the_pass_and_the_microbatch():
     [(_, rows)] = marks(timeline.measured(made_up.spans(LAYOUT, 4), MESH, LIGHT).spec, "text")
     assert {r["label"] for r in rows if r["lane"] == "compute"} == {f"{kind}{m}" for kind in "FB" for m in range(4)}
     assert {r["label"] for r in rows if r["lane"] == "comm"} == {""}
 
 
-def test_the_bubble_states_both_denominators():
+def test_the_bubble_is_given_as_a_share_of_total_and_of_ideal_time():
     # 1F1B, 2 stages, 4 microbatches: (pp − 1) ÷ (m + pp − 1) of total time, 1 ÷ 4 of ideal time, and 5 slots of 3 units.
     drawing = timeline.measured(made_up.spans(LAYOUT, 4), MESH, LIGHT)
     assert drawing.title == "The bubble takes 20.0% of 15 ms"
@@ -53,19 +53,19 @@ def test_without_a_pipeline_there_is_no_bubble():
     assert title == "One stage, so no bubble: 0.0% of 6 ms is between passes"
 
 
-def test_above_the_limit_the_first_part_is_drawn_or_what_was_brushed():
+def test_above_the_limit_the_first_part_or_the_brushed_part_is_drawn():
     once = made_up.spans(LAYOUT, 4)
     later = [once.assign(start_ns=once["start_ns"] + 20 * MS * i, end_ns=once["end_ns"] + 20 * MS * i) for i in range(100)]
     spans = pd.concat(later, ignore_index=True)
     drawing = timeline.measured(spans, MESH, LIGHT)
-    assert len(marks(drawing.spec, "bar")[1][1]) == 32 * MESH.size  # as many as can be told apart
+    assert len(marks(drawing.spec, "bar")[1][1]) == 32 * MESH.size  # as many as can be distinguished
     assert f"Only 128 of {len(spans):,} bars are drawn" in drawing.reading
     assert len(drawing.table) == len(spans)
 
     brushed = timeline.measured(spans, MESH, LIGHT, window=(40 * MS, 60 * MS))
     track, compute, *_ = marks(brushed.spec, "bar")
     assert len(compute[1]) == len(once)
-    assert {(r["start"], r["end"]) for r in track[1]} == {(0.04, 0.06)}  # in seconds, as the whole step takes two
+    assert {(r["start"], r["end"]) for r in track[1]} == {(0.04, 0.06)}  # in seconds, because the whole step takes 2 s
     whole = timeline.measured(spans, MESH, LIGHT, window=(0, 2_000 * MS))
     assert len(marks(whole.spec, "bar")[1][1]) == MAX_BARS
 
@@ -79,7 +79,7 @@ def test_above_the_limit_the_first_part_is_drawn_or_what_was_brushed():
     assert seconds == pytest.approx(4 * 100 * 12e-3, rel=1e-6)
 
 
-def test_what_can_be_drawn_at_once_has_no_overview():
+def test_a_step_that_is_drawn_whole_has_no_overview():
     assert timeline.overview(timeline.measured_panel(made_up.spans(LAYOUT, 4), MESH, LIGHT.say), LIGHT) is None
 
 
@@ -98,7 +98,7 @@ def test_the_textbook_draws_every_pass_of_the_schedule(schedule: ScheduleName, b
 
 
 @pytest.mark.parametrize(("schedule", "chunks", "kinds"), [("interleaved", 2, "FB"), ("zb-h1", 1, "FIW"), ("zb-v", 2, "FIW")])
-def test_chunks_and_split_backward_passes_are_told_apart(schedule: ScheduleName, chunks: int, kinds: str):
+def test_chunks_and_split_backward_passes_are_distinguished(schedule: ScheduleName, chunks: int, kinds: str):
     layout = LayoutSpec(pp=2, schedule=schedule, chunks=chunks)
     drawing = timeline.textbook(made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT)
     _, (_, rows), *_ = marks(drawing.spec, "bar")
@@ -108,8 +108,8 @@ def test_chunks_and_split_backward_passes_are_told_apart(schedule: ScheduleName,
     assert ("halves of B" in drawing.reading) == ("W" in kinds)
 
 
-def test_the_critical_path_of_the_textbook_is_outlined_and_so_is_the_measured_one():
-    # Down with the first microbatch, back with the last, and no wait in between: 15 units of 15.
+def test_the_critical_path_is_outlined_in_textbook_and_measured_timelines():
+    # Forward with the first microbatch, back with the last, without waiting: 15 units of 15.
     layout = LayoutSpec(pp=2)
     drawing = timeline.textbook(made_up.textbook(layout, 4), ["stage 0", "stage 1"], LIGHT)
     _, _, (_, path), _ = marks(drawing.spec, "bar")
@@ -121,7 +121,7 @@ def test_the_critical_path_of_the_textbook_is_outlined_and_so_is_the_measured_on
     assert found["start_ns"].iloc[1:].tolist() == found["end_ns"].iloc[:-1].tolist()
 
 
-def test_a_stage_slowed_by_hand_makes_the_bubble_grow_and_the_title_says_from_where():
+def test_a_slow_stage_increases_the_bubble_and_the_title_has_both_values():
     layout = LayoutSpec(pp=2)
     schedule = plan(layout, 4)
     plain, slow = simulate(schedule, unit_times(layout)), simulate(schedule, slowed(unit_times(layout), 1, 2.0))
@@ -130,7 +130,7 @@ def test_a_stage_slowed_by_hand_makes_the_bubble_grow_and_the_title_says_from_wh
     assert drawing.title == "With stage 1 slowed 2×, the bubble takes 33.3% of 27 units of time; without, 20.0%"
 
 
-def test_views_stand_on_one_time_axis_under_their_names():
+def test_several_timelines_share_a_time_axis_and_have_headings():
     layout = LayoutSpec(pp=2)
     panels = [
         timeline.measured_panel(made_up.spans(layout, 4), Mesh({"pp": 2}), LIGHT.say),
@@ -144,7 +144,7 @@ def test_views_stand_on_one_time_axis_under_their_names():
     assert '"measured": "MEASURED"' in view["encoding"]["y"]["axis"]["labelExpr"]
 
 
-def test_of_very_many_rows_the_first_are_drawn():
+def test_with_very_many_rows_the_first_are_drawn():
     layout = LayoutSpec(pp=200)
     timed = made_up.textbook(layout, 2)
     drawing = timeline.textbook(timed, [f"stage {stage}" for stage in range(200)], LIGHT)

@@ -1,4 +1,4 @@
-"""What tests of the engine share."""
+"""Fixtures of the engine's tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
-    """For torch in this process: on a busy machine, threads that wait for each other make small operations slow."""
-    import torch  # takes seconds: only where a test needs it
+    """One thread for torch in this process: on a busy machine, more threads make small operations slow."""
+    import torch  # takes seconds: only if a test needs it
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""Functions run by several processes that meet at a store, for tests of what the ranks do together.
+"""Run a function in several processes that share a store, for tests of several ranks.
 
-The processes are forked from a server that has imported torch and never ran it, as the ranks of a warm host are.
+The processes are forked from a server that has imported torch and has run no operation, like the ranks of a warm host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.worker import work
 from tests.patience import PATIENCE_S
 from tests.runs import small
 
-Body = Callable[..., Any]  # (rank, store, …) → something that can be pickled; a function of a module
+Body = Callable[..., Any]  # (rank, store, …) → a value that can be pickled; a module-level function
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _be(answer: Connection, port: int, body: Body, rank: int, *args: Any) -> Non
     store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     try:
         answer.send(body(rank, store, *args))
-    except Exception as error:  # noqa: BLE001  the test is to see whatever it is
+    except Exception as error:  # noqa: BLE001  the test gets every error
         answer.send(RaisedInProcess(type(error), traceback.format_exc()))
 
 
@@ -88,7 +88,7 @@ class _NoLink:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mistake in the engine, made in a process that ends with the run, and a run in which it matters."""
+    """A mistake to make in the engine, in a process that ends with the run, and a run in which it has an effect."""
 
     make: Callable[[], None]
     spec: RunSpec
@@ -140,7 +140,7 @@ def _microbatches_are_mixed_up() -> None:
 
     def mistaken(self: Executor, action: Any) -> None:
         forward(self, action)
-        if self.comm.at.pp == 0 and action.microbatch == 1:  # each gradient meets the other microbatch's graph
+        if self.comm.at.pp == 0 and action.microbatch == 1:  # each gradient is used with the other microbatch's graph
             first, second = (action.chunk, 0), (action.chunk, 1)
             self._inputs[first], self._inputs[second] = self._inputs[second], self._inputs[first]
             self._roots[first], self._roots[second] = self._roots[second], self._roots[first]
@@ -159,7 +159,7 @@ MUTANTS: dict[str, Mutant] = {
 
 
 def run_mutant(name: str, spec: RunSpec, out: Path) -> RunResult:
-    """What a run of `spec` saves when each rank makes the mistake of that name ("none": no mistake)."""
+    """The result of a run of `spec` in which each rank has the mistake of that name ("none": no mistake)."""
     answers = together(spec.layout.ranks, _work, name, spec, out)
     assert answers == ["done"] * spec.layout.ranks, "\n".join(a.text for a in answers if isinstance(a, RaisedInProcess))
     return load(out)

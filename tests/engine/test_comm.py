@@ -1,4 +1,4 @@
-"""Communication: what is counted, what the calls return, and what they raise when another rank is gone."""
+"""Communication: counts, results, and errors when another rank has ended."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engine.topology import AXES, Mesh
 from tests.engine.forked import RaisedInProcess, together
 from tests.patience import PATIENCE_S, time_limits
 
-GLOO = choose_backend(ranks_here=10_000, local_rank=0)  # no machine has that many GPUs
+GLOO = choose_backend(ranks_here=10_000, local_rank=0)  # more ranks than any machine has GPUs
 
 
 def connect(rank: int, store: dist.Store, mesh: Mesh, seconds: float = PATIENCE_S) -> Comm:
     return Comm.connect(store, mesh, rank, GLOO, seconds, Recorder())
 
 
-def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (GLOO.name, GLOO.device.type) == ("gloo", "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     some, enough = choose_backend(4, 1), choose_backend(2, 1)
@@ -30,7 +30,7 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("nccl" in enough.name, enough.device, enough.why) == (True, torch.device("cuda", 1), "2 GPUs for 2 ranks, so NCCL")
 
 
-def test_alone_a_collective_does_nothing_and_counts_nothing() -> None:
+def test_a_collective_of_one_rank_does_nothing_and_counts_nothing() -> None:
     comm = Comm.alone(torch.device("cpu"))
     tensor = torch.arange(3.0)
     for group in AXES:
@@ -44,7 +44,7 @@ def test_alone_a_collective_does_nothing_and_counts_nothing() -> None:
 
 
 def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
-    """One of each, on three ranks along tp (and one transfer along pp is another test's)."""
+    """One call of each collective on three ranks along tp. Another test has transfers."""
     comm = connect(rank, store, Mesh({"tp": 3}))
     mine = torch.full((2, 2), float(rank + 1))
     out = {
@@ -60,7 +60,7 @@ def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
 
 
 def test_results_and_counts_on_three_ranks() -> None:
-    """Wire bytes by the ring: each rank sends 2(n−1)/n of what it reduces, (n−1)/n of what it scatters, n−1 times its shard."""
+    """Wire bytes in a ring: all-reduce 2(n−1)/n of the tensor, reduce-scatter (n−1)/n of it, all-gather n−1 shards."""
     answers = together(3, every_call)
     for rank, answer in enumerate(answers):
         assert not isinstance(answer, RaisedInProcess), answer.text
@@ -95,7 +95,7 @@ def one_instant(rank: int, store: dist.Store) -> tuple[int, int, int]:
 
 
 def test_all_ranks_agree_on_one_instant() -> None:
-    """It is when the last one came, so no rank's step begins before its zero."""
+    """It is the time at which the last rank arrives, so no rank's step begins before time 0."""
     answers = together(3, one_instant)
     assert len({instant for _, instant, _ in answers}) == 1
     came_last = max(before for before, _, _ in answers)
@@ -104,7 +104,7 @@ def test_all_ranks_agree_on_one_instant() -> None:
 
 
 def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[TrafficKey, Count]]:
-    """Both of two stages send before they receive, two messages each; the second is received first."""
+    """Both of two stages send two messages before they receive. They receive the second first."""
     comm = connect(rank, store, Mesh({"pp": 2}))
     other = 1 - rank
     under_way = [comm.send(torch.full((3,), 10.0 * rank + tag), "activation", other, tag) for tag in (0, 1)]
@@ -116,7 +116,7 @@ def swap(rank: int, store: dist.Store) -> tuple[list[float], list[float], dict[T
     return answer
 
 
-def test_transfers_are_told_apart_by_tag_and_do_not_block() -> None:
+def test_messages_are_matched_by_tag_and_sends_do_not_block() -> None:
     for rank, (first, second, counts) in enumerate(together(2, swap)):
         other = 1 - rank
         assert (first, second) == ([10.0 * other] * 3, [10.0 * other + 1] * 3)
@@ -130,7 +130,7 @@ def test_transfers_are_told_apart_by_tag_and_do_not_block() -> None:
 
 
 def left_alone(rank: int, store: dist.Store, call: str) -> str:
-    """Rank 1 leaves; rank 0 goes on as if nothing had happened, and says what that raised."""
+    """Rank 1 ends. Rank 0 makes the call, and returns the error."""
     comm = connect(rank, store, Mesh({"pp": 2}))
     comm.common_instant()
     if rank == 1:
@@ -141,7 +141,7 @@ def left_alone(rank: int, store: dist.Store, call: str) -> str:
         elif call == "recv":
             comm.receive(torch.empty(4), "activation", 1, 0)
         elif call == "send":
-            for tag in range(100):  # the first may be taken in by the connection
+            for tag in range(100):  # the first can still be buffered by the connection
                 comm.send(torch.ones(1 << 18), "activation", 1, tag).wait()
         else:
             comm.common_instant()
@@ -151,7 +151,7 @@ def left_alone(rank: int, store: dist.Store, call: str) -> str:
 
 
 @pytest.mark.parametrize("call", ["all_reduce", "recv", "send", "common_instant"])
-def test_a_peer_that_vanished_is_a_comm_error(call: str) -> None:
+def test_a_peer_that_ended_is_a_comm_error(call: str) -> None:
     answers = together(2, left_alone, call)
     assert [a.text if isinstance(a, RaisedInProcess) else a for a in answers] == ["CommError", "left"]
 
@@ -160,7 +160,7 @@ TOO_SHORT = "the limit was too short to meet in"
 
 
 def not_coming(rank: int, store: dist.Store, limit: float) -> str:
-    """Rank 1 leaves rank 0 alone until that gave up."""
+    """Rank 1 makes no call until rank 0 has given up."""
     try:
         comm = connect(rank, store, Mesh({"pp": 2}), limit)
         comm.common_instant()
@@ -183,7 +183,7 @@ def _alone(comm: Comm) -> str:
     return "nothing"
 
 
-def test_a_peer_that_does_not_come_is_a_comm_error_after_the_limit() -> None:
+def test_a_peer_that_does_not_answer_is_a_comm_error_after_the_time_limit() -> None:
     for limit in time_limits():
         answers = together(2, not_coming, limit)
         if TOO_SHORT not in answers:

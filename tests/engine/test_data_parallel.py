@@ -1,4 +1,4 @@
-"""Data parallelism: what a bucket is, and when it sets out. What its sum amounts to is held by parity."""
+"""Data parallelism: buckets, and when their reductions start. Parity tests check the sums."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Linear(nn.Module):
 
 
 class Started:
-    """A call that is complete when it is waited for."""
+    """A pending call that completes in `wait`."""
 
     def __init__(self, complete: Callable[[], object]) -> None:
         self._complete = complete
@@ -46,7 +46,7 @@ class Started:
 
 
 class TwoReplicas(Comm):
-    """Rank 0 of two that do the same: a sum is twice the own part. Notes which tensors set out."""
+    """Rank 0 of two equal replicas: a sum is twice its own tensor. It records which reductions start."""
 
     def __init__(self) -> None:
         super().__init__(Mesh({"dp": 2}), 0, Recorder(), torch.device("cpu"), NoPeers(0))
@@ -98,7 +98,7 @@ def two_layers(comm: Comm, microbatches: int) -> tuple[nn.Sequential, DataParall
     return model, data
 
 
-def test_a_bucket_sets_out_once_its_last_gradient_of_the_step_is_there() -> None:
+def test_a_buckets_reduction_starts_when_its_last_gradient_of_the_step_is_complete() -> None:
     comm = TwoReplicas()
     model, data = two_layers(comm, microbatches=3)
     x = torch.randn(5, 3)
@@ -113,7 +113,7 @@ def test_a_bucket_sets_out_once_its_last_gradient_of_the_step_is_there() -> None
     torch.testing.assert_close([first, second], [2 * g for g in alone])
 
 
-def test_a_missing_gradient_is_not_passed_over() -> None:
+def test_a_missing_gradient_is_an_error() -> None:
     model, data = two_layers(TwoReplicas(), microbatches=2)
     model(torch.randn(5, 3)).sum().backward()
     with pytest.raises(AssertionError, match="a gradient is missing"):
@@ -133,7 +133,7 @@ def test_a_new_step_starts_from_zero() -> None:
     torch.testing.assert_close([bucket.gradients for bucket in data.buckets.values()], summed)
 
 
-def test_alone_nothing_sets_out() -> None:
+def test_one_replica_reduces_nothing() -> None:
     model, data = two_layers(Comm.alone(torch.device("cpu")), microbatches=1)
     model(torch.randn(5, 3)).sum().backward()
     data.finish_reductions(0)

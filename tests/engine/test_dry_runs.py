@@ -20,7 +20,7 @@ def lever(spec: RunSpec, **layout: Any) -> RunSpec:
     return spec.model_copy(update={"layout": spec.layout.model_copy(update=layout)})
 
 
-# What the pairs of tests/predict/test_agreement.py, which hold the same, do not have: generation, real tensors, the curve.
+# Cases that tests/predict/test_agreement.py does not have: generation, real tensors, the curve.
 SPECS = {
     "gpt": small("dp2.tp2.pp2", model={"vocab": 257}),
     "transformer, ZeRO 3": lever(small("dp2.pp2", "gpipe", model={"family": "transformer"}), zero=3, recompute="full"),
@@ -34,7 +34,7 @@ ON_CPU = ("gpt", "transformer, ZeRO 3")
 
 @pytest.fixture(scope="module")
 def dry_runs() -> dict[tuple[str, str], Any]:
-    """(name of the spec, device) → what its dry run says: one rank of each stage, repeated for the others."""
+    """(name of the spec, device) → its dry run: one rank of each stage, repeated for the other ranks."""
     asked = {(name, "none"): spec for name, spec in SPECS.items()} | {(name, "cpu"): SPECS[name] for name in ON_CPU}
     answers = dry_run_all([DryRunRequest(spec, tuple(first_of_each_stage(spec)), device) for (_, device), spec in asked.items()])
     return {
@@ -52,7 +52,7 @@ def traffic(tables: dict[str, pd.DataFrame]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_every_rank_is_as_measured(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
+def test_a_dry_run_equals_the_run_on_every_rank(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
     measured, dry = runs.result(SPECS[name]).tables, dry_runs[name, "none"].tables
     error = (totals(dry) / totals(measured) - 1).abs()
     assert len(error) == SPECS[name].layout.ranks
@@ -66,17 +66,15 @@ def test_every_rank_is_as_measured(runs: Runs, dry_runs: dict[tuple[str, str], A
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_real_tensors_without_the_others_measure_what_a_run_measures(
-    runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str
-) -> None:
-    """The way of --device cuda, on the device that every machine has."""
+def test_a_dry_run_with_real_tensors_equals_the_run(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
+    """As with --device cuda, but on the CPU."""
     measured, alone = runs.result(SPECS[name]).tables, dry_runs[name, "cpu"].tables
     assert totals(alone).to_dict() == totals(measured).to_dict()
     assert traffic(alone) == traffic(measured)
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama, zb-h1"])
-def test_the_curve_goes_through_the_same_actions(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
+def test_the_curve_has_the_actions_of_the_run(runs: Runs, dry_runs: dict[tuple[str, str], Any], name: str) -> None:
     curves = [t["memory_curve"] for t in (dry_runs[name, "none"].tables, runs.result(SPECS[name]).tables)]
     highest = [c.groupby(["rank", "action", "t_ns"])["bytes"].sum().groupby(["rank", "action"]).max() for c in curves]
     both = pd.concat(highest, axis=1, keys=["dry", "measured"], join="inner")

@@ -1,4 +1,4 @@
-"""What a run is written as for others: a trace by the rules of its format, tables as text, settings that mean the same layout."""
+"""Exports: a trace in its format, tables as CSV, and settings of other frameworks for the same layout."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def trace(result: RunResult) -> list[dict[str, Any]]:
 
 
 def ns(us: float) -> int:
-    """Nanoseconds as a reader finds them that cuts off the rest."""
+    """Microseconds as nanoseconds, as a reader that truncates has them."""
     return int(us * 1000)
 
 
 # ------------------------------------------------------------------------------------------------------------- the trace
 
 
-def test_the_trace_keeps_the_rules_of_its_format(trace: list[dict[str, Any]]) -> None:
+def test_the_trace_is_valid_in_its_format(trace: list[dict[str, Any]]) -> None:
     assert {event["ph"] for event in trace} == {"M", "X", "C"}
     for event in trace:
         assert event["pid"] > 0  # 0 is the idle process
@@ -67,7 +67,7 @@ def test_every_rank_is_a_process_and_every_track_has_a_name(trace: list[dict[str
     assert processes[8] == "rank 7 (pp 1, dp 1, tp 1)"
     named = {(e["pid"], e["tid"]) for e in trace if e["name"] == "thread_name"}
     assert {(e["pid"], e["tid"]) for e in trace if e["ph"] == "X"} <= named
-    # A viewer may know threads by their number alone, and take one that has its process's for the main thread.
+    # Viewers may identify threads by number alone, and treat one with its process's number as the main thread.
     assert len({tid for _, tid in named}) == len(named)
     assert all(tid not in processes for _, tid in named)
     for pid in processes:
@@ -99,7 +99,7 @@ def test_every_span_is_in_the_trace_to_the_nanosecond(result: RunResult, trace: 
     assert all(e["args"]["microbatch"] == 2 and e["args"]["step"] == SPEC.workload.steps for e in forward)
 
 
-def test_bytes_of_a_call_are_told_only_where_they_are_known(result: RunResult, trace: list[dict[str, Any]]) -> None:
+def test_a_call_in_the_trace_has_bytes_only_if_they_are_known(result: RunResult, trace: list[dict[str, Any]]) -> None:
     traffic = result.tables["traffic"]
     for kind in ("send", "recv"):
         told = sum(e["args"]["payload_bytes"] for e in trace if e["ph"] == "X" and e["name"] == kind)
@@ -110,8 +110,8 @@ def test_bytes_of_a_call_are_told_only_where_they_are_known(result: RunResult, t
     assert any("payload_bytes" not in args for args in reduced)  # in a backward pass, tp's and dp's are not
 
 
-def test_of_buckets_of_several_sizes_no_bytes_are_told(runs: Runs) -> None:
-    """Their mean is a whole number of bytes, and no bucket's size."""
+def test_reductions_of_buckets_of_different_sizes_have_no_bytes(runs: Runs) -> None:
+    """Their mean is an integer, but not the size of any bucket."""
     plain = small("dp2")
     result = runs.result(plain.model_copy(update={"layout": plain.layout.model_copy(update={"zero": 1})}))
     (gathered,) = result.tables["traffic"].query("rank == 0 and collective == 'all_gather'").itertuples()
@@ -134,7 +134,7 @@ def test_the_counters_reach_each_ranks_peak_after_the_timed_step(result: RunResu
 # ------------------------------------------------------------------------------------------------------------ the tables
 
 
-def test_the_csv_files_hold_every_table_whole(result: RunResult) -> None:
+def test_the_csv_files_have_every_table_complete(result: RunResult) -> None:
     archive = zipfile.ZipFile(io.BytesIO(csv_zip(result)))
     assert set(archive.namelist()) == {"run.json", *(f"{name}.csv" for name in result.tables)}
     assert RunSpec.model_validate(json.loads(archive.read("run.json"))["spec"]) == SPEC
@@ -176,7 +176,7 @@ def notes(text: str) -> str:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_framework_is_told_the_same_ranks_and_the_same_batch(family: FamilyName, schedule: ScheduleName) -> None:
+def test_every_framework_gets_the_same_ranks_and_the_same_batch(family: FamilyName, schedule: ScheduleName) -> None:
     spec = spec_of(family, schedule)
     layout, batch = spec.layout, 2 * 4 * 3
     given = megatron(spec)
@@ -198,7 +198,7 @@ def test_megatron_is_started_on_as_many_ranks_as_there_are(code: str, nodes: int
     assert f"torchrun --nnodes ${{NNODES:-{nodes}}} --nproc-per-node ${{GPUS_PER_NODE:-{each}}} " in text
 
 
-def test_a_llama_is_set_up_as_one() -> None:
+def test_a_llama_has_the_settings_of_a_llama() -> None:
     given = megatron(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8, pp=4, chunks=2, schedule="interleaved")))
     assert given[""] == "pretrain_gpt.py"
     assert (given["--num-layers"], given["--hidden-size"], given["--ffn-hidden-size"]) == ("80", "8192", "28672")
@@ -212,7 +212,7 @@ def test_a_llama_is_set_up_as_one() -> None:
     assert job["model"] == {"name": "llama3", "flavor": "70B"}
 
 
-def test_levers_are_passed_on() -> None:
+def test_levers_are_exported() -> None:
     levers = spec_of(code="dp2.tp2.pp1", zero=1, sequence_parallel=True, recompute="full")
     bf16 = levers.model_copy(update={"workload": levers.workload.model_copy(update={"precision": "bf16"})})
     given = megatron(bf16)
@@ -231,7 +231,7 @@ def test_levers_are_passed_on() -> None:
         assert json.loads(settings(spec_of(code="dp2", zero=zero), "deepspeed"))["zero_optimization"]["stage"] == zero
 
 
-def test_an_uneven_split_is_passed_on() -> None:
+def test_an_uneven_split_is_exported() -> None:
     split = spec_of(code="dp1.tp1.pp2", split=(3, 1))
     assert megatron(split)["--pipeline-model-parallel-layout"] == "Ettt|tL"
     stages = tomllib.loads(settings(split, "torchtitan"))["parallelism"]
@@ -254,11 +254,11 @@ def test_an_uneven_split_is_passed_on() -> None:
         ("deepspeed", spec_of(schedule="gpipe"), "DeepSpeed has no gpipe schedule"),
     ],
 )
-def test_what_a_framework_cannot_say_is_told(to: Framework, spec: RunSpec, told: str) -> None:
+def test_what_a_framework_cannot_express_is_in_the_notes(to: Framework, spec: RunSpec, told: str) -> None:
     assert told in notes(settings(spec, to))
 
 
-# Every name that is written, as it stands in Megatron-LM's megatron/training/arguments.py, in torchtitan's
+# Every name that is written, as in Megatron-LM's megatron/training/arguments.py, in torchtitan's
 # torchtitan/config/job_config.py (both of 2025), and in DeepSpeed's documentation of its JSON.
 NAMED: dict[Framework, str] = {
     "megatron": """
@@ -289,7 +289,7 @@ NAMED: dict[Framework, str] = {
 }
 
 
-def test_only_names_that_the_frameworks_have_are_written_and_each_of_them() -> None:
+def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered() -> None:
     levers: list[dict[str, Any]] = [
         {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "selective", "sequence_parallel": True},
         {"split": (3, 1), "code": "dp1.tp1.pp2"}, {"schedule": "interleaved"}, {"code": "dp2.tp2.pp1", "zero": 2},
@@ -315,7 +315,7 @@ def test_only_names_that_the_frameworks_have_are_written_and_each_of_them() -> N
     assert written == {framework: set(names.split()) for framework, names in NAMED.items()}
 
 
-def test_what_needs_no_note_has_none() -> None:
+def test_a_complete_export_has_no_notes() -> None:
     assert notes(settings(spec_of(), "megatron")) == ""
     llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3))
     assert notes(settings(llama, "torchtitan")) == ""
@@ -375,6 +375,6 @@ def test_a_wrong_export_is_one_sentence(
     assert capsys.readouterr() == ("", sentence + "\n")
 
 
-def test_there_are_no_settings_for_other_frameworks() -> None:
+def test_an_unknown_framework_is_refused() -> None:
     with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed"):
         settings(SPEC, "jax")  # type: ignore[arg-type]

@@ -1,5 +1,4 @@
-"""What is particular to families: what they send along a pipeline, and that they learn. That sharded they equal the same model
-unsharded, whatever the layout and the levers, is in test_parity.py."""
+"""Families: what they send along a pipeline, and that their loss falls. test_parity.py has parity of all layouts and levers."""
 
 from __future__ import annotations
 
@@ -38,13 +37,13 @@ def spec(family: FamilyName, layout: dict[str, Any], **workload: Any) -> RunSpec
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("layout", MORE)
-def test_sharded_equals_unsharded_in_more_layouts(runs: Runs, family: FamilyName, layout: str) -> None:
+def test_gradients_equal_the_unsharded_models_in_more_layouts(runs: Runs, family: FamilyName, layout: str) -> None:
     assert runs.result(spec(family, MORE[layout], microbatches=4)).summary["parity_max_rel"] <= FP32
 
 
-def test_where_one_token_matters_little_bf16_is_near_a_kink_too(runs: Runs) -> None:
-    """ReLU has one: a unit near zero that rounding turns off takes a whole token out of its weights' gradient, whatever the
-    precision of the sums. Among 1,024 tokens that matters less than among 32."""
+def test_with_many_tokens_a_relu_model_has_parity_in_bf16(runs: Runs) -> None:
+    """With ReLU, rounding can turn off a unit near zero, which removes a whole token from its weights' gradient. It matters
+    less with 1,024 tokens than with 32."""
     layout = {"tp": 2, "pp": 2, "split": (3, 1), "sequence_parallel": True, "recompute": "selective"}
     asked = spec("transformer", layout, precision="bf16", microbatch_size=16)
     asked = asked.model_copy(update={"model": asked.model.model_copy(update={"hidden": 64, "seq": 64, "ffn": 256})})
@@ -53,7 +52,7 @@ def test_where_one_token_matters_little_bf16_is_near_a_kink_too(runs: Runs) -> N
 
 @pytest.mark.parametrize("family", ["bert", "transformer", "xlnet", "llama"])
 def test_the_loss_falls(runs: Runs, family: FamilyName) -> None:
-    """On one rank, which any layout equals."""
+    """On one rank: all layouts equal it."""
     result = runs.result(spec(family, {}, steps=25, microbatch_size=4).model_copy(update={"parity": False}))
     steps = result.tables["steps"]["loss"]
     assert steps.iloc[-5:].mean() < steps.iloc[0] - 0.5
@@ -67,7 +66,7 @@ def sent_over_pp(runs: Runs, family: FamilyName, layout: dict[str, Any]) -> dict
     return {(int(rank), str(phase)): int(size) for rank, phase, size in totals.to_numpy()}
 
 
-def test_the_encoders_output_travels_along_the_decoders_stages(runs: Runs) -> None:
+def test_the_encoders_output_is_sent_along_the_decoders_stages(runs: Runs) -> None:
     """Two tensors of (2, 16, 32) in fp32 at each cut between layers, one behind the last, for each of two microbatches; the
     gradients the same way back."""
     one = 2 * 16 * 32 * 4 * 2
@@ -78,7 +77,7 @@ def test_the_encoders_output_travels_along_the_decoders_stages(runs: Runs) -> No
     assert backward == {1: 2 * one, 2: 2 * one, 3: one}
 
 
-def test_both_streams_travel_together(runs: Runs) -> None:
+def test_both_streams_are_sent_together(runs: Runs) -> None:
     """16 tokens and 8 queries: (2, 24, 32) in fp32, for each of two microbatches."""
     sent = sent_over_pp(runs, "xlnet", {"pp": 2})
     assert sent == {(0, "forward"): 2 * 24 * 32 * 4 * 2, (1, "backward"): 2 * 24 * 32 * 4 * 2}

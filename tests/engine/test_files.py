@@ -1,4 +1,4 @@
-"""Files that users name: what is no file is not waited for, and what is written is whole."""
+"""Files that users name: reading never blocks, and writing is atomic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.launch.request import read_spec
 from engine.spec import RequestError
 
 
-def test_a_file_is_read_up_to_the_most_that_it_may_have(tmp_path: Path) -> None:
+def test_a_file_is_read_up_to_its_largest_size(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"12345")
     assert files.read(file, 5) == b"12345"
@@ -23,7 +23,7 @@ def test_a_file_is_read_up_to_the_most_that_it_may_have(tmp_path: Path) -> None:
         files.read(file, 4)
 
 
-def test_what_has_no_end_or_never_begins_is_not_read(tmp_path: Path) -> None:
+def test_endless_files_and_pipes_are_not_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
@@ -32,7 +32,7 @@ def test_what_has_no_end_or_never_begins_is_not_read(tmp_path: Path) -> None:
                 read(path)
 
 
-def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_replaces_a_file_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, pipe = tmp_path / "file", tmp_path / "pipe"
     file.touch()
     os.mkfifo(pipe)
@@ -42,8 +42,8 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path: Path, monke
         files.read(pipe, 10)
 
 
-def test_a_file_that_the_system_makes_up_as_it_is_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
-    """As /proc/kmsg, which keeps its reader waiting for the system's next message."""
+def test_a_virtual_file_is_refused_and_an_empty_file_is_read(tmp_path: Path) -> None:
+    """For example /proc/kmsg, whose reader would wait for the next kernel message."""
     with pytest.raises(RequestError, match="/proc/self/status is made up by the system as it is read"):
         files.read(Path("/proc/self/status"), 10**6)
     empty = tmp_path / "empty"
@@ -51,7 +51,7 @@ def test_a_file_that_the_system_makes_up_as_it_is_read_is_not_taken_for_an_empty
     assert files.read(empty, 5) == b""
 
 
-def test_many_that_write_one_file_at_once_leave_one_of_them_whole_and_nothing_else(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_file(tmp_path: Path) -> None:
     file, together = tmp_path / "file", Barrier(12)
     contents = [bytes([65 + n]) * 100_000 for n in range(12)]
 
@@ -66,14 +66,14 @@ def test_many_that_write_one_file_at_once_leave_one_of_them_whole_and_nothing_el
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
         files.write(tmp_path / "folder", b"content")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
-def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+def test_a_device_or_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     pipe, file, link = tmp_path / "pipe", tmp_path / "file", tmp_path / "link"
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as reader:
@@ -88,7 +88,7 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
-def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path, mode: int) -> None:
+def test_writing_keeps_a_files_permissions(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"before")
     file.chmod(mode)

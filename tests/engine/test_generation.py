@@ -1,4 +1,4 @@
-"""Generation: however a model is cut, it goes on with a text as the unsharded model would, token for token."""
+"""Generation: a sharded model generates the same tokens as the unsharded one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.runs import Runs
 PROMPT, NEW = "The ", 12
 SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 32}
 FAMILIES = {"gpt": ModelSpec(**SHAPE), "llama": ModelSpec(family="llama", kv_heads=2, **SHAPE)}
-# Every stage and slice, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
+# Several stages and slices, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2.pp2": {"tp": 2, "pp": 2},
     "pp4": {"pp": 4},
@@ -43,14 +43,14 @@ def tokens(runs: Runs, of: RunSpec) -> list[int]:
 @pytest.mark.parametrize(
     ("family", "layout"), [*(("gpt", layout) for layout in LAYOUTS), ("llama", "tp2.pp2"), ("llama", "zero3")]
 )
-def test_every_layout_goes_on_as_the_unsharded_model_does(runs: Runs, family: str, layout: str) -> None:
+def test_every_layout_generates_the_tokens_of_the_unsharded_model(runs: Runs, family: str, layout: str) -> None:
     whole = tokens(runs, spec(family, {}))
     assert len(whole) == NEW
     assert tokens(runs, spec(family, LAYOUTS[layout])) == whole
 
 
-def test_drawn_tokens_are_the_same_in_every_layout_too(runs: Runs) -> None:
-    """They vary, unlike the likeliest ones of a hardly trained model; so this compares more."""
+def test_sampled_tokens_are_the_same_in_every_layout(runs: Runs) -> None:
+    """Sampled tokens vary more than the most likely ones of a barely trained model, so this compares more."""
     whole = tokens(runs, spec("gpt", {}, trained=False, temperature=1.0))
     assert len(set(whole)) > NEW // 2
     for layout in ("tp2.pp2", "interleaved"):
@@ -58,8 +58,8 @@ def test_drawn_tokens_are_the_same_in_every_layout_too(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(("family", "keys"), [("gpt", 4), ("llama", 2)])
-def test_the_cache_holds_keys_and_values_of_every_token(runs: Runs, family: str, keys: int) -> None:
-    """2 × layers × key heads × width × tokens, cut over tp and pp; shared keys make it smaller."""
+def test_the_cache_has_keys_and_values_of_every_token(runs: Runs, family: str, keys: int) -> None:
+    """2 × layers × key heads × width × tokens, sharded over tp and pp. Grouped keys make it smaller."""
     table = runs.result(spec(family, {"tp": 2, "pp": 2}, trained=False)).tables["memory_peak"]
     held = table[table["category"] == KV_CACHE].set_index("rank")["bytes"]
     width = SHAPE["hidden"] // SHAPE["heads"]
@@ -96,7 +96,7 @@ def test_the_spans_show_prefill_and_each_decode_step(runs: Runs) -> None:
         ({"parity": True, "generate": GenerateSpec(prompt="x", skip_training=True)}, "parity compares gradients"),
     ],
 )
-def test_what_cannot_be_generated_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+def test_an_impossible_generation_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         RunSpec(**{"generate": GenerateSpec(prompt="x")} | changes)
 

@@ -1,5 +1,4 @@
-"""Each lever moves the bytes it says it moves, by the amount worked out here. That a run with it still equals the unsharded model
-is in test_parity.py."""
+"""Each lever changes memory and traffic by the amount computed here. test_parity.py has parity with each lever."""
 
 from __future__ import annotations
 
@@ -30,19 +29,19 @@ def at_peak(runs: Runs, spec: RunSpec, rank: int = 0) -> dict[str, int]:
 
 
 class TestZeRO:
-    """Ψ is what a rank holds without ZeRO; each bucket's share is rounded up to whole elements."""
+    """Ψ: parameters of a rank without ZeRO. Each bucket's shard is rounded up to whole elements."""
 
     whole = parameters_held(MODEL, tp=1, layers=4, first=True, last=True)
     buckets = 2 + MODEL.layers + 1  # token table, positions, each layer, last norm
 
     @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-    def test_shards_what_its_stage_says(self, runs: Runs, zero: int) -> None:
+    def test_zero_shards_what_its_stage_says(self, runs: Runs, zero: int) -> None:
         dp = 4
         bytes_ = at_peak(runs, lever(f"dp{dp}", zero=zero))
-        padding = self.buckets * (dp - 1)  # elements, at most, over all buckets; a share has its part of it
+        padding = self.buckets * (dp - 1)  # elements of all buckets, at most; a shard has its part of it
 
         def held(numbers: int, sharded: bool) -> range:
-            """Bytes for `numbers` fp32 numbers a parameter: exactly that, or that over dp and at most the padding more."""
+            """Bytes of `numbers` fp32 numbers for each parameter: exact, or sharded over dp with at most the padding more."""
             least = numbers * FLOAT * self.whole // (dp if sharded else 1)
             return range(least, least + (numbers * FLOAT * padding if sharded else 0) + 1)
 
@@ -51,7 +50,7 @@ class TestZeRO:
         assert bytes_["optimizer"] - self.buckets * STEP_COUNTER in held(2, zero >= 1)
 
     @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-    def test_moves_what_its_stage_says(self, runs: Runs, zero: int) -> None:
+    def test_zero_sends_what_its_stage_says(self, runs: Runs, zero: int) -> None:
         """Calls on dp in one step: B buckets, L layers, m microbatches. The loss is averaged apart from the buckets."""
         spec = lever("dp4", zero=zero)
         traffic = runs.result(spec).tables["traffic"]
@@ -59,7 +58,7 @@ class TestZeRO:
         calls = mine.groupby(["collective", "phase"])["calls"].sum().to_dict()
         b, layers, m = self.buckets, MODEL.layers, spec.workload.microbatches
         norm_and_loss = {("all_reduce", "step"): 2 if zero else 1}
-        # In forward each bucket is gathered once, the token table once more for the head; in backward, layers and head.
+        # In forward each bucket is gathered once, the token table again for the head. In backward, layers and head are gathered.
         forward, backward = b + 1, layers + 1 + 1
         expected = {
             0: {("all_reduce", "backward"): b},
@@ -80,16 +79,16 @@ class TestZeRO:
 
 
 class TestSequenceParallelism:
-    def test_cuts_what_tp_leaves_whole(self, runs: Runs) -> None:
+    def test_sequence_parallelism_shards_what_tp_does_not(self, runs: Runs) -> None:
         """Of each layer, four (B, S, H) tensors (both norms' inputs and outputs) and both norms' mean and deviation; the same
-        once for the last norm. The rest of a layer is cut by tp anyway."""
+        once for the last norm. tp shards the rest of a layer."""
         off, on = (at_peak(runs, lever("tp2", sequence_parallel=on)) for on in (False, True))
         b, s, h, layers = 2, MODEL.seq, MODEL.hidden, MODEL.layers
         whole = (2 * layers + 1) * (2 * b * s * h + 2 * b * s) * FLOAT
         assert off["activations"] - on["activations"] == whole // 2
 
-    def test_sends_the_same_bytes_by_other_collectives(self, runs: Runs) -> None:
-        """An all-reduce is a reduce-scatter and an all-gather; gathering again in backward is what comes on top."""
+    def test_sequence_parallelism_sends_the_same_bytes_by_other_collectives(self, runs: Runs) -> None:
+        """An all-reduce equals a reduce-scatter and an all-gather. Only the gathers in backward are additional."""
         wire = {}
         for on in (False, True):
             traffic = runs.result(lever("tp2", sequence_parallel=on)).tables["traffic"]
@@ -97,10 +96,10 @@ class TestSequenceParallelism:
             wire[on] = rows.groupby("collective")["wire_bytes"].sum()
         b, s, h, m = 2, MODEL.seq, MODEL.hidden, 2
         assert "reduce_scatter" not in wire[False].index
-        half = b * s * h * FLOAT // 2  # what a ring of two sends for a gather or a scatter of (B, S, H)
+        half = b * s * h * FLOAT // 2  # bytes that a ring of two sends for an all-gather or a reduce-scatter of (B, S, H)
         # In backward each of a layer's two column-parallel layers gathers its input again, and so does the head.
         again = (2 * MODEL.layers + 1) * m * half
-        # What tp holds whole saw a part of the sequence: its gradients are summed, a ring of two sends each byte once.
+        # Parameters that tp does not shard have seen a part of the sequence, so their gradients are summed.
         whole = MODEL.layers * 6 * h + MODEL.seq * h + 2 * h
         assert wire[True].sum() - wire[False].sum() == again + whole * FLOAT
 
@@ -108,16 +107,16 @@ class TestSequenceParallelism:
 class TestRecompute:
     b, s, h, a = 2, MODEL.seq, MODEL.hidden, MODEL.heads
 
-    def test_selective_drops_what_attention_holds(self, runs: Runs) -> None:
+    def test_selective_recompute_drops_what_attention_saves(self, runs: Runs) -> None:
         """The softmax's result (B, A, S, S), and which scores were masked (S, S), a byte each, of every layer."""
         none, selective = (at_peak(runs, lever("tp1", recompute=r)) for r in ("none", "selective"))
         dropped = self.b * self.a * self.s**2 * FLOAT + self.s**2
         saved = none["activations"] - selective["activations"]
-        # q, k and v are kept as the one tensor they were cut from, instead of as three; the sum is the same.
+        # q, k and v are kept as one tensor instead of three, with the same sum.
         assert saved == MODEL.layers * dropped
 
-    def test_full_keeps_only_each_layers_input(self, runs: Runs) -> None:
-        """One more layer costs one more (B, S, H), however much the layer itself would hold, and 8 bytes of checkpoint's own."""
+    def test_full_recompute_keeps_only_each_layers_input(self, runs: Runs) -> None:
+        """One more layer costs one more (B, S, H), and 8 bytes of the checkpoint."""
         deeper = MODEL.model_copy(update={"layers": 5})
         four, five = (at_peak(runs, lever("tp1", recompute="full", model=model)) for model in (MODEL, deeper))
         assert five["activations"] - four["activations"] == self.b * self.s * self.h * FLOAT + 8
@@ -135,7 +134,7 @@ class TestPrecisionAndOptimizer:
         assert bytes_["optimizer"] == 3 * FLOAT * self.whole + self.buckets * STEP_COUNTER
 
     @pytest.mark.parametrize(("momentum", "numbers"), [(0.0, 0), (0.9, 1)])
-    def test_sgd_keeps_one_number_a_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
+    def test_sgd_keeps_one_number_for_each_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
         bytes_ = at_peak(runs, lever("tp1", workload={"optimizer": "sgd", "momentum": momentum}))
         assert bytes_["optimizer"] == numbers * FLOAT * self.whole
 
@@ -150,6 +149,6 @@ class TestPrecisionAndOptimizer:
     ],
 )
 def test_a_lever_without_effect_is_refused_with_the_reason(layout: dict[str, Any], workload: dict[str, Any], reason: str) -> None:
-    # accumulate=fp32 is the default, so only what was asked for is refused
+    # accumulate=fp32 is the default, so only an explicit bf16 is refused
     with pytest.raises(RequestError, match=reason):
         RunSpec(model=MODEL, layout=LayoutSpec(**layout), workload=WorkloadSpec(**workload))

@@ -1,4 +1,4 @@
-"""Memory: every byte has a category, the categories add up to the allocator's total, and each is as large as it must be."""
+"""Memory: every byte has a category, categories add up to the allocator's total, and each has the expected size."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def start_of(points: list[Point], action: str) -> Composition:
 
 @pytest.mark.parametrize("spec", LAYOUTS, ids=lambda spec: f"{spec.layout.code}-{spec.layout.schedule}")
 class TestEveryLayout:
-    def test_categories_and_kernels_workspaces_sum_to_the_allocators_total(self, runs: Runs, spec: RunSpec) -> None:
+    def test_categories_and_kernel_workspaces_add_up_to_the_allocators_total(self, runs: Runs, spec: RunSpec) -> None:
         result = runs.result(spec)
         totals = {rank: sum(composition.values()) for rank, composition in peaks(result).items()}
         assert [entry["rank"] for entry in result.summary["allocator"]] == list(totals)
@@ -76,7 +76,7 @@ class TestEveryLayout:
         assert result.summary["peak_bytes"] == max(totals.values())
         assert totals[result.summary["peak_rank"]] == max(totals.values())
 
-    def test_what_stands_is_what_the_rank_should_hold(self, runs: Runs, spec: RunSpec) -> None:
+    def test_memory_between_steps_is_what_the_rank_should_hold(self, runs: Runs, spec: RunSpec) -> None:
         layout, mesh = spec.layout, spec.layout.mesh
         table = peaks(runs.result(spec))
         for rank in range(layout.ranks):
@@ -88,7 +88,7 @@ class TestEveryLayout:
             assert table[rank]["gradients"] == weights
             assert table[rank]["optimizer"] == 2 * weights + counters
 
-    def test_ranks_of_one_stage_are_alike(self, runs: Runs, spec: RunSpec) -> None:
+    def test_ranks_of_one_stage_have_the_same_memory(self, runs: Runs, spec: RunSpec) -> None:
         result = runs.result(spec)
         for stage in range(spec.layout.pp):
             compositions = [
@@ -96,7 +96,7 @@ class TestEveryLayout:
             ]
             assert compositions == compositions[:1] * (spec.layout.dp * spec.layout.tp)
 
-    def test_the_curve_reaches_the_peak_and_returns_to_what_stands(self, runs: Runs, spec: RunSpec) -> None:
+    def test_the_curve_reaches_the_peak_and_returns_to_the_memory_between_steps(self, runs: Runs, spec: RunSpec) -> None:
         result = runs.result(spec)
         for entry in result.summary["allocator"]:
             points = curve(result, entry["rank"])
@@ -106,7 +106,7 @@ class TestEveryLayout:
             for end in (points[0], points[-1]):
                 assert end.total == entry["start_bytes"]
                 assert end.bytes["activations"] == end.bytes["communication"] == 0
-                assert end.bytes["temporary"] == 2 * FLOAT  # the loss and the norm of the gradients, which stay
+                assert end.bytes["temporary"] == 2 * FLOAT  # the loss and the norm of the gradients, which are kept
             assert points[0].t_ns == 0
             assert all(set(point.bytes) == set(CATEGORIES) for point in points)
             assert all(min(point.bytes.values()) >= 0 for point in points)
@@ -114,9 +114,9 @@ class TestEveryLayout:
 
 @pytest.mark.parametrize("schedule", PLAIN)
 def test_activations_are_those_of_the_microbatches_in_flight(runs: Runs, schedule: ScheduleName) -> None:
-    """Exactly so on every stage, at the start of every backward. One microbatch alone tells what one costs."""
+    """On every stage, at the start of every backward. A run of one microbatch gives the cost of one."""
     stages, microbatches = 3, 5
-    one = runs.result(small("pp3", microbatches=1))  # in any schedule
+    one = runs.result(small("pp3", microbatches=1))  # is the same in any schedule
     many = runs.result(small("pp3", schedule, microbatches=microbatches))
     most = []
     for stage, order in enumerate(compute_order(schedule, stages, microbatches)):
@@ -133,7 +133,7 @@ def test_activations_are_those_of_the_microbatches_in_flight(runs: Runs, schedul
     assert most == {"naive": [1, 1, 1], "gpipe": [5, 5, 5], "1f1b": [3, 2, 1]}[schedule]
 
 
-def test_1f1b_differs_from_gpipe_in_activations_alone(runs: Runs) -> None:
+def test_1f1b_differs_from_gpipe_only_in_activations(runs: Runs) -> None:
     gpipe, alternating = (peaks(runs.result(small("pp3", name, microbatches=5))) for name in PLAIN if name != "naive")
     for rank, bytes_ in alternating.items():
         for category in ("parameters", "gradients", "optimizer"):
@@ -143,25 +143,25 @@ def test_1f1b_differs_from_gpipe_in_activations_alone(runs: Runs) -> None:
 
 @pytest.mark.parametrize("tp", [1, 4])
 def test_activations_of_one_layer(runs: Runs, tp: int) -> None:
-    """What backward needs of one layer, worked out by hand: the difference between two stages that differ by one layer."""
+    """What one layer saves for backward, computed by hand: the difference between two stages that differ by one layer."""
     kept = []
     for split in ((2, 3), (3, 2)):
         points = curve(runs.result(small(f"tp{tp}.pp2", microbatches=1, split=split)), 0)
         kept.append(start_of(points, "B chunk 0 microbatch 0")["activations"])
     s, h, f, heads = SMALL.seq, SMALL.hidden, SMALL.ffn_width, SMALL.heads
-    whole = 4 * s * h + 2 * 2 * s  # what the two norms read and what they give, with each token's mean and spread
+    whole = 4 * s * h + 2 * 2 * s  # inputs and outputs of the two norms, with each token's mean and deviation
     sliced = 3 * s * h + heads * s * s + s * h + 2 * s * f  # q, k, v; the softmax; the mixed values; the MLP around GELU
     mask, scale = s * s, 8  # one byte for each pair of tokens; the factor 1/√D, which autograd keeps as a double
     assert kept[1] - kept[0] == (whole + sliced // tp) * FLOAT + mask + scale
 
 
-def test_a_received_activation_is_an_activation_and_a_gradient_under_way_is_communication(runs: Runs) -> None:
+def test_a_received_activation_is_an_activation_and_a_gradient_in_transfer_is_communication(runs: Runs) -> None:
     points = curve(runs.result(small("pp3", microbatches=1)), 1)
     message = SMALL.seq * SMALL.hidden * FLOAT
     before_forward = start_of(points, "F chunk 1 microbatch 0")
     assert (before_forward["activations"], before_forward["communication"]) == (message, 0)
     before_backward = start_of(points, "B chunk 1 microbatch 0")
-    assert before_backward["communication"] == 2 * message  # the output that was sent, and the gradient that came back
+    assert before_backward["communication"] == 2 * message  # the output that was sent, and the gradient that was received
 
 
 def test_the_same_spec_gives_the_same_memory(runs: Runs) -> None:
@@ -173,7 +173,7 @@ def test_the_same_spec_gives_the_same_memory(runs: Runs) -> None:
 
 
 def test_a_single_step_is_enough(runs: Runs) -> None:
-    """With one step the optimizer's state is as new as the traced step, and yet complete."""
+    """The optimizer's states exist in the traced step, even after only one step."""
     one, two = runs.result(small("tp2", steps=1)), runs.result(small("tp2", steps=2))
     pd.testing.assert_frame_equal(one.tables["memory_peak"], two.tables["memory_peak"])
 
@@ -187,14 +187,14 @@ def test_the_process_is_larger_than_its_tensors(runs: Runs) -> None:
 
 
 def test_memory_is_the_same_under_another_instruction_set(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What oneDNN takes for a product in bf16 differs; what the tables have does not."""
+    """oneDNN's workspace for a bf16 product differs, but the tables do not."""
     case = small("dp2", precision="bf16")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     with Runs(tmp_path) as plain:
         pd.testing.assert_frame_equal(plain.result(case).tables["memory_peak"], runs.result(case).tables["memory_peak"])
 
 
-def test_what_comes_and_goes_within_one_operation_is_workspace_and_in_no_category() -> None:
+def test_memory_allocated_and_freed_within_one_operation_is_workspace_without_a_category() -> None:
     step = ActionTime(0, 100, "forward", "F", "F chunk 0 microbatch 0")
     product, scratch, later = 1, 2, 3
     memory = [
@@ -210,7 +210,7 @@ def test_what_comes_and_goes_within_one_operation_is_workspace_and_in_no_categor
 
 
 def test_layout_of_the_tests_is_not_trivial() -> None:
-    """The specs above have stages without a layer, stages of different sizes, and a vocabulary that needs padding."""
+    """The specs above include stages without a layer, stages of different sizes, and a vocabulary that needs padding."""
     assert LayoutSpec(pp=4).stage_layers(SMALL.layers) == (2, 1, 1, 1)
     assert any(0 in spec.layout.split for spec in LAYOUTS)
     assert any(spec.model.vocab % spec.layout.tp for spec in LAYOUTS)

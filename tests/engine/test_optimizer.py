@@ -1,4 +1,4 @@
-"""Each optimizer takes the steps of its paper, keeps what its record says, and is called elsewhere what the others call it."""
+"""Each optimizer takes the steps of its paper, keeps the states of its record, and has the right names in other frameworks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 RATE, STEPS = 0.05, 4
 
-Update = Callable[[Tensor, list[Tensor]], Tensor]  # of values, by the gradients of several steps; float64
+Update = Callable[[Tensor, list[Tensor]], Tensor]  # (values, gradients of several steps) → values; float64
 
 
 def adamw(p: Tensor, gradients: list[Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ def drawn(seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_steps_are_those_of_the_paper(name: str) -> None:
+def test_an_optimizers_steps_are_those_of_its_paper(name: str) -> None:
     values, gradients = drawn(0), [drawn(1 + step) for step in range(STEPS)]
     expected = UPDATES[name](values.double(), [g.double() for g in gradients])
     optimizer = make_optimizer(EACH[name], [values])
@@ -76,7 +76,7 @@ def test_steps_are_those_of_the_paper(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_it_keeps_what_its_record_says(name: str) -> None:
+def test_an_optimizer_keeps_the_states_of_its_record(name: str) -> None:
     workload, sizes = EACH[name], (7, 12)
     record = OPTIMIZERS[workload.optimizer]
     tensors = [torch.zeros(size) for size in sizes]
@@ -91,9 +91,9 @@ def test_it_keeps_what_its_record_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_its_step_takes_no_memory_of_its_own(runs: Runs, name: str) -> None:
-    """With so few tokens memory is highest in the step, when gradients are there in fp32 too: all of them, while the norm before
-    counts that of the tied table once.
+def test_an_optimizers_step_allocates_nothing(runs: Runs, name: str) -> None:
+    """With so few tokens, the peak is in the optimizer's step, when all gradients exist in fp32 too. The norm before it needs
+    fewer: it counts the tied table's once.
     """
     shape = {"layers": 12, "hidden": 32, "heads": 4, "seq": 4}
     numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
@@ -104,7 +104,7 @@ def test_its_step_takes_no_memory_of_its_own(runs: Runs, name: str) -> None:
     assert runs.result(case).tables["memory_peak"]["bytes"].sum() == peak.total
 
 
-# By framework, what an optimizer is called there and its settings: Megatron-LM's `megatron/training/arguments.py` (Lion since
+# Framework → names of an optimizer and its settings there: Megatron-LM's `megatron/training/arguments.py` (Lion since
 # 2026), torchtitan's `torchtitan/config/job_config.py`, DeepSpeed's documentation of its JSON and the arguments of its classes.
 NAMED: dict[Framework, tuple[str, str]] = {
     "megatron": ("adam lion sgd", "--weight-decay --adam-beta1 --adam-beta2 --lion-beta1 --lion-beta2 --sgd-momentum"),
@@ -115,7 +115,7 @@ KIND: dict[Framework, str] = {"megatron": "--optimizer", "deepspeed": "type", "t
 
 
 @pytest.mark.parametrize("framework", NAMED)
-def test_other_frameworks_are_asked_in_their_own_names(framework: Framework) -> None:
+def test_exports_use_each_frameworks_name_of_an_optimizer(framework: Framework) -> None:
     kinds, names = set[str](), set[str]()
     for name, record in OPTIMIZERS.items():
         if ask := record.elsewhere.get(framework):

@@ -28,11 +28,11 @@ PARITY_LIMIT_BF16 = 2e-2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# -------------------------------------------------------------------------------------------------- the runs themselves
+# -------------------------------------------------------------------------------------------------- the runs
 
 
 def names_of(model: ModelSpec) -> list[str]:
-    """Every parameter of the model, each once: the head's table is the embedding's."""
+    """The names of all parameters, without duplicates: the head's table is the embedding's."""
     ends = [TIED, POSITION, "head.norm.weight", "head.norm.bias"]
     parts = ["attention_norm", "attention.qkv", "attention.out", "mlp_norm", "mlp.inner", "mlp.out"]
     inner = [f"layers.{i}.{part}.{kind}" for i in range(model.layers) for part in parts for kind in ("weight", "bias")]
@@ -41,28 +41,28 @@ def names_of(model: ModelSpec) -> list[str]:
 
 def assert_parity(result: RunResult, limit: float = PARITY_LIMIT) -> None:
     table = result.tables["parity"]
-    too_far = table[~(table["max_rel"] <= limit)]  # so put, NaN is too far
+    too_far = table[~(table["max_rel"] <= limit)]  # written so that NaN is too far
     assert too_far.empty, too_far.to_string()
     losses, reference = result.tables["steps"]["loss"], result.summary["reference_losses"]
     assert len(losses) == len(reference) == result.spec.workload.steps
-    apart = [abs(loss - other) for loss, other in zip(losses, reference, strict=True)]
-    assert max(apart) <= limit
-    assert result.summary["loss_max_abs"] == max(apart)
+    incompatible = [abs(loss - other) for loss, other in zip(losses, reference, strict=True)]
+    assert max(incompatible) <= limit
+    assert result.summary["loss_max_abs"] == max(incompatible)
     assert result.summary["parity_max_rel"] == table["max_rel"].max()
 
 
-# ReLU has a kink, and under bf16 one token on its other side matters among so few; test_families.py has a run of more.
+# In bf16, one token on the other side of ReLU's kink is too large a share of so few; test_families.py has a run with more.
 KINKED = [spec for spec in covering() if spec.model.family == "transformer" and spec.workload.precision == "bf16"]
 
 
 @pytest.mark.parametrize("spec", [spec for spec in covering() if spec not in KINKED], ids=title)
 def test_parity(runs: Runs, spec: RunSpec) -> None:
-    """Of every family, schedule and lever, on every axis, with stages of no layer and a vocabulary that tp does not divide."""
+    """For every family, schedule, lever and axis, with stages without a layer and a vocabulary that tp does not divide."""
     assert_parity(runs.result(spec), PARITY_LIMIT if spec.workload.precision == "fp32" else PARITY_LIMIT_BF16)
 
 
 def test_the_cases_cover_every_pair_of_choices() -> None:
-    """As far as two go together: there is no sharding without replicas, and so on."""
+    """All valid pairs: for example, there is no ZeRO without replicas."""
     choices = candidates()
     found, possible = (
         {pair for spec in specs for pair in combinations(choices[spec].items(), 2)} for specs in (covering(), choices)
@@ -70,11 +70,11 @@ def test_the_cases_cover_every_pair_of_choices() -> None:
     assert found == possible
     pairs = [(a, x, b, y) for a, b in combinations(CHOICES, 2) for x in CHOICES[a] for y in CHOICES[b]]
     missing = [pair for pair in pairs if ((pair[0], pair[1]), (pair[2], pair[3])) not in found]
-    assert [pair for pair in missing if not apart(*pair)] == []
+    assert [pair for pair in missing if not incompatible(*pair)] == []
 
 
-def apart(a: str, x: Any, b: str, y: Any) -> bool:
-    """Whether two choices do not go together."""
+def incompatible(a: str, x: Any, b: str, y: Any) -> bool:
+    """Whether two choices are not a valid pair."""
     chosen = {a: x, b: y}
     chunked = "schedule" in chosen and SCHEDULE_FACTS[chosen["schedule"]].least_chunks > 1
     split = chosen.get("split", "even") != "even"
@@ -101,17 +101,17 @@ TIED_PIPELINES = [s for s in covering() if s.workload.precision == "fp32" and s.
 
 @pytest.mark.parametrize("spec", TIED_PIPELINES, ids=title)
 def test_the_norm_of_the_gradients_is_that_of_the_unsharded_model(runs: Runs, spec: RunSpec) -> None:
-    """Over all axes: what tp holds whole, what both ends of the pipeline hold and what each replica holds counts once."""
+    """On all axes: gradients that several tp slices, both ends of the pipeline or several replicas hold count once."""
     gradients, _, _ = train_unsharded(spec)
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
     assert runs.result(spec).tables["steps"]["grad_norm"].iloc[0] == pytest.approx(norm, rel=1e-5)
 
 
-# ----------------------------------------------------------------------- what it is compared with is what it says it is
+# ----------------------------------------------------------------------- the reference itself
 
 
 def gpt(model: ModelSpec, weights: dict[str, Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
-    """The model written once more, with nothing but torch's own functions. Mean cross-entropy over (B, S)."""
+    """The model written again with only torch's functions. Mean cross-entropy over (B, S)."""
 
     def linear(name: str, x: Tensor) -> Tensor:
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -132,7 +132,7 @@ def gpt(model: ModelSpec, weights: dict[str, Tensor], tokens: Tensor, targets: T
 
 
 def test_the_unsharded_model_is_a_gpt_trained_with_adamw() -> None:
-    """Gradients of step 1 and three losses, against plain torch from the same first weights."""
+    """Gradients of step 1 and three losses equal those of plain torch with the same initial weights."""
     spec = small(steps=3, microbatches=2, microbatch_size=2)
     gradients, losses, parameters = train_unsharded(spec)
     weights = {}
@@ -160,12 +160,12 @@ def test_the_unsharded_model_is_a_gpt_trained_with_adamw() -> None:
         optimizer.step()
 
 
-# --------------------------------------------------------------------------------------------- the check itself can fail
+# --------------------------------------------------------------------------------------------- the check can fail
 
 
 @pytest.fixture(scope="module")
 def sharded() -> tuple[RunSpec, dict[str, Tensor]]:
-    """A layout, and by key the gradients that its ranks would publish if they were right in every digit."""
+    """A layout, and key → the exactly right gradient that a rank of it would publish."""
     spec = small("dp2.tp2.pp2", model={"vocab": 257})
     gradients, _, parameters = train_unsharded(spec)
     published = {}
@@ -184,7 +184,7 @@ def wrong_rows(spec: RunSpec, published: dict[str, Tensor]) -> list[str]:
     return [row["parameter"] for row in rows if not row["max_rel"] <= PARITY_LIMIT]
 
 
-def test_right_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> None:
+def test_correct_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> None:
     assert wrong_rows(*sharded) == []
 
 
@@ -193,7 +193,7 @@ def test_right_gradients_pass(sharded: tuple[RunSpec, dict[str, Tensor]]) -> Non
     [
         ("layers.2.mlp.inner.weight/0/1", lambda g: g * (1 + 1e-4)),
         ("layers.0.attention.qkv.weight/1/0", lambda g: g.roll(1, 0)),
-        ("layers.4.mlp_norm.bias/1/1", torch.zeros_like),  # what tp holds whole is compared on every rank of it
+        ("layers.4.mlp_norm.bias/1/1", torch.zeros_like),  # a parameter that tp does not shard is compared on every rank
         ("tied/1/1", lambda g: g / 2),  # the copy at the pipeline's end is compared too
         ("head.norm.weight/1/0", lambda g: g.index_fill(0, torch.tensor(3), math.nan)),
     ],
@@ -213,21 +213,21 @@ def test_slices_in_the_wrong_order_are_found(sharded: tuple[RunSpec, dict[str, T
     assert wrong_rows(spec, published | swapped) == ["layers.1.mlp.out.weight"]
 
 
-def test_parity_row_of_no_gradient_at_all() -> None:
+def test_where_the_reference_gradient_is_zero_any_difference_is_infinite() -> None:
     zero, some = torch.zeros(3), torch.tensor([0.0, 1e-30, 0.0])
     assert parity_row("p", [zero], zero)["max_rel"] == 0
     assert parity_row("p", [some], zero)["max_rel"] == math.inf
 
 
 @pytest.mark.parametrize("mutant", forked.MUTANTS)
-def test_a_broken_engine_is_found(mutant: str, tmp_path: Any) -> None:
-    """Real runs of an engine with one classic mistake in it: the check must see each of them."""
+def test_parity_finds_each_mistake_in_the_engine(mutant: str, tmp_path: Any) -> None:
+    """Real runs of an engine with one typical mistake. The check must find each."""
     spec = forked.MUTANTS[mutant].spec.model_copy(update={"parity": True})
     result = forked.run_mutant(mutant, spec, tmp_path / "run")
     assert result.summary["parity_max_rel"] > 100 * PARITY_LIMIT
 
 
-def test_the_engine_run_like_its_mutants_passes(tmp_path: Any) -> None:
-    """So that it is the mistake that is found, and not the way in which mutants are run."""
+def test_the_engine_without_a_mistake_passes_in_the_same_way(tmp_path: Any) -> None:
+    """It shows that the check finds the mistake, and not the way in which mutants run."""
     spec = small("dp2", parity=True, model=SMALL.model_dump(), steps=1)
     assert_parity(forked.run_mutant("none", spec, tmp_path / "run"))

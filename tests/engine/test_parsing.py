@@ -1,4 +1,4 @@
-"""JSON from anybody: bounded, without NaN, and every name in it once."""
+"""Untrusted JSON: limited in size, without NaN, and without duplicate names."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from engine.spec import GenerateSpec, ModelSpec, RequestError, RunSpec
     ],
     ids=range(8),
 )
-def test_json_that_is_more_than_a_spec_can_be_is_refused(text: str, said: str) -> None:
+def test_json_larger_than_any_spec_is_refused(text: str, said: str) -> None:
     with pytest.raises(RequestError) as caught:
         RunSpec.read_json(text)
     assert str(caught.value) == said
 
 
-def test_what_stands_in_quotes_is_no_structure() -> None:
+def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     prompt = '[{"' * 2000 + "\\" + "]" * 3
     spec = RunSpec(generate=GenerateSpec(prompt=prompt, new_tokens=1), model=ModelSpec(seq=10_000))
     assert RunSpec.read_json(spec.model_dump_json()) == spec
-    assert RunSpec.read_json("\ufeff" + spec.model_dump_json()) == spec  # as some editors begin every file
+    assert RunSpec.read_json("\ufeff" + spec.model_dump_json()) == spec  # some editors begin a file with it

@@ -1,4 +1,4 @@
-"""The executor on one rank, where two chunks hand over to each other directly; and training that a user can see work."""
+"""The executor on one rank, where two chunks pass tensors to each other directly, and training from end to end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MICROBATCHES = 3
 
 
 class Half(nn.Module):
-    """A chunk of one layer; the first makes its own input, the last makes a loss."""
+    """A chunk of one layer. The first makes its input, the last computes a loss."""
 
     def __init__(self, first: bool) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ ALL_FORWARD_FIRST = " ".join(
 
 
 def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
-    """One rank that holds both chunks. The list fills with what it says it is about to do."""
+    """One rank with both chunks. The list gets the status of each action."""
     comm, said = Comm.alone(torch.device("cpu")), cast(list[str], [])
     halves = nn.ModuleList([Half(True), Half(False)])
     data = DataParallel(TensorParallel(comm), 0, torch.float32, MICROBATCHES)
@@ -90,7 +90,7 @@ def test_any_order_gives_the_gradient_of_the_mean_loss(order: str) -> None:
 
 
 def test_a_step_leaves_nothing_behind() -> None:
-    """No graph, no input and no message outlives the step, and the next one gives the same."""
+    """After a step there is no graph, no input and no message, and the next step gives the same."""
     run, _, halves = executor(ALL_FORWARD_FIRST)
     run.run("step 1")
     first = [p.grad.clone() for p in halves.parameters() if p.grad is not None]
@@ -100,14 +100,14 @@ def test_a_step_leaves_nothing_behind() -> None:
     assert float(run.loss) > 0
 
 
-def test_a_schedule_that_leaves_something_is_noticed() -> None:
+def test_a_schedule_that_leaves_tensors_is_an_error() -> None:
     run, _, _ = executor(BOTH_CHUNKS_ALTERNATING.removesuffix(" B0.2"))
     with pytest.raises(AssertionError, match="a step leaves nothing behind"):
         run.run("step 1")
 
 
 def test_the_output_does_not_outlive_its_forward() -> None:
-    """Between F and B a stage holds the graph and what that saved, and not its output as well."""
+    """Between F and B a stage holds the graph and its saved tensors, but not its output."""
     run, _, _ = executor(ALL_FORWARD_FIRST)
     run._forward(Action("F", 0, 0))
     run._forward(Action("F", 1, 0))
@@ -123,7 +123,7 @@ def losses(result: RunResult) -> list[float]:
 
 
 def test_the_loss_falls_visibly_in_a_default_run(runs: Runs) -> None:
-    """What a user gets who changes nothing: it starts where guessing is, and ends well below. Each Python has its own text."""
+    """With default settings, the loss begins at that of guessing and ends well below. Each Python version has another text."""
     result = runs.result(RunSpec())
     fallen = losses(result)
     assert len(fallen) == WorkloadSpec().steps == 20
@@ -143,15 +143,15 @@ def test_replicas_read_different_data(runs: Runs) -> None:
     assert list(two.tables["steps"]["tokens"]) == list(one.tables["steps"]["tokens"])
 
 
-def test_a_text_of_the_users_is_what_is_trained_on(runs: Runs, tmp_path: Path) -> None:
-    """Two letters in turn are soon learned; with the usual text the same run is nowhere near."""
+def test_the_users_text_is_trained_on(runs: Runs, tmp_path: Path) -> None:
+    """Two alternating letters are learned fast. With the default text, the same run has a much higher loss."""
     text = tmp_path / "two letters.txt"
     text.write_text("ab" * 500, encoding="utf-8")
     own = RunSpec(workload=WorkloadSpec(text=str(text)))
     assert losses(runs.result(own))[-1] < 1 < 3 < losses(runs.result(RunSpec()))[-1]
 
 
-def test_the_seed_decides_weights_and_data(runs: Runs) -> None:
+def test_the_seed_determines_weights_and_data(runs: Runs) -> None:
     first, again, other = runs.result(small("dp2", seed=1)), runs.fresh(small("dp2", seed=1)), runs.result(small("dp2", seed=2))
     assert losses(first) == losses(again)
     assert losses(first) != losses(other)

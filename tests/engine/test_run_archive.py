@@ -1,4 +1,4 @@
-"""A run in a zip: whole on the way out, and on the way in nothing but a run."""
+"""A run in a zip: packing is complete, and unpacking accepts nothing but a valid run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def zipped(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_run_comes_out_of_its_zip_as_it_went_in(run: Path, tmp_path: Path) -> None:
+def test_a_run_survives_its_zip(run: Path, tmp_path: Path) -> None:
     home = tmp_path / "here"
     folder = run_archive.unpack(run_archive.pack(run), home, "some file")
     assert folder == home / "my run"
@@ -62,12 +62,12 @@ def test_a_run_comes_out_of_its_zip_as_it_went_in(run: Path, tmp_path: Path) -> 
         assert_frame_equal(read.tables[name], rows)
 
 
-def test_a_second_one_of_that_name_stands_beside_the_first(run: Path) -> None:
+def test_a_second_run_of_the_same_name_gets_another_name(run: Path) -> None:
     assert run_archive.unpack(run_archive.pack(run), run.parent, "") == run.parent / "my run-2"
     assert run_archive.unpack(run_archive.pack(run), run.parent, "") == run.parent / "my run-3"
 
 
-def test_a_zip_without_a_folder_takes_the_name_of_its_file_or_of_what_ran(run: Path, tmp_path: Path) -> None:
+def test_a_zip_without_a_folder_is_named_by_its_file_or_its_spec(run: Path, tmp_path: Path) -> None:
     flat = zipped({path.name: path.read_bytes() for path in run.iterdir()} | {"__MACOSX/._x": b"", ".DS_Store": b""})
     assert run_archive.unpack(flat, tmp_path, "Übung 1").name == "Übung 1"
     assert run_archive.unpack(flat, tmp_path, "../../x").name.endswith("-dp1.tp1.pp2-1f1b")
@@ -99,7 +99,7 @@ def many_rows(files: Files) -> None:
 
 
 def many_groups(files: Files) -> None:
-    """Which are told apart, and take memory, by the file's own account of itself alone."""
+    """Row groups exist only in the file's metadata, and take memory."""
     key = "my run/process.parquet"
     read, buffer = pq.read_table(io.BytesIO(files[key])), io.BytesIO()
     with pq.ParquetWriter(buffer, read.schema) as writer:
@@ -109,7 +109,7 @@ def many_groups(files: Files) -> None:
 
 
 def repeat_a_long_word(files: Files) -> None:
-    """A word that stands once in the file, and in every row of the table."""
+    """A long word that is in the file once, and in every row of the table."""
     word = "x" * (run_archive.FOREIGN.bytes // 4 + 1)
     rewrite(files, "traffic", lambda t: t.set_column(5, "group", pa.array([word] * 4, pa.large_string())))
 
@@ -230,7 +230,7 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_no_run_is_refused_in_a_sentence_and_leaves_nothing(run: Path, tmp_path: Path, what: str) -> None:
+def test_an_invalid_run_is_refused_with_a_sentence_and_leaves_no_files(run: Path, tmp_path: Path, what: str) -> None:
     spoil, sentence = WRONG[what]
     files = files_of(run)
     spoil(files)
@@ -244,7 +244,7 @@ def test_what_is_no_run_is_refused_in_a_sentence_and_leaves_nothing(run: Path, t
     assert not home.exists()
 
 
-def test_a_zip_of_an_older_program_comes_in_and_leaves_with_todays_version(run: Path, tmp_path: Path) -> None:
+def test_a_zip_of_an_older_program_is_saved_with_the_current_version(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     head(files, lambda h: h.pop("schema_version"))
     folder = run_archive.unpack(zipped(files), tmp_path, "x")
@@ -252,7 +252,7 @@ def test_a_zip_of_an_older_program_comes_in_and_leaves_with_todays_version(run: 
     assert store.load(folder).spec == store.load(run).spec
 
 
-def test_a_zip_of_a_newer_program_is_refused_in_a_sentence_that_says_so(run: Path, tmp_path: Path) -> None:
+def test_a_zip_of_a_newer_program_is_refused_with_a_sentence_that_says_so(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     head(files, lambda h: h.update(schema_version=SCHEMA_VERSION + 1))
     with pytest.raises(RequestError, match=r"^the run in this zip cannot be opened: a newer version of this program saved it"):
@@ -260,7 +260,7 @@ def test_a_zip_of_a_newer_program_is_refused_in_a_sentence_that_says_so(run: Pat
     assert not (tmp_path / "here").exists()
 
 
-def test_what_is_no_zip_or_too_large_is_refused(run: Path, tmp_path: Path) -> None:
+def test_an_invalid_or_too_large_zip_is_refused(run: Path, tmp_path: Path) -> None:
     whole = run_archive.pack(run)
     for junk in (b"", b"PK", whole[: len(whole) // 2], whole[:200] + b"\xff" * 50 + whole[250:]):
         with pytest.raises(RequestError, match=r"cannot be opened|is not a table"):
@@ -272,7 +272,7 @@ def test_what_is_no_zip_or_too_large_is_refused(run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_what_is_packed_in_another_way_is_refused_before_it_is_read(run: Path, tmp_path: Path, way: int) -> None:
+def test_another_compression_is_refused_before_it_is_read(run: Path, tmp_path: Path, way: int) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", way) as archive:
         for name, content in files_of(run).items():
@@ -281,8 +281,8 @@ def test_what_is_packed_in_another_way_is_refused_before_it_is_read(run: Path, t
         run_archive.unpack(buffer.getvalue(), tmp_path, "x")
 
 
-def test_no_more_is_unpacked_than_a_zip_says_that_it_holds(run: Path, tmp_path: Path) -> None:
-    """A head of 64 MB that its zip says has a thousand bytes: they are read, and the rest is not made."""
+def test_no_more_is_unpacked_than_the_size_that_a_zip_declares(run: Path, tmp_path: Path) -> None:
+    """A head of 64 MB whose zip declares 1,000 bytes: only these are unpacked."""
     zip_ = bytearray(zipped(files_of(run) | {"my run/run.json": bytes(64 << 20)}))
     for at in (place.start() for place in re.finditer(re.escape((64 << 20).to_bytes(4, "little")), bytes(zip_))):
         zip_[at : at + 4] = (1000).to_bytes(4, "little")
@@ -294,7 +294,7 @@ def test_no_more_is_unpacked_than_a_zip_says_that_it_holds(run: Path, tmp_path: 
     assert peak < 16 << 20
 
 
-def test_a_program_opens_a_zip_within_the_memory_that_it_is_given(run: Path, tmp_path: Path) -> None:
+def test_a_zip_is_opened_within_the_memory_limit(run: Path, tmp_path: Path) -> None:
     def opened(mb: int, content: bytes) -> dict[str, Any]:
         command = [sys.executable, "-m", "engine.run_archive", str(tmp_path), "", str(mb)]
         return dict(
@@ -309,8 +309,8 @@ def test_a_program_opens_a_zip_within_the_memory_that_it_is_given(run: Path, tmp
     assert unpacked(opened(200, large)["refused"]) == "it takes more than 200 MB of memory to open"
 
 
-def test_what_the_program_took_before_does_not_count(run: Path, tmp_path: Path) -> None:
-    """As libraries do when they are imported: 40 MB for each CPU."""
+def test_memory_used_before_does_not_count_for_the_limit(run: Path, tmp_path: Path) -> None:
+    """Libraries take memory when they are imported: 40 MB for each CPU."""
     program = (
         "import mmap, sys; from engine import run_archive; "
         "held = mmap.mmap(-1, 600 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); print(run_archive.main(sys.argv[1], '', '500'))"
@@ -320,14 +320,14 @@ def test_what_the_program_took_before_does_not_count(run: Path, tmp_path: Path) 
     assert done.stdout == b"{'folder': 'my run'}\n"
 
 
-def test_what_the_tables_say_counts_and_not_what_the_summary_says_of_them(run: Path, tmp_path: Path) -> None:
+def test_the_summary_of_an_upload_is_computed_from_its_tables(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     summary(files, peak_bytes=1, peak_rank=17, note="kept")
     said = store.load(run_archive.unpack(zipped(files), tmp_path, "x")).summary
     assert said == store.load(run).summary | {"note": "kept"}
 
 
-def test_a_run_that_blew_up_comes_back(run: Path, tmp_path: Path) -> None:
+def test_a_diverged_run_survives_its_zip(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     table(files, "steps", lambda t: t.assign(loss=[1.0, np.nan], grad_norm=np.inf))
     table(files, "parity", lambda t: t.assign(max_rel=np.nan))
@@ -336,12 +336,12 @@ def test_a_run_that_blew_up_comes_back(run: Path, tmp_path: Path) -> None:
     assert np.isnan(said["parity_max_rel"])
 
 
-def test_a_name_that_no_folder_can_have_is_passed_over(run: Path, tmp_path: Path) -> None:
+def test_a_name_that_no_folder_can_have_is_ignored(run: Path, tmp_path: Path) -> None:
     files = {name.replace("my run", "NUL.txt"): content for name, content in files_of(run).items()}
     assert run_archive.unpack(zipped(files), tmp_path, "my own").name == "my own"
 
 
-def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
+def test_only_the_files_of_a_run_are_packed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is not a saved run"):
         run_archive.pack(tmp_path)
     shutil.copytree(run, tmp_path / "damaged")
@@ -354,7 +354,7 @@ def test_only_a_run_is_packed(run: Path, tmp_path: Path) -> None:
     assert set(names) == set(files_of(run)) - {"my run/notes.txt"}
 
 
-def test_a_run_that_would_not_be_taken_back_is_not_packed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_could_not_be_uploaded_is_not_packed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = max(len(rows) for rows in store.load(run).tables.values())
     monkeypatch.setattr(run_archive, "FOREIGN", run_archive.FOREIGN._replace(rows=most))
     run_archive.pack(run)

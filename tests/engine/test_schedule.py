@@ -1,4 +1,4 @@
-"""Pipeline schedules: every plan for up to 8 stages and 16 microbatches, held against rules that are written here anew."""
+"""Pipeline schedules for up to 8 stages and 16 microbatches, checked against rules that are written here independently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.schedule import (
 )
 from engine.spec import LayoutSpec, ScheduleName
 
-# One chunk a stage and backward in one piece; tests/engine/test_schedule_chunks.py holds the others.
+# One chunk a stage and undivided backward; tests/engine/test_schedule_chunks.py has the others.
 SCHEDULES: tuple[ScheduleName, ...] = ("naive", "gpipe", "1f1b")
 STAGES, MICROBATCHES = range(1, 9), range(1, 17)
 Place = tuple[int, int]  # stage, position in its list
@@ -38,11 +38,11 @@ def layout(name: ScheduleName, pp: int, dp: int = 2) -> LayoutSpec:
     return LayoutSpec(dp=dp, pp=pp, schedule=name)
 
 
-# ------------------------------------------------------------------------------------------------------------ what is done
+# ------------------------------------------------------------------------------------------------------------ actions
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_plan_passes_its_own_check(name: ScheduleName) -> None:
+def test_every_schedule_passes_the_check(name: ScheduleName) -> None:
     for pp, m in every(name):
         for dp, tied in product((1, 2), (False, True)):
             check(plan(layout(name, pp, dp), m, tied))
@@ -59,34 +59,34 @@ def test_every_stage_runs_each_microbatch_forward_once_and_backward_once(name: S
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_plan_keeps_the_order_that_makes_the_schedule(name: ScheduleName) -> None:
+def test_the_list_has_the_order_that_defines_the_schedule(name: ScheduleName) -> None:
     for pp, m in every(name):
         computed = [[a for a in actions if a.kind in ("F", "B")] for actions in plan(layout(name, pp), m).stages]
         assert computed == compute_order(name, pp, m)
 
 
-def test_a_stage_alone_sends_nothing_and_one_replica_reduces_nothing() -> None:
+def test_one_stage_sends_nothing_and_one_replica_reduces_nothing() -> None:
     for name in SCHEDULES:
         kinds = {action.kind for actions in plan(layout(name, pp=1, dp=1), 4).stages for action in actions}
         assert kinds == {"F", "B", "step"}
 
 
-def test_gradients_are_reduced_once_a_chunk_and_only_where_there_are_replicas() -> None:
+def test_gradients_are_reduced_once_for_each_chunk_if_there_are_replicas() -> None:
     for name, pp in product(SCHEDULES, STAGES):
         for dp in (1, 2):
             reduced = [a.chunk for actions in plan(layout(name, pp, dp), 3).stages for a in actions if a.kind == "reduce"]
             assert reduced == (list(range(pp)) if dp > 1 else [])
 
 
-def test_a_stage_sends_its_last_gradient_before_it_turns_to_its_own_replicas() -> None:
-    """The stage before it waits for that gradient; the other replicas have as much to do as this one."""
+def test_a_stage_sends_its_last_gradient_before_it_reduces() -> None:
+    """The previous stage waits for that gradient. The other replicas are as busy as this one."""
     for name, pp, m in product(SCHEDULES, STAGES, (1, 3, 16)):
         for actions in plan(layout(name, pp), m).stages[1:]:
             before = actions[: actions.index(Action("reduce", actions[0].chunk))]
             assert sum(a.kind == "send" and a.flow == "gradient" for a in before) == m
 
 
-def test_only_the_two_ends_of_a_pipeline_share_an_embedding() -> None:
+def test_only_the_first_and_the_last_stage_share_the_embedding() -> None:
     for name, pp in product(SCHEDULES, STAGES):
         tying = [stage for stage, actions in enumerate(plan(layout(name, pp), 3).stages) if Action("tie") in actions]
         assert tying == ([0, pp - 1] if pp > 1 else [])
@@ -97,10 +97,10 @@ def test_only_the_two_ends_of_a_pipeline_share_an_embedding() -> None:
 
 
 class Order:
-    """What surely happens before what, from the lists alone: a stage does one thing after another, a message is received
-    after it was sent, and a sender holds the next message for the same neighbour back until the last one was received.
+    """The happens-before relation of the lists: a stage runs its actions in order, a message is received after it was sent, and a
+    sender sends the next message to the same neighbour only after the last one was received.
 
-    Keeps for every place the latest position of each stage that surely came before: a vector clock.
+    It is a vector clock: for each position, the latest position of each stage that must come before.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -120,7 +120,7 @@ class Order:
             for (_, received), (next_sent, _) in pairwise(sorted(messages)):
                 before[next_sent].append(received)
         self.clock: dict[Place, list[int]] = {}
-        for place in TopologicalSorter(before).static_order():  # raises CycleError where stages wait for each other
+        for place in TopologicalSorter(before).static_order():  # raises CycleError in a deadlock
             clock = [
                 max(known) for known in zip([-1] * len(schedule.stages), *(self.clock[p] for p in before[place]), strict=True)
             ]
@@ -128,13 +128,13 @@ class Order:
             self.clock[place] = clock
 
     def surely(self, first: tuple[int, Action], then: tuple[int, Action]) -> bool:
-        """Whether `first` has ended when `then` begins, each given as (stage, action)."""
+        """Whether `first` must end before `then` begins; each is (stage, action)."""
         one, other = self.places[first], self.places[then]
         return one != other and self.clock[other][one[0]] >= one[1]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_everything_happens_after_what_it_needs_and_nothing_waits_for_ever(name: ScheduleName) -> None:
+def test_every_action_comes_after_its_inputs_and_no_stage_deadlocks(name: ScheduleName) -> None:
     for pp, m in every(name):
         schedule = plan(layout(name, pp), m)
         order = Order(schedule)
@@ -154,7 +154,7 @@ def test_everything_happens_after_what_it_needs_and_nothing_waits_for_ever(name:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_messages_are_received_in_the_order_in_which_they_were_sent(name: ScheduleName) -> None:
-    """NCCL pairs a send with a receive by their order alone."""
+    """NCCL matches a send with a receive only by order."""
     for pp, m in every(name):
         stages = plan(layout(name, pp), m).stages
         for low, high in pairwise(range(pp)):
@@ -186,7 +186,7 @@ def test_a_stage_keeps_exactly_as_many_microbatches_as_the_schedules_definition_
 
 
 def textbook(stage: int, action: Action) -> float:
-    """A forward and a backward take as long as each other, and all else no time."""
+    """Forward and backward take the same time, everything else takes none."""
     return 1.0 if action.kind in ("F", "B") else 0.0
 
 
@@ -210,7 +210,7 @@ def test_the_bubble_does_not_depend_on_how_long_backward_takes() -> None:
 
 
 def test_the_bubble_is_a_share_of_total_and_not_of_ideal_time() -> None:
-    """The (p − 1) ÷ m of papers is a share of ideal time: the same bubble, another base."""
+    """The papers' (p − 1) ÷ m is the same bubble as a share of ideal time."""
     share = bubble(timed("1f1b", 4, 8), 4)
     assert share == pytest.approx(3 / 11)
     assert share / (1 - share) == pytest.approx(3 / 8)
@@ -226,7 +226,7 @@ def test_slow_messages_make_the_bubble_larger() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_replay_runs_everything_once_and_every_stage_one_thing_at_a_time(name: ScheduleName) -> None:
+def test_replay_runs_each_action_once_and_one_at_a_time_on_each_stage(name: ScheduleName) -> None:
     for pp, m in every(name):
         schedule = plan(layout(name, pp), m)
         ran = replay(schedule, lambda stage, action: 1.0 + stage / 10)
@@ -259,11 +259,11 @@ def test_replay_by_hand_for_two_stages_and_two_microbatches() -> None:
 
 
 def test_a_sender_runs_ahead_of_a_slow_receiver_by_one_message() -> None:
-    """The executor keeps one message a neighbour on its way. So does replay, or its timeline would be too good."""
+    """The executor has at most one send in progress to a neighbour, so replay must have the same limit."""
     schedule = plan(LayoutSpec(pp=2, schedule="gpipe"), 4)
     ran = replay(schedule, lambda stage, a: {"F": 1.0, "B": 1.0}.get(a.kind, 0.0) * (10 if stage else 1))
     starts = [t.start for t in ran if t.stage == 0 and t.action.kind == "F"]
-    # The third message leaves when the second is received, which is when the receiver is through with the first: at 11.
+    # The third message is sent when the second is received, which is when the receiver has finished the first: at 11.
     assert starts == [0, 1, 2, 11]
 
 
@@ -345,8 +345,8 @@ def test_a_broken_exchange_is_refused(stage: int, edit: Callable[[list[Action]],
         check(edited(GOOD, stage, edit))
 
 
-def test_a_message_that_both_ends_forgot_is_missed() -> None:
-    """Both lists then agree with each other, and the pass has nothing to work on."""
+def test_a_message_that_is_missing_at_both_ends_is_refused() -> None:
+    """Both lists are consistent then, but the pass has no input."""
     broken = edited(edited(GOOD, 0, drop("send", 1, "activation")), 1, drop("recv", 1, "activation"))
     with pytest.raises(ScheduleError, match="stage 1 comes to F chunk 1 microbatch 1 before recv activation"):
         check(broken)
@@ -368,7 +368,7 @@ def test_messages_in_different_orders_at_the_two_ends_are_refused() -> None:
 
 
 def test_an_order_in_which_two_stages_wait_for_each_other_is_refused() -> None:
-    """The first stage wants a gradient before it hands over the activation that the gradient comes from."""
+    """The first stage waits for a gradient before it sends the activation on which the gradient depends."""
     schedule = plan(LayoutSpec(pp=2, schedule="gpipe"), 2)
 
     def wait_too_early(actions: list[Action]) -> None:
@@ -382,6 +382,6 @@ def test_an_order_in_which_two_stages_wait_for_each_other_is_refused() -> None:
         Order(broken)
 
 
-def test_an_action_reads_as_a_sentence_does() -> None:
+def test_an_action_is_written_in_words() -> None:
     assert str(Action("send", 0, 3, "activation", 1)) == "send activation chunk 0 microbatch 3"
     assert str(Action("step")) == "step"

@@ -1,8 +1,8 @@
 """The order of forward and backward passes against torch.distributed.pipelining's own, as an oracle.
 
-Its schedules of one chunk a stage are driven with a stage that only takes notes, so what is compared is what torch would really
-do. The table `pipeline_order`, which torch builds beside that, is no oracle for 1F1B: in torch 2.13 it numbers the last stage's
-forward passes from 1, while torch itself runs them from 0. Of its other schedules that table is what they run.
+torch's schedules of one chunk a stage are executed with a stage that only records its calls, so the test compares what torch
+really runs. torch's table `pipeline_order` is no oracle for 1F1B: in torch 2.13 it numbers the last stage's forward passes from
+1, while torch runs them from 0. torch's other schedules execute that table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.engine.test_schedule_chunks import fitting
 ORACLES: dict[ScheduleName, type[Any]] = {  # of several chunks a stage, or of backward in two halves
     "interleaved": torchs.ScheduleInterleaved1F1B,
     "looped-bfs": torchs.ScheduleLoopedBFS,
-    "zb-h1": torchs.ScheduleInterleavedZeroBubble,  # which with one chunk a stage is ZB-H1
+    "zb-h1": torchs.ScheduleInterleavedZeroBubble,  # with one chunk a stage it is ZB-H1
     "zb-v": torchs.ScheduleZBVZeroBubble,
     "dualpipe-v": torchs.ScheduleDualPipeV,
 }
@@ -31,7 +31,7 @@ KINDS: dict[str, Kind] = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT"
 
 
 class NotingStage:
-    """Stands for one stage of a pipeline; has no model, and nobody to talk to."""
+    """A stage that records its calls. It has no model and no peers."""
 
     def __init__(self, stage_index: int, num_stages: int) -> None:
         self.stage_index, self.num_stages = stage_index, num_stages
@@ -57,11 +57,11 @@ class NotingStage:
 
 
 def torchs_order(schedule: type[Any], stage: int, pp: int, microbatches: int) -> list[Action]:
-    """What torch has the stage do in one step."""
+    """The passes that torch runs on the stage in one step."""
 
     class WithoutSetup(schedule):  # type: ignore[misc]
         def _initialize_stage(self, *args: Any, **options: Any) -> None:
-            """Would make buffers and connections, of which a stage that takes notes has no need."""
+            """torch's own makes buffers and connections, which the recording stage does not need."""
 
     noting = NotingStage(stage, pp)
     WithoutSetup(noting, microbatches).step(return_outputs=False)
@@ -81,7 +81,7 @@ def test_passes_run_in_the_order_of_torchs_own_schedule(name: ScheduleName, sche
 
 
 def test_torch_takes_no_1f1b_with_fewer_microbatches_than_stages() -> None:
-    """So the comparison above left nothing out that there is."""
+    """So the comparison above is complete."""
     with pytest.raises(ValueError, match="must be greater than or equal to the number of stages"):
         torchs_order(Schedule1F1B, 0, 3, 2)
 
@@ -90,7 +90,7 @@ def test_torch_takes_no_1f1b_with_fewer_microbatches_than_stages() -> None:
 
 
 def torchs_orders(schedule: type[Any], pp: int, m: int, chunks: int) -> list[list[Action]]:
-    """The compute of torch's own schedule, a list a stage. Made by its constructor, which looks at little of a stage."""
+    """The passes of torch's schedule, a list for each stage. Its constructor makes them without using the stage."""
 
     class WithoutTransfers(schedule):  # type: ignore[misc]
         def _prepare_schedule_with_comms(self, *args: Any, **options: Any) -> None: ...
@@ -105,7 +105,7 @@ def torchs_orders(schedule: type[Any], pp: int, m: int, chunks: int) -> list[lis
 
 
 def translated(entry: Any) -> Iterator[Action]:
-    """torch writes a forward and a backward that it runs as one as a single entry."""
+    """An entry of torch as passes. A forward and a backward that overlap are a single entry."""
     for sub in entry.sub_actions or (entry,):
         yield Action(KINDS[sub.computation_type.name], sub.stage_index, sub.microbatch_index)
 
@@ -115,7 +115,7 @@ def test_passes_of_several_chunks_or_halves_run_in_torchs_order(name: ScheduleNa
     compared = 0
     for pp, m, chunks in fitting(name):
         if name == "zb-h1" and (pp == 1 or m % max(1, m // pp)):
-            continue  # torch has rounds there too, which with one chunk make no difference
+            continue  # torch has rounds there too; with one chunk they have no effect
         assert compute_order(name, pp, m, chunks) == torchs_orders(ORACLES[name], pp, m, chunks), (pp, m, chunks)
         compared += 1
     assert compared > 30

@@ -1,4 +1,4 @@
-"""Real runs do what their schedule's list of actions says, whatever it is combined with."""
+"""Real runs execute their schedule's lists of actions, in every combination."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MODEL = ModelSpec(layers=4, hidden=32, heads=4, vocab=257, seq=16)
 
 
 def alone(schedule: ScheduleName, microbatches: int, chunks: int = 1, pp: int = 2, layers: int = 4) -> RunSpec:
-    """Of a pipeline and nothing else."""
+    """A run with pp only."""
     workload = WorkloadSpec(steps=2, microbatches=microbatches, microbatch_size=1)
     layout = LayoutSpec(pp=pp, schedule=schedule, chunks=chunks)
     return RunSpec(model=MODEL.model_copy(update={"layers": layers}), layout=layout, workload=workload, parity=True)
 
 
 @pytest.mark.parametrize("spec", covering(), ids=title)
-def test_a_run_keeps_to_its_plan(runs: Runs, spec: RunSpec) -> None:
+def test_a_run_executes_its_schedule(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     layout, schedule = spec.layout, plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
     compute = result.tables["spans"].query("lane == 'compute'").sort_values("start_ns")
@@ -34,14 +34,14 @@ def test_a_run_keeps_to_its_plan(runs: Runs, spec: RunSpec) -> None:
 
 
 def test_interleaved_rounds_may_be_longer_than_the_pipeline(runs: Runs) -> None:
-    """Three stages, eight microbatches: two rounds of four, for which one message held back would not do."""
+    """Three stages, eight microbatches: two rounds of four, which need more than one send in progress."""
     request = alone("interleaved", 8, chunks=2, pp=3, layers=6)
     assert plan(request.layout, 8).held == 2
     assert runs.result(request).summary["parity_max_rel"] <= PARITY_LIMIT
 
 
-def test_what_w_waits_with_counts_as_activations(runs: Runs) -> None:
-    """The last stage of ZB-H1 puts one W off, and meanwhile keeps what it needs; 1F1B's keeps one microbatch."""
+def test_what_a_deferred_w_keeps_counts_as_activations(runs: Runs) -> None:
+    """The last stage of ZB-H1 defers one W and keeps its inputs until then. That of 1F1B keeps one microbatch."""
 
     def activations(schedule: ScheduleName) -> int:
         table = runs.result(alone(schedule, 4)).tables["memory_curve"]

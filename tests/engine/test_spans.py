@@ -1,4 +1,4 @@
-"""Spans: the table tells what really happened, in the order in which it had to, on one clock that all ranks share."""
+"""Spans: the table has what ran, in the schedule's order, on one clock for all ranks."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def only(result: RunResult, rank: int, kind: str, microbatch: int) -> SimpleName
 
 
 def done(result: RunResult, rank: int) -> str:
-    """What the rank's compute lane did, such as "F0 F1 B0 B1 step"."""
+    """The actions in the rank's compute lane, such as "F0 F1 B0 B1 step"."""
     return " ".join(f"{s.kind}{s.microbatch if s.microbatch >= 0 else ''}" for s in lane(result, rank, "compute"))
 
 
 # --------------------------------------------------------------------------------------------------------------- order
 
 
-def test_the_lane_is_the_schedule_written_out(runs: Runs) -> None:
+def test_the_compute_lane_has_the_actions_of_the_schedule(runs: Runs) -> None:
     """Two stages, three microbatches, by hand; and with data parallelism a reduction, with a tied embedding a tie."""
     first, last = "F0 F1 B0 F2 B1 B2", "F0 B0 F1 B1 F2 B2"
     result = runs.result(small("dp2.pp2", "1f1b", microbatches=3))
@@ -56,7 +56,7 @@ def test_the_lane_is_the_schedule_written_out(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
-def test_each_pass_once_in_the_schedules_order_and_none_at_the_same_time(runs: Runs, spec: RunSpec) -> None:
+def test_each_pass_runs_once_in_the_schedules_order_without_overlap(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     layout = spec.layout
     orders = compute_order(layout.schedule, layout.pp, spec.workload.microbatches, layout.chunks)
@@ -74,9 +74,9 @@ def test_times_are_of_the_last_step_and_from_its_start(runs: Runs, spec: RunSpec
     spans = rows_of(result, "spans")
     assert {s.step for s in spans} == {spec.workload.steps}
     assert all(0 <= s.start_ns <= s.end_ns for s in spans)
-    reporting = spec.layout.placement[-1] * spec.layout.dp * spec.layout.tp  # the rank whose clock the steps table has
+    reporting = spec.layout.placement[-1] * spec.layout.dp * spec.layout.tp  # the rank whose times are in the steps table
     assert max(s.end_ns for s in spans if s.rank == reporting) <= result.tables["steps"]["step_ns"].iloc[-1]
-    # One thread cannot compute for longer than the wall clock ran; the two clocks may differ by a hair.
+    # One thread's CPU time is at most the wall time; the two clocks can differ slightly.
     assert all(0 <= s.cpu_ns <= (s.end_ns - s.start_ns) * 1.01 + 100_000 for s in spans if s.lane == "compute")
 
 
@@ -84,7 +84,7 @@ def test_times_are_of_the_last_step_and_from_its_start(runs: Runs, spec: RunSpec
 
 
 def transfer(result: RunResult, rank: int, kind: str, microbatch: int, flow: str) -> SimpleNamespace:
-    """The one send or recv of that flow. A rank in the middle has two of each kind, the activation's before the gradient's."""
+    """The send or recv of that flow. A rank in the middle has two of each kind, first the activation's."""
     layout = result.spec.layout
     stage = rank // (layout.dp * layout.tp)
     above, below = stage > 0, stage < layout.pp - 1  # whether there is a stage on that side
@@ -97,7 +97,7 @@ def transfer(result: RunResult, rank: int, kind: str, microbatch: int, flow: str
 
 @pytest.mark.parametrize("spec", [*PIPELINES, ALL_AXES], ids=name)
 def test_a_stage_waits_for_the_one_it_depends_on(runs: Runs, spec: RunSpec) -> None:
-    """Forward goes down the pipeline and backward up: each pass, its message on the way, and the pass that needs it."""
+    """Forward and backward: a pass, then its message, then the pass on the next stage that needs it."""
     result = runs.result(spec)
     width = spec.layout.dp * spec.layout.tp
     for upper in range(spec.layout.ranks - width):
@@ -127,8 +127,8 @@ def test_the_bubble_is_the_idle_share_of_total_time(runs: Runs, spec: RunSpec) -
     assert 0 <= result.summary["bubble"] < 1
 
 
-def test_one_microbatch_at_a_time_leaves_most_of_the_pipeline_idle(runs: Runs) -> None:
-    """In naive order only one of three stages can work at any time, whatever the machine does."""
+def test_the_naive_schedule_leaves_most_of_the_pipeline_idle(runs: Runs) -> None:
+    """In naive order only one of three stages can work at any time, on any machine."""
     assert runs.result(PIPELINES[0]).summary["bubble"] >= 2 / 3
 
 
@@ -136,7 +136,7 @@ def test_one_microbatch_at_a_time_leaves_most_of_the_pipeline_idle(runs: Runs) -
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
-def test_every_call_that_was_counted_has_its_span(runs: Runs, spec: RunSpec) -> None:
+def test_every_counted_call_has_a_span(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     shown = Counter((s.rank, s.kind) for s in rows_of(result, "spans") if s.lane == "comm")
     counted: Counter[tuple[int, str]] = Counter()
@@ -146,7 +146,7 @@ def test_every_call_that_was_counted_has_its_span(runs: Runs, spec: RunSpec) -> 
 
 
 def test_gradients_are_reduced_while_backward_still_runs(runs: Runs) -> None:
-    """dp2: the layers' gradients set out one by one during the last backward, and never before it."""
+    """dp2: reductions of the layers start one by one during the last backward, and never before it."""
     result = runs.result(small("dp2", microbatches=3))
     for rank in range(2):
         calls = [s for s in lane(result, rank, "comm") if s.microbatch >= 0]  # the loss is reduced in the optimizer's step
@@ -154,5 +154,5 @@ def test_gradients_are_reduced_while_backward_still_runs(runs: Runs) -> None:
         last, reduce = only(result, rank, "B", 2), only(result, rank, "reduce", -1)
         assert all(last.start_ns < call.start_ns < last.end_ns for call in calls)
         assert all(call.end_ns <= reduce.end_ns for call in calls)
-        # The last layer's set out before the first layer's backward was done.
+        # That of the last layer starts before the backward of the first layer ends.
         assert calls[0].start_ns < calls[-1].start_ns

@@ -1,4 +1,4 @@
-"""Saved runs: whole or not there, read back as they were, and anything else refused in a sentence."""
+"""Saved runs: saved completely or not at all, read unchanged, and refused with a sentence if malformed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC = RunSpec(layout=LayoutSpec(dp=2), workload=WorkloadSpec(steps=2), parity=T
 
 
 def a_result(**summary: Any) -> RunResult:
-    """A whole run, with numbers and words that a careless writer would change, and `summary` put into its own."""
+    """A complete run with numbers and texts that careless code would change. `summary` is added to its summary."""
     result = result_of(SPEC)
     changed = {
         "parity": result.tables["parity"].assign(parameter=["größe", "模型"], max_abs=0.1),
@@ -40,7 +40,7 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------- there and back
+# ---------------------------------------------------------------------------------------------------------- saving and reading
 
 
 def test_a_saved_run_is_read_back_as_it_was(saved: Path) -> None:
@@ -59,8 +59,8 @@ def test_a_saved_run_is_run_json_and_a_parquet_file_a_table(saved: Path) -> None
     assert RunSpec.model_validate(head["spec"]) == SPEC
 
 
-def test_a_table_that_was_not_made_is_not_there(tmp_path: Path) -> None:
-    """Parity is only there when it was asked for."""
+def test_an_optional_table_is_missing_if_it_was_not_requested(tmp_path: Path) -> None:
+    """For example parity."""
     result = a_result()
     del result.tables["parity"]
     store.save(result, tmp_path / "run")
@@ -68,7 +68,7 @@ def test_a_table_that_was_not_made_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_not_finite_is_null_in_json_and_nan_when_read(tmp_path: Path) -> None:
-    """Strict readers of JSON refuse a file with NaN in it, and a loss that ran away is no reason to lose the run."""
+    """Strict JSON has no NaN, and a run whose loss diverged must still be saved."""
     summary = {"loss_last": math.nan, "reference_losses": [1.0, math.inf], "ranks": [{"bytes": 3, "share": -math.inf}]}
     store.save(a_result(**summary), tmp_path / "run")
 
@@ -85,18 +85,16 @@ def test_a_number_that_is_not_finite_is_null_in_json_and_nan_when_read(tmp_path:
     assert read["ranks"][0]["bytes"] == 3
 
 
-# ---------------------------------------------------------------------------------------------------- whole or not at all
+# ---------------------------------------------------------------------------------------------------- complete or not at all
 
 
 class Stop(BaseException):
-    """Stands for Ctrl-C or the end of the process, too: no ordinary exception."""
+    """Not an `Exception`, like Ctrl-C."""
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Stop()])
 @pytest.mark.parametrize("after", range(len(SCHEMAS)))
-def test_a_failure_in_the_middle_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException
-) -> None:
+def test_a_failed_save_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
     write = pd.DataFrame.to_parquet
     written: list[Path] = []
 
@@ -113,13 +111,13 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
 
 @pytest.mark.parametrize("value", [object(), math.nan])
-def test_what_cannot_be_written_as_json_leaves_nothing(tmp_path: Path, value: Any) -> None:
+def test_a_value_that_json_cannot_hold_leaves_no_files(tmp_path: Path, value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="JSON"):
         store.save(replace(a_result(), environment={"cores": value}), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_to_be_seen_until_the_run_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_listed_before_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[Path]] = []
     rename = os.rename
 
@@ -135,7 +133,7 @@ def test_nothing_is_to_be_seen_until_the_run_is_whole(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("already", ["a run", "an empty folder", "a file"])
-def test_what_is_there_already_is_not_touched(tmp_path: Path, already: str) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path, already: str) -> None:
     folder = tmp_path / "run"
     if already == "a run":
         store.save(a_result(loss_last=1.0), folder)
@@ -151,7 +149,7 @@ def test_what_is_there_already_is_not_touched(tmp_path: Path, already: str) -> N
         assert store.load(folder).summary["loss_last"] == 1.0
 
 
-def test_what_a_killed_writer_left_can_be_discarded_and_nothing_else_is(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_discarded_and_nothing_else(tmp_path: Path) -> None:
     for name in (".partial-123-run", ".partial-9-run", ".partial-123-run-2", "run-3", "run"):
         (tmp_path / name).mkdir()
     (tmp_path / ".partial-9-[abc]").mkdir()
@@ -160,7 +158,7 @@ def test_what_a_killed_writer_left_can_be_discarded_and_nothing_else_is(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-123-run-2", "run", "run-3"]
 
 
-# ------------------------------------------------------------------------------------------------------------ junk refused
+# ------------------------------------------------------------------------------------------------------------ malformed runs
 
 
 def refusal(folder: Path) -> str:
@@ -187,7 +185,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         b'{"spec": 1, "environment": {}, "summary": {}}',
     ],
 )
-def test_a_run_json_that_is_none_is_refused(saved: Path, junk: bytes) -> None:
+def test_a_malformed_run_json_is_refused(saved: Path, junk: bytes) -> None:
     (saved / "run.json").write_bytes(junk)
     refusal(saved)
 
@@ -228,7 +226,7 @@ def rewrite_head(folder: Path, **changes: Any) -> None:
     (folder / "run.json").write_text(json.dumps(known), encoding="utf-8")
 
 
-def test_a_run_from_before_there_was_a_version_opens(saved: Path) -> None:
+def test_a_run_without_a_version_opens(saved: Path) -> None:
     made = store.load(saved)
     rewrite_head(saved, schema_version=None)
     read = store.load(saved)
@@ -241,7 +239,7 @@ def test_a_run_of_every_older_version_opens(saved: Path) -> None:
         assert store.head(saved).spec == SPEC
 
 
-def test_a_run_from_before_there_was_an_axis_has_degree_1_there(saved: Path) -> None:
+def test_in_a_run_without_a_column_for_an_axis_its_degree_is_1(saved: Path) -> None:
     """SPEC is sharded over dp, and not over tp."""
     path, made = saved / "memory_peak.parquet", store.load(saved).tables["memory_peak"]
     made.drop(columns="tp").to_parquet(path, index=False)
@@ -250,8 +248,8 @@ def test_a_run_from_before_there_was_an_axis_has_degree_1_there(saved: Path) -> 
     assert "memory_peak has rank 1 at another place than its layout" in refusal(saved)
 
 
-def test_a_run_of_a_newer_program_is_refused_in_a_sentence_that_says_so(saved: Path) -> None:
-    rewrite_head(saved, schema_version=SCHEMA_VERSION + 1, spec={"experts": 8}, summary=[])  # whatever else it says
+def test_a_run_of_a_newer_program_is_refused_with_a_sentence_that_says_so(saved: Path) -> None:
+    rewrite_head(saved, schema_version=SCHEMA_VERSION + 1, spec={"experts": 8}, summary=[])  # whatever else it has
     with pytest.raises(NewerRunError) as caught:
         store.load(saved)
     assert str(caught.value) == (
@@ -261,7 +259,7 @@ def test_a_run_of_a_newer_program_is_refused_in_a_sentence_that_says_so(saved: P
 
 
 @pytest.mark.parametrize("version", ["1", 1.0, -1, True, []])
-def test_a_version_that_is_none_is_refused(saved: Path, version: Any) -> None:
+def test_a_malformed_version_is_refused(saved: Path, version: Any) -> None:
     rewrite_head(saved, schema_version=version)
     assert "run.json has a schema_version that is no whole number from 0 on" in refusal(saved)
 
@@ -287,14 +285,14 @@ def test_only_saved_runs_are_listed(tmp_path: Path) -> None:
     assert store.listing(tmp_path) == [tmp_path / "run"]
 
 
-def test_a_home_that_is_not_there_has_no_runs(tmp_path: Path) -> None:
+def test_a_missing_home_folder_has_no_runs(tmp_path: Path) -> None:
     assert store.listing(tmp_path / "nowhere") == []
     (tmp_path / "file").touch()
     assert store.listing(tmp_path / "file") == []
 
 
-def test_a_listing_never_leads_out_of_its_home(tmp_path: Path) -> None:
-    """Whoever looks a name up in a listing cannot be led elsewhere by it."""
+def test_a_listing_never_leads_out_of_the_home_folder(tmp_path: Path) -> None:
+    """So a name that is looked up in a listing cannot lead elsewhere."""
     home = tmp_path / "home"
     home.mkdir()
     store.save(a_result(), tmp_path / "outside")
@@ -303,7 +301,7 @@ def test_a_listing_never_leads_out_of_its_home(tmp_path: Path) -> None:
     assert all(folder.parent == home for folder in store.listing(home))
 
 
-def test_a_new_folder_says_what_ran_and_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_folder_is_named_by_the_spec_and_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.store.time.strftime", lambda form: "20261124-101500")
     names = []
     for _ in range(3):

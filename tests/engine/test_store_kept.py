@@ -1,4 +1,4 @@
-"""A saved run can be renamed, deleted and brought back: never out of its home, never over another."""
+"""A saved run can be renamed, deleted and restored: never outside of its home folder, never over another run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def names(home: Path) -> set[str]:
     return {folder.name for folder in store.listing(home)}
 
 
-def test_the_head_of_a_run_is_all_but_its_tables_and_opens_none(home: Path) -> None:
+def test_reading_the_head_of_a_run_opens_no_table(home: Path) -> None:
     for table in (home / "first").glob("*.parquet"):
         table.write_bytes(b"not read")
     head, whole = store.head(home / "first"), a_result()
     assert (head.spec, head.environment, head.summary, head.tables) == (SPEC, whole.environment, whole.summary, {})
 
 
-def test_a_run_that_was_renamed_is_the_same_run(home: Path) -> None:
+def test_renaming_does_not_change_a_run(home: Path) -> None:
     folder = store.rename(home / "first", "zero 3, wide"[:6])
     assert folder == home / "zero 3"
     assert names(home) == {"zero 3", "second"}
     assert set(store.load(folder).tables) == set(a_result().tables)
 
 
-def test_a_stamp_tells_a_run_from_the_next_of_its_name(home: Path) -> None:
+def test_runs_of_the_same_name_have_different_stamps(home: Path) -> None:
     before = store.stamp(home / "first")
     assert store.stamp(home / "first") == before
     store.delete(home / "first")
@@ -75,17 +75,17 @@ def test_names_in_any_language_are_good(home: Path, name: str) -> None:
             "/etc/passwd",
             "a:b",
         ),
-        *("a.", "a. .", "CON", "nul", "NUL.txt", "Aux .tar.gz", "com1", "LPT9.x", "COM²", "模" * 67),  # not on every system
+        *("a.", "a. .", "CON", "nul", "NUL.txt", "Aux .tar.gz", "com1", "LPT9.x", "COM²", "模" * 67),  # not valid on every system
     ],
 )
-def test_a_name_that_could_lead_elsewhere_is_refused_in_a_sentence(home: Path, name: str) -> None:
+def test_a_name_that_could_lead_out_of_the_home_folder_is_refused(home: Path, name: str) -> None:
     before = sorted(home.parent.rglob("*"))
     with pytest.raises(RequestError, match=r"cannot be named .* begins with a letter or a digit"):
         store.rename(home / "first", name)
     assert sorted(home.parent.rglob("*")) == before
 
 
-def test_a_run_never_takes_the_place_of_another(home: Path) -> None:
+def test_a_run_never_replaces_another(home: Path) -> None:
     with pytest.raises(RequestError, match="there is another run named second"):
         store.rename(home / "first", "second")
     (home / "empty").mkdir()
@@ -94,7 +94,7 @@ def test_a_run_never_takes_the_place_of_another(home: Path) -> None:
     assert names(home) == {"first", "second"}
 
 
-def test_what_was_deleted_is_gone_from_the_list_and_comes_back_as_it_was(home: Path) -> None:
+def test_a_deleted_run_is_not_listed_and_can_be_restored_unchanged(home: Path) -> None:
     before = store.load(home / "first")
     deleted = store.delete(home / "first")
     assert names(home) == {"second"}
@@ -103,14 +103,14 @@ def test_what_was_deleted_is_gone_from_the_list_and_comes_back_as_it_was(home: P
     assert store.load(home / "first").summary == before.summary
 
 
-def test_a_run_comes_back_beside_one_that_took_its_name_meanwhile(home: Path) -> None:
+def test_a_restored_run_gets_another_name_if_its_name_is_taken(home: Path) -> None:
     deleted = store.delete(home / "first")
     store.save(a_result(loss_last=1.0), home / "first")
     assert store.restore(deleted) == home / "first-2"
     assert store.load(home / "first").summary["loss_last"] == 1.0
 
 
-def test_two_that_delete_or_restore_the_same_run_are_told(home: Path) -> None:
+def test_deleting_or_restoring_a_run_twice_is_an_error(home: Path) -> None:
     deleted = store.delete(home / "first")
     with pytest.raises(RequestError, match="the run first is not there any more"):
         store.delete(home / "first")
@@ -121,14 +121,14 @@ def test_two_that_delete_or_restore_the_same_run_are_told(home: Path) -> None:
         store.rename(home / "third", "fourth")
 
 
-def test_what_was_deleted_is_kept_for_a_day_whoever_else_starts_or_deletes(home: Path) -> None:
+def test_a_deleted_run_is_kept_for_a_day(home: Path) -> None:
     first = store.delete(home / "first")
-    store.empty_trash(home)  # as another server of this home does when it starts
+    store.empty_trash(home)  # another server of this home folder does this when it starts
     for _ in range(30):
         store.save(a_result(), home / "run")
         store.delete(home / "run")
     assert store.restore(first) == home / "first"
-    (home / ".trash" / ".DS_Store").touch()  # as a file manager leaves in a folder that somebody looked into
+    (home / ".trash" / ".DS_Store").touch()  # a file that a file manager writes
     second = store.delete(home / "second")
     store.empty_trash(home, time.time_ns() + store.KEPT_NS + 1)
     assert not second.exists()

@@ -39,8 +39,8 @@ def test_bytes_above_two_to_the_32_stay_exact() -> None:
     assert made["bytes"].tolist() == [2**53 + 1]
 
 
-def test_a_loss_may_be_no_number() -> None:
-    """A run that diverges is still told as it was."""
+def test_a_loss_can_be_nan() -> None:
+    """The table of a diverged run has its losses unchanged."""
     made = table("steps", [row("steps") | {"loss": math.nan, "grad_norm": math.inf}], "measured")
     assert math.isnan(made["loss"][0])
     assert math.isinf(made["grad_norm"][0])
@@ -54,18 +54,18 @@ def test_a_row_that_lacks_a_column_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [1.5, None, math.nan, "seven", 2**63])
-def test_what_is_no_whole_number_is_refused_where_one_belongs(value: Any) -> None:
+def test_a_value_that_is_not_an_integer_is_refused_in_an_integer_column(value: Any) -> None:
     with pytest.raises((ValueError, TypeError, OverflowError)):
         table("steps", [row("steps") | {"step_ns": value}], "measured")
 
 
 def traffic_rows(*calls: tuple[int, str, int]) -> list[dict[str, Any]]:
-    """(rank, collective, payload) as rows that differ in nothing else."""
+    """Rows with these (rank, collective, payload), otherwise equal."""
     same = {"axis": "tp", "phase": "forward", "group": "0,1", "calls": 1, "wire_bytes": 0}
     return [same | {"rank": rank, "collective": collective, "payload_bytes": size} for rank, collective, size in calls]
 
 
-def test_two_answers_stand_side_by_side_and_what_one_lacks_is_none_of_it() -> None:
+def test_two_results_are_joined_and_a_missing_row_counts_as_zero() -> None:
     measured = table("traffic", traffic_rows((0, "all_reduce", 8), (1, "all_reduce", 8)), "measured")
     predicted = table("traffic", traffic_rows((0, "all_reduce", 6), (0, "all_gather", 4)), "formula")
     both = compared("traffic", measured, predicted)
@@ -76,7 +76,7 @@ def test_two_answers_stand_side_by_side_and_what_one_lacks_is_none_of_it() -> No
     assert pairs == {(0, "all_gather"): (0, 4), (0, "all_reduce"): (8, 6), (1, "all_reduce"): (8, 0)}
 
 
-def test_rows_that_cannot_be_told_apart_are_refused() -> None:
+def test_rows_with_equal_keys_are_refused() -> None:
     twice = table("traffic", traffic_rows((0, "all_reduce", 8), (0, "all_reduce", 8)), "measured")
     with pytest.raises(pd.errors.MergeError):
         compared("traffic", twice, twice)

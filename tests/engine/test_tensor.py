@@ -1,4 +1,4 @@
-"""Tensor parallelism: slices put together are the whole, in value and in gradient. Ranks are threads of this process."""
+"""Tensor parallelism: sharded layers equal unsharded ones, in values and gradients. Ranks are threads of this process."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ T = TypeVar("T")
 
 
 class ThreadComm(Comm):
-    """A rank of a tp group whose ranks are threads. Its collectives reduce and gather in memory."""
+    """A rank of a tp group of threads. Its collectives reduce and gather in memory."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
         super().__init__(Mesh({"tp": tp}), index, Recorder(), torch.device("cpu"), NoPeers(index))
         self._barrier, self._table = barrier, table
 
     def _exchange(self, tensor: Tensor) -> Tensor:
-        """Everyone's tensor, along a new first dimension."""
+        """The tensors of all ranks, along a new first dimension."""
         self._table[self.rank] = tensor.detach().clone()
         self._barrier.wait()
         all_of_them = torch.stack(self._table)
@@ -60,14 +60,14 @@ class ThreadComm(Comm):
 
 
 def on_slices(tp: int, body: Callable[[TensorParallel], T], sequence: bool = False) -> list[T]:
-    """What `body` returns on each of `tp` ranks."""
+    """The results of `body` on each of `tp` ranks."""
     barrier, table = threading.Barrier(tp, timeout=PATIENCE_S), [None] * tp
 
     def be(index: int) -> T:
         try:
             return body(TensorParallel(ThreadComm(tp, index, barrier, table), sequence))
         except BaseException:
-            barrier.abort()  # the others must not wait for this one
+            barrier.abort()  # other ranks must not wait for this one
             raise
 
     with ThreadPoolExecutor(tp) as pool:
@@ -77,7 +77,7 @@ def on_slices(tp: int, body: Callable[[TensorParallel], T], sequence: bool = Fal
 def drawn(module: torch.nn.Module, tp: TensorParallel, seed: int = 0) -> dict[str, ShardedParameter]:
     found = cast(dict[str, ShardedParameter], dict(module.named_parameters()))
     for name, parameter in found.items():
-        if parameter.shard_spec.init == "zeros":  # so that a bias is seen to be added, and once
+        if parameter.shard_spec.init == "zeros":  # so that a test sees that a bias is added exactly once
             parameter.shard_spec = ShardSpec(parameter.shard_spec.shape, parameter.shard_spec.dim, parameter.shard_spec.blocks)
         parameter.initialize(name, seed, tp.index, tp.degree)
     return found
@@ -105,7 +105,7 @@ def shard_specs(draw: st.DrawFn) -> ShardSpec:
 
 @given(spec=shard_specs(), of=st.integers(1, 8))
 def test_unsharding_is_the_inverse_of_sharding(spec: ShardSpec, of: int) -> None:
-    """With any padding, also where a slice is nothing but padding."""
+    """With any padding, also if a slice has only padding."""
     whole = torch.arange(1, 1 + torch.Size(spec.shape).numel(), dtype=torch.float32).view(spec.shape)
     slices = [spec.shard(whole, index, of) for index in range(of)]
     assert torch.equal(spec.unshard(slices), whole)
@@ -118,7 +118,7 @@ def test_unsharding_is_the_inverse_of_sharding(spec: ShardSpec, of: int) -> None
 
 
 def test_a_fused_weight_is_sharded_block_by_block() -> None:
-    """Each rank gets its heads' part of q, of k and of v; not the first third of q, k and v side by side."""
+    """Each rank gets the part of its heads of q, of k and of v, and not contiguous rows of q, k and v together."""
     spec = ShardSpec((6, 1), 0, (2, 2, 2))
     qkv = torch.tensor([[10.0], [11], [20], [21], [30], [31]])
     assert spec.shard(qkv, 0, 2).flatten().tolist() == [10, 20, 30]
@@ -126,7 +126,7 @@ def test_a_fused_weight_is_sharded_block_by_block() -> None:
 
 
 @given(spec=shard_specs(), of=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
-def test_shards_initialized_alone_are_those_of_the_whole(spec: ShardSpec, of: int, seed: int) -> None:
+def test_shards_initialized_separately_equal_those_of_the_whole(spec: ShardSpec, of: int, seed: int) -> None:
     def draw(index: int, ranks: int, name: str = "layers.0.weight") -> Tensor:
         parameter = ShardedParameter.of(spec, TensorParallel(ThreadComm(ranks, index, threading.Barrier(1), [])))
         parameter.initialize(name, seed, index, ranks)
@@ -137,7 +137,7 @@ def test_shards_initialized_alone_are_those_of_the_whole(spec: ShardSpec, of: in
     assert not torch.equal(draw(0, 1, "layers.1.weight"), whole), "another name, another draw"
 
 
-def test_what_is_not_drawn_at_random() -> None:
+def test_biases_and_norms_are_not_random() -> None:
     tp = TensorParallel(Comm.alone(torch.device("cpu")))
     for draw, value in (("zeros", 0.0), ("ones", 1.0)):
         parameter = ShardedParameter.of(ShardSpec((3,), init=draw), tp)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_what_is_not_drawn_at_random() -> None:
         assert parameter.tolist() == [value] * 3
 
 
-def test_the_spread_is_what_was_asked_for() -> None:
+def test_initial_values_have_the_requested_deviation() -> None:
     parameter = ShardedParameter.of(ShardSpec((400, 400), std=0.02), TensorParallel(Comm.alone(torch.device("cpu"))))
     parameter.initialize("weight", 0, 0, 1)
     assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.01)
@@ -157,7 +157,7 @@ def test_the_spread_is_what_was_asked_for() -> None:
 
 @pytest.mark.parametrize("sequence", [False, True], ids=["whole sequence", "sequence sharded"])
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence: bool) -> None:
+def test_a_column_and_a_row_parallel_layer_equal_two_unsharded_ones(tp: int, sequence: bool) -> None:
     b, s, h, f = 2, 8, 4, 12
     x, seen = random(b, s, h), random(b, s, h, seed=1)
 
@@ -182,14 +182,14 @@ def test_a_column_and_a_row_parallel_layer_are_two_whole_ones(tp: int, sequence:
     for name, gradient in whole[2].items():
         parts = [rank[2][name] for rank in slices]
         spec = whole[3][name]
-        if spec.dim is None and sequence:  # each rank saw a part of the sequence; the bucket adds them up
+        if spec.dim is None and sequence:  # each rank saw a part of the sequence; the bucket sums gradients
             parts = [cast(Tensor, sum(parts))]
         torch.testing.assert_close(spec.unshard(parts), gradient)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_sharded_table_looks_up_like_a_whole_one(tp: int) -> None:
-    """Ten rows over four ranks: three each, and the last has one of its own and two of padding."""
+def test_a_sharded_embedding_equals_an_unsharded_one(tp: int) -> None:
+    """Ten rows over four ranks: three each; the last has one row and two of padding."""
     vocab, hidden = 10, 3
     tokens = torch.tensor([[0, 9, 3, 2], [5, 6, 9, 8]])
     seen = random(2, 4, hidden)
@@ -226,22 +226,22 @@ def test_a_sharded_table_looks_up_like_a_whole_one(tp: int) -> None:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60)
-def test_cross_entropy_of_sharded_logits_is_that_of_whole_ones(
+def test_cross_entropy_of_sharded_logits_equals_that_of_unsharded_ones(
     tp: int, vocab: int, shape: tuple[int, int], shift: float, seed: int
 ) -> None:
-    """Forward and gradient; with a padded vocabulary, with slices of nothing but padding, and with logits far from zero."""
+    """Forward and gradient; with a padded vocabulary, with slices of only padding, and with logits far from zero."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(*shape, vocab, generator=generator) * 3 + shift
     targets = torch.randint(vocab, shape, generator=generator)
     whole = logits.clone().requires_grad_()
     expected = F.cross_entropy(whole.flatten(0, 1), targets.flatten())
-    (expected * 0.5).backward()  # the executor hands a loss on divided
+    (expected * 0.5).backward()  # the executor divides the loss
     spec = ShardSpec((*shape, vocab), 2)
 
     def body(at: TensorParallel) -> tuple[Tensor, Tensor]:
         torch.set_grad_enabled(True)
         leaf = spec.shard(logits, at.index, at.degree).clone().requires_grad_()
-        loss = vocab_parallel_cross_entropy(leaf * 1.0, targets, vocab, at)  # it uses its logits up
+        loss = vocab_parallel_cross_entropy(leaf * 1.0, targets, vocab, at)  # it overwrites its logits
         (loss * 0.5).backward()
         assert leaf.grad is not None
         return loss.detach(), leaf.grad

@@ -1,4 +1,4 @@
-"""The text that is trained on, and the microbatches that are cut from it."""
+"""The training text, and the microbatches taken from it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from engine import files
 from engine.spec import RequestError
 from engine.text import LARGEST, batch, checked, load
 
-TEXT = bytes(range(200)) * 3  # the byte at a place tells the place, but for which of three
+TEXT = bytes(range(200)) * 3  # a byte identifies its position, up to three repetitions
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 8))  # seq, size
 DRAWS = st.tuples(st.integers(0, 2**31 - 1), st.integers(1, 10_000), st.integers(0, 10**7))  # seed, step, index
 
 
-# ------------------------------------------------------------------------------------------------------ what can be read
+# ------------------------------------------------------------------------------------------------------ reading
 
 
-def test_without_a_file_it_is_the_same_prose_on_every_system() -> None:
-    """Were one byte another, the same spec and seed would give other losses elsewhere, and a cluster train on two texts."""
+def test_the_built_in_text_is_the_same_on_every_system() -> None:
+    """If one byte differed, the same spec would give other losses elsewhere, and a cluster would have different texts."""
     text = load(None)
     assert hashlib.sha256(text).hexdigest() == "a834ebc14eb711bc9bd330f31a61e2d38c36e97f15ec64086884f83ef00612e1"
     assert text.isascii()
@@ -44,7 +44,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     file = tmp_path / "from-notepad.txt"
     file.write_text("hello", encoding="utf-8-sig")
     assert load(str(file)) == b"hello"
-    assert checked("a\ufeffb".encode(), "x") == "a\ufeffb".encode()  # inside the text it is a character like any other
+    assert checked("a\ufeffb".encode(), "x") == "a\ufeffb".encode()  # inside the text it is an ordinary character
 
 
 def test_the_largest_file_is_a_million_bytes(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
         load(str(file))
 
 
-def test_what_is_no_readable_file_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match=r"there is no file .*nowhere\.txt"):
         load(str(tmp_path / "nowhere.txt"))
     with pytest.raises(RequestError, match="is a folder, not a file"):
@@ -93,13 +93,13 @@ def test_what_is_no_readable_file_is_refused_in_a_sentence(tmp_path: Path, monke
     def refuse(path: Path) -> BinaryIO:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(files, "opened", refuse)  # root may read anything
+    monkeypatch.setattr(files, "opened", refuse)  # root can read everything
     (tmp_path / "secret.txt").touch()
     with pytest.raises(RequestError, match=r"secret\.txt' cannot be read: Permission denied"):
         load(str(tmp_path / "secret.txt"))
 
 
-def test_a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_without_a_writer_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(RequestError, match="is not a regular file"):
@@ -116,7 +116,7 @@ def test_each_target_is_the_byte_after_its_token(shape: tuple[int, int], draw: t
         assert array.shape == (shape[1], shape[0])
         assert array.dtype == np.int64
     assert (targets[:, :-1] == tokens[:, 1:]).all()
-    assert (targets == (tokens + 1) % 200).all()  # so are the text's bytes
+    assert (targets == (tokens + 1) % 200).all()  # the bytes of the text count up
 
 
 @given(SHAPES, DRAWS)
@@ -126,7 +126,7 @@ def test_the_same_draw_gives_the_same_batch(shape: tuple[int, int], draw: tuple[
 
 
 def test_another_seed_step_or_microbatch_gives_another_batch() -> None:
-    """So no two replicas and no two microbatches train on the same data, and no step repeats another."""
+    """So replicas, microbatches and steps train on different data."""
     text = load(None)
     drawn = {batch(text, 64, 2, *draw)[0].tobytes() for draw in product(range(4), range(1, 5), range(16))}
     assert len(drawn) == 4 * 4 * 16
@@ -134,7 +134,7 @@ def test_another_seed_step_or_microbatch_gives_another_batch() -> None:
 
 def test_batches_reach_both_ends_of_the_text() -> None:
     starts = {int(batch(b"abcde", 3, 1, 0, 1, index)[0][0, 0]) for index in range(50)}
-    assert starts == {ord("a"), ord("b")}  # the only two places where three tokens and a last target fit
+    assert starts == {ord("a"), ord("b")}  # the only two positions at which three tokens and a last target fit
 
 
 def test_the_shortest_text_has_one_byte_more_than_a_sequence() -> None:

@@ -16,7 +16,7 @@ axes = st.sampled_from(AXES)
 
 
 def test_tp_varies_fastest_then_dp_then_pp() -> None:
-    """As in Megatron-LM. Written out, since everything that names a rank relies on it."""
+    """As in Megatron-LM. Written out, because everything that uses a rank's number relies on it."""
     mesh = Mesh({"dp": 2, "tp": 3, "pp": 2})
     places = [mesh.coordinate(rank) for rank in range(mesh.size)]
     assert [(at.pp, at.dp, at.tp) for at in places] == [
@@ -32,7 +32,7 @@ def test_tp_varies_fastest_then_dp_then_pp() -> None:
 def test_every_list_of_axes_has_all_of_them_once() -> None:
     assert sorted(AXES) == sorted(AXES_AS_WRITTEN) == sorted(AXES_BY_FREQUENCY)
     assert len(set(AXES)) == len(AXES)
-    assert set(LayoutSpec.model_fields).issuperset(AXES)  # each has its degree there
+    assert set(LayoutSpec.model_fields).issuperset(AXES)  # each has its degree in the layout
 
 
 def test_a_mesh_is_a_mapping_from_axis_to_degree_in_the_order_of_ranks() -> None:
@@ -49,7 +49,7 @@ def test_in_another_order_the_first_axis_varies_fastest() -> None:
     assert mesh != Mesh({"dp": 2, "tp": 3})
 
 
-def test_what_is_no_axis_is_refused() -> None:
+def test_an_unknown_axis_is_refused() -> None:
     with pytest.raises(ValueError, match="the axes are tp, dp, pp"):
         Mesh({"xp": 2})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="the axes are tp, dp, pp"):
@@ -66,12 +66,12 @@ def test_every_rank_has_one_coordinate_and_every_coordinate_one_rank(mesh: Mesh)
 
 
 @given(meshes, axes)
-def test_many_ranks_at_once_are_where_each_of_them_is(mesh: Mesh, axis: Axis) -> None:
+def test_coordinates_of_many_ranks_equal_those_of_each(mesh: Mesh, axis: Axis) -> None:
     assert mesh.index(axis, np.arange(mesh.size)).tolist() == [mesh.coordinate(rank)[axis] for rank in range(mesh.size)]
 
 
 @given(st.lists(degrees, min_size=1, max_size=5))
-def test_strides_of_many_meshes_at_once_are_those_of_each(several: list[dict[Axis, int]]) -> None:
+def test_strides_of_many_meshes_equal_those_of_each(several: list[dict[Axis, int]]) -> None:
     found = strides({axis: np.array([one[axis] for one in several]) for axis in AXES_AS_WRITTEN})
     for axis in AXES:
         assert np.broadcast_to(found[axis], len(several)).tolist() == [Mesh(one).stride(axis) for one in several]

@@ -1,4 +1,4 @@
-"""Traffic: what is counted equals the bytes worked out by hand, and there is no row that was not worked out."""
+"""Traffic: the counted rows equal rows computed by hand, and there are no others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_tensor_parallel(runs: Runs) -> None:
 
 
 def test_data_parallel(runs: Runs) -> None:
-    """dp2. Ring all-reduce over 2: each rank sends as much as its payload. Gradients pass once, whatever the microbatches."""
+    """dp2. Ring all-reduce over 2: each rank sends as much as its payload. Gradients are reduced once for all microbatches."""
     gradients = SMALL.parameters() * FLOAT
     assert gradients == parameters_held(SMALL, tp=1, layers=L, first=True, last=True) * FLOAT
     expected: dict[Row, Amount] = {}
@@ -54,11 +54,11 @@ def test_data_parallel(runs: Runs) -> None:
 
 
 def test_pipeline_parallel(runs: Runs) -> None:
-    """pp3. Only neighbours talk, and the two ends share the embedding's gradient."""
+    """pp3. Only neighbours communicate, and the first and the last stage share the embedding's gradient."""
     table = SMALL.vocab * H * FLOAT
     norm = (1, FLOAT, 2 * 2 * FLOAT // 3)  # the norm of all gradients, over three ranks
     message = (M, M * HIDDEN, M * HIDDEN)
-    taken = (M, M * HIDDEN, 0)  # what is received was another's to send
+    taken = (M, M * HIDDEN, 0)  # a receive has no wire bytes: the sender counts them
     expected: dict[Row, Amount] = {
         (0, "pp", "send", "forward", "0,1"): message,
         (1, "pp", "recv", "forward", "0,1"): taken,
@@ -74,7 +74,7 @@ def test_pipeline_parallel(runs: Runs) -> None:
         (1, "pp", "all_reduce", "step", "0,1,2"): norm,
         (2, "pp", "all_reduce", "step", "0,1,2"): norm,
     }
-    for schedule in PLAIN:  # a schedule changes when, not what
+    for schedule in PLAIN:  # a schedule changes the order and not the bytes
         assert table_of(runs.result(small("pp3", schedule, microbatches=M, microbatch_size=B))) == expected, schedule
 
 
@@ -105,7 +105,7 @@ def test_all_three_axes(runs: Runs) -> None:
             both_ways((rank, "pp", "send", "forward", pp), M, M * HIDDEN)
             both_ways((rank, "pp", "recv", "backward", pp), M, M * HIDDEN)
         else:
-            both_ways((rank, "dp", "all_reduce", "step", dp), 1, FLOAT)  # the loss, which only the last stage has
+            both_ways((rank, "dp", "all_reduce", "step", dp), 1, FLOAT)  # the loss, only on the last stage
             both_ways((rank, "tp", "all_reduce", "forward", tp), M * (2 * 2 + 2), M * (2 * 2 * HIDDEN + loss))
             both_ways((rank, "tp", "all_reduce", "backward", tp), M * (2 * 2 + 1), M * (2 * 2 + 1) * HIDDEN)
             both_ways((rank, "pp", "recv", "forward", pp), M, M * HIDDEN)
@@ -118,7 +118,7 @@ def test_a_single_rank_has_no_traffic(runs: Runs) -> None:
     assert runs.result(small()).tables["traffic"].empty
 
 
-def test_the_summary_adds_up_what_ranks_send(runs: Runs) -> None:
+def test_the_summary_has_the_sum_of_what_ranks_send(runs: Runs) -> None:
     result = runs.result(small("pp3", microbatches=M, microbatch_size=B))
     sent = 2 * (2 * M * HIDDEN) + 2 * SMALL.vocab * H * FLOAT + 3 * 5
     assert result.summary["wire_bytes_per_rank"] == sent / 3

@@ -1,4 +1,4 @@
-"""What processes tell each other: it arrives as it was sent, and what is damaged or of another kind is one clear error."""
+"""Messages between processes: they arrive unchanged, and a damaged or wrong message is one clear error."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def test_rows_come_back_as_they_were() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_message_are_refused(content: bytes) -> None:
+def test_malformed_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(WireError):
         unpack_rows(content)
 
 
 @given(st.integers(0), st.integers(0, 255))
-def test_a_message_with_one_wrong_byte_is_rows_or_refused(place: int, byte: int) -> None:
+def test_a_message_with_one_wrong_byte_is_read_or_refused(place: int, byte: int) -> None:
     message = bytearray(pack_rows(ROWS))
     message[place % len(message)] = byte
-    with suppress(WireError):  # and no other error
+    with suppress(WireError):  # no other error is allowed
         assert unpack_rows(bytes(message)).keys() <= {*SCHEMAS, "allocator"}
 
 
@@ -74,7 +74,7 @@ STEPS = pa.table({"step": pa.array([1], pa.int64())})
         (pack_rows(ROWS | {"memory_peak": [ROWS["memory_peak"][0] | {"rank": 0}]}), "memory_peak has rows of another rank"),
     ],
 )
-def test_what_is_not_as_it_should_be_is_told(message: bytes, says: str) -> None:
+def test_a_malformed_message_is_refused_with_the_reason(message: bytes, says: str) -> None:
     with pytest.raises(WireError, match=says):
         unpack_rows(message, 3)
 
@@ -85,9 +85,9 @@ def test_an_empty_cell_is_refused() -> None:
         unpack_rows(pack(None, {"steps": arrow(pa.table({name: pa.array([None], kind) for name, kind in columns.items()}))}))
 
 
-def test_a_pipe_carries_messages_of_any_length_and_tells_of_its_end() -> None:
+def test_a_pipe_carries_messages_of_any_length_and_reports_its_end() -> None:
     reading, writing = os.pipe()
-    long = os.urandom(1 << 20)  # more than a pipe holds
+    long = os.urandom(1 << 20)  # larger than the buffer of a pipe
     sender = threading.Thread(target=lambda: [send(writing, message) for message in (b"", long)])
     sender.start()
     assert [receive(reading), receive(reading)] == [b"", long]

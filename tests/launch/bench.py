@@ -1,4 +1,4 @@
-"""Runs as small as can be, and the processes that they leave or do not leave."""
+"""Smallest runs, and their processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.patience import PATIENCE_S
 SMALL = ModelSpec(layers=2, hidden=16, heads=2, seq=16)
 
 
-NEVER_S = 24 * 3600.0  # the longest time limit that a run may have, and no test waits for it
+NEVER_S = 24 * 3600.0  # the longest time limit of a run; no test reaches it
 
 
 def small(layout: str = "dp2.tp2.pp1", fault: str | None = None, parity: bool = False, **workload: Any) -> RunSpec:
-    """A spec that runs in a moment. What ends it, if its `workload` does not say so, is no time limit."""
+    """A spec that runs fast. It has no effective time limit unless `workload` sets one."""
     return RunSpec(
         model=SMALL,
         layout=LayoutSpec(**LayoutSpec.degrees(layout)),
@@ -31,7 +31,7 @@ def small(layout: str = "dp2.tp2.pp1", fault: str | None = None, parity: bool = 
 
 
 def until(queue: RunQueue, id: str, there: Callable[[RunState], bool]) -> RunState:
-    """Wait until a run is `there`, and return its state."""
+    """Wait until `there(state)` is true, and return the state."""
     deadline = time.monotonic() + PATIENCE_S
     state = queue.state(id)
     assert state is not None
@@ -54,22 +54,22 @@ def hosts(of: psutil.Process | None = None) -> list[psutil.Process]:
 
 
 def host_of(starter: psutil.Process, others: Collection[int] = ()) -> psutil.Process:
-    """The warm host that a process has started, but for `others`, or is about to: a run is said to start a moment before."""
+    """The warm host that a process has started, other than `others`. Waits for it: a run's phase can change before it starts."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := [host for host in hosts(starter) if host.pid not in others]):
         assert time.monotonic() < deadline, "there is no host"
-        time.sleep(0.01)  # nothing tells when it is there
+        time.sleep(0.01)  # there is no event to wait for
     (host,) = found
     return host
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all of them are gone by now, and none is a zombie."""
+    """Whether all of them have ended now, and none is a zombie."""
     return not psutil.wait_procs(processes, timeout=0)[1]
 
 
 def all_end(processes: list[psutil.Process]) -> bool:
-    """Whether all of them end, and be it as zombies: when an orphan is taken off the list is up to the system's init."""
+    """Whether all of them end. Zombies count as ended: only the system's init removes an orphan."""
     deadline = time.monotonic() + PATIENCE_S
     alive = processes
     while alive and time.monotonic() < deadline:
@@ -86,13 +86,13 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 
 def hang_instead_of_torch(folder: Path) -> str:
-    """A search path for modules on which importing torch takes for ever, so that a host never becomes warm."""
+    """A module path on which importing torch never ends, so that a host never becomes warm."""
     (folder / "torch.py").write_text("import threading; threading.Event().wait()")
     return str(folder)
 
 
 class Bench:
-    """A queue with a home of its own, and its host."""
+    """A queue with its own home folder, and its host."""
 
     def __init__(self, home: Path, unwatched_s: float | None = None) -> None:
         self.home = home
@@ -108,5 +108,5 @@ class Bench:
         return sorted(self.host.children(), key=lambda rank: rank.pid)
 
     def saved(self) -> list[str]:
-        """Everything in the home folder, hidden or not."""
+        """All entries of the home folder, hidden ones too."""
         return sorted(path.name for path in self.home.iterdir())

@@ -1,4 +1,4 @@
-"""Dry runs for tests, many from one program that imported torch once. Requests and answers are pickles."""
+"""Many dry runs for tests from one program that imports torch once. Requests and answers are pickles."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class DryRunRequest(NamedTuple):
 def dry_run_all(requests: Sequence[DryRunRequest]) -> list[dict[int, Any]]:
     """For each request: rank → its `DryRank`.
 
-    With real tensors each rank has a process of its own, as in the product: memory left by an earlier one would be measured too.
-    Fake tensors leave nothing but torch's caches about operations, so two processes do all ranks, in half the time.
+    With real tensors each rank has its own process, as in the product, because memory left by an earlier rank would be measured.
+    Fake tensors leave only torch's caches of operations, so two processes run all ranks, in half the time.
     """
     command = [sys.executable, "-m", "tests.launch.dry_runs"]
     done = subprocess.run(command, input=pickle.dumps(list(requests)), stdout=subprocess.PIPE, env=environment(), check=True)
@@ -48,7 +48,7 @@ def main() -> None:
     import engine.launch.dry_rank  # noqa: F401
 
     gc.collect()
-    gc.freeze()  # as in the product: a collection in a child would copy what it shares with this process
+    gc.freeze()  # as in the product: garbage collection in a child would copy memory shared with this process
     real = {i: dry_run_ranks(a.spec, a.ranks, a.device, most=2) for i, a in enumerate(requests) if a.device != "none"}
     fake = [(i, rank) for i, a in enumerate(requests) if a.device == "none" for rank in a.ranks]
     with multiprocessing.get_context("fork").Pool(2) as pool:

@@ -1,4 +1,4 @@
-"""Several machines, played by two torchrun agents on this one."""
+"""A cluster of several nodes, simulated by two torchrun agents on this machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from engine.wire import WireError
 from tests.launch.bench import Bench, all_end, finished, small
 from tests.patience import PATIENCE_S
 
-# Where a process is, as torchrun tells it.
+# The environment variables that torchrun sets.
 PLACE = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 
 def started(specs: list[RunSpec], tmp_path: Path, ranks_each: int) -> list[subprocess.Popen[str]]:
-    """An agent for each node, which has a spec of its own."""
+    """Start an agent for each node, each with its own spec."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
     agents = []
@@ -45,7 +45,7 @@ def started(specs: list[RunSpec], tmp_path: Path, ranks_each: int) -> list[subpr
 
 
 def ended(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Exit status and standard error of each, from where it was read to."""
+    """Exit status and the unread standard error of each."""
     try:
         said = [agent.communicate(timeout=PATIENCE_S)[1] for agent in agents]
     finally:
@@ -56,11 +56,11 @@ def ended(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 
 
 def torchrun(spec: RunSpec, tmp_path: Path, nodes: int, ranks_each: int) -> list[tuple[int, str]]:
-    """Run `spec` with an agent a node. Returns exit status and standard error of each."""
+    """Run `spec` with an agent for each node. Returns exit status and standard error of each."""
     return ended(started([spec] * nodes, tmp_path, ranks_each))
 
 
-def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_on_two_nodes_equals_a_run_of_the_warm_host(bench: Bench, tmp_path: Path) -> None:
     spec = small("dp1.tp2.pp2", parity=True)
     here = finished(bench.queue, bench.queue.submit(spec))
     assert here.folder is not None
@@ -81,7 +81,7 @@ def test_two_agents_measure_what_the_warm_host_measures(bench: Bench, tmp_path: 
     assert sorted(two.tables["process"]["rank"]) == [0, 1, 2, 3]
 
 
-def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
+def test_a_rank_that_fails_on_a_cluster_prints_its_own_error(tmp_path: Path) -> None:
     ((status, said),) = torchrun(small("dp1.tp2.pp1", "raise:1@2"), tmp_path, nodes=1, ranks_each=2)
     assert status == 1
     assert "rank 1 (dp 0, tp 1, pp 0) failed in step " in said
@@ -89,7 +89,7 @@ def test_a_rank_that_fails_on_a_cluster_says_so_itself(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").glob("*")) == []
 
 
-def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_without_torchrun_the_error_says_what_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "engine.launch.cluster", "--spec", "spec.json", "--out", str(tmp_path)]
     bare = {name: value for name, value in os.environ.items() if name not in PLACE}
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=bare, check=False, timeout=PATIENCE_S)
@@ -97,24 +97,24 @@ def test_without_torchrun_it_says_what_is_missing(tmp_path: Path) -> None:
     assert done.stderr == "RANK is not set: this is one rank of a run, to be started by torchrun\n"
 
 
-def test_as_many_processes_as_ranks_are_needed() -> None:
+def test_another_number_of_processes_than_ranks_is_refused() -> None:
     assert check_world_size(small("dp2.tp2.pp1"), 4) == small("dp2.tp2.pp1")
     with pytest.raises(RequestError, match=r"dp2\.tp2\.pp1 is 4 ranks and torchrun started 6; nnodes × nproc-per-node must be 4"):
         check_world_size(small("dp2.tp2.pp1"), 6)
 
 
-def test_nodes_that_were_given_different_specs_say_so_and_run_nothing(tmp_path: Path) -> None:
+def test_nodes_with_different_specs_report_it_and_run_nothing(tmp_path: Path) -> None:
     ours, theirs = small("dp1.tp2.pp2"), small("dp1.tp2.pp2", seed=1)
     agents = ended(started([ours, theirs], tmp_path, ranks_each=2))
     assert [status for status, _ in agents] == [1, 1]
-    for _, said in agents:  # which of the two nodes is the first is up to torchrun
+    for _, said in agents:  # torchrun chooses which of the two nodes is the first
         assert said.count(": another spec than that of rank 0; workload.seed is ") == 1
         assert "ranks 2, 3 on " in said
         assert "loss" not in said
     assert not (tmp_path / "runs").exists()
 
 
-def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path: Path) -> None:
+def test_ranks_of_a_killed_agent_end_and_are_named_at_once(tmp_path: Path) -> None:
     spec = small("dp1.tp2.pp2", steps=10_000)
     agents = started([spec, spec], tmp_path, ranks_each=2)
     tells = first_to_say("loss", agents)
@@ -129,7 +129,7 @@ def test_ranks_whose_agent_was_killed_go_with_it_and_are_named_at_once(tmp_path:
 
 
 def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """The agent that is the first to say that. What all have said until then is read."""
+    """The first agent that prints `what`. The output of all until then is read."""
     said = {agent.stderr.fileno(): b"" for agent in agents if agent.stderr}
     of = {agent.stderr.fileno(): agent for agent in agents if agent.stderr}
     while readable := select(list(said), [], [], PATIENCE_S)[0]:
@@ -140,7 +140,7 @@ def first_to_say(what: str, agents: list[subprocess.Popen[str]]) -> subprocess.P
     raise AssertionError(said)
 
 
-# ------------------------------------------------------------------------------------------------ what ranks agree about
+# ------------------------------------------------------------------------------------------------ agreement of ranks
 
 
 CONFIG = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}}, text="a", engine="b", torch="2.13.0")
@@ -160,7 +160,7 @@ CONFIG = RankConfig({"model": {"layers": 2}, "workload": {"steps": 3, "seed": 0}
         ({"spec": {}, "refused": "cannot read the spec"}, "rank 1 on b: cannot read the spec"),
     ],
 )
-def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], says: str) -> None:
+def test_differences_between_ranks_are_named_with_the_ranks(changes: dict[str, Any], says: str) -> None:
     other = replace(CONFIG, **changes)
     told = difference([CONFIG, other, CONFIG, other], ["a", "b", "a", "b"])
     assert told is not None
@@ -171,7 +171,7 @@ def test_what_differs_is_named_with_those_who_have_it(changes: dict[str, Any], s
 
 @dataclass(frozen=True)
 class OtherTerms(RankConfig):
-    """Those of another version of this program."""
+    """Terms of another version of this program."""
 
     compiler: str = ""
 
@@ -197,7 +197,7 @@ def nowhere(address: str) -> int:
         (CONFIG, HERE, OSError, r"rank 0 on .*: no port is free at 127\.0\.0\.1"),
     ],
 )
-def test_why_rank_0_cannot_answer_is_told_to_all(config: RankConfig, route: Route, first: type[Exception], says: str) -> None:
+def test_all_ranks_report_why_rank_0_cannot_answer(config: RankConfig, route: Route, first: type[Exception], says: str) -> None:
     store = dist.HashStore()
     own = [(CONFIG, HERE), (config, route), (CONFIG, HERE)]
     with ThreadPoolExecutor(len(own)) as ranks:
@@ -211,15 +211,15 @@ def test_why_rank_0_cannot_answer_is_told_to_all(config: RankConfig, route: Rout
             end.result()
 
 
-def test_rank_0_is_reached_by_the_address_that_the_others_know_it_by() -> None:
-    """Its own name may lead to 127.0.0.1."""
+def test_rank_0_is_reached_by_the_address_that_other_ranks_know() -> None:
+    """Its own host name can resolve to 127.0.0.1."""
     at_home, away = Route("a", "127.0.0.1", "127.0.1.1"), Route("b", "10.0.0.2", "10.0.0.1")
     assert common_address([at_home, at_home, away]) == "10.0.0.1"
     assert common_address([Route("a", "10.0.0.1", "10.0.0.1"), away]) == "10.0.0.1"
     assert common_address([at_home, at_home]) == "127.0.0.1"
 
 
-def test_the_interface_is_that_of_the_address_on_the_way() -> None:
+def test_the_interface_is_that_of_the_route_to_the_address() -> None:
     name = next(name for name, entries in psutil.net_if_addrs().items() if any(e.address == "127.0.0.1" for e in entries))
     route = Route.to("127.0.0.1", 1)
     assert (route.own, route.other) == ("127.0.0.1", "127.0.0.1")
@@ -227,7 +227,7 @@ def test_the_interface_is_that_of_the_address_on_the_way() -> None:
     assert interface(replace(route, own="192.0.2.1"), Rendezvous("127.0.0.1", 1, "", ("a",))) is None
 
 
-def test_a_store_that_is_not_where_torchrun_says_is_told_at_once() -> None:
+def test_a_store_that_does_not_exist_is_reported_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         address = there.getsockname()
         check_reached(*address, PATIENCE_S)

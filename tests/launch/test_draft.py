@@ -1,4 +1,4 @@
-"""A run's folder before and after it has its name."""
+"""A run's folder before and after it gets its name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def saved_draft(home: Path) -> Draft:
     return draft
 
 
-def test_a_draft_is_not_listed_until_it_is_kept(tmp_path: Path) -> None:
+def test_a_draft_is_not_listed_before_it_is_kept(tmp_path: Path) -> None:
     draft = saved_draft(tmp_path)
     assert store.listing(tmp_path) == []
     folder = draft.keep(RunSpec())
@@ -26,7 +26,7 @@ def test_a_draft_is_not_listed_until_it_is_kept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_name_taken_in_the_meantime_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_taken_in_the_meantime_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, free = tmp_path / "taken", tmp_path / "free"
     names = iter([taken, free])
     monkeypatch.setattr(store, "new_folder", lambda home, spec: next(names))
@@ -36,11 +36,11 @@ def test_a_name_taken_in_the_meantime_is_passed_over(tmp_path: Path, monkeypatch
     assert sorted(tmp_path.iterdir()) == [free, taken]
 
 
-def test_discarding_removes_whole_and_half_written_folders(tmp_path: Path) -> None:
+def test_discarding_removes_complete_and_partial_folders(tmp_path: Path) -> None:
     other, draft = saved_draft(tmp_path), saved_draft(tmp_path)
     half = tmp_path / f".partial-123-{draft.name}"
     half.mkdir()
     (half / "steps.parquet").touch()
     draft.discard()
-    draft.discard()  # what is not there is no error
+    draft.discard()  # a missing folder is no error
     assert list(tmp_path.iterdir()) == [other.folder]

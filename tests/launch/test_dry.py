@@ -1,4 +1,4 @@
-"""Dry runs: they take no memory of the model, and they end as they should."""
+"""Dry runs: they allocate no memory for the model, and end cleanly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.runs import small
 
 
 def test_a_large_model_takes_no_memory(tmp_path: Path) -> None:
-    """Two layers of the 175B model a stage, on 128 ranks: the whole result, held against the contract."""
+    """Two layers of the 175B model on each stage, on 128 ranks. The result fulfils the contract."""
     spec = RunSpec(
         model=catalog.model("gpt3-175b").model_copy(update={"layers": 4}),
         layout=LayoutSpec(dp=8, tp=8, pp=2),
@@ -48,7 +48,7 @@ def test_a_large_model_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_one_rank_of_a_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A text that is not there does not matter: what is in it changes nothing."""
+    """A missing text is no error, because its content has no effect."""
     flags = "dry-run --layers 2 --hidden 32 --layout dp2.tp2.pp2 --microbatches 2 --rank 5 --text nowhere.txt"
     assert main([*flags.split(), "--out", str(tmp_path)]) == 0
     (folder,) = store.listing(tmp_path)
@@ -70,7 +70,7 @@ def test_without_a_gpu_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         dry_run_rank(small(), 0, "cuda", textbook(small()))
 
 
-def test_cancelled_it_leaves_nothing(tmp_path: Path) -> None:
+def test_a_cancelled_dry_run_leaves_no_files(tmp_path: Path) -> None:
     before, its_own = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
     with DryRun(small("pp2", microbatches=1000), tmp_path) as running:
 

@@ -1,4 +1,4 @@
-"""The dry runs of a server: one at a time, and none that nobody watches."""
+"""The dry runs of a server: one at a time, and only while somebody watches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def service() -> Iterator[DryRunService]:
 
 
 def ended(service: DryRunService, id: str, watch: bool = True) -> DryRunState:
-    """The state once it is no longer on."""
+    """The state after it has ended."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         state = service.watch(id) if watch else service._states[id]
@@ -34,7 +34,7 @@ def ended(service: DryRunService, id: str, watch: bool = True) -> DryRunState:
     raise AssertionError("the dry run does not end")
 
 
-def test_one_at_a_time_and_its_peaks_are_the_formulas(service: DryRunService) -> None:
+def test_dry_runs_run_one_at_a_time_and_their_peaks_equal_the_formula(service: DryRunService) -> None:
     id = service.start(SPEC)
     with pytest.raises(RequestError, match="another dry run is on"):
         service.start(SPEC, 0)
@@ -45,7 +45,7 @@ def test_one_at_a_time_and_its_peaks_are_the_formulas(service: DryRunService) ->
     assert totals.to_dict() == {peak.stage: pytest.approx(peak.total, rel=1e-3) for peak in memory(SPEC).peaks}
 
 
-def test_a_cancelled_one_makes_room_and_a_wrong_one_says_why(service: DryRunService) -> None:
+def test_after_a_cancelled_dry_run_another_can_start_and_a_failed_one_has_its_reason(service: DryRunService) -> None:
     id = service.start(SPEC)
     service.cancel(id)
     assert ended(service, id).phase == "cancelled"
@@ -57,7 +57,7 @@ def test_a_cancelled_one_makes_room_and_a_wrong_one_says_why(service: DryRunServ
     assert service.watch("never heard of") is None
 
 
-def test_what_nobody_watches_is_ended() -> None:
+def test_a_dry_run_that_nobody_watches_is_ended() -> None:
     service = DryRunService(unwatched_s=0.0)
     assert ended(service, service.start(SPEC), watch=False).phase == "cancelled"
     service.close()

@@ -1,4 +1,4 @@
-"""Every way for a rank to fail: the run ends at once, says who failed and why, and leaves nothing behind."""
+"""Every kind of failure of a rank: the run ends at once, names the rank and the reason, and leaves no files or processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANK_3 = "rank 3 (dp 1, tp 1, pp 0)"
 
 
 def failed(bench: Bench, spec: RunSpec) -> RunState:
-    """The last state of a run that fails, and leaves nothing."""
+    """The last state of a run that fails and leaves no files or processes."""
     before = bench.saved()
     state = finished(bench.queue, bench.queue.submit(spec))
     assert bench.ranks() == []
@@ -106,7 +106,7 @@ def test_a_request_found_wrong_by_a_rank_blames_no_rank(bench: Bench, tmp_path: 
     assert str(text) in state.message
 
 
-def test_a_host_that_is_told_to_end_does_so_in_order_and_the_next_run_goes_to_another(bench: Bench) -> None:
+def test_a_host_that_gets_a_termination_signal_ends_cleanly_and_the_next_run_has_another(bench: Bench) -> None:
     before = bench.saved()
     first, second = bench.queue.submit(small(steps=10_000)), bench.queue.submit(small())
     until(bench.queue, first, lambda state: state.step > 0)
@@ -168,10 +168,8 @@ def test_a_run_of_a_host_that_is_stopped_can_be_cancelled(bench: Bench) -> None:
     assert all_end([host, *ranks])
 
 
-def test_when_rank_0_dies_while_others_connect_to_it_they_show_no_stacks_of_torchs_own(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    own = Bench(tmp_path)  # its host writes to what this test reads
+def test_if_rank_0_ends_while_others_connect_no_torch_stack_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    own = Bench(tmp_path)  # its host writes to the stream that this test reads
     try:
         finished(own.queue, own.queue.submit(small(steps=1)))  # the host is warm
         id, host = own.queue.submit(small("dp2.tp2.pp2", steps=10_000)), own.host

@@ -1,4 +1,4 @@
-"""What this machine refuses, and in what words."""
+"""What this machine refuses, and the sentences."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_more_ranks_than_16(layout: LayoutSpec, fits: str) -> None:
     assert refusal(spec) == f"{layout.code} is {layout.ranks} ranks; this machine runs at most 16; {fits} fits"
 
 
-def test_no_layout_is_offered_where_none_fits() -> None:
+def test_no_layout_is_suggested_if_none_fits() -> None:
     model = ModelSpec(hidden=31, heads=31, seq=31, ffn=31)
     spec = RunSpec(model=model, layout=LayoutSpec(tp=31, sequence_parallel=True))
     assert refusal(spec) == "dp1.tp31.pp1 is 31 ranks; this machine runs at most 16"
 
 
-def test_a_run_that_could_be_saved_and_then_not_be_read() -> None:
+def test_a_run_whose_tables_would_be_too_large_to_read_is_refused() -> None:
     long = WorkloadSpec(microbatches=65_536)
     assert refusal(RunSpec(layout=LayoutSpec(pp=2), workload=long)) == (
         "memory_curve could have 6,291,456 rows (dp × tp = 1 times the 524,288 passes and messages of a step, 2 instants of "
@@ -73,12 +73,12 @@ def test_generating_needs_the_weights_and_the_cache_that_the_formula_says() -> N
     held = memory(spec).peaks[0].bytes
     asked = limits.need(spec)
     assert asked.activations == 5 * held["kv_cache"]
-    assert asked.state == pytest.approx(5 * held["parameters"], rel=0.01)  # norms and biases stand on every rank
+    assert asked.state == pytest.approx(5 * held["parameters"], rel=0.01)  # norms and biases are on every rank
     assert refusal(spec).startswith("this run needs about 9.70 GB (weights 6.23 GB, cache of keys and values 0.04 GB, half")
 
 
 @pytest.mark.usefixtures("two_gb")
-def test_the_smaller_choice_does_fit() -> None:
+def test_the_suggested_smaller_run_fits() -> None:
     spec = RunSpec(model=catalog.model("gpt2-124m"), workload=WorkloadSpec(microbatch_size=1))
     layers = int(refusal(spec).rpartition("layers=")[2].partition(" ")[0])
     limits.check(spec.model_copy(update={"model": spec.model.model_copy(update={"layers": layers})}))
@@ -86,7 +86,7 @@ def test_the_smaller_choice_does_fit() -> None:
 
 
 @pytest.mark.usefixtures("two_gb")
-def test_what_runs_now_will_have_given_its_memory_back() -> None:
+def test_memory_of_the_current_run_counts_as_free() -> None:
     spec = RunSpec(model=catalog.model("gpt-medium"))
     limits.check(spec, running=spec)
 
@@ -116,9 +116,7 @@ def test_a_text_that_is_missing_or_too_short(tmp_path: Path) -> None:
     limits.check(RunSpec(workload=WorkloadSpec(text=str(short))))
 
 
-def test_gradients_to_compare_need_room_in_the_folder_for_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parity_needs_space_in_the_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(psutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000_000))
     spec = RunSpec(model=catalog.MODELS["gpt-tiny"], layout=LayoutSpec(dp=2), parity=True)

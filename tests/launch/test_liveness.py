@@ -1,4 +1,4 @@
-"""Which rank is gone: heard from its connection, at once, and never of one that said that it ends."""
+"""Which rank is lost: its connection shows it at once, unless the rank has announced its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = "swordfish"
 
 
 class Ranks:
-    """Rank 0 with some others, all in this process."""
+    """Rank 0 and others in this process."""
 
     def __init__(self, world: int) -> None:
         with listener("127.0.0.1") as listening:
@@ -30,7 +30,7 @@ class Ranks:
         self.ranks |= {rank: Liveness({0: own}, world, self.lost[rank].put) for rank, own in self.sockets.items()}
 
     def cut(self, rank: int) -> None:
-        """What the system does when the process ends."""
+        """Close the connection, as the system does when a process ends."""
         self.sockets[rank].shutdown(socket.SHUT_RDWR)
 
 
@@ -39,11 +39,11 @@ def three() -> Iterator[Ranks]:
     ranks = Ranks(3)
     yield ranks
     for rank in (1, 2):
-        with suppress(OSError):  # either end may have ended it already, at any moment
+        with suppress(OSError):  # either end can have closed it already
             ranks.cut(rank)
 
 
-def test_a_rank_that_is_gone_is_named_to_all(three: Ranks) -> None:
+def test_all_ranks_get_the_name_of_a_lost_rank(three: Ranks) -> None:
     three.cut(1)
     gone = PeerFailure(1, "gone", "its connection was closed")
     assert three.lost[0].get(timeout=PATIENCE_S) == gone
@@ -51,15 +51,15 @@ def test_a_rank_that_is_gone_is_named_to_all(three: Ranks) -> None:
     assert three.ranks[2].failure(0) == gone
 
 
-def test_a_rank_that_said_that_it_ends_is_not_gone(three: Ranks) -> None:
+def test_a_rank_that_announced_its_end_is_not_lost(three: Ranks) -> None:
     three.ranks[1].announce_end("done")
     three.cut(1)
-    three.cut(2)  # rank 0 heard of rank 1 before this, and reported nothing
+    three.cut(2)  # rank 0 has the message of rank 1 by now, and reported nothing
     assert three.lost[0].get(timeout=PATIENCE_S).rank == 2
     assert three.lost[0].empty()
 
 
-def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three: Ranks) -> None:
+def test_all_ranks_get_the_name_of_a_failed_rank_and_no_other_is_lost(three: Ranks) -> None:
     three.ranks[2].announce_end("failed")
     failed = PeerFailure(2, "failed")
     assert three.ranks[0].failure(PATIENCE_S) == failed
@@ -69,13 +69,13 @@ def test_of_a_rank_that_fails_all_hear_who_it_was_and_nobody_else_is_lost(three:
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b'{"rank": 3, "how": "gone", "why": ""}\n', b"7\n", b"x" * 100_000])
-def test_what_no_rank_says_counts_as_its_end(three: Ranks, said: bytes) -> None:
+def test_a_malformed_message_counts_as_the_ranks_end(three: Ranks, said: bytes) -> None:
     three.sockets[1].sendall(said)
     assert three.lost[0].get(timeout=PATIENCE_S) == PeerFailure(1, "gone", "it said what no rank says")
 
 
-def test_a_system_that_does_not_answer_is_given_up_within_five_seconds(three: Ranks) -> None:
-    """By the system, which is told so: no test can pull a cable."""
+def test_a_machine_that_does_not_answer_is_lost_within_five_seconds(three: Ranks) -> None:
+    """The system's socket options do it. A test cannot disconnect a machine."""
     for connection in (three.connections[1], three.sockets[1]):
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         options = {name: getattr(socket, name) for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE") if hasattr(socket, name)}
@@ -85,7 +85,7 @@ def test_a_system_that_does_not_answer_is_given_up_within_five_seconds(three: Ra
         assert idle + each * times == SILENCE_S < 5
 
 
-def test_only_who_knows_the_word_is_let_in() -> None:
+def test_a_connection_without_the_secret_is_refused() -> None:
     with ExitStack() as opened:
         listening = opened.enter_context(listener("127.0.0.1"))
         address = listening.getsockname()
@@ -101,7 +101,7 @@ def test_only_who_knows_the_word_is_let_in() -> None:
         connections[1].close()
 
 
-def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> None:
+def test_silent_connections_block_nobody_and_a_slow_rank_is_accepted() -> None:
     greeting = json.dumps({"rank": 1, "secret": SECRET}).encode() + b"\n"
     with ExitStack() as opened:
         listening = opened.enter_context(listener("127.0.0.1"))
@@ -109,14 +109,14 @@ def test_who_says_nothing_keeps_nobody_waiting_and_a_slow_rank_is_let_in() -> No
         slow.sendall(greeting[:9])
         stranger.sendall(b"guess\n")
         gathering = opened.enter_context(ThreadPoolExecutor(1)).submit(accept_ranks, listening, SECRET, 2, PATIENCE_S)
-        assert stranger.recv(1) == b""  # it was sent away, while the two before it had not said all
+        assert stranger.recv(1) == b""  # it was refused while the two before it had not sent everything
         slow.sendall(greeting[9:])
         with gathering.result()[1] as found:
             assert found.getpeername() == slow.getsockname()
         assert silent.recv(1) == b""
 
 
-def test_a_rank_that_does_not_come_is_named() -> None:
+def test_a_rank_that_never_connects_is_named() -> None:
     with listener("127.0.0.1") as listening:
         came = connect(*listening.getsockname(), SECRET, 1, PATIENCE_S)
         with came, pytest.raises(LivenessError, match=r"rank 2 did not come within 0\.5 s"):

@@ -1,4 +1,4 @@
-"""The program that started a run ends, in whatever way: no rank and no host outlives it."""
+"""However the program that started a run ends, no rank and no host outlives it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENDS = [("running", "SIGKILL"), ("running", "leaves"), ("starting", "SIGKILL"), 
 
 @pytest.mark.parametrize(("stage", "end"), ENDS)
 def test_nothing_outlives_the_server(tmp_path: Path, stage: str, end: str) -> None:
-    """ "stopped": it is running, and its host has been stopped."""
+    """Stage "stopped": the run is active, and its host has been stopped."""
     runs, path = tmp_path / "runs", tmp_path / "path"
     path.mkdir()
     environment = os.environ | ({"PYTHONPATH": hang_instead_of_torch(path)} if stage == "starting" else {})

@@ -1,4 +1,4 @@
-"""The queue: who runs when, cancelling, watching, warmth."""
+"""The queue: order of runs, cancelling, watching, the warm host."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from engine.launch.queue import RunQueue
 from engine.spec import RequestError
 from tests.launch.bench import Bench, finished, gone, hang_instead_of_torch, hosts, small, until
 
-LONG = 10_000  # steps; such a run goes on until somebody ends it
+LONG = 10_000  # steps; such a run must be cancelled
 
 
-def test_a_run_tells_of_itself_and_is_saved(bench: Bench) -> None:
+def test_a_run_reports_its_progress_and_is_saved(bench: Bench) -> None:
     spec = small("dp1.tp2.pp2", parity=True)
     id = bench.queue.submit(spec)
     assert len(id) >= 20
@@ -60,8 +60,8 @@ def test_cancelling_a_run_in_the_queue(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("phase", ["starting", "running"])
-def test_cancelling_a_run_under_way_leaves_nothing(bench: Bench, phase: str) -> None:
-    """Nor does it wait for the run's end, which would be its last step."""
+def test_cancelling_an_active_run_leaves_no_files(bench: Bench, phase: str) -> None:
+    """And it does not wait until the run's last step."""
     before = bench.saved()
     id = bench.queue.submit(small("dp2.tp2.pp2", steps=LONG))
     until(bench.queue, id, lambda state: state.phase in (phase, "running"))
@@ -73,7 +73,7 @@ def test_cancelling_a_run_under_way_leaves_nothing(bench: Bench, phase: str) -> 
     assert bench.saved() == before
 
 
-def test_cancelling_what_is_finished_or_unknown_does_nothing(bench: Bench) -> None:
+def test_cancelling_a_finished_or_unknown_run_does_nothing(bench: Bench) -> None:
     id = bench.queue.submit(small(steps=1))
     state = finished(bench.queue, id)
     bench.queue.cancel(id)
@@ -84,7 +84,7 @@ def test_cancelling_what_is_finished_or_unknown_does_nothing(bench: Bench) -> No
     assert bench.queue.watch("nobody") is None
 
 
-def test_waiting_ends_with_the_time_given(bench: Bench) -> None:
+def test_waiting_ends_after_the_given_time(bench: Bench) -> None:
     id = bench.queue.submit(small(steps=1))
     state = finished(bench.queue, id)
     assert bench.queue.wait(id, state, 0.01) == state
@@ -92,13 +92,13 @@ def test_waiting_ends_with_the_time_given(bench: Bench) -> None:
     assert bench.queue.wait(id, None, 0.01) == state
 
 
-def test_what_this_machine_cannot_run_is_refused_at_once(bench: Bench) -> None:
+def test_a_run_that_this_machine_cannot_run_is_refused_at_once(bench: Bench) -> None:
     with pytest.raises(RequestError, match="is 32 ranks; this machine runs at most 16"):
         bench.queue.submit(small("dp16.tp2.pp1"))
 
 
 def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock of the test's own, so that nobody has to watch in time."""
+    """With a clock of the test, so that no test depends on time."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("engine.launch.queue.time", SimpleNamespace(monotonic=lambda: clock.now))
     bench = Bench(tmp_path, unwatched_s=90.0)
@@ -108,7 +108,7 @@ def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path, monkeypatch: pyt
         clock.now = 60.0
         queue.watch(watched)
         clock.now = 100.0
-        queue.cancel("nobody")  # has it look at the clock again
+        queue.cancel("nobody")  # makes the queue read the clock again
         assert finished(queue, unwatched).message == "cancelled: nobody watched it for 90 s"
         ranks = bench.ranks()
         assert len(ranks) == 4
@@ -119,7 +119,7 @@ def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path, monkeypatch: pyt
         assert gone(ranks)
 
 
-def test_nobody_need_ask_for_what_is_unwatched_to_end(tmp_path: Path) -> None:
+def test_an_unwatched_run_ends_without_a_poll(tmp_path: Path) -> None:
     with RunQueue(tmp_path, unwatched_s=0.5) as queue:
         assert finished(queue, queue.submit(small(steps=LONG))).message == "cancelled: nobody watched it for 0.5 s"
 
@@ -136,7 +136,7 @@ def test_closing_ends_everything(tmp_path: Path) -> None:
         state = bench.queue.state(id)
         assert state is not None
         assert state.phase == "cancelled"
-    bench.queue.close()  # twice is once
+    bench.queue.close()  # closing twice is no error
     bench.queue.cancel(running)
     with pytest.raises(RuntimeError):
         bench.queue.submit(small())
@@ -156,7 +156,7 @@ def test_a_host_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "torch.py").write_text("raise ImportError('no torch today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with RunQueue(tmp_path / "runs", None) as queue:
-        for _ in range(2):  # each run tries anew
+        for _ in range(2):  # each run tries again
             state = finished(queue, queue.submit(small()))
             assert state.phase == "failed"
             assert state.failed_rank is None

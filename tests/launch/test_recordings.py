@@ -22,7 +22,7 @@ def unread(structure: object, part: object) -> Ledger:
     raise AssertionError("saying which ledgers are needed reads none")
 
 
-def test_every_chunk_of_every_layout_is_among_what_is_recorded() -> None:
+def test_every_chunk_of_every_layout_is_recorded() -> None:
     for spec in (*covering(), *random_specs(100, seed=3)):
         recorded = itertools.product(structures(spec.model), parts(spec.model))
         assert LayoutLedgers(spec.model, spec.layout, spec.workload, ledgers=unread).needs() <= {*recorded}
@@ -37,7 +37,7 @@ def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:
         assert len({*made.sizes.values()}) == len(made.sizes), "each size has one name"
 
 
-def test_what_is_shipped_is_what_the_layers_do_today() -> None:
+def test_shipped_ledgers_equal_new_recordings() -> None:
     """Some are recorded again. If this fails, the layers have changed since: `make ledgers` records all of them."""
     keys = [key for key in wanted(shipped_models()) if key[0].ones in (("A/G",), ())]
     random.Random(0).shuffle(keys)
@@ -48,7 +48,7 @@ def test_what_is_shipped_is_what_the_layers_do_today() -> None:
     assert not stale
 
 
-def test_what_is_in_the_folder_is_not_recorded_again(tmp_path: Path) -> None:
+def test_ledgers_in_the_folder_are_not_recorded_again(tmp_path: Path) -> None:
     shelf, keys = LedgerFolder(tmp_path), wanted([ModelSpec()])
     for key in keys:
         path = shelf.path(*key)

@@ -1,4 +1,4 @@
-"""Which rank began it, and in what words. No process is started."""
+"""The rank that is the root cause, and the message. No process is started."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_rank_has_a_number_and_a_place() -> None:
     assert named(LAYOUT, 6) == "rank 6 (dp 1, tp 0, pp 1)"
 
 
-def test_a_killed_rank_comes_before_all_errors() -> None:
+def test_a_killed_rank_is_the_cause_before_all_errors() -> None:
     exits = [
         RankExit(0, "step 2: F", 1, LOST),
         RankExit(1, "step 2: F", 1, OWN),
@@ -52,21 +52,21 @@ def test_a_killed_rank_comes_before_all_errors() -> None:
     )
 
 
-def test_a_rank_that_left_without_a_word_comes_before_all_errors() -> None:
+def test_a_rank_that_ended_without_an_error_is_the_cause_before_all_errors() -> None:
     cause = cause_of_exits(LAYOUT, [RankExit(1, "", 1, OWN), RankExit(2, "", 3)])
     assert cause.sentence == "rank 2 (dp 1, tp 0, pp 0) left with exit status 3 while starting, without saying why"
 
 
-def test_an_error_comes_before_its_consequences() -> None:
+def test_an_error_is_the_cause_before_lost_connections() -> None:
     cause = cause_of_exits(
         LAYOUT, [RankExit(0, "tracing", 1, LOST), RankExit(3, "tracing", 1, OWN), RankExit(2, "tracing", 1, OWN)]
     )
-    assert cause.rank == 3  # the earlier of the two
+    assert cause.rank == 3  # the earlier error
     assert cause.sentence == "rank 3 (dp 1, tp 1, pp 0) failed while tracing: ValueError: no such thing"
     assert cause.traceback == "trace of the error"
 
 
-def test_of_consequences_alone_the_earliest_is_named() -> None:
+def test_of_lost_connections_alone_the_earliest_is_the_cause() -> None:
     cause = cause_of_exits(LAYOUT, [RankExit(4, "step 1", 1, LOST), RankExit(0, "step 1", 1, LOST)])
     assert (
         cause.sentence
@@ -86,7 +86,7 @@ def test_a_crash_shows_the_stack_that_it_left() -> None:
     assert "model/layers.py" in cause.traceback
 
 
-def test_a_stack_is_the_main_thread_without_its_host() -> None:
+def test_a_stack_is_that_of_the_main_thread_without_the_hosts_frames() -> None:
     stack = main_thread(WAITS)
     assert stack.startswith("Current thread")
     assert "comm.py" in stack
@@ -95,14 +95,14 @@ def test_a_stack_is_the_main_thread_without_its_host() -> None:
     assert main_thread("no threads in this") == "no threads in this"
 
 
-def test_who_waits_is_seen_from_the_stack() -> None:
+def test_a_stack_shows_whether_a_rank_waits() -> None:
     assert is_waiting(WAITS)
     assert is_waiting(JOINS)
     assert not is_waiting(WORKS)
     assert not is_waiting("")
 
 
-def test_at_the_time_limit_the_rank_that_waits_for_none_is_named() -> None:
+def test_at_the_time_limit_the_rank_that_does_not_wait_is_the_cause() -> None:
     at_limit = [
         RankAtLimit(0, "step 1: F", 9.0, WAITS),
         RankAtLimit(1, "step 1: B", 3.0, WORKS),
@@ -121,18 +121,18 @@ def test_at_the_time_limit_the_rank_that_waits_for_none_is_named() -> None:
         ("generating new token 1 (prefill)", "generating new token 1 (prefill)"),
     ],
 )
-def test_what_a_rank_had_been_doing_reads_as_a_sentence(doing: str, told: str) -> None:
+def test_a_ranks_last_action_is_written_in_words(doing: str, told: str) -> None:
     cause = cause_of_time_limit(LAYOUT, 10, [RankAtLimit(0, doing, 9.0, WORKS)])
     assert cause.sentence.endswith(f" had been {told} for 9.0 s")
 
 
-def test_at_the_time_limit_a_rank_that_does_not_answer_is_named() -> None:
+def test_at_the_time_limit_a_rank_that_does_not_answer_is_the_cause() -> None:
     cause = cause_of_time_limit(LAYOUT, 10, [RankAtLimit(0, "step 1: F", 9.0, WAITS), RankAtLimit(1, "tracing", 3.0, "")])
     assert cause.rank == 1
     assert cause.sentence.endswith("had been tracing for 3.0 s, and did not answer when asked where it was")
 
 
-def test_a_deadlock_is_called_one() -> None:
+def test_ranks_that_all_wait_are_reported_as_a_deadlock() -> None:
     cause = cause_of_time_limit(LAYOUT, 0.5, [RankAtLimit(0, "step 1: F", 0.1, WAITS), RankAtLimit(1, "step 1: B", 0.4, WAITS)])
     assert cause.rank == 1
     assert cause.sentence.startswith("the run reached its time limit of 0.5 s with every rank waiting for another; rank 1 ")

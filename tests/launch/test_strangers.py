@@ -1,4 +1,4 @@
-"""Other users of the machine can reach the ports that a run listens on, and nothing comes of it."""
+"""Other users of the machine can connect to the ports of a run, without any effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.patience import PATIENCE_S
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the host puts what lasts for a moment only."""
+    """The folder for the host's temporary files."""
     return tmp_path_factory.mktemp("places")
 
 
@@ -26,17 +26,17 @@ def bench(tmp_path_factory: pytest.TempPathFactory, places: Path) -> Iterator[Be
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TMPDIR", str(places))
         bench = Bench(tmp_path_factory.mktemp("runs"))
-        finished(bench.queue, bench.queue.submit(small(steps=1)))  # its host has been started with that
+        finished(bench.queue, bench.queue.submit(small(steps=1)))  # its host has started with that environment
     yield bench
     bench.queue.close()
 
 
 def ports(ranks: list[psutil.Process]) -> list[tuple[str, int]]:
-    """Where they listen."""
+    """The ports on which they listen."""
     return [tuple(c.laddr) for rank in ranks for c in rank.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
 
 
-def test_who_knocks_at_a_runs_ports_neither_ends_nor_changes_it(bench: Bench) -> None:
+def test_connections_of_others_to_a_runs_ports_do_not_disturb_it(bench: Bench) -> None:
     quiet = finished(bench.queue, bench.queue.submit(small(steps=100)))
     id = bench.queue.submit(small(steps=100))
     until(bench.queue, id, lambda state: state.phase == "running")
@@ -50,7 +50,7 @@ def test_who_knocks_at_a_runs_ports_neither_ends_nor_changes_it(bench: Bench) ->
     assert (state.phase, state.losses) == ("done", quiet.losses)
 
 
-def test_where_ranks_meet_is_a_file_that_no_other_user_can_open_and_it_goes_with_the_run(bench: Bench, places: Path) -> None:
+def test_the_store_of_a_run_is_a_private_file_and_is_removed_with_it(bench: Bench, places: Path) -> None:
     id = bench.queue.submit(small(steps=10_000))
     until(bench.queue, id, lambda state: state.step > 0)
     (folder,) = places.glob("shardscope-*")
@@ -61,7 +61,7 @@ def test_where_ranks_meet_is_a_file_that_no_other_user_can_open_and_it_goes_with
     assert not folder.exists()
 
 
-def test_a_folder_for_temporary_files_that_is_gone_is_named_and_once_it_is_back_runs_go_on(bench: Bench, places: Path) -> None:
+def test_a_missing_folder_for_temporary_files_is_named_and_runs_work_once_it_exists(bench: Bench, places: Path) -> None:
     away = places.rename(places.with_name("away"))
     state = finished(bench.queue, bench.queue.submit(small()))
     away.rename(places)

@@ -1,4 +1,4 @@
-"""A whole model in one process, with values, as the reference of every run has it."""
+"""A whole model with values in one process, as the unsharded reference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def chunk(spec: ModelSpec, tp: TensorParallel, *, last: bool, recompute: Recompu
 
 
 def fill(module: nn.Module, std: float = 0.2) -> None:
-    """Values that a layer by itself can be told apart by: none is zero, none is one."""
+    """Fill with values that make every parameter matter: none is 0 or 1."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         assert isinstance(parameter, ShardedParameter)

@@ -1,4 +1,4 @@
-"""Layers of one rank, by themselves: held against torch's own functions or the formulas they stand for."""
+"""Fixtures for tests of single layers against torch's functions or their formulas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.parallel.tensor import TensorParallel
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tensors this small are slower with more, and much slower where the cores are busy."""
+    """Small tensors are slower with more threads, and much slower on busy cores."""
     torch.set_num_threads(1)
 
 

@@ -14,13 +14,13 @@ from tests.model.build import CPU, fill, microbatch, shape
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_attend_equals_torchs_attention(causal, groups):
+def test_attention_equals_torchs(causal, groups):
     q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, groups, 6, 8), torch.randn(2, groups, 6, 8)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     torch.testing.assert_close(attend(q, k, v, causal), expected)
 
 
-def test_fewer_rows_may_ask_than_there_are_tokens():
+def test_there_can_be_fewer_queries_than_keys():
     q, k, v = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
     torch.testing.assert_close(attend(q, k, v, causal=False), F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
 
@@ -50,7 +50,7 @@ def test_self_attention_of_an_encoder_equals_torchs_layer(alone):
     torch.testing.assert_close(attention(x, AttentionInputs()), torchs(x, x, x, need_weights=False)[0])
 
 
-def test_cross_attention_asks_the_encoder(alone):
+def test_cross_attention_reads_the_encoders_output(alone):
     attention = CrossAttention(shape("transformer"), alone, selective=False)
     fill(attention)
     torchs = torch.nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
@@ -75,8 +75,8 @@ def test_selective_recompute_changes_nothing(alone):
         assert torch.equal(kept, again)
 
 
-def test_relative_attention_is_its_four_terms_entry_by_entry(alone):
-    """Dai et al. 2019, section 3.3: content, position, and the two biases, each written out by loops."""
+def test_relative_attention_is_the_sum_of_its_four_terms(alone):
+    """Dai et al. 2019, section 3.3: content, position, and the two biases, each computed by loops."""
     spec = shape("xlnet", seq=6, hidden=8, heads=2, ffn=8)
     attention = RelativeAttention(spec, alone, selective=False)
     fill(attention)

@@ -17,7 +17,7 @@ EVERY = sorted(FAMILIES)
 
 
 def outputs(spec: ModelSpec, tp: TensorParallel, feed):
-    """What the last layer passes on, for a microbatch."""
+    """The output of the last layer, for a microbatch."""
     return chunk(spec, tp, last=False, recompute="none", fed=lambda index: feed)((), 0)[0]
 
 
@@ -28,10 +28,8 @@ def test_parameters_are_counted_exactly(alone, family, changes):
     assert spec.parameters() == sum(p.numel() for p in whole_model(spec, alone).parameters())
 
 
-def test_published_sizes_come_out():
-    """Billions (or millions) as the papers give them, but for poolers, which are left out here, and rounding (65 million comes
-    out as 63).
-    """
+def test_parameters_equal_the_published_numbers():
+    """Billions or millions as in the papers, without poolers, which this engine does not have; 65 million is 63 here."""
     published = {
         "gpt2-124m": 124e6, "gpt2-1.5b": 1558e6, "gpt3-6.7b": 6.7e9, "gpt3-13b": 13.0e9, "gpt3-175b": 174.6e9, "bert-base": 110e6,
         "bert-large": 335e6, "roberta-large": 355e6, "transformer-base": 65e6, "transformer-big": 213e6, "t5-11b-shape": 11.3e9,
@@ -42,7 +40,7 @@ def test_published_sizes_come_out():
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_every_parameter_gets_a_gradient_once_a_microbatch(alone, family):
+def test_every_parameter_gets_one_gradient_for_each_microbatch(alone, family):
     model = whole_model(shape(family), alone)
     arrived = []
     for name, p in model.named_parameters():
@@ -54,14 +52,14 @@ def test_every_parameter_gets_a_gradient_once_a_microbatch(alone, family):
 
 @pytest.mark.parametrize("family", EVERY)
 def test_an_untrained_model_finds_all_tokens_about_as_likely(alone, family):
-    """But for the transformer, whose embeddings are drawn wider: its logits spread by about 1, which costs about ½."""
+    """Except the transformer: its embeddings have a larger deviation, so its logits deviate by about 1, which adds about ½."""
     spec = shape(family)
     loss = float(whole_model(spec, alone)((), 0)[0].detach())
     assert loss == pytest.approx(torch.tensor(spec.vocab).log().item(), abs=0.8 if family == "transformer" else 0.2)
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
-def test_a_decoder_does_not_see_what_comes(alone, family):
+def test_a_decoder_does_not_see_later_tokens(alone, family):
     spec = shape(family)
     feed = microbatch(spec)
     other = feed.tokens.clone()
@@ -72,7 +70,7 @@ def test_a_decoder_does_not_see_what_comes(alone, family):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_an_encoder_sees_all(alone, family):
+def test_an_encoder_sees_all_tokens(alone, family):
     spec = shape(family)
     feed = microbatch(spec)
     other = feed.tokens.clone()
@@ -80,7 +78,7 @@ def test_an_encoder_sees_all(alone, family):
     assert (outputs(spec, alone, feed) != outputs(spec, alone, feed._replace(tokens=other))).any(-1).all()
 
 
-def test_an_encoder_decoder_sees_all_of_the_source_and_the_past_of_the_target(alone):
+def test_an_encoder_decoder_sees_the_whole_source_and_the_past_of_the_target(alone):
     spec = shape("transformer")
     feed = microbatch(spec)
     source, target = feed.tokens.clone(), feed.following.clone()
@@ -92,7 +90,7 @@ def test_an_encoder_decoder_sees_all_of_the_source_and_the_past_of_the_target(al
     assert changed.tolist() == [False] * 9 + [True] * 7
 
 
-def test_a_query_does_not_depend_on_the_token_it_asks_for(alone):
+def test_a_query_does_not_depend_on_its_own_token(alone):
     spec = shape("xlnet")
     feed = microbatch(spec, size=1)
     before = outputs(spec, alone, feed)[0, 16:]
@@ -101,7 +99,7 @@ def test_a_query_does_not_depend_on_the_token_it_asks_for(alone):
         place = feed.positions[0, 16 + query]
         other[0, place] = (other[0, place] + 1) % 256
         changed = (before != outputs(spec, alone, feed._replace(tokens=other))[0, 16:]).any(-1)
-        # Only the queries after it in the order may see it.
+        # Only later queries in the order may see it.
         assert changed.tolist() == [False] * (query + 1) + [True] * (7 - query)
 
 
@@ -118,7 +116,7 @@ def test_recompute_changes_no_gradient(alone, family, recompute):
 
 
 def test_llamas_parameters_by_name_and_shape(alone):
-    """Two heads for every key head, gate and up in one weight, no bias, an output matrix of its own."""
+    """Two heads for each key head, gate and up in one weight, no bias, an untied output matrix."""
     found = {name: tuple(p.shape) for name, p in whole_model(shape("llama", layers=1), alone).named_parameters()}
     assert found == {
         "embedding.token.weight": (261, 32),
@@ -133,8 +131,8 @@ def test_llamas_parameters_by_name_and_shape(alone):
     }
 
 
-def test_layers_before_or_behind_the_norm_equal_torchs_encoder_layer(alone):
-    """A layer of bert (behind) against torch's, which is put together apart from ours."""
+def test_pre_norm_and_post_norm_layers_equal_torchs_encoder_layer(alone):
+    """A layer of bert (post-norm) against torch's, which is implemented independently."""
     spec = shape("bert", layers=1)
     model = whole_model(spec, alone)
     ours = model.layers["0"]
@@ -174,7 +172,7 @@ def test_a_decoder_layer_with_an_encoder_equals_torchs(alone):
     torch.testing.assert_close(ours(y, AttentionInputs(), memory), torchs(y, memory, tgt_mask=mask, tgt_is_causal=True))
 
 
-def test_embeddings_add_what_the_family_says(alone):
+def test_embeddings_add_what_the_family_has(alone):
     spec = shape("bert")
     model = whole_model(spec, alone)
     feed, embedding = microbatch(spec), model.embedding
@@ -200,7 +198,7 @@ def says(model: ModelSpec, **layout) -> list[str]:
     return [m.sentence for m in misfits(model, LayoutSpec(**layout), WorkloadSpec())]
 
 
-def test_what_a_family_cannot_do_is_said_with_the_arithmetic():
+def test_a_family_refuses_sizes_that_do_not_fit_with_the_arithmetic():
     assert "tp=4 does not divide 2 key and value heads; 1 and 2 do" in says(shape("llama"), tp=4)
     assert says(shape("llama"), tp=2) == []
     assert any("vocab=256 is too small" in s and "takes one more" in s for s in says(shape("bert", vocab=256)))

@@ -31,7 +31,7 @@ def test_rms_norm_equals_torchs_in_value_and_gradients(alone):
 
 
 @pytest.mark.parametrize("kind", [LayerNorm, RMSNorm])
-def test_in_bf16_a_norm_is_as_exact_as_rounding_its_results_would_be(kind):
+def test_a_bf16_norm_is_as_exact_as_rounding_its_result(kind):
     torch.manual_seed(0)
     low, wide = (kind(64, TensorParallel(Comm.alone(CPU), dtype=t)) for t in (torch.bfloat16, torch.float32))
     fill(low)

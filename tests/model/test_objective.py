@@ -17,7 +17,7 @@ def make(spec: ModelSpec, size: int = 3, seed: int = 0, step: int = 1, index: in
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_microbatch_depends_on_seed_step_and_number_alone(family):
+def test_a_microbatch_depends_only_on_seed_step_and_number(family):
     spec = shape(family, seq=32)
     same, again = make(spec), make(spec)
     for a, b in zip(same, again, strict=True):
@@ -26,7 +26,7 @@ def test_a_microbatch_depends_on_seed_step_and_number_alone(family):
         assert not np.array_equal(same.tokens, other.tokens)
 
 
-def test_causal_is_the_text_as_it_was():
+def test_causal_tokens_are_the_unchanged_text():
     spec = shape("gpt")
     fed, (tokens, targets) = make(spec), batch(TEXT, 16, 3, 0, 1, 0)
     assert np.array_equal(fed.tokens, tokens)
@@ -34,7 +34,7 @@ def test_causal_is_the_text_as_it_was():
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_fifteen_percent_are_hidden_and_only_they_have_targets(family):
+def test_fifteen_percent_of_tokens_are_masked_and_only_they_have_targets(family):
     spec = shape(family, seq=200)
     fed, (tokens, _) = make(spec, size=50), batch(TEXT, 200, 50, 0, 1, 0)
     chosen = fed.targets >= 0
@@ -47,14 +47,14 @@ def test_fifteen_percent_are_hidden_and_only_they_have_targets(family):
     assert 0.07 < (~hidden & ~kept).mean() < 0.13
 
 
-def test_bert_tells_two_halves_apart_and_roberta_does_not():
+def test_bert_has_two_segments_and_roberta_has_one():
     assert make(shape("bert", seq=5)).segments.tolist() == [[0, 0, 0, 1, 1]] * 3
     assert make(shape("roberta")).segments is None
 
 
-def test_seq2seq_goes_on_where_the_source_ends():
+def test_the_target_of_seq2seq_begins_where_the_source_ends():
     fed = make(shape("transformer"))
-    stretch = np.concatenate((fed.tokens, fed.targets), 1)  # TEXT counts upwards, and so must this
+    stretch = np.concatenate((fed.tokens, fed.targets), 1)  # TEXT counts upwards, so this must too
     assert (np.diff(stretch) % 256 == 1).all()
     assert np.array_equal(fed.following[:, 1:], fed.targets[:, :-1])
     assert np.array_equal(fed.following[:, 0], fed.tokens[:, -1])
@@ -66,7 +66,7 @@ def test_a_text_too_short_for_source_and_target_is_refused_with_the_arithmetic()
     assert feed(shape("transformer"), bytes(32), 1, 0, 1, 0).targets.shape == (1, 16)
 
 
-def test_permuted_asks_for_the_tokens_at_the_end_of_the_order():
+def test_permuted_targets_are_the_last_tokens_of_the_order():
     spec = shape("xlnet", seq=32)
     fed, (tokens, _) = make(spec), batch(TEXT, 32, 3, 0, 1, 0)
     assert spec.rows == 40
@@ -78,8 +78,8 @@ def test_permuted_asks_for_the_tokens_at_the_end_of_the_order():
     assert np.array_equal(fed.positions[:, :32], np.tile(np.arange(32), (3, 1)))
 
 
-def test_what_two_streams_see_on_an_example_by_hand():
-    """Six tokens of which three are asked for, say 4, then 1, then 3; 0, 2 and 5 are the context."""
+def test_the_masks_of_two_streams_equal_an_example_by_hand():
+    """Six tokens. Three are targets in the order 4, 1, 3; 0, 2 and 5 are the context."""
     spec = shape("xlnet", seq=6)
     fed = make(spec, size=1)
     first, second, third = fed.positions[0, 6:]
@@ -94,7 +94,7 @@ def test_what_two_streams_see_on_an_example_by_hand():
 
 
 @pytest.mark.parametrize("seq", [2, 3, 7, 16, 47, 48, 49, 64, 512, 1000])
-def test_some_but_at_most_half_of_the_tokens_are_asked_for(seq):
+def test_at_least_one_and_at_most_half_of_the_tokens_are_targets(seq):
     count = predicted("permuted", seq)
     assert 1 <= count <= seq // 2
     assert count % 8 == 0 or count == seq // 2

@@ -55,7 +55,7 @@ def test_a_rotated_score_depends_on_the_distance_alone():
         torch.testing.assert_close(same, same[0].expand_as(same), atol=1e-5, rtol=1e-5)
 
 
-def test_relative_distances_point_at_the_wave_of_that_distance(alone):
+def test_a_relative_position_selects_the_embedding_of_its_distance(alone):
     spec = shape("xlnet")
     feed = microbatch(spec)
     inputs: Any = AttentionInputs.of(spec, feed, alone)

@@ -1,4 +1,4 @@
-"""The model that the benchmark builds on torch's own stack is the engine's: so the two of them do the same work."""
+"""The benchmark's model on torch's stack equals the engine's, so both do the same work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.model.build import microbatch, shape, whole_model
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_model_on_torchs_stack_has_the_parameters_the_loss_and_the_gradients_of_the_engines(alone, fused):
+def test_the_model_on_torchs_stack_equals_the_engines_in_loss_and_gradients(alone, fused):
     spec = shape("gpt")
     ours, theirs = whole_model(spec, alone), TorchStage(spec, range(spec.layers), fused)
     theirs.take_weights(spec, range(spec.layers), seed=0)

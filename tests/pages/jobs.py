@@ -1,4 +1,4 @@
-"""What tests ask of processes beside the server."""
+"""Functions that tests call in worker processes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def leave(status: int) -> None:
 
 
 def half_answer(seconds: float) -> None:
-    """Begin to answer a message of 100 bytes, and come to no end."""
+    """Begin to send a message of 100 bytes, and do not complete it."""
     os.write(0, (100).to_bytes(8, "little") + b"half")
     time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""A page opened without a browser, and what a reader finds on it."""
+"""A page opened without a browser, and its content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pages.shared.service import Service
 from tests.patience import PATIENCE_S
 
 
-def _script(name, service):  # its source alone is run, so it has no names but those it imports
+def _script(name, service):  # only its source is executed, so it has only the names that it imports
     from importlib import import_module
 
     from tests.pages.stand_in import know_pages
@@ -20,7 +20,7 @@ def _script(name, service):  # its source alone is run, so it has no names but t
 
 
 def opened(name: str, service: Service, /, **link: str) -> AppTest:
-    """The page of that name ("lab", …), asked for with these parameters in the link. Whether it raised is not looked at."""
+    """The page of that name ("lab", …), with these parameters in the link. The test checks `exception` itself."""
     app = AppTest.from_function(_script, args=(name, service), default_timeout=PATIENCE_S)
     for parameter, value in link.items():
         app.query_params[parameter] = value
@@ -29,13 +29,13 @@ def opened(name: str, service: Service, /, **link: str) -> AppTest:
 
 
 def link(app: AppTest, name: str) -> str:
-    """A parameter of the link as it now stands; "" if it is not there."""
+    """The current value of a parameter of the link; "" if there is none."""
     found = app.query_params.get(name, [""])
     return found if isinstance(found, str) else found[0]
 
 
 def text(app: AppTest) -> str:
-    """All that stands on the page."""
+    """All text on the page."""
     kinds = (app.markdown, app.caption, app.info, app.success, app.warning, app.error, app.get("html"))
     grids = [json.loads(component.proto.json or "{}").get("html", "") for component in app.get("bidi_component")]
     return "\n".join([*(str(getattr(element, "value", "")) for kind in kinds for element in kind), *grids])

@@ -1,4 +1,4 @@
-"""What pages need of a run queue, and a saved run, without starting any process."""
+"""A stand-in for the run queue, and made-up saved runs. No process is started."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIR = RunSpec(layout=LayoutSpec(pp=2), parity=True)
 
 @dataclass
 class Queue:
-    """Accepts runs, and leaves it to the test what becomes of them."""
+    """A queue whose runs have the state that the test sets."""
 
     states: dict[str, RunState] = field(default_factory=dict)
     refuse: str = ""
@@ -53,13 +53,13 @@ def service(home: Path) -> tuple[Service, Queue]:
 
 
 def know_pages() -> None:
-    """Make links from page to page possible where a page stands alone, without app.py."""
+    """Register the pages, so that links between pages work without app.py."""
     shown = {path: (lambda: None) for path in ("start", "compare", "plan", "learn", "runs", "lab")}
     navigation.register([st.Page(show, title=path, url_path=path, default=path == "start") for path, show in shown.items()])
 
 
 def _traffic(mesh: Mesh) -> pd.DataFrame:
-    """What ranks 0 and 1 send each other, along the axis on which they are neighbours; transfers where that is the pipeline's."""
+    """Traffic of ranks 0 and 1 along the axis on which they are neighbours; transfers if the axis is pp."""
     rows = made_up.traffic()
     transfer = rows["collective"].isin(["send", "recv"])
     along = next((axis for axis in AXES if mesh.group(axis, 0) == (0, 1)), None)
@@ -75,7 +75,7 @@ def saved(home: Path, spec: RunSpec, name: str = "20261124-101500-run") -> Path:
 
 
 def result_of(spec: RunSpec) -> RunResult:
-    """A run of `spec`, which must have a mesh of at most two ranks along pp: its numbers are made up."""
+    """A made-up result of `spec`, whose mesh must have at most two ranks along pp."""
     layout = spec.layout
     mesh = layout.mesh
     process = {"rss_bytes": 3 << 20, "uss_bytes": 1 << 20, "baseline_bytes": 2 << 20, "peak_rss_bytes": 4 << 20}
@@ -98,7 +98,7 @@ def result_of(spec: RunSpec) -> RunResult:
 
 
 def dry_run_of(spec: RunSpec, rank: int) -> RunResult:
-    """A dry run of one rank of `spec`, which trained nothing and had no processes."""
+    """A dry run of one rank of `spec`, without steps and processes."""
     run = result_of(spec.model_copy(update={"parity": False}))
     tables = {
         name: (rows[rows["rank"] == rank] if "rank" in rows else rows.head(1).assign(loss=math.nan)).assign(source="dry_run")

@@ -17,11 +17,11 @@ def texts(tmp_path: Path) -> Texts:
 
 
 def problems(texts: Texts, **changes: Any) -> list[Problem]:
-    verdict = read(Choice.default().having({k.replace("__", "."): v for k, v in changes.items()}), texts)
+    verdict = read(Choice.default().with_changes({k.replace("__", "."): v for k, v in changes.items()}), texts)
     return [*verdict.problems, *verdict.refused]
 
 
-def test_a_choice_that_fits_is_the_spec(texts: Texts):
+def test_a_valid_choice_gives_the_spec(texts: Texts):
     verdict = read(Choice.default(), texts)
     assert verdict.runnable == verdict.spec == RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2))
 
@@ -47,14 +47,14 @@ def test_a_choice_that_fits_is_the_spec(texts: Texts):
         ({"model__hidden": 16384, "model__layers": 96, "model__ffn": 0}, "this run needs about", []),
     ],
 )
-def test_what_does_not_fit_is_said_with_what_would(texts: Texts, changes: dict[str, Any], sentence: str, fixes: list[str]):
+def test_a_problem_has_a_sentence_and_fixes(texts: Texts, changes: dict[str, Any], sentence: str, fixes: list[str]):
     [problem] = problems(texts, **changes)
     assert sentence in problem.sentence
     assert [str(fix) for fix in problem.fixes] == fixes
 
 
 @pytest.mark.parametrize("changes", [{"layout__tp": 3}, {"layout__tp": 3, "layout__pp": 6}, {"layout__dp": 16, "layout__tp": 4}])
-def test_every_fix_removes_its_problem_and_makes_no_other(texts: Texts, changes: dict[str, Any]):
+def test_every_fix_solves_its_problem_and_causes_no_other(texts: Texts, changes: dict[str, Any]):
     before = problems(texts, **changes)
     for problem in before:
         assert problem.fixes
@@ -65,8 +65,8 @@ def test_every_fix_removes_its_problem_and_makes_no_other(texts: Texts, changes:
 
 
 @pytest.mark.parametrize("changes", [{"layout__dp": 16}, {"model__hidden": 16384, "model__layers": 96}])
-def test_what_this_machine_cannot_run_is_a_spec_all_the_same(texts: Texts, changes: dict[str, Any]):
-    verdict = read(Choice.default().having({k.replace("__", "."): v for k, v in changes.items()}), texts)
+def test_a_choice_that_this_machine_cannot_run_still_gives_a_spec(texts: Texts, changes: dict[str, Any]):
+    verdict = read(Choice.default().with_changes({k.replace("__", "."): v for k, v in changes.items()}), texts)
     assert verdict.spec is not None
     assert verdict.refused
     assert verdict.runnable is None

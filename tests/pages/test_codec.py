@@ -1,4 +1,4 @@
-"""Calls and answers between processes: what goes comes back as it was, and nothing else is taken."""
+"""Calls and answers between processes: values are unchanged, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.devices import DEVICES
 from engine.predict.papers.reference import Reference
 from engine.spec import RunSpec, Sentence, sentence
 from engine.wire import WireError, pack, unpack
-from pages.learn.weighing import Weighed
+from pages.learn.search_summary import SearchSummary
 from pages.plan.found import Found, found
 from pages.plan.request import Request
 from pages.shared.codec import decoded, encoded, packed_call, read_answer, read_call
@@ -28,41 +28,41 @@ VALUES = [
     (dict[str, Any], {"a": [1, None, "b"]}),
     (RunSpec, RunSpec()),
     (Request, Request(own=(1.0, 2.0), called="mine")),
-    (Weighed, Weighed(3, 2, "dp1.tp1.pp1", "1f1b", 0.5)),
+    (SearchSummary, SearchSummary(3, 2, "dp1.tp1.pp1", "1f1b", 0.5)),
     (list[Reference], [Reference("paper", "7 B", "dp2", "memory", 1.0, 1.1, exact=True)]),
 ]
 
 
 def through(kind: Any, value: Any) -> Any:
-    """As another process would get it."""
+    """The value as another process gets it."""
     parts: dict[str, bytes] = {}
     head, read = unpack(pack(encoded(value, parts), parts))
     return decoded(kind, head, read)
 
 
 @pytest.mark.parametrize(("kind", "value"), VALUES)
-def test_a_value_comes_back_as_it_was(kind: Any, value: Any) -> None:
+def test_a_value_survives_encoding(kind: Any, value: Any) -> None:
     assert through(kind, value) == value
 
 
-def test_a_sentence_can_still_be_said_in_other_languages() -> None:
+def test_a_decoded_sentence_can_be_translated() -> None:
     told = sentence("needs {need}", need=sentence("{n} more", n=2))
     for back in (through(str, told), through(dict[str, Any], {"reason": told})["reason"]):
         assert isinstance(back, Sentence)
         assert (back, back.template, back.values["need"].template) == ("needs 2 more", "needs {need}", "{n} more")
 
 
-def test_arrays_and_tables_come_back_with_their_types() -> None:
+def test_arrays_and_tables_keep_their_types() -> None:
     array = np.arange(6, dtype=np.int32).reshape(2, 3)
     back = through(np.ndarray, array)
     assert back.dtype == array.dtype
     assert (back == array).all()
-    back[0, 0] = 7  # its own
+    back[0, 0] = 7  # not a view of the message
     table = pd.DataFrame({"a": [1, 2], "b": pd.Categorical(["x", "y"]), "c": [0.5, float("nan")]}, index=[3, 9])
     assert through(pd.DataFrame, table).equals(table)
 
 
-def test_what_a_search_found_comes_back_whole() -> None:
+def test_the_result_of_a_search_survives_encoding() -> None:
     asked = Request(model="gpt2-1.5b", ranks=8, batch=16)
     there = found(asked)
     here = through(Found, there)
@@ -83,7 +83,7 @@ def test_what_a_search_found_comes_back_whole() -> None:
         (int | None, "x", "none of"),
         (tuple[int, int], [1], "no tuple"),
         (RunSpec, {"model": {"layers": -1}}, "no RunSpec: layers=-1 must be greater than"),
-        (Weighed, [1, 2], "no Weighed"),
+        (SearchSummary, [1, 2], "no SearchSummary"),
         (np.ndarray, {"part": "0", "dtype": "<i8", "shape": [2]}, "3 bytes are no array int64 of shape"),
         (np.ndarray, {"part": "0", "dtype": "u1", "shape": [float("inf")]}, "'inf' is no whole number"),
         (np.ndarray, {"part": "0", "dtype": "O", "shape": [1]}, "are no array object"),
@@ -91,12 +91,12 @@ def test_what_a_search_found_comes_back_whole() -> None:
         (bytes, {"part": "9"}, "no bytes"),
     ],
 )
-def test_what_is_of_another_kind_is_refused(kind: Any, written: Any, says: str) -> None:
+def test_a_value_of_another_kind_is_refused(kind: Any, written: Any, says: str) -> None:
     with pytest.raises(WireError, match=says):
         decoded(kind, written, {"0": b"abc"})
 
 
-def test_a_call_is_of_a_function_on_the_list_with_its_own_arguments() -> None:
+def test_only_listed_functions_can_be_called_and_only_with_their_arguments() -> None:
     jobs = ("engine.devices.device",)
     function, given = read_call(pack({"job": jobs[0], "given": {"name": "l40s"}}), jobs)
     assert function(**given) == DEVICES["l40s"]
@@ -115,6 +115,6 @@ def test_a_call_is_of_a_function_on_the_list_with_its_own_arguments() -> None:
 
 
 @pytest.mark.parametrize("size", [float("inf"), "12", True, 1.9])
-def test_an_answer_tells_its_memory_as_a_whole_number(size: Any) -> None:
+def test_the_memory_in_an_answer_must_be_an_integer(size: Any) -> None:
     with pytest.raises(WireError, match="what memory it took"):
         read_answer(pack({"how": "done", "value": None, "resident_bytes": size}), None)

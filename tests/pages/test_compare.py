@@ -1,4 +1,4 @@
-"""Compare without a browser: what its link says, how differences are worked out, and what a sweep leaves out."""
+"""Compare without a browser: its link, its differences, and its sweep."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_new_session_compares_two_layouts_and_says_so_in_the_link(home: Path) 
     assert "Nothing stands here yet" in app.info[0].value
 
 
-def test_runs_stand_beside_layouts_and_what_is_gone_is_told_in_its_column(home: Path) -> None:
+def test_runs_and_layouts_are_shown_side_by_side_and_a_missing_run_has_an_error(home: Path) -> None:
     app = page(service(home)[0], **{"with": f"run:first*{TWO}*run:gone*nonsense"})
     said = text(app)
     assert "gpt-tiny · measured" in said
@@ -73,7 +73,7 @@ def test_runs_stand_beside_layouts_and_what_is_gone_is_told_in_its_column(home: 
     assert "Pipeline, measured" in text(page(service(home)[0], **{"with": "run:first*run:second"}))
 
 
-def test_a_run_that_came_to_stand_under_a_name_is_the_one_that_is_shown(home: Path) -> None:
+def test_a_new_run_under_an_old_name_is_shown(home: Path) -> None:
     here = service(home)[0]
     assert "1F1B" in text(page(here, **{"with": "run:first*run:second"}))
     shutil.rmtree(home / "first")
@@ -81,7 +81,7 @@ def test_a_run_that_came_to_stand_under_a_name_is_the_one_that_is_shown(home: Pa
     assert "dp2.tp1.pp1" in text(page(here, **{"with": "run:first*run:second"}))
 
 
-def test_the_sweep_is_in_the_link_and_a_lever_with_one_value_says_why(home: Path) -> None:
+def test_the_sweep_is_in_the_link_and_a_lever_with_one_value_has_the_reason(home: Path) -> None:
     alone = "gpt-tiny~dp1.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0"
     app = page(service(home)[0], **{"with": alone, "sweep": "layout.sequence_parallel"})
     assert "off is the only value of this lever that goes with the rest" in "".join(i.value for i in app.info)
@@ -91,7 +91,7 @@ def test_the_sweep_is_in_the_link_and_a_lever_with_one_value_says_why(home: Path
     assert "The same for every value: 0.0%" in text(app)
 
 
-def test_a_layout_is_added_as_it_is_written_or_refused_in_a_sentence(home: Path) -> None:
+def test_a_written_layout_is_added_or_refused_with_a_sentence(home: Path) -> None:
     app = page(service(home)[0], **{"with": TWO})
 
     def write(text: str) -> None:
@@ -116,7 +116,7 @@ def test_a_layout_is_added_as_it_is_written_or_refused_in_a_sentence(home: Path)
     assert app.text_input(key="compare/text").value == ""
 
 
-def test_the_page_speaks_chinese(home: Path) -> None:
+def test_the_page_is_in_chinese(home: Path) -> None:
     app = page(service(home)[0], lang="zh")
     assert app.selectbox(key="compare/sweep").options[0] == words("zh")("Pipeline schedule")
 
@@ -129,7 +129,7 @@ def result(**summary: Any) -> RunResult:
 
 
 def scaled(by: float, category: str | None = None, rank: int | None = None) -> RunResult:
-    """The same with the peak of one category, or of one rank, multiplied."""
+    """The result with the peak of one category, or of one rank, multiplied."""
     base = predict(PAIR)
     peak = base.tables["memory_peak"].copy()
     which = (peak["category"] == category) if category else (peak["rank"] == rank) if rank is not None else peak["rank"] >= 0
@@ -137,7 +137,7 @@ def scaled(by: float, category: str | None = None, rank: int | None = None) -> R
     return replace(base, tables=base.tables | {"memory_peak": peak})
 
 
-def test_nothing_differs_from_itself() -> None:
+def test_a_result_has_no_difference_to_itself() -> None:
     assert differences(predict(PAIR), predict(PAIR), SAY) == []
 
 
@@ -151,7 +151,7 @@ def test_a_difference_is_relative_to_the_first_and_signed() -> None:
     assert (bubble.text, bubble.better) == ("−15.0 points of bubble", True)
 
 
-def test_traffic_that_there_was_not_is_named() -> None:
+def test_traffic_of_a_new_axis_is_named() -> None:
     texts = [d.text for d in differences(predict(PAIR), predict(RunSpec(layout=LayoutSpec(tp=2))), SAY)]
     assert "no pp traffic" in texts
     assert "tp traffic, where there was none" in texts
@@ -165,7 +165,7 @@ def test_times_are_compared_only_between_measurements(home: Path) -> None:
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.31, "+31%"), (-0.42, "−42%"), (0.056, "+5.6%"), (4.2, "×5.2")])
-def test_shares_are_signed_and_many_times_is_a_factor(share: float, said: str) -> None:
+def test_relative_changes_are_signed_and_large_ones_are_factors(share: float, said: str) -> None:
     assert signed(share) == said
 
 
@@ -188,16 +188,16 @@ def test_a_sweep_tries_every_value_and_leaves_out_what_does_not_fit_with_its_sen
     assert [value for value, _ in made.left_out] == [8, 16]
     assert "tp=8 does not divide 4 heads" in made.left_out[0][1]
     for value, peak in zip((1, 2, 4), made.figures["peak_bytes"], strict=True):
-        assert peak == predict(sweep.having(base, "layout.tp", value)).summary["peak_bytes"]
+        assert peak == predict(sweep.with_value(base, "layout.tp", value)).summary["peak_bytes"]
     whole = made.memory.groupby("value")["bytes"].sum()
     assert whole["2"] == made.figures.set_index("value")["peak_bytes"]["2"]
 
 
-def test_a_schedule_brings_its_chunks() -> None:
+def test_a_schedule_sets_its_number_of_chunks() -> None:
     found = sweep.others(RunSpec(layout=LayoutSpec(pp=2)), "layout.schedule")
     assert {name: spec.layout.chunks for name, spec in found.items()}["interleaved"] == 2
     assert "1f1b" not in found
-    assert sweep.having(found["zb-v"], "layout.schedule", "gpipe").layout.chunks == 1
+    assert sweep.with_value(found["zb-v"], "layout.schedule", "gpipe").layout.chunks == 1
 
 
 def test_every_lever_has_a_name_in_both_languages() -> None:
@@ -207,6 +207,6 @@ def test_every_lever_has_a_name_in_both_languages() -> None:
             assert all(names.value(lever, value, words(language)) for value in values)  # type: ignore[arg-type]
 
 
-def test_links_hold_at_most_four_items_each_once() -> None:
+def test_links_have_at_most_four_different_items() -> None:
     assert items_of("a*b*a**c*d*e") == ["a", "b", "c", "d"]
     assert to_link(run_items(["x y", "z"])) == {"with": "run:x y*run:z"}

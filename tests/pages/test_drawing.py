@@ -22,7 +22,7 @@ def drawn(language: Language) -> Drawing:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_an_svg_has_the_finding_the_numbers_and_the_background(language: Language):
+def test_an_svg_has_the_title_the_numbers_and_the_background(language: Language):
     drawing = drawn(language)
     root = ET.fromstring(as_svg(drawing))
     texts = {"".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")}
@@ -41,6 +41,6 @@ def test_a_chart_of_two_parts_is_exported_too():
     assert drawing.title.encode() in as_svg(drawing)
 
 
-def test_a_csv_is_the_table_in_every_language():
+def test_a_csv_is_the_same_table_in_every_language():
     assert as_csv(drawn("en")) == as_csv(drawn("zh"))
     pd.testing.assert_frame_equal(pd.read_csv(BytesIO(as_csv(drawn("en")))), drawn("en").table, check_names=False)

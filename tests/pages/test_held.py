@@ -1,4 +1,4 @@
-"""What the form of a run holds stays, whatever of it is drawn, and whoever is typing in it is left alone."""
+"""The form of a run: its choice stays if parts are not drawn, and typing is not interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.pages.stand_in import service
 from tests.patience import PATIENCE_S
 
 
-def _script(service):  # its source alone is run, so it has no names but those it imports
+def _script(service):  # only its source is executed, so it has only the names that it imports
     import streamlit as st
 
     from pages.lab import page
@@ -44,7 +44,7 @@ def zero(app: AppTest):
     return next(c for c in app.segmented_control if c.label == "ZeRO stage")
 
 
-def test_what_was_chosen_outlasts_its_widgets(app: AppTest):
+def test_choices_stay_after_their_widgets_are_gone(app: AppTest):
     number(app, "Microbatches").set_value(6).run()
     levers(app, unfolded=True)
     zero(app).set_value(2).run()
@@ -55,7 +55,7 @@ def test_what_was_chosen_outlasts_its_widgets(app: AppTest):
     app.query_params["away"] = ""
     app.run()
     assert not app.number_input
-    # Each entry would be gone through for each field that another page draws.
+    # Streamlit would iterate over each entry for each field on another page.
     assert [key for key in app.session_state if key.startswith("form/")] == ["form/held"]
     del app.query_params["away"]
     app.run()
@@ -66,7 +66,7 @@ def test_what_was_chosen_outlasts_its_widgets(app: AppTest):
     assert zero(app).value == 2
 
 
-def test_fields_that_nobody_changed_are_left_to_whoever_types_there(app: AppTest):
+def test_unchanged_fields_are_not_written_while_the_user_types(app: AppTest):
     number(app, "Microbatches").set_value(6).run()
     assert not any(field.proto.set_value for field in app.number_input)
     app.query_params["spec"] = link(app, "spec").replace("dp2.", "dp1.")

@@ -1,4 +1,4 @@
-"""The Lab page without a browser: what it says and does, against a queue whose runs go as the test says."""
+"""The Lab page without a browser, with a queue that the test controls."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def test_a_link_restores_the_choice(parts: tuple[Service, Queue]):
     assert link(app, "spec") == code
 
 
-def test_a_bad_link_is_told_and_the_default_shown(parts: tuple[Service, Queue]):
+def test_a_bad_link_is_reported_and_the_default_is_shown(parts: tuple[Service, Queue]):
     app = page(parts[0], spec="gpt-tiny~dp2~2f2b")
     assert "2f2b" in app.warning[0].value
     assert link(app, "spec").startswith("gpt-tiny~dp2.tp2.pp2~1f1b")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_what_a_bad_link_holds_is_told_as_it_was(parts: tuple[Service, Queue], language: str):
-    """A backslash keeps Markdown from reading what follows it: without them, what stands there is what is read."""
+def test_the_message_shows_the_text_of_a_bad_link_unchanged(parts: tuple[Service, Queue], language: str):
+    """A backslash turns off the meaning of the next character in Markdown. Without backslashes, it is the link's text."""
     told = page(parts[0], spec="garbage", lang=language).warning[0].value
     assert "gpt-tiny\\~dp2.tp2.pp2\\~1f1b" in told
     link = page(parts[0], spec="![x](http://a)`_*$~\\", lang=language).warning[0].value
@@ -65,7 +65,7 @@ def test_the_link_follows_the_form(parts: tuple[Service, Queue]):
     assert "~m6~" in link(app, "spec")
 
 
-def test_a_choice_that_does_not_fit_is_told_and_mended_by_a_button(parts: tuple[Service, Queue]):
+def test_an_invalid_choice_is_reported_and_a_button_corrects_it(parts: tuple[Service, Queue]):
     app = page(parts[0], spec="gpt-tiny~dp1.tp3.pp1~1f1b")
     assert app.warning[0].value == "tp=3 does not divide 4 heads; 1, 2 and 4 do."
     assert next(b for b in app.button if b.label == "Run").disabled
@@ -77,7 +77,7 @@ def test_a_choice_that_does_not_fit_is_told_and_mended_by_a_button(parts: tuple[
     assert not next(b for b in app.button if b.label == "Run on 4 processes").disabled
 
 
-def test_while_the_form_does_not_fit_the_last_choice_that_did_stays_in_view(parts: tuple[Service, Queue]):
+def test_while_the_form_is_invalid_the_last_valid_choice_is_shown(parts: tuple[Service, Queue]):
     app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp2~1f1b")
     next(n for n in app.number_input if n.label == "Tensor (tp)").set_value(3).run()
     assert [said.value for said in app.info][:1] == [
@@ -98,7 +98,7 @@ def test_levers_are_restored_and_named(parts: tuple[Service, Queue]):
     assert "ZeRO 2 over 2 replicas" in text(app)
 
 
-def test_a_prompt_is_restored_and_what_it_rules_out_is_told(parts: tuple[Service, Queue]):
+def test_a_prompt_is_restored_and_its_restrictions_are_reported(parts: tuple[Service, Queue]):
     app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp1~1f1b~q~yVGhlIA")
     assert any(e.label == "Everything else: prompt" for e in app.expander)
     assert "one token cannot be cut along the sequence" in app.warning[0].value
@@ -115,7 +115,7 @@ def select(app: AppTest, label: str, value: str) -> None:
     assert not app.exception
 
 
-def test_a_schedule_brings_its_chunks_and_a_family_its_sizes(parts: tuple[Service, Queue]):
+def test_a_schedule_sets_its_chunks_and_a_family_its_sizes(parts: tuple[Service, Queue]):
     app = page(parts[0])
     select(app, "Pipeline schedule", "interleaved")
     assert number(app, "Chunks") == 2
@@ -128,7 +128,7 @@ def test_a_schedule_brings_its_chunks_and_a_family_its_sizes(parts: tuple[Servic
     assert number(app, "Layers") == 4
 
 
-def test_a_published_model_is_called_by_its_name_and_can_be_taken_as_the_start_of_another(parts: tuple[Service, Queue]):
+def test_a_published_model_has_its_name_and_can_be_changed_into_a_custom_one(parts: tuple[Service, Queue]):
     app = page(parts[0], spec="llama3-8b~dp2.tp2.pp2~1f1b")
     assert pick(app, "Size").value == "llama3-8b"
     assert all(n.label != "Vocabulary" for n in app.number_input), "the name says it"
@@ -141,7 +141,7 @@ def test_a_published_model_is_called_by_its_name_and_can_be_taken_as_the_start_o
     assert "llama3-8b" not in pick(app, "Size").options
 
 
-def test_run_puts_the_run_into_the_link_and_shows_how_far_it_is(parts: tuple[Service, Queue]):
+def test_run_writes_the_run_into_the_link_and_shows_its_progress(parts: tuple[Service, Queue]):
     app = page(parts[0])
     click(app, "Run on 8 processes")
     assert link(app, "run") == "run-0"
@@ -161,7 +161,7 @@ def test_another_session_watches_the_run_in_its_link(parts: tuple[Service, Queue
     assert [b.label for b in other.button].count("Cancel") == 1
 
 
-def test_a_run_that_is_refused_says_why(parts: tuple[Service, Queue]):
+def test_a_refused_run_has_its_reason(parts: tuple[Service, Queue]):
     parts[1].refuse = "no memory today"
     app = page(parts[0])
     click(app, "Run on 8 processes")
@@ -199,14 +199,14 @@ def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
     assert "The loss fell from 5.500 to 4.250" in shown
 
 
-def test_a_dry_run_is_told_where_it_is_shown(parts: tuple[Service, Queue]):
+def test_a_saved_dry_run_is_not_shown_and_the_page_says_so(parts: tuple[Service, Queue]):
     store.save(dry_run_of(PAIR, 1), parts[0].home / "rank 1")
     app = page(parts[0], run="rank 1")
     assert not app.exception
     assert app.error[0].value == "This run cannot be shown: rank 1 is a dry run: Compare shows it beside others."
 
 
-def test_a_run_that_is_not_whole_is_told(parts: tuple[Service, Queue]):
+def test_an_incomplete_run_is_reported(parts: tuple[Service, Queue]):
     (saved(parts[0].home, PAIR) / "spans.parquet").unlink()
     app = page(parts[0], run="20261124-101500-run")
     assert not app.exception
@@ -215,14 +215,14 @@ def test_a_run_that_is_not_whole_is_told(parts: tuple[Service, Queue]):
 
 
 @pytest.mark.parametrize("run", ["../elsewhere", "..", "/etc", ".texts", "no-such-run"])
-def test_no_link_leads_out_of_the_runs(parts: tuple[Service, Queue], run: str):
+def test_no_link_leads_out_of_the_folder_of_runs(parts: tuple[Service, Queue], run: str):
     saved(parts[0].home.parent / "elsewhere", PAIR, "run")
     app = page(parts[0], run=run)
     assert "not known here" in app.warning[0].value
     assert "Measured" not in text(app)
 
 
-def test_the_last_result_stays_while_another_runs(parts: tuple[Service, Queue]):
+def test_the_last_result_stays_while_another_run_is_active(parts: tuple[Service, Queue]):
     saved(parts[0].home, PAIR)
     app = page(parts[0], run="20261124-101500-run")
     click(app, "Run on 2 processes")
@@ -232,7 +232,7 @@ def test_the_last_result_stays_while_another_runs(parts: tuple[Service, Queue]):
 
 
 @pytest.mark.parametrize(("rank", "chosen"), [("1", 1), ("2", 0), ("-1", 0), ("x", 0), ("9" * 40, 0)])
-def test_a_rank_in_the_link_is_marked_if_there_is_such_a_rank(parts: tuple[Service, Queue], rank: str, chosen: int):
+def test_a_rank_in_the_link_is_marked_if_it_exists(parts: tuple[Service, Queue], rank: str, chosen: int):
     app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp1~1f1b", rank=rank)
     assert not app.exception
     assert text(app).count('data-role="self"') == chosen
@@ -250,7 +250,7 @@ def test_a_page_in_chinese(parts: tuple[Service, Queue]):
     assert link(app, "spec") == link(page(parts[0], run="20261124-101500-run"), "spec")
 
 
-def test_payload_and_wire(parts: tuple[Service, Queue]):
+def test_a_control_selects_payload_or_wire_bytes(parts: tuple[Service, Queue]):
     saved(parts[0].home, PAIR)
     app = page(parts[0], run="20261124-101500-run")
     assert "Wire bytes are what a rank would send" in text(app)
@@ -263,7 +263,7 @@ def test_payload_and_wire(parts: tuple[Service, Queue]):
 
 def test_a_link_restores_the_slow_stages_and_which_timeline_is_drawn(parts: tuple[Service, Queue]):
     saved(parts[0].home, PAIR)
-    # Steps of different lengths, so that the preview's textbook and the run's are told apart.
+    # Steps of different lengths, so that the preview's textbook differs from the run's.
     code = "gpt-tiny~dp1.tp1.pp2~1f1b~m8~b2~n20~r0.003~e0"
     asked = {"slow": "0x3", "slow-run": "1x2.5", "timeline": "textbook"}
     app = page(parts[0], spec=code, run="20261124-101500-run", **asked)
@@ -297,7 +297,7 @@ def test_a_slow_stage_that_is_not_offered_is_ignored(parts: tuple[Service, Queue
     assert "slowed" not in text(app)
 
 
-def test_the_curve_is_the_chosen_ranks_and_choosing_it_there_chooses_it_everywhere(parts: tuple[Service, Queue]):
+def test_the_curve_is_that_of_the_chosen_rank_and_its_control_chooses_the_rank(parts: tuple[Service, Queue]):
     saved(parts[0].home, PAIR)
     app = page(parts[0], run="20261124-101500-run")
     assert "Rank 0 peaks at" in text(app)  # the fullest

@@ -1,4 +1,4 @@
-"""The Learn page without a browser: every lesson is drawn, its numbers are the engine's, and answers are judged by them."""
+"""The Learn page without a browser: every lesson is drawn, and the engine computes its numbers and answers."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def page(service: Service, **link: str) -> AppTest:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_every_lesson_is_drawn_and_asks_in_chinese_too(parts: tuple[Service, Queue], number: int):
-    """In English they are answered below."""
+def test_every_lesson_and_its_question_are_drawn_in_chinese(parts: tuple[Service, Queue], number: int):
+    """Tests below answer them in English."""
     app = page(parts[0], lesson=str(number), lang="zh")
     assert words("zh")("Predict before you look") in text(app)
     assert LESSONS[number - 1].title(words("zh")) in text(app)
 
 
 def commit(app: AppTest, answer: str | float) -> str:
-    """Give an answer and commit to it; what the page says to that."""
+    """Give an answer. Returns the page's reply."""
     if isinstance(answer, str):
         app.radio[0].set_value(answer)
     else:
@@ -74,11 +74,13 @@ def state(parts: tuple[Service, Queue], number: int) -> LessonState:
     return LessonState(number, LESSONS[number - 1], parts[0], View("light", "en"))
 
 
-WORKED_OUT = [(n, turn) for n in NUMBERS if n != 6 for turn in range(len(LESSONS[n - 1].questions))]  # a run answers those of 6
+WORKED_OUT = [
+    (n, turn) for n in NUMBERS if n != 6 for turn in range(len(LESSONS[n - 1].questions))
+]  # a run answers those of lesson 6
 
 
 @pytest.mark.parametrize(("number", "turn"), WORKED_OUT)
-def test_the_right_answer_is_told_right_and_a_wrong_one_wrong(parts: tuple[Service, Queue], number: int, turn: int):
+def test_right_and_wrong_answers_are_judged(parts: tuple[Service, Queue], number: int, turn: int):
     question = LESSONS[number - 1].questions[turn](state(parts, number))
     right = question.right
     assert right is not None
@@ -121,7 +123,7 @@ def test_formulas_show_the_numbers_of_the_choice(parts: tuple[Service, Queue]):
     assert f"16 · {count:,}" in text(page(parts[0], lesson="1", set="model-gpt3-13b"))
 
 
-def test_the_bubble_of_the_lesson_is_that_of_the_schedule(parts: tuple[Service, Queue]):
+def test_the_lessons_bubble_equals_the_schedules(parts: tuple[Service, Queue]):
     for schedule in ("interleaved", "zb-v"):
         layout = layout_of(schedule, 4, 8)
         bubble = percent(simulate(plan(layout, 8), textbook(layout)).bubble)
@@ -130,7 +132,7 @@ def test_the_bubble_of_the_lesson_is_that_of_the_schedule(parts: tuple[Service, 
         assert f"= {bubble}" in shown
 
 
-def test_a_choice_that_does_not_go_together_says_why(parts: tuple[Service, Queue]):
+def test_an_invalid_choice_has_the_reason(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="5", set="schedule-dualpipe-v~p-8~m-4")
     assert "dualpipe-v needs a microbatch for each of its 2 × 8 chunks and has 4" in app.warning[0].value
 
@@ -147,13 +149,13 @@ def test_the_link_carries_lesson_choices_and_answer(parts: tuple[Service, Queue]
 
 
 @pytest.mark.parametrize("code", ["p-5", "schedule-2f2b", "answer-stage9", "nonsense", "turn-x"])
-def test_a_link_that_cannot_be_read_says_so(parts: tuple[Service, Queue], code: str):
+def test_a_link_that_cannot_be_read_is_reported(parts: tuple[Service, Queue], code: str):
     app = page(parts[0], lesson="5", set=code)
     assert "could not be read" in app.warning[0].value
     assert link(app, "with") == "schedule-1f1b~p-4~m-6"
 
 
-def test_the_list_leads_to_every_lesson_and_keeps_what_was_set(parts: tuple[Service, Queue]):
+def test_the_list_opens_every_lesson_and_values_stay(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="4")
     control(app, "Ranks (tp)").set_value(4).run()
     click(app, "Pipeline parallelism")
@@ -170,7 +172,7 @@ def control(app: AppTest, label: str) -> Any:
 # --------------------------------------------------------------------------------------------------------- the real run
 
 
-def test_a_run_is_offered_once_the_reader_has_committed_and_then_judges(parts: tuple[Service, Queue]):
+def test_after_the_answer_a_run_is_offered_and_judges_it(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="6")
     run = "Run it: 8 processes on this machine"
     assert run not in [b.label for b in app.button]
@@ -191,7 +193,7 @@ def test_a_run_is_offered_once_the_reader_has_committed_and_then_judges(parts: t
     assert "Ranks 0–3 are fullest: 42 KiB" in text(app)
 
 
-def test_another_run_in_the_link_does_not_answer(parts: tuple[Service, Queue]):
+def test_a_run_of_another_spec_does_not_judge_the_answer(parts: tuple[Service, Queue]):
     saved(parts[0].home, RunSpec(layout=LayoutSpec(pp=2)))
     app = page(parts[0], lesson="6", set="answer-stage0", run="20261124-101500-run")
     assert not app.success
@@ -202,7 +204,7 @@ def test_another_run_in_the_link_does_not_answer(parts: tuple[Service, Queue]):
 
 
 @pytest.mark.parametrize("dp", [1, 2, 4, 8])
-def test_the_average_of_the_replicas_gradients_is_the_whole_batchs(dp: int):
+def test_the_average_of_the_replicas_gradients_is_the_gradient_of_the_whole_batch(dp: int):
     data, w = toys.Regression.drawn(8), np.array([0.5, 0.5, 0.5])
     mean = np.mean([data.part(index, dp).gradient(w) for index in range(dp)], axis=0)
     np.testing.assert_allclose(mean, data.gradient(w), rtol=1e-12)
@@ -211,7 +213,7 @@ def test_the_average_of_the_replicas_gradients_is_the_whole_batchs(dp: int):
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_slices_add_up_to_one_device(tp: int):
+def test_slices_add_up_to_the_result_of_one_device(tp: int):
     layers = toys.TwoLayers.drawn(1)
     slices = layers.slices(tp)
     inner = np.maximum(layers.x @ layers.a, 0)
@@ -234,14 +236,14 @@ def test_the_steps_show_the_engines_own_actions_and_calls():
     assert [what for what, _ in done["forward"].passes] == ["tp all_reduce", "pp send"]
 
 
-def test_tensor_parallelism_sits_inside_a_node_first():
+def test_tensor_parallel_groups_are_inside_a_node_first():
     mesh = Mesh({"dp": 2, "tp": 2, "pp": 2})
     assert [inside_nodes(mesh, axis, 4) for axis in ("tp", "dp", "pp")] == [True, True, False]
     assert [inside_nodes(mesh, axis, 2) for axis in ("tp", "dp", "pp")] == [True, False, False]
 
 
-def test_the_checklist_says_why_a_lever_is_not_there_or_saves_nothing(parts: tuple[Service, Queue]):
-    """1,536 texts over 1,024 replicas; and on 512, what is fullest is the gradients under way, not what is recomputed."""
+def test_the_checklist_says_why_a_lever_is_missing_or_saves_nothing(parts: tuple[Service, Queue]):
+    """1,024 replicas do not divide 1,536 sequences. On 512, gradients in communication are the peak: recompute saves nothing."""
     said = text(page(parts[0], lesson="9"))
     assert "1,536 texts do not divide evenly over so many replicas: replicas alone, ZeRO 1, selective recompute (dp1024)." in said
     assert "no gain here" not in said
@@ -250,7 +252,7 @@ def test_the_checklist_says_why_a_lever_is_not_there_or_saves_nothing(parts: tup
     assert said.count("no gain here") == 1
 
 
-def test_all_layouts_are_weighed_when_asked_for(parts: tuple[Service, Queue]):
+def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="9", set="model-gpt2-1.5b~count-8~batch-64")
     assert "the planner expects" not in text(app)
     click(app, "Weigh all layouts against it")

@@ -48,13 +48,13 @@ OTHERS = st.fixed_dictionaries(
 )
 
 
-def test_every_field_of_a_spec_has_its_place_in_a_link():
+def test_every_field_of_a_spec_is_in_links():
     drawn = {f"model.{n}" for n in ("family", *NUMBERS)} | set(LETTERS.values())
     assert drawn | {f"layout.{axis}" for axis in (*AXES, "schedule")} == set(DEFAULTS)
 
 
 @given(st.one_of(SHAPES, NAMED), OTHERS)
-def test_a_link_carries_every_choice_there_and_back(model: dict[str, Any], others: dict[str, Any]):
+def test_every_choice_survives_its_link(model: dict[str, Any], others: dict[str, Any]):
     choice = Choice(DEFAULTS | model | others)
     assert decode(encode(choice)) == choice
 
@@ -67,19 +67,19 @@ def test_the_default_is_short_and_plain():
     ("field", "value"),
     [("workload.momentum", 0.999999999), ("workload.learning_rate", 1e-7 / 3), ("workload.time_limit", 86_399.9375)],
 )
-def test_a_number_comes_back_exactly(field: str, value: float):
-    assert decode(encode(Choice.default().having({field: value})))[field] == value
+def test_a_number_survives_a_link_exactly(field: str, value: float):
+    assert decode(encode(Choice.default().with_changes({field: value})))[field] == value
 
 
-def test_only_characters_that_a_link_may_hold_as_they_are():
-    every = Choice.default().having(
+def test_links_have_only_characters_that_need_no_escape():
+    every = Choice.default().with_changes(
         {"layout.split": "3,1", "workload.text": "0123456789abcdef", "parity": True, "model.seq": 63, "generate.prompt": "ÿ>?"}
     )
     assert set(encode(every)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-~")
 
 
-def test_a_split_that_is_no_list_stays_out_of_the_link():
-    assert encode(Choice.default().having({"layout.split": "three and one"})) == encode(Choice.default())
+def test_an_invalid_split_is_left_out_of_the_link():
+    assert encode(Choice.default().with_changes({"layout.split": "three and one"})) == encode(Choice.default())
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_split_that_is_no_list_stays_out_of_the_link():
         ("gpt-tiny~dp2~1f1b~pyes", "parity “yes” cannot be read"),
     ],
 )
-def test_a_bad_link_is_told_in_a_sentence(code: str, sentence: str):
+def test_a_bad_link_is_refused_with_a_sentence(code: str, sentence: str):
     with pytest.raises(LinkError) as error:
         decode(code)
     assert sentence in str(error.value)
@@ -118,7 +118,7 @@ def test_a_bad_link_is_told_in_a_sentence(code: str, sentence: str):
 
 
 @given(st.text(max_size=60))
-def test_no_text_at_all_breaks_the_reader(code: str):
+def test_any_text_is_read_as_a_link_or_refused(code: str):
     for text in (code, f"gpt-tiny~{code}~1f1b", f"gpt-tiny~dp2~{code}", f"{code}~dp2~1f1b", f"gpt-tiny~dp2~1f1b~{code}"):
         with suppress(LinkError):
             decode(text)

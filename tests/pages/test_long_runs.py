@@ -1,4 +1,4 @@
-"""A run of 16 ranks, 256 microbatches and 10,000 steps is shown whole, and so is a choice of any size that the spec allows."""
+"""Pages show a run of 16 ranks, 256 microbatches and 10,000 steps, and a choice of any size that a spec can have."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_report_of_a_long_run_has_every_chart(served: Service) -> None:
     assert made.count("<figure") == made.count("<svg") == 6
 
 
-SIZES = {  # a link's choice, and what the Lab says of it
+SIZES = {  # (choice in a link, texts of the Lab)
     "many replicas": ("gpt-tiny~dp16384.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0", ["16,384 ranks", "Every rank needs"]),
     "many of everything": (
         "gpt3-175b~dp65536.tp32.pp96~1f1b~m8~b2~n20~r0.003~e0",
@@ -56,7 +56,7 @@ SIZES = {  # a link's choice, and what the Lab says of it
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_choice_of_any_size_is_answered_or_refused_with_the_arithmetic(served: Service, name: str) -> None:
+def test_a_choice_of_any_size_is_predicted_or_refused_with_the_arithmetic(served: Service, name: str) -> None:
     code, said = SIZES[name]
     app = opened("lab", served, spec=code)
     assert not app.exception
@@ -71,8 +71,8 @@ def test_compare_shows_what_it_can_of_choices_of_any_size(served: Service) -> No
     assert "memory is worked out from at most 1,000,000" in text(app)
 
 
-def test_a_way_through_very_many_replicas_names_some_of_each_group(served: Service) -> None:
-    """Event 3 is the sum of gradients over all replicas; which replica is followed is a number to write."""
+def test_a_walk_through_very_many_replicas_names_some_ranks_of_each_group(served: Service) -> None:
+    """Event 3 is the reduction of gradients over all replicas. The replica is chosen in a number field."""
     app = opened("lab", served, spec=SIZES["many replicas"][0], walk="0.3.16000.0")
     assert not app.exception
     assert next(n.value for n in app.number_input if n.label == "Replica (dp)") == 16_000

@@ -1,6 +1,6 @@
-"""Plan without a browser: its link, a device of one's own, what it says of what does not fit, and what papers published.
+"""Plan without a browser: its link, the user's own device, layouts that do not fit, and published figures.
 
-The papers' account of memory is asked for throughout, which is weighed in a moment.
+Tests use the papers' account of memory, which is fast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pages.charts.units import in_bytes
 from pages.charts.words import words
 from pages.plan import heatmap, serving
 from pages.plan.cells import cell
-from pages.plan.dry_run import compared, far, passes_of, signed
+from pages.plan.dry_run import compared, passes_of, progress_text, signed
 from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
@@ -45,7 +45,7 @@ def page(**link: str) -> AppTest:
 
 
 def same(one: DeviceSpec, other: DeviceSpec) -> bool:
-    """All figures, but for the last digit of a product."""
+    """Whether all figures are equal, up to rounding of a product."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in DeviceSpec.model_fields if name not in ("name", "source")]
     return all(a == pytest.approx(b, rel=1e-12) for a, b in pairs)
 
@@ -67,7 +67,7 @@ def linked(app: AppTest) -> dict[str, str]:
     ],
     ids=["default", "all fields", "own device", "assumptions"],
 )
-def test_a_link_restores_what_was_asked(request_: Request) -> None:
+def test_a_link_restores_the_request(request_: Request) -> None:
     assert of_link(to_link(request_)) == request_
 
 
@@ -85,17 +85,17 @@ def test_a_link_restores_what_was_asked(request_: Request) -> None:
         ({"dp_overlap": "1.5"}, "dp_overlap"),
     ],
 )
-def test_a_link_that_cannot_be_read_says_why(link: dict[str, str], why: str) -> None:
+def test_a_link_that_cannot_be_read_is_refused_with_the_reason(link: dict[str, str], why: str) -> None:
     with pytest.raises(RequestError, match=why):
         of_link(link)
 
 
-def test_a_link_from_before_fp32_had_a_share_of_its_own_still_opens() -> None:
+def test_an_older_link_without_the_fp32_share_still_opens() -> None:
     hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5"}).hardware
     assert (hardware.reachable, hardware.fp32_reachable) == (0.5, 0.8)
 
 
-def test_a_known_device_can_be_changed_into_ones_own_without_losing_a_figure() -> None:
+def test_a_known_device_can_be_changed_into_ones_own_without_losing_figures() -> None:
     for device in DEVICES.values():
         assert same(made(device.name, figures_of(device)), device)
 
@@ -103,7 +103,7 @@ def test_a_known_device_can_be_changed_into_ones_own_without_losing_a_figure() -
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
-def test_the_best_layout_is_shown_and_every_way_on_carries_it() -> None:
+def test_the_best_layout_is_shown_and_links_to_other_pages_have_it() -> None:
     app = page()
     assert "gpt2-1.5b on 8 × h100-80gb: it fits" in text(app)
     assert linked(app) == SMALL
@@ -118,26 +118,26 @@ def test_the_best_layout_is_shown_and_every_way_on_carries_it() -> None:
     assert "Why one beats the other" in text(app)
 
 
-def test_a_control_moves_the_link_and_lets_go_of_the_row() -> None:
+def test_a_control_changes_the_link_and_removes_the_row() -> None:
     app = page(row="3", lang="en")
     assert "Number 4 of the" in text(app)
     app.number_input(key="plan/ranks").set_value(4).run()
     assert linked(app) == SMALL | {"ranks": "4", "lang": "en"}
 
 
-def test_what_does_not_fit_says_where_and_what_to_change() -> None:
+def test_a_layout_that_does_not_fit_names_the_stage_and_changes() -> None:
     app = page(model="llama3-405b", ranks="8")
     assert "no layout fits" in text(app)
     assert app.warning[0].value.startswith("Rank 0, stage 0 of dp1.tp1.pp8, needs 846 GiB; the device has 74.5 GiB")
     assert "the device has 74.5 GiB" in app.warning[0].value
 
 
-def test_numbers_that_go_with_no_layout_are_told_with_the_arithmetic() -> None:
+def test_numbers_without_a_layout_are_refused_with_the_arithmetic() -> None:
     app = page(model="gpt3-175b", ranks="7919")
     assert app.error[0].value.startswith("No dp × tp × pp = 7919 fits")
 
 
-def test_a_device_comes_from_a_file_or_says_what_is_wrong_with_it() -> None:
+def test_a_device_file_is_read_or_refused_with_the_reason() -> None:
     app = page()
     app.selectbox(key="plan/device").set_value(OWN).run()
     assert same(of_link(linked(app)).hardware, DEVICES["h100-80gb"])
@@ -153,7 +153,7 @@ def test_a_device_comes_from_a_file_or_says_what_is_wrong_with_it() -> None:
     assert "gpt2-1.5b on 8 × my own card" in text(app)
 
 
-def test_the_page_speaks_chinese() -> None:
+def test_the_page_is_in_chinese() -> None:
     app = page(lang="zh")
     assert words("zh")("Model") in text(app)
 
@@ -161,7 +161,7 @@ def test_the_page_speaks_chinese() -> None:
 # ------------------------------------------------------------------------------------------------- what the server keeps
 
 
-def test_of_a_search_the_server_keeps_what_is_shown_and_any_layout_that_is_asked_for() -> None:
+def test_the_server_keeps_only_the_shown_layouts_of_a_search_and_finds_any_other() -> None:
     asked = Request(accounting="korthikanti2022")
     plan = asked.plan()
     hidden = next(row for row in range(len(plan.layouts) - 1, 0, -1) if row not in found(asked))
@@ -181,7 +181,7 @@ def test_of_a_search_the_server_keeps_what_is_shown_and_any_layout_that_is_asked
 # -------------------------------------------------------------------------------------------------------------- serving
 
 
-def test_serving_is_asked_for_by_the_link_and_says_what_the_engine_does() -> None:
+def test_serving_is_in_the_link_and_its_numbers_are_the_engines() -> None:
     asked = {"model": "gpt3-13b", "device": "h100-80gb", "ranks": "4", "for": "serving", "length": "1024", "row": "1"}
     app = opened("plan", service(Path("nowhere"))[0], **asked)
     assert not app.exception
@@ -199,7 +199,7 @@ def test_serving_is_asked_for_by_the_link_and_says_what_the_engine_does() -> Non
     assert float(best["tokens_per_second"]) > float(second["tokens_per_second"])
 
 
-def test_the_lab_shows_of_what_is_served_the_same_parameters_and_cache() -> None:
+def test_the_lab_shows_the_same_parameters_and_cache_as_serving() -> None:
     asked = serving.Asked(Request(model="llama3-8b", ranks=4), Serving(length=1000), row=1)
     table, peaks = predicted(MODELS["llama3-8b"], 4, DEVICES["h100-80gb"], 1000), memory(asked.spec).peaks
     assert asked.spec.layout.code == table["layout"][1]
@@ -209,7 +209,7 @@ def test_the_lab_shows_of_what_is_served_the_same_parameters_and_cache() -> None
     assert "Open in the Lab" in [link.proto.label for link in app.get("page_link")]
 
 
-def test_what_cannot_be_served_says_why() -> None:
+def test_a_model_that_cannot_be_served_has_the_reason() -> None:
     base = {"device": "h100-80gb", "ranks": "4", "for": "serving"}
     app = opened("plan", service(Path("nowhere"))[0], model="gpt3-175b", lang="zh", **base)
     assert not app.exception
@@ -225,7 +225,7 @@ def test_what_cannot_be_served_says_why() -> None:
 # ------------------------------------------------------------------------------------------- what stands below the answer
 
 
-def test_a_cell_of_the_map_fits_or_says_why_not() -> None:
+def test_a_cell_of_the_map_has_a_layout_or_the_reason() -> None:
     asked = Request(accounting="korthikanti2022")
     small, large = cell(replace(asked, model="gpt2-1.5b", ranks=8, batch=16)), cell(replace(asked, ranks=1, batch=8))
     assert small["mfu"] > 0.1
@@ -241,7 +241,7 @@ def test_the_map_is_drawn_with_every_combination(monkeypatch: pytest.MonkeyPatch
     assert linked(app)["map"] == "1"
 
 
-def test_a_combination_that_takes_too_long_says_so_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_takes_too_long_is_reported_in_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     def searched(asked: Request) -> dict[str, object]:
         if asked.ranks == 8:
             raise RequestError("it took too long")
@@ -261,7 +261,7 @@ def test_published_rows_of_the_model_or_the_device_come_first() -> None:
     assert [r for r in found if concerns(r, Request(model="gpt2-1.5b", device="rtx-4090"))] == []
 
 
-def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
+def test_a_dry_run_and_the_formula_are_compared_by_stage() -> None:
     spec = RunSpec(layout=LayoutSpec(pp=2))
     peaks = [
         {"rank": p.stage, "pp": p.stage, "category": category, "bytes": size * (2 if p.stage else 1)}
@@ -275,20 +275,20 @@ def test_a_dry_run_stands_beside_the_formula_stage_by_stage() -> None:
     assert (signed(0.0), signed(-0.5), signed(0.0012), signed(0.00001)) == ("0.00%", "−50.00%", "+0.12%", "0.00%")
 
 
-def test_a_dry_run_tells_how_far_it_is_and_how_long_it_will_take() -> None:
+def test_a_dry_run_shows_its_progress_and_remaining_time() -> None:
     spec, say = RunSpec(layout=LayoutSpec(pp=2)), words("en")
     state = DryRunState("x", spec, None, 0.0, of=2)
-    assert far(state, spec, 2.0, say) == "0 of 2 stages · loading torch, 2 s"
+    assert progress_text(state, spec, 2.0, say) == "0 of 2 stages · loading torch, 2 s"
     state = replace(state, done=1, actions=1500, of_actions=2000)
-    assert far(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"
-    assert far(state, RunSpec(), 30.0, say).startswith("Of another layout, dp1.tp1.pp2 · ")
+    assert progress_text(state, spec, 30.0, say) == "1 of 2 stages · 1,500 of 2,000 actions · 30 s, about 10 s left"
+    assert progress_text(state, RunSpec(), 30.0, say).startswith("Of another layout, dp1.tp1.pp2 · ")
     assert passes_of(spec, 0) == 2 * spec.workload.microbatches * spec.model.layers // 2
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("use", ["training", "serving"])
-def test_a_devices_own_name_is_text(language: str, use: str) -> None:
-    """An image in it would be fetched by whoever opens the link."""
+def test_the_name_of_the_users_device_is_escaped(language: str, use: str) -> None:
+    """The browser would fetch an image in it when somebody opens the link."""
     own = own_to_link(figures_of(DEVICES["l40s"]))
     app = page(device=OWN, own=own, called="![a](http://b)_*c*", lang=language, **{"for": use})
     assert not app.exception
@@ -296,7 +296,7 @@ def test_a_devices_own_name_is_text(language: str, use: str) -> None:
     assert "![a](" not in text(app)
 
 
-def test_figures_of_ones_own_come_back_exactly() -> None:
+def test_figures_of_the_users_device_survive_the_link_exactly() -> None:
     own = figures_of(DeviceSpec.model_validate(DEVICES["l40s"].model_dump() | {"memory_bytes": 85_899_345_920}))
     assert of_link(to_link(Request(device=OWN, own=own))).hardware.memory_bytes == 85_899_345_920
     assumed = Request(assumed=Assumptions(matmul_efficiency=1 / 3))

@@ -1,4 +1,4 @@
-"""The list of runs without a browser: what it reads, finds and sorts, what it says, and the report."""
+"""The list of runs without a browser: reading, searching and sorting, actions, and the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pages.charts.look import View
 from pages.charts.words import words
 from pages.runs import upload
 from pages.runs.report import report
-from pages.runs.rows import NEWEST, RunRow, RunShelf, matching, ordered
+from pages.runs.rows import NEWEST, RunIndex, RunRow, matching, ordered
 from pages.shared.saved import by_run
 from pages.shared.service import Service
 from pages.shared.subprocesses import run_module
@@ -31,7 +31,7 @@ SAY = words("en")
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Three runs, the first the oldest; only it was checked for parity."""
+    """Three runs. The first is the oldest, and only it has parity."""
     home = tmp_path / "runs"
     saved(home, PAIR, "a first one")
     saved(home, RunSpec(layout=LayoutSpec(pp=2, schedule="gpipe")), "second")
@@ -45,11 +45,11 @@ def names(rows: list[RunRow]) -> list[str]:
     return [row.name for row in rows]
 
 
-# ------------------------------------------------------------------------------------------------------------- the shelf
+# ------------------------------------------------------------------------------------------------------------- the index
 
 
-def test_a_row_is_the_runs_own_summary(home: Path) -> None:
-    rows, broken = RunShelf(home).read()
+def test_a_row_has_the_numbers_of_the_runs_summary(home: Path) -> None:
+    rows, broken = RunIndex(home).read()
     assert (names(rows), broken) == (["third", "second", "a first one"], [])
     row, summary = rows[-1], store.load(home / "a first one").summary
     assert (row.model, row.layout, row.schedule, row.ranks, row.steps) == ("gpt-tiny", "dp1.tp1.pp2", "1f1b", 2, 20)
@@ -66,20 +66,20 @@ def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.M
         return head(folder)
 
     monkeypatch.setattr(store, "head", count)
-    shelf = RunShelf(home)
-    shelf.read()
-    shelf.read()
+    index = RunIndex(home)
+    index.read()
+    index.read()
     assert sorted(opened) == ["a first one", "second", "third"]
     opened.clear()
     store.delete(home / "second")
-    os.rename(home / "third", home / "second")  # another run under a name that was known
-    assert names(shelf.read()[0]) == ["second", "a first one"]
+    os.rename(home / "third", home / "second")  # another run under a known name
+    assert names(index.read()[0]) == ["second", "a first one"]
     assert opened == ["second"]
 
 
-def test_a_folder_that_cannot_be_read_hides_no_other(home: Path) -> None:
+def test_a_folder_that_cannot_be_read_does_not_hide_others(home: Path) -> None:
     (home / "second" / "run.json").write_text("{")
-    rows, broken = RunShelf(home).read()
+    rows, broken = RunIndex(home).read()
     assert set(names(rows)) == {"a first one", "third"}
     assert [folder.folder.name for folder in broken] == ["second"]
     assert "run.json is not JSON" in broken[0].why
@@ -105,7 +105,7 @@ def test_a_run_of_a_newer_program_is_named_with_the_reason(home: Path) -> None:
     ],
 )
 def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[str]) -> None:
-    assert names(matching(RunShelf(home).read()[0], search, SAY)) == found
+    assert names(matching(RunIndex(home).read()[0], search, SAY)) == found
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_every_word_of_a_search_must_occur(home: Path, search: str, found: list[
         ("saved", ["a first one", "second", "third"]),
         ("name", ["a first one", "second", "third"]),
         ("-layout", ["third", "second", "a first one"]),
-        ("parity", ["a first one", "third", "second"]),  # what was not checked comes last, either way
+        ("parity", ["a first one", "third", "second"]),  # runs without parity come last in both orders
         ("-parity", ["a first one", "third", "second"]),
     ],
 )
 def test_runs_are_sorted_by_any_column(home: Path, sort: str, order: list[str]) -> None:
-    assert names(ordered(RunShelf(home).read()[0], sort)) == order
+    assert names(ordered(RunIndex(home).read()[0], sort)) == order
 
 
 # -------------------------------------------------------------------------------------------------------------- the page
@@ -132,8 +132,8 @@ def page(service: Service, **link: str) -> AppTest:
     return app
 
 
-def way(app: AppTest, label: str) -> dict[str, list[str]] | None:
-    """What a link to another page carries; None if in its place there is a button that is off."""
+def link_parameters(app: AppTest, label: str) -> dict[str, list[str]] | None:
+    """The parameters of a link to another page; None if it is a disabled button."""
     if label in [b.label for b in app.button]:
         assert button(app, label).disabled
         return None
@@ -145,25 +145,25 @@ def picked(app: AppTest) -> str:
     return link(app, "picked")
 
 
-def test_without_runs_it_says_what_to_press(tmp_path: Path) -> None:
+def test_without_runs_the_page_says_how_to_make_one(tmp_path: Path) -> None:
     app = page(service(tmp_path)[0])
     assert "No runs yet. Open the Lab, choose a layout and press **Run**" in app.info[0].value
-    assert way(app, "Open the Lab") == {}
+    assert link_parameters(app, "Open the Lab") == {}
 
 
-def test_a_link_chooses_runs_and_says_what_can_be_done_with_them(home: Path) -> None:
+def test_a_link_chooses_runs_and_their_actions_are_offered(home: Path) -> None:
     app = page(service(home)[0], picked="second,third,gone", find="gpt", sort="nonsense")
     assert "**2 runs chosen**" in text(app)
-    assert way(app, "Compare") == {"with": ["run:second*run:third"]}
-    assert way(app, "Open in the Lab") is None
+    assert link_parameters(app, "Compare") == {"with": ["run:second*run:third"]}
+    assert link_parameters(app, "Open in the Lab") is None
     assert picked(app) == "second,third"
-    to_lab = way(page(service(home)[0], picked="second"), "Open in the Lab")
+    to_lab = link_parameters(page(service(home)[0], picked="second"), "Open in the Lab")
     assert to_lab == {"run": ["second"], "spec": ["gpt-tiny~dp1.tp1.pp2~gpipe~m4~b2~n20~r0.003~e0"]}
     chinese = page(service(home)[0], picked="second", lang="zh")
-    assert way(chinese, words("zh")("Open in the Lab")) == to_lab | {"lang": ["zh"]}
+    assert link_parameters(chinese, words("zh")("Open in the Lab")) == to_lab | {"lang": ["zh"]}
 
 
-def test_deleted_runs_come_back(home: Path) -> None:
+def test_deleted_runs_can_be_restored(home: Path) -> None:
     app = page(service(home)[0], picked="second,third")
     click(app, "Delete")
     assert "Deleted 2 runs." in text(app)
@@ -174,7 +174,7 @@ def test_deleted_runs_come_back(home: Path) -> None:
     assert len(store.listing(home)) == 3
 
 
-def test_a_run_that_another_session_deleted_is_told(home: Path) -> None:
+def test_a_run_that_another_session_deleted_is_reported(home: Path) -> None:
     app = page(service(home)[0], picked="second")
     store.delete(home / "second")
     click(app, "Delete")
@@ -182,7 +182,7 @@ def test_a_run_that_another_session_deleted_is_told(home: Path) -> None:
     assert button(app, "Delete").disabled
 
 
-def test_a_run_gets_another_name_or_a_reason(home: Path) -> None:
+def test_a_run_is_renamed_or_the_reason_is_given(home: Path) -> None:
     app = page(service(home)[0], picked="second")
     app.text_input(key="runs/new-name/second").set_value("third")
     click(app, "Rename")
@@ -193,7 +193,7 @@ def test_a_run_gets_another_name_or_a_reason(home: Path) -> None:
     assert picked(app) == "best"
 
 
-def test_what_is_kept_of_a_run_is_not_shown_of_another_that_took_its_name(home: Path) -> None:
+def test_cached_charts_of_a_run_are_not_shown_for_another_of_its_name(home: Path) -> None:
     told_apart = by_run()[type(home)]
     before = told_apart(home / "third")
     store.delete(home / "third")
@@ -201,24 +201,24 @@ def test_what_is_kept_of_a_run_is_not_shown_of_another_that_took_its_name(home: 
     assert told_apart(home / "third") != before
 
 
-def test_what_can_be_brought_back_after_one_that_cannot_still_is(home: Path) -> None:
+def test_a_restore_that_fails_does_not_stop_the_others(home: Path) -> None:
     app = page(service(home)[0], picked="a first one,third")
     click(app, "Delete")
-    store.restore(next((home / ".trash").glob("*/a first one")))  # another session brings it back
+    store.restore(next((home / ".trash").glob("*/a first one")))  # another session restores it
     click(app, "Undo")
     assert app.error[0].value == "The run a first one is not there any more."
     click(app, "Undo")
     assert (home / "third").exists()
 
 
-def test_an_uploaded_zip_becomes_a_run_or_a_reason(home: Path) -> None:
+def test_an_uploaded_zip_becomes_a_run_or_the_reason_is_given(home: Path) -> None:
     app = page(service(home)[0])
     app.file_uploader[0].upload("mine.zip", b"PK", "application/zip").run()
     assert app.error[0].value.startswith("This is not a zip of a saved run: it cannot be opened")
     assert len(store.listing(home)) == 3
 
 
-def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_that_crashes_its_process_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: object, **__: object) -> bytes:
         raise RuntimeError(
             "engine.run_archive failed: terminate called after throwing an instance of 'parquet::ParquetException'"
@@ -231,7 +231,7 @@ def test_a_zip_that_ends_the_process_that_opens_it_is_told(home: Path, monkeypat
     assert not app.exception
 
 
-def test_a_run_that_was_taken_along_comes_back_beside_the_one_that_stayed(home: Path) -> None:
+def test_a_downloaded_run_can_be_uploaded_beside_the_original(home: Path) -> None:
     app = page(service(home)[0])
     app.file_uploader[0].upload("NUL.zip", run_archive.pack(home / "second"), "application/zip").run()
     assert "Added second-2." in app.success[0].value
@@ -267,12 +267,12 @@ class Reader(HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
 
 
-def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Path) -> None:
+def test_a_report_has_every_chart_with_its_table_and_loads_nothing(home: Path) -> None:
     made = report("a <b>run", store.load(home / "a first one"), View("light", "en"))
     reader = Reader()
     reader.feed(made)
     assert reader.tags.count("svg") == reader.tags.count("figcaption") == reader.tags.count("details") == 6
-    assert reader.tags.count("table") == 7  # of every chart, and what was run
+    assert reader.tags.count("table") == 7  # of every chart, and of the spec
     assert "script" not in reader.tags
     assert [address for address in reader.addresses if not address.startswith("#")] == []
     assert "url(http" not in made
@@ -290,7 +290,7 @@ def test_a_report_has_every_chart_with_its_table_and_needs_nothing_else(home: Pa
     assert re.search(r"workload\.steps</th><td>20<", made)
 
 
-def test_a_report_takes_theme_and_language_and_is_made_outside_of_the_server(home: Path) -> None:
+def test_a_report_has_theme_and_language_and_another_process_makes_it(home: Path) -> None:
     dark = run_module("pages.runs.report", str(home / "third"), "dark", "zh").decode()
     assert '<html lang="zh-Hans">' in dark
     assert "background: #0F141A" in dark

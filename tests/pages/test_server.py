@@ -51,13 +51,13 @@ print(json.dumps({"torch": "torch" in sys.modules, "drawer": drawer, "MiB": resi
 """
 
 
-def test_a_server_that_shows_runs_makes_files_and_searches_is_small_and_has_loaded_neither_torch_nor_what_draws(
+def test_a_server_stays_small_and_loads_neither_torch_nor_drawing_libraries(
     tmp_path: Path,
 ):
     from tests.pages.stand_in import PAIR, saved
 
     saved(tmp_path, PAIR, "saved")
-    # What stands in pages/ itself are no modules but scripts, each of which runs app.py.
+    # Files directly in pages/ are scripts that run app.py, not modules.
     every = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "pages").glob("*/**/*.py")]
     command = [sys.executable, "-c", PROBE, str(tmp_path), *every]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Saved runs that somebody damaged or made up: refused in a sentence, or shown without an exception."""
+"""Damaged or made-up saved runs: refused with a sentence, or shown without an exception."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pages.compare.page import figures as compared
 from pages.lab import events, sentences
 from pages.lab.figures import figures, parity
 from pages.runs.report import drawings
-from pages.runs.rows import RunShelf
+from pages.runs.rows import RunIndex
 from tests.pages.stand_in import PAIR, dry_run_of, saved
 
 VIEW = View("light", "en")
@@ -62,11 +62,11 @@ _WORDS = (
 
 
 def shown(result: RunResult) -> None:
-    """What the Lab, the report, Compare and the command line make of a run."""
+    """Show a run in the Lab, the report, Compare and the command line."""
     spec, tables = result.spec, result.tables
     mesh = spec.layout.mesh
     measured = contract.source(result) == "measured"
-    if measured:  # the Lab tells that it is not, and no more
+    if measured:  # the Lab only says that it cannot be shown
         assert figures(result, SAY)
         parity(result, SAY)
     assert all(drawing.title for drawing in drawings(result, STYLE))
@@ -74,8 +74,8 @@ def shown(result: RunResult) -> None:
         matrix.matrix(tables["traffic"], mesh, measure, STYLE)
     if measured and not spec.generate.skip_training:
         simulate(plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied), projected(spec, tables["spans"]))
-        way = events.walk(spec, tables["traffic"], events.Way(0), tables["spans"])
-        assert all(sentences.headline(event, SAY) and sentences.sentences(event, spec, SAY) for event in way)
+        path = events.walk(spec, tables["traffic"], events.MicrobatchPath(0), tables["spans"])
+        assert all(sentences.headline(event, SAY) and sentences.sentences(event, spec, SAY) for event in path)
     for other in (predict(spec), result):
         memory_errors(result, other)
         traffic_differences(result, other)
@@ -90,7 +90,7 @@ def shown(result: RunResult) -> None:
 
 
 def damaged(folder: Path, chance: random.Random) -> str:
-    """Change one thing in a saved run. What was changed."""
+    """Make one change in a saved run. Returns a description of it."""
     if chance.random() < 0.4:
         return _damage_head(folder / "run.json", chance)
     name = chance.choice([name for name in SCHEMAS if (folder / f"{name}.parquet").exists()])
@@ -143,12 +143,12 @@ def _damage_table(path: Path, chance: random.Random) -> str:
 
 
 def refused(folder: Path) -> str:
-    """The sentence that the run in `folder` is refused with; "" if it is shown, as it is in the list of runs."""
-    rows, broken = RunShelf(folder.parent).read()
+    """The sentence that refuses the run in `folder`; "" if it is shown."""
+    rows, broken = RunIndex(folder.parent).read()
     try:
         result = store.load(folder)
     except RequestError as error:
-        json.dumps(packed(error.sentence))  # in this form it comes from another process
+        json.dumps(packed(error.sentence))  # another process would encode it like this
         return str(error)
     assert len(rows) == 1
     assert not broken
@@ -161,11 +161,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("sound"), PAIR)
 
 
-def test_a_sound_run_is_shown(sound: Path) -> None:
+def test_an_undamaged_run_is_shown(sound: Path) -> None:
     assert refused(sound) == ""
 
 
-def test_a_dry_run_of_one_rank_comes_back_and_is_shown_where_there_is_something_to_show(tmp_path: Path) -> None:
+def test_a_dry_run_of_one_rank_can_be_uploaded_and_shown(tmp_path: Path) -> None:
     store.save(dry_run_of(PAIR, 1), tmp_path / "there" / "rank 1")
     folder = run_archive.unpack(run_archive.pack(tmp_path / "there" / "rank 1"), tmp_path / "here", "x")
     assert refused(folder) == ""
@@ -173,7 +173,7 @@ def test_a_dry_run_of_one_rank_comes_back_and_is_shown_where_there_is_something_
 
 
 @pytest.mark.parametrize("seed", range(36))
-def test_a_damaged_run_is_refused_in_a_sentence_or_shown(sound: Path, tmp_path: Path, seed: int) -> None:
+def test_a_damaged_run_is_refused_with_a_sentence_or_shown(sound: Path, tmp_path: Path, seed: int) -> None:
     folder = tmp_path / "run"
     shutil.copytree(sound, folder)
     what = damaged(folder, random.Random(seed))
@@ -182,12 +182,12 @@ def test_a_damaged_run_is_refused_in_a_sentence_or_shown(sound: Path, tmp_path: 
     assert not said or "is not a saved run: " in said, what
 
 
-def test_a_zip_with_bytes_that_fell_over_is_refused_in_a_sentence(sound: Path, tmp_path: Path) -> None:
-    """Somewhere, in the way of whatever reads there. That nothing of it is read wrong is what a zip's own sums are for."""
+def test_a_zip_with_wrong_bytes_is_refused_with_a_sentence(sound: Path, tmp_path: Path) -> None:
+    """Anywhere in the file. The zip's checksums find wrong data."""
     zipped = run_archive.pack(sound)
     for seed in range(40):
         chance, content = random.Random(seed), bytearray(zipped)
         for _ in range(chance.choice([1, 3, 20])):
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        with suppress(RequestError):  # or it fell over where nothing stands
+        with suppress(RequestError):  # or the byte has no meaning
             store.load(run_archive.unpack(bytes(content), tmp_path, "x"))

@@ -1,4 +1,4 @@
-"""What is done beside the server: its answer, its refusal and its failure come back, and no process outlives the server."""
+"""Worker processes: results, refusals and errors come back, and no process outlives the server."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from threading import BoundedSemaphore
 from pages.shared.workers import Workers
 from tests.pages.jobs import pid, wait
 workers = Workers(BoundedSemaphore(1), 3600, jobs="tests.pages.jobs")
-print(workers.do(pid, (), {}), flush=True)
-workers.do(wait, (3600,), {})
+print(workers.call(pid, (), {}), flush=True)
+workers.call(wait, (3600,), {})
 """
 JOBS = "tests.pages.jobs"
 
@@ -46,75 +46,75 @@ def workers() -> Iterator[Workers]:
 
 
 def pid(workers: Workers) -> int:
-    return int(workers.do(jobs.pid, (), {}))
+    return int(workers.call(jobs.pid, (), {}))
 
 
-def test_an_answer_and_a_refusal_come_back_as_if_it_had_been_called_here(workers: Workers) -> None:
-    assert workers.do(device, (), {"name": "l40s"}) == device("l40s")
+def test_results_and_refusals_are_those_of_a_local_call(workers: Workers) -> None:
+    assert workers.call(device, (), {"name": "l40s"}) == device("l40s")
     with pytest.raises(RequestError, match="no dp × tp × pp = 7 fits") as refused:
-        workers.do(candidates, (MODELS["gpt-tiny"], 7, 3), {})
+        workers.call(candidates, (MODELS["gpt-tiny"], 7, 3), {})
     told = refused.value.sentence
-    assert isinstance(told, Sentence)  # so that it can be said in other languages
+    assert isinstance(told, Sentence)  # so that it can be translated
     assert told.values["ranks"] == 7
 
 
-def test_nothing_but_what_is_on_the_list_is_done_there(workers: Workers) -> None:
+def test_a_worker_runs_only_listed_functions(workers: Workers) -> None:
     with pytest.raises(LookupError, match=r"posix\.getpid is not one of the JOBS of tests\.pages\.jobs"):
-        workers.do(os.getpid, (), {})
+        workers.call(os.getpid, (), {})
     head, _ = unpack(answered(packed_call(os._exit, (3,), {}), jobs.JOBS))
     assert head["how"] == "failed"
     assert "there is no job 'posix._exit'" in head["value"]
 
 
-def test_what_goes_wrong_there_is_told_with_its_traceback_and_the_process_goes_on(workers: Workers) -> None:
+def test_an_error_has_its_traceback_and_the_worker_lives_on(workers: Workers) -> None:
     before = pid(workers)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        workers.do(jobs.divide, (1, 0), {})
+        workers.call(jobs.divide, (1, 0), {})
     assert pid(workers) == before
 
 
-def test_a_process_that_was_killed_is_replaced_even_in_the_middle_of_its_work(workers: Workers) -> None:
+def test_a_killed_worker_is_replaced_even_during_a_call(workers: Workers) -> None:
     waiting = pid(workers)
     os.kill(waiting, signal.SIGKILL)
     busy = pid(workers)
     assert busy != waiting
     with ThreadPoolExecutor(1) as session:
-        answer = session.submit(workers.do, jobs.wait, (0.3,), {})
+        answer = session.submit(workers.call, jobs.wait, (0.3,), {})
         os.kill(busy, signal.SIGKILL)
         assert answer.result() is None
     assert pid(workers) not in (waiting, busy)
     with pytest.raises(RuntimeError, match="ended with exit status 3 before it had answered, twice"):
-        workers.do(jobs.leave, (3,), {})
+        workers.call(jobs.leave, (3,), {})
 
 
-def test_what_takes_too_long_is_stopped_and_says_so() -> None:
+def test_a_call_that_takes_too_long_is_stopped_and_reported() -> None:
     before = set(psutil.Process().children())
-    with Workers(BoundedSemaphore(1), patience_s=0.5, jobs=JOBS) as workers:
-        for _ in range(2):  # nobody waits in vain for the turn of what was stopped
+    with Workers(BoundedSemaphore(1), timeout_s=0.5, jobs=JOBS) as workers:
+        for _ in range(2):  # the stopped call has released its turn
             with pytest.raises(RequestError, match=r"took longer than 0\.5 s and was stopped"):
-                workers.do(jobs.wait, (3600,), {})
+                workers.call(jobs.wait, (3600,), {})
         assert set(psutil.Process().children()) <= before
 
 
-def test_a_question_that_is_not_taken_and_an_answer_that_stops_half_way_take_too_long_as_well() -> None:
+def test_the_time_limit_includes_sending_the_call_and_receiving_the_whole_answer() -> None:
     for stop, question in ((True, bytes(1 << 24)), (False, packed_call(jobs.half_answer, (3600.0,), {}))):
         worker = Worker(JOBS)
         assert worker.ask(packed_call(jobs.pid, (), {}), int, PATIENCE_S).value == worker.pid
         if stop:
             os.kill(worker.pid, signal.SIGSTOP)
         with pytest.raises(TimeoutError):
-            worker.ask(question, None, patience_s=0.5)
+            worker.ask(question, None, timeout_s=0.5)
         assert worker.end() == -signal.SIGKILL
 
 
-def test_a_process_that_has_grown_makes_room_for_a_new_one() -> None:
+def test_a_worker_with_too_much_memory_is_replaced() -> None:
     with Workers(BoundedSemaphore(1), PATIENCE_S, heavy_bytes=1, jobs=JOBS) as workers:
         before = pid(workers)
         assert not psutil.pid_exists(before)
         assert pid(workers) != before
 
 
-def test_a_server_that_is_killed_leaves_no_process_even_at_work() -> None:
+def test_a_killed_server_leaves_no_worker_even_during_a_call() -> None:
     server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert server.stdout
     worker = psutil.Process(int(server.stdout.readline()))
@@ -124,7 +124,7 @@ def test_a_server_that_is_killed_leaves_no_process_even_at_work() -> None:
     worker.wait(PATIENCE_S)
 
 
-def test_a_process_that_cannot_read_its_questions_ends_and_says_why() -> None:
+def test_a_worker_that_cannot_read_a_call_ends_with_the_reason() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-m", "pages.shared.worker", JOBS]
@@ -135,7 +135,7 @@ def test_a_process_that_cannot_read_its_questions_ends_and_says_why() -> None:
     assert "WireError: a message of 18,446,744,073,709,551,615 bytes is more than" in said
 
 
-def test_however_many_ask_only_a_few_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_workers_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lock, running, most = Lock(), 0, 0
 
     def run(*_: Any, **__: Any) -> subprocess.CompletedProcess[bytes]:

@@ -11,7 +11,7 @@ from engine.text import LARGEST
 from pages.shared.texts import Texts
 
 
-def test_a_text_is_kept_under_the_name_of_its_content(tmp_path: Path):
+def test_a_text_is_stored_under_the_hash_of_its_content(tmp_path: Path):
     texts = Texts(tmp_path / "texts")
     name = texts.keep("Übung macht den Meister".encode())
     assert texts.keep("Übung macht den Meister".encode()) == name != texts.keep(b"another")
@@ -26,24 +26,24 @@ def test_a_text_is_kept_under_the_name_of_its_content(tmp_path: Path):
     ("content", "sentence"),
     [(b"x" * (LARGEST + 1), "the text has 1,000,001 bytes"), (b"", "empty"), (b"caf\xe9", "not UTF-8: byte 3")],
 )
-def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, content: bytes, sentence: str):
+def test_a_text_that_cannot_be_trained_on_is_refused(tmp_path: Path, content: bytes, sentence: str):
     with pytest.raises(RequestError, match=sentence):
         Texts(tmp_path).keep(content)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "..", "../secret", "0123456789abcde", "0123456789ABCDEF", "/etc/passwd"])
-def test_only_a_name_of_a_text_finds_one(tmp_path: Path, name: str):
+def test_only_names_of_stored_texts_are_found(tmp_path: Path, name: str):
     (tmp_path / "secret.txt").write_text("secret")
     assert Texts(tmp_path / "texts").path(name) is None
 
 
-def test_a_file_elsewhere_has_no_name(tmp_path: Path):
+def test_a_file_that_is_not_stored_has_no_name(tmp_path: Path):
     assert Texts(tmp_path).name("/somewhere/0123456789abcdef.txt") == ""
     assert Texts(tmp_path).name(None) == ""
 
 
-def test_sessions_that_keep_the_same_text_at_once_do_not_get_in_each_others_way(tmp_path: Path):
+def test_concurrent_sessions_can_store_the_same_text(tmp_path: Path):
     texts = Texts(tmp_path / "texts")
     content = b"the same for the whole class " * 10_000
     together = Barrier(15)
@@ -58,7 +58,7 @@ def test_sessions_that_keep_the_same_text_at_once_do_not_get_in_each_others_way(
     assert {path.name for path in texts.folder.iterdir()} == {f"{name}.txt" for name in found[0]}
 
 
-def test_a_text_that_there_is_no_room_for_is_told(tmp_path: Path):
+def test_a_full_disk_is_reported(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="the text could not be kept: Not a directory"):
         Texts(tmp_path / "file" / "texts").keep(b"text")

@@ -1,4 +1,4 @@
-"""Both languages say everything: no message is missing, and none is left over."""
+"""Catalogs: no message is missing, and none is unused."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def placeholders(text: str) -> set[tuple[str, str, str]]:
     return {(name, conversion or "", spec or "") for _, name, spec, conversion in Formatter().parse(text) if name is not None}
 
 
-def test_the_catalog_has_what_the_code_says_and_nothing_else():
+def test_the_catalog_has_exactly_the_messages_of_the_code():
     assert {str(m.id) for m in extract.read("zh")} == {str(m.id) for m in extract.template()}, "run make catalogs"
 
 
 def said(name: str) -> Iterator[str]:
-    """What a name says, and what the names that it is made of say."""
+    """The texts of a name and of the names that it contains."""
     yield name.template if isinstance(name, Sentence) else name
     for part in name.values.values() if isinstance(name, Sentence) else ():
         if isinstance(part, str):
             yield from said(part)
 
 
-def test_whatever_a_formula_counts_has_a_message():
-    """Names come from what was recorded of the model's layers; those of any layout are found."""
+def test_every_name_in_a_formula_has_a_message():
+    """Names come from the ledgers of the model's layers. This takes those of all layouts."""
     known = {message.one for message in extract.messages()}
     named: set[str] = set()
     for spec in random_specs(24, most=3):
@@ -84,20 +84,20 @@ def test_numbers_are_put_in_after_the_translation():
     assert words("en").plural("{count} layer", "{count} layers", 1) == "1 layer"
 
 
-def test_what_does_not_fit_is_said_in_chinese_with_its_arithmetic():
+def test_a_misfit_is_translated_with_its_arithmetic():
     [misfit] = misfits(ModelSpec(), LayoutSpec(tp=3), WorkloadSpec())
     assert misfit.sentence == "tp=3 does not divide 4 heads; 1, 2 and 4 do"
     assert ZH.sentence(misfit.sentence) == "tp=3 不能整除 4 个头；1, 2 和 4 可以"
 
 
-def test_an_error_of_the_engine_is_said_in_chinese():
+def test_an_error_of_the_engine_is_translated():
     with pytest.raises(RequestError) as caught:
         ModelSpec(heads=5)
     assert str(caught.value).startswith("heads=5 does not divide hidden=64: each head would be 12.8 wide")
     assert ZH.sentence(caught.value.sentence).startswith("heads=5 不能整除 hidden=64：每个头的宽度会是 12.8")
 
 
-def test_what_has_no_translation_is_said_as_it_is():
+def test_a_text_without_a_translation_is_unchanged():
     assert ZH.sentence("RuntimeError: a drill") == "RuntimeError: a drill"
     assert ZH.sentence(RequestError("plain").sentence) == "plain"
 
@@ -105,7 +105,7 @@ def test_what_has_no_translation_is_said_as_it_is():
 @pytest.mark.parametrize(
     "through", [lambda s: pickle.loads(pickle.dumps(s)), lambda s: unpacked(json.loads(json.dumps(packed(s))))]
 )
-def test_a_sentence_reaches_another_process_whole(through):
+def test_a_sentence_survives_the_way_to_another_process(through):
     said = joined(sentence("{name} is empty", name=sentence("the text")), sentence("1 head"))
     arrived = through(said)
     assert isinstance(arrived, Sentence)
@@ -113,6 +113,6 @@ def test_a_sentence_reaches_another_process_whole(through):
     assert ZH.sentence(arrived) == "文本是空的；1 个头"
 
 
-def test_every_field_of_the_form_is_explained_in_chinese():
+def test_the_description_of_every_field_is_translated():
     same = [field for field in DEFAULTS if ZH.described(description(field)) == description(field)]
     assert same == []

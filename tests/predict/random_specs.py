@@ -1,4 +1,4 @@
-"""Random requests that fit, of every family, schedule and lever; the same ones for the same seed."""
+"""Random valid specs of every family, schedule and lever. The same seed gives the same specs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Precision, Reques
 
 
 def random_specs(count: int, seed: int = 0, most: int = 6) -> Iterator[RunSpec]:
-    """`count` of them, each axis of up to `most`; layers split evenly."""
+    """`count` specs. Each axis has a degree of up to `most`; layers are split evenly."""
     random = np.random.default_rng(seed)
     found = 0
     while found < count:

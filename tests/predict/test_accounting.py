@@ -1,4 +1,4 @@
-"""The papers' accounts of memory reproduce the papers' own tables, to the last digit they show."""
+"""The papers' accounts of memory reproduce the papers' tables, to the last printed digit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_states_are_those_of_zero_2020(parameters: float) -> None:
     assert zero_states(parameters, 64, 0) == 16 * parameters
 
 
-def test_zero_2020_counts_the_model_at_hand() -> None:
+def test_zero_2020_reproduces_its_example() -> None:
     """Section 3: a GPT-2 of 1.5 billion parameters has 24 GB of states, and at sequences of 1,024 and a batch of 32 about 60 GB
     of activations, about 8 GB of memory where they are checkpointed.
     """
@@ -66,14 +66,14 @@ def test_zero_2020_counts_the_model_at_hand() -> None:
     assert round((again[0] - states) / 1e9) == 5
 
 
-def test_korthikantis_terms_are_a_llamas_own_widths() -> None:
+def test_korthikantis_terms_use_the_widths_of_a_llama() -> None:
     """Llama 3 8B: 4,096 wide, 32 heads on 8 key heads of 128, a gated MLP of 14,336, 32 layers, no dropout."""
     model = catalog.model("llama3-8b")
     account, workload = accounting("korthikanti2022"), WorkloadSpec()
-    around = 2 * 128_256 * 4096 + (2 * 32 + 1) * 4096  # both tables and every norm, which the paper leaves out
+    around = 2 * 128_256 * 4096 + (2 * 32 + 1) * 4096  # both tables and all norms, which the paper leaves out
     matrices = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14_336)
     assert matrices == model.parameters() - around
-    token = 8 * 4096 + 4 * (4096 + 1024) + 6 * 14_336  # bytes that a layer keeps of one, scores apart
+    token = 8 * 4096 + 4 * (4096 + 1024) + 6 * 14_336  # bytes that a layer saves for each token, without attention scores
     plain, _ = account(model, workload, one(model, {"microbatch_size": 1, "microbatches": 1}))
     assert plain[0] == 18 * matrices + 32 * 8192 * (token + 2 * 32 * 8192)
     cut, _ = account(
@@ -86,7 +86,7 @@ def test_korthikantis_terms_are_a_llamas_own_widths() -> None:
     assert again[0] == 18 * matrices + 32 * 8192 * 2 * 4096
 
 
-def test_korthikantis_layers_are_alike_and_see_their_own_tokens() -> None:
+def test_korthikantis_account_needs_the_layers_of_a_gpt() -> None:
     for name in ("bert-large", "roberta-large"):
         model = catalog.model(name)
         layer = activations_of_a_layer(model, one(model, {"microbatch_size": 1}))[0]
@@ -97,7 +97,7 @@ def test_korthikantis_layers_are_alike_and_see_their_own_tokens() -> None:
             accounting("korthikanti2022")(model, WorkloadSpec(), one(model))
 
 
-def test_zeros_twelve_numbers_are_what_norms_and_matrices_put_out() -> None:
+def test_zeros_twelve_activations_are_the_outputs_of_norms_and_matrices() -> None:
     assert numbers_of_a_token(catalog.model("gpt2-1.5b")) == 12 * 1600
     llama = 4096 + (4096 + 2 * 1024) + 4096 + 4096 + 4096 + 2 * 14_336 + 4096  # two norms, a gate and fewer keys
     assert numbers_of_a_token(catalog.model("llama3-8b")) == llama
@@ -109,7 +109,7 @@ def test_zeros_twelve_numbers_are_what_norms_and_matrices_put_out() -> None:
     assert bytes_[0] == 16 * two_streams.parameters() + kept
 
 
-def test_passes_held_in_bulk_are_those_of_each_schedule() -> None:
+def test_passes_in_flight_in_bulk_equal_those_of_each_schedule() -> None:
     cases = [
         (name, pp, m, chunks)
         for name, facts in SCHEDULE_FACTS.items()
@@ -129,6 +129,6 @@ def test_passes_held_in_bulk_are_those_of_each_schedule() -> None:
     assert passes_held(grid).tolist() == [in_flight_bound(name, 0, pp, m, chunks) for name, pp, m, chunks in cases]
 
 
-def test_an_unknown_account_is_refused_with_the_names() -> None:
+def test_the_refusal_of_an_unknown_account_lists_the_names() -> None:
     with pytest.raises(RequestError, match="no accounting 'mine'; there are engine, korthikanti2022, zero2020"):
         accounting("mine")

@@ -1,4 +1,4 @@
-"""The three answers agree: formula, dry run and measurement, over specs that have every pair of families and levers."""
+"""Formula, dry run and real run agree, for specs that cover every pair of families and levers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.covering import covering, title
 from tests.launch.dry_runs import DryRunRequest, dry_run_all
 from tests.runs import Runs
 
-DRY = 0.001  # share of the total at a rank's peak: what one rank of a stage holds in the step stands for the others
+DRY = 0.001  # relative error of the total at a rank's peak: one rank of a stage is used for all of them
 
 
 @pytest.fixture(scope="module")
 def dry_runs() -> dict[RunSpec, RunResult]:
-    """What the dry run of each spec says, one rank of each stage standing for the others."""
+    """The dry run of each spec. One rank of each stage is used for the others."""
     answers = dry_run_all([DryRunRequest(spec, tuple(first_of_each_stage(spec))) for spec in covering()])
     rows = ({rank: one.rows for rank, one in answer.items()} for answer in answers)
     return {spec: result(spec, of, True, textbook(spec), {}, 0.0) for spec, of in zip(covering(), rows, strict=True)}

@@ -1,4 +1,4 @@
-"""The planner's traffic, of many layouts at once, is the traffic table's: the busiest rank's, axis by axis."""
+"""The planner's traffic of many layouts equals the traffic tables: that of the busiest rank, by axis."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def busiest(spec: RunSpec) -> dict[str, float]:
     return found
 
 
-def test_many_layouts_at_once_give_what_each_gives_alone() -> None:
-    """Of every family, as many models as layouts."""
+def test_traffic_of_many_layouts_equals_that_of_each() -> None:
+    """For every family, with as many models as layouts."""
     for spec in random_specs(120, seed=3):
         found = bulk_traffic(spec.model, spec.workload, Grid.of([spec]))
         assert {name: numbers[0] for name, numbers in found.items()} == busiest(spec), spec
 
 
 def test_one_model_in_many_layouts() -> None:
-    """One call, as the planner makes it, with pipelines of every shape in one grid."""
+    """One call, as in the planner, with all kinds of pipelines in one grid."""
     few = [s for s in random_specs(200, seed=4) if s.workload.precision == "fp32"]
     model = few[0].model.model_copy(update={"family": "gpt", "layers": 48, "heads": 60, "hidden": 120, "ffn": 60, "seq": 60})
     some = [RunSpec(model=model, layout=s.layout, workload=s.workload) for s in few]
@@ -45,7 +45,7 @@ def test_one_model_in_many_layouts() -> None:
         assert {name: numbers[i] for name, numbers in found.items()} == busiest(spec), spec
 
 
-def test_no_layouts_give_no_numbers() -> None:
+def test_an_empty_grid_gives_empty_results() -> None:
     some = list(random_specs(1))
     found = bulk_traffic(some[0].model, some[0].workload, Grid.of(some).take(slice(0)))
     assert {len(numbers) for numbers in found.values()} == {0}

@@ -1,4 +1,4 @@
-"""The papers' closed forms, spelled out, are those that the planner counts by; and the checklist keeps to its order."""
+"""The papers' closed forms equal the planner's account, and the checklist keeps its order."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def cost(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None =
 
 
 @pytest.mark.parametrize("name", ["gpt3-175b", "llama3-8b", "bert-base", "transformer-base", "xlnet-large"])
-def test_a_device_that_only_multiplies_takes_the_models_flops(name: str) -> None:
+def test_on_a_device_that_only_multiplies_time_is_flops(name: str) -> None:
     model = catalog.model(name)
     work = cost(run(model), IDEAL, WHOLE)
     crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
@@ -63,7 +63,7 @@ def test_flops_of_a_gpt_are_those_of_the_paper() -> None:
     assert model_flops(model) == pytest.approx(72 * layers * s * h**2 * (1 + s / (6 * h) + vocab / (12 * layers * h)))
 
 
-def test_what_is_computed_again_costs_time_in_backward_only() -> None:
+def test_recompute_costs_time_only_in_backward() -> None:
     none, selective, full = (cost(run(recompute=name)).layer()[:, :, 0] for name in ("none", "selective", "full"))
     assert none[RECOMPUTE].sum() == 0
     assert 0 < selective[RECOMPUTE].sum() < full[RECOMPUTE].sum()
@@ -72,7 +72,7 @@ def test_what_is_computed_again_costs_time_in_backward_only() -> None:
         assert other[[FORWARD, INPUTS, WEIGHTS]] == pytest.approx(none[[FORWARD, INPUTS, WEIGHTS]])
 
 
-def test_tp_divides_the_work_and_costs_collectives() -> None:
+def test_tp_divides_the_work_and_adds_collectives() -> None:
     one, four = (cost(run(tp=tp), IDEAL, WHOLE).layer()[:, COMPUTE, 0].sum() for tp in (1, 4))
     assert four == pytest.approx(one / 4)
     whole, cut = (cost(run(GPT, {"microbatch_size": 64}, tp=4, sequence_parallel=cuts)).layer() for cuts in (False, True))
@@ -83,7 +83,7 @@ def test_tp_divides_the_work_and_costs_collectives() -> None:
     assert cut[:, COMPUTE].sum() < whole[:, COMPUTE].sum()
 
 
-def test_small_messages_go_round_the_ring_under_sequence_parallelism() -> None:
+def test_small_messages_use_a_ring_with_sequence_parallelism() -> None:
     """256 tokens × 512 numbers of 2 bytes over 4 ranks: an all-reduce climbs a tree in 2 + 2 steps; an all-gather and a
     reduce-scatter, which have none, take 3 + 3 steps of a quarter.
     """
@@ -106,14 +106,14 @@ def test_small_products_are_bound_by_memory() -> None:
     assert few[FORWARD, COMPUTE, 0] == pytest.approx(weights, rel=0.05)
 
 
-def test_fp32_is_as_fast_as_its_own_products() -> None:
+def test_fp32_has_the_rate_of_fp32_matrices() -> None:
     wide = ModelSpec(layers=1, hidden=8192, heads=64, seq=2048, vocab=1024)
     layer = cost(RunSpec(model=wide, workload=WorkloadSpec(microbatch_size=1)), A100, Assumptions(matmul_efficiency=1)).layer()
     products = 2 * 2048 * 12 * 8192**2 / (19.5e12 * 0.96)
     assert layer[WEIGHTS, COMPUTE, 0] == pytest.approx(products)
 
 
-def test_fused_attention_moves_no_scores() -> None:
+def test_fused_attention_reads_and_writes_no_scores() -> None:
     long = ModelSpec(layers=2, hidden=1024, heads=16, seq=8192, vocab=1024)
     written, fused = (cost(run(long), assumed=Assumptions(fused_attention=on)).layer().sum() for on in (False, True))
     assert fused < written / 3
@@ -122,7 +122,7 @@ def test_fused_attention_moves_no_scores() -> None:
 # ----------------------------------------------------------------------------------------------------------------- links
 
 
-def test_the_rank_order_decides_who_stays_inside_a_node() -> None:
+def test_the_rank_order_determines_which_groups_are_inside_a_node() -> None:
     """tp fastest, then dp, then pp: of eight in a node, tp=4 leaves two for dp."""
     specs = [run(dp=2, tp=4), run(dp=4, tp=4), run(dp=16, tp=1), run(pp=4, tp=2), run(pp=4, tp=4)]
     grid, bare = Grid.of(specs), Assumptions(intra_efficiency=1, inter_efficiency=1)
@@ -135,7 +135,7 @@ def test_the_rank_order_decides_who_stays_inside_a_node() -> None:
     assert dp.latency[0] == H100.intra_latency < dp.latency[1] < H100.inter_latency == pp.latency[4]
 
 
-def test_collectives_take_alpha_and_beta() -> None:
+def test_collectives_take_latency_and_bytes_over_bandwidth() -> None:
     dp = link(Grid.of([run(dp=4)]), "dp", H100, Assumptions(intra_efficiency=1))
     size = 9e9
     assert dp.all_gather(size)[0] == pytest.approx(3 * (H100.intra_latency + size / 4 / 450e9))
@@ -148,7 +148,7 @@ def test_collectives_take_alpha_and_beta() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_layers_of_stages_in_bulk_are_the_layouts_own(schedule: Any) -> None:
+def test_layers_of_stages_in_bulk_equal_each_layouts(schedule: Any) -> None:
     facts = SCHEDULE_FACTS[schedule]
     for layers in (24, 26, 31):
         model = GPT.model_copy(update={"layers": layers})
@@ -165,7 +165,7 @@ def test_layers_of_stages_in_bulk_are_the_layouts_own(schedule: Any) -> None:
             assert len(own) < 3 or between[i] == max(own[1:-1])
 
 
-def test_the_closed_form_is_the_simulators_where_the_papers_have_one() -> None:
+def test_closed_forms_of_papers_equal_the_simulator() -> None:
     """The vectors at the two ends are counted on both: to 0.1% for naive, GPipe and 1F1B, to some percent for the others."""
     device = H100.model_copy(update={"inter_latency": 0.0, "inter_bandwidth": 1e18, "intra_bandwidth": 1e18})
     for schedule, facts in SCHEDULE_FACTS.items():
@@ -188,14 +188,14 @@ def test_the_closed_form_is_the_simulators_where_the_papers_have_one() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_rounds_that_are_left_out_go_on_like_the_last(schedule: Any) -> None:
+def test_rounds_that_are_not_simulated_take_as_long_as_the_last(schedule: Any) -> None:
     chunks = SCHEDULE_FACTS[schedule].chunks or 3
     spec = run(catalog.model("gpt3-13b"), {"microbatches": 48}, pp=4, tp=2, dp=4, chunks=chunks, schedule=schedule, zero=1)
     whole = simulate(plan(spec.layout, 48), durations(spec, H100, Assumptions()))
     assert simulated(spec, H100, Assumptions()) == pytest.approx((whole.makespan, whole.bubble))
 
 
-def test_what_a_step_is_spent_on_adds_up() -> None:
+def test_the_parts_of_a_steps_time_add_up() -> None:
     grid = candidates(catalog.model("gpt3-13b"), 32, 64)
     times = estimate(Cost(catalog.model("gpt3-13b"), MIXED, grid, A100, Assumptions()))
     parts = times.compute + times.tp + times.pp + times.dp + times.update + times.idle
@@ -209,7 +209,7 @@ def one(times: StepTime) -> dict[str, float]:
     return {name: float(getattr(times, name)[0]) for name in ("step", "tp", "dp", "pp", "idle")}
 
 
-def test_levers_cost_what_the_lessons_say() -> None:
+def test_levers_cost_time_as_the_lessons_say() -> None:
     """ZeRO 3 sends more than 1; more microbatches shrink the bubble; tp over a node's edge is slow."""
     model = catalog.model("gpt3-13b")
 
@@ -226,7 +226,7 @@ def test_levers_cost_what_the_lessons_say() -> None:
 # ------------------------------------------------------------------------------------------------------------- published
 
 
-def test_megatrons_throughput_is_met_with_one_setting() -> None:
+def test_megatrons_throughput_is_predicted_with_one_setting() -> None:
     """The whole tables are in benchmarks/published.py. Narayanan et al. 2021, table 1: 18.4 and 145.6 billion parameters."""
     assumed = Assumptions(split_messages=True)
     for layers, hidden, heads, pp, dp, chunks, batch, size, measured in (

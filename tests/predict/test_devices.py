@@ -1,4 +1,4 @@
-"""Devices: dense rates, one direction, decimal gigabytes; and a user's own from a file."""
+"""Devices: rates for dense matrices, one direction, decimal gigabytes; and a user's device from a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_named_devices() -> None:
         assert spec.memory_bandwidth > spec.intra_bandwidth
 
 
-def test_figures_are_dense_and_one_way() -> None:
+def test_figures_are_for_dense_matrices_and_one_direction() -> None:
     """The H100's data sheet shows 1,979 TFLOPS with sparsity and 900 GB/s of NVLink both ways."""
     h100 = device("h100-80gb")
     assert 2 * h100.bf16_flops == pytest.approx(1979e12, rel=1e-3)
@@ -31,7 +31,7 @@ def test_figures_are_dense_and_one_way() -> None:
     assert h100.peak("bf16") > h100.peak("fp32")
 
 
-def test_fp32_reaches_another_part_of_another_peak() -> None:
+def test_fp32_has_its_own_peak_and_reachable_share() -> None:
     """10,240³ in fp32 takes an A100 0.11 s (PyTorch's documentation): between 0.105 and 0.115."""
     a100, mi300x = device("a100-80gb"), device("mi300x")
     assert 0.105 <= 2 * 10_240**3 / a100.reached("fp32") < 0.1151
@@ -40,7 +40,7 @@ def test_fp32_reaches_another_part_of_another_peak() -> None:
     assert mi300x.reached("fp32") > 0.6 * mi300x.fp32_flops, "what holds it back in bf16 is not known to do so in fp32"
 
 
-def test_one_of_the_users_own(tmp_path: Path) -> None:
+def test_a_users_device_is_read_from_a_file(tmp_path: Path) -> None:
     mine = DEVICES["a100-80gb"].model_copy(update={"name": "a100-nvl", "inter_bandwidth": 12.5e9, "node_size": 4})
     file = tmp_path / "mine.json"
     file.write_text(mine.model_dump_json())
@@ -50,7 +50,7 @@ def test_one_of_the_users_own(tmp_path: Path) -> None:
     assert device(str(file)).node_size == 8
 
 
-def test_what_is_wrong_with_a_device_is_said(tmp_path: Path) -> None:
+def test_an_invalid_device_is_refused_with_the_reason(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(DEVICES["b200"].model_dump_json().replace('"node_size":8', '"node_size":0'))
     with pytest.raises(RequestError, match="node_size=0 must be greater than or equal to 1"):

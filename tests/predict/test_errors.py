@@ -1,4 +1,4 @@
-"""What is said of a prediction's errors."""
+"""Errors of predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def with_table(name: str, table: pd.DataFrame) -> RunResult:
     return replace(ANSWER, tables={**ANSWER.tables, name: table})
 
 
-def test_an_answer_has_no_error_against_itself() -> None:
+def test_a_result_has_no_error_against_itself() -> None:
     assert memory_errors(ANSWER, ANSWER).tolist() == [0.0] * 4
     assert traffic_differences(ANSWER, ANSWER).empty
 
@@ -41,5 +41,5 @@ def test_one_byte_or_call_is_a_difference(number: str) -> None:
     assert len(traffic_differences(ANSWER, with_table("traffic", table))) == 1
 
 
-def test_a_row_that_only_one_has_is_a_difference() -> None:
+def test_a_row_that_only_one_result_has_is_a_difference() -> None:
     assert len(traffic_differences(ANSWER, with_table("traffic", ANSWER.tables["traffic"].iloc[1:]))) == 1

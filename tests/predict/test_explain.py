@@ -1,4 +1,4 @@
-"""Explanations: sentences whose numbers add up, and ways to fit that do fit."""
+"""Explanations: their numbers add up, and suggested layouts fit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def plan() -> Plan:
 
 
 def plain(**layout: object) -> RunSpec:
-    """Of 32 ranks and 64 sequences, without any lever unless given."""
+    """A spec of 32 ranks and 64 sequences, without levers except those given."""
     degrees = LayoutSpec.model_validate({"dp": 4, "tp": 8} | layout)
     counts = {"microbatches": 16 // degrees.dp, "microbatch_size": 4}
     return RunSpec(model=catalog.model("gpt3-13b"), layout=degrees, workload=WorkloadSpec(precision="bf16", **counts))
 
 
-def test_a_reason_keeps_its_values_apart() -> None:
+def test_a_reason_has_its_template_and_its_values() -> None:
     assert str(Reason("{one:.1f} s instead of {other:.1f} s", {"one": 1.25, "other": 3})) == "1.2 s instead of 3.0 s"
 
 
-def test_why_the_first_beats_the_second(plan: Plan) -> None:
-    """The difference of the two steps is the sum of what is said of its parts, but for what is too little to say."""
+def test_the_reasons_add_up_to_the_difference_of_two_steps(plan: Plan) -> None:
+    """The reasons add up to the difference of the two steps, except for parts that are too small to be listed."""
     difference, *parts = why(plan)
     steps = plan.layouts["step_s"]
     assert difference.values["fast"] == steps[0]
@@ -43,7 +43,7 @@ def test_why_the_first_beats_the_second(plan: Plan) -> None:
         assert str(part).endswith(" less." if part.values["other"] > part.values["one"] else " more.")
 
 
-def test_any_two_rows_can_be_compared(plan: Plan) -> None:
+def test_any_two_layouts_can_be_compared(plan: Plan) -> None:
     slower = plan.feasible - 1
     assert why(plan, 0, slower)[0].values["percent"] > 100
 
@@ -79,5 +79,5 @@ def test_the_way_to_fit_ends_in_a_layout_that_fits(plan: Plan) -> None:
     assert needs == sorted(needs, reverse=True)
 
 
-def test_what_fits_needs_no_change(plan: Plan) -> None:
+def test_a_layout_that_fits_needs_no_change(plan: Plan) -> None:
     assert way_to_fit(plan, plan.spec(0)) == []

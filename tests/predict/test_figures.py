@@ -1,4 +1,4 @@
-"""What papers printed comes out of our formulas, and what they measured out of our predictions, within what we say."""
+"""Formulas give the numbers that papers print, and predictions the measured ones within the stated errors."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ def errors(found: list[Reference], matching: Callable[[Reference], bool]) -> lis
     return [abs(100 * r.error) for r in found if matching(r)]
 
 
-def test_formulas_of_papers_come_out_as_printed(found: list[Reference]) -> None:
+def test_formulas_give_the_numbers_that_papers_print(found: list[Reference]) -> None:
     exact = [r for r in found if r.exact and r.source != QI]
     assert len(exact) == 8 + 18
     for r in exact:
-        if r.quantity == "memory":  # the shapes are given, so every digit is
+        if r.quantity == "memory":  # the sizes are given, so all digits are equal
             assert r.ours == pytest.approx(r.published, rel=1e-9), r
-        else:  # to the last digit that the paper prints, which it rounds here and cuts off there
+        else:  # to the last printed digit; the paper rounds some and truncates others
             assert abs(r.ours - r.published) < 10 ** -len(f"{r.published:g}".partition(".")[2]), r
 
 
-def test_bubbles_from_a_papers_own_times_are_the_papers(found: list[Reference]) -> None:
-    """To its four decimals. Between interleaved chunks it counts fewer messages than this engine sends."""
+def test_bubbles_from_a_papers_times_equal_the_papers(found: list[Reference]) -> None:
+    """To the paper's four decimals. Between interleaved chunks it counts fewer messages than this engine sends."""
     profiled = [r for r in found if r.quantity == "profiled bubble"]
     assert [r.exact for r in profiled].count(True) == 24
     assert all(abs(r.ours - r.published) < 0.01 for r in profiled if r.exact)
     assert all(0 < r.error < 0.045 for r in profiled if not r.exact)
 
 
-def test_bubbles_from_the_devices_figures_are_below_the_measured_ones(found: list[Reference]) -> None:
-    """Profiled messages took longer than links need, and profiled backward passes had more to do beside their products."""
+def test_bubbles_from_device_figures_are_below_the_measured_ones(found: list[Reference]) -> None:
+    """Profiled messages took longer than the links need, and profiled backward passes had more work than matrix products."""
     bubbles = [r for r in found if r.quantity == "bubble"]
     assert len(bubbles) == 36
     assert all(-0.36 < r.error < 0 for r in bubbles)
@@ -80,8 +80,8 @@ def test_measured_speeds_are_predicted_with_one_setting(found: list[Reference], 
     assert max(of_table) < most
 
 
-def test_what_is_not_predicted_is_shown_too(found: list[Reference]) -> None:
-    """ZeRO 3 of DeepSpeed in 2021 waited for its parameters longer than the links take to bring them."""
+def test_figures_that_are_not_predicted_well_are_shown_too(found: list[Reference]) -> None:
+    """ZeRO 3 of DeepSpeed in 2021 waited for parameters longer than the links need."""
     slow = [r for r in found if r.source == NARAYANAN_ZERO]
     assert len(slow) == 6
     assert all(r.error > 0.25 for r in slow)
@@ -93,7 +93,7 @@ def test_every_figure_has_a_source_and_known_names(found: list[Reference]) -> No
     assert {r.model for r in found} & set(catalog.MODELS) == {"gpt3-175b", "llama3-405b"}
 
 
-def test_what_is_assumed_changes_predictions_and_no_formula(found: list[Reference]) -> None:
+def test_assumptions_change_predictions_and_no_formula(found: list[Reference]) -> None:
     slower = references(Assumptions(matmul_efficiency=0.43))
     faster: dict[Quantity, Callable[[Reference, Reference], bool]] = {
         "speed": lambda before, after: after.ours < 0.8 * before.ours,

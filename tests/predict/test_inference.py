@@ -17,7 +17,7 @@ GPT3 = MODELS["gpt3-175b"]
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
-def test_parameters_cache_and_traffic_are_the_measured_ones(runs: Runs, family: str) -> None:
+def test_predicted_parameters_cache_and_traffic_equal_the_measured_ones(runs: Runs, family: str) -> None:
     """One sequence through tp2.pp2, prompt and answer."""
     spec = test_generation.spec(family, test_generation.LAYOUTS["tp2.pp2"], trained=False)
     result = runs.result(spec)
@@ -35,12 +35,12 @@ def test_parameters_cache_and_traffic_are_the_measured_ones(runs: Runs, family: 
             assert (calls * passes, wire * passes) == (busiest["calls"], busiest["wire_bytes"]), (phase, axis, collective)
 
 
-def test_unsharded_the_parameters_are_the_models() -> None:
+def test_without_sharding_a_rank_has_all_parameters() -> None:
     for model in [*MODELS.values(), *(ModelSpec(family=family, vocab=300) for family in FAMILIES)]:
         assert total(weights(model, LayoutSpec(), "bf16", 0)) == 2 * model.parameters()
 
 
-def test_175b_keeps_4_7_megabytes_a_token() -> None:
+def test_gpt3_caches_4_7_megabytes_for_each_token() -> None:
     """2 × 96 layers × 12,288 × 2 bytes; a full context of 2,048 tokens is 9.7 GB, and its parameters are 350 GB."""
     assert total(cache(GPT3, LayoutSpec(), "bf16", 0, 1, 1)) == 2 * 96 * 12288 * 2 == 4_718_592
     one = inference_table(GPT3, LayoutSpec(tp=8), "bf16", [1, 16], [2048])
@@ -48,7 +48,7 @@ def test_175b_keeps_4_7_megabytes_a_token() -> None:
     assert 8 * one["parameters"].iloc[0] == pytest.approx(350e9, rel=0.01)
 
 
-def test_what_fits_beside_the_parameters() -> None:
+def test_the_number_of_sequences_that_fit_beside_the_parameters() -> None:
     layout, memory = LayoutSpec(tp=8), 80 * 10**9
     fits = most_sequences(GPT3, layout, "bf16", 2048, memory)
     for batch, inside in ((fits, True), (fits + 1, False)):
@@ -57,7 +57,7 @@ def test_what_fits_beside_the_parameters() -> None:
     assert most_sequences(GPT3, LayoutSpec(tp=4), "bf16", 2048, memory) == -1
 
 
-def test_shared_keys_make_the_cache_smaller_and_models_that_do_not_go_on_have_none() -> None:
+def test_grouped_keys_make_the_cache_smaller_and_encoders_have_none() -> None:
     grouped = MODELS["llama-tiny"]
     every = grouped.model_copy(update={"kv_heads": 0})
     assert total(cache(every, LayoutSpec(), "bf16", 0, 3, 10)) == 2 * total(cache(grouped, LayoutSpec(), "bf16", 0, 3, 10))

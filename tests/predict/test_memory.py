@@ -1,4 +1,4 @@
-"""Predicted memory is what real runs measure, on every rank, and every number of it is the sum that it says it is."""
+"""Predicted memory equals that of real runs on every rank, and every number is the sum of its terms."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def called(case: RunSpec) -> str:
 @pytest.mark.parametrize("case", CASES, ids=called)
 class TestAgainstARealRun:
     def test_every_ranks_total_is_equal_to_the_byte(self, runs: Runs, case: RunSpec) -> None:
-        """And its categories, but for which of two names a message counts under."""
+        """Its categories too, except that a message can be in one of two categories."""
         measured, predicted = runs.result(case).tables["memory_peak"], peak_table(case)
         keys = ["rank", *COORDINATE, "category"]
         assert measured[keys].equals(predicted[keys])
@@ -68,8 +68,8 @@ class TestAgainstARealRun:
 
 
 @pytest.mark.parametrize(("code", "zero"), [("dp1.tp2.pp1", 0), ("dp2.tp2.pp1", 2)])
-def test_in_the_step_a_stages_ranks_differ_by_what_they_count_in_the_norm(runs: Runs, code: str, zero: int) -> None:
-    """Of parameters that tp does not cut only the first of its ranks counts the gradient, of others each replica its share."""
+def test_ranks_of_a_stage_differ_in_the_step_by_their_part_of_the_norm(runs: Runs, code: str, zero: int) -> None:
+    """Only the first tp rank counts gradients of parameters that tp does not shard. Of others, each replica counts its share."""
     numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
     case = spec(code, layout={"zero": zero}, model={"layers": 12, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
     totals = peak_table(case).groupby("rank")["bytes"].sum()
@@ -80,7 +80,7 @@ def test_in_the_step_a_stages_ranks_differ_by_what_they_count_in_the_norm(runs: 
     assert curve.groupby(curve.index // 6)["bytes"].sum().max() == totals[1]
 
 
-def test_the_curve_reaches_the_peak_and_returns_to_what_stands() -> None:
+def test_the_curve_reaches_the_peak_and_returns_to_the_memory_between_steps() -> None:
     case = ALL_AXES
     for rank in (0, 7):
         curve = curve_table(case, rank)
@@ -92,7 +92,7 @@ def test_the_curve_reaches_the_peak_and_returns_to_what_stands() -> None:
         assert totals.index.is_monotonic_increasing
 
 
-def test_in_bulk_the_same_as_one_by_one() -> None:
+def test_bulk_results_equal_those_of_each_layout() -> None:
     model = small().model.model_copy(update={"layers": 12, "hidden": 256, "seq": 128})
     made = []
     for schedule, chunks in (("1f1b", 1), ("gpipe", 1), ("zb-h1", 1), ("interleaved", 2)):
@@ -122,7 +122,7 @@ def test_every_symbol_is_in_the_glossary() -> None:
                         assert set(letters) <= known, factor.symbol
 
 
-def test_what_a_message_holds_stays_until_the_message_goes() -> None:
+def test_a_block_that_a_message_uses_is_kept_until_the_message_is_sent() -> None:
     """An encoder's stage makes the embeddings of source and target as one block (2 · B · S · H), keeps the first half for W and
     sends the second. The last microbatch's message goes at the step, after its W: until then the block is there.
     """

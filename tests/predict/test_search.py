@@ -47,7 +47,7 @@ def grid_of(rows: list[tuple[Any, ...]]) -> Grid:
     ],
     ids=["gpt", "llama", "xlnet"],
 )
-def test_the_rules_in_bulk_are_those_of_a_spec(model: ModelSpec) -> None:
+def test_the_rules_in_bulk_equal_those_of_a_spec(model: ModelSpec) -> None:
     """Every combination of many degrees and levers, right and wrong ones, judged both ways."""
     rows = list(
         itertools.product(
@@ -65,7 +65,7 @@ def test_the_rules_in_bulk_are_those_of_a_spec(model: ModelSpec) -> None:
     assert 0 < judged.sum() < len(rows)
 
 
-def test_candidates_are_all_there_are() -> None:
+def test_candidates_are_complete() -> None:
     """Of a small case, counted by hand over every spec: none is missing but those that differ from another in name only."""
     model, ranks, batch = ModelSpec(layers=4, hidden=64, heads=4, seq=64), 8, 8
     grid = candidates(model, ranks, batch)
@@ -97,7 +97,7 @@ def test_candidates_are_all_there_are() -> None:
     assert got == expected
 
 
-def test_no_layout_at_all_is_refused_with_the_arithmetic() -> None:
+def test_a_request_without_any_layout_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(
         RequestError,
         match=r"no dp × tp × pp = 7 fits: tp must divide 40, .* at least 7, divide .* of 5; a global batch of 7 fits",
@@ -112,7 +112,7 @@ def test_no_layout_at_all_is_refused_with_the_arithmetic() -> None:
 # ------------------------------------------------------------------------------------------------------------- the ranks
 
 
-def test_first_come_those_that_fit_by_time_then_the_others_by_memory(plan: Plan) -> None:
+def test_layouts_that_fit_come_first_by_time_then_others_by_memory(plan: Plan) -> None:
     table, count = plan.layouts, plan.feasible
     assert 0 < count < len(table)
     assert table["fits"].tolist() == [True] * count + [False] * (len(table) - count)
@@ -148,7 +148,7 @@ def test_the_best_layouts_are_simulated(plan: Plan) -> None:
     assert (row["step_s"], row["bubble"]) == pytest.approx(simulated(spec, A100, Assumptions()))
 
 
-def test_a_row_needs_what_its_own_spec_is_predicted_to_need(plan: Plan) -> None:
+def test_a_rows_memory_equals_the_prediction_of_its_spec(plan: Plan) -> None:
     """The best and some others, those that do not fit too: their bytes are those that a page unfolds into a formula."""
     for row in (*range(3), *np.random.default_rng(1).integers(0, len(plan.layouts), 5).tolist()):
         peaks = memory(plan.spec(row)).peaks
@@ -156,7 +156,7 @@ def test_a_row_needs_what_its_own_spec_is_predicted_to_need(plan: Plan) -> None:
         assert peaks[plan.layouts["fullest_stage"][row]].total == max(peak.total for peak in peaks)
 
 
-def test_the_front_is_nobodys_loser(plan: Plan) -> None:
+def test_no_layout_of_the_front_is_beaten_in_time_and_memory(plan: Plan) -> None:
     table = plan.layouts[plan.layouts["fits"]]
     front = table[table["pareto"]]
     assert front.index[0] == 0, "the fastest is always on it"
@@ -166,21 +166,21 @@ def test_the_front_is_nobodys_loser(plan: Plan) -> None:
         assert ((front["step_s"] <= row["step_s"]) & (front["memory_bytes"] <= row["memory_bytes"])).any()
 
 
-def test_wire_bytes_are_those_of_each_layouts_own_traffic(plan: Plan) -> None:
+def test_wire_bytes_equal_those_of_each_layouts_traffic(plan: Plan) -> None:
     rows = np.random.default_rng(0).integers(0, len(plan.layouts), 300)
     own = bulk_traffic(plan.model, MIXED, plan.grid.take(rows))
     for axis in AXES:
         assert plan.layouts[f"{axis}_bytes"][rows].tolist() == own[axis].tolist()
 
 
-def test_another_account_may_be_asked_for(plan: Plan) -> None:
+def test_another_account_of_memory_can_be_chosen(plan: Plan) -> None:
     theirs = search(plan.model, 32, A100, 64, account="korthikanti2022", simulate_best=0)
     assert len(theirs.layouts) == len(plan.layouts)
     memory, _ = accounting("korthikanti2022")(plan.model, MIXED, theirs.grid)
     assert theirs.layouts["memory_bytes"].tolist() == memory.tolist()
 
 
-def test_a_large_search_counts_everything_once() -> None:
+def test_a_large_search_has_every_layout_once() -> None:
     plan = search(catalog.model("gpt3-175b"), 1024, DEVICES["h100-80gb"], 1536, simulate_best=1)
     assert len(plan.layouts) > 50_000
     assert plan.feasible > 1000

@@ -27,7 +27,7 @@ def test_gpt3_needs_more_than_four_devices_of_80_gb() -> None:
     assert fits["memory_bytes"].max() <= H100.memory_bytes
 
 
-def test_as_many_sequences_as_fit() -> None:
+def test_the_default_is_as_many_sequences_as_fit() -> None:
     table = serving(GPT3, 16, H100, 2048)
     row = table[table["layout"] == "dp1.tp8.pp2"].iloc[0]
     layout = LayoutSpec(tp=8, pp=2)
@@ -43,10 +43,10 @@ def test_too_many_sequences_do_not_fit() -> None:
     assert over["reason"].iloc[0].startswith("needs 7")
 
 
-def test_one_sequence_is_as_fast_as_its_weights_are_read() -> None:
-    """tp reads them side by side; a pipeline reads them one stage after the other and is no faster for one sequence."""
+def test_one_sequence_is_as_fast_as_weights_are_read() -> None:
+    """tp ranks read them at the same time. The stages of a pipeline read them one after the other, which is not faster."""
     table = serving(catalog.model("llama3-8b"), 8, H100, 1024, sequences=1).set_index("layout")
-    looked_up = 128_256 * 4096  # numbers of the table that embeds: a token takes a row of it
+    looked_up = 128_256 * 4096  # parameters of the embedding table: a token reads one row
     read = 2 * (8_030_261_248 - looked_up) / (H100.memory_bandwidth * 0.8)
     assert table["token_s"]["dp8.tp1.pp1"] == pytest.approx(read, rel=0.01)
     assert table["token_s"]["dp1.tp1.pp8"] == pytest.approx(read, rel=0.06)
@@ -62,29 +62,29 @@ _READ = 6 * (6 * 512**2 + 2 * 512 * 2048 + 2048 + 512 + 3 * 2 * 512) + 37_000 * 
 _NUMBERS_KEPT = 6 * 2 * 512 * (100 + 512)  # of one sequence of 100 tokens: keys and values, its own and the source's
 
 
-def test_decoding_runs_the_decoder_alone() -> None:
+def test_decoding_reads_only_the_decoder() -> None:
     """Two bytes a number, read once a token; 3 sequences read 3 caches and the parameters once."""
     for sequences in (1, 3):
         row = serving(_BASE, 1, H100, 100, sequences=sequences).iloc[0]
         assert row["token_s"] == pytest.approx(2 * (_READ + sequences * _NUMBERS_KEPT) / (H100.memory_bandwidth * 0.8))
 
 
-def test_decoding_multiplies_by_the_decoder_alone() -> None:
-    """2 FLOPs a parameter, and for each token that is remembered 4 a number of a head: q·k, and its share of v."""
+def test_decoding_multiplies_only_by_the_decoder() -> None:
+    """2 FLOPs for each parameter, and for each cached token 4 for each number of a head: q·k, and the weighted sum of v."""
     slow = H100.model_copy(update={"bf16_flops": 1e12, "memory_bandwidth": 1e18, "reachable": 1})
     flops = 2 * _READ + 6 * 4 * 512 * (100 + 512)
     row = serving(_BASE, 1, slow, 100, sequences=5, assumed=Assumptions(matmul_efficiency=1)).iloc[0]
     assert row["token_s"] == pytest.approx(5 * flops / 1e12)
 
 
-def test_stages_of_an_encoder_are_not_waited_for() -> None:
+def test_decoding_does_not_wait_for_stages_of_the_encoder() -> None:
     """On two stages the first is the encoder: the second decodes at the speed of one, and its token is sent once."""
     alone, two = (serving(_BASE, ranks, H100, 100, sequences=4).set_index("layout") for ranks in (1, 2))
     message = H100.intra_latency + 4 * 512 * 2 / (H100.intra_bandwidth * 0.8)
     assert two["token_s"]["dp1.tp1.pp2"] == pytest.approx(alone["token_s"]["dp1.tp1.pp1"] + message)
 
 
-def test_the_next_token_must_be_what_is_predicted() -> None:
+def test_a_model_that_does_not_predict_the_next_token_cannot_serve() -> None:
     with pytest.raises(RequestError, match="bert does not predict the next token; gpt, transformer, llama do"):
         serving(catalog.model("bert-base"), 1, H100, 128)
     with pytest.raises(RequestError, match="length=0"):

@@ -1,4 +1,4 @@
-"""Many schedules simulated at once are each what the simulator of the timeline finds."""
+"""Many schedules simulated at once give the times of the timeline's simulator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.spec import SCHEDULE_FACTS, LayoutSpec
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_takes_as_long_as_it_does_action_by_action(name: Any) -> None:
-    """With any times of passes, messages and reductions, also where a sender waits for an earlier message to be taken in."""
+    """With any times of passes, messages and reductions, also if a sender waits until an earlier message is received."""
     random = np.random.default_rng(3)
     for pp, least in ((1, 3), (2, 4), (3, 7), (4, 8), (5, 12), (4, 13)):
         chunks = SCHEDULE_FACTS[name].chunks or 3
@@ -34,7 +34,7 @@ def test_a_schedule_takes_as_long_as_it_does_action_by_action(name: Any) -> None
         assert found.busy == pytest.approx(sum(timeline.busy))
 
 
-def test_side_by_side_each_takes_as_long_as_alone() -> None:
+def test_schedules_simulated_together_take_as_long_as_each_alone() -> None:
     kinds: Any = [(kind, c) for kind in "FBIW" for c in range(8)]
     times = [Durations(dict.fromkeys(kinds, at + 1.0), {("activation", 0): 0.5}) for at in range(len(SCHEDULES))]
     runs = [
@@ -44,7 +44,7 @@ def test_side_by_side_each_takes_as_long_as_alone() -> None:
     assert simulate_all(runs) == [simulate_all([one])[0] for one in runs]
 
 
-def test_stages_that_wait_for_each_other_are_refused() -> None:
+def test_a_deadlock_is_refused() -> None:
     """The last stage's first pass waits for itself."""
     one = pipeline_simulation("1f1b", 2, 3, 1)
     stuck = one.waits.copy()
@@ -54,8 +54,8 @@ def test_stages_that_wait_for_each_other_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_orders_of_many_stages_at_once_are_each_stages_own(name: Any) -> None:
-    """Each with its own number of microbatches, few and many."""
+def test_orders_of_many_stages_equal_those_of_each(name: Any) -> None:
+    """Each with another number of microbatches, few and many."""
     facts, pp = SCHEDULE_FACTS[name], 4
     chunks, some = facts.chunks or 3, [m for m in (8, 12, 1, 2, 3) if facts.fits_microbatches(pp, m)]
     asked = [(stage, m) for m in some for stage in (3, 0, 2)]

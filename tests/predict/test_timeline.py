@@ -1,4 +1,4 @@
-"""The timeline predicted: the simulator says what the papers say, what a run's own times say, and why it takes so long."""
+"""Predicted timelines: the simulator agrees with papers and with a run's times, and finds the critical path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def textbook_of(name: ScheduleName, p: int, m: int, v: int) -> Timeline:
     return simulate(plan(layout, m), textbook(layout))
 
 
-def test_the_bubble_at_textbook_times_is_the_papers() -> None:
+def test_the_bubble_in_textbook_times_equals_the_papers() -> None:
     for name, p, m, v in PIPELINES:
         timeline = textbook_of(name, p, m, v)
         assert timeline.bubble == pytest.approx(SCHEDULE_FACTS[name].bubble_share(p, m, v), abs=1e-12), (name, p, m, v)
@@ -36,7 +36,7 @@ def test_the_bubble_at_textbook_times_is_the_papers() -> None:
         assert timeline.busy == pytest.approx([3 * m] * p), "every stage does 3 units a microbatch"
 
 
-def test_of_ideal_time_1f1b_idles_p_minus_1_over_m() -> None:
+def test_the_bubble_of_1f1b_as_a_share_of_ideal_time_is_p_minus_1_over_m() -> None:
     assert textbook_of("1f1b", 4, 12, 1).bubble_of_ideal == pytest.approx(3 / 12)
     assert textbook_of("interleaved", 4, 12, 2).bubble_of_ideal == pytest.approx(3 / 24)
 
@@ -47,7 +47,7 @@ def alike(chunks: int, f: float, i: float, w: float) -> Durations:
 
 
 def uneven(random: np.random.Generator, layout: LayoutSpec) -> Durations:
-    """Times of each chunk's own, messages included."""
+    """Different times for each chunk, and for messages."""
     chunks = range(layout.pp * layout.chunks)
     compute = {(kind, c): float(random.integers(1, 12)) for kind in ("F", "B", "I", "W") for c in chunks}
     messages = {(flow, c): float(random.integers(0, 6)) for flow in ("activation", "gradient") for c in chunks}
@@ -62,8 +62,8 @@ def some_layouts(count: int, seed: int) -> list[tuple[LayoutSpec, np.random.Gene
     return [(LayoutSpec(pp=int(random.integers(1, 6)), schedule=n, chunks=v), random) for n, v in zip(names, chunks, strict=True)]
 
 
-def test_the_critical_path_is_as_long_as_the_whole() -> None:
-    """Following what each action waited for, the times of its actions and messages add up to the makespan: it has no gap."""
+def test_the_critical_path_is_as_long_as_the_step() -> None:
+    """Following what each action waited for, the times of its actions and messages add up to the makespan."""
     for layout, random in some_layouts(70, seed=7):
         durations = uneven(random, layout)
         timeline = simulate(plan(layout, 2 * layout.pp * int(random.integers(1, 3))), durations)
@@ -102,11 +102,11 @@ def test_a_slow_stage_makes_the_others_wait() -> None:
     assert after.idle[0] > before.idle[0] + 20
     twice = simulate(plan(layout, 8), slowed(slowed(even, 2, 2.0), 2, 0.5))
     assert twice.timed == before.timed
-    # What fills the pipeline, then nothing but the slow stage, then what drains it.
+    # Filling the pipeline, then only the slow stage, then draining.
     assert sum(t.stage == 2 for t in after.critical_path) > len(after.critical_path) / 2
 
 
-def test_a_projection_takes_each_action_as_long_as_it_was_measured(runs: Runs) -> None:
+def test_a_projection_gives_each_action_its_measured_time(runs: Runs) -> None:
     """As if each rank had its own device: a stage's ranks are averaged, and nothing of the wall clock is left."""
     spec = small("dp2.pp2", "1f1b", microbatches=3)
     spans = runs.result(spec).tables["spans"]
@@ -123,7 +123,7 @@ def test_a_projection_takes_each_action_as_long_as_it_was_measured(runs: Runs) -
     assert step["cpu_ns"] == round(compute[(compute["rank"] >= 2) & (compute["kind"] == "step")]["cpu_ns"].mean())
 
 
-def test_a_predicted_timeline_is_a_table_like_a_measured_one() -> None:
+def test_a_predicted_timeline_has_the_form_of_a_measured_one() -> None:
     """Each rank of a stage has its rows; in a huge layout, a stage's first rank stands for the others."""
     for dp, ranks in ((2, range(8)), (64, range(0, 256, 64))):
         spec = RunSpec(layout=LayoutSpec(dp=dp, pp=4), workload=WorkloadSpec(microbatches=5))
@@ -135,7 +135,7 @@ def test_a_predicted_timeline_is_a_table_like_a_measured_one() -> None:
         assert table.groupby("rank")["start_ns"].apply(lambda starts: starts.is_monotonic_increasing).all()
 
 
-def test_a_message_under_way_delays_the_next_stage_and_not_the_sender() -> None:
+def test_a_message_delays_its_receiver_and_not_its_sender() -> None:
     layout = LayoutSpec(pp=2, schedule="gpipe")
     durations = Durations(alike(2, 1.0, 1.0, 1.0).compute, {("activation", 0): 5.0})
     first = {t.stage: t for t in simulate(plan(layout, 1), durations).timed if t.action.kind == "F"}

@@ -20,7 +20,7 @@ from tests.runs import Runs, small
 
 COLUMNS = ["rank", "axis", "collective", "phase", "group", "calls", "payload_bytes", "wire_bytes"]
 
-# Runs that other tests make anyway: what the pairs of test_agreement.py, which hold the same, do not have.
+# Runs of other tests that test_agreement.py does not have.
 RUNS: dict[str, RunSpec] = {
     "long rounds": test_schedules_run.alone("interleaved", 8, chunks=2, pp=3, layers=6),
     "all axes": small("dp2.tp2.pp2", microbatches=3, model={"vocab": 257}),
@@ -38,7 +38,7 @@ def sorted_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_formula_equals_what_the_door_counted(runs: Runs, name: str) -> None:
+def test_the_formula_equals_the_counted_traffic(runs: Runs, name: str) -> None:
     spec = RUNS[name]
     predicted = traffic(spec)
     assert set(predicted["source"]) <= {"formula"}
@@ -54,8 +54,8 @@ def test_terms_add_up_to_the_table() -> None:
             assert {key: total(sums) for key, sums in terms(spec, rank).items()} == rows.to_dict(), spec
 
 
-def test_all_ranks_of_a_group_take_part_alike() -> None:
-    """A collective is called as often, with as many bytes, by each rank of its group; what one sends, the other receives."""
+def test_all_ranks_of_a_group_make_the_same_calls() -> None:
+    """All ranks of a group make the same collectives with the same bytes, and each send has a receive."""
     for spec in random_specs(60, seed=2, most=4):
         table = traffic(spec)
         assert dict(table.dtypes.astype(str)) == {name: str(pd.Series(dtype=t).dtype) for name, t in SCHEMAS["traffic"].items()}
@@ -73,7 +73,7 @@ def test_all_ranks_of_a_group_take_part_alike() -> None:
 
 
 @pytest.mark.parametrize("name", ["1f1b", *(name for name, facts in SCHEDULE_FACTS.items() if facts.splits)])
-def test_passes_that_overlap_are_reduced_together(name: ScheduleName) -> None:
+def test_overlapping_passes_are_reduced_together(name: ScheduleName) -> None:
     """A layer is reduced when no I of its chunk waits for its W: counted in the order of the schedule's actions."""
     for pp in range(1, 8):
         placement = LayoutSpec(pp=pp, schedule=name, chunks=SCHEDULE_FACTS[name].least_chunks).placement

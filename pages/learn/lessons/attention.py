@@ -22,7 +22,7 @@ _SENTENCES = {
     "sea": "she sells shells and shells she sells",
     "rose": "a rose is a rose is a rose",
 }
-_WIDTH = 32  # of the toy's embeddings
+_WIDTH = 32  # of the small model's embeddings
 _PLACES = 48
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _MODEL = "gpt3-175b"
@@ -53,7 +53,7 @@ def _draw(state: LessonState) -> None:
 
 
 def _formula(latex: str) -> None:
-    """Centred above the text that it belongs to, and no wider."""
+    """A formula, centred above its text and as wide as it."""
     st.latex(latex, width=READABLE_PX)
 
 
@@ -124,10 +124,10 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
     say, tokens = style.say, _SENTENCES[sentence].split()
     shares = attention(tokens, _WIDTH, causal, places)
     shown = np.where(np.triu(np.ones_like(shares), 1) > 0, np.nan, shares) if causal else shares
-    # The last word that had come before, and where it came before.
+    # The last repeated word, and its earlier position.
     again = max(at for at, token in enumerate(tokens) if token in tokens[:at])
     before = max(at for at in range(again) if tokens[at] == tokens[again])
-    told = (
+    captions = (
         say("Attention shares, a row for each token"),
         say(
             "The last “{word}” takes {own} from itself and {other} from the “{word}” before it",
@@ -142,21 +142,21 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
         ),
     )
     axes = (say("looks from"), say("looks at"))
-    return drawing.packed(teaching.heat(shown, tokens, tokens, axes, told, style, written=True, height=38 * len(tokens)))
+    return drawing.packed(teaching.heat(shown, tokens, tokens, axes, captions, style, written=True, height=38 * len(tokens)))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def _positions(view: View) -> Drawing:
     style = look(view)
     say = style.say
-    told = (
+    captions = (
         say("Sinusoidal positions"),
         say("Each position has a pattern of its own: fast waves at the left, slow ones at the right"),
         say("A row is a position, a column one of {width} dimensions: even columns are sines, odd ones cosines.", width=_WIDTH),
     )
     names = [str(place) for place in range(_PLACES)], [str(dim) for dim in range(_WIDTH)]
     axes = (say("position"), say("dimension"))
-    return drawing.packed(teaching.heat(sinusoids(_PLACES, _WIDTH), *names, axes, told, style, signed=True, height=290))
+    return drawing.packed(teaching.heat(sinusoids(_PLACES, _WIDTH), *names, axes, captions, style, signed=True, height=290))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -174,14 +174,14 @@ def _growth(here: int, view: View) -> Drawing:
         ]
     )
     share = found[here][1] / sum(found[here])
-    told = (
+    captions = (
         say("Activations of one layer of {model}, one text", model=_MODEL),
         say("At {length} tokens the scores are {share} of what the layer keeps", length=f"{here:,}", share=percent(share)),
         say("5·a·s²·b bytes for the scores, 34·s·b·h for the rest (Korthikanti et al. 2022); the dashed line is your length."),
     )
     axes = (say("tokens in the text"), say("bytes ({unit})", unit=unit.name))
     colour = {scores: style.pink, rest: style.grey}
-    return drawing.packed(teaching.curves(rows, axes, here, colour, told, style, log=True))
+    return drawing.packed(teaching.curves(rows, axes, here, colour, captions, style, log=True))
 
 
 def _four_times_longer(state: LessonState) -> Question:

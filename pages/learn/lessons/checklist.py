@@ -20,15 +20,15 @@ from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.search_summary import SearchSummary, summarize_search
 from pages.learn.sizes import CARDS, PUBLISHED
-from pages.learn.weighing import Weighed, weigh
 from pages.shared import navigation
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
 from pages.shared.subprocesses import run_in_worker
 
 _COUNTS, _BATCHES = (1, 8, 16, 64, 128, 512, 1024), (64, 256, 1024, 1536)
-_ENOUGH = 4  # microbatches for each stage, from which on the bubble is small
+_ENOUGH = 4  # microbatches for each stage that make the bubble small
 
 
 def _draw(state: LessonState) -> None:
@@ -56,7 +56,7 @@ def _draw(state: LessonState) -> None:
         ):
             st.caption(_missing(say, missing, state["batch"]))
         _verdict(state, tried[-1])
-        _weigh(state, tried[-1])
+        _all_layouts(state, tried[-1])
     state.heading(say("The list to keep"))
     state.text(
         "\n".join(
@@ -87,7 +87,7 @@ def tries(model: str, count: int, device: str, batch: int) -> list[Try]:
 
 
 def _names(say: Words) -> dict[Lever, tuple[str, str]]:
-    """Each lever's name, and why it stands where it does."""
+    """Each lever's name, and the reason for its place in the list."""
     return {
         "replicas": (say("replicas alone"), say("nothing to send but gradients, once a step")),
         "zero": (say("ZeRO 1"), say("the optimizer’s state is shared out, for the same traffic")),
@@ -116,7 +116,7 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
 
 
 def _missing(say: Words, left: list[tuple[Lever, int]], texts: int) -> str:
-    """Why entries are not in the list: "replicas alone, ZeRO 1 (dp1024); …"."""
+    """Why some levers are not in the list: "replicas alone, ZeRO 1 (dp1024); …"."""
     names = _names(say)
     by_replicas: dict[int, list[str]] = {}
     for lever, replicas in left:
@@ -130,7 +130,7 @@ def _missing(say: Words, left: list[tuple[Lever, int]], texts: int) -> str:
 
 
 def bubble_of(pp: int, microbatches: int) -> float:
-    """Of 1F1B in textbook times, a share of total time."""
+    """The bubble of 1F1B in textbook times, as a share of total time."""
     return simulate(plan(LayoutSpec(pp=pp), microbatches), textbook(LayoutSpec(pp=pp))).bubble
 
 
@@ -167,8 +167,8 @@ def _verdict(state: LessonState, last: Try) -> None:
     navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": state["device"]})
 
 
-def _weigh(state: LessonState, last: Try) -> None:
-    """All layouts beside the list's, when asked for: that takes a second or more."""
+def _all_layouts(state: LessonState, last: Try) -> None:
+    """A search of all layouts, on a button because it takes a second or more, and the list's layout beside its best."""
     say, asked = state.say, (state["model"], state["count"], state["device"], state["batch"])
     if st.session_state.get(state.key("weighed")) != asked:
         st.button(
@@ -181,7 +181,7 @@ def _weigh(state: LessonState, last: Try) -> None:
         return
     try:
         with st.spinner(say("Weighing every layout of {count} devices", count=f"{state['count']:,}")):
-            found = weighed(*asked)
+            found = search_summary(*asked)
     except RequestError as error:
         st.warning(say("There is nothing to weigh: {reason}.", reason=say.sentence(error.sentence)))
         return
@@ -213,9 +213,9 @@ def _weigh(state: LessonState, last: Try) -> None:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def weighed(model: str, count: int, device: str, batch: int) -> Weighed:
-    """Raises `RequestError` where there is no layout at all."""
-    return run_in_worker(weigh, model, count, device, batch)
+def search_summary(model: str, count: int, device: str, batch: int) -> SearchSummary:
+    """Raises `RequestError` if there is no layout."""
+    return run_in_worker(summarize_search, model, count, device, batch)
 
 
 def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonState], Question]:

@@ -125,13 +125,13 @@ def _apart(dp: int, average: bool, view: View) -> Drawing:
         title = say(
             "Without the average the copies drift apart: up to {most} after {steps} steps", most=f"{spread[-1]:.2f}", steps=_STEPS
         )
-    told = (
+    captions = (
         say("How far apart the replicas’ weights are"),
         title,
         say("The largest difference of any weight between any two replicas, after each step of training."),
     )
     axes = (say("step"), say("largest difference"))
-    return drawing.packed(teaching.curves(rows, axes, None, {say("spread"): style.blue}, told, style, form=".2f"))
+    return drawing.packed(teaching.curves(rows, axes, None, {say("spread"): style.blue}, captions, style, form=".2f"))
 
 
 def spread_of(weights: Array) -> Array:

@@ -92,7 +92,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _own_count(name: str) -> int:
-    """Peak bytes of training on one device, by the engine's formula."""
+    """Peak bytes of training on one device, as predicted by the engine."""
     workload = WorkloadSpec(microbatches=1, microbatch_size=1, precision="bf16")
     return memory(RunSpec(model=catalog.model(name), workload=workload)).peaks[0].total
 
@@ -114,12 +114,12 @@ def _training(name: str, device: str, view: View) -> Drawing:
     kept["activations"] = model.layers * total(layer_activations(model, 1))
     rows = pd.DataFrame([{"bar": say("training"), "category": c, "bytes": n} for c, n in kept.items()])
     holds, all_of_it = card(device), sum(kept.values())
-    told = (
+    captions = (
         say("Memory to train {model}, one text at a time", model=name),
         _against(style.say, all_of_it, device, holds),
         say("Each part is what one kind of number takes; the dashed line is what one {device} holds.", device=device),
     )
-    return drawing.packed(teaching.stacks(rows, (device, holds), told, style))
+    return drawing.packed(teaching.stacks(rows, (device, holds), captions, style))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -133,12 +133,12 @@ def _using(name: str, device: str, batch: int, length: int, view: View) -> Drawi
             {"bar": say("using"), "category": "kv_cache", "bytes": kept},
         ]
     )
-    told = (
+    captions = (
         say("Memory to generate with {model}", model=name),
         _against(say, held + kept, device, card(device)),
         say("The weights at 2 bytes each, and the keys and values of every token so far; one {device} is dashed.", device=device),
     )
-    return drawing.packed(teaching.stacks(rows, (device, card(device)), told, style))
+    return drawing.packed(teaching.stacks(rows, (device, card(device)), captions, style))
 
 
 def _against(say: Words, needed: int, device: str, holds: int) -> str:

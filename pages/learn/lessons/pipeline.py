@@ -26,7 +26,7 @@ from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
 
 _STAGES, _MICROBATCHES = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16)
-_LARGE, _TP, _DEVICE = "gpt3-175b", 8, "h100-80gb"  # of which the stages are shown in bytes
+_LARGE, _TP, _DEVICE = "gpt3-175b", 8, "h100-80gb"  # the model, tp and device for which stages are shown in bytes
 _SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(pp=3), workload=WorkloadSpec(microbatches=2))
 _SIMPLE: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
 
@@ -81,14 +81,14 @@ def _cards(state: LessonState) -> None:
 
 
 def layout_of(schedule: ScheduleName, p: int, m: int) -> LayoutSpec:
-    """A pipeline of p stages, with two chunks each where the schedule wants more than one. Raises `RequestError`."""
+    """A pipeline of p stages, with two chunks a stage if the schedule needs more than one. Raises `RequestError`."""
     layout = LayoutSpec(pp=p, schedule=schedule, chunks=SCHEDULE_FACTS[schedule].least_chunks)
     RunSpec(model=ModelSpec(layers=2 * max(_STAGES)), layout=layout, workload=WorkloadSpec(microbatches=m))
     return layout
 
 
 def timed(layout: LayoutSpec, m: int) -> Timeline:
-    """In the papers' units: forward takes 1, backward 2."""
+    """The simulated schedule in the papers' units: forward takes 1, backward 2."""
     return simulate(plan(layout, m), textbook(layout))
 
 
@@ -119,7 +119,7 @@ def _bubble(state: LessonState, layout: LayoutSpec, m: int) -> None:
 def closed_forms(layout: LayoutSpec, m: int) -> tuple[tuple[str, str], tuple[str, str]]:
     """The bubble's formula with symbols and with numbers, as a share of total and of ideal time.
 
-    Where the schedule's own does not hold, because too few microbatches fill the pipeline: idle time by what it is a share of.
+    If there are too few microbatches to fill the pipeline, the schedule's closed form is not valid: then idle time ÷ that time.
     """
     found, p, v = timed(layout, m), layout.pp, layout.chunks
     idle, busy = f"{sum(found.idle):g}", f"{sum(found.busy):g}"
@@ -139,12 +139,12 @@ def closed_forms(layout: LayoutSpec, m: int) -> tuple[tuple[str, str], tuple[str
 
 @st.cache_data(max_entries=128, show_spinner=False)
 def _bubbles(schedule: ScheduleName, p: int) -> dict[int, float]:
-    """The bubble by number of microbatches, of those that the schedule takes."""
+    """The bubble for each number of microbatches that the schedule accepts."""
     found = {}
     for m in _MICROBATCHES:
         try:
             found[m] = timed(layout_of(schedule, p, m), m).bubble
-        except RequestError:  # this schedule does not take so many or so few
+        except RequestError:  # the schedule does not accept this number
             continue
     return found
 
@@ -156,7 +156,7 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
     name = schedules(say)[schedule]
     least = min(found, key=found.__getitem__)
     rows = pd.DataFrame([{"x": m, "y": share, "series": name} for m, share in found.items()])
-    told = (
+    captions = (
         say("Bubble by number of microbatches, {count} stages", count=p),
         say(
             "{share} of total time with {here} microbatches; with {most} it is {least}",
@@ -168,7 +168,7 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
         say("Each point is a timeline as above with that many microbatches; those that the schedule does not take are left out."),
     )
     axes = (say("microbatches"), say("bubble, share of total time"))
-    return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, told, style, form=".0%"))
+    return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, captions, style, form=".0%"))
 
 
 def _held(state: LessonState, layout: LayoutSpec, m: int) -> None:
@@ -202,12 +202,12 @@ def _in_flight(layout: LayoutSpec, m: int, view: View) -> Drawing:
             most=f"{max(kept):g}",
             least=f"{min(kept):g}",
         )
-    told = (
+    captions = (
         say("Microbatches in flight"),
         title,
         say("The most microbatches that a stage has run forward and not yet backward, in units of its whole run of layers."),
     )
-    return drawing.packed(teaching.columns(rows, (say("stage"), say("microbatches kept")), told, style))
+    return drawing.packed(teaching.columns(rows, (say("stage"), say("microbatches kept")), captions, style))
 
 
 @st.cache_data(max_entries=128, show_spinner=False)
@@ -234,7 +234,7 @@ def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
             least=in_bytes(least.total),
             other=least.stage,
         )
-    told = (
+    captions = (
         say("The same in bytes: {model}, its layers’ matrices cut over tp = {tp}", model=_LARGE, tp=_TP),
         title,
         say(
@@ -244,7 +244,7 @@ def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
             device=_DEVICE,
         ),
     )
-    return drawing.packed(teaching.stacks(rows, (_DEVICE, card(_DEVICE)), told, style))
+    return drawing.packed(teaching.stacks(rows, (_DEVICE, card(_DEVICE)), captions, style))
 
 
 # ------------------------------------------------------------------------------------------------------------- questions

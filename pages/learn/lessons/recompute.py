@@ -26,7 +26,7 @@ from pages.shared import drawing
 
 _KINDS: tuple[Recompute, ...] = ("none", "selective", "full")
 _LENGTHS, _BATCHES = (1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8)
-_P, _M = 4, 8  # the pipeline in which the price is shown
+_P, _M = 4, 8  # stages and microbatches of the pipeline whose step time is shown
 
 
 def _draw(state: LessonState) -> None:
@@ -71,7 +71,7 @@ def _kept(name: str, s: int, b: int, view: View) -> Drawing:
     labels = {"none": say("none"), "selective": say("selective"), "full": say("full")}
     sizes = {kind: model.layers * total(layer_activations(model, b, kind)) for kind in _KINDS}
     rows = pd.DataFrame([{"bar": labels[kind], "category": "activations", "bytes": size} for kind, size in sizes.items()])
-    told = (
+    caption = (
         say("Activations of one microbatch in all {layers} layers of {model}", layers=model.layers, model=name),
         say(
             "Selective keeps {selective} of what a run without recomputation keeps, full {full}",
@@ -80,7 +80,7 @@ def _kept(name: str, s: int, b: int, view: View) -> Drawing:
         ),
         say("Kept from forward to backward, on one device without tensor parallelism (Korthikanti et al. 2022)."),
     )
-    return drawing.packed(teaching.stacks(rows, None, told, style))
+    return drawing.packed(teaching.stacks(rows, None, caption, style))
 
 
 def _table(state: LessonState) -> None:
@@ -140,14 +140,14 @@ def _steps(state: LessonState) -> None:
 
 
 def backward_time(kind: Recompute, model: ModelSpec, b: int) -> float:
-    """Of one microbatch, in units of its forward: two, and whatever of forward is done again."""
+    """Backward time of one microbatch, in units of its forward: two, and the recomputed share of forward."""
     flops = layer_flops(model, b)
     again = {"none": 0.0, "selective": flops["attention"] / sum(flops.values()), "full": 1.0}
     return 2.0 + again[kind]
 
 
 def step_time(backward: float) -> float:
-    """Units of time of a step of 1F1B with 4 stages and 8 microbatches, forward taking 1."""
+    """Time of a step of 1F1B with 4 stages and 8 microbatches, if forward takes 1."""
     return simulate(plan(LayoutSpec(pp=_P), _M), _durations(backward)).pipeline
 
 
@@ -174,7 +174,7 @@ def _priced(kind: Recompute, name: str, s: int, b: int, view: View) -> Drawing:
             before=f"{before:g}",
             more=percent(after / before - 1),
         )
-    told = replace(
+    caption = replace(
         drawn,
         subject=say("A step of 1F1B, {p} stages and {m} microbatches", p=_P, m=_M),
         title=title,
@@ -184,7 +184,7 @@ def _priced(kind: Recompute, name: str, s: int, b: int, view: View) -> Drawing:
             backward=f"{backward:.3g}",
         ),
     )
-    return drawing.packed(told)
+    return drawing.packed(caption)
 
 
 def _left(state: LessonState) -> Question:

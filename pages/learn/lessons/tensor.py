@@ -94,7 +94,7 @@ def _show_step(state: LessonState) -> None:
 
 
 def _of_ranks(colours: tuple[str, ...], tp: int) -> list[str]:
-    """The owner's colour of each of four columns or rows."""
+    """The colour of the owner, for each of four columns or rows."""
     return [colours[at * tp // 4] for at in range(4)]
 
 
@@ -190,7 +190,7 @@ def _sum(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tu
 
 
 def reduced(slices: list[Slice]) -> Array:
-    """What the all-reduce gives every rank: the sum of the partial results. (2, 4)"""
+    """The result of the all-reduce on every rank: the sum of the partial results. (2, 4)"""
     return np.sum([own.partial for own in slices], axis=0)
 
 

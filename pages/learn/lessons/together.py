@@ -21,7 +21,7 @@ from pages.shared.links import encode
 
 _DEGREES, _NODES = (1, 2, 4), (2, 4, 8)
 _MOST_RANKS = 4**3
-# A second of training on any machine, and every axis in use.
+# It trains for a second on any machine, and uses every axis.
 SPEC = RunSpec(
     model=catalog.model("gpt-tiny"),
     layout=LayoutSpec(dp=2, tp=2, pp=2),
@@ -57,7 +57,7 @@ def _draw(state: LessonState) -> None:
 
 
 def _nodes(state: LessonState, mesh: Mesh) -> str:
-    """HTML: a box for each node, in it a cell for each rank, and on it which groups it shares with the chosen one."""
+    """HTML: a box for each node, in it a cell for each rank, which names the groups shared with the chosen rank."""
     say, style, chosen = state.say, state.style, state["rank"]
     shared = {axis: set(mesh.group(axis, chosen)) for axis in AXES}
     boxes = ""
@@ -100,7 +100,7 @@ def _groups(state: LessonState, mesh: Mesh) -> None:
 
 
 def inside_nodes(mesh: Mesh, axis: Axis, node: int) -> bool:
-    """Whether every group along the axis sits inside one node, where ranks fill nodes in their order."""
+    """Whether every group along the axis is inside one node, if ranks fill nodes in order."""
     return all(len({rank // node for rank in group}) == 1 for group in mesh.groups(axis))
 
 
@@ -122,9 +122,9 @@ def _steps(state: LessonState) -> None:
         LessonStep(say("Update"), say("Each rank its own slice of its own layers."), *done["update"]),
     ]
     st.html(as_html(steps, say))
-    told = model_of(SPEC, say)
+    caption = model_of(SPEC, say)
     tie = say("The tie adds up the gradient of the embedding, which stage 0 shares with the head on the last stage.")
-    st.caption(f"{told} {tie}")
+    st.caption(f"{caption} {tie}")
 
 
 # ------------------------------------------------------------------------------------------- questions that a run answers

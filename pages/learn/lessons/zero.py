@@ -71,12 +71,12 @@ def _bars(name: str, dp: int, device: str, view: View) -> Drawing:
             device=device,
             bytes=in_bytes(totals[fits]),
         )
-    told = (
+    captions = (
         say.plural("States of {model} on its only replica", "States of {model} on each of {count} replicas", dp, model=name),
         title,
         say("Values, gradients and optimizer in mixed precision, 16 bytes a parameter in all; activations come on top."),
     )
-    return drawing.packed(teaching.stacks(rows, (device, card(device)), told, style))
+    return drawing.packed(teaching.stacks(rows, (device, card(device)), captions, style))
 
 
 def _formula(state: LessonState) -> None:
@@ -123,7 +123,7 @@ def _steps(state: LessonState) -> None:
 
 
 def _table(state: LessonState) -> None:
-    """What each stage sends, as `engine.parallel.data` does it."""
+    """The collectives of each ZeRO stage, as in `engine.parallel.data`."""
     say = state.say
     passes = (
         say("all-reduce of the gradients, once a step"),
@@ -152,7 +152,7 @@ def _table(state: LessonState) -> None:
 
 
 def _published(state: LessonState) -> Question:
-    """The figure of Rajbhandari et al. 2020, figure 1, worked out."""
+    """The numbers of figure 1 of Rajbhandari et al. 2020, computed."""
     say, count, dp, zero = state.say, 7_500_000_000, 64, 2
     terms = states(count, zero, dp)
     total = sum(term.value for term in terms.values())

@@ -1,4 +1,4 @@
-"""What is read from ledgers is what the worker does, to the byte: in a dry run of the whole step, on a rank of every stage."""
+"""Predictions from ledgers equal a dry run of the whole step to the byte, on a rank of every stage."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledg
         assert peak.bytes == {row["category"]: row["bytes"] for row in rows}
 
 
-def test_a_part_that_the_model_has_anew_is_predicted_without_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the nonlinearity of Primer (So et al. 2021), which keeps one tensor more than the family's own."""
+def test_a_new_part_of_the_model_is_predicted_without_new_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Example: the activation function of Primer (So et al. 2021), which saves one tensor more than the family's."""
     case = spec("dp2.pp2", "1f1b", {"zero": 1}, {}, microbatch_size=2)
     before = memory(case).peaks
     monkeypatch.setitem(INNER, "gelu_tanh", lambda x: F.relu(x).square())

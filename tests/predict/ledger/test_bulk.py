@@ -1,4 +1,4 @@
-"""Of very many layouts at once, ledgers give what they give of each by itself."""
+"""Ledgers give the same results for many layouts at once as for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.spec import ModelSpec
     ],
     ids=["one stack", "encoder and decoder"],
 )
-def test_in_bulk_the_same_as_one_by_one(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
+def test_bulk_results_equal_those_of_each_layout(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
     grid = candidates(model, ranks, batch)
     few = np.flatnonzero(grid.microbatches * grid.pp * grid.chunks <= 128)
     some = grid.take(np.random.default_rng(0).choice(few, 4, replace=False))

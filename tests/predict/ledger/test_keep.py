@@ -1,4 +1,4 @@
-"""Ledgers are kept as they were recorded: in a folder one by one, or very many in one file."""
+"""Ledgers are stored unchanged: one in a file, or many in an archive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEYS = [
 ]
 
 
-def test_a_folder_gives_back_what_was_put_there(ledgers: Ledgers, tmp_path: Path) -> None:
+def test_a_folder_returns_the_ledgers_stored_in_it(ledgers: Ledgers, tmp_path: Path) -> None:
     key, other = KEYS[:2]
     LedgerFolder(tmp_path).put(*key, ledgers(*key))
     again = LedgerFolder(tmp_path)
@@ -31,7 +31,7 @@ def test_a_folder_gives_back_what_was_put_there(ledgers: Ledgers, tmp_path: Path
         again(*other)
 
 
-def test_a_volume_gives_back_each_of_its_ledgers_and_is_smaller_than_a_folder(ledgers: Ledgers, tmp_path: Path) -> None:
+def test_an_archive_returns_each_of_its_ledgers_and_is_smaller_than_a_folder(ledgers: Ledgers, tmp_path: Path) -> None:
     several, shelf = {key: ledgers(*key) for key in KEYS}, LedgerFolder(tmp_path)
     for key, ledger in several.items():
         shelf.put(*key, ledger)
@@ -46,7 +46,7 @@ def test_a_volume_gives_back_each_of_its_ledgers_and_is_smaller_than_a_folder(le
         volume(*missing)
 
 
-def test_a_store_has_what_is_shipped_and_what_was_recorded_since(ledgers: Ledgers, tmp_path: Path) -> None:
+def test_a_store_has_shipped_and_newly_recorded_ledgers(ledgers: Ledgers, tmp_path: Path) -> None:
     shipped, recorded, neither = ((PLAIN, Part(True, True, layers)) for layers in (2, 1, 0))
     once, since = LedgerFolder(tmp_path / "once"), LedgerFolder(tmp_path / "since")
     for key, folder in ((shipped, once), (recorded, since)):

@@ -1,4 +1,4 @@
-"""A recording names every size, and what it names does not depend on the numbers that the probe had."""
+"""A recording writes every size as a product of dimensions, independently of the probe's numbers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ OTHERS = (7, 5, 13, 11, 19, 43, 31, 67)  # other primes for the same dimensions
     ],
     ids=lambda one: one.name,
 )
-def test_the_numbers_of_the_probe_do_not_matter(ledgers: Ledgers, structure: Structure, part: Part) -> None:
+def test_a_recording_does_not_depend_on_the_probes_numbers(ledgers: Ledgers, structure: Structure, part: Part) -> None:
     assert record(structure, part, OTHERS) == ledgers(structure, part)
 
 
-def test_a_size_that_is_no_product_of_dimensions_is_refused() -> None:
+def test_a_size_that_is_not_a_product_of_dimensions_is_refused() -> None:
     made = probe(PLAIN, MIDDLE)
     assert made.name(4 * made.sizes["B"] * made.sizes["H"]) == Product(4, ("B", "H"))
     with pytest.raises(RecordingError, match="is not a product of"):
@@ -41,10 +41,8 @@ def test_a_size_that_is_no_product_of_dimensions_is_refused() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_microbatch_leaves_nothing_behind_and_neither_does_the_layer_that_stands_for_others(
-    ledgers: Ledgers, recompute: str
-) -> None:
-    """So the layer in the middle may be there any number of times."""
+def test_a_microbatch_and_the_repeated_layer_leave_no_blocks(ledgers: Ledgers, recompute: str) -> None:
+    """So the repeated layer can occur any number of times."""
     ledger = ledgers(PLAIN._replace(recompute=recompute), MIDDLE)  # type: ignore[arg-type]
     assert len(ledger.traces) == 4
     for trace in ledger.traces.values():
@@ -68,7 +66,7 @@ def test_blocks_are_named_by_module_and_operation(ledgers: Ledgers) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_ledger_comes_back_as_it_was(ledgers: Ledgers, family: str) -> None:
+def test_a_ledger_survives_packing(ledgers: Ledgers, family: str) -> None:
     encoder = FAMILIES[family].encoder  # type: ignore[index]
     ledger: Ledger = ledgers(PLAIN._replace(family=family), WHOLE._replace(ends=encoder, decoders=2 * encoder))  # type: ignore[arg-type]
     assert unpack(pack(ledger)) == ledger

@@ -1,4 +1,4 @@
-"""A ledger says what a pass computes: the same that the formulas of the planner say."""
+"""The operations in a ledger equal the planner's formulas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model_of(family: FamilyName, layers: int = 6) -> ModelSpec:
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
-def test_flops_are_the_models(ledgers: Ledgers, family: FamilyName) -> None:
+def test_flops_of_a_ledger_equal_the_models_formula(ledgers: Ledgers, family: FamilyName) -> None:
     """Of several sizes of microbatch at once. Backward has two products for each of forward's, in B as in I and W."""
     model, batches = model_of(family), np.array([2, 3, 5])
     sizes = dimensions(model, "none", 1, batches)

@@ -1,4 +1,4 @@
-"""What is kept for all sessions is made once, whoever asks at the same time, and a refusal is not kept."""
+"""Caches of all sessions: a result is computed once, and an error is not cached."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from threading import Barrier
 import pytest
 
 from engine.spec import RequestError
-from pages.shared.kept import kept, kept_by_size
+from pages.shared.cache import cached, cached_by_size
 from tests.patience import PATIENCE_S
 
 
-def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
+def test_concurrent_sessions_share_one_computation() -> None:
     made: list[object] = []
     start = Barrier(8)
 
-    @kept(2)
+    @cached(2)
     def make(name: str) -> object:
         made.append(object())
         return made[-1]
@@ -29,14 +29,14 @@ def test_sessions_that_ask_at_one_time_get_the_one_that_was_made() -> None:
         assert set(sessions.map(session, range(8))) == set(made)
     assert len(made) == 1
     make("another")
-    make("a third")  # of which two are kept
+    make("a third")  # the cache keeps two
     assert make("same") is not made[0]
 
 
-def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
+def test_an_error_reaches_every_caller_and_is_not_cached() -> None:
     asked: list[int] = []
 
-    @kept(2)
+    @cached(2)
     def refuse(number: int) -> int:
         asked.append(number)
         raise RequestError(f"{number} does not fit")
@@ -49,14 +49,14 @@ def test_a_refusal_reaches_each_who_asks_and_is_not_kept() -> None:
     assert asked == [3, 3, 3, 3]
 
 
-def test_what_is_large_makes_more_room_than_what_is_small():
+def test_large_results_displace_more_than_small_ones():
     made: list[int] = []
 
-    @kept_by_size(10, len)
+    @cached_by_size(10, len)
     def text(length: int) -> str:
         made.append(length)
         return "x" * length
 
     for length in (4, 5, 4, 5, 8, 4, 11, 11):
         assert len(text(length)) == length
-    assert made == [4, 5, 8, 4, 11, 11]  # 8 pushed both others out, 4 came back, and 11 is more than is kept at all
+    assert made == [4, 5, 8, 4, 11, 11]  # 8 displaced both others, 4 is new again, and 11 is larger than the cache

@@ -1,4 +1,4 @@
-"""Links to the pages on which a layout can be looked at further."""
+"""Links from a layout of a plan to other pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engine.devices import DEVICES, DeviceSpec
 from engine.spec import RunSpec
 from pages.charts.words import Words
 from pages.shared import links, navigation
-from pages.shared.beside import to_link, with_these
+from pages.shared.beside import to_link, with_last_compared
 from pages.shared.choice import Choice
 from pages.shared.service import Service
 
@@ -17,7 +17,7 @@ def to_lab(service: Service, spec: RunSpec, device: DeviceSpec, words: Words) ->
 
 
 def to_compare(service: Service, spec: RunSpec, words: Words) -> None:
-    navigation.link("compare", words("Compare this"), "compare_arrows", to_link(with_these([_code(service, spec)])))
+    navigation.link("compare", words("Compare this"), "compare_arrows", to_link(with_last_compared([_code(service, spec)])))
 
 
 def _code(service: Service, spec: RunSpec) -> str:
