@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
+from threading import Lock
 from typing import TypeVar
 
 from engine.launch.client import environment
-from engine.launch.failure import RunError
 from engine.predict.ledger.keep import Key
 from engine.predict.ledger.store import NotRecordedError, ledger_store
-from engine.spec import Sentence, sentence
+from engine.spec import RequestError, Sentence, sentence
 
 _Answer = TypeVar("_Answer")
 
@@ -20,24 +21,39 @@ _Answer = TypeVar("_Answer")
 def with_ledgers(ask: Callable[[], _Answer], announce: Callable[[Sentence], None] = lambda what: None) -> _Answer:
     """What `ask` returns. If it raises `NotRecordedError`, what is missing is recorded, once and for all, and it is asked again.
 
-    `announce` hears what is happening: a recording takes some seconds. Raises `RunError` where it fails.
+    `announce` hears what is happening: a recording takes some seconds. Raises `RequestError` if it fails.
     """
     done: set[Key] = set()
     while True:
         try:
             return ask()
         except NotRecordedError as error:
-            missing = set(error.keys)
-            if missing <= done:
+            missing = set(error.keys) - done
+            if not missing:
                 raise
-        announce(sentence("a model like this is new here: what its layers do is being recorded, once; that takes a few seconds"))
-        _record(missing - done)
+        announce(
+            sentence(
+                "a model like this is new here, and what its parts do is recorded once; parts to go: {count}", count=len(missing)
+            )
+        )
+        _record(missing)
         done |= missing
 
 
 def _record(keys: Iterable[Key]) -> None:
-    folder = ledger_store().recorded.folder
-    command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(folder), "--keys"]
-    ended = subprocess.run(command, input=json.dumps([*keys]), capture_output=True, text=True, env=environment(), check=False)
+    """One recording at a time: who waits may find that another has recorded the same."""
+    with _one_at_a_time():
+        recorded = ledger_store().recorded
+        missing = [key for key in keys if key not in recorded]
+        if not missing:
+            return
+        command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(recorded.folder), "--keys"]
+        ended = subprocess.run(command, input=json.dumps(missing), capture_output=True, text=True, env=environment(), check=False)
     if ended.returncode:
-        raise RunError("what the model's layers do could not be recorded", ended.stderr)
+        why = ended.stderr.strip().rpartition("\n")[2]
+        raise RequestError(sentence("what the layers of this model do could not be recorded: {why}", why=why))
+
+
+@cache
+def _one_at_a_time() -> Lock:
+    return Lock()

@@ -27,7 +27,7 @@ from engine.predict.ledger.split import part_of
 from engine.spec import ModelSpec, Precision, Recompute, WorkloadSpec
 
 _WORKLOADS = [WorkloadSpec(precision=precision) for precision in get_args(Precision)]
-_TOKENS = 2, 3  # of a prompt, and in all
+_TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 
 
 def structures(model: ModelSpec) -> Iterator[Structure]:
@@ -37,10 +37,9 @@ def structures(model: ModelSpec) -> Iterator[Structure]:
         for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _WORKLOADS):
             sizes = dimensions(model, cut, 1, batch) | {"G/tp": on_rank}
             yield structure(model, workload, recompute, cut, sizes)
-        for on_rank, workload in itertools.product(
-            heads if cut != "sequence" and model.parts.objective == "causal" else (), _WORKLOADS
-        ):
-            sizes = dimensions(model, cut, 1, 1, _TOKENS) | {"G/tp": on_rank}
+        generates = cut != "sequence" and model.parts.objective == "causal"
+        for on_rank, workload, tokens in itertools.product(heads, _WORKLOADS, _TOKENS if generates else ()):
+            sizes = dimensions(model, cut, 1, 1, tokens) | {"G/tp": on_rank}
             yield structure(model, workload, "none", cut, sizes, generates=True)
 
 

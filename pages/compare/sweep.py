@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from engine.launch.recording import with_ledgers
+from engine.predict.ledger.keep import Key
+from engine.predict.ledger.store import NotRecordedError
 from engine.predict.run import predict
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, RequestError, RunSpec
@@ -44,15 +45,19 @@ class Sweep:
 
 
 def sweep(base: RunSpec, lever: str) -> Sweep:
+    """The predictions of all values of a lever. Raises `NotRecordedError` with what all of them lack."""
     own = current_value(base, lever)
     values = sorted({*LEVERS[lever], own}) if isinstance(own, int) else LEVERS[lever]
-    tried, memory, figures, left_out = {}, [], [], []
+    tried, memory, figures, left_out, missing = {}, [], [], [], list[Key]()
     for value in values:
         try:
             spec = with_value(base, lever, value)
-            result = with_ledgers(lambda spec=spec: predict(spec))  # type: ignore[misc]
+            result = predict(spec)
         except RequestError as error:
             left_out.append((value, error.sentence))
+            continue
+        except NotRecordedError as error:
+            missing += error.keys
             continue
         rank = result.summary["peak_rank"]
         peak = result.tables["memory_peak"]
@@ -60,6 +65,8 @@ def sweep(base: RunSpec, lever: str) -> Sweep:
         tried[str(value)] = value
         memory.append(mine.assign(value=str(value)))
         figures.append({"value": str(value)} | result.summary)
+    if missing:
+        raise NotRecordedError(missing)
     return Sweep(lever, tried, pd.concat(memory, ignore_index=True), pd.DataFrame(figures), tuple(left_out))
 
 

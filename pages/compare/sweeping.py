@@ -15,6 +15,7 @@ from pages.compare import columns, names, sweep
 from pages.compare.columns import Column
 from pages.shared import drawing
 from pages.shared.frame import inert, labelled, say, view
+from pages.shared.predicted import with_ledgers_shown
 
 BASE, LEVER = "of", "sweep"  # the link's parameters: which column, counted from 1, and which lever
 _CHART_PX = 300  # the least width of a chart
@@ -71,7 +72,7 @@ def _made(
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def swept(base: RunSpec, lever: str) -> sweep.Sweep:
-    return sweep.sweep(base, lever)
+    return with_ledgers_shown(lambda: sweep.sweep(base, lever))
 
 
 def _kept_select(label: str, options: list[str], parameter: str, name: Callable[[str], str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 from engine.launch.probe import probe
@@ -12,7 +14,7 @@ from engine.launch.recordings import parts, record_all, shipped_models, structur
 from engine.predict.ledger.form import Ledger
 from engine.predict.ledger.keep import LedgerFolder, name_of
 from engine.predict.ledger.layout import LayoutLedgers
-from engine.predict.ledger.store import ARCHIVES, LedgerStore
+from engine.predict.ledger.store import ARCHIVES, RECORDED, LedgerStore
 from engine.spec import ModelSpec
 from tests.covering import covering
 from tests.predict.random_specs import random_specs
@@ -42,16 +44,28 @@ def test_shipped_ledgers_equal_new_recordings() -> None:
     keys = [key for key in wanted(shipped_models()) if key[0].ones in (("A/G",), ())]
     random.Random(0).shuffle(keys)
     some = {(one.family, one.generates, one.slicing, one.precision): (one, part) for one, part in keys}
-    shipped = LedgerStore(ARCHIVES, LedgerFolder(Path("none")))
+    shipped = LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none")))
     stale = [name_of(*key) for key in some.values() if record(*key) != shipped(*key)]
     assert len(some) > 30
     assert not stale
 
 
+def test_every_ledger_of_the_catalog_is_shipped() -> None:
+    LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none"))).check(wanted(shipped_models()))
+
+
+def test_the_key_of_recordings_covers_all_code_that_they_depend_on() -> None:
+    """Whatever of the engine a recording imports is in it, but for what only starts it or reads ledgers."""
+    code = "import sys, engine.launch.record; print(*(m for m in sys.modules if m.startswith('engine.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    paths = {module.replace(".", "/").removeprefix("engine/") for module in loaded}
+    covered = tuple(name.removesuffix(".py") for name in RECORDED)
+    assert {path for path in paths if not path.startswith(covered)} <= {"launch", "predict", "files"}
+
+
 def test_ledgers_in_the_folder_are_not_recorded_again(tmp_path: Path) -> None:
-    shelf, keys = LedgerFolder(tmp_path), wanted([ModelSpec()])
+    shelf, keys = LedgerFolder(tmp_path), wanted([ModelSpec()])[:8]
+    ledger = record(*keys[0])
     for key in keys:
-        path = shelf.path(*key)
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
+        shelf.put(*key, ledger)
     assert record_all(keys, shelf) == 0

@@ -21,8 +21,8 @@ def spec(code: str, schedule: Any = "1f1b", layout: dict[str, Any] | None = None
     return made.model_copy(update={"layout": made.layout.model_copy(update=layout or {})})
 
 
-def generating(code: str, **rest: Any) -> RunSpec:
-    asked = GenerateSpec(prompt="def f(x", new_tokens=6, skip_training=True)
+def generating(code: str, prompt: str = "def f(x", **rest: Any) -> RunSpec:
+    asked = GenerateSpec(prompt=prompt, new_tokens=6, skip_training=True)
     return small(code, **rest).model_copy(update={"generate": asked})
 
 
@@ -32,6 +32,7 @@ CASES = (
     ALL_AXES,
     generating("tp2.pp2", model={"family": "llama", "kv_heads": 2}),
     generating("pp2", precision="bf16"),
+    generating("pp2", prompt="d"),
 )
 
 

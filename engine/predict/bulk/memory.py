@@ -183,7 +183,7 @@ class _Entries(NamedTuple):
 
 
 def _runs(of: Array, start: int) -> list[slice]:
-    """RepeatedSegmentes of equal numbers, the first of which is number `start`."""
+    """Runs of equal numbers, the first of which is number `start`."""
     cuts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
     return [slice(start + one, start + other) for one, other in itertools.pairwise(cuts)]
 

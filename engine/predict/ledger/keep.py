@@ -15,6 +15,7 @@ from engine.predict.ledger.form import Ledger, Part, Structure, pack, unpack
 
 # The sizes of caches: groups of an archive, some megabytes each, and unpacked ledgers.
 _GROUPS, _UNPACKED = 12, 256
+_LARGEST = 64 << 20  # bytes of a ledger, and of what unpacking it takes; the largest has 60 KB
 Key = tuple[Structure, Part]
 Ledgers = Callable[[Structure, Part], Ledger]  # a source of ledgers
 
@@ -30,20 +31,38 @@ class LedgerFolder:
         return self.folder / structure.name / f"{part.name}.json.xz"
 
     def __contains__(self, key: Key) -> bool:
-        return self.path(*key).exists()
+        try:
+            self._unpacked(*key)
+        except FileNotFoundError:
+            return False
+        return True
 
     def __call__(self, structure: Structure, part: Part) -> Ledger:
         """The ledger of a part. Raises `FileNotFoundError` if it is not in the folder."""
         return self._unpacked(structure, part)
 
     def _unpack(self, structure: Structure, part: Part) -> Ledger:
-        return unpack(lzma.decompress(self.path(structure, part).read_bytes()))
+        """A file that is no ledger is as good as none: it is removed, to be recorded again."""
+        path = self.path(structure, part)
+        try:
+            return unpack(_decompressed(path.read_bytes()))
+        except (ValueError, KeyError, TypeError, IndexError, lzma.LZMAError):
+            path.unlink(missing_ok=True)
+            raise FileNotFoundError(path) from None
 
     def put(self, structure: Structure, part: Part, ledger: Ledger) -> None:
         """Write a ledger. An error leaves no incomplete file."""
         path = self.path(structure, part)
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, lzma.compress(pack(ledger)))
+
+
+def _decompressed(data: bytes) -> bytes:
+    """Raises `ValueError` for what is larger than any ledger."""
+    found = lzma.LZMADecompressor(memlimit=_LARGEST).decompress(data, max_length=_LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise ValueError("too large")
+    return found
 
 
 class LedgerArchive:

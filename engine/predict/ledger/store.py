@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
-from collections.abc import Iterable
-from functools import cache
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,9 +17,11 @@ from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder, name_of
 
 ARCHIVES = Path(__file__).parent / "recorded"  # the shipped archives
 _ENGINE = Path(__file__).parents[2]
-_RECORDED = (
-    "model", "parallel", "inference.py", "generate.py", "launch/record.py", "launch/record_generation.py", "launch/marks.py",
-    "launch/probe.py", "launch/profiled.py", "predict/ledger/form.py", "predict/ledger/dimensions.py",
+# All that a recording depends on: modules and packages.
+RECORDED = (
+    "families.py", "generate.py", "inference.py", "measure", "model", "objective.py", "optim", "optimizer.py", "parallel",
+    "phases.py", "schedule", "spec", "tables.py", "text.py", "topology.py", "launch/marks.py", "launch/probe.py",
+    "launch/profiled.py", "launch/record.py", "launch/record_generation.py", "predict/ledger", "predict/terms.py",
 )  # fmt: skip
 
 
@@ -34,10 +40,14 @@ class NotRecordedError(Exception):
 class LedgerStore:
     """Shipped ledgers, in a folder of archives, and ledgers that were recorded on this machine."""
 
-    def __init__(self, archives: Path, recorded: LedgerFolder) -> None:
-        self.recorded = recorded
-        self._folder = archives
+    def __init__(self, archives: Path, recorded: Callable[[], LedgerFolder]) -> None:
+        """`recorded` is called when a ledger is not in the archives."""
+        self._folder, self._open_recorded = archives, recorded
         self._archives: dict[str, LedgerArchive] = {}
+
+    @cached_property
+    def recorded(self) -> LedgerFolder:
+        return self._open_recorded()
 
     def __contains__(self, key: Key) -> bool:
         return self._shipped(key) or key in self.recorded
@@ -66,13 +76,27 @@ class LedgerStore:
 @cache
 def ledger_store() -> LedgerStore:
     """Shipped ledgers, and those that this user has recorded with this version of the engine and of torch."""
-    return LedgerStore(ARCHIVES, LedgerFolder(Path.home() / ".cache" / "shardscope" / "ledgers" / code_key()))
+    return LedgerStore(ARCHIVES, lambda: LedgerFolder(_own_folder()))
+
+
+def _own_folder() -> Path:
+    """In this user's home. A folder for this process alone, if nothing can be written there."""
+    try:
+        folder = Path.home() / ".cache" / "shardscope" / "ledgers" / code_key()
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        pass
+    folder = Path(tempfile.mkdtemp(prefix="shardscope-ledgers-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def code_key() -> str:
     """A hash of the code that ledgers are recorded from, and of torch's version."""
     digest = hashlib.sha256(version("torch").encode())
-    for name in _RECORDED:
-        for path in sorted((_ENGINE / name).glob("*.py")) or [_ENGINE / name]:
+    for name in RECORDED:
+        for path in sorted((_ENGINE / name).rglob("*.py")) or [_ENGINE / name]:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

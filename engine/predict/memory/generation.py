@@ -54,7 +54,7 @@ class Generation:
                 trace = reading.ledger.traces[generating(number > 0, draws)]
                 forward: ActionTrace = reading.action(trace, "F")
                 counts = defaultdict(int, reading.counts(trace, INPUTS, 1))
-                if chunk == 0 and number:
+                if number:  # every stage holds one, its own or a place for it
                     counts[BlockKind("communication", sentence("the token"), (Factor("8", 8),), False)] += 1
                 for kind, count in forward.counts_at(forward.highest[1]).items():
                     counts[kind] += count

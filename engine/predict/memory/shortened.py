@@ -82,10 +82,11 @@ def stage_actions(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> Stag
 def _enough(layout: LayoutSpec, microbatches: int) -> int:
     """Microbatches after which memory repeats. Two more are gone through, so that it also repeats before a stage's last forward.
 
-    Interleaved gets none more: its rounds have to stay whole.
+    None more where the schedule refuses that number, as it does where rounds have to stay whole.
     """
-    more = 0 if layout.schedule == "interleaved" else 2
-    return min(microbatches, int(enough_microbatches(layout.schedule, layout.pp, microbatches)) + more)
+    enough = int(enough_microbatches(layout.schedule, layout.pp, microbatches))
+    more = min(microbatches, enough + 2)
+    return more if layout.facts.fits_microbatches(layout.pp, more) else min(microbatches, enough)
 
 
 def with_left_out(actions: list[ActionChanges], left_out: Sequence[LeftOut]) -> list[ActionChanges]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,7 +55,7 @@ def test_a_store_has_shipped_and_newly_recorded_ledgers(ledgers: Ledgers, tmp_pa
     for key, folder in ((shipped, once), (recorded, since)):
         folder.put(*key, ledgers(*key))
     bind([shipped], once, tmp_path / "archives")
-    store = LedgerStore(tmp_path / "archives", since)
+    store = LedgerStore(tmp_path / "archives", lambda: since)
     store.check([shipped, recorded])
     with pytest.raises(NotRecordedError) as raised:
         store.check([shipped, recorded, neither])
@@ -66,3 +69,22 @@ def test_a_store_has_shipped_and_newly_recorded_ledgers(ledgers: Ledgers, tmp_pa
 def test_what_was_not_recorded_is_known_in_another_process_too() -> None:
     """A search in a process of its own raises it, and its keys are recorded here."""
     assert pickle.loads(pickle.dumps(NotRecordedError(KEYS))).keys == KEYS
+
+
+@pytest.mark.parametrize("content", [b"", b"no ledger", lzma.compress(b" " * (65 << 20)), lzma.compress(b'{"names": []}')])
+def test_a_damaged_file_counts_as_none_and_is_removed(tmp_path: Path, content: bytes) -> None:
+    folder, key = LedgerFolder(tmp_path), KEYS[0]
+    path = folder.path(*key)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert key not in folder
+    assert not path.exists()
+
+
+def test_without_a_home_ledgers_go_to_a_folder_of_the_process(tmp_path: Path) -> None:
+    """Shipped ledgers need no folder at all."""
+    code = "from engine.predict.ledger.store import ledger_store as s; print(s().recorded.folder.is_dir())"
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    done = subprocess.run([sys.executable, "-c", code], env={"HOME": str(nowhere)}, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
