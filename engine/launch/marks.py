@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.autograd.profiler import profile, record_function
 
 from engine.launch.profiled import CALL, MODULE
 from engine.measure.recorder import Recorder, Span, TrafficKey
@@ -51,7 +51,8 @@ def _inside(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -
 def traced(run: Callable[[], object], recorder: Recorder) -> list[Any]:
     """The profiler's tree of events of `run()`, with the recorder's actions marked in it."""
     recorder.mark = record_function
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as watched:
+    # What `torch.profiler` adds imports `torch._inductor`, which takes most of a second.
+    with profile(profile_memory=True, record_shapes=True) as watched:
         run()
-    assert watched.profiler is not None and watched.profiler.kineto_results is not None
-    return watched.profiler.kineto_results.experimental_event_tree()
+    assert watched.kineto_results is not None
+    return watched.kineto_results.experimental_event_tree()

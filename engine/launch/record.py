@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import _get_sequence_nr
 
 from engine.launch.marks import MarkingRecorder, mark, mark_instant, mark_modules, path_without_numbers, traced
@@ -26,7 +26,6 @@ from engine.parallel.comm import Comm
 from engine.parallel.data import DataParallel, ParameterUse, Streams
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
-from engine.parallel.update import DistributedOptimizer
 from engine.predict.ledger.form import (
     ACCUMULATES,
     ALLOCATES,
@@ -50,7 +49,6 @@ from engine.predict.ledger.form import (
     case,
 )  # fmt: skip
 from engine.schedule import Action, Kind, Schedule
-from engine.spec import WorkloadSpec
 from engine.topology import Mesh
 
 _DP = 2  # replicas: with one, data parallelism would do nothing
@@ -143,6 +141,14 @@ class _Data(DataParallel):
             super()._take_gradient(p)
 
 
+class _NoUpdate:
+    """A recorded step has no update. Making an optimizer of torch would import `torch._dynamo`, which takes half a second."""
+
+    def reduce_tied_gradients(self) -> None: ...
+
+    def step(self, loss: Tensor | None) -> None: ...
+
+
 class _Executor(Executor):
     """Sends nothing: tensors to be sent are freed at once. Marks the layer of each deferred weight."""
 
@@ -189,11 +195,10 @@ class _Chunk:
                 p.zero_()
         self.data.add_chunk(at, self.chunk.parts())
         mark_modules(self.chunk)
-        optimizer = DistributedOptimizer(WorkloadSpec(), self.data, (), ())
         inputs = [streams_before(model, layers.start if c == at else layers.stop, made.batch, tp) for c in range(pp)]
         stages = tuple(_actions(at, pp) if stage == at else () for stage in range(pp))
         schedule = Schedule("1f1b", 2, tuple(range(pp)), stages)
-        self.executor = _Executor(schedule, {at: self.chunk}, inputs, self.data, optimizer, lambda status: None)
+        self.executor = _Executor(schedule, {at: self.chunk}, inputs, self.data, _NoUpdate(), lambda status: None)
         named = self.chunk.named_parameters()
         self.executor.paths = {p: path_without_numbers(path.rpartition(".")[0]) for path, p in named}
 
