@@ -55,6 +55,8 @@ def read_table(name: str, file: BinaryIO, bounds: ReadLimits) -> pd.DataFrame:
         _refuse_first(_too_much(called, found, bounds))
         wanted = pa.schema([(column, _ARROW[dtype]) for column, dtype in schema.items()])
         rows = found.cast(wanted).to_pandas(use_threads=False, ignore_metadata=True)
+        if rows.empty:  # pandas cannot join columns that Arrow has made of nothing
+            rows = pd.DataFrame({column: pd.Series([], dtype=dtype) for column, dtype in schema.items()})
         for at, column in enumerate(SCHEMAS[name]):
             if column not in schema:
                 rows.insert(at, column, absent[column])

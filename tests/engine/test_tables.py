@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any, get_args
 
 import pandas as pd
 import pytest
 
+from engine.parquet import ReadLimits, read_table
 from engine.tables import CATEGORIES, SCHEMAS, Source, compared, table
 from tests import check_run
 
@@ -80,3 +82,16 @@ def test_rows_with_equal_keys_are_refused() -> None:
     twice = table("traffic", traffic_rows((0, "all_reduce", 8), (0, "all_reduce", 8)), "measured")
     with pytest.raises(pd.errors.MergeError):
         compared("traffic", twice, twice)
+
+
+def test_tables_without_rows_can_be_compared_after_they_were_saved() -> None:
+    """One rank sends nothing, so its table of traffic is empty."""
+    content = parquet_of(table("traffic", [], "measured"))
+    saved = [read_table("traffic", io.BytesIO(content), ReadLimits(10, 1 << 20, foreign=False)) for _ in range(2)]
+    assert compared("traffic", *saved).empty
+
+
+def parquet_of(rows: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer, index=False)
+    return buffer.getvalue()
