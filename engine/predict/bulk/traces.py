@@ -228,12 +228,14 @@ class _Reading:
         stream = next(sizes, sized(0))
         deferred = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
         until = split.lent[1] if split.lent else "W"
-        segments, late = (
-            {kind: self._segments(whole if kind == "B" else split, kind, lent) for kind in "FBIW"} for lent in (True, False)
-        )
+
+        def segments(frees_lent: bool) -> dict[str, list[RepeatedSegment]]:
+            return {kind: self._segments(whole if kind == "B" else split, kind, frees_lent) for kind in "FBIW"}
+
+        as_recorded = segments(True)
         return FormTrace(
-            segments=segments,
-            late=late if split.lent else segments,
+            segments=as_recorded,
+            late=segments(False) if split.lent else as_recorded,
             buckets=self.buckets,
             uses=[self.traces.use(bucket, times) for bucket, times in self.buckets],
             received=self._total(split, INPUTS, ALLOCATES),
@@ -264,7 +266,7 @@ class _Reading:
         `frees_lent`: whether the lent block goes where the ledger has it freed.
         """
         segments = trace.segments(action)
-        added = Counter(number for segment in segments for kind, number in segment.events() if kind == ACCUMULATES)
+        added = Counter(_about(trace, action, ACCUMULATES))
         left = added.copy()
         found: list[RepeatedSegment] = []
         for segment in segments:
@@ -291,7 +293,7 @@ class _Reading:
 
 def _about(trace: MicrobatchTrace, action: str, kind: int) -> list[int]:
     """The numbers of what that happens to in an action."""
-    return [number for segment in trace.segments(action) for what, number in segment.events() if what == kind]
+    return [number for _, number in trace.events(action, kind)]
 
 
 def letter_of(times: Any) -> int:

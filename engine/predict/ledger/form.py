@@ -190,6 +190,11 @@ class MicrobatchTrace:
         """The events of an action. Empty if the chunk does not have this action."""
         return self.actions.get(action, ())
 
+    def events(self, action: str, kind: int) -> Iterator[tuple[int, int]]:
+        """The events of one kind in an action: the layer, or −1, and the number of what each is about."""
+        for segment in self.segments(action):
+            yield from ((segment.layer, number) for event, number in segment.events() if event == kind)
+
 
 @dataclass(frozen=True)
 class Ledger:

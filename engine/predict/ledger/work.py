@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,20 +26,13 @@ def work(ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[
     `repeats`: how many layers each recorded layer represents. `sizes`: the values of the dimensions.
     """
     found = Work()
-    for times, number in _events_of_kind(trace, action, RUNS, repeats):
-        operation = ledger.operations[number]
+    for layer, number in trace.events(action, RUNS):
+        operation, times = ledger.operations[number], repeats[layer] if layer >= 0 else 1
         found.flops = found.flops + times * _sum(operation.flops, sizes)
         found.read = found.read + times * _sum(operation.read, sizes)
         found.written = found.written + times * _sum(operation.written, sizes)
         found.kernels = found.kernels + times
     return found
-
-
-def _events_of_kind(trace: MicrobatchTrace, action: str, kind: int, repeats: Sequence[Any]) -> Iterator[tuple[Any, int]]:
-    """The events of one kind: how often each one is in the action, and its index."""
-    for segment in trace.segments(action):
-        times = repeats[segment.layer] if segment.layer >= 0 else 1
-        yield from ((times, number) for event, number in segment.events() if event == kind)
 
 
 def _sum(products: Iterable[Product], sizes: Mapping[str, Any]) -> Any:

@@ -93,13 +93,11 @@ def generated(ledger: Ledger, trace: str, phase: str) -> ChunkTraffic:
 
 def _counts(trace: MicrobatchTrace, action: str, kind: int) -> Counter[int]:
     """The number of events of one kind in an action, by the index of their block, bucket, call or operation."""
-    return Counter(number for segment in trace.segments(action) for event, number in segment.events() if event == kind)
+    return Counter(number for _, number in trace.events(action, kind))
 
 
 def _calls(ledger: Ledger, trace: MicrobatchTrace, action: str, phase: str) -> list[MicrobatchCall]:
-    counts = Counter(
-        (segment.layer, number) for segment in trace.segments(action) for event, number in segment.events() if event == CALLS
-    )
+    counts = Counter(trace.events(action, CALLS))
     return [MicrobatchCall(layer, phase, ledger.calls[number], times) for (layer, number), times in counts.items()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from engine.predict.ledger.form import generating
@@ -74,13 +74,8 @@ class Training:
         return [call for call in found if call.calls and (call.between or degrees[call.axis] > 1 or _gathers_values(call))]
 
     def _messages(self, chunk: Chunk) -> Iterator[PredictedCall]:
-        placement = self.spec.layout.placement
-        here, last = placement[chunk.number], len(placement) - 1
-        for number, receives in ((chunk.number, True), (chunk.number + 1, False)):
-            if 0 < number <= last and placement[number - 1] != placement[number]:
-                other = placement[number - 1] if receives else placement[number]
-                traffic = trained(self.ledgers.chunk(number).ledger)
-                yield from messages(traffic, self.setting, (min(here, other), max(here, other)), receives)
+        for number, between, receives in _cuts(self.spec.layout.placement, chunk.number):
+            yield from messages(trained(self.ledgers.chunk(number).ledger), self.setting, between, receives)
 
     def _reduced(self, chunk: Chunk, call: PredictedCall) -> PredictedCall:
         if not call.reduced:
@@ -89,6 +84,16 @@ class Training:
         stage, run = layout.placement[chunk.number], chunk.number // layout.pp
         times = int(reductions(layout.schedule, layout.pp, m, stage, run))
         return replace(call, times=(Factor("m" if times == m else "r", times),))
+
+
+def _cuts(placement: Sequence[int], chunk: int) -> Iterator[tuple[int, tuple[int, int], bool]]:
+    """The cuts between two stages before and behind a chunk: the chunk that is behind the cut; the stages, in order; whether this
+    chunk receives there in forward.
+    """
+    for number, receives in ((chunk, True), (chunk + 1, False)):
+        if 0 < number < len(placement) and placement[number - 1] != placement[number]:
+            low, high = sorted(placement[number - 1 : number + 1])
+            yield number, (low, high), receives
 
 
 def _gathers_values(call: PredictedCall) -> bool:
@@ -145,13 +150,10 @@ class TokenPass:
     def _transfers(self, chunk: Chunk, phase: str) -> Iterator[PredictedCall]:
         """Activations between stages, and the new token from the last chunk's stage to the first chunk's."""
         placement = self.layout.placement
-        here, last, ends = placement[chunk.number], len(placement) - 1, {placement[0], placement[-1]}
-        for number, receives in ((chunk.number, True), (chunk.number + 1, False)):
-            if 0 < number <= last and placement[number - 1] != placement[number]:
-                between = (min(placement[number - 1 : number + 1]), max(placement[number - 1 : number + 1]))
-                traffic = self._traffic(self.ledgers.chunk(number), phase)
-                onward, _ = messages(traffic, self.setting, between, receives)
-                yield replace(onward, phase=phase)
+        here, ends = placement[chunk.number], {placement[0], placement[-1]}
+        for number, between, receives in _cuts(placement, chunk.number):
+            onward, _ = messages(self._traffic(self.ledgers.chunk(number), phase), self.setting, between, receives)
+            yield replace(onward, phase=phase)
         if len(ends) == 2 and (chunk.part.first or chunk.part.last):
             how, between = "recv" if here == placement[0] else "send", (min(ends), max(ends))
             yield PredictedCall("pp", how, phase, sentence("the new token"), (Factor("1", 1),), (_TOKEN,), between)
