@@ -32,6 +32,7 @@ CHOICES: dict[str, list[Any]] = {
     "split": ["even", "lopsided", "empty first", "empty last", "empty ends"],
     "microbatches": [1, 3, 6],
     "microbatch_size": [1, 2],
+    "loss_chunk": [0, 5, 16],  # automatic is whole; chunks with a smaller last one; equal chunks
     "odd_vocabulary": [False, True],  # which tp does not divide
     "recompute": ["none", "selective", "full"],
     "numbers": ["fp32", "bf16", "bf16 throughout"],
@@ -60,6 +61,7 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
         steps=2,
         microbatches=choice["microbatches"],
         microbatch_size=choice["microbatch_size"],
+        loss_chunk=choice["loss_chunk"],
         precision="fp32" if choice["numbers"] == "fp32" else "bf16",
         accumulate="bf16" if choice["numbers"] == "bf16 throughout" else "fp32",
         optimizer="sgd" if choice["optimizer"] == "momentum" else choice["optimizer"],
@@ -120,6 +122,6 @@ def title(spec: RunSpec) -> str:
     levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}"
     numbers = workload.precision + ("-acc" if workload.accumulate == "bf16" else "")
     split = "".join(f"-{n}" for n in layout.split)
-    batch = f"{workload.microbatches}x{workload.microbatch_size}"
+    batch = f"{workload.microbatches}x{workload.microbatch_size}" + (f"-c{workload.loss_chunk}" if workload.loss_chunk else "")
     optimizer = f"{workload.optimizer}{workload.momentum:g}"
     return f"{spec.model.family}-{layout.code}{split}-{layout.schedule}-{levers}-{numbers}-{optimizer}-{batch}"

@@ -189,7 +189,10 @@ class _Chunk:
             return to_tensors(feed(model, text, made.batch, 0, 1, number), device)
 
         self.data = _Data(tp, zero, torch.float32, 2)
-        self.chunk = TransformerChunk(model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through)
+        self.chunk = TransformerChunk(
+            model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through,
+            made.loss_chunk,
+        )  # fmt: skip
         with torch.no_grad():
             for p in self.chunk.parameters():
                 p.zero_()

@@ -27,6 +27,9 @@ from engine.predict.ledger.split import part_of
 from engine.spec import ModelSpec, Precision, Recompute, WorkloadSpec
 
 _WORKLOADS = [WorkloadSpec(precision=precision) for precision in get_args(Precision)]
+_MANY = WorkloadSpec(
+    microbatch_size=8
+)  # ledgers of a loss in chunks are shipped of models whose loss is in chunks with so many sequences
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 
 
@@ -37,6 +40,7 @@ def structures(model: ModelSpec) -> Iterator[Structure]:
         for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _WORKLOADS):
             sizes = dimensions(model, cut, 1, batch) | {"G/tp": on_rank}
             yield structure(model, workload, recompute, cut, sizes)
+            yield structure(model, workload, recompute, cut, sizes | {"C": 2})
         generates = cut != "sequence" and model.parts.objective == "causal"
         for on_rank, workload, tokens in itertools.product(heads, _WORKLOADS, _TOKENS if generates else ()):
             sizes = dimensions(model, cut, 1, 1, tokens) | {"G/tp": on_rank}
@@ -62,8 +66,14 @@ def shipped_models() -> list[ModelSpec]:
 
 
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
-    """All ledgers of some models."""
-    return list(dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model))))
+    """All ledgers of some models, but for those of a loss in chunks where only very large microbatches have it."""
+    found: dict[Key, None] = {}
+    for model in models:
+        chunked = _MANY.loss_tokens(model, 1) is not None
+        for one, part in itertools.product(structures(model), sorted(parts(model))):
+            if chunked or not one.chunked_loss:
+                found[one.of(part), part] = None
+    return list(found)
 
 
 def record_all(keys: Iterable[Key], folder: LedgerFolder) -> int:

@@ -73,6 +73,7 @@ class Layouts(NamedTuple):
     recompute: Recompute
     sequence: bool
     ones: tuple[str, ...]
+    chunked_loss: bool
 
     @property
     def e(self) -> Factor:
@@ -150,7 +151,9 @@ class FormTraces:
             return self._found[key]
 
     def _dimensions(self, cut: bool) -> dict[str, Any]:
-        found = dimensions(self.layouts.model, self.layouts.slicing(cut), letter("tp"), letter("B"))
+        model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
+        loss_chunk = workload.most_loss_tokens(model.vocab, tp) if self.layouts.chunked_loss else None
+        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), loss_chunk=loss_chunk)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 
     def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:
@@ -158,7 +161,7 @@ class FormTraces:
         if not isinstance(self._ledgers, LedgerStore):
             return set()
         read = {(form, cut) for form, _, cut in self._found}
-        keys = {(self.structures[cut], form.part) for form in forms for cut in cuts if (form, cut) not in read}
+        keys = {(self.structures[cut].of(form.part), form.part) for form in forms for cut in cuts if (form, cut) not in read}
         return {key for key in keys if key not in self._ledgers}
 
     def number_of(self, size: Size) -> int:
@@ -202,7 +205,7 @@ class _Reading:
     def __init__(self, traces: FormTraces, form: ChunkForm, hooked: bool, cut: bool, ledgers: Ledgers) -> None:
         self.traces, self.hooked = traces, hooked
         self.known = traces.dimensions[cut]
-        self.ledger: Ledger = ledgers(traces.structures[cut], form.part)
+        self.ledger: Ledger = ledgers(traces.structures[cut].of(form.part), form.part)
         self.times = form.times
         self.sizes = [as_size(self._value(block.bytes)) for block in self.ledger.blocks]
         self.numbers = [traces.number_of(size) for size in self.sizes]
