@@ -167,7 +167,8 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
     layer = 4 * model.hidden * (copies + 1) + 2 * model.ffn_width + attention
     kept = layers * copies * model.hidden + layer if layout.recompute == "full" else layers * layer
     tokens = spec.workload.microbatch_size * model.seq
-    return tokens * BYTES_OF[spec.workload.precision] * (kept + (2 * model.vocab if head else 0))
+    with_logits = min(tokens, spec.workload.loss_tokens(model, layout.tp) or tokens) if head else 0
+    return BYTES_OF[spec.workload.precision] * (tokens * kept + with_logits * 2 * model.vocab)
 
 
 def _too_large(spec: RunSpec, available: int) -> str:

@@ -225,9 +225,9 @@ class LayoutSpec(Spec):
 BYTES_OF: Mapping[Precision, int] = {"fp32": 4, "bf16": 2}  # of one number
 
 
-WHOLE = -1  # of `WorkloadSpec.loss_chunk`
+WHOLE_LOSS = -1  # of `WorkloadSpec.loss_chunk`
 LOSS_BUFFER = 256 << 20  # bytes of the fp32 logits of a chunk, at most, unless a number of tokens is given
-_LOSS_CHUNKS = {"auto": 0, "whole": WHOLE}
+_LOSS_CHUNKS = {"auto": 0, "whole": WHOLE_LOSS}
 
 
 class WorkloadSpec(Spec):
@@ -247,7 +247,7 @@ class WorkloadSpec(Spec):
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
     loss_chunk: int = Field(
         0,
-        ge=WHOLE,
+        ge=WHOLE_LOSS,
         le=10**9,
         description="tokens whose logits exist at once; 0 or auto takes as many as 256 MiB hold, -1 or whole takes all",
     )
@@ -269,7 +269,7 @@ class WorkloadSpec(Spec):
 
     def most_loss_tokens(self, vocab: int, tp: Any) -> Any:
         """Tokens of a chunk of the loss, if a microbatch has more. Unlimited if it is whole. `tp` may be an array or a symbol."""
-        if self.loss_chunk == WHOLE:
+        if self.loss_chunk == WHOLE_LOSS:
             return 1 << 62
         return self.loss_chunk or LOSS_BUFFER // (4 * -(-vocab // tp))
 

@@ -12,7 +12,7 @@ from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, RequestError
 from engine.text import LARGEST
 from engine.topology import AXES
-from pages.charts.names import schedule
+from pages.charts.names import loss_in_chunks, schedule
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared import held
@@ -140,6 +140,7 @@ def _levers(choice: Choice, say: Words) -> None:
     _choose(choice, optimizer, say("Optimizer"), options(optimizer), say, resets="workload.momentum")
     if choice[optimizer] == "sgd":
         _number(choice, "workload.momentum", say("Momentum"), say)
+    _number(choice, "workload.loss_chunk", say("Tokens of a chunk of the loss"), say)
 
 
 def _recomputes(say: Words) -> dict[Any, str]:
@@ -282,6 +283,8 @@ def _set_levers(choice: Choice, say: Words) -> str:
         said.append(say("recompute {what}", what=_recomputes(say)[choice["layout.recompute"]]))
     said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]
     said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
+    if chunk := choice["workload.loss_chunk"]:
+        said.append(loss_in_chunks(chunk, say))
     return say("Memory levers: {levers}", levers=say(", ").join(said)) if said else say("Memory levers")
 
 
