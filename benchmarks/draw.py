@@ -63,6 +63,7 @@ def _spec(draw: random.Random) -> RunSpec:
         microbatch_size=draw.randint(1, 3),
         precision=precision,
         accumulate=draw.choice(("fp32", "bf16")) if precision == "bf16" else "fp32",
+        bf16_optimizer=precision == "bf16" and draw.random() < 0.3,
         optimizer=optimizer,
         momentum=draw.choice((0.0, 0.9)) if optimizer == "sgd" else 0.0,
         loss_chunk=draw.choice((0, draw.randint(2, 60))),

@@ -35,7 +35,7 @@ CHOICES: dict[str, list[Any]] = {
     "loss_chunk": [0, 5, 16],  # automatic is whole; chunks with a smaller last one; equal chunks
     "odd_vocabulary": [False, True],  # which tp does not divide
     "recompute": ["none", "selective", "full"],
-    "numbers": ["fp32", "bf16", "bf16 throughout"],
+    "numbers": ["fp32", "bf16", "bf16 throughout", "bf16 optimizer", "bf16 optimizer, fp32 gradients"],
     "optimizer": [*OPTIMIZERS, "momentum"],
     "sequence_parallel": [False, True],
 }
@@ -63,7 +63,8 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
         microbatch_size=choice["microbatch_size"],
         loss_chunk=choice["loss_chunk"],
         precision="fp32" if choice["numbers"] == "fp32" else "bf16",
-        accumulate="bf16" if choice["numbers"] == "bf16 throughout" else "fp32",
+        accumulate="bf16" if choice["numbers"] in ("bf16 throughout", "bf16 optimizer") else "fp32",
+        bf16_optimizer="optimizer" in choice["numbers"],
         optimizer="sgd" if choice["optimizer"] == "momentum" else choice["optimizer"],
         momentum=0.9 if choice["optimizer"] == "momentum" else 0.0,
     )
@@ -121,7 +122,7 @@ def title(spec: RunSpec) -> str:
     """The values that distinguish a spec from others, as the id of a test."""
     layout, workload = spec.layout, spec.workload
     levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}"
-    numbers = workload.precision + ("-acc" if workload.accumulate == "bf16" else "")
+    numbers = workload.precision + "-acc" * (workload.accumulate == "bf16") + "-opt" * workload.bf16_optimizer
     split = "".join(f"-{n}" for n in layout.split)
     batch = f"{workload.microbatches}x{workload.microbatch_size}" + (f"-c{workload.loss_chunk}" if workload.loss_chunk else "")
     optimizer = f"{workload.optimizer}{workload.momentum:g}"

@@ -49,6 +49,10 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield f"its FSDP stands for ZeRO {layout.zero}, and not every version takes it with a pipeline"
     if layout.split and layout.chunks > 1 and len(set(layout.split)) > 1:
         yield "its layout string is experimental and counts layers by chunk, as here"
+    if workload.bf16_optimizer and _states_in_bf16(spec):
+        yield "its precision-aware optimizer has states in bf16, and keeps an fp32 or fp16 copy of the parameters"
+    elif workload.bf16_optimizer:
+        yield "its optimizer has an fp32 copy and fp32 states; states in bf16 need AdamW and its distributed optimizer (ZeRO)"
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
@@ -130,6 +134,16 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
     if workload.precision == "bf16":
         yield "--bf16", True
         yield ("--accumulate-allreduce-grads-in-fp32" if workload.accumulate == "fp32" else "--grad-reduce-in-bf16"), True
+    if _states_in_bf16(spec):
+        yield "--use-precision-aware-optimizer", True
+        yield "--main-grads-dtype", workload.accumulate
+        yield "--exp-avg-dtype", "bf16"
+        yield "--exp-avg-sq-dtype", "bf16"
+
+
+def _states_in_bf16(spec: RunSpec) -> bool:
+    """Its precision-aware optimizer is a kind of its distributed optimizer, and is AdamW."""
+    return spec.workload.bf16_optimizer and spec.layout.zero > 0 and spec.workload.optimizer == "adamw"
 
 
 def _workload(spec: RunSpec) -> Iterator[Argument]:

@@ -48,7 +48,9 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its tensor parallelism is sequence parallel too"
     if layout.recompute == "selective":
         yield "its selective recompute chooses among all operators; here attention alone is computed again"
-    if layout.zero == 0 and workload.precision == "bf16":
+    if workload.bf16_optimizer:
+        yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
+    elif layout.zero == 0 and workload.precision == "bf16":
         yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
     if workload.accumulate == "bf16" and workload.precision == "bf16":
         yield "it reduces gradients in fp32, not in bf16"

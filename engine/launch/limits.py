@@ -138,10 +138,9 @@ def _cached(spec: RunSpec) -> int:
 def _state_of_a_parameter(spec: RunSpec) -> int:
     """Bytes that all replicas together keep for one parameter."""
     workload, dp, zero = spec.workload, spec.layout.dp, spec.layout.zero
-    own_copy = 4 if workload.precision == "bf16" else 0  # the optimizer's fp32 weights, of which the bf16 ones are made
     weight = BYTES_OF[workload.precision]
     gradient = BYTES_OF[workload.gradient_precision]
-    optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + own_copy
+    optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + workload.master_bytes
     return sum(size * (1 if zero >= stage else dp) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
 
 

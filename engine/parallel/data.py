@@ -53,7 +53,10 @@ def run_in_order(uses: Sequence[ParameterUse], streams: Streams) -> Streams:
 class Bucket:
     """The parameters of one layer, flat. Sizes are in elements; `size` is padded to a multiple of dp where zero > 0."""
 
-    def __init__(self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype) -> None:
+    def __init__(
+        self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype, masters: bool
+    ) -> None:
+        """`masters`: the optimizer has an fp32 copy of values that are not fp32."""
         # Parameters replicated over tp come first: under sequence parallelism their gradients are all-reduced over tp together.
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
         self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
@@ -69,7 +72,7 @@ class Bucket:
         for p in self.parameters:
             self.places[p] = slice(offset, offset + p.numel())
             offset += p.numel()
-        self._make_values()
+        self._make_values(masters)
         kept = self.size if zero < 2 else share
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
         self.incoming: Tensor | None = None  # what backward writes to, if not `gradients`
@@ -78,14 +81,13 @@ class Bucket:
         if zero < 2 and accumulate == self.dtype:
             self._point_gradients_at(self.gradients)
 
-    def _make_values(self) -> None:
+    def _make_values(self, masters: bool) -> None:
         self.values = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
         for p, place in self.places.items():
             self.values[place].copy_(p.detach().flatten())
             p.data = self.values[place].view(p.shape)
         self.shard = self.values[self.own] if self.zero < 3 else self.values[self.own].clone()
-        # The optimizer works in fp32, on a copy if the values are not fp32.
-        self.master = self.shard if self.dtype == torch.float32 else self.shard.float()
+        self.master = self.shard.float() if masters and self.dtype != torch.float32 else self.shard  # which the optimizer updates
         if self.zero == 3:
             self._resize_values(0)
 
@@ -208,12 +210,14 @@ class BackwardHook(Function):
 class DataParallel:
     """The buckets of one rank's chunks, and their collectives over dp, and over tp for sequence parallelism."""
 
-    def __init__(self, tp: TensorParallel, zero: int, accumulate: torch.dtype, microbatches: int) -> None:
+    def __init__(self, tp: TensorParallel, zero: int, accumulate: torch.dtype, microbatches: int, masters: bool = True) -> None:
         """`accumulate`: the type in which gradients are accumulated. `microbatches`: backward passes of each chunk in a step.
+        `masters`: see `Bucket`.
 
         Weight gradients that `tp` defers arrive by `add`, after their backward pass.
         """
         self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
+        self.masters = masters
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
         self._layer_of: dict[nn.Parameter, nn.Module] = {}
@@ -225,7 +229,8 @@ class DataParallel:
         self._reducing[chunk] = []
         for layer in layers:
             self._chunk_of[layer] = chunk
-            self.buckets[layer] = bucket = Bucket(list(layer.parameters()), self.comm, self.zero, self.accumulate)  # type: ignore[arg-type]
+            parameters: Any = list(layer.parameters())
+            self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
             for p in bucket.parameters:
                 self._layer_of[p] = layer
                 p.register_post_accumulate_grad_hook(self._on_gradient)

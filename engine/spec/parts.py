@@ -245,6 +245,7 @@ class WorkloadSpec(Spec):
     momentum: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="momentum of sgd")
     precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
+    bf16_optimizer: bool = Field(False, description="under bf16, no fp32 copy for the optimizer, and its states in bf16 too")
     loss_chunk: int = Field(
         0,
         ge=WHOLE_LOSS,
@@ -266,6 +267,16 @@ class WorkloadSpec(Spec):
     def gradient_precision(self) -> Precision:
         """The precision in which gradients are accumulated."""
         return self.accumulate if self.precision == "bf16" else "fp32"
+
+    @property
+    def update_precision(self) -> Precision:
+        """The precision of the values that the optimizer updates, and of its states."""
+        return "bf16" if self.precision == "bf16" and self.bf16_optimizer else "fp32"
+
+    @property
+    def master_bytes(self) -> int:
+        """Bytes of a parameter's copy for the optimizer; 0 if the optimizer updates the parameter itself."""
+        return 0 if self.update_precision == self.precision else BYTES_OF[self.update_precision]
 
     def most_loss_tokens(self, vocab: int, tp: Any) -> Any:
         """Tokens of a chunk of the loss, if a microbatch has more. Unlimited if it is whole. `tp` may be an array or a symbol."""

@@ -126,6 +126,7 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
         "layout.split": lambda spec: say("layers {split}", split=",".join(map(str, spec.layout.split)) or say("split evenly")),
         "workload.precision": lambda spec: spec.workload.precision,
         "workload.optimizer": lambda spec: spec.workload.optimizer,
+        "workload.bf16_optimizer": off_or_on("workload.bf16_optimizer", say("optimizer in bf16"), say("optimizer in fp32")),
         "workload.loss_chunk": lambda spec: loss_in_chunks(spec.workload.loss_chunk, say),
         "workload.microbatches": batch,
         "workload.microbatch_size": batch,

@@ -22,6 +22,7 @@ def levers(say: Words) -> dict[str, str]:
         "workload.microbatches": say("Microbatches"),
         "workload.microbatch_size": say("Sequences a microbatch"),
         "workload.precision": say("Precision"),
+        "workload.bf16_optimizer": say("Optimizer in bf16, without an fp32 copy"),
         "workload.loss_chunk": say("Tokens of a chunk of the loss"),
         "model.seq": say("Sequence length"),
     }

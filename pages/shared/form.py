@@ -134,10 +134,12 @@ def _levers(choice: Choice, say: Words) -> None:
     recompute, precision, optimizer = "layout.recompute", "workload.precision", "workload.optimizer"
     _choose(choice, recompute, say("Recompute in backward"), options(recompute), say, _recomputes(say))
     # Fields that have no effect with another precision or optimizer return to their defaults.
-    _choose(choice, precision, say("Precision"), options(precision), say, resets="workload.accumulate")
+    of_bf16 = ("workload.accumulate", "workload.bf16_optimizer")
+    _choose(choice, precision, say("Precision"), options(precision), say, resets=of_bf16)
     if choice[precision] != DEFAULTS[precision]:
         _choose(choice, "workload.accumulate", say("Add gradients up in"), options("workload.accumulate"), say)
-    _choose(choice, optimizer, say("Optimizer"), options(optimizer), say, resets="workload.momentum")
+        _toggle(choice, "workload.bf16_optimizer", say("Optimizer in bf16, without an fp32 copy"), say)
+    _choose(choice, optimizer, say("Optimizer"), options(optimizer), say, resets=("workload.momentum",))
     if choice[optimizer] == "sgd":
         _number(choice, "workload.momentum", say("Momentum"), say)
     _number(choice, "workload.loss_chunk", say("Tokens of a chunk of the loss"), say)
@@ -221,9 +223,9 @@ def _choose(
     among: Sequence[Any],
     say: Words,
     names: dict[Any, str] | None = None,
-    resets: str = "",
+    resets: Sequence[str] = (),
 ) -> None:
-    """`names`: option → name. Without them, options are shown as they are. A change sets the field `resets` to its default."""
+    """`names`: option → name. Without them, options are shown as they are. A change sets `resets` to their defaults."""
     st.segmented_control(
         label,
         among,
@@ -232,7 +234,7 @@ def _choose(
         help=say.described(description(field)),
         required=True,
         on_change=moved,
-        args=(field, {resets: DEFAULTS[resets]} if resets else None),
+        args=(field, {other: DEFAULTS[other] for other in resets}),
         width="stretch",
     )
 
@@ -282,6 +284,7 @@ def _set_levers(choice: Choice, say: Words) -> str:
     if choice["layout.recompute"] != DEFAULTS["layout.recompute"]:
         said.append(say("recompute {what}", what=_recomputes(say)[choice["layout.recompute"]]))
     said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]
+    said += [say("optimizer in bf16")] * choice["workload.bf16_optimizer"]
     said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
     if chunk := choice["workload.loss_chunk"]:
         said.append(loss_in_chunks(chunk, say))

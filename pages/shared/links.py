@@ -45,6 +45,7 @@ LETTERS = {
     "u": "workload.momentum",
     "f": "workload.precision",
     "g": "workload.accumulate",
+    "h": "workload.bf16_optimizer",
     "l": "workload.loss_chunk",
     "x": "workload.text",
     "t": "workload.time_limit",

@@ -155,6 +155,19 @@ class TestPrecisionAndOptimizer:
         assert bytes_["gradients"] == gradient * self.whole
         assert bytes_["optimizer"] == 3 * FLOAT * self.whole + self.buckets * STEP_COUNTER
 
+    @pytest.mark.parametrize("accumulate", ["fp32", "bf16"])
+    @pytest.mark.parametrize(("optimizer", "numbers"), [("adamw", 2), ("lion", 1), ("sgd", 0)])
+    def test_a_bf16_optimizer_keeps_6_to_10_bytes_a_parameter(
+        self, runs: Runs, optimizer: str, numbers: int, accumulate: str
+    ) -> None:
+        """2 of values, 2 or 4 of gradients, and 2 of each state."""
+        numbers_of = {"precision": "bf16", "accumulate": accumulate, "bf16_optimizer": True, "optimizer": optimizer}
+        bytes_ = at_peak(runs, lever("tp1", workload=numbers_of))
+        counters = self.buckets * STEP_COUNTER if optimizer == "adamw" else 0
+        assert bytes_["optimizer"] == numbers * HALF * self.whole + counters
+        assert bytes_["parameters"] == HALF * self.whole
+        assert bytes_["gradients"] == (FLOAT if accumulate == "fp32" else HALF) * self.whole
+
     @pytest.mark.parametrize(("momentum", "numbers"), [(0.0, 0), (0.9, 1)])
     def test_sgd_keeps_one_number_for_each_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
         bytes_ = at_peak(runs, lever("tp1", workload={"optimizer": "sgd", "momentum": momentum}))
@@ -167,6 +180,7 @@ class TestPrecisionAndOptimizer:
         ({"zero": 1}, {}, "zero=1 shards over the dp replicas, and dp=1"),
         ({"sequence_parallel": True}, {}, "tp=1 leaves it whole"),
         ({}, {"accumulate": "bf16"}, "accumulate=bf16 needs precision=bf16"),
+        ({}, {"bf16_optimizer": True}, "bf16_optimizer needs precision=bf16"),
         ({}, {"momentum": 0.9}, "a setting of sgd"),
     ],
 )

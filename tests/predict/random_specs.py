@@ -47,6 +47,7 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
         workload=WorkloadSpec(
             microbatches=int(random.integers(1, 25)), microbatch_size=int(random.integers(1, 4)), precision=precision,
             accumulate=one_of(get_args(Precision)) if precision == "bf16" else "fp32",
+            bf16_optimizer=precision == "bf16" and bool(random.integers(2)),
             loss_chunk=one_of((0, int(random.integers(2, 20)))) if family != "xlnet" else 0,  # whose ledgers are not shipped
         ),
     )  # fmt: skip

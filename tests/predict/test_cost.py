@@ -17,7 +17,7 @@ from engine.predict.speed.rates import Assumptions, link
 from engine.predict.speed.step_time import StepTime, durations, estimate, layers_of_stages, simulated
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 
 A100, H100 = DEVICES["a100-80gb"], DEVICES["h100-80gb"]
 # Nothing but products: everything else takes no time.
@@ -43,7 +43,7 @@ def cost(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None =
 @pytest.mark.parametrize("name", ["gpt3-175b", "llama3-8b", "bert-base", "transformer-base", "xlnet-large"])
 def test_on_a_device_that_only_multiplies_time_is_flops(name: str) -> None:
     model = catalog.model(name)
-    work = cost(run(model), IDEAL, WHOLE)
+    work = cost(run(model, {"loss_chunk": WHOLE_LOSS}), IDEAL, WHOLE)
     crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
     total = (model.layers - crossing) * work.layer() + crossing * work.layer(cross=True) + work.embedding() + work.head()
     sequences = 2  # of a microbatch

@@ -250,9 +250,13 @@ class Cost:
         return self.grid.v_shaped
 
     def update(self, held: HeldParameters) -> Real:
-        """Seconds of the optimizer's step: it reads gradients, and reads and writes master values and states. (n,)"""
-        states = optimizer_of(self.workload).bytes_of_a_parameter(self.workload)
-        moved = self.gradient_bytes + 2 * (4 + states) + (self.bytes if self.bytes < 4 else 0)
+        """Seconds of the optimizer's step: it reads gradients, and reads and writes values and states. (n,)
+
+        With an fp32 copy of the values, it is the copy that is read and written, and the values are written after that.
+        """
+        workload = self.workload
+        states, copy = optimizer_of(workload).bytes_of_a_parameter(workload), workload.master_bytes
+        moved = self.gradient_bytes + 2 * ((copy or self.bytes) + states) + (self.bytes if copy else 0)
         share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
         return held.parameters / share * moved / self.bandwidth
 
