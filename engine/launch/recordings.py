@@ -2,8 +2,8 @@
 
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/predict/ledger/recorded]
 
-Without --model, those of all models in the catalog, which takes about half an hour of a core; all cores are used. Ledgers that are
-in the folder already are kept. With --archives the files that are shipped are written too, one for each family and precision.
+Without --model, those of all models in the catalog, which takes about half an hour of a core; all cores are used. Ledgers in the
+folder are kept. With --archives the files that are shipped are written too, one for each family and precision.
 """
 
 from __future__ import annotations
