@@ -56,7 +56,7 @@ def test_fused_and_written_attention_have_the_same_gradients(alone, family):
         y.square().sum().backward()
         results.append([y.detach(), x.grad, *(p.grad for p in attention.parameters())])
     for fused, written in zip(*results, strict=True):
-        torch.testing.assert_close(fused, written)
+        assert (fused - written).abs().max() <= 1e-5 * written.abs().max()
 
 
 def test_rotary_queries_keep_the_strides_of_rows():
