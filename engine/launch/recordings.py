@@ -31,6 +31,7 @@ _WORKLOADS = [
     WorkloadSpec(precision=precision, attention=attention)
     for precision, attention in itertools.product(get_args(Precision), get_args(AttentionName))
 ]
+_CHECKLIST = {("none", "none"), *itertools.product(("selective", "full"), ("none", "sequence"))}  # recompute and slicing
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 
 
@@ -68,11 +69,13 @@ def shipped_models() -> list[ModelSpec]:
 def shipped(one: Structure) -> bool:
     """Whether the ledgers of a structure are shipped. Others are recorded where they are asked for.
 
-    Those with fused attention, and with two-stream attention. Where attention could be fused and is written, only those of a GPT
-    that trains: lessons and published systems have them.
+    Those with fused attention, and with two-stream attention. Where attention could be fused and is written, only what training
+    a GPT needs (lessons and published systems), and what the checklist of `engine.predict.planner.advice` needs elsewhere.
     """
-    chosen = one.attention == "written" and FAMILIES[one.family].position != "relative"
-    return not chosen or (one.family == "gpt" and not one.generates)
+    if one.attention == "fused" or FAMILIES[one.family].position == "relative":
+        return True
+    listed = one.precision == "bf16" and "B" in one.ones and (one.recompute, one.slicing) in _CHECKLIST
+    return not one.generates and (one.family == "gpt" or listed)
 
 
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:

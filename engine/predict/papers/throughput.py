@@ -175,8 +175,8 @@ def _llama(assumed: Assumptions) -> Iterator[Reference]:
     """Sequences of 8,192 tokens, no recompute, optimizer and gradients sharded and reduced once a step (section 3.3.2).
 
     Attention is fused. A chunk has one layer. The chunks with the embedding and the head have none. The third row of the table
-    uses context parallelism, which this engine does not have. The paper does not say whether its FLOPs count masked scores. All are counted
-    here, as in the other tables. If half of them were, ours would be 4% lower.
+    uses context parallelism, which this engine does not have. The paper does not say whether its FLOPs count masked scores. All
+    are counted here, as in the other tables. If half of them were, ours would be 4% lower.
     """
     shape = model("llama3-405b")
     for tp, pp, dp, sequences, theirs in _LLAMA:
