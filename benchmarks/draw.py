@@ -65,6 +65,7 @@ def _spec(draw: random.Random) -> RunSpec:
         accumulate=draw.choice(("fp32", "bf16")) if precision == "bf16" else "fp32",
         optimizer=optimizer,
         momentum=draw.choice((0.0, 0.9)) if optimizer == "sgd" else 0.0,
+        attention=draw.choice(("fused", "fused", "written")),
         seed=draw.randrange(1000),
         time_limit=_DAY_S,
     )

@@ -34,6 +34,7 @@ CHOICES: dict[str, list[Any]] = {
     "microbatch_size": [1, 2],
     "odd_vocabulary": [False, True],  # which tp does not divide
     "recompute": ["none", "selective", "full"],
+    "attention": ["fused", "written"],
     "numbers": ["fp32", "bf16", "bf16 throughout"],
     "optimizer": [*OPTIMIZERS, "momentum"],
     "sequence_parallel": [False, True],
@@ -60,6 +61,7 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
         steps=2,
         microbatches=choice["microbatches"],
         microbatch_size=choice["microbatch_size"],
+        attention=choice["attention"],
         precision="fp32" if choice["numbers"] == "fp32" else "bf16",
         accumulate="bf16" if choice["numbers"] == "bf16 throughout" else "fp32",
         optimizer="sgd" if choice["optimizer"] == "momentum" else choice["optimizer"],
@@ -117,7 +119,7 @@ def _cost(spec: RunSpec) -> float:
 def title(spec: RunSpec) -> str:
     """The values that distinguish a spec from others, as the id of a test."""
     layout, workload = spec.layout, spec.workload
-    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}"
+    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}-{spec.attention}"
     numbers = workload.precision + ("-acc" if workload.accumulate == "bf16" else "")
     split = "".join(f"-{n}" for n in layout.split)
     batch = f"{workload.microbatches}x{workload.microbatch_size}"

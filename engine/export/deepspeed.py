@@ -63,6 +63,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.recompute != "none":
         what = "each layer" if layout.recompute == "full" else "attention"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
+    how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
+    yield f"attention is the model's: {how}, here"
     if workload.precision == "bf16" and layout.zero == 0:
         yield "its bf16 keeps fp32 masters as here, in an optimizer of its own"
     yield from optimizer_note(spec, "deepspeed", "DeepSpeed")

@@ -1,4 +1,4 @@
-"""Records the ledgers of a model, for every layout and workload that it may have.
+"""Records the ledgers of a model, for every layout, and for the workloads that are common (`shipped`).
 
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/predict/ledger/recorded]
 
@@ -21,14 +21,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engine import catalog
+from engine.families import FAMILIES
 from engine.files import write
 from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
 from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
 from engine.predict.ledger.split import part_of
-from engine.spec import ModelSpec, Precision, Recompute, WorkloadSpec
+from engine.spec import AttentionName, ModelSpec, Precision, Recompute, WorkloadSpec
 
-_WORKLOADS = [WorkloadSpec(precision=precision) for precision in get_args(Precision)]
+_WORKLOADS = [
+    WorkloadSpec(precision=precision, attention=attention)
+    for precision, attention in itertools.product(get_args(Precision), get_args(AttentionName))
+]
+_CHECKLIST = {("none", "none"), *itertools.product(("selective", "full"), ("none", "sequence"))}  # recompute and slicing
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
@@ -64,9 +69,22 @@ def shipped_models() -> list[ModelSpec]:
     return [*catalog.MODELS.values(), llama.model_copy(update={"kv_heads": 0})]
 
 
+def shipped(one: Structure) -> bool:
+    """Whether the ledgers of a structure are shipped. Others are recorded where they are asked for.
+
+    Those with fused attention, and with two-stream attention. Where attention could be fused and is written, only what training
+    a GPT needs (lessons and published systems), and what the checklist of `engine.predict.planner.advice` needs elsewhere.
+    """
+    if one.attention == "fused" or FAMILIES[one.family].position == "relative":
+        return True
+    listed = one.precision == "bf16" and "B" in one.ones and (one.recompute, one.slicing) in _CHECKLIST
+    return not one.generates and (one.family == "gpt" or listed)
+
+
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
-    """All ledgers of some models."""
-    return list(dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model))))
+    """The ledgers of some models that are shipped."""
+    keys = ((one, part) for model in models for one in structures(model) if shipped(one) for part in sorted(parts(model)))
+    return list(dict.fromkeys(keys))
 
 
 def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) -> int:

@@ -16,7 +16,7 @@ from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
 from engine.parallel.tensor import ShardedParameter, TensorParallel, VocabParallelEmbedding
-from engine.spec import ModelSpec, Recompute
+from engine.spec import AttentionName, ModelSpec, Recompute
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
 Through = Callable[[Sequence[ParameterUse], Streams], Streams]
@@ -42,13 +42,14 @@ class TransformerChunk(nn.Module):
         tp: TensorParallel,
         recompute: Recompute = "none",
         through: Through = run_in_order,
+        attention: AttentionName = "fused",
     ) -> None:
         """`through` runs the uses of parameters one after the other, with their values gathered: `DataParallel.through`."""
         super().__init__()
         self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
-        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i) for i in layers})
+        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i, attention) for i in layers})
         self.head = Head(spec, tp) if last else None
 
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:

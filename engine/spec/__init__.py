@@ -11,6 +11,7 @@ from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
+    AttentionName,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
@@ -29,6 +30,7 @@ __all__ = [
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
     "SCHEDULE_FACTS",
+    "AttentionName",
     "FaultSpec",
     "GenerateSpec",
     "LayoutSpec",

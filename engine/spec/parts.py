@@ -21,6 +21,7 @@ _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
+AttentionName = Literal["fused", "written"]
 OptimizerName = Literal["adamw", "sgd", "lion"]
 
 
@@ -235,11 +236,20 @@ class WorkloadSpec(Spec):
     momentum: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="momentum of sgd")
     precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
+    attention: AttentionName = Field(
+        "fused",
+        description="fused never keeps the scores, written keeps them for backward; two-stream attention (xlnet) is always "
+        "written, because torch has no fused operation with relative positions",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     text: str | None = Field(
         None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
+
+    def attention_of(self, model: ModelSpec) -> AttentionName:
+        """The attention that a model really has: two-stream attention is always written."""
+        return "written" if model.parts.position == "relative" else self.attention
 
     @property
     def gradient_precision(self) -> Precision:

@@ -9,7 +9,7 @@ from typing import Any
 from engine import catalog
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
-from pages.charts.names import microbatches, recomputes, schedule
+from pages.charts.names import attentions, microbatches, recomputes, schedule
 from pages.charts.words import Words
 from pages.shared import links
 from pages.shared.beside import RUN
@@ -125,6 +125,7 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
         "layout.recompute": lambda spec: say("recompute {what}", what=recomputes(say)[spec.layout.recompute]),
         "layout.split": lambda spec: say("layers {split}", split=",".join(map(str, spec.layout.split)) or say("split evenly")),
         "workload.precision": lambda spec: spec.workload.precision,
+        "workload.attention": lambda spec: say("{attention} attention", attention=attentions(say)[spec.attention]),
         "workload.optimizer": lambda spec: spec.workload.optimizer,
         "workload.microbatches": batch,
         "workload.microbatch_size": batch,

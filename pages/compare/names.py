@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.charts.names import recomputes, schedule
+from pages.charts.names import attentions, recomputes, schedule
 from pages.charts.words import Words
 
 
@@ -22,6 +22,7 @@ def levers(say: Words) -> dict[str, str]:
         "workload.microbatches": say("Microbatches"),
         "workload.microbatch_size": say("Sequences a microbatch"),
         "workload.precision": say("Precision"),
+        "workload.attention": say("Attention"),
         "model.seq": say("Sequence length"),
     }
 
@@ -34,6 +35,8 @@ def value(lever: str, held: Any, say: Words) -> str:
         return schedule(held, say)
     if lever == "layout.recompute":
         return recomputes(say)[held]
+    if lever == "workload.attention":
+        return attentions(say)[held]
     if lever == "layout.zero":
         return f"ZeRO {held}"
     return f"{held:,}" if isinstance(held, int) else str(held)

@@ -26,6 +26,7 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
     "workload.microbatches": (1, 2, 4, 8, 16, 32),
     "workload.microbatch_size": (1, 2, 4, 8, 16),
     "workload.precision": ("fp32", "bf16"),
+    "workload.attention": ("fused", "written"),
     "model.seq": (32, 64, 128, 256, 512, 1024, 2048, 4096),
 }
 

@@ -45,6 +45,7 @@ LETTERS = {
     "u": "workload.momentum",
     "f": "workload.precision",
     "g": "workload.accumulate",
+    "i": "workload.attention",
     "x": "workload.text",
     "t": "workload.time_limit",
     "y": "generate.prompt",

@@ -269,7 +269,7 @@ NAMED: dict[Framework, str] = {
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
         --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
-        --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
+        --attention-backend --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
         --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
     "torchtitan": """

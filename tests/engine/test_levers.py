@@ -109,11 +109,18 @@ class TestRecompute:
 
     def test_selective_recompute_drops_what_attention_saves(self, runs: Runs) -> None:
         """The softmax's result (B, A, S, S), and which scores were masked (S, S), a byte each, of every layer."""
-        none, selective = (at_peak(runs, lever("tp1", recompute=r)) for r in ("none", "selective"))
+        workload = {"attention": "written"}
+        none, selective = (at_peak(runs, lever("tp1", recompute=r, workload=workload)) for r in ("none", "selective"))
         dropped = self.b * self.a * self.s**2 * FLOAT + self.s**2
         saved = none["activations"] - selective["activations"]
         # q, k and v are kept as one tensor instead of three, with the same sum.
         assert saved == MODEL.layers * dropped
+
+    def test_fused_attention_keeps_a_number_a_row_in_place_of_the_scores(self, runs: Runs) -> None:
+        """Gone are the softmax's result (B, A, S, S), what was masked (S, S), and the scale, a number of 8 bytes."""
+        written, fused = (at_peak(runs, lever("tp1", workload={"attention": name})) for name in ("written", "fused"))
+        scores = self.b * self.a * self.s**2 * FLOAT + self.s**2 + 8
+        assert written["activations"] - fused["activations"] == MODEL.layers * (scores - self.b * self.a * self.s * FLOAT)
 
     def test_full_recompute_keeps_only_each_layers_input(self, runs: Runs) -> None:
         """One more layer costs one more (B, S, H), and 8 bytes of the checkpoint."""

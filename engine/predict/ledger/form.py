@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from engine.families import FamilyName
-from engine.spec import Precision, Recompute
+from engine.spec import AttentionName, Precision, Recompute
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
 
@@ -42,6 +42,7 @@ class Structure(NamedTuple):
     slicing: Slicing
     ones: tuple[str, ...]
     generates: bool = False
+    attention: AttentionName = "fused"
 
     @property
     def archive(self) -> str:
@@ -56,7 +57,9 @@ class Structure(NamedTuple):
     @property
     def group(self) -> str:
         """The name of its group in an archive. The structures of a group differ only in `ones`."""
-        return f"{'generates' if self.generates else self.recompute}_{self.slicing}"
+        return "_".join(
+            ["generates" if self.generates else self.recompute, self.slicing, *(["fused"] * (self.attention == "fused"))]
+        )
 
 
 class Part(NamedTuple):
