@@ -24,7 +24,7 @@ _STRUCTURES = 256  # the number of structures whose traces are kept, the latest
 ON_TIME = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge", "W more")
 LATE = tuple(f"{name} late" for name in ON_TIME[1:])
 ACTIONS = (*ON_TIME, *LATE)
-BLOCKS = 3  # of a bucket: a share of its gradients, all of them, and all as they come
+BLOCKS = 2  # of a bucket: a share of its gradients, and all of them or of its values
 
 Run = tuple[int, ...]  # each is a number of a span, from one; or, if negative, a block as it comes, or as it goes: see `block`
 Segments = dict[str, list[RepeatedSegment]]  # by action
@@ -103,9 +103,9 @@ class _Reductions(Reductions):
         super().__init__(zero, e, g, buckets, weight_passes)
 
     def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Gathered values are as large as gradients that wait."""
-        share, size, incoming = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
-        return [list(both) for both in zip(share, size, strict=True)], incoming, incoming
+        """Gathered values are as large as the gradients that backward writes."""
+        share, whole = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
+        return share, whole, whole
 
 
 def _runs(segments: list[RepeatedSegment]) -> Iterator[tuple[int, Run]]:
@@ -129,14 +129,14 @@ def _by_state(segments: Segments, reductions: Reductions) -> tuple[Segments, dic
         return pending[name]
 
     put("F", FRESH)
-    if reductions.zero < 2:  # a reduction lasts until all are over
+    if reductions.zero < 2:
         left = 1 if reductions.zero else MANY
         put("B", State(remaining=MANY))
         put("B edge", State(remaining=left))
         put("I", State(remaining=MANY))
-        put("I edge", State(remaining=left))
-        put("W", State(deferred=1, remaining=MANY))
-        put("W edge", State(deferred=1, remaining=left - 1))
+        before = put("I edge", State(remaining=left))
+        put("W", State(before, deferred=1, remaining=MANY))
+        put("W edge", State(before, deferred=1, remaining=left - 1))
         return found | {"I more": found["I"], "I after B": found["I"], "W more": found["W"]}, pending
     whole = put("B", State(put("B edge", FRESH)))
     put("I after B", State(whole))
