@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.store import ledger_store
-from engine.predict.memory.reducing import FRESH, MANY, Reductions, RepeatedSegment, State
-from engine.predict.terms import Factor
+from engine.predict.memory.reducing import FRESH, MANY, ReductionBlocks, Reductions, RepeatedSegment, State
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # the number of structures whose traces are kept, the latest
@@ -63,8 +62,8 @@ class FormActions(FormTraces):
             return self._actions[key]
 
     def _of(self, trace: FormTrace, zero: int) -> Actions:
-        sizes = [one.number for one in trace.uses]
-        reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, trace.segments["W"], sizes)
+        share, whole = ([block(one.number, which, False) for one in trace.uses] for which in range(BLOCKS))
+        reductions = Reductions(zero, trace.buckets, ReductionBlocks(share, whole, whole), trace.segments["W"])
         on_time, pending = _by_state(trace.segments, reductions)
         several = [on_time[name] for name in ON_TIME]
         if lends := trace.late is not trace.segments:
@@ -91,21 +90,6 @@ class FormActions(FormTraces):
 def form_actions(layouts: Layouts, ledgers: Ledgers | None) -> FormActions:
     """`ledgers`: those to read, in place of `ledger_store()`."""
     return FormActions(layouts, ledger_store() if ledgers is None else ledgers)
-
-
-class _Reductions(Reductions):
-    """`sizes`: the numbers of the buckets' sizes, by which runs name their blocks."""
-
-    def __init__(
-        self, zero: int, e: Factor, g: Factor, buckets: Any, weight_passes: list[RepeatedSegment], sizes: list[int]
-    ) -> None:
-        self._sizes = sizes
-        super().__init__(zero, e, g, buckets, weight_passes)
-
-    def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Gathered values are as large as the gradients that backward writes."""
-        share, whole = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
-        return share, whole, whole
 
 
 def _runs(segments: list[RepeatedSegment]) -> Iterator[tuple[int, Run]]:

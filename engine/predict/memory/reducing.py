@@ -56,37 +56,43 @@ FRESH = State()
 MANY = 2
 
 
+class ReductionBlocks(NamedTuple):
+    """Of each bucket a block: what a reduction receives into, the gradients that backward writes, the gathered values."""
+
+    received: list[Any]
+    incoming: list[Any]
+    gathered: list[Any]
+
+
+def reduction_blocks(buckets: Sequence[BucketSizes], e: Factor, width: Factor) -> ReductionBlocks:
+    """Of one layout. `e`, `width`: bytes of a parameter, and of a gradient that is received."""
+    share, incoming = sentence("gradients of a layer, a replica's share"), sentence("gradients of a layer, not yet reduced")
+    gathered = sentence("gathered weights of a layer")
+
+    def block(bucket: BucketSizes, name: str, *factors: Factor) -> BlockKind:
+        return BlockKind("communication", name, factors, bucket.layered)
+
+    return ReductionBlocks(
+        [block(bucket, share, bucket.share, width) for bucket in buckets],
+        *([block(bucket, name, bucket.size, e) for bucket in buckets] for name in (incoming, gathered)),
+    )
+
+
 class Reductions:
     """Of one chunk."""
 
-    def __init__(self, zero: int, e: Factor, g: Factor, buckets: Buckets, weight_passes: Sequence[RepeatedSegment]) -> None:
-        """`e`, `g`: bytes of a parameter and of what gradients are added up in. `weight_passes`: what W does."""
-        self.zero, self.buckets = zero, buckets
-        self.e, self.width = e, g if zero == 1 else e
-        self.received, self.incoming, self.gathered = self._blocks()
+    def __init__(self, zero: int, buckets: Buckets, blocks: ReductionBlocks, weight_passes: Sequence[RepeatedSegment]) -> None:
+        """`weight_passes`: what W does."""
+        self.zero, self.buckets, self.blocks = zero, buckets, blocks
         self._later = Counter[int]()
         for note in (note for segment in weight_passes for sign, note in segment.events if not sign):
             self._later[note.bucket] += note.times * (note.kind == ACCUMULATES)
-
-    def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Of each bucket what a reduction receives into, the gradients that backward writes, and the gathered values."""
-
-        def block(bucket: BucketSizes, name: str, *factors: Factor) -> BlockKind:
-            return BlockKind("communication", name, factors, bucket.layered)
-
-        several = [bucket for bucket, _ in self.buckets]
-        share, waiting = sentence("gradients of a layer, a replica's share"), sentence("gradients of a layer, not yet reduced")
-        received = [block(b, share, b.share, self.width) for b in several]
-        incoming, whole = (
-            [block(b, name, b.size, self.e) for b in several] for name in (waiting, sentence("gathered weights of a layer"))
-        )
-        return received, incoming, whole
 
     def under_way(self, pending: int) -> list[Any]:
         """The blocks of that bucket's reduction; none if it is −1."""
         if pending < 0:
             return []
-        return [self.received[pending], *([self.incoming[pending]] if self.zero >= 2 else [])]
+        return [self.blocks.received[pending], *([self.blocks.incoming[pending]] if self.zero >= 2 else [])]
 
     def applied(self, kind: str, segments: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
         """What happens in an action, without any `GradientEvent`, and which bucket's reduction is under way at its end."""
@@ -105,16 +111,16 @@ class Reductions:
                 if sign:
                     here.append(event)
                 elif note.kind in (GATHERS, RELEASES):
-                    here += [(1 if note.kind == GATHERS else -1, self.gathered[note.bucket])] if self.zero == 3 else []
+                    here += [(1 if note.kind == GATHERS else -1, self.blocks.gathered[note.bucket])] if self.zero == 3 else []
                 elif note.kind == EXPECTS and self.zero:
                     missing[note.bucket] += len(self.buckets[note.bucket][0].parameters)
                     if not incoming[note.bucket]:
-                        here.append((1, self.incoming[note.bucket]))
+                        here.append((1, self.blocks.incoming[note.bucket]))
                         incoming[note.bucket] = True
                 elif self.zero:
                     missing[note.bucket] -= note.times
                     if not missing[note.bucket]:
-                        here += [*((-1, one) for one in self.under_way(pending)), (1, self.received[note.bucket])]
+                        here += [*((-1, one) for one in self.under_way(pending)), (1, self.blocks.received[note.bucket])]
                         pending, incoming[note.bucket] = note.bucket, False
             found.append(RepeatedSegment(layer, times, here))
         return found, pending
