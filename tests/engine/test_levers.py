@@ -72,6 +72,20 @@ class TestZeRO:
         }[zero]
         assert calls == norm_and_loss | expected
 
+    @pytest.mark.parametrize("dp", [2, 4])
+    def test_zero_1_takes_its_states_and_a_share_of_one_bucket(self, runs: Runs, dp: int) -> None:
+        """Gradients are reduced in place, one bucket at a time. What is received is one replica's share of a layer's."""
+        layer = parameters_held(MODEL, tp=1, layers=1, first=False, last=False)  # the largest bucket
+        curve = runs.result(lever(f"dp{dp}", zero=1)).tables["memory_curve"]
+        assert 0 < curve[curve["category"] == "communication"]["bytes"].max() <= -(-layer // dp) * FLOAT
+
+    @pytest.mark.parametrize("dp", [2, 4])
+    def test_zero_2_takes_the_bucket_that_is_written_and_the_one_under_way(self, runs: Runs, dp: int) -> None:
+        layer = parameters_held(MODEL, tp=1, layers=1, first=False, last=False)
+        curve = runs.result(lever(f"dp{dp}", zero=2)).tables["memory_curve"]
+        most = curve[curve["category"] == "communication"]["bytes"].max()
+        assert layer * FLOAT < most <= (2 * layer + -(-layer // dp)) * FLOAT
+
     def test_every_replica_measures_the_same(self, runs: Runs) -> None:
         for zero in (1, 2, 3):
             spec = lever("dp4", zero=zero)

@@ -9,7 +9,7 @@ from engine.optimizer import optimizer_of
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.passes import ActionTrace, ChunkPasses, LedgerReading
+from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
 from engine.predict.memory.shortened import StageActions, with_left_out
 from engine.predict.memory.walk import ActionChanges, ActionTraces, StageWalk
 from engine.predict.terms import Factor
@@ -42,9 +42,8 @@ class Stages:
         """What a chunk does."""
         part, layers = self.ledgers.split.chunks[chunk]
         if (part, layers) not in self._passes:
-            reading = LedgerReading(self.ledgers.chunk(chunk), self.ledgers.sizes)
-            layout = self.spec.layout
-            self._passes[part, layers] = reading.passes(layout.zero, layout.dp, self.kinds, self.e, self.g)
+            reading, layout = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes), self.spec.layout
+            self._passes[part, layers] = layout_passes(reading, layout.zero, layout.dp, self.kinds, self.e, self.g)
         return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:
