@@ -66,6 +66,7 @@ def _spec(draw: random.Random) -> RunSpec:
         optimizer=optimizer,
         momentum=draw.choice((0.0, 0.9)) if optimizer == "sgd" else 0.0,
         attention=draw.choice(("fused", "fused", "written")),
+        loss_chunk=draw.choice((0, draw.randint(2, 60))),
         seed=draw.randrange(1000),
         time_limit=_DAY_S,
     )

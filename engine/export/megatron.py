@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 
-from engine.export.common import global_batch, optimizer_note, optimizer_settings
+from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
 from engine.spec import AttentionName, RunSpec
 
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
@@ -53,6 +53,10 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
+    yield from loss_note(
+        spec,
+        "Megatron-LM keeps whole logits, unless --cross-entropy-fusion-impl is linear (its dev branch, on Blackwell)",
+    )
     if spec.generate.prompt:
         yield "nothing is generated after training"
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import global_batch, optimizer_note, optimizer_settings
+from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 
 # The flavors of its llama3, by layers, hidden size and heads.
@@ -55,6 +55,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if workload.accumulate == "bf16" and workload.precision == "bf16":
         yield "it reduces gradients in fp32, not in bf16"
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
+    yield from loss_note(spec, "torchtitan keeps whole logits")
     if layout.split and layout.pp > 1 and (layout.chunks > 1 or len(set(layout.split[1:-1])) > 1):
         yield f"the split {','.join(map(str, layout.split))} has to be written as module_fqns_per_model_part"
     if spec.generate.prompt:

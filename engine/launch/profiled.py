@@ -13,9 +13,13 @@ from typing import Any
 from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 from engine.predict.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
+from engine.predict.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 
-# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on.
-LAYER, MODULE, BUCKET, CALL, HANDS = (f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands"))
+# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, and a
+# chunk of the loss.
+LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK = (
+    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk")
+)
 _NODE = "autograd::engine::evaluate_function: "
 _OWN = "shardscope."
 _BETWEEN = {
@@ -27,6 +31,7 @@ _BETWEEN = {
 _PRODUCTS = {
     "aten::mm": (0, 1),
     "aten::addmm": (1, 2),
+    "aten::addmm_": (1, 2),
     "aten::bmm": (0, 1),
     "aten::baddbmm": (1, 2),
 }  # which inputs are multiplied
@@ -92,6 +97,7 @@ class Reading:
         self.microbatches: dict[int, SeenMicrobatch] = defaultdict(SeenMicrobatch)
         self._bounds, self._layers = sorted(before.items()), layers
         self._live: dict[int, SeenBlock] = {}
+        self._ignored_blocks: set[int] = set()
         self._microbatch, self._action, self._layer = SeenMicrobatch(), "", -1
         self._in_communication = self._ignored = False
         self._module: list[str] = []
@@ -136,6 +142,8 @@ class Reading:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
+        elif kind == LOSS_CHUNK:
+            self._loss_chunk(int(what[0]), event)
         else:
             outer = self._in_communication, len(self._module)
             if kind == ACTION_MARK:
@@ -165,6 +173,15 @@ class Reading:
         self._ignored = before
         if takes:  # after the gradient was freed
             self._put("bucket", (int(what), number))
+
+    def _loss_chunk(self, number: int, event: Any) -> None:
+        """A chunk of the loss. The first one stands for all: the others are left out. No block outlives its chunk."""
+        outer, live = (self._layer, self._ignored), set(self._live)
+        self._layer, self._ignored = OF_LOSS_CHUNK, number > 0
+        self._ignored_blocks.clear()
+        self._inside(event)
+        self._layer, self._ignored = outer
+        assert set(self._live) == live and not self._ignored_blocks, "a chunk of the loss leaves no block behind, and takes none"
 
     def _hand(self, addresses: list[int]) -> None:
         shared = [i for i, where in enumerate(addresses) if where in self._live]
@@ -221,7 +238,9 @@ class Reading:
         self._put("run", SeenOperation(": ".join([*self._module[-1:], self._called]), flops, sizes, made or sizes[:1]))
 
     def _memory(self, size: int, where: int) -> None:
-        if size > 0 and not self._ignored:
+        if size > 0 and self._ignored:
+            self._ignored_blocks.add(where)
+        elif size > 0:
             alone = self._operation is None
             between = self._action in (INPUTS, OUTPUT_GRADIENTS)
             name = "message" if between else ": ".join([*self._module[-1:], "number" if alone else self._called])
@@ -233,7 +252,9 @@ class Reading:
             if self._action == INPUTS:
                 self._microbatch.given.append(block)
             self._put("born", block)
-        elif size < 0 and where in self._live:
+        elif where in self._ignored_blocks:
+            self._ignored_blocks.remove(where)
+        elif where in self._live:
             block = self._live.pop(where)
             block.died = self._action
             block.inside = block.before >= 0 and block.before == self._over - 1

@@ -190,8 +190,9 @@ class _Chunk:
 
         self.data = _Data(tp, zero, torch.float32, 2)
         self.chunk = TransformerChunk(
-            model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through, structure.attention
-        )
+            model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through,
+            structure.attention, made.loss_chunk,
+        )  # fmt: skip
         with torch.no_grad():
             for p in self.chunk.parameters():
                 p.zero_()

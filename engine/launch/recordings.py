@@ -34,6 +34,8 @@ _WORKLOADS = [
     for precision, attention in itertools.product(get_args(Precision), get_args(AttentionName))
 ]
 _CHECKLIST = {("none", "none"), *itertools.product(("selective", "full"), ("none", "sequence"))}  # recompute and slicing
+# Ledgers of a loss in chunks are shipped of models whose loss is in chunks with so many sequences.
+_MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
@@ -45,6 +47,7 @@ def structures(model: ModelSpec) -> Iterator[Structure]:
         for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _WORKLOADS):
             sizes = dimensions(model, cut, 1, batch) | {"G/tp": on_rank}
             yield structure(model, workload, recompute, cut, sizes)
+            yield structure(model, workload, recompute, cut, sizes | {"C": 2})
         generates = cut != "sequence" and model.parts.objective == "causal"
         for on_rank, workload, tokens in itertools.product(heads, _WORKLOADS, _TOKENS if generates else ()):
             sizes = dimensions(model, cut, 1, 1, tokens) | {"G/tp": on_rank}
@@ -82,9 +85,17 @@ def shipped(one: Structure) -> bool:
 
 
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
-    """The ledgers of some models that are shipped."""
-    keys = ((one, part) for model in models for one in structures(model) if shipped(one) for part in sorted(parts(model)))
-    return list(dict.fromkeys(keys))
+    """The ledgers of some models that are shipped.
+
+    Those of a loss in chunks are left out where only very large microbatches have it.
+    """
+    found: dict[Key, None] = {}
+    for model in models:
+        chunked = _MANY.loss_tokens(model, 1) is not None
+        for one, part in itertools.product(filter(shipped, structures(model)), sorted(parts(model))):
+            if chunked or not one.chunked_loss:
+                found[one.of(part), part] = None
+    return list(found)
 
 
 def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) -> int:

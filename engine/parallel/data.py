@@ -44,6 +44,7 @@ class ParameterUse:
     run: Callable[[Streams], Streams]
     borrowed: tuple[nn.Module, ...] = ()  # used too, but their gradients come from another use
     lookup: bool = False  # backward does not need the values
+    at_once: bool = False  # backward follows at once, so the values stay until it is over
 
 
 def run_in_order(uses: Sequence[ParameterUse], streams: Streams) -> Streams:
@@ -260,7 +261,8 @@ class DataParallel:
                 streams = BackwardHook.apply(partial(self._release, use), *streams)
             self._gather(use, after)
             streams = use.run(streams)
-            self._release(use)
+            if not use.at_once:
+                self._release(use)
             streams = BackwardHook.apply(partial(self._begin_backward, use, before), *streams)
         return streams
 

@@ -11,6 +11,7 @@ from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
+    WHOLE_LOSS,
     AttentionName,
     FaultSpec,
     GenerateSpec,
@@ -30,6 +31,7 @@ __all__ = [
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
     "SCHEDULE_FACTS",
+    "WHOLE_LOSS",
     "AttentionName",
     "FaultSpec",
     "GenerateSpec",

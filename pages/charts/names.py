@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 
-from engine.spec import SCHEDULE_FACTS
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS
 from engine.tables import KV_CACHE
 from engine.topology import AXES
 from pages.charts.words import Words
@@ -94,6 +94,13 @@ def sources(say: Words) -> dict[str, str]:
 
 def attentions(say: Words) -> dict[str, str]:
     return {"fused": say("fused"), "written": say("written")}
+
+
+def loss_in_chunks(tokens: int, say: Words) -> str:
+    """How the loss is computed, for a value of `WorkloadSpec.loss_chunk`."""
+    if tokens == WHOLE_LOSS:
+        return say("loss of whole logits")
+    return say("loss in chunks of {count} tokens", count=f"{tokens:,}") if tokens else say("automatic chunks of the loss")
 
 
 def recomputes(say: Words) -> dict[str, str]:

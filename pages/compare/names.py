@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.charts.names import attentions, recomputes, schedule
+from pages.charts.names import attentions, loss_in_chunks, recomputes, schedule
 from pages.charts.words import Words
 
 
@@ -23,6 +23,7 @@ def levers(say: Words) -> dict[str, str]:
         "workload.microbatch_size": say("Sequences a microbatch"),
         "workload.precision": say("Precision"),
         "workload.attention": say("Attention"),
+        "workload.loss_chunk": say("Tokens of a chunk of the loss"),
         "model.seq": say("Sequence length"),
     }
 
@@ -37,6 +38,8 @@ def value(lever: str, held: Any, say: Words) -> str:
         return recomputes(say)[held]
     if lever == "workload.attention":
         return attentions(say)[held]
+    if lever == "workload.loss_chunk":
+        return loss_in_chunks(held, say)
     if lever == "layout.zero":
         return f"ZeRO {held}"
     return f"{held:,}" if isinstance(held, int) else str(held)

@@ -13,7 +13,7 @@ from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, RequestError
 from engine.text import LARGEST
 from engine.topology import AXES
-from pages.charts.names import attentions, schedule
+from pages.charts.names import attentions, loss_in_chunks, schedule
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared import held
@@ -142,6 +142,7 @@ def _levers(choice: Choice, say: Words) -> None:
     _choose(choice, optimizer, say("Optimizer"), options(optimizer), say, resets="workload.momentum")
     if choice[optimizer] == "sgd":
         _number(choice, "workload.momentum", say("Momentum"), say)
+    _number(choice, "workload.loss_chunk", say("Tokens of a chunk of the loss"), say)
 
 
 def _attention(choice: Choice, say: Words) -> None:
@@ -294,6 +295,8 @@ def _set_levers(choice: Choice, say: Words) -> str:
         said.append(say("{attention} attention", attention=attentions(say)[attention]))
     said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]
     said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
+    if chunk := choice["workload.loss_chunk"]:
+        said.append(loss_in_chunks(chunk, say))
     return say("Memory levers: {levers}", levers=say(", ").join(said)) if said else say("Memory levers")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 from tests.runs import Runs, parameters_held
 
 MODEL = ModelSpec(layers=4, hidden=32, heads=4, vocab=256, seq=16)
@@ -141,6 +141,28 @@ class TestRecompute:
         deeper = MODEL.model_copy(update={"layers": 5})
         four, five = (at_peak(runs, lever("tp1", recompute="full", model=model)) for model in (MODEL, deeper))
         assert five["activations"] - four["activations"] == self.b * self.s * self.h * FLOAT + 8
+
+
+class TestLossInChunks:
+    tokens, chunk, vocab = 2 * MODEL.seq, 8, 2048
+
+    def peak(self, runs: Runs, vocab: int, chunk: int, microbatches: int = 2) -> dict[str, int]:
+        model = MODEL.model_copy(update={"vocab": vocab})
+        workload = {"loss_chunk": chunk, "microbatches": microbatches}
+        return at_peak(runs, lever("pp2", model, workload, schedule="gpipe"), rank=1)
+
+    def test_the_logits_of_one_chunk_are_there_at_a_time(self, runs: Runs) -> None:
+        whole, chunked = (sum(self.peak(runs, self.vocab, chunk, 1).values()) for chunk in (WHOLE_LOSS, self.chunk))
+        fewer = (self.tokens - self.chunk) * self.vocab * FLOAT
+        assert whole - chunked == pytest.approx(fewer, rel=0.02)
+
+    def test_microbatches_in_flight_hold_nothing_of_the_size_of_the_vocabulary(self, runs: Runs) -> None:
+        """Neither logits nor a gradient of the output matrix."""
+        more = [
+            sum(self.peak(runs, vocab, self.chunk, 4).values()) - sum(self.peak(runs, vocab, self.chunk, 2).values())
+            for vocab in (1024, self.vocab)
+        ]
+        assert more[0] == more[1] > 0
 
 
 class TestPrecisionAndOptimizer:

@@ -56,6 +56,7 @@ class Layouts(NamedTuple):
     recompute: Recompute
     sequence: bool
     ones: tuple[str, ...]
+    chunked_loss: bool
 
     @property
     def e(self) -> Factor:
@@ -135,7 +136,7 @@ class FormTraces:
 
     def _trace(self, form: ChunkForm, hooked: bool, cut: bool, ends_behind: tuple[str, ...]) -> FormTrace:
         """`ends_behind`: in which half of backward the chunk behind frees each of its inputs."""
-        ledger, known = self._ledgers(self.structures[cut], form.part), self.dimensions[cut]
+        ledger, known = self._ledgers(self.structures[cut].of(form.part), form.part), self.dimensions[cut]
         numbers = [self.number_of(as_size(self._value(block.bytes, known))) for block in ledger.blocks]
         reading = LedgerReading(ledger, form.part, form.times, known, numbers)
         does, buckets = reading.trace(hooked), reading.buckets(letter("dp"))
@@ -196,7 +197,9 @@ class FormTraces:
         return out + self.span(codes)
 
     def _dimensions(self, cut: bool) -> dict[str, Any]:
-        found = dimensions(self.layouts.model, self.layouts.slicing(cut), letter("tp"), letter("B"))
+        model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
+        loss_chunk = workload.most_loss_tokens(model.vocab, tp) if self.layouts.chunked_loss else None
+        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), loss_chunk=loss_chunk)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 
     def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:
@@ -204,7 +207,7 @@ class FormTraces:
         if not isinstance(self._ledgers, LedgerStore):
             return set()
         read = {(form, cut) for form, _, cut in self._found}
-        keys = {(self.structures[cut], form.part) for form in forms for cut in cuts if (form, cut) not in read}
+        keys = {(self.structures[cut].of(form.part), form.part) for form in forms for cut in cuts if (form, cut) not in read}
         return {key for key in keys if key not in self._ledgers}
 
     def number_of(self, size: Size) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.predict.ledger.dimensions import value
-from engine.predict.ledger.form import RUNS, Ledger, MicrobatchTrace, Product
+from engine.predict.ledger.dimensions import loss_chunks, value
+from engine.predict.ledger.form import LOSS_CHUNK, RUNS, Ledger, MicrobatchTrace, Operation, Product
 
 
 @dataclass
@@ -27,12 +27,21 @@ def work(ledger: Ledger, trace: MicrobatchTrace, action: str, repeats: Sequence[
     """
     found = Work()
     for layer, number in trace.events(action, RUNS):
-        operation, times = ledger.operations[number], repeats[layer] if layer >= 0 else 1
-        found.flops = found.flops + times * _sum(operation.flops, sizes)
-        found.read = found.read + times * _sum(operation.read, sizes)
-        found.written = found.written + times * _sum(operation.written, sizes)
-        found.kernels = found.kernels + times
+        operation = ledger.operations[number]
+        if layer == LOSS_CHUNK:
+            whole, left = loss_chunks(sizes)
+            _add(found, operation, whole, sizes)
+            _add(found, operation, (left > 0) * 1, {**sizes, "C": left})
+        else:
+            _add(found, operation, repeats[layer] if layer >= 0 else 1, sizes)
     return found
+
+
+def _add(found: Work, operation: Operation, times: Any, sizes: Mapping[str, Any]) -> None:
+    found.flops = found.flops + times * _sum(operation.flops, sizes)
+    found.read = found.read + times * _sum(operation.read, sizes)
+    found.written = found.written + times * _sum(operation.written, sizes)
+    found.kernels = found.kernels + times
 
 
 def _sum(products: Iterable[Product], sizes: Mapping[str, Any]) -> Any:

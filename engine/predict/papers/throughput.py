@@ -27,7 +27,7 @@ NVIDIA_GPT3 = "NVIDIA DGX Cloud Benchmarking (2024), GPT-3 175B in bf16 with NeM
 NVIDIA_NEMOTRON = "NVIDIA DGX Cloud Benchmarking (2024), Nemotron-4 340B in bf16 with NeMo 24.09"
 
 _A100, _H100 = "a100-80gb", "h100-80gb"
-_MIXED: Any = {"precision": "bf16", "accumulate": "fp32"}
+_MIXED: Any = {"precision": "bf16", "accumulate": "fp32", "loss_chunk": "whole"}
 # Layers, hidden, heads.
 _175B, _530B, _1T = (96, 12288, 96), (105, 20480, 128), (128, 25600, 160)
 

@@ -25,7 +25,7 @@ import numpy as np
 from engine.devices import DeviceSpec
 from engine.families import predicted
 from engine.optimizer import optimizer_of
-from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.grid import RECOMPUTES, Grid, chunked_loss
 from engine.predict.speed.rates import Assumptions, Link, Real, link
 from engine.spec import ModelSpec, WorkloadSpec
 
@@ -164,7 +164,7 @@ class Cost:
         return out
 
     def head(self) -> Real:
-        """Seconds of the head and the loss. (4, 3, n)"""
+        """Seconds of the head and the loss. (4, 3, n) The products of a chunk of the loss count as parts of one product."""
         out, model = self.zeros(), self.model
         queries = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
         rows = self.b * queries
@@ -176,7 +176,11 @@ class Cost:
         out[FORWARD, TP] += gather + 3 * self.tp.all_reduce(4 * rows)
         out[INPUTS, TP] += np.where(self.grid.sequence_parallel, self.tp.all_gather(size), self.tp.all_reduce(size))
         out[WEIGHTS, TP] += gather
-        return out
+        # In chunks, loss and gradients are computed at once, in B or I.
+        chunked = chunked_loss(self.model, self.workload, self.grid)
+        at_once = np.zeros_like(out)
+        at_once[INPUTS] = out.sum(0)
+        return np.where(chunked, at_once, out)
 
     # ---------------------------------------------------------------------------------------- parameters and what dp adds
 

@@ -45,6 +45,12 @@ CASES = {
     ),
     "bert, over a V": spec("dp2.pp2", "zb-v", {"zero": 3, "chunks": 2}, {"family": "bert", "vocab": 264}, microbatches=4),
     "two streams": spec("tp2.pp2", "zb-v", {"chunks": 2, "recompute": "full"}, {"family": "xlnet", "vocab": 264}, microbatches=4),
+    "gpt, loss in chunks beside embedding and layers": spec(
+        "dp2", "1f1b", {"zero": 3}, {"layers": 1}, microbatch_size=2, loss_chunk=7
+    ),
+    "two streams, loss in chunks": spec(
+        "tp2.pp2", "zb-h1", {"sequence_parallel": True}, {"family": "xlnet", "vocab": 264}, loss_chunk=3
+    ),
     "encoder and decoder, all layers in one chunk": spec(
         "dp2.pp3", "gpipe", {"split": (0, 6, 0), "zero": 1}, {"family": "transformer", "layers": 6}
     ),
