@@ -159,7 +159,8 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
 
     A layer's norms and residuals (4 h) are whole on each rank, unless the sequence is sharded. Sharded over tp are q, k, v and
     the attention's output (4 h), its weights (heads × seq) if it is written, and the MLP before and after its activation (2 f).
-    The head keeps logits and softmax. With full recompute only the inputs of layers are kept, and all activations of one layer at a time.
+    The head keeps logits and softmax. With full recompute only the inputs of layers are kept, and all activations of one layer at
+    a time.
     """
     model, layout = spec.model, spec.layout
     copies = 1 if layout.sequence_parallel else layout.tp
