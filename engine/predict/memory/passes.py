@@ -13,7 +13,7 @@ from engine.predict.ledger.layout import Chunk
 from engine.predict.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.reading import ChunkTrace, LedgerReading, LentBlock
-from engine.predict.memory.reducing import FRESH, Buckets, Events, Reductions, State, reduction_blocks
+from engine.predict.memory.reducing import Buckets, Events, Reductions, State, reduction_blocks
 from engine.predict.terms import Factor
 
 
@@ -74,14 +74,18 @@ class ChunkPasses:
     does: ChunkTrace
     buckets: Buckets
     reductions: Reductions
+    _known: dict[tuple[str, State, bool], tuple[ActionTrace, int]] = field(default_factory=dict)
 
-    def trace(self, kind: str, state: State = FRESH, late: bool = False) -> tuple[ActionTrace, int]:
+    def trace(self, kind: str, state: State, late: bool) -> tuple[ActionTrace, int]:
         """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1.
 
         `late`: the message that holds what is lent goes later than the chunk frees it.
         """
-        applied, pending = self.reductions.applied(kind, self.does.segments.get(kind, []), state)
-        return ActionTrace([(times, list(_blocks(events, late))) for _, times, events in applied]), pending
+        key = kind, state, late
+        if key not in self._known:
+            applied, pending = self.reductions.applied(kind, self.does.segments.get(kind, []), state)
+            self._known[key] = ActionTrace([(times, list(_blocks(events, late))) for _, times, events in applied]), pending
+        return self._known[key]
 
 
 def held_by_message(lent: BlockKind) -> BlockKind:

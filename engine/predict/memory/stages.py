@@ -11,7 +11,7 @@ from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
 from engine.predict.memory.shortened import StageActions, with_left_out
-from engine.predict.memory.walk import ActionChanges, ActionTraces, StageWalk
+from engine.predict.memory.walk import ActionChanges, StageWalk
 from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
@@ -36,7 +36,6 @@ class Stages:
         layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
         self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
-        self._traces = ActionTraces()
 
     def passes(self, chunk: int) -> ChunkPasses:
         """What a chunk does."""
@@ -53,7 +52,7 @@ class Stages:
     def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
         """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
         passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(at.stage)}
-        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at), self._traces)
+        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at))
         return self.standing(self.buckets(at.stage)), walk
 
     def changes(self, at: Place) -> tuple[Counts, list[ActionChanges]]:

@@ -18,20 +18,6 @@ from engine.schedule import Action, Schedule
 from engine.schedule.orders import KINDS, Passes
 
 
-class ActionTraces:
-    """What actions do, by chunk and state: worked out once for all the chunks of all stages that have the same passes."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[ChunkPasses, str, State, bool], tuple[ActionTrace, int]] = {}
-
-    def of(self, passes: ChunkPasses, kind: str, state: State, late: bool) -> tuple[ActionTrace, int]:
-        """As `ChunkPasses.trace`."""
-        key = passes, kind, state, late
-        if key not in self._known:
-            self._known[key] = passes.trace(kind, state, late)
-        return self._known[key]
-
-
 class ActionChanges(NamedTuple):
     """One action: what changes at its start, what it does, what changes at its end.
 
@@ -68,19 +54,10 @@ class Messages:
 
 
 class StageWalk:
-    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does. Stages may share `traces`."""
+    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does."""
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        stage: int,
-        passes: Mapping[int, ChunkPasses],
-        zero: int,
-        step: ActionTrace,
-        traces: ActionTraces,
-    ) -> None:
+    def __init__(self, schedule: Schedule, stage: int, passes: Mapping[int, ChunkPasses], zero: int, step: ActionTrace) -> None:
         self.schedule, self.stage, self.zero, self.step, self.passes = schedule, stage, zero, step, passes
-        self.traces = traces
         self.does = {c: p.does for c, p in passes.items()}
         self.messages = {c: Messages(does) for c, does in self.does.items()}
         self._split = {(a.chunk, a.microbatch) for a in schedule.stages[stage] if a.kind == "I"}
@@ -122,7 +99,7 @@ class StageWalk:
         c, kind, state = action.chunk, str(action.kind), FRESH
         if self.zero and kind != "F":
             state = State(self._pending[c], min(deferred, MANY), min(remaining, MANY) if self.zero == 1 else 0)
-        trace, pending = self.traces.of(self.passes[c], kind, state, (c, action.microbatch) in self._late)
+        trace, pending = self.passes[c].trace(kind, state, (c, action.microbatch) in self._late)
         if kind != "F":
             self._pending[c] = pending
         return trace
