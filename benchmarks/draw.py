@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from engine.families import FAMILIES
 from engine.launch import limits
+from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
@@ -22,7 +24,7 @@ def specs(seed: int) -> Iterator[RunSpec]:
     while True:
         try:
             spec = _spec(draw)
-            limits.check(spec)
+            with_ledgers(partial(limits.check, spec))
         except RequestError:  # an invalid combination: draw again
             continue
         if spec.layout.ranks <= MOST_RANKS:
