@@ -93,7 +93,7 @@ def _rows(outcome: Outcome, every_rank: bool) -> list[dict[str, str]]:
 
 def _row(outcome: Outcome, rank: int) -> dict[str, str]:
     layout, workload = outcome.spec.layout, outcome.spec.workload
-    levers = f"zero{layout.zero}{' sp' if layout.sequence_parallel else ''} {layout.recompute}"
+    levers = f"zero{layout.zero}{' sp' if layout.sequence_parallel else ''} {layout.recompute} {outcome.spec.attention}"
     return {
         "model": outcome.spec.model.family,
         "layout": layout.code,

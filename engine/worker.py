@@ -116,6 +116,7 @@ class Trainer:
                 tp,
                 layout.recompute,
                 self.data.through,
+                spec.attention,
                 workload.loss_tokens(spec.model, layout.tp),
             )
             for c, stage in enumerate(schedule.placement)

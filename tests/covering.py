@@ -36,6 +36,7 @@ CHOICES: dict[str, list[Any]] = {
     "odd_vocabulary": [False, True],  # which tp does not divide
     "recompute": ["none", "selective", "full"],
     "numbers": ["fp32", "bf16", "bf16 throughout", "bf16 optimizer", "bf16 optimizer, fp32 gradients"],
+    "attention": ["fused", "written"],
     "optimizer": [*OPTIMIZERS, "momentum"],
     "sequence_parallel": [False, True],
 }
@@ -61,6 +62,7 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
         steps=2,
         microbatches=choice["microbatches"],
         microbatch_size=choice["microbatch_size"],
+        attention=choice["attention"],
         loss_chunk=choice["loss_chunk"],
         precision="fp32" if choice["numbers"] == "fp32" else "bf16",
         accumulate="bf16" if choice["numbers"] in ("bf16 throughout", "bf16 optimizer") else "fp32",
@@ -121,8 +123,8 @@ def _cost(spec: RunSpec) -> float:
 def title(spec: RunSpec) -> str:
     """The values that distinguish a spec from others, as the id of a test."""
     layout, workload = spec.layout, spec.workload
-    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}"
     numbers = workload.precision + "-acc" * (workload.accumulate == "bf16") + "-opt" * workload.bf16_optimizer
+    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}-{spec.attention}"
     split = "".join(f"-{n}" for n in layout.split)
     batch = f"{workload.microbatches}x{workload.microbatch_size}" + (f"-c{workload.loss_chunk}" if workload.loss_chunk else "")
     optimizer = f"{workload.optimizer}{workload.momentum:g}"

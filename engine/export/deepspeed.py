@@ -63,6 +63,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.recompute != "none":
         what = "each layer" if layout.recompute == "full" else "attention"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
+    how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
+    yield f"attention is the model's: {how}, here"
     if workload.bf16_optimizer and layout.zero == 0:
         yield "without ZeRO its bf16 keeps fp32 masters and fp32 states; here there are none"
     elif workload.bf16_optimizer and workload.accumulate == "fp32":

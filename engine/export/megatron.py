@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from math import gcd
 
 from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
-from engine.spec import RunSpec
+from engine.spec import AttentionName, RunSpec
 
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
+_BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
 Argument = tuple[str, object]
@@ -124,6 +125,7 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--data-parallel-sharding-strategy", _SHARDING[layout.zero]
         yield "--ckpt-format", "fsdp_dtensor"
         yield "--no-gradient-accumulation-fusion", True
+    yield "--attention-backend", _BACKENDS[spec.attention]
     if layout.recompute == "selective":
         yield "--recompute-granularity", "selective"
         yield "--recompute-modules", "core_attn"

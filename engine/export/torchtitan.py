@@ -46,6 +46,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
     if layout.tp > 1 and not layout.sequence_parallel:
         yield "its tensor parallelism is sequence parallel too"
+    if spec.attention == "written":
+        yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
     if layout.recompute == "selective":
         yield "its selective recompute chooses among all operators; here attention alone is computed again"
     if workload.bf16_optimizer:

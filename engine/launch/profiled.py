@@ -35,6 +35,14 @@ _PRODUCTS = {
     "aten::bmm": (0, 1),
     "aten::baddbmm": (1, 2),
 }  # which inputs are multiplied
+# Fused attention: at which input the queries are, followed by the keys; and how many products of queries × keys in size it has.
+# Forward has q·kᵀ and the product with v. Backward computes q·kᵀ again, and each of both has two gradients. Scores that a causal
+# mask hides count like the others.
+_FUSED = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": (0, 2),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (1, 5),
+}
+_NAMES = {"aten::_scaled_dot_product_flash_attention_for_cpu": ("attention", "logsumexp")}  # of an operation's results, in order
 
 
 class SeenBlock:
@@ -62,9 +70,9 @@ class SeenBlock:
 
 
 class SeenOperation:
-    """`flops` of its matrix product; bytes of each tensor that it reads and writes."""
+    """`flops` of each matrix product in it; bytes of each tensor that it reads and writes."""
 
-    def __init__(self, name: str, flops: int, read: list[int], written: list[int]) -> None:
+    def __init__(self, name: str, flops: list[int], read: list[int], written: list[int]) -> None:
         self.name, self.flops, self.read, self.written = name, flops, read, written
 
 
@@ -208,6 +216,8 @@ class Reading:
         self._over += 1
         for block in made:
             block.inside = bool(block.died)
+        for block, called in zip(made, _NAMES.get(name, ()), strict=False):
+            block.name = ": ".join([*self._module[-1:], called])
         if not self._ignored and not self._in_communication:
             self._operate(name, event, [block.size for block in made if not block.inside])
 
@@ -217,10 +227,14 @@ class Reading:
         if "empty" in name or not (made or name.endswith("_")):  # which writes to its first input
             return
         sizes = [prod(one.sizes) * one.dtype.itemsize for one in inputs]
-        flops = 0
+        flops = []
         if name in _PRODUCTS:
             one, other = (event.extra_fields.inputs[i].sizes for i in _PRODUCTS[name])
-            flops = 2 * prod(one) * other[-1]
+            flops = [2 * prod(one) * other[-1]]
+        elif name in _FUSED:
+            first, products = _FUSED[name]
+            query, key = (event.extra_fields.inputs[first + i].sizes for i in (0, 1))
+            flops = [2 * prod(query) * key[-2]] * products
         self._put("run", SeenOperation(": ".join([*self._module[-1:], self._called]), flops, sizes, made or sizes[:1]))
 
     def _memory(self, size: int, where: int) -> None:

@@ -17,7 +17,7 @@ from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.parallel.vocabulary import VocabParallelEmbedding
-from engine.spec import ModelSpec, Recompute
+from engine.spec import AttentionName, ModelSpec, Recompute
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
 Through = Callable[[Sequence[ParameterUse], Streams], Streams]
@@ -43,6 +43,7 @@ class TransformerChunk(nn.Module):
         tp: TensorParallel,
         recompute: Recompute = "none",
         through: Through = run_in_order,
+        attention: AttentionName = "fused",
         loss_chunk: int | None = None,
     ) -> None:
         """`through` runs the uses of parameters one after the other, with their values gathered: `DataParallel.through`.
@@ -54,7 +55,7 @@ class TransformerChunk(nn.Module):
         self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
-        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i) for i in layers})
+        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i, attention) for i in layers})
         self.head = Head(spec, tp) if last else None
 
     @property

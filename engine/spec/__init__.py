@@ -12,6 +12,7 @@ from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
     WHOLE_LOSS,
+    AttentionName,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
@@ -31,6 +32,7 @@ __all__ = [
     "LARGEST_JSON",
     "SCHEDULE_FACTS",
     "WHOLE_LOSS",
+    "AttentionName",
     "FaultSpec",
     "GenerateSpec",
     "LayoutSpec",

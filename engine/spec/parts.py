@@ -21,6 +21,7 @@ _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
+AttentionName = Literal["fused", "written"]
 OptimizerName = Literal["adamw", "sgd", "lion"]
 
 
@@ -246,6 +247,11 @@ class WorkloadSpec(Spec):
     precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
     bf16_optimizer: bool = Field(False, description="under bf16, no fp32 copy for the optimizer, and its states in bf16 too")
+    attention: AttentionName = Field(
+        "fused",
+        description="fused never keeps the scores, written keeps them for backward; two-stream attention (xlnet) is always "
+        "written, because torch has no fused operation with relative positions",
+    )
     loss_chunk: int = Field(
         0,
         ge=WHOLE_LOSS,
@@ -262,6 +268,10 @@ class WorkloadSpec(Spec):
     @classmethod
     def _named_loss_chunk(cls, value: Any) -> Any:
         return _LOSS_CHUNKS.get(value, value) if isinstance(value, str) else value
+
+    def attention_of(self, model: ModelSpec) -> AttentionName:
+        """The attention that a model really has: two-stream attention is always written."""
+        return "written" if model.parts.position == "relative" else self.attention
 
     @property
     def gradient_precision(self) -> Precision:

@@ -92,6 +92,10 @@ def sources(say: Words) -> dict[str, str]:
     return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}
 
 
+def attentions(say: Words) -> dict[str, str]:
+    return {"fused": say("fused"), "written": say("written")}
+
+
 def loss_in_chunks(tokens: int, say: Words) -> str:
     """How the loss is computed, for a value of `WorkloadSpec.loss_chunk`."""
     if tokens == WHOLE_LOSS:
@@ -118,7 +122,7 @@ def readable(table: pd.DataFrame, say: Words) -> pd.DataFrame:
         "phase": phases(say),
         "lane": {"compute": say("computing"), "comm": say("communicating")},
         # values of any lever
-        "value": schedules(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
+        "value": schedules(say) | attentions(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
     }
     in_words = {name: [known.get(cell, cell) for cell in table[name]] for name, known in named.items() if name in table}
     if "action" in table:

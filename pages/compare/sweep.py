@@ -27,6 +27,7 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
     "workload.microbatch_size": (1, 2, 4, 8, 16),
     "workload.precision": ("fp32", "bf16"),
     "workload.bf16_optimizer": (False, True),
+    "workload.attention": ("fused", "written"),
     "workload.loss_chunk": (WHOLE_LOSS, 32, 128, 512, 2048),
     "model.seq": (32, 64, 128, 256, 512, 1024, 2048, 4096),
 }

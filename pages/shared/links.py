@@ -46,6 +46,7 @@ LETTERS = {
     "f": "workload.precision",
     "g": "workload.accumulate",
     "h": "workload.bf16_optimizer",
+    "i": "workload.attention",
     "l": "workload.loss_chunk",
     "x": "workload.text",
     "t": "workload.time_limit",

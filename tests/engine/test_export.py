@@ -269,10 +269,10 @@ NAMED: dict[Framework, str] = {
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
         --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
-        --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
+        --attention-backend --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
-        --lr-decay-style
-        --use-precision-aware-optimizer --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
+        --lr-decay-style --use-precision-aware-optimizer --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer
+        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce training.seed optimizer.name optimizer.lr
@@ -285,8 +285,8 @@ NAMED: dict[Framework, str] = {
         activation_checkpoint.selective_ac_option""",
     "deepspeed": """
         _comments train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer.type optimizer.params
-        gradient_clipping bf16.enabled
-        bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
+        gradient_clipping bf16.enabled bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states
+        data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
         activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints""",
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm, NoPeers
+from engine.parallel.comm import Comm
 from engine.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -23,6 +23,7 @@ from engine.parallel.tensor import (
     ShardSpec,
     TensorParallel,
 )
+from engine.parallel.transport import NoPeers
 from engine.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
 from engine.topology import Mesh
 from tests.patience import PATIENCE_S

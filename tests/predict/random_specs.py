@@ -10,7 +10,7 @@ import numpy as np
 from engine.families import FAMILIES
 from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, AttentionName, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
 
 
 def random_specs(count: int, seed: int = 0, most: int = 6) -> Iterator[RunSpec]:
@@ -46,7 +46,7 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
         ),
         workload=WorkloadSpec(
             microbatches=int(random.integers(1, 25)), microbatch_size=int(random.integers(1, 4)), precision=precision,
-            accumulate=one_of(get_args(Precision)) if precision == "bf16" else "fp32",
+            accumulate=one_of(get_args(Precision)) if precision == "bf16" else "fp32", attention=one_of(get_args(AttentionName)),
             bf16_optimizer=precision == "bf16" and bool(random.integers(2)),
             loss_chunk=one_of((0, int(random.integers(2, 20)))) if family != "xlnet" else 0,  # whose ledgers are not shipped
         ),

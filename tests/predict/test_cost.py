@@ -43,7 +43,7 @@ def cost(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None =
 @pytest.mark.parametrize("name", ["gpt3-175b", "llama3-8b", "bert-base", "transformer-base", "xlnet-large"])
 def test_on_a_device_that_only_multiplies_time_is_flops(name: str) -> None:
     model = catalog.model(name)
-    work = cost(run(model, {"loss_chunk": WHOLE_LOSS}), IDEAL, WHOLE)
+    work = cost(run(model, {"attention": "written", "loss_chunk": WHOLE_LOSS}), IDEAL, WHOLE)
     crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
     total = (model.layers - crossing) * work.layer() + crossing * work.layer(cross=True) + work.embedding() + work.head()
     sequences = 2  # of a microbatch
@@ -115,7 +115,7 @@ def test_fp32_has_the_rate_of_fp32_matrices() -> None:
 
 def test_fused_attention_reads_and_writes_no_scores() -> None:
     long = ModelSpec(layers=2, hidden=1024, heads=16, seq=8192, vocab=1024)
-    written, fused = (cost(run(long), assumed=Assumptions(fused_attention=on)).layer().sum() for on in (False, True))
+    written, fused = (cost(run(long, {"attention": name})).layer().sum() for name in ("written", "fused"))
     assert fused < written / 3
 
 
@@ -233,7 +233,7 @@ def test_megatrons_throughput_is_predicted_with_one_setting() -> None:
         (40, 6144, 48, 1, 32, 1, 1024, 8, 135), (80, 12288, 96, 8, 24, 2, 2304, 2, 148),
     ):  # fmt: skip
         model = ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
-        workload = {"microbatches": batch // dp // size, "microbatch_size": size}
+        workload = {"microbatches": batch // dp // size, "microbatch_size": size, "attention": "written"}
         schedule = "interleaved" if chunks > 1 else "1f1b"
         spec = run(model, workload, dp=dp, tp=8, pp=pp, chunks=chunks, schedule=schedule, recompute="full")
         step, _ = simulated(spec, A100, assumed)

@@ -82,7 +82,9 @@ def structure(
     where that matters. A symbolic size counts as more than 1.
     """
     ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N") and isinstance(size, int) and size == 1))
-    return Structure(model.family, recompute, workload.precision, cut, ones, generates, "C" in sizes)
+    return Structure(
+        model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes
+    )
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from engine.families import FamilyName
-from engine.spec import Precision, Recompute
+from engine.spec import AttentionName, Precision, Recompute
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
 
@@ -47,6 +47,7 @@ class Structure(NamedTuple):
     slicing: Slicing
     ones: tuple[str, ...]
     generates: bool = False
+    attention: AttentionName = "fused"
     chunked_loss: bool = False
 
     def of(self, part: Part) -> Structure:
@@ -68,8 +69,8 @@ class Structure(NamedTuple):
     @property
     def group(self) -> str:
         """The name of its group in an archive. The structures of a group differ only in `ones`."""
-        what = "generates" if self.generates else self.recompute
-        return f"{what}_{self.slicing}{'_chunked-loss' * self.chunked_loss}"
+        what = ["generates" if self.generates else self.recompute, self.slicing]
+        return "_".join([*what, *["fused"] * (self.attention == "fused"), *["chunked-loss"] * self.chunked_loss])
 
 
 class Part(NamedTuple):

@@ -97,7 +97,12 @@ def _device_times(model: _Model, assumed: Assumptions) -> tuple[float, float, fl
     layout = LayoutSpec(pp=model.pp, split=(each - 1, *(each,) * (model.pp - 2), each - 1))
     shape = ModelSpec(layers=model.layers, hidden=model.hidden, heads=model.heads, seq=1024, vocab=50257)
     workload = WorkloadSpec(
-        microbatches=1, microbatch_size=model.microbatch, precision="bf16", accumulate="fp32", loss_chunk=WHOLE_LOSS
+        microbatches=1,
+        microbatch_size=model.microbatch,
+        precision="bf16",
+        accumulate="fp32",
+        attention="written",
+        loss_chunk=WHOLE_LOSS,
     )
     times = durations(
         RunSpec(model=shape, layout=layout, workload=workload),

@@ -44,7 +44,7 @@ def _activations() -> Iterator[Reference]:
     for name, layers, hidden, heads, tp, pp, chunks, microbatch, states, plain, both in _ACTIVATIONS:
         shape = ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
         layout = {"tp": tp, "pp": pp, "chunks": chunks, "schedule": "interleaved" if chunks > 1 else "1f1b"}
-        workload = WorkloadSpec(microbatches=8 * pp, microbatch_size=microbatch, loss_chunk=WHOLE_LOSS)
+        workload = WorkloadSpec(microbatches=8 * pp, microbatch_size=microbatch, attention="written", loss_chunk=WHOLE_LOSS)
         mesh = f"tp{tp}.pp{pp}"
         with_both = sentence("{layout}, sequence parallel, selective recompute", layout=mesh)
         for described, published, levers in (

@@ -132,7 +132,7 @@ class Cost:
         products = 4 if model.parts.position == "relative" else 2
         flops = 2 * products * pairs * model.heads * model.head_width / self.t
         rate = self.device.peak(self.workload.precision) * self.assumed.attention_efficiency
-        if self.assumed.fused_attention:
+        if self.workload.attention_of(model) == "fused":  # hidden scores are not computed (Dao 2023)
             return flops * (2.5 if back else 1.0) * (0.5 if causal else 1.0) / rate
         moved = _SCORES[back] * pairs * model.heads / self.t * self.bytes
         return flops * (2 if back else 1) / rate + moved / self.bandwidth

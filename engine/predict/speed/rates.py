@@ -54,9 +54,6 @@ class Assumptions(Spec):
     tp_overlap: float = Field(
         0.0, ge=0, le=1, description="of a layer's collectives over tp that is hidden; this engine waits for each"
     )
-    fused_attention: bool = Field(
-        False, description="scores never written to memory, and those hidden by the causal mask never computed (Dao 2023)"
-    )
     fused_accumulation: bool = Field(
         False, description="a product adds its gradient to the one before in the same kernel, and none is written in between"
     )
