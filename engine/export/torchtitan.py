@@ -50,18 +50,23 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
     if layout.recompute == "selective":
         yield "its selective recompute chooses among all operators; here attention alone is computed again"
-    if workload.bf16_optimizer:
-        yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
-    elif layout.zero == 0 and workload.precision == "bf16":
-        yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
-    if workload.accumulate == "bf16" and workload.precision == "bf16":
-        yield "it reduces gradients in fp32, not in bf16"
+    if workload.precision == "bf16":
+        yield from _differences_of_bf16(spec)
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
     yield from loss_note(spec, "torchtitan keeps whole logits")
     if layout.split and layout.pp > 1 and (layout.chunks > 1 or len(set(layout.split[1:-1])) > 1):
         yield f"the split {','.join(map(str, layout.split))} has to be written as module_fqns_per_model_part"
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _differences_of_bf16(spec: RunSpec) -> Iterator[str]:
+    if spec.workload.bf16_optimizer:
+        yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
+    elif spec.layout.zero == 0:
+        yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
+    if spec.workload.accumulate == "bf16":
+        yield "it reduces gradients in fp32, not in bf16"
 
 
 def _model(model: ModelSpec) -> dict[str, Any]:
