@@ -11,7 +11,7 @@ from typing import Any
 from engine.catalog import model, name_of
 from engine.devices import device
 from engine.predict.papers.reference import Reference
-from engine.predict.speed.cost import model_flops, recomputed_flops
+from engine.predict.speed.cost import model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
@@ -122,8 +122,9 @@ def _megatron_2(assumed: Assumptions) -> Iterator[Reference]:
 
 
 def _speed(source: str, name: str, shape: ModelSpec, layout: LayoutSpec, batch: int, theirs: float, step: float) -> Reference:
-    """TFLOP/s of a GPU, with the FLOPs of recompute."""
-    flops = model_flops(shape) + recomputed_flops(shape, "full")
+    """TFLOP/s of a GPU, with the FLOPs of recompute: the forward of all layers, without the head."""
+    forward = model_flops(shape) / 3 - 2 * shape.seq * shape.hidden * shape.vocab
+    flops = model_flops(shape) + forward
     described = f"{layout.code}, ZeRO 3" if layout.zero == 3 else layout.code
     return Reference(source, name, described, "speed", theirs, flops * batch / layout.ranks / step / 1e12, _A100)
 

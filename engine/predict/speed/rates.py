@@ -54,6 +54,9 @@ class Assumptions(Spec):
     tp_overlap: float = Field(
         0.0, ge=0, le=1, description="of a layer's collectives over tp that is hidden; this engine waits for each"
     )
+    launch_s: float = Field(
+        0.0, ge=0, le=1e-3, description="seconds that the host needs to launch a kernel; a pass takes at least as long as its launches"
+    )
     fused_attention: bool = Field(
         False, description="scores never written to memory, and those hidden by the causal mask never computed (Dao 2023)"
     )
@@ -90,6 +93,12 @@ class Link:
         ring = 2 * self.all_gather(size, calls)
         tree = 2 * (np.ceil(np.log2(self.degree)) * calls * self.latency + size / self.bandwidth)
         return np.minimum(ring, tree)
+
+    def call(self, collective: str, payload: Any) -> Real:
+        """Seconds of a call that hands over `payload` bytes on each rank."""
+        if collective == "all_reduce":
+            return self.all_reduce(payload)
+        return self.all_gather(payload * self.degree if collective == "all_gather" else payload)
 
     def message(self, size: Any) -> Real:
         """Seconds of a message of `size` bytes to the next rank. 0 if the group has one rank."""
