@@ -15,8 +15,8 @@ from typing import Any
 
 from engine.command.output import print_table
 from engine.command.search import assumptions
-from engine.predict.papers.figures import references
 from engine.launch.recording import with_ledgers
+from engine.predict.papers.figures import references
 from engine.predict.papers.reference import UNITS, Reference
 
 

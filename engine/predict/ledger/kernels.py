@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from engine.predict.ledger.form import CALLS, RUNS, Call, Ledger, MicrobatchTrace, Operation, Product
+from engine.predict.ledger.form import CALLS, RUNS, Call, Ledger, Operation, Product, Segment
 
 _COPIES = {"cat", "clone", "copy_", "detach_", "new_zeros", "stack"}
+_ACCUMULATION = "add_"  # outside of modules: a gradient is added to that of the microbatches before
 _LOOKUPS = {"embedding", "gather"}  # they read as many numbers of their first input as they write
 _ROWS = {"B", "R", "R/tp", "S", "S/tp", "T"}
 _ATTENTION = {"bmm": "written", "baddbmm": "written", "_scaled_dot_product": "fused"}  # how names of operations begin
@@ -35,26 +36,26 @@ class Kernel(NamedTuple):
     attention: str = ""
 
 
-def kernels(ledger: Ledger, trace: MicrobatchTrace, action: str) -> Iterator[tuple[int, Kernel | Call]]:
-    """The kernels of an action and its calls to other ranks, in order. Each with its recorded layer, or −1 outside of layers."""
-    group: list[Operation] = []  # neighbours of one layer
-    at, before = -1, ""  # the layer; `attention` of the product before them
-    for segment in trace.segments(action):
+def kernels(ledger: Ledger, segments: Iterable[Segment]) -> Iterator[Kernel | Call]:
+    """The kernels of some segments and their calls to other ranks, in order."""
+    group: list[Operation] = []  # neighbours
+    before = ""  # `attention` of the product before them
+    for segment in segments:
         for kind, number in segment.events():
             if kind not in (CALLS, RUNS):
                 continue
             operation = ledger.operations[number] if kind == RUNS else None
-            if operation is None or operation.flops or segment.layer != at:
-                attention = _attention(operation) if operation else ""
-                yield from ((at, kernel) for kernel in _kernels(group, apart=bool(before and attention)))
-                group, at, before = [], segment.layer, attention
+            if operation is not None and not operation.flops:
+                group += [operation] if operation.name != _ACCUMULATION else []
+                continue
+            attention = _attention(operation) if operation else ""
+            yield from _kernels(group, apart=bool(before and attention))
+            group, before = [], attention
             if operation is None:
-                yield at, ledger.calls[number]
-            elif operation.flops:
-                yield at, Kernel(operation.flops, operation.read + operation.written, before)
+                yield ledger.calls[number]
             else:
-                group.append(operation)
-    yield from ((at, kernel) for kernel in _kernels(group))
+                yield Kernel(operation.flops, operation.read + operation.written, attention)
+    yield from _kernels(group)
 
 
 def _kernels(group: Iterable[Operation], apart: bool = False) -> Iterator[Kernel]:
@@ -92,25 +93,25 @@ def _has_rows(size: Product) -> bool:
     return not _ROWS.isdisjoint(size.dimensions)
 
 
-def with_fused_attention(steps: Iterable[tuple[int, Kernel | Call]]) -> Iterator[tuple[int, Kernel | Call]]:
+def with_fused_attention(steps: Iterable[Kernel | Call]) -> Iterator[Kernel | Call]:
     """The same with attention as one kernel, which writes no scores, and computes them once more in backward (Dao 2023)."""
-    run: list[tuple[int, Kernel]] = []
+    run: list[Kernel] = []
 
-    def fused() -> Iterator[tuple[int, Kernel]]:
-        products = [kernel for _, kernel in run if kernel.attention]
+    def fused() -> Iterator[Kernel]:
+        products = [kernel for kernel in run if kernel.attention]
         if products:
             flops = [size for kernel in products for size in kernel.flops]
-            last = max(i for i, (_, kernel) in enumerate(run) if kernel.attention)
-            yield run[0][0], Kernel((*flops, *flops[: len(flops) // 4]), (), "fused")
+            last = max(i for i, kernel in enumerate(run) if kernel.attention)
+            yield Kernel((*flops, *flops[: len(flops) // 4]), (), "fused")
             yield from run[last + 1 :]
 
-    for layer, step in steps:
-        if isinstance(step, Kernel) and (step.attention or (run and not step.flops)) and (not run or layer == run[0][0]):
-            run.append((layer, step))
+    for step in steps:
+        if isinstance(step, Kernel) and (step.attention or (run and not step.flops)):
+            run.append(step)
         else:
             yield from fused()
             run.clear()
-            yield layer, step
+            yield step
     yield from fused()
 
 

@@ -16,8 +16,9 @@ from engine.families import predicted
 from engine.optimizer import optimizer_of
 from engine.predict.grid import Grid
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, model_passes
-from engine.predict.speed.rates import Assumptions, Link, Real, link
+from engine.predict.speed.rates import Assumptions, Link, Real, link, rates
 from engine.spec import ModelSpec, WorkloadSpec
+
 
 @dataclass(frozen=True)
 class HeldParameters:
@@ -34,8 +35,7 @@ class Cost:
         self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
         self.bytes = 2 if workload.precision == "bf16" else 4
         self.gradient_bytes = 2 if workload.precision == workload.accumulate == "bf16" else 4
-        self.flops = device.reached(workload.precision) * assumed.matmul_efficiency
-        self.bandwidth = device.memory_bandwidth * assumed.memory_efficiency
+        self.rates = rates(device, workload.precision, assumed)
         self.t = grid.tp.astype(np.float64)
         self.b = grid.microbatch_size.astype(np.float64)
         self.cut = np.where(grid.sequence_parallel, self.t, 1.0)  # over how many ranks the rows between the blocks are sharded
@@ -101,8 +101,8 @@ class Cost:
         another precision. If accumulation is fused, the product reads and writes the accumulated gradient itself.
         """
         if self.assumed.fused_accumulation:
-            return weights + 2 * held.parameters * self.gradient_bytes / self.bandwidth
-        return weights + 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.bandwidth
+            return weights + 2 * held.parameters * self.gradient_bytes / self.rates.memory
+        return weights + 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.rates.memory
 
     def reduction(self, passes: Real, held: HeldParameters) -> Real:
         """Exposed seconds of the gradient reduction over dp, once a step, under ZeRO 0 and 1. (n,)
@@ -135,7 +135,7 @@ class Cost:
         states = optimizer_of(self.workload).bytes_of_a_parameter(self.workload)
         moved = self.gradient_bytes + 2 * (4 + states) + (self.bytes if self.bytes < 4 else 0)
         share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
-        return held.parameters / share * moved / self.bandwidth
+        return held.parameters / share * moved / self.rates.memory
 
     def value_gather(self, held: HeldParameters) -> Real:
         """Seconds of the all-gather of updated values over dp, under ZeRO 1 and 2. (n,)"""

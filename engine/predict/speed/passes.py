@@ -2,18 +2,18 @@
 
 A matrix product takes the longer of two times (roofline, Williams et al. 2009): its FLOPs at the reached FLOP/s of the precision,
 or the bytes of its operands and result at the reached memory bandwidth. fp32 is not rounded to TF32, as in torch by default. The
-efficiency of attention's products is measured in 16 bits and used for fp32 too. Every other kernel takes the bytes that it reads
-and writes. What is a kernel is said in `engine.predict.ledger.kernels`. A pass takes at least as long as the host needs to launch
-its kernels. A call over tp takes the time of its collective (`engine.predict.speed.rates.Link`).
+products inside attention are so thin that they take both, if the scores are written to memory. Every other kernel takes the bytes
+that it reads and writes. `engine.predict.ledger.kernels` says what a kernel is. A call over tp takes the time of its collective.
+A pass takes at least as long as its host needs to launch all its kernels and calls.
 
-Times are arrays (3, 3, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward,
-which includes the forward that it computes again. The second axis is `COMPUTE`, `TP` and `DP`. The third is the layout.
+Times are arrays (3, 3, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward.
+The forward that backward computes again is in `INPUTS`. The second axis is `COMPUTE`, `TP` and `DP`. The third is the layout.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -22,12 +22,12 @@ import numpy as np
 from engine.devices import DeviceSpec
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.ledger.dimensions import dimensions, slicing, structure
-from engine.predict.ledger.form import Call, Part, Product, Structure
+from engine.predict.ledger.form import Call, Part, Product, Segment, Structure
 from engine.predict.ledger.kernels import Kernel, kernels, with_fused_attention
 from engine.predict.ledger.split import part_of
 from engine.predict.ledger.store import NotRecordedError, ledger_store
-from engine.predict.speed.rates import Assumptions, Link, Real, link
-from engine.spec import ModelSpec, WorkloadSpec
+from engine.predict.speed.rates import Assumptions, Link, Real, link, rates
+from engine.spec import ModelSpec, Precision, WorkloadSpec
 
 FORWARD, INPUTS, WEIGHTS = range(3)
 COMPUTE, TP, DP = range(3)
@@ -38,15 +38,10 @@ MODEL_PARTS: tuple[PartName, ...] = ("embedding", "layer", "decoder", "head")
 
 
 class Pass(NamedTuple):
-    """One pass through a part of the model. Equal kernels, products and calls are counted."""
+    """One pass through a part of the model: how often there is each kernel, and each call over tp."""
 
-    products: Counter[Kernel]
-    others: Counter[Kernel]  # without FLOPs
+    kernels: Counter[Kernel]
     calls: Counter[Call]
-
-    def add(self, step: Kernel | Call) -> None:
-        several: Counter[Any] = self.calls if isinstance(step, Call) else self.products if step.flops else self.others
-        several[step] += 1
 
 
 class ModelPasses:
@@ -65,71 +60,74 @@ class ModelPasses:
         return self._seconds[part].take(self._which, axis=2)
 
 
-def model_passes(
-    model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions
-) -> ModelPasses:
+def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
     first, which = distinct(grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute)
     few = grid.take(first)
     part, _ = part_of(model, range(model.layers), True, True)
-    groups: dict[Structure, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-    columns = (few.tp, few.microbatch_size, few.sequence_parallel, few.recompute)
-    for row, (tp, size, sequence, recompute) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        cut = slicing(tp, sequence)
-        sizes = dimensions(model, cut, tp, size)
-        groups[structure(model, workload, RECOMPUTES[recompute], cut, sizes)].append((row, sizes))
-    store = ledger_store()
+    groups, store = _by_structure(model, workload, few), ledger_store()
     if missing := [(one, part) for one in groups if (one, part) not in store]:
         raise NotRecordedError(missing)
-    rates = _Rates(model, workload, device, assumed)
+    on_device = _Seconds(model, workload.precision, device, assumed)
     seconds: dict[PartName, Real] = {name: np.zeros((3, 3, len(few))) for name in MODEL_PARTS}
     for one, rows in groups.items():
-        here = np.array([row for row, _ in rows])
-        known = {name: np.array([sizes[name] for _, sizes in rows], np.float64) for name in rows[0][1]}
-        of_tp = link(few.take(here), "tp", device, assumed)
+        here = np.array(list(rows))
+        sizes = {name: np.array([known[name] for known in rows.values()], np.float64) for name in rows[here[0]]}
+        tp = link(few.take(here), "tp", device, assumed)
         for (name, kind), read in _passes(one, part, assumed.fused_attention).items():
-            compute, tp = rates.seconds(read, known, of_tp)
-            seconds[name][kind, TP, here] = tp if name in ("embedding", "head") else tp * (1 - assumed.tp_overlap)
-            seconds[name][kind, COMPUTE, here] = compute
+            hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
+            seconds[name][kind, COMPUTE, here], seconds[name][kind, TP, here] = on_device.of(read, sizes, tp, hidden)
     return ModelPasses(seconds, which)
 
 
-class _Rates:
-    """What a device reaches."""
+def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[Structure, dict[int, dict[str, Any]]]:
+    """The rows of a grid by structure. Of each row, the values of the dimensions."""
+    found: dict[Structure, dict[int, dict[str, Any]]] = defaultdict(dict)
+    columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute
+    for row, (tp, size, sequence, recompute) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        cut = slicing(tp, sequence)
+        sizes = dimensions(model, cut, tp, size)
+        found[structure(model, workload, RECOMPUTES[recompute], cut, sizes)][row] = sizes
+    return found
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, device: DeviceSpec, assumed: Assumptions) -> None:
-        self.products = device.reached(workload.precision) * assumed.matmul_efficiency
-        self.attention = device.peak(workload.precision) * assumed.attention_efficiency
-        self.bandwidth = device.memory_bandwidth * assumed.memory_efficiency
-        self.launch = assumed.launch_s
-        self.computed = 0.5 if model.parts.objective == "causal" else 1.0  # the scores that fused attention computes
 
-    def seconds(self, one: Pass, sizes: Mapping[str, Real], of_tp: Link) -> tuple[Any, Any]:
-        """Seconds of kernels and of calls over tp."""
+class _Seconds:
+    """Seconds of passes on a device."""
+
+    def __init__(self, model: ModelSpec, precision: Precision, device: DeviceSpec, assumed: Assumptions) -> None:
+        self._rates, self._launch = rates(device, precision, assumed), assumed.launch_us / 1e6
+        # The share of the scores that fused attention computes.
+        self._computed = 0.5 if model.parts.objective == "causal" else 1.0
+
+    def of(self, one: Pass, sizes: Mapping[str, Real], tp: Link, hidden: float) -> tuple[Any, Any]:
+        """Seconds of kernels, and of calls over tp that are not hidden. (k,) each, or one number for all.
+
+        `sizes`: the values of the dimensions. `hidden`: the share of the calls that overlaps with kernels.
+        """
         found: dict[tuple[str, ...], Any] = {(): 1.0}
 
-        def value(dimensions: tuple[str, ...]) -> Any:
-            if dimensions not in found:
-                found[dimensions] = value(dimensions[:-1]) * sizes[dimensions[-1]]
-            return found[dimensions]
+        def value(names: tuple[str, ...]) -> Any:
+            if names not in found:
+                found[names] = value(names[:-1]) * sizes[names[-1]]
+            return found[names]
 
         def total(products: Iterable[Product]) -> Any:
             return sum(product.times * value(product.dimensions) for product in products)
 
-        compute: Any = sum(times * total(kernel.moved) for kernel, times in one.others.items()) / self.bandwidth
-        for kernel, times in one.products.items():
-            flops = total(kernel.flops) / (self.attention if kernel.attention else self.products)
-            moved = total(kernel.moved) / self.bandwidth
-            if kernel.attention == "written":
-                seconds = flops + moved
-            elif kernel.attention:
-                seconds = flops * self.computed
-            else:
-                seconds = np.maximum(flops, moved)
-            compute = compute + times * seconds
-        tp = sum(times * of_tp.call(call.collective, total([call.payload])) for call, times in one.calls.items())
-        launches = one.products.total() + one.others.total()
-        return np.maximum(compute, launches * self.launch - tp), tp
+        compute = sum(times * self._kernel(kernel, total) for kernel, times in one.kernels.items())
+        calls = sum(times * tp.call(call.collective, total([call.payload])) for call, times in one.calls.items()) * (1 - hidden)
+        launches = sum(several.total() for several in one)
+        return np.maximum(compute, launches * self._launch - calls), calls
+
+    def _kernel(self, kernel: Kernel, total: Callable[[Iterable[Product]], Any]) -> Any:
+        """Seconds of a kernel. `total`: the value of a sum of products."""
+        moved = total(kernel.moved) / self._rates.memory
+        if not kernel.flops:
+            return moved
+        if not kernel.attention:
+            return np.maximum(total(kernel.flops) / self._rates.products, moved)
+        products = total(kernel.flops) / self._rates.attention
+        return products * self._computed if kernel.attention == "fused" else products + moved
 
 
 @lru_cache(maxsize=_KEPT)
@@ -137,17 +135,29 @@ def _passes(one: Structure, part: Part, fuses: bool) -> dict[tuple[PartName, int
     """The passes of each part of a model, from the ledger of the whole model. `part`: the whole model."""
     ledger = ledger_store()(one, part)
     trace = ledger.trace(hooked=False, split=True)
-    encoders, decoders = part.recorded
-    # Of three recorded layers of a kind, the one in the middle stands for all.
-    layers: dict[int, PartName] = {encoders // 2: "layer"} | ({encoders + decoders // 2: "decoder"} if decoders else {})
-    found: dict[tuple[PartName, int], Pass] = defaultdict(lambda: Pass(Counter(), Counter(), Counter()))
+    found = {}
     for kind, action in enumerate(_ACTIONS):
-        last = encoders + decoders - 1 if kind == FORWARD else 0  # the layer behind which the other end of the model is
-        end: PartName = "embedding" if kind == FORWARD else "head"
-        steps = kernels(ledger, trace, action)
-        for layer, step in with_fused_attention(steps) if fuses else steps:
-            if layer == last:
-                end = "head" if kind == FORWARD else "embedding"
-            if name := end if layer < 0 else layers.get(layer):
-                found[name, kind].add(step)
+        for name, segments in _by_part(trace.segments(action), part, kind == FORWARD).items():
+            steps = list(kernels(ledger, segments))
+            if fuses:
+                steps = list(with_fused_attention(steps))
+            of_kernels = Counter(step for step in steps if isinstance(step, Kernel))
+            found[name, kind] = Pass(of_kernels, Counter(step for step in steps if isinstance(step, Call)))
+    return found
+
+
+def _by_part(segments: Iterable[Segment], part: Part, forward: bool) -> dict[PartName, list[Segment]]:
+    """The segments of a pass by the part of the model. Of three recorded layers of a kind, the second stands for all."""
+    encoders, decoders = part.recorded
+    layers: dict[int, PartName] = {encoders // 2: "layer"}
+    if decoders:
+        layers[encoders + decoders // 2] = "decoder"
+    ends: tuple[PartName, PartName] = ("embedding", "head") if forward else ("head", "embedding")
+    turn = encoders + decoders - 1 if forward else 0  # the layer before the other end
+    found: dict[PartName, list[Segment]] = defaultdict(list)
+    passed = False
+    for segment in segments:
+        passed = passed or segment.layer == turn
+        if name := ends[passed] if segment.layer < 0 else layers.get(segment.layer):
+            found[name].append(segment)
     return found

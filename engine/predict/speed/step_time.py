@@ -239,9 +239,7 @@ def _durations(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumption
     some = cost.take(of_chunk)
     embedding, plain, crossing, head = (some.passes.of(part) for part in MODEL_PARTS)
     held = some.held_parameters(count, first, last, cross)
-    passes = some.with_accumulation(
-        (count - cross) * plain + cross * crossing + first * embedding + last * head, held
-    )
+    passes = some.with_accumulation((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
     times = passes.sum(1)
     by_chunk: dict[Kind, Real] = {
         "F": times[FORWARD], "B": times[INPUTS:].sum(0), "I": times[INPUTS], "W": times[WEIGHTS],
