@@ -36,7 +36,7 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
 
     low = workload.precision == "bf16"
     tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
-    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp)
+    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp, attention=spec.attention)
     model.initialize(workload.seed)
     masters = {name: p.detach().float().clone() if low else p for name, p in model.named_parameters()}
     optimizer = make_optimizer(workload, masters.values())

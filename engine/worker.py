@@ -107,7 +107,18 @@ class Trainer:
         accumulate = DTYPES[workload.accumulate if workload.precision == "bf16" else "fp32"]
         self.data = DataParallel(tp, layout.zero, accumulate, workload.microbatches)
         self.chunks = {
-            c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, self._batch, tp, layout.recompute, self.data.through)
+            c: TransformerChunk(
+                spec.model,
+                ranges[c],
+                c == 0,
+                c == last,
+                self._batch,
+                tp,
+                layout.recompute,
+                self.data.through,
+                spec.attention,
+                workload.loss_tokens(spec.model, layout.tp),
+            )
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp
         }

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import global_batch, optimizer_note, optimizer_settings
+from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
 from engine.spec import RunSpec
 
 _WITH_PIPELINE, _WITH_TP = 1, 2  # the highest ZeRO stages that it supports with a pipeline, and with its tensor parallelism
@@ -63,9 +63,12 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.recompute != "none":
         what = "each layer" if layout.recompute == "full" else "attention"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
+    how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
+    yield f"attention is the model's: {how}, here"
     if workload.precision == "bf16" and layout.zero == 0:
         yield "its bf16 keeps fp32 masters as here, in an optimizer of its own"
     yield from optimizer_note(spec, "deepspeed", "DeepSpeed")
+    yield from loss_note(spec, "in your model a fused linear cross-entropy does the same, such as Liger Kernel's")
     yield "steps, sequence length and data are the training script's"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 
-from engine.export.common import global_batch, optimizer_note, optimizer_settings
-from engine.spec import RunSpec
+from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
+from engine.spec import AttentionName, RunSpec
 
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
+_BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
 Argument = tuple[str, object]
@@ -52,6 +53,10 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
+    yield from loss_note(
+        spec,
+        "Megatron-LM keeps whole logits, unless --cross-entropy-fusion-impl is linear (its dev branch, on Blackwell)",
+    )
     if spec.generate.prompt:
         yield "nothing is generated after training"
 
@@ -116,6 +121,7 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--data-parallel-sharding-strategy", _SHARDING[layout.zero]
         yield "--ckpt-format", "fsdp_dtensor"
         yield "--no-gradient-accumulation-fusion", True
+    yield "--attention-backend", _BACKENDS[spec.attention]
     if layout.recompute == "selective":
         yield "--recompute-granularity", "selective"
         yield "--recompute-modules", "core_attn"

@@ -13,6 +13,10 @@ A reduction starts as soon as its bucket is complete, so that it overlaps with t
 gradients (I and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping
 passes are accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a
 sum.
+
+Beyond what stays, reductions take little memory. With zero > 0 each chunk has one under way at a time: the next waits for it. One
+under way has a buffer of Ψ/dp for what another replica sends, and with zero ≥ 2 also the Ψ gradients that are being sent. With
+zero 1 the sum is made in this rank's share of the gradients, and with zero ≥ 2 it is added to that share.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ class ParameterUse:
     run: Callable[[Streams], Streams]
     borrowed: tuple[nn.Module, ...] = ()  # used too, but their gradients come from another use
     lookup: bool = False  # backward does not need the values
+    at_once: bool = False  # backward follows at once, so the values stay until it is over
 
 
 def run_in_order(uses: Sequence[ParameterUse], streams: Streams) -> Streams:
@@ -146,26 +151,16 @@ class Bucket:
         if self.replicated_size:
             self.comm.all_reduce(flat[: self.replicated_size], "tp")
 
-    def start_reduce(self) -> tuple[Pending, Callable[[], None]]:
-        """Start the reduction over dp. Returns the pending call and what to do when it is complete."""
+    def start_reduce(self) -> Pending:
+        """Start the reduction over dp. With zero > 0 the sum of this rank's share goes straight to where it stays."""
         if self.zero == 0:
-            return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
-        source = self.gradients if self.incoming is None else self.incoming
-        with self.comm.recorder.communication_region("reduce_scatter"):
-            part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
-        pending = self.comm.start_reduce_scatter(part, source.view(self.parts, -1), "dp")
-        if self.zero >= 2:
-            self.incoming = None
-            for p in self.parameters:
-                p.grad = None
-
-        def keep_shard() -> None:
-            if self.zero == 1:
-                self.reduced.copy_(part)
-            else:
-                self.gradients.add_(part)
-
-        return pending, keep_shard
+            return self.comm.start_all_reduce(self.gradients, "dp")
+        if self.incoming is None:
+            return self.comm.start_reduce_scatter(self.gradients.view(self.parts, -1), "dp")
+        incoming, self.incoming = self.incoming, None  # which the pending call keeps
+        for p in self.parameters:
+            p.grad = None
+        return self.comm.start_reduce_scatter(incoming.view(self.parts, -1), "dp", self.gradients, accumulate=True)
 
     def round_values(self) -> None:
         """After the optimizer's step: copy the new fp32 values to the parameters, in their type."""
@@ -216,7 +211,7 @@ class DataParallel:
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
         self._layer_of: dict[nn.Parameter, nn.Module] = {}
-        self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {}
+        self._reducing: dict[int, list[Pending]] = {}
         self._gathering: dict[nn.Module, Pending] = {}
 
     def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
@@ -266,7 +261,8 @@ class DataParallel:
                 streams = BackwardHook.apply(partial(self._release, use), *streams)
             self._gather(use, after)
             streams = use.run(streams)
-            self._release(use)
+            if not use.at_once:
+                self._release(use)
             streams = BackwardHook.apply(partial(self._begin_backward, use, before), *streams)
         return streams
 
@@ -315,12 +311,11 @@ class DataParallel:
             bucket.all_reduce_replicated()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]
-            if self.zero >= 2:
-                self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has two copies
+            if self.zero:
+                self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers
             self._reducing[chunk].append(bucket.start_reduce())
 
     def _wait_for_reductions(self, chunk: int) -> None:
-        for pending, complete in self._reducing[chunk]:
+        for pending in self._reducing[chunk]:
             pending.wait()
-            complete()
         self._reducing[chunk].clear()

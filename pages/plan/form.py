@@ -14,6 +14,7 @@ from engine.predict.papers.accounting import ACCOUNTINGS
 from engine.predict.planner.candidates import MOST
 from engine.predict.speed.rates import Assumptions
 from engine.spec import RequestError
+from pages.charts.names import attentions
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
@@ -56,10 +57,12 @@ def draw(request: Request, serving: Serving | None) -> None:
         with st.expander(words("Sequence, precision, accounting")):
             _number(words("Sequence length (0: the model's)"), request.seq, 0, "seq")
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
+            _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
             _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
     else:
         with right:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
+            _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
         _ask_serving(serving, request, words)
     with st.expander(words("What is assumed of the hardware")):
         _assumed(request.assumed, words)
@@ -233,7 +236,6 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
         "dp_overlap": words("dp collectives hidden behind backward"),
         "tp_overlap": words("tp collectives hidden"),
         "launch_us": words("Host’s time for each kernel, in µs"),
-        "fused_attention": words("Fused attention (scores never in memory)"),
         "fused_accumulation": words("Gradients added up by the products themselves"),
         "split_messages": words("Messages between stages cut over tp"),
     }

@@ -45,6 +45,8 @@ LETTERS = {
     "u": "workload.momentum",
     "f": "workload.precision",
     "g": "workload.accumulate",
+    "i": "workload.attention",
+    "l": "workload.loss_chunk",
     "x": "workload.text",
     "t": "workload.time_limit",
     "y": "generate.prompt",

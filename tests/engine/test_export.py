@@ -20,7 +20,7 @@ from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import CATEGORIES, RunResult
 from tests.runs import Runs, small
 
@@ -269,7 +269,7 @@ NAMED: dict[Framework, str] = {
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
         --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
-        --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
+        --attention-backend --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
         --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
     "torchtitan": """
@@ -317,8 +317,15 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
 
 def test_a_complete_export_has_no_notes() -> None:
     assert notes(settings(spec_of(), "megatron")) == ""
-    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3))
+    workload = WorkloadSpec(loss_chunk=WHOLE_LOSS)
+    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload=workload)
     assert notes(settings(llama, "torchtitan")) == ""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_loss_in_chunks_is_noted_with_its_tokens(framework: Framework) -> None:
+    in_chunks = RunSpec(model=catalog.model("llama3-8b"), workload=WorkloadSpec(loss_chunk=512))
+    assert "512 tokens at a time" in settings(in_chunks, framework)
 
 
 # ------------------------------------------------------------------------------------------------------ the command line

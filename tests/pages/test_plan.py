@@ -64,7 +64,7 @@ def linked(app: AppTest) -> dict[str, str]:
         DEFAULT,
         Request(model="llama3-8b", device="l40s", ranks=6, batch=24, seq=512, precision="fp32", accounting="zero2020"),
         Request(device=OWN, own=figures_of(DEVICES["mi300x"]), called="mine & yours"),
-        Request(assumed=DEFAULT.assumed.model_copy(update={"matmul_efficiency": 0.61, "fused_attention": True})),
+        Request(assumed=DEFAULT.assumed.model_copy(update={"matmul_efficiency": 0.61, "fused_accumulation": True})),
     ],
     ids=["default", "all fields", "own device", "assumptions"],
 )

@@ -52,7 +52,7 @@ def layer(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None 
 def test_on_a_device_that_only_multiplies_time_is_flops(name: str) -> None:
     """To what the papers' formula leaves out: see `tests/predict/ledger/test_kernels.py`."""
     model = catalog.model(name)
-    passes = cost(run(model), IDEAL, WHOLE).passes
+    passes = cost(run(model, {"attention": "written", "loss_chunk": "whole"}), IDEAL, WHOLE).passes
     decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
     counts = (1, model.layers - decoder, decoder, 1)
     total: Any = sum(count * passes.of(part)[:, :, 0] for part, count in zip(MODEL_PARTS, counts, strict=True))
@@ -125,8 +125,18 @@ def test_fp32_has_the_rate_of_fp32_matrices() -> None:
 
 def test_fused_attention_reads_and_writes_no_scores() -> None:
     long = ModelSpec(layers=2, hidden=1024, heads=16, seq=8192, vocab=1024)
-    written, fused = (layer(run(long), assumed=Assumptions(fused_attention=on)).sum() for on in (False, True))
+    written, fused = (layer(run(long, {"attention": name})).sum() for name in ("written", "fused"))
     assert fused < written / 3
+
+
+def test_a_loss_in_chunks_has_its_products_in_backward() -> None:
+    """As many FLOPs as the whole loss. 512 tokens in chunks of 100, and 12 that are left."""
+    whole, chunked = (
+        cost(run(GPT, {"microbatch_size": 2, "loss_chunk": size}), IDEAL, WHOLE).passes.of("head")[:, COMPUTE, 0]
+        for size in ("whole", 100)
+    )
+    assert chunked[INPUTS] == pytest.approx(whole.sum())
+    assert chunked[FORWARD] == chunked[WEIGHTS] == pytest.approx(0)
 
 
 def test_a_pass_takes_at_least_the_hosts_time_for_its_kernels() -> None:
@@ -257,7 +267,7 @@ def test_megatrons_throughput_is_predicted_with_one_setting() -> None:
         (40, 6144, 48, 1, 32, 1, 1024, 8, 135), (80, 12288, 96, 8, 24, 2, 2304, 2, 148),
     ):  # fmt: skip
         model = ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
-        workload = {"microbatches": batch // dp // size, "microbatch_size": size}
+        workload = {"microbatches": batch // dp // size, "microbatch_size": size, "attention": "written"}
         schedule = "interleaved" if chunks > 1 else "1f1b"
         spec = run(model, workload, dp=dp, tp=8, pp=pp, chunks=chunks, schedule=schedule, recompute="full")
         step, _ = simulated(spec, A100, assumed)

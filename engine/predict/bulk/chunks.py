@@ -106,7 +106,7 @@ class _TableBuilder:
         spans, highest = chunks.spans(here)
         whole, share, _ = self.buckets.swapaxes(0, 1)
         width = self.width if zero == 1 else self.e
-        blocks = np.stack([share * width, -share * width, whole * width, -whole * width, whole * self.e, -whole * self.e], axis=1)
+        blocks = np.stack([share * width, -share * width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
         self.leaves = np.concatenate([nothing, spans, blocks[::-1]])  # blocks are counted from the end

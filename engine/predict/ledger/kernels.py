@@ -93,28 +93,6 @@ def _has_rows(size: Product) -> bool:
     return not _ROWS.isdisjoint(size.dimensions)
 
 
-def with_fused_attention(steps: Iterable[Kernel | Call]) -> Iterator[Kernel | Call]:
-    """The same with attention as one kernel, which writes no scores, and computes them once more in backward (Dao 2023)."""
-    run: list[Kernel] = []
-
-    def fused() -> Iterator[Kernel]:
-        products = [kernel for kernel in run if kernel.attention]
-        if products:
-            flops = [size for kernel in products for size in kernel.flops]
-            last = max(i for i, kernel in enumerate(run) if kernel.attention)
-            yield Kernel((*flops, *flops[: len(flops) // 4]), (), "fused")
-            yield from run[last + 1 :]
-
-    for step in steps:
-        if isinstance(step, Kernel) and (step.attention or (run and not step.flops)):
-            run.append(step)
-        else:
-            yield from fused()
-            run.clear()
-            yield step
-    yield from fused()
-
-
 class _Fused:
     """Neighbouring operations that become one kernel."""
 

@@ -9,9 +9,9 @@ from engine.optimizer import optimizer_of
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.passes import ActionTrace, ChunkPasses, LedgerReading
+from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
 from engine.predict.memory.shortened import StageActions, with_left_out
-from engine.predict.memory.walk import ActionChanges, ActionTraces, StageWalk
+from engine.predict.memory.walk import ActionChanges, StageWalk
 from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
@@ -36,15 +36,13 @@ class Stages:
         layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
         self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
-        self._traces = ActionTraces()
 
     def passes(self, chunk: int) -> ChunkPasses:
         """What a chunk does."""
         part, layers = self.ledgers.split.chunks[chunk]
         if (part, layers) not in self._passes:
-            reading = LedgerReading(self.ledgers.chunk(chunk), self.ledgers.sizes)
-            layout = self.spec.layout
-            self._passes[part, layers] = reading.passes(layout.zero, layout.dp, self.kinds, self.e, self.g)
+            reading, layout = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes), self.spec.layout
+            self._passes[part, layers] = layout_passes(reading, layout.zero, layout.dp, self.kinds, self.e, self.g)
         return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:
@@ -54,7 +52,7 @@ class Stages:
     def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
         """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
         passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(at.stage)}
-        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at), self._traces)
+        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at))
         return self.standing(self.buckets(at.stage)), walk
 
     def changes(self, at: Place) -> tuple[Counts, list[ActionChanges]]:

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
-from engine.predict.ledger.dimensions import dimensions, slicing, structure
-from engine.predict.ledger.form import Call, Part, Product, Segment, Structure
-from engine.predict.ledger.kernels import Kernel, kernels, with_fused_attention
+from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.ledger.dimensions import dimensions, loss_chunks, slicing, structure
+from engine.predict.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment, Structure
+from engine.predict.ledger.kernels import Kernel, kernels
 from engine.predict.ledger.split import part_of
 from engine.predict.ledger.store import NotRecordedError, ledger_store
 from engine.predict.speed.rates import Assumptions, Link, Real, link, rates
@@ -33,8 +33,8 @@ FORWARD, INPUTS, WEIGHTS = range(3)
 COMPUTE, TP, DP = range(3)
 _ACTIONS = "FIW"  # by kind of pass
 _KEPT = 512  # readings, the latest
-PartName = Literal["embedding", "layer", "decoder", "head"]  # "decoder": a layer with cross-attention
-MODEL_PARTS: tuple[PartName, ...] = ("embedding", "layer", "decoder", "head")
+PartName = Literal["embedding", "layer", "decoder", "head", "loss chunk"]  # "decoder": a layer with cross-attention
+MODEL_PARTS: tuple[PartName, ...] = ("embedding", "layer", "decoder", "head")  # a loss in chunks is in the head
 
 
 class Pass(NamedTuple):
@@ -74,19 +74,25 @@ def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: D
         here = np.array(list(rows))
         sizes = {name: np.array([known[name] for known in rows.values()], np.float64) for name in rows[here[0]]}
         tp = link(few.take(here), "tp", device, assumed)
-        for (name, kind), read in _passes(one, part, assumed.fused_attention).items():
-            hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
-            seconds[name][kind, COMPUTE, here], seconds[name][kind, TP, here] = on_device.of(read, sizes, tp, hidden)
+        for (name, kind), read in _passes(one, part).items():
+            if name != "loss chunk":
+                hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
+                seconds[name][kind, :DP, here] += on_device.of(read, sizes, tp, hidden)
+                continue
+            whole, left = loss_chunks(sizes)
+            seconds["head"][kind, :DP, here] += whole * on_device.of(read, sizes, tp)
+            seconds["head"][kind, :DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, tp)
     return ModelPasses(seconds, which)
 
 
 def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[Structure, dict[int, dict[str, Any]]]:
     """The rows of a grid by structure. Of each row, the values of the dimensions."""
     found: dict[Structure, dict[int, dict[str, Any]]] = defaultdict(dict)
-    columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute
-    for row, (tp, size, sequence, recompute) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        cut = slicing(tp, sequence)
-        sizes = dimensions(model, cut, tp, size)
+    chunked = chunked_loss(model, workload, grid)
+    columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute, chunked
+    for row, (tp, size, sequence, recompute, in_chunks) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model.vocab, tp) if in_chunks else None
+        sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
         found[structure(model, workload, RECOMPUTES[recompute], cut, sizes)][row] = sizes
     return found
 
@@ -99,8 +105,8 @@ class _Seconds:
         # The share of the scores that fused attention computes.
         self._computed = 0.5 if model.parts.objective == "causal" else 1.0
 
-    def of(self, one: Pass, sizes: Mapping[str, Real], tp: Link, hidden: float) -> tuple[Any, Any]:
-        """Seconds of kernels, and of calls over tp that are not hidden. (k,) each, or one number for all.
+    def of(self, one: Pass, sizes: Mapping[str, Real], tp: Link, hidden: float = 0.0) -> Real:
+        """Seconds of kernels, and of calls over tp that are not hidden. (2, k)
 
         `sizes`: the values of the dimensions. `hidden`: the share of the calls that overlaps with kernels.
         """
@@ -117,7 +123,7 @@ class _Seconds:
         compute = sum(times * self._kernel(kernel, total) for kernel, times in one.kernels.items())
         calls = sum(times * tp.call(call.collective, total([call.payload])) for call, times in one.calls.items()) * (1 - hidden)
         launches = sum(several.total() for several in one)
-        return np.maximum(compute, launches * self._launch - calls), calls
+        return np.stack(np.broadcast_arrays(np.maximum(compute, launches * self._launch - calls), calls, tp.degree)[:2])
 
     def _kernel(self, kernel: Kernel, total: Callable[[Iterable[Product]], Any]) -> Any:
         """Seconds of a kernel. `total`: the value of a sum of products."""
@@ -131,7 +137,7 @@ class _Seconds:
 
 
 @lru_cache(maxsize=_KEPT)
-def _passes(one: Structure, part: Part, fuses: bool) -> dict[tuple[PartName, int], Pass]:
+def _passes(one: Structure, part: Part) -> dict[tuple[PartName, int], Pass]:
     """The passes of each part of a model, from the ledger of the whole model. `part`: the whole model."""
     ledger = ledger_store()(one, part)
     trace = ledger.trace(hooked=False, split=True)
@@ -139,8 +145,6 @@ def _passes(one: Structure, part: Part, fuses: bool) -> dict[tuple[PartName, int
     for kind, action in enumerate(_ACTIONS):
         for name, segments in _by_part(trace.segments(action), part, kind == FORWARD).items():
             steps = list(kernels(ledger, segments))
-            if fuses:
-                steps = list(with_fused_attention(steps))
             of_kernels = Counter(step for step in steps if isinstance(step, Kernel))
             found[name, kind] = Pass(of_kernels, Counter(step for step in steps if isinstance(step, Call)))
     return found
@@ -149,7 +153,7 @@ def _passes(one: Structure, part: Part, fuses: bool) -> dict[tuple[PartName, int
 def _by_part(segments: Iterable[Segment], part: Part, forward: bool) -> dict[PartName, list[Segment]]:
     """The segments of a pass by the part of the model. Of three recorded layers of a kind, the second stands for all."""
     encoders, decoders = part.recorded
-    layers: dict[int, PartName] = {encoders // 2: "layer"}
+    layers: dict[int, PartName] = {encoders // 2: "layer", LOSS_CHUNK: "loss chunk"}
     if decoders:
         layers[encoders + decoders // 2] = "decoder"
     ends: tuple[PartName, PartName] = ("embedding", "head") if forward else ("head", "embedding")
@@ -158,6 +162,7 @@ def _by_part(segments: Iterable[Segment], part: Part, forward: bool) -> dict[Par
     passed = False
     for segment in segments:
         passed = passed or segment.layer == turn
-        if name := ends[passed] if segment.layer < 0 else layers.get(segment.layer):
+        name = ends[passed] if segment.layer == -1 else layers.get(segment.layer)
+        if name is not None:
             found[name].append(segment)
     return found

@@ -61,9 +61,6 @@ class Assumptions(Spec):
         description="microseconds that the host needs for each kernel and collective, with the program around it; a pass takes "
         "no less; as Megatron-DeepSpeed needs for layers of 1,024 numbers on an A100 (vTrain, Bang et al. 2024)",
     )
-    fused_attention: bool = Field(
-        False, description="scores never written to memory, and those hidden by the causal mask never computed (Dao 2023)"
-    )
     fused_accumulation: bool = Field(
         False, description="a product adds its gradient to the one before in the same kernel, and none is written in between"
     )

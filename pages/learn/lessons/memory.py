@@ -84,7 +84,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
     state.text(
         say(
             "This engine’s own count, tensor by tensor, is **{own}**: it adds gradients up in fp32, has no dropout, "
-            "and knows what lives for a moment only.",
+            "never keeps the attention’s scores, and knows what lives for a moment only.",
             own=in_bytes(_own_count(state["model"])),
         )
     )

@@ -9,24 +9,25 @@ import pytest
 
 from engine.families import FamilyName
 from engine.predict.ledger.dimensions import dimensions, structure, value
-from engine.predict.ledger.form import Call, Part
+from engine.predict.ledger.form import Call, Part, Slicing
 from engine.predict.ledger.keep import Ledgers
-from engine.predict.ledger.kernels import Kernel, kernels, with_fused_attention
+from engine.predict.ledger.kernels import Kernel, kernels
 from engine.predict.ledger.split import part_of
 from engine.predict.speed.cost import model_flops
-from engine.spec import ModelSpec, WorkloadSpec
+from engine.spec import AttentionName, ModelSpec, WorkloadSpec
 
 MODEL = {"layers": 6, "hidden": 48, "heads": 4, "vocab": 260, "seq": 32}
-BF16 = WorkloadSpec(precision="bf16")
+WRITTEN = WorkloadSpec(precision="bf16", attention="written")
 WHOLE = Part(True, True, 2)
 
 
-def of_layer(ledgers: Ledgers, family: FamilyName, action: str, slicing: str = "none") -> list[Kernel | Call]:
+def of_layer(
+    ledgers: Ledgers, family: FamilyName, action: str, slicing: Slicing = "none", workload: WorkloadSpec = WRITTEN
+) -> list[Kernel | Call]:
     """The kernels and calls of the second recorded layer."""
     model = ModelSpec(family=family, **MODEL)
-    cut = "features" if slicing == "features" else "none"
-    sizes = dimensions(model, cut, 2 if cut == "features" else 1, 3)
-    ledger = ledgers(structure(model, BF16, "none", cut, sizes), WHOLE)
+    sizes = dimensions(model, slicing, 1 if slicing == "none" else 2, 3)
+    ledger = ledgers(structure(model, workload, "none", slicing, sizes), WHOLE)
     return list(kernels(ledger, [s for s in ledger.trace(False, True).segments(action) if s.layer == 1]))
 
 
@@ -76,25 +77,27 @@ def test_a_call_stands_between_kernels(ledgers: Ledgers) -> None:
 
 
 def test_fused_attention_is_one_kernel_without_scores(ledgers: Ledgers) -> None:
+    fused = WorkloadSpec(precision="bf16", attention="fused")
     for action, products in (("F", 2), ("I", 5)):
-        written = of_layer(ledgers, "gpt", action)
-        fused = list(with_fused_attention(written))
-        attention = [step for step in fused if isinstance(step, Kernel) and step.attention]
-        assert [len(kernel.flops) for kernel in attention] == [products]
-        assert not any("S·S" in str(size) for step in fused if isinstance(step, Kernel) for size in step.moved)
+        steps = [step for step in of_layer(ledgers, "gpt", action, workload=fused) if isinstance(step, Kernel)]
+        attention = [kernel for kernel in steps if kernel.attention]
+        assert [(kernel.attention, len(kernel.flops)) for kernel in attention] == [("fused", products)]
+        assert not any("S·S" in str(size) for kernel in steps for size in kernel.moved)
 
 
-@pytest.mark.parametrize("family", get_args(FamilyName))
-def test_flops_of_a_ledger_equal_the_models_formula(ledgers: Ledgers, family: FamilyName) -> None:
+@pytest.mark.parametrize(
+    ("family", "attention"), [*((family, "written") for family in get_args(FamilyName)), ("gpt", "fused"), ("llama", "fused")]
+)
+def test_flops_of_a_ledger_equal_the_models_formula(ledgers: Ledgers, family: FamilyName, attention: AttentionName) -> None:
     """Backward has two products for each of forward's, in B as in I and W.
 
     The papers' formula leaves out the dense layer in BERT's head, and the projection of relative positions in XLNet. Positions
-    need no gradient.
+    need no gradient. The backward of fused attention computes the scores again.
     """
     model, batch = ModelSpec(family=family, **MODEL), 3
     sizes = dimensions(model, "none", 1, batch)
     part, layers = part_of(model, range(model.layers), True, True)
-    ledger = ledgers(structure(model, WorkloadSpec(), "none", "none", sizes), part)
+    ledger = ledgers(structure(model, WorkloadSpec(attention=attention), "none", "none", sizes), part)
     repeats = part.repeats(*layers)
 
     def flops(split: bool, action: str) -> Iterator[int]:
@@ -115,4 +118,5 @@ def test_flops_of_a_ledger_equal_the_models_formula(ledgers: Ledgers, family: Fa
         assert 1.95 * forward < backward < 2 * forward
     else:
         assert forward == formula
-        assert backward == 2 * forward
+        again = 2 * model.layers * batch * model.seq**2 * model.hidden if attention == "fused" else 0
+        assert backward == 2 * forward + again
