@@ -33,7 +33,7 @@ CHOICES: dict[str, list[Any]] = {
     "microbatches": [1, 3, 6],
     "microbatch_size": [1, 2],
     "odd_vocabulary": [False, True],  # which tp does not divide
-    "recompute": ["none", "selective", "full"],
+    "recompute": ["none", "core_attn", "mlp_act", "layernorm+mlp_act", "full"],
     "attention": ["fused", "written"],
     "numbers": ["fp32", "bf16", "bf16 throughout"],
     "optimizer": [*OPTIMIZERS, "momentum"],

@@ -19,7 +19,9 @@ from engine.spec.parts import (
     OptimizerName,
     Precision,
     Recompute,
+    RecomputePart,
     WorkloadSpec,
+    recomputes,
 )
 from engine.spec.run import RunSpec
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
@@ -39,6 +41,7 @@ __all__ = [
     "OptimizerName",
     "Precision",
     "Recompute",
+    "RecomputePart",
     "RequestError",
     "RunSpec",
     "ScheduleFacts",
@@ -50,6 +53,7 @@ __all__ = [
     "joined",
     "misfits",
     "parsed",
+    "recomputes",
     "sentence",
     "too_large",
 ]

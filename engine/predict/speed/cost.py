@@ -27,7 +27,7 @@ from engine.families import predicted
 from engine.optimizer import optimizer_of
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.speed.rates import Assumptions, Link, Real, link
-from engine.spec import ModelSpec, WorkloadSpec
+from engine.spec import ModelSpec, Recompute, WorkloadSpec, recomputes
 
 FORWARD, RECOMPUTE, INPUTS, WEIGHTS = range(4)
 COMPUTE, TP, DP = range(3)
@@ -36,6 +36,7 @@ COMPUTE, TP, DP = range(3)
 # Comments give the share of each operation, with backward's in parentheses.
 # r × h for each block: norm 2 (5: its input is read again for the parameters' gradient), bias 2 (1), residual 3 (3)
 _HIDDEN = (7, 9)
+_NORM = 2  # of forward's, the norm's
 # b·a × s × s for each attention: write the scores 1, scale 2, mask 2, softmax 2 (3), read 1 (backward reads for three products)
 _SCORES = (8, 11)
 # r × f: the nonlinearity; with a gate also the product with it (backward also concatenates the two gradients)
@@ -70,7 +71,6 @@ class Cost:
         self.b = grid.microbatch_size.astype(np.float64)
         self.cut = np.where(grid.sequence_parallel, self.t, 1.0)  # over how many ranks the rows between the blocks are sharded
         self.full = grid.recompute == RECOMPUTES.index("full")
-        self.selective = grid.recompute == RECOMPUTES.index("selective")
 
     @cached_property
     def tp(self) -> Link:
@@ -114,7 +114,12 @@ class Cost:
             out[kind, COMPUTE] += self._attention(causal, kind) + (self._attention(False, kind) if cross else 0.0)
         self._collectives(out, blocks=3 if cross else 2)
         out[RECOMPUTE] = np.where(self.full, out[FORWARD], 0.0)
-        out[RECOMPUTE, COMPUTE] += np.where(self.selective, self._attention(causal, FORWARD) * (2 if cross else 1), 0.0)
+        scores = self._attention(causal, FORWARD) * (2 if cross else 1)
+        out[RECOMPUTE, COMPUTE] += np.where(self.grid.recomputes("core_attn"), scores, 0.0)
+        norms = rows * _NORM * (3 if cross else 2) * model.hidden / self.cut * self.bytes / self.bandwidth
+        out[RECOMPUTE, COMPUTE] += np.where(self.grid.recomputes("layernorm"), norms, 0.0)
+        activation = 2 * rows * _MLP[gated][0] * model.ffn_width / t * self.bytes / self.bandwidth  # twice (`engine.model.mlp`)
+        out[RECOMPUTE, COMPUTE] += np.where(self.grid.recomputes("mlp_act"), activation, 0.0)
         return out
 
     def _product(self, rows: Any, inputs: Any, outputs: Any, parts: Any) -> Real:
@@ -287,7 +292,7 @@ def model_flops(model: ModelSpec) -> float:
     return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)
 
 
-def recomputed_flops(model: ModelSpec, recompute: str) -> float:
+def recomputed_flops(model: ModelSpec, recompute: Recompute) -> float:
     """FLOPs for one sequence that backward computes again."""
     queries = model.heads * model.head_width
     blocks = model.layers + (model.layers - model.encoder_layers if model.parts.encoder else 0)
@@ -295,4 +300,4 @@ def recomputed_flops(model: ModelSpec, recompute: str) -> float:
     whole = model_flops(model) / 3 - 2.0 * model.hidden * model.vocab * (
         predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
     )
-    return {"none": 0.0, "selective": scores, "full": whole}[recompute]
+    return whole if recompute == "full" else scores if recomputes(recompute, "core_attn") else 0.0
