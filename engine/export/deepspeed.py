@@ -61,7 +61,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
         yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
     if layout.recompute != "none":
-        what = "each layer" if layout.recompute == "full" else "attention"
+        what = "each layer" if layout.recompute == "full" else layout.recompute
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
     how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
     yield f"attention is the model's: {how}, here"

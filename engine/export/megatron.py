@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import gcd
 
 from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
-from engine.spec import AttentionName, RunSpec
+from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
 
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
@@ -56,6 +56,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its optimizer has an fp32 copy and fp32 states; states in bf16 need AdamW and its distributed optimizer (ZeRO)"
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
+    if recomputes(layout.recompute, "mlp_act"):
+        yield "it computes an activation again for experts alone (moe_act), or the whole MLP (mlp); mlp_act is left out"
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
     yield from loss_note(
         spec,
@@ -114,6 +116,11 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
         yield "--pipeline-model-parallel-layout", "'E" + "|".join("t" * count for count in counts) + "L'"
 
 
+def _recomputed_modules(layout: LayoutSpec) -> list[str]:
+    """The parts of layers that backward computes again, which have the same names there. It has no mlp_act."""
+    return [part for part in layout.recompute.split("+") if part in ("core_attn", "layernorm")]
+
+
 def _levers(spec: RunSpec) -> Iterator[Argument]:
     layout, workload = spec.layout, spec.workload
     if layout.sequence_parallel:
@@ -126,9 +133,9 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--ckpt-format", "fsdp_dtensor"
         yield "--no-gradient-accumulation-fusion", True
     yield "--attention-backend", _BACKENDS[spec.attention]
-    if layout.recompute == "selective":
+    if modules := _recomputed_modules(layout):
         yield "--recompute-granularity", "selective"
-        yield "--recompute-modules", "core_attn"
+        yield "--recompute-modules", " ".join(modules)
     elif layout.recompute == "full":
         yield "--recompute-granularity", "full"
         yield "--recompute-method", "uniform"

@@ -21,8 +21,7 @@ def toml(spec: RunSpec) -> str:
         "optimizer": _optimizer(spec),
         "lr_scheduler": {"warmup_steps": 0, "decay_ratio": 0.0},
         "parallelism": _parallelism(spec),
-        "activation_checkpoint": {"mode": spec.layout.recompute}
-        | ({"selective_ac_option": "op"} if spec.layout.recompute == "selective" else {}),
+        "activation_checkpoint": _checkpoint(spec.layout),
     }
     lines = [f"# torchtitan: {spec.layout.ranks} ranks as {spec.layout.code}."]
     lines += [f"# Not the same: {text}." for text in _differences(spec)]
@@ -48,8 +47,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its tensor parallelism is sequence parallel too"
     if spec.attention == "written":
         yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
-    if layout.recompute == "selective":
-        yield "its selective recompute chooses among all operators; here attention alone is computed again"
+    if layout.recompute not in ("none", "full"):
+        yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
     if workload.bf16_optimizer:
         yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
     elif layout.zero == 0 and workload.precision == "bf16":
@@ -109,6 +108,13 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
         found["pipeline_parallel_first_stage_less_layers"] = max(counts) - counts[0]
         found["pipeline_parallel_last_stage_less_layers"] = max(counts) - counts[-1]
     return found
+
+
+def _checkpoint(layout: LayoutSpec) -> dict[str, Any]:
+    """Its selective mode by operator keeps most matrix products and attention, and computes all else again."""
+    if layout.recompute in ("none", "full"):
+        return {"mode": layout.recompute}
+    return {"mode": "selective", "selective_ac_option": "op"}
 
 
 def _schedule(layout: LayoutSpec) -> str:

@@ -166,7 +166,7 @@ def megatron(spec: RunSpec) -> dict[str, str]:
             assert word not in found
             found[name := word] = ""
         else:
-            found[name] = word
+            found[name] = f"{found[name]} {word}".strip()
     return found
 
 
@@ -218,6 +218,11 @@ def test_levers_are_exported() -> None:
     given = megatron(bf16)
     assert {"--use-distributed-optimizer", "--sequence-parallel", "--bf16", "--accumulate-allreduce-grads-in-fp32"} <= set(given)
     assert (given["--recompute-granularity"], given["--recompute-method"]) == ("full", "uniform")
+    parts = spec_of(recompute="mlp_act+layernorm+core_attn")
+    assert megatron(parts)["--recompute-modules"] == "core_attn layernorm"
+    assert "mlp_act is left out" in notes(settings(parts, "megatron"))
+    assert "checkpoint around core_attn+layernorm+mlp_act" in settings(parts, "deepspeed")
+    assert megatron(spec_of())["--attention-backend"] == "flash"
     assert "--use-megatron-fsdp" not in given
     assert megatron(spec_of(code="dp2", zero=3))["--data-parallel-sharding-strategy"] == "optim_grads_params"
     job = tomllib.loads(settings(bf16, "torchtitan"))
@@ -293,7 +298,7 @@ NAMED: dict[Framework, str] = {
 
 def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered() -> None:
     levers: list[dict[str, Any]] = [
-        {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "selective", "sequence_parallel": True},
+        {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "core_attn", "sequence_parallel": True},
         {"split": (3, 1), "code": "dp1.tp1.pp2"}, {"schedule": "interleaved"}, {"code": "dp2.tp2.pp1", "zero": 2},
     ]  # fmt: skip
     specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama")]
