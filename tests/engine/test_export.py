@@ -157,8 +157,8 @@ def spec_of(family: FamilyName = "gpt", schedule: ScheduleName = "1f1b", code: s
 
 def megatron(spec: RunSpec) -> dict[str, str]:
     """The arguments by name; those without a value have an empty one."""
-    words = shlex.split(settings(spec, "megatron").replace("\\\n", ""), comments=True)
-    assert words[0] == "torchrun"
+    text = settings(spec, "megatron").replace("\\\n", "")
+    words = shlex.split(text[text.index("torchrun") :], comments=True)
     start = next(i for i, word in enumerate(words) if word.endswith(".py")) + 1
     found: dict[str, str] = {(name := ""): words[start - 1]}
     for word in words[start:]:
@@ -244,7 +244,9 @@ def test_an_uneven_split_is_exported() -> None:
     ("to", "spec", "told"),
     [
         ("megatron", spec_of("xlnet"), "Megatron-LM has no xlnet"),
-        ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule"),
+        ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule; 1F1B runs instead"),
+        ("megatron", spec_of(schedule="looped-bfs"), "has no looped-bfs schedule; interleaved 1F1B over 2 chunks a stage runs"),
+        ("megatron", spec_of("transformer"), "has no pipeline for T5, and this layout has 2 stages"),
         ("torchtitan", spec_of("bert"), "torchtitan has no bert"),
         ("torchtitan", spec_of(zero=1), "ZeRO 1 becomes ZeRO 2"),
         ("torchtitan", spec_of(schedule="zb-h1"), "torchtitan has no zb-h1 schedule; 1F1B is the nearest"),
@@ -264,14 +266,15 @@ NAMED: dict[Framework, str] = {
     "megatron": """
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
         --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
-        --max-position-embeddings --position-embedding-type --normalization --swiglu --disable-bias-linear
+        --max-position-embeddings --position-embedding-type --rotary-base --normalization --swiglu --disable-bias-linear
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
         --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
         --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
-        --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
+        --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval
+        --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head --data-path""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce training.seed optimizer.name optimizer.lr
@@ -294,10 +297,12 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
         {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "selective", "sequence_parallel": True},
         {"split": (3, 1), "code": "dp1.tp1.pp2"}, {"schedule": "interleaved"}, {"code": "dp2.tp2.pp1", "zero": 2},
     ]  # fmt: skip
-    specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama")]
+    specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama"), spec_of("bert")]
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
     wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
+    interleaved = spec_of(schedule="interleaved").model_dump()
+    specs.append(RunSpec.model_validate(interleaved | {"workload": interleaved["workload"] | {"microbatches": 3}}))
     for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16"}):
         given = specs[0].model_dump()
         specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))

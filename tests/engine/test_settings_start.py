@@ -1,0 +1,112 @@
+"""Exported settings keep the rules of the program that they are for, so that it starts with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from engine import catalog
+from engine.devices import device
+from engine.export import settings
+from engine.export.megatron import VERSION
+from engine.predict.planner.search import search
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from tests.engine.megatron_rules import RefusedError, broken, read
+from tests.predict.random_specs import random_specs
+
+# Models of every family that the planner is asked for, with devices and sequences in a step.
+ASKED = {"gpt3-175b": (512, 1024), "gpt3-13b": (64, 128), "llama3-8b": (16, 64), "bert-large": (8, 64), "xlnet-large": (8, 64)}
+
+
+@cache
+def best_plans(name: str) -> tuple[RunSpec, ...]:
+    """The ten best plans of a model."""
+    ranks, batch = ASKED[name]
+    plan = search(catalog.model(name), ranks, device("h100-80gb"), batch)
+    assert plan.feasible >= 10
+    return tuple(plan.spec(row) for row in range(10))
+
+
+def drawn() -> Iterator[RunSpec]:
+    """Random specs of every family, schedule and lever, with every optimizer."""
+    for number, spec in enumerate(random_specs(120)):
+        optimizer = ("adamw", "sgd", "lion")[number % 3]
+        yield spec.model_copy(update={"workload": spec.workload.model_copy(update={"optimizer": optimizer})})
+
+
+# ----------------------------------------------------------------------------------------------------------- Megatron-LM
+
+
+def megatron_starts(spec: RunSpec) -> None:
+    """The script breaks no rule, and its ranks, stages and microbatches are those of the spec."""
+    layout = spec.layout
+    text = settings(spec, "megatron")
+    script = read(text)
+    assert not [*broken(script)], text
+    assert (script.dp, script.tp, script.pp) == (layout.dp, layout.tp, layout.pp)
+    assert script.microbatches == spec.workload.microbatches
+    if not spec.model.parts.encoder:
+        assert sum(script.stages) == spec.model.layers
+        if script.chunks > 1:
+            assert script.stages == layout.chunk_layers(spec.model.layers)
+        else:
+            assert script.stages == layout.stage_layers(spec.model.layers)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_megatron_starts_with_each_of_the_ten_best_plans(name: str) -> None:
+    for spec in best_plans(name):
+        megatron_starts(spec)
+
+
+def test_megatron_starts_with_any_spec_or_the_script_says_why_not() -> None:
+    refused = 0
+    for spec in drawn():
+        if spec.model.parts.encoder and spec.layout.pp > 1:
+            refused += 1
+            sentence = f"Megatron-LM {VERSION} has no pipeline for T5, and this layout has {spec.layout.pp} stages\n"
+            with pytest.raises(RefusedError, match=sentence):
+                read(settings(spec, "megatron"))
+        else:
+            megatron_starts(spec)
+    assert refused
+
+
+def test_a_group_of_microbatches_is_given_where_megatrons_own_does_not_fit() -> None:
+    model = catalog.model("gpt3-13b")
+    interleaved = LayoutSpec(pp=4, chunks=2, schedule="interleaved")
+    for microbatches, group, chunks in ((8, None, 2), (6, 6, 2), (10, 5, 2), (4, None, 2), (2, None, 1)):
+        spec = RunSpec(model=model, layout=interleaved, workload=WorkloadSpec(microbatches=microbatches))
+        script = read(settings(spec, "megatron"))
+        assert script.given.microbatch_group_size_per_virtual_pipeline_stage == group
+        assert script.chunks == chunks
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "rule"),
+    [
+        ("", "export CUDA_DEVICE_MAX_CONNECTIONS=1", "tp > 1 has CUDA_DEVICE_MAX_CONNECTIONS=1"),
+        ("", "  --microbatch-group-size-per-virtual-pipeline-stage 6 \\\n", "interleaving: the last group is whole"),
+        ("--seed 0", "--seed 1", "the seed is positive"),
+        ("--num-layers 42", "--num-layers 40", "pp divides the layers"),
+        ("--global-batch-size 13", "--global-batch-size 12", "microbatch size × dp divides the global batch"),
+        ("--recompute-granularity full", "--bf16", "full recompute, and it alone, has a method"),
+        ("--ckpt-format fsdp_dtensor", "--bf16", "its FSDP, and it alone, has checkpoints"),
+    ],
+)
+def test_a_script_that_megatron_would_refuse_breaks_a_rule(wrong: str, right: str, rule: str) -> None:
+    layout = LayoutSpec(tp=2, pp=4, chunks=2, schedule="interleaved")
+    workload = WorkloadSpec(microbatches=6, precision="bf16")
+    text = settings(RunSpec(model=catalog.model("gpt3-13b"), layout=layout, workload=workload), "megatron")
+    assert right in text
+    assert any(rule in found for found in broken(read(text.replace(right, wrong))))
+
+
+def test_a_large_model_learns_at_the_rate_of_its_size_unless_one_is_given() -> None:
+    rates = {"gpt-tiny": 3e-3, "gpt2-124m": 6e-4, "gpt2-1.5b": 2e-4, "llama3-8b": 1.2e-4, "gpt3-13b": 1e-4, "gpt3-175b": 6e-5}
+    for name, rate in rates.items():
+        assert read(settings(RunSpec(model=catalog.model(name)), "megatron")).given.lr == rate
+    given = RunSpec(model=catalog.model("gpt3-175b"), workload=WorkloadSpec(learning_rate=1e-3))
+    assert read(settings(given, "megatron")).given.lr == 1e-3
