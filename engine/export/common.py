@@ -47,10 +47,10 @@ def learning_rate(spec: RunSpec) -> float:
 
 
 def learning_rate_note(spec: RunSpec) -> Iterator[str]:
-    """A note if `learning_rate` is not the spec's."""
+    """A remark if `learning_rate` is not the spec's; otherwise nothing."""
     if (rate := learning_rate(spec)) != spec.workload.learning_rate:
         given = spec.workload.learning_rate
-        yield f"the learning rate is {rate:g}, that of a GPT-3 of this size (Brown et al. 2020, table 2.1), not {given:g}"
+        yield f"The learning rate is {rate:g}, that of a GPT-3 of this size (Brown et al. 2020, table 2.1), not {given:g}."
 
 
 def node_shape(ranks: int) -> tuple[int, int]:

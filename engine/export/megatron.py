@@ -39,6 +39,7 @@ def arguments(spec: RunSpec) -> str:
         f"# Megatron-LM {VERSION}: {layout.ranks} ranks as {layout.code}, whose order (tp, dp, pp) is Megatron's own too.",
     ]
     lines += [f"# Not the same: {text}." for text in _differences(spec)]
+    lines += [f"# {text}" for text in learning_rate_note(spec)]
     if _script(spec) in _TOKENIZERS:
         lines += [
             "# Its BERT and T5 have no mock data: DATA_PATH and VOCAB_FILE are yours, and so is the size of the vocabulary."
@@ -99,7 +100,6 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "gradients are reduced in bf16 as well as added up in it"
     if workload.optimizer == "lion":
         yield "its Lion needs the package emerging_optimizers, 0.2 or newer"
-    yield from learning_rate_note(spec)
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
     if spec.generate.prompt:
         yield "nothing is generated after training"

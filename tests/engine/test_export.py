@@ -235,8 +235,9 @@ def test_an_uneven_split_is_exported() -> None:
     split = spec_of(code="dp1.tp1.pp2", split=(3, 1))
     assert megatron(split)["--pipeline-model-parallel-layout"] == "Ettt|tL"
     stages = tomllib.loads(settings(split, "torchtitan"))["parallelism"]
-    assert stages["pipeline_parallel_layers_per_stage"] == 3
-    assert (stages["pipeline_parallel_first_stage_less_layers"], stages["pipeline_parallel_last_stage_less_layers"]) == (0, 2)
+    assert stages["module_fqns_per_model_part"] == [
+        ["tok_embeddings", "layers.0", "layers.1", "layers.2"], ["layers.3", "norm", "output"],
+    ]  # fmt: skip
     assert "3,1 layers each" in settings(split, "deepspeed")
 
 
@@ -277,12 +278,12 @@ NAMED: dict[Framework, str] = {
         --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head --data-path""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
-        training.steps training.mixed_precision_param training.mixed_precision_reduce training.seed optimizer.name optimizer.lr
+        training.steps training.mixed_precision_param training.mixed_precision_reduce debug.seed optimizer.name optimizer.lr
         optimizer.beta1 optimizer.beta2 optimizer.weight_decay lr_scheduler.warmup_steps lr_scheduler.decay_ratio
         parallelism.data_parallel_replicate_degree parallelism.data_parallel_shard_degree
         parallelism.fsdp_reshard_after_forward parallelism.tensor_parallel_degree parallelism.pipeline_parallel_degree
         parallelism.pipeline_parallel_schedule parallelism.pipeline_parallel_microbatch_size
-        parallelism.pipeline_parallel_layers_per_stage parallelism.pipeline_parallel_first_stage_less_layers
+        parallelism.module_fqns_per_model_part parallelism.pipeline_parallel_first_stage_less_layers
         parallelism.pipeline_parallel_last_stage_less_layers activation_checkpoint.mode
         activation_checkpoint.selective_ac_option""",
     "deepspeed": """

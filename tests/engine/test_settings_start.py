@@ -13,6 +13,7 @@ from engine.export import settings
 from engine.export.megatron import VERSION
 from engine.predict.planner.search import search
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from tests.engine import torchtitan_rules
 from tests.engine.megatron_rules import RefusedError, broken, read
 from tests.predict.random_specs import random_specs
 
@@ -110,3 +111,82 @@ def test_a_large_model_learns_at_the_rate_of_its_size_unless_one_is_given() -> N
         assert read(settings(RunSpec(model=catalog.model(name)), "megatron")).given.lr == rate
     given = RunSpec(model=catalog.model("gpt3-175b"), workload=WorkloadSpec(learning_rate=1e-3))
     assert read(settings(given, "megatron")).given.lr == 1e-3
+
+
+# ------------------------------------------------------------------------------------------------------------ torchtitan
+
+
+def torchtitan_starts(spec: RunSpec) -> None:
+    """The job file breaks no rule, and its ranks, stages and microbatches are those of the spec."""
+    layout = spec.layout
+    text = settings(spec, "torchtitan")
+    job = torchtitan_rules.read(text, layout.ranks, spec.model.layers)
+    found = [*torchtitan_rules.broken(job)]
+    if spec.model.seq % (2 * layout.tp):
+        assert f"# Does not start: it cuts a sequence into 2 × tp = {2 * layout.tp} parts" in text
+        assert [rule.split(" (")[0] for rule in found] == ["2 × tp divides the length"]
+    else:
+        assert not found, text
+    degrees = (job.replicas, job.tensor_parallel_degree, job.pipeline_parallel_degree)
+    assert degrees == (layout.dp, layout.tp, layout.pp)
+    if layout.pp > 1:
+        assert job.chunk_layers == layout.chunk_layers(spec.model.layers)
+        assert job.microbatches == spec.workload.microbatches
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_torchtitan_starts_with_each_of_the_ten_best_plans(name: str) -> None:
+    for spec in best_plans(name):
+        torchtitan_starts(spec)
+
+
+def test_torchtitan_starts_with_any_spec_or_the_file_says_why_not() -> None:
+    for spec in drawn():
+        torchtitan_starts(spec)
+
+
+def test_torchtitan_is_told_the_modules_of_each_chunk_where_its_own_split_differs() -> None:
+    llama = RunSpec(model=catalog.model("llama3-405b"), layout=LayoutSpec(tp=8, pp=8), workload=WorkloadSpec(microbatches=8))
+    text = settings(llama, "torchtitan")
+    assert "module_fqns_per_model_part" not in text
+    assert torchtitan_rules.read(text, 64, 126).chunk_layers == (16,) * 6 + (15,) * 2
+    uneven = llama.model_copy(update={"layout": LayoutSpec(tp=8, pp=8, split=(15,) + (16,) * 6 + (15,))})
+    parts = torchtitan_rules.read(settings(uneven, "torchtitan"), 64, 126).module_fqns_per_model_part
+    assert parts[0] == ["tok_embeddings", *(f"layers.{n}" for n in range(15))]
+    assert parts[-1] == [*(f"layers.{n}" for n in range(111, 126)), "norm", "output"]
+    three = LayoutSpec(pp=16, chunks=3, schedule="interleaved")
+    torchtitan_starts(RunSpec(model=catalog.model("llama3-70b"), layout=three, workload=WorkloadSpec(microbatches=16)))
+    two = LayoutSpec(pp=16, chunks=2, schedule="interleaved")
+    torchtitan_starts(RunSpec(model=catalog.model("llama3-70b"), layout=two, workload=WorkloadSpec(microbatches=16)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "rule"),
+    [
+        ("[training]\nseed = 0", "[training]", "there is no seed in [training]"),
+        ("data_parallel_replicate_degree = 2", "data_parallel_replicate_degree = 1", "the degrees multiply to the world"),
+        ("pipeline_parallel_microbatch_size = 5", "pipeline_parallel_microbatch_size = 2", "microbatches divide the local batch"),
+        ("DualPipeV", "1F1B", "1F1B and DualPipeV have as many microbatches as chunks"),
+        ("last_stage_less_layers = 32", "last_stage_less_layers = 0", "the chunks have all layers"),
+    ],
+)
+def test_a_job_that_torchtitan_would_refuse_breaks_a_rule(wrong: str, right: str, rule: str) -> None:
+    layout = LayoutSpec(dp=2, tp=2, pp=4, zero=3, split=(8, 8, 8, 8))
+    text = settings(RunSpec(model=catalog.model("llama3-8b"), layout=layout), "torchtitan")
+    assert right in text
+    changed = text.replace(right, wrong)
+    assert any(found.startswith(rule) for found in torchtitan_rules.broken(torchtitan_rules.read(changed, 16, 32)))
+
+
+def test_torchtitan_has_the_flavors_of_llama_3_alone_and_is_told_the_others() -> None:
+    for name, flavor in {"llama3-8b": "8B", "llama3-70b": "70B", "llama3-405b": "405B"}.items():
+        text = settings(RunSpec(model=catalog.model(name)), "torchtitan")
+        assert f'flavor = "{flavor}"' in text
+        assert "# Does not start" not in text
+    text = settings(RunSpec(model=catalog.model("llama-small")), "torchtitan")
+    entry = (
+        '"8x256": TransformerModelArgs(dim=256, n_layers=8, n_heads=8, n_kv_heads=4, vocab_size=256, multiple_of=704, '
+        "rope_theta=500000),"
+    )
+    assert entry in text
+    assert 'flavor = "8x256"' in text
