@@ -112,7 +112,12 @@ def _has_flavor(model: ModelSpec) -> bool:
 def _entry(model: ModelSpec) -> str:
     """A line of torchtitan's table of flavors. Its MLP is 8/3 hidden × `ffn_dim_multiplier`, rounded up to a `multiple_of`."""
     width = model.ffn_width
-    found: dict[str, float] = {"dim": model.hidden, "n_layers": model.layers, "n_heads": model.heads, "n_kv_heads": model.key_heads}
+    found: dict[str, float] = {
+        "dim": model.hidden,
+        "n_layers": model.layers,
+        "n_heads": model.heads,
+        "n_kv_heads": model.key_heads,
+    }
     found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": ROTARY_BASE}
     if (usual := 8 * model.hidden / 3) > width:
         found["ffn_dim_multiplier"] = int(1e6 * width / usual) / 1e6

@@ -253,7 +253,7 @@ def test_an_uneven_split_is_exported() -> None:
         ("torchtitan", spec_of(schedule="zb-h1"), "torchtitan has no zb-h1 schedule; 1F1B is the nearest"),
         ("deepspeed", spec_of(), "with a pipeline DeepSpeed has no tensor parallelism of its own; tp=2"),
         ("deepspeed", spec_of(zero=3), "ZeRO 3 becomes 1"),
-        ("deepspeed", spec_of(code="dp2.tp2.pp1", zero=3), "AutoTP goes with ZeRO up to 2, so ZeRO 3 becomes 2"),
+        ("deepspeed", spec_of(schedule="dualpipe-v"), "DualPipeVModule(num_stages=2), 2,2 layers each; its order is DualPipeV"),
         ("deepspeed", spec_of(schedule="gpipe"), "DeepSpeed has no gpipe schedule"),
     ],
 )
@@ -262,7 +262,7 @@ def test_what_a_framework_cannot_express_is_in_the_notes(to: Framework, spec: Ru
 
 
 # Every name that is written, as in Megatron-LM's megatron/training/arguments.py, in torchtitan's
-# torchtitan/config/job_config.py (both of 2025), and in DeepSpeed's documentation of its JSON.
+# torchtitan/config/job_config.py, and in DeepSpeed's documentation of its JSON, at the releases that exports name.
 NAMED: dict[Framework, str] = {
     "megatron": """
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
@@ -275,7 +275,8 @@ NAMED: dict[Framework, str] = {
         --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
         --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval
-        --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head --data-path""",
+        --sgd-momentum --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head
+        --data-path""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce debug.seed optimizer.name optimizer.lr
@@ -289,7 +290,8 @@ NAMED: dict[Framework, str] = {
     "deepspeed": """
         _comments train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer.type optimizer.params
         gradient_clipping bf16.enabled data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
-        activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints""",
+        activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints
+        zero_allow_untested_optimizer""",
 }
 
 
@@ -304,7 +306,7 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
     interleaved = spec_of(schedule="interleaved").model_dump()
     specs.append(RunSpec.model_validate(interleaved | {"workload": interleaved["workload"] | {"microbatches": 3}}))
-    for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16"}):
+    for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16", "optimizer": "sgd"}):
         given = specs[0].model_dump()
         specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
     written: dict[Framework, set[str]] = {framework: set() for framework in FRAMEWORKS}

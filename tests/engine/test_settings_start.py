@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+import json
 
 import pytest
 
 from engine import catalog
-from engine.devices import device
 from engine.export import settings
 from engine.export.megatron import VERSION
-from engine.predict.planner.search import search
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from tests.engine import torchtitan_rules
+from tests.engine.exported import ASKED, best_plans, drawn
 from tests.engine.megatron_rules import RefusedError, broken, read
-from tests.predict.random_specs import random_specs
-
-# Models of every family that the planner is asked for, with devices and sequences in a step.
-ASKED = {"gpt3-175b": (512, 1024), "gpt3-13b": (64, 128), "llama3-8b": (16, 64), "bert-large": (8, 64), "xlnet-large": (8, 64)}
-
-
-@cache
-def best_plans(name: str) -> tuple[RunSpec, ...]:
-    """The ten best plans of a model."""
-    ranks, batch = ASKED[name]
-    plan = search(catalog.model(name), ranks, device("h100-80gb"), batch)
-    assert plan.feasible >= 10
-    return tuple(plan.spec(row) for row in range(10))
-
-
-def drawn() -> Iterator[RunSpec]:
-    """Random specs of every family, schedule and lever, with every optimizer."""
-    for number, spec in enumerate(random_specs(120)):
-        optimizer = ("adamw", "sgd", "lion")[number % 3]
-        yield spec.model_copy(update={"workload": spec.workload.model_copy(update={"optimizer": optimizer})})
-
 
 # ----------------------------------------------------------------------------------------------------------- Megatron-LM
 
@@ -190,3 +167,39 @@ def test_torchtitan_has_the_flavors_of_llama_3_alone_and_is_told_the_others() ->
     )
     assert entry in text
     assert 'flavor = "8x256"' in text
+
+
+# ------------------------------------------------------------------------------------------------------------- DeepSpeed
+
+
+def deepspeed_starts(spec: RunSpec) -> None:
+    """The rules of 0.19.8, in our own words, with their sources below `deepspeed/runtime`."""
+    layout = spec.layout
+    config = json.loads(settings(spec, "deepspeed"))
+    stage = config["zero_optimization"]["stage"]
+    batch = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]
+    ranks = (
+        layout.ranks if layout.pp == 1 else layout.dp
+    )  # config.py:602: without a pipeline all ranks count, those of AutoTP too
+    assert config.get("train_batch_size", batch * ranks) == batch * ranks
+    assert batch * layout.dp == spec.workload.microbatch_size * spec.workload.microbatches * layout.dp
+    assert stage < 2 or layout.pp == 1  # pipe/engine.py:76
+    if config["bf16"]["enabled"]:
+        assert stage > 0  # engine.py:2323: no mix of bf16 and sums in fp32 without ZeRO, and 2320: no fp32 masters
+    else:
+        assert config["data_types"]["grad_accum_dtype"] == "fp32"  # engine.py:2323
+    if stage and config["optimizer"]["type"] == "SGD":
+        assert config["zero_allow_untested_optimizer"]  # engine.py:2301, zero/utils.py:45
+    if layout.schedule == "dualpipe-v":
+        assert config["gradient_accumulation_steps"] >= 2 * layout.pp  # pipe/dualpipev.py:102
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_deepspeed_starts_with_each_of_the_ten_best_plans(name: str) -> None:
+    for spec in best_plans(name):
+        deepspeed_starts(spec)
+
+
+def test_deepspeed_starts_with_any_spec() -> None:
+    for spec in drawn():
+        deepspeed_starts(spec)
