@@ -309,7 +309,7 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16", "optimizer": "sgd"}):
         given = specs[0].model_dump()
         specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
-    written: dict[Framework, set[str]] = {framework: set() for framework in FRAMEWORKS}
+    written: dict[Framework, set[str]] = {framework: set() for framework in NAMED}
     for spec in specs:
         written["megatron"] |= set(megatron(spec)) - {""}
         sections = tomllib.loads(settings(spec, "torchtitan"))
@@ -361,7 +361,7 @@ def test_the_command_writes_each_kind_of_file(
     ("arguments", "sentence"),
     [
         ("mine --to html", "the HTML report is drawn by the pages, not by the engine; download it on the Runs page"),
-        ("mine --to pdf", "there is no export to 'pdf'; there are perfetto, csv, zip, megatron, torchtitan, deepspeed"),
+        ("mine --to pdf", "there is no export to 'pdf'; there are perfetto, csv, zip, megatron, torchtitan, deepspeed, slurm"),
         ("--to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("mine --spec x --to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("--spec x --to csv", "csv shows what a run measured, and a spec has measured nothing; name the RUN"),
@@ -384,5 +384,5 @@ def test_a_wrong_export_is_one_sentence(
 
 
 def test_an_unknown_framework_is_refused() -> None:
-    with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed"):
+    with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed, slurm"):
         settings(SPEC, "jax")  # type: ignore[arg-type]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -203,3 +206,50 @@ def test_deepspeed_starts_with_each_of_the_ten_best_plans(name: str) -> None:
 def test_deepspeed_starts_with_any_spec() -> None:
     for spec in drawn():
         deepspeed_starts(spec)
+
+
+# ----------------------------------------------------------------------------------------------------------------- Slurm
+
+# What a cluster has: the list of nodes; a command on each node; torchrun, which here prints what it was started with.
+_CLUSTER = """
+scontrol() { echo node7; echo node8; }
+torchrun() { echo "$SLURM_NODEID" "$@"; }
+export -f torchrun
+srun() { shift; for SLURM_NODEID in $(seq 0 $((SLURM_NNODES - 1))); do export SLURM_NODEID; "$@"; done; }
+"""
+
+
+def options(text: str) -> dict[str, str]:
+    """Its lines for sbatch, which end at the first command."""
+    head = text.split("\nset ")[0]
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", head, re.MULTILINE))
+
+
+def test_the_script_for_slurm_starts_every_node_with_the_spec(tmp_path: Path) -> None:
+    layout = LayoutSpec(dp=4, tp=2, pp=2, zero=1)
+    workload = WorkloadSpec(time_limit=4000.0, text='it\'s "mine".txt')
+    spec = RunSpec(model=catalog.model("gpt-small"), layout=layout, workload=workload)
+    text = settings(spec, "slurm")
+    asked = options(text)
+    assert (asked["nodes"], asked["ntasks-per-node"], asked["gpus-per-node"], asked["time"]) == ("2", "1", "8", "01:17:00")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").write_text("")
+    environment = {"VENV": str(tmp_path), "SLURM_JOB_ID": "5", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    ran = subprocess.run(
+        ["bash", "-c", _CLUSTER + text], cwd=tmp_path, env=environment | {"PATH": "/usr/bin:/bin"}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    file = tmp_path / "shardscope-5.json"
+    assert RunSpec.read_json(file.read_bytes()) == spec
+    assert ran.stdout.splitlines() == [
+        f"{rank} --nnodes 2 --nproc-per-node 8 --node-rank {rank} --master-addr node7 --master-port 29500 "
+        f"-m engine.launch.cluster --spec {file} --out runs"
+        for rank in range(2)
+    ]
+
+
+@pytest.mark.parametrize(("code", "nodes", "each"), [("dp8.tp2.pp4", 8, 8), ("dp3.tp2.pp1", 1, 6), ("dp3.tp2.pp2", 3, 4)])
+def test_slurm_is_asked_for_as_many_ranks_as_there_are(code: str, nodes: int, each: int) -> None:
+    asked = options(settings(RunSpec(layout=LayoutSpec(**LayoutSpec.degrees(code))), "slurm"))
+    assert (int(asked["nodes"]), int(asked["gpus-per-node"])) == (nodes, each)
