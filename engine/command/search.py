@@ -142,7 +142,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )  # fmt: skip
     account: AccountingName = arguments.accounting
     assumed = assumptions(arguments.assume)
-    return search(model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account)
+    asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account
+    return with_ledgers(lambda: search(*asked), complain)
 
 
 # ----------------------------------------------------------------------------------------------------------------- text

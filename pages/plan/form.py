@@ -235,6 +235,7 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
         "inter_efficiency": words("Links between nodes, of their bandwidth"),
         "dp_overlap": words("dp collectives hidden behind backward"),
         "tp_overlap": words("tp collectives hidden"),
+        "launch_us": words("Host’s time for each kernel, in µs"),
         "fused_accumulation": words("Gradients added up by the products themselves"),
         "split_messages": words("Messages between stages cut over tp"),
     }
@@ -245,4 +246,5 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
             st.toggle(labels[name], key=key, on_change=_moved, args=(name,))
         else:
             least = 0.0 if name.endswith("overlap") else 0.05
-            st.slider(labels[name], least, 1.0, step=0.01, key=key, on_change=_moved, args=(name,))
+            scale = (0.0, 200.0, 1.0) if name == "launch_us" else (least, 1.0, 0.01)
+            st.slider(labels[name], *scale, key=key, on_change=_moved, args=(name,))

@@ -18,6 +18,7 @@ from streamlit.testing.v1 import AppTest
 from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_run_service import DryRunState
+from engine.launch.recording import with_ledgers
 from engine.predict.memory import memory
 from engine.predict.papers.figures import references
 from engine.predict.planner.serving import serving as predicted
@@ -254,7 +255,7 @@ def test_a_search_that_takes_too_long_is_reported_in_its_cell(monkeypatch: pytes
 
 
 def test_published_rows_of_the_model_or_the_device_come_first() -> None:
-    found = references()
+    found = with_ledgers(references)
     near = [r for r in found if concerns(r, Request(model="gpt3-175b", device="a100-80gb"))]
     assert {r.model for r in near if not r.device} == {"gpt3-175b"}
     assert sum(r.quantity == "speed" for r in near) == 10 + 6 + 6

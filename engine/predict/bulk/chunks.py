@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
-from engine.predict.bulk.actions import ACTIONS, ON_TIME, Actions, Whole, form_actions
+from engine.predict.bulk.actions import ACTIONS, Actions, Whole, form_actions
 from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 from engine.predict.ledger.keep import Ledgers
+from engine.predict.memory.reducing import STATES
 from engine.spec import BYTES_OF
 
 Real = NDArray[np.float64]
@@ -155,7 +156,7 @@ class _TableBuilder:
     def table(self, trace: FormTrace, actions: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
         ends = np.zeros((self.parts, len(STANDS), self.count))
-        nets = {name: leaves[:, _A[name]] for name in ON_TIME}
+        nets = {name: leaves[:, _A[name]] for name in STATES}
         if self.zero < 2:
             ends[:, _S["after I edge"]] = nets["I edge"] - nets["I"]
         else:  # a reduction is counted for as long as it lasts, not as what an action leaves

@@ -13,7 +13,7 @@ from engine.predict.ledger.layout import Chunk
 from engine.predict.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.reading import ChunkTrace, LedgerReading, LentBlock
-from engine.predict.memory.reducing import Buckets, Events, Reductions, State, reduction_blocks
+from engine.predict.memory.reducing import Buckets, Events, Reductions, Segments, reduction_blocks
 from engine.predict.terms import Factor
 
 
@@ -74,18 +74,26 @@ class ChunkPasses:
     does: ChunkTrace
     buckets: Buckets
     reductions: Reductions
-    _known: dict[tuple[str, State, bool], tuple[ActionTrace, int]] = field(default_factory=dict)
+    _known: dict[tuple[str, bool], ActionTrace] = field(default_factory=dict)
 
-    def trace(self, kind: str, state: State, late: bool) -> tuple[ActionTrace, int]:
-        """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1.
+    @cached_property
+    def _by_state(self) -> tuple[Segments, dict[str, int]]:
+        return self.reductions.by_state(self.does.segments)
+
+    def trace(self, state: str, late: bool) -> ActionTrace:
+        """What a pass does that finds the chunk in one of `STATES`.
 
         `late`: the message that holds what is lent goes later than the chunk frees it.
         """
-        key = kind, state, late
-        if key not in self._known:
-            applied, pending = self.reductions.applied(kind, self.does.segments.get(kind, []), state)
-            self._known[key] = ActionTrace([(times, list(_blocks(events, late))) for _, times, events in applied]), pending
-        return self._known[key]
+        if (state, late) not in self._known:
+            segments, _ = self._by_state
+            self._known[state, late] = ActionTrace([(times, list(_blocks(events, late))) for _, times, events in segments[state]])
+        return self._known[state, late]
+
+    def reduce(self, state: str) -> ActionTrace:
+        """The end of the reduction that a pass leaves under way, which found the chunk in that state."""
+        _, pending = self._by_state
+        return ActionTrace([(1, events) for _, _, events in self.reductions.finished(pending[state])])
 
 
 def held_by_message(lent: BlockKind) -> BlockKind:

@@ -52,8 +52,14 @@ class State(NamedTuple):
     remaining: int = 0  # passes whose B or I is to come, this one's included
 
 
-FRESH = State()
-MANY = 2
+_FRESH = State()
+_MANY = 2
+
+# The states in which an action may find its chunk, by name. `engine.predict.memory.stage_passes` says in which one a pass does.
+# "edge": a first one with ZeRO 2 and 3, a last one with ZeRO 1; "more": while W of other microbatches is deferred; "I after B":
+# else, where the backward before was not split. With ZeRO 1 and 0 the latter three are like the others.
+STATES = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge", "W more")
+Segments = dict[str, list[RepeatedSegment]]  # by action, or by state
 
 
 class ReductionBlocks(NamedTuple):
@@ -94,10 +100,41 @@ class Reductions:
             return []
         return [self.blocks.received[pending], *([self.blocks.incoming[pending]] if self.zero >= 2 else [])]
 
-    def applied(self, kind: str, segments: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
+    def finished(self, pending: int) -> list[RepeatedSegment]:
+        """The end of that bucket's reduction."""
+        return [RepeatedSegment(-1, 1, [(-1, one) for one in self.under_way(pending)])]
+
+    def by_state(self, segments: Segments) -> tuple[Segments, dict[str, int]]:
+        """What a chunk does in each of `STATES`, and which bucket's reduction it leaves under way, or −1."""
+        found, pending = Segments(), dict[str, int]()
+
+        def put(name: str, state: State) -> int:
+            found[name], pending[name] = self._applied(segments.get(name[0], []), state)
+            return pending[name]
+
+        put("F", _FRESH)
+        if self.zero < 2:
+            left = 1 if self.zero else _MANY
+            put("B", State(remaining=_MANY))
+            put("B edge", State(remaining=left))
+            put("I", State(remaining=_MANY))
+            before = put("I edge", State(remaining=left))
+            put("W", State(before, deferred=1, remaining=_MANY))
+            put("W edge", State(before, deferred=1, remaining=left - 1))
+            for name in ("I more", "I after B", "W more"):
+                found[name], pending[name] = found[name[0]], pending[name[0]]
+            return found, pending
+        whole = put("B", State(put("B edge", _FRESH)))
+        put("I after B", State(whole))
+        before = put("W edge", State(put("I edge", _FRESH), deferred=1))
+        split = put("I", State(before))
+        put("W", State(split, deferred=1))
+        more = put("I more", State(split, deferred=1))
+        put("W more", State(more, deferred=_MANY))
+        return found, pending
+
+    def _applied(self, segments: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
         """What happens in an action, without any `GradientEvent`, and which bucket's reduction is under way at its end."""
-        if kind == "reduce":
-            return [RepeatedSegment(-1, 1, [(-1, one) for one in self.under_way(state.pending)])], -1
         missing = [state.deferred * self._later[n] for n in range(len(self.buckets))]
         incoming = [self.zero >= 2 and count > 0 for count in missing]
         if self.zero == 1:

@@ -12,7 +12,7 @@ import numpy as np
 from engine.predict.memory.blocks import Change
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, held_by_message
 from engine.predict.memory.reading import ChunkTrace
-from engine.predict.memory.reducing import FRESH, MANY, State
+from engine.predict.memory.reducing import STATES
 from engine.predict.memory.stage_passes import StagePasses
 from engine.schedule import Action, Schedule
 from engine.schedule.orders import KINDS, Passes
@@ -66,20 +66,28 @@ class StageWalk:
         lender = np.arange(len(schedule.placement))
         for c, other in lenders.items():
             lender[c] = other
-        self.order = StagePasses(Passes(*np.array(order).T), np.array(schedule.placement), np.array([schedule.held]), lender)
+        self.order = StagePasses(
+            Passes(*np.array(order).T),
+            np.array(schedule.placement),
+            np.array([schedule.held]),
+            np.array([schedule.microbatches]),
+            lender,
+        )
         self._late = self._held_late()
         self._still_held = self._shared_and_still_held()
         self._sent_late = {c: self._sent_with_lent(c, other) for c, other in lenders.items()}
 
     def actions(self) -> Iterator[ActionChanges]:
         """In order."""
-        self._pending = dict.fromkeys(self.passes, FRESH.pending)
         self._sent: dict[tuple[str, int], deque[Change]] = {}
-        states = zip(self.order.deferred.tolist(), (self.schedule.microbatches - self.order.begun).tolist(), strict=True)
-        number = 0
+        states = iter([STATES[number] for number in self.order.states(self.zero >= 2).tolist()])
+        latest, number = dict[int, str](), 0
         for action in self.schedule.stages[self.stage]:
+            c = action.chunk
             if action.kind in KINDS:
-                trace = self._trace(action, *next(states))
+                state = next(states)
+                latest[c] = state  # at last that of a backward
+                trace = self.passes[c].trace(state, (c, action.microbatch) in self._late)
                 yield ActionChanges(action, (), trace, (*self._handed_on_here(action), *self._still_held.get(number, ())))
                 number += 1
             elif action.kind == "send":
@@ -87,22 +95,12 @@ class StageWalk:
             elif action.kind == "recv":
                 yield ActionChanges(action, (), None, (self._received(action),))
             elif action.kind == "reduce":
-                yield ActionChanges(action, (), self._trace(action, 0, 0), ())
+                yield ActionChanges(action, (), self.passes[c].reduce(latest[c]), ())
             elif action.kind == "step":
                 waiting = tuple(change for messages in self._sent.values() for change in messages)
                 yield ActionChanges(action, waiting, self.step, ())
             else:
                 yield ActionChanges(action, (), None, ())
-
-    def _trace(self, action: Action, deferred: int, remaining: int) -> ActionTrace:
-        """What the action does to its chunk, in the state that it finds it in."""
-        c, kind, state = action.chunk, str(action.kind), FRESH
-        if self.zero and kind != "F":
-            state = State(self._pending[c], min(deferred, MANY), min(remaining, MANY) if self.zero == 1 else 0)
-        trace, pending = self.passes[c].trace(kind, state, (c, action.microbatch) in self._late)
-        if kind != "F":
-            self._pending[c] = pending
-        return trace
 
     def _received(self, action: Action) -> Change:
         c, m = action.chunk, action.microbatch

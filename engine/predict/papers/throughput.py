@@ -11,7 +11,7 @@ from typing import Any
 from engine.catalog import model, name_of
 from engine.devices import device
 from engine.predict.papers.reference import Reference
-from engine.predict.speed.cost import model_flops, recomputed_flops
+from engine.predict.speed.cost import model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
@@ -135,9 +135,17 @@ def _megatron_2(assumed: Assumptions) -> Iterator[Reference]:
 
 def _speed(source: str, name: str, shape: ModelSpec, layout: LayoutSpec, batch: int, theirs: float, step: float) -> Reference:
     """TFLOP/s of a GPU, with the FLOPs of recompute."""
-    flops = model_flops(shape) + recomputed_flops(shape, "full")
+    flops = flops_with_recompute(shape)
     described = f"{layout.code}, ZeRO 3" if layout.zero == 3 else layout.code
     return Reference(source, name, described, "speed", theirs, flops * batch / layout.ranks / step / 1e12, _A100)
+
+
+def flops_with_recompute(shape: ModelSpec) -> float:
+    """FLOPs for one sequence if all layers, but not the head, are computed again.
+
+    For a GPT, 96·L·s·h²·(1 + s/(6h) + V/(16·L·h)) (Narayanan et al. 2021, SC21, appendix).
+    """
+    return model_flops(shape) * 4 / 3 - 2 * shape.seq * shape.hidden * shape.vocab
 
 
 def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
@@ -148,7 +156,7 @@ def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
     """
     facts: dict[str, Any] = {"tp_overlap": 0.4, "fused_accumulation": True, "split_messages": True}
     for name, sizes, pp, chunks, batch, size, whole, selective in _KORTHIKANTI:
-        for recompute, cut, theirs in (("full", False, whole), ("selective", True, selective)):
+        for recompute, cut, theirs in (("full", False, whole), ("core_attn", True, selective)):
             levers: dict[str, Any] = {"recompute": recompute, "sequence_parallel": cut}
             layout = LayoutSpec(tp=8, pp=pp, **_interleaved(chunks), **levers)
             both = sentence("{layout}, sequence parallel, selective recompute", layout=layout.code)
