@@ -8,8 +8,8 @@ transposes, and elementwise operations fused by PyTorch's compiler. Ivanov et al
 same kernels from which operations share their tensors.
 
 Two kinds of operations are not fused. Between the products of written attention each is a kernel: scale, mask and softmax.
-Megatron-LM fuses these three, but its dropout of the scores, which this engine has not, moves as many bytes. And the gradient of a
-parameter is a sum over rows, which reads again what the kernel has read.
+Megatron-LM fuses these three, but its dropout of the scores, which this engine has not, moves as many bytes. And the gradient of
+a parameter is a sum over rows, which reads again what the kernel has read.
 """
 
 from __future__ import annotations
