@@ -11,6 +11,7 @@ from engine.families import FAMILIES
 from engine.launch import limits
 from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
+from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -55,7 +56,7 @@ def _spec(draw: random.Random) -> RunSpec:
         chunks=SCHEDULE_FACTS[name].chunks or draw.choice((2, 3)),
         zero=draw.choice((0, 1, 2, 3)) if dp > 1 else 0,
         sequence_parallel=tp > 1 and draw.random() < 0.5,
-        recompute=draw.choice(("none", "selective", "full")),
+        recompute=draw.choice(("none", "full", *RECOMPUTES)),
     )
     precision = draw.choice(("fp32", "bf16"))
     optimizer = draw.choice(("adamw", *OPTIMIZERS))

@@ -34,7 +34,7 @@ CHOICES: dict[str, list[Any]] = {
     "microbatch_size": [1, 2],
     "loss_chunk": [0, 5, 16],  # automatic is whole; chunks with a smaller last one; equal chunks
     "odd_vocabulary": [False, True],  # which tp does not divide
-    "recompute": ["none", "selective", "full"],
+    "recompute": ["none", "core_attn", "mlp_act", "layernorm+mlp_act", "full"],
     "numbers": ["fp32", "bf16", "bf16 throughout", "bf16 optimizer", "bf16 optimizer, fp32 gradients"],
     "attention": ["fused", "written"],
     "optimizer": [*OPTIMIZERS, "momentum"],

@@ -1,4 +1,8 @@
-"""DeepSpeed: its configuration in JSON. Names as in its `deepspeed/runtime/constants.py` and `config.py` of 2025."""
+"""DeepSpeed: its configuration in JSON.
+
+Names and rules are those of release 0.19.8 (October 2026): `deepspeed/runtime/config.py`, `deepspeed/runtime/engine.py` and
+`deepspeed/runtime/pipe/engine.py`. Tests hold exports to the rules, and a nightly test asks DeepSpeed itself.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,18 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
+from engine.export.common import (
+    global_batch,
+    learning_rate,
+    learning_rate_note,
+    loss_note,
+    optimizer_note,
+    optimizer_settings,
+)
 from engine.spec import RunSpec
 
-_WITH_PIPELINE, _WITH_TP = 1, 2  # the highest ZeRO stages that it supports with a pipeline, and with its tensor parallelism
+VERSION = "0.19.8"
+_WITH_PIPELINE = 1  # the highest ZeRO stage that it supports with a pipeline
 
 
 def config(spec: RunSpec) -> str:
@@ -17,11 +29,12 @@ def config(spec: RunSpec) -> str:
     layout, workload = spec.layout, spec.workload
     found: dict[str, Any] = {
         "_comments": [
-            f"DeepSpeed: {layout.ranks} ranks as {layout.code}. The model is yours: this file sizes only how it is trained.",
+            f"DeepSpeed {VERSION}: {layout.ranks} ranks as {layout.code}. The model is yours: this file sizes only its training.",
             *(f"Not the same: {text}." for text in _differences(spec)),
+            *learning_rate_note(spec),
         ],
-        # DeepSpeed requires: train_batch_size = micro batch × accumulation steps × dp.
-        "train_batch_size": global_batch(spec),
+        # DeepSpeed requires: train_batch_size = micro batch × accumulation steps × dp. But it counts the ranks of AutoTP as dp.
+        **({} if _is_cut_by_autotp(spec) else {"train_batch_size": global_batch(spec)}),
         "train_micro_batch_size_per_gpu": workload.microbatch_size,
         "gradient_accumulation_steps": workload.microbatches,
         "optimizer": _optimizer(spec),
@@ -30,7 +43,9 @@ def config(spec: RunSpec) -> str:
         "data_types": {"grad_accum_dtype": workload.accumulate if workload.precision == "bf16" else "fp32"},
         "zero_optimization": {"stage": _stage(spec)},
     }
-    if layout.tp > 1 and layout.pp == 1:
+    if workload.optimizer == "sgd" and _stage(spec):
+        found["zero_allow_untested_optimizer"] = True
+    if _is_cut_by_autotp(spec):
         found["tensor_parallel"] = {"autotp_size": layout.tp}
     if layout.recompute != "none":
         found["activation_checkpointing"] = {
@@ -41,12 +56,14 @@ def config(spec: RunSpec) -> str:
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
-    layout, workload = spec.layout, spec.workload
+    layout = spec.layout
     stages = ",".join(map(str, layout.stage_layers(spec.model.layers)))
     if layout.pp > 1:
-        yield f"stages are made in code: PipelineModule(num_stages={layout.pp}), {stages} layers each; its order is 1F1B alone"
+        order = layout.facts.elsewhere.get("deepspeed", "1F1B")
+        module = "DualPipeVModule" if order == "DualPipeV" else "PipelineModule"
+        yield f"stages are made in code: {module}(num_stages={layout.pp}), {stages} layers each; its order is {order}"
     if layout.pp > 1 and "deepspeed" not in layout.facts.elsewhere:
-        yield f"DeepSpeed has no {layout.schedule} schedule"
+        yield f"DeepSpeed has no {layout.schedule} schedule; 1F1B runs instead"
     if layout.pp > 1 and layout.tp > 1:
         yield (
             f"with a pipeline DeepSpeed has no tensor parallelism of its own; tp={layout.tp} comes from the model, through "
@@ -54,26 +71,27 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         )
     elif layout.tp > 1:
         yield f"tp={layout.tp} is DeepSpeed's AutoTP, which cuts the linear layers of Hugging Face models"
-        if layout.zero > _WITH_TP:
-            yield f"AutoTP goes with ZeRO up to {_WITH_TP}, so ZeRO {layout.zero} becomes {_WITH_TP}"
     if layout.sequence_parallel:
         yield "its sequence parallelism is another (Ulysses); this one, of tensor parallelism, it has not"
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
         yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
     if layout.recompute != "none":
-        what = "each layer" if layout.recompute == "full" else "attention"
+        what = "each layer" if layout.recompute == "full" else layout.recompute
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
     how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
     yield f"attention is the model's: {how}, here"
-    if workload.bf16_optimizer and layout.zero == 0:
-        yield "without ZeRO its bf16 keeps fp32 masters and fp32 states; here there are none"
-    elif workload.bf16_optimizer and workload.accumulate == "fp32":
-        yield "with bf16 masters it keeps gradients in bf16 too"
-    elif workload.precision == "bf16" and layout.zero == 0:
-        yield "its bf16 keeps fp32 masters as here, in an optimizer of its own"
+    yield from _precision_differences(spec)
     yield from optimizer_note(spec, "deepspeed", "DeepSpeed")
     yield from loss_note(spec, "in your model a fused linear cross-entropy does the same, such as Liger Kernel's")
     yield "steps, sequence length and data are the training script's"
+
+
+def _precision_differences(spec: RunSpec) -> Iterator[str]:
+    workload = spec.workload
+    if workload.precision == "bf16" and spec.layout.zero == 0:
+        yield "its bf16 comes with ZeRO alone, so ZeRO 0 becomes 1"
+    if workload.bf16_optimizer and workload.accumulate == "fp32":
+        yield "with bf16 masters it keeps gradients in bf16 too"
 
 
 def _bf16_optimizer(spec: RunSpec) -> dict[str, bool]:
@@ -83,12 +101,17 @@ def _bf16_optimizer(spec: RunSpec) -> dict[str, bool]:
     return {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 
 
+def _is_cut_by_autotp(spec: RunSpec) -> bool:
+    """Whether AutoTP cuts the layers. With a pipeline, the model itself must."""
+    return spec.layout.tp > 1 and spec.layout.pp == 1
+
+
 def _stage(spec: RunSpec) -> int:
-    layout = spec.layout
-    most = _WITH_PIPELINE if layout.pp > 1 else _WITH_TP if layout.tp > 1 else layout.zero
-    return min(layout.zero, most)
+    """The ZeRO stage that DeepSpeed runs."""
+    wanted = max(spec.layout.zero, spec.workload.precision == "bf16")
+    return min(wanted, _WITH_PIPELINE) if spec.layout.pp > 1 else wanted
 
 
 def _optimizer(spec: RunSpec) -> dict[str, Any]:
     found = optimizer_settings(spec, "deepspeed")
-    return {**found, "params": {"lr": spec.workload.learning_rate, **found["params"]}}
+    return {**found, "params": {"lr": learning_rate(spec), **found["params"]}}

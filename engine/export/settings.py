@@ -1,24 +1,30 @@
-"""Settings that launch a layout in another framework. Comments at the top list what that framework cannot express."""
+"""Settings that launch a layout in another framework, or by this engine on a cluster. Comments list what is not the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
-from engine.export import deepspeed, megatron, torchtitan
+from engine.export import deepspeed, megatron, slurm, torchtitan
 from engine.spec import RequestError, RunSpec
 
-Framework = Literal["megatron", "torchtitan", "deepspeed"]
+Framework = Literal["megatron", "torchtitan", "deepspeed", "slurm"]
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
-# The name of each framework, and the extension of its file of settings.
-NAMES: Mapping[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
-ENDINGS: Mapping[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json"}
+# The name of each framework, and the extension of its file of settings. Slurm starts this engine.
+NAMES: Mapping[Framework, str] = {
+    "megatron": "Megatron-LM",
+    "torchtitan": "torchtitan",
+    "deepspeed": "DeepSpeed",
+    "slurm": "Slurm",
+}
+ENDINGS: Mapping[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json", "slurm": "sbatch"}
 
 _WRITERS: dict[Framework, Callable[[RunSpec], str]] = {
     "megatron": megatron.arguments,
     "torchtitan": torchtitan.toml,
     "deepspeed": deepspeed.config,
+    "slurm": slurm.script,
 }
 
 

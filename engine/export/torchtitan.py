@@ -1,4 +1,9 @@
-"""torchtitan: a job file in TOML. Names as in its `torchtitan/config/job_config.py` of 2025."""
+"""torchtitan: a job file in TOML.
+
+Names and rules are those of release 0.2.2 (February 2026), the last that reads job files. Later ones are set up in Python, in the
+`config_registry.py` of a model, by fields of the same names. `tests/engine/torchtitan_rules.py` has the rules with their sources,
+and tests hold exports to them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,26 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
+from engine.export.common import (
+    ROTARY_BASE,
+    global_batch,
+    learning_rate,
+    learning_rate_note,
+    loss_note,
+    optimizer_note,
+    optimizer_settings,
+)
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
+from engine.spec.numbers import evenly
 
-# The flavors of its llama3, by layers, hidden size and heads.
-_FLAVORS = {(32, 4096, 32): "8B", (80, 8192, 64): "70B", (126, 16384, 128): "405B"}
+VERSION = "0.2.2"
+
+# The flavors of its llama3, by layers, hidden size, heads, key heads, width of the MLP and vocabulary.
+_FLAVORS = {
+    (32, 4096, 32, 8, 14336, 128256): "8B",
+    (80, 8192, 64, 8, 28672, 128256): "70B",
+    (126, 16384, 128, 8, 53248, 128256): "405B",
+}
 
 
 def toml(spec: RunSpec) -> str:
@@ -21,52 +41,92 @@ def toml(spec: RunSpec) -> str:
         "optimizer": _optimizer(spec),
         "lr_scheduler": {"warmup_steps": 0, "decay_ratio": 0.0},
         "parallelism": _parallelism(spec),
-        "activation_checkpoint": {"mode": spec.layout.recompute}
-        | ({"selective_ac_option": "op"} if spec.layout.recompute == "selective" else {}),
+        "activation_checkpoint": _checkpoint(spec.layout),
+        "debug": {"seed": spec.workload.seed},
     }
-    lines = [f"# torchtitan: {spec.layout.ranks} ranks as {spec.layout.code}."]
+    lines = [
+        f"# torchtitan {VERSION}: {spec.layout.ranks} ranks as {spec.layout.code}.",
+        "# Later releases have no job files: their config_registry.py sets the same fields in Python.",
+    ]
+    lines += [f"# Does not start: {text}." for text in _refusals(spec)]
+    if not _has_flavor(spec.model):
+        lines += [f"#     {_entry(spec.model)}"]
     lines += [f"# Not the same: {text}." for text in _differences(spec)]
+    lines += [f"# {text}" for text in learning_rate_note(spec)]
     for name, entries in sections.items():
         lines += ["", f"[{name}]", *(f"{key} = {_value(value)}" for key, value in entries.items())]
     return "\n".join(lines) + "\n"
 
 
+def _refusals(spec: RunSpec) -> Iterator[str]:
+    """Why torchtitan does not start with the file as it is; nothing if it does."""
+    model, layout = spec.model, spec.layout
+    if not _has_flavor(model):
+        yield "its sizes are flavors in its code; put the line below into torchtitan/models/llama3/__init__.py"
+    if model.seq % (2 * layout.tp):
+        yield f"it cuts a sequence into 2 × tp = {2 * layout.tp} parts, which does not divide seq={model.seq}"
+
+
 def _differences(spec: RunSpec) -> Iterator[str]:
-    model, layout, workload = spec.model, spec.layout, spec.workload
+    model, layout = spec.model, spec.layout
     if model.family != "llama":
-        yield f"torchtitan has no {model.family}; a llama3 flavor stands in its place"
-    if (model.layers, model.hidden, model.heads) not in _FLAVORS or model.family != "llama":
-        yield (
-            f"its sizes are flavors in its code; add one of {model.layers} layers, {model.hidden} wide, {model.heads} heads "
-            f"({model.key_heads} of keys), {model.ffn_width} in the MLP, vocabulary {model.vocab}"
-        )
-    if layout.pp > 1 and "torchtitan" not in layout.facts.elsewhere:
-        yield f"torchtitan has no {layout.schedule} schedule; {_schedule(layout)} is the nearest"
+        yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
+    if model.head_dim and model.head_dim * model.heads != model.hidden:
+        yield f"its heads are hidden ÷ heads wide, not {model.head_dim}"
+    yield from _schedule_differences(spec)
+    if layout.zero == 0 and layout.dp > 1 and _shards(spec):
+        yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
     if layout.zero == 1:
         yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
     if layout.tp > 1 and not layout.sequence_parallel:
         yield "its tensor parallelism is sequence parallel too"
     if spec.attention == "written":
         yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
-    if layout.recompute == "selective":
-        yield "its selective recompute chooses among all operators; here attention alone is computed again"
-    if workload.bf16_optimizer:
-        yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
-    elif layout.zero == 0 and workload.precision == "bf16":
-        yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
-    if workload.accumulate == "bf16" and workload.precision == "bf16":
-        yield "it reduces gradients in fp32, not in bf16"
+    if layout.recompute not in ("none", "full"):
+        yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
+    yield from _precision_differences(spec)
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
     yield from loss_note(spec, "torchtitan keeps whole logits")
-    if layout.split and layout.pp > 1 and (layout.chunks > 1 or len(set(layout.split[1:-1])) > 1):
-        yield f"the split {','.join(map(str, layout.split))} has to be written as module_fqns_per_model_part"
     if spec.generate.prompt:
         yield "nothing is generated after training"
 
 
+def _schedule_differences(spec: RunSpec) -> Iterator[str]:
+    layout, named = spec.layout, spec.layout.facts.elsewhere.get("torchtitan")
+    if layout.pp > 1 and named is None:
+        yield f"torchtitan has no {layout.schedule} schedule; {_schedule(spec)} is the nearest"
+    elif layout.pp > 1 and named != _schedule(spec):
+        few = spec.workload.microbatches
+        yield f"its 1F1B needs pp={layout.pp} microbatches or more, and there are {few}; {_schedule(spec)} runs instead"
+
+
 def _model(model: ModelSpec) -> dict[str, Any]:
-    flavor = _FLAVORS.get((model.layers, model.hidden, model.heads), "debugmodel")
-    return {"name": "llama3", "flavor": flavor if model.family == "llama" else "debugmodel"}
+    return {"name": "llama3", "flavor": _flavor(model)}
+
+
+def _flavor(model: ModelSpec) -> str:
+    """The name of the flavor of these sizes. If torchtitan has none, the name that `_entry` gives it."""
+    sizes = (model.layers, model.hidden, model.heads, model.key_heads, model.ffn_width, model.vocab)
+    return _FLAVORS.get(sizes, f"{model.layers}x{model.hidden}")
+
+
+def _has_flavor(model: ModelSpec) -> bool:
+    return _flavor(model) in _FLAVORS.values()
+
+
+def _entry(model: ModelSpec) -> str:
+    """A line of torchtitan's table of flavors. Its MLP is 8/3 hidden × `ffn_dim_multiplier`, rounded up to a `multiple_of`."""
+    width = model.ffn_width
+    found: dict[str, float] = {
+        "dim": model.hidden,
+        "n_layers": model.layers,
+        "n_heads": model.heads,
+        "n_kv_heads": model.key_heads,
+    }
+    found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": ROTARY_BASE}
+    if (usual := 8 * model.hidden / 3) > width:
+        found["ffn_dim_multiplier"] = int(1e6 * width / usual) / 1e6
+    return f'"{_flavor(model)}": TransformerModelArgs({", ".join(f"{name}={value}" for name, value in found.items())}),'
 
 
 def _training(spec: RunSpec) -> dict[str, Any]:
@@ -81,18 +141,23 @@ def _training(spec: RunSpec) -> dict[str, Any]:
         "steps": workload.steps,
         "mixed_precision_param": "bfloat16" if workload.precision == "bf16" else "float32",
         "mixed_precision_reduce": "float32",
-        "seed": workload.seed,
     }
 
 
 def _optimizer(spec: RunSpec) -> dict[str, Any]:
-    return {**optimizer_settings(spec, "torchtitan"), "lr": spec.workload.learning_rate}
+    return {**optimizer_settings(spec, "torchtitan"), "lr": learning_rate(spec)}
+
+
+def _shards(spec: RunSpec) -> bool:
+    """Whether torchtitan shards over dp. Its other way, DDP, goes neither with tp nor with pp."""
+    layout = spec.layout
+    return layout.zero > 0 or (layout.dp > 1 and layout.tp * layout.pp > 1)
 
 
 def _parallelism(spec: RunSpec) -> dict[str, Any]:
     """With a sharding degree of dp it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed."""
     layout = spec.layout
-    sharded = layout.zero > 0
+    sharded = _shards(spec)
     found: dict[str, Any] = {
         "data_parallel_replicate_degree": 1 if sharded else layout.dp,
         "data_parallel_shard_degree": layout.dp if sharded else 1,
@@ -102,20 +167,52 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
     found["tensor_parallel_degree"] = layout.tp
     found["pipeline_parallel_degree"] = layout.pp
     if layout.pp > 1:
-        counts = layout.chunk_layers(spec.model.layers)
-        found["pipeline_parallel_schedule"] = _schedule(layout)
+        found["pipeline_parallel_schedule"] = _schedule(spec)
         found["pipeline_parallel_microbatch_size"] = spec.workload.microbatch_size
-        found["pipeline_parallel_layers_per_stage"] = max(counts)
-        found["pipeline_parallel_first_stage_less_layers"] = max(counts) - counts[0]
-        found["pipeline_parallel_last_stage_less_layers"] = max(counts) - counts[-1]
+        # As if embedding and head took no time: then its own arithmetic is an even split, the first chunks larger by one.
+        found["pipeline_parallel_first_stage_less_layers"] = 0
+        found["pipeline_parallel_last_stage_less_layers"] = 0
+        counts = layout.chunk_layers(spec.model.layers)
+        if layout.chunks > 2 or counts != evenly(spec.model.layers, len(counts)):
+            found["module_fqns_per_model_part"] = _modules(spec)
     return found
 
 
-def _schedule(layout: LayoutSpec) -> str:
-    facts = layout.facts
-    return facts.elsewhere.get("torchtitan", facts.nearest.get("torchtitan", "1F1B"))
+def _precision_differences(spec: RunSpec) -> Iterator[str]:
+    layout, workload = spec.layout, spec.workload
+    if workload.bf16_optimizer:
+        yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
+    elif workload.precision == "bf16" and layout.dp == 1 and layout.ranks > 1:
+        yield "its bf16 comes with FSDP, and dp=1 has none; it trains in fp32"
+    elif workload.precision == "bf16" and not _shards(spec):
+        yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
+    if workload.accumulate == "bf16" and workload.precision == "bf16":
+        yield "it reduces gradients in fp32, not in bf16"
+
+
+def _checkpoint(layout: LayoutSpec) -> dict[str, Any]:
+    """Its selective mode by operator keeps most matrix products and attention, and computes all else again."""
+    if layout.recompute in ("none", "full"):
+        return {"mode": layout.recompute}
+    return {"mode": "selective", "selective_ac_option": "op"}
+
+
+def _modules(spec: RunSpec) -> list[list[str]]:
+    """The names of the modules of each chunk."""
+    parts = [[f"layers.{layer}" for layer in layers] for layers in spec.layout.layer_ranges(spec.model.layers)]
+    parts[0].insert(0, "tok_embeddings")
+    parts[-1] += ["norm", "output"]
+    return parts
+
+
+def _schedule(spec: RunSpec) -> str:
+    facts = spec.layout.facts
+    named = facts.elsewhere.get("torchtitan", facts.nearest.get("torchtitan", "1F1B"))
+    return "GPipe" if named == "1F1B" and spec.workload.microbatches < spec.layout.pp else named
 
 
 def _value(value: Any) -> str:
-    """A value in TOML. TOML writes these values as JSON does."""
+    """A value in TOML. TOML writes these values as JSON does; lists of lists have a line each."""
+    if isinstance(value, list):
+        return "[\n" + "".join(f"  {json.dumps(part)},\n" for part in value) + "]"
     return json.dumps(value)

@@ -14,7 +14,7 @@ from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
 from engine.predict.terms import total
 from engine.schedule import entries, in_flight_bound
-from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, sentence
+from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, recomputes, sentence
 from engine.store import OWN
 from engine.tables import CATEGORIES
 from engine.text import load
@@ -163,7 +163,8 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
     """
     model, layout = spec.model, spec.layout
     copies = 1 if layout.sequence_parallel else layout.tp
-    attention = model.heads * model.seq if layout.recompute == "none" and spec.attention == "written" else 0
+    written = spec.attention == "written" and not recomputes(layout.recompute, "core_attn")
+    attention = model.heads * model.seq if written else 0
     layer = 4 * model.hidden * (copies + 1) + 2 * model.ffn_width + attention
     kept = layers * copies * model.hidden + layer if layout.recompute == "full" else layers * layer
     tokens = spec.workload.microbatch_size * model.seq

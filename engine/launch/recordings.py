@@ -27,13 +27,14 @@ from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
 from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
 from engine.predict.ledger.split import part_of
+from engine.predict.planner.candidates import planned_recomputes
 from engine.spec import AttentionName, ModelSpec, Precision, Recompute, WorkloadSpec
 
 _WORKLOADS = [
     WorkloadSpec(precision=precision, attention=attention)
     for precision, attention in itertools.product(get_args(Precision), get_args(AttentionName))
 ]
-_CHECKLIST = {("none", "none"), *itertools.product(("selective", "full"), ("none", "sequence"))}  # recompute and slicing
+_CHECKLIST = {("none", "none"), *itertools.product(("core_attn", "full"), ("none", "sequence"))}  # recompute and slicing
 # Ledgers of a loss in chunks are shipped of models whose loss is in chunks with so many sequences.
 _MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
@@ -75,13 +76,21 @@ def shipped_models() -> list[ModelSpec]:
 def shipped(one: Structure) -> bool:
     """Whether the ledgers of a structure are shipped. Others are recorded where they are asked for.
 
-    Those with fused attention, and with two-stream attention. Where attention could be fused and is written, only what training
-    a GPT needs (lessons and published systems), and what the checklist of `engine.predict.planner.advice` needs elsewhere.
+    Of the kinds of recompute that a search tries, those with fused attention, and with two-stream attention. Where attention
+    could be fused and is written, only what training a GPT needs (lessons and published systems), and what the checklist of
+    `engine.predict.planner.advice` needs elsewhere.
     """
+    if not one.generates and one.recompute not in _planned(one):
+        return False
     if one.attention == "fused" or FAMILIES[one.family].position == "relative":
         return True
     listed = one.precision == "bf16" and "B" in one.ones and (one.recompute, one.slicing) in _CHECKLIST
     return not one.generates and (one.family == "gpt" or listed)
+
+
+def _planned(one: Structure) -> tuple[Recompute, ...]:
+    """The kinds of recompute that a search tries for models of a structure."""
+    return planned_recomputes(ModelSpec(family=one.family), WorkloadSpec(attention=one.attention))
 
 
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:

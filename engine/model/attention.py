@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.position import AttentionInputs
-from engine.parallel.tensor import ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
+from engine.parallel.tensor import Again, ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
 
 
@@ -60,8 +60,9 @@ class SelfAttention(Attention):
         self.causal, self.attention, self.fused = causal, attention, attention == "fused"
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
 
-    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
-        q, k, v = self.split(self.qkv(x), self.heads, self.key_heads, self.key_heads)
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
+        q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
         if inputs.rotation is not None:
             rotate = inputs.rotation.by_row if self.fused else inputs.rotation
             q, k = rotate(q), rotate(k)
@@ -85,8 +86,9 @@ class CrossAttention(Attention):
         self.query = ColumnParallelLinear(spec.hidden, (self.queries,), tp, bias=bias)
         self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias=bias)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        (q,) = self.split(self.query(x), self.heads)
+    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
+        (q,) = self.split(self.query(x, again), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
         return self.output(self.core_attention, q, k, v)
 
@@ -110,9 +112,10 @@ class RelativeAttention(Attention):
         self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
         self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
-    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
         assert inputs.waves is not None
-        q, k, v = self.split(self.qkv(x), *(self.heads,) * 3)
+        q, k, v = self.split(self.qkv(x, again), *(self.heads,) * 3)
         # Every rank has all waves and projects them to its own heads, so no collective is needed.
         (r,) = self.split(F.linear(inputs.waves, self.distance).unsqueeze(0), self.heads)  # (1, A/tp, 2S − 1, D)
         return self.output(lambda *tensors: self.core_attention(inputs, *tensors), q, k[:, :, : self.seq], v[:, :, : self.seq], r)

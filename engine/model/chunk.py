@@ -55,7 +55,7 @@ class TransformerChunk(nn.Module):
         self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
-        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i, attention) for i in layers})
+        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
         self.head = Head(spec, tp) if last else None
 
     @property

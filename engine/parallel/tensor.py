@@ -182,44 +182,66 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
 
 # ------------------------------------------------------------------------------------------------------------- the layers
 
+Again = Callable[[], Tensor]  # computes the input of a linear layer again
+
+
+def _keep(ctx: Any, x: Tensor, weight: Tensor, again: Again | None) -> None:
+    """Keep what backward needs of x and the weight: x itself, or how it is computed again."""
+    ctx.again = again
+    ctx.save_for_backward(*([x] if again is None else []), weight)
+
+
+def _kept(ctx: Any) -> tuple[Tensor, Tensor]:
+    """x and the weight, without their graph: a deferred weight gradient must not keep that."""
+    *x, weight = (t.detach() for t in ctx.saved_tensors)
+    again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
+    return (x[0] if again is None else again()), weight
+
 
 class ColumnLinear(Function):
     """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel, first: int = 0) -> Tensor:
-        """`first`: the first row of the sequence that has an output."""
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: nn.Parameter,
+        bias: Tensor | None,
+        tp: TensorParallel,
+        first: int = 0,
+        again: Again | None = None,
+    ) -> Tensor:
+        """`first`: the first row of the sequence that has an output. `again`: see `ColumnParallelLinear.forward`."""
         ctx.tp, ctx.has_bias, ctx.weight, ctx.first = tp, bias is not None, weight, first
-        ctx.save_for_backward(x, weight)
+        _keep(ctx, x, weight, again)
         return F.linear(tp.gather_from_sequence(x)[:, first:], weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # A deferred weight gradient must not keep the graph of x.
-        tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
+        tp, first, (x, weight) = ctx.tp, ctx.first, _kept(ctx)
         partial = gradient @ weight
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
         for_weight = tp.weight_grad_store.compute_or_defer(
             ctx.weight, lambda: _outer(gradient, tp.gather_from_sequence(x)[:, first:])
         )
         for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
-        return for_input, for_weight, for_bias, None, None
+        return for_input, for_weight, for_bias, None, None, None
 
 
 class _RowLinear(Function):
     """y = Σ over tp of x Wᵀ, where each shard of W has its own part of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel, again: Again | None) -> Tensor:
         ctx.tp, ctx.weight = tp, weight
-        ctx.save_for_backward(x, weight)
+        _keep(ctx, x, weight, again)
         return tp.reduce_from_tp(F.linear(x, weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        tp, (x, weight) = ctx.tp, _kept(ctx)
         whole = tp.gather_from_sequence(gradient)  # (B, S, out)
-        return whole @ weight, tp.weight_grad_store.compute_or_defer(ctx.weight, lambda: _outer(whole, x)), None
+        return whole @ weight, tp.weight_grad_store.compute_or_defer(ctx.weight, lambda: _outer(whole, x)), None, None
 
 
 def _outer(gradient: Tensor, x: Tensor) -> Tensor:
@@ -239,8 +261,9 @@ class ColumnParallelLinear(nn.Module):
         self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks), tp)
         self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ColumnLinear.apply(x, self.weight, self.bias, self.tp)
+    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
+        """`again`: x is not kept for backward, which computes it with this function instead."""
+        return ColumnLinear.apply(x, self.weight, self.bias, self.tp, 0, again)
 
 
 class RowParallelLinear(nn.Module):
@@ -255,6 +278,7 @@ class RowParallelLinear(nn.Module):
         self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 1, std=std), tp)
         self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = _RowLinear.apply(x, self.weight, self.tp)
+    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
+        y = _RowLinear.apply(x, self.weight, self.tp, again)
         return y if self.bias is None else y + self.bias

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Recompute, RunSpec, ScheduleFacts, WorkloadSpec
+from engine.spec import (
+    SCHEDULE_FACTS,
+    LayoutSpec,
+    ModelSpec,
+    Recompute,
+    RecomputePart,
+    RunSpec,
+    ScheduleFacts,
+    WorkloadSpec,
+    recomputes,
+)
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
@@ -65,6 +75,10 @@ class Grid:
     def take(self, which: Any) -> Grid:
         """The layouts that an index array, a slice or a mask selects."""
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    def recomputes(self, part: RecomputePart) -> NDArray[np.bool_]:
+        """Whether each layout computes that part of layers again in backward, and not whole layers. (n,)"""
+        return np.array([recomputes(kind, part) for kind in RECOMPUTES])[self.recompute]
 
     def by_schedule(self, fact: Callable[[ScheduleFacts], Any]) -> Any:
         """`fact` of each layout's schedule. (n,)"""

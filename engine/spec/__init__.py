@@ -20,7 +20,9 @@ from engine.spec.parts import (
     OptimizerName,
     Precision,
     Recompute,
+    RecomputePart,
     WorkloadSpec,
+    recomputes,
 )
 from engine.spec.run import RunSpec
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
@@ -41,6 +43,7 @@ __all__ = [
     "OptimizerName",
     "Precision",
     "Recompute",
+    "RecomputePart",
     "RequestError",
     "RunSpec",
     "ScheduleFacts",
@@ -52,6 +55,7 @@ __all__ = [
     "joined",
     "misfits",
     "parsed",
+    "recomputes",
     "sentence",
     "too_large",
 ]

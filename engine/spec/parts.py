@@ -19,10 +19,20 @@ from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
-Recompute = Literal["none", "selective", "full"]
+# What backward computes again: nothing, parts of layers, or whole layers. `recomputes` reads it.
+Recompute = Literal[
+    "none", "core_attn", "layernorm", "mlp_act", "core_attn+layernorm", "core_attn+mlp_act", "layernorm+mlp_act",
+    "core_attn+layernorm+mlp_act", "full",
+]  # fmt: skip
+RecomputePart = Literal["core_attn", "layernorm", "mlp_act"]
 Precision = Literal["fp32", "bf16"]
 AttentionName = Literal["fused", "written"]
 OptimizerName = Literal["adamw", "sgd", "lion"]
+
+
+def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
+    """Whether backward computes that part of layers again, and not whole layers."""
+    return part in recompute.split("+")
 
 
 class ModelSpec(Spec):
@@ -168,7 +178,19 @@ class LayoutSpec(Spec):
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
-    recompute: Recompute = Field("none", description="what backward computes again: nothing, attention only, or whole layers")
+    recompute: Recompute = Field(
+        "none",
+        description="what backward computes again: nothing, whole layers (full), or parts of them: attention between its "
+        "linear layers (core_attn), norms (layernorm), the MLP's activation (mlp_act)",
+    )
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _in_one_order(cls, given: Any) -> Any:
+        """Parts may come in any order. Older runs and links have selective, which is core_attn."""
+        if not isinstance(given, str):
+            return given
+        return "+".join(sorted({"core_attn" if part == "selective" else part for part in given.split("+")}))
 
     @property
     def mesh(self) -> Mesh:

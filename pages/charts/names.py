@@ -6,10 +6,11 @@ Terms that are the same in every language have no entry here: dp, tp, pp, all_re
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pandas as pd
 
-from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, Recompute
 from engine.tables import KV_CACHE
 from engine.topology import AXES
 from pages.charts.words import Words
@@ -104,7 +105,9 @@ def loss_in_chunks(tokens: int, say: Words) -> str:
 
 
 def recomputes(say: Words) -> dict[str, str]:
-    return {"none": say("none"), "selective": say("selective"), "full": say("full")}
+    names = {"none": say("none"), "core_attn": say("attention"), "layernorm": say("norms"), "mlp_act": say("activation")}
+    names["full"] = say("full")
+    return {kind: " + ".join(names[part] for part in kind.split("+")) for kind in get_args(Recompute)}
 
 
 def microbatches(count: int, size: int, say: Words) -> str:

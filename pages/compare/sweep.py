@@ -22,7 +22,7 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
     "layout.chunks": (1, 2, 3, 4, 6, 8),
     "layout.zero": (0, 1, 2, 3),
     "layout.sequence_parallel": (False, True),
-    "layout.recompute": ("none", "selective", "full"),
+    "layout.recompute": ("none", "core_attn", "layernorm", "mlp_act", "layernorm+mlp_act", "full"),
     "workload.microbatches": (1, 2, 4, 8, 16, 32),
     "workload.microbatch_size": (1, 2, 4, 8, 16),
     "workload.precision": ("fp32", "bf16"),

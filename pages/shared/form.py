@@ -13,7 +13,7 @@ from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, RequestError
 from engine.text import LARGEST
 from engine.topology import AXES
-from pages.charts.names import attentions, loss_in_chunks, schedule
+from pages.charts.names import attentions, loss_in_chunks, recomputes, schedule
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared import held
@@ -132,8 +132,8 @@ def _levers(choice: Choice, say: Words) -> None:
     _choose(choice, "layout.zero", say("ZeRO stage"), (0, 1, 2, 3), say)
     st.caption(_what_is_shared(choice["layout.zero"], say))
     _toggle(choice, "layout.sequence_parallel", say("Sequence parallel"), say)
-    recompute, precision, optimizer = "layout.recompute", "workload.precision", "workload.optimizer"
-    _choose(choice, recompute, say("Recompute in backward"), options(recompute), say, _recomputes(say))
+    precision, optimizer = "workload.precision", "workload.optimizer"
+    _recompute(choice, say)
     _attention(choice, say)
     # Fields that have no effect with another precision or optimizer return to their defaults.
     of_bf16 = ("workload.accumulate", "workload.bf16_optimizer")
@@ -155,8 +155,17 @@ def _attention(choice: Choice, say: Words) -> None:
         st.caption(say("Two-stream attention is always written: torch has no fused operation with relative positions."))
 
 
-def _recomputes(say: Words) -> dict[Any, str]:
-    return {"none": say("none"), "selective": say("selective"), "full": say("full")}
+def _recompute(choice: Choice, say: Words) -> None:
+    field = "layout.recompute"
+    st.selectbox(
+        say("Recompute in backward"),
+        options(field),
+        format_func=recomputes(say).__getitem__,
+        key=shown(field, choice[field], named=True),
+        help=say.described(description(field)),
+        on_change=moved,
+        args=(field,),
+    )
 
 
 def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
@@ -292,7 +301,7 @@ def _set_levers(choice: Choice, say: Words) -> str:
     if zero := choice["layout.zero"]:
         said.append(f"ZeRO {zero}")
     if choice["layout.recompute"] != DEFAULTS["layout.recompute"]:
-        said.append(say("recompute {what}", what=_recomputes(say)[choice["layout.recompute"]]))
+        said.append(say("recompute {what}", what=recomputes(say)[choice["layout.recompute"]]))
     if (attention := choice["workload.attention"]) != DEFAULTS["workload.attention"]:
         said.append(say("{attention} attention", attention=attentions(say)[attention]))
     said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]

@@ -157,8 +157,8 @@ def spec_of(family: FamilyName = "gpt", schedule: ScheduleName = "1f1b", code: s
 
 def megatron(spec: RunSpec) -> dict[str, str]:
     """The arguments by name; those without a value have an empty one."""
-    words = shlex.split(settings(spec, "megatron").replace("\\\n", ""), comments=True)
-    assert words[0] == "torchrun"
+    text = settings(spec, "megatron").replace("\\\n", "")
+    words = shlex.split(text[text.index("torchrun") :], comments=True)
     start = next(i for i, word in enumerate(words) if word.endswith(".py")) + 1
     found: dict[str, str] = {(name := ""): words[start - 1]}
     for word in words[start:]:
@@ -166,7 +166,7 @@ def megatron(spec: RunSpec) -> dict[str, str]:
             assert word not in found
             found[name := word] = ""
         else:
-            found[name] = word
+            found[name] = f"{found[name]} {word}".strip()
     return found
 
 
@@ -218,6 +218,11 @@ def test_levers_are_exported() -> None:
     given = megatron(bf16)
     assert {"--use-distributed-optimizer", "--sequence-parallel", "--bf16", "--accumulate-allreduce-grads-in-fp32"} <= set(given)
     assert (given["--recompute-granularity"], given["--recompute-method"]) == ("full", "uniform")
+    parts = spec_of(recompute="mlp_act+layernorm+core_attn")
+    assert megatron(parts)["--recompute-modules"] == "core_attn layernorm"
+    assert "mlp_act is left out" in notes(settings(parts, "megatron"))
+    assert "checkpoint around core_attn+layernorm+mlp_act" in settings(parts, "deepspeed")
+    assert megatron(spec_of())["--attention-backend"] == "flash"
     assert "--use-megatron-fsdp" not in given
     assert megatron(spec_of(code="dp2", zero=3))["--data-parallel-sharding-strategy"] == "optim_grads_params"
     job = tomllib.loads(settings(bf16, "torchtitan"))
@@ -235,8 +240,9 @@ def test_an_uneven_split_is_exported() -> None:
     split = spec_of(code="dp1.tp1.pp2", split=(3, 1))
     assert megatron(split)["--pipeline-model-parallel-layout"] == "Ettt|tL"
     stages = tomllib.loads(settings(split, "torchtitan"))["parallelism"]
-    assert stages["pipeline_parallel_layers_per_stage"] == 3
-    assert (stages["pipeline_parallel_first_stage_less_layers"], stages["pipeline_parallel_last_stage_less_layers"]) == (0, 2)
+    assert stages["module_fqns_per_model_part"] == [
+        ["tok_embeddings", "layers.0", "layers.1", "layers.2"], ["layers.3", "norm", "output"],
+    ]  # fmt: skip
     assert "3,1 layers each" in settings(split, "deepspeed")
 
 
@@ -244,13 +250,15 @@ def test_an_uneven_split_is_exported() -> None:
     ("to", "spec", "told"),
     [
         ("megatron", spec_of("xlnet"), "Megatron-LM has no xlnet"),
-        ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule"),
+        ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule; 1F1B runs instead"),
+        ("megatron", spec_of(schedule="looped-bfs"), "has no looped-bfs schedule; interleaved 1F1B over 2 chunks a stage runs"),
+        ("megatron", spec_of("transformer"), "has no pipeline for T5, and this layout has 2 stages"),
         ("torchtitan", spec_of("bert"), "torchtitan has no bert"),
         ("torchtitan", spec_of(zero=1), "ZeRO 1 becomes ZeRO 2"),
         ("torchtitan", spec_of(schedule="zb-h1"), "torchtitan has no zb-h1 schedule; 1F1B is the nearest"),
         ("deepspeed", spec_of(), "with a pipeline DeepSpeed has no tensor parallelism of its own; tp=2"),
         ("deepspeed", spec_of(zero=3), "ZeRO 3 becomes 1"),
-        ("deepspeed", spec_of(code="dp2.tp2.pp1", zero=3), "AutoTP goes with ZeRO up to 2, so ZeRO 3 becomes 2"),
+        ("deepspeed", spec_of(schedule="dualpipe-v"), "DualPipeVModule(num_stages=2), 2,2 layers each; its order is DualPipeV"),
         ("deepspeed", spec_of(schedule="gpipe"), "DeepSpeed has no gpipe schedule"),
     ],
 )
@@ -259,12 +267,12 @@ def test_what_a_framework_cannot_express_is_in_the_notes(to: Framework, spec: Ru
 
 
 # Every name that is written, as in Megatron-LM's megatron/training/arguments.py, in torchtitan's
-# torchtitan/config/job_config.py (both of 2025), and in DeepSpeed's documentation of its JSON.
+# torchtitan/config/job_config.py, and in DeepSpeed's documentation of its JSON, at the releases that exports name.
 NAMED: dict[Framework, str] = {
     "megatron": """
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
         --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
-        --max-position-embeddings --position-embedding-type --normalization --swiglu --disable-bias-linear
+        --max-position-embeddings --position-embedding-type --rotary-base --normalization --swiglu --disable-bias-linear
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
@@ -272,40 +280,45 @@ NAMED: dict[Framework, str] = {
         --attention-backend --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
         --lr-decay-style --use-precision-aware-optimizer --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer
-        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
+        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval
+        --sgd-momentum --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head
+        --data-path""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
-        training.steps training.mixed_precision_param training.mixed_precision_reduce training.seed optimizer.name optimizer.lr
+        training.steps training.mixed_precision_param training.mixed_precision_reduce debug.seed optimizer.name optimizer.lr
         optimizer.beta1 optimizer.beta2 optimizer.weight_decay lr_scheduler.warmup_steps lr_scheduler.decay_ratio
         parallelism.data_parallel_replicate_degree parallelism.data_parallel_shard_degree
         parallelism.fsdp_reshard_after_forward parallelism.tensor_parallel_degree parallelism.pipeline_parallel_degree
         parallelism.pipeline_parallel_schedule parallelism.pipeline_parallel_microbatch_size
-        parallelism.pipeline_parallel_layers_per_stage parallelism.pipeline_parallel_first_stage_less_layers
+        parallelism.module_fqns_per_model_part parallelism.pipeline_parallel_first_stage_less_layers
         parallelism.pipeline_parallel_last_stage_less_layers activation_checkpoint.mode
         activation_checkpoint.selective_ac_option""",
     "deepspeed": """
         _comments train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer.type optimizer.params
         gradient_clipping bf16.enabled bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states
         data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
-        activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints""",
+        activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints
+        zero_allow_untested_optimizer""",
 }
 
 
 def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered() -> None:
     levers: list[dict[str, Any]] = [
-        {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "selective", "sequence_parallel": True},
+        {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "core_attn", "sequence_parallel": True},
         {"split": (3, 1), "code": "dp1.tp1.pp2"}, {"schedule": "interleaved"}, {"code": "dp2.tp2.pp1", "zero": 2},
     ]  # fmt: skip
-    specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama")]
+    specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama"), spec_of("bert")]
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
     wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
     in_bf16 = {"precision": "bf16", "bf16_optimizer": True}
     specs.append(RunSpec.model_validate(specs[1].model_dump() | {"workload": specs[1].workload.model_dump() | in_bf16}))
-    for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16"}):
+    interleaved = spec_of(schedule="interleaved").model_dump()
+    specs.append(RunSpec.model_validate(interleaved | {"workload": interleaved["workload"] | {"microbatches": 3}}))
+    for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16", "optimizer": "sgd"}):
         given = specs[0].model_dump()
         specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
-    written: dict[Framework, set[str]] = {framework: set() for framework in FRAMEWORKS}
+    written: dict[Framework, set[str]] = {framework: set() for framework in NAMED}
     for spec in specs:
         written["megatron"] |= set(megatron(spec)) - {""}
         sections = tomllib.loads(settings(spec, "torchtitan"))
@@ -364,7 +377,7 @@ def test_the_command_writes_each_kind_of_file(
     ("arguments", "sentence"),
     [
         ("mine --to html", "the HTML report is drawn by the pages, not by the engine; download it on the Runs page"),
-        ("mine --to pdf", "there is no export to 'pdf'; there are perfetto, csv, zip, megatron, torchtitan, deepspeed"),
+        ("mine --to pdf", "there is no export to 'pdf'; there are perfetto, csv, zip, megatron, torchtitan, deepspeed, slurm"),
         ("--to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("mine --spec x --to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("--spec x --to csv", "csv shows what a run measured, and a spec has measured nothing; name the RUN"),
@@ -387,5 +400,5 @@ def test_a_wrong_export_is_one_sentence(
 
 
 def test_an_unknown_framework_is_refused() -> None:
-    with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed"):
+    with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed, slurm"):
         settings(SPEC, "jax")  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ class TestRecompute:
     def test_selective_recompute_drops_what_attention_saves(self, runs: Runs) -> None:
         """The softmax's result (B, A, S, S), and which scores were masked (S, S), a byte each, of every layer."""
         workload = {"attention": "written"}
-        none, selective = (at_peak(runs, lever("tp1", recompute=r, workload=workload)) for r in ("none", "selective"))
+        none, selective = (at_peak(runs, lever("tp1", recompute=r, workload=workload)) for r in ("none", "core_attn"))
         dropped = self.b * self.a * self.s**2 * FLOAT + self.s**2
         saved = none["activations"] - selective["activations"]
         # q, k and v are kept as one tensor instead of three, with the same sum.
@@ -135,6 +135,18 @@ class TestRecompute:
         written, fused = (at_peak(runs, lever("tp1", workload={"attention": name})) for name in ("written", "fused"))
         scores = self.b * self.a * self.s**2 * FLOAT + self.s**2 + 8
         assert written["activations"] - fused["activations"] == MODEL.layers * (scores - self.b * self.a * self.s * FLOAT)
+
+    @pytest.mark.parametrize("recompute", ["layernorm", "mlp_act", "mlp_act+layernorm"])
+    def test_recompute_of_parts_drops_their_results(self, runs: Runs, recompute: str) -> None:
+        """Of norms both results (B, S, H), of the MLP's activation its result (B, S, 4 H), in one more layer."""
+
+        def kept(recompute: str) -> int:
+            deeper = MODEL.model_copy(update={"layers": 5})
+            four, five = (at_peak(runs, lever("tp1", model=model, recompute=recompute)) for model in (MODEL, deeper))
+            return five["activations"] - four["activations"]
+
+        widths = 2 * self.h * ("layernorm" in recompute) + 4 * self.h * ("mlp_act" in recompute)
+        assert kept("none") - kept(recompute) == self.b * self.s * widths * FLOAT
 
     def test_full_recompute_keeps_only_each_layers_input(self, runs: Runs) -> None:
         """One more layer costs one more (B, S, H)."""

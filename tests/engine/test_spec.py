@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from engine import catalog
 from engine.families import FamilyName
 from engine.spec import (
     FaultSpec,
@@ -65,6 +66,32 @@ def test_an_axis_left_out_of_a_short_form_has_degree_1() -> None:
 def test_a_malformed_short_form_is_refused(code: str) -> None:
     with pytest.raises(RequestError, match=re.escape("is not of the form dp2.tp2.pp2")):
         LayoutSpec.degrees(code)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("selective", "core_attn"), ("mlp_act+core_attn", "core_attn+mlp_act"), ("layernorm", "layernorm"), ("full", "full")],
+)
+def test_parts_that_are_computed_again_come_in_any_order(given: str, kept: str) -> None:
+    """Older runs have selective, which is core_attn."""
+    assert LayoutSpec.model_validate({"recompute": given}).recompute == kept
+
+
+@pytest.mark.parametrize("given", ["", "core", "full+mlp_act", "none+mlp_act", "mlp_act+", 3])
+def test_other_parts_are_refused(given: object) -> None:
+    with pytest.raises(RequestError, match="must be 'none', 'core_attn'"):
+        LayoutSpec.model_validate({"recompute": given})
+
+
+def test_norms_behind_attention_cannot_be_computed_again() -> None:
+    with pytest.raises(RequestError, match="bert has its norms behind them; leave out layernorm"):
+        RunSpec(model=catalog.model("bert-tiny"), layout=LayoutSpec(recompute="layernorm"))
+
+
+def test_two_stream_attention_is_always_written() -> None:
+    for family, attention in (("gpt", "fused"), ("xlnet", "written")):
+        assert RunSpec(model=catalog.model(f"{family}-tiny")).attention == attention
+        assert RunSpec(model=catalog.model(f"{family}-tiny"), workload=WorkloadSpec(attention="written")).attention == "written"
 
 
 def test_a_drill_is_read_from_its_short_form() -> None:

@@ -100,7 +100,7 @@ def test_each_memory_lever_lowers_the_need() -> None:
     assert zero == sorted(zero, reverse=True)
     assert len(set(zero)) == 4
     assert total({"recompute": "full"}) < total() < total(attention="written")
-    assert total({"recompute": "selective"}, attention="written") < total(attention="written")
+    assert total({"recompute": "core_attn"}, attention="written") < total(attention="written")
     assert total({"sequence_parallel": True}) < total()
     assert total(precision="bf16") < total()
     assert total(optimizer="sgd") < total(optimizer="sgd", momentum=0.9) < total()

@@ -41,8 +41,8 @@ def test_what_is_shipped() -> None:
         one for one, _ in keys if one.attention == "fused"
     }
     checklist = (
-        LayoutSpec(dp=8), LayoutSpec(dp=8, zero=1, recompute="selective"),
-        *(LayoutSpec(tp=2, pp=2, sequence_parallel=True, recompute=kind) for kind in ("selective", "full")),
+        LayoutSpec(dp=8), LayoutSpec(dp=8, zero=1, recompute="core_attn"),
+        *(LayoutSpec(tp=2, pp=2, sequence_parallel=True, recompute=kind) for kind in ("core_attn", "full")),
     )  # fmt: skip
     workload = WorkloadSpec(precision="bf16", microbatch_size=1, attention="written")
     cases = [(model, layout, workload) for model in models for layout in checklist if model.key_heads > 1]

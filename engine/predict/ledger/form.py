@@ -51,10 +51,13 @@ class Structure(NamedTuple):
     chunked_loss: bool = False
 
     def of(self, part: Part) -> Structure:
-        """The structure of that part: only a part with a head depends on the loss."""
-        if part.last or not self.chunked_loss:
-            return self
-        return self._replace(chunked_loss=False, ones=tuple(one for one in self.ones if one != "C"))
+        """The structure of that part. The loss matters to a part with a head only; recompute and key heads to one with layers."""
+        found, ones = self, set(self.ones)
+        if not part.last:
+            found, ones = found._replace(chunked_loss=False), ones - {"C"}
+        if not part.layers + part.decoders:
+            found, ones = found._replace(recompute="none"), ones - {"G/tp"}
+        return found._replace(ones=tuple(sorted(ones)))
 
     @property
     def archive(self) -> str:

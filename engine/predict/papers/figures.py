@@ -49,7 +49,7 @@ def _activations() -> Iterator[Reference]:
         with_both = sentence("{layout}, sequence parallel, selective recompute", layout=mesh)
         for described, published, levers in (
             (mesh, plain, {}),
-            (with_both, both, {"sequence_parallel": True, "recompute": "selective"}),
+            (with_both, both, {"sequence_parallel": True, "recompute": "core_attn"}),
         ):
             spec = RunSpec(model=shape, layout=LayoutSpec(**layout | levers), workload=workload)
             ours, _ = accounting("korthikanti2022")(shape, workload, Grid.of([spec]))

@@ -156,7 +156,7 @@ def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
     """
     facts: dict[str, Any] = {"tp_overlap": 0.4, "fused_accumulation": True, "split_messages": True}
     for name, sizes, pp, chunks, batch, size, whole, selective in _KORTHIKANTI:
-        for recompute, cut, theirs in (("full", False, whole), ("selective", True, selective)):
+        for recompute, cut, theirs in (("full", False, whole), ("core_attn", True, selective)):
             levers: dict[str, Any] = {"recompute": recompute, "sequence_parallel": cut}
             layout = LayoutSpec(tp=8, pp=pp, **_interleaved(chunks), **levers)
             both = sentence("{layout}, sequence parallel, selective recompute", layout=layout.code)

@@ -94,7 +94,7 @@ def search(
     """
     assumed = assumed or Assumptions()
     with _without_garbage_collection():
-        grid = candidates(model, ranks, global_batch)
+        grid = candidates(model, ranks, global_batch, workload)
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         times, order = _refined(cost, estimate(cost), memory, simulate_best)

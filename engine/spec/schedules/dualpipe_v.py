@@ -68,5 +68,5 @@ DUALPIPE_V = ScheduleFacts(
     v_shaped=True,
     microbatch_rule=MicrobatchRule(lambda p, m: m >= 2 * p, lambda p, m: (2 * p,), _refusal),
     reductions=_reductions,
-    elsewhere={"torchtitan": "DualPipeV"},
+    elsewhere={"torchtitan": "DualPipeV", "deepspeed": "DualPipeV"},
 )

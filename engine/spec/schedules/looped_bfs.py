@@ -47,4 +47,5 @@ LOOPED_BFS = ScheduleFacts(
     # wait there.
     messages_held=lambda p, m: np.maximum(1, m - p + 1),
     elsewhere={"torchtitan": "LoopedBFS"},
+    nearest={"megatron": "interleaved 1F1B"},
 )

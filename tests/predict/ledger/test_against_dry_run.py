@@ -28,10 +28,19 @@ def spec(code: str, schedule: Any, layout: dict[str, Any], model: dict[str, Any]
 
 CASES = {
     "gpt, everything at once": spec(
-        "dp2.tp2.pp2", "1f1b", {"zero": 3, "sequence_parallel": True, "recompute": "selective"}, {}, precision="bf16"
+        "dp2.tp2.pp2", "1f1b", {"zero": 3, "sequence_parallel": True, "recompute": "core_attn"}, {}, precision="bf16"
     ),
     "gpt, one sequence, one head a rank": spec(
         "dp2.tp2.pp2", "zb-h1", {"zero": 2, "recompute": "full"}, {"heads": 2, "vocab": 257}, microbatch_size=1
+    ),
+    "gpt, parts computed again": spec(
+        "dp2.tp2.pp2", "zb-h1", {"zero": 3, "sequence_parallel": True, "recompute": "layernorm+mlp_act"}, {}, precision="bf16"
+    ),
+    "llama, parts computed again": spec(
+        "dp2.tp2.pp2", "1f1b", {"zero": 2, "recompute": "core_attn+layernorm+mlp_act"}, {"family": "llama"}, attention="written"
+    ),
+    "encoder and decoder, activations computed again": spec(
+        "tp2.pp2", "1f1b", {"recompute": "mlp_act"}, {"family": "transformer", "layers": 6}, microbatch_size=2
     ),
     "gpt, a stage without layers": spec("dp1.tp2.pp3", "zb-h1", {"split": (0, 5, 0)}, {}, microbatch_size=2),
     "gpt, embedding and head in one chunk": spec("dp1", "1f1b", {}, {"layers": 1}, microbatch_size=2),

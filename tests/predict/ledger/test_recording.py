@@ -42,7 +42,7 @@ def test_a_size_that_is_not_a_product_of_dimensions_is_refused() -> None:
         made.name(0)
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recompute", ["none", "core_attn", "full"])
 def test_a_microbatch_and_the_repeated_layer_leave_no_blocks(ledgers: Ledgers, recompute: str) -> None:
     """So the repeated layer can occur any number of times."""
     ledger = ledgers(PLAIN._replace(recompute=recompute), MIDDLE)  # type: ignore[arg-type]
