@@ -249,6 +249,10 @@ def test_an_uneven_split_is_exported() -> None:
 @pytest.mark.parametrize(
     ("to", "spec", "told"),
     [
+        *(
+            (to, RunSpec(workload=WorkloadSpec(loss_chunk=9)), "9 tokens at a time")
+            for to in ("megatron", "torchtitan", "deepspeed")
+        ),
         ("megatron", spec_of("xlnet"), "Megatron-LM has no xlnet"),
         ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule; 1F1B runs instead"),
         ("megatron", spec_of(schedule="looped-bfs"), "has no looped-bfs schedule; interleaved 1F1B over 2 chunks a stage runs"),
@@ -337,12 +341,6 @@ def test_a_complete_export_has_no_notes() -> None:
     workload = WorkloadSpec(loss_chunk=WHOLE_LOSS)
     llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload=workload)
     assert notes(settings(llama, "torchtitan")) == ""
-
-
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_loss_in_chunks_is_noted_with_its_tokens(framework: Framework) -> None:
-    in_chunks = RunSpec(model=catalog.model("llama3-8b"), workload=WorkloadSpec(loss_chunk=512))
-    assert "512 tokens at a time" in settings(in_chunks, framework)
 
 
 # ------------------------------------------------------------------------------------------------------ the command line
