@@ -71,7 +71,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.recompute != "none":
         what = "each layer" if layout.recompute == "full" else "attention"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
-    if workload.precision == "bf16" and layout.zero == 0:
+    if workload.precision == "bf16" and layout.zero == 0 and layout.dp > 1:
         yield "its bf16 keeps fp32 masters with ZeRO alone, so ZeRO 0 becomes 1"
     yield from optimizer_note(spec, "deepspeed", "DeepSpeed")
     yield "steps, sequence length and data are the training script's"
@@ -84,7 +84,7 @@ def _is_cut_by_autotp(spec: RunSpec) -> bool:
 
 def _stage(spec: RunSpec) -> int:
     """The ZeRO stage that DeepSpeed runs."""
-    wanted = max(spec.layout.zero, spec.workload.precision == "bf16")
+    wanted = max(spec.layout.zero, 1 if spec.workload.precision == "bf16" else 0)  # see `_differences`
     return min(wanted, _WITH_PIPELINE) if spec.layout.pp > 1 else wanted
 
 
