@@ -14,6 +14,7 @@ from engine.launch.failure import RunError
 from engine.launch.following import Progress, follow, saved_folder
 from engine.launch.queue import RunQueue, RunState
 from engine.launch.recording import with_ledgers
+from engine.optimizer import Framework
 from engine.predict.papers.accounting import AccountingName
 from engine.predict.planner import search as planner
 from engine.predict.planner.candidates import MOST
@@ -109,6 +110,7 @@ def search(
     workload: WorkloadSpec | None = None,
     assumed: Assumptions | None = None,
     accounting: AccountingName = "engine",
+    only: Framework | None = None,
 ) -> Plan:
     """Estimate every layout of `model` on `ranks` devices: whether it fits, and the time of a step.
 
@@ -120,13 +122,14 @@ def search(
     `global_batch`: sequences in a step; None means 2 for each device.
     `workload`: precision, optimizer and other settings that are not the layout's; None means bf16 with fp32 gradients, and AdamW.
     `assumed`: the efficiencies of the device. `accounting`: whose formulas for memory.
+    `only`: layouts that "megatron", "torchtitan" or "deepspeed" runs as they are; None means all.
 
     Raises `RequestError`, also if no layout is possible.
     """
     shape = catalog.model(model) if isinstance(model, str) else model
     chip = devices.device(device) if isinstance(device, str) else device
     batch = min(max(1, 2 * ranks), MOST) if global_batch is None else global_batch
-    return with_ledgers(lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting))
+    return with_ledgers(lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only))
 
 
 def load(folder: StrPath) -> RunResult:

@@ -117,6 +117,11 @@ def test_a_signal_cancels_cleanly(tmp_path: Path, number: signal.Signals, status
             f"schedule='fast' must be {either(map(repr, SCHEDULES))}",
         ),
         ("run --layout 2x2", "layout '2x2' is not of the form dp2.tp2.pp2"),
+        ("run --layout dp2.tp2.pp2 --dp 4", "--layout dp2.tp2.pp2 says dp already, so --dp cannot be given with it"),
+        (
+            "run --pp 2 --layout dp2.pp4 --dp 4 --tp 2",
+            "--layout dp2.pp4 says dp and pp already, so --dp and --pp cannot be given with it",
+        ),
         ("run --pp 2 --split 3,3", "split 3,3 adds up to 6 layers and the model has 4; 2,2 would fit"),
         ("run --fault explode", "fault 'explode' is not of the form raise:3@2, which is kind:rank@step"),
         (
@@ -163,9 +168,7 @@ def test_flags_override_the_fields_of_a_named_model(monkeypatch: pytest.MonkeyPa
         raise RequestError("enough")
 
     monkeypatch.setattr("engine.launch.limits.check", note_and_refuse)
-    flags = (
-        "--model gpt-small --layers 6 --layout dp2.tp2.pp2 --dp 1 --pp 3 --split 1,2,3 --learning-rate 0.01 --sequence-parallel"
-    )
+    flags = "--model gpt-small --layers 6 --layout tp2.pp3 --dp 1 --split 1,2,3 --learning-rate 0.01 --sequence-parallel"
     assert main(["run", *flags.split()]) == 2
     (spec,) = seen
     assert (spec.model.layers, spec.model.hidden) == (6, 256)

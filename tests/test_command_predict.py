@@ -63,6 +63,7 @@ def test_for_inference_it_prints_memory_and_traffic(capsys: pytest.CaptureFixtur
         (["--length", "4"], "--length is for inference; give --inference with it"),
         (["--inference", "--sequences", "0"], "must be 1 and more"),
         (["--inference", "--model", "bert-base"], "bert does not predict the next token"),
+        (["--inference", "--length", "8", "65"], "length=65 goes beyond the 64 positions that the model has learned"),
     ],
 )
 def test_an_impossible_inference_is_refused(flags: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,26 @@ def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -
     assert "none fits; that one needs least, and it needs 167.1 GiB for 1 sequence a replica" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["--optimizer lion", "--accounting zero2020", "--only megatron", "--tokens 1e12"])
+def test_for_inference_what_is_for_training_is_refused(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    asked = ["search", "--inference", "--model", "llama3-8b", "--ranks", "4", "--device", "h100-80gb", *flag.split()]
+    assert main(asked) == 2
+    assert capsys.readouterr() == ("", f"{flag.split()[0]} is for training; leave it out, or --inference\n")
+
+
+def test_a_search_says_what_a_training_takes_with_the_best_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*SMALL, "--only", "megatron", "--tokens", "1e12", "--price", "2", "--watts", "500"]
+    assert main([*asked, "--json", "--top", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    bill, best = result["bill"], result["layouts"][0]
+    assert bill["days"] == pytest.approx(1e12 / best["tokens_per_second"] / 86_400)
+    assert bill["device_hours"] == pytest.approx(8 * 24 * bill["days"])
+    assert (bill["money"], bill["megawatt_hours"]) == pytest.approx((2 * bill["device_hours"], bill["device_hours"] * 5e-4))
+    assert best["schedule"] in ("1f1b", "interleaved")
+    assert main(asked) == 0
+    assert "\n\n1e+12 tokens with the first take " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -94,6 +114,9 @@ def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -
         (["--assume", "speed=2"], "there is no field 'speed'"),
         (["--length", "100"], "--length is for inference; give --inference with it"),
         (["--inference"], "--global-batch is for training; --sequences says how many are generated at a time"),
+        (["--price", "2"], "--price is for what a training takes; give --tokens with it"),
+        (["--tokens", "-1"], "tokens=-1 must be positive and finite"),
+        (["--only", "torchtitan"], "torchtitan has no gpt"),
         (["--top", "0"], "--top 0 shows nothing"),
         (["--seq", "0"], "seq=0 must be greater than or equal to 1"),
         (["--precision", "fp8"], "precision='fp8' must be 'fp32' or 'bf16'"),

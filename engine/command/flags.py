@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from engine import catalog
 from engine.launch.request import read_spec
 from engine.spec import LayoutSpec, RequestError, RunSpec, Spec
+from engine.topology import AXES
 
 _ABSENT: Any = argparse.SUPPRESS  # flags that were not given are missing from the namespace, not set to their default
 
@@ -72,6 +73,12 @@ def read(arguments: argparse.Namespace) -> RunSpec:
         request["model"] = catalog.model(arguments.model).model_dump()
     if "layout" in given:
         request["layout"] = LayoutSpec.degrees(arguments.layout)
+        twice = [axis for axis in AXES if f"layout.{axis}" in given and axis in arguments.layout]
+        if twice:
+            flags = " and ".join(f"--{axis}" for axis in twice)
+            raise RequestError(
+                f"--layout {arguments.layout} says {' and '.join(twice)} already, so {flags} cannot be given with it"
+            )
     for leaf in leaves:
         part = request.setdefault(leaf.part, {}) if leaf.part else request
         part[leaf.name] = _value(leaf, given[leaf.key])

@@ -11,7 +11,7 @@ from engine import catalog
 from engine.command import flags
 from engine.command.output import complain, print_json, print_table, size
 from engine.launch.recording import with_ledgers
-from engine.predict.inference import inference_table, inference_traffic_table, refuse_no_text
+from engine.predict.inference import inference_table, inference_traffic_table, refuse_beyond_positions, refuse_no_text
 from engine.predict.memory import Peak, memory
 from engine.predict.run import predict
 from engine.spec import RequestError, RunSpec
@@ -65,6 +65,7 @@ def _inference(spec: RunSpec, sequences: list[int], lengths: list[int], as_json:
     model, layout, precision = spec.model, spec.layout, spec.workload.precision
     refuse_no_text(model)
     held = inference_table(model, layout, precision, sequences, lengths)
+    refuse_beyond_positions(model, max(lengths))
     held["total"] = held["parameters"] + held["kv_cache"]
     sent = None if model.parts.encoder else inference_traffic_table(model, layout, precision, sequences, lengths)
     if as_json:

@@ -16,7 +16,9 @@ from engine.devices import DEVICES, device
 from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.predict.planner.bill import Bill
 from engine.predict.planner.explain import Lever, label, way_to_fit, why
+from engine.predict.planner.frameworks import NAMES
 from engine.predict.planner.search import MIXED, Plan
 from engine.predict.planner.serving import serving
 from engine.predict.speed.rates import Assumptions
@@ -36,12 +38,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     attentions = f"{{{','.join(get_args(AttentionName))}}}"
     parser.add_argument("--attention", default=MIXED.attention, metavar=attentions, help=f"default {MIXED.attention}")
     optimizers = f"{{{','.join(OPTIMIZERS)}}}"
-    parser.add_argument("--optimizer", default=MIXED.optimizer, metavar=optimizers, help=f"default {MIXED.optimizer}")
+    parser.add_argument("--optimizer", metavar=optimizers, help=f"default {MIXED.optimizer}")
     parser.add_argument(
         "--accounting",
-        default="engine",
         metavar="NAME",
         help=f"whose formulas for memory: {', '.join(ACCOUNTINGS)} (default engine)",
+    )
+    parser.add_argument(
+        "--only", metavar="FRAMEWORK", help=f"layouts that it runs as they are: {', '.join(NAMES)} (default: all)"
+    )
+    parser.add_argument("--tokens", type=float, metavar="N", help="also say what training on so many takes: days, device-hours")
+    parser.add_argument("--price", type=float, metavar="X", help="with --tokens, also money: the price of a device for an hour")
+    parser.add_argument(
+        "--watts", type=float, metavar="W", help="with --tokens, also energy: W of a device and its share of a node"
     )
     parser.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE",
@@ -75,21 +84,38 @@ def _search(arguments: argparse.Namespace) -> int:
     for name in ("length", "sequences"):
         if getattr(arguments, name) is not None:
             raise RequestError(f"--{name} is for inference; give --inference with it")
+    for name in ("price", "watts"):
+        if getattr(arguments, name) is not None and arguments.tokens is None:
+            raise RequestError(f"--{name} is for what a training takes; give --tokens with it")
     plan = _plan(arguments)
+    bill = _bill(plan, arguments)
     _write(plan.layouts, arguments.out)
     if arguments.json:
-        print_json(_as_json(plan, arguments.top))
+        print_json(_as_json(plan, arguments.top) | {"bill": bill and bill.as_json()})
     else:
         _print(plan, arguments.top)
+        if bill is not None:
+            print(f"\n{bill.text()}")
         if arguments.out is not None:
             print(f"\nall {len(plan.layouts):,} are in {arguments.out}")
     return 0
+
+
+def _bill(plan: Plan, arguments: argparse.Namespace) -> Bill | None:
+    """What training takes with the best layout. None if that is not asked, or if no layout fits."""
+    if arguments.tokens is None or not plan.feasible:
+        return None
+    speed = float(plan.layouts["tokens_per_second"].iloc[0])
+    return Bill(arguments.tokens, plan.ranks, speed, arguments.price, arguments.watts)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     """Print the layouts for inference, and how fast they are."""
     if arguments.global_batch is not None:
         raise RequestError("--global-batch is for training; --sequences says how many are generated at a time")
+    for name in ("optimizer", "accounting", "only", "tokens", "price", "watts"):
+        if getattr(arguments, name) is not None:
+            raise RequestError(f"--{name} is for training; leave it out, or --inference")
     model, gpu = catalog.model(arguments.model), device(arguments.device)
     workload = WorkloadSpec.model_validate({"precision": arguments.precision})
     length = arguments.length or arguments.seq or model.seq
@@ -135,14 +161,15 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     model = catalog.model(arguments.model)
     if arguments.seq is not None:
         model = ModelSpec.model_validate(model.model_dump() | {"seq": arguments.seq})
-    chosen = {name: getattr(arguments, name) for name in ("precision", "optimizer", "attention")}
+    optimizer = arguments.optimizer or MIXED.optimizer
+    chosen = {"precision": arguments.precision, "optimizer": optimizer, "attention": arguments.attention}
     workload = WorkloadSpec.model_validate(
         MIXED.model_dump() | chosen
         | ({"accumulate": "fp32"} if arguments.precision == "fp32" else {})
     )  # fmt: skip
-    account: AccountingName = arguments.accounting
+    account: AccountingName = arguments.accounting or "engine"
     assumed = assumptions(arguments.assume)
-    asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account
+    asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account, arguments.only
     return with_ledgers(lambda: search(*asked), complain)
 
 

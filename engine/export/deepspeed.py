@@ -88,7 +88,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
 
 def _precision_differences(spec: RunSpec) -> Iterator[str]:
     workload = spec.workload
-    if workload.precision == "bf16" and spec.layout.zero == 0:
+    if workload.precision == "bf16" and spec.layout.zero == 0 and spec.layout.dp > 1:
         yield "its bf16 comes with ZeRO alone, so ZeRO 0 becomes 1"
     if workload.bf16_optimizer and workload.accumulate == "fp32":
         yield "with bf16 masters it keeps gradients in bf16 too"
@@ -108,7 +108,7 @@ def _is_cut_by_autotp(spec: RunSpec) -> bool:
 
 def _stage(spec: RunSpec) -> int:
     """The ZeRO stage that DeepSpeed runs."""
-    wanted = max(spec.layout.zero, spec.workload.precision == "bf16")
+    wanted = max(spec.layout.zero, 1 if spec.workload.precision == "bf16" else 0)  # see `_differences`
     return min(wanted, _WITH_PIPELINE) if spec.layout.pp > 1 else wanted
 
 

@@ -6,18 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from engine.export import deepspeed, megatron, slurm, torchtitan
+from engine.predict.planner import frameworks
 from engine.spec import RequestError, RunSpec
 
 Framework = Literal["megatron", "torchtitan", "deepspeed", "slurm"]
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
 # The name of each framework, and the extension of its file of settings. Slurm starts this engine.
-NAMES: Mapping[Framework, str] = {
-    "megatron": "Megatron-LM",
-    "torchtitan": "torchtitan",
-    "deepspeed": "DeepSpeed",
-    "slurm": "Slurm",
-}
+NAMES: Mapping[Framework, str] = {to: "Slurm" if to == "slurm" else frameworks.NAMES[to] for to in FRAMEWORKS}
 ENDINGS: Mapping[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json", "slurm": "sbatch"}
 
 _WRITERS: dict[Framework, Callable[[RunSpec], str]] = {

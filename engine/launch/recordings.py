@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +24,7 @@ from typing import Any, get_args
 from engine import catalog
 from engine.families import FAMILIES
 from engine.files import write
+from engine.launch.client import environment
 from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
 from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
@@ -112,21 +114,25 @@ def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) ->
     missing = [key for key in keys if key not in folder]
     batches = [missing[start : start + _BATCH] for start in range(0, len(missing), _BATCH)]
     if processes == 1 or len(batches) < 2:
-        _record_batch(missing, folder.folder)
+        _record(missing, folder)
         return len(missing)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, maxtasksperchild=1) as pool:
-        for number, _ in enumerate(pool.imap_unordered(partial(_record_batch, folder=folder.folder), batches, chunksize=1)):
+    with ThreadPoolExecutor(processes) as threads:
+        for number, _ in enumerate(threads.map(partial(_record_elsewhere, folder=folder.folder), batches)):
             print(f"{min((number + 1) * _BATCH, len(missing))} of {len(missing)}", flush=True)
     return len(missing)
 
 
-def _record_batch(keys: Iterable[Key], folder: Path) -> None:
+def _record(keys: Iterable[Key], folder: LedgerFolder) -> None:
     from engine.launch.record import record
 
-    recorded = LedgerFolder(folder)
     for key in keys:
-        recorded.put(*key, record(*key))
+        folder.put(*key, record(*key))
+
+
+def _record_elsewhere(keys: Sequence[Key], folder: Path) -> None:
+    """In a process of its own. Raises `CalledProcessError` if it fails."""
+    command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(folder), "--keys"]
+    subprocess.run(command, input=json.dumps(keys), text=True, env=environment(), check=True)
 
 
 def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path) -> None:

@@ -29,6 +29,18 @@ def refuse_no_text(model: ModelSpec) -> None:
         raise RequestError(sentence("{family} does not predict the next token; {others} do", family=model.family, others=others))
 
 
+def refuse_beyond_positions(model: ModelSpec, length: int) -> None:
+    """Raises `RequestError` if sequences of `length` tokens go beyond the model's table of learned positions."""
+    if model.parts.position == "learned" and length > model.seq:
+        raise RequestError(
+            sentence(
+                "length={length} goes beyond the {seq} positions that the model has learned; length up to {seq} fits",
+                length=length,
+                seq=model.seq,
+            )
+        )
+
+
 def refuse_too_large(size: int, sequences: int, length: int) -> None:
     """Raises `RequestError` if `size`, the bytes of a rank with these sequences, is more than a table can hold."""
     if size > LARGEST:

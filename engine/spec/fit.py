@@ -205,6 +205,9 @@ def _split_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
         if most == 0:
             return [Misfit("model.layers", joined(needs, sentence("layers={layers} and more fits", layers=chunks)), (chunks,))]
         fits = sentence("pp up to {most} fits", most=most)
+        if chunks == layout.pp == model.layers + 1:
+            even = ",".join(map(str, evenly(model.layers, chunks)))
+            fits = sentence("pp up to {most} fits, or split={split}: the last stage has the head alone", most=most, split=even)
         return [Misfit("layout.pp", joined(needs, fits), nearest(range(1, most + 1), layout.pp))]
     pp = min(layout.pp, max(1, most))
     even = ",".join(map(str, evenly(model.layers, pp * layout.chunks)))

@@ -85,6 +85,13 @@ def only_misfit(model: ModelSpec | None = None, layout: LayoutSpec | None = None
             "pp=6 needs at least 6 layers, one a stage, and the model has 4; pp up to 4 fits",
         ),
         (
+            lambda: only_misfit(layout=LayoutSpec(pp=5)),
+            (
+                "pp=5 needs at least 5 layers, one a stage, and the model has 4; "
+                "pp up to 4 fits, or split=1,1,1,1,0: the last stage has the head alone"
+            ),
+        ),
+        (
             lambda: only_misfit(ModelSpec(layers=8), LayoutSpec(pp=3, split=(3, 3))),
             "split 3,3 names 2 stages and pp=3; 3,3,2 would fit",
         ),

@@ -180,6 +180,7 @@ def deepspeed_starts(spec: RunSpec) -> None:
     layout = spec.layout
     config = json.loads(settings(spec, "deepspeed"))
     stage = config["zero_optimization"]["stage"]
+    assert type(stage) is int
     batch = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]
     ranks = (
         layout.ranks if layout.pp == 1 else layout.dp

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 from engine import catalog
 from engine.launch.probe import probe
@@ -17,7 +16,8 @@ from engine.predict.ledger.form import Ledger
 from engine.predict.ledger.keep import LedgerFolder, name_of
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.ledger.store import ARCHIVES, RECORDED, LedgerStore
-from engine.spec import LayoutSpec, ModelSpec, Recompute, WorkloadSpec
+from engine.predict.planner.candidates import planned_recomputes
+from engine.spec import LayoutSpec, ModelSpec, WorkloadSpec
 from tests.covering import covering
 from tests.predict.random_specs import random_specs
 
@@ -34,12 +34,16 @@ def test_every_chunk_of_every_layout_is_recorded() -> None:
 
 
 def test_what_is_shipped() -> None:
-    """All of fused attention. Of written attention, training a GPT, and the checklist of `engine.predict.planner.advice`."""
+    """Of fused attention, the kinds of recompute that a search tries.
+
+    Of written attention, training a GPT, and the checklist of `engine.predict.planner.advice`.
+    """
     models = shipped_models()
     keys = set(wanted(models))
-    assert {one for model in models for one in structures(model) if one.attention == "fused"} == {
-        one for one, _ in keys if one.attention == "fused"
-    }
+    for model in models:
+        fused = (one for one in structures(model) if one.attention == "fused")
+        planned = planned_recomputes(model, WorkloadSpec())
+        assert all(((one, part) in keys) == (one.recompute in planned) for one in fused for part in parts(model))
     checklist = (
         LayoutSpec(dp=8), LayoutSpec(dp=8, zero=1, recompute="core_attn"),
         *(LayoutSpec(tp=2, pp=2, sequence_parallel=True, recompute=kind) for kind in ("core_attn", "full")),
@@ -48,7 +52,7 @@ def test_what_is_shipped() -> None:
     cases = [(model, layout, workload) for model in models for layout in checklist if model.key_heads > 1]
     cases += [
         (catalog.model("gpt-tiny"), LayoutSpec(tp=2, recompute=kind), WorkloadSpec(attention="written"))
-        for kind in get_args(Recompute)
+        for kind in planned_recomputes(models[0], WorkloadSpec(attention="written"))
     ]
     for case in cases:
         assert LayoutLedgers(*case, ledgers=unread).needs() <= keys

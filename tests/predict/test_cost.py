@@ -203,7 +203,7 @@ def test_closed_forms_of_papers_equal_the_simulator() -> None:
     """The vectors at the two ends are counted on both: to 0.1% for naive, GPipe and 1F1B, to some percent for the others."""
     device = H100.model_copy(update={"inter_latency": 0.0, "inter_bandwidth": 1e18, "intra_bandwidth": 1e18})
     for schedule, facts in SCHEDULE_FACTS.items():
-        chunks, error = facts.least_chunks, 1e-3 if facts.plain else 0.04 if facts.splits else 0.01
+        chunks, error = facts.least_chunks, 1e-3 if facts.plain else 0.04 if facts.splits else 0.015
         specs = [
             run(
                 catalog.model("gpt3-13b"),

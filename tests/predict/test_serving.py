@@ -89,3 +89,11 @@ def test_a_model_that_does_not_predict_the_next_token_cannot_serve() -> None:
         serving(catalog.model("bert-base"), 1, H100, 128)
     with pytest.raises(RequestError, match="length=0"):
         serving(GPT3, 8, H100, 0)
+
+
+def test_sequences_end_where_learned_positions_do() -> None:
+    beyond = "length=2049 goes beyond the 2048 positions that the model has learned; length up to 2048 fits"
+    with pytest.raises(RequestError, match=beyond):
+        serving(GPT3, 64, H100, 2049)
+    assert len(serving(GPT3, 64, H100, 2048))
+    assert len(serving(catalog.model("llama3-8b"), 4, H100, 16384))  # rotary positions have no end

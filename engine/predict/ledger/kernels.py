@@ -1,13 +1,15 @@
 """The kernels of an action, read from a ledger: which neighbouring operations a device runs as one, and what each moves.
 
 A matrix product is a kernel. Between two products, or between a product and a call to other ranks, operations of one module are
-one kernel, together with those of the modules around it: a norm with its conversions; bias and residual; scale, mask and softmax;
-the product of a gated nonlinearity. Such a kernel reads what none of its operations has written, and writes what none of them
-reads. Copies take no time: a product reads and writes with strides, in the order in which its neighbours need the numbers.
+one kernel, together with those of the modules around it: a norm with its conversions; bias and residual; a gated nonlinearity.
+Such a kernel reads what none of its operations has written, and writes what none of them reads. Copies are no kernels: a product
+reads and writes with strides. So Narayanan et al. 2021 (SC21, section 4.2) changed Megatron-LM: a layout of data without
+transposes, and elementwise operations fused by PyTorch's compiler. Ivanov et al. 2021 (Data Movement Is All You Need) derive the
+same kernels from which operations share their tensors.
 
-These are the three changes of Narayanan et al. 2021 (SC21, section 4.2): a layout of data that needs no transposes, elementwise
-operations fused by PyTorch's compiler, and kernels of scale, mask and softmax. Ivanov et al. 2021 (Data Movement Is All You Need)
-derive the same kernels from which operations share their tensors.
+Two kinds of operations are not fused. Between the products of written attention each is a kernel: scale, mask and softmax.
+Megatron-LM fuses these three, but its dropout of the scores, which this engine has not, moves as many bytes. And the gradient of
+a parameter is a sum over rows, which reads again what the kernel has read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from engine.predict.ledger.form import CALLS, RUNS, Call, Ledger, Operation, Pro
 _COPIES = {"cat", "clone", "copy_", "detach_", "new_zeros", "stack"}
 _ACCUMULATION = "add_"  # outside of modules: a gradient is added to that of the microbatches before
 _LOOKUPS = {"embedding", "gather"}  # they read as many numbers of their first input as they write
-_ROWS = {"B", "R", "R/tp", "S", "S/tp", "T"}
+_ROWS = {"B", "C", "R", "R/tp", "S", "S/tp", "T"}
 _ATTENTION = {"bmm": "written", "baddbmm": "written", "_scaled_dot_product": "fused"}  # how names of operations begin
 
 
@@ -59,7 +61,7 @@ def kernels(ledger: Ledger, segments: Iterable[Segment]) -> Iterator[Kernel | Ca
 
 
 def _kernels(group: Iterable[Operation], apart: bool = False) -> Iterator[Kernel]:
-    """The kernels of operations between two products or calls. `apart`: each is one."""
+    """The kernels of operations between two products or calls. `apart`: each operation is one."""
     fused = _Fused("")
     for operation in group:
         if _called(operation) in _COPIES:
@@ -85,7 +87,7 @@ def _attention(operation: Operation) -> str:
 
 
 def _sums_rows(operation: Operation) -> bool:
-    """Whether it makes the gradient of a parameter."""
+    """Whether it makes the gradient of a parameter from rows of tokens."""
     return any(map(_has_rows, operation.read)) and any(size.dimensions and not _has_rows(size) for size in operation.written)
 
 

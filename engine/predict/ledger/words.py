@@ -38,6 +38,7 @@ _MODULES = {
     "layers.mlp_norm": sentence("norm at the MLP"),
     "head": sentence("head"),
     "head.norm": sentence("norm of the head"),
+    "head.output": sentence("output matrix of the head"),
     "head.transform": sentence("transform of the head"),
 }
 _PRODUCT, _MASK, _NEW = sentence("matrix product"), sentence("mask"), sentence("new tensor")

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from engine.optimizer import optimizer_of
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
 from engine.predict.memory.shortened import StageActions, with_left_out
+from engine.predict.memory.update import FOUR, UpdateMemory
 from engine.predict.memory.walk import ActionChanges, StageWalk
 from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
-from engine.spec import BYTES_OF, RunSpec, sentence
-
-FOUR = Factor("4", 4)
+from engine.spec import RunSpec, sentence
 
 
 class Place(NamedTuple):
@@ -34,6 +32,7 @@ class Stages:
     def __init__(self, spec: RunSpec, ledgers: LayoutLedgers, actions: StageActions) -> None:
         self.spec, self.ledgers, self.actions = spec, ledgers, actions
         layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
+        self.memory = UpdateMemory(spec.workload, layout.zero, self.e, self.g)
         self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
 
@@ -64,50 +63,21 @@ class Stages:
     def standing(self, buckets: list[tuple[BucketSizes, Any]]) -> Counts:
         """What is there all the time: parameters, gradients, the optimizer's states."""
         counts: Counts = defaultdict(int)
-        zero, workload = self.spec.layout.zero, self.spec.workload
-        optimizer, width = optimizer_of(workload), self._updated
         for bucket, times in buckets:
-            name = bucket.name
-            found: list[tuple[str, str, tuple[Factor, ...]]] = [
-                (
-                    "parameters",
-                    sentence("weights of {bucket}", bucket=name),
-                    (bucket.share if zero == 3 else bucket.size, self.e),
-                ),
-                (
-                    "gradients",
-                    sentence("gradients of {bucket}", bucket=name),
-                    (bucket.share if zero >= 2 else bucket.size, self.g),
-                ),
-            ]
-            if workload.master_bytes:
-                found.append(("optimizer", sentence("fp32 copy of {bucket}", bucket=name), (bucket.share, FOUR)))
-            found += [("optimizer", state(name), (bucket.share, width)) for state in optimizer.states(workload)]
-            if optimizer.counts_steps:
-                found.append(("optimizer", sentence("count of steps of {bucket}", bucket=name), (FOUR,)))
-            for category, what, factors in found:
-                counts[BlockKind(category, what, factors, bucket.layered)] += times
+            for kind in self.memory.standing(bucket):
+                counts[kind] += times
         counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
         return counts
 
     def step(self, at: Place) -> ActionTrace:
-        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer.
-
-        The norm is that of fp32 copies where gradients are bf16. The optimizer is given copies where gradients are of another
-        type than what it updates.
-        """
+        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer."""
         pieces, first, second = 0, list[Any](), list[Any]()
         for bucket, times in self.buckets(at.stage):
             found, size = bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later)
             pieces += times * found
-            share = bucket.share
-            if self.g.value == 2 and size:
-                name = sentence("gradients of {bucket} as fp32", bucket=bucket.name)
-                counted = share if size == share.value else Factor("n", size)
-                first.append((times, [(1, BlockKind("temporary", name, (counted, FOUR), bucket.layered))]))
-            if self.g.value != self._updated.value:
-                name = sentence("gradients of {bucket}, for the optimizer", bucket=bucket.name)
-                second.append((times, [(1, BlockKind("temporary", name, (share, self._updated), bucket.layered))]))
+            counted = bucket.share if size == bucket.share.value else Factor("n", size)
+            first += [(times, [(1, kind)]) for kind in self.memory.norm(bucket, counted) if size]
+            second += [(times, [(1, kind)]) for kind in self.memory.update(bucket)]
         norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * pieces + 1), FOUR), False)
         counter = BlockKind("temporary", sentence("numbers of one element"), (FOUR,), False)
         first.append((1, [(1, norms)]))
@@ -117,12 +87,6 @@ class Stages:
             return [(times, [(-sign, kind) for sign, kind in events]) for times, events in parts]
 
         return ActionTrace([*first, *undone(first), *second, *undone(second)])
-
-    @property
-    def _updated(self) -> Factor:
-        """Bytes of a number that the optimizer updates, and of a number of its states."""
-        size = BYTES_OF[self.spec.workload.update_precision]
-        return Factor(str(size), size)
 
     def counted(self, at: Place) -> tuple[tuple[int, int], ...]:
         """By which the ranks of a stage differ."""

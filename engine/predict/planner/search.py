@@ -16,15 +16,17 @@ import numpy as np
 import pandas as pd
 
 from engine.devices import DeviceSpec
+from engine.optimizer import Framework
 from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.papers.accounting import AccountingName, accounting
 from engine.predict.planner.candidates import candidates
+from engine.predict.planner.frameworks import NAMES, had_by
 from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.schedule import SCHEDULES
-from engine.spec import ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec, sentence
 from engine.topology import AXES_BY_FREQUENCY, Mesh
 
 MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # the default workload of a search
@@ -73,11 +75,12 @@ def search(
     assumed: Assumptions | None = None,
     account: AccountingName = "engine",
     simulate_best: int = _SIMULATED,
+    only: Framework | None = None,
 ) -> Plan:
     """Estimate all layouts of `ranks` devices for `global_batch` sequences a step. Raises `RequestError` if there are none.
 
     `workload`: precision, optimizer and other settings that a layout does not have. `account`: whose formulas for memory.
-    `simulate_best`: how many of the best layouts are simulated.
+    `simulate_best`: how many of the best layouts are simulated. `only`: layouts that this framework runs as they are.
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
@@ -95,6 +98,10 @@ def search(
     assumed = assumed or Assumptions()
     with _without_garbage_collection():
         grid = candidates(model, ranks, global_batch, workload)
+        if only is not None:
+            grid = grid.take(had_by(only, model, workload, grid))
+            if not len(grid):
+                raise RequestError(sentence("{framework} has none of the layouts", framework=NAMES[only]))
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         times, order = _refined(cost, estimate(cost), memory, simulate_best)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
-from engine.predict.inference import cache, most_sequences, refuse_no_text, refuse_too_large, weights
+from engine.predict.inference import cache, most_sequences, refuse_beyond_positions, refuse_no_text, refuse_too_large, weights
 from engine.predict.ledger.layout import Chunk, LayoutLedgers
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.planner.candidates import MOST
@@ -63,6 +63,7 @@ def serving(
     if ranks > MOST:
         raise RequestError(f"ranks={ranks:,} must be from 1 to {MOST:,}")
     refuse_no_text(model)
+    refuse_beyond_positions(model, length)
     asked = _Question(model, device, assumed or Assumptions(), precision, length)
     rows = [_row(asked, layout, sequences) for layout in _layouts(model, ranks)]
     if not rows:

@@ -77,11 +77,11 @@ def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: D
         for (name, kind), read in _passes(one, part).items():
             if name != "loss chunk":
                 hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
-                seconds[name][kind, :DP, here] += on_device.of(read, sizes, tp, hidden)
+                seconds[name][kind][:DP, here] += on_device.of(read, sizes, tp, hidden)
                 continue
             whole, left = loss_chunks(sizes)
-            seconds["head"][kind, :DP, here] += whole * on_device.of(read, sizes, tp)
-            seconds["head"][kind, :DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, tp)
+            seconds["head"][kind][:DP, here] += whole * on_device.of(read, sizes, tp)
+            seconds["head"][kind][:DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, tp)
     return ModelPasses(seconds, which)
 
 

@@ -1,0 +1,63 @@
+"""Which layouts another framework runs as they are. `engine.export` says for the others what it would run instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.optimizer import Framework, optimizer_of
+from engine.predict.grid import Grid
+from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
+
+NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
+
+
+def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:
+    """Which layouts the framework has, at the release that its export names. (n,)
+
+    Raises `RequestError` if it has none of the model's family or not the optimizer.
+    """
+    if framework not in NAMES:
+        raise RequestError(sentence("there is no framework {name!r}; there are {names}", name=framework, names=", ".join(NAMES)))
+    lacks = {"megatron": model.family == "xlnet", "torchtitan": model.family != "llama", "deepspeed": False}
+    if lacks[framework]:
+        raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=model.family))
+    if framework not in optimizer_of(workload).elsewhere:
+        raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=workload.optimizer))
+    one_stage = grid.pp == 1
+    scheduled = one_stage | grid.by_schedule(lambda facts: framework in facts.elsewhere)
+    rule = {"megatron": _megatron, "torchtitan": _torchtitan, "deepspeed": _deepspeed}[framework]
+    found: NDArray[np.bool_] = scheduled & rule(model, workload, grid)
+    return found
+
+
+def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
+    """Its interleaving wants pp microbatches. T5 has no pipeline. Only Adam is sharded, and with a pipeline only its states."""
+    fine = (grid.chunks == 1) | (grid.microbatches >= grid.pp)
+    if model.parts.encoder:
+        fine &= grid.pp == 1
+    fine &= (grid.zero < 2) | (grid.pp == 1)
+    return fine if workload.optimizer == "adamw" else fine & (grid.zero == 0)
+
+
+def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
+    """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
+    tp cuts the sequence. Its 1F1B wants pp microbatches.
+    """
+    alone = grid.tp * grid.pp == 1
+    if workload.precision == "bf16":
+        fine = (grid.zero >= 2) | (alone & (grid.dp == 1))
+    else:
+        fine = (grid.zero >= 2) | (grid.dp == 1) | ((grid.zero == 0) & alone)
+    fine &= (grid.tp == 1) | grid.sequence_parallel
+    one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
+    fine &= (grid.pp == 1) | ~one_chunk | (grid.microbatches >= grid.pp)
+    return fine & (model.seq % (2 * grid.tp) == 0)
+
+
+def _deepspeed(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
+    """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence."""
+    fine = ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel
+    return fine & ((grid.zero > 0) | (grid.dp == 1)) if workload.precision == "bf16" else fine
