@@ -24,6 +24,11 @@ _LARGEST = {  # the largest value that each field of a spec takes
 }
 
 
+def default_batch(ranks: int) -> int:
+    """The global batch where none is given: 2 sequences for each device."""
+    return min(max(1, 2 * ranks), MOST)
+
+
 def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
     """All layouts of `ranks` ranks that run `global_batch` sequences a step. Raises `RequestError` if there is none.
 
