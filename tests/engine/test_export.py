@@ -280,13 +280,12 @@ NAMED: dict[Framework, str] = {
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
-        --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
-        --attention-backend --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
+        --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion --attention-backend
+        --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
         --lr-decay-style --use-precision-aware-optimizer --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer
-        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval
-        --sgd-momentum --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head
-        --data-path""",
+        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval --sgd-momentum
+        --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head --data-path""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce debug.seed optimizer.name optimizer.lr
