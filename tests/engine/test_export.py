@@ -319,8 +319,7 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     interleaved = spec_of(schedule="interleaved").model_dump()
     specs.append(RunSpec.model_validate(interleaved | {"workload": interleaved["workload"] | {"microbatches": 3}}))
     for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16", "optimizer": "sgd"}):
-        given = specs[0].model_dump()
-        specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
+        specs.append(RunSpec.model_validate(specs[0].model_dump() | {"workload": specs[0].workload.model_dump() | workload}))
     written: dict[Framework, set[str]] = {framework: set() for framework in NAMED}
     for spec in specs:
         written["megatron"] |= set(megatron(spec)) - {""}
