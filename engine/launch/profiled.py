@@ -27,6 +27,7 @@ _BETWEEN = {
 _PRODUCTS = {
     "aten::mm": (0, 1),
     "aten::addmm": (1, 2),
+    "aten::addmm_": (1, 2),
     "aten::bmm": (0, 1),
     "aten::baddbmm": (1, 2),
 }  # which inputs are multiplied

@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +23,24 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
+from engine.parallel.product import linear
 from engine.spec import Precision
 
-DeferredWeightGradients = dict[
-    nn.Parameter, Callable[[], Tensor]
-]  # weight → the computation of its gradient, in order of backward
+# weight → the computation of its gradient, which adds it up, in order of backward
+DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
 
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class WeightGradStore:
-    """Collects the weight gradients that a zero-bubble schedule computes in W, not in I (Qi et al. 2023)."""
+class LinearGradients:
+    """Adds the gradients of linear layers to `grad` of their parameters, which autograd does not see.
+
+    A zero-bubble schedule computes weight gradients in W, not in I (Qi et al. 2023).
+    """
 
     def __init__(self) -> None:
+        self.added: Callable[[nn.Parameter], None] = lambda parameter: None  # called after each gradient
         self._waiting: DeferredWeightGradients | None = None
 
     @contextmanager
@@ -47,17 +52,36 @@ class WeightGradStore:
         finally:
             self._waiting = None
 
-    def compute_or_defer(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> Tensor | None:
-        """The gradient, or None if its computation was stored."""
+    def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
+        """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
         if self._waiting is None:
-            return compute()
-        assert weight not in self._waiting, "autograd adds the two gradients of a weight that is used twice"
-        self._waiting[weight] = compute
-        return None
+            self._add(weight, gradient, x)
+        else:
+            assert weight not in self._waiting, "a weight that is used twice is left to autograd"
+            self._waiting[weight] = partial(self._add, weight, gradient, x)
 
-    def __contains__(self, weight: nn.Parameter) -> bool:
-        """Whether the current backward deferred this weight. Autograd still calls the weight's hook, without a gradient."""
-        return self._waiting is not None and weight in self._waiting
+    def _add(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
+        _accumulate(weight, _outer(gradient, x()))
+        self.added(weight)
+
+    def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
+        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out)."""
+        if bias is not None:
+            _accumulate(bias, gradient.flatten(0, -2).sum(0))
+            self.added(bias)
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    so_far = parameter.grad
+    if so_far is None:
+        parameter.grad = gradient
+    else:
+        so_far.add_(gradient)
+
+
+def _outer(gradient: Tensor, x: Tensor) -> Tensor:
+    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
+    return linear(gradient.flatten(0, -2).T, x.flatten(0, -2).T)
 
 
 @dataclass(frozen=True)
@@ -67,9 +91,9 @@ class TensorParallel:
     comm: Comm
     sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
-    weight_grad_store: WeightGradStore = field(default_factory=WeightGradStore)
+    gradients: LinearGradients = field(default_factory=LinearGradients)
 
-    @property
+    @cached_property  # as they are asked for in every layer
     def degree(self) -> int:
         return self.comm.mesh.tp
 
@@ -77,7 +101,7 @@ class TensorParallel:
     def index(self) -> int:
         return self.comm.at.tp
 
-    @property
+    @cached_property
     def shards_sequence(self) -> bool:
         return self.sequence and self.degree > 1
 
@@ -183,48 +207,58 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
 # ------------------------------------------------------------------------------------------------------------- the layers
 
 
+class _Weights(NamedTuple):
+    """The parameters of a linear layer. In a tuple autograd does not see them: `LinearGradients` adds up their gradients."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
 class _ColumnLinear(Function):
     """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel, first: int = 0) -> Tensor:
-        """`first`: the first row of the sequence that has an output."""
-        ctx.tp, ctx.has_bias, ctx.weight, ctx.first = tp, bias is not None, weight, first
-        ctx.save_for_backward(x, weight)
-        return F.linear(tp.gather_from_sequence(x)[:, first:], weight, bias)
+    def forward(ctx: Any, x: Tensor, own: _Weights, tp: TensorParallel, first: int = 0, shared: Tensor | None = None) -> Tensor:
+        """`first`: the first row of the sequence that has an output. `shared`: the weight, if autograd adds up its gradients."""
+        ctx.own, ctx.tp, ctx.first, ctx.shared = own, tp, first, shared is not None
+        ctx.save_for_backward(x)
+        return linear(tp.gather_from_sequence(x)[:, first:], *own)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # A deferred weight gradient must not keep the graph of x.
-        tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
-        partial = gradient @ weight
+        tp, own, first = ctx.tp, ctx.own, ctx.first
+        x = ctx.saved_tensors[0].detach()  # a deferred weight gradient must not keep its graph
+        partial = linear(gradient, own.weight.T)
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
-        for_weight = tp.weight_grad_store.compute_or_defer(
-            ctx.weight, lambda: _outer(gradient, tp.gather_from_sequence(x)[:, first:])
-        )
-        for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
-        return for_input, for_weight, for_bias, None, None
+        for_weight = None
+        if ctx.shared:
+            for_weight = _outer(gradient, tp.gather_from_sequence(x)[:, first:])
+        else:
+            tp.gradients.add_or_defer(own.weight, gradient, lambda: tp.gather_from_sequence(x)[:, first:])
+        tp.gradients.add_bias(own.bias, gradient)
+        return for_input, None, None, None, for_weight
 
 
 class _RowLinear(Function):
-    """y = Σ over tp of x Wᵀ, where each shard of W has its own part of x."""
+    """y = Σ over tp of x Wᵀ, + b, where each shard of W has its own part of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel) -> Tensor:
-        ctx.tp, ctx.weight = tp, weight
-        ctx.save_for_backward(x, weight)
-        return tp.reduce_from_tp(F.linear(x, weight))
+    def forward(ctx: Any, x: Tensor, own: _Weights, tp: TensorParallel) -> Tensor:
+        ctx.own, ctx.tp = own, tp
+        ctx.save_for_backward(x)
+        if tp.degree == 1:
+            return linear(x, *own)
+        y = tp.reduce_from_tp(linear(x, own.weight))
+        return y if own.bias is None else y.add_(own.bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        tp, own, x = ctx.tp, ctx.own, ctx.saved_tensors[0].detach()
+        tp.gradients.add_bias(own.bias, gradient)
         whole = tp.gather_from_sequence(gradient)  # (B, S, out)
-        return whole @ weight, tp.weight_grad_store.compute_or_defer(ctx.weight, lambda: _outer(whole, x)), None
-
-
-def _outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
-    return gradient.flatten(0, -2).T @ x.flatten(0, -2)
+        for_input = linear(whole, own.weight.T)
+        tp.gradients.add_or_defer(own.weight, whole, lambda: x)
+        return for_input, None, None
 
 
 class ColumnParallelLinear(nn.Module):
@@ -240,7 +274,7 @@ class ColumnParallelLinear(nn.Module):
         self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _ColumnLinear.apply(x, self.weight, self.bias, self.tp)
+        return _ColumnLinear.apply(x, _Weights(self.weight, self.bias), self.tp)
 
 
 class RowParallelLinear(nn.Module):
@@ -256,8 +290,7 @@ class RowParallelLinear(nn.Module):
         self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _RowLinear.apply(x, self.weight, self.tp)
-        return y if self.bias is None else y + self.bias
+        return _RowLinear.apply(x, _Weights(self.weight, self.bias), self.tp)
 
 
 class _ReduceFromTP(Function):
@@ -295,14 +328,13 @@ class VocabParallelEmbedding(nn.Module):
         x = F.embedding(local.masked_fill_(not_here, 0), self.weight)
         return _ReduceFromTP.apply(x.masked_fill(not_here.unsqueeze(-1), 0.0), self.tp)
 
-    def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
+    def logits(self, x: Tensor, bias: nn.Parameter | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
         """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
 
         `looked_up`: the same backward pass includes `forward` too. Autograd then adds the two gradients of the table, so this one
         cannot be deferred.
         """
-        tp = replace(self.tp, weight_grad_store=WeightGradStore()) if looked_up else self.tp
-        return _ColumnLinear.apply(x, self.weight, bias, tp, first)
+        return _ColumnLinear.apply(x, _Weights(self.weight, bias), self.tp, first, self.weight if looked_up else None)
 
 
 class _VocabParallelCrossEntropy(Function):
