@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from engine.families import FAMILIES
 from engine.launch import limits
+from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
@@ -22,7 +24,7 @@ def specs(seed: int) -> Iterator[RunSpec]:
     while True:
         try:
             spec = _spec(draw)
-            limits.check(spec)
+            with_ledgers(partial(limits.check, spec))
         except RequestError:  # an invalid combination: draw again
             continue
         if spec.layout.ranks <= MOST_RANKS:
@@ -63,8 +65,11 @@ def _spec(draw: random.Random) -> RunSpec:
         microbatch_size=draw.randint(1, 3),
         precision=precision,
         accumulate=draw.choice(("fp32", "bf16")) if precision == "bf16" else "fp32",
+        bf16_optimizer=precision == "bf16" and draw.random() < 0.3,
         optimizer=optimizer,
         momentum=draw.choice((0.0, 0.9)) if optimizer == "sgd" else 0.0,
+        attention=draw.choice(("fused", "fused", "written")),
+        loss_chunk=draw.choice((0, draw.randint(2, 60))),
         seed=draw.randrange(1000),
         time_limit=_DAY_S,
     )

@@ -150,14 +150,20 @@ _OVER_TP = {
 class TorchRank:
     """One rank of a run of `spec`: the counterpart of `engine.worker.Trainer`. The process group must be there."""
 
-    def __init__(self, spec: RunSpec, fused: bool) -> None:
+    @classmethod
+    def connected(cls, rank: int, store: dist.Store, spec: RunSpec) -> TorchRank:
+        """A rank, in a process without a process group."""
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=spec.layout.ranks)
+        return cls(spec)
+
+    def __init__(self, spec: RunSpec) -> None:
         layout, workload = spec.layout, spec.workload
         self.spec, self.text, self.microbatches = spec, load(workload.text), workload.microbatches
         self.mesh = init_device_mesh("cpu", (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
         stage = self.mesh.get_local_rank("pp")
         ranges = layout.layer_ranges(spec.model.layers)
         own = [chunk for chunk, holder in enumerate(layout.placement) if holder == stage]
-        self.parts = [TorchStage(spec.model, ranges[chunk], fused) for chunk in own]
+        self.parts = [TorchStage(spec.model, ranges[chunk], workload.attention == "fused") for chunk in own]
         self._count(spec.model)
         self.modules = []
         self.parameters: dict[str, nn.Parameter] = {}
@@ -339,21 +345,6 @@ def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def fused_rank(rank: int, store: dist.Store, spec: RunSpec) -> TorchRank:
-    """A rank with torch's kernel of attention."""
-    return _connected(rank, store, spec, fused=True)
-
-
-def written_rank(rank: int, store: dist.Store, spec: RunSpec) -> TorchRank:
-    """A rank whose attention is written step by step."""
-    return _connected(rank, store, spec, fused=False)
-
-
-def _connected(rank: int, store: dist.Store, spec: RunSpec, fused: bool) -> TorchRank:
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=spec.layout.ranks)
-    return TorchRank(spec, fused)
 
 
 def _common_instant() -> int:

@@ -3,7 +3,7 @@
     python -m benchmarks.torch_stack [--models tiny small medium] [--rows dp2 tp2 pp4:gpipe dp2:zero3 …] [--rounds 5]
                                      [--attention fused]
 
-`benchmarks.torch_side` is the model on torch's stack, with what is best there: its kernel of attention, fused AdamW, DDP whose
+`benchmarks.torch_side` is the model on torch's stack, with what is best there: its kernel of attention (as the engine), fused AdamW, DDP whose
 gradients are views of its buckets, `fully_shard`. Both sides start from the same weights and read the same batches. The norms of
 all gradients of the first step must agree to a relative 1e-4, and the losses of the first steps to 1e-5; otherwise the benchmark
 ends. Each size has a learning rate under which its loss falls smoothly.
@@ -24,11 +24,12 @@ import statistics
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from benchmarks.torch_side import fused_rank, written_rank
+from benchmarks.torch_side import TorchRank
 from benchmarks.turns import EngineRank, Round, Side, take_turns
 from engine.catalog import model
 from engine.command.output import print_table
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec.parts import AttentionName
 
 LIMIT = 0.8  # times torch's step
 LOSSES, NORMS = 1e-5, 1e-4  # largest relative differences of losses, and of gradient norms of equal weights
@@ -78,7 +79,7 @@ class Result(NamedTuple):
         }
 
 
-def spec_of(size: Size, row: str) -> RunSpec:
+def spec_of(size: Size, row: str, attention: AttentionName = "fused") -> RunSpec:
     """The spec of a row such as "pp4:gpipe" or "dp2:zero3". Raises `RequestError` if the model does not allow it."""
     code, _, lever = row.partition(":")
     levers: dict[str, Any] = {}
@@ -87,15 +88,14 @@ def spec_of(size: Size, row: str) -> RunSpec:
     elif lever:
         levers = {"schedule": lever, "chunks": 2 if lever == "interleaved" else 1}
     layout = LayoutSpec.model_validate(LayoutSpec.degrees(code) | levers)
-    workload = WorkloadSpec(learning_rate=size.learning_rate, microbatch_size=size.sequences)
+    workload = WorkloadSpec(learning_rate=size.learning_rate, microbatch_size=size.sequences, attention=attention)
     return RunSpec(model=model(size.model), layout=layout, workload=workload)
 
 
-def compared(size: str, row: str, rounds: int, attention: str) -> Result:
+def compared(size: str, row: str, rounds: int, attention: AttentionName) -> Result:
     """Run one row. Ends the benchmark if the two sides do not do the same work."""
-    spec, steps = spec_of(SIZES[size], row), SIZES[size].steps
-    theirs_of = fused_rank if attention == "fused" else written_rank
-    with Side(spec, EngineRank) as ours, Side(spec, theirs_of) as theirs:
+    spec, steps = spec_of(SIZES[size], row, attention), SIZES[size].steps
+    with Side(spec, EngineRank) as ours, Side(spec, TorchRank.connected) as theirs:
         take_turns(ours, theirs, 1, WARM_UP)
         found = take_turns(ours, theirs, rounds, steps)
     early = range(WARM_UP + steps)
@@ -131,7 +131,7 @@ def main() -> None:
     options.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     options.add_argument("--rows", nargs="+", default=ROWS, metavar="ROW", help="a layout, with :SCHEDULE or :zeroN")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--attention", choices=("fused", "written"), default="fused", help="of torch's side")
+    options.add_argument("--attention", choices=("fused", "written"), default="fused", help="on both sides")
     chosen = options.parse_args()
     results = [compared(size, row, chosen.rounds, chosen.attention) for size, row in fitting(chosen.models, chosen.rows)]
     print(f"a step's time, median of {chosen.rounds} rounds")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import global_batch, optimizer_note, optimizer_settings
+from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
 from engine.spec import RunSpec
 
 _WITH_PIPELINE, _WITH_TP = 1, 2  # the highest ZeRO stages that it supports with a pipeline, and with its tensor parallelism
@@ -26,7 +26,7 @@ def config(spec: RunSpec) -> str:
         "gradient_accumulation_steps": workload.microbatches,
         "optimizer": _optimizer(spec),
         "gradient_clipping": 0.0,
-        "bf16": {"enabled": workload.precision == "bf16"},
+        "bf16": {"enabled": workload.precision == "bf16"} | _bf16_optimizer(spec),
         "data_types": {"grad_accum_dtype": workload.accumulate if workload.precision == "bf16" else "fp32"},
         "zero_optimization": {"stage": _stage(spec)},
     }
@@ -63,10 +63,24 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.recompute != "none":
         what = "each layer" if layout.recompute == "full" else "attention"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
-    if workload.precision == "bf16" and layout.zero == 0:
+    how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
+    yield f"attention is the model's: {how}, here"
+    if workload.bf16_optimizer and layout.zero == 0:
+        yield "without ZeRO its bf16 keeps fp32 masters and fp32 states; here there are none"
+    elif workload.bf16_optimizer and workload.accumulate == "fp32":
+        yield "with bf16 masters it keeps gradients in bf16 too"
+    elif workload.precision == "bf16" and layout.zero == 0:
         yield "its bf16 keeps fp32 masters as here, in an optimizer of its own"
     yield from optimizer_note(spec, "deepspeed", "DeepSpeed")
+    yield from loss_note(spec, "in your model a fused linear cross-entropy does the same, such as Liger Kernel's")
     yield "steps, sequence length and data are the training script's"
+
+
+def _bf16_optimizer(spec: RunSpec) -> dict[str, bool]:
+    """Only its ZeRO optimizers have these settings."""
+    if not spec.workload.bf16_optimizer or not _stage(spec):
+        return {}
+    return {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 
 
 def _stage(spec: RunSpec) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 
-from engine.export.common import global_batch, optimizer_note, optimizer_settings
-from engine.spec import RunSpec
+from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
+from engine.spec import AttentionName, RunSpec
 
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
+_BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
 Argument = tuple[str, object]
@@ -49,9 +50,17 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield f"its FSDP stands for ZeRO {layout.zero}, and not every version takes it with a pipeline"
     if layout.split and layout.chunks > 1 and len(set(layout.split)) > 1:
         yield "its layout string is experimental and counts layers by chunk, as here"
+    if workload.bf16_optimizer and _states_in_bf16(spec):
+        yield "its precision-aware optimizer has states in bf16, and keeps an fp32 or fp16 copy of the parameters"
+    elif workload.bf16_optimizer:
+        yield "its optimizer has an fp32 copy and fp32 states; states in bf16 need AdamW and its distributed optimizer (ZeRO)"
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
+    yield from loss_note(
+        spec,
+        "Megatron-LM keeps whole logits, unless --cross-entropy-fusion-impl is linear (its dev branch, on Blackwell)",
+    )
     if spec.generate.prompt:
         yield "nothing is generated after training"
 
@@ -116,6 +125,7 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--data-parallel-sharding-strategy", _SHARDING[layout.zero]
         yield "--ckpt-format", "fsdp_dtensor"
         yield "--no-gradient-accumulation-fusion", True
+    yield "--attention-backend", _BACKENDS[spec.attention]
     if layout.recompute == "selective":
         yield "--recompute-granularity", "selective"
         yield "--recompute-modules", "core_attn"
@@ -126,6 +136,16 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
     if workload.precision == "bf16":
         yield "--bf16", True
         yield ("--accumulate-allreduce-grads-in-fp32" if workload.accumulate == "fp32" else "--grad-reduce-in-bf16"), True
+    if _states_in_bf16(spec):
+        yield "--use-precision-aware-optimizer", True
+        yield "--main-grads-dtype", workload.accumulate
+        yield "--exp-avg-dtype", "bf16"
+        yield "--exp-avg-sq-dtype", "bf16"
+
+
+def _states_in_bf16(spec: RunSpec) -> bool:
+    """Its precision-aware optimizer is a kind of its distributed optimizer, and is AdamW."""
+    return spec.workload.bf16_optimizer and spec.layout.zero > 0 and spec.workload.optimizer == "adamw"
 
 
 def _workload(spec: RunSpec) -> Iterator[Argument]:

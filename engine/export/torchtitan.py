@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import global_batch, optimizer_note, optimizer_settings
+from engine.export.common import global_batch, loss_note, optimizer_note, optimizer_settings
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 
 # The flavors of its llama3, by layers, hidden size and heads.
@@ -46,13 +46,18 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
     if layout.tp > 1 and not layout.sequence_parallel:
         yield "its tensor parallelism is sequence parallel too"
+    if spec.attention == "written":
+        yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
     if layout.recompute == "selective":
         yield "its selective recompute chooses among all operators; here attention alone is computed again"
-    if layout.zero == 0 and workload.precision == "bf16":
+    if workload.bf16_optimizer:
+        yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
+    elif layout.zero == 0 and workload.precision == "bf16":
         yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
     if workload.accumulate == "bf16" and workload.precision == "bf16":
         yield "it reduces gradients in fp32, not in bf16"
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
+    yield from loss_note(spec, "torchtitan keeps whole logits")
     if layout.split and layout.pp > 1 and (layout.chunks > 1 or len(set(layout.split[1:-1])) > 1):
         yield f"the split {','.join(map(str, layout.split))} has to be written as module_fqns_per_model_part"
     if spec.generate.prompt:

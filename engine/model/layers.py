@@ -11,14 +11,14 @@ from engine.model.mlp import MLP
 from engine.model.norm import make_norm
 from engine.model.position import AttentionInputs
 from engine.parallel.tensor import TensorParallel
-from engine.spec import ModelSpec
+from engine.spec import AttentionName, ModelSpec
 
 
 class Layer(nn.Module):
     """Attention, cross-attention (in a decoder with an encoder) and MLP, each with a norm and a residual connection."""
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, number: int) -> None:
-        """`number`: its index in the model. `selective`: see `Attention`."""
+    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, number: int, attention: AttentionName) -> None:
+        """`number`: its index in the model. `selective`, `attention`: see `engine.model.attention`."""
         super().__init__()
         family = spec.parts
         self.pre = family.placement == "pre"
@@ -28,9 +28,9 @@ class Layer(nn.Module):
         if family.position == "relative":
             self.attention = RelativeAttention(spec, tp, selective)
         else:
-            self.attention = SelfAttention(spec, tp, selective, causal=decodes or family.objective == "causal")
+            self.attention = SelfAttention(spec, tp, selective, decodes or family.objective == "causal", attention)
         self.cross_norm = make_norm(spec, tp) if decodes else None
-        self.cross = CrossAttention(spec, tp, selective) if decodes else None
+        self.cross = CrossAttention(spec, tp, selective, attention) if decodes else None
         self.mlp_norm = make_norm(spec, tp)
         self.mlp = MLP(spec, tp)
 

@@ -207,18 +207,18 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
 # ------------------------------------------------------------------------------------------------------------- the layers
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """The parameters of a linear layer. In a tuple autograd does not see them: `LinearGradients` adds up their gradients."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
 
 
-class _ColumnLinear(Function):
+class ColumnLinear(Function):
     """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, own: _Weights, tp: TensorParallel, first: int = 0, shared: Tensor | None = None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, own: Weights, tp: TensorParallel, first: int = 0, shared: Tensor | None = None) -> Tensor:
         """`first`: the first row of the sequence that has an output. `shared`: the weight, if autograd adds up its gradients."""
         ctx.own, ctx.tp, ctx.first, ctx.shared = own, tp, first, shared is not None
         ctx.save_for_backward(x)
@@ -243,7 +243,7 @@ class _RowLinear(Function):
     """y = Σ over tp of x Wᵀ, + b, where each shard of W has its own part of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, own: _Weights, tp: TensorParallel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, own: Weights, tp: TensorParallel) -> Tensor:
         ctx.own, ctx.tp = own, tp
         ctx.save_for_backward(x)
         if tp.degree == 1:
@@ -274,7 +274,7 @@ class ColumnParallelLinear(nn.Module):
         self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _ColumnLinear.apply(x, _Weights(self.weight, self.bias), self.tp)
+        return ColumnLinear.apply(x, Weights(self.weight, self.bias), self.tp)
 
 
 class RowParallelLinear(nn.Module):
@@ -290,95 +290,4 @@ class RowParallelLinear(nn.Module):
         self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RowLinear.apply(x, _Weights(self.weight, self.bias), self.tp)
-
-
-class _ReduceFromTP(Function):
-    """The sum over tp in forward, the identity in backward; gathered under sequence parallelism."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        if not tp.shards_sequence:
-            ctx.mark_dirty(x)
-        return tp.reduce_from_tp(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.tp.gather_from_sequence(gradient), None
-
-
-class VocabParallelEmbedding(nn.Module):
-    """An embedding whose rows are sharded over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
-
-    A rank looks up the tokens whose rows it holds, and contributes zeros for the others.
-    """
-
-    def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02) -> None:
-        super().__init__()
-        self.tp, self.vocab = tp, vocab
-        self.weight = ShardedParameter.of(ShardSpec((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if self.tp.degree == 1:
-            return F.embedding(tokens, self.weight)
-        rows = self.weight.shape[0]
-        local = tokens - rows * self.tp.index
-        not_here = (local < 0) | (local >= rows)
-        x = F.embedding(local.masked_fill_(not_here, 0), self.weight)
-        return _ReduceFromTP.apply(x.masked_fill(not_here.unsqueeze(-1), 0.0), self.tp)
-
-    def logits(self, x: Tensor, bias: nn.Parameter | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
-        """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
-
-        `looked_up`: the same backward pass includes `forward` too. Autograd then adds the two gradients of the table, so this one
-        cannot be deferred.
-        """
-        return _ColumnLinear.apply(x, _Weights(self.weight, bias), self.tp, first, self.weight if looked_up else None)
-
-
-class _VocabParallelCrossEntropy(Function):
-    """Mean cross-entropy of logits that are sharded over tp, without gathering them.
-
-    Two all-reduces: the largest logit (B, S), then the sum of exponentials together with the target's logit (2, B, S).
-    The softmax, which backward needs, overwrites the logits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int) -> Tensor:
-        logits = logits.detach()  # with a bias they may be a view, and a view that was modified cannot be saved for backward
-        columns = logits.shape[-1]  # V/tp
-        first = columns * tp.index
-        logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
-        largest = tp.comm.all_reduce(logits.amax(-1), "tp", "max")  # (B, S)
-        logits.sub_(largest.unsqueeze(-1))
-        local = targets - first
-        not_here = (local < 0) | (local >= columns)
-        local = local.masked_fill_(not_here, 0).unsqueeze(-1)  # (B, S, 1)
-        at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(not_here, 0.0)
-        logits.exp_()
-        sums = tp.comm.all_reduce(torch.stack((logits.sum(-1), at_target)), "tp")  # (2, B, S)
-        losses = sums[0].log() - sums[1]
-        ctx.nothing = targets < 0 if counted < targets.numel() else None
-        ctx.counted = counted
-        ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, not_here)
-        return losses.mean() if ctx.nothing is None else losses.masked_fill_(ctx.nothing, 0.0).sum() / counted
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        softmax, local, not_here = ctx.saved_tensors
-        hit = (~not_here).to(softmax.dtype).unsqueeze(-1)
-        softmax.scatter_add_(-1, local, -hit)
-        if ctx.nothing is not None:
-            softmax.masked_fill_(ctx.nothing.unsqueeze(-1), 0.0)
-        return softmax.mul_(gradient / ctx.counted), None, None, None, None
-
-
-def vocab_parallel_cross_entropy(
-    logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None
-) -> Tensor:
-    """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are overwritten; `vocab` is the number of real tokens.
-
-    `counted`: how many tokens have a target, if not all. It is given, so that it is not read back from the device.
-    """
-    return _VocabParallelCrossEntropy.apply(logits, targets, vocab, tp, counted or targets.numel())
+        return _RowLinear.apply(x, Weights(self.weight, self.bias), self.tp)

@@ -34,6 +34,11 @@ def distinct(*columns: Any) -> tuple[Whole, Whole]:
     return first, which
 
 
+def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:
+    """Where the loss is computed in chunks of tokens. (n,)"""
+    return workload.most_loss_tokens(model.vocab, grid.tp) < grid.microbatch_size * model.output_rows
+
+
 @dataclass(frozen=True)
 class Grid:
     """Entry i of every array, (n,), is one layout with its microbatches. Layers are split as evenly as possible."""

@@ -11,6 +11,8 @@ from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
+    WHOLE_LOSS,
+    AttentionName,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
@@ -29,6 +31,8 @@ __all__ = [
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
     "SCHEDULE_FACTS",
+    "WHOLE_LOSS",
+    "AttentionName",
     "FaultSpec",
     "GenerateSpec",
     "LayoutSpec",

@@ -126,6 +126,9 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
         found.append(Misfit("workload.accumulate", text))
+    if workload.precision == "fp32" and workload.bf16_optimizer:
+        text = sentence("bf16_optimizer needs precision=bf16: the optimizer of fp32 values keeps its states in fp32")
+        found.append(Misfit("workload.bf16_optimizer", text, (0,)))
     if workload.momentum and workload.optimizer != "sgd":
         text = sentence(
             "momentum={momentum:g} is a setting of sgd; {optimizer} has none",

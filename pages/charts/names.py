@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 
-from engine.spec import SCHEDULE_FACTS
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS
 from engine.tables import KV_CACHE
 from engine.topology import AXES
 from pages.charts.words import Words
@@ -92,6 +92,17 @@ def sources(say: Words) -> dict[str, str]:
     return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}
 
 
+def attentions(say: Words) -> dict[str, str]:
+    return {"fused": say("fused"), "written": say("written")}
+
+
+def loss_in_chunks(tokens: int, say: Words) -> str:
+    """How the loss is computed, for a value of `WorkloadSpec.loss_chunk`."""
+    if tokens == WHOLE_LOSS:
+        return say("loss of whole logits")
+    return say("loss in chunks of {count} tokens", count=f"{tokens:,}") if tokens else say("automatic chunks of the loss")
+
+
 def recomputes(say: Words) -> dict[str, str]:
     return {"none": say("none"), "selective": say("selective"), "full": say("full")}
 
@@ -111,7 +122,7 @@ def readable(table: pd.DataFrame, say: Words) -> pd.DataFrame:
         "phase": phases(say),
         "lane": {"compute": say("computing"), "comm": say("communicating")},
         # values of any lever
-        "value": schedules(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
+        "value": schedules(say) | attentions(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
     }
     in_words = {name: [known.get(cell, cell) for cell in table[name]] for name, known in named.items() if name in table}
     if "action" in table:

@@ -20,7 +20,7 @@ from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import CATEGORIES, RunResult
 from tests.runs import Runs, small
 
@@ -269,9 +269,10 @@ NAMED: dict[Framework, str] = {
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
         --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
-        --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
+        --attention-backend --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
-        --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
+        --lr-decay-style --use-precision-aware-optimizer --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer
+        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce training.seed optimizer.name optimizer.lr
@@ -284,7 +285,8 @@ NAMED: dict[Framework, str] = {
         activation_checkpoint.selective_ac_option""",
     "deepspeed": """
         _comments train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer.type optimizer.params
-        gradient_clipping bf16.enabled data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
+        gradient_clipping bf16.enabled bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states
+        data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
         activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints""",
 }
 
@@ -298,6 +300,8 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
     wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
+    in_bf16 = {"precision": "bf16", "bf16_optimizer": True}
+    specs.append(RunSpec.model_validate(specs[1].model_dump() | {"workload": specs[1].workload.model_dump() | in_bf16}))
     for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16"}):
         given = specs[0].model_dump()
         specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
@@ -317,8 +321,15 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
 
 def test_a_complete_export_has_no_notes() -> None:
     assert notes(settings(spec_of(), "megatron")) == ""
-    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3))
+    workload = WorkloadSpec(loss_chunk=WHOLE_LOSS)
+    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload=workload)
     assert notes(settings(llama, "torchtitan")) == ""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_loss_in_chunks_is_noted_with_its_tokens(framework: Framework) -> None:
+    in_chunks = RunSpec(model=catalog.model("llama3-8b"), workload=WorkloadSpec(loss_chunk=512))
+    assert "512 tokens at a time" in settings(in_chunks, framework)
 
 
 # ------------------------------------------------------------------------------------------------------ the command line

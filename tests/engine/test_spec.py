@@ -187,3 +187,22 @@ def test_a_file_name_that_is_not_utf_8_is_refused() -> None:
     """JSON cannot hold it. On Linux a file name is any bytes; Python shows those that are not UTF-8 as lone surrogates."""
     with pytest.raises(RequestError, match=r"text='caf.*' must be a valid string"):
         WorkloadSpec(text=b"caf\xe9.txt".decode("utf-8", "surrogateescape"))
+
+
+# ---------------------------------------------------------------------------------------------------- chunks of the loss
+
+
+def test_words_for_the_chunks_of_the_loss_are_numbers_in_json() -> None:
+    workloads = [WorkloadSpec.model_validate({"loss_chunk": word}) for word in ("auto", "whole", "300", 300)]
+    assert [workload.loss_chunk for workload in workloads] == [0, -1, 300, 300]
+    with pytest.raises(RequestError, match="loss_chunk='half' must be a whole number"):
+        WorkloadSpec.model_validate({"loss_chunk": "half"})
+
+
+@pytest.mark.parametrize(("loss_chunk", "tp", "tokens"), [
+    (-1, 1, None), (300, 1, 300), (2047, 4, 2047), (2048, 4, None), (0, 1, (256 << 20) // (4 * 50257)), (0, 2, None),
+])  # fmt: skip
+def test_a_chunk_as_large_as_a_microbatch_is_a_whole_loss(loss_chunk: int, tp: int, tokens: int | None) -> None:
+    """2,048 tokens have 393 MiB of fp32 logits, and half of that on each of two tp ranks."""
+    model = ModelSpec(vocab=50257, seq=1024)
+    assert WorkloadSpec(loss_chunk=loss_chunk, microbatch_size=2).loss_tokens(model, tp) == tokens

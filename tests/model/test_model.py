@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from engine.catalog import MODELS
 from engine.families import FAMILIES
 from engine.model.position import AttentionInputs
-from engine.parallel.tensor import TensorParallel, vocab_parallel_cross_entropy
+from engine.parallel.tensor import TensorParallel
+from engine.parallel.vocabulary import vocab_parallel_cross_entropy
 from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
 from tests.model.build import chunk, microbatch, shape, whole_model
 

@@ -20,6 +20,7 @@ from engine.predict.bulk.actions import ACTIONS, ON_TIME, Actions, Whole, form_a
 from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 from engine.predict.ledger.keep import Ledgers
+from engine.spec import BYTES_OF
 
 Real = NDArray[np.float64]
 
@@ -106,7 +107,7 @@ class _TableBuilder:
         spans, highest = chunks.spans(here)
         whole, share, _ = self.buckets.swapaxes(0, 1)
         width = self.width if zero == 1 else self.e
-        blocks = np.stack([share * width, -share * width, whole * width, -whole * width, whole * self.e, -whole * self.e], axis=1)
+        blocks = np.stack([share * width, -share * width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
         self.leaves = np.concatenate([nothing, spans, blocks[::-1]])  # blocks are counted from the end
@@ -204,18 +205,20 @@ class _TableBuilder:
         whole, share, _ = self.buckets.swapaxes(0, 1)
         workload, zero, e = self.layouts.workload, self.zero, self.e
         optimizer = optimizer_of(workload)
-        of_each = optimizer.bytes_of_a_parameter(workload) + (4 if e == 2 else 0)
+        of_each = optimizer.bytes_of_a_parameter(workload) + workload.master_bytes
         parameters, gradients = (share if zero == 3 else whole) * e, (share if zero >= 2 else whole) * self.width
         return parameters + gradients + share * of_each + optimizer.bytes_of_a_bucket()
 
     @cached_property
     def copies(self) -> Real:
-        """Of gradients as fp32, which the optimizer's step makes. (buckets, n)"""
-        return self.buckets[:, 1] * (4 if self.width == 2 else 0)
+        """Of gradients in the type that the optimizer updates, which its step makes. (buckets, n)"""
+        updated = BYTES_OF[self.layouts.workload.update_precision]
+        return self.buckets[:, 1] * (0 if self.width == updated else updated)
 
     @cached_property
     def norms(self) -> Real:
-        return self.copies + 8 * self.buckets[:, 2]
+        """Of gradients as fp32, and two numbers for each piece of them. (buckets, n)"""
+        return self.buckets[:, 1] * (4 if self.width == 2 else 0) + 8 * self.buckets[:, 2]
 
 
 def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_ActionPoints]:

@@ -9,13 +9,13 @@ from engine.optimizer import optimizer_of
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.passes import ActionTrace, ChunkPasses, LedgerReading
+from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
 from engine.predict.memory.shortened import StageActions, with_left_out
-from engine.predict.memory.walk import ActionChanges, ActionTraces, StageWalk
+from engine.predict.memory.walk import ActionChanges, StageWalk
 from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
-from engine.spec import RunSpec, sentence
+from engine.spec import BYTES_OF, RunSpec, sentence
 
 FOUR = Factor("4", 4)
 
@@ -36,15 +36,13 @@ class Stages:
         layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
         self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
-        self._traces = ActionTraces()
 
     def passes(self, chunk: int) -> ChunkPasses:
         """What a chunk does."""
         part, layers = self.ledgers.split.chunks[chunk]
         if (part, layers) not in self._passes:
-            reading = LedgerReading(self.ledgers.chunk(chunk), self.ledgers.sizes)
-            layout = self.spec.layout
-            self._passes[part, layers] = reading.passes(layout.zero, layout.dp, self.kinds, self.e, self.g)
+            reading, layout = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes), self.spec.layout
+            self._passes[part, layers] = layout_passes(reading, layout.zero, layout.dp, self.kinds, self.e, self.g)
         return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:
@@ -54,7 +52,7 @@ class Stages:
     def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
         """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
         passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(at.stage)}
-        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at), self._traces)
+        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at))
         return self.standing(self.buckets(at.stage)), walk
 
     def changes(self, at: Place) -> tuple[Counts, list[ActionChanges]]:
@@ -67,7 +65,7 @@ class Stages:
         """What is there all the time: parameters, gradients, the optimizer's states."""
         counts: Counts = defaultdict(int)
         zero, workload = self.spec.layout.zero, self.spec.workload
-        optimizer = optimizer_of(workload)
+        optimizer, width = optimizer_of(workload), self._updated
         for bucket, times in buckets:
             name = bucket.name
             found: list[tuple[str, str, tuple[Factor, ...]]] = [
@@ -82,9 +80,9 @@ class Stages:
                     (bucket.share if zero >= 2 else bucket.size, self.g),
                 ),
             ]
-            if workload.precision == "bf16":
+            if workload.master_bytes:
                 found.append(("optimizer", sentence("fp32 copy of {bucket}", bucket=name), (bucket.share, FOUR)))
-            found += [("optimizer", state(name), (bucket.share, FOUR)) for state in optimizer.states(workload)]
+            found += [("optimizer", state(name), (bucket.share, width)) for state in optimizer.states(workload)]
             if optimizer.counts_steps:
                 found.append(("optimizer", sentence("count of steps of {bucket}", bucket=name), (FOUR,)))
             for category, what, factors in found:
@@ -93,19 +91,23 @@ class Stages:
         return counts
 
     def step(self, at: Place) -> ActionTrace:
-        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer. Both on fp32 copies
-        where gradients are bf16.
+        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer.
+
+        The norm is that of fp32 copies where gradients are bf16. The optimizer is given copies where gradients are of another
+        type than what it updates.
         """
         pieces, first, second = 0, list[Any](), list[Any]()
         for bucket, times in self.buckets(at.stage):
             found, size = bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later)
             pieces += times * found
-            if self.g.value == 2:
-                name, share = sentence("gradients of {bucket} as fp32", bucket=bucket.name), bucket.share
+            share = bucket.share
+            if self.g.value == 2 and size:
+                name = sentence("gradients of {bucket} as fp32", bucket=bucket.name)
                 counted = share if size == share.value else Factor("n", size)
-                of_norm, of_step = (BlockKind("temporary", name, (n, FOUR), bucket.layered) for n in (counted, share))
-                first += [(times, [(1, of_norm)])] if size else []
-                second.append((times, [(1, of_step)]))
+                first.append((times, [(1, BlockKind("temporary", name, (counted, FOUR), bucket.layered))]))
+            if self.g.value != self._updated.value:
+                name = sentence("gradients of {bucket}, for the optimizer", bucket=bucket.name)
+                second.append((times, [(1, BlockKind("temporary", name, (share, self._updated), bucket.layered))]))
         norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * pieces + 1), FOUR), False)
         counter = BlockKind("temporary", sentence("numbers of one element"), (FOUR,), False)
         first.append((1, [(1, norms)]))
@@ -115,6 +117,12 @@ class Stages:
             return [(times, [(-sign, kind) for sign, kind in events]) for times, events in parts]
 
         return ActionTrace([*first, *undone(first), *second, *undone(second)])
+
+    @property
+    def _updated(self) -> Factor:
+        """Bytes of a number that the optimizer updates, and of a number of its states."""
+        size = BYTES_OF[self.spec.workload.update_precision]
+        return Factor(str(size), size)
 
     def counted(self, at: Place) -> tuple[tuple[int, int], ...]:
         """By which the ranks of a stage differ."""

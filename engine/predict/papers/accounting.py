@@ -4,10 +4,10 @@
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 
-The papers' accounts are for mixed precision with Adam, whatever the workload says. They leave out all temporary memory.
-Korthikanti's also leaves out embeddings and head. Both papers count the layer of a GPT and print sums for it. Here the sums are
-written as terms, each with its own width. For a GPT they add up to the printed sums. For other families they count their layers
-in the same way.
+The papers' accounts are for mixed precision with Adam, whatever the workload says. Attention is written. They leave out all
+temporary memory. Korthikanti's also leaves out embeddings and head. Both papers count the layer of a GPT and print sums for it.
+Here the sums are written as terms, each with its own width. For a GPT they add up to the printed sums. For other families they
+count their layers in the same way.
 
 Symbols: s tokens, b sequences of a microbatch, h hidden, f the MLP's width, m its matrices (3 with a gate), a heads, q heads ×
 width of a head, k key heads × width of a head, t = tp, L layers.

@@ -31,15 +31,15 @@ class Try:
 def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -> list[Try]:
     """The entries that are tried, in order, up to the first that fits. The last one is the advice, unless it is too large too.
 
-    `sequences`: the global batch. Entries whose dp does not divide it are left out. All are in bf16, with one sequence in a
-    microbatch. Raises `RequestError` if every entry is left out.
+    `sequences`: the global batch. Entries whose dp does not divide it are left out. All are in bf16, with written attention and
+    one sequence in a microbatch. Raises `RequestError` if every entry is left out.
     """
     tried = []
     for lever, layout in _ladder(model, devices, device.node_size):
         microbatches, left = divmod(sequences, layout.dp)
         if left:
             continue
-        workload = WorkloadSpec(microbatches=microbatches, microbatch_size=1, precision="bf16")
+        workload = WorkloadSpec(microbatches=microbatches, microbatch_size=1, precision="bf16", attention="written")
         try:
             spec = RunSpec(model=model, layout=layout, workload=workload)
         except RequestError:  # such as tp that does not divide the heads, or more stages than layers

@@ -1,4 +1,4 @@
-"""Lesson 9: a checklist for choosing a layout."""
+"""Lesson 10: a checklist for choosing a layout."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _formula(state: LessonState) -> None:
 
 def _steps(state: LessonState) -> None:
     say, kind = state.say, state["kind"]
-    layout, workload = LayoutSpec(tp=2, recompute=kind), WorkloadSpec(microbatches=2)
+    layout, workload = LayoutSpec(tp=2, recompute=kind), WorkloadSpec(microbatches=2, attention="written")
     spec = RunSpec(model=catalog.model("gpt-tiny"), layout=layout, workload=workload)
     done = done_by(spec)
     forward = {
