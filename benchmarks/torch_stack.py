@@ -3,10 +3,10 @@
     python -m benchmarks.torch_stack [--models tiny small medium] [--rows dp2 tp2 pp4:gpipe dp2:zero3 …] [--rounds 5]
                                      [--attention fused]
 
-`benchmarks.torch_side` is the model on torch's stack, with what is best there: its kernel of attention (as the engine), fused AdamW, DDP whose
-gradients are views of its buckets, `fully_shard`. Both sides start from the same weights and read the same batches. The norms of
-all gradients of the first step must agree to a relative 1e-4, and the losses of the first steps to 1e-5; otherwise the benchmark
-ends. Each size has a learning rate under which its loss falls smoothly.
+`benchmarks.torch_side` is the model on torch's stack, with what is best there: its kernel of attention, which the engine has too,
+fused AdamW, DDP whose gradients are views of its buckets, `fully_shard`. Both sides start from the same weights and read the same
+batches. The norms of all gradients of the first step must agree to a relative 1e-4, and the losses of the first steps to 1e-5;
+otherwise the benchmark ends. Each size has a learning rate under which its loss falls smoothly.
 
 Both sides run a process for each rank over gloo, with one thread for operators, and take turns a few steps at a time, so that
 other load on the machine affects both (`benchmarks.turns`). A step is from the instant at which all ranks are ready to the end of
