@@ -17,7 +17,7 @@ from engine.launch.recording import with_ledgers
 from engine.optimizer import Framework
 from engine.predict.papers.accounting import AccountingName
 from engine.predict.planner import search as planner
-from engine.predict.planner.candidates import MOST
+from engine.predict.planner.candidates import default_batch
 from engine.predict.planner.search import MIXED, Plan
 from engine.predict.run import predict as predict_by_formula
 from engine.predict.speed.rates import Assumptions
@@ -128,7 +128,7 @@ def search(
     """
     shape = catalog.model(model) if isinstance(model, str) else model
     chip = devices.device(device) if isinstance(device, str) else device
-    batch = min(max(1, 2 * ranks), MOST) if global_batch is None else global_batch
+    batch = default_batch(ranks) if global_batch is None else global_batch
     return with_ledgers(lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only))
 
 

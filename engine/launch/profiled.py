@@ -35,6 +35,7 @@ _PRODUCTS = {
     "aten::bmm": (0, 1),
     "aten::baddbmm": (1, 2),
 }  # which inputs are multiplied
+_LINEAR = "mkldnn::_linear_pointwise"  # `engine.parallel.product`; inputs: x, the weight, and the bias if there is one
 # Fused attention: at which input the queries are, followed by the keys; and how many products of queries × keys in size it has.
 # Forward has q·kᵀ and the product with v. Backward computes q·kᵀ again, and each of both has two gradients. Scores that a causal
 # mask hides count like the others.
@@ -119,7 +120,7 @@ class Reading:
             self._mark(name, event)
         elif name.startswith(_NODE):
             self._node(event)
-        elif name.startswith("aten::") and self._operation is None and is_operation(name):
+        elif (name.startswith("aten::") or name == _LINEAR) and self._operation is None and is_operation(name):
             self._do(name, event)
         else:
             self._made_by_module(event)
@@ -211,6 +212,8 @@ class Reading:
     def _do(self, name: str, event: Any) -> None:
         self._made_by_module(event)
         self._operation, self._called = [], name.removeprefix("aten::")
+        if name == _LINEAR:  # it goes by the name that the product has where it is MKL's, which depends on its size
+            self._called = "addmm" if hasattr(event.extra_fields.inputs[2], "sizes") else "mm"
         self._inside(event)
         made, self._operation = self._operation, None
         self._over += 1
@@ -224,6 +227,8 @@ class Reading:
     def _operate(self, name: str, event: Any, made: list[int]) -> None:
         """Add an operation that launches a kernel: no view, and no bare allocation."""
         inputs = [one for one in event.extra_fields.inputs if hasattr(one, "sizes")]
+        if name == _LINEAR:
+            inputs = inputs[2:] + inputs[:2]  # the order of addmm
         if "empty" in name or not (made or name.endswith("_")):  # which writes to its first input
             return
         sizes = [prod(one.sizes) * one.dtype.itemsize for one in inputs]
@@ -231,6 +236,8 @@ class Reading:
         if name in _PRODUCTS:
             one, other = (event.extra_fields.inputs[i].sizes for i in _PRODUCTS[name])
             flops = [2 * prod(one) * other[-1]]
+        elif name == _LINEAR:
+            flops = [2 * prod(inputs[-2].sizes) * inputs[-1].sizes[0]]
         elif name in _FUSED:
             first, products = _FUSED[name]
             query, key = (event.extra_fields.inputs[first + i].sizes for i in (0, 1))

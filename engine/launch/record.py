@@ -167,9 +167,7 @@ class _Executor(Executor):
         for weight in list(deferred):
             self.data.mark_layer_of(weight)
             with mark(MODULE, self.paths[weight]):
-                gradient = deferred.pop(weight)()
-            self.data.add(weight, gradient)
-            del gradient
+                deferred.pop(weight)()
 
 
 class _Chunk:

@@ -71,6 +71,7 @@ class Bucket:
         share = self.size // self.parts
         self.own = slice(comm.at.dp * share, (comm.at.dp + 1) * share) if zero else slice(0, self.size)
         self.dtype, self.accumulate = self.parameters[0].dtype, accumulate
+        self.converts = accumulate != self.dtype
         self.places: dict[ShardedParameter, slice] = {}
         offset = 0
         for p in self.parameters:
@@ -82,7 +83,7 @@ class Bucket:
         self.incoming: Tensor | None = None  # what backward writes to, if not `gradients`
         self.missing = 0  # gradients that are missing until the bucket is complete
         self.resident = zero < 3
-        if zero < 2 and accumulate == self.dtype:
+        if zero < 2 and not self.converts:
             self._point_gradients_at(self.gradients)
 
     def _make_values(self, masters: bool) -> None:
@@ -133,19 +134,12 @@ class Bucket:
 
     def note_gradient(self, p: ShardedParameter) -> bool:
         """Note that a gradient of `p` was computed. Returns whether the bucket is complete."""
-        if self.incoming is None and self.accumulate != self.dtype:
+        if self.converts and self.incoming is None:
             assert p.grad is not None
             self.gradients[self.places[p]].view(p.shape).add_(p.grad)
             p.grad = None
         self.missing -= 1
         return self.missing == 0
-
-    def add(self, p: ShardedParameter, gradient: Tensor) -> None:
-        """Accumulate a gradient that was not computed by autograd."""
-        if p.grad is None:
-            p.grad = gradient
-        else:
-            p.grad += gradient
 
     def all_reduce_replicated(self) -> None:
         """Sum the gradients of replicated parameters over tp: under sequence parallelism each rank saw a part of the sequence."""
@@ -208,7 +202,7 @@ class DataParallel:
         """`accumulate`: the type in which gradients are accumulated. `microbatches`: backward passes of each chunk in a step.
         `masters`: see `Bucket`.
 
-        Weight gradients that `tp` defers arrive by `add`, after their backward pass.
+        The gradients of linear layers come from `tp.gradients`, all others from autograd.
         """
         self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
         self.masters = masters
@@ -217,6 +211,7 @@ class DataParallel:
         self._layer_of: dict[nn.Parameter, nn.Module] = {}
         self._reducing: dict[int, list[Pending]] = {}
         self._gathering: dict[nn.Module, Pending] = {}
+        tp.gradients.added = self._take_gradient
 
     def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
@@ -227,7 +222,7 @@ class DataParallel:
             self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
             for p in bucket.parameters:
                 self._layer_of[p] = layer
-                p.register_post_accumulate_grad_hook(self._on_gradient)
+                p.register_post_accumulate_grad_hook(self._take_gradient)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -236,12 +231,6 @@ class DataParallel:
             bucket.gradients.zero_()
             if self.zero < 2:
                 bucket.expect(self.microbatches)
-
-    def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
-        """Take a weight gradient that was computed in W."""
-        assert isinstance(weight, ShardedParameter)
-        self.buckets[self._layer_of[weight]].add(weight, gradient)
-        self._take_gradient(weight)
 
     def finish_reductions(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
@@ -301,17 +290,14 @@ class DataParallel:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _on_gradient(self, p: nn.Parameter) -> None:
-        """Autograd has accumulated a gradient of `p`."""
-        if p not in self.tp.weight_grad_store:
-            self._take_gradient(p)
-
     def _take_gradient(self, p: nn.Parameter) -> None:
-        assert isinstance(p, ShardedParameter)
+        """A gradient of `p` was added to `p.grad`."""
         layer = self._layer_of[p]
         bucket = self.buckets[layer]
-        if not bucket.note_gradient(p):
-            return
+        if bucket.note_gradient(p):  # type: ignore[arg-type]  # an isinstance of it for each gradient takes time
+            self._reduce(layer, bucket)
+
+    def _reduce(self, layer: nn.Module, bucket: Bucket) -> None:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
         if self.comm.mesh.dp > 1:

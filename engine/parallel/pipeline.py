@@ -159,7 +159,7 @@ class Executor:
 
     def _backward_of_inputs(self, action: Action) -> None:
         """Backward without the weight gradients of linear layers. Other parameters get their gradients."""
-        with self.data.tp.weight_grad_store.collect() as deferred:
+        with self.data.tp.gradients.collect() as deferred:
             self._backward(action)
         self._deferred[action.chunk, action.microbatch] = deferred
 
@@ -167,7 +167,7 @@ class Executor:
     def _backward_of_weights(self, action: Action) -> None:
         deferred = self._deferred.pop((action.chunk, action.microbatch))
         for weight in list(deferred):
-            self.data.add(weight, deferred.pop(weight)())  # pop: so that its tensors are freed
+            deferred.pop(weight)()  # pop: so that its tensors are freed
 
     def _pass_on(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
         """Pass tensors to a chunk on this rank directly, or keep them for the send that follows in the list."""

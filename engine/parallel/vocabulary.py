@@ -5,7 +5,6 @@ Shapes as in `engine.parallel.tensor`; T tokens of a sequence are predicted, and
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from engine.parallel.tensor import ColumnLinear, ShardedParameter, ShardSpec, TensorParallel, WeightGradStore
+from engine.parallel.tensor import ColumnLinear, ShardedParameter, ShardSpec, TensorParallel, Weights
 
 
 class _ReduceFromTP(Function):
@@ -58,14 +57,13 @@ class VocabParallelEmbedding(nn.Module):
         """
         return _LossInChunks.apply(x, self.weight, bias, first, targets, self.vocab, counted, chunk, self.tp)
 
-    def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
+    def logits(self, x: Tensor, bias: nn.Parameter | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
         """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
 
         `looked_up`: the same backward pass includes `forward` too. Autograd then adds the two gradients of the table, so this one
         cannot be deferred.
         """
-        tp = replace(self.tp, weight_grad_store=WeightGradStore()) if looked_up else self.tp
-        return ColumnLinear.apply(x, self.weight, bias, tp, first)
+        return ColumnLinear.apply(x, Weights(self.weight, bias), self.tp, first, self.weight if looked_up else None)
 
 
 class _VocabParallelCrossEntropy(Function):

@@ -11,7 +11,7 @@ from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.recording import with_ledgers
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.planner.candidates import MOST
+from engine.predict.planner.candidates import MOST, default_batch
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec, sentence
@@ -43,7 +43,7 @@ class Request:
     model: str = "gpt3-175b"
     device: str = "h100-80gb"
     ranks: int = 1024
-    batch: int = 1536
+    batch: int = default_batch(1024)
     seq: int = 0  # 0: the model's
     precision: str = "bf16"
     attention: AttentionName = "fused"
@@ -99,13 +99,10 @@ def figures_of(device: DeviceSpec) -> tuple[float, ...]:
 
 
 def to_link(request: Request) -> dict[str, str]:
-    """The link's parameters: model, device and count, and others that differ from their defaults."""
-    link = {"model": request.model, "device": request.device, "ranks": str(request.ranks)}
-    link |= {
-        name: str(getattr(request, name))
-        for name in ("batch", "seq", "precision", "attention", "accounting")
-        if _differs(request, name)
-    }
+    """The link's parameters: model, device, count and batch, and others that differ from their defaults."""
+    link = {"model": request.model, "device": request.device, "ranks": str(request.ranks), "batch": str(request.batch)}
+    others = ("seq", "precision", "attention", "accounting")
+    link |= {name: str(getattr(request, name)) for name in others if _differs(request, name)}
     if request.device == OWN:
         link["own"] = own_to_link(request.own)
         link |= {"called": request.called} if request.called else {}
@@ -130,6 +127,7 @@ def of_link(link: Mapping[str, str]) -> Request:
     for name in _NUMBERS:
         if name in given:
             given[name] = _whole(name, given[name])
+    given.setdefault("batch", default_batch(given.get("ranks", DEFAULT.ranks)))
     allowed = {
         "model": tuple(catalog.MODELS),
         "device": (*DEVICES, OWN),

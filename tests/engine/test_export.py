@@ -278,13 +278,12 @@ NAMED: dict[Framework, str] = {
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
-        --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
-        --attention-backend --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
+        --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion --attention-backend
+        --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
         --lr-decay-style --use-precision-aware-optimizer --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer
-        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval
-        --sgd-momentum --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head
-        --data-path""",
+        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval --sgd-momentum
+        --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head --data-path""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce debug.seed optimizer.name optimizer.lr
@@ -318,8 +317,7 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     interleaved = spec_of(schedule="interleaved").model_dump()
     specs.append(RunSpec.model_validate(interleaved | {"workload": interleaved["workload"] | {"microbatches": 3}}))
     for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16", "optimizer": "sgd"}):
-        given = specs[0].model_dump()
-        specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
+        specs.append(RunSpec.model_validate(specs[0].model_dump() | {"workload": specs[0].workload.model_dump() | workload}))
     written: dict[Framework, set[str]] = {framework: set() for framework in NAMED}
     for spec in specs:
         written["megatron"] |= set(megatron(spec)) - {""}

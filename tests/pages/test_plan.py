@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from engine import api
 from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_run_service import DryRunState
@@ -89,6 +90,14 @@ def test_a_link_restores_the_request(request_: Request) -> None:
 def test_a_link_that_cannot_be_read_is_refused_with_the_reason(link: dict[str, str], why: str) -> None:
     with pytest.raises(RequestError, match=why):
         of_link(link)
+
+
+def test_a_link_without_a_batch_has_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    monkeypatch.setattr("engine.api.planner.search", lambda *asked, **_: searched.append(asked[3]))
+    for ranks in (1, 8, 1024, 1_000_000):
+        api.search("gpt3-175b", ranks, "h100-80gb")
+        assert of_link({"ranks": str(ranks)}).batch == searched.pop() == min(2 * ranks, 1_000_000)
 
 
 def test_an_older_link_without_the_fp32_share_still_opens() -> None:
@@ -183,7 +192,8 @@ def test_the_server_keeps_only_the_shown_layouts_of_a_search_and_finds_any_other
 
 
 def test_serving_is_in_the_link_and_its_numbers_are_the_engines() -> None:
-    asked = {"model": "gpt3-13b", "device": "h100-80gb", "ranks": "4", "for": "serving", "length": "1024", "row": "1"}
+    asked = {"model": "gpt3-13b", "device": "h100-80gb", "ranks": "4", "batch": "8", "for": "serving"}
+    asked |= {"length": "1024", "row": "1"}
     app = opened("plan", service(Path("nowhere"))[0], **asked)
     assert not app.exception
     assert linked(app) == asked
@@ -196,7 +206,7 @@ def test_serving_is_in_the_link_and_its_numbers_are_the_engines() -> None:
     app.number_input(key="plan/sequences").set_value(7).run()
     assert linked(app) == {name: value for name, value in asked.items() if name != "row"} | {"sequences": "7"}
     app.segmented_control(key="plan/for").set_value("training").run()
-    assert linked(app) == {name: asked[name] for name in ("model", "device", "ranks")}
+    assert linked(app) == {name: asked[name] for name in ("model", "device", "ranks", "batch")}
     assert float(best["tokens_per_second"]) > float(second["tokens_per_second"])
 
 

@@ -39,6 +39,11 @@ def cheap_recompute(model: ModelSpec, workload: WorkloadSpec) -> Recompute:
     return "layernorm+mlp_act" if model.parts.placement == "pre" else "mlp_act"
 
 
+def default_batch(ranks: int) -> int:
+    """The global batch where none is given: 2 sequences for each device."""
+    return min(max(1, 2 * ranks), MOST)
+
+
 def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: WorkloadSpec | None = None) -> Grid:
     """All layouts of `ranks` ranks that run `global_batch` sequences a step. Raises `RequestError` if there is none.
 
