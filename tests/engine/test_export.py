@@ -249,8 +249,10 @@ def test_an_uneven_split_is_exported() -> None:
 @pytest.mark.parametrize(
     ("to", "spec", "told"),
     [
-        ("megatron", RunSpec(workload=WorkloadSpec(loss_chunk=9)), "9 tokens at a time"),
-        ("torchtitan", RunSpec(workload=WorkloadSpec(loss_chunk=9)), "9 tokens at a time"),
+        *(
+            (to, RunSpec(workload=WorkloadSpec(loss_chunk=9)), "9 tokens at a time")
+            for to in ("megatron", "torchtitan", "deepspeed")
+        ),
         ("megatron", spec_of("xlnet"), "Megatron-LM has no xlnet"),
         ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule; 1F1B runs instead"),
         ("megatron", spec_of(schedule="looped-bfs"), "has no looped-bfs schedule; interleaved 1F1B over 2 chunks a stage runs"),
