@@ -27,6 +27,7 @@ from engine.api import predict
 from engine.command.output import print_table
 from engine.launch.dry_client import dry_run
 from engine.launch.queue import RunQueue
+from engine.launch.recording import with_ledgers
 from engine.predict.errors import memory_errors, traffic_differences
 from engine.spec import RunSpec
 from engine.tables import RunResult
@@ -46,8 +47,8 @@ class Outcome:
 
 
 def measure(spec: RunSpec, queue: RunQueue, home: Path, with_dry_run: bool) -> Outcome:
+    formula = with_ledgers(lambda: predict(spec))
     measured = store.load(ended(queue, spec).folder)
-    formula = predict(spec)
     answers = [formula]
     dry = None
     if with_dry_run:
@@ -92,7 +93,7 @@ def _rows(outcome: Outcome, every_rank: bool) -> list[dict[str, str]]:
 
 def _row(outcome: Outcome, rank: int) -> dict[str, str]:
     layout, workload = outcome.spec.layout, outcome.spec.workload
-    levers = f"zero{layout.zero}{' sp' if layout.sequence_parallel else ''} {layout.recompute}"
+    levers = f"zero{layout.zero}{' sp' if layout.sequence_parallel else ''} {layout.recompute} {outcome.spec.attention}"
     return {
         "model": outcome.spec.model.family,
         "layout": layout.code,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from engine.families import FAMILIES
 from engine.launch import limits
+from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
+from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -22,7 +25,7 @@ def specs(seed: int) -> Iterator[RunSpec]:
     while True:
         try:
             spec = _spec(draw)
-            limits.check(spec)
+            with_ledgers(partial(limits.check, spec))
         except RequestError:  # an invalid combination: draw again
             continue
         if spec.layout.ranks <= MOST_RANKS:
@@ -53,7 +56,7 @@ def _spec(draw: random.Random) -> RunSpec:
         chunks=SCHEDULE_FACTS[name].chunks or draw.choice((2, 3)),
         zero=draw.choice((0, 1, 2, 3)) if dp > 1 else 0,
         sequence_parallel=tp > 1 and draw.random() < 0.5,
-        recompute=draw.choice(("none", "selective", "full")),
+        recompute=draw.choice(("none", "full", *RECOMPUTES)),
     )
     precision = draw.choice(("fp32", "bf16"))
     optimizer = draw.choice(("adamw", *OPTIMIZERS))
@@ -63,8 +66,11 @@ def _spec(draw: random.Random) -> RunSpec:
         microbatch_size=draw.randint(1, 3),
         precision=precision,
         accumulate=draw.choice(("fp32", "bf16")) if precision == "bf16" else "fp32",
+        bf16_optimizer=precision == "bf16" and draw.random() < 0.3,
         optimizer=optimizer,
         momentum=draw.choice((0.0, 0.9)) if optimizer == "sgd" else 0.0,
+        attention=draw.choice(("fused", "fused", "written")),
+        loss_chunk=draw.choice((0, draw.randint(2, 60))),
         seed=draw.randrange(1000),
         time_limit=_DAY_S,
     )

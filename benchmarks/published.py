@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.command.output import print_table
 from engine.command.search import assumptions
+from engine.launch.recording import with_ledgers
 from engine.predict.papers.figures import references
 from engine.predict.papers.reference import UNITS, Reference
 
@@ -23,7 +24,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE")
     assumed = assumptions(options.parse_args().assume)
-    for source, group in groupby(references(assumed), key=lambda r: r.source):
+    for source, group in groupby(with_ledgers(lambda: references(assumed)), key=lambda r: r.source):
         found = list(group)
         print(f"\n{source}")
         print_table([_row(r) for r in found])

@@ -1,7 +1,7 @@
 """The engine's gpt family on torch's own stack, for `benchmarks.torch_stack`: one rank of a run, as a user would write it.
 
     tp   `parallelize_module` over DTensor; the loss by `loss_parallel`, on logits sharded along the vocabulary
-    pp   `torch.distributed.pipelining`: a `PipelineStage` and `Schedule1F1B` or `ScheduleGPipe`
+    pp   `torch.distributed.pipelining`: `PipelineStage`s and `ScheduleGPipe`, `Schedule1F1B` or `ScheduleInterleaved1F1B`
     dp   `DistributedDataParallel`, with `ZeroRedundancyOptimizer` for ZeRO 1; `fully_shard` for ZeRO 2 and 3
 
 It starts from the engine's weights and reads the engine's batches, so its losses must equal the engine's.
@@ -14,10 +14,9 @@ DTensors as plain tensors; `replicate` of FSDP2 does not, and takes a fifth more
 
 from __future__ import annotations
 
-import gc
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,8 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
 from torch.nn import functional as F
@@ -41,15 +39,7 @@ from engine.spec import ModelSpec, RunSpec
 from engine.text import load
 
 TABLE = "token.weight"
-SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
-
-
-class TimedStep(NamedTuple):
-    """The results of a run on torch's stack, as in the engine's table of steps."""
-
-    losses: list[float]
-    grad_norms: list[float]
-    step_ns: list[int]
+SCHEDULES: dict[str, Any] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe, "interleaved": ScheduleInterleaved1F1B}
 
 
 # -------------------------------------------------------------------------------------------------------------- the model
@@ -158,73 +148,101 @@ _OVER_TP = {
 
 
 class TorchRank:
-    """One rank of a run of `spec`: the counterpart of `engine.worker.Trainer`."""
+    """One rank of a run of `spec`: the counterpart of `engine.worker.Trainer`. The process group must be there."""
 
-    def __init__(self, spec: RunSpec, fused: bool) -> None:
+    @classmethod
+    def connected(cls, rank: int, store: dist.Store, spec: RunSpec) -> TorchRank:
+        """A rank, in a process without a process group."""
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=spec.layout.ranks)
+        return cls(spec)
+
+    def __init__(self, spec: RunSpec) -> None:
         layout, workload = spec.layout, spec.workload
         self.spec, self.text, self.microbatches = spec, load(workload.text), workload.microbatches
         self.mesh = init_device_mesh("cpu", (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
         stage = self.mesh.get_local_rank("pp")
-        layers = layout.layer_ranges(spec.model.layers)[stage]
-        self.part = TorchStage(spec.model, layers, fused)
+        ranges = layout.layer_ranges(spec.model.layers)
+        own = [chunk for chunk, holder in enumerate(layout.placement) if holder == stage]
+        self.parts = [TorchStage(spec.model, ranges[chunk], workload.attention == "fused") for chunk in own]
         self._count(spec.model)
-        self.part.take_weights(spec.model, layers, workload.seed)
-        if layout.tp > 1:
-            parallelize_module(self.part, self.mesh["tp"], _OVER_TP)
-        sharded_over_tp = {name for name, p in self.part.named_parameters() if _sharded_over(p, "tp")}
-        self.module = _over_dp(self.part, self.mesh["dp"], layout.zero)
-        # Stored here, because DDP treats DTensors as plain tensors, and its module loses them in its first forward.
-        self.parameters = dict(self.part.named_parameters())
-        self.sharded = {name: name in sharded_over_tp for name in self.parameters}
+        self.modules = []
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.sharded: dict[str, bool] = {}
+        self.copied: set[str] = set()
+        for chunk, part in zip(own, self.parts, strict=True):
+            part.take_weights(spec.model, ranges[chunk], workload.seed)
+            if layout.tp > 1:
+                parallelize_module(part, self.mesh["tp"], _OVER_TP)
+            sharded_over_tp = {name for name, p in part.named_parameters() if _sharded_over(p, "tp")}
+            self.modules.append(_over_dp(part, self.mesh["dp"], layout.zero))
+            # Stored here, because DDP treats DTensors as plain tensors, and its module loses them in its first forward.
+            for name, p in part.named_parameters():
+                self.parameters[name], self.sharded[name] = p, name in sharded_over_tp
+            self.copied |= {TABLE} if part.copies else set()
+        self.first, self.last = self.parts[0].first, self.parts[-1].last
         self.optimizer = self._optimizer()
         self.ends: dist.ProcessGroup | None = None
-        self.schedule: PipelineScheduleSingle | None = None
+        self.schedule: Any = None
         if layout.pp > 1:
             self.ends = self._group_of_the_ends()
-            piece = PipelineStage(self.module, stage, layout.pp, torch.device("cpu"), group=self.mesh.get_group("pp"))
-            self.schedule = SCHEDULES[layout.schedule](piece, self.microbatches, self._loss, scale_grads=False)
+            group, device = self.mesh.get_group("pp"), torch.device("cpu")
+            stages = [
+                PipelineStage(module, chunk, len(ranges), device, group=group)
+                for chunk, module in zip(own, self.modules, strict=True)
+            ]
+            held = stages if layout.chunks > 1 else stages[0]
+            self.schedule = SCHEDULES[layout.schedule](held, self.microbatches, loss_fn=self._loss, scale_grads=False)
         self.loss = self.grad_norm = torch.zeros(())
 
-    def run_step(self, step: int) -> None:
-        """Forward and backward of all microbatches, reduction, loss and gradient norm, and the optimizer's step."""
+    def run_step(self, step: int) -> int:
+        """Forward and backward of all microbatches, reduction, loss and gradient norm, and the optimizer's step.
+
+        Returns the instant at which all ranks began.
+        """
+        began = _common_instant()
         self.optimizer.zero_grad()
         with loss_parallel() if self.mesh["tp"].size() > 1 else nullcontext():
             losses = self._with_pipeline(step) if self.schedule else self._without_pipeline(step)
         self._sum_tied_gradients()
         self.grad_norm = self._norm()
-        if self.part.last:
+        if self.last:
             self.loss = torch.stack([_local(loss.detach()) for loss in losses]).sum() / self.mesh["dp"].size()
             if self.mesh["dp"].size() > 1:
                 dist.all_reduce(self.loss, group=self.mesh.get_group("dp"))
         self.optimizer.step()
+        return began
+
+    def seen(self) -> tuple[float, float]:
+        """The loss and the norm of all gradients of the last step."""
+        return float(self.loss), float(self.grad_norm)
 
     def _without_pipeline(self, step: int) -> list[Tensor]:
         losses = []
         for i in range(self.microbatches):
             tokens, targets = self._batch(step, i)
             with self._synchronized(i == self.microbatches - 1):
-                loss = self._loss(self.module(tokens), targets)
+                loss = self._loss(self.modules[0](tokens), targets)
                 loss.backward()
             losses.append(loss)
         return losses
 
     def _synchronized(self, last: bool) -> AbstractContextManager[None]:
         """Reduce gradients after the last microbatch. ZeRO 2 and 3 reduce after each, because gradients are sharded."""
-        if isinstance(self.module, DistributedDataParallel):
-            return nullcontext() if last else self.module.no_sync()
-        if isinstance(self.module, FSDPModule):
-            self.module.set_is_last_backward(last)
-            self.module.set_requires_gradient_sync(last or self.spec.layout.zero >= 2)
+        (module,) = self.modules
+        if isinstance(module, DistributedDataParallel):
+            return nullcontext() if last else module.no_sync()
+        if isinstance(module, FSDPModule):
+            module.set_is_last_backward(last)
+            module.set_requires_gradient_sync(last or self.spec.layout.zero >= 2)
         return nullcontext()
 
     def _with_pipeline(self, step: int) -> list[Tensor]:
-        assert self.schedule is not None
         losses: list[Tensor] = []
-        if self.part.first or self.part.last:
+        if self.first or self.last:
             batches = [self._batch(step, i) for i in range(self.microbatches)]
             tokens, targets = (torch.cat(of_all) for of_all in zip(*batches, strict=True))
-            arguments = (tokens,) if self.part.first else ()
-            target = targets if self.part.last else None
+            arguments = (tokens,) if self.first else ()
+            target = targets if self.last else None
             self.schedule.step(*arguments, target=target, losses=losses, return_outputs=False)
         else:
             self.schedule.step(return_outputs=False)
@@ -257,7 +275,7 @@ class TorchRank:
 
     def _norm(self) -> Tensor:
         """The norm of all gradients. Each element counts once."""
-        own = [name for name in self.parameters if not (self.part.copies and name == TABLE)]
+        own = [name for name in self.parameters if name not in self.copied]
         squares = []
         for sharded in (False, True):
             gradients = [self._gradient(name) for name in own if self.sharded[name] == sharded]
@@ -285,7 +303,7 @@ class TorchRank:
     def _count(self, spec: ModelSpec) -> None:
         """Check that the whole model has as many parameters as the engine's."""
         total = torch.tensor(
-            sum(p.numel() for name, p in self.part.named_parameters() if not (self.part.copies and name == TABLE))
+            sum(p.numel() for part in self.parts for name, p in part.named_parameters() if not (part.copies and name == TABLE))
         )
         dist.all_reduce(total, group=self.mesh.get_group("pp"))
         assert int(total) == spec.parameters(), f"{int(total)} parameters, and the engine's model has {spec.parameters()}"
@@ -327,25 +345,6 @@ def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def train(rank: int, store: dist.Store, spec: RunSpec, fused: bool) -> TimedStep:
-    """Train as one rank, with as many threads as a rank of the engine. Returns this rank's results."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=spec.layout.ranks)
-    model = TorchRank(spec, fused)
-    gc.collect()
-    gc.freeze()  # as the engine's host does before forking
-    seen = TimedStep([], [], [])
-    for step in range(1, spec.workload.steps + 1):
-        began = _common_instant()
-        model.run_step(step)
-        seen.step_ns.append(time.perf_counter_ns() - began)
-        seen.losses.append(float(model.loss))
-        seen.grad_norms.append(float(model.grad_norm))
-    dist.barrier()
-    dist.destroy_process_group()
-    return seen
 
 
 def _common_instant() -> int:

@@ -89,9 +89,17 @@ def _with_version(head: Head) -> Head:
     return head | {_VERSION: 1}
 
 
+def _with_written_attention(head: Head) -> Head:
+    """Until version 1 attention was always written."""
+    spec = head.get("spec")
+    if not isinstance(spec, dict) or not isinstance(spec.get("workload", {}), dict):
+        return head  # no run; reading it says so
+    return head | {_VERSION: 2, "spec": spec | {"workload": {"attention": "written"} | spec.get("workload", {})}}
+
+
 # Entry n upgrades a head of version n to version n + 1. A new version is needed if an older program would misread a run: if a
 # field has another name or meaning, or a table changed. For a column that older tables lack, see `ColumnSchema.absent`.
-_UPGRADES: tuple[Callable[[Head], Head], ...] = (_with_version,)
+_UPGRADES: tuple[Callable[[Head], Head], ...] = (_with_version, _with_written_attention)
 SCHEMA_VERSION = len(_UPGRADES)  # of runs that this program saves
 
 

@@ -33,7 +33,7 @@ class Inference:
         ranges = spec.layout.layer_ranges(spec.model.layers)
         tp, last = TensorParallel(comm, dtype=DTYPES[spec.workload.precision]), len(placement) - 1
         self.chunks = {
-            c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, _no_batch, tp)
+            c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, _no_batch, tp, attention=spec.attention)
             for c, stage in enumerate(placement)
             if stage == comm.at.pp
         }

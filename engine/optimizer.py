@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.spec import WorkloadSpec, sentence
+from engine.spec import BYTES_OF, WorkloadSpec, sentence
 from engine.spec.parts import OptimizerName
 
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.01  # of AdamW
@@ -24,7 +24,7 @@ Framework = Literal["megatron", "deepspeed", "torchtitan"]
 class Optimizer:
     """The record of an optimizer.
 
-    states         the names of its states; each has one fp32 number for each parameter
+    states         the names of its states; each has one number for each parameter, of `WorkloadSpec.update_precision`
     counts_steps   it keeps one more fp32 number for each bucket
     class_name     a class of `module`
     settings       the arguments of this class, without the learning rate
@@ -44,7 +44,7 @@ class Optimizer:
 
     def bytes_of_a_parameter(self, workload: WorkloadSpec) -> int:
         """Bytes of the states of one parameter, without the fp32 copy of a bf16 parameter."""
-        return 4 * len(self.states(workload))
+        return BYTES_OF[workload.update_precision] * len(self.states(workload))
 
     def bytes_of_a_bucket(self) -> int:
         """Bytes of a bucket that do not depend on its size."""

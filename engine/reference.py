@@ -36,10 +36,11 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
 
     low = workload.precision == "bf16"
     tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
-    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp)
+    model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp, attention=spec.attention)
     model.initialize(workload.seed)
     masters = {name: p.detach().float().clone() if low else p for name, p in model.named_parameters()}
-    optimizer = make_optimizer(workload, masters.values())
+    updated: dict[str, Tensor] = dict(model.named_parameters()) if workload.update_precision == "bf16" else masters
+    optimizer = make_optimizer(workload, updated.values())
     microbatches = spec.layout.dp * workload.microbatches
     gradients: dict[str, Tensor] = {}
     losses = []
@@ -57,9 +58,12 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
             total += float(loss.detach()) / microbatches
         if step == 1:
             gradients = {name: gradient_of(p).clone() for name, p in masters.items()}
+        if updated is not masters:
+            for name, value in updated.items():
+                value.grad, masters[name].grad = gradient_of(masters[name]).to(value.dtype), None
         optimizer.step()
         optimizer.zero_grad()
-        if low:
+        if low and updated is masters:
             with torch.no_grad():
                 for name, p in model.named_parameters():
                     p.copy_(masters[name])

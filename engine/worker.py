@@ -104,10 +104,21 @@ class Trainer:
         ranges = layout.layer_ranges(spec.model.layers)
         last = len(schedule.placement) - 1
         tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision])
-        accumulate = DTYPES[workload.accumulate if workload.precision == "bf16" else "fp32"]
-        self.data = DataParallel(tp, layout.zero, accumulate, workload.microbatches)
+        accumulate, masters = DTYPES[workload.gradient_precision], workload.master_bytes > 0
+        self.data = DataParallel(tp, layout.zero, accumulate, workload.microbatches, masters)
         self.chunks = {
-            c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, self._batch, tp, layout.recompute, self.data.through)
+            c: TransformerChunk(
+                spec.model,
+                ranges[c],
+                c == 0,
+                c == last,
+                self._batch,
+                tp,
+                layout.recompute,
+                self.data.through,
+                spec.attention,
+                workload.loss_tokens(spec.model, layout.tp),
+            )
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp
         }

@@ -20,7 +20,7 @@ def main() -> None:
     options.add_argument("--layout", default="dp8.tp4.pp2")
     options.add_argument("--device", default="h100-80gb")
     chosen = options.parse_args()
-    layout = LayoutSpec(**LayoutSpec.degrees(chosen.layout), recompute="selective")
+    layout = LayoutSpec(**LayoutSpec.degrees(chosen.layout), recompute="layernorm+mlp_act")
     limit = device(chosen.device).memory_bytes
 
     def peak_bytes(size: int) -> int:

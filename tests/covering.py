@@ -32,9 +32,11 @@ CHOICES: dict[str, list[Any]] = {
     "split": ["even", "lopsided", "empty first", "empty last", "empty ends"],
     "microbatches": [1, 3, 6],
     "microbatch_size": [1, 2],
+    "loss_chunk": [0, 5, 16],  # automatic is whole; chunks with a smaller last one; equal chunks
     "odd_vocabulary": [False, True],  # which tp does not divide
-    "recompute": ["none", "selective", "full"],
-    "numbers": ["fp32", "bf16", "bf16 throughout"],
+    "recompute": ["none", "core_attn", "mlp_act", "layernorm+mlp_act", "full"],
+    "numbers": ["fp32", "bf16", "bf16 throughout", "bf16 optimizer", "bf16 optimizer, fp32 gradients"],
+    "attention": ["fused", "written"],
     "optimizer": [*OPTIMIZERS, "momentum"],
     "sequence_parallel": [False, True],
 }
@@ -60,8 +62,11 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
         steps=2,
         microbatches=choice["microbatches"],
         microbatch_size=choice["microbatch_size"],
+        attention=choice["attention"],
+        loss_chunk=choice["loss_chunk"],
         precision="fp32" if choice["numbers"] == "fp32" else "bf16",
-        accumulate="bf16" if choice["numbers"] == "bf16 throughout" else "fp32",
+        accumulate="bf16" if choice["numbers"] in ("bf16 throughout", "bf16 optimizer") else "fp32",
+        bf16_optimizer="optimizer" in choice["numbers"],
         optimizer="sgd" if choice["optimizer"] == "momentum" else choice["optimizer"],
         momentum=0.9 if choice["optimizer"] == "momentum" else 0.0,
     )
@@ -75,6 +80,7 @@ def candidates(seed: int = 0) -> dict[RunSpec, dict[str, Any]]:
     while len(found) < CANDIDATES:
         choice = {name: draw.choice(values) for name, values in CHOICES.items()}
         choice["zero"] *= choice["dp"] > 1  # otherwise few combinations would be valid
+        choice["loss_chunk"] *= choice["family"] != "xlnet"  # those ledgers are not shipped
         choice["sequence_parallel"] &= choice["tp"] > 1
         splits = ("even", *SPLITS.get(choice["pp"], ()))
         if choice["dp"] * choice["tp"] * choice["pp"] > MOST_RANKS or choice["split"] not in splits:
@@ -117,9 +123,9 @@ def _cost(spec: RunSpec) -> float:
 def title(spec: RunSpec) -> str:
     """The values that distinguish a spec from others, as the id of a test."""
     layout, workload = spec.layout, spec.workload
-    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}"
-    numbers = workload.precision + ("-acc" if workload.accumulate == "bf16" else "")
+    numbers = workload.precision + "-acc" * (workload.accumulate == "bf16") + "-opt" * workload.bf16_optimizer
+    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}-{spec.attention}"
     split = "".join(f"-{n}" for n in layout.split)
-    batch = f"{workload.microbatches}x{workload.microbatch_size}"
+    batch = f"{workload.microbatches}x{workload.microbatch_size}" + (f"-c{workload.loss_chunk}" if workload.loss_chunk else "")
     optimizer = f"{workload.optimizer}{workload.momentum:g}"
     return f"{spec.model.family}-{layout.code}{split}-{layout.schedule}-{levers}-{numbers}-{optimizer}-{batch}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -22,7 +22,7 @@ from engine.predict.planner.frameworks import NAMES
 from engine.predict.planner.search import MIXED, Plan
 from engine.predict.planner.serving import serving
 from engine.predict.speed.rates import Assumptions
-from engine.spec import ModelSpec, RequestError, WorkloadSpec
+from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec
 
 _TOP = 10
 
@@ -35,6 +35,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
     parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")
     parser.add_argument("--precision", default=MIXED.precision, metavar="{fp32,bf16}", help="default bf16")
+    attentions = f"{{{','.join(get_args(AttentionName))}}}"
+    parser.add_argument("--attention", default=MIXED.attention, metavar=attentions, help=f"default {MIXED.attention}")
     optimizers = f"{{{','.join(OPTIMIZERS)}}}"
     parser.add_argument("--optimizer", metavar=optimizers, help=f"default {MIXED.optimizer}")
     parser.add_argument(
@@ -159,13 +161,16 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     model = catalog.model(arguments.model)
     if arguments.seq is not None:
         model = ModelSpec.model_validate(model.model_dump() | {"seq": arguments.seq})
+    optimizer = arguments.optimizer or MIXED.optimizer
+    chosen = {"precision": arguments.precision, "optimizer": optimizer, "attention": arguments.attention}
     workload = WorkloadSpec.model_validate(
-        MIXED.model_dump() | {"precision": arguments.precision, "optimizer": arguments.optimizer or MIXED.optimizer}
+        MIXED.model_dump() | chosen
         | ({"accumulate": "fp32"} if arguments.precision == "fp32" else {})
     )  # fmt: skip
     account: AccountingName = arguments.accounting or "engine"
     assumed = assumptions(arguments.assume)
-    return search(model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account, arguments.only)
+    asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account, arguments.only
+    return with_ledgers(lambda: search(*asked), complain)
 
 
 # ----------------------------------------------------------------------------------------------------------------- text

@@ -30,6 +30,13 @@ def optimizer_note(spec: RunSpec, framework: Framework, name: str) -> Iterator[s
         yield f"{name} has no {record.class_name}; AdamW stands in its place"
 
 
+def loss_note(spec: RunSpec, elsewhere: str) -> Iterator[str]:
+    """A note if the loss is computed in chunks of tokens; otherwise nothing. `elsewhere`: how the framework computes it."""
+    tokens = spec.workload.loss_tokens(spec.model, spec.layout.tp)
+    if tokens:
+        yield f"here logits and loss are computed {tokens} tokens at a time; {elsewhere}"
+
+
 def global_batch(spec: RunSpec) -> int:
     """Sequences in a step, over all replicas."""
     return spec.workload.microbatch_size * spec.workload.microbatches * spec.layout.dp

@@ -10,7 +10,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import global_batch, learning_rate, learning_rate_note, optimizer_note, optimizer_settings
+from engine.export.common import (
+    global_batch,
+    learning_rate,
+    learning_rate_note,
+    loss_note,
+    optimizer_note,
+    optimizer_settings,
+)
 from engine.spec import RunSpec
 
 VERSION = "0.19.8"
@@ -32,7 +39,7 @@ def config(spec: RunSpec) -> str:
         "gradient_accumulation_steps": workload.microbatches,
         "optimizer": _optimizer(spec),
         "gradient_clipping": 0.0,
-        "bf16": {"enabled": workload.precision == "bf16"},
+        "bf16": {"enabled": workload.precision == "bf16"} | _bf16_optimizer(spec),
         "data_types": {"grad_accum_dtype": workload.accumulate if workload.precision == "bf16" else "fp32"},
         "zero_optimization": {"stage": _stage(spec)},
     }
@@ -49,7 +56,7 @@ def config(spec: RunSpec) -> str:
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
-    layout, workload = spec.layout, spec.workload
+    layout = spec.layout
     stages = ",".join(map(str, layout.stage_layers(spec.model.layers)))
     if layout.pp > 1:
         order = layout.facts.elsewhere.get("deepspeed", "1F1B")
@@ -69,12 +76,29 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
         yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
     if layout.recompute != "none":
-        what = "each layer" if layout.recompute == "full" else "attention"
+        what = "each layer" if layout.recompute == "full" else layout.recompute
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
-    if workload.precision == "bf16" and layout.zero == 0 and layout.dp > 1:
-        yield "its bf16 keeps fp32 masters with ZeRO alone, so ZeRO 0 becomes 1"
+    how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
+    yield f"attention is the model's: {how}, here"
+    yield from _precision_differences(spec)
     yield from optimizer_note(spec, "deepspeed", "DeepSpeed")
+    yield from loss_note(spec, "in your model a fused linear cross-entropy does the same, such as Liger Kernel's")
     yield "steps, sequence length and data are the training script's"
+
+
+def _precision_differences(spec: RunSpec) -> Iterator[str]:
+    workload = spec.workload
+    if workload.precision == "bf16" and spec.layout.zero == 0 and spec.layout.dp > 1:
+        yield "its bf16 comes with ZeRO alone, so ZeRO 0 becomes 1"
+    if workload.bf16_optimizer and workload.accumulate == "fp32":
+        yield "with bf16 masters it keeps gradients in bf16 too"
+
+
+def _bf16_optimizer(spec: RunSpec) -> dict[str, bool]:
+    """Only its ZeRO optimizers have these settings."""
+    if not spec.workload.bf16_optimizer or not _stage(spec):
+        return {}
+    return {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 
 
 def _is_cut_by_autotp(spec: RunSpec) -> bool:

@@ -13,15 +13,17 @@ from engine.export.common import (
     global_batch,
     learning_rate,
     learning_rate_note,
+    loss_note,
     node_shape,
     optimizer_note,
     optimizer_settings,
 )
-from engine.spec import RunSpec
+from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
+_BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _TOKENIZERS = {"pretrain_bert.py": "BertWordPieceLowerCase", "pretrain_t5.py": "BertWordPieceCase"}
 
@@ -79,7 +81,7 @@ def _refusal(spec: RunSpec) -> Iterator[str]:
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
-    model, layout, workload = spec.model, spec.layout, spec.workload
+    model, layout = spec.model, spec.layout
     yield from _refusal(spec)
     if model.family not in _SCRIPTS:
         yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
@@ -96,13 +98,28 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield f"its distributed optimizer takes Adam alone, so ZeRO {layout.zero} becomes none"
     if layout.split and _interleaves(spec) and len(set(layout.split)) > 1:
         yield "its layout string is experimental and counts layers by chunk, as here"
+    yield from _workload_differences(spec)
+    if spec.generate.prompt:
+        yield "nothing is generated after training"
+
+
+def _workload_differences(spec: RunSpec) -> Iterator[str]:
+    layout, workload = spec.layout, spec.workload
+    if workload.bf16_optimizer and _states_in_bf16(spec):
+        yield "its precision-aware optimizer has states in bf16, and keeps an fp32 or fp16 copy of the parameters"
+    elif workload.bf16_optimizer:
+        yield "its optimizer has an fp32 copy and fp32 states; states in bf16 need AdamW and its distributed optimizer (ZeRO)"
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
+    if recomputes(layout.recompute, "mlp_act"):
+        yield "it computes an activation again for experts alone (moe_act), or the whole MLP (mlp); mlp_act is left out"
     if workload.optimizer == "lion":
         yield "its Lion needs the package emerging_optimizers, 0.2 or newer"
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
-    if spec.generate.prompt:
-        yield "nothing is generated after training"
+    yield from loss_note(
+        spec,
+        "Megatron-LM keeps whole logits, unless --cross-entropy-fusion-impl is linear (its dev branch, on Blackwell)",
+    )
 
 
 def _schedule_differences(spec: RunSpec) -> Iterator[str]:
@@ -212,6 +229,11 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
             yield "--microbatch-group-size-per-virtual-pipeline-stage", each
 
 
+def _recomputed_modules(layout: LayoutSpec) -> list[str]:
+    """The parts of layers that backward computes again, which have the same names there. It has no mlp_act."""
+    return [part for part in layout.recompute.split("+") if part in ("core_attn", "layernorm")]
+
+
 def _levers(spec: RunSpec) -> Iterator[Argument]:
     layout, workload = spec.layout, spec.workload
     if layout.sequence_parallel:
@@ -223,9 +245,10 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--data-parallel-sharding-strategy", _SHARDING[layout.zero]
         yield "--ckpt-format", "fsdp_dtensor"
         yield "--no-gradient-accumulation-fusion", True
-    if layout.recompute == "selective":
+    yield "--attention-backend", _BACKENDS[spec.attention]
+    if modules := _recomputed_modules(layout):
         yield "--recompute-granularity", "selective"
-        yield "--recompute-modules", "core_attn"
+        yield "--recompute-modules", " ".join(modules)
     elif layout.recompute == "full":
         yield "--recompute-granularity", "full"
         yield "--recompute-method", "uniform"
@@ -233,6 +256,16 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
     if workload.precision == "bf16":
         yield "--bf16", True
         yield ("--accumulate-allreduce-grads-in-fp32" if workload.accumulate == "fp32" else "--grad-reduce-in-bf16"), True
+    if _states_in_bf16(spec):
+        yield "--use-precision-aware-optimizer", True
+        yield "--main-grads-dtype", workload.accumulate
+        yield "--exp-avg-dtype", "bf16"
+        yield "--exp-avg-sq-dtype", "bf16"
+
+
+def _states_in_bf16(spec: RunSpec) -> bool:
+    """Its precision-aware optimizer is a kind of its distributed optimizer, and is AdamW."""
+    return spec.workload.bf16_optimizer and spec.layout.zero > 0 and spec.workload.optimizer == "adamw"
 
 
 def _workload(spec: RunSpec) -> Iterator[Argument]:

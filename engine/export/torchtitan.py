@@ -11,8 +11,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.export.common import ROTARY_BASE, global_batch, learning_rate, learning_rate_note, optimizer_note, optimizer_settings
-from engine.spec import ModelSpec, RunSpec
+from engine.export.common import (
+    ROTARY_BASE,
+    global_batch,
+    learning_rate,
+    learning_rate_note,
+    loss_note,
+    optimizer_note,
+    optimizer_settings,
+)
+from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
 
 VERSION = "0.2.2"
@@ -33,8 +41,7 @@ def toml(spec: RunSpec) -> str:
         "optimizer": _optimizer(spec),
         "lr_scheduler": {"warmup_steps": 0, "decay_ratio": 0.0},
         "parallelism": _parallelism(spec),
-        "activation_checkpoint": {"mode": spec.layout.recompute}
-        | ({"selective_ac_option": "op"} if spec.layout.recompute == "selective" else {}),
+        "activation_checkpoint": _checkpoint(spec.layout),
         "debug": {"seed": spec.workload.seed},
     }
     lines = [
@@ -61,7 +68,7 @@ def _refusals(spec: RunSpec) -> Iterator[str]:
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
-    model, layout, workload = spec.model, spec.layout, spec.workload
+    model, layout = spec.model, spec.layout
     if model.family != "llama":
         yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
     if model.head_dim and model.head_dim * model.heads != model.hidden:
@@ -73,15 +80,13 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
     if layout.tp > 1 and not layout.sequence_parallel:
         yield "its tensor parallelism is sequence parallel too"
-    if layout.recompute == "selective":
-        yield "its selective recompute chooses among all operators; here attention alone is computed again"
-    if workload.precision == "bf16" and layout.dp == 1 and layout.ranks > 1:
-        yield "its bf16 comes with FSDP, and dp=1 has none; it trains in fp32"
-    elif workload.precision == "bf16" and not _shards(spec):
-        yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
-    if workload.accumulate == "bf16" and workload.precision == "bf16":
-        yield "it reduces gradients in fp32, not in bf16"
+    if spec.attention == "written":
+        yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
+    if layout.recompute not in ("none", "full"):
+        yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
+    yield from _precision_differences(spec)
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
+    yield from loss_note(spec, "torchtitan keeps whole logits")
     if spec.generate.prompt:
         yield "nothing is generated after training"
 
@@ -171,6 +176,25 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
         if layout.chunks > 2 or counts != evenly(spec.model.layers, len(counts)):
             found["module_fqns_per_model_part"] = _modules(spec)
     return found
+
+
+def _precision_differences(spec: RunSpec) -> Iterator[str]:
+    layout, workload = spec.layout, spec.workload
+    if workload.bf16_optimizer:
+        yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
+    elif workload.precision == "bf16" and layout.dp == 1 and layout.ranks > 1:
+        yield "its bf16 comes with FSDP, and dp=1 has none; it trains in fp32"
+    elif workload.precision == "bf16" and not _shards(spec):
+        yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"
+    if workload.accumulate == "bf16" and workload.precision == "bf16":
+        yield "it reduces gradients in fp32, not in bf16"
+
+
+def _checkpoint(layout: LayoutSpec) -> dict[str, Any]:
+    """Its selective mode by operator keeps most matrix products and attention, and computes all else again."""
+    if layout.recompute in ("none", "full"):
+        return {"mode": layout.recompute}
+    return {"mode": "selective", "selective_ac_option": "op"}
 
 
 def _modules(spec: RunSpec) -> list[list[str]]:

@@ -14,7 +14,7 @@ from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
 from engine.predict.terms import total
 from engine.schedule import entries, in_flight_bound
-from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, sentence
+from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, recomputes, sentence
 from engine.store import OWN
 from engine.tables import CATEGORIES
 from engine.text import load
@@ -138,10 +138,9 @@ def _cached(spec: RunSpec) -> int:
 def _state_of_a_parameter(spec: RunSpec) -> int:
     """Bytes that all replicas together keep for one parameter."""
     workload, dp, zero = spec.workload, spec.layout.dp, spec.layout.zero
-    own_copy = 4 if workload.precision == "bf16" else 0  # the optimizer's fp32 weights, of which the bf16 ones are made
     weight = BYTES_OF[workload.precision]
     gradient = BYTES_OF[workload.gradient_precision]
-    optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + own_copy
+    optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + workload.master_bytes
     return sum(size * (1 if zero >= stage else dp) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
 
 
@@ -158,16 +157,19 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
     """Bytes that a stage's tp ranks together keep of one microbatch in `layers` layers.
 
     A layer's norms and residuals (4 h) are whole on each rank, unless the sequence is sharded. Sharded over tp are q, k, v and
-    the attention's output (4 h), its weights (heads × seq) and the MLP before and after its activation (2 f). The head keeps
-    logits and softmax. With full recompute only the inputs of layers are kept, and all activations of one layer at a time.
+    the attention's output (4 h), its weights (heads × seq) if it is written, and the MLP before and after its activation (2 f).
+    The head keeps logits and softmax. With full recompute only the inputs of layers are kept, and all activations of one layer at
+    a time.
     """
     model, layout = spec.model, spec.layout
     copies = 1 if layout.sequence_parallel else layout.tp
-    attention = model.heads * model.seq if layout.recompute == "none" else 0
+    written = spec.attention == "written" and not recomputes(layout.recompute, "core_attn")
+    attention = model.heads * model.seq if written else 0
     layer = 4 * model.hidden * (copies + 1) + 2 * model.ffn_width + attention
     kept = layers * copies * model.hidden + layer if layout.recompute == "full" else layers * layer
     tokens = spec.workload.microbatch_size * model.seq
-    return tokens * BYTES_OF[spec.workload.precision] * (kept + (2 * model.vocab if head else 0))
+    with_logits = min(tokens, spec.workload.loss_tokens(model, layout.tp) or tokens) if head else 0
+    return BYTES_OF[spec.workload.precision] * (tokens * kept + with_logits * 2 * model.vocab)
 
 
 def _too_large(spec: RunSpec, available: int) -> str:

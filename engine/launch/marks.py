@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
-from engine.launch.profiled import CALL, MODULE
+from engine.launch.profiled import CALL, LOSS_CHUNK, MODULE
 from engine.measure.recorder import Recorder, Span, TrafficKey
 
 
@@ -24,11 +24,14 @@ def mark_instant(kind: str, *what: object) -> None:
 
 
 class MarkingRecorder(Recorder):
-    """Marks every communication call."""
+    """Marks every communication call, and the chunks of the loss."""
 
     def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
         mark_instant(CALL, key.axis, key.collective, payload_bytes)
         return super().start_call(key, payload_bytes, wire_bytes)
+
+    def loss_chunk(self, number: int) -> Any:
+        return mark(LOSS_CHUNK, number)
 
 
 def path_without_numbers(path: str) -> str:

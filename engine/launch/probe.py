@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import NamedTuple
 
 from engine.families import FAMILIES
@@ -21,6 +22,8 @@ _GROUP = (5, 7)
 _PROMPT, _TOKENS, _FIT = 43, 47, 53
 _VOCABULARY = {5: 293, 3: 302}  # by tp
 _ROWS = (263, 269)  # of the token table if tp does not shard it: one for every byte
+# For a loss in chunks a microbatch of one sequence needs more tokens, and more tp ranks if each has one of them.
+_CHUNKED = {"S": 43, "tp": 41}
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
 
 
@@ -31,7 +34,7 @@ class RecordingError(Exception):
 class Probe(NamedTuple):
     """`start`: the chunk's first layer. `sizes`: the dimensions larger than 1, the largest first.
 
-    `prompt`, `new_tokens`: what it generates, if it does.
+    `prompt`, `new_tokens`: what it generates, if it does. `loss_chunk`: tokens of a chunk of the loss, if it is not whole.
     """
 
     model: ModelSpec
@@ -41,6 +44,7 @@ class Probe(NamedTuple):
     sizes: dict[str, int]
     prompt: int = 0
     new_tokens: int = 0
+    loss_chunk: int | None = None
 
     def name(self, size: int) -> Product:
         """A size as a product of dimensions, 2s and 3s. Raises `RecordingError` if it is none."""
@@ -66,8 +70,11 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
     parts, sequence = FAMILIES[structure.family], structure.slicing == "sequence"
     rotary, streams, shares = parts.position == "rotary", parts.objective == "permuted", "A/G" not in structure.ones
-    usual = _STREAMS["sequence" if sequence else "none"] if streams else _SHARING if shares else _PRIMES
+    one_sequence = structure.chunked_loss and "B" in structure.ones
+    usual = _STREAMS["sequence" if sequence or one_sequence else "none"] if streams else _SHARING if shares else _PRIMES
     chosen = dict(zip(_NAMES, primes or usual, strict=True))
+    if one_sequence and not streams:
+        chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if "S/tp" in structure.ones else {})
     cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
     called = {"S": "S/tp" if cuts else "S", "D": "D/2" if rotary else "D"}
     sizes = {called.get(name, name): prime for name, prime in chosen.items()}
@@ -87,14 +94,29 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     )  # fmt: skip
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
     every = dimensions(model, structure.slicing, tp, sizes["B"], tokens)
+    loss_chunk = None
+    if structure.chunked_loss:
+        loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * model.output_rows, every)
+        every["C"] = loss_chunk
     named = {name: size for name, size in every.items() if size > 1 and (name != QKV or shares)}
     largest = dict(sorted(named.items(), key=lambda item: -item[1]))
     prompt, every_token = tokens or (0, -1)
-    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1)
+    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk)
 
 
 def _vocabulary(structure: Structure, tp: int, rows: int) -> int:
     return _VOCABULARY[tp] if structure.generates and tp > 1 else tp * rows
+
+
+def _loss_chunk(tokens: int, sizes: Mapping[str, int]) -> int:
+    """A prime that is in no other dimension, and less than `tokens`; more than half of them if there is such a one.
+
+    Raises `RecordingError` if there is none.
+    """
+    for number in (*range(tokens // 2 + 1, tokens), *range(tokens // 2, 4, -1)):
+        if all(number % divisor for divisor in range(2, isqrt(number) + 1)) and all(size % number for size in sizes.values()):
+            return number
+    raise RecordingError(f"{tokens} tokens cannot be chunks")
 
 
 def _stacks(part: Part, encodes: bool) -> tuple[int, int, int]:

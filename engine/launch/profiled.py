@@ -13,9 +13,13 @@ from typing import Any
 from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 from engine.predict.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
+from engine.predict.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 
-# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on.
-LAYER, MODULE, BUCKET, CALL, HANDS = (f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands"))
+# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, and a
+# chunk of the loss.
+LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK = (
+    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk")
+)
 _NODE = "autograd::engine::evaluate_function: "
 _OWN = "shardscope."
 _BETWEEN = {
@@ -27,9 +31,19 @@ _BETWEEN = {
 _PRODUCTS = {
     "aten::mm": (0, 1),
     "aten::addmm": (1, 2),
+    "aten::addmm_": (1, 2),
     "aten::bmm": (0, 1),
     "aten::baddbmm": (1, 2),
 }  # which inputs are multiplied
+_LINEAR = "mkldnn::_linear_pointwise"  # `engine.parallel.product`; inputs: x, the weight, and the bias if there is one
+# Fused attention: at which input the queries are, followed by the keys; and how many products of queries × keys in size it has.
+# Forward has q·kᵀ and the product with v. Backward computes q·kᵀ again, and each of both has two gradients. Scores that a causal
+# mask hides count like the others.
+_FUSED = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": (0, 2),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (1, 5),
+}
+_NAMES = {"aten::_scaled_dot_product_flash_attention_for_cpu": ("attention", "logsumexp")}  # of an operation's results, in order
 
 
 class SeenBlock:
@@ -57,9 +71,9 @@ class SeenBlock:
 
 
 class SeenOperation:
-    """`flops` of its matrix product; bytes of each tensor that it reads and writes."""
+    """`flops` of each matrix product in it; bytes of each tensor that it reads and writes."""
 
-    def __init__(self, name: str, flops: int, read: list[int], written: list[int]) -> None:
+    def __init__(self, name: str, flops: list[int], read: list[int], written: list[int]) -> None:
         self.name, self.flops, self.read, self.written = name, flops, read, written
 
 
@@ -84,6 +98,7 @@ class Reading:
         self.microbatches: dict[int, SeenMicrobatch] = defaultdict(SeenMicrobatch)
         self._bounds, self._layers = sorted(before.items()), layers
         self._live: dict[int, SeenBlock] = {}
+        self._ignored_blocks: set[int] = set()
         self._microbatch, self._action, self._layer = SeenMicrobatch(), "", -1
         self._in_communication = self._ignored = False
         self._module: list[str] = []
@@ -105,7 +120,7 @@ class Reading:
             self._mark(name, event)
         elif name.startswith(_NODE):
             self._node(event)
-        elif name.startswith("aten::") and self._operation is None and is_operation(name):
+        elif (name.startswith("aten::") or name == _LINEAR) and self._operation is None and is_operation(name):
             self._do(name, event)
         else:
             self._made_by_module(event)
@@ -128,6 +143,8 @@ class Reading:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
+        elif kind == LOSS_CHUNK:
+            self._loss_chunk(int(what[0]), event)
         else:
             outer = self._in_communication, len(self._module)
             if kind == ACTION_MARK:
@@ -158,6 +175,15 @@ class Reading:
         if takes:  # after the gradient was freed
             self._put("bucket", (int(what), number))
 
+    def _loss_chunk(self, number: int, event: Any) -> None:
+        """A chunk of the loss. The first one stands for all: the others are left out. No block outlives its chunk."""
+        outer, live = (self._layer, self._ignored), set(self._live)
+        self._layer, self._ignored = OF_LOSS_CHUNK, number > 0
+        self._ignored_blocks.clear()
+        self._inside(event)
+        self._layer, self._ignored = outer
+        assert set(self._live) == live and not self._ignored_blocks, "a chunk of the loss leaves no block behind, and takes none"
+
     def _hand(self, addresses: list[int]) -> None:
         shared = [i for i, where in enumerate(addresses) if where in self._live]
         self._microbatch.shared = tuple(shared)
@@ -186,28 +212,42 @@ class Reading:
     def _do(self, name: str, event: Any) -> None:
         self._made_by_module(event)
         self._operation, self._called = [], name.removeprefix("aten::")
+        if name == _LINEAR:  # it goes by the name that the product has where it is MKL's, which depends on its size
+            self._called = "addmm" if hasattr(event.extra_fields.inputs[2], "sizes") else "mm"
         self._inside(event)
         made, self._operation = self._operation, None
         self._over += 1
         for block in made:
             block.inside = bool(block.died)
+        for block, called in zip(made, _NAMES.get(name, ()), strict=False):
+            block.name = ": ".join([*self._module[-1:], called])
         if not self._ignored and not self._in_communication:
             self._operate(name, event, [block.size for block in made if not block.inside])
 
     def _operate(self, name: str, event: Any, made: list[int]) -> None:
         """Add an operation that launches a kernel: no view, and no bare allocation."""
         inputs = [one for one in event.extra_fields.inputs if hasattr(one, "sizes")]
+        if name == _LINEAR:
+            inputs = inputs[2:] + inputs[:2]  # the order of addmm
         if "empty" in name or not (made or name.endswith("_")):  # which writes to its first input
             return
         sizes = [prod(one.sizes) * one.dtype.itemsize for one in inputs]
-        flops = 0
+        flops = []
         if name in _PRODUCTS:
             one, other = (event.extra_fields.inputs[i].sizes for i in _PRODUCTS[name])
-            flops = 2 * prod(one) * other[-1]
+            flops = [2 * prod(one) * other[-1]]
+        elif name == _LINEAR:
+            flops = [2 * prod(inputs[-2].sizes) * inputs[-1].sizes[0]]
+        elif name in _FUSED:
+            first, products = _FUSED[name]
+            query, key = (event.extra_fields.inputs[first + i].sizes for i in (0, 1))
+            flops = [2 * prod(query) * key[-2]] * products
         self._put("run", SeenOperation(": ".join([*self._module[-1:], self._called]), flops, sizes, made or sizes[:1]))
 
     def _memory(self, size: int, where: int) -> None:
-        if size > 0 and not self._ignored:
+        if size > 0 and self._ignored:
+            self._ignored_blocks.add(where)
+        elif size > 0:
             alone = self._operation is None
             between = self._action in (INPUTS, OUTPUT_GRADIENTS)
             name = "message" if between else ": ".join([*self._module[-1:], "number" if alone else self._called])
@@ -219,7 +259,9 @@ class Reading:
             if self._action == INPUTS:
                 self._microbatch.given.append(block)
             self._put("born", block)
-        elif size < 0 and where in self._live:
+        elif where in self._ignored_blocks:
+            self._ignored_blocks.remove(where)
+        elif where in self._live:
             block = self._live.pop(where)
             block.died = self._action
             block.inside = block.before >= 0 and block.before == self._over - 1

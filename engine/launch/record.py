@@ -167,9 +167,7 @@ class _Executor(Executor):
         for weight in list(deferred):
             self.data.mark_layer_of(weight)
             with mark(MODULE, self.paths[weight]):
-                gradient = deferred.pop(weight)()
-            self.data.add(weight, gradient)
-            del gradient
+                deferred.pop(weight)()
 
 
 class _Chunk:
@@ -189,7 +187,10 @@ class _Chunk:
             return to_tensors(feed(model, text, made.batch, 0, 1, number), device)
 
         self.data = _Data(tp, zero, torch.float32, 2)
-        self.chunk = TransformerChunk(model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through)
+        self.chunk = TransformerChunk(
+            model, layers, part.first, part.last, batch, tp, structure.recompute, self.data.through,
+            structure.attention, made.loss_chunk,
+        )  # fmt: skip
         with torch.no_grad():
             for p in self.chunk.parameters():
                 p.zero_()
@@ -263,7 +264,7 @@ class _Tables:
             call = Call(module, axis, collective, self._name(payload))
             return CALLS, self.calls.setdefault(call, len(self.calls))
         if kind == "run":
-            sizes = [[what.flops] if what.flops else [], what.read, what.written]
+            sizes = [what.flops, what.read, what.written]
             one = Operation(what.name, *(tuple(self._name(n) for n in some if n) for some in sizes))
             return RUNS, self.operations.setdefault(one, len(self.operations))
         block = RecordedBlock(what.name, self._name(what.size), what.category, what.layered, what.lent)

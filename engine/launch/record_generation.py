@@ -48,7 +48,7 @@ def _inference(structure: Structure, part: Part, made: Probe, draws: bool) -> In
     spec = RunSpec(
         model=made.model,
         layout=LayoutSpec(tp=made.tp, pp=len(split), split=split),
-        workload=WorkloadSpec(precision=structure.precision),
+        workload=WorkloadSpec(precision=structure.precision, attention=structure.attention),
         generate=GenerateSpec(
             prompt="x" * made.prompt, new_tokens=made.new_tokens, temperature=float(draws), skip_training=True
         ),

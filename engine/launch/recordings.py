@@ -1,10 +1,9 @@
-"""Records the ledgers of a model, for every layout and workload that it may have.
+"""Records the ledgers of a model, for every layout, and for the workloads that are common (`shipped`).
 
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/predict/ledger/recorded]
 
-Without --model, those of all models in the catalog, which takes a quarter of an hour. Ledgers that are in the folder already are
-kept, so that several processes may run at once for different families. With --archives the files that are shipped are written
-too, one for each family and precision.
+Without --model, those of all models in the catalog, which takes about half an hour of a core; all cores are used. Ledgers in the
+folder are kept. With --archives the files that are shipped are written too, one for each family and precision.
 """
 
 from __future__ import annotations
@@ -12,22 +11,36 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from engine import catalog
+from engine.families import FAMILIES
 from engine.files import write
+from engine.launch.client import environment
 from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
 from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
 from engine.predict.ledger.split import part_of
-from engine.spec import ModelSpec, Precision, Recompute, WorkloadSpec
+from engine.predict.planner.candidates import planned_recomputes
+from engine.spec import AttentionName, ModelSpec, Precision, Recompute, WorkloadSpec
 
-_WORKLOADS = [WorkloadSpec(precision=precision) for precision in get_args(Precision)]
+_WORKLOADS = [
+    WorkloadSpec(precision=precision, attention=attention)
+    for precision, attention in itertools.product(get_args(Precision), get_args(AttentionName))
+]
+_CHECKLIST = {("none", "none"), *itertools.product(("core_attn", "full"), ("none", "sequence"))}  # recompute and slicing
+# Ledgers of a loss in chunks are shipped of models whose loss is in chunks with so many sequences.
+_MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
+_BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
 
 def structures(model: ModelSpec) -> Iterator[Structure]:
@@ -37,6 +50,7 @@ def structures(model: ModelSpec) -> Iterator[Structure]:
         for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _WORKLOADS):
             sizes = dimensions(model, cut, 1, batch) | {"G/tp": on_rank}
             yield structure(model, workload, recompute, cut, sizes)
+            yield structure(model, workload, recompute, cut, sizes | {"C": 2})
         generates = cut != "sequence" and model.parts.objective == "causal"
         for on_rank, workload, tokens in itertools.product(heads, _WORKLOADS, _TOKENS if generates else ()):
             sizes = dimensions(model, cut, 1, 1, tokens) | {"G/tp": on_rank}
@@ -61,20 +75,64 @@ def shipped_models() -> list[ModelSpec]:
     return [*catalog.MODELS.values(), llama.model_copy(update={"kv_heads": 0})]
 
 
+def shipped(one: Structure) -> bool:
+    """Whether the ledgers of a structure are shipped. Others are recorded where they are asked for.
+
+    Of the kinds of recompute that a search tries, those with fused attention, and with two-stream attention. Where attention
+    could be fused and is written, only what training a GPT needs (lessons and published systems), and what the checklist of
+    `engine.predict.planner.advice` needs elsewhere.
+    """
+    if not one.generates and one.recompute not in _planned(one):
+        return False
+    if one.attention == "fused" or FAMILIES[one.family].position == "relative":
+        return True
+    listed = one.precision == "bf16" and "B" in one.ones and (one.recompute, one.slicing) in _CHECKLIST
+    return not one.generates and (one.family == "gpt" or listed)
+
+
+def _planned(one: Structure) -> tuple[Recompute, ...]:
+    """The kinds of recompute that a search tries for models of a structure."""
+    return planned_recomputes(ModelSpec(family=one.family), WorkloadSpec(attention=one.attention))
+
+
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
-    """All ledgers of some models."""
-    return list(dict.fromkeys((one, part) for model in models for one in structures(model) for part in sorted(parts(model))))
+    """The ledgers of some models that are shipped.
+
+    Those of a loss in chunks are left out where only very large microbatches have it.
+    """
+    found: dict[Key, None] = {}
+    for model in models:
+        chunked = _MANY.loss_tokens(model, 1) is not None
+        for one, part in itertools.product(filter(shipped, structures(model)), sorted(parts(model))):
+            if chunked or not one.chunked_loss:
+                found[one.of(part), part] = None
+    return list(found)
 
 
-def record_all(keys: Iterable[Key], folder: LedgerFolder) -> int:
-    """How many ledgers were recorded."""
+def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) -> int:
+    """How many ledgers were recorded. `processes`: how many processes record at once; 1 is this process alone."""
+    missing = [key for key in keys if key not in folder]
+    batches = [missing[start : start + _BATCH] for start in range(0, len(missing), _BATCH)]
+    if processes == 1 or len(batches) < 2:
+        _record(missing, folder)
+        return len(missing)
+    with ThreadPoolExecutor(processes) as threads:
+        for number, _ in enumerate(threads.map(partial(_record_elsewhere, folder=folder.folder), batches)):
+            print(f"{min((number + 1) * _BATCH, len(missing))} of {len(missing)}", flush=True)
+    return len(missing)
+
+
+def _record(keys: Iterable[Key], folder: LedgerFolder) -> None:
     from engine.launch.record import record
 
-    missing = [key for key in keys if key not in folder]
-    for number, (one, part) in enumerate(missing):
-        folder.put(one, part, record(one, part))
-        print(f"{number + 1} of {len(missing)}: {one.name} {part.name}", flush=True)
-    return len(missing)
+    for key in keys:
+        folder.put(*key, record(*key))
+
+
+def _record_elsewhere(keys: Sequence[Key], folder: Path) -> None:
+    """In a process of its own. Raises `CalledProcessError` if it fails."""
+    command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(folder), "--keys"]
+    subprocess.run(command, input=json.dumps(keys), text=True, env=environment(), check=True)
 
 
 def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path) -> None:
@@ -99,7 +157,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         keys = wanted([catalog.model(name) for name in given.model] if given.model else shipped_models())
     recorded = LedgerFolder(given.out)
-    record_all(keys, recorded)
+    record_all(keys, recorded, processes=os.cpu_count() or 1)
     if given.archives is not None:
         bind(keys, recorded, given.archives)
     return 0

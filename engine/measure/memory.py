@@ -313,6 +313,8 @@ def is_operation(name: str) -> bool:
     do not name the overload, so one composite overload is enough. Overloads with names of dimensions are not used here.
     """
     space, _, operator = name.partition("::")
+    if space == "mkldnn":  # see `engine.parallel.product`
+        return True
     packet = getattr(torch.ops.aten, operator, None) if space == "aten" else None
     if packet is None:
         return False

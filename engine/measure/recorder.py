@@ -101,6 +101,10 @@ class Recorder:
         """Mark what runs inside as communication, for the memory trace."""
         return self.mark(f"{COMMUNICATION_MARK}{collective}") if self.mark else nullcontext()
 
+    def loss_chunk(self, number: int) -> AbstractContextManager[Any]:
+        """What runs inside is chunk `number` of the loss. A recorded ledger marks it; a run does not."""
+        return nullcontext()
+
     @property
     def phase(self) -> str:
         return self._phase

@@ -1,8 +1,8 @@
 """Kernel workspaces: what CPU kernels of torch allocate and free inside. A dispatch mode does not see it, the allocator does.
 
 native_layer_norm_backward   a row of partial sums, of scale and of shift, for each thread, of which a rank has one
-mm, addmm, bmm in bf16       oneDNN's scratchpad, and copies of operands whose strides oneDNN does not take. The size depends on
-                             the processor and on the shapes. So it is measured: the multiplication is done once for each
+mm, addmm, bmm in bf16,      oneDNN's scratchpad, and copies of operands whose strides oneDNN does not take. The size depends on
+oneDNN's linear layer        the processor and on the shapes. So it is measured: the multiplication is done once for each
                              shape, on zeros, if that is small. Otherwise nothing is added; such a model does not run on a CPU.
 add_ of another type         the added tensor, converted to the type of the result
 scatter_add_ in bf16         sums in fp32, as many as there are results
@@ -46,24 +46,24 @@ class Workspaces:
         if func is _SCATTER and args[0].dtype == torch.bfloat16:
             return (args[0].numel() * 4,)
         if func in _MULTIPLICATIONS and args[-1].dtype == torch.bfloat16:
-            return self._scratchpad(func, args)
+            return self._scratchpad(func, args, prod(args[-2].shape) * args[-1].shape[-1])
+        if func.namespace == "mkldnn":
+            return self._scratchpad(func, args, prod(args[0].shape) * len(args[1]))
         return ()
 
-    def _scratchpad(self, func: Any, args: tuple[Any, ...]) -> Sizes:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        key = (func, *((t.shape, t.stride()) for t in tensors))
+    def _scratchpad(self, func: Any, args: tuple[Any, ...], work: int) -> Sizes:
+        key = (func, *((a.shape, a.stride()) for a in args if isinstance(a, Tensor)))
         if key not in self._scratchpads:
-            work = prod(tensors[-2].shape) * tensors[-1].shape[-1]
-            self._scratchpads[key] = _taken_by(func, tensors) if work <= _MOST_WORK else ()
+            self._scratchpads[key] = _taken_by(func, args) if work <= _MOST_WORK else ()
         return self._scratchpads[key]
 
 
-def _taken_by(func: Any, like: list[Tensor]) -> Sizes:
+def _taken_by(func: Any, like: tuple[Any, ...]) -> Sizes:
     """Measure what `func` allocates and frees inside, on tensors of these shapes."""
     with _disable_current_modes(), torch.no_grad():
-        real = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).zero_() for t in like]
+        real = [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype).zero_() if isinstance(a, Tensor) else a for a in like]
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            func(*real)
+            result: Tensor = func(*real)
     assert watched.profiler is not None and watched.profiler.kineto_results is not None
     found: list[tuple[int, int]] = []
     stack = watched.profiler.kineto_results.experimental_event_tree()
@@ -74,5 +74,5 @@ def _taken_by(func: Any, like: list[Tensor]) -> Sizes:
             found.append((event.start_time_ns, event.extra_fields.alloc_size))
     found.sort(key=lambda event: event[0])
     sizes = [size for _, size in found]
-    sizes.remove(prod(like[-2].shape[:-1]) * like[-1].shape[-1] * like[0].element_size())  # the result
+    sizes.remove(result.nbytes)
     return (max(accumulate(sizes, initial=0)),)  # copies of operands exist together with the scratchpad

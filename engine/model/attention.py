@@ -1,4 +1,7 @@
-"""Attention, its heads sharded over tp. The scores are computed explicitly, so that their S² activations can be measured.
+"""Attention, its heads sharded over tp.
+
+Core attention is fused, which is one operation that never keeps the scores (`fused_attention`), or written, which computes the
+scores explicitly, so that their S² activations can be measured (`written_attention`).
 
 Shapes: B batch, S sequence, H hidden, A heads, G key heads, D head width. R rows of queries: S except in two-stream attention.
 """
@@ -14,14 +17,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.position import AttentionInputs
-from engine.parallel.tensor import ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
-from engine.spec import ModelSpec
+from engine.parallel.tensor import Again, ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
+from engine.spec import AttentionName, ModelSpec
 
 
 class Attention(nn.Module):
     """What all kinds of attention share: the sizes of heads and the output layer.
 
-    `selective`: core attention is recomputed in backward, so that its S² activations are not kept.
+    `selective`: core attention is recomputed in backward, so that its activations are not kept.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
@@ -51,47 +54,54 @@ class SelfAttention(Attention):
     With fewer key heads than heads, each group of heads shares a key head (Ainslie et al. 2023).
     """
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, causal: bool) -> None:
+    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, causal: bool, attention: AttentionName) -> None:
         """`causal`: a token sees itself and earlier tokens; otherwise all tokens."""
         super().__init__(spec, tp, selective)
-        self.causal = causal
+        self.causal, self.attention, self.fused = causal, attention, attention == "fused"
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
 
-    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
-        q, k, v = self.split(self.qkv(x), self.heads, self.key_heads, self.key_heads)
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
+        q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
         if inputs.rotation is not None:
-            q, k = inputs.rotation(q), inputs.rotation(k)
+            rotate = inputs.rotation.by_row if self.fused else inputs.rotation
+            q, k = rotate(q), rotate(k)
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self, k, v)
+        elif inputs.rotation is not None and self.fused:
+            v = v.clone()  # otherwise the tensor from which q, k and v were split is kept for v alone
         return self.output(self.core_attention, q, k, v)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, self.causal)
+        return CORE_ATTENTION[self.attention](q, k, v, self.causal)
 
 
 class CrossAttention(Attention):
     """Every token of the decoder attends to every token of the encoder. (B, s, H), (B, s, H) → (B, s, H)"""
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
+    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, attention: AttentionName) -> None:
         super().__init__(spec, tp, selective)
+        self.attention = attention
         bias = spec.parts.attention_bias
         self.query = ColumnParallelLinear(spec.hidden, (self.queries,), tp, bias=bias)
         self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias=bias)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        (q,) = self.split(self.query(x), self.heads)
+    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
+        (q,) = self.split(self.query(x, again), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
         return self.output(self.core_attention, q, k, v)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, causal=False)
+        return CORE_ATTENTION[self.attention](q, k, v, False)
 
 
 class RelativeAttention(Attention):
     """Two-stream attention with relative positions (Dai et al. 2019, section 3.3; Yang et al. 2019). (B, r, H) → (B, r, H)
 
     The first S rows are the tokens. Only they have keys and values; the other rows are queries. The score of row i for token j
-    is (qᵢ + u)·kⱼ + (qᵢ + v)·r, where r is the projected sinusoid of their distance.
+    is (qᵢ + u)·kⱼ + (qᵢ + v)·r, where r is the projected sinusoid of their distance. The scores are always written: torch's fused
+    operation has no second term.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
@@ -102,9 +112,10 @@ class RelativeAttention(Attention):
         self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
         self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
-    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
         assert inputs.waves is not None
-        q, k, v = self.split(self.qkv(x), *(self.heads,) * 3)
+        q, k, v = self.split(self.qkv(x, again), *(self.heads,) * 3)
         # Every rank has all waves and projects them to its own heads, so no collective is needed.
         (r,) = self.split(F.linear(inputs.waves, self.distance).unsqueeze(0), self.heads)  # (1, A/tp, 2S − 1, D)
         return self.output(lambda *tensors: self.core_attention(inputs, *tensors), q, k[:, :, : self.seq], v[:, :, : self.seq], r)
@@ -119,8 +130,23 @@ class RelativeAttention(Attention):
         return scores.masked_fill_(inputs.hidden, float("-inf")).softmax(-1) @ v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Core attention. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D); `causal`: the rows are the last R tokens."""
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Core attention in one operation (Dao et al. 2022). (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
+
+    `causal`: the rows are all S tokens or the last one. For backward it keeps q, k, v, the output and one number a row, which is
+    the logarithm of the sum of the exponentials of its scores. The output has the strides of q: if these are those of
+    (B, R, A, D), joining the heads copies nothing.
+    """
+    rows, seq = q.shape[2], k.shape[2]
+    assert not causal or rows in (1, seq)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal and rows > 1, enable_gqa=k.shape[1] < q.shape[1])
+
+
+def written_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Core attention, step by step. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
+
+    `causal`: the rows are the last R tokens.
+    """
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]
     # Heads that share a key head become more rows of it, so that keys and values are not copied.
@@ -130,6 +156,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         future = torch.ones(rows, seq, dtype=torch.bool, device=q.device).triu_(1 + seq - rows)
         scores = scores.view(b, heads, rows, seq).masked_fill_(future, float("-inf")).view(scores.shape)
     return (scores.softmax(-1) @ v).view(b, heads, rows, width)
+
+
+CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
+    "fused": fused_attention,
+    "written": written_attention,
+}
 
 
 def output_std(spec: ModelSpec) -> float:

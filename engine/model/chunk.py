@@ -15,8 +15,9 @@ from engine.model.position import AttentionInputs, KVCache
 from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
-from engine.parallel.tensor import ShardedParameter, TensorParallel, VocabParallelEmbedding
-from engine.spec import ModelSpec, Recompute
+from engine.parallel.tensor import ShardedParameter, TensorParallel
+from engine.parallel.vocabulary import VocabParallelEmbedding
+from engine.spec import AttentionName, ModelSpec, Recompute
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
 Through = Callable[[Sequence[ParameterUse], Streams], Streams]
@@ -42,33 +43,52 @@ class TransformerChunk(nn.Module):
         tp: TensorParallel,
         recompute: Recompute = "none",
         through: Through = run_in_order,
+        attention: AttentionName = "fused",
+        loss_chunk: int | None = None,
     ) -> None:
-        """`through` runs the uses of parameters one after the other, with their values gathered: `DataParallel.through`."""
+        """`through` runs the uses of parameters one after the other, with their values gathered: `DataParallel.through`.
+
+        `loss_chunk`: tokens of a chunk of the loss, fewer than a microbatch predicts. None: the loss is computed as a whole.
+        """
         super().__init__()
+        self.loss_chunk = loss_chunk
         self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
-        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute == "selective", i) for i in layers})
+        self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
         self.head = Head(spec, tp) if last else None
 
+    @property
+    def loss_in_backward(self) -> bool:
+        """Whether `forward` ends before the head, and `loss` is called in backward."""
+        return self.last and self.loss_chunk is not None
+
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:
-        needed = self.first or self.last or self.spec.parts.position == "relative"
+        needed = self.first or (self.last and not self.loss_in_backward) or self.spec.parts.position == "relative"
         feed = self.batch(microbatch) if needed else None
-        return self.through(list(self._uses(feed)), inputs)
+        uses = self._uses(feed)
+        return self.through([*uses] if self.loss_in_backward else [*uses, *self._head_uses(feed)], inputs)
+
+    def loss(self, outputs: tuple[Tensor, ...], microbatch: int) -> Tensor:
+        """The mean loss of the microbatch, computed chunk by chunk together with its gradients. `outputs`: of `forward`."""
+        return self.through(list(self._head_uses(self.batch(microbatch))), outputs)[0]
 
     def _uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
-        """The uses of parameters in forward, in order."""
+        """The uses of parameters before the head, in order."""
         if self.first:
             yield from self._embedding_uses(feed)
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
             yield ParameterUse((layer,), partial(self._run_layer, int(number), layer, attention_inputs))
+
+    def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
             assert feed is not None
             table = () if self.embedding is None or not self.spec.parts.tied else (self.embedding.token,)
             # If the chunk is first too, the gradient of the table is complete after the backward of the embedding.
             layers, borrowed = ((self.head,), table) if self.first else ((self.head, *table), ())
-            yield ParameterUse(_with_parameters(*layers), partial(self._loss, feed.targets), borrowed)
+            run = partial(self._loss, feed.targets)
+            yield ParameterUse(_with_parameters(*layers), run, borrowed, at_once=self.loss_in_backward)
 
     def extend(self, streams: Streams, tokens: Tensor | None, cache: KVCache) -> Streams:
         """Forward of n more tokens, whose keys and values are added to the cache.
@@ -130,7 +150,8 @@ class TransformerChunk(nn.Module):
     def _loss(self, targets: Tensor, streams: Streams) -> Streams:
         assert self.head is not None
         table = self._table()
-        return (self.head(streams[0], table, targets, looked_up=self.first and table is not None),)
+        looked_up = self.first and table is not None
+        return (self.head(streams[0], table, targets, looked_up, self.loss_chunk),)
 
     def parts(self) -> list[nn.Module]:
         """The modules whose parameters form a bucket each, in the order of forward.

@@ -14,9 +14,8 @@ from engine.parallel.tensor import (
     ShardedParameter,
     ShardSpec,
     TensorParallel,
-    VocabParallelEmbedding,
-    vocab_parallel_cross_entropy,
 )
+from engine.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
 from engine.spec import ModelSpec
 
 
@@ -87,20 +86,33 @@ class Head(nn.Module):
         self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp)
         self.bias = ShardedParameter.of(ShardSpec((spec.vocab,), 0, init="zeros"), tp) if spec.parts.output_bias else None
 
-    def forward(self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool) -> Tensor:
-        """(B, r, H) → the mean loss. `table`: the tied token table; `looked_up`: see `VocabParallelEmbedding`."""
+    def forward(
+        self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool, chunk: int | None = None
+    ) -> Tensor:
+        """(B, r, H) → the mean loss. `table`: the tied token table; `looked_up`: see `VocabParallelEmbedding`.
+
+        `chunk`: tokens whose logits exist at once. None: those of all tokens do.
+        """
+        counted = targets.shape[0] * self.predicted
+        if chunk is not None:
+            return self._output(table).chunked_loss(self._last_hidden(x), self.bias, self.first, targets, counted, chunk)
         logits = self.logits(x, table, looked_up).float()  # (B, T, V/tp)
-        return vocab_parallel_cross_entropy(logits, targets, self.vocab, self.tp, targets.shape[0] * self.predicted)
+        return vocab_parallel_cross_entropy(logits, targets, self.vocab, self.tp, counted)
 
     def logits(self, x: Tensor, table: VocabParallelEmbedding | None, looked_up: bool = False) -> Tensor:
         """(B, r, H) → (B, T, V/tp)"""
+        return self._output(table).logits(self._last_hidden(x), self.bias, self.first, looked_up)
+
+    def _last_hidden(self, x: Tensor) -> Tensor:
+        """The input of the output matrix. (B, r, H) → (B, r, H)"""
         if self.transform is not None:
             x = self.transform(x)
-        if self.norm is not None:
-            x = self.norm(x)
+        return x if self.norm is None else self.norm(x)
+
+    def _output(self, table: VocabParallelEmbedding | None) -> VocabParallelEmbedding:
         output = self.output or table
         assert output is not None
-        return output.logits(x, self.bias, self.first, looked_up)
+        return output
 
 
 class Transform(nn.Module):

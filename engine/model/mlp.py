@@ -7,10 +7,11 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from engine.families import Inner
 from engine.model.attention import output_std
-from engine.parallel.tensor import ColumnParallelLinear, RowParallelLinear, TensorParallel
+from engine.parallel.tensor import Again, ColumnParallelLinear, RowParallelLinear, TensorParallel
 from engine.spec import ModelSpec
 
 
@@ -29,15 +30,25 @@ INNER: dict[Inner, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """Two linear layers with a nonlinearity between. SwiGLU has two inner layers, gate and up, in one fused weight."""
+    """Two linear layers with a nonlinearity between. SwiGLU has two inner layers, gate and up, in one fused weight.
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
+    `recomputes`: backward computes the nonlinearity again, so that only its input is kept.
+    """
+
+    def __init__(self, spec: ModelSpec, tp: TensorParallel, recomputes: bool = False) -> None:
         super().__init__()
+        self.recomputes = recomputes
         bias = spec.parts.mlp_bias
         self.between = INNER[spec.parts.inner]
         widths = (spec.ffn_width,) * (2 if spec.parts.inner == "swiglu" else 1)
         self.inner = ColumnParallelLinear(spec.hidden, widths, tp, bias=bias)
         self.out = RowParallelLinear(spec.ffn_width, spec.hidden, tp, std=output_std(spec), bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.between(self.inner(x)))  # (B, S, F/tp) inside
+    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
+        x = self.inner(x, again)  # (B, S, F/tp), or twice as wide
+        if not self.recomputes:
+            return self.out(self.between(x))
+        # Without the checkpoint some nonlinearities keep more than their input: relu its output, swiglu a part of it.
+        y = checkpoint(self.between, x, use_reentrant=False, preserve_rng_state=False)
+        return self.out(y, partial(self.between, x))

@@ -72,7 +72,7 @@ class _Rotate(Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(…, S, D), (S, D/2), (S, D/2) → (…, S, D); in fp32 for any type of x."""
+    """(…, S, D), (S, D/2), (S, D/2) → (…, S, D), or (…, S, A, D), (S, 1, D/2), (S, 1, D/2) → (…, S, A, D); in fp32 for any x."""
     first, second = x[..., 0::2], x[..., 1::2]
     return torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).to(x.dtype)
 
@@ -91,8 +91,12 @@ class Rotation(NamedTuple):
         return Rotation(angles.cos(), angles.sin())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, A, S, D) → (B, A, S, D)"""
+        """(B, A, S, D) → (B, A, S, D), contiguous"""
         return _Rotate.apply(x, self.cos, self.sin)
+
+    def by_row(self, x: Tensor) -> Tensor:
+        """The same, with the strides of (B, S, A, D)."""
+        return _Rotate.apply(x.transpose(1, 2), self.cos.unsqueeze(1), self.sin.unsqueeze(1)).transpose(1, 2)
 
 
 class KVCache:

@@ -13,7 +13,7 @@ from engine.spec import WorkloadSpec
 
 
 def make_optimizer(workload: WorkloadSpec, tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of `workload` for `tensors`, which are fp32. The caller sets their `grad` before each step.
+    """The optimizer of `workload` for `tensors`, of its `update_precision`. The caller sets their `grad` before each step.
 
     A step may overwrite `grad`. Its states are in `state`: as many tensors as the record says.
     """

@@ -8,6 +8,9 @@ algorithm for that collective, whatever the backend does inside:
     all_gather         (n − 1)     × payload       (the payload is this rank's shard)
     send                             payload
     recv                           0
+
+On the CPU, reduce_scatter and all_gather are sends and receives between the ranks, which send exactly these bytes. gloo's own
+reduce_scatter copies the whole input and all-reduces the copy.
 """
 
 from __future__ import annotations
@@ -20,16 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
 
 from engine.measure.recorder import Recorder, Span, TrafficKey
+from engine.parallel.transport import Group, NoPeers, Reduction, Transport, Works
 from engine.schedule import Flow
 from engine.topology import Axis, Mesh
 
-Reduction = Literal["sum", "max"]
 _PIPELINE_GROUPS = (
     "activation downstream",
     "activation upstream",
@@ -66,59 +68,30 @@ def choose_backend(ranks_here: int, local_rank: int) -> Backend:
     return Backend("gloo", torch.device("cpu"), f"{counted}, so gloo on the CPU")
 
 
-@dataclass(frozen=True)
-class Group:
-    """Ranks that take part in a collective, along one axis of the mesh. `handle` is None for one rank alone."""
-
-    axis: Axis
-    ranks: tuple[int, ...]
-    handle: dist.ProcessGroup | None = None
-
-
-Works = list[dist.Work | None]  # what a call must wait for
-
-
 class Pending:
     """A call in progress. It must be waited for: gloo cancels a transfer whose handle is freed."""
 
     def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
         """`tensors` are kept until the call is complete; see `_unowned_view`."""
         self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
-        self.afterwards: Callable[[], object] | None = None
+        self.afterwards: Callable[[], object] | None = None  # what is left to do when the works are complete
 
     def wait(self) -> None:
         try:
-            for work in self._works:
-                assert work is not None, "this rank is in every group it calls"
-                work.wait()
+            _wait_for(self._works)
+            if self.afterwards is not None:
+                with self._recorder.communication_region(self._span.kind):
+                    self.afterwards()
         except RuntimeError as error:
             raise CommError(str(error)) from error
-        if self.afterwards is not None:
-            self.afterwards()
         self._tensors, self.afterwards = (), None
         self._recorder.close(self._span)
 
 
-class Transport(Protocol):
-    """What `Comm` sends by. Tensors are contiguous, and must not be used until the call is complete."""
-
-    def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...
-
-    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        """`out` (n, …) takes the tensors of all ranks of the group."""
-        ...
-
-    def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        """`out` takes this rank's part of the sum of `tensor` (n, …)."""
-        ...
-
-    def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
-
-    def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
-
-    def latest(self, instant: int, device: torch.device) -> int:
-        """The largest of all ranks' `instant`."""
-        ...
+def _wait_for(works: Works) -> None:
+    for work in works:
+        assert work is not None, "this rank is in every group it calls"
+        work.wait()
 
 
 class ProcessGroups:
@@ -126,22 +99,20 @@ class ProcessGroups:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._gathers: dict[tuple[int, ...], int] = {}
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
         return [dist.all_reduce(_unowned_view(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
 
-    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         if tensor.device.type == "cpu":
-            return self._gather_by_transfers(_unowned_view(out), _unowned_view(tensor), to)
+            return self._gather_by_transfers(_unowned_view(out), _unowned_view(tensor), to, tag)
         return [dist.all_gather_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
-    def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
+    def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         """An all-gather by sends and receives. gloo's own makes a copy of the whole, which another thread frees at a random
         instant. So memory would not be reproducible.
         """
         parts = out.view(len(to.ranks), -1)
-        tag = self._gathers[to.ranks] = self._gathers.get(to.ranks, 0) + 1  # all ranks gather in the same order
         works: Works = []
         for rank, part in zip(to.ranks, parts, strict=True):
             if rank == self._rank:
@@ -165,39 +136,6 @@ class ProcessGroups:
         return int(clock.item())
 
 
-class NoPeers:
-    """Transport for one rank without peers, as in a dry run: reductions add nothing, and received tensors are zeros."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-
-    def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
-        return []
-
-    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        parts = out.view(len(to.ranks), -1)
-        for rank, part in zip(to.ranks, parts, strict=True):
-            if rank == self._rank:
-                part.copy_(tensor.view(-1))
-            else:
-                part.zero_()
-        return []
-
-    def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        out.view(-1).copy_(tensor.view(len(to.ranks), -1)[to.ranks.index(self._rank)])
-        return []
-
-    def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return []
-
-    def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        tensor.zero_()
-        return []
-
-    def latest(self, instant: int, device: torch.device) -> int:
-        return instant
-
-
 class Comm:
     """One rank's communication. `connect` makes a real one, `alone` is for a model that is not sharded, `without_others` for one
     rank of a layout without its peers.
@@ -208,6 +146,7 @@ class Comm:
         self.at = mesh.coordinate(rank)
         self.one_clock = True  # whether all ranks read the same monotonic clock
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
+        self._tags: dict[tuple[int, ...], int] = {}  # of the latest collective that was made of transfers, by ranks
 
     @classmethod
     def alone(cls, device: torch.device) -> Comm:
@@ -279,27 +218,74 @@ class Comm:
         """The same into `out`, asynchronous. `tensor` may be this rank's part of `out`."""
         to = self.groups[group]
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
-        return self._start(lambda: self._transport.all_gather(out, tensor, to), span, tensor, out)
+        return self._start(lambda: self._transport.all_gather(out, tensor, to, self._next_tag(to)), span, tensor, out)
 
     def reduce_scatter(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
         """Sum over the group of this rank's part of `tensor` (n, *shape); returns (*shape)."""
         out = torch.empty_like(tensor[0])
-        self.start_reduce_scatter(out, tensor, group).wait()
+        self.start_reduce_scatter(tensor, group, out).wait()
         return out
 
-    def start_reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
-        """The same into `out`, asynchronous."""
+    def start_reduce_scatter(
+        self, tensor: torch.Tensor, group: str, out: torch.Tensor | None = None, accumulate: bool = False
+    ) -> Pending:
+        """The same, asynchronous. The sum is written to `out`, or added to it if `accumulate`, in the type of `out`.
+
+        Without `out` it takes the place of this rank's part of `tensor`. Neither must be used until the call was waited for.
+        """
         to = self.groups[group]
-        n = len(to.ranks)
+        n, part = len(to.ranks), tensor[to.ranks.index(self.rank)]
         span = self._count(to.axis, "reduce_scatter", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
         if tensor.device.type == "cpu":
-            # gloo does the same inside: copy, all-reduce, keep a part. Done here, the copy is freed after the wait.
-            with self.recorder.communication_region(span.kind):
-                copy, own = tensor.clone(), to.ranks.index(self.rank)
-            pending = self._start(lambda: self._transport.all_reduce(copy, "sum", to), span, copy)
-            pending.afterwards = lambda: out.view(-1).copy_(copy.view(n, -1)[own])
-            return pending
-        return self._start(lambda: self._transport.reduce_scatter(out, tensor, to), span, tensor, out)
+            return self._reduce_by_transfers(part if out is None else out, tensor, part, to, span, accumulate)
+        target = part if out is None or accumulate else out
+        pending = self._start(lambda: self._transport.reduce_scatter(target, tensor, to), span, tensor, target)
+        if out is not None and accumulate:
+            pending.afterwards = lambda: out.add_(part)
+        return pending
+
+    def _reduce_by_transfers(
+        self, out: torch.Tensor, tensor: torch.Tensor, part: torch.Tensor, to: Group, span: Span, accumulate: bool
+    ) -> Pending:
+        """A reduce-scatter by sends and receives, with one buffer as large as `part` and no other copy.
+
+        All is sent at once. It is received from one rank after the other, the one before this rank first, and added up in that
+        order, so that a sum is the same in every run. A send is complete when it was received: so sends are waited for last.
+        """
+        ranks, tag = to.ranks, self._next_tag(to)
+        own, n = ranks.index(self.rank), len(ranks)
+        sources, sends = [ranks[own - step] for step in range(1, n)], Works()
+        with self.recorder.communication_region(span.kind):
+            received = torch.empty_like(part)
+
+        def receive(source: int) -> Works:
+            return self._transport.receive(received, source, to, tag)
+
+        def start() -> Works:
+            for step in range(1, n):
+                where = (own + step) % n
+                sends.extend(self._transport.send(tensor[where], ranks[where], to, tag))
+            if accumulate:
+                out.add_(part)
+            elif out is not part:
+                out.copy_(part)
+            return receive(sources[0]) if sources else []
+
+        def finish() -> None:
+            for source in sources:
+                if source != sources[0]:
+                    _wait_for(receive(source))
+                out.add_(received)
+            _wait_for(sends)
+
+        pending = self._start(start, span, tensor)
+        pending.afterwards = finish
+        return pending
+
+    def _next_tag(self, to: Group) -> int:
+        """A number for a collective: the same on all ranks of the group, which make their calls in the same order."""
+        tag = self._tags[to.ranks] = self._tags.get(to.ranks, 0) + 1
+        return tag
 
     def send(self, tensor: torch.Tensor, flow: Flow, stage: int, tag: int) -> Pending:
         """Start sending to the rank at pp coordinate `stage`. `tensor` must not be used until the call was waited for."""

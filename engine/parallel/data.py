@@ -13,6 +13,10 @@ A reduction starts as soon as its bucket is complete, so that it overlaps with t
 gradients (I and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping
 passes are accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a
 sum.
+
+Beyond what stays, reductions take little memory. With zero > 0 each chunk has one under way at a time: the next waits for it. One
+under way has a buffer of Ψ/dp for what another replica sends, and with zero ≥ 2 also the Ψ gradients that are being sent. With
+zero 1 the sum is made in this rank's share of the gradients, and with zero ≥ 2 it is added to that share.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ class ParameterUse:
     run: Callable[[Streams], Streams]
     borrowed: tuple[nn.Module, ...] = ()  # used too, but their gradients come from another use
     lookup: bool = False  # backward does not need the values
+    at_once: bool = False  # backward follows at once, so the values stay until it is over
 
 
 def run_in_order(uses: Sequence[ParameterUse], streams: Streams) -> Streams:
@@ -52,7 +57,10 @@ def run_in_order(uses: Sequence[ParameterUse], streams: Streams) -> Streams:
 class Bucket:
     """The parameters of one layer, flat. Sizes are in elements; `size` is padded to a multiple of dp where zero > 0."""
 
-    def __init__(self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype) -> None:
+    def __init__(
+        self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype, masters: bool
+    ) -> None:
+        """`masters`: the optimizer has an fp32 copy of values that are not fp32."""
         # Parameters replicated over tp come first: under sequence parallelism their gradients are all-reduced over tp together.
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
         self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
@@ -63,28 +71,28 @@ class Bucket:
         share = self.size // self.parts
         self.own = slice(comm.at.dp * share, (comm.at.dp + 1) * share) if zero else slice(0, self.size)
         self.dtype, self.accumulate = self.parameters[0].dtype, accumulate
+        self.converts = accumulate != self.dtype
         self.places: dict[ShardedParameter, slice] = {}
         offset = 0
         for p in self.parameters:
             self.places[p] = slice(offset, offset + p.numel())
             offset += p.numel()
-        self._make_values()
+        self._make_values(masters)
         kept = self.size if zero < 2 else share
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
         self.incoming: Tensor | None = None  # what backward writes to, if not `gradients`
         self.missing = 0  # gradients that are missing until the bucket is complete
         self.resident = zero < 3
-        if zero < 2 and accumulate == self.dtype:
+        if zero < 2 and not self.converts:
             self._point_gradients_at(self.gradients)
 
-    def _make_values(self) -> None:
+    def _make_values(self, masters: bool) -> None:
         self.values = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
         for p, place in self.places.items():
             self.values[place].copy_(p.detach().flatten())
             p.data = self.values[place].view(p.shape)
         self.shard = self.values[self.own] if self.zero < 3 else self.values[self.own].clone()
-        # The optimizer works in fp32, on a copy if the values are not fp32.
-        self.master = self.shard if self.dtype == torch.float32 else self.shard.float()
+        self.master = self.shard.float() if masters and self.dtype != torch.float32 else self.shard  # which the optimizer updates
         if self.zero == 3:
             self._resize_values(0)
 
@@ -126,19 +134,12 @@ class Bucket:
 
     def note_gradient(self, p: ShardedParameter) -> bool:
         """Note that a gradient of `p` was computed. Returns whether the bucket is complete."""
-        if self.incoming is None and self.accumulate != self.dtype:
+        if self.converts and self.incoming is None:
             assert p.grad is not None
             self.gradients[self.places[p]].view(p.shape).add_(p.grad)
             p.grad = None
         self.missing -= 1
         return self.missing == 0
-
-    def add(self, p: ShardedParameter, gradient: Tensor) -> None:
-        """Accumulate a gradient that was not computed by autograd."""
-        if p.grad is None:
-            p.grad = gradient
-        else:
-            p.grad += gradient
 
     def all_reduce_replicated(self) -> None:
         """Sum the gradients of replicated parameters over tp: under sequence parallelism each rank saw a part of the sequence."""
@@ -146,26 +147,16 @@ class Bucket:
         if self.replicated_size:
             self.comm.all_reduce(flat[: self.replicated_size], "tp")
 
-    def start_reduce(self) -> tuple[Pending, Callable[[], None]]:
-        """Start the reduction over dp. Returns the pending call and what to do when it is complete."""
+    def start_reduce(self) -> Pending:
+        """Start the reduction over dp. With zero > 0 the sum of this rank's share goes straight to where it stays."""
         if self.zero == 0:
-            return self.comm.start_all_reduce(self.gradients, "dp"), lambda: None
-        source = self.gradients if self.incoming is None else self.incoming
-        with self.comm.recorder.communication_region("reduce_scatter"):
-            part = torch.empty(self.size // self.parts, dtype=source.dtype, device=source.device)
-        pending = self.comm.start_reduce_scatter(part, source.view(self.parts, -1), "dp")
-        if self.zero >= 2:
-            self.incoming = None
-            for p in self.parameters:
-                p.grad = None
-
-        def keep_shard() -> None:
-            if self.zero == 1:
-                self.reduced.copy_(part)
-            else:
-                self.gradients.add_(part)
-
-        return pending, keep_shard
+            return self.comm.start_all_reduce(self.gradients, "dp")
+        if self.incoming is None:
+            return self.comm.start_reduce_scatter(self.gradients.view(self.parts, -1), "dp")
+        incoming, self.incoming = self.incoming, None  # which the pending call keeps
+        for p in self.parameters:
+            p.grad = None
+        return self.comm.start_reduce_scatter(incoming.view(self.parts, -1), "dp", self.gradients, accumulate=True)
 
     def round_values(self) -> None:
         """After the optimizer's step: copy the new fp32 values to the parameters, in their type."""
@@ -207,27 +198,31 @@ class BackwardHook(Function):
 class DataParallel:
     """The buckets of one rank's chunks, and their collectives over dp, and over tp for sequence parallelism."""
 
-    def __init__(self, tp: TensorParallel, zero: int, accumulate: torch.dtype, microbatches: int) -> None:
+    def __init__(self, tp: TensorParallel, zero: int, accumulate: torch.dtype, microbatches: int, masters: bool = True) -> None:
         """`accumulate`: the type in which gradients are accumulated. `microbatches`: backward passes of each chunk in a step.
+        `masters`: see `Bucket`.
 
-        Weight gradients that `tp` defers arrive by `add`, after their backward pass.
+        The gradients of linear layers come from `tp.gradients`, all others from autograd.
         """
         self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
+        self.masters = masters
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[nn.Module, int] = {}
         self._layer_of: dict[nn.Parameter, nn.Module] = {}
-        self._reducing: dict[int, list[tuple[Pending, Callable[[], None]]]] = {}
+        self._reducing: dict[int, list[Pending]] = {}
         self._gathering: dict[nn.Module, Pending] = {}
+        tp.gradients.added = self._take_gradient
 
     def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
         self._reducing[chunk] = []
         for layer in layers:
             self._chunk_of[layer] = chunk
-            self.buckets[layer] = bucket = Bucket(list(layer.parameters()), self.comm, self.zero, self.accumulate)  # type: ignore[arg-type]
+            parameters: Any = list(layer.parameters())
+            self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
             for p in bucket.parameters:
                 self._layer_of[p] = layer
-                p.register_post_accumulate_grad_hook(self._on_gradient)
+                p.register_post_accumulate_grad_hook(self._take_gradient)
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -236,12 +231,6 @@ class DataParallel:
             bucket.gradients.zero_()
             if self.zero < 2:
                 bucket.expect(self.microbatches)
-
-    def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
-        """Take a weight gradient that was computed in W."""
-        assert isinstance(weight, ShardedParameter)
-        self.buckets[self._layer_of[weight]].add(weight, gradient)
-        self._take_gradient(weight)
 
     def finish_reductions(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
@@ -266,7 +255,8 @@ class DataParallel:
                 streams = BackwardHook.apply(partial(self._release, use), *streams)
             self._gather(use, after)
             streams = use.run(streams)
-            self._release(use)
+            if not use.at_once:
+                self._release(use)
             streams = BackwardHook.apply(partial(self._begin_backward, use, before), *streams)
         return streams
 
@@ -300,27 +290,23 @@ class DataParallel:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _on_gradient(self, p: nn.Parameter) -> None:
-        """Autograd has accumulated a gradient of `p`."""
-        if p not in self.tp.weight_grad_store:
-            self._take_gradient(p)
-
     def _take_gradient(self, p: nn.Parameter) -> None:
-        assert isinstance(p, ShardedParameter)
+        """A gradient of `p` was added to `p.grad`."""
         layer = self._layer_of[p]
         bucket = self.buckets[layer]
-        if not bucket.note_gradient(p):
-            return
+        if bucket.note_gradient(p):  # type: ignore[arg-type]  # an isinstance of it for each gradient takes time
+            self._reduce(layer, bucket)
+
+    def _reduce(self, layer: nn.Module, bucket: Bucket) -> None:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]
-            if self.zero >= 2:
-                self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has two copies
+            if self.zero:
+                self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers
             self._reducing[chunk].append(bucket.start_reduce())
 
     def _wait_for_reductions(self, chunk: int) -> None:
-        for pending, complete in self._reducing[chunk]:
+        for pending in self._reducing[chunk]:
             pending.wait()
-            complete()
         self._reducing[chunk].clear()

@@ -37,6 +37,18 @@ class PipelineChunk(Protocol):
         """
         ...
 
+    @property
+    def loss_in_backward(self) -> bool:
+        """Whether this is the last chunk, and its `forward` ends before the loss."""
+        ...
+
+    def loss(self, outputs: Boundary, microbatch: int) -> Tensor:
+        """The mean loss, a scalar, of what such a `forward` gave. It is called in B or I, just before backward.
+
+        For it computes the gradient of the head's weights already, of which GPipe would hold one for each microbatch in flight.
+        """
+        ...
+
 
 class ParameterUpdate(Protocol):
     """The update of this rank's parameters, as the executor sees it. See `engine.parallel.update.DistributedOptimizer`."""
@@ -71,6 +83,9 @@ class Executor:
         self.loss = torch.zeros((), device=self.comm.device)
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
+        self._without_loss: dict[
+            int, Boundary
+        ] = {}  # outputs of the last chunk, by microbatch, whose loss is computed in backward
         self._received: dict[tuple[Flow, int, int], Boundary] = {}  # received, for the chunk of the key
         self._to_send: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk of the key
         self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # sends in progress, by flow and stage
@@ -96,25 +111,41 @@ class Executor:
             self.set_status(f"{step}: {action}")
             with self.comm.recorder.action(action, _phase(action)):
                 self._do[action.kind](action)
-        left = (self._inputs, self._roots, self._received, self._to_send, self._sent, self._deferred)
+        left = (self._inputs, self._roots, self._received, self._to_send, self._sent, self._deferred, self._without_loss)
         assert not any(left), "a step leaves nothing behind"
 
     def _forward(self, action: Action) -> None:
         key = (action.chunk, action.microbatch)
         inputs = self._received.pop(("activation", *key), ())
-        outputs = self.chunks[action.chunk].forward(inputs, action.microbatch)
+        chunk = self.chunks[action.chunk]
+        outputs = chunk.forward(inputs, action.microbatch)
         self._inputs[key] = inputs
+        if chunk.loss_in_backward:
+            self._without_loss[action.microbatch] = outputs
+            return
         if action.chunk == len(self.placement) - 1:
-            # Divided before backward: the sum over microbatches and replicas is then the mean over all of them.
-            outputs = (outputs[0] * self.loss_scale,)
-            self.loss += outputs[0].detach()
+            outputs = (self._scaled(outputs[0]),)
         # Backward needs the graph, not the values. Without a reference they are freed after they are sent.
         self._roots[key] = tuple(get_gradient_edge(t) for t in outputs)
         if action.chunk < len(self.placement) - 1:
             self._pass_on("activation", action.chunk, action.chunk + 1, action.microbatch, tuple(t.detach() for t in outputs))
 
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """The loss, divided before backward: the sum over microbatches and replicas is then the mean over all of them."""
+        scaled = loss * self.loss_scale
+        self.loss += scaled.detach()
+        return scaled
+
+    def _compute_loss(self, action: Action) -> None:
+        """The loss of a last chunk whose forward ended before it."""
+        outputs = self._without_loss.pop(action.microbatch)
+        loss = self.chunks[action.chunk].loss(outputs, action.microbatch)
+        self._roots[action.chunk, action.microbatch] = (get_gradient_edge(self._scaled(loss)),)
+
     def _backward(self, action: Action) -> None:
         key = (action.chunk, action.microbatch)
+        if self.chunks[action.chunk].loss_in_backward:
+            self._compute_loss(action)
         last = action.chunk == len(self.placement) - 1
         gradients = None if last else self._received.pop(("gradient", *key))
         roots, inputs = self._roots.pop(key), self._inputs.pop(key)
@@ -128,7 +159,7 @@ class Executor:
 
     def _backward_of_inputs(self, action: Action) -> None:
         """Backward without the weight gradients of linear layers. Other parameters get their gradients."""
-        with self.data.tp.weight_grad_store.collect() as deferred:
+        with self.data.tp.gradients.collect() as deferred:
             self._backward(action)
         self._deferred[action.chunk, action.microbatch] = deferred
 
@@ -136,7 +167,7 @@ class Executor:
     def _backward_of_weights(self, action: Action) -> None:
         deferred = self._deferred.pop((action.chunk, action.microbatch))
         for weight in list(deferred):
-            self.data.add(weight, deferred.pop(weight)())  # pop: so that its tensors are freed
+            deferred.pop(weight)()  # pop: so that its tensors are freed
 
     def _pass_on(self, flow: Flow, chunk: int, to: int, microbatch: int, tensors: Boundary) -> None:
         """Pass tensors to a chunk on this rank directly, or keep them for the send that follows in the list."""

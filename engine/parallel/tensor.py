@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +23,24 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
+from engine.parallel.product import linear
 from engine.spec import Precision
 
-DeferredWeightGradients = dict[
-    nn.Parameter, Callable[[], Tensor]
-]  # weight → the computation of its gradient, in order of backward
+# weight → the computation of its gradient, which adds it up, in order of backward
+DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
 
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class WeightGradStore:
-    """Collects the weight gradients that a zero-bubble schedule computes in W, not in I (Qi et al. 2023)."""
+class LinearGradients:
+    """Adds the gradients of linear layers to `grad` of their parameters, which autograd does not see.
+
+    A zero-bubble schedule computes weight gradients in W, not in I (Qi et al. 2023).
+    """
 
     def __init__(self) -> None:
+        self.added: Callable[[nn.Parameter], None] = lambda parameter: None  # called after each gradient
         self._waiting: DeferredWeightGradients | None = None
 
     @contextmanager
@@ -47,17 +52,36 @@ class WeightGradStore:
         finally:
             self._waiting = None
 
-    def compute_or_defer(self, weight: nn.Parameter, compute: Callable[[], Tensor]) -> Tensor | None:
-        """The gradient, or None if its computation was stored."""
+    def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
+        """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
         if self._waiting is None:
-            return compute()
-        assert weight not in self._waiting, "autograd adds the two gradients of a weight that is used twice"
-        self._waiting[weight] = compute
-        return None
+            self._add(weight, gradient, x)
+        else:
+            assert weight not in self._waiting, "a weight that is used twice is left to autograd"
+            self._waiting[weight] = partial(self._add, weight, gradient, x)
 
-    def __contains__(self, weight: nn.Parameter) -> bool:
-        """Whether the current backward deferred this weight. Autograd still calls the weight's hook, without a gradient."""
-        return self._waiting is not None and weight in self._waiting
+    def _add(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
+        _accumulate(weight, _outer(gradient, x()))
+        self.added(weight)
+
+    def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
+        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out)."""
+        if bias is not None:
+            _accumulate(bias, gradient.flatten(0, -2).sum(0))
+            self.added(bias)
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    so_far = parameter.grad
+    if so_far is None:
+        parameter.grad = gradient
+    else:
+        so_far.add_(gradient)
+
+
+def _outer(gradient: Tensor, x: Tensor) -> Tensor:
+    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
+    return linear(gradient.flatten(0, -2).T, x.flatten(0, -2).T)
 
 
 @dataclass(frozen=True)
@@ -67,9 +91,9 @@ class TensorParallel:
     comm: Comm
     sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
-    weight_grad_store: WeightGradStore = field(default_factory=WeightGradStore)
+    gradients: LinearGradients = field(default_factory=LinearGradients)
 
-    @property
+    @cached_property  # as they are asked for in every layer
     def degree(self) -> int:
         return self.comm.mesh.tp
 
@@ -77,7 +101,7 @@ class TensorParallel:
     def index(self) -> int:
         return self.comm.at.tp
 
-    @property
+    @cached_property
     def shards_sequence(self) -> bool:
         return self.sequence and self.degree > 1
 
@@ -182,49 +206,83 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
 
 # ------------------------------------------------------------------------------------------------------------- the layers
 
+Again = Callable[[], Tensor]  # computes the input of a linear layer again
 
-class _ColumnLinear(Function):
+
+def _keep(ctx: Any, x: Tensor, again: Again | None) -> None:
+    """Keep x for backward, or how it is computed again."""
+    ctx.again = again
+    ctx.save_for_backward(*([x] if again is None else []))
+
+
+def _kept(ctx: Any) -> Tensor:
+    """x without its graph, which a deferred weight gradient must not keep."""
+    again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
+    return ctx.saved_tensors[0].detach() if again is None else again()
+
+
+class Weights(NamedTuple):
+    """The parameters of a linear layer. In a tuple autograd does not see them: `LinearGradients` adds up their gradients."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
+class ColumnLinear(Function):
     """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: Tensor | None, tp: TensorParallel, first: int = 0) -> Tensor:
-        """`first`: the first row of the sequence that has an output."""
-        ctx.tp, ctx.has_bias, ctx.weight, ctx.first = tp, bias is not None, weight, first
-        ctx.save_for_backward(x, weight)
-        return F.linear(tp.gather_from_sequence(x)[:, first:], weight, bias)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        own: Weights,
+        tp: TensorParallel,
+        first: int = 0,
+        shared: Tensor | None = None,
+        again: Again | None = None,
+    ) -> Tensor:
+        """`first`: the first row of the sequence that has an output. `shared`: the weight, if autograd adds up its gradients.
+
+        `again`: see `ColumnParallelLinear.forward`.
+        """
+        ctx.own, ctx.tp, ctx.first, ctx.shared = own, tp, first, shared is not None
+        _keep(ctx, x, again)
+        return linear(tp.gather_from_sequence(x)[:, first:], *own)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # A deferred weight gradient must not keep the graph of x.
-        tp, first, (x, weight) = ctx.tp, ctx.first, (t.detach() for t in ctx.saved_tensors)
-        partial = gradient @ weight
+        tp, own, first, x = ctx.tp, ctx.own, ctx.first, _kept(ctx)
+        partial = linear(gradient, own.weight.T)
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
-        for_weight = tp.weight_grad_store.compute_or_defer(
-            ctx.weight, lambda: _outer(gradient, tp.gather_from_sequence(x)[:, first:])
-        )
-        for_bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
-        return for_input, for_weight, for_bias, None, None
+        for_weight = None
+        if ctx.shared:
+            for_weight = _outer(gradient, tp.gather_from_sequence(x)[:, first:])
+        else:
+            tp.gradients.add_or_defer(own.weight, gradient, lambda: tp.gather_from_sequence(x)[:, first:])
+        tp.gradients.add_bias(own.bias, gradient)
+        return for_input, None, None, None, for_weight, None
 
 
 class _RowLinear(Function):
-    """y = Σ over tp of x Wᵀ, where each shard of W has its own part of x."""
+    """y = Σ over tp of x Wᵀ, + b, where each shard of W has its own part of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, tp: TensorParallel) -> Tensor:
-        ctx.tp, ctx.weight = tp, weight
-        ctx.save_for_backward(x, weight)
-        return tp.reduce_from_tp(F.linear(x, weight))
+    def forward(ctx: Any, x: Tensor, own: Weights, tp: TensorParallel, again: Again | None) -> Tensor:
+        ctx.own, ctx.tp = own, tp
+        _keep(ctx, x, again)
+        if tp.degree == 1:
+            return linear(x, *own)
+        y = tp.reduce_from_tp(linear(x, own.weight))
+        return y if own.bias is None else y.add_(own.bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        tp, (x, weight) = ctx.tp, (t.detach() for t in ctx.saved_tensors)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        tp, own, x = ctx.tp, ctx.own, _kept(ctx)
+        tp.gradients.add_bias(own.bias, gradient)
         whole = tp.gather_from_sequence(gradient)  # (B, S, out)
-        return whole @ weight, tp.weight_grad_store.compute_or_defer(ctx.weight, lambda: _outer(whole, x)), None
-
-
-def _outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
-    return gradient.flatten(0, -2).T @ x.flatten(0, -2)
+        for_input = linear(whole, own.weight.T)
+        tp.gradients.add_or_defer(own.weight, whole, lambda: x)
+        return for_input, None, None, None
 
 
 class ColumnParallelLinear(nn.Module):
@@ -239,8 +297,9 @@ class ColumnParallelLinear(nn.Module):
         self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks), tp)
         self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _ColumnLinear.apply(x, self.weight, self.bias, self.tp)
+    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
+        """`again`: x is not kept for backward, which computes it with this function instead."""
+        return ColumnLinear.apply(x, Weights(self.weight, self.bias), self.tp, 0, None, again)
 
 
 class RowParallelLinear(nn.Module):
@@ -255,98 +314,6 @@ class RowParallelLinear(nn.Module):
         self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 1, std=std), tp)
         self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = _RowLinear.apply(x, self.weight, self.tp)
-        return y if self.bias is None else y + self.bias
-
-
-class _ReduceFromTP(Function):
-    """The sum over tp in forward, the identity in backward; gathered under sequence parallelism."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        if not tp.shards_sequence:
-            ctx.mark_dirty(x)
-        return tp.reduce_from_tp(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.tp.gather_from_sequence(gradient), None
-
-
-class VocabParallelEmbedding(nn.Module):
-    """An embedding whose rows are sharded over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
-
-    A rank looks up the tokens whose rows it holds, and contributes zeros for the others.
-    """
-
-    def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02) -> None:
-        super().__init__()
-        self.tp, self.vocab = tp, vocab
-        self.weight = ShardedParameter.of(ShardSpec((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if self.tp.degree == 1:
-            return F.embedding(tokens, self.weight)
-        rows = self.weight.shape[0]
-        local = tokens - rows * self.tp.index
-        not_here = (local < 0) | (local >= rows)
-        x = F.embedding(local.masked_fill_(not_here, 0), self.weight)
-        return _ReduceFromTP.apply(x.masked_fill(not_here.unsqueeze(-1), 0.0), self.tp)
-
-    def logits(self, x: Tensor, bias: Tensor | None = None, first: int = 0, looked_up: bool = False) -> Tensor:
-        """The table as output layer, for the rows of the sequence from `first` on. (B, s, H) → (B, S − first, V/tp)
-
-        `looked_up`: the same backward pass includes `forward` too. Autograd then adds the two gradients of the table, so this one
-        cannot be deferred.
-        """
-        tp = replace(self.tp, weight_grad_store=WeightGradStore()) if looked_up else self.tp
-        return _ColumnLinear.apply(x, self.weight, bias, tp, first)
-
-
-class _VocabParallelCrossEntropy(Function):
-    """Mean cross-entropy of logits that are sharded over tp, without gathering them.
-
-    Two all-reduces: the largest logit (B, S), then the sum of exponentials together with the target's logit (2, B, S).
-    The softmax, which backward needs, overwrites the logits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int) -> Tensor:
-        logits = logits.detach()  # with a bias they may be a view, and a view that was modified cannot be saved for backward
-        columns = logits.shape[-1]  # V/tp
-        first = columns * tp.index
-        logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
-        largest = tp.comm.all_reduce(logits.amax(-1), "tp", "max")  # (B, S)
-        logits.sub_(largest.unsqueeze(-1))
-        local = targets - first
-        not_here = (local < 0) | (local >= columns)
-        local = local.masked_fill_(not_here, 0).unsqueeze(-1)  # (B, S, 1)
-        at_target = logits.gather(-1, local).squeeze(-1).masked_fill_(not_here, 0.0)
-        logits.exp_()
-        sums = tp.comm.all_reduce(torch.stack((logits.sum(-1), at_target)), "tp")  # (2, B, S)
-        losses = sums[0].log() - sums[1]
-        ctx.nothing = targets < 0 if counted < targets.numel() else None
-        ctx.counted = counted
-        ctx.save_for_backward(logits.div_(sums[0].unsqueeze(-1)), local, not_here)
-        return losses.mean() if ctx.nothing is None else losses.masked_fill_(ctx.nothing, 0.0).sum() / counted
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        softmax, local, not_here = ctx.saved_tensors
-        hit = (~not_here).to(softmax.dtype).unsqueeze(-1)
-        softmax.scatter_add_(-1, local, -hit)
-        if ctx.nothing is not None:
-            softmax.masked_fill_(ctx.nothing.unsqueeze(-1), 0.0)
-        return softmax.mul_(gradient / ctx.counted), None, None, None, None
-
-
-def vocab_parallel_cross_entropy(
-    logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None
-) -> Tensor:
-    """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are overwritten; `vocab` is the number of real tokens.
-
-    `counted`: how many tokens have a target, if not all. It is given, so that it is not read back from the device.
-    """
-    return _VocabParallelCrossEntropy.apply(logits, targets, vocab, tp, counted or targets.numel())
+    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
+        """`again`: see `ColumnParallelLinear.forward`."""
+        return _RowLinear.apply(x, Weights(self.weight, self.bias), self.tp, again)

@@ -13,9 +13,10 @@ from engine.spec import WorkloadSpec
 
 
 class DistributedOptimizer:
-    """The optimizer over the fp32 values of this rank's buckets. `grad_norm` is that of the whole model, over all ranks.
+    """The optimizer over the values of this rank's buckets, or over their fp32 copies.
 
-    After a step the buckets' fp32 gradients are lost if the optimizer overwrites them, but for steps with `keeps_gradients`.
+    `grad_norm` is that of the whole model, over all ranks. If gradients have the type of what is updated, the optimizer may
+    overwrite them, but for steps with `keeps_gradients`.
     """
 
     keeps_gradients = False

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Recompute, RunSpec, ScheduleFacts, WorkloadSpec
+from engine.spec import (
+    SCHEDULE_FACTS,
+    LayoutSpec,
+    ModelSpec,
+    Recompute,
+    RecomputePart,
+    RunSpec,
+    ScheduleFacts,
+    WorkloadSpec,
+    recomputes,
+)
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
@@ -32,6 +42,11 @@ def distinct(*columns: Any) -> tuple[Whole, Whole]:
     key = np.ravel_multi_index(columns, shape).astype(np.min_scalar_type(prod(shape)))
     _, first, which = np.unique(key, return_index=True, return_inverse=True)
     return first, which
+
+
+def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:
+    """Where the loss is computed in chunks of tokens. (n,)"""
+    return workload.most_loss_tokens(model.vocab, grid.tp) < grid.microbatch_size * model.output_rows
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,10 @@ class Grid:
     def take(self, which: Any) -> Grid:
         """The layouts that an index array, a slice or a mask selects."""
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    def recomputes(self, part: RecomputePart) -> NDArray[np.bool_]:
+        """Whether each layout computes that part of layers again in backward, and not whole layers. (n,)"""
+        return np.array([recomputes(kind, part) for kind in RECOMPUTES])[self.recompute]
 
     def by_schedule(self, fact: Callable[[ScheduleFacts], Any]) -> Any:
         """`fact` of each layout's schedule. (n,)"""

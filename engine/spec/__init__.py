@@ -11,6 +11,8 @@ from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
+    WHOLE_LOSS,
+    AttentionName,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
@@ -18,7 +20,9 @@ from engine.spec.parts import (
     OptimizerName,
     Precision,
     Recompute,
+    RecomputePart,
     WorkloadSpec,
+    recomputes,
 )
 from engine.spec.run import RunSpec
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
@@ -29,6 +33,8 @@ __all__ = [
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
     "SCHEDULE_FACTS",
+    "WHOLE_LOSS",
+    "AttentionName",
     "FaultSpec",
     "GenerateSpec",
     "LayoutSpec",
@@ -37,6 +43,7 @@ __all__ = [
     "OptimizerName",
     "Precision",
     "Recompute",
+    "RecomputePart",
     "RequestError",
     "RunSpec",
     "ScheduleFacts",
@@ -48,6 +55,7 @@ __all__ = [
     "joined",
     "misfits",
     "parsed",
+    "recomputes",
     "sentence",
     "too_large",
 ]

@@ -7,7 +7,7 @@ from math import gcd
 
 from engine.families import FAMILIES
 from engine.spec.numbers import divisors, either, evenly, listed, nearest
-from engine.spec.parts import MOST_SEQ, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.parts import MOST_SEQ, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec, recomputes
 from engine.spec.sentence import Sentence, joined, sentence
 
 BYTE_VOCABULARY = 256  # the training text is read as bytes
@@ -123,9 +123,20 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
         if near:
             text = joined(text, sentence("seq={seq} fits", seq=either(near)))
         found.append(Misfit("model.seq", text, near))
+    if recomputes(layout.recompute, "layernorm") and model.parts.placement == "post":
+        text = sentence(
+            "recompute={recompute} computes the norms before attention and MLP again, and {family} has its norms behind them; "
+            "leave out layernorm",
+            recompute=layout.recompute,
+            family=model.family,
+        )
+        found.append(Misfit("layout.recompute", text))
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
         found.append(Misfit("workload.accumulate", text))
+    if workload.precision == "fp32" and workload.bf16_optimizer:
+        text = sentence("bf16_optimizer needs precision=bf16: the optimizer of fp32 values keeps its states in fp32")
+        found.append(Misfit("workload.bf16_optimizer", text, (0,)))
     if workload.momentum and workload.optimizer != "sgd":
         text = sentence(
             "momentum={momentum:g} is a setting of sgd; {optimizer} has none",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from engine.families import FAMILIES, Family, FamilyName, predicted
 from engine.spec.base import Spec
@@ -19,9 +19,20 @@ from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
-Recompute = Literal["none", "selective", "full"]
+# What backward computes again: nothing, parts of layers, or whole layers. `recomputes` reads it.
+Recompute = Literal[
+    "none", "core_attn", "layernorm", "mlp_act", "core_attn+layernorm", "core_attn+mlp_act", "layernorm+mlp_act",
+    "core_attn+layernorm+mlp_act", "full",
+]  # fmt: skip
+RecomputePart = Literal["core_attn", "layernorm", "mlp_act"]
 Precision = Literal["fp32", "bf16"]
+AttentionName = Literal["fused", "written"]
 OptimizerName = Literal["adamw", "sgd", "lion"]
+
+
+def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
+    """Whether backward computes that part of layers again, and not whole layers."""
+    return part in recompute.split("+")
 
 
 class ModelSpec(Spec):
@@ -135,6 +146,11 @@ class ModelSpec(Spec):
         """Rows of one sequence that go through a layer: `seq`; with two-stream attention also one for each predicted token."""
         return self.seq + (predicted("permuted", self.seq) if self.parts.objective == "permuted" else 0)
 
+    @property
+    def output_rows(self) -> int:
+        """Rows of one sequence that have logits: `seq`; with two-stream attention only the query rows."""
+        return self.rows - self.seq or self.seq
+
     def parameters(self) -> int:
         """The number of parameters of the whole model, without padding. Tied weights count once."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
@@ -162,7 +178,19 @@ class LayoutSpec(Spec):
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
-    recompute: Recompute = Field("none", description="what backward computes again: nothing, attention only, or whole layers")
+    recompute: Recompute = Field(
+        "none",
+        description="what backward computes again: nothing, whole layers (full), or parts of them: attention between its "
+        "linear layers (core_attn), norms (layernorm), the MLP's activation (mlp_act)",
+    )
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _in_one_order(cls, given: Any) -> Any:
+        """Parts may come in any order. Older runs and links have selective, which is core_attn."""
+        if not isinstance(given, str):
+            return given
+        return "+".join(sorted({"core_attn" if part == "selective" else part for part in given.split("+")}))
 
     @property
     def mesh(self) -> Mesh:
@@ -220,6 +248,11 @@ class LayoutSpec(Spec):
 BYTES_OF: Mapping[Precision, int] = {"fp32": 4, "bf16": 2}  # of one number
 
 
+WHOLE_LOSS = -1  # of `WorkloadSpec.loss_chunk`
+LOSS_BUFFER = 256 << 20  # bytes of the fp32 logits of a chunk, at most, unless a number of tokens is given
+_LOSS_CHUNKS = {"auto": 0, "whole": WHOLE_LOSS}
+
+
 class WorkloadSpec(Spec):
     """The training of the model: data, steps, optimizer, precision."""
 
@@ -235,16 +268,58 @@ class WorkloadSpec(Spec):
     momentum: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="momentum of sgd")
     precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
     accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
+    bf16_optimizer: bool = Field(False, description="under bf16, no fp32 copy for the optimizer, and its states in bf16 too")
+    attention: AttentionName = Field(
+        "fused",
+        description="fused never keeps the scores, written keeps them for backward; two-stream attention (xlnet) is always "
+        "written, because torch has no fused operation with relative positions",
+    )
+    loss_chunk: int = Field(
+        0,
+        ge=WHOLE_LOSS,
+        le=10**9,
+        description="tokens whose logits exist at once; 0 or auto takes as many as 256 MiB hold, -1 or whole takes all",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     text: str | None = Field(
         None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
     time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
 
+    @field_validator("loss_chunk", mode="before")
+    @classmethod
+    def _named_loss_chunk(cls, value: Any) -> Any:
+        return _LOSS_CHUNKS.get(value, value) if isinstance(value, str) else value
+
+    def attention_of(self, model: ModelSpec) -> AttentionName:
+        """The attention that a model really has: two-stream attention is always written."""
+        return "written" if model.parts.position == "relative" else self.attention
+
     @property
     def gradient_precision(self) -> Precision:
         """The precision in which gradients are accumulated."""
         return self.accumulate if self.precision == "bf16" else "fp32"
+
+    @property
+    def update_precision(self) -> Precision:
+        """The precision of the values that the optimizer updates, and of its states."""
+        return "bf16" if self.precision == "bf16" and self.bf16_optimizer else "fp32"
+
+    @property
+    def master_bytes(self) -> int:
+        """Bytes of a parameter's copy for the optimizer; 0 if the optimizer updates the parameter itself."""
+        return 0 if self.update_precision == self.precision else BYTES_OF[self.update_precision]
+
+    def most_loss_tokens(self, vocab: int, tp: Any) -> Any:
+        """Tokens of a chunk of the loss, if a microbatch has more. Unlimited if it is whole. `tp` may be an array or a symbol."""
+        if self.loss_chunk == WHOLE_LOSS:
+            return 1 << 62
+        return self.loss_chunk or LOSS_BUFFER // (4 * -(-vocab // tp))
+
+    def loss_tokens(self, model: ModelSpec, tp: int) -> int | None:
+        """Tokens of a chunk of the loss. None: the loss of a microbatch is computed as a whole."""
+        most: int = self.most_loss_tokens(model.vocab, tp)
+        return most if most < self.microbatch_size * model.output_rows else None
 
 
 class GenerateSpec(Spec):

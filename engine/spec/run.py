@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
 from engine.spec.fit import generation_misfits, misfits
-from engine.spec.parts import FaultSpec, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.parts import AttentionName, FaultSpec, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
 from engine.spec.sentence import joined, sentence
 
 
@@ -45,3 +45,8 @@ class RunSpec(Spec):
                 sentence("fault.step={step} never comes: the run has {steps} steps", step=self.fault.step, steps=steps)
             )
         return self
+
+    @property
+    def attention(self) -> AttentionName:
+        """The attention that the model really has, see `WorkloadSpec.attention_of`."""
+        return self.workload.attention_of(self.model)

@@ -6,10 +6,11 @@ Terms that are the same in every language have no entry here: dp, tp, pp, all_re
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pandas as pd
 
-from engine.spec import SCHEDULE_FACTS
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, Recompute
 from engine.tables import KV_CACHE
 from engine.topology import AXES
 from pages.charts.words import Words
@@ -92,8 +93,21 @@ def sources(say: Words) -> dict[str, str]:
     return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}
 
 
+def attentions(say: Words) -> dict[str, str]:
+    return {"fused": say("fused"), "written": say("written")}
+
+
+def loss_in_chunks(tokens: int, say: Words) -> str:
+    """How the loss is computed, for a value of `WorkloadSpec.loss_chunk`."""
+    if tokens == WHOLE_LOSS:
+        return say("loss of whole logits")
+    return say("loss in chunks of {count} tokens", count=f"{tokens:,}") if tokens else say("automatic chunks of the loss")
+
+
 def recomputes(say: Words) -> dict[str, str]:
-    return {"none": say("none"), "selective": say("selective"), "full": say("full")}
+    names = {"none": say("none"), "core_attn": say("attention"), "layernorm": say("norms"), "mlp_act": say("activation")}
+    names["full"] = say("full")
+    return {kind: " + ".join(names[part] for part in kind.split("+")) for kind in get_args(Recompute)}
 
 
 def microbatches(count: int, size: int, say: Words) -> str:
@@ -111,7 +125,7 @@ def readable(table: pd.DataFrame, say: Words) -> pd.DataFrame:
         "phase": phases(say),
         "lane": {"compute": say("computing"), "comm": say("communicating")},
         # values of any lever
-        "value": schedules(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
+        "value": schedules(say) | attentions(say) | recomputes(say) | {"True": say("on"), "False": say("off")},
     }
     in_words = {name: [known.get(cell, cell) for cell in table[name]] for name, known in named.items() if name in table}
     if "action" in table:

@@ -9,7 +9,7 @@ from typing import Any
 from engine import catalog
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
-from pages.charts.names import microbatches, recomputes, schedule
+from pages.charts.names import attentions, loss_in_chunks, microbatches, recomputes, schedule
 from pages.charts.words import Words
 from pages.shared import links
 from pages.shared.beside import RUN
@@ -125,7 +125,10 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
         "layout.recompute": lambda spec: say("recompute {what}", what=recomputes(say)[spec.layout.recompute]),
         "layout.split": lambda spec: say("layers {split}", split=",".join(map(str, spec.layout.split)) or say("split evenly")),
         "workload.precision": lambda spec: spec.workload.precision,
+        "workload.attention": lambda spec: say("{attention} attention", attention=attentions(say)[spec.attention]),
         "workload.optimizer": lambda spec: spec.workload.optimizer,
+        "workload.bf16_optimizer": off_or_on("workload.bf16_optimizer", say("optimizer in bf16"), say("optimizer in fp32")),
+        "workload.loss_chunk": lambda spec: loss_in_chunks(spec.workload.loss_chunk, say),
         "workload.microbatches": batch,
         "workload.microbatch_size": batch,
         "model.seq": lambda spec: say("sequences of {count} tokens", count=f"{spec.model.seq:,}"),

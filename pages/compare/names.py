@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.charts.names import recomputes, schedule
+from pages.charts.names import attentions, loss_in_chunks, recomputes, schedule
 from pages.charts.words import Words
 
 
@@ -22,6 +22,9 @@ def levers(say: Words) -> dict[str, str]:
         "workload.microbatches": say("Microbatches"),
         "workload.microbatch_size": say("Sequences a microbatch"),
         "workload.precision": say("Precision"),
+        "workload.bf16_optimizer": say("Optimizer in bf16, without an fp32 copy"),
+        "workload.attention": say("Attention"),
+        "workload.loss_chunk": say("Tokens of a chunk of the loss"),
         "model.seq": say("Sequence length"),
     }
 
@@ -34,6 +37,10 @@ def value(lever: str, held: Any, say: Words) -> str:
         return schedule(held, say)
     if lever == "layout.recompute":
         return recomputes(say)[held]
+    if lever == "workload.attention":
+        return attentions(say)[held]
+    if lever == "workload.loss_chunk":
+        return loss_in_chunks(held, say)
     if lever == "layout.zero":
         return f"ZeRO {held}"
     return f"{held:,}" if isinstance(held, int) else str(held)

@@ -12,7 +12,7 @@ from engine.predict.ledger.keep import Key
 from engine.predict.ledger.store import NotRecordedError
 from engine.predict.run import predict
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, RequestError, RunSpec
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, RequestError, RunSpec
 from engine.topology import AXES_AS_WRITTEN
 
 # Lever (a spec's dotted field) → the values to try.
@@ -22,10 +22,13 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
     "layout.chunks": (1, 2, 3, 4, 6, 8),
     "layout.zero": (0, 1, 2, 3),
     "layout.sequence_parallel": (False, True),
-    "layout.recompute": ("none", "selective", "full"),
+    "layout.recompute": ("none", "core_attn", "layernorm", "mlp_act", "layernorm+mlp_act", "full"),
     "workload.microbatches": (1, 2, 4, 8, 16, 32),
     "workload.microbatch_size": (1, 2, 4, 8, 16),
     "workload.precision": ("fp32", "bf16"),
+    "workload.bf16_optimizer": (False, True),
+    "workload.attention": ("fused", "written"),
+    "workload.loss_chunk": (WHOLE_LOSS, 32, 128, 512, 2048),
     "model.seq": (32, 64, 128, 256, 512, 1024, 2048, 4096),
 }
 

@@ -1,4 +1,4 @@
-"""Learn: nine short lessons with computed numbers. The link has the lesson, its values, and the reader's answer."""
+"""Learn: ten short lessons with computed numbers. The link has the lesson, its values, and the reader's answer."""
 
 from __future__ import annotations
 

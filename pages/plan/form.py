@@ -14,6 +14,7 @@ from engine.predict.papers.accounting import ACCOUNTINGS
 from engine.predict.planner.candidates import MOST
 from engine.predict.speed.rates import Assumptions
 from engine.spec import RequestError
+from pages.charts.names import attentions
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
@@ -56,10 +57,12 @@ def draw(request: Request, serving: Serving | None) -> None:
         with st.expander(words("Sequence, precision, accounting")):
             _number(words("Sequence length (0: the model's)"), request.seq, 0, "seq")
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
+            _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
             _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
     else:
         with right:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
+            _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
         _ask_serving(serving, request, words)
     with st.expander(words("What is assumed of the hardware")):
         _assumed(request.assumed, words)
@@ -232,7 +235,7 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
         "inter_efficiency": words("Links between nodes, of their bandwidth"),
         "dp_overlap": words("dp collectives hidden behind backward"),
         "tp_overlap": words("tp collectives hidden"),
-        "fused_attention": words("Fused attention (scores never in memory)"),
+        "launch_us": words("Host’s time for each kernel, in µs"),
         "fused_accumulation": words("Gradients added up by the products themselves"),
         "split_messages": words("Messages between stages cut over tp"),
     }
@@ -243,4 +246,5 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
             st.toggle(labels[name], key=key, on_change=_moved, args=(name,))
         else:
             least = 0.0 if name.endswith("overlap") else 0.05
-            st.slider(labels[name], least, 1.0, step=0.01, key=key, on_change=_moved, args=(name,))
+            scale = (0.0, 200.0, 1.0) if name == "launch_us" else (least, 1.0, 0.01)
+            st.slider(labels[name], *scale, key=key, on_change=_moved, args=(name,))

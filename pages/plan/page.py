@@ -352,6 +352,6 @@ def _heads(words: Words) -> dict[str, Any]:
         "batch": text(words("batch"), width=58, help=words("Microbatches of a step: how many, and of how many sequences each.")),
         "zero": number("ZeRO", width=48),
         "sequence": text("SP", width=36, help=words("Sequence parallel")),
-        "recompute": text(words("recompute"), width=84),
+        "recompute": text(words("recompute"), width=130),
         "fits": text(words("fits"), width=50),
     }

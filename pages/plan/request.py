@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
@@ -14,7 +14,7 @@ from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
 from engine.predict.planner.candidates import MOST, default_batch
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
-from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
+from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec, sentence
 from pages.shared.link_numbers import shortest_text
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value for serving; without it, the model is trained
@@ -46,6 +46,7 @@ class Request:
     batch: int = default_batch(1024)
     seq: int = 0  # 0: the model's
     precision: str = "bf16"
+    attention: AttentionName = "fused"
     accounting: AccountingName = "engine"
     own: tuple[float, ...] = ()  # in the order of `OWN_FIELDS`, in their units
     called: str = ""  # name of the user's own device
@@ -64,7 +65,8 @@ class Request:
 
     @property
     def workload(self) -> WorkloadSpec:
-        return WorkloadSpec.model_validate(MIXED.model_dump() | {"precision": self.precision, "accumulate": "fp32"})
+        chosen = {"precision": self.precision, "accumulate": "fp32", "attention": self.attention}
+        return WorkloadSpec.model_validate(MIXED.model_dump() | chosen)
 
     def plan(self) -> Plan:
         """Search. Raises `RequestError` if no layout fits the numbers."""
@@ -99,7 +101,8 @@ def figures_of(device: DeviceSpec) -> tuple[float, ...]:
 def to_link(request: Request) -> dict[str, str]:
     """The link's parameters: model, device, count and batch, and others that differ from their defaults."""
     link = {"model": request.model, "device": request.device, "ranks": str(request.ranks), "batch": str(request.batch)}
-    link |= {name: str(getattr(request, name)) for name in ("seq", "precision", "accounting") if _differs(request, name)}
+    others = ("seq", "precision", "attention", "accounting")
+    link |= {name: str(getattr(request, name)) for name in others if _differs(request, name)}
     if request.device == OWN:
         link["own"] = own_to_link(request.own)
         link |= {"called": request.called} if request.called else {}
@@ -129,6 +132,7 @@ def of_link(link: Mapping[str, str]) -> Request:
         "model": tuple(catalog.MODELS),
         "device": (*DEVICES, OWN),
         "precision": ("bf16", "fp32"),
+        "attention": get_args(AttentionName),
         "accounting": ACCOUNTINGS,
     }
     for name, known in allowed.items():

@@ -8,11 +8,12 @@ from typing import Any
 
 import streamlit as st
 
+from engine.families import FAMILIES
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, RequestError
 from engine.text import LARGEST
 from engine.topology import AXES
-from pages.charts.names import schedule
+from pages.charts.names import attentions, loss_in_chunks, recomputes, schedule
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared import held
@@ -131,19 +132,40 @@ def _levers(choice: Choice, say: Words) -> None:
     _choose(choice, "layout.zero", say("ZeRO stage"), (0, 1, 2, 3), say)
     st.caption(_what_is_shared(choice["layout.zero"], say))
     _toggle(choice, "layout.sequence_parallel", say("Sequence parallel"), say)
-    recompute, precision, optimizer = "layout.recompute", "workload.precision", "workload.optimizer"
-    _choose(choice, recompute, say("Recompute in backward"), options(recompute), say, _recomputes(say))
+    precision, optimizer = "workload.precision", "workload.optimizer"
+    _recompute(choice, say)
+    _attention(choice, say)
     # Fields that have no effect with another precision or optimizer return to their defaults.
-    _choose(choice, precision, say("Precision"), options(precision), say, resets="workload.accumulate")
+    of_bf16 = ("workload.accumulate", "workload.bf16_optimizer")
+    _choose(choice, precision, say("Precision"), options(precision), say, resets=of_bf16)
     if choice[precision] != DEFAULTS[precision]:
         _choose(choice, "workload.accumulate", say("Add gradients up in"), options("workload.accumulate"), say)
-    _choose(choice, optimizer, say("Optimizer"), options(optimizer), say, resets="workload.momentum")
+        _toggle(choice, "workload.bf16_optimizer", say("Optimizer in bf16, without an fp32 copy"), say)
+    _choose(choice, optimizer, say("Optimizer"), options(optimizer), say, resets=("workload.momentum",))
     if choice[optimizer] == "sgd":
         _number(choice, "workload.momentum", say("Momentum"), say)
+    _number(choice, "workload.loss_chunk", say("Tokens of a chunk of the loss"), say)
 
 
-def _recomputes(say: Words) -> dict[Any, str]:
-    return {"none": say("none"), "selective": say("selective"), "full": say("full")}
+def _attention(choice: Choice, say: Words) -> None:
+    """The control, and a caption where the choice has no effect."""
+    field = "workload.attention"
+    _choose(choice, field, say("Attention"), options(field), say, attentions(say))
+    if FAMILIES[choice["model.family"]].position == "relative":
+        st.caption(say("Two-stream attention is always written: torch has no fused operation with relative positions."))
+
+
+def _recompute(choice: Choice, say: Words) -> None:
+    field = "layout.recompute"
+    st.selectbox(
+        say("Recompute in backward"),
+        options(field),
+        format_func=recomputes(say).__getitem__,
+        key=shown(field, choice[field], named=True),
+        help=say.described(description(field)),
+        on_change=moved,
+        args=(field,),
+    )
 
 
 def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
@@ -220,9 +242,9 @@ def _choose(
     among: Sequence[Any],
     say: Words,
     names: dict[Any, str] | None = None,
-    resets: str = "",
+    resets: Sequence[str] = (),
 ) -> None:
-    """`names`: option → name. Without them, options are shown as they are. A change sets the field `resets` to its default."""
+    """`names`: option → name. Without them, options are shown as they are. A change sets `resets` to their defaults."""
     st.segmented_control(
         label,
         among,
@@ -231,7 +253,7 @@ def _choose(
         help=say.described(description(field)),
         required=True,
         on_change=moved,
-        args=(field, {resets: DEFAULTS[resets]} if resets else None),
+        args=(field, {other: DEFAULTS[other] for other in resets}),
         width="stretch",
     )
 
@@ -279,9 +301,14 @@ def _set_levers(choice: Choice, say: Words) -> str:
     if zero := choice["layout.zero"]:
         said.append(f"ZeRO {zero}")
     if choice["layout.recompute"] != DEFAULTS["layout.recompute"]:
-        said.append(say("recompute {what}", what=_recomputes(say)[choice["layout.recompute"]]))
+        said.append(say("recompute {what}", what=recomputes(say)[choice["layout.recompute"]]))
+    if (attention := choice["workload.attention"]) != DEFAULTS["workload.attention"]:
+        said.append(say("{attention} attention", attention=attentions(say)[attention]))
     said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]
+    said += [say("optimizer in bf16")] * choice["workload.bf16_optimizer"]
     said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
+    if chunk := choice["workload.loss_chunk"]:
+        said.append(loss_in_chunks(chunk, say))
     return say("Memory levers: {levers}", levers=say(", ").join(said)) if said else say("Memory levers")
 
 

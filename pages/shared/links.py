@@ -45,6 +45,9 @@ LETTERS = {
     "u": "workload.momentum",
     "f": "workload.precision",
     "g": "workload.accumulate",
+    "h": "workload.bf16_optimizer",
+    "i": "workload.attention",
+    "l": "workload.loss_chunk",
     "x": "workload.text",
     "t": "workload.time_limit",
     "y": "generate.prompt",
@@ -55,6 +58,7 @@ LETTERS = {
 }
 # Always written, so that a link stays the same if defaults change. Other fields are written if they differ from the default.
 _ALWAYS = ("m", "b", "n", "r", "e")
+_RECOMPUTE = "layout.recompute"  # its plus signs are full stops in a link: in an address they would be spaces
 _FORMS = {"layout.split": re.compile(r"\d{1,4}(\.\d{1,4})*"), "workload.text": re.compile(r"[0-9a-f]{16}")}
 
 
@@ -137,6 +141,8 @@ def _written(field: str, value: Any) -> str | None:
         return text if _FORMS[field].fullmatch(text) else None
     if isinstance(value, bool):
         return ""
+    if field == _RECOMPUTE:
+        return str(value).replace("+", ".")
     return shortest_text(value) if isinstance(value, float) else str(value)
 
 
@@ -151,6 +157,8 @@ def _read(field: str, text: str) -> Any:
         if not _FORMS[field].fullmatch(text):
             raise unreadable
         return text.replace(".", ",") if field == "layout.split" else text
+    if field == _RECOMPUTE:
+        text = text.replace(".", "+") if text != "selective" else "core_attn"  # as in links of old
     kind = type(DEFAULTS[field])
     if kind is bool:
         if text:

@@ -41,7 +41,7 @@ def layouts(draw: st.DrawFn) -> LayoutSpec:
         split=tuple(split),
         zero=draw(st.integers(0, 3)),
         sequence_parallel=draw(st.booleans()),
-        recompute=draw(st.sampled_from(["none", "selective", "full"])),
+        recompute=draw(st.sampled_from(["none", "core_attn", "layernorm+mlp_act", "full"])),
     )
 
 

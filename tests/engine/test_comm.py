@@ -47,11 +47,15 @@ def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
     """One call of each collective on three ranks along tp. Another test has transfers."""
     comm = connect(rank, store, Mesh({"tp": 3}))
     mine = torch.full((2, 2), float(rank + 1))
+    parts = torch.arange(6.0).view(3, 2) * (rank + 1)
+    sums = torch.ones(2, dtype=torch.float64)
     out = {
         "sum": comm.all_reduce(mine.clone(), "tp").tolist(),
         "max": comm.all_reduce(mine.clone(), "tp", "max").tolist(),
         "gather": comm.all_gather(mine, "tp").tolist(),
-        "scatter": comm.reduce_scatter(torch.arange(6.0).view(3, 2) * (rank + 1), "tp").tolist(),
+        "scatter": comm.reduce_scatter(parts, "tp").tolist(),
+        "added": (comm.start_reduce_scatter(parts, "tp", sums, accumulate=True).wait(), sums.tolist())[1],
+        "in place": (comm.start_reduce_scatter(parts, "tp").wait(), parts.tolist())[1],
         "counts": dict(comm.recorder.traffic),
         "spans": [(span.lane, span.kind, span.end_ns >= span.start_ns) for span in comm.recorder.spans],
     }
@@ -68,6 +72,10 @@ def test_results_and_counts_on_three_ranks() -> None:
         assert answer["max"] == [[3.0, 3.0], [3.0, 3.0]]
         assert answer["gather"] == [[[r + 1.0] * 2] * 2 for r in range(3)]
         assert answer["scatter"] == [6.0 * 2 * rank, 6.0 * (2 * rank + 1)]
+        assert answer["added"] == [1 + number for number in answer["scatter"]]
+        own_parts = [[float(rank + 1) * (2 * part + column) for column in (0, 1)] for part in range(3)]
+        own_parts[rank] = answer["scatter"]
+        assert answer["in place"] == own_parts, "the other parts are sent, and stay"
 
         def key(collective: str) -> TrafficKey:
             return TrafficKey("tp", collective, "", (0, 1, 2))
@@ -75,10 +83,29 @@ def test_results_and_counts_on_three_ranks() -> None:
         assert answer["counts"] == {
             key("all_reduce"): Count(2, 2 * 16, 2 * (2 * 2 * 16 // 3)),
             key("all_gather"): Count(1, 16, 2 * 16),
-            key("reduce_scatter"): Count(1, 24, 2 * 24 // 3),
+            key("reduce_scatter"): Count(3, 3 * 24, 3 * (2 * 24 // 3)),
         }
-        kinds = ["all_reduce", "all_reduce", "all_gather", "reduce_scatter"]
+        kinds = ["all_reduce", "all_reduce", "all_gather", *["reduce_scatter"] * 3]
         assert answer["spans"] == [("comm", kind, True) for kind in kinds]
+
+
+def sums_of_five(rank: int, store: dist.Store) -> list[list[float]]:
+    """Of numbers whose sum depends on the order, in several calls."""
+    comm = connect(rank, store, Mesh({"dp": 5}))
+    parts = torch.randn(5, 1000, generator=torch.Generator().manual_seed(rank))
+    found = [comm.reduce_scatter(parts, "dp").tolist() for _ in range(3)]
+    comm.disconnect()
+    return found
+
+
+def test_a_sum_is_made_in_the_same_order_every_time() -> None:
+    """Its own part first, then from the rank before it, and so on."""
+    drawn = [torch.randn(5, 1000, generator=torch.Generator().manual_seed(rank)) for rank in range(5)]
+    for rank, sums in enumerate(together(5, sums_of_five)):
+        expected = drawn[rank][rank].clone()
+        for step in range(1, 5):
+            expected += drawn[rank - step][rank]
+        assert sums == [expected.tolist()] * 3
 
 
 def one_instant(rank: int, store: dist.Store) -> tuple[int, int, int]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm, NoPeers
+from engine.parallel.comm import Comm
 from engine.parallel.data import Bucket, DataParallel
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
+from engine.parallel.transport import NoPeers
 from engine.topology import Mesh
 
 pytestmark = pytest.mark.usefixtures("one_thread")

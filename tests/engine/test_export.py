@@ -20,7 +20,7 @@ from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import CATEGORIES, RunResult
 from tests.runs import Runs, small
 
@@ -166,7 +166,7 @@ def megatron(spec: RunSpec) -> dict[str, str]:
             assert word not in found
             found[name := word] = ""
         else:
-            found[name] = word
+            found[name] = f"{found[name]} {word}".strip()
     return found
 
 
@@ -218,6 +218,11 @@ def test_levers_are_exported() -> None:
     given = megatron(bf16)
     assert {"--use-distributed-optimizer", "--sequence-parallel", "--bf16", "--accumulate-allreduce-grads-in-fp32"} <= set(given)
     assert (given["--recompute-granularity"], given["--recompute-method"]) == ("full", "uniform")
+    parts = spec_of(recompute="mlp_act+layernorm+core_attn")
+    assert megatron(parts)["--recompute-modules"] == "core_attn layernorm"
+    assert "mlp_act is left out" in notes(settings(parts, "megatron"))
+    assert "checkpoint around core_attn+layernorm+mlp_act" in settings(parts, "deepspeed")
+    assert megatron(spec_of())["--attention-backend"] == "flash"
     assert "--use-megatron-fsdp" not in given
     assert megatron(spec_of(code="dp2", zero=3))["--data-parallel-sharding-strategy"] == "optim_grads_params"
     job = tomllib.loads(settings(bf16, "torchtitan"))
@@ -244,6 +249,10 @@ def test_an_uneven_split_is_exported() -> None:
 @pytest.mark.parametrize(
     ("to", "spec", "told"),
     [
+        *(
+            (to, RunSpec(workload=WorkloadSpec(loss_chunk=9)), "9 tokens at a time")
+            for to in ("megatron", "torchtitan", "deepspeed")
+        ),
         ("megatron", spec_of("xlnet"), "Megatron-LM has no xlnet"),
         ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule; 1F1B runs instead"),
         ("megatron", spec_of(schedule="looped-bfs"), "has no looped-bfs schedule; interleaved 1F1B over 2 chunks a stage runs"),
@@ -271,12 +280,12 @@ NAMED: dict[Framework, str] = {
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
-        --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion
+        --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion --attention-backend
         --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
         --accumulate-allreduce-grads-in-fp32 --grad-reduce-in-bf16 --micro-batch-size --global-batch-size --train-iters --lr
-        --lr-decay-style --optimizer --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval
-        --sgd-momentum --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head
-        --data-path""",
+        --lr-decay-style --use-precision-aware-optimizer --main-grads-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer
+        --weight-decay --adam-beta1 --adam-beta2 --clip-grad --seed --mock-data --log-interval --sgd-momentum
+        --microbatch-group-size-per-virtual-pipeline-stage --vocab-file --vocab-extra-ids --bert-no-binary-head --data-path""",
     "torchtitan": """
         model.name model.flavor training.local_batch_size training.global_batch_size training.seq_len training.max_norm
         training.steps training.mixed_precision_param training.mixed_precision_reduce debug.seed optimizer.name optimizer.lr
@@ -289,7 +298,8 @@ NAMED: dict[Framework, str] = {
         activation_checkpoint.selective_ac_option""",
     "deepspeed": """
         _comments train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer.type optimizer.params
-        gradient_clipping bf16.enabled data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
+        gradient_clipping bf16.enabled bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states
+        data_types.grad_accum_dtype zero_optimization.stage tensor_parallel.autotp_size
         activation_checkpointing.partition_activations activation_checkpointing.number_checkpoints
         zero_allow_untested_optimizer""",
 }
@@ -297,18 +307,19 @@ NAMED: dict[Framework, str] = {
 
 def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered() -> None:
     levers: list[dict[str, Any]] = [
-        {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "selective", "sequence_parallel": True},
+        {}, {"zero": 1}, {"zero": 3}, {"recompute": "full"}, {"recompute": "core_attn", "sequence_parallel": True},
         {"split": (3, 1), "code": "dp1.tp1.pp2"}, {"schedule": "interleaved"}, {"code": "dp2.tp2.pp1", "zero": 2},
     ]  # fmt: skip
     specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama"), spec_of("bert")]
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
     wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
+    in_bf16 = {"precision": "bf16", "bf16_optimizer": True}
+    specs.append(RunSpec.model_validate(specs[1].model_dump() | {"workload": specs[1].workload.model_dump() | in_bf16}))
     interleaved = spec_of(schedule="interleaved").model_dump()
     specs.append(RunSpec.model_validate(interleaved | {"workload": interleaved["workload"] | {"microbatches": 3}}))
     for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16", "optimizer": "sgd"}):
-        given = specs[0].model_dump()
-        specs.append(RunSpec.model_validate(given | {"workload": given["workload"] | workload}))
+        specs.append(RunSpec.model_validate(specs[0].model_dump() | {"workload": specs[0].workload.model_dump() | workload}))
     written: dict[Framework, set[str]] = {framework: set() for framework in NAMED}
     for spec in specs:
         written["megatron"] |= set(megatron(spec)) - {""}
@@ -325,7 +336,8 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
 
 def test_a_complete_export_has_no_notes() -> None:
     assert notes(settings(spec_of(), "megatron")) == ""
-    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3))
+    workload = WorkloadSpec(loss_chunk=WHOLE_LOSS)
+    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload=workload)
     assert notes(settings(llama, "torchtitan")) == ""
 
 

@@ -17,9 +17,9 @@ FP32, BF16 = 1e-5, 2e-2
 MORE: dict[str, dict[str, Any]] = {
     "all-axes": {"dp": 2, "tp": 2, "pp": 2, "schedule": "naive"},
     "zero-1": {"dp": 2, "tp": 2, "zero": 1, "sequence_parallel": True, "recompute": "full"},
-    "everything": {"dp": 2, "tp": 2, "pp": 2, "zero": 3, "sequence_parallel": True, "recompute": "selective"},
+    "everything": {"dp": 2, "tp": 2, "pp": 2, "zero": 3, "sequence_parallel": True, "recompute": "core_attn"},
     "interleaved": {"dp": 2, "tp": 2, "pp": 2, "chunks": 2, "zero": 2, "sequence_parallel": True, "schedule": "interleaved"},
-    "zb-v": {"tp": 2, "pp": 2, "chunks": 2, "sequence_parallel": True, "recompute": "selective", "schedule": "zb-v"},
+    "zb-v": {"tp": 2, "pp": 2, "chunks": 2, "sequence_parallel": True, "recompute": "core_attn", "schedule": "zb-v"},
     "dualpipe-v": {"dp": 2, "pp": 2, "chunks": 2, "zero": 1, "schedule": "dualpipe-v"},
 }
 
@@ -44,7 +44,7 @@ def test_gradients_equal_the_unsharded_models_in_more_layouts(runs: Runs, family
 def test_with_many_tokens_a_relu_model_has_parity_in_bf16(runs: Runs) -> None:
     """With ReLU, rounding can turn off a unit near zero, which removes a whole token from its weights' gradient. It matters
     less with 1,024 tokens than with 32."""
-    layout = {"tp": 2, "pp": 2, "split": (3, 1), "sequence_parallel": True, "recompute": "selective"}
+    layout = {"tp": 2, "pp": 2, "split": (3, 1), "sequence_parallel": True, "recompute": "core_attn"}
     asked = spec("transformer", layout, precision="bf16", microbatch_size=16)
     asked = asked.model_copy(update={"model": asked.model.model_copy(update={"hidden": 64, "seq": 64, "ffn": 256})})
     assert runs.result(asked).summary["parity_max_rel"] <= BF16

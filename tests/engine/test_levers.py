@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 from tests.runs import Runs, parameters_held
 
 MODEL = ModelSpec(layers=4, hidden=32, heads=4, vocab=256, seq=16)
@@ -72,6 +72,20 @@ class TestZeRO:
         }[zero]
         assert calls == norm_and_loss | expected
 
+    @pytest.mark.parametrize("dp", [2, 4])
+    def test_zero_1_takes_its_states_and_a_share_of_one_bucket(self, runs: Runs, dp: int) -> None:
+        """Gradients are reduced in place, one bucket at a time. What is received is one replica's share of a layer's."""
+        layer = parameters_held(MODEL, tp=1, layers=1, first=False, last=False)  # the largest bucket
+        curve = runs.result(lever(f"dp{dp}", zero=1)).tables["memory_curve"]
+        assert 0 < curve[curve["category"] == "communication"]["bytes"].max() <= -(-layer // dp) * FLOAT
+
+    @pytest.mark.parametrize("dp", [2, 4])
+    def test_zero_2_takes_the_bucket_that_is_written_and_the_one_under_way(self, runs: Runs, dp: int) -> None:
+        layer = parameters_held(MODEL, tp=1, layers=1, first=False, last=False)
+        curve = runs.result(lever(f"dp{dp}", zero=2)).tables["memory_curve"]
+        most = curve[curve["category"] == "communication"]["bytes"].max()
+        assert layer * FLOAT < most <= (2 * layer + -(-layer // dp)) * FLOAT
+
     def test_every_replica_measures_the_same(self, runs: Runs) -> None:
         for zero in (1, 2, 3):
             spec = lever("dp4", zero=zero)
@@ -109,17 +123,58 @@ class TestRecompute:
 
     def test_selective_recompute_drops_what_attention_saves(self, runs: Runs) -> None:
         """The softmax's result (B, A, S, S), and which scores were masked (S, S), a byte each, of every layer."""
-        none, selective = (at_peak(runs, lever("tp1", recompute=r)) for r in ("none", "selective"))
+        workload = {"attention": "written"}
+        none, selective = (at_peak(runs, lever("tp1", recompute=r, workload=workload)) for r in ("none", "core_attn"))
         dropped = self.b * self.a * self.s**2 * FLOAT + self.s**2
         saved = none["activations"] - selective["activations"]
         # q, k and v are kept as one tensor instead of three, with the same sum.
         assert saved == MODEL.layers * dropped
 
+    def test_fused_attention_keeps_a_number_a_row_in_place_of_the_scores(self, runs: Runs) -> None:
+        """Gone are the softmax's result (B, A, S, S), what was masked (S, S), and the scale, a number of 8 bytes."""
+        written, fused = (at_peak(runs, lever("tp1", workload={"attention": name})) for name in ("written", "fused"))
+        scores = self.b * self.a * self.s**2 * FLOAT + self.s**2 + 8
+        assert written["activations"] - fused["activations"] == MODEL.layers * (scores - self.b * self.a * self.s * FLOAT)
+
+    @pytest.mark.parametrize("recompute", ["layernorm", "mlp_act", "mlp_act+layernorm"])
+    def test_recompute_of_parts_drops_their_results(self, runs: Runs, recompute: str) -> None:
+        """Of norms both results (B, S, H), of the MLP's activation its result (B, S, 4 H), in one more layer."""
+
+        def kept(recompute: str) -> int:
+            deeper = MODEL.model_copy(update={"layers": 5})
+            four, five = (at_peak(runs, lever("tp1", model=model, recompute=recompute)) for model in (MODEL, deeper))
+            return five["activations"] - four["activations"]
+
+        widths = 2 * self.h * ("layernorm" in recompute) + 4 * self.h * ("mlp_act" in recompute)
+        assert kept("none") - kept(recompute) == self.b * self.s * widths * FLOAT
+
     def test_full_recompute_keeps_only_each_layers_input(self, runs: Runs) -> None:
-        """One more layer costs one more (B, S, H), and 8 bytes of the checkpoint."""
+        """One more layer costs one more (B, S, H)."""
         deeper = MODEL.model_copy(update={"layers": 5})
         four, five = (at_peak(runs, lever("tp1", recompute="full", model=model)) for model in (MODEL, deeper))
-        assert five["activations"] - four["activations"] == self.b * self.s * self.h * FLOAT + 8
+        assert five["activations"] - four["activations"] == self.b * self.s * self.h * FLOAT
+
+
+class TestLossInChunks:
+    tokens, chunk, vocab = 2 * MODEL.seq, 8, 2048
+
+    def peak(self, runs: Runs, vocab: int, chunk: int, microbatches: int = 2) -> dict[str, int]:
+        model = MODEL.model_copy(update={"vocab": vocab})
+        workload = {"loss_chunk": chunk, "microbatches": microbatches}
+        return at_peak(runs, lever("pp2", model, workload, schedule="gpipe"), rank=1)
+
+    def test_the_logits_of_one_chunk_are_there_at_a_time(self, runs: Runs) -> None:
+        whole, chunked = (sum(self.peak(runs, self.vocab, chunk, 1).values()) for chunk in (WHOLE_LOSS, self.chunk))
+        fewer = (self.tokens - self.chunk) * self.vocab * FLOAT
+        assert whole - chunked == pytest.approx(fewer, rel=0.02)
+
+    def test_microbatches_in_flight_hold_nothing_of_the_size_of_the_vocabulary(self, runs: Runs) -> None:
+        """Neither logits nor a gradient of the output matrix."""
+        more = [
+            sum(self.peak(runs, vocab, self.chunk, 4).values()) - sum(self.peak(runs, vocab, self.chunk, 2).values())
+            for vocab in (1024, self.vocab)
+        ]
+        assert more[0] == more[1] > 0
 
 
 class TestPrecisionAndOptimizer:
@@ -133,6 +188,19 @@ class TestPrecisionAndOptimizer:
         assert bytes_["gradients"] == gradient * self.whole
         assert bytes_["optimizer"] == 3 * FLOAT * self.whole + self.buckets * STEP_COUNTER
 
+    @pytest.mark.parametrize("accumulate", ["fp32", "bf16"])
+    @pytest.mark.parametrize(("optimizer", "numbers"), [("adamw", 2), ("lion", 1), ("sgd", 0)])
+    def test_a_bf16_optimizer_keeps_6_to_10_bytes_a_parameter(
+        self, runs: Runs, optimizer: str, numbers: int, accumulate: str
+    ) -> None:
+        """2 of values, 2 or 4 of gradients, and 2 of each state."""
+        numbers_of = {"precision": "bf16", "accumulate": accumulate, "bf16_optimizer": True, "optimizer": optimizer}
+        bytes_ = at_peak(runs, lever("tp1", workload=numbers_of))
+        counters = self.buckets * STEP_COUNTER if optimizer == "adamw" else 0
+        assert bytes_["optimizer"] == numbers * HALF * self.whole + counters
+        assert bytes_["parameters"] == HALF * self.whole
+        assert bytes_["gradients"] == (FLOAT if accumulate == "fp32" else HALF) * self.whole
+
     @pytest.mark.parametrize(("momentum", "numbers"), [(0.0, 0), (0.9, 1)])
     def test_sgd_keeps_one_number_for_each_parameter_or_none(self, runs: Runs, momentum: float, numbers: int) -> None:
         bytes_ = at_peak(runs, lever("tp1", workload={"optimizer": "sgd", "momentum": momentum}))
@@ -145,6 +213,7 @@ class TestPrecisionAndOptimizer:
         ({"zero": 1}, {}, "zero=1 shards over the dp replicas, and dp=1"),
         ({"sequence_parallel": True}, {}, "tp=1 leaves it whole"),
         ({}, {"accumulate": "bf16"}, "accumulate=bf16 needs precision=bf16"),
+        ({}, {"bf16_optimizer": True}, "bf16_optimizer needs precision=bf16"),
         ({}, {"momentum": 0.9}, "a setting of sgd"),
     ],
 )

@@ -90,13 +90,15 @@ def test_an_optimizer_keeps_the_states_of_its_record(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("bf16_optimizer", "accumulate"), [(False, "bf16"), (True, "bf16"), (True, "fp32")])
 @pytest.mark.parametrize("name", EACH)
-def test_an_optimizers_step_allocates_nothing(runs: Runs, name: str) -> None:
-    """With so few tokens, the peak is in the optimizer's step, when all gradients exist in fp32 too. The norm before it needs
-    fewer: it counts the tied table's once.
+def test_an_optimizers_step_allocates_nothing(runs: Runs, name: str, bf16_optimizer: bool, accumulate: str) -> None:
+    """With so few tokens, the peak is in the optimizer's step. All gradients exist in the type of what is updated too; or for the
+    norm before it those that count in fp32, which are fewer: the tied table's count once.
     """
     shape = {"layers": 12, "hidden": 32, "heads": 4, "seq": 4}
-    numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
+    numbers: dict[str, Any] = {"precision": "bf16", "accumulate": accumulate, "microbatches": 1, "microbatch_size": 1}
+    numbers["bf16_optimizer"] = bf16_optimizer
     chosen = {"optimizer": EACH[name].optimizer, "momentum": EACH[name].momentum}
     case = small("dp1.tp1.pp1", "interleaved", chunks=2, model=shape, **numbers, **chosen)
     [peak] = memory(case).peaks

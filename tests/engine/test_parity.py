@@ -87,6 +87,7 @@ def incompatible(a: str, x: Any, b: str, y: Any) -> bool:
         or (chunked and chosen.get("pp") == 4)
         or (chosen.get("schedule") == "dualpipe-v" and chosen.get("microbatches") == 1)
         or (chosen.get("family") == "llama" and chosen.get("tp") == 4)  # it has two heads of keys
+        or (chosen.get("family") == "xlnet" and chosen.get("loss_chunk", 0) > 0)
     )
 
 

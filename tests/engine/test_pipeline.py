@@ -26,16 +26,20 @@ MICROBATCHES = 3
 
 
 class Half(nn.Module):
-    """A chunk of one layer. The first makes its input, the last computes a loss."""
+    """A chunk of one layer. The first makes its input, the last computes a loss, in forward or in backward."""
 
-    def __init__(self, first: bool) -> None:
+    def __init__(self, first: bool, loss_in_backward: bool) -> None:
         super().__init__()
         self.first, self.layer = first, Linear(4, 4, seed=int(first))
+        self.loss_in_backward = not first and loss_in_backward
 
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:
         x = data_of(microbatch) if self.first else inputs[0]
         y = self.layer(x).tanh()
-        return (y,) if self.first else (y.square().mean(),)
+        return (y,) if self.first or self.loss_in_backward else (self.loss((y,), microbatch),)
+
+    def loss(self, outputs: tuple[Tensor, ...], microbatch: int) -> Tensor:
+        return outputs[0].square().mean()
 
 
 class NoUpdate:
@@ -61,10 +65,10 @@ ALL_FORWARD_FIRST = " ".join(
 )
 
 
-def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
+def executor(order: str, loss_in_backward: bool = False) -> tuple[Executor, list[str], nn.ModuleList]:
     """One rank with both chunks. The list gets the status of each action."""
     comm, said = Comm.alone(torch.device("cpu")), cast(list[str], [])
-    halves = nn.ModuleList([Half(True), Half(False)])
+    halves = nn.ModuleList([Half(True, loss_in_backward), Half(False, loss_in_backward)])
     data = DataParallel(TensorParallel(comm), 0, torch.float32, MICROBATCHES)
     for c, half in enumerate(halves):
         data.add_chunk(c, [half.layer])  # type: ignore[list-item]
@@ -74,11 +78,12 @@ def executor(order: str) -> tuple[Executor, list[str], nn.ModuleList]:
     return Executor(plan, chunks, inputs, data, NoUpdate(), said.append), said, halves
 
 
+@pytest.mark.parametrize("loss_in_backward", [False, True], ids=["loss in F", "loss in B"])
 @pytest.mark.parametrize("order", [BOTH_CHUNKS_ALTERNATING, ALL_FORWARD_FIRST], ids=["alternating", "all forward first"])
-def test_any_order_gives_the_gradient_of_the_mean_loss(order: str) -> None:
-    run, said, halves = executor(order)
+def test_any_order_gives_the_gradient_of_the_mean_loss(order: str, loss_in_backward: bool) -> None:
+    run, said, halves = executor(order, loss_in_backward)
     run.run("step 7")
-    whole = nn.ModuleList([Half(True), Half(False)])
+    whole = nn.ModuleList([Half(True, False), Half(False, False)])
     loss = torch.stack([whole[1](whole[0]((), m), m)[0] for m in range(MICROBATCHES)]).mean()
     loss.backward()
     torch.testing.assert_close(run.loss, loss.detach())

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from engine import catalog
 from engine.families import FamilyName
 from engine.spec import (
     FaultSpec,
@@ -65,6 +66,32 @@ def test_an_axis_left_out_of_a_short_form_has_degree_1() -> None:
 def test_a_malformed_short_form_is_refused(code: str) -> None:
     with pytest.raises(RequestError, match=re.escape("is not of the form dp2.tp2.pp2")):
         LayoutSpec.degrees(code)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("selective", "core_attn"), ("mlp_act+core_attn", "core_attn+mlp_act"), ("layernorm", "layernorm"), ("full", "full")],
+)
+def test_parts_that_are_computed_again_come_in_any_order(given: str, kept: str) -> None:
+    """Older runs have selective, which is core_attn."""
+    assert LayoutSpec.model_validate({"recompute": given}).recompute == kept
+
+
+@pytest.mark.parametrize("given", ["", "core", "full+mlp_act", "none+mlp_act", "mlp_act+", 3])
+def test_other_parts_are_refused(given: object) -> None:
+    with pytest.raises(RequestError, match="must be 'none', 'core_attn'"):
+        LayoutSpec.model_validate({"recompute": given})
+
+
+def test_norms_behind_attention_cannot_be_computed_again() -> None:
+    with pytest.raises(RequestError, match="bert has its norms behind them; leave out layernorm"):
+        RunSpec(model=catalog.model("bert-tiny"), layout=LayoutSpec(recompute="layernorm"))
+
+
+def test_two_stream_attention_is_always_written() -> None:
+    for family, attention in (("gpt", "fused"), ("xlnet", "written")):
+        assert RunSpec(model=catalog.model(f"{family}-tiny")).attention == attention
+        assert RunSpec(model=catalog.model(f"{family}-tiny"), workload=WorkloadSpec(attention="written")).attention == "written"
 
 
 def test_a_drill_is_read_from_its_short_form() -> None:
@@ -187,3 +214,22 @@ def test_a_file_name_that_is_not_utf_8_is_refused() -> None:
     """JSON cannot hold it. On Linux a file name is any bytes; Python shows those that are not UTF-8 as lone surrogates."""
     with pytest.raises(RequestError, match=r"text='caf.*' must be a valid string"):
         WorkloadSpec(text=b"caf\xe9.txt".decode("utf-8", "surrogateescape"))
+
+
+# ---------------------------------------------------------------------------------------------------- chunks of the loss
+
+
+def test_words_for_the_chunks_of_the_loss_are_numbers_in_json() -> None:
+    workloads = [WorkloadSpec.model_validate({"loss_chunk": word}) for word in ("auto", "whole", "300", 300)]
+    assert [workload.loss_chunk for workload in workloads] == [0, -1, 300, 300]
+    with pytest.raises(RequestError, match="loss_chunk='half' must be a whole number"):
+        WorkloadSpec.model_validate({"loss_chunk": "half"})
+
+
+@pytest.mark.parametrize(("loss_chunk", "tp", "tokens"), [
+    (-1, 1, None), (300, 1, 300), (2047, 4, 2047), (2048, 4, None), (0, 1, (256 << 20) // (4 * 50257)), (0, 2, None),
+])  # fmt: skip
+def test_a_chunk_as_large_as_a_microbatch_is_a_whole_loss(loss_chunk: int, tp: int, tokens: int | None) -> None:
+    """2,048 tokens have 393 MiB of fp32 logits, and half of that on each of two tp ranks."""
+    model = ModelSpec(vocab=50257, seq=1024)
+    assert WorkloadSpec(loss_chunk=loss_chunk, microbatch_size=2).loss_tokens(model, tp) == tokens

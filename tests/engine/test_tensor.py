@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm, NoPeers
+from engine.parallel.comm import Comm
 from engine.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
     ShardedParameter,
     ShardSpec,
     TensorParallel,
-    VocabParallelEmbedding,
-    vocab_parallel_cross_entropy,
 )
+from engine.parallel.transport import NoPeers
+from engine.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
 from engine.topology import Mesh
 from tests.patience import PATIENCE_S
 
@@ -252,3 +252,36 @@ def test_cross_entropy_of_sharded_logits_equals_that_of_unsharded_ones(
     torch.testing.assert_close(
         spec.unshard([gradient for _, gradient in ranks]), whole.grad, rtol=1e-4, atol=1e-6 + abs(shift) * 1e-7
     )
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 8], ids=["a token at a time", "a smaller last chunk", "equal chunks"])
+@pytest.mark.parametrize(("tp", "sequence", "first"), [(1, False, 0), (4, False, 4), (2, True, 0), (2, True, 4)])
+def test_a_loss_in_chunks_equals_the_loss_of_whole_logits(tp: int, sequence: bool, first: int, chunk: int) -> None:
+    """Loss and gradients of input, table and bias; with padded vocabulary, and tokens and rows without target."""
+    vocab, hidden, rows = 10, 3, 12
+    x, targets = random(2, rows, hidden), torch.randint(vocab, (2, rows - first), generator=torch.Generator().manual_seed(1))
+    targets[0, ::3] = -1
+    counted = int((targets >= 0).sum())
+
+    def body(at: TensorParallel) -> list[Tensor]:
+        torch.set_grad_enabled(True)
+        table, bias = VocabParallelEmbedding(vocab, hidden, at), ShardedParameter.of(ShardSpec((vocab,), 0), at)
+        own = rows // tp if sequence else rows
+        found = []
+        for in_chunks in (True, False):
+            drawn(table, at)
+            bias.initialize("bias", 0, at.index, tp)
+            leaf = x[:, own * at.index :][:, :own].clone().requires_grad_() if sequence else x.clone().requires_grad_()
+            table.weight.grad = bias.grad = None
+            if in_chunks:
+                loss = table.chunked_loss(leaf, bias, first, targets, counted, chunk)
+            else:
+                loss = vocab_parallel_cross_entropy(table.logits(leaf, bias, first), targets, vocab, at, counted)
+            (loss * 0.5).backward()  # the executor divides the loss
+            gradients = [t.grad for t in (leaf, table.weight, bias) if t.grad is not None]
+            assert len(gradients) == 3
+            found.append([loss.detach(), *gradients])
+        return [torch.cat([one.flatten() for one in several]) for several in found]
+
+    for ours, whole in on_slices(tp, body, sequence):
+        torch.testing.assert_close(ours, whole)

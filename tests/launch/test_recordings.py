@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine import catalog
 from engine.launch.probe import probe
 from engine.launch.record import record
 from engine.launch.recordings import parts, record_all, shipped_models, structures, wanted
@@ -15,7 +16,8 @@ from engine.predict.ledger.form import Ledger
 from engine.predict.ledger.keep import LedgerFolder, name_of
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.ledger.store import ARCHIVES, RECORDED, LedgerStore
-from engine.spec import ModelSpec
+from engine.predict.planner.candidates import planned_recomputes
+from engine.spec import LayoutSpec, ModelSpec, WorkloadSpec
 from tests.covering import covering
 from tests.predict.random_specs import random_specs
 
@@ -27,7 +29,34 @@ def unread(structure: object, part: object) -> Ledger:
 def test_every_chunk_of_every_layout_is_recorded() -> None:
     for spec in (*covering(), *random_specs(100, seed=3)):
         recorded = itertools.product(structures(spec.model), parts(spec.model))
-        assert LayoutLedgers(spec.model, spec.layout, spec.workload, ledgers=unread).needs() <= {*recorded}
+        needs = LayoutLedgers(spec.model, spec.layout, spec.workload, ledgers=unread).needs()
+        assert needs <= {(structure.of(part), part) for structure, part in recorded}
+
+
+def test_what_is_shipped() -> None:
+    """Of fused attention, the kinds of recompute that a search tries.
+
+    Of written attention, training a GPT, and the checklist of `engine.predict.planner.advice`.
+    """
+    models = shipped_models()
+    keys = set(wanted(models))
+    for model in models:
+        fused = (one for one in structures(model) if one.attention == "fused")
+        planned = planned_recomputes(model, WorkloadSpec())
+        assert all(((one, part) in keys) == (one.recompute in planned) for one in fused for part in parts(model))
+    checklist = (
+        LayoutSpec(dp=8), LayoutSpec(dp=8, zero=1, recompute="core_attn"),
+        *(LayoutSpec(tp=2, pp=2, sequence_parallel=True, recompute=kind) for kind in ("core_attn", "full")),
+    )  # fmt: skip
+    workload = WorkloadSpec(precision="bf16", microbatch_size=1, attention="written")
+    cases = [(model, layout, workload) for model in models for layout in checklist if model.key_heads > 1]
+    cases += [
+        (catalog.model("gpt-tiny"), LayoutSpec(tp=2, recompute=kind), WorkloadSpec(attention="written"))
+        for kind in planned_recomputes(models[0], WorkloadSpec(attention="written"))
+    ]
+    for case in cases:
+        assert LayoutLedgers(*case, ledgers=unread).needs() <= keys
+    assert len(keys) < 10_000, "recording takes a quarter of a second each"
 
 
 def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:

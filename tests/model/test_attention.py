@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention, attend
+from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention, fused_attention, written_attention
 from engine.model.mlp import MLP
 from engine.model.position import AttentionInputs, Rotation, sinusoid
 from tests.model.build import CPU, fill, microbatch, shape
@@ -17,17 +17,57 @@ from tests.model.build import CPU, fill, microbatch, shape
 def test_attention_equals_torchs(causal, groups):
     q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, groups, 6, 8), torch.randn(2, groups, 6, 8)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-    torch.testing.assert_close(attend(q, k, v, causal), expected)
+    torch.testing.assert_close(written_attention(q, k, v, causal), expected)
+    torch.testing.assert_close(fused_attention(q, k, v, causal), expected)
 
 
 def test_there_can_be_fewer_queries_than_keys():
     q, k, v = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
-    torch.testing.assert_close(attend(q, k, v, causal=False), F.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+    expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    torch.testing.assert_close(written_attention(q, k, v, causal=False), expected)
+    torch.testing.assert_close(fused_attention(q, k, v, causal=False), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("causal", "rows"), [(True, 6), (True, 1), (False, 6), (False, 3)])
+@pytest.mark.parametrize(("groups", "width"), [(4, 8), (2, 7), (1, 1)])
+def test_fused_attention_keeps_q_k_v_its_output_and_a_number_a_row(dtype, causal, rows, groups, width):
+    """No scores, no copies for the heads that share keys; and joining the heads copies nothing."""
+    joined = [torch.randn(2, n, h * width, dtype=dtype) for n, h in ((rows, 4), (6, groups), (6, groups))]
+    q, k, v = (x.unflatten(-1, (-1, width)).transpose(1, 2).requires_grad_() for x in joined)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        mixed = fused_attention(q, k, v, causal)
+    assert sorted(t.numel() for t in kept) == sorted([q.numel(), k.numel(), v.numel(), mixed.numel(), 2 * 4 * rows])
+    assert mixed.transpose(1, 2).flatten(2).data_ptr() == mixed.data_ptr()
+    mixed.sum().backward()
+    assert [t.grad.shape for t in (q, k, v)] == [t.shape for t in (q, k, v)]
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_fused_and_written_attention_have_the_same_gradients(alone, family):
+    results = []
+    for name in ("fused", "written"):
+        attention = SelfAttention(shape(family), alone, False, True, name)
+        fill(attention)
+        inputs = AttentionInputs.of(shape(family), None, alone)
+        x = torch.linspace(-1, 1, 2 * 16 * 32).view(2, 16, 32).requires_grad_()
+        y = attention(x, inputs)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad for p in attention.parameters())])
+    for fused, written in zip(*results, strict=True):
+        assert (fused - written).abs().max() <= 1e-5 * written.abs().max()
+
+
+def test_rotary_queries_keep_the_strides_of_rows():
+    x, rotation = torch.randn(2, 5, 3, 8).transpose(1, 2), Rotation.of(5, 8, CPU)
+    assert torch.equal(rotation.by_row(x), rotation(x))
+    assert rotation.by_row(x).transpose(1, 2).is_contiguous()
 
 
 def test_grouped_self_attention_with_rotation(alone):
     spec = shape("llama")
-    attention = SelfAttention(spec, alone, selective=False, causal=True)
+    attention = SelfAttention(spec, alone, selective=False, causal=True, attention="fused")
     fill(attention)
     assert attention.qkv.weight.shape == (32 + 16 + 16, 32)
     assert attention.qkv.bias is None
@@ -41,7 +81,7 @@ def test_grouped_self_attention_with_rotation(alone):
 
 
 def test_self_attention_of_an_encoder_equals_torchs_layer(alone):
-    attention: Any = SelfAttention(shape("bert"), alone, selective=False, causal=False)
+    attention: Any = SelfAttention(shape("bert"), alone, False, causal=False, attention="fused")
     fill(attention)
     torchs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
     torchs.in_proj_weight.data, torchs.in_proj_bias.data = attention.qkv.weight.data, attention.qkv.bias.data
@@ -51,7 +91,7 @@ def test_self_attention_of_an_encoder_equals_torchs_layer(alone):
 
 
 def test_cross_attention_reads_the_encoders_output(alone):
-    attention = CrossAttention(shape("transformer"), alone, selective=False)
+    attention = CrossAttention(shape("transformer"), alone, selective=False, attention="fused")
     fill(attention)
     torchs = torch.nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
     torchs.in_proj_weight.data = torch.cat((attention.query.weight.data, attention.key_value.weight.data))

@@ -94,7 +94,7 @@ def test_levers_are_restored_and_named(parts: tuple[Service, Queue]):
     app = page(parts[0], spec=code)
     assert not app.exception
     assert link(app, "spec") == code
-    assert any(e.label == "Memory levers: ZeRO 2, recompute selective, bf16, sequence parallel" for e in app.expander)
+    assert any(e.label == "Memory levers: ZeRO 2, recompute attention, bf16, sequence parallel" for e in app.expander)
     assert "ZeRO 2 over 2 replicas" in text(app)
 
 

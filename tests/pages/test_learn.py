@@ -242,14 +242,12 @@ def test_tensor_parallel_groups_are_inside_a_node_first():
     assert [inside_nodes(mesh, axis, 2) for axis in ("tp", "dp", "pp")] == [True, False, False]
 
 
-def test_the_checklist_says_why_a_lever_is_missing_or_saves_nothing(parts: tuple[Service, Queue]):
-    """1,024 replicas do not divide 1,536 sequences. On 512, gradients in communication are the peak: recompute saves nothing."""
+def test_the_checklist_says_why_a_lever_is_missing(parts: tuple[Service, Queue]):
+    """1,024 replicas do not divide 1,536 sequences; 512 do."""
     said = text(page(parts[0], lesson="9"))
     assert "1,536 texts do not divide evenly over so many replicas: replicas alone, ZeRO 1, selective recompute (dp1024)." in said
-    assert "no gain here" not in said
     said = text(page(parts[0], lesson="9", set="model-gpt3-175b~count-512"))
     assert "Left out" not in said
-    assert said.count("no gain here") == 1
 
 
 def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):

@@ -30,7 +30,14 @@ OTHERS = st.fixed_dictionaries(
     | {f"workload.{name}": whole(f"workload.{name}") for name in ("microbatches", "microbatch_size", "steps", "seed")}
     | {
         f: one_of(f)
-        for f in ("layout.schedule", "layout.recompute", "workload.optimizer", "workload.precision", "workload.accumulate")
+        for f in (
+            "layout.schedule",
+            "layout.recompute",
+            "workload.optimizer",
+            "workload.precision",
+            "workload.accumulate",
+            "workload.attention",
+        )
     }
     | {
         "layout.sequence_parallel": st.booleans(),
@@ -96,9 +103,9 @@ def test_an_invalid_split_is_left_out_of_the_link():
         ("gpt-tiny~dp2.tq2~1f1b", "dp2.tq2"),
         ("gpt-tiny~dp0~1f1b", "layout.dp=0 is not between 1 and"),
         ("gpt-tiny~dp2~2f2b", "2f2b"),
-        ("gpt-tiny~dp2~1f1b~i4", "“i4” is not known"),
+        ("gpt-tiny~dp2~1f1b~14", "“14” is not known"),
         ("gpt-tiny~dp2~1f1b~q4", "sequence_parallel “4” cannot be read"),
-        ("gpt-tiny~dp2~1f1b~ahalf", "recompute “half” is none of none, selective, full"),
+        ("gpt-tiny~dp2~1f1b~ahalf", "recompute “half” is none of none, core_attn, "),
         ("gpt-tiny~dp2~1f1b~y!", "prompt “!” cannot be read"),
         ("gpt-tiny~dp2~1f1b~y_w", "prompt “_w” cannot be read"),
         ("gpt-tiny~dp2~1f1b~", "“” is not known"),

@@ -19,6 +19,7 @@ from engine import api
 from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_run_service import DryRunState
+from engine.launch.recording import with_ledgers
 from engine.predict.memory import memory
 from engine.predict.papers.figures import references
 from engine.predict.planner.serving import serving as predicted
@@ -64,7 +65,7 @@ def linked(app: AppTest) -> dict[str, str]:
         DEFAULT,
         Request(model="llama3-8b", device="l40s", ranks=6, batch=24, seq=512, precision="fp32", accounting="zero2020"),
         Request(device=OWN, own=figures_of(DEVICES["mi300x"]), called="mine & yours"),
-        Request(assumed=DEFAULT.assumed.model_copy(update={"matmul_efficiency": 0.61, "fused_attention": True})),
+        Request(assumed=DEFAULT.assumed.model_copy(update={"matmul_efficiency": 0.61, "fused_accumulation": True})),
     ],
     ids=["default", "all fields", "own device", "assumptions"],
 )
@@ -264,7 +265,7 @@ def test_a_search_that_takes_too_long_is_reported_in_its_cell(monkeypatch: pytes
 
 
 def test_published_rows_of_the_model_or_the_device_come_first() -> None:
-    found = references()
+    found = with_ledgers(references)
     near = [r for r in found if concerns(r, Request(model="gpt3-175b", device="a100-80gb"))]
     assert {r.model for r in near if not r.device} == {"gpt3-175b"}
     assert sum(r.quantity == "speed" for r in near) == 10 + 6 + 6

@@ -10,7 +10,7 @@ import numpy as np
 from engine.families import FAMILIES
 from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, AttentionName, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
 
 
 def random_specs(count: int, seed: int = 0, most: int = 6) -> Iterator[RunSpec]:
@@ -34,10 +34,10 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
     chunks = SCHEDULE_FACTS[schedule].chunks or int(random.integers(2, 4))
     dp, tp, pp = (int(random.integers(1, most + 1)) for _ in range(3))
     heads = tp * int(random.integers(1, 3))
-    precision = one_of(get_args(Precision))
+    precision, family = one_of(get_args(Precision)), one_of(sorted(FAMILIES))
     return RunSpec(
         model=ModelSpec(
-            family=one_of(sorted(FAMILIES)), layers=int(random.integers(2, 25)), hidden=8 * heads, heads=heads, ffn=6 * heads,
+            family=family, layers=int(random.integers(2, 25)), hidden=8 * heads, heads=heads, ffn=6 * heads,
             vocab=int(random.integers(257, 400)), seq=max(4, tp * int(random.integers(2, 9))),
         ),
         layout=LayoutSpec(
@@ -46,6 +46,8 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
         ),
         workload=WorkloadSpec(
             microbatches=int(random.integers(1, 25)), microbatch_size=int(random.integers(1, 4)), precision=precision,
-            accumulate=one_of(get_args(Precision)) if precision == "bf16" else "fp32",
+            accumulate=one_of(get_args(Precision)) if precision == "bf16" else "fp32", attention=one_of(get_args(AttentionName)),
+            bf16_optimizer=precision == "bf16" and bool(random.integers(2)),
+            loss_chunk=one_of((0, int(random.integers(2, 20)))) if family != "xlnet" else 0,  # whose ledgers are not shipped
         ),
     )  # fmt: skip

@@ -37,7 +37,7 @@ def test_activations_are_those_of_korthikanti_2022(name: str) -> None:
     account, workload = accounting("korthikanti2022"), WorkloadSpec()
     plain = account(model, workload, one(model, {"microbatch_size": size}, **layout))
     both = account(
-        model, workload, one(model, {"microbatch_size": size}, **layout, sequence_parallel=True, recompute="selective")
+        model, workload, one(model, {"microbatch_size": size}, **layout, sequence_parallel=True, recompute="core_attn")
     )
     assert plain[0][0] == (states + without) * GIB
     assert both[0][0] == (states + with_both) * GIB
@@ -79,7 +79,7 @@ def test_korthikantis_terms_use_the_widths_of_a_llama() -> None:
     cut, _ = account(
         model,
         workload,
-        one(model, {"microbatch_size": 1, "microbatches": 1}, tp=8, sequence_parallel=True, recompute="selective"),
+        one(model, {"microbatch_size": 1, "microbatches": 1}, tp=8, sequence_parallel=True, recompute="core_attn"),
     )
     assert cut[0] == (18 * matrices + 32 * 8192 * token) / 8
     again, _ = account(model, workload, one(model, {"microbatch_size": 1, "microbatches": 1}, recompute="full"))

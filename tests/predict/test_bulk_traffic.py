@@ -39,7 +39,8 @@ def test_one_model_in_many_layouts() -> None:
     """One call, as in the planner, with all kinds of pipelines in one grid."""
     few = [s for s in random_specs(200, seed=4) if s.workload.precision == "fp32"]
     model = few[0].model.model_copy(update={"family": "gpt", "layers": 48, "heads": 60, "hidden": 120, "ffn": 60, "seq": 60})
-    some = [RunSpec(model=model, layout=s.layout, workload=s.workload) for s in few]
+    loss_chunk = {"loss_chunk": 90}  # a microbatch of one sequence has fewer tokens
+    some = [RunSpec(model=model, layout=s.layout, workload=s.workload.model_copy(update=loss_chunk)) for s in few]
     found = bulk_traffic(model, some[0].workload, Grid.of(some))
     for i, spec in enumerate(some):
         assert {name: numbers[i] for name, numbers in found.items()} == busiest(spec), spec

@@ -20,7 +20,7 @@ def test_states_are_those_of_the_planners_account(zero: int):
     assert total(states(7_500_000_000, zero, 64).values()) == pytest.approx(float(zero_states(7.5e9, 64, zero)), rel=1e-9)
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recompute", ["none", "core_attn", "full"])
 def test_activations_of_a_layer_are_those_of_the_planners_account(recompute: Recompute):
     model = catalog.model("gpt3-175b")
     spec = RunSpec(model=model, layout=LayoutSpec(recompute=recompute), workload=WorkloadSpec(microbatch_size=2))

@@ -10,14 +10,16 @@ import pytest
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
 from engine.predict.grid import Grid
+from engine.predict.papers.throughput import flops_with_recompute
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.search import MIXED
-from engine.predict.speed.cost import COMPUTE, FORWARD, INPUTS, RECOMPUTE, TP, WEIGHTS, Cost, model_flops, recomputed_flops
+from engine.predict.speed.cost import Cost, model_flops
+from engine.predict.speed.passes import COMPUTE, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, link
 from engine.predict.speed.step_time import StepTime, durations, estimate, layers_of_stages, simulated
 from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 
 A100, H100 = DEVICES["a100-80gb"], DEVICES["h100-80gb"]
 # Nothing but products: everything else takes no time.
@@ -25,7 +27,8 @@ IDEAL = DeviceSpec(
     name="ideal", memory_bytes=10**15, bf16_flops=1e12, fp32_flops=1e12, memory_bandwidth=1e30, intra_bandwidth=1e30,
     inter_bandwidth=1e30, reachable=1, intra_latency=0, inter_latency=0,
 )  # fmt: skip
-WHOLE = Assumptions(matmul_efficiency=1, attention_efficiency=1, memory_efficiency=1)
+WHOLE = Assumptions(matmul_efficiency=1, attention_efficiency=1, memory_efficiency=1, launch_us=0)
+QUICK = Assumptions(launch_us=0)  # a host that is never late
 GPT = ModelSpec(layers=8, hidden=512, heads=8, seq=256, vocab=1024)
 
 
@@ -34,7 +37,12 @@ def run(model: ModelSpec = GPT, workload: dict[str, Any] | None = None, **layout
 
 
 def cost(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None = None) -> Cost:
-    return Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed or Assumptions())
+    return Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed or QUICK)
+
+
+def layer(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None = None) -> Any:
+    """Seconds of one layer. (3, 3)"""
+    return cost(spec, device, assumed).passes.of("layer")[:, :, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------------ work
@@ -42,15 +50,17 @@ def cost(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None =
 
 @pytest.mark.parametrize("name", ["gpt3-175b", "llama3-8b", "bert-base", "transformer-base", "xlnet-large"])
 def test_on_a_device_that_only_multiplies_time_is_flops(name: str) -> None:
+    """To what the papers' formula leaves out: see `tests/predict/ledger/test_kernels.py`."""
     model = catalog.model(name)
-    work = cost(run(model), IDEAL, WHOLE)
-    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
-    total = (model.layers - crossing) * work.layer() + crossing * work.layer(cross=True) + work.embedding() + work.head()
+    passes = cost(run(model, {"attention": "written", "loss_chunk": WHOLE_LOSS}), IDEAL, WHOLE).passes
+    decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
+    counts = (1, model.layers - decoder, decoder, 1)
+    total: Any = sum(count * passes.of(part)[:, :, 0] for part, count in zip(MODEL_PARTS, counts, strict=True))
     sequences = 2  # of a microbatch
-    assert total.sum() * 1e12 == pytest.approx(model_flops(model) * sequences, rel=1e-9)
-    halves = total.sum(1)[:, 0]
-    assert halves[FORWARD] == pytest.approx(total.sum() / 3)
-    assert halves[RECOMPUTE] == 0
+    exact = name not in ("bert-base", "xlnet-large")
+    assert total.sum() * 1e12 == pytest.approx(model_flops(model) * sequences, rel=1e-9 if exact else 0.1)
+    halves = total.sum(1)
+    assert halves[FORWARD] == pytest.approx(total.sum() / 3, rel=1e-9 if exact else 0.03)
     assert halves[INPUTS] > halves[WEIGHTS], "attention's scores have no weights"
 
 
@@ -59,24 +69,24 @@ def test_flops_of_a_gpt_are_those_of_the_paper() -> None:
     model = catalog.model("gpt3-175b")
     layers, s, h, vocab = model.layers, model.seq, model.hidden, model.vocab
     paper = 96 * layers * s * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
-    assert model_flops(model) + recomputed_flops(model, "full") == pytest.approx(paper)
+    assert flops_with_recompute(model) == pytest.approx(paper)
     assert model_flops(model) == pytest.approx(72 * layers * s * h**2 * (1 + s / (6 * h) + vocab / (12 * layers * h)))
 
 
 def test_recompute_costs_time_only_in_backward() -> None:
-    none, selective, full = (cost(run(recompute=name)).layer()[:, :, 0] for name in ("none", "selective", "full"))
-    assert none[RECOMPUTE].sum() == 0
-    assert 0 < selective[RECOMPUTE].sum() < full[RECOMPUTE].sum()
-    assert full[RECOMPUTE] == pytest.approx(full[FORWARD])
+    none, selective, full = (layer(run(recompute=name)) for name in ("none", "core_attn", "full"))
     for other in (selective, full):
-        assert other[[FORWARD, INPUTS, WEIGHTS]] == pytest.approx(none[[FORWARD, INPUTS, WEIGHTS]])
+        assert other[[FORWARD, WEIGHTS]] == pytest.approx(none[[FORWARD, WEIGHTS]])
+    again = {"core_attn": selective - none, "full": full - none}
+    assert 0 < again["core_attn"][INPUTS].sum() < again["full"][INPUTS].sum()
+    assert 0.9 * none[FORWARD].sum() < again["full"][INPUTS].sum() < none[FORWARD].sum(), "all but the last residual"
 
 
 def test_tp_divides_the_work_and_adds_collectives() -> None:
-    one, four = (cost(run(tp=tp), IDEAL, WHOLE).layer()[:, COMPUTE, 0].sum() for tp in (1, 4))
+    one, four = (layer(run(tp=tp), IDEAL, WHOLE)[:, COMPUTE].sum() for tp in (1, 4))
     assert four == pytest.approx(one / 4)
-    whole, cut = (cost(run(GPT, {"microbatch_size": 64}, tp=4, sequence_parallel=cuts)).layer() for cuts in (False, True))
-    assert cost(run()).layer()[:, TP].sum() == 0
+    whole, cut = (layer(run(GPT, {"microbatch_size": 64}, tp=4, sequence_parallel=cuts)) for cuts in (False, True))
+    assert layer(run())[:, TP].sum() == 0
     # As many bytes forward; one more all-gather for each block backward. And norms and residuals are divided as well.
     assert cut[FORWARD, TP] == pytest.approx(whole[FORWARD, TP])
     assert cut[1:, TP].sum() == pytest.approx(1.5 * whole[1:, TP].sum())
@@ -90,7 +100,7 @@ def test_small_messages_use_a_ring_with_sequence_parallelism() -> None:
     size, quarter = 256 * 512 * 2, 256 * 512 * 2 / 4
     bare = Assumptions(intra_efficiency=1)
     whole, cut = (
-        cost(run(GPT, {"microbatch_size": 1}, tp=4, sequence_parallel=on), assumed=bare).layer()[:, TP, 0] for on in (False, True)
+        layer(run(GPT, {"microbatch_size": 1}, tp=4, sequence_parallel=on), assumed=bare)[:, TP] for on in (False, True)
     )
     step, tree = H100.intra_latency + quarter / 450e9, 4 * H100.intra_latency + 2 * size / 450e9
     assert whole[FORWARD] == pytest.approx(2 * tree)
@@ -101,22 +111,46 @@ def test_small_messages_use_a_ring_with_sequence_parallelism() -> None:
 
 def test_small_products_are_bound_by_memory() -> None:
     """One row by a large matrix moves the matrix, whatever the peak."""
-    few = cost(run(ModelSpec(layers=1, hidden=4096, heads=32, seq=2, vocab=256), {"microbatch_size": 1})).layer()
+    few = layer(run(ModelSpec(layers=1, hidden=4096, heads=32, seq=2, vocab=256), {"microbatch_size": 1}))
     weights = 12 * 4096**2 * 2 / (H100.memory_bandwidth * 0.8)
-    assert few[FORWARD, COMPUTE, 0] == pytest.approx(weights, rel=0.05)
+    assert few[FORWARD, COMPUTE] == pytest.approx(weights, rel=0.05)
 
 
 def test_fp32_has_the_rate_of_fp32_matrices() -> None:
     wide = ModelSpec(layers=1, hidden=8192, heads=64, seq=2048, vocab=1024)
-    layer = cost(RunSpec(model=wide, workload=WorkloadSpec(microbatch_size=1)), A100, Assumptions(matmul_efficiency=1)).layer()
+    seconds = layer(RunSpec(model=wide, workload=WorkloadSpec(microbatch_size=1)), A100, Assumptions(matmul_efficiency=1))
     products = 2 * 2048 * 12 * 8192**2 / (19.5e12 * 0.96)
-    assert layer[WEIGHTS, COMPUTE, 0] == pytest.approx(products)
+    assert seconds[WEIGHTS, COMPUTE] == pytest.approx(products)
 
 
 def test_fused_attention_reads_and_writes_no_scores() -> None:
     long = ModelSpec(layers=2, hidden=1024, heads=16, seq=8192, vocab=1024)
-    written, fused = (cost(run(long), assumed=Assumptions(fused_attention=on)).layer().sum() for on in (False, True))
+    written, fused = (layer(run(long, {"attention": name})).sum() for name in ("written", "fused"))
     assert fused < written / 3
+
+
+def test_a_loss_in_chunks_has_its_products_in_backward() -> None:
+    """As many FLOPs as the whole loss. 512 tokens in chunks of 100, and 12 that are left."""
+    whole, chunked = (
+        cost(run(GPT, {"microbatch_size": 2, "loss_chunk": size}), IDEAL, WHOLE).passes.of("head")[:, COMPUTE, 0]
+        for size in ("whole", 100)
+    )
+    assert chunked[INPUTS] == pytest.approx(whole.sum())
+    assert chunked[FORWARD] == chunked[WEIGHTS] == pytest.approx(0)
+
+
+def test_a_pass_takes_at_least_the_hosts_time_for_its_kernels() -> None:
+    small, large = GPT, catalog.model("gpt3-175b")
+    slow = Assumptions(launch_us=50)
+    for model, waits in ((small, True), (large, False)):
+        spec = run(model, {"microbatch_size": 2}, tp=2)
+        quick, late = (layer(spec, assumed=assumed) for assumed in (QUICK, slow))
+        assert (late.sum() > 2 * quick.sum()) == waits
+        assert waits or late == pytest.approx(quick)
+    bare = IDEAL.model_copy(update={"bf16_flops": 1e30})
+    launches = layer(run(tp=2), bare, slow).sum(1) / 50e-6
+    assert launches == pytest.approx(launches.round())
+    assert launches[WEIGHTS] == pytest.approx(4), "a product for each weight"
 
 
 # ----------------------------------------------------------------------------------------------------------------- links
@@ -169,7 +203,7 @@ def test_closed_forms_of_papers_equal_the_simulator() -> None:
     """The vectors at the two ends are counted on both: to 0.1% for naive, GPipe and 1F1B, to some percent for the others."""
     device = H100.model_copy(update={"inter_latency": 0.0, "inter_bandwidth": 1e18, "intra_bandwidth": 1e18})
     for schedule, facts in SCHEDULE_FACTS.items():
-        chunks, error = facts.least_chunks, 1e-3 if facts.plain else 0.04 if facts.splits else 0.01
+        chunks, error = facts.least_chunks, 1e-3 if facts.plain else 0.04 if facts.splits else 0.015
         specs = [
             run(
                 catalog.model("gpt3-13b"),
@@ -233,9 +267,9 @@ def test_megatrons_throughput_is_predicted_with_one_setting() -> None:
         (40, 6144, 48, 1, 32, 1, 1024, 8, 135), (80, 12288, 96, 8, 24, 2, 2304, 2, 148),
     ):  # fmt: skip
         model = ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
-        workload = {"microbatches": batch // dp // size, "microbatch_size": size}
+        workload = {"microbatches": batch // dp // size, "microbatch_size": size, "attention": "written"}
         schedule = "interleaved" if chunks > 1 else "1f1b"
         spec = run(model, workload, dp=dp, tp=8, pp=pp, chunks=chunks, schedule=schedule, recompute="full")
         step, _ = simulated(spec, A100, assumed)
-        ours = (model_flops(model) + recomputed_flops(model, "full")) * batch / spec.layout.ranks / step / 1e12
+        ours = flops_with_recompute(model) * batch / spec.layout.ranks / step / 1e12
         assert ours == pytest.approx(measured, rel=0.1)

@@ -14,7 +14,7 @@ from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.memory import memory
 from engine.predict.papers.accounting import accounting
-from engine.predict.planner.candidates import candidates, fits
+from engine.predict.planner.candidates import candidates, fits, planned_recomputes
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
@@ -80,7 +80,7 @@ def test_candidates_are_complete() -> None:
         (1, 2, 4, 8),
         range(4),
         (False, True),
-        range(3),
+        [RECOMPUTES.index(kind) for kind in planned_recomputes(model, WorkloadSpec())],
         range(len(SCHEDULES)),
     ):
         if dp * tp * pp != ranks or batch % (dp * size):

@@ -12,22 +12,17 @@ from numpy.typing import NDArray
 from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.store import ledger_store
-from engine.predict.memory.reducing import FRESH, MANY, Reductions, RepeatedSegment, State
-from engine.predict.terms import Factor
+from engine.predict.memory.reducing import STATES, ReductionBlocks, Reductions, RepeatedSegment
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # the number of structures whose traces are kept, the latest
 
-# Actions by the state that they find their chunk in. "edge": a first one with ZeRO 2 and 3, a last one with ZeRO 1; "more": while
-# W of other microbatches is deferred; "I after B": else, where the backward before was not split. With ZeRO 1 and 0 the latter
-# three are like the others. "late": with a message that holds the lent block longer than the chunk, which then frees nothing.
-ON_TIME = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge", "W more")
-LATE = tuple(f"{name} late" for name in ON_TIME[1:])
-ACTIONS = (*ON_TIME, *LATE)
-BLOCKS = 3  # of a bucket: a share of its gradients, all of them, and all as they come
+# "late": with a message that holds the lent block longer than the chunk, which then frees nothing.
+LATE = tuple(f"{name} late" for name in STATES[1:])
+ACTIONS = (*STATES, *LATE)
+BLOCKS = 2  # of a bucket: a share of its gradients, and all of them or of its values
 
 Run = tuple[int, ...]  # each is a number of a span, from one; or, if negative, a block as it comes, or as it goes: see `block`
-Segments = dict[str, list[RepeatedSegment]]  # by action
 
 
 def block(number: int, which: int, goes: bool) -> int:
@@ -63,13 +58,13 @@ class FormActions(FormTraces):
             return self._actions[key]
 
     def _of(self, trace: FormTrace, zero: int) -> Actions:
-        sizes = [one.number for one in trace.uses]
-        reductions = _Reductions(zero, self.layouts.e, self.layouts.width, trace.buckets, trace.segments["W"], sizes)
-        on_time, pending = _by_state(trace.segments, reductions)
-        several = [on_time[name] for name in ON_TIME]
+        share, whole = ([block(one.number, which, False) for one in trace.uses] for which in range(BLOCKS))
+        reductions = Reductions(zero, trace.buckets, ReductionBlocks(share, whole, whole), trace.segments["W"])
+        on_time, pending = reductions.by_state(trace.segments)
+        several = [on_time[name] for name in STATES]
         if lends := trace.late is not trace.segments:
-            late, _ = _by_state(trace.late, reductions)
-            several += [late[name] for name in ON_TIME[1:]]
+            late, _ = reductions.by_state(trace.late)
+            several += [late[name] for name in STATES[1:]]
         numbers, letters, firsts, which = list[int](), list[int](), list[int](), list[int]()
         found: dict[tuple[tuple[int, Run], ...], int] = {}
         for segments in several:
@@ -93,21 +88,6 @@ def form_actions(layouts: Layouts, ledgers: Ledgers | None) -> FormActions:
     return FormActions(layouts, ledger_store() if ledgers is None else ledgers)
 
 
-class _Reductions(Reductions):
-    """`sizes`: the numbers of the buckets' sizes, by which runs name their blocks."""
-
-    def __init__(
-        self, zero: int, e: Factor, g: Factor, buckets: Any, weight_passes: list[RepeatedSegment], sizes: list[int]
-    ) -> None:
-        self._sizes = sizes
-        super().__init__(zero, e, g, buckets, weight_passes)
-
-    def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Gathered values are as large as gradients that wait."""
-        share, size, incoming = ([block(number, which, False) for number in self._sizes] for which in range(BLOCKS))
-        return [list(both) for both in zip(share, size, strict=True)], incoming, incoming
-
-
 def _runs(segments: list[RepeatedSegment]) -> Iterator[tuple[int, Run]]:
     """An action's runs, each with its letter."""
     letter, run = 0, list[Any]()
@@ -118,31 +98,3 @@ def _runs(segments: list[RepeatedSegment]) -> Iterator[tuple[int, Run]]:
             letter, run = of_segment, []
         run += [one - (sign < 0) for sign, one in events]
     yield letter, tuple(run)
-
-
-def _by_state(segments: Segments, reductions: Reductions) -> tuple[Segments, dict[str, int]]:
-    """A chunk's actions in the states of `ON_TIME`, and the reduction that each leaves under way."""
-    found, pending = Segments(), dict[str, int]()
-
-    def put(name: str, state: State) -> int:
-        found[name], pending[name] = reductions.applied(name[0], segments[name[0]], state)
-        return pending[name]
-
-    put("F", FRESH)
-    if reductions.zero < 2:  # a reduction lasts until all are over
-        left = 1 if reductions.zero else MANY
-        put("B", State(remaining=MANY))
-        put("B edge", State(remaining=left))
-        put("I", State(remaining=MANY))
-        put("I edge", State(remaining=left))
-        put("W", State(deferred=1, remaining=MANY))
-        put("W edge", State(deferred=1, remaining=left - 1))
-        return found | {"I more": found["I"], "I after B": found["I"], "W more": found["W"]}, pending
-    whole = put("B", State(put("B edge", FRESH)))
-    put("I after B", State(whole))
-    before = put("W edge", State(put("I edge", FRESH), deferred=1))
-    split = put("I", State(before))
-    put("W", State(split, deferred=1))
-    more = put("I more", State(split, deferred=1))
-    put("W more", State(more, deferred=MANY))
-    return found, pending

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.optimizer import optimizer_of
-from engine.predict.bulk.actions import ACTIONS, ON_TIME, Actions, Whole, form_actions
+from engine.predict.bulk.actions import ACTIONS, Actions, Whole, form_actions
 from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 from engine.predict.ledger.keep import Ledgers
+from engine.predict.memory.reducing import STATES
+from engine.predict.memory.update import UpdateMemory, bytes_of
+from engine.predict.terms import Factor
 
 Real = NDArray[np.float64]
 
@@ -92,6 +94,15 @@ class _ActionPoints(NamedTuple):
     leaves: Real
 
 
+class _AllBuckets(NamedTuple):
+    """In place of `BucketSizes`, with arrays in its factors. (buckets, n)"""
+
+    size: Factor
+    share: Factor
+    name: str = ""
+    layered: bool = False
+
+
 class _TableBuilder:
     """The tables of some forms of chunk at one ZeRO stage."""
 
@@ -106,7 +117,7 @@ class _TableBuilder:
         spans, highest = chunks.spans(here)
         whole, share, _ = self.buckets.swapaxes(0, 1)
         width = self.width if zero == 1 else self.e
-        blocks = np.stack([share * width, -share * width, whole * width, -whole * width, whole * self.e, -whole * self.e], axis=1)
+        blocks = np.stack([share * width, -share * width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
         self.leaves = np.concatenate([nothing, spans, blocks[::-1]])  # blocks are counted from the end
@@ -154,7 +165,7 @@ class _TableBuilder:
     def table(self, trace: FormTrace, actions: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
         ends = np.zeros((self.parts, len(STANDS), self.count))
-        nets = {name: leaves[:, _A[name]] for name in ON_TIME}
+        nets = {name: leaves[:, _A[name]] for name in STATES}
         if self.zero < 2:
             ends[:, _S["after I edge"]] = nets["I edge"] - nets["I"]
         else:  # a reduction is counted for as long as it lasts, not as what an action leaves
@@ -190,32 +201,21 @@ class _TableBuilder:
         return self.buckets[actions.uses[bucket].number, :2].sum(0) * self.e if bucket >= 0 else 0.0
 
     def _standing(self, actions: Actions, ends: Real) -> None:
-        """Parameters, gradients and the optimizer's, and what its step takes: as `memory.Stages.standing` and `step`."""
-        states, norm, step = (ends[:, _S[name]] for name in ("states", "norm", "step"))
+        """Parameters, gradients and the optimizer's, and what its step takes."""
+        places = [ends[:, _S[name]] for name in ("states", "norm", "step")]
         for number, part, counted in actions.uses:
-            states[part] += self.states[number]
-            step[part] += self.copies[number]
-            if counted:
-                norm[part] += self.norms[number]
+            for which, (place, each) in enumerate(zip(places, self._updated, strict=True)):
+                if counted or which != 1:
+                    place[part] += each[number]
 
     @cached_property
-    def states(self) -> Real:
-        """Of each bucket. (buckets, n)"""
-        whole, share, _ = self.buckets.swapaxes(0, 1)
-        workload, zero, e = self.layouts.workload, self.zero, self.e
-        optimizer = optimizer_of(workload)
-        of_each = optimizer.bytes_of_a_parameter(workload) + (4 if e == 2 else 0)
-        parameters, gradients = (share if zero == 3 else whole) * e, (share if zero >= 2 else whole) * self.width
-        return parameters + gradients + share * of_each + optimizer.bytes_of_a_bucket()
-
-    @cached_property
-    def copies(self) -> Real:
-        """Of gradients as fp32, which the optimizer's step makes. (buckets, n)"""
-        return self.buckets[:, 1] * (4 if self.width == 2 else 0)
-
-    @cached_property
-    def norms(self) -> Real:
-        return self.copies + 8 * self.buckets[:, 2]
+    def _updated(self) -> tuple[Real, Real, Real]:
+        """Of each bucket what stands, what its norm takes, with two numbers for each piece, and its update. (buckets, n) each"""
+        whole, share, pieces = self.buckets.swapaxes(0, 1)
+        memory = UpdateMemory(self.layouts.workload, self.zero, self.layouts.e, self.layouts.width)
+        every, nothing = _AllBuckets(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
+        norm = bytes_of(memory.norm(every, every.share)) + 8 * pieces
+        return nothing + bytes_of(memory.standing(every)), norm, nothing + bytes_of(memory.update(every))
 
 
 def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_ActionPoints]:

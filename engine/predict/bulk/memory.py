@@ -19,7 +19,7 @@ from engine.predict.bulk.chunks import VALUES, Chunks, Table
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
-from engine.predict.grid import RECOMPUTES, Grid, distinct
+from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct
 from engine.predict.ledger.dimensions import dimensions
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import NotRecordedError
@@ -93,7 +93,8 @@ class _SizesOf:
         sizes = dimensions(model, "features", grid.tp, grid.microbatch_size)
         sizes |= {name: size for name, size in dimensions(model, "sequence", grid.tp, 1).items() if name in ("S/tp", "R/tp")}
         ones = [(sizes.get(name, 2) == 1) & (sequence | (name not in ("S/tp", "R/tp"))) for name in ONES]
-        kinds = (sequence, grid.recompute, *(one & np.ones(len(grid), np.bool_) for one in ones))
+        chunked = chunked_loss(model, workload, grid)
+        kinds = (sequence, grid.recompute, chunked, *(one & np.ones(len(grid), np.bool_) for one in ones))
         known = {
             "zero": grid.zero,
             "cut": grid.tp > 1,
@@ -110,9 +111,9 @@ class _SizesOf:
         ]
 
     def _layouts(self, kinds: list[int]) -> Layouts:
-        sequence, recompute, *flags = kinds
+        sequence, recompute, chunked, *flags = kinds
         ones = tuple(name for name, one in zip(ONES, flags, strict=True) if one)
-        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones)
+        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones, bool(chunked))
 
     def _groups(self, here: slice) -> list[slice]:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)

@@ -27,10 +27,6 @@ _LEAVES = np.full(len(VALUES), -1)  # of each action, which of `VALUES` says who
 for _name in AFTER:
     _LEAVES[_V[_name]] = _V[f"after {_name}"]
 _LEAVES[_V["B edge"]], _LEAVES[_V["I after B"]], _LEAVES[_V["W edge"]] = (_V[f"after {name}"] for name in ("B", "I", "W"))
-_PLAIN, _EDGE, _MORE = (
-    np.array([_V[name] for name in names])
-    for names in (("F", "B", "I", "W"), ("F", "B edge", "I edge", "W edge"), ("F", "B", "I more", "W more"))
-)
 _TO_LATE = ACTIONS.index(LATE[0]) - 1  # from an action, but F, to the same where the lent block stays
 _KEPT = 512  # schedules, the latest
 _LOSS_AND_NORM = 8  # the sum of losses and of squares, four bytes each
@@ -114,19 +110,19 @@ class _Stages(StagePasses):
             passes(name, pp, several[:, 1], several[:, 0] + 1 - alike, len(which) // pp),
             np.array([_place(name, pp, c) for c in range(len(which))]),
             np.array([messages_held(name, pp, m) for m, _ in several]),
+            several[:, 0],
         )
         most = max(stages) * len(which)  # of anything on a stage; GPipe may hold very many microbatches
         self.narrow = np.int16 if most < 2**15 else np.int32
         self.lengths = np.bincount(self.of)
         self.firsts = self.lengths.cumsum() - self.lengths  # of each stage's passes
-        self.microbatches, self.stage = several.T[:, self.of]
+        self.stage = several[self.of, 1]
         places = self.place * self.count + which
-        self.states = np.bincount(places, minlength=pp * self.count).reshape(pp, self.count)  # of all stages
+        self.holds = np.bincount(places, minlength=pp * self.count).reshape(pp, self.count)  # of all stages
         self.piece = which[self.chunk]
         self.split = bool(self.is_i.any())
         backs_before, forwards_before = (self.by_chunk.before(some * 1) for some in (self.begins_backward, self.is_f))
         self.times = np.where(np.where(self.is_f, forwards_before == 0, backs_before == 2), alike[self.of], 1)
-        self.latest = self.by_chunk.latest(~self.is_f)
         self.late = np.zeros(len(self.of), np.bool_)  # passes that let go of the lent block while a message holds it
         self.stands = self._stands()
 
@@ -215,7 +211,7 @@ class _Stages(StagePasses):
         two. A row is kept for both ways of counting if it is such a row in either.
         """
         labeled = [self._labels(early) for early in (False, True)]
-        stands = {"states": self.states.T.astype(self.narrow)[:, self.stage], **self.stands}
+        stands = {"states": self.holds.T.astype(self.narrow)[:, self.stage], **self.stands}
         between = np.concatenate([*stands.values(), *labeled[0][1].values(), *labeled[1][1].values()])
         kinds = self.microbatches
         for labels, _ in labeled:
@@ -236,10 +232,10 @@ class _Stages(StagePasses):
         step's.
         """
         some = np.unique(self.stage)
-        alike = some[_first_of_each(self.states[some])]
+        alike = some[_first_of_each(self.holds[some])]
         step = np.zeros((2, 2 * len(alike), *actions.shape[2:]), self.narrow)
-        step[:, :, :, _V["states"]] = np.repeat(self.states[alike], 2, axis=0)
-        step[:, ::2, :, _V["norm"]] = step[:, 1::2, :, _V["step"]] = self.states[alike]
+        step[:, :, :, _V["states"]] = np.repeat(self.holds[alike], 2, axis=0)
+        step[:, ::2, :, _V["norm"]] = step[:, 1::2, :, _V["step"]] = self.holds[alike]
         both = np.concatenate([actions, step], axis=1).reshape(2, -1, self.count * len(VALUES))
         columns = np.flatnonzero(both.any((0, 1)))
         actions, step = np.split(both[:, :, columns], [len(kept)], axis=1)
@@ -254,27 +250,18 @@ class _Stages(StagePasses):
 
     def _labels(self, early: bool) -> tuple[Any, dict[str, Any]]:
         """Which of `ACTIONS` each is; and what a first or last one leaves for those that follow, of each piece."""
-        is_i, is_w, begun, deferred = self.is_i, self.is_w, self.begun, self.deferred
-        behind = deferred - is_w
-        complete = ~self.is_f & ~is_i & (behind == 0)  # passes that leave nothing deferred: B, and a last W
-        before = self.by_chunk.before(complete * 1)  # of these
-        if early:
-            edge = np.where(is_w, complete & (before == 0), begun == 0)
-        else:
-            edge = (begun + ~is_w == self.microbatches) & (~is_w | (behind == 0))
-        edge &= ~self.is_f
-        more = np.where(is_i, deferred > 0, is_w & (behind > 0))
-        labels = np.where(edge, _EDGE[self.kinds], np.where(more, _MORE[self.kinds], _PLAIN[self.kinds]))
-        if early:
-            labels[is_i & (labels == _V["I"]) & (self.latest >= 0) & self.is_b[self.latest]] = _V["I after B"]
+        is_i, is_w, deferred, labels = self.is_i, self.is_w, self.deferred, self.states(early)
         # What each chunk's latest backward has left under way, until all of them are done and reduced.
-        to_come = begun + self.begins_backward * self.times < self.microbatches
+        to_come = self.begun + self.begins_backward * self.times < self.microbatches
         going = ~self.is_f & (to_come | (deferred + is_i - is_w > 0))
-        leaves = np.where(more & (before == 0), _V["I edge"], labels) if early else labels  # nothing more than a first I did
+        more = (labels == _V["I more"]) | (labels == _V["W more"])
+        first = early & more & (self.complete_before == 0)  # which leave nothing more than a first I did
+        leaves = np.where(first, _V["I edge"], labels)
         whats = AFTER if self.split else ("B",)
         left = {f"after {what}": self._while(going & (_LEAVES[leaves] == _V[f"after {what}"])) for what in whats}
         if self.split and not early:  # a last I's reduction lasts beyond the W that follow
-            there = self.by_chunk.before((edge & is_i) * 1) + (edge & is_i) > 0
+            last = (labels == _V["I edge"]) * 1
+            there = self.by_chunk.before(last) + last > 0
             left["after I edge"] = left["after I edge"] + self._while(going & there & (leaves != _V["I edge"]))
         return np.where(self.late, labels + _TO_LATE, labels), left
 

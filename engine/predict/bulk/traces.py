@@ -7,7 +7,6 @@ forms of chunk, and their figures are worked out once.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from threading import RLock
 from typing import Any, NamedTuple
@@ -16,28 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.ledger.dimensions import dimensions, structure, value
-from engine.predict.ledger.form import (
-    ACCUMULATES,
-    ALLOCATES,
-    EXPECTS,
-    FREES,
-    GATHERS,
-    INPUT_GRADIENTS,
-    INPUTS,
-    OUTPUT_GRADIENTS,
-    OUTPUTS,
-    RELEASES,
-    Ledger,
-    MicrobatchTrace,
-    Part,
-    Product,
-    Segment,
-    Slicing,
-)  # fmt: skip
+from engine.predict.ledger.form import Part, Product, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import LedgerStore
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.reducing import GradientEvent, RepeatedSegment
+from engine.predict.memory.reading import Amounts, LedgerReading, LentBlock
+from engine.predict.memory.reducing import Buckets, Events, RepeatedSegment
 from engine.predict.symbolic import Size, as_size, letter, sized
 from engine.predict.symbolic import value as value_of
 from engine.predict.terms import Factor
@@ -73,6 +56,7 @@ class Layouts(NamedTuple):
     recompute: Recompute
     sequence: bool
     ones: tuple[str, ...]
+    chunked_loss: bool
 
     @property
     def e(self) -> Factor:
@@ -107,7 +91,7 @@ class FormTrace(NamedTuple):
 
     segments: dict[str, list[RepeatedSegment]]
     late: dict[str, list[RepeatedSegment]]
-    buckets: list[tuple[BucketSizes, Any]]
+    buckets: Buckets
     uses: list[BucketUse]  # the same
     received: Size
     sent: Size
@@ -116,7 +100,7 @@ class FormTrace(NamedTuple):
     shared: Size
     shared_until_w: dict[str, Size]  # of it, what the chunk behind holds until its W; by the action in which this one frees it
     ends: tuple[str, ...]  # in which half of backward each input is freed
-    lent: dict[str, Size]  # what it lends a message and frees in a B, in an I or in a W: see `engine.predict.memory.passes.Lent`
+    lent: dict[str, Size]  # what it lends a message and frees in a B, in an I or in a W: see `engine.predict.memory.reading.Lent`
 
 
 class FormTraces:
@@ -129,7 +113,8 @@ class FormTraces:
     def __init__(self, layouts: Layouts, ledgers: Ledgers) -> None:
         self.one_at_a_time = RLock()
         self.layouts, self._ledgers = layouts, ledgers
-        self._sizes: dict[Size, int] = {}
+        self._sizes = list[Size]()
+        self._numbers: dict[Size, int] = {}
         self._spans: dict[tuple[int, ...], int] = {}
         self._buckets: dict[tuple[Any, ...], int] = {}
         self._found: dict[tuple[ChunkForm, bool, bool], FormTrace] = {}
@@ -146,11 +131,75 @@ class FormTraces:
         with self.one_at_a_time:
             if key not in self._found:
                 ends_behind = self.of(form.behind, hooked, cut).ends if form.behind else ()
-                self._found[key] = _Reading(self, form, hooked, cut, self._ledgers).trace(ends_behind)
+                self._found[key] = self._trace(form, hooked, cut, ends_behind)
             return self._found[key]
 
+    def _trace(self, form: ChunkForm, hooked: bool, cut: bool, ends_behind: tuple[str, ...]) -> FormTrace:
+        """`ends_behind`: in which half of backward the chunk behind frees each of its inputs."""
+        ledger, known = self._ledgers(self.structures[cut].of(form.part), form.part), self.dimensions[cut]
+        numbers = [self.number_of(as_size(self._value(block.bytes, known))) for block in ledger.blocks]
+        reading = LedgerReading(ledger, form.part, form.times, known, numbers)
+        does, buckets = reading.trace(hooked), reading.buckets(letter("dp"))
+        stream = next((self._size_of(one) for one in (*does.received, *does.sent)), sized(0))
+        ends, lent = does.input_ends["I"], does.lent
+        deferred = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in does.shared)
+        until, lent_ends = (lent.ends["I"], set(lent.ends.values())) if lent else ("W", set())
+        as_recorded = {action: self._in_spans(segments, False) for action, segments in does.segments.items()}
+        return FormTrace(
+            segments=as_recorded,
+            late={action: self._in_spans(segments, True) for action, segments in does.segments.items()} if lent else as_recorded,
+            buckets=buckets,
+            uses=[self.use(bucket, times) for bucket, times in buckets],
+            received=self._total(does.received),
+            sent=self._total(does.sent),
+            gradient_received=self._total(does.gradient_received["I"]),
+            gradient_sent=self._total(does.gradient_sent["I"]),
+            shared=stream * len(does.shared),
+            shared_until_w={kind: stream * deferred if kind == until else sized(0) for kind in "IW"},
+            ends=ends,
+            lent={kind: self._size_of(lent.block) if lent and kind in lent_ends else sized(0) for kind in "BIW"},
+        )
+
+    def _value(self, size: Product, known: dict[str, Any]) -> Any:
+        """A sequence that is whole has no letter in its length."""
+        times, left = size.times, list(size.dimensions)
+        for rows in ("S/tp", "R/tp"):
+            while rows in left and "tp" in left:
+                left.remove(rows)
+                left.remove("tp")
+                times *= self.layouts.model.rows
+        return value(Product(times, tuple(left)), known)
+
+    def _size_of(self, number: int) -> Size:
+        return self._sizes[number - 1]
+
+    def _total(self, amounts: Amounts) -> Size:
+        found: Size = sized(0)
+        for number, amount in amounts.items():
+            size = self._size_of(number) * amount
+            found = size + found if found.coefficient else size
+        return found
+
+    def _in_spans(self, segments: list[RepeatedSegment], late: bool) -> list[RepeatedSegment]:
+        """`late`: the lent block does not go."""
+        return [RepeatedSegment(layer, times, self._cut(events, late)) for layer, times, events in segments]
+
+    def _cut(self, events: Events, late: bool) -> Events:
+        codes, out = list[int](), Events()
+        for sign, one in events:
+            if not sign:
+                out += [*self.span(codes), (0, one)]
+                codes = []
+            elif not isinstance(one, LentBlock):
+                codes.append(sign * one)
+            elif sign > 0 or not late:
+                codes.append(sign * one.block)
+        return out + self.span(codes)
+
     def _dimensions(self, cut: bool) -> dict[str, Any]:
-        found = dimensions(self.layouts.model, self.layouts.slicing(cut), letter("tp"), letter("B"))
+        model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
+        loss_chunk = workload.most_loss_tokens(model.vocab, tp) if self.layouts.chunked_loss else None
+        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), loss_chunk=loss_chunk)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 
     def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:
@@ -158,12 +207,15 @@ class FormTraces:
         if not isinstance(self._ledgers, LedgerStore):
             return set()
         read = {(form, cut) for form, _, cut in self._found}
-        keys = {(self.structures[cut], form.part) for form in forms for cut in cuts if (form, cut) not in read}
+        keys = {(self.structures[cut].of(form.part), form.part) for form in forms for cut in cuts if (form, cut) not in read}
         return {key for key in keys if key not in self._ledgers}
 
     def number_of(self, size: Size) -> int:
         """Of a size, from one."""
-        return self._sizes.setdefault(size, len(self._sizes) + 1)
+        if size not in self._numbers:
+            self._sizes.append(size)
+            self._numbers[size] = len(self._sizes)
+        return self._numbers[size]
 
     def span(self, codes: list[int]) -> list[tuple[int, Any]]:
         """As an event, or none where nothing happens."""
@@ -194,106 +246,6 @@ class FormTraces:
             left[:] = there[-1]
             np.maximum(there.max(0), 0, out=top)
         return leaves, tops
-
-
-class _Reading:
-    """One ledger, with letters in its sizes."""
-
-    def __init__(self, traces: FormTraces, form: ChunkForm, hooked: bool, cut: bool, ledgers: Ledgers) -> None:
-        self.traces, self.hooked = traces, hooked
-        self.known = traces.dimensions[cut]
-        self.ledger: Ledger = ledgers(traces.structures[cut], form.part)
-        self.times = form.times
-        self.sizes = [as_size(self._value(block.bytes)) for block in self.ledger.blocks]
-        self.numbers = [traces.number_of(size) for size in self.sizes]
-        self.buckets = [
-            (BucketSizes(one, form.part, self.known, letter("dp")), self.times[one.layer] if one.layer >= 0 else 1)
-            for one in self.ledger.buckets
-        ]
-
-    def _value(self, size: Product) -> Any:
-        """A sequence that is whole has no letter in its length."""
-        times, left = size.times, list(size.dimensions)
-        for rows in ("S/tp", "R/tp"):
-            while rows in left and "tp" in left:
-                left.remove(rows)
-                left.remove("tp")
-                times *= self.traces.layouts.model.rows
-        return value(Product(times, tuple(left)), self.known)
-
-    def trace(self, ends_behind: tuple[str, ...]) -> FormTrace:
-        """`ends_behind`: in which half of backward the chunk behind frees each of its inputs."""
-        whole, split = (self.ledger.trace(self.hooked, halves) for halves in (False, True))
-        sizes = (self.sizes[n] for n in (*_about(split, INPUTS, ALLOCATES), *_about(split, OUTPUTS, FREES)))
-        stream = next(sizes, sized(0))
-        deferred = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in split.shared)
-        until = split.lent[1] if split.lent else "W"
-
-        def segments(frees_lent: bool) -> dict[str, list[RepeatedSegment]]:
-            return {kind: self._segments(whole if kind == "B" else split, kind, frees_lent) for kind in "FBIW"}
-
-        as_recorded = segments(True)
-        return FormTrace(
-            segments=as_recorded,
-            late=segments(False) if split.lent else as_recorded,
-            buckets=self.buckets,
-            uses=[self.traces.use(bucket, times) for bucket, times in self.buckets],
-            received=self._total(split, INPUTS, ALLOCATES),
-            sent=self._total(split, OUTPUTS, FREES),
-            gradient_received=self._total(split, OUTPUT_GRADIENTS, ALLOCATES),
-            gradient_sent=self._total(split, INPUT_GRADIENTS, FREES),
-            shared=stream * len(split.shared),
-            shared_until_w={kind: stream * deferred if kind == until else sized(0) for kind in "IW"},
-            ends=split.input_ends,
-            lent=self._lent(whole, split),
-        )
-
-    def _lent(self, whole: MicrobatchTrace, split: MicrobatchTrace) -> dict[str, Size]:
-        """By the action in which the chunk frees what it lends."""
-        size = next((size for size, block in zip(self.sizes, self.ledger.blocks, strict=True) if block.lent), sized(0))
-        ends = {trace.lent[1] for trace in (whole, split) if trace.lent is not None}
-        return {kind: size if kind in ends else sized(0) for kind in "BIW"}
-
-    def _total(self, trace: MicrobatchTrace, action: str, kind: int) -> Size:
-        found: Size = sized(0)
-        for number in _about(trace, action, kind):
-            found = self.sizes[number] + found if found.coefficient else self.sizes[number]
-        return found
-
-    def _segments(self, trace: MicrobatchTrace, action: str, frees_lent: bool) -> list[RepeatedSegment]:
-        """Cut into spans. Of a bucket's gradients, only the last to come can make a difference.
-
-        `frees_lent`: whether the lent block goes where the ledger has it freed.
-        """
-        segments = trace.segments(action)
-        added = Counter(_about(trace, action, ACCUMULATES))
-        left = added.copy()
-        found: list[RepeatedSegment] = []
-        for segment in segments:
-            if out := self._spans(segment, added, left, frees_lent):
-                found.append(RepeatedSegment(segment.layer, self.times[segment.layer] if segment.layer >= 0 else 1, out))
-        return found
-
-    def _spans(self, segment: Segment, added: Counter[int], left: Counter[int], frees_lent: bool) -> list[tuple[int, Any]]:
-        codes, out = list[int](), list[tuple[int, Any]]()
-        for kind, number in segment.events():
-            if kind == ALLOCATES:
-                codes.append(self.numbers[number])
-            elif kind == FREES:
-                if frees_lent or not self.ledger.blocks[number].lent:
-                    codes.append(-self.numbers[number])
-            elif kind in (EXPECTS, ACCUMULATES, GATHERS, RELEASES):
-                left[number] -= kind == ACCUMULATES
-                if kind != ACCUMULATES or not left[number]:
-                    times = added[number] if kind == ACCUMULATES else 1
-                    out += [*self.traces.span(codes), (0, GradientEvent(kind, number, times))]
-                    codes = []
-        return out + self.traces.span(codes)
-
-
-def _about(trace: MicrobatchTrace, action: str, kind: int) -> list[int]:
-    """The numbers of what that happens to in an action."""
-    return [number for _, number in trace.events(action, kind)]
 
 
 def letter_of(times: Any) -> int:

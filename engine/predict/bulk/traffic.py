@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.pieces import pieces
-from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
+from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
 from engine.predict.ledger.dimensions import dimensions, structure
 from engine.predict.ledger.form import Part, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
@@ -183,62 +183,65 @@ class _Costs:
         self._sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
         self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
         slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
-        full = grid.recompute == RECOMPUTES.index("full")
-        self._check(slicing, full)
-        first, which = distinct(slicing, full)
+        full, chunked = grid.recompute == RECOMPUTES.index("full"), chunked_loss(model, workload, grid)
+        self._check(slicing, full, chunked)
+        first, which = distinct(slicing, full, chunked)
         for kind, one in enumerate(first.tolist()):
-            self._recorded(_SLICINGS[slicing[one]], "full" if full[one] else "none", np.flatnonzero(which == kind))
-        first, which = distinct(slicing, grid.zero)
+            recompute: Recompute = "full" if full[one] else "none"
+            self._recorded(_SLICINGS[slicing[one]], recompute, bool(chunked[one]), np.flatnonzero(which == kind))
+        first, which = distinct(slicing, grid.zero, chunked)
         for kind, one in enumerate(first.tolist()):
-            self._by_zero(_SLICINGS[slicing[one]], int(grid.zero[one]), np.flatnonzero(which == kind))
+            self._by_zero(_SLICINGS[slicing[one]], int(grid.zero[one]), bool(chunked[one]), np.flatnonzero(which == kind))
 
     def of(self, name: str, measure: int) -> Reals:
         """(items, layouts)"""
         found: Reals = self._sums[name][measure]
         return found
 
-    def _check(self, slicing: Whole, full: Any) -> None:
+    def _check(self, slicing: Whole, full: Any, chunked: Any) -> None:
         if isinstance(self._ledgers, LedgerStore):
-            first, _ = distinct(slicing, full)
-            kinds = {(_SLICINGS[slicing[i]], "full" if full[i] else "none") for i in first.tolist()}
-            kinds |= {(cut, "none") for cut, _ in kinds}
+            first, _ = distinct(slicing, full, chunked)
+            kinds = {(_SLICINGS[slicing[i]], "full" if full[i] else "none", bool(chunked[i])) for i in first.tolist()}
+            kinds |= {(cut, "none", one) for cut, _, one in kinds}
             parts = {one.part for one in self.held if one.part is not None}
-            self._ledgers.check({self._key(part, cut, recompute) for part in parts for cut, recompute in kinds})  # type: ignore[arg-type]
+            self._ledgers.check({self._key(part, *kind) for part in parts for kind in kinds})  # type: ignore[arg-type]
 
-    def _key(self, part: Part, slicing: Slicing, recompute: Recompute) -> Key:
-        """The key of a chunk's ledger. Calls do not depend on which dimensions are 1, so tp and B are taken as more than 1."""
-        sizes = dimensions(self.model, slicing, letter("tp"), letter("B"))
-        return structure(self.model, self.workload, recompute, slicing, sizes), part
+    def _key(self, part: Part, slicing: Slicing, recompute: Recompute, chunked: bool) -> Key:
+        """The key of a chunk's ledger. Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
+        loss_chunk = letter("C") if chunked else None
+        sizes = dimensions(self.model, slicing, letter("tp"), letter("B"), loss_chunk=loss_chunk)
+        return structure(self.model, self.workload, recompute, slicing, sizes).of(part), part
 
-    def _setting(self, slicing: Slicing, zero: int, here: Whole) -> Setting:
+    def _setting(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> Setting:
         some, workload = self.grid.take(here), self.workload
-        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size)
+        loss_chunk = workload.most_loss_tokens(self.model.vocab, some.tp) if chunked else None
+        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, loss_chunk=loss_chunk)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g)
 
-    def _recorded(self, slicing: Slicing, recompute: Recompute, here: Whole) -> None:
+    def _recorded(self, slicing: Slicing, recompute: Recompute, chunked: bool, here: Whole) -> None:
         """Add calls over tp, and messages over pp."""
-        setting = self._setting(slicing, 0, here)
+        setting = self._setting(slicing, 0, chunked, here)
         for number, one in enumerate(self.held):
             if one.part is None:
                 continue
-            traffic = trained(self._ledgers(*self._key(one.part, slicing, recompute)))
+            traffic = trained(self._ledgers(*self._key(one.part, slicing, recompute, chunked)))
             if one.kind == "cut":
                 found: Iterable[PredictedCall] = messages(traffic, setting, (0, 1), receives=True)
             else:
                 found = _of_layers(one, tensor_parallel(traffic, setting))
             self._add(number, here, setting, found)
 
-    def _by_zero(self, slicing: Slicing, zero: int, here: Whole) -> None:
+    def _by_zero(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> None:
         """Add calls over dp, and those at the end of a step."""
-        setting = self._setting(slicing, zero, here)
+        setting = self._setting(slicing, zero, chunked, here)
         for number, one in enumerate(self.held):
             if one.part is not None and one.kind != "cut":
-                traffic = trained(self._ledgers(*self._key(one.part, slicing, "none")))
+                traffic = trained(self._ledgers(*self._key(one.part, slicing, "none", chunked)))
                 self._add(number, here, setting, _of_layers(one, data_parallel(traffic, one.part, setting)))
             elif one.part is None and one.kind == "ends" and self.model.parts.tied:
                 part = next(other.part for other in self.held if other.part is not None and other.part.first)
-                traffic = trained(self._ledgers(*self._key(part, slicing, "none")))
+                traffic = trained(self._ledgers(*self._key(part, slicing, "none", chunked)))
                 self._add(number, here, setting, tie(traffic, part, setting, (0, 1)))
             elif one.part is None and one.kind != "ends":
                 every = list(norm_and_loss(setting, True))

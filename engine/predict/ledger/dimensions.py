@@ -5,7 +5,7 @@
     D        width of a head                    D/2      half of it, for rotary positions
     G/tp     key heads on a rank                A/G      query heads that share a key head; A/G + 2, for q, k and v, is another
     F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, rounded up
-    tp       tensor-parallel ranks
+    tp       tensor-parallel ranks              C        tokens of a chunk of the loss, if it is computed in chunks
 
 With two-stream attention there are also: R rows of a sequence, or R/tp; T of these rows that are query rows, one for each
 predicted token; 2 S − 1 distances. When generating there are also: P tokens of the prompt; N tokens in the KV cache when the last
@@ -28,9 +28,14 @@ QKV = "A/G + 2"
 
 
 def dimensions(
-    model: ModelSpec, slicing: Slicing, tp: Any, microbatch_size: Any, tokens: tuple[int, int] | None = None
+    model: ModelSpec,
+    slicing: Slicing,
+    tp: Any,
+    microbatch_size: Any,
+    tokens: tuple[int, int] | None = None,
+    loss_chunk: Any = None,
 ) -> dict[str, Any]:
-    """The value of each dimension, by name. `tokens`: P and N, when generating."""
+    """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole."""
     shared, position = model.heads // model.key_heads, model.parts.position
     found: dict[str, Any] = {
         "B": microbatch_size, "H": model.hidden, "G/tp": model.key_heads // tp, "A/G": shared, QKV: shared + 2,
@@ -46,7 +51,14 @@ def dimensions(
     if tokens is not None:
         del found["B"]
         found |= {"P": tokens[0], "N": tokens[1]} | ({} if slicing == "none" else {"V": model.vocab})
+    found |= {} if loss_chunk is None else {"C": loss_chunk}
     return found | ({} if slicing == "none" else {"tp": tp})
+
+
+def loss_chunks(sizes: Mapping[str, Any]) -> tuple[Any, Any]:
+    """How many chunks of the loss have C tokens, and how many tokens are left for one more. `sizes`: the values of dimensions."""
+    rows = sizes["T"] if "T" in sizes else sizes["S"] if "S" in sizes else sizes["S/tp"] * sizes["tp"]
+    return divmod(sizes["B"] * rows, sizes["C"])
 
 
 def slicing(tp: int, sequence_parallel: bool) -> Slicing:
@@ -70,7 +82,9 @@ def structure(
     where that matters. A symbolic size counts as more than 1.
     """
     ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N") and isinstance(size, int) and size == 1))
-    return Structure(model.family, recompute, workload.precision, cut, ones, generates)
+    return Structure(
+        model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes
+    )
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:
@@ -97,6 +111,7 @@ _ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "H",
     "V",
     "T",
+    "C",
     "2",
 ]
 

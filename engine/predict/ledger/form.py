@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from engine.families import FamilyName
-from engine.spec import Precision, Recompute
+from engine.spec import AttentionName, Precision, Recompute
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
 
@@ -29,11 +29,16 @@ or releases them. A call to other ranks is made. An operation runs. An event als
 operation in the ledger's table."""
 
 
+LOSS_CHUNK = -2
+"""The layer of events of one chunk of the loss. Each chunk has such events, with its own number of tokens for the dimension C.
+Nothing that they allocate outlives them. So memory counts them once, for a whole chunk."""
+
+
 class Structure(NamedTuple):
     """All settings that change the events of a chunk. Sizes alone do not change them.
 
     `ones`: the dimensions that are 1. They change the strides of tensors, and so whether a reshape copies. `generates`: the chunk
-    generates text and does not train.
+    generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens.
     """
 
     family: FamilyName
@@ -42,6 +47,17 @@ class Structure(NamedTuple):
     slicing: Slicing
     ones: tuple[str, ...]
     generates: bool = False
+    attention: AttentionName = "fused"
+    chunked_loss: bool = False
+
+    def of(self, part: Part) -> Structure:
+        """The structure of that part. The loss matters to a part with a head only; recompute and key heads to one with layers."""
+        found, ones = self, set(self.ones)
+        if not part.last:
+            found, ones = found._replace(chunked_loss=False), ones - {"C"}
+        if not part.layers + part.decoders:
+            found, ones = found._replace(recompute="none"), ones - {"G/tp"}
+        return found._replace(ones=tuple(sorted(ones)))
 
     @property
     def archive(self) -> str:
@@ -56,7 +72,8 @@ class Structure(NamedTuple):
     @property
     def group(self) -> str:
         """The name of its group in an archive. The structures of a group differ only in `ones`."""
-        return f"{'generates' if self.generates else self.recompute}_{self.slicing}"
+        what = ["generates" if self.generates else self.recompute, self.slicing]
+        return "_".join([*what, *["fused"] * (self.attention == "fused"), *["chunked-loss"] * self.chunked_loss])
 
 
 class Part(NamedTuple):
@@ -157,7 +174,7 @@ class RecordedBucket(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Consecutive events of an action. `layer`: the index of their recorded layer, or −1 outside of layers.
+    """Consecutive events of an action. `layer`: the index of their recorded layer; −1 outside of layers; or `LOSS_CHUNK`.
 
     `codes`: kind, index, kind, index, …
     """
@@ -191,7 +208,7 @@ class MicrobatchTrace:
         return self.actions.get(action, ())
 
     def events(self, action: str, kind: int) -> Iterator[tuple[int, int]]:
-        """The events of one kind in an action: the layer, or −1, and the number of what each is about."""
+        """The events of one kind in an action: the layer of their segment, and the number of what each is about."""
         for segment in self.segments(action):
             yield from ((segment.layer, number) for event, number in segment.events() if event == kind)
 

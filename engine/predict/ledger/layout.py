@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
         return self.part.repeats(*self.layers)
 
     def times(self, layer: int) -> int:
-        """How many layers recorded layer `layer` represents. 1 for −1, which is outside of layers."""
+        """How many layers recorded layer `layer` represents. 1 for −1 and `LOSS_CHUNK`, which are outside of layers."""
         return 1 if layer < 0 else self.repeats[layer]
 
 
@@ -55,7 +55,8 @@ class LayoutLedgers:
         recompute, batch, cut = layout.recompute, workload.microbatch_size, slicing(layout.tp, layout.sequence_parallel)
         if tokens is not None:
             recompute, batch = "none", 1
-        self.sizes = dimensions(model, cut, layout.tp, batch, tokens)
+        loss_chunk = workload.loss_tokens(model, layout.tp) if tokens is None else None
+        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk)
         self.structure = structure(model, workload, recompute, cut, self.sizes, generates=tokens is not None)
         self.split = ChunkSplit(model, layout)
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
@@ -65,12 +66,12 @@ class LayoutLedgers:
 
     def needs(self) -> set[Key]:
         """The keys of the ledgers that the layout needs."""
-        return {(self.structure, part) for part, _ in self.split.chunks}
+        return {(self.structure.of(part), part) for part, _ in self.split.chunks}
 
     def chunk(self, number: int) -> Chunk:
         """A chunk of the model, by its number."""
         part, layers = self.split.chunks[number]
-        return Chunk(number, part, layers, self._ledgers(self.structure, part))
+        return Chunk(number, part, layers, self._ledgers(self.structure.of(part), part))
 
     def on(self, stage: int) -> list[Chunk]:
         """The chunks of a stage."""

@@ -38,6 +38,7 @@ _MODULES = {
     "layers.mlp_norm": sentence("norm at the MLP"),
     "head": sentence("head"),
     "head.norm": sentence("norm of the head"),
+    "head.output": sentence("output matrix of the head"),
     "head.transform": sentence("transform of the head"),
 }
 _PRODUCT, _MASK, _NEW = sentence("matrix product"), sentence("mask"), sentence("new tensor")
@@ -56,6 +57,9 @@ _OPERATIONS = {
     "embedding_dense_backward": sentence("gradient of the table"), "ge": _MASK, "lt": _MASK, "bitwise_or": _MASK,
     "bitwise_not": _MASK, "ones": _NEW, "zeros": _NEW, "full": _NEW, "new_zeros": _NEW, "new_empty": _NEW, "empty_like": _NEW,
     "new_empty_strided": _NEW, "arange": sentence("places in order"), "gather": sentence("chosen values"),
+    "attention": sentence("mixture of the values"), "logsumexp": sentence("log of the sum of exponentials, a number a row"),
+    "_scaled_dot_product_flash_attention_for_cpu": sentence("fused attention"),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": sentence("gradients of queries, keys and values"),
     "amax": sentence("largest values"), "argmax": sentence("places of the largest"), "number": _ONE,
 }  # fmt: skip
 _MESSAGE = sentence("inputs, outputs and their gradients")

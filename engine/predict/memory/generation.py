@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from engine.predict.ledger.form import INPUTS, generating
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts, total_of
-from engine.predict.memory.passes import ActionTrace, LedgerReading
+from engine.predict.memory.passes import ActionTrace, layout_reading
 from engine.predict.terms import Factor
 from engine.spec import RunSpec, sentence
 from engine.tables import KV_CACHE
@@ -25,7 +25,7 @@ class Generation:
         self.spec, self.split, self.e = spec, ledgers.split, ledgers.e
         self.prompt, self.new = len(spec.generate.prompt.encode()), spec.generate.new_tokens
         chunks = range(len(ledgers.split.chunks))
-        self.readings = [LedgerReading(ledgers.chunk(number), ledgers.sizes) for number in chunks]
+        self.readings = [layout_reading(ledgers.chunk(number), ledgers.sizes) for number in chunks]
 
     def standing(self, stage: int) -> Counts:
         """Weights, the cache of keys and values, and the prompt."""
@@ -52,8 +52,9 @@ class Generation:
             for chunk in self.split.on(stage):
                 reading = self.readings[chunk]
                 trace = reading.ledger.traces[generating(number > 0, draws)]
-                forward: ActionTrace = reading.action(trace, "F")
-                counts = defaultdict(int, reading.counts(trace, INPUTS, 1))
+                segments = reading.segments(trace, "F")
+                forward = ActionTrace([(times, [event for event in events if event[0]]) for _, times, events in segments])
+                counts = defaultdict(int, reading.amounts(trace, INPUTS, 1))
                 if number:  # every stage holds one, its own or a place for it
                     counts[BlockKind("communication", sentence("the token"), (Factor("8", 8),), False)] += 1
                 for kind, count in forward.counts_at(forward.highest[1]).items():

@@ -9,29 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from engine.predict.ledger.dimensions import factors
-from engine.predict.ledger.form import (
-    ACCUMULATES,
-    ALLOCATES,
-    EXPECTS,
-    FREES,
-    GATHERS,
-    INPUT_GRADIENTS,
-    INPUTS,
-    OUTPUT_GRADIENTS,
-    OUTPUTS,
-    RELEASES,
-    MicrobatchTrace,
-    RecordedBlock,
-    Segment,
-)  # fmt: skip
 from engine.predict.ledger.layout import Chunk
 from engine.predict.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
-from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.reducing import FRESH, Buckets, Events, GradientEvent, Reductions, RepeatedSegment, State
+from engine.predict.memory.reading import ChunkTrace, LedgerReading, LentBlock
+from engine.predict.memory.reducing import Buckets, Events, Reductions, Segments, reduction_blocks
 from engine.predict.terms import Factor
-
-_BACKWARD = {"B": ("B",), "I": ("I", "W")}
 
 
 @dataclass(eq=False)
@@ -84,132 +67,61 @@ class ActionTrace:
         return best, at
 
 
-@dataclass(frozen=True)
-class Lent:
-    """The block that a forward sends on while its chunk goes on to hold it: an encoder's output that passes a decoder's stage, or
-    the embeddings of source and target, which are one block.
-    """
-
-    kind: BlockKind
-    input: int  # which input it is; −1 where the chunk makes it
-    ends: dict[str, str]  # by what backward begins with, B or I: the action in which the chunk frees it
-
-    @property
-    def sent(self) -> BlockKind:
-        """Of one that the message holds longer than the chunk: `engine.measure.memory` counts it as communication all along."""
-        return self.kind._replace(category="communication")
-
-
 @dataclass(eq=False)
 class ChunkPasses:
-    """What a chunk does, by action and state, what it receives and what it sends."""
+    """What a chunk does by action, with ZeRO, in any state that it is found in."""
 
-    segments: dict[str, list[RepeatedSegment]]
+    does: ChunkTrace
     buckets: Buckets
     reductions: Reductions
-    received: Counts  # by a forward
-    sent: Counts  # what a forward leaves to be sent
-    gradient_received: dict[str, Counts]  # by what it is for, B or I
-    gradient_sent: dict[str, Counts]  # by what leaves it, B or I
-    input_ends: dict[str, list[str]]  # by what backward begins with, B or I: the action in which each input is freed
-    shared: list[int]  # which outputs the chunk goes on to hold itself
-    lent: Lent | None  # the block of that one
+    _known: dict[tuple[str, bool], ActionTrace] = field(default_factory=dict)
 
-    def trace(self, kind: str, state: State = FRESH, late: bool = False) -> tuple[ActionTrace, int]:
-        """What an action does that finds the chunk in `state`; and the bucket whose reduction it leaves under way, or −1.
+    @cached_property
+    def _by_state(self) -> tuple[Segments, dict[str, int]]:
+        return self.reductions.by_state(self.does.segments)
+
+    def trace(self, state: str, late: bool) -> ActionTrace:
+        """What a pass does that finds the chunk in one of `STATES`.
 
         `late`: the message that holds what is lent goes later than the chunk frees it.
         """
-        applied, pending = self.reductions.applied(kind, self.segments.get(kind, []), state)
-        lent = self.lent if late else None
+        if (state, late) not in self._known:
+            segments, _ = self._by_state
+            self._known[state, late] = ActionTrace([(times, list(_blocks(events, late))) for _, times, events in segments[state]])
+        return self._known[state, late]
 
-        def blocks(events: Events) -> list[tuple[int, BlockKind]]:
-            found = []
-            for sign, one in events:
-                block = one.kind if isinstance(one, _LentBlock) else one
-                if lent is None or block is one:
-                    found.append((sign, block))
-                elif sign > 0:
-                    found.append((sign, lent.sent))
-            return found
-
-        return ActionTrace([(times, blocks(events)) for _, times, events in applied]), pending
+    def reduce(self, state: str) -> ActionTrace:
+        """The end of the reduction that a pass leaves under way, which found the chunk in that state."""
+        _, pending = self._by_state
+        return ActionTrace([(1, events) for _, _, events in self.reductions.finished(pending[state])])
 
 
-@dataclass(frozen=True)
-class _LentBlock:
-    kind: BlockKind
+def held_by_message(lent: BlockKind) -> BlockKind:
+    """A block that a message holds longer than the chunk: `engine.measure.memory` counts it as communication all along."""
+    return lent._replace(category="communication")
 
 
-class LedgerReading:
-    """A ledger with the numbers of one layout put in."""
+def _blocks(events: Events, late: bool) -> Iterator[tuple[int, BlockKind]]:
+    for sign, one in events:
+        if not isinstance(one, LentBlock):
+            yield sign, one
+        elif not late:
+            yield sign, one.block
+        elif sign > 0:
+            yield sign, held_by_message(one.block)
 
-    def __init__(self, chunk: Chunk, sizes: Mapping[str, Any]) -> None:
-        """`sizes`: of the dimensions."""
-        self.chunk, self.ledger, self.sizes = chunk, chunk.ledger, sizes
-        self.blocks = [self._block(block) for block in self.ledger.blocks]
 
-    def buckets(self, parts: int) -> list[tuple[BucketSizes, Any]]:
-        """Each with how many there are. `parts`: in how many ZeRO cuts each, 1 or dp."""
-        return [
-            (BucketSizes(bucket, self.chunk.part, self.sizes, parts), self.chunk.times(bucket.layer))
-            for bucket in self.ledger.buckets
-        ]
+def layout_reading(chunk: Chunk, sizes: Mapping[str, Any]) -> LedgerReading:
+    """A ledger with the numbers of one layout put in. `sizes`: of the dimensions."""
+    blocks = [
+        BlockKind(block.category, in_words(block.name), factors(block.bytes, sizes), block.layered)
+        for block in chunk.ledger.blocks
+    ]
+    return LedgerReading(chunk.ledger, chunk.part, chunk.repeats, sizes, blocks)
 
-    def _block(self, block: RecordedBlock) -> BlockKind:
-        return BlockKind(block.category, in_words(block.name), factors(block.bytes, self.sizes), block.layered)
 
-    def passes(self, zero: int, dp: int, kinds: frozenset[str], e: Factor, g: Factor) -> ChunkPasses:
-        """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in."""
-        buckets = self.buckets(dp if zero else 1)
-        backward: list[str] = [kind for kind in ("I", "B") if kind in kinds]
-        traces = {kind: self.ledger.trace(zero >= 2, kind == "I") for kind in backward}
-        first = next(iter(traces.values()))
-        segments = {"F": self._segments(first, "F")}
-        for kind, trace in traces.items():
-            segments |= {action: self._segments(trace, action) for action in _BACKWARD[kind]}
-        return ChunkPasses(
-            segments,
-            buckets,
-            Reductions(zero, e, g, buckets, segments.get("W", [])),
-            self.counts(first, INPUTS, 1),
-            self.counts(first, OUTPUTS, -1),
-            {kind: self.counts(trace, OUTPUT_GRADIENTS, 1) for kind, trace in traces.items()},
-            {kind: self.counts(trace, INPUT_GRADIENTS, -1) for kind, trace in traces.items()},
-            {kind: list(trace.input_ends) for kind, trace in traces.items()},
-            list(first.shared),
-            self._lent(traces),
-        )
-
-    def action(self, trace: MicrobatchTrace, action: str) -> ActionTrace:
-        """As it is recorded, without ZeRO."""
-        segments = self._segments(trace, action)
-        return ActionTrace([(times, [event for event in events if event[0]]) for _, times, events in segments])
-
-    def _segments(self, trace: MicrobatchTrace, action: str) -> list[RepeatedSegment]:
-        repeats = ((segment, self.chunk.times(segment.layer)) for segment in trace.segments(action))
-        return [RepeatedSegment(segment.layer, times, list(self._events(segment))) for segment, times in repeats if times]
-
-    def _events(self, segment: Segment) -> Iterator[tuple[int, Any]]:
-        for kind, number in segment.events():
-            if kind in (ALLOCATES, FREES):
-                block = self.blocks[number]
-                yield 1 if kind == ALLOCATES else -1, _LentBlock(block) if self.ledger.blocks[number].lent else block
-            elif kind in (EXPECTS, ACCUMULATES, GATHERS, RELEASES):
-                yield 0, GradientEvent(kind, number)
-
-    def counts(self, trace: MicrobatchTrace, action: str, sign: int) -> Counts:
-        """What comes (`sign` 1) or goes (−1) in an action."""
-        counts: Counts = defaultdict(int)
-        for segment in trace.segments(action):
-            for kind, number in segment.events():
-                if kind in (ALLOCATES, FREES):
-                    counts[self.blocks[number]] += sign if kind == ALLOCATES else -sign
-        return {kind: count for kind, count in counts.items() if count}
-
-    def _lent(self, traces: dict[str, MicrobatchTrace]) -> Lent | None:
-        lent = {kind: trace.lent for kind, trace in traces.items() if trace.lent is not None}
-        if not lent:
-            return None
-        block = next(block for block, one in zip(self.blocks, self.ledger.blocks, strict=True) if one.lent)
-        return Lent(block, next(iter(lent.values()))[0], {kind: end for kind, (_, end) in lent.items()})
+def layout_passes(reading: LedgerReading, zero: int, dp: int, kinds: frozenset[str], e: Factor, g: Factor) -> ChunkPasses:
+    """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in."""
+    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(dp if zero else 1)
+    blocks = reduction_blocks([bucket for bucket, _ in buckets], e, g if zero == 1 else e)
+    return ChunkPasses(does, buckets, Reductions(zero, buckets, blocks, does.segments.get("W", [])))

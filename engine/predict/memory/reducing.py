@@ -1,9 +1,10 @@
 """What ZeRO's reductions add to a pass: `engine.parallel.data`, by the state that an action finds its chunk in.
 
 A bucket's gradients are reduced in the pass that brings the last of them. Which pass that is depends on those before: with ZeRO 2
-and 3, on whether an earlier one still has its W to come; with ZeRO 1, on whether it is the step's last. With ZeRO 2 and 3 a
-reduction stays under way until the next begins. So a ledger says where a bucket expects gradients and where it adds one up, and
-the blocks of the reduction are put in here.
+and 3, on whether an earlier one still has its W to come; with ZeRO 1, on whether it is the step's last. A reduction stays under
+way until the chunk's next begins. It has a buffer for what another replica sends; with ZeRO 2 and 3 also the gradients that are
+sent, which are a buffer too. So a ledger says where a bucket expects gradients and where it adds one up, and the blocks of the
+reduction are put in here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from engine.predict.terms import Factor
 from engine.spec import sentence
 
 Buckets = Sequence[tuple[BucketSizes, Any]]  # each with how many there are of it
-REDUCING = (sentence("gradients of a layer, this rank's share"), sentence("gradients of a layer under way"))
 
 
 class GradientEvent(NamedTuple):
@@ -47,48 +47,94 @@ class RepeatedSegment(NamedTuple):
 class State(NamedTuple):
     """How an action finds its chunk. Of `deferred` and `remaining`, more than two are as good as two."""
 
-    pending: int = -1  # which bucket's reduction is under way, with ZeRO 2 and 3
+    pending: int = -1  # which bucket's reduction is under way
     deferred: int = 0  # passes that have had their I and not their W
     remaining: int = 0  # passes whose B or I is to come, this one's included
 
 
-FRESH = State()
-MANY = 2
+_FRESH = State()
+_MANY = 2
+
+# The states in which an action may find its chunk, by name. `engine.predict.memory.stage_passes` says in which one a pass does.
+# "edge": a first one with ZeRO 2 and 3, a last one with ZeRO 1; "more": while W of other microbatches is deferred; "I after B":
+# else, where the backward before was not split. With ZeRO 1 and 0 the latter three are like the others.
+STATES = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge", "W more")
+Segments = dict[str, list[RepeatedSegment]]  # by action, or by state
+
+
+class ReductionBlocks(NamedTuple):
+    """Of each bucket a block: what a reduction receives into, the gradients that backward writes, the gathered values."""
+
+    received: list[Any]
+    incoming: list[Any]
+    gathered: list[Any]
+
+
+def reduction_blocks(buckets: Sequence[BucketSizes], e: Factor, width: Factor) -> ReductionBlocks:
+    """Of one layout. `e`, `width`: bytes of a parameter, and of a gradient that is received."""
+    share, incoming = sentence("gradients of a layer, a replica's share"), sentence("gradients of a layer, not yet reduced")
+    gathered = sentence("gathered weights of a layer")
+
+    def block(bucket: BucketSizes, name: str, *factors: Factor) -> BlockKind:
+        return BlockKind("communication", name, factors, bucket.layered)
+
+    return ReductionBlocks(
+        [block(bucket, share, bucket.share, width) for bucket in buckets],
+        *([block(bucket, name, bucket.size, e) for bucket in buckets] for name in (incoming, gathered)),
+    )
 
 
 class Reductions:
     """Of one chunk."""
 
-    def __init__(self, zero: int, e: Factor, g: Factor, buckets: Buckets, weight_passes: Sequence[RepeatedSegment]) -> None:
-        """`e`, `g`: bytes of a parameter and of what gradients are added up in. `weight_passes`: what W does."""
-        self.zero, self.buckets = zero, buckets
-        self.e, self.width = e, g if zero == 1 else e
-        self.under_way, self.incoming, self.gathered = self._blocks()
+    def __init__(self, zero: int, buckets: Buckets, blocks: ReductionBlocks, weight_passes: Sequence[RepeatedSegment]) -> None:
+        """`weight_passes`: what W does."""
+        self.zero, self.buckets, self.blocks = zero, buckets, blocks
         self._later = Counter[int]()
         for note in (note for segment in weight_passes for sign, note in segment.events if not sign):
             self._later[note.bucket] += note.times * (note.kind == ACCUMULATES)
 
-    def _blocks(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Of each bucket those of a reduction, the one of gradients that wait for more, and the one of gathered values."""
+    def under_way(self, pending: int) -> list[Any]:
+        """The blocks of that bucket's reduction; none if it is −1."""
+        if pending < 0:
+            return []
+        return [self.blocks.received[pending], *([self.blocks.incoming[pending]] if self.zero >= 2 else [])]
 
-        def block(bucket: BucketSizes, name: str, *factors: Factor) -> BlockKind:
-            return BlockKind("communication", name, factors, bucket.layered)
+    def finished(self, pending: int) -> list[RepeatedSegment]:
+        """The end of that bucket's reduction."""
+        return [RepeatedSegment(-1, 1, [(-1, one) for one in self.under_way(pending)])]
 
-        several = [bucket for bucket, _ in self.buckets]
-        share, all_of_them = REDUCING
-        under_way = [[block(b, share, b.share, self.width), block(b, all_of_them, b.size, self.width)] for b in several]
-        waiting, gathered = sentence("gradients of a layer, not yet reduced"), sentence("gathered weights of a layer")
-        incoming, whole = ([block(b, name, b.size, self.e) for b in several] for name in (waiting, gathered))
-        return under_way, incoming, whole
+    def by_state(self, segments: Segments) -> tuple[Segments, dict[str, int]]:
+        """What a chunk does in each of `STATES`, and which bucket's reduction it leaves under way, or −1."""
+        found, pending = Segments(), dict[str, int]()
 
-    def before(self, pending: int) -> list[Any]:
-        """What is under way in that state."""
-        return self.under_way[pending] if pending >= 0 else []
+        def put(name: str, state: State) -> int:
+            found[name], pending[name] = self._applied(segments.get(name[0], []), state)
+            return pending[name]
 
-    def applied(self, kind: str, segments: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
+        put("F", _FRESH)
+        if self.zero < 2:
+            left = 1 if self.zero else _MANY
+            put("B", State(remaining=_MANY))
+            put("B edge", State(remaining=left))
+            put("I", State(remaining=_MANY))
+            before = put("I edge", State(remaining=left))
+            put("W", State(before, deferred=1, remaining=_MANY))
+            put("W edge", State(before, deferred=1, remaining=left - 1))
+            for name in ("I more", "I after B", "W more"):
+                found[name], pending[name] = found[name[0]], pending[name[0]]
+            return found, pending
+        whole = put("B", State(put("B edge", _FRESH)))
+        put("I after B", State(whole))
+        before = put("W edge", State(put("I edge", _FRESH), deferred=1))
+        split = put("I", State(before))
+        put("W", State(split, deferred=1))
+        more = put("I more", State(split, deferred=1))
+        put("W more", State(more, deferred=_MANY))
+        return found, pending
+
+    def _applied(self, segments: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
         """What happens in an action, without any `GradientEvent`, and which bucket's reduction is under way at its end."""
-        if kind == "reduce":
-            return self._finished(state), -1
         missing = [state.deferred * self._later[n] for n in range(len(self.buckets))]
         incoming = [self.zero >= 2 and count > 0 for count in missing]
         if self.zero == 1:
@@ -102,35 +148,16 @@ class Reductions:
                 if sign:
                     here.append(event)
                 elif note.kind in (GATHERS, RELEASES):
-                    here += [(1 if note.kind == GATHERS else -1, self.gathered[note.bucket])] if self.zero == 3 else []
+                    here += [(1 if note.kind == GATHERS else -1, self.blocks.gathered[note.bucket])] if self.zero == 3 else []
                 elif note.kind == EXPECTS and self.zero:
                     missing[note.bucket] += len(self.buckets[note.bucket][0].parameters)
                     if not incoming[note.bucket]:
-                        here.append((1, self.incoming[note.bucket]))
+                        here.append((1, self.blocks.incoming[note.bucket]))
                         incoming[note.bucket] = True
                 elif self.zero:
                     missing[note.bucket] -= note.times
                     if not missing[note.bucket]:
-                        here += self._reduced(note.bucket, pending, incoming)
-                        pending = note.bucket if self.zero >= 2 else pending
+                        here += [*((-1, one) for one in self.under_way(pending)), (1, self.blocks.received[note.bucket])]
+                        pending, incoming[note.bucket] = note.bucket, False
             found.append(RepeatedSegment(layer, times, here))
         return found, pending
-
-    def _reduced(self, bucket: int, pending: int, incoming: list[bool]) -> Events:
-        """The last of a bucket's gradients has come."""
-        here: Events = []
-        if self.zero >= 2:
-            here += [(-1, one) for one in reversed(self.before(pending))]
-        here += [(1, one) for one in self.under_way[bucket]]
-        if incoming[bucket]:
-            here.append((-1, self.incoming[bucket]))
-            incoming[bucket] = False
-        return here
-
-    def _finished(self, state: State) -> list[RepeatedSegment]:
-        """The end of what is under way: with ZeRO 1, of all."""
-        if self.zero == 1:
-            return [
-                RepeatedSegment(-1, times, [(-1, one) for one in self.under_way[n]]) for n, (_, times) in enumerate(self.buckets)
-            ]
-        return [RepeatedSegment(-1, 1, [(-1, one) for one in self.before(state.pending)])]

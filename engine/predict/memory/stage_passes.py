@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.predict.memory.reducing import STATES
 from engine.schedule.orders import KINDS, Passes
 
 Mask = NDArray[np.bool_]
+STATE = {name: number for number, name in enumerate(STATES)}
+_PLAIN, _EDGE, _MORE = (
+    np.array([STATE[name] for name in names])
+    for names in (("F", "B", "I", "W"), ("F", "B edge", "I edge", "W edge"), ("F", "B", "I more", "W more"))
+)
 
 
 class Groups:
@@ -47,13 +53,15 @@ class StagePasses:
     `kinds`: as numbers, by `KINDS`. `of`: of which stage, from 0 in the order of the stages given.
     """
 
-    def __init__(self, passes: Passes, place: Any, held: Any, lender: Any = None) -> None:
-        """`place`: on which stage each chunk of the model is, (chunks,). `held`: how many messages of one flow to one stage may
-        wait, of each of the stages given. `lender`: of each chunk, which one holds the block that it sends and lends, (chunks,).
-        Without it, that is the one before where that is on the same stage: it handed the block on.
+    def __init__(self, passes: Passes, place: Any, held: Any, microbatches: Any, lender: Any = None) -> None:
+        """`place`: on which stage each chunk of the model is, (chunks,).
+
+        Of each of the stages given, `held`: how many messages of one flow to one stage may wait; `microbatches`: how many a step
+        has. `lender`: of each chunk, which one holds the block that it sends and lends, (chunks,). Without it, that is the one
+        before where that is on the same stage: it handed the block on.
         """
         self.kinds, self.chunk, self.microbatch, self.of = passes
-        self.place, self.held = place, held
+        self.place, self.held, self.microbatches = place, held, microbatches[self.of]
         self.is_f, self.is_b, self.is_i, self.is_w = (self.kinds == kind for kind in range(len(KINDS)))
         self.begins_backward: Mask = self.is_b | self.is_i
         self.by_chunk = Groups(self.of * len(place) + self.chunk)
@@ -68,6 +76,37 @@ class StagePasses:
     def begun(self) -> Any:
         """Passes of the chunk that have begun backward before each."""
         return self.by_chunk.before(self.begins_backward * self.times)
+
+    @cached_property
+    def latest(self) -> Any:
+        """Which pass of the chunk's backward came last before each; −1 where none did."""
+        return self.by_chunk.latest(~self.is_f)
+
+    @cached_property
+    def complete_before(self) -> Any:
+        """How many passes of the chunk before each have left nothing deferred: B, and a last W."""
+        return self.by_chunk.before((~self.is_f & ~self.is_i & (self._behind == 0)) * 1)
+
+    @cached_property
+    def _behind(self) -> Any:
+        """Passes of the chunk that are deferred after each W, and before each other."""
+        return self.deferred - self.is_w
+
+    def states(self, early: bool) -> Any:
+        """The number in `STATES` of the state in which each pass finds its chunk.
+
+        `early`: the chunk's first pass differs from the others, as with ZeRO 2 and 3; otherwise its last, as with ZeRO 1.
+        """
+        is_i, is_w, begun, behind = self.is_i, self.is_w, self.begun, self._behind
+        if early:
+            edge = np.where(is_w, (behind == 0) & (self.complete_before == 0), begun == 0)
+        else:
+            edge = (begun + ~is_w == self.microbatches) & (~is_w | (behind == 0))
+        more = np.where(is_i, self.deferred > 0, is_w & (behind > 0))
+        found = np.where(edge & ~self.is_f, _EDGE[self.kinds], np.where(more, _MORE[self.kinds], _PLAIN[self.kinds]))
+        if early:
+            found[is_i & (found == STATE["I"]) & (self.latest >= 0) & self.is_b[self.latest]] = STATE["I after B"]
+        return found
 
     @cached_property
     def sends(self) -> Mask:

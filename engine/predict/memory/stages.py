@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from engine.optimizer import optimizer_of
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.passes import ActionTrace, ChunkPasses, LedgerReading
+from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
 from engine.predict.memory.shortened import StageActions, with_left_out
-from engine.predict.memory.walk import ActionChanges, ActionTraces, StageWalk
+from engine.predict.memory.update import FOUR, UpdateMemory
+from engine.predict.memory.walk import ActionChanges, StageWalk
 from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
 from engine.spec import RunSpec, sentence
-
-FOUR = Factor("4", 4)
 
 
 class Place(NamedTuple):
@@ -34,17 +32,16 @@ class Stages:
     def __init__(self, spec: RunSpec, ledgers: LayoutLedgers, actions: StageActions) -> None:
         self.spec, self.ledgers, self.actions = spec, ledgers, actions
         layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
+        self.memory = UpdateMemory(spec.workload, layout.zero, self.e, self.g)
         self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
-        self._traces = ActionTraces()
 
     def passes(self, chunk: int) -> ChunkPasses:
         """What a chunk does."""
         part, layers = self.ledgers.split.chunks[chunk]
         if (part, layers) not in self._passes:
-            reading = LedgerReading(self.ledgers.chunk(chunk), self.ledgers.sizes)
-            layout = self.spec.layout
-            self._passes[part, layers] = reading.passes(layout.zero, layout.dp, self.kinds, self.e, self.g)
+            reading, layout = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes), self.spec.layout
+            self._passes[part, layers] = layout_passes(reading, layout.zero, layout.dp, self.kinds, self.e, self.g)
         return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:
@@ -54,7 +51,7 @@ class Stages:
     def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
         """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
         passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(at.stage)}
-        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at), self._traces)
+        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at))
         return self.standing(self.buckets(at.stage)), walk
 
     def changes(self, at: Place) -> tuple[Counts, list[ActionChanges]]:
@@ -66,46 +63,21 @@ class Stages:
     def standing(self, buckets: list[tuple[BucketSizes, Any]]) -> Counts:
         """What is there all the time: parameters, gradients, the optimizer's states."""
         counts: Counts = defaultdict(int)
-        zero, workload = self.spec.layout.zero, self.spec.workload
-        optimizer = optimizer_of(workload)
         for bucket, times in buckets:
-            name = bucket.name
-            found: list[tuple[str, str, tuple[Factor, ...]]] = [
-                (
-                    "parameters",
-                    sentence("weights of {bucket}", bucket=name),
-                    (bucket.share if zero == 3 else bucket.size, self.e),
-                ),
-                (
-                    "gradients",
-                    sentence("gradients of {bucket}", bucket=name),
-                    (bucket.share if zero >= 2 else bucket.size, self.g),
-                ),
-            ]
-            if workload.precision == "bf16":
-                found.append(("optimizer", sentence("fp32 copy of {bucket}", bucket=name), (bucket.share, FOUR)))
-            found += [("optimizer", state(name), (bucket.share, FOUR)) for state in optimizer.states(workload)]
-            if optimizer.counts_steps:
-                found.append(("optimizer", sentence("count of steps of {bucket}", bucket=name), (FOUR,)))
-            for category, what, factors in found:
-                counts[BlockKind(category, what, factors, bucket.layered)] += times
+            for kind in self.memory.standing(bucket):
+                counts[kind] += times
         counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
         return counts
 
     def step(self, at: Place) -> ActionTrace:
-        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer. Both on fp32 copies
-        where gradients are bf16.
-        """
+        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer."""
         pieces, first, second = 0, list[Any](), list[Any]()
         for bucket, times in self.buckets(at.stage):
             found, size = bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later)
             pieces += times * found
-            if self.g.value == 2:
-                name, share = sentence("gradients of {bucket} as fp32", bucket=bucket.name), bucket.share
-                counted = share if size == share.value else Factor("n", size)
-                of_norm, of_step = (BlockKind("temporary", name, (n, FOUR), bucket.layered) for n in (counted, share))
-                first += [(times, [(1, of_norm)])] if size else []
-                second.append((times, [(1, of_step)]))
+            counted = bucket.share if size == bucket.share.value else Factor("n", size)
+            first += [(times, [(1, kind)]) for kind in self.memory.norm(bucket, counted) if size]
+            second += [(times, [(1, kind)]) for kind in self.memory.update(bucket)]
         norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * pieces + 1), FOUR), False)
         counter = BlockKind("temporary", sentence("numbers of one element"), (FOUR,), False)
         first.append((1, [(1, norms)]))

@@ -27,6 +27,9 @@ SYMBOLS: dict[str, str] = {
     "g": sentence("bytes of a number of the gradients that are added up"),
     "eᵍ": sentence("bytes of a number of the gradients that are added up"),
     "Ψ₁": sentence("of these, the parameters that tp does not cut"),
+    "C": sentence("tokens of a chunk of the loss"),
+    "C′": sentence("tokens of the last chunk of the loss, if they are fewer"),
+    "c": sentence("chunks of the loss with C tokens"),
     "r": sentence("reductions of a step"),
     "n": sentence("how many of them there are"),
 }

@@ -10,25 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.predict.memory.blocks import Change
-from engine.predict.memory.passes import ActionTrace, ChunkPasses
-from engine.predict.memory.reducing import FRESH, MANY, State
+from engine.predict.memory.passes import ActionTrace, ChunkPasses, held_by_message
+from engine.predict.memory.reading import ChunkTrace
+from engine.predict.memory.reducing import STATES
 from engine.predict.memory.stage_passes import StagePasses
 from engine.schedule import Action, Schedule
 from engine.schedule.orders import KINDS, Passes
-
-
-class ActionTraces:
-    """What actions do, by chunk and state: worked out once for all the chunks of all stages that have the same passes."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[ChunkPasses, str, State, bool], tuple[ActionTrace, int]] = {}
-
-    def of(self, passes: ChunkPasses, kind: str, state: State, late: bool) -> tuple[ActionTrace, int]:
-        """As `ChunkPasses.trace`."""
-        key = passes, kind, state, late
-        if key not in self._known:
-            self._known[key] = passes.trace(kind, state, late)
-        return self._known[key]
 
 
 class ActionChanges(NamedTuple):
@@ -55,52 +42,52 @@ class Messages:
     `received_late`: of what a chunk receives, where a message holds the block that it lends longer than the chunk.
     """
 
-    def __init__(self, passes: ChunkPasses) -> None:
-        self.received, self.sent = Change(passes.received), -Change(passes.sent)
-        self.gradient_received = {kind: Change(counts) for kind, counts in passes.gradient_received.items()}
-        self.gradient_sent = {kind: -Change(counts) for kind, counts in passes.gradient_sent.items()}
-        self.one_received = Change({key: min(count, 1) for key, count in passes.received.items()})
-        lent = passes.lent
+    def __init__(self, does: ChunkTrace) -> None:
+        self.received, self.sent = Change(does.received), -Change(does.sent)
+        self.gradient_received = {kind: Change(counts) for kind, counts in does.gradient_received.items()}
+        self.gradient_sent = {kind: -Change(counts) for kind, counts in does.gradient_sent.items()}
+        self.one_received = Change({key: min(count, 1) for key, count in does.received.items()})
+        lent = does.lent
         if lent is not None:
-            moved = {lent.kind: -1, lent.sent: 1} if lent.input >= 0 else {}
-            self.received_late = Change({k: passes.received.get(k, 0) + moved.get(k, 0) for k in {**passes.received, **moved}})
+            moved = {lent.block: -1, held_by_message(lent.block): 1} if lent.input >= 0 else {}
+            self.received_late = Change({k: does.received.get(k, 0) + moved.get(k, 0) for k in {**does.received, **moved}})
 
 
 class StageWalk:
-    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does. Stages may share `traces`."""
+    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does."""
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        stage: int,
-        passes: Mapping[int, ChunkPasses],
-        zero: int,
-        step: ActionTrace,
-        traces: ActionTraces,
-    ) -> None:
+    def __init__(self, schedule: Schedule, stage: int, passes: Mapping[int, ChunkPasses], zero: int, step: ActionTrace) -> None:
         self.schedule, self.stage, self.zero, self.step, self.passes = schedule, stage, zero, step, passes
-        self.traces = traces
-        self.messages = {c: Messages(p) for c, p in passes.items()}
+        self.does = {c: p.does for c, p in passes.items()}
+        self.messages = {c: Messages(does) for c, does in self.does.items()}
         self._split = {(a.chunk, a.microbatch) for a in schedule.stages[stage] if a.kind == "I"}
         order = [(KINDS.index(a.kind), a.chunk, a.microbatch, 0) for a in schedule.stages[stage] if a.kind in KINDS]
-        lenders = {c: self._lender(c) for c, p in passes.items() if p.lent is not None}
+        lenders = {c: self._lender(c) for c, does in self.does.items() if does.lent is not None}
         lender = np.arange(len(schedule.placement))
         for c, other in lenders.items():
             lender[c] = other
-        self.order = StagePasses(Passes(*np.array(order).T), np.array(schedule.placement), np.array([schedule.held]), lender)
+        self.order = StagePasses(
+            Passes(*np.array(order).T),
+            np.array(schedule.placement),
+            np.array([schedule.held]),
+            np.array([schedule.microbatches]),
+            lender,
+        )
         self._late = self._held_late()
         self._still_held = self._shared_and_still_held()
         self._sent_late = {c: self._sent_with_lent(c, other) for c, other in lenders.items()}
 
     def actions(self) -> Iterator[ActionChanges]:
         """In order."""
-        self._pending = dict.fromkeys(self.passes, FRESH.pending)
         self._sent: dict[tuple[str, int], deque[Change]] = {}
-        states = zip(self.order.deferred.tolist(), (self.schedule.microbatches - self.order.begun).tolist(), strict=True)
-        number = 0
+        states = iter([STATES[number] for number in self.order.states(self.zero >= 2).tolist()])
+        latest, number = dict[int, str](), 0
         for action in self.schedule.stages[self.stage]:
+            c = action.chunk
             if action.kind in KINDS:
-                trace = self._trace(action, *next(states))
+                state = next(states)
+                latest[c] = state  # at last that of a backward
+                trace = self.passes[c].trace(state, (c, action.microbatch) in self._late)
                 yield ActionChanges(action, (), trace, (*self._handed_on_here(action), *self._still_held.get(number, ())))
                 number += 1
             elif action.kind == "send":
@@ -108,22 +95,12 @@ class StageWalk:
             elif action.kind == "recv":
                 yield ActionChanges(action, (), None, (self._received(action),))
             elif action.kind == "reduce":
-                yield ActionChanges(action, (), self._trace(action, 0, 0), ())
+                yield ActionChanges(action, (), self.passes[c].reduce(latest[c]), ())
             elif action.kind == "step":
                 waiting = tuple(change for messages in self._sent.values() for change in messages)
                 yield ActionChanges(action, waiting, self.step, ())
             else:
                 yield ActionChanges(action, (), None, ())
-
-    def _trace(self, action: Action, deferred: int, remaining: int) -> ActionTrace:
-        """What the action does to its chunk, in the state that it finds it in."""
-        c, kind, state = action.chunk, str(action.kind), FRESH
-        if self.zero and kind != "F":
-            state = State(self._pending[c], min(deferred, MANY), min(remaining, MANY) if self.zero == 1 else 0)
-        trace, pending = self.traces.of(self.passes[c], kind, state, (c, action.microbatch) in self._late)
-        if kind != "F":
-            self._pending[c] = pending
-        return trace
 
     def _received(self, action: Action) -> Change:
         c, m = action.chunk, action.microbatch
@@ -148,9 +125,10 @@ class StageWalk:
         return before
 
     def _sent_with_lent(self, chunk: int, lender: int) -> Change:
-        lent, sent = self.passes[lender].lent, self.messages[chunk].sent.counts
+        lent, sent = self.does[lender].lent, self.messages[chunk].sent.counts
         assert lent is not None
-        return Change({**sent, lent.sent: sent.get(lent.sent, 0) - 1})
+        block = held_by_message(lent.block)
+        return Change({**sent, block: sent.get(block, 0) - 1})
 
     def _handed_on_here(self, action: Action) -> tuple[Change, ...]:
         """What another chunk of this stage gets: what is sent turns into what that one receives."""
@@ -159,20 +137,20 @@ class StageWalk:
         if action.kind == "W" or not 0 <= to < len(placement) or placement[to] != self.stage:
             return ()
         if action.kind == "F":
-            counted_twice = [-self.messages[to].one_received] * len(self.passes[c].shared)
+            counted_twice = [-self.messages[to].one_received] * len(self.does[c].shared)
             return self.messages[c].sent, self._input(to, m), *counted_twice
         return self.messages[c].gradient_sent[str(action.kind)], self.messages[to].gradient_received[self._backward(to, m)]
 
     def _lender(self, chunk: int) -> int:
         """The chunk of this stage that holds what `chunk` lends: itself, or the one that handed it on to it here."""
-        lent, before = self.passes[chunk].lent, chunk - 1
-        handed_on = lent is not None and before in self.passes and lent.input in self.passes[before].shared
+        lent, before = self.does[chunk].lent, chunk - 1
+        handed_on = lent is not None and before in self.does and lent.input in self.does[before].shared
         return self._lender(before) if handed_on else chunk
 
     def _held_late(self) -> set[tuple[int, int]]:
         """Chunks and microbatches of which what is lent is held by its message after the chunk has let go of it."""
         late = set()
-        lending = {c: passes.lent for c, passes in self.passes.items() if passes.lent is not None}
+        lending = {c: does.lent for c, does in self.does.items() if does.lent is not None}
         for kind in KINDS[1:] if lending else ():
             done, _ = self.order.outlived(kind)
             for c, m in zip(self.order.chunk[done].tolist(), self.order.microbatch[done].tolist(), strict=True):
@@ -183,11 +161,11 @@ class StageWalk:
     def _shared_and_still_held(self) -> dict[int, list[Change]]:
         """By pass, blocks that it frees as one of two holders: they do not go yet. Of chunks that hand on what they hold too."""
         order, found = self.order, defaultdict[int, list[Change]](list)
-        for c, passes in self.passes.items():
-            before = self.passes.get(c - 1)
+        for c, does in self.does.items():
+            before = self.does.get(c - 1)
             if before is None or before.lent is None:
                 continue
-            for (kind, ends), (kind_before, end) in product(passes.input_ends.items(), before.lent.ends.items()):
+            for (kind, ends), (kind_before, end) in product(does.input_ends.items(), before.lent.ends.items()):
                 here = np.flatnonzero((order.chunk == c) & (order.kinds == KINDS.index(kind)))
                 here = here[order.when(kind_before, here, order.chunk[here] - 1) < len(order.of)]
                 for which in before.shared:

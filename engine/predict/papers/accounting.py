@@ -4,10 +4,10 @@
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 
-The papers' accounts are for mixed precision with Adam, whatever the workload says. They leave out all temporary memory.
-Korthikanti's also leaves out embeddings and head. Both papers count the layer of a GPT and print sums for it. Here the sums are
-written as terms, each with its own width. For a GPT they add up to the printed sums. For other families they count their layers
-in the same way.
+The papers' accounts are for mixed precision with Adam and for written attention, whatever the workload says. They leave out all
+temporary memory. Korthikanti's also leaves out embeddings and head. Both papers count the layer of a GPT and print sums for it.
+Here the sums are written as terms, each with its own width. For a GPT they add up to the printed sums. For other families they
+count their layers in the same way.
 
 Symbols: s tokens, b sequences of a microbatch, h hidden, f the MLP's width, m its matrices (3 with a gate), a heads, q heads ×
 width of a head, k key heads × width of a head, t = tp, L layers.
@@ -32,7 +32,7 @@ ACCOUNTINGS: tuple[AccountingName, ...] = get_args(AccountingName)
 Real = NDArray[np.float64]
 Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and its stage: (n,) each
 _WITHOUT_DROPOUT: tuple[FamilyName, ...] = ("llama",)
-_SELECTIVE, _FULL = RECOMPUTES.index("selective"), RECOMPUTES.index("full")
+_FULL = RECOMPUTES.index("full")
 
 
 def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
@@ -94,7 +94,7 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
     drops = model.family not in _WITHOUT_DROPOUT
     whole = (8 + 2 * drops) * h / np.where(grid.sequence_parallel, t, 1.0)
     divided = 4 * (queries + keys) + 2 * (3 if _gated(model) else 2) * model.ffn_width
-    scores = np.where(grid.recompute == _SELECTIVE, 0.0, (SCORES if drops else 2) * model.heads * s / t)
+    scores = np.where(grid.recomputes("core_attn"), 0.0, (SCORES if drops else 2) * model.heads * s / t)
     return np.where(grid.recompute == _FULL, 2.0 * h, whole + divided / t + scores) * (s * grid.microbatch_size)
 
 

@@ -18,7 +18,7 @@ from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.simulation import pipeline_simulation, simulate_all
 from engine.predict.speed.step_time import durations
 from engine.schedule import Flow, Kind
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 
 QI = "Qi et al. 2024, Zero Bubble Pipeline Parallelism, table 5"
 _GPU = "a100-80gb"
@@ -96,7 +96,14 @@ def _device_times(model: _Model, assumed: Assumptions) -> tuple[float, float, fl
     each = (model.layers + 2) // model.pp
     layout = LayoutSpec(pp=model.pp, split=(each - 1, *(each,) * (model.pp - 2), each - 1))
     shape = ModelSpec(layers=model.layers, hidden=model.hidden, heads=model.heads, seq=1024, vocab=50257)
-    workload = WorkloadSpec(microbatches=1, microbatch_size=model.microbatch, precision="bf16", accumulate="fp32")
+    workload = WorkloadSpec(
+        microbatches=1,
+        microbatch_size=model.microbatch,
+        precision="bf16",
+        accumulate="fp32",
+        attention="written",
+        loss_chunk=WHOLE_LOSS,
+    )
     times = durations(
         RunSpec(model=shape, layout=layout, workload=workload),
         device(_GPU),

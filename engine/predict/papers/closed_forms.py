@@ -47,7 +47,7 @@ def layer_activations(model: ModelSpec, microbatch: int, recompute: Recompute = 
         Factor("s", model.seq),
         Factor("b", microbatch),
     )
-    return [linear] if recompute == "selective" else [linear, Term(sentence("attention"), scores)]
+    return [linear] if recompute == "core_attn" else [linear, Term(sentence("attention"), scores)]
 
 
 def layer_flops(model: ModelSpec, microbatch: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from engine.predict.papers.bubbles import profiled
 from engine.predict.papers.reference import Reference
 from engine.predict.papers.throughput import measured
 from engine.predict.speed.rates import Assumptions
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
+from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
 
 KORTHIKANTI = "Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, figures 1 and 7"
 RAJBHANDARI = "Rajbhandari et al. 2020, ZeRO, table 1"
@@ -44,12 +44,12 @@ def _activations() -> Iterator[Reference]:
     for name, layers, hidden, heads, tp, pp, chunks, microbatch, states, plain, both in _ACTIVATIONS:
         shape = ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
         layout = {"tp": tp, "pp": pp, "chunks": chunks, "schedule": "interleaved" if chunks > 1 else "1f1b"}
-        workload = WorkloadSpec(microbatches=8 * pp, microbatch_size=microbatch)
+        workload = WorkloadSpec(microbatches=8 * pp, microbatch_size=microbatch, attention="written", loss_chunk=WHOLE_LOSS)
         mesh = f"tp{tp}.pp{pp}"
         with_both = sentence("{layout}, sequence parallel, selective recompute", layout=mesh)
         for described, published, levers in (
             (mesh, plain, {}),
-            (with_both, both, {"sequence_parallel": True, "recompute": "selective"}),
+            (with_both, both, {"sequence_parallel": True, "recompute": "core_attn"}),
         ):
             spec = RunSpec(model=shape, layout=LayoutSpec(**layout | levers), workload=workload)
             ours, _ = accounting("korthikanti2022")(shape, workload, Grid.of([spec]))

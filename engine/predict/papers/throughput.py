@@ -11,10 +11,10 @@ from typing import Any
 from engine.catalog import model, name_of
 from engine.devices import device
 from engine.predict.papers.reference import Reference
-from engine.predict.speed.cost import model_flops, recomputed_flops
+from engine.predict.speed.cost import model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
-from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
+from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
 
 _SC21 = "Narayanan et al. 2021, Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM"
 NARAYANAN = f"{_SC21}, table 1"
@@ -27,7 +27,7 @@ NVIDIA_GPT3 = "NVIDIA DGX Cloud Benchmarking (2024), GPT-3 175B in bf16 with NeM
 NVIDIA_NEMOTRON = "NVIDIA DGX Cloud Benchmarking (2024), Nemotron-4 340B in bf16 with NeMo 24.09"
 
 _A100, _H100 = "a100-80gb", "h100-80gb"
-_MIXED: Any = {"precision": "bf16", "accumulate": "fp32"}
+_MIXED: Any = {"precision": "bf16", "accumulate": "fp32", "loss_chunk": "whole"}
 # Layers, hidden, heads.
 _175B, _530B, _1T = (96, 12288, 96), (105, 20480, 128), (128, 25600, 160)
 
@@ -82,9 +82,21 @@ def _gpt(sizes: tuple[int, int, int]) -> ModelSpec:
     return ModelSpec(layers=layers, hidden=hidden, heads=heads, seq=2048, vocab=51200)
 
 
-def _seconds(shape: ModelSpec, layout: LayoutSpec, batch: int, size: int, gpu: str, assumed: Assumptions, **facts: Any) -> float:
-    """Seconds of a step of `batch` sequences, `size` in a microbatch. `facts`: what the system does, in place of `assumed`."""
-    workload = WorkloadSpec(microbatches=batch // layout.dp // size, microbatch_size=size, **_MIXED)
+def _seconds(
+    shape: ModelSpec,
+    layout: LayoutSpec,
+    batch: int,
+    size: int,
+    gpu: str,
+    assumed: Assumptions,
+    attention: AttentionName = "written",
+    **facts: Any,
+) -> float:
+    """Seconds of a step of `batch` sequences, `size` in a microbatch.
+
+    `attention`: the system's own; those of 2021 and 2022 wrote the scores. `facts`: what else it does, in place of `assumed`.
+    """
+    workload = WorkloadSpec(microbatches=batch // layout.dp // size, microbatch_size=size, attention=attention, **_MIXED)
     spec = RunSpec(model=shape, layout=layout, workload=workload)
     return simulated(spec, device(gpu), assumed.model_copy(update=facts))[0]
 
@@ -123,9 +135,17 @@ def _megatron_2(assumed: Assumptions) -> Iterator[Reference]:
 
 def _speed(source: str, name: str, shape: ModelSpec, layout: LayoutSpec, batch: int, theirs: float, step: float) -> Reference:
     """TFLOP/s of a GPU, with the FLOPs of recompute."""
-    flops = model_flops(shape) + recomputed_flops(shape, "full")
+    flops = flops_with_recompute(shape)
     described = f"{layout.code}, ZeRO 3" if layout.zero == 3 else layout.code
     return Reference(source, name, described, "speed", theirs, flops * batch / layout.ranks / step / 1e12, _A100)
+
+
+def flops_with_recompute(shape: ModelSpec) -> float:
+    """FLOPs for one sequence if all layers, but not the head, are computed again.
+
+    For a GPT, 96·L·s·h²·(1 + s/(6h) + V/(16·L·h)) (Narayanan et al. 2021, SC21, appendix).
+    """
+    return model_flops(shape) * 4 / 3 - 2 * shape.seq * shape.hidden * shape.vocab
 
 
 def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
@@ -134,9 +154,9 @@ def _korthikanti(assumed: Assumptions) -> Iterator[Reference]:
     There are two collectives in forward and three in backward, and two of these five are hidden. Gradient accumulation is fused,
     as in Megatron-LM since 2022.
     """
-    facts = {"tp_overlap": 0.4, "fused_accumulation": True, "split_messages": True}
+    facts: dict[str, Any] = {"tp_overlap": 0.4, "fused_accumulation": True, "split_messages": True}
     for name, sizes, pp, chunks, batch, size, whole, selective in _KORTHIKANTI:
-        for recompute, cut, theirs in (("full", False, whole), ("selective", True, selective)):
+        for recompute, cut, theirs in (("full", False, whole), ("core_attn", True, selective)):
             levers: dict[str, Any] = {"recompute": recompute, "sequence_parallel": cut}
             layout = LayoutSpec(tp=8, pp=pp, **_interleaved(chunks), **levers)
             both = sentence("{layout}, sequence parallel, selective recompute", layout=layout.code)
@@ -162,16 +182,16 @@ def _smith(assumed: Assumptions) -> Iterator[Reference]:
 def _llama(assumed: Assumptions) -> Iterator[Reference]:
     """Sequences of 8,192 tokens, no recompute, optimizer and gradients sharded and reduced once a step (section 3.3.2).
 
-    A chunk has one layer. The chunks with the embedding and the head have none. The third row of the table uses context
-    parallelism, which this engine does not have. The paper does not say whether its FLOPs count masked scores. All are counted
-    here, as in the other tables. If half of them were, ours would be 4% lower.
+    Attention is fused. A chunk has one layer. The chunks with the embedding and the head have none. The third row of the table
+    uses context parallelism, which this engine does not have. The paper does not say whether its FLOPs count masked scores. All
+    are counted here, as in the other tables. If half of them were, ours would be 4% lower.
     """
     shape = model("llama3-405b")
     for tp, pp, dp, sequences, theirs in _LLAMA:
         chunks, split = (shape.layers + 2) // pp, (0, *(1,) * shape.layers, 0)
         mesh: dict[str, Any] = {"dp": dp, "tp": tp, "pp": pp, "split": split}
         layout = LayoutSpec(**mesh, **_interleaved(chunks), zero=1, sequence_parallel=True)
-        step = _seconds(shape, layout, sequences * dp, 1, _H100, assumed, fused_attention=True)
+        step = _seconds(shape, layout, sequences * dp, 1, _H100, assumed, "fused")
         ours = model_flops(shape) * sequences * dp / layout.ranks / step / 1e12
         yield Reference(GRATTAFIORI, name_of(shape), layout.code, "speed", theirs, ours, _H100)
 
@@ -183,7 +203,7 @@ def _nemo(assumed: Assumptions) -> Iterator[Reference]:
     products. They are taken to be hidden as far as those over dp are. Nemotron's squared ReLU and rotary positions are counted as
     the GELU and the position table of a GPT.
     """
-    facts = {"fused_attention": True, "fused_accumulation": True, "tp_overlap": assumed.dp_overlap}
+    facts: dict[str, Any] = {"fused_accumulation": True, "tp_overlap": assumed.dp_overlap}
     nemotron = ModelSpec(layers=96, hidden=18432, heads=96, kv_heads=8, seq=4096, vocab=256000)
     for source, name, shape, tp, each, steps in (
         (NVIDIA_GPT3, "gpt3-175b", _gpt(_175B), 4, 64, _GPT3_STEPS),
@@ -191,5 +211,5 @@ def _nemo(assumed: Assumptions) -> Iterator[Reference]:
     ):
         for dp, theirs in steps:
             layout = LayoutSpec(dp=dp, tp=tp, pp=8, **_interleaved(12), zero=1, sequence_parallel=True)
-            step = _seconds(shape, layout, each * dp, 1, _H100, assumed, **facts)
+            step = _seconds(shape, layout, each * dp, 1, _H100, assumed, "fused", **facts)
             yield Reference(source, name, layout.code, "step", theirs, step, _H100)

@@ -31,15 +31,15 @@ class Try:
 def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -> list[Try]:
     """The entries that are tried, in order, up to the first that fits. The last one is the advice, unless it is too large too.
 
-    `sequences`: the global batch. Entries whose dp does not divide it are left out. All are in bf16, with one sequence in a
-    microbatch. Raises `RequestError` if every entry is left out.
+    `sequences`: the global batch. Entries whose dp does not divide it are left out. All are in bf16, with written attention and
+    one sequence in a microbatch. Raises `RequestError` if every entry is left out.
     """
     tried = []
     for lever, layout in _ladder(model, devices, device.node_size):
         microbatches, left = divmod(sequences, layout.dp)
         if left:
             continue
-        workload = WorkloadSpec(microbatches=microbatches, microbatch_size=1, precision="bf16")
+        workload = WorkloadSpec(microbatches=microbatches, microbatch_size=1, precision="bf16", attention="written")
         try:
             spec = RunSpec(model=model, layout=layout, workload=workload)
         except RequestError:  # such as tp that does not divide the heads, or more stages than layers
@@ -76,7 +76,7 @@ def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, Layo
     zero = 1 if devices > 1 else 0
     if zero:
         found.append(("zero", LayoutSpec(dp=devices, zero=1)))
-    found.append(("recompute", LayoutSpec(dp=devices, zero=zero, recompute="selective")))
+    found.append(("recompute", LayoutSpec(dp=devices, zero=zero, recompute="core_attn")))
     widest = 1
     for tp in _doubling(min(node, devices)):
         if devices % tp == 0 and model.key_heads % tp == 0:
@@ -95,7 +95,7 @@ def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, Layo
 def _split(devices: int, tp: int, pp: int) -> LayoutSpec:
     """dp is the rest of the devices. Selective recompute; ZeRO 1 if dp > 1; sequence parallelism if tp > 1."""
     dp = devices // (tp * pp)
-    return LayoutSpec(dp=dp, tp=tp, pp=pp, zero=1 if dp > 1 else 0, recompute="selective", sequence_parallel=tp > 1)
+    return LayoutSpec(dp=dp, tp=tp, pp=pp, zero=1 if dp > 1 else 0, recompute="core_attn", sequence_parallel=tp > 1)
 
 
 def _doubling(most: int) -> list[int]:

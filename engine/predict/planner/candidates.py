@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, ScheduleName, WorkloadSpec, sentence
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Recompute, RequestError, ScheduleName, WorkloadSpec, sentence
 from engine.spec.numbers import divisors, either, nearest
 
 _ONE_STAGE: ScheduleName = "1f1b"  # with one stage all schedules are the same, so only this one is tried
@@ -24,16 +24,33 @@ _LARGEST = {  # the largest value that each field of a spec takes
 }
 
 
+def planned_recomputes(model: ModelSpec, workload: WorkloadSpec) -> tuple[Recompute, ...]:
+    """The kinds of recompute that are tried: none, the parts that free most memory for little time, and full."""
+    return "none", cheap_recompute(model, workload), "full"
+
+
+def cheap_recompute(model: ModelSpec, workload: WorkloadSpec) -> Recompute:
+    """The parts of layers that take much memory and little time: written scores, or norms and the MLP's activation.
+
+    Fused attention keeps nothing that is large. Norms behind attention and MLP are the input of the next, and are kept for that.
+    """
+    if workload.attention_of(model) == "written":
+        return "core_attn"
+    return "layernorm+mlp_act" if model.parts.placement == "pre" else "mlp_act"
+
+
 def default_batch(ranks: int) -> int:
     """The global batch where none is given: 2 sequences for each device."""
     return min(max(1, 2 * ranks), MOST)
 
 
-def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
+def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: WorkloadSpec | None = None) -> Grid:
     """All layouts of `ranks` ranks that run `global_batch` sequences a step. Raises `RequestError` if there is none.
 
-    Two kinds are left out. With one stage, schedules do not differ, so there is one. If several numbers of chunks have equally
-    large largest chunks, only the smallest number is tried: more chunks only send more messages.
+    `workload`: it decides which kinds of recompute are tried (`planned_recomputes`); None means the default.
+
+    Two kinds of layouts are left out. With one stage, schedules do not differ, so there is one. If several numbers of chunks have
+    equally large largest chunks, only the smallest number is tried: more chunks only send more messages.
     """
     wrong = [f"{n}={value:,}" for n, value in (("ranks", ranks), ("global_batch", global_batch)) if not 1 <= value <= MOST]
     if wrong:
@@ -44,19 +61,20 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int) -> Grid:
     dp, tp, pp, schedule, chunks, size, count = np.array([row for mesh in meshes for row in mesh]).T.copy()
     none, never = np.zeros_like(dp), np.zeros(len(dp), np.bool_)
     bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule)
-    return _with_levers(model, bare.take(fits(model, bare)))
+    return _with_levers(model, bare.take(fits(model, bare)), planned_recomputes(model, workload or WorkloadSpec()))
 
 
-def _with_levers(model: ModelSpec, bare: Grid) -> Grid:
-    """Each layout with every combination of ZeRO stage, sequence parallelism and recompute that fits it."""
+def _with_levers(model: ModelSpec, bare: Grid, kinds: Sequence[Recompute]) -> Grid:
+    """Each layout with every combination of ZeRO stage, sequence parallelism and one of these recomputes that fits it."""
+    recomputes = np.array([RECOMPUTES.index(kind) for kind in kinds])
     zeros = np.where(fits(model, replace(bare, zero=np.ones_like(bare.zero))), 4, 1)
     sequences = np.where(fits(model, replace(bare, sequence_parallel=np.ones(len(bare), np.bool_))), 2, 1)
-    each = zeros * sequences * len(RECOMPUTES)
+    each = zeros * sequences * len(recomputes)
     of = np.repeat(np.arange(len(bare)), each)
     number = np.arange(len(of)) - np.repeat(each.cumsum() - each, each)  # of the combination, among those of its layout
-    rest, recompute = np.divmod(number, len(RECOMPUTES))
+    rest, recompute = np.divmod(number, len(recomputes))
     zero, sequence = np.divmod(rest, sequences[of])
-    return replace(bare.take(of), zero=zero, sequence_parallel=sequence > 0, recompute=recompute)
+    return replace(bare.take(of), zero=zero, sequence_parallel=sequence > 0, recompute=recomputes[recompute])
 
 
 def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[int, int]]:

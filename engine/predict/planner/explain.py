@@ -13,10 +13,11 @@ import numpy as np
 
 from engine.predict.grid import Grid
 from engine.predict.papers.accounting import accounting
+from engine.predict.planner.candidates import cheap_recompute
 from engine.predict.planner.search import Plan
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.step_time import PARTS, estimate
-from engine.spec import RunSpec, misfits
+from engine.spec import Recompute, RunSpec, misfits
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
         for zero in range(layout.zero + 1, 4)
     ]
     if layout.recompute == "none":
-        offers.append((Reason("Selective recompute computes attention again in backward"), {"recompute": "selective"}, {}))
+        cheap = cheap_recompute(spec.model, workload)
+        offers.append((_cheap(cheap), {"recompute": cheap}, {}))
     if layout.recompute != "full":
         offers.append((Reason("Full recompute keeps each layer's input alone"), {"recompute": "full"}, {}))
     if workload.microbatch_size % 2 == 0:
@@ -206,6 +208,14 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
         )
         if not misfits(changed.model, changed.layout, changed.workload):
             yield replace(change, values=_settings(changed)), changed
+
+
+def _cheap(recompute: Recompute) -> Reason:
+    if recompute == "core_attn":
+        return Reason("Selective recompute computes attention again in backward")
+    if recompute == "mlp_act":
+        return Reason("Selective recompute computes the MLP's activation again in backward")
+    return Reason("Selective recompute computes norms and the MLP's activation again in backward")
 
 
 def _other_degrees(spec: RunSpec) -> Iterator[tuple[Reason, dict[str, Any], dict[str, Any]]]:

@@ -97,7 +97,7 @@ def search(
     """
     assumed = assumed or Assumptions()
     with _without_garbage_collection():
-        grid = candidates(model, ranks, global_batch)
+        grid = candidates(model, ranks, global_batch, workload)
         if only is not None:
             grid = grid.take(had_by(only, model, workload, grid))
             if not len(grid):

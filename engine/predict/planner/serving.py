@@ -136,7 +136,7 @@ def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int
         remembered = asked.length + (model.seq if model.parts.encoder else 0)
         scores = 4 * layers * remembered * model.heads // layout.tp * model.head_width
         moved = read * cost.bytes + group * kept[layout.placement[chunk.number]]
-        work = max(moved / cost.bandwidth, group * (2 * read + scores) / cost.flops)
+        work = max(moved / cost.rates.memory, group * (2 * read + scores) / cost.rates.products)
         stages.append(work + layers * (attentions + 1) * reduction + message)
     return max(sum(stages), min(len(decoding), sequences) * max(stages))
 

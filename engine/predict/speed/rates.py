@@ -14,7 +14,7 @@ from pydantic import Field
 
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid
-from engine.spec import Spec
+from engine.spec import Precision, Spec
 from engine.topology import Axis, strides
 
 Real = NDArray[np.float64]
@@ -54,14 +54,35 @@ class Assumptions(Spec):
     tp_overlap: float = Field(
         0.0, ge=0, le=1, description="of a layer's collectives over tp that is hidden; this engine waits for each"
     )
-    fused_attention: bool = Field(
-        False, description="scores never written to memory, and those hidden by the causal mask never computed (Dao 2023)"
+    launch_us: float = Field(
+        60.0,
+        ge=0,
+        le=1000,
+        description="microseconds that the host needs for each kernel and collective, with the program around it; a pass takes "
+        "no less; as Megatron-DeepSpeed needs for layers of 1,024 numbers on an A100 (vTrain, Bang et al. 2024)",
     )
     fused_accumulation: bool = Field(
         False, description="a product adds its gradient to the one before in the same kernel, and none is written in between"
     )
     split_messages: bool = Field(
         False, description="each tp rank sends 1/tp of a message to the next stage, where they are gathered (SC21, section 4.1)"
+    )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reaches of its figures: FLOP/s, and bytes a second of its memory."""
+
+    products: float  # of products with weights
+    attention: float  # of products inside attention; measured in 16 bits and used for fp32 too
+    memory: float
+
+
+def rates(device: DeviceSpec, precision: Precision, assumed: Assumptions) -> Rates:
+    return Rates(
+        products=device.reached(precision) * assumed.matmul_efficiency,
+        attention=device.peak(precision) * assumed.attention_efficiency,
+        memory=device.memory_bandwidth * assumed.memory_efficiency,
     )
 
 
@@ -90,6 +111,12 @@ class Link:
         ring = 2 * self.all_gather(size, calls)
         tree = 2 * (np.ceil(np.log2(self.degree)) * calls * self.latency + size / self.bandwidth)
         return np.minimum(ring, tree)
+
+    def call(self, collective: str, payload: Any) -> Real:
+        """Seconds of a call that hands over `payload` bytes on each rank."""
+        if collective == "all_reduce":
+            return self.all_reduce(payload)
+        return self.all_gather(payload * self.degree if collective == "all_gather" else payload)
 
     def message(self, size: Any) -> Real:
         """Seconds of a message of `size` bytes to the next rank. 0 if the group has one rank."""

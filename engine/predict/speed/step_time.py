@@ -15,7 +15,8 @@ import numpy as np
 from engine.devices import DeviceSpec
 from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole, distinct
-from engine.predict.speed.cost import COMPUTE, DP, FORWARD, INPUTS, RECOMPUTE, TP, WEIGHTS, Cost, HeldParameters
+from engine.predict.speed.cost import Cost, HeldParameters
+from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, Real
 from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule import Flow, Kind
@@ -55,10 +56,10 @@ class StepTime:
 class _Work(NamedTuple):
     """Seconds of the stages: for one microbatch, and at the end of a step. (n,) each, unless a shape is given."""
 
-    slowest: Real  # the slowest stage, by kind of pass, (4, n)
+    slowest: Real  # the slowest stage, by kind of pass, (3, n)
     slowest_parts: Real  # the same by `COMPUTE`, `TP` and `DP`, (3, n)
     slowest_whole: Real  # the same in total
-    all: Real  # the sum of all stages, by kind of pass, (4, n)
+    all: Real  # the sum of all stages, by kind of pass, (3, n)
     all_whole: Real  # the same in total
     other_end: Real  # embedding or head, if it is on a stage that is not the slowest
     message: Real
@@ -81,7 +82,7 @@ class _Work(NamedTuple):
             slowest_weights=self.slowest[WEIGHTS],
             others=self.all_whole - self.slowest_whole,
             forward=others[FORWARD],
-            backward=others[RECOMPUTE] + others[INPUTS],
+            backward=others[INPUTS],
             weights=others[WEIGHTS],
             other_end=self.other_end,
             message=self.message,
@@ -135,10 +136,10 @@ def _work(cost: Cost) -> _Work:
     stages, held, total = _stages(cost)
     times = [stage.sum(axis=(0, 1)) for stage in stages]
     slowest = np.argmax(times, axis=0)
-    one = np.choose(slowest[None, None], stages)  # (4, 3, n) of the slowest stage
+    one = np.choose(slowest[None, None], stages)  # (3, 3, n) of the slowest stage
     embedding, head = (
         cost.with_accumulation(passes, cost.held_parameters(0, first, not first)).sum((0, 1))
-        for passes, first in ((cost.embedding(), True), (cost.head(), False))
+        for passes, first in ((cost.passes.of("embedding"), True), (cost.passes.of("head"), False))
     )
     return _Work(
         slowest=one.sum(1),
@@ -157,14 +158,14 @@ def _work(cost: Cost) -> _Work:
 def _stages(cost: Cost) -> tuple[list[Real], list[HeldParameters], Real]:
     """Three stages: the first, the last, and the middle one with the most layers.
 
-    Returns their passes, (4, 3, n) each, their parameters, and the sum of the passes of all stages, (4, 3, n). A stage that a
+    Returns their passes, (3, 3, n) each, their parameters, and the sum of the passes of all stages, (3, 3, n). A stage that a
     layout does not have is zeros.
     """
     grid, model = cost.grid, cost.model
     counts = [np.asarray(count) for count in layers_of_stages(grid, model.layers)]
-    plain, embedding, head = cost.layer(), cost.embedding(), cost.head()
+    plain, embedding, head = (cost.passes.of(part) for part in ("layer", "embedding", "head"))
     decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
-    crossing = cost.layer(cross=True) if decoder else plain
+    crossing = cost.passes.of("decoder")
     alone = (grid.pp == 1) | cost.v_shaped  # both ends on the first stage
     ends = [(np.ones_like(alone), alone), (alone & False, ~alone), (alone & False, alone & False)]
     # Decoder layers of each stage. With one chunk a stage they follow from its place in the stack. With several chunks each stage
@@ -236,14 +237,12 @@ def _durations(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumption
     end = count.cumsum() - of_chunk * model.layers
     cross = np.clip(end - model.encoder_layers, 0, count) if model.parts.encoder else np.zeros_like(count)
     some = cost.take(of_chunk)
-    plain, crossing = some.layer(), some.layer(cross=True) if model.parts.encoder else 0.0
+    embedding, plain, crossing, head = (some.passes.of(part) for part in MODEL_PARTS)
     held = some.held_parameters(count, first, last, cross)
-    passes = some.with_accumulation(
-        (count - cross) * plain + cross * crossing + first * some.embedding() + last * some.head(), held
-    )
+    passes = some.with_accumulation((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
     times = passes.sum(1)
     by_chunk: dict[Kind, Real] = {
-        "F": times[FORWARD], "B": times[RECOMPUTE:].sum(0), "I": times[RECOMPUTE] + times[INPUTS], "W": times[WEIGHTS],
+        "F": times[FORWARD], "B": times[INPUTS:].sum(0), "I": times[INPUTS], "W": times[WEIGHTS],
         "reduce": some.reduction(passes, held),
     }  # fmt: skip
     stage = np.concatenate([layout.placement for layout in layouts]) + (stages.cumsum() - stages)[of_chunk]

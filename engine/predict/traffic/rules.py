@@ -12,10 +12,11 @@ of a bucket on a tp rank, Ψ₁ those that tp does not shard; r reductions in a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from engine.predict.ledger.dimensions import factors
-from engine.predict.ledger.form import Part
+from engine.predict.ledger.dimensions import factors, loss_chunks
+from engine.predict.ledger.form import LOSS_CHUNK, Part
 from engine.predict.ledger.words import module_in_words
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.terms import Factor
@@ -56,7 +57,20 @@ def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[Predicted
     for layer, phase, call, times in chunk.calls:
         name, payload = _recorded_name(call.name, call.collective, phase), factors(call.payload, setting.sizes)
         axis: Axis = call.axis  # type: ignore[assignment]
-        yield PredictedCall(axis, call.collective, phase, name, (setting.m, Factor("n", times)), payload, layer=layer)
+        one = PredictedCall(axis, call.collective, phase, name, (setting.m, Factor("n", times)), payload, layer=layer)
+        if layer == LOSS_CHUNK:
+            yield from _of_loss_chunks(one, setting)
+        else:
+            yield one
+
+
+def _of_loss_chunks(call: PredictedCall, setting: Setting) -> Iterator[PredictedCall]:
+    """The calls of all chunks of the loss. `call`: those of one. The last chunk may have fewer tokens than the others."""
+    whole, left = loss_chunks(setting.sizes)
+    yield replace(call, times=(*call.times, Factor("c", whole)), layer=-1)
+    if not isinstance(left, int) or left:
+        payload = tuple(Factor("C′", left) if factor.symbol == "C" else factor for factor in call.payload)
+        yield replace(call, times=(*call.times, Factor("1", (left > 0) * 1)), payload=payload, layer=-1)
 
 
 def _recorded_name(module: str, collective: str, phase: str) -> str:

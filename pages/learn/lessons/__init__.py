@@ -1,7 +1,7 @@
 """The lessons, in their order."""
 
 from pages.learn.lesson_state import Lesson
-from pages.learn.lessons import attention, checklist, data, memory, pipeline, recompute, tensor, together, zero
+from pages.learn.lessons import attention, checklist, data, fused, memory, pipeline, recompute, tensor, together, zero
 
 LESSONS: tuple[Lesson, ...] = (
     memory.LESSON,
@@ -12,5 +12,6 @@ LESSONS: tuple[Lesson, ...] = (
     together.LESSON,
     zero.LESSON,
     recompute.LESSON,
+    fused.LESSON,
     checklist.LESSON,
 )

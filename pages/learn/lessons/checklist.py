@@ -1,4 +1,4 @@
-"""Lesson 9: a checklist for choosing a layout."""
+"""Lesson 10: a checklist for choosing a layout."""
 
 from __future__ import annotations
 
@@ -102,10 +102,8 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
     """HTML: a row for each lever that was tried."""
     names, holds = _names(say), CARDS[device]
     rows = ""
-    for at, entry in enumerate(tried):
+    for entry in tried:
         name, why = names[entry.lever]
-        if at and entry.lever == "recompute" and entry.needs == tried[at - 1].needs:
-            why = say("no gain here: gradients fill it once the scores are gone")
         verdict = say("✓ fits") if entry.fits else say("{more} too much", more=in_bytes(entry.needs - holds))
         cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])

@@ -78,13 +78,15 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
         say(
             "Ψ is the number of parameters. In mixed precision each takes 2 bytes as a number to compute with, 2 as a "
             "gradient, and 12 in the optimizer: a precise copy and two averages, 4 bytes each. With gradients added up "
-            "in fp32 it is 18, and with both kinds of gradient kept 20: so count on **16 to 20 bytes a parameter**."
+            "in fp32 it is 18, and with both kinds of gradient kept 20: so count on **16 to 20 bytes a parameter**. If the "
+            "optimizer works in bf16 and keeps no precise copy, it is 8, and 10 with gradients in fp32; small updates are then "
+            "lost to rounding."
         )
     )
     state.text(
         say(
             "This engine’s own count, tensor by tensor, is **{own}**: it adds gradients up in fp32, has no dropout, "
-            "and knows what lives for a moment only.",
+            "never keeps the attention’s scores, and knows what lives for a moment only.",
             own=in_bytes(_own_count(state["model"])),
         )
     )

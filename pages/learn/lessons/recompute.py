@@ -24,7 +24,7 @@ from pages.learn.sizes import PUBLISHED_GPT
 from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
 
-_KINDS: tuple[Recompute, ...] = ("none", "selective", "full")
+_KINDS: tuple[Recompute, ...] = ("none", "core_attn", "full")
 _LENGTHS, _BATCHES = (1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8)
 _P, _M = 4, 8  # stages and microbatches of the pipeline whose step time is shown
 
@@ -38,7 +38,7 @@ def _draw(state: LessonState) -> None:
             "large to keep and cheap to compute."
         )
     )
-    names = {"none": say("none"), "selective": say("selective"), "full": say("full")}
+    names = {"none": say("none"), "core_attn": say("selective"), "full": say("full")}
     state.controls(
         state.pick("model", say("Model")),
         state.slide("s", say("Tokens in a text"), lambda n: f"{n:,}"),
@@ -68,14 +68,14 @@ def _model(name: str, s: int) -> ModelSpec:
 def _kept(name: str, s: int, b: int, view: View) -> Drawing:
     style = look(view)
     say, model = style.say, _model(name, s)
-    labels = {"none": say("none"), "selective": say("selective"), "full": say("full")}
+    labels = {"none": say("none"), "core_attn": say("selective"), "full": say("full")}
     sizes = {kind: model.layers * total(layer_activations(model, b, kind)) for kind in _KINDS}
     rows = pd.DataFrame([{"bar": labels[kind], "category": "activations", "bytes": size} for kind, size in sizes.items()])
     caption = (
         say("Activations of one microbatch in all {layers} layers of {model}", layers=model.layers, model=name),
         say(
             "Selective keeps {selective} of what a run without recomputation keeps, full {full}",
-            selective=percent(sizes["selective"] / sizes["none"]),
+            selective=percent(sizes["core_attn"] / sizes["none"]),
             full=percent(sizes["full"] / sizes["none"]),
         ),
         say("Kept from forward to backward, on one device without tensor parallelism (Korthikanti et al. 2022)."),
@@ -116,17 +116,17 @@ def _formula(state: LessonState) -> None:
 
 def _steps(state: LessonState) -> None:
     say, kind = state.say, state["kind"]
-    layout, workload = LayoutSpec(tp=2, recompute=kind), WorkloadSpec(microbatches=2)
+    layout, workload = LayoutSpec(tp=2, recompute=kind), WorkloadSpec(microbatches=2, attention="written")
     spec = RunSpec(model=catalog.model("gpt-tiny"), layout=layout, workload=workload)
     done = done_by(spec)
     forward = {
         "none": say("Every layer keeps what its backward needs."),
-        "selective": say("The attention’s scores and shares are dropped once they are used; the rest is kept."),
+        "core_attn": say("The attention’s scores and shares are dropped once they are used; the rest is kept."),
         "full": say("A layer keeps its input only."),
     }
     backward = {
         "none": say("Uses what was kept."),
-        "selective": say("Computes scores and shares again, then goes on."),
+        "core_attn": say("Computes scores and shares again, then goes on."),
         "full": say("Runs the layer’s forward again from its input, its collectives too, then its backward."),
     }
     steps = [
@@ -142,7 +142,7 @@ def _steps(state: LessonState) -> None:
 def backward_time(kind: Recompute, model: ModelSpec, b: int) -> float:
     """Backward time of one microbatch, in units of its forward: two, and the recomputed share of forward."""
     flops = layer_flops(model, b)
-    again = {"none": 0.0, "selective": flops["attention"] / sum(flops.values()), "full": 1.0}
+    again: dict[Recompute, float] = {"none": 0.0, "core_attn": flops["attention"] / sum(flops.values()), "full": 1.0}
     return 2.0 + again[kind]
 
 
@@ -190,7 +190,7 @@ def _priced(kind: Recompute, name: str, s: int, b: int, view: View) -> Drawing:
 def _left(state: LessonState) -> Question:
     say, name = state.say, "gpt3-175b"
     model = catalog.model(name)
-    all_of_it, left = (total(layer_activations(model, 1, kind)) for kind in ("none", "selective"))
+    all_of_it, left = (total(layer_activations(model, 1, kind)) for kind in ("none", "core_attn"))
     ratio = 5 * model.heads * model.seq / model.hidden
     return Question(
         asked=say(
@@ -243,11 +243,11 @@ def _dropped(state: LessonState) -> Question:
     return Question(
         asked=say("Which keeps the fewest bytes, and so costs the most time?"),
         right=least,
-        said={"none": say("none"), "selective": say("selective"), "full": say("full")}[least],
+        said={"none": say("none"), "core_attn": say("selective"), "full": say("full")}[least],
         why=say("It keeps 2·s·b·h a layer, the input alone, and computes all the rest again."),
         choices=(
             AnswerChoice("none", say("none")),
-            AnswerChoice("selective", say("selective")),
+            AnswerChoice("core_attn", say("selective")),
             AnswerChoice("full", say("full")),
         ),
         reveal=lambda: drawing.show(_kept("gpt3-175b", model.seq, 1, state.view), "kept-answer"),
@@ -261,7 +261,7 @@ LESSON = Lesson(
         Knob("model", PUBLISHED_GPT, "gpt3-175b"),
         Knob("s", _LENGTHS, 2048),
         Knob("b", _BATCHES, 1),
-        Knob("kind", _KINDS, "selective"),
+        Knob("kind", _KINDS, "core_attn"),
     ),
     draw=_draw,
     questions=(_left, _longer, _dropped),

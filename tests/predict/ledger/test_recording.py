@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from engine.launch.probe import RecordingError, probe
 from engine.launch.record import record
 from engine.predict.ledger.form import ALLOCATES, FREES, Ledger, Part, Product, Structure, pack, unpack
 from engine.predict.ledger.keep import Ledgers
+from engine.spec import AttentionName
 
 MIDDLE, WHOLE = Part(False, False, 2), Part(True, True, 2)
 PLAIN = Structure("gpt", "none", "fp32", "features", ("A/G",))
@@ -40,7 +42,7 @@ def test_a_size_that_is_not_a_product_of_dimensions_is_refused() -> None:
         made.name(0)
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recompute", ["none", "core_attn", "full"])
 def test_a_microbatch_and_the_repeated_layer_leave_no_blocks(ledgers: Ledgers, recompute: str) -> None:
     """So the repeated layer can occur any number of times."""
     ledger = ledgers(PLAIN._replace(recompute=recompute), MIDDLE)  # type: ignore[arg-type]
@@ -60,9 +62,15 @@ def test_a_microbatch_and_the_repeated_layer_leave_no_blocks(ledgers: Ledgers, r
 
 
 def test_blocks_are_named_by_module_and_operation(ledgers: Ledgers) -> None:
-    found = {block.name: str(block.bytes) for block in ledgers(PLAIN, MIDDLE).blocks if block.category == "activations"}
-    assert found["layers.attention: _softmax"] == "4·B·G/tp·S·S"
-    assert found["layers.mlp: gelu"] == "4·B·F/tp·S"
+    written, fused = (
+        {b.name: str(b.bytes) for b in ledgers(PLAIN._replace(attention=name), MIDDLE).blocks if b.category == "activations"}
+        for name in get_args(AttentionName)[::-1]
+    )
+    assert written["layers.attention: _softmax"] == "4·B·G/tp·S·S"
+    assert written["layers.mlp: gelu"] == fused["layers.mlp: gelu"] == "4·B·F/tp·S"
+    assert fused["layers.attention: attention"] == "4·B·D·G/tp·S"
+    assert fused["layers.attention: logsumexp"] == "4·B·G/tp·S"
+    assert not any("S·S" in size for size in fused.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

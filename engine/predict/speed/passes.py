@@ -1,0 +1,168 @@
+"""Seconds of one layer and of the ends of a model, for one microbatch and for many layouts at once, read from ledgers.
+
+A matrix product takes the longer of two times (roofline, Williams et al. 2009): its FLOPs at the reached FLOP/s of the precision,
+or the bytes of its operands and result at the reached memory bandwidth. fp32 is not rounded to TF32, as in torch by default. The
+products inside attention are so thin that they take both, if the scores are written to memory. Every other kernel takes the bytes
+that it reads and writes. `engine.predict.ledger.kernels` says what a kernel is. A call over tp takes the time of its collective.
+A pass takes at least as long as its host needs to launch all its kernels and calls.
+
+Times are arrays (3, 3, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward.
+The forward that backward computes again is in `INPUTS`. The second axis is `COMPUTE`, `TP` and `DP`. The third is the layout.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from engine.devices import DeviceSpec
+from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.ledger.dimensions import dimensions, loss_chunks, slicing, structure
+from engine.predict.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment, Structure
+from engine.predict.ledger.kernels import Kernel, kernels
+from engine.predict.ledger.split import part_of
+from engine.predict.ledger.store import NotRecordedError, ledger_store
+from engine.predict.speed.rates import Assumptions, Link, Real, link, rates
+from engine.spec import ModelSpec, Precision, WorkloadSpec
+
+FORWARD, INPUTS, WEIGHTS = range(3)
+COMPUTE, TP, DP = range(3)
+_ACTIONS = "FIW"  # by kind of pass
+_KEPT = 512  # readings, the latest
+PartName = Literal["embedding", "layer", "decoder", "head", "loss chunk"]  # "decoder": a layer with cross-attention
+MODEL_PARTS: tuple[PartName, ...] = ("embedding", "layer", "decoder", "head")  # a loss in chunks is in the head
+
+
+class Pass(NamedTuple):
+    """One pass through a part of the model: how often there is each kernel, and each call over tp."""
+
+    kernels: Counter[Kernel]
+    calls: Counter[Call]
+
+
+class ModelPasses:
+    """Seconds of each part of a model, for each layout of a grid."""
+
+    def __init__(self, seconds: dict[PartName, Real], which: Whole) -> None:
+        """`seconds`: of layouts that differ, (3, 3, k) each. `which`: which of these each layout is, (n,)."""
+        self._seconds, self._which = seconds, which
+
+    def take(self, which: Any) -> ModelPasses:
+        """Those of the layouts that an index, a slice or a mask selects."""
+        return ModelPasses(self._seconds, self._which[which])
+
+    def of(self, part: PartName) -> Real:
+        """Seconds of a part. (3, 3, n)"""
+        return self._seconds[part].take(self._which, axis=2)
+
+
+def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
+    """Raises `NotRecordedError` for all ledgers that are missing."""
+    first, which = distinct(grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute)
+    few = grid.take(first)
+    part, _ = part_of(model, range(model.layers), True, True)
+    groups, store = _by_structure(model, workload, few), ledger_store()
+    if missing := [(one, part) for one in groups if (one, part) not in store]:
+        raise NotRecordedError(missing)
+    on_device = _Seconds(model, workload.precision, device, assumed)
+    seconds: dict[PartName, Real] = {name: np.zeros((3, 3, len(few))) for name in MODEL_PARTS}
+    for one, rows in groups.items():
+        here = np.array(list(rows))
+        sizes = {name: np.array([known[name] for known in rows.values()], np.float64) for name in rows[here[0]]}
+        tp = link(few.take(here), "tp", device, assumed)
+        for (name, kind), read in _passes(one, part).items():
+            if name != "loss chunk":
+                hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
+                seconds[name][kind][:DP, here] += on_device.of(read, sizes, tp, hidden)
+                continue
+            whole, left = loss_chunks(sizes)
+            seconds["head"][kind][:DP, here] += whole * on_device.of(read, sizes, tp)
+            seconds["head"][kind][:DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, tp)
+    return ModelPasses(seconds, which)
+
+
+def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[Structure, dict[int, dict[str, Any]]]:
+    """The rows of a grid by structure. Of each row, the values of the dimensions."""
+    found: dict[Structure, dict[int, dict[str, Any]]] = defaultdict(dict)
+    chunked = chunked_loss(model, workload, grid)
+    columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute, chunked
+    for row, (tp, size, sequence, recompute, in_chunks) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model.vocab, tp) if in_chunks else None
+        sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
+        found[structure(model, workload, RECOMPUTES[recompute], cut, sizes)][row] = sizes
+    return found
+
+
+class _Seconds:
+    """Seconds of passes on a device."""
+
+    def __init__(self, model: ModelSpec, precision: Precision, device: DeviceSpec, assumed: Assumptions) -> None:
+        self._rates, self._launch = rates(device, precision, assumed), assumed.launch_us / 1e6
+        # The share of the scores that fused attention computes.
+        self._computed = 0.5 if model.parts.objective == "causal" else 1.0
+
+    def of(self, one: Pass, sizes: Mapping[str, Real], tp: Link, hidden: float = 0.0) -> Real:
+        """Seconds of kernels, and of calls over tp that are not hidden. (2, k)
+
+        `sizes`: the values of the dimensions. `hidden`: the share of the calls that overlaps with kernels.
+        """
+        found: dict[tuple[str, ...], Any] = {(): 1.0}
+
+        def value(names: tuple[str, ...]) -> Any:
+            if names not in found:
+                found[names] = value(names[:-1]) * sizes[names[-1]]
+            return found[names]
+
+        def total(products: Iterable[Product]) -> Any:
+            return sum(product.times * value(product.dimensions) for product in products)
+
+        compute = sum(times * self._kernel(kernel, total) for kernel, times in one.kernels.items())
+        calls = sum(times * tp.call(call.collective, total([call.payload])) for call, times in one.calls.items()) * (1 - hidden)
+        launches = sum(several.total() for several in one)
+        return np.stack(np.broadcast_arrays(np.maximum(compute, launches * self._launch - calls), calls, tp.degree)[:2])
+
+    def _kernel(self, kernel: Kernel, total: Callable[[Iterable[Product]], Any]) -> Any:
+        """Seconds of a kernel. `total`: the value of a sum of products."""
+        moved = total(kernel.moved) / self._rates.memory
+        if not kernel.flops:
+            return moved
+        if not kernel.attention:
+            return np.maximum(total(kernel.flops) / self._rates.products, moved)
+        products = total(kernel.flops) / self._rates.attention
+        return products * self._computed if kernel.attention == "fused" else products + moved
+
+
+@lru_cache(maxsize=_KEPT)
+def _passes(one: Structure, part: Part) -> dict[tuple[PartName, int], Pass]:
+    """The passes of each part of a model, from the ledger of the whole model. `part`: the whole model."""
+    ledger = ledger_store()(one, part)
+    trace = ledger.trace(hooked=False, split=True)
+    found = {}
+    for kind, action in enumerate(_ACTIONS):
+        for name, segments in _by_part(trace.segments(action), part, kind == FORWARD).items():
+            steps = list(kernels(ledger, segments))
+            of_kernels = Counter(step for step in steps if isinstance(step, Kernel))
+            found[name, kind] = Pass(of_kernels, Counter(step for step in steps if isinstance(step, Call)))
+    return found
+
+
+def _by_part(segments: Iterable[Segment], part: Part, forward: bool) -> dict[PartName, list[Segment]]:
+    """The segments of a pass by the part of the model. Of three recorded layers of a kind, the second stands for all."""
+    encoders, decoders = part.recorded
+    layers: dict[int, PartName] = {encoders // 2: "layer", LOSS_CHUNK: "loss chunk"}
+    if decoders:
+        layers[encoders + decoders // 2] = "decoder"
+    ends: tuple[PartName, PartName] = ("embedding", "head") if forward else ("head", "embedding")
+    turn = encoders + decoders - 1 if forward else 0  # the layer before the other end
+    found: dict[PartName, list[Segment]] = defaultdict(list)
+    passed = False
+    for segment in segments:
+        passed = passed or segment.layer == turn
+        name = ends[passed] if segment.layer == -1 else layers.get(segment.layer)
+        if name is not None:
+            found[name].append(segment)
+    return found
