@@ -10,6 +10,7 @@ import pytest
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
+from engine.predict.papers.allocated import SIMUMAX
 from engine.predict.papers.bubbles import QI
 from engine.predict.papers.figures import references
 from engine.predict.papers.reference import UNITS, Quantity, Reference
@@ -54,6 +55,13 @@ def test_formulas_give_the_numbers_that_papers_print(found: list[Reference]) -> 
             assert r.ours == pytest.approx(r.published, rel=1e-9), r
         else:  # to the last printed digit; the paper rounds some and truncates others
             assert abs(r.ours - r.published) < 10 ** -len(f"{r.published:g}".partition(".")[2]), r
+
+
+def test_memory_that_gpus_allocated_is_predicted(found: list[Reference]) -> None:
+    of_ranks = errors(found, lambda r: r.source == SIMUMAX)
+    assert len(of_ranks) == 5
+    assert median(of_ranks) < 1
+    assert max(of_ranks) < 2
 
 
 def test_bubbles_from_a_papers_times_equal_the_papers(found: list[Reference]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from engine.predict.grid import Grid
 from engine.predict.papers.accounting import accounting, zero_states
+from engine.predict.papers.allocated import allocated
 from engine.predict.papers.bubbles import profiled
 from engine.predict.papers.reference import Reference
 from engine.predict.papers.throughput import measured
@@ -35,9 +36,12 @@ _ZERO = (
 
 
 def references(assumed: Assumptions | None = None) -> list[Reference]:
-    """All figures, paper by paper. `assumed`: for those that depend on hardware; None means the defaults."""
+    """All figures, source by source. `assumed`: for those that depend on hardware; None means the defaults.
+
+    Raises `NotRecordedError`.
+    """
     assumed = assumed or Assumptions()
-    return [*_activations(), *_zero(), *measured(assumed), *profiled(assumed)]
+    return [*_activations(), *_zero(), *allocated(), *measured(assumed), *profiled(assumed)]
 
 
 def _activations() -> Iterator[Reference]:
