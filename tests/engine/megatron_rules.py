@@ -16,6 +16,7 @@ from typing import Any
 ARGUMENTS = "megatron/training/arguments.py"
 CONFIG = "megatron/core/transformer/transformer_config.py"
 LAYOUT = "megatron/core/transformer/pipeline_parallel_layer_layout.py"
+OPTIMIZER = "megatron/core/optimizer/optimizer_config.py"
 SCHEDULES = "megatron/core/pipeline_parallel/schedules.py"
 
 _PLAIN: Mapping[Any, str] = {
@@ -31,7 +32,7 @@ _PLAIN: Mapping[Any, str] = {
     True: """
         group-query-attention swiglu disable-bias-linear untie-embeddings-and-output-weights bert-no-binary-head
         sequence-parallel use-distributed-optimizer use-megatron-fsdp no-gradient-accumulation-fusion bf16
-        accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 mock-data""",
+        accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 use-precision-aware-optimizer mock-data""",
 }
 
 # The arguments: the type of the value; True, a flag without one; a tuple, its choices.
@@ -43,6 +44,9 @@ FLAGS: Mapping[str, Any] = {
     "tokenizer-type": ("BertWordPieceLowerCase", "BertWordPieceCase", "NullTokenizer"),
     "data-parallel-sharding-strategy": ("no_shard", "optim", "optim_grads", "optim_grads_params"),
     "ckpt-format": ("torch", "torch_dist", "torch_dcp", "fsdp_dtensor"),
+    "main-grads-dtype": ("fp32", "bf16"),
+    "exp-avg-dtype": ("fp32", "fp16", "bf16", "fp8"),
+    "exp-avg-sq-dtype": ("fp32", "fp16", "bf16", "fp8"),
     "recompute-granularity": ("full", "selective"),
     "recompute-modules": ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts"),  # CONFIG:1378
     "recompute-method": ("uniform", "block"),
@@ -196,6 +200,26 @@ RULES: tuple[Rule, ...] = (
         f"{ARGUMENTS}:999",
         "gradients are reduced in fp32 or in bf16",
         lambda s: not (s.given.accumulate_allreduce_grads_in_fp32 and s.given.grad_reduce_in_bf16),
+    ),
+    Rule(
+        f"{ARGUMENTS}:999",
+        "sums of gradients in fp32 have main gradients in fp32",
+        lambda s: implies(s.given.accumulate_allreduce_grads_in_fp32, s.given.main_grads_dtype in (None, "fp32")),
+    ),
+    Rule(
+        f"{OPTIMIZER}:395",
+        "its precision-aware optimizer is Adam, and distributed",
+        lambda s: implies(
+            s.given.use_precision_aware_optimizer, s.given.optimizer == "adam" and s.given.use_distributed_optimizer
+        ),
+    ),
+    Rule(
+        f"{OPTIMIZER}:434",
+        "another optimizer has main gradients and states in fp32",
+        lambda s: implies(
+            not s.given.use_precision_aware_optimizer,
+            {s.given.main_grads_dtype, s.given.exp_avg_dtype, s.given.exp_avg_sq_dtype} <= {None, "fp32"},
+        ),
     ),
     Rule(
         f"{ARGUMENTS}:1079",

@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 
 from engine import catalog
-from engine.devices import device
 from engine.export import settings
 from engine.optimizer import Framework
 from engine.predict.planner.bill import Bill
-from engine.predict.planner.search import MIXED, search
-from engine.spec import RequestError
+from engine.predict.planner.candidates import candidates
+from engine.predict.planner.frameworks import had_by
+from engine.predict.planner.search import MIXED
+from engine.spec import RequestError, WorkloadSpec
 
 # What an export says where it sets up something else than the layout.
 INSTEAD = (
     "becomes", "runs instead", "is the nearest", "no pipeline", "no replicas", "has none", "autocast", "its sequence parallelism",
-    "sequence parallel too", "Does not",
+    "sequence parallel too", "Does not", "is left out", "selective recompute chooses", "stands for ZeRO",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("framework", "model", "batch"),
+    ("framework", "name", "batch"),
     [
         ("megatron", "gpt3-13b", 128),
         ("megatron", "transformer-big", 64),
@@ -31,39 +32,32 @@ INSTEAD = (
         ("deepspeed", "gpt3-6.7b", 64),
     ],
 )
-def test_a_framework_gets_the_layouts_that_it_runs_as_they_are(framework: Framework, model: str, batch: int) -> None:
-    whole = search(catalog.model(model), 16, device("h100-80gb"), batch, simulate_best=2)
-    plan = search(catalog.model(model), 16, device("h100-80gb"), batch, only=framework, simulate_best=2)
-    assert 0 < len(plan.grid) < len(whole.grid)
+def test_a_framework_gets_all_layouts_that_it_runs_as_they_are(framework: Framework, name: str, batch: int) -> None:
+    """An export says nothing against a layout that is kept, and something against one that is left out."""
+    model = catalog.model(name)
+    grid = candidates(model, 16, batch, MIXED)
+    kept = had_by(framework, model, MIXED, grid)
+    assert 0 < kept.sum() < len(grid)
     random = np.random.default_rng(0)
-    for row in random.choice(len(plan.grid), 100, replace=False):
-        text = settings(plan.spec(int(row)), framework)
-        assert not [words for words in INSTEAD if words in text], text
-
-
-@pytest.mark.parametrize(("framework", "model", "batch"), [("megatron", "gpt3-13b", 128), ("torchtitan", "llama3-8b", 64)])
-def test_what_is_left_out_it_does_not_run_as_it_is(framework: Framework, model: str, batch: int) -> None:
-    whole = search(catalog.model(model), 16, device("h100-80gb"), batch, simulate_best=2)
-    kept = search(catalog.model(model), 16, device("h100-80gb"), batch, only=framework, simulate_best=2)
-    left = {kept.spec(row) for row in range(len(kept.grid))}
-    random = np.random.default_rng(0)
-    dropped = [spec for row in random.choice(len(whole.grid), 300, replace=False) if (spec := whole.spec(int(row))) not in left]
-    assert dropped
-    for spec in dropped:
-        text = settings(spec, framework)
-        assert any(words in text for words in (*INSTEAD, "stands for ZeRO")), text
+    for wanted in (True, False):
+        for row in random.choice(np.flatnonzero(kept == wanted), 100, replace=False):
+            text = settings(grid.spec(int(row), model, MIXED), framework)
+            assert (not any(words in text for words in INSTEAD)) == wanted, text
 
 
 def test_what_a_framework_lacks_is_refused() -> None:
-    h100 = device("h100-80gb")
+    def asked(framework: str, name: str, workload: WorkloadSpec = MIXED) -> None:
+        model = catalog.model(name)
+        had_by(framework, model, workload, candidates(model, 8, 16))  # type: ignore[arg-type]
+
     with pytest.raises(RequestError, match="torchtitan has no gpt"):
-        search(catalog.model("gpt3-13b"), 16, h100, 64, only="torchtitan")
+        asked("torchtitan", "gpt3-13b")
     with pytest.raises(RequestError, match="Megatron-LM has no xlnet"):
-        search(catalog.model("xlnet-large"), 16, h100, 64, only="megatron")
+        asked("megatron", "xlnet-large")
     with pytest.raises(RequestError, match="torchtitan has no lion"):
-        search(catalog.model("llama3-8b"), 16, h100, 64, MIXED.model_copy(update={"optimizer": "lion"}), only="torchtitan")
+        asked("torchtitan", "llama3-8b", MIXED.model_copy(update={"optimizer": "lion"}))
     with pytest.raises(RequestError, match="there is no framework 'jax'; there are megatron, torchtitan, deepspeed"):
-        search(catalog.model("llama3-8b"), 16, h100, 64, only="jax")  # type: ignore[arg-type]
+        asked("jax", "llama3-8b")
 
 
 def test_a_training_takes_days_device_hours_money_and_energy() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import Framework, optimizer_of
-from engine.predict.grid import Grid
+from engine.predict.grid import RECOMPUTES, Grid
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
@@ -34,17 +34,20 @@ def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid:
 
 
 def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
-    """Its interleaving wants pp microbatches. T5 has no pipeline. Only Adam is sharded, and with a pipeline only its states."""
+    """Its interleaving wants pp microbatches. T5 has no pipeline. Only Adam is sharded, and with a pipeline only its states.
+    Of a dense MLP it does not recompute the activation alone.
+    """
     fine = (grid.chunks == 1) | (grid.microbatches >= grid.pp)
     if model.parts.encoder:
         fine &= grid.pp == 1
     fine &= (grid.zero < 2) | (grid.pp == 1)
+    fine &= np.array(["mlp_act" not in name for name in RECOMPUTES])[grid.recompute]
     return fine if workload.optimizer == "adamw" else fine & (grid.zero == 0)
 
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    tp cuts the sequence. Its 1F1B wants pp microbatches.
+    tp cuts the sequence. Its 1F1B wants pp microbatches. Its selective recompute is another.
     """
     alone = grid.tp * grid.pp == 1
     if workload.precision == "bf16":
@@ -54,6 +57,7 @@ def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     fine &= (grid.tp == 1) | grid.sequence_parallel
     one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
     fine &= (grid.pp == 1) | ~one_chunk | (grid.microbatches >= grid.pp)
+    fine &= np.array([name in ("none", "full") for name in RECOMPUTES])[grid.recompute]
     return fine & (model.seq % (2 * grid.tp) == 0)
 
 
