@@ -17,9 +17,9 @@ FP32, BF16 = 1e-5, 2e-2
 MORE: dict[str, dict[str, Any]] = {
     "all-axes": {"dp": 2, "tp": 2, "pp": 2, "schedule": "naive"},
     "zero-1": {"dp": 2, "tp": 2, "zero": 1, "sequence_parallel": True, "recompute": "full"},
-    "everything": {"dp": 2, "tp": 2, "pp": 2, "zero": 3, "sequence_parallel": True, "recompute": "core_attn"},
+    "everything": {"dp": 2, "tp": 2, "pp": 2, "zero": 3, "sequence_parallel": True, "recompute": "core_attn+mlp_act"},
     "interleaved": {"dp": 2, "tp": 2, "pp": 2, "chunks": 2, "zero": 2, "sequence_parallel": True, "schedule": "interleaved"},
-    "zb-v": {"tp": 2, "pp": 2, "chunks": 2, "sequence_parallel": True, "recompute": "core_attn", "schedule": "zb-v"},
+    "zb-v": {"tp": 2, "pp": 2, "chunks": 2, "sequence_parallel": True, "recompute": "mlp_act", "schedule": "zb-v"},
     "dualpipe-v": {"dp": 2, "pp": 2, "chunks": 2, "zero": 1, "schedule": "dualpipe-v"},
 }
 

@@ -90,7 +90,7 @@ def test_while_the_form_is_invalid_the_last_valid_choice_is_shown(parts: tuple[S
 
 
 def test_levers_are_restored_and_named(parts: tuple[Service, Queue]):
-    code = "llama-tiny~dp2.tp2.pp2~zb-v~m4~b2~n5~r0.003~e0~c2~z2~q~aselective~fbf16"
+    code = "llama-tiny~dp2.tp2.pp2~zb-v~m4~b2~n5~r0.003~e0~c2~z2~q~acore_attn~fbf16"
     app = page(parts[0], spec=code)
     assert not app.exception
     assert link(app, "spec") == code

@@ -89,6 +89,13 @@ def test_an_invalid_split_is_left_out_of_the_link():
     assert encode(Choice.default().with_changes({"layout.split": "three and one"})) == encode(Choice.default())
 
 
+def test_parts_that_are_computed_again_are_written_with_full_stops():
+    for text, kept in (("layernorm.mlp_act", "layernorm+mlp_act"), ("selective", "core_attn")):  # the latter in links of old
+        choice = decode(f"gpt-tiny~dp2~1f1b~a{text}")
+        assert choice["layout.recompute"] == kept
+        assert f"~a{kept.replace('+', '.')}" in encode(choice)
+
+
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
