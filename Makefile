@@ -30,10 +30,10 @@ types: dev
 layers: dev
 	$(VENV)/bin/lint-imports
 
-# Each benchmark prints one table. None is a test: what they print depends on the machine.
+# A set of about five minutes, into benchmarks/results.md. Each benchmark prints one table; longer ones are run by name.
+# None is a test: what they print depends on the machine.
 bench: $(VENV)/.app
-	@set -e; for file in benchmarks/[a-z]*.py; do \
-		name=$$(basename $$file .py); echo "== $$name"; $(RUN) benchmarks.$$name; done
+	$(RUN) benchmarks
 
 # The pictures in README.md, from a real run in a real browser.
 screenshots: dev chromium
