@@ -98,7 +98,7 @@ def test_figures_that_are_not_predicted_well_are_shown_too(found: list[Reference
 
 def test_every_figure_has_a_source_and_known_names(found: list[Reference]) -> None:
     assert all(r.source and r.published > 0 and r.quantity in UNITS for r in found)
-    assert {r.device for r in found} == {"", "a100-80gb", "h100-80gb"} <= {"", *DEVICES}
+    assert {r.device for r in found} == {"", "a100-80gb", "b200", "h100-80gb"} <= {"", *DEVICES}
     assert {r.model for r in found} & set(catalog.MODELS) == {"gpt3-175b", "llama3-405b"}
 
 

@@ -21,7 +21,7 @@ _ROWS = ((4, 2, 1, 0, 60.68), (4, 1, 2, 0, 66.55), (4, 1, 2, 1, 62.97), (2, 4, 1
 
 def allocated() -> Iterator[Reference]:
     """The measured peak of a rank, and ours. Raises `NotRecordedError`."""
-    workload = WorkloadSpec(precision="bf16", accumulate="fp32", microbatches=4, loss_chunk=WHOLE_LOSS)
+    workload = WorkloadSpec(precision="bf16", accumulate="fp32", microbatches=4, microbatch_size=1, loss_chunk=WHOLE_LOSS)
     for dp, tp, pp, stage, published in _ROWS:
         layout = LayoutSpec(dp=dp, tp=tp, pp=pp, zero=int(dp > 1), sequence_parallel=tp > 1)
         ours = memory(RunSpec(model=_LLAMA, layout=layout, workload=workload)).peaks[stage].total / 2**30
