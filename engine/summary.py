@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from engine.tables import KV_CACHE
-from engine.topology import Mesh
+from engine.topology import AXES_AS_WRITTEN, Axis, Mesh
 
 WORK = ("F", "B", "I", "W")
 
@@ -20,6 +20,16 @@ def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
     busy = (work["end_ns"] - work["start_ns"]).groupby(pipeline).sum()
     makespan = work["end_ns"].groupby(pipeline).max() - work["start_ns"].groupby(pipeline).min()
     return float((1 - busy / (mesh.pp * makespan)).mean())
+
+
+def exposed(spans: pd.DataFrame, mesh: Mesh) -> dict[Axis, float]:
+    """Exposed communication by axis: the share of a step in which ranks did nothing else. The mean over all ranks.
+
+    Empty for a run that is older than this measure, and for one rank.
+    """
+    calls = spans[(spans["lane"] == "comm") & (spans["exposed_ns"] >= 0)]
+    waited, step = calls.groupby("axis")["exposed_ns"].sum(), spans["end_ns"].max() - spans["start_ns"].min()
+    return {axis: float(waited[axis] / (mesh.size * step)) for axis in AXES_AS_WRITTEN if axis in waited.index}
 
 
 def workspace(allocator: list[dict[str, Any]]) -> int:

@@ -39,15 +39,14 @@ class ColumnSchema:
 
     words         of a text: all allowed texts; if empty, any text that is not empty
     least, most   of a number, both included; a float may also be NaN or infinite, as a diverged loss
-    absent        the whole number that fills the column of an older run, which does not have it; None: every run must have the
-    column
+    absent        what fills the column of an older run, which does not have it; None: every run must have the column
     """
 
     dtype: Dtype
     words: tuple[str, ...] = ()
     least: int = 0
     most: int = _MOST
-    absent: int | None = None
+    absent: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,14 @@ TABLES: dict[str, TableSchema] = {
         },
         key=("rank", "axis", "collective", "phase", "group"),
     ),
-    # One steady step. Lane "compute" holds actions, lane "comm" holds collectives and transfers.
+    # One steady step. Lane "compute" holds actions, lane "comm" holds collectives and transfers. Only these have an `axis`, and an
+    # `exposed_ns`: the time in which the rank did nothing else; −1: not known.
     "spans": TableSchema(
         {
             "source": _SOURCE, "rank": _WHOLE, "lane": ColumnSchema("str", ("compute", "comm")),
             "kind": ColumnSchema("str", (*_ACTIONS, *COLLECTIVES)), "chunk": _NUMBER, "microbatch": _NUMBER,
             "step": ColumnSchema("int64", least=1), "start_ns": _INSTANT, "end_ns": _INSTANT, "cpu_ns": _WHOLE,
+            "axis": ColumnSchema("str", (*AXES, ""), absent=""), "exposed_ns": ColumnSchema("int64", least=-1, absent=-1),
         },
     ),
     "steps": TableSchema(

@@ -132,5 +132,5 @@ def _span_rows(recorder: Recorder, rank: int, times: Sequence[tuple[int, int]]) 
     for row in recorder.span_rows(rank):
         start, end = to_unit_time(row["start_ns"]), to_unit_time(row["end_ns"])
         busy = end - start if row["lane"] == "compute" else 0
-        rows.append(row | {"step": 1, "start_ns": start, "end_ns": end, "cpu_ns": busy})
+        rows.append(row | {"step": 1, "start_ns": start, "end_ns": end, "cpu_ns": busy, "exposed_ns": -1})
     return rows

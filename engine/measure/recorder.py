@@ -38,7 +38,10 @@ class Count:
 
 @dataclass(slots=True)
 class Span:
-    """Wall-clock start and end in the machine's monotonic clock, and this thread's CPU time between them."""
+    """Wall-clock start and end in the machine's monotonic clock, and this thread's CPU time between them.
+
+    Of a call, also its axis, and the time in which the rank did nothing else: while it started the call and waited for it.
+    """
 
     lane: str
     kind: str
@@ -47,6 +50,8 @@ class Span:
     start_ns: int
     end_ns: int = 0
     cpu_ns: int = 0
+    axis: str = ""
+    exposed_ns: int = 0
 
 
 class Recorder:
@@ -93,7 +98,9 @@ class Recorder:
         count.calls += 1
         count.payload_bytes += payload_bytes
         count.wire_bytes += wire_bytes
-        span = Span("comm", key.collective, self._chunk, self._microbatch, time.perf_counter_ns(), cpu_ns=-time.thread_time_ns())
+        cpu = time.thread_time_ns()
+        now = time.perf_counter_ns()
+        span = Span("comm", key.collective, self._chunk, self._microbatch, now, cpu_ns=-cpu, axis=key.axis)
         self.spans.append(span)
         return span
 
@@ -123,7 +130,7 @@ class Recorder:
                 {
                     "rank": rank, "lane": span.lane, "kind": span.kind, "chunk": span.chunk, "microbatch": span.microbatch,
                     "step": self.step, "start_ns": span.start_ns - self.origin_ns, "end_ns": span.end_ns - self.origin_ns,
-                    "cpu_ns": span.cpu_ns,
+                    "cpu_ns": span.cpu_ns, "axis": span.axis, "exposed_ns": span.exposed_ns,
                 }
             )  # fmt: skip
         return rows

@@ -77,6 +77,7 @@ class Pending:
         self.afterwards: Callable[[], object] | None = None  # what is left to do when the works are complete
 
     def wait(self) -> None:
+        began = time.perf_counter_ns()
         try:
             _wait_for(self._works)
             if self.afterwards is not None:
@@ -86,6 +87,7 @@ class Pending:
             raise CommError(str(error)) from error
         self._tensors, self.afterwards = (), None
         self._recorder.close(self._span)
+        self._span.exposed_ns += self._span.end_ns - began
 
 
 def _wait_for(works: Works) -> None:
@@ -311,7 +313,9 @@ class Comm:
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
         try:
             with self.recorder.communication_region(span.kind):
-                return Pending(call(), kept, span, self.recorder)
+                pending = Pending(call(), kept, span, self.recorder)
+            span.exposed_ns = time.perf_counter_ns() - span.start_ns
+            return pending
         except RuntimeError as error:
             raise CommError(str(error)) from error
 

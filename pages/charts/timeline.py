@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
 from engine.schedule import Timed, bubble
-from engine.summary import WORK
+from engine.summary import WORK, exposed
 from engine.summary import bubble as measured_bubble
-from engine.topology import Mesh
+from engine.topology import Axis, Mesh
 from pages.charts.critical import critical_path
 from pages.charts.drawing import Drawing, finish
 from pages.charts.lanes import BARS, Row, chart
@@ -39,6 +39,7 @@ class Panel:
     makespan: float  # of forward and backward
     table: pd.DataFrame
     stages: int
+    exposed: Mapping[Axis, float] = field(default_factory=dict)  # communication, of the step: see `engine.summary.exposed`
 
     @property
     def of_ideal(self) -> float:
@@ -169,7 +170,8 @@ def measured_panel(spans: pd.DataFrame, mesh: Mesh, say: Words, roles: Roles | N
         opaque=[opacity(rank, roles) for rank in spans["rank"]],
     )
     makespan = float(work["end_ns"].max() - work["start_ns"].min())
-    return Panel("measured", rows, bars, measured_bubble(spans, mesh), makespan, spans.drop(columns="source"), mesh.pp)
+    table, idle_share = spans.drop(columns="source"), measured_bubble(spans, mesh)
+    return Panel("measured", rows, bars, idle_share, makespan, table, mesh.pp, exposed(spans, mesh))
 
 
 def replayed_panel(
@@ -271,7 +273,7 @@ def _reading(panel: Panel, say: Words, units: bool) -> str:
         return say(
             "Each row is a rank: thick bars compute, with their microbatch; thin bars beneath are collectives and transfers; the "
             "pale track is idle."
-        )
+        ) + _exposed(panel, say)
     if panel.kind == "projected":
         return say(
             "Projected: a row a stage, each action as long as the CPU time it took here, as if each rank had a device of its own "
@@ -285,6 +287,14 @@ def _reading(panel: Panel, say: Words, units: bool) -> str:
     if panel.bars["chunk"].nunique() > len(panel.rows):
         parts.append(say("Chunks share a stage's time; the second is drawn paler."))
     return " ".join(parts)
+
+
+def _exposed(panel: Panel, say: Words) -> str:
+    """A sentence about communication that nothing hides. Empty if there is none."""
+    shares = say(", ").join(f"{axis} {percent(share)}" for axis, share in panel.exposed.items())
+    if not shares:
+        return ""
+    return " " + say("Exposed communication, in which a rank does nothing else, takes of the step: {shares}.", shares=shares)
 
 
 def _on_every_timeline(panel: Panel, say: Words) -> list[str]:
