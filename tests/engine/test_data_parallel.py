@@ -62,7 +62,7 @@ class TwoReplicas(Comm):
 def test_a_buckets_parameters_and_gradients_are_views_of_two_flat_tensors() -> None:
     layer = Linear(3, 5)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    bucket = Bucket(list(layer.parameters()), ALONE.comm, 0, torch.float32)  # type: ignore[arg-type]
+    bucket = Bucket(list(layer.parameters()), ALONE.comm, 0, torch.float32, masters=True)  # type: ignore[arg-type]
     assert bucket.size == 3 * 5 + 5
     for name, parameter in layer.named_parameters():
         assert torch.equal(parameter, before[name]), "the values are those that were drawn"
@@ -79,7 +79,7 @@ def test_a_buckets_parameters_and_gradients_are_views_of_two_flat_tensors() -> N
 
 def test_backward_adds_into_the_flat_gradients() -> None:
     layer, plain = Linear(3, 5), Linear(3, 5)
-    bucket = Bucket(list(layer.parameters()), ALONE.comm, 0, torch.float32)  # type: ignore[arg-type]
+    bucket = Bucket(list(layer.parameters()), ALONE.comm, 0, torch.float32, masters=True)  # type: ignore[arg-type]
     at = bucket.gradients.data_ptr()
     for seed in range(3):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
