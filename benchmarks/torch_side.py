@@ -49,7 +49,7 @@ class TorchAttention(nn.Module):
     """Causal attention. (B, S, H) → (B, S, H). The rows of qkv are ordered by head, so that a tp slice has whole heads."""
 
     def __init__(self, spec: ModelSpec, fused: bool) -> None:
-        """`fused`: use torch's attention kernel. The engine computes attention step by step, to show its S² term."""
+        """`fused`: use torch's attention kernel; otherwise attention is computed step by step."""
         super().__init__()
         self.width, self.fused = spec.head_width, fused
         self.qkv = nn.Linear(spec.hidden, 3 * spec.heads * spec.head_width)

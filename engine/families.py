@@ -17,6 +17,7 @@ Position = Literal["learned", "sinusoidal", "rotary", "relative"]
 Inner = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
 Objective = Literal["causal", "masked", "seq2seq", "permuted"]
 HeadKind = Literal["norm", "transform", "bare"]
+ROTARY_BASE = 500_000  # of the angles of rotary positions (Llama team 2024, section 3.2)
 
 
 @dataclass(frozen=True)

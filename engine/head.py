@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from engine.spec import LARGEST_JSON, RequestError, RunSpec, Spec, parsed, sentence
+from engine.spec import LARGEST_JSON, WHOLE_LOSS, RequestError, RunSpec, Spec, parsed, sentence
 from engine.tables import RunResult
 
 _PARTS = ("spec", "environment", "summary")
@@ -90,11 +90,14 @@ def _with_version(head: Head) -> Head:
 
 
 def _with_written_attention(head: Head) -> Head:
-    """Until version 1 attention was always written."""
+    """Until version 1 attention was always written, and the loss was always computed as a whole."""
     spec = head.get("spec")
     if not isinstance(spec, dict) or not isinstance(spec.get("workload", {}), dict):
         return head  # no run; reading it says so
-    return head | {_VERSION: 2, "spec": spec | {"workload": {"attention": "written"} | spec.get("workload", {})}}
+    return head | {
+        _VERSION: 2,
+        "spec": spec | {"workload": {"attention": "written", "loss_chunk": WHOLE_LOSS} | spec.get("workload", {})},
+    }
 
 
 # Entry n upgrades a head of version n to version n + 1. A new version is needed if an older program would misread a run: if a

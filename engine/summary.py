@@ -23,9 +23,9 @@ def bubble(spans: pd.DataFrame, mesh: Mesh) -> float:
 
 
 def exposed(spans: pd.DataFrame, mesh: Mesh) -> dict[Axis, float]:
-    """Exposed communication by axis: the share of a step in which ranks did nothing else. The mean over all ranks.
+    """Exposed communication by axis: the share of a step in which ranks were busy with calls alone. The mean over all ranks.
 
-    Empty for a run that is older than this measure, and for one rank.
+    Empty where it was not measured (an older run, a GPU), and for one rank.
     """
     calls = spans[(spans["lane"] == "comm") & (spans["exposed_ns"] >= 0)]
     waited, step = calls.groupby("axis")["exposed_ns"].sum(), spans["end_ns"].max() - spans["start_ns"].min()

@@ -100,7 +100,7 @@ TABLES: dict[str, TableSchema] = {
         key=("rank", "axis", "collective", "phase", "group"),
     ),
     # One steady step. Lane "compute" holds actions, lane "comm" holds collectives and transfers. Only the latter have an `axis`,
-    # and `exposed_ns`: the time in which the rank did nothing else, or −1 if it is not known.
+    # and `exposed_ns`: the time in which the rank was busy with the call alone, or −1 if it is not known.
     "spans": TableSchema(
         {
             "source": _SOURCE, "rank": _WHOLE, "lane": ColumnSchema("str", ("compute", "comm")),

@@ -8,8 +8,6 @@ from math import gcd
 from engine.optimizer import OPTIMIZERS, Framework, Settings, optimizer_of
 from engine.spec import RunSpec, WorkloadSpec
 
-ROTARY_BASE = 500_000  # of Llama 3 (Llama team 2024, section 3.2), and of this engine's rotary positions
-
 # Learning rates of GPT-3's sizes: parameters up to which one holds (Brown et al. 2020, table 2.1).
 _LEARNING_RATES = {125e6: 6e-4, 350e6: 3e-4, 760e6: 2.5e-4, 1.3e9: 2e-4, 2.7e9: 1.6e-4, 6.7e9: 1.2e-4, 13e9: 1e-4}
 _LARGEST, _SMALL = 0.6e-4, 50e6

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.export.common import (
-    ROTARY_BASE,
     global_batch,
     learning_rate,
     learning_rate_note,
@@ -18,6 +17,7 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
+from engine.families import ROTARY_BASE
 from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
@@ -105,6 +105,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
 
 def _workload_differences(spec: RunSpec) -> Iterator[str]:
     layout, workload = spec.layout, spec.workload
+    if _backend(spec) != _BACKENDS[spec.attention]:
+        yield "its fused attention takes bf16 and fp16 alone, so in fp32 the scores are written out"
     if workload.bf16_optimizer and _states_in_bf16(spec):
         yield "its precision-aware optimizer has states in bf16, and keeps an fp32 or fp16 copy of the parameters"
     elif workload.bf16_optimizer:
@@ -234,6 +236,11 @@ def _recomputed_modules(layout: LayoutSpec) -> list[str]:
     return [part for part in layout.recompute.split("+") if part in ("core_attn", "layernorm")]
 
 
+def _backend(spec: RunSpec) -> str:
+    """TransformerEngine's fused kernels take 16-bit numbers alone."""
+    return _BACKENDS[spec.attention if spec.workload.precision == "bf16" else "written"]
+
+
 def _levers(spec: RunSpec) -> Iterator[Argument]:
     layout, workload = spec.layout, spec.workload
     if layout.sequence_parallel:
@@ -245,7 +252,7 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--data-parallel-sharding-strategy", _SHARDING[layout.zero]
         yield "--ckpt-format", "fsdp_dtensor"
         yield "--no-gradient-accumulation-fusion", True
-    yield "--attention-backend", _BACKENDS[spec.attention]
+    yield "--attention-backend", _backend(spec)
     if modules := _recomputed_modules(layout):
         yield "--recompute-granularity", "selective"
         yield "--recompute-modules", " ".join(modules)

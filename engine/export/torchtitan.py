@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.export.common import (
-    ROTARY_BASE,
     global_batch,
     learning_rate,
     learning_rate_note,
@@ -20,6 +19,7 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
+from engine.families import ROTARY_BASE
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
 

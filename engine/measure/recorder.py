@@ -40,7 +40,8 @@ class Count:
 class Span:
     """Wall-clock start and end in the machine's monotonic clock, and this thread's CPU time between them.
 
-    Of a call, also its axis, and the time in which the rank did nothing else: while it started the call and waited for it.
+    Of a call, also its axis, and the time in which the rank was busy with the call alone: it started the call, waited for it, or
+    added up what came. −1 where that is not known.
     """
 
     lane: str

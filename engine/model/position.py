@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from engine.families import ROTARY_BASE
 from engine.objective import Feed
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
-ROTARY_BASE = 500_000.0  # Llama team 2024, table 3
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 
 
@@ -87,7 +87,7 @@ class Rotation(NamedTuple):
     def of(seq: int, width: int, device: torch.device, first: int = 0) -> Rotation:
         """For tokens `first` to `seq` − 1 of a sequence."""
         exponents = torch.arange(0, width, 2, device=device) / width
-        angles = torch.arange(first, seq, device=device)[:, None] * ROTARY_BASE**-exponents
+        angles = torch.arange(first, seq, device=device)[:, None] * float(ROTARY_BASE) ** -exponents
         return Rotation(angles.cos(), angles.sin())
 
     def __call__(self, x: Tensor) -> Tensor:

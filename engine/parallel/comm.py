@@ -19,7 +19,8 @@ import ctypes
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -78,22 +79,31 @@ class Pending:
 
     def wait(self) -> None:
         began = time.perf_counter_ns()
-        try:
-            _wait_for(self._works)
-            if self.afterwards is not None:
-                with self._recorder.communication_region(self._span.kind):
-                    self.afterwards()
-        except RuntimeError as error:
-            raise CommError(str(error)) from error
-        self._tensors, self.afterwards = (), None
+        _wait_for(self._works)
+        if self.afterwards is not None:
+            with self._recorder.communication_region(self._span.kind):
+                self.afterwards()
         self._recorder.close(self._span)
-        self._span.exposed_ns += self._span.end_ns - began
+        # On a GPU a wait returns at once, and the device waits later: nobody knows how long.
+        on_cpu = all(tensor.device.type == "cpu" for tensor in self._tensors)
+        self._span.exposed_ns = self._span.exposed_ns + self._span.end_ns - began if on_cpu else -1
+        self._tensors, self.afterwards = (), None
+
+
+@contextmanager
+def _of_others() -> Iterator[None]:
+    """torch raises `RuntimeError` from a call if another rank is gone. Only calls belong inside: other errors are this rank's."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CommError(str(error)) from error
 
 
 def _wait_for(works: Works) -> None:
-    for work in works:
-        assert work is not None, "this rank is in every group it calls"
-        work.wait()
+    with _of_others():
+        for work in works:
+            assert work is not None, "this rank is in every group it calls"
+            work.wait()
 
 
 class ProcessGroups:
@@ -252,7 +262,8 @@ class Comm:
         """A reduce-scatter by sends and receives, with one buffer as large as `part` and no other copy.
 
         All is sent at once. It is received from one rank after the other, the one before this rank first, and added up in that
-        order, so that a sum is the same in every run. A send is complete when it was received: so sends are waited for last.
+        order, so that a sum is the same in every run. A send is complete when it was received: so sends are waited for last. Only
+        what the first rank sends is received while the caller goes on; the rest is received in `wait`.
         """
         ranks, tag = to.ranks, self._next_tag(to)
         own, n = ranks.index(self.rank), len(ranks)
@@ -261,16 +272,13 @@ class Comm:
             received = torch.empty_like(part)
 
         def receive(source: int) -> Works:
-            return self._transport.receive(received, source, to, tag)
+            with _of_others():
+                return self._transport.receive(received, source, to, tag)
 
         def start() -> Works:
             for step in range(1, n):
                 where = (own + step) % n
                 sends.extend(self._transport.send(tensor[where], ranks[where], to, tag))
-            if accumulate:
-                out.add_(part)
-            elif out is not part:
-                out.copy_(part)
             return receive(sources[0]) if sources else []
 
         def finish() -> None:
@@ -281,6 +289,10 @@ class Comm:
             _wait_for(sends)
 
         pending = self._start(start, span, tensor)
+        if accumulate:
+            out.add_(part)
+        elif out is not part:
+            out.copy_(part)
         pending.afterwards = finish
         return pending
 
@@ -311,13 +323,10 @@ class Comm:
         return self.recorder.start_call(TrafficKey(axis, collective, self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
-        try:
-            with self.recorder.communication_region(span.kind):
-                pending = Pending(call(), kept, span, self.recorder)
-            span.exposed_ns = time.perf_counter_ns() - span.start_ns
-            return pending
-        except RuntimeError as error:
-            raise CommError(str(error)) from error
+        with _of_others(), self.recorder.communication_region(span.kind):
+            pending = Pending(call(), kept, span, self.recorder)
+        span.exposed_ns = time.perf_counter_ns() - span.start_ns
+        return pending
 
     # -------------------------------------------------------------------------------- what measuring needs, not counted
 

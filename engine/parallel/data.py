@@ -9,14 +9,14 @@ gradients are views. ZeRO stages (Rajbhandari et al. 2020, section 5) for a buck
     2     Ψ           Ψ/dp        Ψ/dp        reduce-scatter of the gradients for each microbatch, all-gather of the new values
     3     Ψ/dp        Ψ/dp        Ψ/dp        the same reduce-scatter; all-gather of the values around each use
 
-A reduction starts as soon as its bucket is complete, so that it overlaps with the rest of backward. If a schedule defers weight
-gradients (I and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping
-passes are accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a
-sum.
+A reduction starts as soon as its bucket is complete, so that it overlaps with the rest of backward. (On a CPU, with more than two
+replicas and zero > 0, only its first transfer does: see `Comm.start_reduce_scatter`.) If a schedule defers weight gradients (I
+and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping passes are
+accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a sum.
 
 Beyond what stays, reductions take little memory. With zero > 0 each chunk has one under way at a time: the next waits for it. One
-under way has a buffer of Ψ/dp for what another replica sends, and with zero ≥ 2 also the Ψ gradients that are being sent. With
-zero 1 the sum is made in this rank's share of the gradients, and with zero ≥ 2 it is added to that share.
+under way has a buffer of Ψ/dp for what another replica sends (none on a GPU), and with zero ≥ 2 also the Ψ gradients that are
+being sent. With zero 1 the sum is made in this rank's share of the gradients, and with zero ≥ 2 it is added to that share.
 """
 
 from __future__ import annotations

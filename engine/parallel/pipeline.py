@@ -45,7 +45,8 @@ class PipelineChunk(Protocol):
     def loss(self, outputs: Boundary, microbatch: int) -> Tensor:
         """The mean loss, a scalar, of what such a `forward` gave. It is called in B or I, just before backward.
 
-        For it computes the gradient of the head's weights already, of which GPipe would hold one for each microbatch in flight.
+        It also computes the gradient of the head's weights. If it ran in forward, GPipe would hold one such gradient for each
+        microbatch in flight.
         """
         ...
 
@@ -83,9 +84,8 @@ class Executor:
         self.loss = torch.zeros((), device=self.comm.device)
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}
-        self._without_loss: dict[
-            int, Boundary
-        ] = {}  # outputs of the last chunk, by microbatch, whose loss is computed in backward
+        # Outputs of the last chunk whose loss is computed in backward, by microbatch.
+        self._without_loss: dict[int, Boundary] = {}
         self._received: dict[tuple[Flow, int, int], Boundary] = {}  # received, for the chunk of the key
         self._to_send: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk of the key
         self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # sends in progress, by flow and stage

@@ -299,6 +299,11 @@ RULES: tuple[Rule, ...] = (
         "BERT and T5 have no mock data",
         lambda s: implies(s.program in ("pretrain_bert.py", "pretrain_t5.py"), not s.given.mock_data),
     ),
+    Rule(
+        "TransformerEngine, transformer_engine/pytorch/attention/dot_product_attention/utils.py, get_attention_backend",
+        "flash attention takes 16-bit numbers alone",
+        lambda s: implies(s.given.attention_backend == "flash", s.given.bf16),
+    ),
     Rule("megatron/training/initialize.py:428", "the seed is positive", lambda s: s.given.seed > 0),
     Rule("megatron/core/optimizer_param_scheduler.py:150", "the learning rate is not negative", lambda s: s.given.lr >= 0),
 )

@@ -214,7 +214,7 @@ def test_a_llama_has_the_settings_of_a_llama() -> None:
 
 def test_levers_are_exported() -> None:
     levers = spec_of(code="dp2.tp2.pp1", zero=1, sequence_parallel=True, recompute="full")
-    bf16 = levers.model_copy(update={"workload": levers.workload.model_copy(update={"precision": "bf16"})})
+    bf16 = levers.model_copy(update={"workload": WorkloadSpec(microbatches=4, precision="bf16")})
     given = megatron(bf16)
     assert {"--use-distributed-optimizer", "--sequence-parallel", "--bf16", "--accumulate-allreduce-grads-in-fp32"} <= set(given)
     assert (given["--recompute-granularity"], given["--recompute-method"]) == ("full", "uniform")
@@ -222,7 +222,7 @@ def test_levers_are_exported() -> None:
     assert megatron(parts)["--recompute-modules"] == "core_attn layernorm"
     assert "mlp_act is left out" in notes(settings(parts, "megatron"))
     assert "checkpoint around core_attn+layernorm+mlp_act" in settings(parts, "deepspeed")
-    assert megatron(spec_of())["--attention-backend"] == "flash"
+    assert [megatron(spec)["--attention-backend"] for spec in (bf16, levers)] == ["flash", "unfused"]
     assert "--use-megatron-fsdp" not in given
     assert megatron(spec_of(code="dp2", zero=3))["--data-parallel-sharding-strategy"] == "optim_grads_params"
     job = tomllib.loads(settings(bf16, "torchtitan"))
@@ -335,9 +335,10 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
 
 
 def test_a_complete_export_has_no_notes() -> None:
-    assert notes(settings(spec_of(), "megatron")) == ""
-    workload = WorkloadSpec(loss_chunk=WHOLE_LOSS)
-    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload=workload)
+    in_bf16 = spec_of().model_copy(update={"workload": WorkloadSpec(microbatches=4, precision="bf16")})
+    assert notes(settings(in_bf16, "megatron")) == ""
+    whole = WorkloadSpec(loss_chunk=WHOLE_LOSS)
+    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload=whole)
     assert notes(settings(llama, "torchtitan")) == ""
 
 

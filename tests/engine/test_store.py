@@ -16,7 +16,7 @@ from pandas.testing import assert_frame_equal
 
 from engine import store
 from engine.head import SCHEMA_VERSION, NewerRunError
-from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import WHOLE_LOSS, LayoutSpec, RequestError, RunSpec, WorkloadSpec
 from engine.tables import SCHEMAS, RunResult
 from tests.pages.stand_in import result_of
 
@@ -237,6 +237,14 @@ def test_a_run_of_every_older_version_opens(saved: Path) -> None:
     for version in range(SCHEMA_VERSION + 1):
         rewrite_head(saved, schema_version=version)
         assert store.head(saved).spec == SPEC
+
+
+def test_a_run_from_before_fused_attention_had_written_attention_and_a_whole_loss(saved: Path) -> None:
+    head = json.loads((saved / "run.json").read_text())
+    workload = {name: value for name, value in head["spec"]["workload"].items() if name not in ("attention", "loss_chunk")}
+    rewrite_head(saved, schema_version=1, spec=head["spec"] | {"workload": workload})
+    read = store.head(saved).spec.workload
+    assert (read.attention, read.loss_chunk) == ("written", WHOLE_LOSS)
 
 
 def test_in_a_run_without_a_column_for_an_axis_its_degree_is_1(saved: Path) -> None:
