@@ -47,7 +47,7 @@ def _fill(work: PipelineWork) -> Any:
 
 def _refusal(p: int, m: int, choices: tuple[int, ...]) -> Sentence:
     return sentence(
-        "dualpipe-v needs a microbatch for each of its 2 × {pp} chunks and has {microbatches}; {needed} and more fit",
+        "dualpipe-v needs at least one microbatch for each of its 2 × {pp} chunks and has {microbatches}; {needed} and more fit",
         pp=p,
         microbatches=m,
         needed=choices[0],

@@ -32,9 +32,9 @@ def _draw(state: LessonState) -> None:
     say = state.say
     state.text(
         say(
-            "Every token makes three vectors: a **query** (what it looks for), a **key** (what it is) and a **value** (what it "
-            "gives). It compares its query with every key, turns the scores into shares that add up to 1, and takes that mixture "
-            "of the values."
+            "Every token makes three vectors: a **query**, a **key** and a **value**. It compares its query with "
+            "every key, turns the scores into weights that add up to 1 (softmax), and takes the weighted sum of the "
+            "values."
         )
     )
     _formula(r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V")
@@ -59,7 +59,7 @@ def _formula(latex: str) -> None:
 
 def _who_looks_at_whom(state: LessonState) -> None:
     say = state.say
-    state.heading(say("Who looks at whom"))
+    state.heading(say("Attention weights"))
     state.pick("sentence", say("Sentence"), _SENTENCES.__getitem__)()
     state.controls(
         state.switch("mask", say("A token sees"), lambda causal: say("the past") if causal else say("all")),
@@ -70,7 +70,7 @@ def _who_looks_at_whom(state: LessonState) -> None:
 
 def _where(state: LessonState) -> None:
     say = state.say
-    state.heading(say("Where a token stands"))
+    state.heading(say("Position encoding"))
     state.text(
         say(
             "Attention itself does not know the order of words: leave the positions out, and a word looks at each of its "
@@ -84,7 +84,7 @@ def _where(state: LessonState) -> None:
 
 def _cost(state: LessonState) -> None:
     say = state.say
-    state.heading(say("What it costs: S²"))
+    state.heading(say("Cost: S²"))
     state.text(
         say(
             "Every token is compared with every other one, so S tokens make S² scores in each head. All else in a layer grows "
@@ -128,7 +128,7 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
     again = max(at for at, token in enumerate(tokens) if token in tokens[:at])
     before = max(at for at in range(again) if tokens[at] == tokens[again])
     captions = (
-        say("Attention shares, a row for each token"),
+        say("Attention weights, one row per token"),
         say(
             "The last “{word}” takes {own} from itself and {other} from the “{word}” before it",
             word=tokens[again],
@@ -141,7 +141,7 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
             "mask."
         ),
     )
-    axes = (say("looks from"), say("looks at"))
+    axes = (say("query token"), say("key token"))
     return drawing.packed(teaching.heat(shown, tokens, tokens, axes, captions, style, written=True, height=38 * len(tokens)))
 
 
@@ -196,7 +196,7 @@ def _four_times_longer(state: LessonState) -> Question:
         ),
         right=long.value / short.value,
         said=say("{times} times", times=f"{long.value / short.value:g}"),
-        why=say("Each token looks at each other one, so four times the tokens make four times four the scores."),
+        why=say("Each token is compared with each other one, so four times as many tokens make sixteen times as many scores."),
         unit=say("times"),
         within=0.01,
         reveal=lambda: state.formula(say("Scores of one layer"), long.symbols, long.numbers, in_bytes(long.value)),
@@ -211,22 +211,22 @@ def _hidden(state: LessonState) -> Question:
     size = len(tokens)
     return Question(
         asked=say(
-            "A decoder reads {count} tokens. How many of its {all} attention shares does the causal mask set to 0?",
+            "A decoder reads {count} tokens. How many of its {all} attention weights does the causal mask set to 0?",
             count=size,
             all=size**2,
         ),
         right=float(right),
-        said=say("{right} shares", right=right),
-        why=say("All pairs in which a token would look ahead: S · (S − 1) ÷ 2 of them."),
-        unit=say("shares"),
+        said=say("{right} weights", right=right),
+        why=say("All pairs in which the key comes after the query: S · (S − 1) ÷ 2 of them."),
+        unit=say("weights"),
         within=0.001,
-        reveal=lambda: state.formula(say("Shares that are hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
+        reveal=lambda: state.formula(say("Masked weights"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
     )
 
 
 LESSON = Lesson(
     title=lambda say: say("Attention and positions"),
-    goal=lambda say: say("How a token gathers from the others, how it knows its place, and which part of it grows with S²."),
+    goal=lambda say: say("How attention combines tokens, how positions are encoded, and which part grows with S²."),
     knobs=(
         Knob("sentence", tuple(_SENTENCES), "dog"),
         Knob("mask", (True, False), True),
