@@ -194,7 +194,7 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
     return [
         Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(share))),
         Figure(
-            words("Step"),
+            words("Step time"),
             charts.seconds(float(r["step_s"]), words),
             words("for {count} sequences", count=f"{plan.plan.global_batch:,}"),
         ),

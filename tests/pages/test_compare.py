@@ -84,7 +84,7 @@ def test_a_new_run_under_an_old_name_is_shown(home: Path) -> None:
 def test_the_sweep_is_in_the_link_and_a_lever_with_one_value_has_the_reason(home: Path) -> None:
     alone = "gpt-tiny~dp1.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0"
     app = page(service(home)[0], **{"with": alone, "sweep": "layout.sequence_parallel"})
-    assert "off is the only value of this lever that goes with the rest" in "".join(i.value for i in app.info)
+    assert "off is the only value of this setting that is compatible with the others" in "".join(i.value for i in app.info)
     assert any("**on**" in m.value and "tp" in m.value for m in app.markdown)
     app.selectbox(key="compare/sweep").set_value("workload.precision").run()
     assert linked(app, "sweep") == "workload.precision"

@@ -56,7 +56,7 @@ def _refusal(p: int, m: int, choices: tuple[int, ...]) -> Sentence:
 
 DUALPIPE_V = ScheduleFacts(
     title="DualPipe V",
-    summary=sentence("Two chunks a stage, with forward passes of one beside backward passes of the other."),
+    summary=sentence("Two chunks per stage; forward passes of one overlap with backward passes of the other."),
     script=_script,
     in_flight=lambda stage, p, m, v: 2 * p + 1,
     memory_repeats_after=lambda p, m: 2 * p + 1,

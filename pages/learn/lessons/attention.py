@@ -73,8 +73,9 @@ def _where(state: LessonState) -> None:
     state.heading(say("Position encoding"))
     state.text(
         say(
-            "Attention itself does not know the order of words: leave the positions out, and a word looks at each of its "
-            "copies alike. So the position is added to each token, as waves of many lengths:"
+            "Attention itself does not know the order of words: without positions, a word gives equal weight to each "
+            "of its copies. So a position encoding is added to each token, with sines and cosines of many "
+            "wavelengths:"
         )
     )
     _formula(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
@@ -91,7 +92,7 @@ def _cost(state: LessonState) -> None:
             "with S alone."
         )
     )
-    state.slide("length", say("Tokens in the text"), lambda n: f"{n:,}")()
+    state.slide("length", say("Sequence length in tokens"), lambda n: f"{n:,}")()
     drawing.show(_growth(state["length"], state.view), "growth")
 
 
@@ -136,9 +137,9 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
             other=percent(float(shares[again, before])),
         ),
         say(
-            "Each row adds up to 1. No training went into this: queries and keys are the word’s own random vector, so "
-            "words look at words like themselves, and with positions at those nearby. Empty cells are hidden by the "
-            "mask."
+            "Each row adds up to 1. Nothing is trained here: the query and the key of a word are the same random "
+            "vector, so a word gives most weight to equal words, and with positions also to words nearby. Empty "
+            "cells are masked."
         ),
     )
     axes = (say("query token"), say("key token"))
@@ -175,11 +176,11 @@ def _growth(here: int, view: View) -> Drawing:
     )
     share = found[here][1] / sum(found[here])
     captions = (
-        say("Activations of one layer of {model}, one text", model=_MODEL),
+        say("Activations of one layer of {model}, one sequence", model=_MODEL),
         say("At {length} tokens the scores are {share} of what the layer keeps", length=f"{here:,}", share=percent(share)),
         say("5·a·s²·b bytes for the scores, 34·s·b·h for the rest (Korthikanti et al. 2022); the dashed line is your length."),
     )
-    axes = (say("tokens in the text"), say("bytes ({unit})", unit=unit.name))
+    axes = (say("sequence length in tokens"), say("bytes ({unit})", unit=unit.name))
     colour = {scores: style.pink, rest: style.grey}
     return drawing.packed(teaching.curves(rows, axes, here, colour, captions, style, log=True))
 
@@ -190,7 +191,7 @@ def _four_times_longer(state: LessonState) -> Question:
     short, long = (layer_activations(model.model_copy(update={"seq": seq}), 1)[1] for seq in (before, after))
     return Question(
         asked=say(
-            "Texts grow from {before} to {after} tokens. How many times as much memory do the attention scores take?",
+            "Sequences grow from {before} to {after} tokens. How many times as much memory do the attention scores take?",
             before=f"{before:,}",
             after=f"{after:,}",
         ),

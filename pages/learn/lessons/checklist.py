@@ -231,10 +231,7 @@ def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonS
             ),
             right=f"tp{layout.tp}",
             said=say("tp = {tp}, in {layout}", tp=layout.tp, layout=layout.code),
-            why=say(
-                "Tensor parallelism is used before pipeline parallelism, as far as the node reaches; beyond it the "
-                "links are too slow."
-            ),
+            why=say("Tensor parallelism is used before pipeline parallelism, within a node; links between nodes are too slow."),
             choices=tuple(AnswerChoice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
             reveal=lambda: st.html(_list(state.say, tried, device)),
         )

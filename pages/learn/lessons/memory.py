@@ -50,9 +50,9 @@ def _draw(state: LessonState) -> None:
     state.formula(say("Keys and values of all tokens so far"), kept.symbols, kept.numbers, in_bytes(kept.value))
     state.text(
         say(
-            "L layers, B texts of T tokens, G key heads of width D (all of them on one device, tp = 1), e bytes a "
-            "number; the first 2 is for keys and values. The weights stay the same however many texts there are; this "
-            "cache grows with every one of them and with every token."
+            "L layers, B sequences of T tokens, G key heads of width D (all of them on one device, tp = 1), e bytes "
+            "a number; the first 2 is for keys and values. The memory of the weights does not depend on the number "
+            "of sequences; this cache grows with every sequence and every token."
         )
     )
 
@@ -189,14 +189,14 @@ def _weights_or_cache(state: LessonState) -> Question:
     held, kept = total(weights(model, LayoutSpec(), "bf16", 0)), _cache(model, batch, length)
     return Question(
         asked=say(
-            "{model} writes {batch} texts of {length} tokens at once, at 2 bytes a number. What takes more memory?",
+            "{model} generates {batch} concurrent sequences of {length} tokens, at 2 bytes a number. What takes more memory?",
             model=name,
             batch=batch,
             length=f"{length:,}",
         ),
         right="cache" if kept.value > held else "weights",
         said=say("{cache} of keys and values, {weights} of weights", cache=in_bytes(kept.value), weights=in_bytes(held)),
-        why=say("The weights are there once for all texts; keys and values are there for every token of every text."),
+        why=say("The weights are shared by all sequences; each sequence has its own keys and values for every token."),
         choices=(AnswerChoice("weights", say("its weights")), AnswerChoice("cache", say("its keys and values"))),
         reveal=lambda: state.formula(say("Keys and values"), kept.symbols, kept.numbers, in_bytes(kept.value)),
     )

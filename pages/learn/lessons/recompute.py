@@ -41,7 +41,7 @@ def _draw(state: LessonState) -> None:
     names = {"none": say("none"), "core_attn": say("selective"), "full": say("full")}
     state.controls(
         state.pick("model", say("Model")),
-        state.slide("s", say("Tokens in a text"), lambda n: f"{n:,}"),
+        state.slide("s", say("Tokens in a sequence"), lambda n: f"{n:,}"),
         state.slide("b", say("Sequences in a microbatch")),
     )
     drawing.show(_kept(state["model"], state["s"], state["b"], state.view), "kept")
