@@ -41,7 +41,7 @@ def test_a_valid_choice_gives_the_spec(texts: Texts):
         ({"layout__split": "a"}, "split 'a' is not a list of whole numbers", ["split as evenly as possible"]),
         ({"model__vocab": 100}, "vocab=100 is too small", ["vocab=256"]),
         ({"workload__text": "0" * 16}, "is not on this machine", ["use the built-in text"]),
-        ({"layout__zero": 1, "layout__dp": 1}, "zero=1 shards over the dp replicas, and dp=1 leaves nothing", ["zero=0"]),
+        ({"layout__zero": 1, "layout__dp": 1}, "zero=1 shards over dp replicas, and dp=1 has only one", ["zero=0"]),
         ({"layout__sequence_parallel": True, "layout__tp": 1}, "needs tp of at least 2, not tp=1", ["sequence parallel off"]),
         ({"layout__schedule": "zb-v"}, "two chunks, not chunks=1", ["chunks=2"]),
         ({"model__hidden": 16384, "model__layers": 96, "model__ffn": 0}, "this run needs about", []),
