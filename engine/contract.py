@@ -90,12 +90,14 @@ def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
     if source(result) == "measured":
         for name in _OF_EACH_RANK:
             if result.tables[name]["rank"].nunique() != mesh.size:
-                yield sentence("{name} has not every one of the {ranks} ranks", name=name, ranks=mesh.size)
+                yield sentence("{name} must have all {ranks} ranks", name=name, ranks=mesh.size)
     peak = result.tables["memory_peak"]
     ranks = peak["rank"].to_numpy()
     for axis in mesh:
         if len(wrong := ranks[peak[axis].to_numpy() != mesh.index(axis, ranks)]):
-            yield sentence("{name} has rank {rank} at another place than its layout", name="memory_peak", rank=int(wrong[0]))
+            yield sentence(
+                "{name} has rank {rank} at a coordinate that differs from its layout", name="memory_peak", rank=int(wrong[0])
+            )
 
 
 def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
@@ -107,7 +109,7 @@ def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
         good = _is_pair(group, rank, mesh) if pair else not message and _is_whole(group, rank, axis, mesh)
         if not good:
             named = {"group": group[:40], "rank": rank, "axis": axis}
-            yield sentence("traffic has the group {group!r}, which is none of rank {rank} along {axis}", **named)
+            yield sentence("traffic has the group {group!r}, which is not a group of rank {rank} along {axis}", **named)
 
 
 def _is_pair(group: str, rank: int, mesh: Mesh) -> bool:
@@ -131,11 +133,11 @@ def _numbers(result: RunResult) -> Iterator[Sentence]:
         if (largest := int(spans[column].max())) >= count:
             yield sentence("spans has the {column} {number}, and there are {count}", column=column, number=largest, count=count)
     if (spans["kind"].isin(COLLECTIVES) != (spans["lane"] == "comm")).any():
-        yield sentence("spans has what is computed among what is communicated, or the other way round")
+        yield sentence("spans lists a computation as communication, or a communication as computation")
     for action in result.tables["memory_curve"]["action"].unique():
         found = _ACTION.fullmatch(action)
         if not found or int(found[1] or 0) >= chunks or int(found[2] or 0) >= most:
-            yield sentence("memory_curve has the action {action!r}, which is none of this run", action=action[:40])
+            yield sentence("memory_curve has the action {action!r}, which this run does not have", action=action[:40])
 
 
 def _microbatches(spec: RunSpec) -> int:
@@ -148,7 +150,7 @@ def _passes(spec: RunSpec, spans: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence
     layout, count = spec.layout, _microbatches(spec)
     ranks = work["rank"].nunique()
     if int((work["kind"] == "F").sum()) != ranks * layout.chunks * count:  # checked first: a schedule of a false size may be huge
-        yield sentence("spans has not each forward pass of each rank once")
+        yield sentence("spans must have each forward pass of each rank exactly once")
         return
     code = (work["kind"].map(KINDS.index).to_numpy() * len(layout.placement) + work["chunk"].to_numpy()) * count
     code += work["microbatch"].to_numpy()
@@ -160,7 +162,7 @@ def _passes(spec: RunSpec, spans: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence
         if stage not in expected:
             expected[stage] = _codes(spec, stage, count)
         if not np.array_equal(own, expected[stage]):
-            yield sentence("spans has other passes of rank {rank} than its schedule", rank=rank)
+            yield sentence("spans has passes of rank {rank} that are not in its schedule", rank=rank)
 
 
 def _codes(spec: RunSpec, stage: int, count: int) -> Any:
@@ -181,16 +183,16 @@ def _instants(spans: pd.DataFrame) -> Iterator[Sentence]:
     rank, start, end = (done[column].to_numpy() for column in done)
     over = (rank[1:] == rank[:-1]) & (start[1:] < end[:-1])
     if over.any():
-        yield sentence("spans has rank {rank} compute two things at once", rank=int(rank[1:][over][0]))
+        yield sentence("spans has computations of rank {rank} that overlap", rank=int(rank[1:][over][0]))
     took = (done["end_ns"] - done["start_ns"]).groupby(done["rank"]).sum()
     if not took.all():
-        yield sentence("spans has rank {rank} compute in no time", rank=int(took.index[took == 0][0]))
+        yield sentence("spans has a computation of rank {rank} that takes no time", rank=int(took.index[took == 0][0]))
 
 
 def _steps(spec: RunSpec, steps: pd.DataFrame) -> Iterator[Sentence]:
     asked = spec.generate.new_tokens if spec.generate.skip_training else spec.workload.steps
     if list(steps["step"]) != list(range(1, len(steps) + 1)) or len(steps) > asked:
-        yield sentence("steps has not the steps from 1 on, up to the {count} that were asked for", count=asked)
+        yield sentence("steps must list the steps from 1 on, at most the {count} of the run", count=asked)
 
 
 def _summary_errors(result: RunResult) -> Iterator[Sentence]:
@@ -198,7 +200,7 @@ def _summary_errors(result: RunResult) -> Iterator[Sentence]:
     ranks = set(result.tables["memory_peak"]["rank"].unique().tolist())
     named = [summary["peak_rank"], *summary.get("rehearsed", [])]
     if not ranks.issuperset(named):
-        yield sentence("its summary names a rank that memory_peak has not")
+        yield sentence("its summary names a rank that is not in memory_peak")
     if any(entry["rank"] >= spec.layout.ranks for entry in summary.get("allocator", [])):
         yield sentence("its summary has ranks beyond the {ranks} of its layout", ranks=spec.layout.ranks)
     if source(result) != "measured":
@@ -209,4 +211,4 @@ def _summary_errors(result: RunResult) -> Iterator[Sentence]:
     if missing := [name for name in needed if name not in summary]:
         yield sentence("its summary lacks {missing}", missing=", ".join(missing))
     if spec.generate.skip_training and "loss_last" in summary:
-        yield sentence("its summary has a loss, and nothing was trained")
+        yield sentence("its summary has a loss, but the run did not train")

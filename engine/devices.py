@@ -22,23 +22,23 @@ from engine.spec import LARGEST_JSON, Precision, RequestError, Spec
 class DeviceSpec(Spec):
     """One device, with its node and network. Bandwidths are bytes a second in one direction."""
 
-    name: str = Field(min_length=1, max_length=60, description="what it is called")
+    name: str = Field(min_length=1, max_length=60, description="name")
     memory_bytes: int = Field(ge=1, le=10**18, description="memory for tensors")
-    bf16_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s of dense bf16 matrices, added up in fp32")
+    bf16_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s of dense bf16 matrices, accumulated in fp32")
     fp32_flops: float = Field(gt=0, allow_inf_nan=False, description="peak FLOP/s in fp32")
-    memory_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="bytes/s of its own memory")
-    intra_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="bytes/s that it sends inside its node, one direction")
+    memory_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="memory bandwidth, bytes/s")
+    intra_bandwidth: float = Field(gt=0, allow_inf_nan=False, description="bandwidth inside its node, bytes/s in one direction")
     inter_bandwidth: float = Field(
-        gt=0, allow_inf_nan=False, description="its share of the bytes/s that its node sends to others, one direction"
+        gt=0, allow_inf_nan=False, description="its share of its node's bandwidth to other nodes, bytes/s in one direction"
     )
     reachable: float = Field(
-        0.8, gt=0, le=1, description="of the peak FLOP/s in bf16 that its best product of matrices reaches, measured"
+        0.8, gt=0, le=1, description="share of peak bf16 FLOP/s that its best matrix product reaches, measured"
     )
-    fp32_reachable: float = Field(0.8, gt=0, le=1, description="of the peak FLOP/s in fp32 that its best product reaches")
-    intra_latency: float = Field(4e-6, ge=0, allow_inf_nan=False, description="seconds before a message inside the node arrives")
-    inter_latency: float = Field(14e-6, ge=0, allow_inf_nan=False, description="seconds before a message to another node arrives")
+    fp32_reachable: float = Field(0.8, gt=0, le=1, description="share of peak fp32 FLOP/s that its best matrix product reaches")
+    intra_latency: float = Field(4e-6, ge=0, allow_inf_nan=False, description="latency of a message inside the node, in seconds")
+    inter_latency: float = Field(14e-6, ge=0, allow_inf_nan=False, description="latency of a message to another node, in seconds")
     node_size: int = Field(8, ge=1, le=65536, description="devices in a node")
-    source: str = Field("", max_length=1000, description="where the figures are from")
+    source: str = Field("", max_length=1000, description="source of the figures")
 
     def peak(self, precision: Precision) -> float:
         """Peak FLOP/s of matrix products in that precision."""

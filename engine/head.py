@@ -116,7 +116,7 @@ def read_head(content: bytes) -> RunResult:
     if isinstance(read, dict):
         read = _upgraded(read)
     if not isinstance(read, dict) or not all(isinstance(read.get(part), dict) for part in _PARTS):
-        raise RequestError(sentence("run.json has not all of {parts}", parts=", ".join(_PARTS)))
+        raise RequestError(sentence("run.json must have all of {parts}", parts=", ".join(_PARTS)))
     spec = RunSpec.model_validate(read["spec"])
     Environment.model_validate(read["environment"])
     Summary.model_validate(read["summary"])
@@ -126,11 +126,11 @@ def read_head(content: bytes) -> RunResult:
 def _upgraded(head: Head) -> Head:
     version = head.get(_VERSION, 0)
     if type(version) is not int or version < 0:
-        raise RequestError(sentence("run.json has a {field} that is no whole number from 0 on", field=_VERSION))
+        raise RequestError(sentence("run.json has a {field} that is not a whole number of at least 0", field=_VERSION))
     if version > SCHEMA_VERSION:
         raise NewerRunError(
             sentence(
-                "a newer version of this program saved it (schema version {version}; this program reads up to {most})",
+                "it was saved by a newer version of this program (schema version {version}; this program reads up to {most})",
                 version=version,
                 most=SCHEMA_VERSION,
             )

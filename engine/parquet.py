@@ -81,22 +81,24 @@ def _refuse_first(found: Iterator[Sentence]) -> None:
 def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bounds: ReadLimits) -> Iterator[Sentence]:
     """Errors in the metadata of a file: what a table of this schema cannot have."""
     if metadata.num_rows > bounds.rows:
-        yield sentence("{name} has {rows:,} rows; up to {most:,} are taken", name=name, rows=metadata.num_rows, most=bounds.rows)
+        yield sentence(
+            "{name} has {rows:,} rows; at most {most:,} are accepted", name=name, rows=metadata.num_rows, most=bounds.rows
+        )
     if metadata.num_row_groups > _MOST_GROUPS:
         yield sentence(
-            "{name} has {rows:,} groups of rows; up to {most:,} are taken",
+            "{name} has {rows:,} groups of rows; at most {most:,} are accepted",
             name=name, rows=metadata.num_row_groups, most=_MOST_GROUPS,
         )  # fmt: skip
     if missing := [column for column in schema if column not in columns.names]:
         yield sentence("{name} lacks {missing}", name=name, missing=", ".join(missing))
     if metadata.num_columns > len(schema):
         more = next((column for column in columns.names if column not in schema), "")[:60]
-        yield sentence("{name} has a column {column!r}, which is none of its own", name=name, column=more)
+        yield sentence("{name} has an unknown column {column!r}", name=name, column=more)
     for column, dtype in schema.items():
         found = columns.field(column).type
         if not _has_type(found, dtype):
             yield sentence(
-                "{name} has {found} in {column}; {dtype} belongs there",
+                "{name} has {found} in {column}; it must be {dtype}",
                 name=name,
                 found=str(found)[:60],
                 column=column,
@@ -108,7 +110,7 @@ def _misfits(name: str, metadata: Any, columns: Any, schema: dict[str, str], bou
     for part in (group.column(i) for group in groups for i in range(metadata.num_columns) if bounds.foreign):
         if part.compression not in _CODECS or not _ENCODINGS.issuperset(part.encodings):
             yield sentence(
-                "{name} is packed in a way that is not taken: {way}; what pandas writes by default is",
+                "{name} has an encoding that is not accepted: {way}; write it with the defaults of pandas",
                 name=name, way=", ".join([part.compression, *part.encodings]),
             )  # fmt: skip
         if part.total_uncompressed_size > bounds.bytes:
@@ -131,8 +133,8 @@ def _too_much(name: str, found: pa.Table, bounds: ReadLimits) -> Iterator[Senten
         yield _larger(whole, bounds)
     for column in found.column_names:
         if found[column].null_count and not pa.types.is_floating(found[column].type):
-            yield sentence("{name} has nothing in {column} where something belongs", name=name, column=column)
+            yield sentence("{name} has an empty value in {column}", name=name, column=column)
 
 
 def _larger(whole: int, bounds: ReadLimits) -> Sentence:
-    return sentence("it holds {bytes:,} bytes; up to {most:,} are taken", bytes=whole, most=bounds.bytes)
+    return sentence("it holds {bytes:,} bytes; at most {most:,} are accepted", bytes=whole, most=bounds.bytes)

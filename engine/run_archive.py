@@ -55,14 +55,16 @@ def _refuse_too_large(folder: Path, result: RunResult) -> None:
         if len(rows) > FOREIGN.rows:
             raise RequestError(
                 sentence(
-                    "{folder} is too large for a zip that is taken back: {name} has {rows:,} rows; up to {most:,} are taken",
+                    "{folder} is too large for a zip file that can be uploaded again: {name} has {rows:,} rows; at "
+                    "most {most:,} are accepted",
                     folder=folder.name, name=name, rows=len(rows), most=FOREIGN.rows,
                 )
             )  # fmt: skip
     if (whole := sum(map(bytes_of, result.tables.values()))) > FOREIGN.bytes:
         raise RequestError(
             sentence(
-                "{folder} is too large for a zip that is taken back: it holds {bytes:,} bytes; up to {most:,} are taken",
+                "{folder} is too large for a zip file that can be uploaded again: it holds {bytes:,} bytes; at most "
+                "{most:,} are accepted",
                 folder=folder.name, bytes=whole, most=FOREIGN.bytes,
             )
         )  # fmt: skip
@@ -133,10 +135,12 @@ def _entries(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]
     folders = set()
     listed = archive.infolist()
     if len(listed) > _MOST_ENTRIES:
-        raise RequestError(sentence("it holds {count:,} files; up to {most:,} are taken", count=len(listed), most=_MOST_ENTRIES))
+        raise RequestError(
+            sentence("it holds {count:,} files; at most {most:,} are accepted", count=len(listed), most=_MOST_ENTRIES)
+        )
     entries = [entry for entry in listed if not (entry.is_dir() or _added_by_system(entry.filename))]
     if (whole := sum(entry.file_size for entry in entries)) > FOREIGN.bytes:
-        raise RequestError(sentence("it holds {bytes:,} bytes; up to {most:,} are taken", bytes=whole, most=FOREIGN.bytes))
+        raise RequestError(sentence("it holds {bytes:,} bytes; at most {most:,} are accepted", bytes=whole, most=FOREIGN.bytes))
     for entry in entries:
         *parents, name = entry.filename.split("/")
         if len(parents) > 1 or parents in ([""], ["."], [".."]) or name not in _expected() or name in found:

@@ -143,11 +143,11 @@ def misfits_of(name: str, rows: pd.DataFrame) -> Iterator[Sentence]:
 
 def _wrong_words(name: str, column: str, rule: ColumnSchema, found: pd.Series[str]) -> Iterator[Sentence]:
     if found.hasnans:
-        yield sentence("{name} has nothing in {column} where a text belongs", name=name, column=column)
+        yield sentence("{name} has an empty value in {column}", name=name, column=column)
         return
     unknown = [word for word in found.unique() if (word not in rule.words if rule.words else not word.strip())]
     if unknown:
-        yield sentence("{name} has the {column} {value!r}, which is none", name=name, column=column, value=min(unknown)[:40])
+        yield sentence("{name} has an invalid {column}: {value!r}", name=name, column=column, value=min(unknown)[:40])
 
 
 def _wrong_numbers(name: str, column: str, rule: ColumnSchema, found: pd.Series[Any]) -> Iterator[Sentence]:
@@ -156,7 +156,7 @@ def _wrong_numbers(name: str, column: str, rule: ColumnSchema, found: pd.Series[
     if len(known) and not (rule.least <= known.min() and known.max() <= rule.most):
         wrong = known.min() if known.min() < rule.least else known.max()
         yield sentence(
-            "{name} has {value} in {column}, which is from {least:,} to {most:,}",
+            "{name} has {value} in {column}, which must be from {least:,} to {most:,}",
             name=name, value=f"{wrong:,}", column=column, least=rule.least, most=rule.most,
         )  # fmt: skip
     elif known.sum(dtype="float64") > _MOST_SUM:

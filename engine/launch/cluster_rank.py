@@ -151,7 +151,9 @@ class ClusterRank:
 
     def _message(self, failure: PeerFailure) -> str:
         host = self._hosts[failure.rank]
-        return sentence("{who} on {host} is gone: {reason}", who=self._named(failure.rank), host=host, reason=failure.why)
+        return sentence(
+            "lost the connection to {who} on {host}: {reason}", who=self._named(failure.rank), host=host, reason=failure.why
+        )
 
     def _named(self, rank: int) -> str:
         return root_cause.named(self._spec.layout, rank)

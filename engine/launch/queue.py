@@ -246,7 +246,7 @@ class RunQueue:
         with self._changed:
             for id, seen in self._unfinished.items():
                 if time.monotonic() - seen >= self._unwatched_s:
-                    why = sentence("cancelled: nobody watched it for {seconds:g} s", seconds=self._unwatched_s)
+                    why = sentence("cancelled: the page was closed for {seconds:g} s", seconds=self._unwatched_s)
                     self._to_cancel.setdefault(id, why)
 
     def _do_cancels(self) -> None:

@@ -33,7 +33,8 @@ def with_ledgers(ask: Callable[[], _Answer], announce: Callable[[Sentence], None
                 raise
         announce(
             sentence(
-                "a model like this is new here, and what its parts do is recorded once; parts to go: {count}", count=len(missing)
+                "this model has parts that were not recorded before; each is recorded once; parts left: {count}",
+                count=len(missing),
             )
         )
         _record(missing)
@@ -51,7 +52,7 @@ def _record(keys: Iterable[Key]) -> None:
         ended = subprocess.run(command, input=json.dumps(missing), capture_output=True, text=True, env=environment(), check=False)
     if ended.returncode:
         why = ended.stderr.strip().rpartition("\n")[2]
-        raise RequestError(sentence("what the layers of this model do could not be recorded: {why}", why=why))
+        raise RequestError(sentence("the layers of this model could not be recorded: {why}", why=why))
 
 
 @cache

@@ -94,7 +94,7 @@ def cause_of_exits(layout: LayoutSpec, exits: Sequence[RankExit]) -> RootCause:
         said["error"] = first.raised.sentence
         message = sentence("{who} failed {where}: {error}", **said)
         if first.raised.secondary:
-            message = sentence("{who} lost touch with the other ranks {where}: {error}", **said)
+            message = sentence("{who} lost the connection to the other ranks {where}: {error}", **said)
         return RootCause(first.rank, message, first.raised.traceback)
     if first.status < 0:
         message = sentence("{who} was killed by {signal} {where}", signal=signal_named(-first.status), **said)

@@ -11,8 +11,8 @@ def textbook_bubble(layout: LayoutSpec, microbatches: int) -> float:
     if microbatches < needed:
         raise RequestError(
             sentence(
-                "{schedule} with pp={pp} and {microbatches} microbatches is too long to be put in time, and with fewer than "
-                "{needed} its bubble has no closed form",
+                "{schedule} with pp={pp} and {microbatches} microbatches is too long to simulate, and with fewer "
+                "than {needed} its bubble has no closed form",
                 schedule=layout.schedule,
                 pp=layout.pp,
                 microbatches=f"{microbatches:,}",

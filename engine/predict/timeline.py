@@ -95,8 +95,8 @@ def too_long(layout: LayoutSpec, microbatches: int) -> Sentence | None:
     if (count := entries(layout, microbatches)) <= MOST:
         return None
     return sentence(
-        "pp={pp} × chunks={chunks} with {microbatches} microbatches are {count} passes and messages, and at most {most} are "
-        "put in time",
+        "pp={pp} × chunks={chunks} with {microbatches} microbatches are {count} passes and messages, and a timeline "
+        "has at most {most}",
         pp=layout.pp,
         chunks=layout.chunks,
         microbatches=f"{microbatches:,}",

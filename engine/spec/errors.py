@@ -16,4 +16,4 @@ class RequestError(Exception):
 
 def too_large(name: str, size: int, most: int) -> Sentence:
     """The sentence for an input `name` of `size` bytes, if at most `most` are allowed."""
-    return sentence("{name} has {size:,} bytes; up to {most:,} are taken", name=name, size=size, most=most)
+    return sentence("{name} has {size:,} bytes; at most {most:,} are accepted", name=name, size=size, most=most)

@@ -32,7 +32,7 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
         small = {"vocab": model.vocab, "values": BYTE_VOCABULARY}
         text = sentence("vocab={vocab} is too small: text is read as bytes, which take {values} values", **small)
         if masks:
-            text = sentence("{reason}, and the token that hides another takes one more", reason=text)
+            text = sentence("{reason}, and the mask token takes one more", reason=text)
         found.append(Misfit("model.vocab", text, (needed,)))
     return found
 
@@ -63,14 +63,15 @@ def generation_misfits(generate: GenerateSpec, model: ModelSpec, layout: LayoutS
         found.append(Misfit("generate.new_tokens", text, (room,) if room > 0 else ()))
     if layout.sequence_parallel:
         text = sentence(
-            "generating goes token by token, and one token cannot be cut along the sequence; turn sequence_parallel off"
+            "generation processes one token at a time, and one token cannot be sharded along the sequence; turn "
+            "sequence_parallel off"
         )
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
     if generate.skip_training and (layout.zero or parity):
         what = sentence("parity compares gradients")
         if layout.zero:
-            what = sentence("zero={zero} shards what training keeps", zero=layout.zero)
-        text = sentence("{reason}, and without training there is nothing of it; leave it out", reason=what)
+            what = sentence("zero={zero} shards the optimizer's states", zero=layout.zero)
+        text = sentence("{reason}, which are not there without training; leave it out", reason=what)
         found.append(Misfit("layout.zero", text, (0,)))
     return found
 
@@ -107,12 +108,14 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
     found = []
     if layout.zero and layout.dp == 1:
         text = sentence(
-            "zero={zero} shards over the dp replicas, and dp=1 leaves nothing to share; zero=0 fits, or dp from 2 on",
+            "zero={zero} shards over dp replicas, and dp=1 has only one; zero=0 fits, or dp of at least 2",
             zero=layout.zero,
         )
         found.append(Misfit("layout.zero", text, (0,)))
     if layout.sequence_parallel and layout.tp == 1:
-        text = sentence("sequence_parallel cuts the sequence over tp, and tp=1 leaves it whole; turn it off, or use tp from 2 on")
+        text = sentence(
+            "sequence_parallel shards the sequence over tp, which needs tp of at least 2, not tp=1; turn it off, or increase tp"
+        )
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
     if layout.sequence_parallel and model.rows % layout.tp:
         near = _cut_evenly(model, layout.tp)
@@ -139,7 +142,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
         found.append(Misfit("workload.bf16_optimizer", text, (0,)))
     if workload.momentum and workload.optimizer != "sgd":
         text = sentence(
-            "momentum={momentum:g} is a setting of sgd; {optimizer} has none",
+            "momentum={momentum:g} is a setting of sgd; {optimizer} has no momentum",
             momentum=workload.momentum,
             optimizer=workload.optimizer,
         )
@@ -155,20 +158,20 @@ def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSp
         fits: tuple[int, ...] = (facts.least_chunks,)
         if facts.v_shaped:
             text = sentence(
-                "{schedule} runs down the stages and back up, so a stage has two chunks and not chunks={chunks}; chunks=2 fits",
+                "{schedule} is V-shaped: each stage has two chunks, not chunks={chunks}; chunks=2 fits",
                 schedule=layout.schedule,
                 chunks=chunks,
             )
         elif facts.chunks is None:
             fits = tuple(range(2, max(2, min(4, model.layers // pp)) + 1))
             text = sentence(
-                "{schedule} goes from chunk to chunk of a stage, and chunks=1 leaves no other; chunks={fits} fits",
+                "{schedule} needs at least two chunks per stage, not chunks=1; chunks={fits} fits",
                 schedule=layout.schedule,
                 fits=either(fits),
             )
         else:
             text = sentence(
-                "{schedule} runs one chunk a stage and not chunks={chunks}; chunks=1 fits, or schedule=interleaved",
+                "{schedule} runs one chunk per stage, not chunks={chunks}; chunks=1 fits, or schedule=interleaved",
                 schedule=layout.schedule,
                 chunks=chunks,
             )
@@ -233,6 +236,6 @@ def _wrong_split(layout: LayoutSpec, chunks: int, product: str, layers: int) -> 
     # The first chunk has the embedding, and the last the head. A middle chunk without layers would do nothing.
     if 0 in split[1:-1]:
         if chunked:
-            return sentence("split {split} leaves a middle chunk without a layer, so with nothing to do", **values)
-        return sentence("split {split} leaves a middle stage without a layer, so with nothing to do", **values)
+            return sentence("split {split} leaves a middle chunk without layers", **values)
+        return sentence("split {split} leaves a middle stage without layers", **values)
     return None

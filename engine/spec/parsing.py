@@ -33,7 +33,7 @@ def parsed(text: str | bytes, name: str) -> Any:
         value = json.loads(content, object_pairs_hook=_without_duplicates, parse_float=_finite, parse_constant=_no_number)
         json.dumps(value, ensure_ascii=False).encode()  # only to check that every text in it can be encoded
     except UnicodeEncodeError as error:
-        raise RequestError(sentence("{name} has half of a surrogate pair in a text, which is none", name=name)) from error
+        raise RequestError(sentence("{name} has an unpaired surrogate in a text", name=name)) from error
     except ValueError as error:
         raise RequestError(sentence("{name} is not JSON: {error}", name=name, error=str(error))) from error
     return value

@@ -47,7 +47,7 @@ class ModelSpec(Spec):
     ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
     kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
     head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
-    decoder_layers: int = Field(0, ge=0, le=1024, description="how many of the layers are the decoder's; 0 means half")
+    decoder_layers: int = Field(0, ge=0, le=1024, description="number of decoder layers among the layers; 0 means half")
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
@@ -165,16 +165,16 @@ class LayoutSpec(Spec):
     """How the work is distributed over ranks. There is one rank for each coordinate of the mesh."""
 
     dp: int = Field(1, ge=1, le=65536, description="data-parallel replicas")
-    tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights in that many slices")
-    pp: int = Field(1, ge=1, le=1024, description="pipeline stages: the layers in that many runs")
+    tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights are cut into that many slices")
+    pp: int = Field(1, ge=1, le=1024, description="pipeline stages: each has consecutive layers")
     schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
     chunks: int = Field(
         1,
         ge=1,
         le=1024,
-        description="runs of layers on a stage; 2 for a V-shaped schedule, 2 or more for an interleaved one, else 1",
+        description="chunks per stage (virtual stages): 2 for a V-shaped schedule, 2 or more for an interleaved one, else 1",
     )
-    split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as can be")
+    split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as possible")
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
@@ -266,8 +266,10 @@ class WorkloadSpec(Spec):
         "with momentum, else none",
     )
     momentum: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="momentum of sgd")
-    precision: Precision = Field("fp32", description="of parameters and activations; bf16 keeps an fp32 copy for the optimizer")
-    accumulate: Precision = Field("fp32", description="in which gradients are added up under bf16")
+    precision: Precision = Field(
+        "fp32", description="precision of parameters and activations; bf16 keeps an fp32 copy for the optimizer"
+    )
+    accumulate: Precision = Field("fp32", description="precision in which gradients are accumulated under bf16")
     bf16_optimizer: bool = Field(False, description="under bf16, no fp32 copy for the optimizer, and its states in bf16 too")
     attention: AttentionName = Field(
         "fused",
@@ -278,13 +280,14 @@ class WorkloadSpec(Spec):
         0,
         ge=WHOLE_LOSS,
         le=10**9,
-        description="tokens whose logits exist at once; 0 or auto takes as many as 256 MiB hold, -1 or whole takes all",
+        description="tokens per chunk of the loss, whose logits exist at the same time; 0 or auto: as many as fit 256 MiB; -1 or "
+        "whole: all",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     text: str | None = Field(
         None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
-    time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is ended")
+    time_limit: float = Field(300.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds after which the run is stopped")
 
     @field_validator("loss_chunk", mode="before")
     @classmethod
@@ -328,9 +331,9 @@ class GenerateSpec(Spec):
     prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
     new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
     temperature: float = Field(
-        0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token; above it, tokens are drawn"
+        0.0, ge=0, le=100, allow_inf_nan=False, description="0 always takes the most likely token; above 0, tokens are sampled"
     )
-    skip_training: bool = Field(False, description="generate with the model as it was drawn, and measure that instead")
+    skip_training: bool = Field(False, description="generate without training, with random initial weights, and measure that")
 
 
 class FaultSpec(Spec):

@@ -21,7 +21,7 @@ class RunSpec(Spec):
     workload: WorkloadSpec = WorkloadSpec()
     generate: GenerateSpec = GenerateSpec()
     parity: bool = Field(False, description="also run the model unsharded and compare gradients and losses")
-    fault: FaultSpec | None = Field(None, description="a drill: kind:rank@step, where kind is raise, exit, kill or hang")
+    fault: FaultSpec | None = Field(None, description="fault injection: kind:rank@step, where kind is raise, exit, kill or hang")
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -42,7 +42,7 @@ class RunSpec(Spec):
             )
         if self.fault and self.fault.step > steps:
             raise RequestError(
-                sentence("fault.step={step} never comes: the run has {steps} steps", step=self.fault.step, steps=steps)
+                sentence("fault.step={step} is beyond the {steps} steps of the run", step=self.fault.step, steps=steps)
             )
         return self
 

@@ -81,13 +81,13 @@ def memory(
         data["capacity"] = [{"amount": capacity / unit.size, "text": device}]
     reading = [_each_bar(stages, say)]
     if measured is not None:
-        reading.append(say("Full bars were measured; faint ones beside them were predicted before, with the error above."))
+        reading.append(say("Solid bars are measured; the pale bars beside them are predicted, with the error above."))
     if capacity is not None and not in_sight:
         reading.append(say("The {device} has {size}, far above these bars.", device=device, size=in_bytes(capacity)))
     return Drawing(
         subject=say("Memory of every rank"),
         title=title,
-        reading=" ".join(reading),
+        reading=say.together(*reading),
         spec=finish(spec, style, title, data),
         table=_memory_table(rows),
     )
@@ -119,11 +119,11 @@ def traffic(
     if rank is not None:
         reading = [say("Each bar is one kind of call, for one purpose, of rank {rank} alone.", rank=rank)]
     if measured is not None:
-        reading.append(say("Bars were measured; the upright tick is what was predicted."))
+        reading.append(say("Bars are measured; the vertical tick is the prediction."))
     return Drawing(
         subject=say("Traffic by axis and collective"),
         title=title,
-        reading=" ".join([*reading, meaning(measure, say)]),
+        reading=say.together(*reading, meaning(measure, say)),
         spec=finish(spec, style, title, {"kinds": records(rows), "marked": nothing("name")}),
         table=both.reset_index(drop=True) if measured is not None else predicted.drop(columns="source").reset_index(drop=True),
     )
@@ -185,13 +185,13 @@ def _over_bars(x: alt.X, style: Look) -> list[alt.Chart]:
 def _each_bar(stages: StageRows | None, say: Words) -> str:
     if stages and stages.together > 1:
         return say(
-            "Each bar is one rank of the fullest of {count} neighbouring stages, whose other ranks are equal to it, at the "
-            "instant when it holds most.",
+            "Each bar is one rank at its peak, of the fullest of {count} neighbouring stages; the other ranks of "
+            "that stage are equal.",
             count=stages.together,
         )
     if stages:
-        return say("Each bar is one rank of a stage, whose other ranks are equal to it, at the instant when it holds most.")
-    return say("Each bar is one rank at the instant when it holds most.")
+        return say("Each bar is one rank of a stage at its peak; the other ranks of the stage are equal.")
+    return say("Each bar is one rank at its peak.")
 
 
 def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.DataFrame:

@@ -130,7 +130,7 @@ def overview(bars: pd.DataFrame, rows: list[Row], clock: Unit, style: Look) -> A
     )
     seen = alt.BrushConfig(fill=style.background, fillOpacity=0.4, stroke=style.text, strokeWidth=2)
     brush = alt.selection_interval(name="window", encodings=["x"], mark=seen)
-    axis = alt.Axis(title=style.say("drag here to choose what is drawn beneath ({unit})", unit=clock.name))
+    axis = alt.Axis(title=style.say("drag here to select the range shown below ({unit})", unit=clock.name))
     cell = alt.Chart(cells[cells["busy"] > 0]).mark_rect(color=style.blue)
     return alt.layer(
         cell.encode(

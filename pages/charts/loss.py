@@ -52,9 +52,12 @@ def loss(steps: pd.DataFrame, style: Look) -> Drawing:
         )
     reading = say("One point a step: the mean over all replicas and microbatches; guessing among 256 bytes costs ln 256 = 5.545.")
     if len(drawn) < len(rows):
-        reading += " " + say(
-            "Of {count} steps {drawn} are drawn, of each short stretch the highest and the lowest.",
-            count=f"{len(rows):,}",
-            drawn=f"{len(drawn):,}",
+        reading = say.together(
+            reading,
+            say(
+                "{drawn} of {count} steps are drawn: the highest and the lowest of each short interval.",
+                count=f"{len(rows):,}",
+                drawn=f"{len(drawn):,}",
+            ),
         )
     return Drawing(say("Training"), title, reading, finish(line, style, title), rows)

@@ -89,12 +89,12 @@ def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, rol
     chart = _chart(cells, rows, mesh, style, roles).properties(height=max(180, min(pixels, 640)))
     rule = {
         "wire": say(
-            "A collective is counted as a ring: all that a rank sends goes to its next neighbour in the group, the last one's "
-            "to the first."
+            "Collectives are counted as ring algorithms: each rank sends to the next rank of its group, the last "
+            "rank to the first."
         ),
         "payload": say(
-            "What a rank hands to a collective is laid on the link to its next neighbour in the group, as a ring would send it; "
-            "a message counts once, where it is sent."
+            "The payload of a collective is counted on the link to the next rank of the group, as in a ring "
+            "algorithm; a message is counted once, at its sender."
         ),
     }[measure]
     each = say("a rank")
@@ -102,13 +102,13 @@ def matrix(traffic: pd.DataFrame, mesh: Mesh, measure: Measure, style: Look, rol
         each = say("{count} neighbouring ranks", count=f"{rows[0].last - rows[0].first + 1:,}")
     reading = say("Each row and column is {each}; a cell is what the row sends to the column in one step.", each=each)
     if len(rows) < mesh.size:
-        reading += " " + say("Its colour is the axis that most of these bytes go along.")
+        reading = say.together(reading, say("The colour shows the axis that carries most of these bytes."))
     if len(cells) and len(rows) <= _WRITTEN_UP_TO:
-        reading += " " + say("The numbers are {unit}.", unit=cells["unit"].iloc[0])
+        reading = say.together(reading, say("The numbers are {unit}.", unit=cells["unit"].iloc[0]))
     return Drawing(
-        subject=say("Who sends to whom"),
+        subject=say("Traffic matrix"),
         title=title,
-        reading=f"{reading} {rule}",
+        reading=say.together(reading, rule),
         spec=finish(chart, style, title, {"marked": nothing(*_CORNERS)}),
         table=sent.rename(columns={"bytes": f"{measure}_bytes"}),
     )
@@ -239,7 +239,7 @@ def _frame(x: Any, y: Any, style: Look) -> Any:
 def _finding(sent: pd.DataFrame, measure: Measure, style: Look) -> str:
     say = style.say
     if not len(sent):
-        return say("Nothing passes between ranks")
+        return say("No communication between ranks")
     pairs = sent.groupby(["sender", "receiver", "axis"], as_index=False)["bytes"].sum()
     top = pairs.loc[pairs["bytes"].idxmax()]
     alike = int(((pairs["bytes"] == top["bytes"]) & (pairs["axis"] == top["axis"])).sum())

@@ -11,7 +11,7 @@ import pandas as pd
 from engine.tables import CATEGORIES, KV_CACHE
 from pages.charts.drawing import Drawing, colours, finish, nothing
 from pages.charts.look import MAX_BARS, Look, lane
-from pages.charts.names import action, categories, lanes
+from pages.charts.names import action, categories, doing, lanes
 from pages.charts.thinning import extremes, stretches
 from pages.charts.units import Unit, byte_unit, in_bytes, time_unit
 
@@ -53,8 +53,8 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         )
     )
     top = totals.idxmax()
-    doing = action(moments.loc[moments["t_ns"] == top, "action"].iloc[0], say)
-    title = say("Rank {rank} peaks at {most} during {action}", rank=rank, most=in_bytes(totals.max()), action=doing)
+    then = doing(moments.loc[moments["t_ns"] == top, "action"].iloc[0], _chunks(moments["action"]), say)
+    title = say("Rank {rank} peaks at {most} during {action}", rank=rank, most=in_bytes(totals.max()), action=then)
     summit = _peak_label(
         float(mine.loc[mine["t_ns"] == top, "t_ns"].iloc[0]) / clock.size,
         totals.max() / size.size,
@@ -67,13 +67,16 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         alt.layer(_strip(mine, clock, style), _band(clock, style)).properties(height=22),
         spacing=4,
     ).resolve_scale(x="shared", color="independent")
-    reading = say("Read upwards: what the rank holds at each moment of one step. The strip beneath shows what it was doing then.")
+    reading = say("Memory of the rank over one step, stacked by category. The strip below shows the action at each time.")
     if len(kept) < len(totals):
-        reading += " " + say(
-            "Of {count} moments {drawn} are drawn, of each short stretch the highest and the lowest; "
-            "the strip has its longest action.",
-            count=f"{len(totals):,}",
-            drawn=f"{len(kept):,}",
+        reading = say.together(
+            reading,
+            say(
+                "{drawn} of {count} moments are drawn: the highest and the lowest of each short interval; the strip "
+                "shows its longest action.",
+                count=f"{len(totals):,}",
+                drawn=f"{len(kept):,}",
+            ),
         )
     return Drawing(
         subject=say("Memory over one step"),
@@ -82,6 +85,11 @@ def curve(memory_curve: pd.DataFrame, rank: int, style: Look) -> Drawing:
         spec=finish(chart, style, title, {"marked": nothing("t_ns", "end_ns")}),
         table=_pivoted(mine, ["t_ns", "action"]),
     )
+
+
+def _chunks(actions: pd.Series[str]) -> int:
+    """The number of chunks that a rank runs forward."""
+    return actions.str.extract(r"F chunk (\d+)", expand=False).nunique()
 
 
 def marks(memory_curve: pd.DataFrame, rank: int, doing: str) -> dict[str, list[dict[str, int]]]:

@@ -106,10 +106,10 @@ def memory(peak: pd.DataFrame, highest: int, style: Look, ranks: int = 0) -> Dra
 
 def _each_bar(what: str, together: int, say: Words) -> str:
     if what == "rank":
-        return say("One bar a rank at its fullest instant.")
+        return say("One bar per rank, at its peak.")
     if together == 1:
-        return say("One bar a stage, whose ranks are alike, at its fullest instant.")
-    return say("One bar for {count} neighbouring stages: the fullest, whose ranks are alike.", count=together)
+        return say("One bar per stage, whose ranks are equal, at its peak.")
+    return say("One bar for {count} neighbouring stages: the fullest, whose ranks are equal.", count=together)
 
 
 def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: Sends, style: Look) -> Drawing:
@@ -142,7 +142,7 @@ def traffic(table: pd.DataFrame, ranks: int, highest: float, kinds: Sends, style
     bars = base.mark_bar().encode(color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"])), legend=None))
     text = base.mark_text(align="left", dx=4, fontSize=11, color=style.text).encode(text="said:N")
     total = rows["bytes"].sum()
-    title = say("{size} a rank and step", size=in_bytes(total)) if total else say("Nothing passes between ranks")
+    title = say("{size} a rank and step", size=in_bytes(total)) if total else say("No communication between ranks")
     return Drawing(
         subject=say("Traffic"),
         title=title,
@@ -251,7 +251,7 @@ def sweep_bubble(figures: pd.DataFrame, lever: str, names: Mapping[str, str], he
 
 
 def _how_to_read(say: Words) -> str:
-    return say("One bar a value of the lever, everything else held; the value now is drawn full, the others paler.")
+    return say("One bar for each value of the setting, all else unchanged; the current value is solid, the others are pale.")
 
 
 def _bars(

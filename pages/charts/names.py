@@ -79,13 +79,42 @@ def action(text: str, say: Words) -> str:
     if not found:
         return text
     kind, flow, chunk, microbatch = found.groups()
-    if flow:
-        kind = say("{kind} activation", kind=kind) if flow == "activation" else say("{kind} gradient", kind=kind)
+    kind = _with_flow(kind, flow, say)
     if chunk and microbatch:
         return say("{kind} chunk {chunk} microbatch {microbatch}", kind=kind, chunk=chunk, microbatch=microbatch)
     if chunk:
         return say("{kind} chunk {chunk}", kind=kind, chunk=chunk)
     return say("{kind} microbatch {microbatch}", kind=kind, microbatch=microbatch) if microbatch else kind
+
+
+def doing(text: str, chunks: int, say: Words) -> str:
+    """An action as a sentence has it: "backward of microbatch 0". With several `chunks` on a rank, its chunk too."""
+    found = _ACTION.fullmatch(text)
+    if not found:
+        return text
+    code, flow, chunk, microbatch = found.groups()
+    named = _with_flow(_kinds(say).get(code, code), flow, say)
+    if microbatch:
+        named = say("{kind} of microbatch {microbatch}", kind=named, microbatch=microbatch)
+    return say("{kind}, chunk {chunk}", kind=named, chunk=chunk) if chunk and chunks > 1 else named
+
+
+def _kinds(say: Words) -> dict[str, str]:
+    return {
+        "F": say("forward"),
+        "B": say("backward"),
+        "I": say("input gradient"),
+        "W": say("weight gradient"),
+        "reduce": say("gradient reduction"),
+        "step": say("optimizer step"),
+        "gather": say("parameter gather"),
+    }
+
+
+def _with_flow(kind: str, flow: str | None, say: Words) -> str:
+    if not flow:
+        return kind
+    return say("{kind} activation", kind=kind) if flow == "activation" else say("{kind} gradient", kind=kind)
 
 
 def sources(say: Words) -> dict[str, str]:
@@ -194,12 +223,12 @@ def columns(say: Words) -> dict[str, str]:
         "recompute": say("recompute"),
         "memory_bytes": say("memory (bytes)"),
         "fullest_stage": say("fullest stage"),
-        "step_s": say("step (s)"),
+        "step_s": say("step time (s)"),
         "tokens_per_second": say("tokens/s"),
         "tflops_per_device": say("TFLOP/s of a device"),
         "mfu": "MFU",
         "fits": say("fits"),
-        "pareto": say("on the front"),
+        "pareto": say("on the Pareto front"),
         "reason": say("why"),
         "why": say("why"),
     } | categories(say)

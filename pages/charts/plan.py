@@ -36,7 +36,7 @@ def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, devic
         title=say("memory of the fullest device ({unit})", unit=unit.name),
         **log_axis(rows["memory"], capacity / unit.size),
     )
-    y = alt.Y("step_s:Q", title=say("time of a step (s)"), **log_axis(rows["step_s"]))
+    y = alt.Y("step_s:Q", title=say("step time (s)"), **log_axis(rows["step_s"]))
     line = alt.Chart(rows[rows["pareto"]].sort_values("memory")).mark_line(
         color=style.orange, strokeWidth=2, interpolate="step-after"
     )
@@ -53,15 +53,19 @@ def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, devic
     ]
     title = _front_title(layouts, count, feasible, say)
     reading = say(
-        "Each point is a layout; lower is faster, further left needs less memory. On the orange line nothing is both faster "
-        "and smaller. The dashed line is what the device has. Click a point to look at that layout."
+        "Each point is a layout; lower is faster, further left needs less memory. The orange line is the Pareto "
+        "front: no layout is both faster and smaller. The dashed line is the memory of the device. Click a point to "
+        "see that layout."
     )
     if len(drawn) < count:
-        reading += " " + say(
-            "Of {count} layouts {drawn} are drawn: the front, the fastest, and a sample of the others that come near them; the "
-            "file below has all.",
-            count=f"{count:,}",
-            drawn=f"{len(drawn):,}",
+        reading = say.together(
+            reading,
+            say(
+                "{drawn} of {count} layouts are drawn: the Pareto front, the fastest, and a sample of those close to "
+                "them; the file below has all.",
+                count=f"{count:,}",
+                drawn=f"{len(drawn):,}",
+            ),
         )
     return Drawing(
         subject=say("Memory against time"),
@@ -74,7 +78,7 @@ def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, devic
 
 def _kinds(say: Words) -> list[str]:
     """Names of the kinds of points."""
-    return [say("on the front"), say("fits"), say("does not fit")]
+    return [say("on the Pareto front"), say("fits"), say("does not fit")]
 
 
 def _points(shown: pd.DataFrame, unit: float, say: Words) -> pd.DataFrame:
@@ -103,7 +107,7 @@ def _clickable(rows: pd.DataFrame, x: alt.X, y: alt.Y, unit: str, style: Look) -
                 alt.Tooltip("layout:N", title=say("layout")),
                 alt.Tooltip("run:N", title=say("run as")),
                 alt.Tooltip("memory:Q", title=say("memory ({unit})", unit=unit), format=",.1f"),
-                alt.Tooltip("step_s:Q", title=say("step (s)"), format=",.3f"),
+                alt.Tooltip("step_s:Q", title=say("step time (s)"), format=",.3f"),
                 alt.Tooltip("mfu:Q", title="MFU", format=".1%"),
             ],
         )
@@ -116,8 +120,8 @@ def _front_title(layouts: pd.DataFrame, count: int, feasible: int, say: Words) -
         return say("None of the {count} layouts fits", count=f"{count:,}")
     ends = layouts[layouts["pareto"]]
     return say.plural(
-        "{count} layout fits; {front} of them are on the front, from {least} to {most}",
-        "{count} layouts fit; {front} of them are on the front, from {least} to {most}",
+        "{count} layout fits; {front} of them are on the Pareto front, from {least} to {most}",
+        "{count} layouts fit; {front} of them are on the Pareto front, from {least} to {most}",
         feasible,
         front=len(ends),
         least=in_bytes(int(ends["memory_bytes"].min())),
@@ -166,7 +170,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "compute": say("compute"),
         **{axis: say("waiting for {axis}", axis=axis) for axis in AXES_BY_FREQUENCY},
         "update": say("optimizer step"),
-        "idle": say("waiting for its turn"),
+        "idle": say("pipeline bubble"),
     }
     tones = {
         "compute": style.blue,
@@ -185,7 +189,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         alt.Chart(rows)
         .mark_bar(stroke=style.background, strokeWidth=0.6)
         .encode(
-            x=alt.X("seconds:Q", title=say("seconds of a step")),
+            x=alt.X("seconds:Q", title=say("seconds per step")),
             y=alt.Y("layout:N", sort=list(parts), title=None),
             color=alt.Color(
                 "part:N", scale=colours(tones, list(PARTS), named), sort=list(named.values()), legend=alt.Legend(columns=3)
@@ -201,13 +205,13 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     )
     first = next(iter(parts.values()))
     share = first["compute"] / sum(first.values())
-    title = say("{share} of the step computes; the rest waits", share=percent(share))
+    title = say("{share} of the step is compute; the rest is waiting", share=percent(share))
     if percent(share) == percent(1):
-        title = say("Nearly all of the step computes")
+        title = say("Nearly all of the step is compute")
     return Drawing(
-        subject=say("What a step is spent on"),
+        subject=say("Breakdown of step time"),
         title=title,
-        reading=say("The slowest stage's passes, and what it waits for; the parts add up to the time of a step."),
+        reading=say("Compute of the slowest stage, and what it waits for; the parts add up to the step time."),
         spec=finish(chart, style, title),
         table=pd.DataFrame([{"layout": name} | {f"{part}_s": spent[part] for part in PARTS} for name, spent in parts.items()]),
     )
@@ -246,7 +250,7 @@ def stages(held: Sequence[Mapping[str, int]], capacity: int, device: str, style:
     return Drawing(
         subject=say("Memory of each stage"),
         title=title,
-        reading=say("One bar stands for all ranks of a stage, which are equal, at the instant when they hold most."),
+        reading=say("One bar per stage, whose ranks are equal, at its peak."),
         spec=finish(alt.layer(*layers).properties(height=260), style, title),
         table=rows.pivot_table(index="stage", columns="category", values="bytes", sort=False)
         .reset_index()

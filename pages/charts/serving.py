@@ -25,8 +25,8 @@ def speeds(layouts: pd.DataFrame, chosen: int, style: Look) -> Drawing:
         what=[fits if fitting else misfit for fitting in layouts["fits"]],
         memory=[in_bytes(size) for size in layouts["memory_bytes"]],
     )
-    x = alt.X("ms:Q", title=say("between two tokens of a sequence (ms)"), **log_axis(rows["ms"]))
-    y = alt.Y("tokens_per_second:Q", title=say("tokens a second, of all sequences"), **log_axis(rows["tokens_per_second"]))
+    x = alt.X("ms:Q", title=say("latency per token of a sequence (ms)"), **log_axis(rows["ms"]))
+    y = alt.Y("tokens_per_second:Q", title=say("tokens a second, all sequences together"), **log_axis(rows["tokens_per_second"]))
     kinds = [fits, misfit]
     points = (
         alt.Chart(rows)
@@ -38,7 +38,7 @@ def speeds(layouts: pd.DataFrame, chosen: int, style: Look) -> Drawing:
             shape=alt.Shape("what:N", scale=alt.Scale(domain=kinds, range=["circle", "cross"])),
             tooltip=[
                 alt.Tooltip("layout:N", title=say("layout")),
-                alt.Tooltip("sequences:Q", title=say("sequences at a time"), format=","),
+                alt.Tooltip("sequences:Q", title=say("concurrent sequences"), format=","),
                 alt.Tooltip("memory:N", title=say("memory")),
                 alt.Tooltip("ms:Q", title=say("a token (ms)"), format=",.1f"),
                 alt.Tooltip("tokens_per_second:Q", title=say("tokens/s"), format=",.0f"),
@@ -49,11 +49,11 @@ def speeds(layouts: pd.DataFrame, chosen: int, style: Look) -> Drawing:
     here = alt.Chart(rows[rows["row"] == chosen]).mark_point(size=360, strokeWidth=2.5, color=style.text, filled=False)
     title = _speeds_title(layouts, say)
     return Drawing(
-        subject=say("Speed against waiting"),
+        subject=say("Throughput and latency"),
         title=title,
         reading=say(
-            "Each point is a layout; higher is more tokens a second, further left a shorter wait for the next one. Click a point "
-            "to look at that layout."
+            "Each point is a layout; higher is more throughput, further left is lower latency per token. Click a "
+            "point to see that layout."
         ),
         spec=finish(alt.layer(points, here.encode(x=x, y=y)).properties(height=260), style, title),
         table=layouts,
@@ -65,7 +65,7 @@ def _speeds_title(layouts: pd.DataFrame, say: Words) -> str:
     if not len(fitting):
         return say("None of the {count} layouts fits", count=f"{len(layouts):,}")
     return say(
-        "Up to {tokens} tokens a second; the shortest wait for one is {least} ms",
+        "Up to {tokens} tokens a second; the lowest latency per token is {least} ms",
         tokens=short(float(fitting["tokens_per_second"].max()), say),
         least=significant(1e3 * float(fitting["token_s"].min())),
     )
@@ -88,7 +88,7 @@ def growing(
     tones = {length: style.stage(i, len(lengths)) for i, length in enumerate(lengths)}
     x = alt.X(
         "sequences:Q",
-        title=say("sequences at a time, of one replica"),
+        title=say("concurrent sequences of one replica"),
         scale=alt.Scale(type="log", nice=False),
         axis=alt.Axis(format=",~g", tickCount=8),
     )
@@ -103,7 +103,7 @@ def growing(
         color=alt.Color("name:N", scale=colours(tones, lengths, named), sort=list(named.values())),
         tooltip=[
             alt.Tooltip("name:N", title=say("a sequence of")),
-            alt.Tooltip("sequences:Q", title=say("sequences at a time"), format=","),
+            alt.Tooltip("sequences:Q", title=say("concurrent sequences"), format=","),
             alt.Tooltip("amount:Q", title=say("memory ({unit})", unit=unit.name), format=",.1f"),
         ],
     )
@@ -123,11 +123,11 @@ def growing(
     ]
     title = _growing_title(dict(zip(most["length"], most["sequences"], strict=True)), length, parameters, capacity, say)
     return Drawing(
-        subject=say("Memory as sequences are added"),
+        subject=say("Memory by number of sequences"),
         title=title,
         reading=say(
-            "The blue line is what the parameters take, whoever asks; above it is the cache of keys and values, which every "
-            "sequence has of its own and which grows with each of its tokens. Where a line meets the dashed one, no more fit."
+            "The blue line is the memory of the parameters. Above it is the KV cache: each sequence has its own, and "
+            "it grows with each token. Where a line reaches the dashed one, no more sequences fit."
         ),
         spec=finish(alt.layer(*layers).properties(height=260), style, title),
         table=held.merge(most.rename(columns={"sequences": "most_sequences"}), on="length", how="left"),
@@ -138,8 +138,8 @@ def _growing_title(most: dict[int, int], length: int, parameters: int, capacity:
     if parameters > capacity:
         return say("The parameters alone take {share} of the device", share=percent(parameters / capacity))
     return say.plural(
-        "A replica holds {count} sequence of {tokens} at a time",
-        "A replica holds {count} sequences of {tokens} at a time",
+        "A replica fits {count} sequence of {tokens}",
+        "A replica fits {count} concurrent sequences of {tokens}",
         most.get(length, 0),
         tokens=_tokens(length, say),
     )

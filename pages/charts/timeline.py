@@ -112,17 +112,17 @@ def draw(
         reading.append(say("Only {drawn} of {count} bars are drawn, up to {until}.", **cut))
     if len(shown_bars) < len(every):
         of = max(len(panel.rows) for panel in panels)
-        reading.append(say("Of {count} rows the first {drawn} are drawn.", count=f"{of:,}", drawn=_MOST_ROWS))
+        reading.append(say("The first {drawn} of {count} rows are drawn.", count=f"{of:,}", drawn=_MOST_ROWS))
     pairs = zip(panels, drawn_rows, strict=True)
     rows = [row for panel, some in pairs for row in (*_headings(panel, say)[alone:], *some)]
     drawn, data = chart(bars, rows, clock, time, style, shown)
     return Drawing(
         subject=_subject(panels, say),
         title=title,
-        reading=" ".join(reading),
+        reading=say.together(*reading),
         spec=finish(drawn, style, title, data),
         table=panels[0].table if alone else every[list(BARS)],
-        moving=say("Ctrl and wheel, or a pinch, zooms; drag moves; double-click goes back."),
+        moving=say("Ctrl and wheel, or pinch, to zoom; drag to pan; double-click to reset."),
     )
 
 
@@ -142,7 +142,7 @@ def overview(panel: Panel, style: Look) -> Drawing | None:
         return None
     say, clock = style.say, clock_of(panel, style.say)
     title = say("{count} bars are too many to draw at once", count=f"{len(panel.bars):,}")
-    reading = say("The stronger the colour, the busier. Drag over a part of the step to draw it beneath; a double click lets go.")
+    reading = say("The stronger the colour, the busier. Drag over a part of the step to show it below; double-click to clear.")
     spec = finish(lanes_overview(panel.bars, panel.rows, clock, style), style, title)
     return Drawing(say("The whole step"), title, reading, spec, panel.table.head(0))
 
@@ -270,10 +270,11 @@ def _title(panel: Panel, say: Words, units: bool, slowed: Slowed | None, named: 
 
 def _reading(panel: Panel, say: Words, units: bool) -> str:
     if panel.kind == "measured":
-        return say(
+        text = say(
             "Each row is a rank: thick bars compute, with their microbatch; thin bars beneath are collectives and transfers; the "
             "pale track is idle."
-        ) + _exposed(panel, say)
+        )
+        return say.together(text, _exposed(panel, say))
     if panel.kind == "projected":
         return say(
             "Projected: a row a stage, each action as long as the CPU time it took here, as if each rank had a device of its own "
@@ -285,8 +286,8 @@ def _reading(panel: Panel, say: Words, units: bool) -> str:
     if "W" in set(panel.bars["kind"]):
         parts.append(say("I and W are the two halves of B, 1 unit each."))
     if panel.bars["chunk"].nunique() > len(panel.rows):
-        parts.append(say("Chunks share a stage's time; the second is drawn paler."))
-    return " ".join(parts)
+        parts.append(say("A stage runs several chunks; the second is paler."))
+    return say.together(*parts)
 
 
 def _exposed(panel: Panel, say: Words) -> str:
@@ -294,7 +295,7 @@ def _exposed(panel: Panel, say: Words) -> str:
     shares = say(", ").join(f"{axis} {percent(share)}" for axis, share in panel.exposed.items())
     if not shares:
         return ""
-    return " " + say("Exposed communication, in which a rank does nothing else, takes of the step: {shares}.", shares=shares)
+    return say("Exposed communication, in which a rank does nothing else, takes of the step: {shares}.", shares=shares)
 
 
 def _on_every_timeline(panel: Panel, say: Words) -> list[str]:

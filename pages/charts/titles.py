@@ -101,7 +101,7 @@ def _ranks_of(by_rank: pd.Series[Any], value: float) -> list[int]:
 def traffic_title(both: pd.DataFrame | None, rows: pd.DataFrame, unit: float, column: str, rank: int | None, say: Words) -> str:
     total = float(rows["predicted"].sum()) * unit
     if not total:
-        return say("Nothing passes between ranks")
+        return say("No communication between ranks")
     if both is not None:
         numbers = [(f"{number}_measured", f"{number}_predicted") for number in (column, "calls")]
         if all((both[one] == both[other]).all() for one, other in numbers):

@@ -26,7 +26,9 @@ def meaning(measure: Measure, say: Words) -> str:
     """A sentence on what the measure counts."""
     if measure == "wire":
         return say("Wire bytes are what a rank would send under the ring algorithm; a receive sends nothing, so it has no bar.")
-    return say("Payload bytes are the size of the tensor that a rank hands over; what is sent counts again where it is received.")
+    return say(
+        "Payload bytes are the size of the tensors that a rank communicates; a message counts at its sender and at its receiver."
+    )
 
 
 def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, roles: Roles | None = None) -> Drawing:
@@ -79,7 +81,7 @@ def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, ro
         "Each bar is one rank: the {measure} bytes of one step, by the axis of the mesh along which they go.", measure=counted
     )
     if len(drawn) < ranks:
-        reading += " " + say("Of {count} ranks {drawn} are drawn.", count=f"{ranks:,}", drawn=f"{len(drawn):,}")
+        reading = say.together(reading, say("{drawn} of {count} ranks are drawn.", count=f"{ranks:,}", drawn=f"{len(drawn):,}"))
     wide = every.pivot_table(index="rank", columns="axis", values="bytes", aggfunc="sum", fill_value=0)
     return Drawing(
         subject=say("Traffic of every rank"),
@@ -103,7 +105,7 @@ def _most(totals: pd.Series[int], measure: Measure, say: Words) -> str:
     if totals.min() == totals.max():
         if measure == "wire":
             return say("Every rank sends the same: {most} in a step", **found)
-        return say("Every rank hands over the same: {most} in a step", **found)
+        return say("Every rank has the same payload: {most} in a step", **found)
     if measure == "wire":
         return say("Rank {rank} sends most: {most} in a step, against {least} on rank {other}", **found)
-    return say("Rank {rank} hands over most: {most} in a step, against {least} on rank {other}", **found)
+    return say("Rank {rank} has the largest payload: {most} in a step, against {least} on rank {other}", **found)

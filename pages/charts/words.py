@@ -48,6 +48,10 @@ class Words:
         values = {name: self.sentence(value) if isinstance(value, str) else value for name, value in text.values.items()}
         return self._catalog.gettext(text.template).format(**values)
 
+    def together(self, *sentences: str) -> str:
+        """Sentences of this language as one text. Chinese has no blank between them. Empty ones are left out."""
+        return ("" if self.language == "zh" else " ").join(filter(None, sentences))
+
     def described(self, english: str) -> str:
         """A text of the engine, in this language. Extraction finds it where the engine defines it.
 

@@ -33,7 +33,7 @@ def bar(service: Service, items: Sequence[str], there: Sequence[Column]) -> None
         ):
             _add_run(service, items)
         if full:
-            st.caption(words("Four is the most that stand side by side; remove one to add another."))
+            st.caption(words("At most four are compared; remove one to add another."))
 
 
 def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column]) -> None:
@@ -41,7 +41,7 @@ def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column])
     if (choice := held.choice()) is not None:
         code = links.encode(choice)
         st.button(
-            words("What the Lab's form holds now"),
+            words("Current settings of the Lab"),
             width="stretch",
             on_click=put,
             args=([*items, code],),
@@ -49,10 +49,14 @@ def _add_layout(service: Service, items: Sequence[str], there: Sequence[Column])
             disabled=code in items,
         )
     if there:
-        st.caption(words("One of these with a lever moved:") if choice is None else words("Or one of these with a lever moved:"))
+        st.caption(
+            words("One of these with one setting changed:")
+            if choice is None
+            else words("Or one of these with one setting changed:")
+        )
         _moved(service, items, there)
     elif choice is None:
-        st.button(words("Two layouts to begin with"), width="stretch", on_click=put, args=(columns.default_items(),))
+        st.button(words("Example with two layouts"), width="stretch", on_click=put, args=(columns.default_items(),))
     _write(service, items, there)
 
 
@@ -60,11 +64,11 @@ def _moved(service: Service, items: Sequence[str], there: Sequence[Column]) -> N
     words = say()
     titles = {column.item: columns.title(column, there, words) for column in there}
     item = _select(words("Layout"), list(titles), "compare/base", titles)
-    lever = _select(words("Lever"), list(sweep.LEVERS), "compare/lever", names.levers(words))
+    lever = _select(words("Setting"), list(sweep.LEVERS), "compare/lever", names.levers(words))
     base = next(column.spec for column in there if column.item == item)
     found = sweep.others(base, lever)
     if not found:
-        st.info(words("No other value of this lever goes with the rest."))
+        st.info(words("No other value of this setting is compatible with the rest."))
         return
     value = _select(words("Value"), list(found), f"compare/value/{lever}", {v: names.value(lever, v, words) for v in found})
     new = beside.item_of(found[value], service.texts)
@@ -76,7 +80,7 @@ def _write(service: Service, items: Sequence[str], there: Sequence[Column]) -> N
     words = say()
     with st.form("compare/written", border=False):
         st.text_input(
-            words("Or write a layout as a link does"),
+            words("Or enter a layout code"),
             key=_WRITTEN,
             placeholder="dp4.tp1.pp2",
             help=words(
@@ -84,7 +88,7 @@ def _write(service: Service, items: Sequence[str], there: Sequence[Column]) -> N
             ),
         )
         asked = st.form_submit_button(
-            words("Add what is written"), width="stretch", on_click=_put_written, args=(service, items, there)
+            words("Add this layout"), width="stretch", on_click=_put_written, args=(service, items, there)
         )
     if asked and (text := st.session_state.get(_WRITTEN)):  # the text is still there, so it was not added
         refusal = inert(words.sentence(_refused(service, items, there, text)))
@@ -106,7 +110,7 @@ def _refused(service: Service, items: Sequence[str], there: Sequence[Column], te
         item = written(text, there[0].spec if there else None, service.texts)
     except (RequestError, links.LinkError) as error:
         return error.sentence
-    return sentence("That layout stands here already.") if item in items else ""
+    return sentence("That layout is already shown.") if item in items else ""
 
 
 def written(text: str, first: RunSpec | None, texts: Texts) -> str:
@@ -129,7 +133,7 @@ def _add_run(service: Service, items: Sequence[str]) -> None:
     words = say()
     found = [folder.name for folder in store.listing(service.home) if RUN + folder.name not in items]
     if not found:
-        st.info(words("There is no other saved run: press Run in the Lab, and it will be here."))
+        st.info(words("There is no other saved run. Press Run in the Lab to make one."))
         return
     name = _select(words("Saved run"), found, "compare/run", {name: name for name in found})
     new = [*items, *run_items([name])]

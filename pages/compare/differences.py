@@ -62,21 +62,21 @@ def _traffic(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
         before, after = float(ours.get(axis, 0)), float(theirs.get(axis, 0))
         if before and after:
             share = _share(before, after)
-            text = say("{change} {axis} traffic a rank", change=signed(share), axis=axis)
+            text = say("{change} {axis} traffic per rank", change=signed(share), axis=axis)
             found.append(Difference(text, share, share < 0))
         elif before or after:
-            text = say("no {axis} traffic", axis=axis) if before else say("{axis} traffic, where there was none", axis=axis)
+            text = say("no {axis} traffic", axis=axis) if before else say("new {axis} traffic", axis=axis)
             found.append(Difference(text, -1.0 if before else 1.0, bool(before)))
     if ours.sum() and theirs.sum() and len(set(ours.index) | set(theirs.index)) > 1:
         share = _share(float(ours.sum()), float(theirs.sum()))
-        found.append(Difference(say("{change} traffic a rank, over all axes", change=signed(share)), share, share < 0))
+        found.append(Difference(say("{change} traffic per rank, over all axes", change=signed(share)), share, share < 0))
     return found
 
 
 def _bubble(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
     """In percentage points, because a bubble is a share already."""
     points = other.summary["bubble"] - base.summary["bubble"]
-    text = say("{change} points of bubble", change=f"{'+' if points > 0 else '−'}{100 * abs(points):.1f}")
+    text = say("bubble {change} percentage points", change=f"{'+' if points > 0 else '−'}{100 * abs(points):.1f}")
     return [Difference(text, points, points < 0)]
 
 
@@ -85,7 +85,7 @@ def _time(base: RunResult, other: RunResult, say: Words) -> list[Difference]:
     if not (_measured(base) and _measured(other)):
         return []
     share = _share(base.summary["step_ns"], other.summary["step_ns"])
-    return [Difference(say("{change} time a step, on this machine", change=signed(share)), share, share < 0)]
+    return [Difference(say("{change} step time, on this machine", change=signed(share)), share, share < 0)]
 
 
 def _measured(result: RunResult) -> bool:

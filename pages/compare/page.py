@@ -42,11 +42,11 @@ def show(service: Service) -> None:
     there = [column for column in found if isinstance(column, Column)]
     adding.bar(service, items, there)
     if not found:
-        st.info(say()("Nothing stands here yet: add a layout or a saved run with the buttons above."), icon=":material/add:")
+        st.info(say()("Nothing to compare yet: add a layout or a saved run with the buttons above."), icon=":material/add:")
         return
     _heads(service, found, there)
     if len(found) == 1:
-        st.info(say()("Add a second layout or a saved run above to see in what they differ."), icon=":material/add:")
+        st.info(say()("Add a second layout or a saved run above to see the differences."), icon=":material/add:")
     if there:
         _charts(found, there)
         _table(there)
@@ -64,9 +64,11 @@ def _heads(service: Service, found: Sequence[Column | Missing], there: Sequence[
     if len(there) > 1:
         _row(found, lambda column, place: _differences(column, there))
         if len({column.source for column in there}) > 1:
-            st.caption(say()("Some are measured and others predicted: the prediction's error is part of their difference."))
+            st.caption(
+                say()("Some columns are measured and others predicted: their differences include the error of the prediction.")
+            )
         if len(set(sizes := [f"{_sequences(column.spec):,}" for column in there])) > 1:
-            text = say()("A step is not of one size here: from left to right it takes {sizes} sequences.", sizes=", ".join(sizes))
+            text = say()("Batch sizes differ: from left to right, a step has {sizes} sequences.", sizes=", ".join(sizes))
             st.caption(text)
 
 
@@ -94,11 +96,11 @@ def _differences(column: Column | Missing, there: Sequence[Column]) -> None:
     if isinstance(column, Missing):
         return
     if column is there[0]:
-        st.caption(words("The others are held against this one."))
+        st.caption(words("Baseline"))
         return
     found = differences.differences(there[0].result, column.result, words)[:_SHOWN_DIFFERENCES]
     if not found:
-        st.caption(words("No difference of half a percent or more."))
+        st.caption(words("No difference of 0.5% or more."))
     with st.container(horizontal=True, gap="xsmall"):
         for d in found:
             if d.better:
@@ -115,7 +117,7 @@ def _buttons(service: Service, column: Column | Missing, items: Sequence[str], p
             navigation.link("lab", words("Open in the Lab"), "science", _lab_link(service, column))
             if place:
                 st.button(
-                    words("Make it the first"),
+                    words("Use as baseline"),
                     key=f"compare/first/{place}",
                     type="tertiary",
                     icon=":material/first_page:",
@@ -268,10 +270,10 @@ def _table(there: Sequence[Column]) -> None:
         "sequences": number(words("sequences a step")),
         "peak_bytes": number(words("peak (MiB)"), format="%.2f", help=words("Of the fullest rank.")),
         "peak_rank": number(words("on rank")),
-        "least_peak_bytes": number(words("least peak (MiB)"), format="%.2f", help=words("Of the emptiest rank.")),
-        "wire_bytes_per_rank": number(words("sent a rank (MiB)"), format="%.2f", help=words("Wire bytes of a step, the mean.")),
+        "least_peak_bytes": number(words("least peak (MiB)"), format="%.2f", help=words("Of the rank with the lowest peak.")),
+        "wire_bytes_per_rank": number(words("sent per rank (MiB)"), format="%.2f", help=words("Wire bytes of a step, the mean.")),
         "bubble": number(words("bubble (%)"), format="%.1f", help=words("Of total time. Predicted: in textbook times.")),
-        "step_ns": number(words("step (ms)"), format="%.1f", help=words("On this machine.")),
+        "step_ns": number(words("step time (ms)"), format="%.1f", help=words("On this machine.")),
         "loss_last": number(words("last loss"), format="%.3f"),
     }
     st.dataframe(

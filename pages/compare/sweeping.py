@@ -23,26 +23,32 @@ _CHART_PX = 300  # the least width of a chart
 
 def draw(there: Sequence[Column]) -> None:
     words = say()
-    drawing.heading(words("From the formulas"), words("One lever through all its values"))
+    drawing.heading(words("From the formulas"), words("Parameter sweep"))
     titles = [columns.title(column, there, words) for column in there]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         at = _kept_select(words("Layout"), [str(n) for n in range(1, len(there) + 1)], BASE, lambda n: titles[int(n) - 1])
-        lever = _kept_select(words("Lever"), list(sweep.LEVERS), LEVER, names.levers(words).__getitem__)
+        lever = _kept_select(words("Setting"), list(sweep.LEVERS), LEVER, names.levers(words).__getitem__)
     base = there[int(at) - 1].spec
-    with st.spinner(words("Working out every value"), show_time=False):
+    with st.spinner(words("Computing every value"), show_time=False):
         made = swept(base, lever)
     named = {code: names.value(lever, value, words) for code, value in made.tried.items()}
     if len(made.tried) == 1:
         [only] = named.values()
         st.info(
-            words("{value} is the only value of this lever that goes with the rest; below is why.", value=only),
+            words(
+                "{value} is the only value of this setting that is compatible with the others; the reasons are below.", value=only
+            ),
             icon=":material/lock:",
         )
     else:
         _charts(base, lever, named, made)
     if made.left_out:
         count = len(made.left_out)
-        label = words.plural("{count} value does not go with the rest", "{count} values do not go with the rest", count)
+        label = words.plural(
+            "{count} value is not compatible with the other settings",
+            "{count} values are not compatible with the other settings",
+            count,
+        )
         with st.expander(label, expanded=len(made.tried) == 1, type="compact", key=f"compare-left-out-{lever}"):
             for value, sentence in made.left_out:
                 st.markdown(f"- **{names.value(lever, value, words)}**: {inert(words.sentence(sentence))}")

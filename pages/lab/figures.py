@@ -60,7 +60,7 @@ def parity(result: RunResult, say: Words) -> Parity | None:
         return None
     worst = float(result.tables["parity"]["max_rel"].max(skipna=False))
     if not math.isfinite(worst):
-        return Parity(False, say("Gradients cannot be held against the unsharded model's: some are no finite numbers"))
+        return Parity(False, say("Gradients cannot be compared with the unsharded model's: some are not finite"))
     good = worst <= PARITY_LIMIT
     measured = {"worst": scientific(worst), "limit": scientific(PARITY_LIMIT)}
     if good:

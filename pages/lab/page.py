@@ -35,7 +35,9 @@ def show(service: Service) -> None:
         runbar.draw(service, verdict, found if isinstance(found, RunState) else None)
 
     if wrong := st.session_state.get(_BAD_LINK):
-        st.warning(f"{inert(say().sentence(wrong))} {say()('The defaults are shown instead.')}", icon=":material/link_off:")
+        st.warning(
+            say().together(inert(say().sentence(wrong)), say()("The defaults are shown instead.")), icon=":material/link_off:"
+        )
     _show_run_state(run, found)
     _preview(verdict.spec, _measured(found))
     _show_result(found, fits=verdict.runnable is not None)
@@ -52,13 +54,15 @@ def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
     last: RunSpec | None = st.session_state.get(_FITTED)
     if last is None:
         st.info(
-            say()("The ranks are drawn as soon as everything fits together: the form at the left says what does not."),
+            say()(
+                "Some settings are not compatible; the form at the left says which. The ranks are drawn when all are compatible."
+            ),
             icon=":material/rule:",
         )
         return
     st.info(
         say()(
-            "The form at the left says what does not fit together. Until it does, this is still {model} on {layout}.",
+            "Some settings are not compatible; the form at the left says which. This still shows {model} on {layout}.",
             model=catalog.name_of(last.model),
             layout=last.layout.code,
         ),
@@ -115,7 +119,7 @@ def _show_run_state(run: str, found: RunState | Path | None) -> None:
     """A message on the run in the link, if it has no result."""
     if run and found is None:
         st.warning(
-            say()("The run in this link is not known here: it was not saved, or it was saved elsewhere."),
+            say()("The run in this link was not found: it was not saved, or it was saved on another machine."),
             icon=":material/link_off:",
         )
     elif isinstance(found, RunState) and found.phase == "failed":
@@ -124,7 +128,7 @@ def _show_run_state(run: str, found: RunState | Path | None) -> None:
             title = say()("Rank {rank} failed", rank=found.failed_rank)
         st.error(_sentence(found.message), title=title, icon=":material/error:")
         if found.traceback:
-            with st.expander(say()("Its own traceback")):
+            with st.expander(say()("Traceback of this rank")):
                 st.code(found.traceback, language="text")
     elif isinstance(found, RunState) and found.phase == "cancelled":
         done = say().plural(
@@ -133,7 +137,7 @@ def _show_run_state(run: str, found: RunState | Path | None) -> None:
             found.spec.workload.steps,
             done=found.step,
         )
-        st.info(f"{_sentence(found.message)} {done}", icon=":material/stop:")
+        st.info(say().together(_sentence(found.message), done), icon=":material/stop:")
 
 
 def _show_result(found: RunState | Path | None, fits: bool) -> None:
@@ -143,14 +147,14 @@ def _show_result(found: RunState | Path | None, fits: bool) -> None:
     on = isinstance(found, RunState) and not found.finished
     if on:
         st.info(
-            say()("The run is on: its progress is at the foot of the form, and its charts appear here."),
+            say()("The run is in progress: its progress is at the end of the form, and its charts appear here."),
             icon=":material/hourglass_top:",
         )
     if _SHOWN in st.session_state:
         result.draw(st.session_state[_SHOWN])
     elif fits and not on:
         st.info(
-            say()("Press **Run** at the left: as many processes start, train and are measured. The charts appear here."),
+            say()("Press **Run** at the left: one process per rank starts, trains and is measured. The charts appear here."),
             icon=":material/play_arrow:",
         )
 

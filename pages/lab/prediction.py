@@ -15,7 +15,7 @@ from engine.topology import Mesh
 from pages.charts import beside, formula
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.names import action, categories, measures, phase
+from pages.charts.names import categories, doing, measures, phase
 from pages.charts.roles import Roles, roles_of
 from pages.charts.traffic import Measure
 from pages.charts.units import in_bytes
@@ -172,12 +172,15 @@ def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, ran
     at, _ = found.fullest
     shown = rank if rank is not None else mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)})
     peak = found.of(mesh.coordinate(shown))
-    label = words("The formula behind rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
+    label = words("The formula for rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
     with unfolding(label, f"unfold-memory-{key}", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:
             return
         st.caption(
-            words("At its peak, during {action}. Click another bar to see another rank.", action=action(peak.action, words))
+            words(
+                "At its peak, during {action}. Click another bar to see another rank.",
+                action=doing(peak.action, spec.layout.chunks, words),
+            )
         )
         own = None
         if measured is not None:
@@ -190,11 +193,11 @@ def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, ran
 def _unfold_traffic(spec: RunSpec, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
     shown = rank or 0
-    label = words("The formula behind what rank {rank} hands over", rank=shown)
+    label = words("The formula for the payload of rank {rank}", rank=shown)
     with unfolding(label, f"unfold-traffic-{key}", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:
             return
-        st.caption(words("Payload bytes of one step, by axis and collective: calls times the size of the tensor handed over."))
+        st.caption(words("Payload bytes of one step, by axis and collective: calls times the size of the tensor."))
         found = traffic_terms(spec, shown)
         names = {
             f"{axis} {collective} {code}": words(

@@ -32,7 +32,7 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
     `above` is HTML that comes first.
     """
     mesh = spec.layout.mesh
-    title = drawing.heading_html(say()("Who holds what"), _counted(spec.layout, say()))
+    title = drawing.heading_html(say()("Model placement"), _counted(spec.layout, say()))
     clickable(above + title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
     refused, trains = _refused(spec), not spec.generate.skip_training
     offered = measured is None and trains and refused is None
@@ -48,7 +48,7 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
     if walkable:
         walk.draw(spec, partial(events, spec), in_units=True)
     elif offered and (reason := _groups_too_large(spec.layout)):
-        st.caption(say()("One microbatch's way is not told: {reason}.", reason=say().sentence(reason)))
+        st.caption(say()("The events of one microbatch are not listed: {reason}.", reason=say().sentence(reason)))
 
 
 def _refused(spec: RunSpec) -> str | None:
@@ -76,7 +76,8 @@ def _groups_too_large(layout: LayoutSpec) -> str | None:
     if named <= MOST_MEMBERS:
         return None
     return sentence(
-        "a way through pp={pp} stages names {pp} × ({degrees}) = {named} members of groups, and at most {most} are told",
+        "the events of a microbatch through pp={pp} stages name {pp} × ({degrees}) = {named} members of groups, and "
+        "at most {most} are listed",
         pp=layout.pp,
         degrees=" + ".join(map(str, degrees)),
         named=f"{named:,}",

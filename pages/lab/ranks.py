@@ -29,7 +29,7 @@ def rank_grid(model: ModelSpec, layout: LayoutSpec, style: Look, roles: Roles | 
     if last:
         stages += f"<p>{escape(style.say('and {count} more stages', count=mesh.pp - len(first) - len(last)))}</p>"
         stages += "".join(_stage(model, layout, mesh, stage, replica, style, roles) for stage in last)
-    label = escape(style.say("Who holds what"))
+    label = escape(style.say("Model placement"))
     return f'<div role="group" aria-label="{label}">{_row(stages, replica + _PADDING_REM)}</div>'
 
 

@@ -176,7 +176,8 @@ def _walkable(result: RunResult) -> bool:
 def _timeline(folder: Path, result: RunResult, event: Event | None) -> None:
     ranks, cores = result.spec.layout.ranks, result.environment["cores"]
     note = say()(
-        "Here {ranks} ranks shared {cores} and slowed each other down: on {ranks} devices they would overlap as projected.",
+        "Here {ranks} ranks shared {cores} and slowed each other down. On {ranks} devices they would run in "
+        "parallel, as projected.",
         ranks=ranks,
         cores=say().plural("{count} core", "{count} cores", cores),
     )
@@ -188,7 +189,7 @@ def _rest(folder: Path, result: RunResult) -> None:
         if "loss_last" in result.summary:
             drawing.show(losses(folder, view()), "loss")
         with grid.cell():
-            drawing.heading(say()("Processes"), say()("What the operating system sees"))
+            drawing.heading(say()("Processes"), say()("Process memory"))
             st.dataframe(processes(folder, view()), hide_index=True, alt=say()("Memory of each process"))
             st.caption(
                 say()("Resident memory holds Python and torch too, most of it shared by all ranks; unique is a rank's own.")
@@ -253,7 +254,7 @@ def processes(folder: Path, view: View) -> pd.DataFrame:
         "rss_bytes": say("resident (MiB)"),
         "uss_bytes": say("unique (MiB)"),
         "baseline_bytes": say("before the model (MiB)"),
-        "peak_rss_bytes": say("highest (MiB)"),
+        "peak_rss_bytes": say("peak (MiB)"),
     }
     shown = {name: (table[column] / 2**20).round(1) for column, name in names.items()}
     return pd.DataFrame({say("rank"): table["rank"], **shown})

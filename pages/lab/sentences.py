@@ -42,19 +42,21 @@ def _action(event: Event, spec: RunSpec, say: Words) -> str:
     if action.kind == "F":
         text = say("Rank {rank} runs microbatch {microbatch} forward through {parts}.", **held)
         if action.chunk == len(spec.layout.placement) - 1:
-            text += " " + say("Its loss comes out at the end.")
+            text = say.together(text, say("Its loss comes out at the end."))
     elif action.kind == "B" and action.chunk == 0:
         text = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: the gradients of the weights.", **held)
     elif action.kind == "B":
         text = say("Rank {rank} runs microbatch {microbatch} backward through {parts}: gradients of input and weights.", **held)
     elif action.kind == "I":
-        text = say("Rank {rank} runs the first half of backward, of microbatch {microbatch} through {parts}: the input's "
-                   "gradient, which the chunk before it waits for.", **held)  # fmt: skip
+        text = say(
+            "Rank {rank} runs the first half of backward, of microbatch {microbatch} through {parts}: the input's "
+            "gradient, which the previous chunk needs.", **held)  # fmt: skip
     else:
-        text = say("Rank {rank} runs the other half of backward, of microbatch {microbatch} through {parts}: the gradients of "
-                   "the weights, which nobody waits for until the step ends.", **held)  # fmt: skip
+        text = say(
+            "Rank {rank} runs the other half of backward, of microbatch {microbatch} through {parts}: the gradients of "
+            "the weights, which are needed only at the end of the step.", **held)  # fmt: skip
     if spec.layout.tp > 1:
-        text += " " + say("It holds 1/{tp} of each layer's weights.", tp=spec.layout.tp)
+        text = say.together(text, say("It holds 1/{tp} of each layer's weights.", tp=spec.layout.tp))
     return text
 
 
@@ -80,28 +82,35 @@ def _message(event: Event, spec: RunSpec, say: Words) -> str:
     of = {"rank": event.rank, "peer": peer, "microbatch": action.microbatch}
     of["stage"] = action.peer
     if action.kind == "send" and action.flow == "activation":
-        return say("Rank {rank} sends the activations of microbatch {microbatch} on to rank {peer} at stage {stage}, and goes on "
-                   "without waiting for it.", **of)  # fmt: skip
+        return say(
+            "Rank {rank} sends the activations of microbatch {microbatch} to rank {peer} at stage {stage}, and continues "
+            "without waiting.", **of)  # fmt: skip
     if action.kind == "send":
-        return say("Rank {rank} sends the gradient of what it was given for microbatch {microbatch} back to rank {peer} at stage "
-                   "{stage}, and goes on without waiting for it.", **of)  # fmt: skip
+        return say(
+            "Rank {rank} sends the gradient of its input of microbatch {microbatch} back to rank {peer} at stage "
+            "{stage}, and continues without waiting.", **of)  # fmt: skip
     if action.flow == "activation":
-        return say("Rank {rank} takes in the activations of microbatch {microbatch} from rank {peer} at stage {stage}.", **of)
+        return say("Rank {rank} receives the activations of microbatch {microbatch} from rank {peer} at stage {stage}.", **of)
     return say(
-        "Rank {rank} takes in the gradient of its output of microbatch {microbatch} from rank {peer} at stage {stage}.", **of
+        "Rank {rank} receives the gradient of its output of microbatch {microbatch} from rank {peer} at stage {stage}.", **of
     )
 
 
 def _end(event: Event, spec: RunSpec, say: Words) -> str:
     rank, layout, kind = event.rank, spec.layout, event.action.kind
     if kind == "reduce" and layout.dp == 1:
-        return say("Rank {rank} waits until the gradients of what every slice holds whole are added up over tp: once a step.",
+        return say(
+            "Rank {rank} waits until the gradients of the parameters that tp does not shard are summed over tp: once a "
+            "step.",
                    rank=rank)  # fmt: skip
     if kind == "reduce":
-        return say("Rank {rank} waits until the gradients of its layers are added up over the {count} replicas: those of this "
-                   "microbatch are in that sum with those of all others.", rank=rank, count=layout.dp)  # fmt: skip
+        return say(
+            "Rank {rank} waits until the gradients of its layers are summed over the {count} replicas; the sum includes "
+            "all microbatches.", rank=rank, count=layout.dp)  # fmt: skip
     if kind == "tie":
-        return say("Rank {rank} adds up the gradients of the token table's two copies, which the first and the last chunk hold.",
+        return say(
+            "Rank {rank} sums the gradients of the two copies of the token embedding, which the first and the last chunk "
+            "hold.",
                    rank=rank)  # fmt: skip
     if kind == "gather":
         return say("Rank {rank} fetches the parameters that the other replicas updated: with ZeRO {zero} each updates its share.",
@@ -122,44 +131,49 @@ def _call(event: Event, calls: Communication, spec: RunSpec, say: Words) -> str:
         purpose=purpose(calls, spec, say),
     )  # fmt: skip
     if event.action.kind == "reduce":
-        text += " " + say("They start as soon as a layer's last backward pass is over, beside what is left of it.")
+        text = say.together(
+            text, say("They start when the last backward pass of a layer ends, and overlap with the rest of backward.")
+        )
     elif event.action.microbatch >= 0:
-        text += " " + say("This is part of {kind}.", kind=event.action.kind)
+        text = say.together(text, say("This is part of {kind}.", kind=event.action.kind))
     return text
 
 
 def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
     """The purpose of a kind of call."""
     if calls.phase == "tie":
-        return say("both copies of the token table get the sum of their gradients")
+        return say("the gradients of both copies of the token embedding are summed")
     if calls.phase == "step":
         if calls.axis != "dp":
-            return say("the norm of all gradients is added up")
-        return say("the loss, and with ZeRO the norm of all gradients, is added up over the replicas")
+            return say("the norm of all gradients is summed")
+        return say("the loss, and with ZeRO the norm of all gradients, is summed over the replicas")
     if calls.phase == "gather":
-        return say("each replica gets the shares that the others updated")
+        return say("each replica gathers the parameters that the others updated")
     if calls.axis == "dp":
         return {
-            "all_gather": say("the parameters, of which each replica keeps a share, are put together for this use"),
-            "reduce_scatter": say("gradients are added up over the replicas, and each keeps its share of the sum"),
-        }.get(calls.collective, say("gradients are added up over the replicas"))
+            "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
+            "reduce_scatter": say("gradients are summed over the replicas, and each keeps its shard of the sum"),
+        }.get(calls.collective, say("gradients are summed over the replicas"))
     if calls.collective == "all_gather":
-        return say("the slices' parts of the sequence are put together")
+        return say("the slices' parts of the sequence are gathered")
     if calls.collective == "reduce_scatter":
-        return say("what the slices computed is added up, and each keeps its part of the sequence")
+        return say("the partial results of the slices are summed, and each keeps its part of the sequence")
     if spec.layout.sequence_parallel and calls.phase == "backward":
-        return say("gradients of what every slice holds whole are added up, as each saw its part of the sequence only")
+        return say(
+            "gradients of the parameters that tp does not shard are summed, because each slice saw only its part of the sequence"
+        )
     if spec.layout.sequence_parallel:
-        return say("the loss is put together from the slices of the vocabulary")
-    return say("what the slices of each layer computed is added up, so that all have the whole")
+        return say("the loss is combined from the slices of the vocabulary")
+    return say("the partial results of the slices of each layer are summed, so that all have the result")
 
 
 def _bytes(calls: Communication, say: Words) -> str:
     sizes = {"payload": in_bytes(calls.payload_bytes), "wire": in_bytes(calls.wire_bytes)}
     if not calls.exact:
-        return say("About {payload} of payload together, {wire} on the wire: both halves of backward are counted together, and "
-                   "this is the part by calls.", **sizes)  # fmt: skip
-    return say("{payload} of payload together; in a ring this rank sends {wire}.", **sizes)
+        return say(
+            "About {payload} of payload in total, {wire} on the wire: both halves of backward are counted together, and "
+            "this is the share by number of calls.", **sizes)  # fmt: skip
+    return say("{payload} of payload in total; with the ring algorithm this rank sends {wire}.", **sizes)
 
 
 def _when(event: Event, say: Words, in_units: bool) -> str:
@@ -168,9 +182,9 @@ def _when(event: Event, say: Words, in_units: bool) -> str:
     if in_units:
         times = {"start": f"{event.start:g}", "end": f"{event.end:g}"}
         if event.start == event.end:
-            return say("At {start} units of time; in the textbook this takes none.", **times)
+            return say("At {start} units of time; in the textbook timeline this takes no time.", **times)
         return say("From {start} to {end} units of time.", **times)
     times = {"start": in_time(event.start), "end": in_time(event.end), "took": in_time(event.end - event.start)}
     if event.action.kind == "send":  # its span ends when the sender waits for it, which can be long after it was received
-        return say("It was handed over {start} after the step's start.", **times)
+        return say("It was issued {start} after the step's start.", **times)
     return say("From {start} to {end} after the step's start: {took}.", **times)

@@ -91,7 +91,7 @@ def _not_drawn(shape: LayoutSpec, microbatches: int, reason: str) -> None:
         units = f"{3 * microbatches / (1 - bubble):g}"  # of each stage: three a microbatch, and the bubble
         title = words("The bubble takes {share} of {makespan} units of time", share=percent(bubble), makespan=units)
     except RequestError as error:
-        title = words("Its bubble is not worked out: {reason}", reason=words.sentence(error.sentence))
+        title = words("Its bubble is not computed: {reason}", reason=words.sentence(error.sentence))
     drawing.heading(words("Pipeline, textbook"), title)
     st.caption(words("Its timeline is not drawn: {reason}.", reason=words.sentence(reason)))
 
@@ -141,7 +141,7 @@ def _pick_slow(key: str, stages: int) -> None:
     if slow:
         st.session_state[factor] = slow.factor
         st.select_slider(
-            say()("How many times as slow"), _FACTORS, key=factor, format_func="{:g}×".format, label_visibility="collapsed",
+            say()("Slowdown factor"), _FACTORS, key=factor, format_func="{:g}×".format, label_visibility="collapsed",
             width=200, on_change=_slow_to_link, args=(key,),
         )  # fmt: skip
 

@@ -68,11 +68,11 @@ def draw(spec: RunSpec, events: Events, in_units: bool) -> None:
 
 
 def _read(walking: bool, in_units: bool, say: Words) -> str:
-    text = say("What happens to one microbatch, each event after all that it needs; what is done once a step comes at the end.")
-    more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes predicted.")
+    text = say("All events of one microbatch, in order of dependency; events that happen once per step come last.")
+    more = say("As measured.") if not in_units else say("Nothing has run yet: times are the textbook's, bytes are predicted.")
     if not walking:
-        more += " " + say("Press Next, and each event is marked in the charts as well.")
-    return f'<p class="ss-read">{escape(f"{text} {more}")}</p>'
+        more = say.together(more, say("Press Next: each event is also marked in the charts."))
+    return f'<p class="ss-read">{escape(say.together(text, more))}</p>'
 
 
 def _step(spec: RunSpec, events: Events, asked: list[int]) -> Step:

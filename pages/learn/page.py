@@ -83,7 +83,7 @@ def _lesson(state: LessonState) -> None:
     say, number = state.say, state.number
     if st.session_state.get(_UNREAD):
         st.warning(
-            say("Part of this link could not be read; the lesson's own values stand in for it."), icon=":material/link_off:"
+            say("Part of this link could not be read; the lesson's defaults are used instead."), icon=":material/link_off:"
         )
     st.caption(say("Lesson {number} of {all}", number=number, all=len(LESSONS)))
     st.markdown(f"# {state.lesson.title(say)}", anchors=False)

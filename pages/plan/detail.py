@@ -57,7 +57,7 @@ def _why(found: Found, row: int, other: int, words: Words) -> None:
     title = words(
         "What {first} saves against {second}", first=names.brief(found, faster, words), second=names.brief(found, slower, words)
     )
-    drawing.heading(words("Why one beats the other"), title)
+    drawing.heading(words("Why one layout is faster"), title)
     called = {"first": names.brief(found, faster, words), "second": names.brief(found, slower, words)}
     reasons = why(found.plan, found.at(faster), found.at(slower))
     lines = [words(reason.text, **(reason.values | (called if "first" in reason.values else {}))) for reason in reasons]

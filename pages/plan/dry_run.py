@@ -36,7 +36,7 @@ def draw(plan: Found, row: int) -> None:
     words, spec = say(), plan.spec(row)
     fullest = int(plan.layout(row)["fullest_stage"])
     with st.container(border=True, key="plan-dry"):
-        drawing.heading(words("Dry run"), words("The worker itself, on tensors without contents"))
+        drawing.heading(words("Dry run"), words("Simulate single ranks with fake tensors"))
         found = dry_runs().watch(st.query_params.get(DRY, ""))
         if found is not None and found.phase == "running":
             _watch(found.id, spec)
@@ -120,12 +120,12 @@ def progress_text(found: DryRunState, spec: RunSpec, passed: float, words: Words
 
 def _ended(found: DryRunState, spec: RunSpec, words: Words) -> None:
     if found.phase == "cancelled":
-        st.info(words("The dry run was cancelled, or nobody looked at it any more."), icon=":material/stop:")
+        st.info(words("The dry run was cancelled, or the page was closed."), icon=":material/stop:")
     elif found.phase == "failed":
         reason = inert(words.sentence(found.message))
         st.error(words("The dry run failed: {sentence}.", sentence=reason.removesuffix(".")), icon=":material/error:")
         if found.traceback:
-            with st.expander(words("Its own traceback")):
+            with st.expander(words("Traceback of this rank")):
                 st.code(found.traceback, language="text")
     elif found.spec != spec:
         st.caption(words("The last dry run was of another layout, {layout}.", layout=found.spec.layout.code))

@@ -42,7 +42,7 @@ def draw(request: Request, serving: Serving | None) -> None:
         )
     )
     st.markdown(f"##### {words('Devices')}", anchors=False)
-    names = {name: name for name in DEVICES} | {OWN: words("a device of your own")}
+    names = {name: name for name in DEVICES} | {OWN: words("custom device")}
     _select(words("Device"), list(names), request.device, "device", names, headed=True)
     if request.device == OWN:
         _own(request, words)
@@ -50,21 +50,21 @@ def draw(request: Request, serving: Serving | None) -> None:
         st.caption(_device_figures(DEVICES[request.device], words))
     left, right = st.columns(2, gap="xsmall", wrap=False)
     with left:
-        _number(words("How many"), request.ranks, 1, "ranks")
+        _number(words("Number"), request.ranks, 1, "ranks")
     if serving is None:
         with right:
-            _number(words("Global batch"), request.batch, 1, "batch", words("Sequences of one step, of all devices together."))
-        with st.expander(words("Sequence, precision, accounting")):
+            _number(words("Global batch"), request.batch, 1, "batch", words("Sequences per step, all devices together."))
+        with st.expander(words("Sequence, precision, memory model")):
             _number(words("Sequence length (0: the model's)"), request.seq, 0, "seq")
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
             _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
-            _select(words("Whose account of memory"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
+            _select(words("Memory model"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
     else:
         with right:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
             _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
         _ask_serving(serving, request, words)
-    with st.expander(words("What is assumed of the hardware")):
+    with st.expander(words("Hardware efficiency")):
         _assumed(request.assumed, words)
 
 
@@ -73,7 +73,7 @@ def _choose_use(serving: Serving | None, words: Words) -> None:
     st.session_state[key] = "training" if serving is None else SERVING
     uses = {"training": words("Training"), SERVING: words("Serving")}
     st.segmented_control(
-        words("What the model is for"), list(uses), key=key, format_func=uses.__getitem__, on_change=_use_chosen, required=True,
+        words("Use"), list(uses), key=key, format_func=uses.__getitem__, on_change=_use_chosen, required=True,
         label_visibility="collapsed", width="stretch",
     )  # fmt: skip
 
@@ -92,17 +92,17 @@ def _ask_serving(serving: Serving, request: Request, words: Words) -> None:
     with left:
         _number(
             words("Tokens of each"), serving.length or request.spec.seq, 1, "length",
-            words("Prompt and answer together; their keys and values are kept until the answer ends."),
+            words("Prompt and answer together; their KV cache is kept until the answer ends."),
         )  # fmt: skip
     with right:
         _number(
-            words("At a time"), serving.sequences, 0, "sequences", words("Of all replicas together; 0: as many as fit."),
+            words("Concurrent"), serving.sequences, 0, "sequences", words("Total of all replicas; 0: as many as fit."),
         )  # fmt: skip
 
 
 def _accounts(words: Words) -> dict[str, str]:
     return {
-        "engine": words("this engine's, to the byte"),
+        "engine": words("this engine, exact to the byte"),
         "korthikanti2022": "Korthikanti et al. 2022",
         "zero2020": "Rajbhandari et al. 2020 (ZeRO)",
     }
@@ -172,8 +172,8 @@ def _own(request: Request, words: Words) -> None:
         "intra_latency": words("In a node (µs)"),
         "inter_latency": words("Between (µs)"),
         "node_size": words("In a node"),
-        "reachable": words("Reached in bf16, of peak"),
-        "fp32_reachable": words("Reached in fp32, of peak"),
+        "reachable": words("Share of peak reached in bf16"),
+        "fp32_reachable": words("Share of peak reached in fp32"),
     }
     helps: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
     values = dict(zip(OWN_FIELDS, request.own, strict=True))
@@ -228,16 +228,16 @@ def _uploaded() -> None:
 
 def _assumed(assumed: Assumptions, words: Words) -> None:
     labels = {
-        "matmul_efficiency": words("Matrix products, of the device's best"),
-        "attention_efficiency": words("Attention's products, of peak FLOP/s"),
-        "memory_efficiency": words("Norms and softmax, of memory bandwidth"),
-        "intra_efficiency": words("Links inside a node, of their bandwidth"),
-        "inter_efficiency": words("Links between nodes, of their bandwidth"),
+        "matmul_efficiency": words("Matrix products, share of the device's best"),
+        "attention_efficiency": words("Attention matrix products, share of peak FLOP/s"),
+        "memory_efficiency": words("Norms and softmax, share of memory bandwidth"),
+        "intra_efficiency": words("Links inside a node, share of bandwidth"),
+        "inter_efficiency": words("Links between nodes, share of bandwidth"),
         "dp_overlap": words("dp collectives hidden behind backward"),
         "tp_overlap": words("tp collectives hidden"),
-        "launch_us": words("Host’s time for each kernel, in µs"),
-        "fused_accumulation": words("Gradients added up by the products themselves"),
-        "split_messages": words("Messages between stages cut over tp"),
+        "launch_us": words("Kernel launch overhead (µs)"),
+        "fused_accumulation": words("Fused gradient accumulation"),
+        "split_messages": words("Scatter-gather of messages between stages"),
     }
     for name, value in assumed:
         key = f"plan/{name}"

@@ -37,7 +37,7 @@ def draw(request: Request) -> None:
     if st.session_state.pop(_PICKED, False):
         st.rerun()
     shown = MAP in st.query_params
-    label = words("What fits where: other models, other numbers of devices")
+    label = words("Fit by model and number of devices")
     with st.expander(label, expanded=shown, key="plan-map-open", on_change="rerun") as opened:
         if not opened.open:
             st.query_params.pop(MAP, None)

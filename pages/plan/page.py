@@ -47,7 +47,7 @@ def show(service: Service) -> None:
 
 def _serve(service: Service, request: Request, serves: Serving, words: Words) -> None:
     try:
-        with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}")):
+        with st.spinner(words("Comparing all layouts of {count} devices", count=f"{request.ranks:,}")):
             table = serving.served(request, serves)
     except RequestError as error:
         _refuse(error, words)
@@ -62,7 +62,7 @@ def _refuse(error: RequestError, words: Words) -> None:
 
 def _train(service: Service, request: Request, words: Words) -> None:
     try:
-        with st.spinner(words("Weighing every layout of {count} devices", count=f"{request.ranks:,}"), show_time=True):
+        with st.spinner(words("Comparing all layouts of {count} devices", count=f"{request.ranks:,}"), show_time=True):
             row = _row(searched(request).count)
             plan = planned(request, row)
     except RequestError as error:
@@ -104,7 +104,8 @@ def _read() -> tuple[Request, Serving | None]:
         return of_link(link), serving_of_link(link)
     except RequestError as error:
         st.warning(
-            f"{inert(say().sentence(error.sentence))} {say()('The defaults are shown instead.')}", icon=":material/link_off:"
+            say().together(inert(say().sentence(error.sentence)), say()("The defaults are shown instead.")),
+            icon=":material/link_off:",
         )
         return DEFAULT, None
 
@@ -163,7 +164,7 @@ def _chooser(plan: Found, row: int, words: Words) -> None:
     st.session_state[key] = row
     st.selectbox(
         words("Layout"), rows, key=key, format_func=named, on_change=lambda: _choose(st.session_state[key]), width=420,
-        help=words("The fastest layouts and those on the front; a click on a point of the chart chooses any other."),
+        help=words("The fastest layouts and those on the Pareto front. Click a point of the chart to choose any other."),
     )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
     return [
         Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(share))),
         Figure(
-            words("Step"),
+            words("Step time"),
             charts.seconds(float(r["step_s"]), words),
             words("for {count} sequences", count=f"{plan.plan.global_batch:,}"),
         ),
@@ -203,7 +204,7 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
         Figure(
             words("Traffic"),
             in_bytes(int(sum(r[f"{axis}_bytes"] for axis in AXES))),
-            words("sent by the busiest rank in a step"),
+            words("sent by the busiest rank per step"),
         ),
     ]
 
@@ -240,12 +241,12 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
     st.warning(sentence, icon=":material/memory_alt:")
     changes = _changes_to_fit(request, row)
     if not changes:
-        st.markdown(words("No single lever makes it smaller: take more devices, or larger ones."))
+        st.markdown(words("No single change reduces the memory: use more devices, or larger ones."))
         return
     steps = "\n".join(f"1. {said(lever.reason, words)}" for lever in changes)
-    st.markdown(f"**{words('What to change, the cheapest lever first')}**\n\n{steps}")
+    st.markdown(f"**{words('What to change, cheapest first')}**\n\n{steps}")
     if not changes[-1].fits:
-        st.markdown(words("That is all the levers there are, and it still does not fit: take more devices, or larger ones."))
+        st.markdown(words("All memory optimizations are on, and it still does not fit: use more devices, or larger ones."))
 
 
 @cached(64)
@@ -283,9 +284,9 @@ def _table(request: Request, plan: Found, row: int, words: Words) -> None:
     shown = plan.layouts.loc[rows]
     counts = {"count": min(TOP, len(shown)), "all": f"{plan.count:,}"}
     if plan.feasible:
-        title = words("The fastest {count} of {all}; choose a row to look at it", **counts)
+        title = words("The fastest {count} of {all}; select a row to see it", **counts)
     else:
-        title = words("None fits; the smallest {count} of {all}: choose a row to look at it", **counts)
+        title = words("None fits; the smallest {count} of {all}: select a row to see it", **counts)
     drawing.heading(words("Best layouts"), title)
 
     def picked() -> None:
@@ -346,7 +347,7 @@ def _heads(words: Words) -> dict[str, Any]:
         "layout": text(words("layout"), width=114),
         "schedule": text(words("schedule"), width=136),
         "memory": number("GiB", format="%.1f", width=50, help=words("Memory of the fullest device.")),
-        "step": number(words("step (s)"), format="%.3f", width=60),
+        "step": number(words("step time (s)"), format="%.3f", width=60),
         "mfu": number("MFU", format="%.1f%%", width=56, help=words("Model FLOPs utilization: of the device's peak.")),
         "bubble": number(words("bubble"), format="%.1f%%", width=58, help=words("Of the pipeline's total time.")),
         "batch": text(words("batch"), width=58, help=words("Microbatches of a step: how many, and of how many sequences each.")),

@@ -19,13 +19,13 @@ from pages.shared.subprocesses import run_in_worker
 
 def draw(request: Request) -> None:
     words = say()
-    with st.expander(words("Published figures beside ours"), key="plan-published", on_change="rerun") as opened:
+    with st.expander(words("Comparison with published figures"), key="plan-published", on_change="rerun") as opened:
         if not opened.open:
             return
-        with st.spinner(words("Working out what papers published")):
+        with st.spinner(words("Computing the published cases")):
             found = computed(request.assumed)
         near = [r for r in found if concerns(r, request)]
-        wide = [words("All"), words("Those of this model or device")]
+        wide = [words("All"), words("For this model or device")]
         shown = found
         if near:
             scopes = {"near": wide[1], "all": wide[0]}
@@ -35,12 +35,12 @@ def draw(request: Request) -> None:
             )  # fmt: skip
             shown = near if picked == "near" else found
         else:
-            st.caption(words("None is of this model or device; here are all."))
+            st.caption(words("None is for this model or device; all are listed."))
         _table(shown, words)
         st.caption(
             words(
-                "One setting serves every row, with what is assumed of the hardware at the left; nothing is fitted to a row. "
-                "Formulas must come out as printed; what was measured, we predict."
+                "All rows use the same settings and the hardware efficiency at the left; nothing is fitted to a row. "
+                "Formulas must match the printed values exactly; measured values are predicted."
             )
         )
 
@@ -79,7 +79,7 @@ def _table(found: list[Reference], words: Words) -> None:
         rows,
         hide_index=True,
         width="stretch",
-        alt=words("Published figures beside ours"),
+        alt=words("Comparison with published figures"),
         key="plan-published-table",
         column_config={
             "model": words("model"),
@@ -89,7 +89,7 @@ def _table(found: list[Reference], words: Words) -> None:
             "published": number(words("published"), format="%.4g"),
             "ours": number(words("ours"), format="%.4g"),
             "error": words("our error"),
-            "kind": words("theirs is"),
+            "kind": words("type of figure"),
             "source": st.column_config.TextColumn(words("source"), width="large"),
         },
     )

@@ -139,13 +139,13 @@ def of_link(link: Mapping[str, str]) -> Request:
         if name in given and given[name] not in known:
             names = ", ".join(known)
             raise RequestError(
-                sentence("The link's {field} “{text}” is none of {names}.", field=name, text=given[name][:40], names=names)
+                sentence("The link's {field} “{text}” is not one of {names}.", field=name, text=given[name][:40], names=names)
             )
     if given.get("device") != OWN:  # the user's figures are used only with the user's device
         given.pop("own", None)
         given.pop("called", None)
     elif not given.get("own"):
-        raise RequestError(sentence("The link names a device of its own without its figures."))
+        raise RequestError(sentence("The link names a custom device without its figures."))
     else:
         given["own"] = _figures(given["own"])
         made(given.get("called", ""), given["own"])
@@ -171,7 +171,10 @@ def _whole(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not (name in _OR_NONE or int(text)) or int(text) > MOST:
         raise RequestError(
             sentence(
-                "The link's {field} “{text}” is no whole number from 1 to {most}.", field=name, text=text[:20], most=f"{MOST:,}"
+                "The link's {field} “{text}” is not a whole number from 1 to {most}.",
+                field=name,
+                text=text[:20],
+                most=f"{MOST:,}",
             )
         )
     return int(text)
@@ -185,5 +188,7 @@ def _figures(text: str) -> tuple[float, ...]:
     if len(figures) == len(OWN_FIELDS) - 1:  # an older link, without the last figure
         figures += (DeviceSpec.model_fields["fp32_reachable"].default,)
     if len(figures) != len(OWN_FIELDS):
-        raise RequestError(sentence("The link's device “{text}” has not {count} figures.", text=text[:60], count=len(OWN_FIELDS)))
+        raise RequestError(
+            sentence("The link's device “{text}” must have {count} figures.", text=text[:60], count=len(OWN_FIELDS))
+        )
     return figures

@@ -40,7 +40,7 @@ _SHARES = (0.25, 0.5, 1, 2, 4)  # of the requested length: other lengths that ar
 _TABLE_PX, _ROW_PX = 318, 35
 # Meanings of symbols that differ from those in training.
 _SYMBOLS = SYMBOLS | {
-    "B": sentence("sequences at a time, of one replica"),
+    "B": sentence("concurrent sequences of one replica"),
     "T": sentence("tokens of a sequence, prompt and answer"),
     "S": sentence("tokens of the source"),
 }
@@ -156,15 +156,15 @@ def _figures(asked: Asked, words: Words) -> list[Figure]:
         Figure(
             words("Sequences"),
             f"{int(r['sequences']):,}",
-            words("at a time; {most} fit", most=f"{int(r['most_sequences']):,}"),
+            words("concurrent; {most} fit", most=f"{int(r['most_sequences']):,}"),
         ),
         Figure(
             words("Memory"),
             in_bytes(int(r["memory_bytes"])),
             words("{share} of the device", share=percent(float(r["memory_bytes"]) / device.memory_bytes)),
         ),
-        Figure(words("A token"), plans.seconds(float(r["token_s"]), words), words("after the one before it")),
-        Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, of all sequences")),
+        Figure(words("Latency per token"), plans.seconds(float(r["token_s"]), words), words("between two tokens of a sequence")),
+        Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, all sequences together")),
     ]
 
 
@@ -176,13 +176,12 @@ def _fit(asked: Asked, words: Words) -> None:
     values = {"need": in_bytes(int(r["parameters_bytes"])), "size": in_bytes(have)}
     if int(r["parameters_bytes"]) > have:
         message = words(
-            "The parameters of the fullest rank take {need} and the device has {size}: they must be cut over more ranks, by tp "
-            "or pp.",
+            "The parameters of the fullest rank take {need} and the device has {size}: shard them over more ranks, by tp or pp.",
             **values,
         )
     elif int(r["most_sequences"]):
         message = words(
-            "{sequences} sequences at a time need {memory} of the fullest rank and the device has {size}: {most} fit.",
+            "{sequences} concurrent sequences need {memory} on the fullest rank and the device has {size}: {most} fit.",
             sequences=f"{int(r['sequences']):,}",
             memory=in_bytes(int(r["memory_bytes"])),
             most=f"{int(r['most_sequences']):,}",
@@ -190,8 +189,8 @@ def _fit(asked: Asked, words: Words) -> None:
         )
     else:
         message = words(
-            "Beside {need} of parameters the device, which has {size}, has no room for the cache of one sequence: make it "
-            "shorter, or cut the model over more ranks.",
+            "Parameters take {need} of the {size} of the device, and the KV cache of one sequence does not fit "
+            "beside them: use shorter sequences, or shard the model over more ranks.",
             **values,
         )
     st.warning(message, icon=":material/memory_alt:")
@@ -252,7 +251,7 @@ def _unfold(asked: Asked, words: Words) -> None:
     """The formulas of the fullest stage, with their numbers."""
     of_stages = [parameters + asked.each * one for parameters, one in held(asked)]
     stage = int(np.argmax(of_stages))
-    label = words("The formula behind stage {stage}: {size}", stage=stage, size=in_bytes(of_stages[stage]))
+    label = words("The formula for stage {stage}: {size}", stage=stage, size=in_bytes(of_stages[stage]))
     with unfolding(label, "unfold-serving", icon=":material/function:", type="compact") as unfolded:
         if not unfolded.open:
             return
@@ -272,9 +271,9 @@ def _unfold(asked: Asked, words: Words) -> None:
 def _table(asked: Asked, fitting: int, choose: Any, words: Words) -> None:
     table = asked.table
     title = (
-        words("{count} of {all} fit; choose a row to look at it", count=fitting, all=len(table))
+        words("{count} of {all} fit; select a row to see it", count=fitting, all=len(table))
         if fitting
-        else words("None of {all} fits; choose a row to look at it", all=len(table))
+        else words("None of {all} fits; select a row to see it", all=len(table))
     )
     drawing.heading(words("All layouts"), title)
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
@@ -304,7 +303,9 @@ def _table(asked: Asked, fitting: int, choose: Any, words: Words) -> None:
             "layout": text(words("layout"), width=112),
             "parameters": number(words("parameters (GiB)"), format="%.1f"),
             "cache": number(words("cache (GiB)"), format="%.3f", help=words("Of keys and values of one sequence.")),
-            "most": number(words("sequences"), format="localized", help=words("So many fit at a time, on all replicas.")),
+            "most": number(
+                words("sequences"), format="localized", help=words("Number of concurrent sequences that fit, on all replicas.")
+            ),
             "memory": number("GiB", format="%.1f", help=words("Memory of the fullest device.")),
             "token": number(words("a token (ms)"), format="%.1f"),
             "speed": number(words("tokens/s"), format="localized"),
@@ -325,7 +326,8 @@ def _table(asked: Asked, fitting: int, choose: Any, words: Words) -> None:
     )
     st.caption(
         words(
-            "A token is written when every stage has read its parameters and the cache of the sequences at hand, or multiplied, "
-            "if that takes longer; tp sums twice a layer. Activations are left out: they are one token's."
+            "For each token, every stage reads its parameters and the KV cache of its sequences, or computes, "
+            "whichever takes longer; tp adds two all-reduces per layer. Activations are left out: they are those of "
+            "one token."
         )
     )

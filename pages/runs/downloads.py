@@ -16,7 +16,7 @@ from pages.shared.subprocesses import run_module
 def draw(folder: Path) -> None:
     """The buttons for one run."""
     seen = view()  # the functions that make files run outside of the session, which knows theme and language
-    _button(say()("The run itself, as a zip"), f"{folder.name}.zip", "application/zip", lambda: run_archive.pack(folder))
+    _button(say()("The run as a zip file"), f"{folder.name}.zip", "application/zip", lambda: run_archive.pack(folder))
     _button(
         say()("A report with its charts (HTML)"),
         f"{folder.name}.html",

@@ -132,7 +132,7 @@ def _bar(service: Service) -> None:
         count = st.session_state.get(_UPLOADS, 0)
         with st.popover(say()("Upload a run"), icon=":material/upload:", key=f"{_UPLOAD}-popover/{count}"):
             st.file_uploader(
-                say()("A zip of a run, as downloaded here or by the command export --to zip"),
+                say()("A zip file of a run, downloaded here or made by the command export --to zip"),
                 type="zip",
                 key=f"{_UPLOAD}/{count}",
                 on_change=_uploaded,
@@ -169,9 +169,7 @@ def _nothing() -> None:
 
 def _no_match() -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.info(
-            say()("No run has all of “{search}” in it.", search=inert(st.session_state[_SEARCH])), icon=":material/search_off:"
-        )
+        st.info(say()("No run matches “{search}”.", search=inert(st.session_state[_SEARCH])), icon=":material/search_off:")
         st.button(say()("Show all"), on_click=_show_all)
 
 
@@ -237,9 +235,7 @@ def _counted(picked: int, found: int, total: int, say: Words) -> str:
         return say.plural("**{count} run chosen**", "**{count} runs chosen**", picked)
     if found < total:
         return say("{found} of {total} runs found", found=f"{found:,}", total=f"{total:,}")
-    return say.plural(
-        "{count} run. Tick it to do something with it.", "{count} runs. Tick some to do something with them.", total
-    )
+    return say.plural("{count} run. Select it to act on it.", "{count} runs. Select runs to act on them.", total)
 
 
 def _rename_form(row: RunRow) -> None:
@@ -316,7 +312,7 @@ def _undo(gone: list[Path]) -> None:
         while gone:  # one at a time: if one fails, the others can still be restored
             back.append(store.restore(gone.pop(0)).name)
             _pick(back)
-        return say().plural("{count} run is back.", "{count} runs are back.", len(back))
+        return say().plural("{count} run restored.", "{count} runs restored.", len(back))
 
     _attempt(restore)
 

@@ -92,7 +92,7 @@ def _figures(result: RunResult, say: Words) -> str:
         say("Peak memory"): in_bytes(s["peak_bytes"]),
         say("Traffic"): in_bytes(s["wire_bytes_per_rank"]),
         say("Bubble"): percent(s["bubble"]),
-        say("Step"): in_time(s["step_ns"]),
+        say("Step time"): in_time(s["step_ns"]),
     }
     if "tokens_per_second" in s:  # a dry run has none
         shown[say("Tokens a second")] = short(s["tokens_per_second"], say)

@@ -86,7 +86,7 @@ class Fix:
 
     def label(self, say: Words) -> str:
         if self.value == "":
-            return say("use the built-in text") if self.field == "workload.text" else say("split as even as can be")
+            return say("use the built-in text") if self.field == "workload.text" else say("split as evenly as possible")
         name = self.field.split(".")[-1]  # the name in links, files and the command line, in every language
         if self.field == "layout.sequence_parallel":
             return say("sequence parallel off")
@@ -225,7 +225,7 @@ def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]
     """Why this machine cannot run a valid spec. The queue checks that again when it is submitted."""
     if choice.ranks > limits.MOST_RANKS:
         refusal = sentence(
-            "{product} = {ranks} ranks; one machine runs at most {most}, and the prediction stands all the same",
+            "{product} = {ranks} ranks; one machine runs at most {most}; the prediction is not affected",
             product=choice.mesh.product,
             ranks=choice.ranks,
             most=limits.MOST_RANKS,

@@ -62,7 +62,7 @@ def show(
         heading(drawing.subject, drawing.title)
         for control in controls:  # style.css puts it at the right of the title
             control()
-        reading = " ".join(part for part in (drawing.reading, drawing.moving, note) if part)
+        reading = say().together(drawing.reading, drawing.moving, note)
         _chart(drawing, f"chart-{key}", reading, on_rank)
         st.caption(reading)
         with st.expander(say()("The numbers"), key=f"table-{key}", on_change="rerun", type="compact") as numbers:

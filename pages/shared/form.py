@@ -76,8 +76,8 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
     _numbers(choice, {"layout.dp": say("Data (dp)"), "layout.tp": say("Tensor (tp)"), "layout.pp": say("Pipeline (pp)")}, say)
     st.caption(
         say.plural(
-            "{product} = **{count} rank**, a process each",
-            "{product} = **{count} ranks**, a process each",
+            "{product} = **{count} rank**, one process each",
+            "{product} = **{count} ranks**, one process each",
             choice.ranks,
             product=choice.mesh.product,
         )
@@ -109,8 +109,8 @@ def _schedule_and_workload(choice: Choice, say: Words) -> None:
     batch = prod(factors)
     st.caption(
         say.plural(
-            "{product} = {count} sequence a step, **{tokens} tokens**",
-            "{product} = {count} sequences a step, **{tokens} tokens**",
+            "{product} = {count} sequence per step, **{tokens} tokens**",
+            "{product} = {count} sequences per step, **{tokens} tokens**",
             batch,
             product=" × ".join(map(str, factors)),
             tokens=f"{batch * choice['model.seq']:,}",
@@ -121,10 +121,13 @@ def _schedule_and_workload(choice: Choice, say: Words) -> None:
 
 def _what_is_shared(zero: int, say: Words) -> str:
     return (
-        say("Every replica keeps everything."),
-        say("Each replica keeps a share of the optimizer's state."),
-        say("Each replica keeps a share of the optimizer's state and of the gradients."),
-        say("Each replica keeps a share of everything, and gathers a layer's weights when it needs them."),
+        say("Every replica keeps all parameters, gradients and optimizer state."),
+        say("Each replica keeps a shard of the optimizer's state."),
+        say("Each replica keeps a shard of the optimizer's state and of the gradients."),
+        say(
+            "Each replica keeps a shard of parameters, gradients and optimizer state, and gathers a layer's weights when "
+            "it needs them."
+        ),
     )[zero]
 
 
@@ -139,7 +142,7 @@ def _levers(choice: Choice, say: Words) -> None:
     of_bf16 = ("workload.accumulate", "workload.bf16_optimizer")
     _choose(choice, precision, say("Precision"), options(precision), say, resets=of_bf16)
     if choice[precision] != DEFAULTS[precision]:
-        _choose(choice, "workload.accumulate", say("Add gradients up in"), options("workload.accumulate"), say)
+        _choose(choice, "workload.accumulate", say("Gradient accumulation in"), options("workload.accumulate"), say)
         _toggle(choice, "workload.bf16_optimizer", say("Optimizer in bf16, without an fp32 copy"), say)
     _choose(choice, optimizer, say("Optimizer"), options(optimizer), say, resets=("workload.momentum",))
     if choice[optimizer] == "sgd":
@@ -169,7 +172,7 @@ def _recompute(choice: Choice, say: Words) -> None:
 
 
 def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
-    _text(choice, "layout.split", say("Layers of each stage, or of each chunk"), say("as even as can be; or such as 3,1"), say)
+    _text(choice, "layout.split", say("Layers of each stage, or of each chunk"), say("as even as possible; or such as 3,1"), say)
     labels = {
         "workload.learning_rate": say("Learning rate"),
         "workload.seed": say("Seed"),
@@ -178,7 +181,7 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
     _row(choice, labels, say)
     largest = f"{LARGEST:,}"
     st.file_uploader(
-        say("Text to train on"),
+        say("Training text"),
         type=["txt", "md", "py", "csv", "json"],
         key=_UPLOAD,
         max_upload_size=1,
@@ -198,8 +201,8 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
             st.caption(say("Training on the uploaded text {name}.", name=name))
         st.button(say("Use the built-in text"), on_click=touch, args=({"workload.text": ""},))
     else:
-        st.caption(say("Training on the built-in text: what this project says of parallel training in its own pages and code."))
-    _text(choice, "generate.prompt", say("Then continue this prompt"), say("nothing"), say)
+        st.caption(say("Training on the built-in text: this project's own documentation and code."))
+    _text(choice, "generate.prompt", say("Prompt to continue after training"), say("nothing"), say)
     if choice["generate.prompt"] or choice["generate.skip_training"]:
         _row(choice, {"generate.new_tokens": say("New tokens"), "generate.temperature": say("Temperature")}, say)
         _toggle(choice, "generate.skip_training", say("Generate without training"), say)
@@ -283,7 +286,7 @@ def _described(choice: Choice, say: Words) -> str:
     try:
         model = choice.model()
     except RequestError:
-        return say("This shape is not possible yet.")
+        return say("This model shape is not valid.")
     return say(
         "{layers}, hidden {hidden}, {heads}, vocabulary {vocab}, sequence {seq}: **{parameters} parameters**",
         layers=say.plural("{count} layer", "{count} layers", model.layers),
@@ -309,7 +312,7 @@ def _set_levers(choice: Choice, say: Words) -> str:
     said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
     if chunk := choice["workload.loss_chunk"]:
         said.append(loss_in_chunks(chunk, say))
-    return say("Memory levers: {levers}", levers=say(", ").join(said)) if said else say("Memory levers")
+    return say("Memory optimizations: {levers}", levers=say(", ").join(said)) if said else say("Memory optimizations")
 
 
 def _set_rest(choice: Choice, say: Words) -> str:
@@ -323,7 +326,7 @@ def _set_rest(choice: Choice, say: Words) -> str:
         "generate.prompt": say("prompt"),
     }
     said = [name for field, name in named.items() if choice[field] != DEFAULTS[field]]
-    return say("Everything else: {what}", what=say(", ").join(said)) if said else say("Everything else")
+    return say("Advanced: {what}", what=say(", ").join(said)) if said else say("Advanced")
 
 
 # --------------------------------------------------------------------------------------------------------- on a change

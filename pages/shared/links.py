@@ -167,7 +167,9 @@ def _read(field: str, text: str) -> Any:
     if names := options(field):
         if text not in names:
             raise LinkError(
-                sentence("The link's {field} “{text}” is none of {names}.", field=field, text=text[:30], names=", ".join(names))
+                sentence(
+                    "The link's {field} “{text}” is not one of {names}.", field=field, text=text[:30], names=", ".join(names)
+                )
             )
         return text
     try:

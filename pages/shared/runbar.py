@@ -89,7 +89,7 @@ def _doing(state: RunState, say: Words) -> str:
         return say("Step **{step}** of {steps}", step=state.step, steps=steps)
     doing = {
         "generating": say("Generating text"),
-        "tracing": say("Tracing one more step, for its memory"),
+        "tracing": say("Measuring memory in one more step"),
         "parity": say("Comparing with the unsharded model"),
         "saving": say("Saving"),
     }

@@ -22,7 +22,7 @@ _HEAVY_BYTES = 512 << 20  # a process with this much memory is replaced
 
 
 def too_long(timeout_s: float) -> Sentence:
-    return sentence("this took longer than {seconds} s and was stopped; ask for less at a time", seconds=f"{timeout_s:g}")
+    return sentence("this took longer than {seconds} s and was stopped; use a smaller request", seconds=f"{timeout_s:g}")
 
 
 class Answer(NamedTuple):

@@ -17,13 +17,13 @@ def test_columns_are_added_swept_exported_and_opened_in_the_lab(server: Server, 
     page.goto(f"{server.url}/compare?with={ONE}&sweep=layout.zero")
     drawn(page)
     expect(page.get_by_text("Add a second layout or a saved run")).to_be_visible()
-    expect(page.get_by_role("combobox", name=re.compile("Lever"))).to_have_value(re.compile("ZeRO stage"))
+    expect(page.get_by_role("combobox", name=re.compile("Setting"))).to_have_value(re.compile("ZeRO stage"))
 
     page.get_by_role("button", name="Add a layout").click()
     page.get_by_role("button", name="Add", exact=True).click()
     expect(page.get_by_text("gpt-tiny · predicted")).to_have_count(2)
     expect(page).to_have_url(re.compile("with=.*%2A.*~naive"))
-    expect(page.get_by_text(re.compile("points of bubble"))).to_be_visible()
+    expect(page.get_by_text(re.compile("percentage points"))).to_be_visible()
     drawn(page)
 
     boxes = [page.locator(f".st-key-drawing-memory-{place}").bounding_box() for place in (0, 1)]

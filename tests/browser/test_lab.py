@@ -109,7 +109,7 @@ def test_a_chart_has_its_numbers_and_its_controls(server: Server, measured: RunR
     third.click()
     expect(chart(page, "curve").get_by_role("heading")).to_contain_text("Rank 3 peaks at")
     chart(page, "traffic-measured").get_by_role("radio", name="payload").click()
-    expect(chart(page, "traffic-measured")).to_contain_text("the size of the tensor that a rank hands over")
+    expect(chart(page, "traffic-measured")).to_contain_text("the size of the tensors that a rank communicates")
     chart(page, "memory-measured").get_by_text("The numbers").click()
     expect(chart(page, "memory-measured").get_by_test_id("stDataFrame")).to_be_visible()
 
@@ -163,13 +163,13 @@ def test_an_invalid_choice_is_reported_and_a_button_corrects_it(server: Server, 
 
 def test_an_expander_stays_open_when_its_label_changes(server: Server, watched: Watched):
     page = watched.open(server)
-    page.get_by_text("Memory levers").click()
+    page.get_by_text("Memory optimizations").click()
     page.get_by_role("radio", name="full").click()
-    expect(page.get_by_text("Memory levers: recompute full")).to_be_visible()
+    expect(page.get_by_text("Memory optimizations: recompute full")).to_be_visible()
     expect(page.get_by_role("radio", name="full")).to_be_checked()
-    page.get_by_text("The formula behind rank").click()
+    page.get_by_text("The formula for rank").click()
     page.locator("[data-rank='5']").click()
-    expect(page.get_by_text("The formula behind rank 5")).to_be_visible()
+    expect(page.get_by_text("The formula for rank 5")).to_be_visible()
     expect(page.locator(".ss-formula").first).to_be_visible()
 
 
@@ -209,7 +209,7 @@ def test_links_open_on_a_fresh_server(fresh: Server, measured: RunResult, watche
 
     watched.open(fresh, spec="gpt-tiny~dp2~2f2b", run="../../etc")
     expect(page.get_by_text("The link names the schedule “2f2b”")).to_be_visible()
-    expect(page.get_by_text("The run in this link is not known here")).to_be_visible()
+    expect(page.get_by_text("The run in this link was not found")).to_be_visible()
 
 
 def test_a_server_that_showed_a_run_stays_small_and_does_not_load_torch(fresh: Server, measured: RunResult, watched: Watched):
@@ -225,7 +225,7 @@ def test_an_uploaded_text_is_trained_on(server: Server, watched: Watched, tmp_pa
     wrong = tmp_path / "wrong.txt"
     wrong.write_bytes(b"caf\xe9 " * 100)
     page = watched.open(server, spec=SHORT)
-    page.get_by_text("Everything else").click()
+    page.get_by_text("Advanced").click()
     page.locator("input[type=file]").set_input_files(wrong)
     expect(page.get_by_text("wrong.txt: the text is not UTF-8: byte 3 makes no sense")).to_be_visible()
     page.locator("input[type=file]").set_input_files(prose)

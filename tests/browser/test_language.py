@@ -76,7 +76,7 @@ def test_a_misfit_is_shown_in_the_readers_language(server: Server, watched: Watc
 
 def test_browsers_of_other_languages_get_english_or_chinese(server: Server, browser: Browser):
     """test_everywhere.py has browsers of the two languages."""
-    for locale, greeting in (("zh-TW", "谁持有什么"), ("de-DE", "Who holds what")):
+    for locale, greeting in (("zh-TW", "模型切分"), ("de-DE", "Model placement")):
         context: BrowserContext = browser.new_context(locale=locale, reduced_motion="reduce")
         window = Watched(context)
         page = window.open(server)

@@ -23,11 +23,11 @@ def test_a_layout_is_chosen_exported_and_opened_and_a_misfit_has_its_reason(serv
         page.get_by_role("button", name="Settings for Megatron-LM").click()
     assert "--tensor-model-parallel-size" in Path(waiting.value.path()).read_text()
 
-    page.get_by_text("Published figures beside ours").click()
-    expect(page.get_by_text("None is of this model or device; here are all.")).to_be_visible()
+    page.get_by_text("Comparison with published figures").click()
+    expect(page.get_by_text("None is for this model or device; all are listed.")).to_be_visible()
     drawn(page)
 
-    count = page.get_by_role("spinbutton", name="How many")
+    count = page.get_by_role("spinbutton", name="Number")
     count.fill("1")
     count.press("Enter")
     expect(page).to_have_url(re.compile("ranks=1(&|$)"))
@@ -59,7 +59,7 @@ def test_a_link_restores_serving_in_another_language(server: Server, watched: Wa
     page.goto(f"{server.url}/plan?model=gpt3-13b&device=h100-80gb&ranks=4&for=serving")
     drawn(page)
     expect(page.get_by_role("heading", name="Serving gpt3-13b on 4 × h100-80gb: it fits")).to_be_visible()
-    many = page.get_by_role("spinbutton", name="At a time")
+    many = page.get_by_role("spinbutton", name="Concurrent")
     many.fill("64")
     many.press("Enter")
     expect(page).to_have_url(re.compile("sequences=64(&|$)"))
@@ -75,7 +75,7 @@ def test_a_link_restores_serving_in_another_language(server: Server, watched: Wa
     page.goto(f"{page.url}&lang=zh")
     drawn(page)
     expect(page.get_by_role("heading", name="在 4 × h100-80gb 上部署 gpt3-13b 推理：放得下")).to_be_visible()
-    expect(page.get_by_role("spinbutton", name="同时处理")).to_have_value("64")
+    expect(page.get_by_role("spinbutton", name="并发")).to_have_value("64")
     assert "row=2" in page.url
     page.get_by_role("radio", name="训练").or_(page.get_by_role("button", name="训练")).first.click()
     expect(page).not_to_have_url(re.compile("for=serving"))

@@ -107,7 +107,7 @@ def test_a_run_is_renamed_and_a_bad_name_is_reported(page: Page) -> None:
 def test_what_was_downloaded_and_deleted_can_be_uploaded_again(own: Server, page: Page) -> None:
     tick(page, "the best")
     page.get_by_role("button", name="Download").click()
-    taken = download(page, "The run itself, as a zip")
+    taken = download(page, "The run as a zip file")
     assert taken.name == "the best.zip"
     trace = json.loads(download(page, "Its timeline, for ui.perfetto.dev").read_text())
     assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X", "C"}
@@ -163,7 +163,7 @@ def test_undo_restores_deleted_runs(page: Page) -> None:
     expect(page.get_by_text("Deleted 2 runs.")).to_be_visible()
     expect(names(page)).to_have_text(["third"])
     page.get_by_role("button", name="Undo").click()
-    expect(page.get_by_text("2 runs are back.")).to_be_visible()
+    expect(page.get_by_text("2 runs restored.")).to_be_visible()
     expect(names(page)).to_have_text(["the best", "third", "second"])
 
 

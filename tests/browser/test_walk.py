@@ -47,7 +47,7 @@ def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, wa
     expect(page.get_by_text("As measured.")).to_be_visible()
     page.get_by_role("button", name="Next").click()
     page.wait_for_url(re.compile("walk=0.2"))
-    expect(walk(page)).to_contain_text("Rank 0 sends the activations of microbatch 0 on to rank 2 at stage 1")
+    expect(walk(page)).to_contain_text("Rank 0 sends the activations of microbatch 0 to rank 2 at stage 1")
     expect(frames(page, "timeline")).to_have_count(1)
     expect(frames(page, "matrix")).to_have_count(1)  # who sends to whom
     page.keyboard.press("n")

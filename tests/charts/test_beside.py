@@ -106,7 +106,7 @@ def test_with_many_ranks_each_stage_has_a_bar():
     drawing = memory_of(measured=False, mesh=Mesh({"dp": 8, "tp": 4, "pp": 2}))
     _, rows = marks(drawing.spec, "bar")[0]
     assert {r["rank"] for r in rows} == {0, 32}
-    assert "one rank of a stage, whose other ranks are equal to it" in drawing.reading
+    assert "one rank of a stage at its peak" in drawing.reading
 
 
 # ---------------------------------------------------------------------------------------------------------------- traffic
@@ -129,7 +129,7 @@ def test_payload_counts_what_is_received_as_well():
     [(view, rows)] = marks(drawing.spec, "bar")
     assert {r["name"] for r in rows} == {"tp all_reduce, forward", "pp send, forward", "pp recv, forward"}
     assert drawing.title == "tp carries 57.1% of the 7 KiB of a rank in a step"
-    assert "size of the tensor that a rank hands over" in drawing.reading
+    assert "size of the tensors that a rank communicates" in drawing.reading
     assert view["encoding"]["x"]["title"].startswith("payload bytes")
 
 
@@ -157,7 +157,7 @@ def test_a_row_that_only_one_side_has_is_a_difference():
 
 def test_a_single_rank_has_no_traffic():
     nothing = predicted_traffic().iloc[:0]
-    assert beside.traffic(None, nothing, 1, "wire", None, LIGHT).title == "Nothing passes between ranks"
+    assert beside.traffic(None, nothing, 1, "wire", None, LIGHT).title == "No communication between ranks"
 
 
 # --------------------------------------------------------------------------------------------------------------- formulas

@@ -106,4 +106,4 @@ def test_many_ranks_share_rows_and_no_byte_is_lost(mesh: Mesh, first: str, last:
 
 
 def test_a_matrix_without_traffic_says_so():
-    assert matrix.matrix(made_up.traffic().iloc[:0], Mesh({}), "wire", LIGHT).title == "Nothing passes between ranks"
+    assert matrix.matrix(made_up.traffic().iloc[:0], Mesh({}), "wire", LIGHT).title == "No communication between ranks"

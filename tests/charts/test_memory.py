@@ -18,7 +18,7 @@ def test_the_curve_has_every_row_of_its_rank():
     assert view["mark"]["interpolate"] == "step-after"
     assert view["encoding"]["y"]["title"] == "memory of rank 0 (KiB)"
     assert sum(r["amount"] for r in rows) == table["bytes"].sum() / KIB
-    assert drawing.title == f"Rank 0 peaks at {in_bytes(13 * KIB)} during B chunk 0 microbatch 0"
+    assert drawing.title == f"Rank 0 peaks at {in_bytes(13 * KIB)} during backward of microbatch 0"
 
 
 def test_the_strip_has_a_bar_for_each_action_on_the_time_axis_of_the_curve():

@@ -36,9 +36,9 @@ def test_with_very_many_ranks_each_stage_has_a_bar_and_the_table_has_all_ranks()
 def test_a_sweep_names_the_smallest_value_or_says_that_all_are_equal():
     names = {"1": "one", "2": "two"}
     memory = pd.DataFrame({"category": ["gradients"] * 2, "bytes": [4096, 1024], "value": ["1", "2"]})
-    drawing = multiples.sweep_memory(memory, "Lever", names, "1", LIGHT)
+    drawing = multiples.sweep_memory(memory, "Setting", names, "1", LIGHT)
     assert drawing.title == "Least with two: 1 KiB"
     assert {row["name"]: row["weight"] for row in marks(drawing.spec, "text")[0][1]} == {"one": "bold", "two": "normal"}
     figures = pd.DataFrame({"value": ["1", "2"], "wire_bytes_per_rank": [2048.0, 2048.0], "bubble": [0.2, 0.2]})
-    assert multiples.sweep_traffic(figures, "Lever", names, "1", LIGHT).title == "The same for every value: 2 KiB"
-    assert multiples.sweep_bubble(figures, "Lever", names, "1", LIGHT).title == "The same for every value: 20.0%"
+    assert multiples.sweep_traffic(figures, "Setting", names, "1", LIGHT).title == "The same for every value: 2 KiB"
+    assert multiples.sweep_bubble(figures, "Setting", names, "1", LIGHT).title == "The same for every value: 20.0%"

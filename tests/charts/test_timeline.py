@@ -150,5 +150,5 @@ def test_with_very_many_rows_the_first_are_drawn():
     drawing = timeline.textbook(timed, [f"stage {stage}" for stage in range(200)], LIGHT)
     assert {row["row"] for row in drawing.spec["datasets"]["bars"]} <= {timeline.row_key("textbook", s) for s in range(128)}
     assert len(drawing.spec["datasets"]["tracks"]) == 128
-    assert "Of 200 rows the first 128 are drawn." in drawing.reading
+    assert "The first 128 of 200 rows are drawn." in drawing.reading
     assert "The bubble takes" in drawing.title, "of all of them"

@@ -19,7 +19,7 @@ def test_a_file_is_read_up_to_its_largest_size(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"12345")
     assert files.read(file, 5) == b"12345"
-    with pytest.raises(RequestError, match="file has 5 bytes; up to 4 are taken"):
+    with pytest.raises(RequestError, match="file has 5 bytes; at most 4 are accepted"):
         files.read(file, 4)
 
 

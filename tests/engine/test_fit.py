@@ -101,7 +101,7 @@ def only_misfit(model: ModelSpec | None = None, layout: LayoutSpec | None = None
         ),
         (
             lambda: only_misfit(layout=LayoutSpec(pp=3, split=(4, 0, 0))),
-            "split 4,0,0 leaves a middle stage without a layer, so with nothing to do; 2,1,1 would fit",
+            "split 4,0,0 leaves a middle stage without layers; 2,1,1 would fit",
         ),
         (lambda: only_misfit(ModelSpec(vocab=100)), "vocab=100 is too small: text is read as bytes, which take 256 values"),
     ],

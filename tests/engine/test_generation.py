@@ -92,7 +92,7 @@ def test_the_spans_show_prefill_and_each_decode_step(runs: Runs) -> None:
         ({"model": ModelSpec(family="bert", vocab=257)}, "bert does not predict the next token; gpt and llama do"),
         ({"generate": GenerateSpec(prompt="x" * 60, new_tokens=10)}, "do not fit into seq=64; new_tokens up to 4 fits"),
         ({"generate": GenerateSpec(skip_training=True)}, "there is no prompt to continue"),
-        ({"layout": LayoutSpec(tp=2, sequence_parallel=True)}, "one token cannot be cut along the sequence"),
+        ({"layout": LayoutSpec(tp=2, sequence_parallel=True)}, "one token cannot be sharded along the sequence"),
         ({"parity": True, "generate": GenerateSpec(prompt="x", skip_training=True)}, "parity compares gradients"),
     ],
 )

@@ -211,7 +211,7 @@ class TestPrecisionAndOptimizer:
     ("layout", "workload", "reason"),
     [
         ({"zero": 1}, {}, "zero=1 shards over the dp replicas, and dp=1"),
-        ({"sequence_parallel": True}, {}, "tp=1 leaves it whole"),
+        ({"sequence_parallel": True}, {}, "needs tp of at least 2, not tp=1"),
         ({}, {"accumulate": "bf16"}, "accumulate=bf16 needs precision=bf16"),
         ({}, {"bf16_optimizer": True}, "bf16_optimizer needs precision=bf16"),
         ({}, {"momentum": 0.9}, "a setting of sgd"),

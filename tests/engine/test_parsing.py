@@ -14,10 +14,10 @@ from engine.spec import GenerateSpec, ModelSpec, RequestError, RunSpec
         ('{"workload": {"steps": 1, "seed": 1, "steps": 2}}', "'steps' is given twice in one object"),
         ('{"workload": {"learning_rate": NaN}}', "this is not JSON: NaN is no number"),
         ('{"workload": {"learning_rate": 1e999}}', "this is not JSON: 1e999 is no number"),
-        ('{"generate": {"prompt": "\\ud800"}}', "this has half of a surrogate pair in a text, which is none"),
+        ('{"generate": {"prompt": "\\ud800"}}', "this has an unpaired surrogate in a text"),
         ("[" * 11 + "]" * 11, "this has lists or objects more than 10 deep"),
         ('{"workload": [' + "[]," * 100_001 + "1]}", "this has more than 200,000 values"),
-        (" " * (1 << 20) + "{}", "this has 1,048,578 bytes; up to 1,048,576 are taken"),
+        (" " * (1 << 20) + "{}", "this has 1,048,578 bytes; at most 1,048,576 are accepted"),
     ],
     ids=range(8),
 )

@@ -164,46 +164,46 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "a windows path": (lambda f: move(f, "my run\\steps.parquet"), "does not belong in it"),
     "another file": (lambda f: f.update({"my run/run.py": b""}), "'my run/run.py' does not belong in it"),
     "two folders": (lambda f: move(f, "other/steps.parquet"), "more than one folder: my run, other"),
-    "thousands of files": (lambda f: f.update({f"__MACOSX/{n}": b"" for n in range(1000)}), "1,008 files; up to 1,000 are taken"),
+    "thousands of files": (lambda f: f.update({f"__MACOSX/{n}": b"" for n in range(1000)}), "1,008 files; at most 1,000"),
     "no head": (lambda f: f.pop("my run/run.json"), "run.json is not in it"),
     "no table": (lambda f: f.pop("my run/spans.parquet"), "spans.parquet is not in it"),
     # run.json
     "no json": (lambda f: f.update({"my run/run.json": b"{"}), "run.json is not JSON"),
-    "a large head": (lambda f: f.update({"my run/run.json": b" " * (1 << 20) + b"{}"}), "1,048,578 bytes; up to 1,048,576"),
+    "a large head": (lambda f: f.update({"my run/run.json": b" " * (1 << 20) + b"{}"}), "1,048,578 bytes; at most 1,048,576"),
     "empty lists": (lambda f: head(f, lambda h: h["environment"].update(x=[[]] * 200_000)), "has more than 200,000 values"),
     "a deep list": (lambda f: text_of_head(f, '"gloo"', "[" * 50 + "]" * 50), "run.json has lists or objects more than 10 deep"),
     "a name twice": (lambda f: text_of_head(f, "{", '{"summary": {},'), "'summary' is given twice in one object"),
-    "no text": (lambda f: text_of_head(f, "gloo on", "\\ud800 on"), "half of a surrogate pair"),
+    "no text": (lambda f: text_of_head(f, "gloo on", "\\ud800 on"), "an unpaired surrogate"),
     "a spec that does not fit": (lambda f: head(f, lambda h: h["spec"]["layout"].update(tp=3)), "tp=3 does not divide 4 heads"),
     "no backend": (lambda f: head(f, lambda h: h["environment"].pop("backend")), "environment needs backend"),
     "no cores": (lambda f: head(f, lambda h: h["environment"].update(cores="many")), "cores='many' must be a whole number"),
     "what was generated": (lambda f: summary(f, generated="x"), "generated must be an object with fields such as prompt"),
     "no numbers": (lambda f: summary(f, allocator=[{"rank": 0, "start_bytes": 0, "peak_bytes": 0, "workspace_bytes": "1"}]),
                    "workspace_bytes='1' must be a whole number"),
-    "a rank of no table": (lambda f: summary(f, rehearsed=[7]), "its summary names a rank that memory_peak has not"),
+    "a rank of no table": (lambda f: summary(f, rehearsed=[7]), "its summary names a rank that is not in memory_peak"),
     # A table's file
     "no table inside": (lambda f: f.update({"my run/steps.parquet": b"PAR1" * 9}), "steps.parquet is not a table"),
     "a column less": (lambda f: table(f, "steps", lambda t: t.drop(columns="loss")), "steps.parquet lacks loss"),
-    "a column more": (lambda f: table(f, "steps", lambda t: t.assign(x=1)), "steps.parquet has a column 'x', which is none of"),
-    "a type": (lambda f: table(f, "spans", lambda t: t.assign(rank=0.5)), "double in rank; int64 belongs there"),
-    "another whole number": (lambda f: table(f, "spans", lambda t: t.astype({"rank": "uint64"})), "uint64 in rank; int64"),
-    "lists": (lambda f: table(f, "steps", lambda t: t.assign(loss=[[1.0], [2.0]])), "in loss; float64 belongs there"),
-    "another way": (lambda f: rewrite(f, "spans", lambda t: t, compression="zstd"), "packed in a way that is not taken: ZSTD"),
+    "a column more": (lambda f: table(f, "steps", lambda t: t.assign(x=1)), "steps.parquet has an unknown column 'x'"),
+    "a type": (lambda f: table(f, "spans", lambda t: t.assign(rank=0.5)), "double in rank; it must be int64"),
+    "another whole number": (lambda f: table(f, "spans", lambda t: t.astype({"rank": "uint64"})), "uint64 in rank; it must be"),
+    "lists": (lambda f: table(f, "steps", lambda t: t.assign(loss=[[1.0], [2.0]])), "in loss; it must be float64"),
+    "another way": (lambda f: rewrite(f, "spans", lambda t: t, compression="zstd"), "an encoding that is not accepted: ZSTD"),
     "prefixes": (lambda f: rewrite(f, "spans", lambda t: t, use_dictionary=False, column_encoding={"kind": "DELTA_BYTE_ARRAY"}),
-                 "packed in a way that is not taken: SNAPPY, RLE, DELTA_BYTE_ARRAY"),
-    "many rows": (many_rows, "2,000,000 rows; up to 1,000,000 are taken"),
-    "many groups": (many_groups, "100 groups of rows; up to 64 are taken"),
-    "a long word": (repeat_a_long_word, "bytes; up to 134,"),
+                 "an encoding that is not accepted: SNAPPY, RLE, DELTA_BYTE_ARRAY"),
+    "many rows": (many_rows, "2,000,000 rows; at most 1,000,000 are accepted"),
+    "many groups": (many_groups, "100 groups of rows; at most 64 are accepted"),
+    "a long word": (repeat_a_long_word, "bytes; at most 134,"),
     "bytes that are no text": (lambda f: rewrite(f, "traffic", no_text_in("phase")), "traffic.parquet is not a table: "),
-    **{f"nothing in {column}": (lambda f, n=name, c=column: rewrite(f, n, nothing_in(c)), f"has nothing in {column}")
+    **{f"nothing in {column}": (lambda f, n=name, c=column: rewrite(f, n, nothing_in(c)), f"has an empty value in {column}")
        for name, column in (("spans", "lane"), ("traffic", "axis"), ("memory_peak", "category"), ("steps", "source"),
                             ("traffic", "calls"))},
     # Values
-    "a category": (lambda f: table(f, "memory_peak", lambda t: t.assign(category="fun")), "the category 'fun', which is none"),
+    "a category": (lambda f: table(f, "memory_peak", lambda t: t.assign(category="fun")), "an invalid category: 'fun'"),
     "a rank": (first("traffic", rank=2), "ranks beyond the 2 of its layout"),
-    "a rank less": (lambda f: table(f, "process", lambda t: t[t["rank"] == 0]), "not every one of the 2 ranks"),
-    "another place": (first("memory_peak", pp=1), "rank 0 at another place than its layout"),
-    "less than nothing": (first("traffic", wire_bytes=-1), "has -1 in wire_bytes, which is from 0 to 9,007,199,254,740,992"),
+    "a rank less": (lambda f: table(f, "process", lambda t: t[t["rank"] == 0]), "must have all 2 ranks"),
+    "another place": (first("memory_peak", pp=1), "rank 0 at a coordinate that differs from its layout"),
+    "less than nothing": (first("traffic", wire_bytes=-1), "has -1 in wire_bytes, which must be from 0 to 9,007,199,254,740,992"),
     "more than all": (lambda f: table(f, "process", lambda t: t.assign(rss_bytes=2**53 + 1)), "has 9,007,199,254,740,993 in"),
     "another source": (first("steps", source="dry_run"), "its tables are by dry_run, measured"),
     "a prediction": (lambda f: [table(f, n, lambda t: t.assign(source="formula")) for n in SCHEMAS], "its tables are by formula"),
@@ -211,21 +211,21 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "no parity": (lambda f: table(f, "parity", lambda t: t.head(0)), "parity has no rows"),
     "no time": (lambda f: table(f, "steps", lambda t: t.assign(step_ns=0)), "steps has 0 in step_ns"),
     "a step twice": (first("steps", step=2), "steps has two rows with the same step"),
-    "a step of no run": (first("steps", step=3), "steps has not the steps from 1 on, up to the 20"),
+    "a step of no run": (first("steps", step=3), "steps must list the steps from 1 on, at most the 20"),
     "the same twice": (lambda f: table(f, "traffic", lambda t: pd.concat([t, t])), "traffic has two rows with the same rank"),
-    "no group": (first("traffic", group="a"), "the group 'a', which is none of rank 0 along pp"),
-    "a group of others": (first("traffic", group="1,2"), "the group '1,2', which is none of rank 0 along pp"),
-    "an axis of one": (first("traffic", axis="dp"), "the group '0,1', which is none of rank 0 along dp"),
-    "an action": (first("memory_curve", action="Z chunk 0"), "the action 'Z chunk 0', which is none of this run"),
-    "no action": (first("memory_curve", action=" "), "memory_curve has the action ' ', which is none"),
-    "a microbatch": (first("memory_curve", action="F chunk 0 microbatch 4"), "microbatch 4', which is none of this run"),
-    "a pass more": (first("spans", kind="B"), "spans has not each forward pass of each rank once"),
-    "a pass twice": (first("spans", microbatch=1), "spans has other passes of rank 0 than its schedule"),
+    "no group": (first("traffic", group="a"), "the group 'a', which is not a group of rank 0 along pp"),
+    "a group of others": (first("traffic", group="1,2"), "the group '1,2', which is not a group of rank 0 along pp"),
+    "an axis of one": (first("traffic", axis="dp"), "the group '0,1', which is not a group of rank 0 along dp"),
+    "an action": (first("memory_curve", action="Z chunk 0"), "the action 'Z chunk 0', which this run does not have"),
+    "no action": (first("memory_curve", action=" "), "memory_curve has an invalid action: ' '"),
+    "a microbatch": (first("memory_curve", action="F chunk 0 microbatch 4"), "microbatch 4', which this run does not have"),
+    "a pass more": (first("spans", kind="B"), "spans must have each forward pass of each rank exactly once"),
+    "a pass twice": (first("spans", microbatch=1), "spans has passes of rank 0 that are not in its schedule"),
     "a chunk": (first("spans", chunk=2), "spans has the chunk 2, and there are 2"),
-    "a lane": (first("spans", lane="comm"), "what is computed among what is communicated"),
+    "a lane": (first("spans", lane="comm"), "a computation as communication"),
     "an end": (first("spans", end_ns=-1), "spans has one that ends before it begins"),
-    "at once": (first("spans", end_ns=10**9), "spans has rank 0 compute two things at once"),
-    "in no time": (lambda f: table(f, "spans", lambda t: t.assign(start_ns=0, end_ns=0)), "spans has rank 0 compute in no time"),
+    "at once": (first("spans", end_ns=10**9), "spans has computations of rank 0 that overlap"),
+    "in no time": (lambda f: table(f, "spans", lambda t: t.assign(start_ns=0, end_ns=0)), "rank 0 that takes no time"),
 }  # fmt: skip
 
 
@@ -255,7 +255,9 @@ def test_a_zip_of_an_older_program_is_saved_with_the_current_version(run: Path, 
 def test_a_zip_of_a_newer_program_is_refused_with_a_sentence_that_says_so(run: Path, tmp_path: Path) -> None:
     files = files_of(run)
     head(files, lambda h: h.update(schema_version=SCHEMA_VERSION + 1))
-    with pytest.raises(RequestError, match=r"^the run in this zip cannot be opened: a newer version of this program saved it"):
+    with pytest.raises(
+        RequestError, match=r"^the run in this zip cannot be opened: it was saved by a newer version of this program"
+    ):
         run_archive.unpack(zipped(files), tmp_path / "here", "x")
     assert not (tmp_path / "here").exists()
 
@@ -267,7 +269,7 @@ def test_an_invalid_or_too_large_zip_is_refused(run: Path, tmp_path: Path) -> No
             run_archive.unpack(junk, tmp_path, "x")
     bomb = zipped({"steps.parquet": bytes(run_archive.FOREIGN.bytes + 1)})
     assert len(bomb) < 1 << 20
-    with pytest.raises(RequestError, match="it holds 134,217,729 bytes; up to 134,217,728 are taken"):
+    with pytest.raises(RequestError, match="it holds 134,217,729 bytes; at most 134,217,728 are accepted"):
         run_archive.unpack(bomb, tmp_path, "x")
 
 
@@ -360,5 +362,5 @@ def test_a_run_that_could_not_be_uploaded_is_not_packed(run: Path, monkeypatch: 
     run_archive.pack(run)
     for less in ({"rows": most - 1}, {"bytes": 1000}):
         monkeypatch.setattr(run_archive, "FOREIGN", run_archive.FOREIGN._replace(**less))
-        with pytest.raises(RequestError, match="my run is too large for a zip that is taken back"):
+        with pytest.raises(RequestError, match="my run is too large for a zip file that can be uploaded again"):
             run_archive.pack(run)

@@ -123,10 +123,10 @@ def test_every_other_schedule_has_a_smaller_bubble_than_1f1b() -> None:
 @pytest.mark.parametrize(
     ("layout", "microbatches", "field", "choices", "said"),
     [
-        ({"schedule": "interleaved", "pp": 2}, 4, "layout.chunks", (2, 3, 4), "chunks=1 leaves no"),
-        ({"schedule": "zb-v", "pp": 2}, 4, "layout.chunks", (2,), "two chunks and not chunks=1"),
-        ({"schedule": "dualpipe-v", "pp": 2, "chunks": 3}, 4, "layout.chunks", (2,), "two chunks and not chunks=3"),
-        ({"schedule": "1f1b", "pp": 2, "chunks": 2}, 4, "layout.chunks", (1,), "one chunk a stage"),
+        ({"schedule": "interleaved", "pp": 2}, 4, "layout.chunks", (2, 3, 4), "not chunks=1"),
+        ({"schedule": "zb-v", "pp": 2}, 4, "layout.chunks", (2,), "two chunks, not chunks=1"),
+        ({"schedule": "dualpipe-v", "pp": 2, "chunks": 3}, 4, "layout.chunks", (2,), "two chunks, not chunks=3"),
+        ({"schedule": "1f1b", "pp": 2, "chunks": 2}, 4, "layout.chunks", (1,), "one chunk per stage"),
         ({"schedule": "interleaved", "pp": 2, "chunks": 2}, 9, "workload.microbatches", (8, 10, 6, 4), "9 // 2 = 4 equal"),
         ({"schedule": "dualpipe-v", "pp": 3, "chunks": 2}, 5, "workload.microbatches", (6,), "2 × 3 chunks and has 5"),
         (
@@ -143,7 +143,7 @@ def test_every_other_schedule_has_a_smaller_bubble_than_1f1b() -> None:
             4,
             "layout.split",
             (),
-            "a middle chunk without a layer",
+            "a middle chunk without layers",
         ),
     ],
 )

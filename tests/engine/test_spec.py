@@ -138,7 +138,7 @@ def test_equal_specs_have_the_same_hash(spec: RunSpec) -> None:
 def test_a_drill_names_a_rank_and_a_step_of_the_run() -> None:
     with pytest.raises(RequestError, match=r"fault\.rank=2 is not one of the 2 ranks, 0 to 1"):
         RunSpec(layout=LayoutSpec(dp=2), fault=FaultSpec(kind="exit", rank=2, step=1))
-    with pytest.raises(RequestError, match=r"fault\.step=4 never comes: the run has 3 steps"):
+    with pytest.raises(RequestError, match=r"fault\.step=4 is beyond the 3 steps of the run"):
         RunSpec(workload=WorkloadSpec(steps=3), fault=FaultSpec(kind="exit", rank=0, step=4))
 
 

@@ -253,7 +253,7 @@ def test_in_a_run_without_a_column_for_an_axis_its_degree_is_1(saved: Path) -> N
     made.drop(columns="tp").to_parquet(path, index=False)
     assert_frame_equal(store.load(saved).tables["memory_peak"], made)
     made.drop(columns="dp").to_parquet(path, index=False)
-    assert "memory_peak has rank 1 at another place than its layout" in refusal(saved)
+    assert "memory_peak has rank 1 at a coordinate that differs from its layout" in refusal(saved)
 
 
 def test_a_run_of_a_newer_program_is_refused_with_a_sentence_that_says_so(saved: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_run_of_a_newer_program_is_refused_with_a_sentence_that_says_so(saved:
     with pytest.raises(NewerRunError) as caught:
         store.load(saved)
     assert str(caught.value) == (
-        f"{saved} cannot be opened: a newer version of this program saved it "
+        f"{saved} cannot be opened: it was saved by a newer version of this program "
         f"(schema version {SCHEMA_VERSION + 1}; this program reads up to {SCHEMA_VERSION})"
     )
 
@@ -269,7 +269,7 @@ def test_a_run_of_a_newer_program_is_refused_with_a_sentence_that_says_so(saved:
 @pytest.mark.parametrize("version", ["1", 1.0, -1, True, []])
 def test_a_malformed_version_is_refused(saved: Path, version: Any) -> None:
     rewrite_head(saved, schema_version=version)
-    assert "run.json has a schema_version that is no whole number from 0 on" in refusal(saved)
+    assert "run.json has a schema_version that is not a whole number of at least 0" in refusal(saved)
 
 
 # --------------------------------------------------------------------------------------------------------------- listings

@@ -52,9 +52,9 @@ def test_the_largest_file_is_a_million_bytes(tmp_path: Path) -> None:
     file.write_bytes(b"a" * LARGEST)
     assert len(load(str(file))) == LARGEST == 1_000_000
     file.write_bytes(b"a" * (LARGEST + 1))
-    with pytest.raises(RequestError, match=r"large\.txt has 1,000,001 bytes; up to 1,000,000 are taken"):
+    with pytest.raises(RequestError, match=r"large\.txt has 1,000,001 bytes; at most 1,000,000 are accepted"):
         load(str(file))
-    with pytest.raises(RequestError, match=r"upload has 1,000,001 bytes; up to 1,000,000 are taken"):
+    with pytest.raises(RequestError, match=r"upload has 1,000,001 bytes; at most 1,000,000 are accepted"):
         checked(b"a" * (LARGEST + 1), "upload")
 
 

@@ -109,19 +109,19 @@ def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path, monkeypatch: pyt
         queue.watch(watched)
         clock.now = 100.0
         queue.cancel("nobody")  # makes the queue read the clock again
-        assert finished(queue, unwatched).message == "cancelled: nobody watched it for 90 s"
+        assert finished(queue, unwatched).message == "cancelled: the page was closed for 90 s"
         ranks = bench.ranks()
         assert len(ranks) == 4
         clock.now = 150.0
         queue.cancel("nobody")
         state = finished(queue, watched)
-        assert (state.phase, state.message) == ("cancelled", "cancelled: nobody watched it for 90 s")
+        assert (state.phase, state.message) == ("cancelled", "cancelled: the page was closed for 90 s")
         assert gone(ranks)
 
 
 def test_an_unwatched_run_ends_without_a_poll(tmp_path: Path) -> None:
     with RunQueue(tmp_path, unwatched_s=0.5) as queue:
-        assert finished(queue, queue.submit(small(steps=LONG))).message == "cancelled: nobody watched it for 0.5 s"
+        assert finished(queue, queue.submit(small(steps=LONG))).message == "cancelled: the page was closed for 0.5 s"
 
 
 def test_closing_ends_everything(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_of_lost_connections_alone_the_earliest_is_the_cause() -> None:
     cause = cause_of_exits(LAYOUT, [RankExit(4, "step 1", 1, LOST), RankExit(0, "step 1", 1, LOST)])
     assert (
         cause.sentence
-        == "rank 4 (dp 0, tp 0, pp 1) lost touch with the other ranks in step 1: CommError: connection closed by peer"
+        == "rank 4 (dp 0, tp 0, pp 1) lost the connection to the other ranks in step 1: CommError: connection closed by peer"
     )
 
 

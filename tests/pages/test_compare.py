@@ -58,7 +58,7 @@ def test_a_new_session_compares_two_layouts_and_says_so_in_the_link(home: Path) 
     assert linked(app) == TWO
     assert "Add a second layout or a saved run" in app.info[0].value
     next(b for b in app.button if b.key == "compare/remove/0").click().run()
-    assert "Nothing stands here yet" in app.info[0].value
+    assert "Nothing to compare yet" in app.info[0].value
 
 
 def test_runs_and_layouts_are_shown_side_by_side_and_a_missing_run_has_an_error(home: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_new_run_under_an_old_name_is_shown(home: Path) -> None:
 def test_the_sweep_is_in_the_link_and_a_lever_with_one_value_has_the_reason(home: Path) -> None:
     alone = "gpt-tiny~dp1.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0"
     app = page(service(home)[0], **{"with": alone, "sweep": "layout.sequence_parallel"})
-    assert "off is the only value of this lever that goes with the rest" in "".join(i.value for i in app.info)
+    assert "off is the only value of this setting that is compatible with the others" in "".join(i.value for i in app.info)
     assert any("**on**" in m.value and "tp" in m.value for m in app.markdown)
     app.selectbox(key="compare/sweep").set_value("workload.precision").run()
     assert linked(app, "sweep") == "workload.precision"
@@ -96,14 +96,14 @@ def test_a_written_layout_is_added_or_refused_with_a_sentence(home: Path) -> Non
 
     def write(text: str) -> None:
         app.text_input(key="compare/text").set_value(text)
-        button(app, "Add what is written").click().run()
+        button(app, "Add this layout").click().run()
         assert not app.exception
 
     for wrong, why in {
         "pp9": "pp=9",
         "dp2.xx4": "Layout 'dp2.xx4' is not of the form dp2.tp2.pp2",
         "no-model~dp2~1f1b": "The link's model “no-model” is neither",
-        TWO: "That layout stands here already.",
+        TWO: "That layout is already shown.",
     }.items():
         write(wrong)
         assert why in "".join(error.value for error in app.error)
@@ -148,20 +148,20 @@ def test_a_difference_is_relative_to_the_first_and_signed() -> None:
     texts = [d.text for d in differences(predict(PAIR), scaled(3.0, rank=1), SAY)]
     assert "+200% peak memory on rank 1" in texts
     [bubble] = differences(result(bubble=0.2), result(bubble=0.05), SAY)
-    assert (bubble.text, bubble.better) == ("−15.0 points of bubble", True)
+    assert (bubble.text, bubble.better) == ("bubble −15.0 percentage points", True)
 
 
 def test_traffic_of_a_new_axis_is_named() -> None:
     texts = [d.text for d in differences(predict(PAIR), predict(RunSpec(layout=LayoutSpec(tp=2))), SAY)]
     assert "no pp traffic" in texts
-    assert "tp traffic, where there was none" in texts
+    assert "new tp traffic" in texts
 
 
 def test_times_are_compared_only_between_measurements(home: Path) -> None:
     first = store.load(home / "first")
     slower = replace(first, summary=first.summary | {"step_ns": 2 * first.summary["step_ns"]})
-    assert [d.text for d in differences(first, slower, SAY)] == ["+100% time a step, on this machine"]
-    assert not any("time a step" in d.text for d in differences(first, predict(PAIR), SAY))
+    assert [d.text for d in differences(first, slower, SAY)] == ["+100% step time, on this machine"]
+    assert not any("step time" in d.text for d in differences(first, predict(PAIR), SAY))
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.31, "+31%"), (-0.42, "−42%"), (0.056, "+5.6%"), (4.2, "×5.2")])

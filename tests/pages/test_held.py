@@ -49,7 +49,7 @@ def test_choices_stay_after_their_widgets_are_gone(app: AppTest):
     levers(app, unfolded=True)
     zero(app).set_value(2).run()
     levers(app, unfolded=False)
-    assert any(e.label == "Memory levers: ZeRO 2" for e in app.expander)
+    assert any(e.label == "Memory optimizations: ZeRO 2" for e in app.expander)
 
     before = link(app, "spec")
     app.query_params["away"] = ""

@@ -39,7 +39,7 @@ def test_a_link_restores_the_choice(parts: tuple[Service, Queue]):
     code = "gpt.l6.h96.a6.v300.s48.f0~dp1.tp3.pp2~gpipe~m8~b1~n5~r0.01~e7~k4.2~p"
     app = page(parts[0], spec=code)
     assert (number(app, "Layers"), number(app, "Tensor (tp)"), number(app, "Microbatches")) == (6, 3, 8)
-    assert any(e.label == "Everything else: split, learning rate, seed" for e in app.expander)
+    assert any(e.label == "Advanced: split, learning rate, seed" for e in app.expander)
     assert app.toggle[0].value
     assert link(app, "spec") == code
 
@@ -81,7 +81,7 @@ def test_while_the_form_is_invalid_the_last_valid_choice_is_shown(parts: tuple[S
     app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp2~1f1b")
     next(n for n in app.number_input if n.label == "Tensor (tp)").set_value(3).run()
     assert [said.value for said in app.info][:1] == [
-        "The form at the left says what does not fit together. Until it does, this is still gpt-tiny on dp1.tp2.pp2."
+        "Some settings are not compatible; the form at the left says which. This still shows gpt-tiny on dp1.tp2.pp2."
     ]
     assert "4 ranks: 2 stages × 2 slices" in text(app)
     click(app, "tp=4")
@@ -94,14 +94,14 @@ def test_levers_are_restored_and_named(parts: tuple[Service, Queue]):
     app = page(parts[0], spec=code)
     assert not app.exception
     assert link(app, "spec") == code
-    assert any(e.label == "Memory levers: ZeRO 2, recompute attention, bf16, sequence parallel" for e in app.expander)
+    assert any(e.label == "Memory optimizations: ZeRO 2, recompute attention, bf16, sequence parallel" for e in app.expander)
     assert "ZeRO 2 over 2 replicas" in text(app)
 
 
 def test_a_prompt_is_restored_and_its_restrictions_are_reported(parts: tuple[Service, Queue]):
     app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp1~1f1b~q~yVGhlIA")
-    assert any(e.label == "Everything else: prompt" for e in app.expander)
-    assert "one token cannot be cut along the sequence" in app.warning[0].value
+    assert any(e.label == "Advanced: prompt" for e in app.expander)
+    assert "one token cannot be sharded along the sequence" in app.warning[0].value
     click(app, "sequence parallel off")
     assert not app.warning
 
@@ -228,7 +228,7 @@ def test_the_last_result_stays_while_another_run_is_active(parts: tuple[Service,
     click(app, "Run on 2 processes")
     assert link(app, "run") == "run-0"
     assert "Measured: gpt-tiny on dp1.tp1.pp2" in text(app)
-    assert "The run is on" in app.info[0].value
+    assert "The run is in progress" in app.info[0].value
 
 
 @pytest.mark.parametrize(("rank", "chosen"), [("1", 1), ("2", 0), ("-1", 0), ("x", 0), ("9" * 40, 0)])
@@ -256,8 +256,8 @@ def test_a_control_selects_payload_or_wire_bytes(parts: tuple[Service, Queue]):
     assert "Wire bytes are what a rank would send" in text(app)
     assert "Rank 0 sends most: 7 KiB in a step" in text(app)
     next(c for c in app.segmented_control if c.label == "Bytes").set_value("payload").run()
-    assert "Payload bytes are the size of the tensor that a rank hands over" in text(app)
-    assert "Every rank hands over the same: 7 KiB in a step" in text(app)
+    assert "Payload bytes are the size of the tensors that a rank communicates" in text(app)
+    assert "Every rank has the same payload: 7 KiB in a step" in text(app)
     assert link(app, "bytes") == "payload"
 
 
@@ -282,7 +282,7 @@ def test_the_link_follows_a_slow_stage_and_the_timeline(parts: tuple[Service, Qu
     run_slow.select(1).run()
     assert (link(app, "slow-run"), link(app, "slow")) == ("1x2", "")
     assert text(app).count("With stage 1 slowed 2×") == 1
-    next(s for s in app.select_slider if s.label == "How many times as slow").set_value(1.25).run()
+    next(s for s in app.select_slider if s.label == "Slowdown factor").set_value(1.25).run()
     assert link(app, "slow-run") == "1x1.25"
     [s for s in app.selectbox if s.label == "Slow one stage"][-1].select(None).run()
     next(c for c in app.segmented_control if c.label == "Timeline").set_value("measured").run()

@@ -245,7 +245,8 @@ def test_tensor_parallel_groups_are_inside_a_node_first():
 def test_the_checklist_says_why_a_lever_is_missing(parts: tuple[Service, Queue]):
     """1,024 replicas do not divide 1,536 sequences; 512 do."""
     said = text(page(parts[0], lesson="9"))
-    assert "1,536 texts do not divide evenly over so many replicas: replicas alone, ZeRO 1, selective recompute (dp1024)." in said
+    left = "data parallelism only, ZeRO 1, selective recompute (dp1024)."
+    assert f"1,536 sequences do not divide evenly over that many replicas: {left}" in said
     said = text(page(parts[0], lesson="9", set="model-gpt3-175b~count-512"))
     assert "Left out" not in said
 
@@ -253,7 +254,7 @@ def test_the_checklist_says_why_a_lever_is_missing(parts: tuple[Service, Queue])
 def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="9", set="model-gpt2-1.5b~count-8~batch-64")
     assert "the planner expects" not in text(app)
-    click(app, "Weigh all layouts against it")
+    click(app, "Compare with all layouts")
     found = search(catalog.model("gpt2-1.5b"), 8, DEVICES["h100-80gb"], 64)
     best = found.layouts.iloc[0]
     shown = text(app)

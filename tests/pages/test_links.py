@@ -112,7 +112,7 @@ def test_parts_that_are_computed_again_are_written_with_full_stops():
         ("gpt-tiny~dp2~2f2b", "2f2b"),
         ("gpt-tiny~dp2~1f1b~14", "“14” is not known"),
         ("gpt-tiny~dp2~1f1b~q4", "sequence_parallel “4” cannot be read"),
-        ("gpt-tiny~dp2~1f1b~ahalf", "recompute “half” is none of none, core_attn, "),
+        ("gpt-tiny~dp2~1f1b~ahalf", "recompute “half” is not one of none, core_attn, "),
         ("gpt-tiny~dp2~1f1b~y!", "prompt “!” cannot be read"),
         ("gpt-tiny~dp2~1f1b~y_w", "prompt “_w” cannot be read"),
         ("gpt-tiny~dp2~1f1b~", "“” is not known"),

@@ -25,7 +25,7 @@ def served(tmp_path: Path) -> Service:
 def test_the_lab_shows_every_chart_of_a_long_run(served: Service) -> None:
     app = opened("lab", served, run="long")
     assert not app.exception
-    for subject in ("Memory of every rank", "Memory over one step", "Traffic of every rank", "Who sends to whom", "Training"):
+    for subject in ("Memory of every rank", "Memory over one step", "Traffic of every rank", "Traffic matrix", "Training"):
         assert subject in text(app)
 
 
@@ -38,7 +38,11 @@ SIZES = {  # (choice in a link, texts of the Lab)
     "many replicas": ("gpt-tiny~dp16384.tp1.pp1~1f1b~m4~b2~n20~r0.003~e0", ["16,384 ranks", "Every rank needs"]),
     "many of everything": (
         "gpt3-175b~dp65536.tp32.pp96~1f1b~m8~b2~n20~r0.003~e0",
-        ["201,326,592 ranks", "The ranks of stage 0 will be fullest: 9.46 GiB", "One microbatch's way is not told: a way"],
+        [
+            "201,326,592 ranks",
+            "The ranks of stage 0 will be fullest: 9.46 GiB",
+            "The events of one microbatch are not listed: the events",
+        ],
     ),
     "many microbatches": (
         "gpt.l8.h64.a4.v256.s64.f0~dp1.tp1.pp8~1f1b~m65536~b2~n20~r0.003~e0",
@@ -46,7 +50,7 @@ SIZES = {  # (choice in a link, texts of the Lab)
     ),
     "a schedule too long for memory": (
         "gpt.l1024.h64.a4.v256.s64.f0~dp1.tp1.pp1024~zb-h1~m65536~b2~n20~r0.003~e0",
-        ["memory is worked out from at most 1,000,000", "Its timeline is not drawn"],
+        ["memory is computed from at most 1,000,000", "Its timeline is not drawn"],
     ),
     "too many bytes": (
         "gpt.l1024.h65536.a1024.v256.s1000000.f0~dp1.tp1.pp1~gpipe~m65536~b4096~n20~r0.003~e0",
@@ -68,7 +72,7 @@ def test_compare_shows_what_it_can_of_choices_of_any_size(served: Service) -> No
     app = opened("compare", served, **{"with": "*".join(choices)})
     assert not app.exception
     assert "Its timeline is not drawn" in text(app)
-    assert "memory is worked out from at most 1,000,000" in text(app)
+    assert "memory is computed from at most 1,000,000" in text(app)
 
 
 def test_a_walk_through_very_many_replicas_names_some_ranks_of_each_group(served: Service) -> None:

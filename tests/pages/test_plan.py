@@ -76,9 +76,9 @@ def test_a_link_restores_the_request(request_: Request) -> None:
 @pytest.mark.parametrize(
     ("link", "why"),
     [
-        ({"model": "gpt-9"}, "The link's model “gpt-9” is none of"),
-        ({"ranks": "0"}, "no whole number from 1 to 1,000,000"),
-        ({"ranks": "-3"}, "no whole number"),
+        ({"model": "gpt-9"}, "The link's model “gpt-9” is not one of"),
+        ({"ranks": "0"}, "not a whole number from 1 to 1,000,000"),
+        ({"ranks": "-3"}, "not a whole number"),
         ({"device": "own"}, "without its figures"),
         ({"device": "own", "own": "1_2_x"}, "has not 11 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
@@ -125,7 +125,7 @@ def test_the_best_layout_is_shown_and_links_to_other_pages_have_it() -> None:
     assert choice["layout.dp"] * choice["workload.microbatches"] * choice["workload.microbatch_size"] == 16
     labels = {b.proto.label for b in app.get("download_button")}
     assert {"Settings for Megatron-LM", "Settings for torchtitan", "Settings for DeepSpeed"} <= labels
-    assert "Why one beats the other" in text(app)
+    assert "Why one layout is faster" in text(app)
 
 
 def test_a_control_changes_the_link_and_removes_the_row() -> None:
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_served_has_the_reason() -> None:
     assert "tp" in app.warning[0].value
     app = opened("plan", service(Path("nowhere"))[0], model="bert-base", **base)
     assert "Bert does not predict the next token" in app.error[0].value
-    with pytest.raises(RequestError, match="The link's length “x” is no whole number"):
+    with pytest.raises(RequestError, match="The link's length “x” is not a whole number"):
         serving_of_link({"for": "serving", "length": "x"})
     assert serving_of_link({"length": "x"}) is None
 

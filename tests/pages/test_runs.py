@@ -90,7 +90,7 @@ def test_a_run_of_a_newer_program_is_named_with_the_reason(home: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))
     app = page(service(home)[0])
     told = next(text.value for text in app.text if text.value.startswith("second: "))
-    assert "a newer version of this program saved it" in told
+    assert "it was saved by a newer version of this program" in told
     assert not app.exception
 
 
@@ -169,7 +169,7 @@ def test_deleted_runs_can_be_restored(home: Path) -> None:
     assert "Deleted 2 runs." in text(app)
     assert [folder.name for folder in store.listing(home)] == ["a first one"]
     click(app, "Undo")
-    assert "2 runs are back." in text(app)
+    assert "2 runs restored." in text(app)
     assert "**2 runs chosen**" in text(app)
     assert len(store.listing(home)) == 3
 
@@ -278,7 +278,7 @@ def test_a_report_has_every_chart_with_its_table_and_loads_nothing(home: Path) -
     assert "url(http" not in made
     for said in (
         "Rank 0 is fullest: 42 KiB; the prediction is ",
-        "the upright tick is what was predicted",
+        "the vertical tick is the prediction",
         "The bubble takes 20.0% of 15 ms",
         "The loss fell from 5.500 to 4.250",
     ):

@@ -106,9 +106,9 @@ def test_sentences_have_the_numbers_of_the_run(runs: Runs):
     calls = int(of.at["all_reduce", "calls"]) // spec.workload.microbatches
     assert by_event["F on rank 0"].startswith("Rank 0 runs microbatch 1 forward through the embedding and layers 0–2.")
     assert f"Rank 0 makes {calls} calls of all_reduce along tp with rank 1" in by_event[f"{calls} × tp all_reduce"]
-    assert f"{in_bytes(share)} of payload together" in by_event[f"{calls} × tp all_reduce"]
+    assert f"{in_bytes(share)} of payload in total" in by_event[f"{calls} × tp all_reduce"]
     message = int(of.at["send", "payload_bytes"]) // spec.workload.microbatches
-    assert "on to rank 4 at stage 1" in by_event["send activation on rank 0"]
+    assert "to rank 4 at stage 1" in by_event["send activation on rank 0"]
     assert f"The message is {in_bytes(message)}." in by_event["send activation on rank 0"]
     spans = result.tables["spans"].query("rank == 4 and kind == 'B' and microbatch == 1")
     assert f"From {spans['start_ns'].iloc[0] / 1e6:.3g}" in by_event["B on rank 4"]
@@ -164,7 +164,7 @@ def test_next_shows_the_next_event_writes_the_link_and_chooses_the_rank(tmp_path
     press(app, "Next")
     assert link(app, "walk") == "0.2"
     assert link(app, "rank") == "1"
-    assert "Rank 1 takes in the activations of microbatch 0 from rank 0 at stage 0." in text(app)
+    assert "Rank 1 receives the activations of microbatch 0 from rank 0 at stage 0." in text(app)
     press(app, "Previous")
     assert (link(app, "walk"), link(app, "rank")) == ("0.1", "0")
     next(s for s in app.selectbox if s.label == "Microbatch").select(3).run()

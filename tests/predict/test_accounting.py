@@ -93,7 +93,7 @@ def test_korthikantis_account_needs_the_layers_of_a_gpt() -> None:
         assert layer == model.seq * (34 * model.hidden + 5 * model.heads * model.seq), "as of a GPT"
     for name, family in (("transformer-big", "transformer"), ("xlnet-large", "xlnet")):
         model = catalog.model(name)
-        with pytest.raises(RequestError, match=f"and {family} has others; gpt, bert, roberta, llama fit"):
+        with pytest.raises(RequestError, match=f"and {family} has other layers; gpt, bert, roberta, llama fit"):
             accounting("korthikanti2022")(model, WorkloadSpec(), one(model))
 
 

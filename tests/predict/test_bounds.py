@@ -126,7 +126,7 @@ def test_where_replicas_differ_each_has_its_own_peak() -> None:
     [
         (
             asked("pp1024", 65_536, DEEP, schedule="zb-h1"),
-            "has 7,364,592 passes and messages, and memory is worked out from at most",
+            "has 7,364,592 passes and messages, and memory is computed from at most",
         ),
         (
             RunSpec(

@@ -33,7 +33,7 @@ _MODULES = {
     "layers.cross.out": sentence("cross-attention, output"),
     "layers.cross_norm": sentence("norm at cross-attention"),
     "layers.mlp": sentence("MLP"),
-    "layers.mlp.inner": sentence("MLP, to the inner width"),
+    "layers.mlp.inner": sentence("MLP, up projection"),
     "layers.mlp.out": sentence("MLP, output"),
     "layers.mlp_norm": sentence("norm at the MLP"),
     "head": sentence("head"),
@@ -42,13 +42,13 @@ _MODULES = {
     "head.transform": sentence("transform of the head"),
 }
 _PRODUCT, _MASK, _NEW = sentence("matrix product"), sentence("mask"), sentence("new tensor")
-_SUM, _COPY, _ONE = sentence("sum"), sentence("copy"), sentence("numbers of one element")
+_SUM, _COPY, _ONE = sentence("sum"), sentence("copy"), sentence("scalars")
 _OPERATIONS = {
     "mm": _PRODUCT, "addmm": _PRODUCT, "bmm": _PRODUCT, "baddbmm": _PRODUCT, "_softmax": sentence("softmax"),
     "_softmax_backward_data": sentence("gradient of the softmax"), "native_layer_norm": sentence("normalized values"),
     "native_layer_norm_backward": sentence("gradients of the norm"), "gelu": sentence("GELU"),
     "gelu_backward": sentence("gradient of GELU"), "silu": sentence("SiLU"), "relu": sentence("ReLU"),
-    "threshold_backward": sentence("gradient of ReLU"), "_to_copy": sentence("the same in another number type"),
+    "threshold_backward": sentence("gradient of ReLU"), "_to_copy": sentence("the same tensor in another dtype"),
     "clone": _COPY, "cat": sentence("joined tensors"), "stack": sentence("joined tensors"),
     "constant_pad_nd": sentence("padded tensor"), "slice_backward": sentence("gradient of a slice"), "add": _SUM, "sum": _SUM,
     "sub": sentence("difference"), "mul": sentence("product"), "div": sentence("quotient"), "neg": sentence("negated values"),
@@ -56,11 +56,11 @@ _OPERATIONS = {
     "cos": sentence("cosines"), "masked_fill": sentence("masked values"), "embedding": sentence("rows of the table"),
     "embedding_dense_backward": sentence("gradient of the table"), "ge": _MASK, "lt": _MASK, "bitwise_or": _MASK,
     "bitwise_not": _MASK, "ones": _NEW, "zeros": _NEW, "full": _NEW, "new_zeros": _NEW, "new_empty": _NEW, "empty_like": _NEW,
-    "new_empty_strided": _NEW, "arange": sentence("places in order"), "gather": sentence("chosen values"),
+    "new_empty_strided": _NEW, "arange": sentence("indices in order"), "gather": sentence("chosen values"),
     "attention": sentence("mixture of the values"), "logsumexp": sentence("log of the sum of exponentials, a number a row"),
     "_scaled_dot_product_flash_attention_for_cpu": sentence("fused attention"),
     "_scaled_dot_product_flash_attention_for_cpu_backward": sentence("gradients of queries, keys and values"),
-    "amax": sentence("largest values"), "argmax": sentence("places of the largest"), "number": _ONE,
+    "amax": sentence("largest values"), "argmax": sentence("indices of the maxima"), "number": _ONE,
 }  # fmt: skip
 _MESSAGE = sentence("inputs, outputs and their gradients")
 

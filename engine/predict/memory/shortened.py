@@ -66,8 +66,8 @@ def stage_actions(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST) -> Stag
     if (count := entries(layout, enough)) > most:
         raise RequestError(
             sentence(
-                "{schedule} with pp={pp}, chunks={chunks} and {microbatches} microbatches has {count} passes and messages, and "
-                "memory is worked out from at most {most}; less of one of these fits",
+                "{schedule} with pp={pp}, chunks={chunks} and {microbatches} microbatches has {count} passes and "
+                "messages, and memory is computed from at most {most}; reduce one of these",
                 schedule=layout.schedule,
                 pp=layout.pp,
                 chunks=layout.chunks,

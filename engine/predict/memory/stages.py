@@ -79,7 +79,7 @@ class Stages:
             first += [(times, [(1, kind)]) for kind in self.memory.norm(bucket, counted) if size]
             second += [(times, [(1, kind)]) for kind in self.memory.update(bucket)]
         norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * pieces + 1), FOUR), False)
-        counter = BlockKind("temporary", sentence("numbers of one element"), (FOUR,), False)
+        counter = BlockKind("temporary", sentence("scalars"), (FOUR,), False)
         first.append((1, [(1, norms)]))
         second.insert(0, (1, [(1, counter)]))
 

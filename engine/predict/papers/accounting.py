@@ -107,8 +107,8 @@ def _must_be_one_stack(model: ModelSpec) -> None:
     if not counted(model.parts):
         raise RequestError(
             sentence(
-                "korthikanti2022 counts layers that are all alike, with plain self-attention, and {family} has others; "
-                "{families} fit, and the accounts engine and zero2020 know every family",
+                "korthikanti2022 counts equal layers with plain self-attention, and {family} has other layers; "
+                "{families} fit, and the memory models engine and zero2020 support every family",
                 family=model.family,
                 families=", ".join(name for name, family in FAMILIES.items() if counted(family)),
             )

@@ -80,8 +80,8 @@ def _difference(part: str, one: float, other: float) -> Reason:
             Reason("It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
         "pp": (
-            Reason("Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s less.", values),
-            Reason("Messages between stages hold it up for {one:.3f} s instead of {other:.3f} s: {gap:.3f} s more.", values),
+            Reason("It waits {one:.3f} s for messages between stages instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("It waits {one:.3f} s for messages between stages instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
         "dp": (
             Reason("Of its collectives over dp {one:.3f} s are not hidden instead of {other:.3f} s: {gap:.3f} s less.", values),
@@ -181,7 +181,11 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
     offers: list[tuple[Reason, dict[str, Any], dict[str, Any]]] = []
     if not layout.sequence_parallel:
         offers.append(
-            (Reason("Sequence parallelism cuts what lies between the blocks over tp={tp}"), {"sequence_parallel": True}, {})
+            (
+                Reason("Sequence parallelism shards the activations between the blocks over tp={tp}"),
+                {"sequence_parallel": True},
+                {},
+            )
         )
     offers += [
         (Reason("ZeRO {zero} shards over dp={dp}"), {"zero": zero}, {})  # what it shards is in the docstring of `LayoutSpec.zero`

@@ -101,7 +101,7 @@ def search(
         if only is not None:
             grid = grid.take(had_by(only, model, workload, grid))
             if not len(grid):
-                raise RequestError(sentence("{framework} has none of the layouts", framework=NAMES[only]))
+                raise RequestError(sentence("{framework} supports none of the layouts", framework=NAMES[only]))
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         times, order = _refined(cost, estimate(cost), memory, simulate_best)

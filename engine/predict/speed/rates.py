@@ -27,42 +27,52 @@ class Assumptions(Spec):
         0.87,
         gt=0,
         le=1,
-        description="of the FLOP/s of the device's best product that the products of a Transformer reach",
+        description="share of the FLOP/s of the device's best matrix product that the products of a Transformer reach",
     )
     attention_efficiency: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="of peak FLOP/s that the products inside attention reach, whose inner dimension is one head's width; fused "
-        "ones 0.35 to 0.7 (Dao 2023; Shah et al. 2024)",
+        description="share of peak FLOP/s that the matrix products inside attention reach, whose inner dimension is one head's "
+        "width; fused ones 0.35 to 0.7 (Dao 2023; Shah et al. 2024)",
     )
     memory_efficiency: float = Field(
         0.8,
         gt=0,
         le=1,
-        description="of memory bandwidth that norms, softmax and the like reach; a plain copy reaches 0.85 to 0.92",
+        description="share of memory bandwidth that norms, softmax and other elementwise kernels reach; a plain copy reaches "
+        "0.85 to 0.92",
     )
     intra_efficiency: float = Field(
-        0.8, gt=0, le=1, description="of a link inside a node that a collective reaches; nccl-tests show 0.75 to 0.82 of NVLink"
+        0.8,
+        gt=0,
+        le=1,
+        description="share of a link's bandwidth inside a node that a collective reaches; nccl-tests show 0.75 to 0.82 of NVLink",
     )
     inter_efficiency: float = Field(
-        0.85, gt=0, le=1, description="of the network that a collective or a message reaches; nccl-tests show 0.8 to 0.95"
+        0.85,
+        gt=0,
+        le=1,
+        description="share of network bandwidth that a collective or a message reaches; nccl-tests show 0.8 to 0.95",
     )
     dp_overlap: float = Field(
-        0.8, ge=0, le=1, description="of the backward pass of the last microbatch that gradients can be reduced beside"
+        0.8,
+        ge=0,
+        le=1,
+        description="share of the last microbatch's backward pass that can overlap with the reduction of gradients",
     )
     tp_overlap: float = Field(
-        0.0, ge=0, le=1, description="of a layer's collectives over tp that is hidden; this engine waits for each"
+        0.0, ge=0, le=1, description="share of a layer's tp collectives that is hidden; this engine waits for each"
     )
     launch_us: float = Field(
         60.0,
         ge=0,
         le=1000,
-        description="microseconds that the host needs for each kernel and collective, with the program around it; a pass takes "
-        "no less; as Megatron-DeepSpeed needs for layers of 1,024 numbers on an A100 (vTrain, Bang et al. 2024)",
+        description="launch overhead of each kernel and collective on the host, in microseconds; a pass takes at least the sum "
+        "of these; the value of Megatron-DeepSpeed for layers of width 1,024 on an A100 (vTrain, Bang et al. 2024)",
     )
     fused_accumulation: bool = Field(
-        False, description="a product adds its gradient to the one before in the same kernel, and none is written in between"
+        False, description="the weight-gradient GEMM adds to the accumulated gradient in the same kernel, without a separate add"
     )
     split_messages: bool = Field(
         False, description="each tp rank sends 1/tp of a message to the next stage, where they are gathered (SC21, section 4.1)"

@@ -76,10 +76,10 @@ def _of_loss_chunks(call: PredictedCall, setting: Setting) -> Iterator[Predicted
 def _recorded_name(module: str, collective: str, phase: str) -> str:
     where = module_in_words(module)
     if collective == "all_gather":
-        return sentence("{module}: parts of the ranks, put together", module=where)
+        return sentence("{module}: shards of the ranks, gathered", module=where)
     if phase == "backward":
-        return sentence("{module}: partial gradients, added up", module=where)
-    return sentence("{module}: partial results, added up", module=where)
+        return sentence("{module}: partial gradients, summed", module=where)
+    return sentence("{module}: partial results, summed", module=where)
 
 
 def messages(chunk: ChunkTraffic, setting: Setting, between: tuple[int, int], receives: bool) -> Iterator[PredictedCall]:
@@ -113,10 +113,10 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
         often = (setting.m,) if setting.zero >= 2 and not use.deferred else _ONE
         whole = sum((numbers for kept_whole, numbers in bucket.parameters if kept_whole), start=0)
         if setting.sequence_parallel and not (isinstance(whole, int) and whole == 0):
-            name = sentence("gradients of what tp does not cut")
+            name = sentence("gradients of parameters that tp does not shard")
             payload = (Factor("Ψ₁", whole), number_bytes)
             yield PredictedCall("tp", "all_reduce", "backward", name, often, payload, layer=layer, reduced=deferred)
-        how, name = "reduce_scatter" if setting.zero else "all_reduce", sentence("gradients, added up over the replicas")
+        how, name = "reduce_scatter" if setting.zero else "all_reduce", sentence("gradients, summed over the replicas")
         yield PredictedCall("dp", how, "backward", name, often, (bucket.size, number_bytes), layer=layer, reduced=deferred)
         if setting.zero:
             yield from _values(use, bucket, setting)
@@ -126,9 +126,11 @@ def _values(use: BucketUse, bucket: BucketSizes, setting: Setting) -> Iterator[P
     """ZeRO 1 and 2 all-gather the new values once a step. ZeRO 3 all-gathers them for each pass that uses them."""
     shard, layer = (bucket.share, setting.e), use.bucket.layer
     if setting.zero < 3:
-        yield PredictedCall("dp", "all_gather", "gather", sentence("new values, for every replica"), _ONE, shard, layer=layer)
+        yield PredictedCall(
+            "dp", "all_gather", "gather", sentence("updated parameters, for every replica"), _ONE, shard, layer=layer
+        )
         return
-    name = sentence("values, gathered for one use")
+    name = sentence("parameters, gathered for one use")
     for phase, uses in zip(("forward", "backward"), use.gathers, strict=True):
         if uses:
             yield PredictedCall("dp", "all_gather", phase, name, (setting.m, Factor("n", uses)), shard, layer=layer)

@@ -47,7 +47,7 @@ def _fill(work: PipelineWork) -> Any:
 
 def _refusal(p: int, m: int, choices: tuple[int, ...]) -> Sentence:
     return sentence(
-        "dualpipe-v needs a microbatch for each of its 2 × {pp} chunks and has {microbatches}; {needed} and more fit",
+        "dualpipe-v needs at least one microbatch for each of its 2 × {pp} chunks and has {microbatches}; {needed} and more fit",
         pp=p,
         microbatches=m,
         needed=choices[0],
@@ -56,7 +56,7 @@ def _refusal(p: int, m: int, choices: tuple[int, ...]) -> Sentence:
 
 DUALPIPE_V = ScheduleFacts(
     title="DualPipe V",
-    summary=sentence("Two chunks a stage, with forward passes of one beside backward passes of the other."),
+    summary=sentence("Two chunks per stage; forward passes of one overlap with backward passes of the other."),
     script=_script,
     in_flight=lambda stage, p, m, v: 2 * p + 1,
     memory_repeats_after=lambda p, m: 2 * p + 1,

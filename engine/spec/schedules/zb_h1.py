@@ -26,7 +26,7 @@ def _script(stage: Any, p: int, m: Any, v: int) -> Script:
 
 ZB_H1 = ScheduleFacts(
     title=sentence("Zero bubble H1"),
-    summary=sentence("Backward in two halves; the weights' half waits, and fills what would be bubble."),
+    summary=sentence("Backward in two halves; the weight gradients are delayed and fill the bubble."),
     script=_script,
     in_flight=lambda stage, p, m, v: np.minimum(p, m),
     memory_repeats_after=lambda p, m: p + 2,

@@ -32,9 +32,9 @@ def _draw(state: LessonState) -> None:
     say = state.say
     state.text(
         say(
-            "Every token makes three vectors: a **query** (what it looks for), a **key** (what it is) and a **value** (what it "
-            "gives). It compares its query with every key, turns the scores into shares that add up to 1, and takes that mixture "
-            "of the values."
+            "Every token makes three vectors: a **query**, a **key** and a **value**. It compares its query with "
+            "every key, turns the scores into weights that add up to 1 (softmax), and takes the weighted sum of the "
+            "values."
         )
     )
     _formula(r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V")
@@ -59,7 +59,7 @@ def _formula(latex: str) -> None:
 
 def _who_looks_at_whom(state: LessonState) -> None:
     say = state.say
-    state.heading(say("Who looks at whom"))
+    state.heading(say("Attention weights"))
     state.pick("sentence", say("Sentence"), _SENTENCES.__getitem__)()
     state.controls(
         state.switch("mask", say("A token sees"), lambda causal: say("the past") if causal else say("all")),
@@ -70,11 +70,12 @@ def _who_looks_at_whom(state: LessonState) -> None:
 
 def _where(state: LessonState) -> None:
     say = state.say
-    state.heading(say("Where a token stands"))
+    state.heading(say("Position encoding"))
     state.text(
         say(
-            "Attention itself does not know the order of words: leave the positions out, and a word looks at each of its "
-            "copies alike. So the position is added to each token, as waves of many lengths:"
+            "Attention itself does not know the order of words: without positions, a word gives equal weight to each "
+            "of its copies. So a position encoding is added to each token, with sines and cosines of many "
+            "wavelengths:"
         )
     )
     _formula(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
@@ -84,14 +85,14 @@ def _where(state: LessonState) -> None:
 
 def _cost(state: LessonState) -> None:
     say = state.say
-    state.heading(say("What it costs: S²"))
+    state.heading(say("Cost: S²"))
     state.text(
         say(
             "Every token is compared with every other one, so S tokens make S² scores in each head. All else in a layer grows "
             "with S alone."
         )
     )
-    state.slide("length", say("Tokens in the text"), lambda n: f"{n:,}")()
+    state.slide("length", say("Sequence length in tokens"), lambda n: f"{n:,}")()
     drawing.show(_growth(state["length"], state.view), "growth")
 
 
@@ -128,7 +129,7 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
     again = max(at for at, token in enumerate(tokens) if token in tokens[:at])
     before = max(at for at in range(again) if tokens[at] == tokens[again])
     captions = (
-        say("Attention shares, a row for each token"),
+        say("Attention weights, one row per token"),
         say(
             "The last “{word}” takes {own} from itself and {other} from the “{word}” before it",
             word=tokens[again],
@@ -136,12 +137,12 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
             other=percent(float(shares[again, before])),
         ),
         say(
-            "Each row adds up to 1. No training went into this: queries and keys are the word’s own random vector, so "
-            "words look at words like themselves, and with positions at those nearby. Empty cells are hidden by the "
-            "mask."
+            "Each row adds up to 1. Nothing is trained here: the query and the key of a word are the same random "
+            "vector, so a word gives most weight to equal words, and with positions also to words nearby. Empty "
+            "cells are masked."
         ),
     )
-    axes = (say("looks from"), say("looks at"))
+    axes = (say("query token"), say("key token"))
     return drawing.packed(teaching.heat(shown, tokens, tokens, axes, captions, style, written=True, height=38 * len(tokens)))
 
 
@@ -175,11 +176,11 @@ def _growth(here: int, view: View) -> Drawing:
     )
     share = found[here][1] / sum(found[here])
     captions = (
-        say("Activations of one layer of {model}, one text", model=_MODEL),
+        say("Activations of one layer of {model}, one sequence", model=_MODEL),
         say("At {length} tokens the scores are {share} of what the layer keeps", length=f"{here:,}", share=percent(share)),
         say("5·a·s²·b bytes for the scores, 34·s·b·h for the rest (Korthikanti et al. 2022); the dashed line is your length."),
     )
-    axes = (say("tokens in the text"), say("bytes ({unit})", unit=unit.name))
+    axes = (say("sequence length in tokens"), say("bytes ({unit})", unit=unit.name))
     colour = {scores: style.pink, rest: style.grey}
     return drawing.packed(teaching.curves(rows, axes, here, colour, captions, style, log=True))
 
@@ -190,13 +191,13 @@ def _four_times_longer(state: LessonState) -> Question:
     short, long = (layer_activations(model.model_copy(update={"seq": seq}), 1)[1] for seq in (before, after))
     return Question(
         asked=say(
-            "Texts grow from {before} to {after} tokens. How many times as much memory do the attention scores take?",
+            "Sequences grow from {before} to {after} tokens. How many times as much memory do the attention scores take?",
             before=f"{before:,}",
             after=f"{after:,}",
         ),
         right=long.value / short.value,
         said=say("{times} times", times=f"{long.value / short.value:g}"),
-        why=say("Each token looks at each other one, so four times the tokens make four times four the scores."),
+        why=say("Each token is compared with each other one, so four times as many tokens make sixteen times as many scores."),
         unit=say("times"),
         within=0.01,
         reveal=lambda: state.formula(say("Scores of one layer"), long.symbols, long.numbers, in_bytes(long.value)),
@@ -211,22 +212,22 @@ def _hidden(state: LessonState) -> Question:
     size = len(tokens)
     return Question(
         asked=say(
-            "A decoder reads {count} tokens. How many of its {all} attention shares does the causal mask set to 0?",
+            "A decoder reads {count} tokens. How many of its {all} attention weights does the causal mask set to 0?",
             count=size,
             all=size**2,
         ),
         right=float(right),
-        said=say("{right} shares", right=right),
-        why=say("All pairs in which a token would look ahead: S · (S − 1) ÷ 2 of them."),
-        unit=say("shares"),
+        said=say("{right} weights", right=right),
+        why=say("All pairs in which the key comes after the query: S · (S − 1) ÷ 2 of them."),
+        unit=say("weights"),
         within=0.001,
-        reveal=lambda: state.formula(say("Shares that are hidden"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
+        reveal=lambda: state.formula(say("Masked weights"), "S · (S − 1) ÷ 2", f"{size} · {size - 1} ÷ 2", str(right)),
     )
 
 
 LESSON = Lesson(
     title=lambda say: say("Attention and positions"),
-    goal=lambda say: say("How a token gathers from the others, how it knows its place, and which part of it grows with S²."),
+    goal=lambda say: say("How attention combines tokens, how positions are encoded, and which part grows with S²."),
     knobs=(
         Knob("sentence", tuple(_SENTENCES), "dog"),
         Knob("mask", (True, False), True),

@@ -36,14 +36,14 @@ def _draw(state: LessonState) -> None:
     state.text(
         say(
             "Start with what costs least and stop at the first that fits. Answer four questions, and read the list "
-            "from the top: each line adds one lever and says what the fullest rank would then hold."
+            "from the top: each line adds one technique and gives the memory of the fullest rank."
         )
     )
     state.controls(
         state.pick("model", say("Which model?")),
         state.pick("device", say("Which device?")),
-        state.slide("count", say("How many of them?"), lambda n: f"{n:,}"),
-        state.slide("batch", say("Texts in a step?"), lambda n: f"{n:,}"),
+        state.slide("count", say("Number of devices?"), lambda n: f"{n:,}"),
+        state.slide("batch", say("Sequences per step?"), lambda n: f"{n:,}"),
     )
     try:
         tried = tries(state["model"], state["count"], state["device"], state["batch"])
@@ -57,7 +57,7 @@ def _draw(state: LessonState) -> None:
             st.caption(_missing(say, missing, state["batch"]))
         _verdict(state, tried[-1])
         _all_layouts(state, tried[-1])
-    state.heading(say("The list to keep"))
+    state.heading(say("Checklist"))
     state.text(
         "\n".join(
             f"{at}. {line}"
@@ -72,7 +72,7 @@ def _draw(state: LessonState) -> None:
                     say("**Tensor parallelism** next, up to the size of a node and no further; with sequence parallelism."),
                     say("**Pipeline parallelism** across nodes, as few stages as make it fit."),
                     say("**Data parallelism** takes the rest of the devices."),
-                    say("**Microbatches**: four a stage or more, or the bubble eats what you gained; else interleave chunks."),
+                    say("**Microbatches**: at least four per stage, to keep the bubble small; otherwise use interleaved chunks."),
                     say("**Measure.** Run the small version in the Lab; the shapes of memory and traffic are the same."),
                 ),
                 start=1,
@@ -89,12 +89,12 @@ def tries(model: str, count: int, device: str, batch: int) -> list[Try]:
 def _names(say: Words) -> dict[Lever, tuple[str, str]]:
     """Each lever's name, and the reason for its place in the list."""
     return {
-        "replicas": (say("replicas alone"), say("nothing to send but gradients, once a step")),
-        "zero": (say("ZeRO 1"), say("the optimizer’s state is shared out, for the same traffic")),
+        "replicas": (say("data parallelism only"), say("only gradients are sent, once a step")),
+        "zero": (say("ZeRO 1"), say("the optimizer’s state is sharded, with the same traffic")),
         "recompute": (say("selective recompute"), say("the attention’s scores are computed again")),
         "tensor": (say("tensor parallelism"), say("inside a node, where links are fast")),
         "pipeline": (say("pipeline parallelism"), say("across nodes, for little traffic and a bubble")),
-        "full": (say("full recompute"), say("a third more time, for the layers’ inputs alone")),
+        "full": (say("full recompute"), say("a third more time; only the layers’ inputs are kept")),
     }
 
 
@@ -108,7 +108,7 @@ def _list(say: Words, tried: list[Try], device: str) -> str:
         cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
         body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
         rows += f"<tr><th scope=row>{escape(cells[0])}</th>{body}</tr>"
-    head = (say("lever"), say("layout"), say("fullest rank"), say("in {memory}", memory=in_bytes(holds)), say("why here"))
+    head = (say("technique"), say("layout"), say("fullest rank"), say("in {memory}", memory=in_bytes(holds)), say("why here"))
     names_row = "".join(f"<th>{escape(name)}</th>" for name in head)
     return f'<table class="ss-plain"><thead><tr>{names_row}</tr></thead><tbody>{rows}</tbody></table>'
 
@@ -121,7 +121,7 @@ def _missing(say: Words, left: list[tuple[Lever, int]], texts: int) -> str:
         by_replicas.setdefault(replicas, []).append(names[lever][0])
     listed = "; ".join(f"{', '.join(levers)} (dp{replicas})" for replicas, levers in by_replicas.items())
     return say(
-        "Left out of the list, because {texts} texts do not divide evenly over so many replicas: {left}.",
+        "Left out of the list, because {texts} sequences do not divide evenly over that many replicas: {left}.",
         texts=f"{texts:,}",
         left=listed,
     )
@@ -137,8 +137,8 @@ def _verdict(state: LessonState, last: Try) -> None:
     if not last.fits:
         st.warning(
             say(
-                "It does not fit: even {layout} with all of these needs {needs} on its fullest rank. More devices, a "
-                "larger one, or ZeRO 3 would be next.",
+                "It does not fit: even {layout} with all of these needs {needs} on its fullest rank. Next would be "
+                "more devices, larger devices, or ZeRO 3.",
                 layout=layout.code,
                 needs=in_bytes(last.needs),
             ),
@@ -160,7 +160,7 @@ def _verdict(state: LessonState, last: Try) -> None:
         )
         if m < _ENOUGH * layout.pp:
             lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
-    st.success(" ".join(lines), icon=":material/check_circle:")
+    st.success(say.together(*lines), icon=":material/check_circle:")
     link = encode(FormChoice.of(last.spec, state.service.texts))
     navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": state["device"]})
 
@@ -170,7 +170,7 @@ def _all_layouts(state: LessonState, last: Try) -> None:
     say, asked = state.say, (state["model"], state["count"], state["device"], state["batch"])
     if st.session_state.get(state.key("weighed")) != asked:
         st.button(
-            say("Weigh all layouts against it"),
+            say("Compare with all layouts"),
             icon=":material/balance:",
             key=state.key("weigh"),
             on_click=state.put,
@@ -178,10 +178,10 @@ def _all_layouts(state: LessonState, last: Try) -> None:
         )
         return
     try:
-        with st.spinner(say("Weighing every layout of {count} devices", count=f"{state['count']:,}")):
+        with st.spinner(say("Comparing all layouts of {count} devices", count=f"{state['count']:,}")):
             found = search_summary(*asked)
     except RequestError as error:
-        st.warning(say("There is nothing to weigh: {reason}.", reason=say.sentence(error.sentence)))
+        st.warning(say("There is nothing to compare: {reason}.", reason=say.sentence(error.sentence)))
         return
     if not found.fit:
         state.text(say("Of {all} layouts none fits.", all=f"{found.all:,}"))
@@ -201,8 +201,8 @@ def _all_layouts(state: LessonState, last: Try) -> None:
         own, _ = simulated(last.spec, DEVICES[state["device"]], Assumptions())
         state.text(
             say(
-                "The list’s {layout} would take {own} s, {more} more. A list finds what fits; to find what is fastest, "
-                "weigh them all.",
+                "The checklist’s {layout} would take {own} s, {more} more. A checklist finds a layout that fits; to "
+                "find the fastest, compare all layouts.",
                 layout=last.spec.layout.code,
                 own=significant(own),
                 more=percent(own / found.seconds - 1),
@@ -231,10 +231,7 @@ def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonS
             ),
             right=f"tp{layout.tp}",
             said=say("tp = {tp}, in {layout}", tp=layout.tp, layout=layout.code),
-            why=say(
-                "Tensor parallelism is used before pipeline parallelism, as far as the node reaches; beyond it the "
-                "links are too slow."
-            ),
+            why=say("Tensor parallelism is used before pipeline parallelism, within a node; links between nodes are too slow."),
             choices=tuple(AnswerChoice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
             reveal=lambda: st.html(_list(state.say, tried, device)),
         )
@@ -244,7 +241,7 @@ def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonS
 
 LESSON = Lesson(
     title=lambda say: say("Choosing a layout"),
-    goal=lambda say: say("A checklist: which lever first, which next, and when to stop."),
+    goal=lambda say: say("A checklist: which technique first, which next, and when to stop."),
     knobs=(
         Knob("model", PUBLISHED, "gpt3-175b"),
         Knob("device", tuple(CARDS), "h100-80gb"),

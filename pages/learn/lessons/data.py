@@ -30,12 +30,12 @@ def _draw(state: LessonState) -> None:
     state.text(
         say(
             "The simplest way to use more devices: give each the **whole model** and a **part of the batch**. Each "
-            "works alone until it has its gradients. Then all of them average their gradients, and so take the very "
-            "same step: the copies stay equal."
+            "computes its gradients independently. Then all of them average their gradients and make the same "
+            "update: the copies stay equal."
         )
     )
     _steps(state)
-    state.heading(say("See that it is the same"))
+    state.heading(say("Check that the result is the same"))
     state.text(
         say(
             "A model of three weights and a batch of {samples} samples. Choose how many replicas share them: the "
@@ -49,7 +49,7 @@ def _draw(state: LessonState) -> None:
     )
     st.html(_gradients(state))
     drawing.show(_apart(state["dp"], state["average"], state.view), "apart")
-    state.heading(say("What it saves and what it costs"))
+    state.heading(say("Savings and cost"))
     state.text(
         say(
             "It saves time: dp replicas read dp times as much in a step. It saves **no memory for the model**, since "
@@ -64,15 +64,15 @@ def _steps(state: LessonState) -> None:
     done = done_by(_SPEC)
     steps = [
         LessonStep(say("Split"), say("Each replica gets its own part of the batch, and has the whole model.")),
-        LessonStep(say("Forward"), say("Alone: no replica needs anything of another."), *done["forward"]),
+        LessonStep(say("Forward"), say("Independently: no replica needs anything of another."), *done["forward"]),
         LessonStep(
             say("Backward"),
-            say("Alone too; then the gradients are averaged over the replicas, layer by layer as they are ready."),
+            say("Independently too; then the gradients are averaged over the replicas, layer by layer as they are ready."),
             *done["backward"],
         ),
         LessonStep(
             say("Update"),
-            say("Everyone has the same gradients, so everyone takes the same step. Of the loss, one number is averaged."),
+            say("All replicas have the same gradients, so all make the same update. Of the loss, one number is averaged."),
             *done["update"],
         ),
     ]
@@ -117,21 +117,21 @@ def _apart(dp: int, average: bool, view: View) -> Drawing:
     say = style.say
     weights = replicas(Regression.drawn(_SAMPLES), dp, _STEPS, average)
     spread = spread_of(weights)
-    rows = pd.DataFrame({"x": range(_STEPS + 1), "y": spread, "series": say("spread")})
-    title = say("The {count} copies stay equal: averaged gradients make the same step everywhere", count=dp)
+    rows = pd.DataFrame({"x": range(_STEPS + 1), "y": spread, "series": say("largest difference")})
+    title = say("The {count} copies stay equal: averaged gradients make the same update everywhere", count=dp)
     if dp == 1:
-        title = say("One copy cannot drift from itself")
+        title = say("One replica: nothing to compare")
     elif not average:
         title = say(
-            "Without the average the copies drift apart: up to {most} after {steps} steps", most=f"{spread[-1]:.2f}", steps=_STEPS
+            "Without averaging, the copies diverge: by up to {most} after {steps} steps", most=f"{spread[-1]:.2f}", steps=_STEPS
         )
     captions = (
-        say("How far apart the replicas’ weights are"),
+        say("Difference between the replicas’ weights"),
         title,
         say("The largest difference of any weight between any two replicas, after each step of training."),
     )
     axes = (say("step"), say("largest difference"))
-    return drawing.packed(teaching.curves(rows, axes, None, {say("spread"): style.blue}, captions, style, form=".2f"))
+    return drawing.packed(teaching.curves(rows, axes, None, {say("largest difference"): style.blue}, captions, style, form=".2f"))
 
 
 def spread_of(weights: Array) -> Array:

@@ -40,7 +40,7 @@ def _draw(state: LessonState) -> None:
     )
     state.controls(
         state.pick("model", say("Model")),
-        state.slide("s", say("Tokens in a text"), lambda n: f"{n:,}"),
+        state.slide("s", say("Tokens in a sequence"), lambda n: f"{n:,}"),
     )
     drawing.show(_bars(state["model"], state["s"], state.view), "fused")
     state.heading(say("Fused attention"))
@@ -107,7 +107,7 @@ def _bars(name: str, s: int, view: View) -> Drawing:
     caption = (
         say("{model} on {count} devices, the memory of one", model=name, count=_DEVICES),
         say("Fused attention takes the peak from {written} to {fused}, and chunks of the loss to {chunked}", **found),
-        say("Predicted for one text of {s} tokens on each device, in bf16, with ZeRO 3 and nothing recomputed.", s=f"{s:,}"),
+        say("Predicted for one sequence of {s} tokens on each device, in bf16, with ZeRO 3 and no recomputation.", s=f"{s:,}"),
     )
     return drawing.packed(teaching.stacks(rows, (_DEVICE, held), caption, style))
 
@@ -135,7 +135,7 @@ def _scores(state: LessonState) -> None:
 def _logits(state: LessonState) -> None:
     model = _model(state["model"], state["s"])
     state.formula(
-        state.say("Logits of one text, in fp32"),
+        state.say("Logits of one sequence, in fp32"),
         "s · v · 4",
         f"{model.seq:,} · {model.vocab:,} · 4",
         in_bytes(_logits_of(model)),
@@ -164,15 +164,16 @@ def _doubled(state: LessonState) -> Question:
     kept = (model.heads * 4, model.heads * s * 2)  # of one token in one layer: a number a row in fp32; a row of scores in bf16
     return Question(
         asked=say(
-            "{model} has {a} heads, and a text has {s} tokens. Written attention keeps s numbers of 2 bytes for each row of each "
-            "head, fused attention one number of 4 bytes. How many times as much is the former?",
+            "{model} has {a} heads, and a sequence has {s} tokens. Written attention keeps s numbers of 2 bytes for "
+            "each row of each head, fused attention one number of 4 bytes. How many times as much does written "
+            "attention keep?",
             model=name,
             a=model.heads,
             s=f"{s:,}",
         ),
         right=kept[1] / kept[0],
         said=say("{times} times", times=f"{kept[1] / kept[0]:,g}"),
-        why=say("s · 2 bytes against 4 bytes. The longer the text, the larger the difference."),
+        why=say("s · 2 bytes against 4 bytes. The longer the sequence, the larger the difference."),
         unit=say("times"),
         within=0.01,
         reveal=lambda: state.formula(say("How many times as much"), "s · 2 ÷ 4", f"{s:,} · 2 ÷ 4", f"{kept[1] / kept[0]:,g}"),
@@ -186,7 +187,7 @@ def _vocabulary(state: LessonState) -> Question:
     saved = 1 - _peak(name, s, "chunked")["bytes"].sum() / _peak(name, s, "fused")["bytes"].sum()
     return Question(
         asked=say(
-            "{model} has a vocabulary of {v}. How many GiB are the logits of one text of {s} tokens, in numbers of 4 bytes?",
+            "{model} has a vocabulary of {v}. How many GiB are the logits of one sequence of {s} tokens, in numbers of 4 bytes?",
             model=name,
             v=f"{model.vocab:,}",
             s=f"{s:,}",
@@ -199,7 +200,7 @@ def _vocabulary(state: LessonState) -> Question:
         unit="GiB",
         within=0.05,
         reveal=lambda: state.formula(
-            say("Logits of one text, in fp32"), "s · v · 4", f"{s:,} · {model.vocab:,} · 4", in_bytes(_logits_of(model))
+            say("Logits of one sequence, in fp32"), "s · v · 4", f"{s:,} · {model.vocab:,} · 4", in_bytes(_logits_of(model))
         ),
     )
 

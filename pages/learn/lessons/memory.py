@@ -42,15 +42,17 @@ def _draw(state: LessonState) -> None:
     drawing.show(_training(state["model"], state["device"], state.view), "training")
     _training_formulas(state, model)
     state.heading(say("To use it"))
-    state.controls(state.slide("batch", say("Texts at once")), state.slide("length", say("Tokens in each"), lambda n: f"{n:,}"))
+    state.controls(
+        state.slide("batch", say("Concurrent sequences")), state.slide("length", say("Tokens in each"), lambda n: f"{n:,}")
+    )
     drawing.show(_using(state["model"], state["device"], state["batch"], state["length"], state.view), "using")
     kept = _cache(model, state["batch"], state["length"])
     state.formula(say("Keys and values of all tokens so far"), kept.symbols, kept.numbers, in_bytes(kept.value))
     state.text(
         say(
-            "L layers, B texts of T tokens, G key heads of width D (all of them on one device, tp = 1), e bytes a "
-            "number; the first 2 is for keys and values. The weights stay the same however many texts there are; this "
-            "cache grows with every one of them and with every token."
+            "L layers, B sequences of T tokens, G key heads of width D (all of them on one device, tp = 1), e bytes "
+            "a number; the first 2 is for keys and values. The memory of the weights does not depend on the number "
+            "of sequences; this cache grows with every sequence and every token."
         )
     )
 
@@ -66,7 +68,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
             states_in(count),
         ),
         (
-            say("Activations of one text, in all L layers"),
+            say("Activations of one sequence, in all L layers"),
             "L · (34·s·b·h + 5·a·s²·b)",
             f"{model.layers} · ({' + '.join(term.numbers for term in layer)})",
             in_bytes(model.layers * total(layer)),
@@ -85,8 +87,8 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
     )
     state.text(
         say(
-            "This engine’s own count, tensor by tensor, is **{own}**: it adds gradients up in fp32, has no dropout, "
-            "never keeps the attention’s scores, and knows what lives for a moment only.",
+            "This engine’s own count, tensor by tensor, is **{own}**: it accumulates gradients in fp32, has no "
+            "dropout, never keeps the attention’s scores, and counts temporary tensors only while they exist.",
             own=in_bytes(_own_count(state["model"])),
         )
     )
@@ -117,7 +119,7 @@ def _training(name: str, device: str, view: View) -> Drawing:
     rows = pd.DataFrame([{"bar": say("training"), "category": c, "bytes": n} for c, n in kept.items()])
     holds, all_of_it = card(device), sum(kept.values())
     captions = (
-        say("Memory to train {model}, one text at a time", model=name),
+        say("Memory to train {model}, one sequence at a time", model=name),
         _against(style.say, all_of_it, device, holds),
         say("Each part is what one kind of number takes; the dashed line is what one {device} holds.", device=device),
     )
@@ -187,14 +189,14 @@ def _weights_or_cache(state: LessonState) -> Question:
     held, kept = total(weights(model, LayoutSpec(), "bf16", 0)), _cache(model, batch, length)
     return Question(
         asked=say(
-            "{model} writes {batch} texts of {length} tokens at once, at 2 bytes a number. What takes more memory?",
+            "{model} generates {batch} concurrent sequences of {length} tokens, at 2 bytes a number. What takes more memory?",
             model=name,
             batch=batch,
             length=f"{length:,}",
         ),
         right="cache" if kept.value > held else "weights",
         said=say("{cache} of keys and values, {weights} of weights", cache=in_bytes(kept.value), weights=in_bytes(held)),
-        why=say("The weights are there once for all texts; keys and values are there for every token of every text."),
+        why=say("The weights are shared by all sequences; each sequence has its own keys and values for every token."),
         choices=(AnswerChoice("weights", say("its weights")), AnswerChoice("cache", say("its keys and values"))),
         reveal=lambda: state.formula(say("Keys and values"), kept.symbols, kept.numbers, in_bytes(kept.value)),
     )

@@ -35,10 +35,10 @@ def _draw(state: LessonState) -> None:
     say = state.say
     state.text(
         say(
-            "Give each device a run of **whole layers**, a *stage*: the embedding and the first layers to stage 0, and "
-            "so on to the last layers and the head. A text goes through all stages and its gradient comes all the way "
-            "back. With one text at a time all stages but one would wait; so the batch is cut into **microbatches** "
-            "that follow each other."
+            "Give each device several consecutive **whole layers**, a *stage*: the embedding and the first layers to "
+            "stage 0, and so on to the last layers and the head. A sequence goes forward through all stages, and its "
+            "gradient goes back through them. With one sequence at a time all stages but one would wait; so the "
+            "batch is divided into **microbatches** that follow each other."
         )
     )
     _cards(state)
@@ -173,12 +173,13 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
 
 def _held(state: LessonState, layout: LayoutSpec, m: int) -> None:
     say = state.say
-    state.heading(say("Who holds the most, and why"))
+    state.heading(say("Which stage needs the most memory"))
     state.text(
         say(
             "Between a microbatch’s forward and its backward a stage must keep its activations. Under 1F1B **stage 0 "
-            "starts first and gets its first gradient last**: by then it has begun p microbatches. The last stage "
-            "turns each one around at once and keeps one. GPipe runs all forwards first, so every stage keeps all m."
+            "starts first and gets its first gradient last**: by then it has started p microbatches. The last stage "
+            "runs each backward right after its forward and keeps one. GPipe runs all forwards first, so every stage "
+            "keeps all m."
         )
     )
     drawing.show(_in_flight(layout, m, state.view), "in-flight")
@@ -197,7 +198,7 @@ def _in_flight(layout: LayoutSpec, m: int, view: View) -> Drawing:
     title = say("Every stage keeps the activations of {count} at most", count=f"{kept[0]:g}")
     if min(kept) < max(kept):
         title = say(
-            "Stage {stage} keeps most: {most} microbatches at a time, against {least} on the leanest",
+            "Stage {stage} keeps the most: {most} microbatches at a time; the fewest are {least}",
             stage=kept.index(max(kept)),
             most=f"{max(kept):g}",
             least=f"{min(kept):g}",

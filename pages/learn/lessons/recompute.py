@@ -34,23 +34,23 @@ def _draw(state: LessonState) -> None:
     state.text(
         say(
             "Activations are kept from forward to backward. But they need not be: what was computed once can be "
-            "**computed again** when backward needs it. That trades time for memory, and the art is to drop what is "
-            "large to keep and cheap to compute."
+            "**computed again** when backward needs it. That trades time for memory. It is best to drop what is "
+            "large and cheap to recompute."
         )
     )
     names = {"none": say("none"), "core_attn": say("selective"), "full": say("full")}
     state.controls(
         state.pick("model", say("Model")),
-        state.slide("s", say("Tokens in a text"), lambda n: f"{n:,}"),
-        state.slide("b", say("Texts in a microbatch")),
+        state.slide("s", say("Tokens in a sequence"), lambda n: f"{n:,}"),
+        state.slide("b", say("Sequences in a microbatch")),
     )
     drawing.show(_kept(state["model"], state["s"], state["b"], state.view), "kept")
-    state.heading(say("What is kept, what is computed again"))
+    state.heading(say("Kept and recomputed"))
     _table(state)
     state.controls(state.switch("kind", say("Recompute"), names.__getitem__))
     _formula(state)
     _steps(state)
-    state.heading(say("The price"))
+    state.heading(say("Cost"))
     state.text(
         say(
             "Backward takes about twice as long as forward, because it computes two gradients where forward computes "
@@ -89,7 +89,7 @@ def _table(state: LessonState) -> None:
         (say("none"), say("everything that backward needs"), say("nothing at all"), "34·s·b·h + 5·a·s²·b"),
         (
             say("selective"),
-            say("all but the attention’s scores and shares"),
+            say("all but the attention’s scores and weights"),
             say("q·kᵀ, softmax and its product with v"),
             "34·s·b·h",
         ),
@@ -121,19 +121,21 @@ def _steps(state: LessonState) -> None:
     done = done_by(spec)
     forward = {
         "none": say("Every layer keeps what its backward needs."),
-        "core_attn": say("The attention’s scores and shares are dropped once they are used; the rest is kept."),
+        "core_attn": say("The attention’s scores and weights are dropped after use; the rest is kept."),
         "full": say("A layer keeps its input only."),
     }
     backward = {
         "none": say("Uses what was kept."),
-        "core_attn": say("Computes scores and shares again, then goes on."),
+        "core_attn": say("Computes scores and attention weights again, then continues."),
         "full": say("Runs the layer’s forward again from its input, its collectives too, then its backward."),
     }
     steps = [
-        LessonStep(say("Split"), say("Nothing is split: this lever works on each rank by itself, in any layout.")),
+        LessonStep(say("Split"), say("Nothing is split: recomputation works on each rank independently, in any layout.")),
         LessonStep(say("Forward"), forward[kind], *done["forward"]),
         LessonStep(say("Backward"), backward[kind], *done["backward"]),
-        LessonStep(say("Update"), say("As ever. The gradients are the same, to the bit or nearly."), *done["update"]),
+        LessonStep(
+            say("Update"), say("As without recomputation. The gradients are the same, bit for bit or nearly."), *done["update"]
+        ),
     ]
     st.html(as_html(steps, say))
     st.caption(model_of(spec, say))
@@ -204,7 +206,8 @@ def _left(state: LessonState) -> Question:
         right=100 * left / all_of_it,
         said=percent(left / all_of_it),
         why=say(
-            "Most of what a layer keeps is scores and shares, and computing them again costs a few percent of the arithmetic."
+            "Most of what a layer keeps is scores and attention weights, and computing them again costs a few "
+            "percent of the FLOPs."
         ),
         unit="%",
         within=0.07,
@@ -256,7 +259,7 @@ def _dropped(state: LessonState) -> Question:
 
 LESSON = Lesson(
     title=lambda say: say("Recompute"),
-    goal=lambda say: say("What need not be kept, what computing it again costs, and when that is a good trade."),
+    goal=lambda say: say("What need not be kept, what recomputing it costs, and when that is worth it."),
     knobs=(
         Knob("model", PUBLISHED_GPT, "gpt3-175b"),
         Knob("s", _LENGTHS, 2048),

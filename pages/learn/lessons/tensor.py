@@ -31,7 +31,7 @@ def _draw(state: LessonState) -> None:
         )
     )
     _cards(state)
-    state.heading(say("Watch two matrices go to ranks and come back"))
+    state.heading(say("Shard two matrices and combine the result"))
     state.text(
         say(
             "The feed-forward part of a layer, small enough to check by hand: **z = relu(x · A) · B**. A is cut by "
@@ -44,7 +44,7 @@ def _draw(state: LessonState) -> None:
     )
     state.switch("step", say("Step"), lambda step: _names(state)[step])()
     _show_step(state)
-    state.heading(say("What it saves and what it costs"))
+    state.heading(say("Savings and cost"))
     state.text(
         say(
             "Weights, gradients, optimizer and most activations are divided by tp. The price is collectives **inside "
@@ -160,8 +160,8 @@ def _rows(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: t
     _each(state, slices, colours, parts)
     state.text(
         say(
-            "The columns that a rank has meet just the rows of B that it holds. What comes out has the full shape of "
-            "z, but each number is only **this rank’s part of a sum**."
+            "The columns that a rank has match exactly the rows of B that it holds. The product has the full shape "
+            "of z, but each number is only **this rank’s part of a sum**."
         )
     )
 
@@ -281,7 +281,9 @@ def _why_columns(state: LessonState) -> Question:
 
 LESSON = Lesson(
     title=lambda say: say("Tensor parallelism"),
-    goal=lambda say: say("How columns and rows of a matrix go to ranks, and why one all-reduce brings the result back whole."),
+    goal=lambda say: say(
+        "How the columns and rows of a matrix are sharded over ranks, and why one all-reduce gives the whole result."
+    ),
     knobs=(Knob("tp", (1, 2, 4), 2), Knob("matrix", (1, 2, 3), 1), Knob("step", _STEPS, "split")),
     draw=_draw,
     questions=(_entry(2, 2), _why_columns, _entry(3, 4)),

@@ -34,9 +34,9 @@ def _draw(state: LessonState) -> None:
     say = state.say
     state.text(
         say(
-            "The three ways do not compete: they multiply. Ranks = dp × tp × pp, and each rank has a place on every "
-            "axis. Its **tp group** shares each layer’s matrices with it, its **pp group** is the pipeline it stands "
-            "in, and its **dp group** holds the same slice of the same layers for other data."
+            "The three kinds of parallelism combine: ranks = dp × tp × pp, and each rank has a coordinate on every "
+            "axis. Its **tp group** holds the other slices of the same layers, its **pp group** is its pipeline, and "
+            "its **dp group** holds the same slice of the same layers for other data."
         )
     )
     state.controls(*(state.switch(axis, axis) for axis in AXES_AS_WRITTEN), state.switch("node", say("Devices in a node")))
@@ -46,10 +46,10 @@ def _draw(state: LessonState) -> None:
     _groups(state, mesh)
     state.text(
         say(
-            "What talks most should sit closest. Tensor parallelism talks in every layer and waits for the answer: "
-            "**inside a node**. A pipeline sends one activation for each microbatch and cut: it can go **across "
-            "nodes**. Data parallelism talks once a step, beside other work: **the rest**. That is why ranks are "
-            "numbered with tp fastest, then dp, then pp."
+            "The axis that communicates most needs the fastest links. Tensor parallelism communicates in every layer "
+            "and waits for the result: **inside a node**. A pipeline sends one activation for each microbatch "
+            "between two stages: it can go **across nodes**. Data parallelism communicates once a step, overlapped "
+            "with compute: **the rest**. That is why ranks are numbered with tp fastest, then dp, then pp."
         )
     )
     state.heading(say("One step of one rank"))
@@ -94,7 +94,7 @@ def _groups(state: LessonState, mesh: Mesh) -> None:
         where = say("nothing to send") if mesh[axis] == 1 else say("inside a node") if inside else say("between nodes")
         rows += f"<tr><th scope=row>{axis}</th><td>{members}</td>"
         rows += "".join(f"<td>{escape(cell)}</td>" for cell in (what, when, where)) + "</tr>"
-    names = (say("group"), say("ranks in it"), say("what passes"), say("when"), say("over links"))
+    names = (say("group"), say("ranks in it"), say("what is sent"), say("when"), say("over links"))
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
 
@@ -111,7 +111,7 @@ def _steps(state: LessonState) -> None:
         LessonStep(say("Split"), say("Layers over pp, matrices over tp, the batch over dp and then into microbatches.")),
         LessonStep(
             say("Forward"),
-            say("Compute, adding up over tp in every layer; hand activations to the next stage."),
+            say("Compute, with an all-reduce over tp in every layer; send activations to the next stage."),
             *done["forward"],
         ),
         LessonStep(
@@ -124,7 +124,7 @@ def _steps(state: LessonState) -> None:
     st.html(as_html(steps, say))
     caption = model_of(SPEC, say)
     tie = say("The tie adds up the gradient of the embedding, which stage 0 shares with the head on the last stage.")
-    st.caption(f"{caption} {tie}")
+    st.caption(say.together(caption, tie))
 
 
 # ------------------------------------------------------------------------------------------- questions that a run answers
@@ -204,7 +204,7 @@ def _traffic(state: LessonState) -> Question:
 
 LESSON = Lesson(
     title=lambda say: say("The three together"),
-    goal=lambda say: say("Which group does what, where each wants to sit, and what a real run of eight processes measures."),
+    goal=lambda say: say("What each group does, where to place it, and what a real run of eight processes measures."),
     knobs=(
         *(Knob(axis, _DEGREES, 2) for axis in AXES_AS_WRITTEN),
         Knob("node", _NODES, 4),

@@ -27,9 +27,9 @@ def _draw(state: LessonState) -> None:
     say = state.say
     state.text(
         say(
-            "Data parallelism keeps the same values, gradients and optimizer state on every replica: dp copies of the "
-            "same numbers. **ZeRO** keeps each number on one replica and fetches it where it is needed. Stage 1 shares "
-            "out the optimizer’s state, stage 2 the gradients too, stage 3 the values as well."
+            "Data parallelism keeps the same parameters, gradients and optimizer state on every replica: dp copies "
+            "of the same numbers. **ZeRO** keeps each number on one replica and gathers it where it is needed. Stage "
+            "1 shards the optimizer’s state, stage 2 also the gradients, stage 3 also the parameters."
         )
     )
     state.controls(
@@ -106,12 +106,16 @@ def _steps(state: LessonState) -> None:
         3: say("Values are gathered again, layer by layer; each replica receives its share of the gradients."),
     }
     update = {
-        0: say("Everyone updates everything."),
-        1: say("Each updates its share, then all gather the new values."),
-        2: say("Each updates its share, then all gather the new values."),
-        3: say("Each updates its share. The values stay shared out."),
+        0: say("Every replica updates all parameters."),
+        1: say("Each updates its shard, then all gather the updated parameters."),
+        2: say("Each updates its shard, then all gather the updated parameters."),
+        3: say("Each updates its shard. The parameters stay sharded."),
     }
-    forward = say("Alone.") if zero < 3 else say("Each layer’s values are gathered just before their use, and dropped after it.")
+    forward = (
+        say("Independently.")
+        if zero < 3
+        else say("Each layer’s values are gathered just before their use, and dropped after it.")
+    )
     steps = [
         LessonStep(say("Split"), split[zero]),
         LessonStep(say("Forward"), forward, *done["forward"]),
@@ -137,7 +141,7 @@ def _table(state: LessonState) -> None:
         ("2", "Ψ", "Ψ/dp", "Ψ/dp", passes[2]),
         ("3", "Ψ/dp", "Ψ/dp", "Ψ/dp", passes[3]),
     ]
-    names = ("ZeRO", say("values"), say("gradients"), say("optimizer"), say("what passes between replicas"))
+    names = ("ZeRO", say("values"), say("gradients"), say("optimizer"), say("communication between replicas"))
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(
         f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
@@ -159,8 +163,8 @@ def _published(state: LessonState) -> Question:
     parts = " + ".join(term.numbers for term in terms.values())
     return Question(
         asked=say(
-            "{count} parameters, {dp} replicas, ZeRO {zero}: optimizer (12 bytes) and gradients (2) are shared out, "
-            "values (2) are not. How many GB (10⁹ bytes) of states are on each replica?",
+            "{count} parameters, {dp} replicas, ZeRO {zero}: optimizer (12 bytes) and gradients (2) are sharded, "
+            "parameters (2) are not. How many GB (10⁹ bytes) of states are on each replica?",
             count=short(count, say),
             dp=dp,
             zero=zero,
@@ -168,7 +172,7 @@ def _published(state: LessonState) -> Question:
         right=total / 1e9,
         said=say("{total} GB", total=significant(total / 1e9)),
         why=say(
-            "The values alone are {values} GB; all the rest, shared by {dp}, is small beside them.",
+            "The parameters alone are {values} GB; the rest, sharded over {dp} replicas, is small in comparison.",
             values=f"{2 * count / 1e9:g}",
             dp=dp,
         ),
@@ -202,7 +206,7 @@ def _first_fit(state: LessonState) -> Question:
 
 LESSON = Lesson(
     title=lambda say: say("ZeRO"),
-    goal=lambda say: say("How replicas share what data parallelism keeps dp times, and what has to be gathered when."),
+    goal=lambda say: say("How ZeRO shards what data parallelism keeps dp times, and what has to be gathered when."),
     knobs=(
         Knob("model", PUBLISHED_GPT, "gpt3-13b"),
         Knob("dp", _REPLICAS, 64),
