@@ -5,8 +5,8 @@
 `work`: a step of the unsharded model over the same global batch, in one process and thread, divided by the number of ranks: as if
 it could be cut without loss. (Several threads in one process would be easier to reach, because small products gain little from
 them.) `calls`: the collectives and messages that the ranks of a step make, and nothing else. Those of one kind have their mean
-size; messages are all started at once. On a CPU both take the same cores, so the limit is their sum. `efficiency` is the limit ÷ a step of the engine, and
-`cpu efficiency` the CPU time of the work ÷ that of all ranks of the engine.
+size; messages are all started at once. On a CPU both take the same cores, so the limit is their sum. `efficiency` is the limit ÷
+a step of the engine, and `cpu efficiency` the CPU time of the work ÷ that of all ranks of the engine.
 """
 
 from __future__ import annotations
