@@ -51,7 +51,7 @@ class Span:
     start_ns: int
     end_ns: int = 0
     cpu_ns: int = 0
-    axis: str = ""
+    axis: str = "none"
     exposed_ns: int = 0
 
 

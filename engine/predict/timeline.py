@@ -118,7 +118,7 @@ def spans_table(spec: RunSpec, timeline: Timeline, source: Source = "formula", u
             "rank": t.stage * per_stage, "lane": "compute", "kind": t.action.kind, "chunk": t.action.chunk,
             "microbatch": t.action.microbatch, "step": spec.workload.steps, "start_ns": round(t.start * unit_ns),
             "end_ns": round(t.end * unit_ns), "cpu_ns": round((t.end - t.start) * unit_ns),
-            "axis": "", "exposed_ns": 0,
+            "axis": "none", "exposed_ns": 0,
         }
         for t in sorted(timeline.timed, key=lambda t: (t.stage, t.start))
         if t.action.kind not in ("send", "recv")

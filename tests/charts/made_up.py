@@ -85,7 +85,7 @@ def spans(layout: LayoutSpec, microbatches: int) -> pd.DataFrame:
             continue
         for rank in (r for r in range(mesh.size) if mesh.coordinate(r).pp == timed.stage):
             same: dict[str, Any] = {"rank": rank, "chunk": action.chunk, "microbatch": action.microbatch, "step": 3, "cpu_ns": MS}
-            same |= {"axis": "", "exposed_ns": 0}
+            same |= {"axis": "none", "exposed_ns": 0}
             start, end = int(timed.start * MS), int(timed.end * MS)
             rows.append(same | {"lane": "compute", "kind": action.kind, "start_ns": start, "end_ns": end})
             rows.append(same | {"lane": "comm", "kind": "send", "start_ns": end, "end_ns": end + MS // 2, "axis": "pp"})

@@ -7,6 +7,7 @@ from functools import cache
 
 from engine import catalog
 from engine.devices import device
+from engine.launch.recording import with_ledgers
 from engine.predict.planner.search import search
 from engine.spec import RunSpec
 from tests.predict.random_specs import random_specs
@@ -19,7 +20,7 @@ ASKED = {"gpt3-175b": (512, 1024), "gpt3-13b": (64, 128), "llama3-8b": (16, 64),
 def best_plans(name: str) -> tuple[RunSpec, ...]:
     """The ten best plans of a model."""
     ranks, batch = ASKED[name]
-    plan = search(catalog.model(name), ranks, device("h100-80gb"), batch)
+    plan = with_ledgers(lambda: search(catalog.model(name), ranks, device("h100-80gb"), batch))
     assert plan.feasible >= 10
     return tuple(plan.spec(row) for row in range(10))
 

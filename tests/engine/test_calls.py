@@ -71,7 +71,7 @@ def test_exposed_communication_is_a_share_of_the_step_by_axis() -> None:
         whole | {"rank": rank, "lane": lane, "kind": kind, "start_ns": 0, "end_ns": 100, "axis": axis, "exposed_ns": waited}
         for rank in (0, 1)
         for lane, kind, axis, waited in (
-            ("compute", "F", "", 0),
+            ("compute", "F", "none", 0),
             ("comm", "all_reduce", "tp", 30),
             ("comm", "all_gather", "dp", 10),
         )

@@ -20,7 +20,7 @@ from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import CATEGORIES, RunResult
 from tests.runs import Runs, small
 
@@ -337,8 +337,7 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
 def test_a_complete_export_has_no_notes() -> None:
     in_bf16 = spec_of().model_copy(update={"workload": WorkloadSpec(microbatches=4, precision="bf16")})
     assert notes(settings(in_bf16, "megatron")) == ""
-    whole = WorkloadSpec(loss_chunk=WHOLE_LOSS)
-    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload=whole)
+    llama = RunSpec(model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=2, zero=3), workload={"loss_chunk": "whole"})
     assert notes(settings(llama, "torchtitan")) == ""
 
 
