@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 
 from engine import catalog
 from engine.families import FAMILIES
+from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
+from engine.predict.ledger.form import Ledger
+from engine.predict.ledger.keep import Key
+from engine.predict.ledger.layout import LayoutLedgers
+from engine.predict.ledger.store import ledger_store
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -109,9 +114,20 @@ def few(having: Mapping[Case, Iterable[Hashable]], cost: Mapping[Case, float]) -
 
 @cache
 def covering() -> tuple[RunSpec, ...]:
-    """The cases. They are always the same."""
+    """The cases. They are always the same. Their ledgers that are not shipped are recorded, once for this version of the code."""
     drawn = candidates()
-    return few({spec: combinations(choice.items(), 2) for spec, choice in drawn.items()}, {spec: _cost(spec) for spec in drawn})
+    found = few({spec: combinations(choice.items(), 2) for spec, choice in drawn.items()}, {spec: _cost(spec) for spec in drawn})
+    with_ledgers(lambda: ledger_store().check({key for spec in found for key in ledgers_of(spec)}))
+    return found
+
+
+def ledgers_of(spec: RunSpec) -> set[Key]:
+    """The keys of the ledgers that predictions of a training need."""
+
+    def read(structure: object, part: object) -> Ledger:
+        raise AssertionError("saying which ledgers are needed reads none")
+
+    return LayoutLedgers(spec.model, spec.layout, spec.workload, ledgers=read).needs()
 
 
 def _cost(spec: RunSpec) -> float:

@@ -289,10 +289,11 @@ class Comm:
             _wait_for(sends)
 
         pending = self._start(start, span, tensor)
-        if accumulate:
-            out.add_(part)
-        elif out is not part:
-            out.copy_(part)
+        with self.recorder.communication_region(span.kind):
+            if accumulate:
+                out.add_(part)
+            elif out is not part:
+                out.copy_(part)
         pending.afterwards = finish
         return pending
 

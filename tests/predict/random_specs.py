@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from engine.families import FAMILIES
 from engine.predict.grid import RECOMPUTES
+from engine.predict.ledger.keep import LedgerFolder
+from engine.predict.ledger.store import ARCHIVES, LedgerStore
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, AttentionName, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
+from tests.covering import ledgers_of
 
 
 def random_specs(count: int, seed: int = 0, most: int = 6) -> Iterator[RunSpec]:
-    """`count` specs. Each axis has a degree of up to `most`; layers are split evenly."""
-    random = np.random.default_rng(seed)
+    """`count` specs. Each axis has a degree of up to `most`; layers are split evenly. All their ledgers are shipped."""
+    random, shipped = np.random.default_rng(seed), LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none")))
     found = 0
     while found < count:
         try:
             spec = _any(random, most)
         except RequestError:
+            continue
+        if not all(key in shipped for key in ledgers_of(spec)):
             continue
         found += 1
         yield spec
