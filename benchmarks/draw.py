@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from engine.families import FAMILIES
 from engine.launch import limits
-from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
@@ -25,7 +23,7 @@ def specs(seed: int) -> Iterator[RunSpec]:
     while True:
         try:
             spec = _spec(draw)
-            with_ledgers(partial(limits.check, spec))
+            limits.check(spec)
         except RequestError:  # an invalid combination: draw again
             continue
         if spec.layout.ranks <= MOST_RANKS:

@@ -10,6 +10,7 @@ from functools import cache
 import psutil
 
 from engine import files
+from engine.launch.recording import with_ledgers
 from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
 from engine.predict.terms import total
@@ -85,7 +86,8 @@ def _check_rows(spec: RunSpec) -> None:
                 rows=rows, ranks=ranks, actions=actions, points=_POINTS, categories=len(CATEGORIES), most=OWN.rows,
             )
         )  # fmt: skip
-    calls = sum(call.calls for stage in range(layout.pp) for call in traffic.calls(spec, stage))
+    # A caller who wants to say what is happening asks for a prediction first.
+    calls = with_ledgers(lambda: sum(call.calls for stage in range(layout.pp) for call in traffic.calls(spec, stage)))
     if (rows := ranks * (actions + calls)) > OWN.rows:
         raise RequestError(
             sentence(

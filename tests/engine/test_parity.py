@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.families import FAMILIES
 from engine.measure.parity import PARITY_LIMIT, parity_row
 from engine.model.chunk import TIED
 from engine.reference import compare, publish, train_unsharded
@@ -88,6 +89,7 @@ def incompatible(a: str, x: Any, b: str, y: Any) -> bool:
         or (chosen.get("schedule") == "dualpipe-v" and chosen.get("microbatches") == 1)
         or (chosen.get("family") == "llama" and chosen.get("tp") == 4)  # it has two heads of keys
         or (chosen.get("family") == "xlnet" and chosen.get("loss_chunk", 0) > 0)
+        or ("layernorm" in chosen.get("recompute", "") and FAMILIES[chosen.get("family", "gpt")].placement == "post")
     )
 
 

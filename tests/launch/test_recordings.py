@@ -41,9 +41,9 @@ def test_what_is_shipped() -> None:
     models = shipped_models()
     keys = set(wanted(models))
     for model in models:
-        fused = (one for one in structures(model) if one.attention == "fused")
-        planned = planned_recomputes(model, WorkloadSpec())
-        assert all(((one, part) in keys) == (one.recompute in planned) for one in fused for part in parts(model))
+        fused = [one for one in structures(model) if one.attention == "fused" and not one.chunked_loss]
+        planned, with_layers = planned_recomputes(model, WorkloadSpec()), [part for part in parts(model) if part.layers]
+        assert all(((one.of(part), part) in keys) == (one.recompute in planned) for one in fused for part in with_layers)
     checklist = (
         LayoutSpec(dp=8), LayoutSpec(dp=8, zero=1, recompute="core_attn"),
         *(LayoutSpec(tp=2, pp=2, sequence_parallel=True, recompute=kind) for kind in ("core_attn", "full")),
@@ -56,7 +56,7 @@ def test_what_is_shipped() -> None:
     ]
     for case in cases:
         assert LayoutLedgers(*case, ledgers=unread).needs() <= keys
-    assert len(keys) < 10_000, "recording takes a quarter of a second each"
+    assert len(keys) < 11_000, "recording takes a quarter of a second each"
 
 
 def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:
