@@ -227,7 +227,7 @@ def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
     )
     most, least = max(found, key=lambda peak: peak.total), min(found, key=lambda peak: peak.total)
     title = say("Each rank of the only stage needs {most}", most=in_bytes(most.total))
-    if len(peaks) > 1:
+    if len(found) > 1:
         title = say(
             "A rank of stage {stage} needs most: {most}, against {least} on stage {other}",
             stage=most.stage,
