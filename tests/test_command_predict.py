@@ -34,7 +34,7 @@ def test_one_stage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--layout", "pp2", "--explain", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("stage 1 at its peak, during ")
-    assert any("softmax" in line for line in lines)
+    assert any("attention: mixture of the values" in line for line in lines)
 
 
 def test_a_stage_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from pages.shared import chosen, drawing
 from pages.shared.cache import cached
 from pages.shared.frame import say, view
 from pages.shared.pointing import pointed
-from pages.shared.predicted import listed, peaks, predicted
+from pages.shared.predicted import listed, peaks, predicted, with_ledgers_shown
 from pages.shared.unfolding import unfolding
 
 DEVICE, MEASURE = "device", "bytes"  # the link's parameters
@@ -97,7 +97,7 @@ def _memory(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int
 def _traffic(spec: RunSpec, measured: pd.DataFrame | None, measure: Measure, rank: int | None, view: View) -> Drawing:
     formula_says = predicted(spec).tables["traffic"]
     if rank is not None and not _mesh(spec).all_listed:
-        formula_says = traffic(spec, [rank])
+        formula_says = with_ledgers_shown(lambda: traffic(spec, [rank]))
     return drawing.packed(beside.traffic(measured, formula_says, listed(spec.layout), measure, rank, look(view)))
 
 
@@ -198,7 +198,7 @@ def _unfold_traffic(spec: RunSpec, rank: int | None, key: str) -> None:
         if not unfolded.open:
             return
         st.caption(words("Payload bytes of one step, by axis and collective: calls times the size of the tensor."))
-        found = traffic_terms(spec, shown)
+        found = with_ledgers_shown(lambda: traffic_terms(spec, shown))
         names = {
             f"{axis} {collective} {code}": words(
                 "{axis} {collective}, {phase}", axis=axis, collective=collective, phase=phase(code, words)

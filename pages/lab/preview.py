@@ -23,7 +23,7 @@ from pages.shared import chosen, drawing
 from pages.shared.cache import cached, cached_by_size
 from pages.shared.clickable import clickable
 from pages.shared.frame import inert, say, view
-from pages.shared.predicted import predicted
+from pages.shared.predicted import predicted, with_ledgers_shown
 
 
 def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
@@ -124,7 +124,8 @@ def events(spec: RunSpec, path: MicrobatchPath) -> list[Event]:
     if mesh.all_listed:
         sent = predicted(spec).tables["traffic"]
     else:
-        sent = traffic(spec, [mesh.rank({"pp": stage, "dp": path.dp, "tp": path.tp}) for stage in range(mesh.pp)])
+        ranks = [mesh.rank({"pp": stage, "dp": path.dp, "tp": path.tp}) for stage in range(mesh.pp)]
+        sent = with_ledgers_shown(lambda: traffic(spec, ranks))
     return events_of(spec, sent, path, replayed=replayed(spec.layout, spec.workload.microbatches, spec.model.parts.tied))
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog, contract
+from engine.launch.recording import with_ledgers
 from engine.spec import RequestError, sentence
 from engine.summary import workspace
 from engine.tables import RunResult
@@ -234,7 +235,7 @@ def links(folder: Path, measure: traffic.Measure, rank: int | None, view: View) 
 def events(folder: Path, path: MicrobatchPath) -> list[Event]:
     """The events of one microbatch in the run's recorded step."""
     found = load(folder)
-    return events_of(found.spec, found.tables["traffic"], path, found.tables["spans"])
+    return with_ledgers(lambda: events_of(found.spec, found.tables["traffic"], path, found.tables["spans"]))
 
 
 def _roles(result: RunResult, rank: int | None) -> Roles | None:

@@ -7,9 +7,6 @@ from pathlib import Path
 import streamlit as st
 
 from engine.launch.queue import RunState
-from engine.predict.memory import peak_table
-from engine.predict.run import predict
-from engine.predict.traffic import traffic as predict_traffic
 from engine.spec import RequestError, RunSpec
 from engine.tables import RunResult
 from pages.charts import beside
@@ -17,6 +14,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.learn.lesson_state import LessonState, note_move
 from pages.shared import drawing, runbar
+from pages.shared.predicted import predicted
 from pages.shared.saved import by_run, load
 
 _REFUSED = "learn/refused"
@@ -108,30 +106,32 @@ def _measured(state: LessonState, done: RunResult) -> None:
 def memory_error(done: RunResult) -> float:
     """The largest relative error of a rank's predicted peak."""
     peak = done.tables["memory_peak"]
-    predicted = peak["rank"].map(peak_table(done.spec).groupby("rank")["bytes"].sum())
+    says = predicted(done.spec).tables["memory_peak"]
+    formula = peak["rank"].map(says.groupby("rank")["bytes"].sum())
     measured = peak.groupby("rank")["bytes"].transform("sum")
-    return float(((predicted - measured) / measured).abs().max())
+    return float(((formula - measured) / measured).abs().max())
 
 
 def as_predicted(done: RunResult) -> bool:
     """Whether predicted and measured traffic are equal, for every rank and purpose."""
     keys = ["rank", "axis", "collective", "phase"]
     amounts = ["calls", "payload_bytes", "wire_bytes"]
-    measured, predicted = (
-        table.groupby(keys)[amounts].sum().sort_index() for table in (done.tables["traffic"], predict_traffic(done.spec))
+    measured, formula = (
+        table.groupby(keys)[amounts].sum().sort_index()
+        for table in (done.tables["traffic"], predicted(done.spec).tables["traffic"])
     )
-    return measured.equals(predicted)
+    return measured.equals(formula)
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def _peak(folder: Path, view: View) -> Drawing:
     run = load(folder)
-    predicted = predict(run.spec).tables["memory_peak"]
-    return drawing.packed(beside.memory(run.tables["memory_peak"], predicted, None, "", look(view)))
+    formula = predicted(run.spec).tables["memory_peak"]
+    return drawing.packed(beside.memory(run.tables["memory_peak"], formula, None, "", look(view)))
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=by_run())
 def _kinds(folder: Path, view: View) -> Drawing:
     run = load(folder)
-    predicted = predict(run.spec).tables["traffic"]
-    return drawing.packed(beside.traffic(run.tables["traffic"], predicted, run.spec.layout.ranks, "wire", None, look(view)))
+    formula = predicted(run.spec).tables["traffic"]
+    return drawing.packed(beside.traffic(run.tables["traffic"], formula, run.spec.layout.ranks, "wire", None, look(view)))

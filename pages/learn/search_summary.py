@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.launch.recording import with_ledgers
 from engine.predict.planner.search import search
 
 
@@ -21,6 +22,6 @@ class SearchSummary(NamedTuple):
 
 def summarize_search(model: str, count: int, device: str, batch: int) -> SearchSummary:
     """Search all layouts. Raises `RequestError` if there are none."""
-    found = search(catalog.model(model), count, DEVICES[device], batch)
+    found = with_ledgers(lambda: search(catalog.model(model), count, DEVICES[device], batch))
     first = found.layouts.iloc[0]
     return SearchSummary(len(found.layouts), found.feasible, str(first["layout"]), str(first["schedule"]), float(first["step_s"]))

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from engine.launch.recording import with_ledgers
 from engine.predict.planner.explain import Lever, Reason, way_to_fit
 from engine.spec import RequestError
 from engine.tables import CATEGORIES
@@ -252,7 +253,7 @@ def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
 @cached(64)
 def _changes_to_fit(request: Request, row: int) -> list[Lever]:
     plan = planned(request, row)
-    return way_to_fit(plan.plan, plan.spec(row))
+    return with_ledgers(lambda: way_to_fit(plan.plan, plan.spec(row)))
 
 
 def said(reason: Reason, words: Words) -> str:

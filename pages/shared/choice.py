@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from engine import catalog
 from engine.launch import limits
+from engine.launch.recording import with_ledgers
 from engine.spec import (
     GenerateSpec,
     LayoutSpec,
@@ -233,7 +234,7 @@ def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]
         smaller = (fix for fix in _fewer_ranks(choice) if not _problems(choice.with_changes({fix.field: fix.value}), texts))
         return (Problem("layout.dp", refusal, tuple(islice(smaller, 4))),)
     try:
-        limits.check(spec)
+        with_ledgers(lambda: limits.check(spec))
     except RequestError as error:
         return (Problem("model.layers", error.sentence),)
     return ()

@@ -32,7 +32,8 @@ def _bytes_of(result: RunResult) -> int:
 @cached_by_size(_KEPT_BYTES, _bytes_of)
 def predicted(spec: RunSpec) -> RunResult:
     """The prediction without a table of spans, which no page needs. Raises `RequestError` as `predict` does."""
-    return predict(spec, peaks(spec), spans=False)
+    found = peaks(spec)
+    return with_ledgers_shown(lambda: predict(spec, found, spans=False))
 
 
 def _peaks_of(found: Memory) -> int:

@@ -67,7 +67,7 @@ def test_a_thinned_curve_has_its_peak_and_says_what_is_left_out() -> None:
     assert len(pointers) < len(totals)
     assert max(row["total"] for row in pointers) == totals.max()
     assert in_bytes(totals.max()) in drawing.title
-    assert f"Of {len(totals):,} moments {len(pointers):,} are drawn" in drawing.reading
+    assert f"{len(pointers):,} of {len(totals):,} moments are drawn" in drawing.reading
     assert len(drawing.table) >= len(totals)  # the table has all rows
 
 
@@ -107,4 +107,4 @@ def test_with_too_many_ranks_some_are_drawn_and_the_title_is_about_all() -> None
     drawing = traffic.by_rank(several, 3_000, "wire", LIGHT)
     assert max(len(rows) for _, rows in marks(drawing.spec, "bar")) <= MAX_BARS
     assert drawing.title.startswith("Rank 1 sends most")
-    assert "Of 3,000 ranks 1,000 are drawn." in drawing.reading
+    assert "1,000 of 3,000 ranks are drawn." in drawing.reading

@@ -17,10 +17,12 @@ from pages.plan.found import found as found_of
 from pages.plan.request import Request
 from tests.charts.reading import marks, views
 
+REQUEST = Request(model="gpt3-13b", ranks=64, batch=128, accounting="korthikanti2022")
+
 
 @pytest.fixture(scope="module")
 def found() -> Found:
-    return found_of(Request(model="gpt3-13b", ranks=64, batch=128, accounting="korthikanti2022"))
+    return found_of(REQUEST)
 
 
 def test_the_front_fills_its_axes_and_its_table_has_the_drawn_layouts(found: Found):
@@ -31,7 +33,8 @@ def test_the_front_fills_its_axes_and_its_table_has_the_drawn_layouts(found: Fou
     assert (low, high) == (pytest.approx(min(steps) / 1.12), pytest.approx(max(steps) * 1.12))
     assert max(steps) < 50 * min(steps)
     assert 3 <= len(points[0]["encoding"]["y"]["axis"]["values"]) <= 12
-    front = found.layouts[found.layouts["pareto"] & (found.layouts["step_s"] <= 40 * found.layouts["step_s"].min())]
+    fastest = REQUEST.plan().layouts["step_s"].min()  # of all layouts; it does not fit, and is not in the chart's sample
+    front = found.layouts[found.layouts["pareto"] & (found.layouts["step_s"] <= 40 * fastest)]
     assert {row["row"] for row in points[1] if row["pareto"]} == set(front.index)
     assert len(drawing.table) == len(points[1]) <= 1.5 * MOST_POINTS < found.count
     assert any(view["mark"]["type"] == "rule" for view in views(drawing.spec))

@@ -210,7 +210,7 @@ class TestPrecisionAndOptimizer:
 @pytest.mark.parametrize(
     ("layout", "workload", "reason"),
     [
-        ({"zero": 1}, {}, "zero=1 shards over the dp replicas, and dp=1"),
+        ({"zero": 1}, {}, "zero=1 shards over dp replicas, and dp=1 has only one"),
         ({"sequence_parallel": True}, {}, "needs tp of at least 2, not tp=1"),
         ({}, {"accumulate": "bf16"}, "accumulate=bf16 needs precision=bf16"),
         ({}, {"bf16_optimizer": True}, "bf16_optimizer needs precision=bf16"),

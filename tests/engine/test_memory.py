@@ -141,18 +141,22 @@ def test_1f1b_differs_from_gpipe_only_in_activations(runs: Runs) -> None:
         assert bytes_["activations"] < gpipe[rank]["activations"]
 
 
+@pytest.mark.parametrize("attention", ["fused", "written"])
 @pytest.mark.parametrize("tp", [1, 4])
-def test_activations_of_one_layer(runs: Runs, tp: int) -> None:
+def test_activations_of_one_layer(runs: Runs, tp: int, attention: str) -> None:
     """What one layer saves for backward, computed by hand: the difference between two stages that differ by one layer."""
     kept = []
     for split in ((2, 3), (3, 2)):
-        points = curve(runs.result(small(f"tp{tp}.pp2", microbatches=1, split=split)), 0)
+        points = curve(runs.result(small(f"tp{tp}.pp2", microbatches=1, split=split, attention=attention)), 0)
         kept.append(start_of(points, "B chunk 0 microbatch 0")["activations"])
     s, h, f, heads = SMALL.seq, SMALL.hidden, SMALL.ffn_width, SMALL.heads
     whole = 4 * s * h + 2 * 2 * s  # inputs and outputs of the two norms, with each token's mean and deviation
-    sliced = 3 * s * h + heads * s * s + s * h + 2 * s * f  # q, k, v; the softmax; the mixed values; the MLP around GELU
-    mask, scale = s * s, 8  # one byte for each pair of tokens; the factor 1/√D, which autograd keeps as a double
-    assert kept[1] - kept[0] == (whole + sliced // tp) * FLOAT + mask + scale
+    scores, others = heads * s * s, 3 * s * h + s * h + 2 * s * f  # the softmax; q, k, v, the mixed values, the MLP around GELU
+    if attention == "fused":
+        scores = heads * s  # in place of the softmax, the logarithm of each row's sum of exponentials
+    # Written attention keeps a byte for each pair of tokens, the mask, and the factor 1/√D, which autograd keeps as a double.
+    mask, scale = (s * s, 8) if attention == "written" else (0, 0)
+    assert kept[1] - kept[0] == (whole + (scores + others) // tp) * FLOAT + mask + scale
 
 
 def test_a_received_activation_is_an_activation_and_a_gradient_in_transfer_is_communication(runs: Runs) -> None:

@@ -21,7 +21,11 @@ def row(name: str) -> dict[str, Any]:
 
 
 def test_the_schemas_are_those_of_the_contract() -> None:
-    assert {name: list(columns) for name, columns in SCHEMAS.items()} == check_run.COLUMNS
+    """A table may have more columns behind those of the contract. Spans have two."""
+    beyond = {"spans": ["axis", "exposed_ns"]}
+    assert {name: list(columns) for name, columns in SCHEMAS.items()} == {
+        name: [*columns, *beyond.get(name, [])] for name, columns in check_run.COLUMNS.items()
+    }
     assert set(CATEGORIES) <= check_run.CATEGORIES
     assert set(get_args(Source)) == check_run.SOURCES
 

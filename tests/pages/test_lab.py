@@ -218,7 +218,7 @@ def test_an_incomplete_run_is_reported(parts: tuple[Service, Queue]):
 def test_no_link_leads_out_of_the_folder_of_runs(parts: tuple[Service, Queue], run: str):
     saved(parts[0].home.parent / "elsewhere", PAIR, "run")
     app = page(parts[0], run=run)
-    assert "not known here" in app.warning[0].value
+    assert app.warning[0].value.startswith("The run in this link was not found: ")
     assert "Measured" not in text(app)
 
 

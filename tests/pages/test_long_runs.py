@@ -40,7 +40,7 @@ SIZES = {  # (choice in a link, texts of the Lab)
         "gpt3-175b~dp65536.tp32.pp96~1f1b~m8~b2~n20~r0.003~e0",
         [
             "201,326,592 ranks",
-            "The ranks of stage 0 will be fullest: 9.46 GiB",
+            "The ranks of stage 0 will be fullest: 8.68 GiB",
             "The events of one microbatch are not listed: the events",
         ],
     ),

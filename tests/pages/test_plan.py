@@ -80,7 +80,7 @@ def test_a_link_restores_the_request(request_: Request) -> None:
         ({"ranks": "0"}, "not a whole number from 1 to 1,000,000"),
         ({"ranks": "-3"}, "not a whole number"),
         ({"device": "own"}, "without its figures"),
-        ({"device": "own", "own": "1_2_x"}, "has not 11 figures"),
+        ({"device": "own", "own": "1_2_x"}, "“1_2_x” must have 11 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
         ({"device": "own", "own": "nan_1_1_1_1_1_1_1_8_0.8"}, "memory_bytes=nan must be a finite number"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_1e999_0.8"}, "node_size=inf must be a finite number"),

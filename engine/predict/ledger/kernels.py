@@ -18,10 +18,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from engine.predict.ledger.form import CALLS, RUNS, Call, Ledger, Operation, Product, Segment
+from engine.predict.ledger.form import CALLS, LOSS_CHUNK, RUNS, Call, Ledger, Operation, Product, Segment
 
 _COPIES = {"cat", "clone", "copy_", "detach_", "new_zeros", "stack"}
-_ACCUMULATION = "add_"  # outside of modules: a gradient is added to that of the microbatches before
 _LOOKUPS = {"embedding", "gather"}  # they read as many numbers of their first input as they write
 _ROWS = {"B", "C", "R", "R/tp", "S", "S/tp", "T"}
 _ATTENTION = {"bmm": "written", "baddbmm": "written", "_scaled_dot_product": "fused"}  # how names of operations begin
@@ -48,7 +47,7 @@ def kernels(ledger: Ledger, segments: Iterable[Segment]) -> Iterator[Kernel | Ca
                 continue
             operation = ledger.operations[number] if kind == RUNS else None
             if operation is not None and not operation.flops:
-                group += [operation] if operation.name != _ACCUMULATION else []
+                group += [] if _accumulates(operation, segment.layer) else [operation]
                 continue
             attention = _attention(operation) if operation else ""
             yield from _kernels(group, apart=bool(before and attention))
@@ -84,6 +83,16 @@ def _module(operation: Operation) -> str:
 
 def _attention(operation: Operation) -> str:
     return next((kind for name, kind in _ATTENTION.items() if _called(operation).startswith(name)), "")
+
+
+def _accumulates(operation: Operation, layer: int) -> bool:
+    """Whether it adds a gradient to that of the microbatches before, which `Cost` counts by parameters.
+
+    Autograd does so outside of modules, linear layers do it themselves. A chunk of the loss adds to those of the same microbatch.
+    """
+    if operation.name == "add_":
+        return True
+    return _called(operation) == "add_" and layer != LOSS_CHUNK and not any(map(_has_rows, operation.written))
 
 
 def _sums_rows(operation: Operation) -> bool:

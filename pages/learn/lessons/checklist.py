@@ -9,6 +9,7 @@ import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.launch.recording import with_ledgers
 from engine.predict.planner.advice import Lever, Try, advise, left_out
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
@@ -83,7 +84,7 @@ def _draw(state: LessonState) -> None:
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def tries(model: str, count: int, device: str, batch: int) -> list[Try]:
-    return advise(catalog.model(model), count, DEVICES[device], batch)
+    return with_ledgers(lambda: advise(catalog.model(model), count, DEVICES[device], batch))
 
 
 def _names(say: Words) -> dict[Lever, tuple[str, str]]:
@@ -198,7 +199,7 @@ def _all_layouts(state: LessonState, last: Try) -> None:
         )
     )
     if last.fits:
-        own, _ = simulated(last.spec, DEVICES[state["device"]], Assumptions())
+        own, _ = with_ledgers(lambda: simulated(last.spec, DEVICES[state["device"]], Assumptions()))
         state.text(
             say(
                 "The checklist’s {layout} would take {own} s, {more} more. A checklist finds a layout that fits; to "

@@ -10,7 +10,6 @@ import streamlit as st
 
 from engine import catalog
 from engine.predict.inference import cache, weights
-from engine.predict.memory import memory
 from engine.predict.papers.closed_forms import STATE_BYTES, layer_activations, states
 from engine.predict.terms import Term, total
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
@@ -23,6 +22,7 @@ from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.shared import drawing
+from pages.shared.predicted import peaks
 
 _BATCHES, _LENGTHS = (1, 4, 16, 64, 256), (512, 2048, 8192, 32768)
 
@@ -98,7 +98,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
 def _own_count(name: str) -> int:
     """Peak bytes of training on one device, as predicted by the engine."""
     workload = WorkloadSpec(microbatches=1, microbatch_size=1, precision="bf16")
-    return memory(RunSpec(model=catalog.model(name), workload=workload)).peaks[0].total
+    return peaks(RunSpec(model=catalog.model(name), workload=workload)).peaks[0].total
 
 
 def _cache(model: ModelSpec, batch: int, length: int) -> Term:

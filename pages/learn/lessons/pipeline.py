@@ -10,7 +10,6 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
-from engine.predict.memory import memory
 from engine.predict.timeline import Timeline, simulate, textbook
 from engine.schedule import SCHEDULES, in_flight, plan
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
@@ -24,6 +23,7 @@ from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import card
 from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
+from pages.shared.predicted import peaks
 
 _STAGES, _MICROBATCHES = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16)
 _LARGE, _TP, _DEVICE = "gpt3-175b", 8, "h100-80gb"  # the model, tp and device for which stages are shown in bytes
@@ -217,17 +217,17 @@ def _in_bytes(layout: LayoutSpec, m: int, view: View) -> Drawing:
     say = style.say
     model = catalog.model(_LARGE)
     workload = WorkloadSpec(microbatches=m, microbatch_size=1, precision="bf16")
-    peaks = memory(RunSpec(model=model, layout=layout.model_copy(update={"tp": _TP}), workload=workload)).peaks
+    found = peaks(RunSpec(model=model, layout=layout.model_copy(update={"tp": _TP}), workload=workload)).peaks
     rows = pd.DataFrame(
         [
             {"bar": say("stage {stage}", stage=peak.stage), "category": category, "bytes": count}
-            for peak in peaks
+            for peak in found
             for category, count in peak.bytes.items()
         ]
     )
-    most, least = max(peaks, key=lambda peak: peak.total), min(peaks, key=lambda peak: peak.total)
+    most, least = max(found, key=lambda peak: peak.total), min(found, key=lambda peak: peak.total)
     title = say("Each rank of the only stage needs {most}", most=in_bytes(most.total))
-    if len(peaks) > 1:
+    if len(found) > 1:
         title = say(
             "A rank of stage {stage} needs most: {most}, against {least} on stage {other}",
             stage=most.stage,
