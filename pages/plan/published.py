@@ -5,12 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from engine.launch.recording import with_ledgers
 from engine.predict.papers.bubbles import QI
-from engine.predict.papers.figures import references
 from engine.predict.papers.reference import UNITS, Quantity, Reference
 from engine.predict.speed.rates import Assumptions
 from pages.charts.words import Words
+from pages.plan.cases import cases
 from pages.plan.dry_run import signed
 from pages.plan.request import Request
 from pages.shared.frame import labelled, say
@@ -48,7 +47,7 @@ def draw(request: Request) -> None:
 @st.cache_data(max_entries=16, show_spinner=False)
 def computed(assumed: Assumptions) -> list[Reference]:
     """Computed in a worker process: in the server it would leave 50 MB, a third of it simulated schedules."""
-    return with_ledgers(lambda: run_in_worker(references, assumed))
+    return run_in_worker(cases, assumed)
 
 
 def concerns(reference: Reference, request: Request) -> bool:

@@ -6,8 +6,8 @@ Their arguments and results must be annotated, with types that `pages.shared.cod
 from __future__ import annotations
 
 JOBS = (
-    "engine.predict.papers.figures.references",
     "pages.learn.search_summary.summarize_search",
+    "pages.plan.cases.cases",
     "pages.plan.cells.cell",
     "pages.plan.found.as_zip",
     "pages.plan.found.found",

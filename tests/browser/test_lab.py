@@ -66,7 +66,7 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
     for label in ("Data (dp)", "Tensor (tp)", "Pipeline (pp)"):
         field(page, label).fill("2")
         field(page, label).press("Enter")
-        expect(page.get_by_text("ranks, a process each")).to_be_visible()
+        expect(page.get_by_text("ranks, one process each")).to_be_visible()
     expect(page.get_by_text("8 ranks: 2 stages × 2 replicas × 2 slices")).to_be_visible()
     expect(page.locator(".ss-rank")).to_have_count(8)
     page.get_by_role("button", name="Run on 8 processes").click()

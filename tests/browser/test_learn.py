@@ -38,7 +38,7 @@ def test_open_a_lesson_by_link_answer_by_keyboard_and_see(server: Server, watche
     page.keyboard.press("Enter")
     expect(page.get_by_text("Right: stage 0, with 4 microbatches in flight")).to_be_visible()
     expect(page.locator(".st-key-drawing-in-flight-answer svg.marks")).to_be_visible()
-    expect(page.get_by_text("1 of 9 answered")).to_be_visible()
+    expect(page.get_by_text("1 of 10 answered")).to_be_visible()
     expect(page).to_have_url(re.compile("with=schedule-gpipe~p-3~m-4~answer-stage0(&|$)"))
 
     page.get_by_role("button", name="Another question").click()
