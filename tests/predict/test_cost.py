@@ -9,6 +9,7 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
+from engine.launch.recording import with_ledgers
 from engine.predict.grid import Grid
 from engine.predict.papers.throughput import flops_with_recompute
 from engine.predict.planner.candidates import candidates
@@ -37,7 +38,9 @@ def run(model: ModelSpec = GPT, workload: dict[str, Any] | None = None, **layout
 
 
 def cost(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None = None) -> Cost:
-    return Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed or QUICK)
+    made = Cost(spec.model, spec.workload, Grid.of([spec]), device, assumed or QUICK)
+    with_ledgers(lambda: made.passes)
+    return made
 
 
 def layer(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None = None) -> Any:
