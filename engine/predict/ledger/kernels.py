@@ -114,9 +114,12 @@ class _Fused:
         self._unread: Counter[Product] = Counter()  # of these, how many none has read
 
     def takes(self, operation: Operation) -> bool:
-        """Whether an operation belongs to the kernel: its module is the kernel's, or one of the two contains the other."""
-        short, long = sorted((self.module, _module(operation)), key=len)
-        return not short or f"{long}.".startswith(f"{short}.")
+        """Whether an operation belongs to the kernel: its module is the kernel's, or contains it.
+
+        What follows in a module inside is a kernel of its own: the norm behind a residual.
+        """
+        inner, outer = self.module, _module(operation)
+        return not inner or not outer or f"{inner}.".startswith(f"{outer}.")
 
     def add(self, operation: Operation) -> None:
         self.module = max(self.module, _module(operation), key=len)
