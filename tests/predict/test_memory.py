@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from engine.predict.bulk.memory import fullest
 from engine.predict.grid import Grid
 from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
+from engine.predict.memory.peaks import opened_stages
+from engine.predict.memory.shortened import stage_actions
+from engine.predict.memory.stages import Place
 from engine.predict.terms import total
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
 from engine.tables import COORDINATE, SCHEMAS
@@ -135,3 +139,16 @@ def test_a_block_that_a_message_uses_is_kept_until_the_message_is_sent() -> None
     assert at_tie.tolist() == [2 * stream + stream], "the block, and the encoder's output beside it"
     [*_, end] = curve[curve["category"] == "communication"]["bytes"]
     assert end == 0
+
+
+@pytest.mark.parametrize("layers", [4, 6, 12])
+def test_the_encoders_gradient_that_layers_hand_on_has_one_name_where_it_is_allocated_and_freed(layers: int) -> None:
+    """The decoder's layers add it up. Two, three or six of them, three in a ledger: none frees a block that is not there."""
+    case = spec("pp2", "zb-h1", model={"family": "transformer", "layers": layers}, precision="bf16")
+    stages = opened_stages(case, stage_actions(case))
+    standing, actions = stages.changes(Place(stage=1))
+    counts = Counter(standing)
+    for action in actions:
+        for change in action.changes:
+            counts.update(change.counts)
+        assert min(counts.values()) >= 0, action.action

@@ -117,7 +117,7 @@ def layout_reading(chunk: Chunk, sizes: Mapping[str, Any]) -> LedgerReading:
         BlockKind(block.category, in_words(block.name), factors(block.bytes, sizes), block.layered)
         for block in chunk.ledger.blocks
     ]
-    return LedgerReading(chunk.ledger, chunk.part, chunk.repeats, sizes, blocks)
+    return LedgerReading(chunk.ledger, chunk.part, chunk.repeats, sizes, blocks, named=True)
 
 
 def layout_passes(reading: LedgerReading, zero: int, dp: int, kinds: frozenset[str], e: Factor, g: Factor) -> ChunkPasses:

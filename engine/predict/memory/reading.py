@@ -69,10 +69,17 @@ class LedgerReading:
     """`blocks`: what to put for each of the ledger's. `repeats`: how many layers each recorded layer represents."""
 
     def __init__(
-        self, ledger: Ledger, part: Part, repeats: Sequence[Any], sizes: Mapping[str, Any], blocks: Sequence[Any]
+        self,
+        ledger: Ledger,
+        part: Part,
+        repeats: Sequence[Any],
+        sizes: Mapping[str, Any],
+        blocks: Sequence[Any],
+        named: bool = False,
     ) -> None:
-        """`sizes`: of the dimensions."""
+        """`sizes`: of the dimensions. `named`: blocks of one size may differ."""
         self.ledger, self.part, self.repeats, self.sizes, self.blocks = ledger, part, repeats, sizes, blocks
+        self.named = named
 
     def buckets(self, parts: Any) -> Buckets:
         """Each with how many there are. `parts`: in how many ZeRO cuts each, 1 or dp."""
@@ -105,9 +112,32 @@ class LedgerReading:
         for segment in trace.segments(action):
             times = self._times(segment.layer)
             events = list(self._events(segment, added, left))
+            for taken, handed in self._handed_on(segment) if self.named and times != 1 else ():
+                found.append(RepeatedSegment(segment.layer, 1, [(-1, taken), (1, handed)]))
+                last = max(place for place, event in enumerate(events) if event == (-1, taken))
+                events[last] = -1, handed
             if times and events:
                 found.append(RepeatedSegment(segment.layer, times, events))
         return found
+
+    def _handed_on(self, segment: Segment) -> list[tuple[Any, Any]]:
+        """Of a layer that is repeated, the blocks of a running sum that it takes, and what it hands on in place of each.
+
+        The recorded layer takes what another one left, which may have another name than what it hands on itself. However often
+        it is repeated, also if never, such a block is taken once, and each repetition takes what the one before handed on.
+        """
+        change = Counter[int]()
+        for kind, number in segment.events():
+            if kind in (ALLOCATES, FREES) and self.ledger.blocks[number].category != "activations":
+                change[number] += 1 if kind == ALLOCATES else -1
+        found, blocks = [], self.ledger.blocks
+        handed = [number for number in change for _ in range(change[number])]
+        for taken in (number for number in change for _ in range(-change[number])):
+            other = next((number for number in handed if blocks[number].bytes == blocks[taken].bytes), None)
+            if other is not None:
+                handed.remove(other)
+                found.append((self.blocks[taken], self.blocks[other]))
+        return [(taken, other) for taken, other in found if taken != other]
 
     def _events(self, segment: Segment, added: Counter[int], left: Counter[int]) -> Iterator[tuple[int, Any]]:
         """`added`: how many gradients of each bucket come in the action; `left`: of these, how many are to come."""
