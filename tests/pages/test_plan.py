@@ -19,15 +19,14 @@ from engine import api
 from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_run_service import DryRunState
-from engine.launch.recording import with_ledgers
 from engine.predict.memory import memory
-from engine.predict.papers.figures import references
 from engine.predict.planner.serving import serving as predicted
 from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.units import in_bytes
 from pages.charts.words import words
 from pages.plan import heatmap, serving
+from pages.plan.cases import cases
 from pages.plan.cells import cell
 from pages.plan.dry_run import compared, passes_of, progress_text, signed
 from pages.plan.found import MOST_POINTS, TOP, found
@@ -265,7 +264,7 @@ def test_a_search_that_takes_too_long_is_reported_in_its_cell(monkeypatch: pytes
 
 
 def test_published_rows_of_the_model_or_the_device_come_first() -> None:
-    found = with_ledgers(references)
+    found = cases(Assumptions())
     near = [r for r in found if concerns(r, Request(model="gpt3-175b", device="a100-80gb"))]
     assert {r.model for r in near if not r.device} == {"gpt3-175b"}
     assert sum(r.quantity == "speed" for r in near) == 10 + 6 + 6
