@@ -123,7 +123,7 @@ def test_ranks_of_a_killed_agent_end_and_are_named_at_once(tmp_path: Path) -> No
     other.kill()
     (status, said), _ = ended([tells, other])
     assert status == 1
-    assert re.search(r"rank \d \(dp 0, tp \d, pp \d\) on .* is gone: its connection (was closed|broke)", said)
+    assert re.search(r"lost the connection to rank \d \(dp 0, tp \d, pp \d\) on .*: its connection (was closed|broke)", said)
     assert "time limit" not in said
     assert all_end(orphans)
 
