@@ -56,7 +56,7 @@ _OPERATIONS = {
     "cos": sentence("cosines"), "masked_fill": sentence("masked values"), "embedding": sentence("rows of the table"),
     "embedding_dense_backward": sentence("gradient of the table"), "ge": _MASK, "lt": _MASK, "bitwise_or": _MASK,
     "bitwise_not": _MASK, "ones": _NEW, "zeros": _NEW, "full": _NEW, "new_zeros": _NEW, "new_empty": _NEW, "empty_like": _NEW,
-    "new_empty_strided": _NEW, "arange": sentence("indices in order"), "gather": sentence("chosen values"),
+    "new_empty_strided": _NEW, "zeros_like": _NEW, "arange": sentence("indices in order"), "gather": sentence("chosen values"),
     "attention": sentence("mixture of the values"), "logsumexp": sentence("log of the sum of exponentials, a number a row"),
     "_scaled_dot_product_flash_attention_for_cpu": sentence("fused attention"),
     "_scaled_dot_product_flash_attention_for_cpu_backward": sentence("gradients of queries, keys and values"),
