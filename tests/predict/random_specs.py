@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,17 +20,28 @@ from tests.covering import ledgers_of
 
 def random_specs(count: int, seed: int = 0, most: int = 6) -> Iterator[RunSpec]:
     """`count` specs. Each axis has a degree of up to `most`; layers are split evenly. All their ledgers are shipped."""
-    random, shipped = np.random.default_rng(seed), LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none")))
+    random = np.random.default_rng(seed)
     found = 0
     while found < count:
         try:
             spec = _any(random, most)
         except RequestError:
             continue
-        if not all(key in shipped for key in ledgers_of(spec)):
+        if not are_shipped(spec):
             continue
         found += 1
         yield spec
+
+
+def are_shipped(spec: RunSpec) -> bool:
+    """Whether all ledgers of a spec are."""
+    shipped = _shipped()
+    return all(key in shipped for key in ledgers_of(spec))
+
+
+@cache
+def _shipped() -> LedgerStore:
+    return LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none")))
 
 
 def _any(random: np.random.Generator, most: int) -> RunSpec:

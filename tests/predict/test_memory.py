@@ -101,7 +101,11 @@ def test_bulk_results_equal_those_of_each_layout() -> None:
     model = small().model.model_copy(update={"layers": 12, "hidden": 256, "seq": 128})
     made = []
     for schedule, chunks in (("1f1b", 1), ("gpipe", 1), ("zb-h1", 1), ("interleaved", 2)):
-        for code, zero, recompute in (("dp2.tp2.pp2", 0, "none"), ("dp4.pp3", 1, "full"), ("dp2.tp4.pp2", 3, "core_attn")):
+        for code, zero, recompute in (
+            ("dp2.tp2.pp2", 0, "none"),
+            ("dp4.pp3", 1, "full"),
+            ("dp2.tp4.pp2", 3, "mlp_act+layernorm"),
+        ):
             made.append(
                 spec(
                     code, schedule, layout={"zero": zero, "recompute": recompute}, chunks=chunks, microbatches=6,
