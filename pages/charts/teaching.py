@@ -50,12 +50,7 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, captions: tuple
         )
     )
     ends = pd.DataFrame({"bar": bars, "amount": totals.to_numpy() / unit.size, "said": [in_bytes(total) for total in totals]})
-    layers: list[Any] = [
-        bar,
-        alt.Chart(ends)
-        .mark_text(align="left", dx=7, fontSize=13, fontWeight=600, color=style.text)
-        .encode(x="amount:Q", y=y, text="said:N"),
-    ]
+    layers: list[Any] = [bar]
     height = _ROW_PX * len(bars)
     if capacity:
         line = pd.DataFrame({"amount": [capacity[1] / unit.size], "said": [f"{capacity[0]}: {in_bytes(capacity[1])}"]})
@@ -66,6 +61,11 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, captions: tuple
                 y=alt.value(0), text="said:N"
             )
         )
+    written = alt.Chart(ends).encode(x="amount:Q", y=y, text="said:N")
+    text: dict[str, Any] = {"align": "left", "dx": 7, "fontSize": 13, "fontWeight": 600}
+    # The background around a text covers the line of the capacity, where it goes through the text.
+    layers.append(written.mark_text(**text, stroke=style.background, strokeWidth=6, strokeJoin="round"))
+    layers.append(written.mark_text(**text, color=style.text))
     subject, title, reading = captions
     chart = alt.layer(*layers).properties(height=height)
     spec = finish(chart, style, title)
