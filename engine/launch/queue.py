@@ -18,7 +18,6 @@ from typing import Any, Literal, Self
 from engine.launch import limits
 from engine.launch.client import WarmHost
 from engine.launch.draft import Draft
-from engine.launch.recording import with_ledgers
 from engine.launch.root_cause import signal_named
 from engine.spec import RequestError, RunSpec, sentence
 from engine.spec.sentence import unpacked
@@ -114,7 +113,7 @@ class RunQueue:
         """Queue a run and return its id, which cannot be guessed. Raises `RequestError` if this machine cannot run it."""
         with self._changed:
             running = self._running
-        with_ledgers(lambda: limits.check(spec, running))
+        limits.check(spec, running)
         id = secrets.token_urlsafe(16)
         with self._changed:
             if self._closing:

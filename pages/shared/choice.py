@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from engine import catalog
 from engine.launch import limits
-from engine.launch.recording import with_ledgers
 from engine.spec import (
     GenerateSpec,
     LayoutSpec,
@@ -234,7 +233,7 @@ def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]
         smaller = (fix for fix in _fewer_ranks(choice) if not _problems(choice.with_changes({fix.field: fix.value}), texts))
         return (Problem("layout.dp", refusal, tuple(islice(smaller, 4))),)
     try:
-        with_ledgers(lambda: limits.check(spec))
+        limits.check(spec)
     except RequestError as error:
         return (Problem("model.layers", error.sentence),)
     return ()

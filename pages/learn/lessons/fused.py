@@ -99,11 +99,7 @@ def _bars(name: str, s: int, view: View) -> Drawing:
     peaks = {step: _peak(name, s, step) for step in _STEPS}
     rows = pd.concat([peak.assign(bar=labels[step]) for step, peak in peaks.items()], ignore_index=True)
     sizes = {step: int(peak["bytes"].sum()) for step, peak in peaks.items()}
-    found = {
-        "written": in_bytes(sizes["written"]),
-        "fused": in_bytes(sizes["fused"]),
-        "chunked": in_bytes(sizes["chunked"]),
-    }
+    found = {step: in_bytes(size) for step, size in sizes.items()}
     caption = (
         say("{model} on {count} devices, the memory of one", model=name, count=_DEVICES),
         say("Fused attention takes the peak from {written} to {fused}, and chunks of the loss to {chunked}", **found),
