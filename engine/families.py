@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args
 FamilyName = Literal["gpt", "bert", "roberta", "transformer", "xlnet", "llama"]
 Norm = Literal["layer", "rms"]
 Placement = Literal["pre", "post"]
-Position = Literal["learned", "sinusoidal", "rotary", "relative"]
+Position = Literal["learned", "sinusoidal", "rotary", "relative", "none"]
 Inner = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
 Objective = Literal["causal", "masked", "seq2seq", "permuted"]
 HeadKind = Literal["norm", "transform", "bare"]
-ROTARY_BASE = 500_000  # of the angles of rotary positions (Llama team 2024, section 3.2)
+ROTARY_BASE = 500_000  # of the angles of rotary positions, unless a model has its own (Llama team 2024, section 3.2)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,12 @@ class ModelParts:
         blocks = 2 if cross else 1
         return blocks * attention + relative + mlp + (blocks + 1) * self.norm_vectors * hidden
 
-    def outer_parameters(self, hidden: int, vocab: int, seq: int) -> int:
-        """The number of parameters outside of layers: embeddings, their norm, the head, the output matrix if it is not tied."""
-        embedding = vocab * hidden + (seq * hidden if self.position == "learned" else 0) + (2 * hidden if self.segments else 0)
+    def outer_parameters(self, hidden: int, vocab: int, places: int) -> int:
+        """The number of parameters outside of layers: embeddings, their norm, the head, the output matrix if it is not tied.
+
+        `places`: rows of the table of positions, if these are learned.
+        """
+        embedding = vocab * hidden + (places * hidden if self.position == "learned" else 0) + (2 * hidden if self.segments else 0)
         norm = self.norm_vectors * hidden
         head = {"norm": norm, "transform": hidden * hidden + hidden + norm, "bare": 0}[self.head]
         output = (0 if self.tied else vocab * hidden) + (vocab if self.output_bias else 0)

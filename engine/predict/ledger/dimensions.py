@@ -3,6 +3,8 @@
     B        sequences in a microbatch          S        tokens of a sequence; S/tp under sequence parallelism
     H        width of the residual stream       H/2      half of it, rounded up, for sinusoidal and relative positions
     D        width of a head                    D/2      half of it, for rotary positions
+    D′/2     half of what rotary positions turn, if that is not all of a head
+    S + spare  rows of the table of learned positions, if there are more than tokens
     G/tp     key heads on a rank                A/G      query heads that share a key head; A/G + 2, for q, k and v, is another
     F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, rounded up
     tp       tensor-parallel ranks              C        tokens of a chunk of the loss, if it is computed in chunks
@@ -24,7 +26,7 @@ from engine.predict.ledger.form import Product, Slicing, Structure
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
-QKV = "A/G + 2"
+QKV, PLACES = "A/G + 2", "S + spare"
 
 
 def dimensions(
@@ -41,12 +43,15 @@ def dimensions(
         "B": microbatch_size, "H": model.hidden, "G/tp": model.key_heads // tp, "A/G": shared, QKV: shared + 2,
         "F/tp": model.ffn_width // tp, "V/tp": -(-model.vocab // tp),
     }  # fmt: skip
-    found |= {"D/2": model.head_width // 2} if position == "rotary" else {"D": model.head_width}
+    whole = position == "rotary" and "rotary_width" not in model.sized_parts
+    found |= {"D/2": model.head_width // 2} if whole else {"D": model.head_width}
+    found |= {"D′/2": model.rotated // 2} if "rotary_width" in model.sized_parts else {}
     found |= {"H/2": -(-model.hidden // 2)} if position in ("sinusoidal", "relative") else {}
     rows = "S"
     if model.parts.objective == "permuted":
         rows = "R"
         found |= {"S": model.seq, "T": predicted("permuted", model.seq), "2 S − 1": 2 * model.seq - 1}
+    found |= {PLACES: model.places} if model.spare_positions else {}
     found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
     if tokens is not None:
         del found["B"]
@@ -84,7 +89,7 @@ def structure(
     ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N") and isinstance(size, int) and size == 1))
     return Structure(
         model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
-        model.chosen_parts,
+        model.chosen_parts, model.sized_parts,
     )  # fmt: skip
 
 
@@ -97,7 +102,7 @@ def value(product: Product, sizes: Mapping[str, Any]) -> Any:
 
 
 _JOINED = (("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
-_TWICE = (("D", "D/2"), ("H", "H/2"))
+_TWICE = (("D", "D/2"), ("D′", "D′/2"), ("H", "H/2"))
 _ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "tp",
     "B",

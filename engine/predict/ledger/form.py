@@ -38,8 +38,8 @@ class Structure(NamedTuple):
     """All settings that change the events of a chunk. Sizes alone do not change them.
 
     `ones`: the dimensions that are 1. They change the strides of tensors, and so whether a reshape copies. `generates`: the chunk
-    generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens. `chosen_parts`: see
-    `ModelSpec.chosen_parts`.
+    generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens. `chosen_parts`,
+    `sized_parts`: see the properties of `ModelSpec`.
     """
 
     family: FamilyName
@@ -51,6 +51,7 @@ class Structure(NamedTuple):
     attention: AttentionName = "fused"
     chunked_loss: bool = False
     chosen_parts: tuple[tuple[str, Any], ...] = ()
+    sized_parts: tuple[str, ...] = ()
 
     @property
     def parts(self) -> ModelParts:
@@ -68,7 +69,8 @@ class Structure(NamedTuple):
     @property
     def archive(self) -> str:
         """The name of the archive in which its ledgers are shipped. It can be a file name."""
-        return "_".join([self.family, *(f"{name}-{value}" for name, value in self.chosen_parts), self.precision])
+        parts = (*(f"{name}-{value}" for name, value in self.chosen_parts), *self.sized_parts)
+        return "_".join([self.family, *parts, self.precision])
 
     @property
     def name(self) -> str:

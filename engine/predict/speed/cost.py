@@ -74,7 +74,7 @@ class Cost:
         queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
         plain, crossing = (family.layer_parameters(model.hidden, model.ffn_width, queries, keys, kind) for kind in (False, True))
         table = model.vocab * model.hidden
-        outer = family.outer_parameters(model.hidden, model.vocab, model.seq) - table * (1 if family.tied else 2)
+        outer = family.outer_parameters(model.hidden, model.vocab, model.places) - table * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
         parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
         return HeldParameters(parameters, layers + 2 * first + 2 * last)
