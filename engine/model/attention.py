@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from engine.model.norm import make_qk_norm
 from engine.model.position import AttentionInputs
 from engine.parallel.tensor import Again, ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
@@ -32,7 +33,7 @@ class Attention(nn.Module):
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.key_heads // tp.degree, spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
         self.selective = selective
-        self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias)
+        self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
         """Concatenated features → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
@@ -58,17 +59,20 @@ class SelfAttention(Attention):
         """`causal`: a token sees itself and earlier tokens; otherwise all tokens."""
         super().__init__(spec, tp, selective)
         self.causal, self.attention, self.fused = causal, attention, attention == "fused"
-        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
+        bias = spec.parts.attention_bias != "none"
+        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=bias)
+        self.query_norm, self.key_norm = make_qk_norm(spec, spec.heads, tp), make_qk_norm(spec, spec.key_heads, tp)
 
     def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
         """`again`: see `ColumnParallelLinear.forward`."""
         q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
+        q, k = normed(q, self.query_norm), normed(k, self.key_norm)
         if inputs.rotation is not None:
             rotate = inputs.rotation.by_row if self.fused else inputs.rotation
             q, k = rotate(q), rotate(k)
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self, k, v)
-        elif inputs.rotation is not None and self.fused:
+        elif inputs.rotation is not None and self.fused and self.key_norm is None:
             v = v.clone()  # otherwise the tensor from which q, k and v were split is kept for v alone
         return self.output(self.core_attention, q, k, v)
 
@@ -82,15 +86,16 @@ class CrossAttention(Attention):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, attention: AttentionName) -> None:
         super().__init__(spec, tp, selective)
         self.attention = attention
-        bias = spec.parts.attention_bias
+        bias = spec.parts.attention_bias != "none"
         self.query = ColumnParallelLinear(spec.hidden, (self.queries,), tp, bias=bias)
         self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias=bias)
+        self.query_norm, self.key_norm = make_qk_norm(spec, spec.heads, tp), make_qk_norm(spec, spec.key_heads, tp)
 
     def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor:
         """`again`: see `ColumnParallelLinear.forward`."""
         (q,) = self.split(self.query(x, again), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
-        return self.output(self.core_attention, q, k, v)
+        return self.output(self.core_attention, normed(q, self.query_norm), normed(k, self.key_norm), v)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return CORE_ATTENTION[self.attention](q, k, v, False)
@@ -107,7 +112,7 @@ class RelativeAttention(Attention):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__(spec, tp, selective)
         self.seq = spec.seq
-        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias)
+        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias != "none")
         self.distance = ShardedParameter.of(ShardSpec((self.queries, spec.hidden), 0), tp)
         self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
         self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
@@ -128,6 +133,11 @@ class RelativeAttention(Attention):
         index = inputs.distance.expand(-1, self.heads, -1, -1)
         scores = by_content.add_(by_distance.gather(-1, index)).mul_(1 / math.sqrt(self.width))
         return scores.masked_fill_(inputs.hidden, float("-inf")).softmax(-1) @ v
+
+
+def normed(x: Tensor, norm: nn.Module | None) -> Tensor:
+    """Queries or keys after their norm, with the strides of (B, R, n, D). (B, n, R, D) → (B, n, R, D)"""
+    return x if norm is None else norm(x.transpose(1, 2)).transpose(1, 2)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -167,6 +177,6 @@ CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool], Ten
 def output_std(spec: ModelSpec) -> float:
     """Standard deviation of layers that write to the residual stream.
 
-    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With post-norm they do not.
+    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With norms behind them their scale does not matter.
     """
     return 0.02 / math.sqrt(2 * spec.layers) if spec.parts.placement == "pre" else 0.02

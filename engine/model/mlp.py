@@ -21,16 +21,29 @@ def swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def geglu(x: Tensor) -> Tensor:
+    """gate and up, concatenated → gelu(gate) · up (Shazeer 2020), with the tanh form of GELU as Gemma has it. (…, 2n) → (…, n)"""
+    gate, up = x.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)² (So et al. 2021)."""
+    return F.relu(x).square()
+
+
 INNER: dict[Inner, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
+    "relu2": squared_relu,
+    "geglu": geglu,
     "swiglu": swiglu,
 }
 
 
 class MLP(nn.Module):
-    """Two linear layers with a nonlinearity between. SwiGLU has two inner layers, gate and up, in one fused weight.
+    """Two linear layers with a nonlinearity between. With a gate there are two inner layers, gate and up, in one fused weight.
 
     `recomputes`: backward computes the nonlinearity again, so that only its input is kept.
     """
@@ -40,7 +53,7 @@ class MLP(nn.Module):
         self.recomputes = recomputes
         bias = spec.parts.mlp_bias
         self.between = INNER[spec.parts.inner]
-        widths = (spec.ffn_width,) * (2 if spec.parts.inner == "swiglu" else 1)
+        widths = (spec.ffn_width,) * (2 if spec.parts.gated else 1)
         self.inner = ColumnParallelLinear(spec.hidden, widths, tp, bias=bias)
         self.out = RowParallelLinear(spec.ffn_width, spec.hidden, tp, std=output_std(spec), bias=bias)
 
