@@ -10,13 +10,12 @@ from engine.imports import Imported
 from engine.spec import ModelSpec, RequestError
 
 HELP = f"a named model, such as {', '.join(catalog.SUCH_AS)} (`models` lists them), or a file: a config.json of Hugging Face"
-_ENDINGS = (".json",)
 
 
 def imported(named: str) -> Imported:
     """What the name or the file says. Its remarks are printed to standard error. Raises `RequestError`."""
     path = Path(named)
-    if named in catalog.MODELS or named in catalog.ALIASES or not (path.suffix in _ENDINGS or path.is_file()):
+    if named in catalog.MODELS or named in catalog.ALIASES or not (path.suffix[1:] in imports.ENDINGS or path.is_file()):
         return Imported(catalog.model(named))
     try:
         content = files.read(path, imports.LARGEST)

@@ -1,7 +1,7 @@
 """Hugging Face: the model as a `config.json`, for transformers 5.24 and programs that read its files.
 
-Of the model types that `engine.imports.huggingface` reads, the first that is read as the same model is written. If there is none, it
-is the one with the fewest differences, and the file lists them.
+Of the model types that `engine.imports.huggingface` reads, the first that is read as the same model is written. If there is none,
+it is the one with the fewest differences, and the file lists them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ _CLASSES = {
     "gpt_neox": "GPTNeoXForCausalLM",
     "falcon": "FalconForCausalLM",
     "opt": "OPTForCausalLM",
-    "bloom": "BloomForCausalLM",
     "bert": "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
-    "t5": "T5ForConditionalGeneration",
     "xlnet": "XLNetLMHeadModel",
 }
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -40,7 +38,6 @@ _NO_DROPOUT = {
     "opt": ("dropout",),
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    "t5": ("dropout_rate",),
     "xlnet": ("dropout",),
 }  # entries that are not 0 unless a file says so
 
@@ -71,7 +68,7 @@ def _nearest(model: ModelSpec) -> tuple[str, list[str]]:
         found[kind] = _differences(model, read)
         if not found[kind]:
             break
-    kind = min(found, key=lambda kind: len(found[kind]))
+    kind = min(found, key=lambda kind: (len(found[kind]), MODEL_TYPES[kind].family != model.family))
     return kind, found[kind]
 
 

@@ -14,9 +14,17 @@ from engine.spec import RequestError, RunSpec
 Framework = Literal["megatron", "torchtitan", "deepspeed", "slurm", "huggingface"]
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
-# The name of each framework, and the extension of its file of settings. Slurm starts this engine; Hugging Face's has the model alone.
-NAMES: Mapping[Framework, str] = {**frameworks.NAMES, "slurm": "Slurm", "huggingface": "Hugging Face"}
-ENDINGS: Mapping[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json", "slurm": "sbatch", "huggingface": "json"}
+# The name of each framework, and the extension of its file of settings. Slurm starts this engine. Hugging Face's file has the
+# model alone.
+_OTHERS: Mapping[str, str] = {"slurm": "Slurm", "huggingface": "Hugging Face"}
+NAMES: Mapping[Framework, str] = {to: _OTHERS[to] if to in _OTHERS else frameworks.NAMES[to] for to in FRAMEWORKS}
+ENDINGS: Mapping[Framework, str] = {
+    "megatron": "sh",
+    "torchtitan": "toml",
+    "deepspeed": "json",
+    "slurm": "sbatch",
+    "huggingface": "json",
+}
 
 _WRITERS: dict[Framework, Callable[[RunSpec], str]] = {
     "megatron": megatron.arguments,

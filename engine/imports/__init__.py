@@ -6,7 +6,9 @@ from engine.imports import huggingface
 from engine.imports.fields import LARGEST, Imported
 from engine.spec import ModelSpec, RequestError, parsed, sentence, too_large
 
-__all__ = ["LARGEST", "Imported", "read"]
+__all__ = ["ENDINGS", "LARGEST", "Imported", "read"]
+
+ENDINGS = ("json",)  # of files
 
 
 def read(content: bytes, name: str) -> Imported:

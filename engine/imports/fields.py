@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.spec import ModelSpec, RequestError, Sentence, sentence
+from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
 
 LARGEST = 1 << 20  # bytes of a file
 _SHOWN = 40  # characters of a value in a sentence
@@ -15,15 +15,15 @@ _SHOWN = 40  # characters of a value in a sentence
 
 @dataclass(frozen=True)
 class Imported:
-    """What a file says of a request. `layout` and `workload`: only the settings that it has, by their names in the spec.
+    """What a file says of a request. A part that the file does not describe is None.
 
-    `model` is None if the file does not describe one. `remarks`: what the file says and is not in the request, a sentence each.
+    `remarks`: what the file says and is not in the request, a sentence each.
     """
 
     model: ModelSpec | None
     remarks: tuple[Sentence, ...] = ()
-    layout: Mapping[str, Any] | None = None
-    workload: Mapping[str, Any] | None = None
+    layout: LayoutSpec | None = None
+    workload: WorkloadSpec | None = None
 
 
 class Fields:
@@ -93,8 +93,9 @@ class Fields:
 
 
 def unsupported(name: str, value: Any, fits: Any) -> RequestError:
-    text = sentence("{name}={value} has no part here that means it; {fits} have", name=name, value=brief(value), fits=", ".join(fits))
-    return RequestError(text)
+    """The error for a value that no part here has. `fits`: the values that there are."""
+    shown, known = brief(value), ", ".join(fits)
+    return RequestError(sentence("{name}={value} is not a part of models here; {fits} is", name=name, value=shown, fits=known))
 
 
 def brief(value: Any) -> str:

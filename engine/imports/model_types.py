@@ -1,6 +1,6 @@
 """The model types of Hugging Face's transformers that are understood: for each its names of sizes, and how it chooses parts.
 
-Names and usual values are those of the configuration classes of transformers 5.24, `src/transformers/models/*/configuration_*.py`.
+Names and usual values are those of the configuration classes of transformers 5.24 (`src/transformers/models/`).
 """
 
 from __future__ import annotations
@@ -61,25 +61,26 @@ class _Falcon:
             parallel = "two_norms" if new and norms in (None, 2) else "one_norm"
         fields.get("parallel_attn"), fields.get("multi_query")
         bias = fields.flag("bias")
-        alibi = {"position": "alibi"} if fields.flag("alibi") else Rotary().read(fields, model)
+        fields.demand("alibi", False)
         return {
-            "kv_heads": key_heads, "parallel": parallel, "attention_bias": "all" if bias else "none", "mlp_bias": bias, **alibi,
+            "kv_heads": key_heads, "parallel": parallel, "attention_bias": "all" if bias else "none", "mlp_bias": bias,
+            **Rotary().read(fields, model),
         }  # fmt: skip
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
         parts = model.parts
         new = parts.parallel == "two_norms" or model.key_heads not in (1, model.heads)
-        entries = {
+        entries: dict[str, Any] = {
             "new_decoder_architecture": new,
             "multi_query": model.key_heads == 1,
             "num_kv_heads": model.key_heads,
             "parallel_attn": parts.parallel != "none",
             "bias": parts.mlp_bias,
-            "alibi": parts.position == "alibi",
+            "alibi": False,
         }
         if new:
             entries["num_ln_in_parallel_attn"] = 2 if parts.parallel == "two_norms" else 1
-        return entries | (Rotary().write(model) if parts.position == "rotary" else {})
+        return entries | dict(Rotary().write(model))
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,6 @@ class _Opt:
 
 
 @dataclass(frozen=True)
-class _T5:
-    """Encoder and decoder, with a norm at the end of each."""
-
-    def read(self, fields: Fields, model: Values) -> Values:
-        encoder = model["layers"]
-        decoder = fields.whole("num_decoder_layers") if "num_decoder_layers" in fields else encoder
-        inner = fields.one_of("feed_forward_proj", {"relu": "relu", "gated-gelu": "geglu", "gelu": "gelu", "gated-silu": "swiglu"})
-        for name in ("is_gated_act", "dense_act_fn"):  # made from feed_forward_proj
-            fields.get(name)
-        return {"layers": encoder + decoder, "decoder_layers": 0 if decoder == encoder else decoder, "inner": inner}
-
-    def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        inner = {"geglu": "gated-gelu", "swiglu": "gated-silu", "relu": "relu"}.get(model.parts.inner, "gelu")
-        encoder = model.encoder_layers or model.layers
-        return {"num_layers": encoder, "num_decoder_layers": model.layers - encoder or encoder, "feed_forward_proj": inner}
-
-
-@dataclass(frozen=True)
 class _Roberta:
     """Its first positions are those of padding, up to its id."""
 
@@ -160,9 +143,7 @@ _GEMMA = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activati
 _MASKED = Demanded({"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"})
 
 MODEL_TYPES: dict[str, ModelType] = {
-    "llama": ModelType(
-        "llama", _GROUPED, (TIED, _SILU, Rotary(), _BIASED, Switch("mlp_bias", "mlp_bias")), _LLAMA, _NO_SHAPE
-    ),
+    "llama": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), _BIASED, Switch("mlp_bias", "mlp_bias")), _LLAMA, _NO_SHAPE),
     "mistral": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
     "qwen2": ModelType(
         "llama",
@@ -188,7 +169,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "gemma2": ModelType(
         "llama",
         _GROUPED,
-        (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}), Window(pattern=2)),
+        (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}), Window()),
         _GEMMA | {"head_dim": 256},
         _NO_SHAPE,
     ),
@@ -201,12 +182,12 @@ MODEL_TYPES: dict[str, ModelType] = {
             Rotary(),
             _BIASED,
             Always({"scaled_embedding": True, "placement": "both", "qk_norm": "head"}),
-            Window(pattern=6),
+            Window(),
         ),
         # Files of models that see images too leave out what is usual.
         _GEMMA
         | {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26, "vocab_size": 262208}
-        | {"max_position_embeddings": 131072, "rope_theta": 1e6, "sliding_window": 4096},
+        | {"max_position_embeddings": 131072, "rope_theta": 1e6},
         _NO_SHAPE,
     ),
     "phi": ModelType(
@@ -222,9 +203,7 @@ MODEL_TYPES: dict[str, ModelType] = {
         {"tie_word_embeddings": False, "hidden_act": "gelu_new"},
         _NO_SHAPE,
     ),
-    "phi3": ModelType(
-        "llama", _sizes(kv_heads="num_key_value_heads"), (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE
-    ),
+    "phi3": ModelType("llama", _sizes(kv_heads="num_key_value_heads"), (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
     "olmo2": ModelType(
         "llama",
         _sizes(kv_heads="num_key_value_heads"),
@@ -234,7 +213,14 @@ MODEL_TYPES: dict[str, ModelType] = {
     ),
     "gpt2": ModelType(
         "gpt",
-        {"layers": "n_layer", "hidden": "n_embd", "heads": "n_head", "vocab": "vocab_size", "seq": "n_positions", "ffn": "n_inner"},
+        {
+            "layers": "n_layer",
+            "hidden": "n_embd",
+            "heads": "n_head",
+            "vocab": "vocab_size",
+            "seq": "n_positions",
+            "ffn": "n_inner",
+        },
         (TIED, Activation(("activation_function",), gated=False), Demanded({"add_cross_attention": False})),
         {"tie_word_embeddings": True, "activation_function": "gelu_new"},
         ("ffn",),
@@ -271,38 +257,18 @@ MODEL_TYPES: dict[str, ModelType] = {
         {"tie_word_embeddings": True, "activation_function": "relu", "do_layer_norm_before": True}
         | {"_remove_final_layer_norm": False, "enable_bias": True},
     ),
-    "bloom": ModelType(
-        "gpt",
-        {"layers": "n_layer|num_hidden_layers", "hidden": "hidden_size|n_embed", "heads": "n_head|num_attention_heads"}
-        | {"vocab": "vocab_size", "seq": "seq_length"},
-        (
-            TIED,
-            Always({"position": "alibi", "embedding_norm": True}),
-            Demanded({"apply_residual_connection_post_layernorm": False}),
-        ),
-        {"tie_word_embeddings": True},
-        seq=2048,  # Scao et al. 2022, table 3
-    ),
     "bert": ModelType("bert", _sizes(), (_GELU, _MASKED, Demanded({"type_vocab_size": 2})), {"hidden_act": "gelu"}),
     "roberta": ModelType("roberta", _sizes(), (_GELU, _MASKED, _Roberta()), {"hidden_act": "gelu", "pad_token_id": 1}),
-    "t5": ModelType(
-        "transformer",
-        {"layers": "num_layers", "hidden": "d_model", "heads": "num_heads", "vocab": "vocab_size", "seq": "n_positions"}
-        | {"ffn": "d_ff", "head_dim": "d_kv"},
-        (
-            TIED,
-            _T5(),
-            Always(
-                {"norm": "rms", "placement": "pre", "position": "buckets", "head": "norm", "mlp_bias": False}
-                | {"scaled_embedding": False}
-            ),
-        ),
-        {"tie_word_embeddings": True, "feed_forward_proj": "relu"},
-        seq=512,  # Raffel et al. 2020, section 3.1.2
-    ),
     "xlnet": ModelType(
         "xlnet",
-        {"layers": "n_layer", "hidden": "d_model", "heads": "n_head", "vocab": "vocab_size", "ffn": "d_inner", "head_dim": "d_head"},
+        {
+            "layers": "n_layer",
+            "hidden": "d_model",
+            "heads": "n_head",
+            "vocab": "vocab_size",
+            "ffn": "d_inner",
+            "head_dim": "d_head",
+        },
         (Activation(("ff_activation",), gated=False), Demanded({"untie_r": True, "attn_type": "bi"})),
         {"ff_activation": "gelu"},
         ("head_dim",),

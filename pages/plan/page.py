@@ -173,7 +173,7 @@ def _chooser(plan: Found, row: int, words: Words) -> None:
 
 
 def _headline(request: Request, plan: Found, words: Words) -> str:
-    values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": inert(plan.device.name)}
+    values = {"model": names.model(request, words), "ranks": f"{request.ranks:,}", "device": inert(plan.device.name)}
     if plan.feasible:
         return words("{model} on {ranks} × {device}: it fits", **values)
     return words("{model} on {ranks} × {device}: no layout fits", **values)

@@ -16,6 +16,7 @@ from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec, sentence
 from pages.shared.link_numbers import shortest_text
+from pages.shared.links import LinkError, model_of_link, model_to_link
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value for serving; without it, the model is trained
 OWN = "own"  # the name in links of a device with the user's own figures
@@ -40,7 +41,7 @@ _NUMBERS = ("ranks", "batch", "seq")
 
 @dataclass(frozen=True)
 class Request:
-    model: str = "gpt3-175b"
+    model: str = "gpt3-175b"  # a name in the catalog, or the sizes and parts as in links
     device: str = "h100-80gb"
     ranks: int = 1024
     batch: int = default_batch(1024)
@@ -53,9 +54,14 @@ class Request:
     assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
+    def is_named(self) -> bool:
+        """Whether the model is in the catalog."""
+        return self.model in catalog.MODELS
+
+    @property
     def spec(self) -> ModelSpec:
         """Raises `RequestError`."""
-        model = catalog.model(self.model)
+        model = model_of_link(self.model)
         return ModelSpec.model_validate(model.model_dump() | {"seq": self.seq}) if self.seq else model
 
     @property
@@ -129,7 +135,6 @@ def of_link(link: Mapping[str, str]) -> Request:
             given[name] = _whole(name, given[name])
     given.setdefault("batch", default_batch(given.get("ranks", DEFAULT.ranks)))
     allowed = {
-        "model": tuple(catalog.MODELS),
         "device": (*DEVICES, OWN),
         "precision": ("bf16", "fp32"),
         "attention": get_args(AttentionName),
@@ -141,6 +146,8 @@ def of_link(link: Mapping[str, str]) -> Request:
             raise RequestError(
                 sentence("The link's {field} “{text}” is not one of {names}.", field=name, text=given[name][:40], names=names)
             )
+    if "model" in given:
+        given["model"] = _known_model(given["model"])
     if given.get("device") != OWN:  # the user's figures are used only with the user's device
         given.pop("own", None)
         given.pop("called", None)
@@ -165,6 +172,14 @@ def serving_to_link(serving: Serving | None) -> dict[str, str]:
         return {}
     asked = {known.name: str(getattr(serving, known.name)) for known in fields(Serving) if getattr(serving, known.name)}
     return {FOR: SERVING} | asked
+
+
+def _known_model(code: str) -> str:
+    """The model as it is written in links. Raises `RequestError`."""
+    try:
+        return model_to_link(model_of_link(code))
+    except LinkError as error:
+        raise RequestError(error.sentence) from error
 
 
 def _whole(name: str, text: str) -> int:
