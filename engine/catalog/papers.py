@@ -14,16 +14,16 @@ def _gpt3(layers: int, hidden: int, heads: int) -> ModelSpec:
 
 
 OPENAI: dict[str, ModelSpec] = {
-    # Brown et al. 2020, Language Models are Few-Shot Learners, table 2.1 (there 13B has a width of 5140, which is not 40 heads of
-    # 128).
-    "gpt3-6.7b": _gpt3(32, 4096, 32),
-    "gpt3-13b": _gpt3(40, 5120, 40),
-    "gpt3-175b": _gpt3(96, 12288, 96),
     # Radford et al. 2019, Language Models are Unsupervised Multitask Learners, table 2. GPT-2's 1.5B has 25 heads of 64.
     "gpt2-124m": _gpt2(12, 768, 12),
     "gpt2-355m": _gpt2(24, 1024, 16),
     "gpt2-774m": _gpt2(36, 1280, 20),
     "gpt2-1.5b": _gpt2(48, 1600, 25),
+    # Brown et al. 2020, Language Models are Few-Shot Learners, table 2.1 (there 13B has a width of 5140, which is not 40 heads of
+    # 128).
+    "gpt3-6.7b": _gpt3(32, 4096, 32),
+    "gpt3-13b": _gpt3(40, 5120, 40),
+    "gpt3-175b": _gpt3(96, 12288, 96),
 }
 
 ENCODERS: dict[str, ModelSpec] = {
