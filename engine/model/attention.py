@@ -55,8 +55,8 @@ class Attention(nn.Module):
             mixed = checkpoint(core_attention, *tensors, use_reentrant=False, preserve_rng_state=False)
         else:
             mixed = core_attention(*tensors)
-        mixed = mixed.transpose(1, 2).flatten(2)
-        return self.out.input(mixed) if self.parallel else self.out(mixed)
+        out = self.out.input if self.parallel else self.out
+        return out(mixed.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):

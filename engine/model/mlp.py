@@ -60,9 +60,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`. Parallel to attention, the result is the input of the output layer."""
         x = self.inner(x, again)  # (B, S, F/tp), or twice as wide
+        out = self.out.input if self.parallel else self.out
         if not self.recomputes:
-            y, y_again = self.between(x), None
-        else:
-            # Without the checkpoint some nonlinearities keep more than their input: relu its output, swiglu a part of it.
-            y, y_again = checkpoint(self.between, x, use_reentrant=False, preserve_rng_state=False), partial(self.between, x)
-        return self.out.input(y, y_again) if self.parallel else self.out(y, y_again)
+            return out(self.between(x))
+        # Without the checkpoint some nonlinearities keep more than their input: relu its output, swiglu a part of it.
+        y = checkpoint(self.between, x, use_reentrant=False, preserve_rng_state=False)
+        return out(y, partial(self.between, x))
