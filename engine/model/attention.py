@@ -18,21 +18,30 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.model.norm import make_qk_norm
 from engine.model.position import AttentionInputs
-from engine.parallel.tensor import Again, ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
+from engine.parallel.tensor import (
+    Again,
+    ColumnParallelLinear,
+    RowInput,
+    RowParallelLinear,
+    ShardedParameter,
+    ShardSpec,
+    TensorParallel,
+)
 from engine.spec import AttentionName, ModelSpec
 
 
 class Attention(nn.Module):
     """What all kinds of attention share: the sizes of heads and the output layer.
 
-    `selective`: core attention is recomputed in backward, so that its activations are not kept.
+    `selective`: core attention is recomputed in backward, so that its activations are not kept. Where attention and MLP are in
+    parallel, the result is the input of the output layer: `Layer` adds up both output layers.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.key_heads // tp.degree, spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
-        self.selective = selective
+        self.selective, self.parallel = selective, spec.parts.parallel != "none"
         self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
@@ -40,13 +49,14 @@ class Attention(nn.Module):
         parts = x.split([n * self.width for n in heads], -1)
         return [part.view(*x.shape[:2], -1, self.width).transpose(1, 2) for part in parts]
 
-    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """The output layer after core attention. → (B, r, H)"""
+    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor | RowInput:
+        """The output layer after core attention, or its input. → (B, r, H)"""
         if self.selective:
             mixed = checkpoint(core_attention, *tensors, use_reentrant=False, preserve_rng_state=False)
         else:
             mixed = core_attention(*tensors)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out = self.out.input if self.parallel else self.out
+        return out(mixed.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
@@ -63,7 +73,7 @@ class SelfAttention(Attention):
         self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=bias)
         self.query_norm, self.key_norm = make_qk_norm(spec, spec.heads, tp), make_qk_norm(spec, spec.key_heads, tp)
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
         q, k = normed(q, self.query_norm), normed(k, self.key_norm)
@@ -91,7 +101,7 @@ class CrossAttention(Attention):
         self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias=bias)
         self.query_norm, self.key_norm = make_qk_norm(spec, spec.heads, tp), make_qk_norm(spec, spec.key_heads, tp)
 
-    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         (q,) = self.split(self.query(x, again), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
@@ -117,7 +127,7 @@ class RelativeAttention(Attention):
         self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
         self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         assert inputs.waves is not None
         q, k, v = self.split(self.qkv(x, again), *(self.heads,) * 3)

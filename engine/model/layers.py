@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from engine.model.attention import CrossAttention, RelativeAttention, SelfAttent
 from engine.model.mlp import MLP
 from engine.model.norm import make_norm
 from engine.model.position import AttentionInputs
-from engine.parallel.tensor import Again, TensorParallel
+from engine.parallel.tensor import Again, RowInput, TensorParallel
 from engine.spec import AttentionName, ModelSpec, Recompute, recomputes
 
 Block = Callable[[Tensor, Again | None], Tensor]
@@ -47,7 +48,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
         """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for cross-attention."""
 
-        def attend(y: Tensor, again: Again | None) -> Tensor:
+        def attend(y: Tensor, again: Again | None) -> Any:
             return self.attention(y, inputs, again)
 
         if self.parallel:
@@ -67,11 +68,16 @@ class Layer(nn.Module):
         y = block(norm(x), self._again(norm, x))
         return x + (y if output_norm is None else output_norm(y))
 
-    def _in_parallel(self, x: Tensor, attend: Block) -> Tensor:
-        y = self.attention_norm(x)
-        out = x + attend(y, self._again(self.attention_norm, x))
+    def _in_parallel(self, x: Tensor, attend: Callable[[Tensor, Again | None], RowInput]) -> Tensor:
+        """The output layers of attention and MLP have one reduction over tp."""
         norm = self.mlp_norm or self.attention_norm
-        return out + self.mlp(y if self.mlp_norm is None else norm(x), self._again(norm, x))
+        y = self.attention_norm(x)
+        return x + self.mlp.out.sum_of(
+            (
+                attend(y, self._again(self.attention_norm, x)),
+                self.mlp(y if self.mlp_norm is None else norm(x), self._again(norm, x)),
+            )
+        )
 
     def _again(self, norm: nn.Module, x: Tensor) -> Again | None:
         """How backward computes the input of a block again, if its norm is recomputed."""
