@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from engine import catalog, files, imports
 from engine.command.output import complain
 from engine.imports import Imported
 from engine.spec import ModelSpec, RequestError
 
-HELP = f"a named model, such as {', '.join(catalog.SUCH_AS)} (`models` lists them), or a file: a config.json of Hugging Face"
+_FILES = "a script or arguments of Megatron-LM, a job file of torchtitan"
+HELP = (
+    f"a named model, such as {', '.join(catalog.SUCH_AS)} (`models` lists them), or a file: a config.json of Hugging Face, or "
+    f"{_FILES}, which bring their layout and workload too"
+)
+SETTINGS_HELP = f"a file with layout and workload: a configuration of DeepSpeed, {_FILES}; other flags override what it says"
 
 
 def imported(named: str) -> Imported:
@@ -25,6 +31,13 @@ def imported(named: str) -> Imported:
     for remark in found.remarks:
         complain(f"{named}: {remark}")
     return found
+
+
+def parts_of_request(named: str) -> dict[str, Any]:
+    """What the name or the file says: fields of a `RunSpec`, which the caller may change. Raises `RequestError`."""
+    found = imported(named)
+    parts = {"model": found.model, "layout": found.layout, "workload": found.workload}
+    return {name: spec.model_dump() for name, spec in parts.items() if spec is not None}
 
 
 def model(named: str) -> ModelSpec:

@@ -17,14 +17,15 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
+from engine.predict.planner.frameworks import parts_lacked
 from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
 _BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
-_POSITIONS = {"rotary": "rope", "none": "none"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
+_POSITIONS = {"rotary": "rope", "none": "none"}
 _TOKENIZERS = {"pretrain_bert.py": "BertWordPieceLowerCase", "pretrain_t5.py": "BertWordPieceCase"}
 
 Argument = tuple[str, object]
@@ -91,6 +92,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its BERT puts norms before attention and MLP"
     if model.family == "transformer":
         yield "its T5 puts norms first and learns positions; the sizes are the same"
+    if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
+        yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
     yield from _schedule_differences(spec)
     if _shards_more_than_states(spec) and layout.pp > 1:
         yield f"its FSDP stands for ZeRO {layout.zero}, and it is little tried with a pipeline"
@@ -175,10 +178,16 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
         if model.rotated < model.head_width:
             yield "--rotary-percent", model.rotated / model.head_width
     yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
-    if parts.inner == "swiglu":
+    if parts.qk_norm != "none":
+        yield "--qk-layernorm", True
+    if parts.gated:
         yield "--swiglu", True
+    elif parts.inner == "relu2":
+        yield "--squared-relu", True
     if not parts.mlp_bias:
         yield "--disable-bias-linear", True
+        if parts.attention_bias != "none":
+            yield "--add-qkv-bias", True
     if not parts.tied:
         yield "--untie-embeddings-and-output-weights", True
     yield "--attention-dropout", 0

@@ -95,8 +95,8 @@ class Rotary:
         }
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        share = (model.rotary_width or model.head_width) / model.head_width
-        return {self.base: float(model.rotary_base or ROTARY_BASE)} | ({} if share == self.usual_share else {self.share: share})
+        share = model.rotated / model.head_width
+        return {self.base: float(model.angle_base)} | ({} if share == self.usual_share else {self.share: share})
 
 
 @dataclass(frozen=True)
