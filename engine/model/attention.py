@@ -24,12 +24,14 @@ from engine.spec import AttentionName, ModelSpec
 class Attention(nn.Module):
     """What all kinds of attention share: the sizes of heads and the output layer.
 
+    tp cuts the heads. If there are fewer key heads than ranks, each rank has a copy of the one that its queries need.
+
     `selective`: core attention is recomputed in backward, so that its activations are not kept.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
-        self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.key_heads // tp.degree, spec.head_width
+        self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.keys_on_rank(tp.degree), spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
         self.selective = selective
         self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias)
@@ -58,7 +60,8 @@ class SelfAttention(Attention):
         """`causal`: a token sees itself and earlier tokens; otherwise all tokens."""
         super().__init__(spec, tp, selective)
         self.causal, self.attention, self.fused = causal, attention, attention == "fused"
-        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
+        blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
+        self.qkv = ColumnParallelLinear(spec.hidden, blocks, tp, spec.parts.attention_bias, least)
 
     def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
         """`again`: see `ColumnParallelLinear.forward`."""
@@ -84,7 +87,7 @@ class CrossAttention(Attention):
         self.attention = attention
         bias = spec.parts.attention_bias
         self.query = ColumnParallelLinear(spec.hidden, (self.queries,), tp, bias=bias)
-        self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias=bias)
+        self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias, (self.width, self.width))
 
     def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor:
         """`again`: see `ColumnParallelLinear.forward`."""

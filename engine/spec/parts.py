@@ -223,6 +223,19 @@ class ModelSpec(Spec):
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
 
+    def keys_on_rank(self, tp: int) -> int:
+        """Key heads of one of `tp` ranks. Of fewer heads than ranks, each has a copy of one."""
+        return max(1, self.key_heads // tp)
+
+    def key_copies(self, tp: int) -> int:
+        """How many of `tp` ranks hold the same key heads."""
+        return max(1, tp // self.key_heads)
+
+    def fits_tp(self, tp: Any) -> Any:
+        """Whether tp cuts the heads and the MLP evenly, and ranks and key heads divide each other. `tp`: a number, or (n,)."""
+        keys = self.key_heads
+        return (self.heads % tp == 0) & (self.ffn_width % tp == 0) & ((keys % tp == 0) | (tp % keys == 0))
+
     @property
     def ffn_width(self) -> int:
         return self.ffn or 4 * self.hidden
