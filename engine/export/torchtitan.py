@@ -19,7 +19,6 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
-from engine.families import ROTARY_BASE
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
 
@@ -123,7 +122,7 @@ def _entry(model: ModelSpec) -> str:
         "n_heads": model.heads,
         "n_kv_heads": model.key_heads,
     }
-    found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": ROTARY_BASE}
+    found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": model.angle_base}
     if (usual := 8 * model.hidden / 3) > width:
         found["ffn_dim_multiplier"] = int(1e6 * width / usual) / 1e6
     return f'"{_flavor(model)}": TransformerModelArgs({", ".join(f"{name}={value}" for name, value in found.items())}),'

@@ -167,7 +167,7 @@ def key_of(plain: Any) -> Key:
     structure, part = plain
     read = Structure(*structure)
     chosen = tuple((name, value) for name, value in read.chosen_parts)
-    return read._replace(ones=tuple(read.ones), chosen_parts=chosen), Part(*part)
+    return read._replace(ones=tuple(read.ones), chosen_parts=chosen, sized_parts=tuple(read.sized_parts)), Part(*part)
 
 
 if __name__ == "__main__":

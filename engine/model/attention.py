@@ -33,13 +33,15 @@ from engine.spec import AttentionName, ModelSpec
 class Attention(nn.Module):
     """What all kinds of attention share: the sizes of heads and the output layer.
 
+    tp cuts the heads. If there are fewer key heads than ranks, each rank has a copy of the one that its queries need.
+
     `selective`: core attention is recomputed in backward, so that its activations are not kept. Where attention and MLP are in
     parallel, the result is the input of the output layer: `Layer` adds up both output layers.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
-        self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.key_heads // tp.degree, spec.head_width
+        self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.keys_on_rank(tp.degree), spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
         self.selective, self.parallel = selective, spec.parts.parallel != "none"
         self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
@@ -70,7 +72,8 @@ class SelfAttention(Attention):
         super().__init__(spec, tp, selective)
         self.causal, self.attention, self.fused = causal, attention, attention == "fused"
         bias = spec.parts.attention_bias != "none"
-        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=bias)
+        blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
+        self.qkv = ColumnParallelLinear(spec.hidden, blocks, tp, bias, least)
         self.query_norm, self.key_norm = make_qk_norm(spec, spec.heads, tp), make_qk_norm(spec, spec.key_heads, tp)
 
     def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor | RowInput:
@@ -98,7 +101,7 @@ class CrossAttention(Attention):
         self.attention = attention
         bias = spec.parts.attention_bias != "none"
         self.query = ColumnParallelLinear(spec.hidden, (self.queries,), tp, bias=bias)
-        self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias=bias)
+        self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias, (self.width, self.width))
         self.query_norm, self.key_norm = make_qk_norm(spec, spec.heads, tp), make_qk_norm(spec, spec.key_heads, tp)
 
     def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor | RowInput:

@@ -76,11 +76,11 @@ class ShardedRMSNorm(nn.Module):
     in backward.
     """
 
-    def __init__(self, width: int, tp: TensorParallel) -> None:
-        """`width`: features over all tp ranks."""
+    def __init__(self, heads: int, width: int, tp: TensorParallel) -> None:
+        """`heads` of `width` over all tp ranks. Ranks that have copies of a head have copies of its weight."""
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(ShardSpec((width,), 0, init="ones"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((heads * width,), 0, least=(width,), init="ones"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return _RMSNorm.apply(x.flatten(2), self.weight, self.tp).view(x.shape)
@@ -141,7 +141,7 @@ def make_qk_norm(spec: ModelSpec, heads: int, tp: TensorParallel) -> nn.Module |
     if kind == "none":
         return None
     if kind == "full":
-        return ShardedRMSNorm(heads * spec.head_width, tp)
+        return ShardedRMSNorm(heads, spec.head_width, tp)
     return _NORMS[spec.parts.norm](spec.head_width, tp, of_heads=True)
 
 

@@ -24,12 +24,15 @@ def own_rows(tp: TensorParallel, rows: int) -> slice:
 
 
 class LearnedPosition(nn.Module):
-    """A learned row for each position, replicated over tp. (B, s, H) → (B, s, H)"""
+    """A learned row for each position, replicated over tp. (B, s, H) → (B, s, H)
+
+    A model may have more rows than it uses: the first ones of OPT belong to padding.
+    """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(ShardSpec((spec.seq, spec.hidden)), tp)
+        self.weight = ShardedParameter.of(ShardSpec((spec.places, spec.hidden)), tp)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """`first`: position of the first row of x."""
@@ -72,22 +75,30 @@ class _Rotate(Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(…, S, D), (S, D/2), (S, D/2) → (…, S, D), or (…, S, A, D), (S, 1, D/2), (S, 1, D/2) → (…, S, A, D); in fp32 for any x."""
-    first, second = x[..., 0::2], x[..., 1::2]
-    return torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).to(x.dtype)
+    """(…, S, D), (S, W/2), (S, W/2) → (…, S, D), or (…, S, A, D), (S, 1, W/2), (S, 1, W/2) → (…, S, A, D); in fp32 for any x.
+
+    The first W of D numbers are turned.
+    """
+    width = 2 * cos.shape[-1]
+    first, second = x[..., 0:width:2], x[..., 1:width:2]
+    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
 class Rotation(NamedTuple):
-    """Rotary positions (Su et al. 2021): pair i of a head is rotated by position / base^(2i/D)."""
+    """Rotary positions (Su et al. 2021): pair i of a head is rotated by position / base^(2i/W).
 
-    cos: Tensor  # (S, D/2), fp32
+    W numbers of a head are turned: all, or the first ones (Black et al. 2022, GPT-NeoX, section 2.1).
+    """
+
+    cos: Tensor  # (S, W/2), fp32
     sin: Tensor
 
     @staticmethod
-    def of(seq: int, width: int, device: torch.device, first: int = 0) -> Rotation:
-        """For tokens `first` to `seq` − 1 of a sequence."""
+    def of(seq: int, width: int, device: torch.device, first: int = 0, base: int = ROTARY_BASE) -> Rotation:
+        """For tokens `first` to `seq` − 1 of a sequence. `width`: W."""
         exponents = torch.arange(0, width, 2, device=device) / width
-        angles = torch.arange(first, seq, device=device)[:, None] * float(ROTARY_BASE) ** -exponents
+        angles = torch.arange(first, seq, device=device)[:, None] * float(base) ** -exponents
         return Rotation(angles.cos(), angles.sin())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -132,7 +143,7 @@ class AttentionInputs(NamedTuple):
         """`feed` is needed for relative positions only."""
         device = tp.comm.device
         if spec.parts.position == "rotary":
-            return AttentionInputs(rotation=Rotation.of(spec.seq, spec.head_width, device))
+            return AttentionInputs(rotation=Rotation.of(spec.seq, spec.rotated, device, base=spec.angle_base))
         if spec.parts.position != "relative":
             return AttentionInputs()
         assert feed is not None
@@ -144,6 +155,8 @@ class AttentionInputs(NamedTuple):
     @staticmethod
     def decoding(spec: ModelSpec, cache: KVCache, count: int, device: torch.device) -> AttentionInputs:
         """For `count` tokens after those in the cache."""
-        rotary = spec.parts.position == "rotary"
         end = cache.length + count
-        return AttentionInputs(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)
+        rotation = None
+        if spec.parts.position == "rotary":
+            rotation = Rotation.of(end, spec.rotated, device, cache.length, spec.angle_base)
+        return AttentionInputs(rotation=rotation, cache=cache)

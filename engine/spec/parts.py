@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from engine.families import (
     FAMILIES,
+    ROTARY_BASE,
     AttentionBias,
     FamilyName,
     HeadKind,
@@ -26,6 +27,7 @@ from engine.families import (
 )
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
+from engine.spec.model_numbers import wrong_number
 from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import sentence
@@ -69,6 +71,11 @@ class ModelSpec(Spec):
     kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
     head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
     decoder_layers: int = Field(0, ge=0, le=1024, description="number of decoder layers among the layers; 0 means half")
+    rotary_width: int = Field(0, ge=0, le=65536, description="numbers of a head that rotary positions turn; 0 means all")
+    rotary_base: int = Field(0, ge=0, le=10**9, description="base of the angles of rotary positions; 0 means 500,000")
+    spare_positions: int = Field(
+        0, ge=0, le=1024, description="rows of learned positions beyond the sequence, which no token uses"
+    )
     # None: as the family has it. The names are those of `ModelParts`.
     norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
     placement: Placement | None = Field(
@@ -83,7 +90,7 @@ class ModelSpec(Spec):
     parallel: Parallel | None = Field(
         None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
     )
-    position: Position | None = Field(None, description="positions: learned, sinusoidal, rotary")
+    position: Position | None = Field(None, description="positions: learned, sinusoidal, rotary, none")
     inner: Inner | None = Field(
         None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"
     )
@@ -175,6 +182,12 @@ class ModelSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _numbers_are_for_its_parts(self) -> Self:
+        if wrong := wrong_number(self):
+            raise RequestError(wrong)
+        return self
+
+    @model_validator(mode="after")
     def _family_has_what_it_needs(self) -> Self:
         if self.heads % self.key_heads:
             raise RequestError(
@@ -193,13 +206,11 @@ class ModelSpec(Spec):
                     kv_heads=self.kv_heads,
                 )
             )
-        if self.parts.position == "rotary" and self.head_width % 2:
-            raise RequestError(
-                sentence(
-                    "rotary positions turn pairs of numbers, and a head is {width} wide; an even width fits",
-                    width=self.head_width,
-                )
-            )
+        if self.parts.position == "rotary" and self.rotated % 2:
+            what = sentence("a head is {width} wide", width=self.head_width)
+            if self.rotary_width:
+                what = sentence("rotary_width is {width}", width=self.rotary_width)
+            raise RequestError(sentence("rotary positions turn pairs of numbers, and {what}; an even width fits", what=what))
         if self.decoder_layers and not self.parts.encoder:
             raise RequestError(
                 sentence(
@@ -237,12 +248,49 @@ class ModelSpec(Spec):
         return parts_of(self.family, dict(self.chosen_parts)) if self.chosen_parts else FAMILIES[self.family]
 
     @property
+    def sized_parts(self) -> tuple[str, ...]:
+        """The fields of numbers that change what a layer or an embedding does, and not only its sizes."""
+        having = {
+            "rotary_width": self.rotated < self.head_width,
+            "spare_positions": self.spare_positions > 0,
+        }
+        return tuple(name for name, has in having.items() if has)
+
+    @property
+    def rotated(self) -> int:
+        """The numbers of a head that rotary positions turn."""
+        return self.rotary_width or self.head_width
+
+    @property
+    def angle_base(self) -> int:
+        """The base of the angles of rotary positions."""
+        return self.rotary_base or ROTARY_BASE
+
+    @property
+    def places(self) -> int:
+        """Rows of the table of learned positions."""
+        return self.seq + self.spare_positions
+
+    @property
     def head_width(self) -> int:
         return self.head_dim or self.hidden // self.heads
 
     @property
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    def keys_on_rank(self, tp: int) -> int:
+        """Key heads of one of `tp` ranks. Of fewer heads than ranks, each has a copy of one."""
+        return max(1, self.key_heads // tp)
+
+    def key_copies(self, tp: int) -> int:
+        """How many of `tp` ranks hold the same key heads."""
+        return max(1, tp // self.key_heads)
+
+    def fits_tp(self, tp: Any) -> Any:
+        """Whether tp cuts the heads and the MLP evenly, and ranks and key heads divide each other. `tp`: a number, or (n,)."""
+        keys = self.key_heads
+        return (self.heads % tp == 0) & (self.ffn_width % tp == 0) & ((keys % tp == 0) | (tp % keys == 0))
 
     @property
     def ffn_width(self) -> int:
@@ -267,7 +315,7 @@ class ModelSpec(Spec):
         """The number of parameters of the whole model, without padding. Tied weights count once."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
-        total = self.parts.outer_parameters(self.hidden, self.vocab, self.seq)
+        total = self.parts.outer_parameters(self.hidden, self.vocab, self.places)
         for count, cross in ((self.layers - crossing, False), (crossing, True)):
             total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
         return total
