@@ -97,9 +97,9 @@ def dry_run(
 def predict(spec: RunSpec, out: StrPath | None = None) -> RunResult:
     """Memory and traffic of every rank and the textbook timeline, by formula: milliseconds, for any number of ranks.
 
-    Tables have the schemas of a measurement's tables, with `source` "formula". `out`: as in `run`; what is saved has every table of
-    a run. A model whose ledgers are neither shipped nor recorded on this machine takes some seconds, once. Raises `RequestError`
-    if a number is too large for a table.
+    Tables have the schemas of a measurement's tables, with `source` "formula". `out`: as in `run`; what is saved has every table
+    of a run. A model whose ledgers are neither shipped nor recorded on this machine takes some seconds, once. Raises
+    `RequestError` if a number is too large for a table.
     """
     if out is None:
         return with_ledgers(lambda: predict_by_formula(spec))
