@@ -1,14 +1,15 @@
 """The model families, as choices of parts. Imports no torch.
 
 A family is one row of `FAMILIES`: the norm and its place, the position embedding, the attention mask, the MLP, the objective.
-`engine.model` builds the parts. `ModelSpec` has their sizes. No family has dropout: two layouts would draw different random
-numbers.
+A model may have other parts than its family: `ModelSpec` has a field for each that can be chosen, and the sizes. `engine.model`
+builds the parts. No family has dropout: two layouts would draw different random numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 FamilyName = Literal["gpt", "bert", "roberta", "transformer", "xlnet", "llama"]
 Norm = Literal["layer", "rms"]
@@ -21,7 +22,7 @@ ROTARY_BASE = 500_000  # of the angles of rotary positions (Llama team 2024, sec
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelParts:
     norm: Norm = "layer"
     placement: Placement = "pre"  # of the norm: before attention and MLP, or after the residual is added
     position: Position = "learned"
@@ -68,17 +69,17 @@ class Family:
 
 # Devlin et al. 2019 (bert) and Liu et al. 2019 (roberta). The next-sentence task and its pooler are left out: RoBERTa
 # showed that they do not help. RoBERTa's two spare position rows, an artefact of its padding id, are left out as well.
-_BERT = Family(
+_BERT = ModelParts(
     placement="post", inner="gelu", objective="masked", head="transform", output_bias=True, segments=True, embedding_norm=True
 )
 
-FAMILIES: dict[FamilyName, Family] = {
+FAMILIES: dict[FamilyName, ModelParts] = {
     # Radford et al. 2019, section 2.3; Brown et al. 2020, without its alternating sparse layers.
-    "gpt": Family(),
+    "gpt": ModelParts(),
     "bert": _BERT,
     "roberta": replace(_BERT, segments=False),
     # Vaswani et al. 2017, section 3: embeddings × √H, one table for source, target and output; projections without bias.
-    "transformer": Family(
+    "transformer": ModelParts(
         placement="post",
         position="sinusoidal",
         inner="relu",
@@ -88,7 +89,7 @@ FAMILIES: dict[FamilyName, Family] = {
         encoder=True,
     ),
     # Yang et al. 2019, sections 2.2 to 2.4, without segments and without memory of the text before.
-    "xlnet": Family(
+    "xlnet": ModelParts(
         placement="post",
         position="relative",
         inner="gelu",
@@ -98,10 +99,15 @@ FAMILIES: dict[FamilyName, Family] = {
         attention_bias=False,
     ),
     # Touvron et al. 2023, section 2.2; Llama team 2024, table 3.
-    "llama": Family(norm="rms", position="rotary", inner="swiglu", tied=False, attention_bias=False, mlp_bias=False),
+    "llama": ModelParts(norm="rms", position="rotary", inner="swiglu", tied=False, attention_bias=False, mlp_bias=False),
 }
 
 assert set(FAMILIES) == set(get_args(FamilyName))
+
+
+def parts_of(family: FamilyName, chosen: Mapping[str, Any]) -> ModelParts:
+    """The parts of a model: those of its family, except for the chosen ones. `chosen`: field of `ModelParts` → value."""
+    return replace(FAMILIES[family], **chosen)
 
 
 def predicted(objective: Objective, seq: int) -> int:

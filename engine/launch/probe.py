@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import NamedTuple
 
-from engine.families import FAMILIES
 from engine.predict.ledger.dimensions import QKV, dimensions
 from engine.predict.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
@@ -68,7 +67,7 @@ def _without(number: int, *primes: int) -> int:
 
 def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe:
     """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
-    parts, sequence = FAMILIES[structure.family], structure.slicing == "sequence"
+    parts, sequence = structure.parts, structure.slicing == "sequence"
     rotary, streams, shares = parts.position == "rotary", parts.objective == "permuted", "A/G" not in structure.ones
     one_sequence = structure.chunked_loss and "B" in structure.ones
     usual = _STREAMS["sequence" if sequence or one_sequence else "none"] if streams else _SHARING if shares else _PRIMES
@@ -91,6 +90,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
         heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
         ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=sizes[called["S"]] * (tp if cuts else 1),
+        **dict(structure.chosen_parts),
     )  # fmt: skip
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
     every = dimensions(model, structure.slicing, tp, sizes["B"], tokens)

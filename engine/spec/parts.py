@@ -5,11 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from engine.families import FAMILIES, Family, FamilyName, predicted
+from engine.families import (
+    FAMILIES,
+    FamilyName,
+    HeadKind,
+    Inner,
+    ModelParts,
+    Norm,
+    Placement,
+    Position,
+    parts_of,
+    predicted,
+)
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
 from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
@@ -35,8 +46,14 @@ def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
     return part in recompute.split("+")
 
 
+# The fields of `ModelSpec` that choose a part of the model.
+MODEL_PARTS = (
+    "norm", "placement", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias", "embedding_norm",
+)  # fmt: skip
+
+
 class ModelSpec(Spec):
-    """The shape of a Transformer. `engine.families` has the parts of its family."""
+    """The shape of a Transformer: its sizes, its family, and the parts that differ from the family's (`engine.families`)."""
 
     family: FamilyName = Field("gpt", description="model family")
     layers: int = Field(4, ge=1, le=1024, description="Transformer layers; of encoder and decoder together, where there are both")
@@ -48,6 +65,26 @@ class ModelSpec(Spec):
     kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
     head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
     decoder_layers: int = Field(0, ge=0, le=1024, description="number of decoder layers among the layers; 0 means half")
+    # None: as the family has it. The names are those of `ModelParts`.
+    norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
+    placement: Placement | None = Field(None, description="place of the norms: pre, before a block; post, after its residual")
+    position: Position | None = Field(None, description="positions: learned, sinusoidal, rotary")
+    inner: Inner | None = Field(None, description="nonlinearity of the MLP; swiglu has a gate")
+    head: HeadKind | None = Field(
+        None, description="before the output matrix: a norm, a transform (linear layer, GELU, norm), or nothing (bare)"
+    )
+    tied: bool | None = Field(None, description="the output matrix is the token table")
+    output_bias: bool | None = Field(None, description="bias of the output matrix")
+    attention_bias: bool | None = Field(None, description="biases of attention's linear layers")
+    mlp_bias: bool | None = Field(None, description="biases of the MLP's linear layers")
+    embedding_norm: bool | None = Field(None, description="norm after the embedding")
+
+    @field_validator(*MODEL_PARTS)
+    @classmethod
+    def _as_the_family(cls, value: Any, info: ValidationInfo) -> Any:
+        """A part that equals the family's is None, so that equal models have equal specs."""
+        family = info.data.get("family")
+        return None if family is None or value == getattr(FAMILIES[family], str(info.field_name)) else value
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
@@ -65,6 +102,20 @@ class ModelSpec(Spec):
                     fits=either(sorted(heads)),
                 )
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_positions_of_its_own(self) -> Self:
+        """Two-stream attention needs relative positions, and nothing else has them."""
+        relative = FAMILIES[self.family].position == "relative"
+        if self.position is not None and (relative or self.position == "relative"):
+            fits = sorted({*get_args(Position)} - {"relative"})
+            text = (
+                sentence("{family} has relative positions and no others; position left out fits", family=self.family)
+                if relative
+                else sentence("position=relative is for xlnet; {fits} fit", fits=listed(fits))
+            )
+            raise RequestError(text)
         return self
 
     @model_validator(mode="after")
@@ -121,8 +172,13 @@ class ModelSpec(Spec):
         return self
 
     @property
-    def parts(self) -> Family:
-        return FAMILIES[self.family]
+    def chosen_parts(self) -> tuple[tuple[str, Any], ...]:
+        """The parts that differ from the family's, as pairs of a name in `MODEL_PARTS` and a value."""
+        return tuple((name, value) for name in MODEL_PARTS if (value := getattr(self, name)) is not None)
+
+    @property
+    def parts(self) -> ModelParts:
+        return parts_of(self.family, dict(self.chosen_parts)) if self.chosen_parts else FAMILIES[self.family]
 
     @property
     def head_width(self) -> int:

@@ -83,8 +83,9 @@ def structure(
     """
     ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N") and isinstance(size, int) and size == 1))
     return Structure(
-        model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes
-    )
+        model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
+        model.chosen_parts,
+    )  # fmt: skip
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:

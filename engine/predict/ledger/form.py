@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from engine.families import FamilyName
+from engine.families import FamilyName, ModelParts, parts_of
 from engine.spec import AttentionName, Precision, Recompute
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
@@ -38,7 +38,8 @@ class Structure(NamedTuple):
     """All settings that change the events of a chunk. Sizes alone do not change them.
 
     `ones`: the dimensions that are 1. They change the strides of tensors, and so whether a reshape copies. `generates`: the chunk
-    generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens.
+    generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens. `chosen_parts`: see
+    `ModelSpec.chosen_parts`.
     """
 
     family: FamilyName
@@ -49,6 +50,11 @@ class Structure(NamedTuple):
     generates: bool = False
     attention: AttentionName = "fused"
     chunked_loss: bool = False
+    chosen_parts: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def parts(self) -> ModelParts:
+        return parts_of(self.family, dict(self.chosen_parts))
 
     def of(self, part: Part) -> Structure:
         """The structure of that part. The loss matters to a part with a head only; recompute and key heads to one with layers."""
@@ -62,7 +68,7 @@ class Structure(NamedTuple):
     @property
     def archive(self) -> str:
         """The name of the archive in which its ledgers are shipped. It can be a file name."""
-        return f"{self.family}_{self.precision}"
+        return "_".join([self.family, *(f"{name}-{value}" for name, value in self.chosen_parts), self.precision])
 
     @property
     def name(self) -> str:

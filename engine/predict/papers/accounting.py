@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.families import FAMILIES, Family, FamilyName
+from engine.families import FAMILIES, FamilyName, ModelParts
 from engine.predict.bulk import memory as bulk
 from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.predict.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
@@ -101,7 +101,7 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
 def _must_be_one_stack(model: ModelSpec) -> None:
     """Raises `RequestError` for an encoder with a decoder, and for two-stream attention."""
 
-    def counted(family: Family) -> bool:
+    def counted(family: ModelParts) -> bool:
         return not family.encoder and family.position != "relative"
 
     if not counted(model.parts):
