@@ -117,6 +117,7 @@ def search(
     assumed: Assumptions | None = None,
     accounting: AccountingName = "engine",
     only: Framework | None = None,
+    kept_free: int | None = None,
 ) -> Plan:
     """Estimate every layout of `model` on `ranks` devices: whether it fits, and the time of a step.
 
@@ -129,13 +130,16 @@ def search(
     `workload`: precision, optimizer and other settings that are not the layout's; None means bf16 with fp32 gradients, and AdamW.
     `assumed`: the efficiencies of the device. `accounting`: whose formulas for memory.
     `only`: layouts that "megatron", "torchtitan" or "deepspeed" runs as they are; None means all.
+    `kept_free`: bytes of a device that tensors must leave; None: for each layout what `engine.predict.reserve` says.
 
     Raises `RequestError`, also if no layout is possible.
     """
     shape = catalog.model(model) if isinstance(model, str) else model
     chip = devices.device(device) if isinstance(device, str) else device
     batch = default_batch(ranks) if global_batch is None else global_batch
-    return with_ledgers(lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only))
+    return with_ledgers(
+        lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only, kept_free=kept_free)
+    )
 
 
 def load(folder: StrPath) -> RunResult:
