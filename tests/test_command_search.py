@@ -117,7 +117,7 @@ def test_a_search_says_what_a_training_takes_with_the_best_layout(capsys: pytest
         (["--model", "gpt4"], "there is no model 'gpt4'"),
         (["--ranks", "0"], "ranks=0 must be from 1 to 1,000,000"),
         (["--global-batch", "3", "--ranks", "512"], "no dp × tp × pp = 512 fits"),
-        (["--accounting", "mine"], "there is no accounting 'mine'; there are engine, korthikanti2022, zero2020"),
+        (["--accounting", "mine"], "there is no accounting 'mine'; there are engine, megatron-core, korthikanti2022, zero2020"),
         (["--assume", "matmul_efficiency"], "--assume 'matmul_efficiency' is not of the form NAME=VALUE"),
         (["--assume", "matmul_efficiency=2"], "matmul_efficiency='2' must be less than or equal to 1"),
         (["--assume", "speed=2"], "there is no field 'speed'"),

@@ -154,6 +154,7 @@ def _fraction(label: str, value: float | None, name: str, most: float, help_text
 def _accounts(words: Words) -> dict[str, str]:
     return {
         "engine": words("this engine, exact to the byte"),
+        "megatron-core": words("Megatron Core, as its kernels take it"),
         "korthikanti2022": "Korthikanti et al. 2022",
         "zero2020": "Rajbhandari et al. 2020 (ZeRO)",
     }
