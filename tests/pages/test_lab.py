@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import store
+from engine.launch.predicted import predicted
 from pages.shared.service import Service
 from tests.pages.opened import click, link, opened, text
 from tests.pages.stand_in import PAIR, Queue, dry_run_of, saved, service
@@ -204,6 +205,12 @@ def test_a_saved_dry_run_is_not_shown_and_the_page_says_so(parts: tuple[Service,
     app = page(parts[0], run="rank 1")
     assert not app.exception
     assert app.error[0].value == "This run cannot be shown: rank 1 is a dry run: Compare shows it beside others."
+
+
+def test_of_a_saved_prediction_the_page_says_where_it_is_shown(parts: tuple[Service, Queue]):
+    store.save(predicted(PAIR), parts[0].home / "by formula")
+    app = page(parts[0], run="by formula")
+    assert app.error[0].value == "This run cannot be shown: by formula is a prediction: Compare shows it beside others."
 
 
 def test_an_incomplete_run_is_reported(parts: tuple[Service, Queue]):
