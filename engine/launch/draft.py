@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import files, store
-from engine.spec import RunSpec
+from engine.spec import RequestError, RunSpec, sentence
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,18 @@ class Draft:
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def make_home(home: Path) -> None:
+    """Make the folder of runs, if needed. Raises `RequestError`, also if it is not writable."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            sentence("cannot make the folder {home} for runs: {reason}", home=str(home), reason=error.strerror)
+        ) from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise RequestError(sentence("the folder {home} for runs is not writable", home=str(home)))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The warm host: its loop and the run that it serves. `engine.launch.local` is the program, and documents the protocol."""
+"""The warm host: its loop and the runs that it serves. `engine.launch.local` is the program, and documents the protocol."""
 
 from __future__ import annotations
 
@@ -172,13 +172,13 @@ def _not_started(spec: RunSpec, error: OSError) -> Sentence:
 
 
 class Host:
-    """Serves one run at a time, from one thread: a forked process must not inherit a lock of another thread."""
+    """Serves runs from one thread: a forked process must not inherit a lock of another thread."""
 
     def __init__(self, requests: int, events: int) -> None:
         self._requests, self._events = requests, events
         self._unread = bytearray()
         self._open_for_requests = True  # whether requests may still come
-        self._run: LocalRun | None = None
+        self._runs: dict[str, LocalRun] = {}
         self._life, self._life_end = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(requests, _READ, self._on_requests)
@@ -191,13 +191,14 @@ class Host:
     def serve(self) -> None:
         """Serve until the requests end."""
         self._send({"event": "warm"})
-        while self._open_for_requests or self._run:
-            for key, _ in self._selector.select(self._run.timeout() if self._run else None):
+        while self._open_for_requests or self._runs:
+            waits = [wait for run in self._runs.values() if (wait := run.timeout()) is not None]
+            for key, _ in self._selector.select(min(waits, default=None)):
                 key.data()
-            if self._run:
-                self._run.tick()
-                if self._run.finished:
-                    run, self._run = self._run, None
+            for name, run in list(self._runs.items()):
+                run.tick()
+                if run.finished:
+                    del self._runs[name]
                     run.close()
 
     def _on_requests(self) -> None:
@@ -217,27 +218,31 @@ class Host:
         self._stop()
 
     def _stop(self) -> None:
-        """Cancel the current run, and take no more requests."""
+        """Cancel the runs, and take no more requests."""
         if self._open_for_requests:
             self._open_for_requests = False
             self._selector.unregister(self._requests)
-        if self._run:
-            self._run.cancel()
+        for run in self._runs.values():
+            run.cancel()
 
     def _handle(self, request: dict[str, Any]) -> None:
+        name = request["run"]
         if request["do"] == "cancel":
-            if self._run:  # otherwise it finished while the request was on its way
-                self._run.cancel()
+            if name in self._runs:  # otherwise it finished while the request was on its way
+                self._runs[name].cancel()
             return
-        assert self._run is None, "one run at a time"
-        self._send({"event": "started"})
-        spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), request["draft"])
+
+        def send(event: dict[str, Any]) -> None:
+            self._send({**event, "run": name})
+
+        send({"event": "started"})
+        spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), name)
         try:
-            self._run = LocalRun(spec, draft, self._fork, self._selector, self._send)
+            self._runs[name] = LocalRun(spec, draft, self._fork, self._selector, send)
         except (OSError, RequestError) as error:
             message = error.sentence if isinstance(error, RequestError) else _not_started(spec, error)
             failure = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
-            self._send({"event": "finished", "how": "failed", "folder": None, **failure})
+            send({"event": "finished", "how": "failed", "folder": None, **failure})
 
     def _send(self, event: dict[str, Any]) -> None:
         try:
@@ -256,13 +261,16 @@ class Host:
             raise
 
     def _close_in_rank(self) -> None:
-        """In a forked rank: close what belongs to the host alone.
+        """In a forked rank: close what belongs to the host alone, the pipes of other runs included.
 
         `events` stays open, though a rank never writes to it. So it is at end-of-file when the host and every rank are gone.
         """
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        pipes = [key.fileobj for key in self._selector.get_map().values() if isinstance(key.fileobj, FileIO)]
         self._selector.close()
+        for pipe in pipes:
+            pipe.close()
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, self._requests)
         for fd in (nowhere, self._life_end, self._signals, self._signals_end):

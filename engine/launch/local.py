@@ -1,12 +1,12 @@
-"""The warm host: a process that has imported torch, and forks the ranks of one run after another.
+"""The warm host: a process that has imported torch, and forks the ranks of runs.
 
     python -m engine.launch.local --events FD
 
 It is a program of its own, never forked or spawned from a server: a fork would keep the server's listening port, and a
 spawn would run its main script again. Requests are JSON lines on standard input, events are JSON lines on FD:
 
-    requests   {"do": "run", "spec": {…}, "home": …, "draft": …}    one at a time: the next after "finished"
-               {"do": "cancel"}
+    requests   {"do": "run", "run": …, "spec": {…}, "home": …}     "run": a name, which its events have too
+               {"do": "cancel", "run": …}
     events     {"event": "warm"}                                    ready for the first request
                {"event": "broken", "message": …, "traceback": …}    it cannot start
                {"event": "started"}                                 the run has begun
