@@ -27,9 +27,11 @@ class WarmHost:
     here, after which the host is killed. Deadlines are set for a run, by its name, or for the host itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reserve: int | None = None) -> None:
+        """`reserve`: bytes of memory that it keeps free by ending runs; None: what is usual on such a machine."""
         self.events, events_end = os.pipe()
         command = [sys.executable, "-P", "-m", "engine.launch.local", "--events", str(events_end)]
+        command += [] if reserve is None else ["--reserve", str(reserve)]
         try:
             said = messages()  # output of the host must not mix with a command's results
             self._process = subprocess.Popen(

@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from engine.launch import limits
+from engine.launch.active import Active
 from engine.launch.client import WarmHost, how_ended
 from engine.launch.draft import Draft, make_home
 from engine.launch.journal import Journal
 from engine.launch.run_state import Phase, RunState
 from engine.launch.slots import Slots
 from engine.launch.turns import Turns
-from engine.launch.waits import Going, Pace, expected_wait
+from engine.launch.waits import Pace, expected_wait
 from engine.spec import RequestError, RunSpec, sentence
 from engine.spec.sentence import unpacked
 
@@ -35,32 +36,22 @@ _CANCELLED_S = 5.0  # to end a run that is cancelled
 _REMEMBERED = 200  # finished runs whose state is kept; saved runs are kept anyway
 
 
-class _Active(Going):
-    """An active run."""
-
-    def __init__(self, id: str, spec: RunSpec, draft: Draft) -> None:
-        super().__init__(spec, time.monotonic())
-        self.id, self.draft = id, draft
-        self.sent = False  # whether the host got the request; before that it imports torch
-        self.taken = False  # whether the host has started it
-        self.ending = False  # whether the host was asked to cancel it
-
-    @property
-    def name(self) -> str:
-        """Its name in requests and events of the host."""
-        return self.draft.name
-
-
 class RunQueue:
     """Runs specs in a warm host, which is started at once: several at a time where there is room for them. Any thread may call.
 
     Saved runs go to new folders in `home`, which is made if needed; `RequestError` if it cannot be made. A run that nobody
     watched for `unwatched_s` seconds is cancelled; None: never. `cores`: those that ranks may use; None: all. `journal`: a file
-    that says after a restart what became of each run; None keeps none.
+    that says after a restart what became of each run; None keeps none. `reserve`: bytes of memory that stay free, because a run
+    that outgrew its share is ended; None: a twentieth.
     """
 
     def __init__(
-        self, home: Path, unwatched_s: float | None = 90.0, cores: int | None = None, journal: Path | None = None
+        self,
+        home: Path,
+        unwatched_s: float | None = 90.0,
+        cores: int | None = None,
+        journal: Path | None = None,
+        reserve: int | None = None,
     ) -> None:
         make_home(home)
         self._home, self._unwatched_s = home.absolute(), unwatched_s
@@ -70,12 +61,12 @@ class RunQueue:
         self._states: dict[str, RunState] = dict(self._journal.earlier) if self._journal else {}
         self._unfinished: dict[str, float] = {}  # run → when it was last watched
         self._waiting = Turns()
-        self._active: dict[str, _Active] = {}  # by the name of its draft
+        self._active: dict[str, Active] = {}  # by the name of its draft
         self._pace = Pace()
         self._to_cancel: dict[str, str] = {}  # run → the sentence that says why
         self._closing = False
 
-        self._slots = Slots(cores)
+        self._slots, self._reserve = Slots(cores), reserve
         self._host: WarmHost | None = None
         self._warm = False  # whether the host is ready for a run
         self._keep_warm = True  # whether to start a host before there is a run for it
@@ -222,7 +213,7 @@ class RunQueue:
         if self._journal:
             self._journal.note(self._states[id])
 
-    def _finish(self, run: _Active, **changes: Any) -> None:
+    def _finish(self, run: Active, **changes: Any) -> None:
         """An active run is over."""
         with self._changed:
             del self._active[run.name]
@@ -275,7 +266,7 @@ class RunQueue:
                     self._cancel_active(active[id], message)
             self._update_positions()
 
-    def _cancel_active(self, run: _Active, message: str) -> None:
+    def _cancel_active(self, run: Active, message: str) -> None:
         if not run.sent:  # no rank has been started
             self._finish(run, phase="cancelled", message=message)
         elif not run.ending:
@@ -294,8 +285,9 @@ class RunQueue:
             for run in self._active.values():
                 if not run.sent:
                     run.sent = True
-                    spec = run.spec.model_dump(mode="json")
-                    self._ask({"do": "run", "run": run.name, "spec": spec, "home": str(self._home)}, _TAKEN_S)
+                    spec, share = run.spec.model_dump(mode="json"), limits.need(run.spec).total
+                    request = {"do": "run", "run": run.name, "spec": spec, "home": str(self._home), "share": share}
+                    self._ask(request, _TAKEN_S)
 
     def _has_room(self, spec: RunSpec) -> bool:
         """No later run overtakes one that has no room yet: so a large run is not held up by small ones."""
@@ -303,7 +295,7 @@ class RunQueue:
 
     def _start(self, id: str) -> None:
         self._waiting.take(id)
-        run = _Active(id, self._states[id].spec, Draft.new(self._home))
+        run = Active(id, self._states[id].spec, Draft.new(self._home))
         self._active[run.name] = run
         self._change(id, phase="starting", ahead=0)
         self._note(id)
@@ -317,7 +309,7 @@ class RunQueue:
     def _start_host(self) -> None:
         self._warm = self._keep_warm = False
         try:
-            self._host = WarmHost()
+            self._host = WarmHost(self._reserve)
         except OSError as error:
             why = sentence("this machine would not start a process: {reason}", reason=error.strerror)
             for run in list(self._active.values()):
@@ -347,7 +339,7 @@ class RunQueue:
             elif run := self._active.get(event["run"]):
                 self._on_event(run, event)
 
-    def _on_event(self, run: _Active, event: dict[str, Any]) -> None:
+    def _on_event(self, run: Active, event: dict[str, Any]) -> None:
         """An event of an active run."""
         assert self._host
         kind = event["event"]
@@ -369,7 +361,7 @@ class RunQueue:
             self._host.has_answered(run.name)
             self._finish(run, **self._outcome(run, event))
 
-    def _outcome(self, run: _Active, event: dict[str, Any]) -> dict[str, Any]:
+    def _outcome(self, run: Active, event: dict[str, Any]) -> dict[str, Any]:
         """The changes of an active run's state by a "finished" event."""
         if event["how"] == "done":
             self._pace.note(run, time.monotonic())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from engine import store
 from engine.launch.queue import RunQueue, RunState
+from engine.spec import RunSpec
 from pages.shared.texts import Texts
+
+_BROWSER = "_streamlit_xsrf"  # Streamlit's own cookie: all tabs of a browser have the same
+_JOURNAL = ".queue.jsonl"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,17 @@ class Service:
         """The run of a link's parameter `run`: a run of this server by its id, or a saved run by its name."""
         return self.queue.watch(run) or self.saved(run)
 
+    def submit(self, spec: RunSpec) -> str:
+        """Queue a run of this reader's and return its id. Raises `RequestError` if it is refused."""
+        return self.queue.submit(spec, reader())
+
+
+def reader() -> str:
+    """A name for whoever has this session: the same in all tabs of a browser."""
+    context = get_script_run_ctx()
+    named = st.context.cookies.get(_BROWSER) or (context.session_id if context else "")
+    return hashlib.sha256(f"{named}".encode()).hexdigest()[:16]
+
 
 @st.cache_resource(show_spinner=False, on_release=lambda service: service.queue.close())
 def open_service() -> Service:
@@ -37,13 +54,15 @@ def open_service() -> Service:
 
     It is not in app.py, because Streamlit executes app.py again for each rerun, and its functions are new objects then.
     """
-    home = _runs_home()
-    return Service(home, RunQueue(home))
+    chosen = _arguments()
+    home = chosen.runs.absolute()
+    return Service(home, RunQueue(home, cores=chosen.cores, journal=home / _JOURNAL))
 
 
-def _runs_home() -> Path:
-    """The folder of runs: of the command line `streamlit run app.py -- --runs DIR`, or the default."""
+def _arguments() -> argparse.Namespace:
+    """What stands after `--` on the command line: `streamlit run app.py -- --runs DIR`."""
     arguments = argparse.ArgumentParser(prog="streamlit run app.py --", description="Shardscope in the browser.")
     usual = Path(__file__).parents[2] / "runs"
     arguments.add_argument("--runs", type=Path, default=usual, help="where runs are saved")
-    return arguments.parse_args().runs.absolute()
+    arguments.add_argument("--cores", type=int, help="how many cores runs may use at once; otherwise all of this machine")
+    return arguments.parse_args()

@@ -42,7 +42,7 @@ class Server:
         self.home, self.url = home, f"http://127.0.0.1:{port or free_port()}"
         options = ["--server.port", str(urlsplit(self.url).port), "--server.headless", "true", "--server.fileWatcherType", "none"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", "--runs", str(home)],
+            [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", "--runs", str(home), "--cores", "1"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -29,13 +29,17 @@ class Queue:
 
     states: dict[str, RunState] = field(default_factory=dict)
     refuse: str = ""
+    waits: dict[str, float] = field(default_factory=dict)
 
-    def submit(self, spec: RunSpec) -> str:
+    def submit(self, spec: RunSpec, by: str = "") -> str:
         if self.refuse:
             raise RequestError(self.refuse)
         id = f"run-{len(self.states)}"
-        self.states[id] = RunState(id, spec)
+        self.states[id] = RunState(id, spec, by)
         return id
+
+    def expected_wait(self, id: str) -> float | None:
+        return self.waits.get(id)
 
     def watch(self, id: str) -> RunState | None:
         return self.states.get(id)
