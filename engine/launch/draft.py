@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -79,6 +80,16 @@ def make_home(home: Path) -> None:
         ) from error
     if not os.access(home, os.W_OK | os.X_OK):
         raise RequestError(sentence("the folder {home} for runs is not writable", home=str(home)))
+
+
+def note_owner(folder: Path, owner: str) -> None:
+    """Note in a saved run whose it is. A full disk costs the note, not the run."""
+    if not owner:
+        return
+    try:
+        store.set_owner(folder, owner)
+    except OSError as error:
+        logging.getLogger(__name__).warning("whose run %s is could not be noted: %s", folder.name, error)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, Self
 from engine.launch import limits
 from engine.launch.active import Active
 from engine.launch.client import WarmHost, how_ended
-from engine.launch.draft import Draft, make_home
+from engine.launch.draft import Draft, make_home, note_owner
 from engine.launch.journal import Journal
 from engine.launch.run_state import Phase, RunState
 from engine.launch.slots import Slots
@@ -365,6 +365,7 @@ class RunQueue:
         """The changes of an active run's state by a "finished" event."""
         if event["how"] == "done":
             self._pace.note(run, time.monotonic())
+            note_owner(Path(event["folder"]), self._states[run.id].by)
             return {"phase": "done", "folder": Path(event["folder"])}
         if event["how"] == "cancelled":
             by_signal = sentence("cancelled: the process that runs the ranks was told to end")

@@ -65,8 +65,9 @@ def watch(service: Service, run: str) -> None:
     state = service.queue.watch(run)
     if state is None or state.finished:
         st.rerun()
-    st.progress(_progress(state), text=_doing(state, service.queue.expected_wait(run), say()))
-    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.queue.cancel, args=(run,))
+    st.progress(_progress(state), text=doing(state, service.queue.expected_wait(run), say()))
+    may = service.may_end(state)
+    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.cancel, args=(run,), disabled=not may)
 
 
 def _progress(state: RunState) -> float:
@@ -75,7 +76,7 @@ def _progress(state: RunState) -> float:
     return _SHARE.get(state.phase, 1.0)
 
 
-def _doing(state: RunState, wait_s: float | None, say: Words) -> str:
+def doing(state: RunState, wait_s: float | None, say: Words) -> str:
     """The current phase of the run, in a line. `wait_s`: how long it will wait; None if that is not known."""
     steps, ranks = state.spec.workload.steps, state.spec.layout.ranks
     if state.phase == "queued":
