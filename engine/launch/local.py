@@ -32,6 +32,7 @@ from select import select
 from typing import TYPE_CHECKING
 
 from engine.launch.guard import usual_reserve
+from engine.launch.isolation import isolate_network
 from engine.launch.parent import end_with_parent, wake_with_parents_end
 from engine.launch.warm import preload
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     events = chosen.events
     os.set_inheritable(events, False)
+    isolate_network()  # first: it takes back what the next line asks for, and torch has threads
     end_with_parent()  # importing takes seconds, in which the end of the requests is not seen
     if select([sys.stdin], [], [], 0)[
         0
