@@ -140,8 +140,8 @@ class Classroom:
         if kept >= most:
             raise RequestError(
                 sentence(
-                    "your runs and texts would take {kept:,.1f} MB, and in this class each may keep {most:,} MB; delete runs on the "
-                    "page Runs",
+                    "your runs and texts would take {kept:,.1f} MB, and in this class each may keep {most:,} MB; delete runs on "
+                    "the page Runs",
                     kept=kept / _MB, most=self.rules.megabytes,
                 )
             )  # fmt: skip
