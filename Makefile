@@ -1,4 +1,4 @@
-# make app | classroom | test | lint | bench | screenshots | catalogs | ledgers | clean
+# make app | classroom | test | soak | lint | bench | screenshots | catalogs | ledgers | clean
 #
 # Everything lives in .venv, which is made on first use. Another Python than python3: make app PYTHON=python3.12
 
@@ -9,7 +9,7 @@ APP_ARGS ?=
 PYTEST_ARGS ?=
 CHROMIUMS := chromium chromium-browser google-chrome
 
-.PHONY: app classroom test lint style types layers bench screenshots catalogs ledgers clean chromium dev
+.PHONY: app classroom test soak lint style types layers bench screenshots catalogs ledgers clean chromium dev
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app
@@ -21,6 +21,10 @@ classroom: $(VENV)/.app
 
 test: dev chromium
 	$(RUN) pytest $(PYTEST_ARGS)
+
+# Faults in every phase, a million inputs, five hundred runs, killed writers: about half an hour. Each prints its count.
+soak: dev
+	$(RUN) pytest -m nightly tests/launch tests/test_fuzz.py $(PYTEST_ARGS)
 
 lint: style types layers
 
