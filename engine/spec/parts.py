@@ -30,7 +30,7 @@ from engine.spec.errors import RequestError
 from engine.spec.model_numbers import wrong_number
 from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
-from engine.spec.sentence import sentence
+from engine.spec.sentence import brief, sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
@@ -372,7 +372,7 @@ class LayoutSpec(Spec):
         for part in code.split("."):
             match = re.fullmatch(rf"({'|'.join(AXES)})(\d{{1,6}})", part)
             if not match or match[1] in found:
-                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=code))
+                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=brief(code)))
             found[match[1]] = int(match[2])
         return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
 
@@ -508,5 +508,5 @@ class FaultSpec(Spec):
         """Read "raise:3@2": rank 3 raises in step 2."""
         match = re.fullmatch(r"(\w+):(\d{1,9})@(\d{1,9})", text)
         if not match:
-            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=text))
+            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=brief(text)))
         return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})
