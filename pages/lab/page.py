@@ -9,7 +9,7 @@ import streamlit as st
 from engine import catalog
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
-from pages.lab import preview, result
+from pages.lab import preview, result, welcome
 from pages.shared import chosen, form, held, links, runbar
 from pages.shared.choice import Choice, read
 from pages.shared.frame import inert, say
@@ -18,6 +18,7 @@ from pages.shared.service import Service
 
 SPEC = "spec"  # the link's parameter: the choice, as `links` writes it
 _CODE, _BAD_LINK, _SHOWN, _FITTED = "lab/code", "lab/bad-link", "lab/shown", "lab/fitted"
+_USUAL = links.encode(Choice.default())  # as the link of a reader who has chosen nothing
 
 
 def show(service: Service) -> None:
@@ -38,6 +39,8 @@ def show(service: Service) -> None:
         st.warning(
             say().together(inert(say().sentence(wrong)), say()("The defaults are shown instead.")), icon=":material/link_off:"
         )
+    if not run and _SHOWN not in st.session_state and st.session_state[_CODE] == _USUAL:
+        welcome.draw()
     _show_run_state(run, found)
     _preview(verdict.spec, _measured(found))
     _show_result(found, fits=verdict.runnable is not None)

@@ -33,6 +33,7 @@ from pages.shared.figures import as_html
 from pages.shared.frame import inert, labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
+from pages.shared.service import is_example
 
 _RANK = "lab/rank"
 
@@ -60,6 +61,8 @@ def draw(folder: Path) -> None:
         st.markdown(f"### {headline(result, say())}", anchors=False, width="content")
         beside = to_link(with_last_compared(run_items([folder.name])))
         navigation.link("compare", say()("Compare this"), "compare_arrows", beside)
+    if is_example(folder):
+        st.caption(say()("This run comes with Shardscope. Press **Run** at the left to make one on this machine."))
     st.html(as_html(figures(result, say())))
     _parity(result)
     _generated(result)

@@ -18,7 +18,7 @@ from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, dry_run, form, heatmap, names, page_links, published, serving
+from pages.plan import detail, dry_run, form, heatmap, names, page_links, presets, published, serving
 from pages.plan.form import ROW
 from pages.plan.found import TOP, Found, as_zip, found
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
@@ -41,6 +41,7 @@ def show(service: Service) -> None:
         form.draw(request, serves)
     _keep(request, serves)
     if serves is None:
+        presets.draw(request)
         _train(service, request, words)
     else:
         _serve(service, request, serves, words)

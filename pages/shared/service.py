@@ -12,6 +12,9 @@ from engine import store
 from engine.launch.queue import RunQueue, RunState
 from pages.shared.texts import Texts
 
+EXAMPLE = "example"  # the name of the run that comes with the program
+_EXAMPLES = Path(__file__).parent / "examples"
+
 
 @dataclass(frozen=True)
 class Service:
@@ -23,8 +26,12 @@ class Service:
         return Texts(self.home / ".texts")
 
     def saved(self, name: str) -> Path | None:
-        """The saved run of that name. Only names listed in the home folder are accepted, so no name leads out of it."""
-        return next((folder for folder in store.listing(self.home) if folder.name == name), None)
+        """The saved run of that name: of the reader, or else the example that comes with the program.
+
+        Only names that are listed are accepted, so no name leads out of these folders.
+        """
+        listed = (folder for home in (self.home, _EXAMPLES) for folder in store.listing(home))
+        return next((folder for folder in listed if folder.name == name), None)
 
     def find(self, run: str) -> RunState | Path | None:
         """The run of a link's parameter `run`: a run of this server by its id, or a saved run by its name."""
@@ -39,6 +46,11 @@ def open_service() -> Service:
     """
     home = _runs_home()
     return Service(home, RunQueue(home))
+
+
+def is_example(folder: Path) -> bool:
+    """Whether the run comes with the program, and was not made here."""
+    return folder.parent == _EXAMPLES
 
 
 def _runs_home() -> Path:
