@@ -218,8 +218,8 @@ def error_of(predicted: float, measured: float) -> str:
 def _capacity_line(style: Look) -> list[alt.Chart]:
     line = alt.Chart(alt.NamedData("capacity"))
     return [
-        line.mark_rule(color=style.orange, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
-        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange).encode(
+        line.mark_rule(color=style.text, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
+        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(
             y="amount:Q", x=alt.value("width"), text="text:N"
         ),
     ]

@@ -224,7 +224,7 @@ def sweep_traffic(figures: pd.DataFrame, lever: str, names: Mapping[str, str], h
         reading=say("Sent by a rank in a step, the mean over all ranks, under the ring algorithm."),
         spec=_bars(
             figures.assign(amount=sent / unit.size, said=[in_bytes(float(value)) for value in sent]),
-            say("sent by a rank ({unit})", unit=unit.name), lever, names, here, style.green, title, style,
+            say("sent by a rank ({unit})", unit=unit.name), lever, names, here, style.blue, title, style,
         ),
         table=figures[["value", "wire_bytes_per_rank"]].rename(columns={"wire_bytes_per_rank": "wire_bytes"}),
     )  # fmt: skip
@@ -244,7 +244,7 @@ def sweep_bubble(figures: pd.DataFrame, lever: str, names: Mapping[str, str], he
         reading=say("In textbook times, a share of total time: 1 − busy ÷ (pp × makespan)."),
         spec=_bars(
             figures.assign(amount=100 * shares, said=[percent(float(value)) for value in shares]),
-            say("bubble (% of total time)"), lever, names, here, style.orange, title, style,
+            say("bubble (% of total time)"), lever, names, here, style.blue, title, style,
         ),
         table=figures[["value", "bubble"]],
     )  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 from engine.predict.speed.step_time import PARTS
 from engine.topology import AXES_BY_FREQUENCY
 from pages.charts.drawing import Drawing, colours, finish
-from pages.charts.look import Look
+from pages.charts.look import Look, lane
 from pages.charts.names import categories, recomputes, schedule
 from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, significant
@@ -173,9 +173,9 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "idle": say("pipeline bubble"),
     }
     tones = {
-        "compute": style.blue,
-        **(style.axis | {"dp": style.pink}),  # blue means computing in this chart
-        "update": style.ink,
+        "compute": style.lane[lane("F")],
+        **style.axis,
+        "update": style.lane[lane("step")],
         "idle": style.grey,
     }
     rows = pd.DataFrame(

@@ -17,7 +17,7 @@ from engine.predict.run import predict
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import timeline
-from pages.charts.look import LIGHT
+from pages.charts.look import LIGHT, lane
 from pages.charts.units import in_bytes
 from tests.browser.served import LONG_MS, Server, Watched, drawn, served
 from tests.patience import time_limits
@@ -262,7 +262,7 @@ def test_nothing_is_wider_than_the_window(server: Server, watched: Watched):
 
 def test_charts_take_the_colours_of_a_new_theme(server: Server, watched: Watched):
     page = watched.open(server)
-    forward = chart(page, "textbook").locator(f"svg.marks path[fill='{LIGHT.blue}']")
+    forward = chart(page, "textbook").locator(f"svg.marks path[fill='{LIGHT.lane[lane('F')]}']")
     expect(forward.first).to_be_visible()
     page.emulate_media(color_scheme="dark")
     expect(forward).to_have_count(0)
