@@ -14,7 +14,7 @@ from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look, lane
 from pages.charts.names import categories, lanes
 from pages.charts.neighbours import by_stage
-from pages.charts.units import byte_unit, in_bytes, percent
+from pages.charts.units import byte_unit, in_bytes, percent, ranges
 from pages.charts.words import Words
 
 _ORDER = (*CATEGORIES, KV_CACHE)
@@ -91,8 +91,10 @@ def memory(peak: pd.DataFrame, highest: int, style: Look, ranks: int = 0) -> Dra
         )
         .properties(height=220)
     )
-    fullest = int(totals.index[int(totals.argmax())])
-    title = say("{size} on rank {rank}", size=in_bytes(int(totals.max())), rank=fullest)
+    fullest = [int(rank) for rank in totals.index[totals == totals.max()]]
+    title = say.plural(
+        "{size} on rank {ranks}", "{size} on ranks {ranks}", len(fullest), size=in_bytes(int(totals.max())), ranks=ranges(fullest)
+    )
     table = peak.pivot_table(index=["rank", "pp"], columns="category", values="bytes", aggfunc="sum")
     table = table[[code for code in _ORDER if code in table]]
     return Drawing(

@@ -15,7 +15,7 @@ from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look, lane
 from pages.charts.names import categories, recomputes, schedule
 from pages.charts.roles import CHOSEN
-from pages.charts.units import byte_unit, in_bytes, percent, significant
+from pages.charts.units import byte_unit, in_bytes, percent, ranges, significant
 from pages.charts.words import Words
 
 _FEWEST_TICKS, _MOST_TICKS = 3, 9
@@ -279,7 +279,8 @@ def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
     """The title: whether the layout fits, and what the fullest stage needs. A single stage has no number."""
     need = max(totals)
     over = [stage for stage, total in enumerate(totals) if total > capacity]
-    values = {"stage": totals.index(need), "most": in_bytes(need), "size": in_bytes(capacity)}
+    fullest = [stage for stage, total in enumerate(totals) if total == need]
+    values = {"stage": ranges(fullest), "most": in_bytes(need), "size": in_bytes(capacity)}
     if len(totals) == 1:
         if over:
             return say("It does not fit: each rank needs {most} and has {size}", most=values["most"], size=values["size"])
@@ -294,17 +295,6 @@ def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
             most=values["most"],
         )
     return say("It fits: stage {stage} is fullest with {most} of {size}", **values)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """ "0–3, 6": the numbers in order, consecutive ones as a range."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def seconds(value: float, say: Words) -> str:
