@@ -25,6 +25,7 @@ _ORDER = (*CATEGORIES, KV_CACHE)  # of categories, from the bottom of a stack
 MOST_BARS = 32  # ranks with a bar each; if there are more, one bar stands for the equal ranks of a stage
 _CAPACITY_IN_SIGHT = 8.0  # the line of the capacity is drawn if it is at most this many times as high as the highest bar
 _PALE = 0.45  # opacity of a prediction beside its measurement
+_KIND = ["axis", "collective", "phase"]
 _TEMPLATES = 32  # of each chart that are cached: a few for every language and theme
 
 
@@ -218,8 +219,8 @@ def error_of(predicted: float, measured: float) -> str:
 def _capacity_line(style: Look) -> list[alt.Chart]:
     line = alt.Chart(alt.NamedData("capacity"))
     return [
-        line.mark_rule(color=style.orange, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
-        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange).encode(
+        line.mark_rule(color=style.text, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
+        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(
             y="amount:Q", x=alt.value("width"), text="text:N"
         ),
     ]
@@ -276,7 +277,7 @@ def _traffic_template(style: Look, measured: bool, column: str) -> Template:
 def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words) -> tuple[pd.DataFrame, Unit]:
     """A row for each axis, collective and phase, with its name, its bytes in the unit, and the text of its bar."""
     numbers = [f"{number}_{side}" for number in (column, "calls") for side in ("measured", "predicted")]
-    rows = both.groupby(["axis", "collective", "phase"], as_index=False)[numbers].sum()
+    rows = both.groupby(_KIND, as_index=False)[numbers].sum()
     rows[numbers] = rows[numbers] / ranks
     rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
     rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
@@ -285,8 +286,8 @@ def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words
     rows["measured"] = rows[f"{column}_measured"] / unit.size
     rows["predicted"] = rows[f"{column}_predicted"] / unit.size
     rows["said"] = [
-        _in_calls(in_bytes(size), calls, say)
-        for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
+        _in_calls(in_bytes(size), both[(both[_KIND] == kind).all(axis=1)].groupby("rank")[f"calls_{shown}"].sum(), ranks, say)
+        for size, kind in zip(rows[f"{column}_{shown}"], rows[_KIND].to_numpy(), strict=True)
     ]
     return rows, unit
 
@@ -327,8 +328,20 @@ def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[alt.Toolti
     return lines
 
 
-def _in_calls(size: str, mean: float, say: Words) -> str:
-    """ "4 KiB in 1 call", "4 KiB in 0.50 calls": a mean over ranks need not be a whole number."""
-    if mean == int(mean):
-        return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
-    return say("{size} in {mean} calls", size=size, mean=significant(mean))
+def _in_calls(size: str, calls: pd.Series[int], ranks: int, say: Words) -> str:
+    """The text of a bar, whose bytes are a mean: "4 KiB in 1 call", "4 KiB in 20 to 24 calls", "2 B: 1 call on 4 of 8 ranks".
+
+    `calls` of each rank that makes any; `ranks`: how many the mean is over.
+    """
+    made = calls[calls > 0]
+    least, most = (int(made.min()), int(made.max())) if len(made) else (0, 0)
+    if 0 < len(made) < ranks:
+        counted = say.plural("{count} call", "{count} calls", most)
+        if least < most:
+            counted = say("{least} to {most} calls", least=f"{least:,}", most=f"{most:,}")
+        return say(
+            "{size}: {calls} on {some} of {ranks} ranks", size=size, calls=counted, some=f"{len(made):,}", ranks=f"{ranks:,}"
+        )
+    if least < most:
+        return say("{size} in {least} to {most} calls", size=size, least=f"{least:,}", most=f"{most:,}")
+    return say.plural("{size} in {count} call", "{size} in {count} calls", most, size=size)

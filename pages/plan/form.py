@@ -34,6 +34,7 @@ from pages.plan.request import (
     Serving,
     figures_of,
     own_to_link,
+    usual_batch,
 )
 from pages.shared.frame import inert, labelled, say
 from pages.shared.link_numbers import shortest_text
@@ -207,6 +208,8 @@ def _moved(name: str) -> None:
         st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))
     written = str(int(value)) if isinstance(value, bool) else shortest_text(value) if isinstance(value, float) else str(value)
     st.query_params[name] = written
+    if name == "ranks" and (batch := st.session_state.get("plan/batch")):  # a batch for 1,024 devices is none for 8
+        st.query_params["batch"] = str(usual_batch(int(batch), int(value)))
     st.query_params.pop(ROW, None)
 
 

@@ -113,6 +113,13 @@ class Serving:
 
 
 DEFAULT = Request()
+_SEQUENCES_EACH = (0.5, 16)  # the range of a usual batch, for each device
+
+
+def usual_batch(batch: int, ranks: int) -> int:
+    """`batch` on that many devices. If that is unusually many or few sequences for each, the default."""
+    least, most = _SEQUENCES_EACH
+    return batch if least <= batch / ranks <= most else default_batch(ranks)
 
 
 def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
