@@ -12,7 +12,7 @@ import pandas as pd
 from engine import catalog, files
 from engine.api import search
 from engine.command.output import complain, print_json, print_table
-from engine.devices import DEVICES, device
+from engine.devices import device, device_names
 from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
@@ -31,7 +31,7 @@ _TOP = 10
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="a named model; `models` lists them")
     parser.add_argument("--ranks", required=True, type=int, metavar="N", help="how many devices there are")
-    named = f"a named device ({', '.join(DEVICES)}), or a JSON file with one of yours"
+    named = f"a named device ({', '.join(device_names())}), or a JSON file with one of yours"
     parser.add_argument("--device", required=True, metavar="NAME|FILE.json", help=named)
     parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
     parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")

@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from engine import catalog
-from engine.devices import DEVICES, DeviceSpec
+from engine.devices import DEVICES, DeviceSpec, device, device_names
 from engine.predict.papers.accounting import ACCOUNTINGS
 from engine.predict.planner.candidates import MOST
 from engine.predict.planner.frameworks import NAMES
@@ -60,12 +60,12 @@ def draw(request: Request, serving: Serving | None) -> None:
         )
     )
     st.markdown(f"##### {words('Devices')}", anchors=False)
-    names = {name: name for name in DEVICES} | {OWN: words("custom device")}
+    names = {name: name for name in device_names()} | {OWN: words("custom device")}
     _select(words("Device"), list(names), request.device, "device", names, headed=True)
     if request.device == OWN:
         _own(request, words)
     else:
-        st.caption(_device_figures(DEVICES[request.device], words))
+        st.caption(_device_figures(request.hardware, words))
     left, right = st.columns(2, gap="xsmall", wrap=False)
     with left:
         _number(words("Number"), request.ranks, 1, "ranks")
@@ -205,7 +205,7 @@ def _moved(name: str) -> None:
         value = 0 if name in _OF_SERVING else getattr(DEFAULT, name)
     if name == "device" and value == OWN:
         known = st.query_params.get("device", DEFAULT.device)
-        st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))
+        st.query_params["own"] = own_to_link(figures_of(device(known if known in device_names() else DEFAULT.device)))
     written = str(int(value)) if isinstance(value, bool) else shortest_text(value) if isinstance(value, float) else str(value)
     st.query_params[name] = written
     if name == "ranks" and (batch := st.session_state.get("plan/batch")):  # a batch for 1,024 devices is none for 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from engine import catalog
-from engine.devices import DEVICES, DeviceSpec
+from engine.devices import DeviceSpec, device, device_names
 from engine.launch.recording import with_ledgers
 from engine.optimizer import Framework
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
@@ -80,7 +80,7 @@ class Request:
     @property
     def hardware(self) -> DeviceSpec:
         """Raises `RequestError`."""
-        return made(self.called, self.own) if self.device == OWN else DEVICES[self.device]
+        return made(self.called, self.own) if self.device == OWN else device(self.device)
 
     @property
     def workload(self) -> WorkloadSpec:
@@ -170,7 +170,7 @@ def of_link(link: Mapping[str, str]) -> Request:
     given.setdefault("batch", default_batch(given.get("ranks", DEFAULT.ranks)))
     allowed = {
         "model": tuple(catalog.MODELS),
-        "device": (*DEVICES, OWN),
+        "device": (*device_names(), OWN),
         "precision": ("bf16", "fp32"),
         "attention": get_args(AttentionName),
         "accounting": ACCOUNTINGS,
