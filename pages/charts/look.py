@@ -23,6 +23,7 @@ class View(NamedTuple):
     language: Language
 
 
+NARROW = 330  # pixels of a chart's plot, below which there is less text in it
 # What happens on a timeline.
 LANES = (
     "forward (F)",
@@ -32,6 +33,9 @@ LANES = (
     "collective",
     "send, receive",
 )
+# On a narrow page a legend has columns, so that it is not cut off. 0: all in one row.
+_LEGEND: dict[str, Any] = {"orient": "top", "title": None, "symbolType": "square", "symbolSize": 110, "padding": 0, "offset": 10}
+_LEGEND |= {"columns": {"expr": f"width < {NARROW} ? 2 : 0"}, "rowPadding": 4}
 MAX_BARS = 3_000  # in one view; a browser pans more too slowly
 
 
@@ -140,7 +144,7 @@ def config(style: Look) -> dict[str, Any]:
         "view": {"stroke": "transparent"},
         "axis": label | {"gridColor": style.faint, "domainColor": style.grey, "tickColor": style.grey, "labelLimit": 320},
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
-        "legend": label | {"orient": "top", "title": None, "symbolType": "square", "symbolSize": 110, "padding": 0, "offset": 10},
+        "legend": label | _LEGEND,
         "bar": {"discreteBandSize": {"band": 0.78}},
         "scale": {"bandPaddingInner": 0.2},
     }

@@ -183,7 +183,9 @@ def _chart(cells: pd.DataFrame, rows: list[MatrixBlock], mesh: Mesh, style: Look
             x2="x2:Q",
             y=y,
             y2="y2:Q",
-            color=alt.Color("axis:N", scale=colours(style.axis, list(cells["axis"]))),
+            color=alt.Color(
+                "axis:N", scale=colours(style.axis, list(cells["axis"])), legend=alt.Legend(columns=len(AXES_AS_WRITTEN))
+            ),
             fillOpacity=alt.FillOpacity("strength:Q", scale=None),
             tooltip=tooltip,
         )

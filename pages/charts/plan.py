@@ -12,7 +12,7 @@ import pandas as pd
 from engine.predict.speed.step_time import PARTS
 from engine.topology import AXES_BY_FREQUENCY
 from pages.charts.drawing import Drawing, colours, finish
-from pages.charts.look import Look, lane
+from pages.charts.look import NARROW, Look, lane
 from pages.charts.names import categories, recomputes, schedule
 from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, ranges, significant
@@ -192,7 +192,10 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
             x=alt.X("seconds:Q", title=say("seconds per step")),
             y=alt.Y("layout:N", sort=list(parts), title=None),
             color=alt.Color(
-                "part:N", scale=colours(tones, list(PARTS), named), sort=list(named.values()), legend=alt.Legend(columns=3)
+                "part:N",
+                scale=colours(tones, list(PARTS), named),
+                sort=list(named.values()),
+                legend=alt.Legend(columns=alt.ExprRef(f"width < {NARROW} ? 2 : 3")),
             ),
             order=alt.Order("order:Q"),
             tooltip=[

@@ -57,7 +57,7 @@ def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, ro
                 title=say("{measure} bytes in one step ({unit})", measure=counted, unit=unit.name),
                 axis=alt.Axis(tickCount=4),
             ),
-            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
+            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"])), legend=alt.Legend(columns=len(AXES))),
             opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
                 alt.Tooltip("rank:O", title=say("rank")),

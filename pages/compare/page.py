@@ -43,7 +43,8 @@ def show(service: Service) -> None:
     if not found:
         st.info(say()("Nothing to compare yet: add a layout or a saved run with the buttons above."), icon=":material/add:")
         return
-    _heads(service, found, there)
+    with st.container(key="compare-heads"):
+        _heads(service, found, there)
     if len(found) == 1:
         st.info(say()("Add a second layout or a saved run above to see the differences."), icon=":material/add:")
     if there:

@@ -26,7 +26,8 @@ def show(service: Service) -> None:
     found = service.find(run) if run else None
     if isinstance(found, RunState) and found.folder is not None:
         found = found.folder
-        st.query_params[runbar.RUN] = found.name  # a new server finds it too
+    if isinstance(found, Path) and found.name != run:  # a new server finds it too, and a renamed run has its new name
+        st.query_params[runbar.RUN] = found.name
 
     choice = _follow_link(service, found)
     chosen.whole_page()

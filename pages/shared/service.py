@@ -35,12 +35,12 @@ class Service:
         return Texts(self.home / ".texts", self._note_text)
 
     def saved(self, name: str) -> Path | None:
-        """The saved run of that name: of the reader, or else the example that comes with the program.
+        """The saved run that has this name or had it before it was renamed, or else the example that comes with the program.
 
         Only names that are listed are accepted, so no name leads out of these folders.
         """
         listed = (folder for home in (self.home, _EXAMPLES) for folder in store.listing(home))
-        return next((folder for folder in listed if folder.name == name), None)
+        return next((folder for folder in listed if folder.name == name), None) or store.current(self.home, name)
 
     def find(self, run: str) -> RunState | Path | None:
         """The run of a link's parameter `run`: a run of this server by its id, or a saved run by its name."""

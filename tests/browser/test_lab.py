@@ -293,6 +293,27 @@ def test_nothing_is_wider_than_the_window(server: Server, watched: Watched):
                 page.wait_for_function(_FITS, arg=place)
 
 
+_CUT = """() => [...document.querySelectorAll('[class*=st-key-drawing-] svg.marks text')].filter(text => {
+    const chart = text.closest('[data-testid=stVegaLiteChart]').getBoundingClientRect(), own = text.getBoundingClientRect();
+    return getComputedStyle(text).opacity !== '0' && own.width && (own.right > chart.right + 2 || own.left < chart.left - 2);
+}).map(text => text.textContent)"""
+_COVERED = """button => {
+    const at = button.getBoundingClientRect();
+    return !button.contains(document.elementFromPoint(at.x + at.width / 2, at.y + at.height / 2));
+}"""
+
+
+def test_on_a_phone_nothing_is_covered_or_cut(server: Server, measured: RunResult, watched: Watched):
+    watched.page.set_viewport_size({"width": 390, "height": 844})
+    page = watched.open(server, run="measured")
+    expect(finished(page)).to_be_visible()
+    page.wait_for_function(_FITS, arg="stMain")
+    for name in ("loss", "memory-measured", "traffic-measured", "matrix", "timeline"):
+        expect(chart(page, name).locator("svg.marks")).to_be_visible()
+    page.wait_for_function(f"() => ({_CUT})().length === 0")
+    assert not page.get_by_test_id("stExpandSidebarButton").evaluate(_COVERED)
+
+
 def test_charts_take_the_colours_of_a_new_theme(server: Server, watched: Watched):
     page = watched.open(server)
     forward = chart(page, "textbook").locator(f"svg.marks path[fill='{LIGHT.lane[lane('F')]}']")

@@ -214,6 +214,14 @@ def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
     assert "The loss fell from 5.500 to 4.250" in shown
 
 
+def test_the_old_link_of_a_renamed_run_opens_it(parts: tuple[Service, Queue]):
+    store.rename(saved(parts[0].home, PAIR), "mine")
+    app = page(parts[0], run="20261124-101500-run")
+    assert not app.exception
+    assert link(app, "run") == "mine"
+    assert "Measured: gpt-tiny on dp1.tp1.pp2" in text(app)
+
+
 def test_a_saved_dry_run_is_not_shown_and_the_page_says_so(parts: tuple[Service, Queue]):
     store.save(dry_run_of(PAIR, 1), parts[0].home / "rank 1")
     app = page(parts[0], run="rank 1")
