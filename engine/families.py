@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 FamilyName = Literal["gpt", "bert", "roberta", "transformer", "xlnet", "llama"]
 Norm = Literal["layer", "rms"]
 Placement = Literal["pre", "post"]
-Position = Literal["learned", "sinusoidal", "rotary", "relative", "none"]
+Position = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "none"]
 Inner = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
 Objective = Literal["causal", "masked", "seq2seq", "permuted"]
 HeadKind = Literal["norm", "transform", "bare"]

@@ -30,7 +30,8 @@ class Layer(nn.Module):
         if family.position == "relative":
             self.attention = RelativeAttention(spec, tp, selective)
         else:
-            self.attention = SelfAttention(spec, tp, selective, decodes or family.objective == "causal", attention)
+            causal, window = decodes or family.objective == "causal", spec.window if spec.windowed(number) else 0
+            self.attention = SelfAttention(spec, tp, selective, causal, attention, window)
         self.cross_norm = make_norm(spec, tp) if decodes else None
         self.cross = CrossAttention(spec, tp, selective, attention) if decodes else None
         self.mlp_norm = make_norm(spec, tp)
