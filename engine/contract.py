@@ -39,7 +39,7 @@ def refuse_wrong_sum(result: RunResult) -> None:
 
 
 def source(result: RunResult) -> str:
-    """Where the numbers are from: "measured" or "dry_run"."""
+    """Where the numbers are from: "measured", "dry_run" or "formula"."""
     return str(result.tables["memory_peak"]["source"].iloc[0])
 
 
@@ -78,8 +78,10 @@ def _across_tables(result: RunResult) -> Iterator[Sentence]:
 
 def _sources(result: RunResult) -> Iterator[Sentence]:
     found = sorted({word for rows in result.tables.values() for word in rows["source"].unique()})
-    if found not in (["measured"], ["dry_run"]):
-        yield sentence("its tables are by {sources}; a run's are all measured, or all of a dry run", sources=", ".join(found))
+    if found not in (["measured"], ["dry_run"], ["formula"]):
+        yield sentence(
+            "its tables are by {sources}; a run's are all measured, all of a dry run, or all predicted", sources=", ".join(found)
+        )
 
 
 def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:

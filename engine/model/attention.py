@@ -18,8 +18,17 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from engine.model.norm import make_qk_norm
 from engine.model.position import AttentionInputs, Distances, unseen
-from engine.parallel.tensor import Again, ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
+from engine.parallel.tensor import (
+    Again,
+    ColumnParallelLinear,
+    RowInput,
+    RowParallelLinear,
+    ShardedParameter,
+    ShardSpec,
+    TensorParallel,
+)
 from engine.spec import AttentionName, ModelSpec
 
 
@@ -28,28 +37,30 @@ class Attention(nn.Module):
 
     tp cuts the heads. If there are fewer key heads than ranks, each rank has a copy of the one that its queries need.
 
-    `selective`: core attention is recomputed in backward, so that its activations are not kept.
+    `selective`: core attention is recomputed in backward, so that its activations are not kept. Where attention and MLP are in
+    parallel, the result is the input of the output layer: `Layer` adds up both output layers.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.keys_on_rank(tp.degree), spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
-        self.selective = selective
-        self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias)
+        self.selective, self.parallel = selective, spec.parts.parallel != "none"
+        self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
         """Concatenated features → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
         parts = x.split([n * self.width for n in heads], -1)
         return [part.view(*x.shape[:2], -1, self.width).transpose(1, 2) for part in parts]
 
-    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """The output layer after core attention. → (B, r, H)"""
+    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor | RowInput:
+        """The output layer after core attention, or its input. → (B, r, H)"""
         if self.selective:
             mixed = checkpoint(core_attention, *tensors, use_reentrant=False, preserve_rng_state=False)
         else:
             mixed = core_attention(*tensors)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out = self.out.input if self.parallel else self.out
+        return out(mixed.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
@@ -65,18 +76,21 @@ class SelfAttention(Attention):
         super().__init__(spec, tp, selective)
         self.causal, self.attention, self.fused, self.window = causal, attention, attention == "fused", window
         self.masked = window > 0 or spec.parts.position == "alibi"
+        bias = spec.parts.attention_bias != "none"
         blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
-        self.qkv = ColumnParallelLinear(spec.hidden, blocks, tp, spec.parts.attention_bias, least)
+        self.qkv = ColumnParallelLinear(spec.hidden, blocks, tp, bias, least)
+        self.query_norm, self.key_norm = make_qk_norm(spec, False, tp), make_qk_norm(spec, True, tp)
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
+        q, k = normed(q, self.query_norm), normed(k, self.key_norm)
         if inputs.rotation is not None:
             rotate = inputs.rotation.by_row if self.fused else inputs.rotation
             q, k = rotate(q), rotate(k)
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self, k, v)
-        elif inputs.rotation is not None and self.fused:
+        elif inputs.rotation is not None and self.fused and self.key_norm is None:
             v = v.clone()  # otherwise the tensor from which q, k and v were split is kept for v alone
         return self.output(partial(self.core_attention, inputs), q, k, v)
 
@@ -107,15 +121,16 @@ class CrossAttention(Attention):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, attention: AttentionName) -> None:
         super().__init__(spec, tp, selective)
         self.attention = attention
-        bias = spec.parts.attention_bias
+        bias = spec.parts.attention_bias != "none"
         self.query = ColumnParallelLinear(spec.hidden, (self.queries,), tp, bias=bias)
         self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias, (self.width, self.width))
+        self.query_norm, self.key_norm = make_qk_norm(spec, False, tp), make_qk_norm(spec, True, tp)
 
-    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         (q,) = self.split(self.query(x, again), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
-        return self.output(self.core_attention, q, k, v)
+        return self.output(self.core_attention, normed(q, self.query_norm), normed(k, self.key_norm), v)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return CORE_ATTENTION[self.attention](q, k, v, False)
@@ -132,12 +147,12 @@ class RelativeAttention(Attention):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__(spec, tp, selective)
         self.seq = spec.seq
-        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias)
+        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias != "none")
         self.distance = ShardedParameter.of(ShardSpec((self.queries, spec.hidden), 0), tp)
         self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
         self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         assert inputs.waves is not None
         q, k, v = self.split(self.qkv(x, again), *(self.heads,) * 3)
@@ -153,6 +168,11 @@ class RelativeAttention(Attention):
         index = inputs.distance.expand(-1, self.heads, -1, -1)
         scores = by_content.add_(by_distance.gather(-1, index)).mul_(1 / math.sqrt(self.width))
         return scores.masked_fill_(inputs.hidden, float("-inf")).softmax(-1) @ v
+
+
+def normed(x: Tensor, norm: nn.Module | None) -> Tensor:
+    """Queries or keys after their norm, with the strides of (B, R, n, D). (B, n, R, D) → (B, n, R, D)"""
+    return x if norm is None else norm(x.transpose(1, 2)).transpose(1, 2)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
@@ -198,6 +218,6 @@ CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool], Ten
 def output_std(spec: ModelSpec) -> float:
     """Standard deviation of layers that write to the residual stream.
 
-    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With post-norm they do not.
+    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With norms behind them their scale does not matter.
     """
     return 0.02 / math.sqrt(2 * spec.layers) if spec.parts.placement == "pre" else 0.02

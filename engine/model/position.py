@@ -48,11 +48,11 @@ def sinusoid(places: Tensor, width: int) -> Tensor:
 
 
 class SinusoidalPosition(nn.Module):
-    """The embeddings, scaled by √H, plus sinusoids of their positions. (B, s, H) → (B, s, H)"""
+    """The embeddings, which may be scaled by √H, plus sinusoids of their positions. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
-        self.tp, self.scale = tp, spec.hidden**0.5
+        self.tp, self.scale = tp, spec.hidden**0.5 if spec.parts.scaled_embedding else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         rows = own_rows(self.tp, x.shape[1])

@@ -11,7 +11,7 @@ Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -289,26 +289,50 @@ class ColumnLinear(Function):
         return for_input, None, None, None, for_weight, None
 
 
+class RowInput(NamedTuple):
+    """The input of a row-parallel layer, (B, S, in/tp). `again`: see `ColumnParallelLinear.forward`."""
+
+    x: Tensor
+    own: Weights
+    again: Again | None = None
+
+
 class _RowLinear(Function):
-    """y = Σ over tp of x Wᵀ, + b, where each shard of W has its own part of x."""
+    """y = Σ over tp of x Wᵀ, + b, where each shard of W has its own part of x. Layers whose results are added have one sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, own: Weights, tp: TensorParallel, again: Again | None) -> Tensor:
-        ctx.own, ctx.tp = own, tp
-        _keep(ctx, x, again)
+    def forward(ctx: Any, tp: TensorParallel, inputs: Sequence[RowInput], *xs: Tensor) -> Tensor:
+        """`xs`: those of `inputs`, so that autograd sees them."""
+        ctx.tp, ctx.layers = tp, [(own, again) for _, own, again in inputs]
+        ctx.save_for_backward(*(x for x, (_, again) in zip(xs, ctx.layers, strict=True) if again is None))
+
+        def product(one: RowInput) -> Tensor:
+            return linear(one.x, *one.own) if tp.degree == 1 else linear(one.x, one.own.weight)
+
+        y = product(inputs[0])
+        for one in inputs[1:]:
+            y.add_(product(one))
         if tp.degree == 1:
-            return linear(x, *own)
-        y = tp.reduce_from_tp(linear(x, own.weight))
-        return y if own.bias is None else y.add_(own.bias)
+            return y
+        y = tp.reduce_from_tp(y)
+        for _, own, _ in inputs:
+            if own.bias is not None:
+                y.add_(own.bias)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        tp, own, x = ctx.tp, ctx.own, _kept(ctx)
-        tp.gradients.add_bias(own.bias, gradient)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tp, layers, kept = ctx.tp, ctx.layers, iter(ctx.saved_tensors)
+        ctx.layers = ()  # torch frees saved tensors after backward, but not these
+        xs = [next(kept).detach() if again is None else again() for _, again in layers]
+        for own, _ in layers:
+            tp.gradients.add_bias(own.bias, gradient)
         whole = tp.gather_from_sequence(gradient)  # (B, S, out)
-        for_input = linear(whole, own.weight.T)
-        tp.gradients.add_or_defer(own.weight, whole, lambda: x)
-        return for_input, None, None, None
+        found = []
+        for x, (own, _) in zip(xs, layers, strict=True):
+            found.append(linear(whole, own.weight.T))
+            tp.gradients.add_or_defer(own.weight, whole, lambda x=x: x)
+        return None, None, *found
 
 
 class ColumnParallelLinear(nn.Module):
@@ -344,4 +368,11 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
         """`again`: see `ColumnParallelLinear.forward`."""
-        return _RowLinear.apply(x, Weights(self.weight, self.bias), self.tp, again)
+        return self.sum_of((self.input(x, again),))
+
+    def input(self, x: Tensor, again: Again | None = None) -> RowInput:
+        return RowInput(x, Weights(self.weight, self.bias), again)
+
+    def sum_of(self, inputs: Sequence[RowInput]) -> Tensor:
+        """The sum of the outputs of several row-parallel layers, with one reduction. → (B, s, out)"""
+        return _RowLinear.apply(self.tp, inputs, *(one.x for one in inputs))

@@ -136,12 +136,12 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
         if near:
             text = joined(text, sentence("seq={seq} fits", seq=either(near)))
         found.append(Misfit("model.seq", text, near))
-    if recomputes(layout.recompute, "layernorm") and model.parts.placement == "post":
+    if recomputes(layout.recompute, "layernorm") and model.parts.placement in ("post", "output"):
         text = sentence(
-            "recompute={recompute} computes the norms before attention and MLP again, and {family} has its norms behind them; "
-            "leave out layernorm",
+            "recompute={recompute} computes the norms before attention and MLP again, and placement={placement} has its norms "
+            "behind them; leave out layernorm",
             recompute=layout.recompute,
-            family=model.family,
+            placement=model.parts.placement,
         )
         found.append(Misfit("layout.recompute", text))
     if workload.precision == "fp32" and workload.accumulate == "bf16":

@@ -12,13 +12,16 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from engine.families import (
     FAMILIES,
     ROTARY_BASE,
+    AttentionBias,
     FamilyName,
     HeadKind,
     Inner,
     ModelParts,
     Norm,
+    Parallel,
     Placement,
     Position,
+    QKNorm,
     parts_of,
     predicted,
 )
@@ -27,7 +30,7 @@ from engine.spec.errors import RequestError
 from engine.spec.model_numbers import wrong_number
 from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
-from engine.spec.sentence import sentence
+from engine.spec.sentence import brief, sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
@@ -50,7 +53,8 @@ def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
 
 # The fields of `ModelSpec` that choose a part of the model.
 MODEL_PARTS = (
-    "norm", "placement", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias", "embedding_norm",
+    "norm", "placement", "qk_norm", "parallel", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias",
+    "embedding_norm", "scaled_embedding",
 )  # fmt: skip
 
 
@@ -78,19 +82,41 @@ class ModelSpec(Spec):
     global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
     # None: as the family has it. The names are those of `ModelParts`.
     norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
-    placement: Placement | None = Field(None, description="place of the norms: pre, before a block; post, after its residual")
+    placement: Placement | None = Field(
+        None,
+        description="place of the norms: pre, before a block; post, after its residual; both, before it and on its output; "
+        "output, on its output only",
+    )
+    qk_norm: QKNorm | None = Field(
+        None,
+        description="norm of queries and keys: head, over the width of each head; full (RMSNorm), over all of their features",
+    )
+    parallel: Parallel | None = Field(
+        None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
+    )
     position: Position | None = Field(
         None, description="positions: learned, sinusoidal, rotary, alibi (distances in attention), none"
     )
-    inner: Inner | None = Field(None, description="nonlinearity of the MLP; swiglu has a gate")
+    inner: Inner | None = Field(
+        None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"
+    )
     head: HeadKind | None = Field(
         None, description="before the output matrix: a norm, a transform (linear layer, GELU, norm), or nothing (bare)"
     )
     tied: bool | None = Field(None, description="the output matrix is the token table")
     output_bias: bool | None = Field(None, description="bias of the output matrix")
-    attention_bias: bool | None = Field(None, description="biases of attention's linear layers")
+    attention_bias: AttentionBias | None = Field(
+        None, description="biases of attention's linear layers: all, qkv (without the output layer's) or none"
+    )
     mlp_bias: bool | None = Field(None, description="biases of the MLP's linear layers")
     embedding_norm: bool | None = Field(None, description="norm after the embedding")
+    scaled_embedding: bool | None = Field(None, description="the tokens' embeddings are multiplied by √hidden")
+
+    @field_validator("attention_bias", mode="before")
+    @classmethod
+    def _named_biases(cls, value: Any) -> Any:
+        """Older runs have true and false."""
+        return ("all" if value else "none") if isinstance(value, bool) else value
 
     @field_validator(*MODEL_PARTS)
     @classmethod
@@ -129,6 +155,36 @@ class ModelSpec(Spec):
                 else sentence("position=relative is for xlnet; {fits} fit", fits=listed(fits))
             )
             raise RequestError(text)
+        return self
+
+    @model_validator(mode="after")
+    def _layers_fit_together(self) -> Self:
+        """Blocks in parallel read one input, through norms before them. Two-stream attention has no norms of its own inside."""
+        parts = self.parts
+        if parts.parallel != "none" and parts.placement != "pre":
+            raise RequestError(
+                sentence(
+                    "parallel={parallel} has its norms before attention and MLP, not placement={placement}; placement=pre fits",
+                    parallel=parts.parallel,
+                    placement=parts.placement,
+                )
+            )
+        if parts.parallel != "none" and parts.encoder:
+            raise RequestError(
+                sentence(
+                    "parallel={parallel} has attention and MLP side by side, and {family} has cross-attention between them; "
+                    "parallel=none fits",
+                    parallel=parts.parallel,
+                    family=self.family,
+                )
+            )
+        if parts.qk_norm != "none" and parts.position == "relative":
+            raise RequestError(
+                sentence(
+                    "qk_norm={qk_norm} is not for relative positions, whose queries have two biases; qk_norm=none fits",
+                    qk_norm=parts.qk_norm,
+                )
+            )
         return self
 
     @model_validator(mode="after")
@@ -272,7 +328,7 @@ class ModelSpec(Spec):
         crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
         total = self.parts.outer_parameters(self.hidden, self.vocab, self.places)
         for count, cross in ((self.layers - crossing, False), (crossing, True)):
-            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, cross)
+            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
         return total
 
 
@@ -327,7 +383,7 @@ class LayoutSpec(Spec):
         for part in code.split("."):
             match = re.fullmatch(rf"({'|'.join(AXES)})(\d{{1,6}})", part)
             if not match or match[1] in found:
-                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=code))
+                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=brief(code)))
             found[match[1]] = int(match[2])
         return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
 
@@ -463,5 +519,5 @@ class FaultSpec(Spec):
         """Read "raise:3@2": rank 3 raises in step 2."""
         match = re.fullmatch(r"(\w+):(\d{1,9})@(\d{1,9})", text)
         if not match:
-            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=text))
+            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=brief(text)))
         return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})

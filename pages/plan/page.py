@@ -77,6 +77,7 @@ def _train(service: Service, request: Request, words: Words) -> None:
         page_links.to_compare(service, plan.spec(row), words)
     drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
+    _bill(request, plan, row, words)
     _fit(request, plan, row, words)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
@@ -193,7 +194,13 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
     share = float(r["memory_bytes"]) / plan.device.memory_bytes
     flops = significant(float(r["tflops_per_device"]))
     return [
-        Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(share))),
+        Figure(
+            words("Memory"),
+            in_bytes(int(r["memory_bytes"])),
+            words(
+                "{share} of the device; {reserve} are kept free", share=percent(share), reserve=in_bytes(int(r["reserve_bytes"]))
+            ),
+        ),
         Figure(
             words("Step time"),
             charts.seconds(float(r["step_s"]), words),
@@ -210,31 +217,51 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
     ]
 
 
+def _bill(request: Request, plan: Found, row: int, words: Words) -> None:
+    """What training on the request's tokens takes with this layout."""
+    bill = request.bill(float(plan.layout(row)["tokens_per_second"]))
+    if bill is None:
+        return
+    parts = [
+        words("{days} days", days=short(bill.days, words)),
+        words("{hours} device-hours", hours=short(bill.device_hours, words)),
+    ]
+    if bill.money is not None:
+        parts.append(words("{money} at {price} an hour", money=short(bill.money, words), price=f"{request.price:g}"))
+    if bill.megawatt_hours is not None:
+        energy = short(bill.megawatt_hours, words)
+        parts.append(words("{energy} MWh at {watts} W a device", energy=energy, watts=f"{request.watts:g}"))
+    took = words("{tokens} tokens with this layout take {parts}.", tokens=short(request.tokens, words), parts=" · ".join(parts))
+    st.markdown(took)
+
+
 def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
     """If the layout does not fit: the fullest stage, what is missing, and the cheapest changes that make it fit."""
     r = plan.layout(row)
     if bool(r["fits"]):
         return
     stage, each = int(r["fullest_stage"]), plan.plan.ranks // int(r["pp"])
-    need, have = int(r["memory_bytes"]), plan.device.memory_bytes
+    need, free, have = int(r["memory_bytes"]), int(r["reserve_bytes"]), plan.device.memory_bytes
     first = stage * each
     numbers = {
         "stage": stage,
         "layout": r["layout"],
         "need": in_bytes(need),
         "size": in_bytes(have),
-        "missing": in_bytes(need - have),
+        "reserve": in_bytes(free),
+        "missing": in_bytes(need + free - have),
     }
     if each == 1:
         sentence = words(
-            "Rank {rank}, stage {stage} of {layout}, needs {need}; the device has {size}, which is {missing} too little.",
+            "Rank {rank}, stage {stage} of {layout}, needs {need} beside {reserve} that are kept free; the device has {size}, "
+            "which is {missing} too little.",
             rank=f"{first:,}",
             **numbers,
         )
     else:
         sentence = words(
-            "Ranks {first} to {last}, stage {stage} of {layout}: each needs {need}; the device has {size}, which is {missing} "
-            "too little.",
+            "Ranks {first} to {last}, stage {stage} of {layout}: each needs {need} beside {reserve} that are kept free; the "
+            "device has {size}, which is {missing} too little.",
             first=f"{first:,}",
             last=f"{first + each - 1:,}",
             **numbers,

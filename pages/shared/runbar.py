@@ -54,7 +54,7 @@ def _start(service: Service) -> None:
     spec = read(choice, service.texts).runnable
     if spec is not None:
         try:
-            st.query_params[RUN] = service.queue.submit(spec)
+            st.query_params[RUN] = service.submit(spec)
         except RequestError as error:
             st.session_state[_REFUSED] = error.sentence
 
@@ -65,8 +65,9 @@ def watch(service: Service, run: str) -> None:
     state = service.queue.watch(run)
     if state is None or state.finished:
         st.rerun()
-    st.progress(_progress(state), text=_doing(state, say()))
-    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.queue.cancel, args=(run,))
+    st.progress(_progress(state), text=doing(state, service.queue.expected_wait(run), say()))
+    may = service.may_end(state)
+    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.cancel, args=(run,), disabled=not may)
 
 
 def _progress(state: RunState) -> float:
@@ -75,11 +76,12 @@ def _progress(state: RunState) -> float:
     return _SHARE.get(state.phase, 1.0)
 
 
-def _doing(state: RunState, say: Words) -> str:
-    """The current phase of the run, in a line."""
+def doing(state: RunState, wait_s: float | None, say: Words) -> str:
+    """The current phase of the run, in a line. `wait_s`: how long it will wait; None if that is not known."""
     steps, ranks = state.spec.workload.steps, state.spec.layout.ranks
     if state.phase == "queued":
-        return say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)
+        waits = say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)
+        return waits if wait_s is None else say.together(say("{sentence}.", sentence=waits), expected(wait_s, say))
     if state.phase == "starting":
         return say.plural("Starting {count} process", "Starting {count} processes", ranks)
     if state.phase == "running" and state.losses:
@@ -94,3 +96,12 @@ def _doing(state: RunState, say: Words) -> str:
         "saving": say("Saving"),
     }
     return doing.get(state.phase, state.phase.capitalize())
+
+
+def expected(wait_s: float, say: Words) -> str:
+    """How long a run will wait, no more precise than is known."""
+    if wait_s < 10:
+        return say("It starts in a few seconds.")
+    if wait_s < 90:
+        return say("It starts in about {seconds} s.", seconds=10 * round(wait_s / 10))
+    return say("It starts in about {minutes} minutes.", minutes=round(wait_s / 60))

@@ -150,7 +150,7 @@ def test_pre_norm_and_post_norm_layers_equal_torchs_encoder_layer(alone):
     torch.testing.assert_close(ours(x, AttentionInputs()), torchs(x))
     pre = torch.nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     pre.load_state_dict(torchs.state_dict())
-    ours.pre = True
+    ours.placement = "pre"
     torch.testing.assert_close(ours(x, AttentionInputs()), pre(x))
 
 

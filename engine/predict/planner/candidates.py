@@ -36,7 +36,7 @@ def cheap_recompute(model: ModelSpec, workload: WorkloadSpec) -> Recompute:
     """
     if workload.attention_of(model) == "written":
         return "core_attn"
-    return "layernorm+mlp_act" if model.parts.placement == "pre" else "mlp_act"
+    return "layernorm+mlp_act" if model.parts.placement in ("pre", "both") else "mlp_act"
 
 
 def default_batch(ranks: int) -> int:
