@@ -76,6 +76,10 @@ class ModelSpec(Spec):
     spare_positions: int = Field(
         0, ge=0, le=1024, description="rows of learned positions beyond the sequence, which no token uses"
     )
+    window: int = Field(
+        0, ge=0, le=MOST_SEQ, description="tokens that a token sees, the last of them itself; 0 means all before it"
+    )
+    global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
     # None: as the family has it. The names are those of `ModelParts`.
     norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
     placement: Placement | None = Field(
@@ -90,7 +94,9 @@ class ModelSpec(Spec):
     parallel: Parallel | None = Field(
         None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
     )
-    position: Position | None = Field(None, description="positions: learned, sinusoidal, rotary, none")
+    position: Position | None = Field(
+        None, description="positions: learned, sinusoidal, rotary, alibi (distances in attention), none"
+    )
     inner: Inner | None = Field(
         None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"
     )
@@ -253,8 +259,13 @@ class ModelSpec(Spec):
         having = {
             "rotary_width": self.rotated < self.head_width,
             "spare_positions": self.spare_positions > 0,
+            "window": 0 < self.window < self.seq,
         }
         return tuple(name for name, has in having.items() if has)
+
+    def windowed(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, has the window. Of every `global_every` layers, the last sees all tokens."""
+        return "window" in self.sized_parts and not (self.global_every and (layer + 1) % self.global_every == 0)
 
     @property
     def rotated(self) -> int:
