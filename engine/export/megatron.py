@@ -18,14 +18,14 @@ from engine.export.common import (
     optimizer_settings,
 )
 from engine.predict.planner.frameworks import parts_lacked
-from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
+from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
 _BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
+_POSITIONS = {"rotary": "rope", "none": "none", "alibi": "none"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
-_POSITIONS = {"rotary": "rope", "none": "none"}
 _TOKENIZERS = {"pretrain_bert.py": "BertWordPieceLowerCase", "pretrain_t5.py": "BertWordPieceCase"}
 
 Argument = tuple[str, object]
@@ -171,12 +171,7 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
     if model.key_heads != model.heads:
         yield "--group-query-attention", True
         yield "--num-query-groups", model.key_heads
-    yield "--max-position-embeddings", model.places
-    yield "--position-embedding-type", _POSITIONS.get(parts.position, "learned_absolute")
-    if parts.position == "rotary":
-        yield "--rotary-base", model.angle_base
-        if model.rotated < model.head_width:
-            yield "--rotary-percent", model.rotated / model.head_width
+    yield from _positions(model)
     yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
     if parts.qk_norm != "none":
         yield "--qk-layernorm", True
@@ -193,6 +188,19 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
     yield "--attention-dropout", 0
     yield "--hidden-dropout", 0
     yield from _vocabulary(spec)
+
+
+def _positions(model: ModelSpec) -> Iterator[Argument]:
+    yield "--max-position-embeddings", model.places
+    yield "--position-embedding-type", _POSITIONS.get(model.parts.position, "learned_absolute")
+    if model.parts.position == "rotary":
+        yield "--rotary-base", model.angle_base
+        if model.rotated < model.head_width:
+            yield "--rotary-percent", model.rotated / model.head_width
+    if "window" in model.sized_parts:
+        yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
+        if model.global_every:
+            yield "--window-attn-skip-freq", model.global_every
 
 
 def _stacks(spec: RunSpec) -> Iterator[Argument]:

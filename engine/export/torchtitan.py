@@ -26,6 +26,7 @@ from engine.spec.numbers import evenly
 
 VERSION = "0.2.2"
 
+_SAID = ("position=", "rotary_width=", "window=")  # parts that `_position_differences` tells of
 _NAMES = {sizes[:-1]: name for name, sizes in FLAVORS.items()}  # of flavors, by their sizes
 
 
@@ -59,6 +60,8 @@ def _refusals(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     if not _has_flavor(model):
         yield "its sizes are flavors in its code; put the line below into torchtitan/models/llama3/__init__.py"
+    if model.key_heads % layout.tp:
+        yield f"tp={layout.tp} must divide its {model.key_heads} key heads; here ranks have copies of them"
     if model.seq % (2 * layout.tp):
         yield f"it cuts a sequence into 2 × tp = {2 * layout.tp} parts, which does not divide seq={model.seq}"
 
@@ -67,10 +70,12 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     if model.family != "llama":
         yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
-    elif lacked := parts_lacked("torchtitan", model):
+    elif lacked := [part for part in parts_lacked("torchtitan", model) if not part.startswith(_SAID)]:
         yield f"its Llama has no {', '.join(lacked)}; the parts of a Llama stand there"
     if model.head_dim and model.head_dim * model.heads != model.hidden:
         yield f"its heads are hidden ÷ heads wide, not {model.head_dim}"
+    if model.family == "llama":
+        yield from _position_differences(model)
     yield from _schedule_differences(spec)
     if layout.zero == 0 and layout.dp > 1 and _shards(spec):
         yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
@@ -87,6 +92,15 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from loss_note(spec, "torchtitan keeps whole logits")
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _position_differences(model: ModelSpec) -> Iterator[str]:
+    if model.parts.position != "rotary":
+        yield f"its positions are rotary, and here they are {model.parts.position}"
+    elif model.rotated < model.head_width:
+        yield f"it rotates all {model.head_width} numbers of a head, and here {model.rotated} are rotated"
+    if "window" in model.sized_parts:
+        yield f"it has no window; here a token sees {model.window} tokens"
 
 
 def _schedule_differences(spec: RunSpec) -> Iterator[str]:

@@ -113,6 +113,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
 def _numbers(structure: Structure, seq: int) -> dict[str, int]:
     """The fields of the model that `structure.sized_parts` names."""
     every = {
+        "window": 1,
         "rotary_width": 2 if "D′/2" in structure.ones else 2 * _TURNED,
         "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
     }

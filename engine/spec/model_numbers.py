@@ -34,4 +34,17 @@ def wrong_number(model: ModelSpec) -> Sentence | None:
             number=model.spare_positions,
             position=position,
         )
+    if model.global_every and not model.window:
+        return sentence(
+            "global_every={number} says which layers have no window, and there is none; 0 fits, or a window",
+            number=model.global_every,
+        )
+    objective = model.parts.objective
+    if objective != "causal" and (model.window or position == "alibi"):
+        what = "position=alibi" if position == "alibi" else f"window={model.window}"
+        return sentence("{what} is for models that predict the next token, and {family} does not", what=what, family=model.family)
+    if position == "alibi" and model.window:
+        return sentence(
+            "window={number} and position=alibi are not built together; window=0 fits, or other positions", number=model.window
+        )
     return None

@@ -30,7 +30,7 @@ from engine.spec.errors import RequestError
 from engine.spec.model_numbers import wrong_number
 from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
-from engine.spec.sentence import sentence
+from engine.spec.sentence import brief, sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
@@ -76,6 +76,10 @@ class ModelSpec(Spec):
     spare_positions: int = Field(
         0, ge=0, le=1024, description="rows of learned positions beyond the sequence, which no token uses"
     )
+    window: int = Field(
+        0, ge=0, le=MOST_SEQ, description="tokens that a token sees, the last of them itself; 0 means all before it"
+    )
+    global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
     # None: as the family has it. The names are those of `ModelParts`.
     norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
     placement: Placement | None = Field(
@@ -90,7 +94,9 @@ class ModelSpec(Spec):
     parallel: Parallel | None = Field(
         None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
     )
-    position: Position | None = Field(None, description="positions: learned, sinusoidal, rotary, none")
+    position: Position | None = Field(
+        None, description="positions: learned, sinusoidal, rotary, alibi (distances in attention), none"
+    )
     inner: Inner | None = Field(
         None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"
     )
@@ -152,12 +158,6 @@ class ModelSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _numbers_are_for_its_parts(self) -> Self:
-        if wrong := wrong_number(self):
-            raise RequestError(wrong)
-        return self
-
-    @model_validator(mode="after")
     def _layers_fit_together(self) -> Self:
         """Blocks in parallel read one input, through norms before them. Two-stream attention has no norms of its own inside."""
         parts = self.parts
@@ -185,6 +185,12 @@ class ModelSpec(Spec):
                     qk_norm=parts.qk_norm,
                 )
             )
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_are_for_its_parts(self) -> Self:
+        if wrong := wrong_number(self):
+            raise RequestError(wrong)
         return self
 
     @model_validator(mode="after")
@@ -253,8 +259,13 @@ class ModelSpec(Spec):
         having = {
             "rotary_width": self.rotated < self.head_width,
             "spare_positions": self.spare_positions > 0,
+            "window": 0 < self.window < self.seq,
         }
         return tuple(name for name, has in having.items() if has)
+
+    def windowed(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, has the window. Of every `global_every` layers, the last sees all tokens."""
+        return "window" in self.sized_parts and not (self.global_every and (layer + 1) % self.global_every == 0)
 
     @property
     def rotated(self) -> int:
@@ -278,6 +289,19 @@ class ModelSpec(Spec):
     @property
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    def keys_on_rank(self, tp: int) -> int:
+        """Key heads of one of `tp` ranks. Of fewer heads than ranks, each has a copy of one."""
+        return max(1, self.key_heads // tp)
+
+    def key_copies(self, tp: int) -> int:
+        """How many of `tp` ranks hold the same key heads."""
+        return max(1, tp // self.key_heads)
+
+    def fits_tp(self, tp: Any) -> Any:
+        """Whether tp cuts the heads and the MLP evenly, and ranks and key heads divide each other. `tp`: a number, or (n,)."""
+        keys = self.key_heads
+        return (self.heads % tp == 0) & (self.ffn_width % tp == 0) & ((keys % tp == 0) | (tp % keys == 0))
 
     @property
     def ffn_width(self) -> int:
@@ -359,7 +383,7 @@ class LayoutSpec(Spec):
         for part in code.split("."):
             match = re.fullmatch(rf"({'|'.join(AXES)})(\d{{1,6}})", part)
             if not match or match[1] in found:
-                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=code))
+                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=brief(code)))
             found[match[1]] = int(match[2])
         return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
 
@@ -495,5 +519,5 @@ class FaultSpec(Spec):
         """Read "raise:3@2": rank 3 raises in step 2."""
         match = re.fullmatch(r"(\w+):(\d{1,9})@(\d{1,9})", text)
         if not match:
-            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=text))
+            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=brief(text)))
         return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})

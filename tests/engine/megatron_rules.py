@@ -29,7 +29,7 @@ _PLAIN: Mapping[Any, str] = {
     float: """
         attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad
         rotary-percent""",
-    str: "vocab-file data-path pipeline-model-parallel-layout",
+    str: "vocab-file data-path pipeline-model-parallel-layout window-size window-attn-skip-freq",
     True: """
         group-query-attention swiglu squared-relu qk-layernorm add-qkv-bias disable-bias-linear
         untie-embeddings-and-output-weights bert-no-binary-head

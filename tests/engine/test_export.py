@@ -284,8 +284,8 @@ NAMED: dict[Framework, str] = {
     "megatron": """
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
         --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
-        --max-position-embeddings --position-embedding-type --rotary-base --rotary-percent --normalization --qk-layernorm --swiglu
-        --squared-relu --disable-bias-linear --add-qkv-bias
+        --max-position-embeddings --position-embedding-type --rotary-base --rotary-percent --window-size
+        --window-attn-skip-freq --normalization --qk-layernorm --swiglu --squared-relu --disable-bias-linear --add-qkv-bias
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
@@ -323,6 +323,8 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
     wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
+    parted = {"model": spec_of("llama").model.model_dump() | {"rotary_width": 8, "window": 16, "global_every": 2}}
+    specs.append(RunSpec.model_validate(specs[0].model_dump() | parted))
     in_bf16 = {"precision": "bf16", "bf16_optimizer": True}
     specs.append(RunSpec.model_validate(specs[1].model_dump() | {"workload": specs[1].workload.model_dump() | in_bf16}))
     specs += [RunSpec(model=catalog.model(name)) for name in ("qwen2.5-7b", "qwen3-8b", "gpt-neox-20b")]
@@ -384,7 +386,7 @@ def test_the_command_writes_each_kind_of_file(
     ("arguments", "sentence"),
     [
         ("mine --to html", "the HTML report is drawn by the pages, not by the engine; download it on the Runs page"),
-        ("mine --to pdf", "there is no export to 'pdf'; there are perfetto, csv, zip, megatron, torchtitan, deepspeed, slurm, huggingface"),
+        ("mine --to pdf", f"there is no export to 'pdf'; there are perfetto, csv, zip, {', '.join(FRAMEWORKS)}"),
         ("--to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("mine --spec x --to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("--spec x --to csv", "csv shows what a run measured, and a spec has measured nothing; name the RUN"),
@@ -407,5 +409,5 @@ def test_a_wrong_export_is_one_sentence(
 
 
 def test_an_unknown_framework_is_refused() -> None:
-    with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed, slurm, huggingface"):
+    with pytest.raises(RequestError, match=f"no settings for 'jax'; there are for {', '.join(FRAMEWORKS)}"):
         settings(SPEC, "jax")  # type: ignore[arg-type]

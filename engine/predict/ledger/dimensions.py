@@ -5,7 +5,8 @@
     D        width of a head                    D/2      half of it, for rotary positions
     D′/2     half of what rotary positions turn, if that is not all of a head
     S + spare  rows of the table of learned positions, if there are more than tokens
-    G/tp     key heads on a rank                A/G      query heads that share a key head; A/G + 2, for q, k and v, is another
+    G/tp     key heads on a rank, at least 1    A/G      query heads on a rank that share a key head there; A/G + 2, for q, k and
+                                                         v, is another
     F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, rounded up
     tp       tensor-parallel ranks              C        tokens of a chunk of the loss, if it is computed in chunks
 
@@ -23,6 +24,7 @@ from typing import Any
 
 from engine.families import predicted
 from engine.predict.ledger.form import Product, Slicing, Structure
+from engine.predict.symbolic import Size, later
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
@@ -38,9 +40,9 @@ def dimensions(
     loss_chunk: Any = None,
 ) -> dict[str, Any]:
     """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole."""
-    shared, position = model.heads // model.key_heads, model.parts.position
+    (keys, shared), position = _heads(model, tp), model.parts.position
     found: dict[str, Any] = {
-        "B": microbatch_size, "H": model.hidden, "G/tp": model.key_heads // tp, "A/G": shared, QKV: shared + 2,
+        "B": microbatch_size, "H": model.hidden, "G/tp": keys, "A/G": shared, QKV: shared + 2,
         "F/tp": model.ffn_width // tp, "V/tp": -(-model.vocab // tp),
     }  # fmt: skip
     whole = position == "rotary" and "rotary_width" not in model.sized_parts
@@ -58,6 +60,24 @@ def dimensions(
         found |= {"P": tokens[0], "N": tokens[1]} | ({} if slicing == "none" else {"V": model.vocab})
     found |= {} if loss_chunk is None else {"C": loss_chunk}
     return found | ({} if slicing == "none" else {"tp": tp})
+
+
+def _heads(model: ModelSpec, tp: Any) -> tuple[Any, Any]:
+    """Key heads on a rank, and query heads that share one there. Of fewer key heads than ranks, each rank has a copy of one."""
+    keys, queries = model.key_heads, model.heads
+    if keys == queries:
+        return keys // tp, 1
+    if isinstance(tp, Size):
+        return later(_at_least_one, keys, tp), later(_shared, queries, keys, tp)
+    return _at_least_one(keys, tp), _shared(queries, keys, tp)
+
+
+def _at_least_one(heads: int, tp: Any) -> Any:
+    return heads // tp + (tp > heads) * 1
+
+
+def _shared(queries: int, keys: int, tp: Any) -> Any:
+    return queries // tp // _at_least_one(keys, tp)
 
 
 def loss_chunks(sizes: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -42,8 +42,8 @@ def parts_lacked(framework: Framework, model: ModelSpec) -> list[str]:
     if framework == "deepspeed":
         return []
     if framework == "torchtitan":
-        chosen = [name for name, _ in model.chosen_parts] + ["rotary_width"] * bool(model.rotary_width)
-        return [f"{name}={getattr(model, name)}".lower() for name in chosen]
+        numbers = [name for name in ("rotary_width", "window") if name in model.sized_parts]
+        return [f"{name}={getattr(model, name)}".lower() for name in (*(name for name, _ in model.chosen_parts), *numbers)]
     return [f"{name}={getattr(model.parts, name)}".lower() for name, has in _megatron_has(model).items() if not has]
 
 
@@ -79,14 +79,14 @@ def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    tp cuts the sequence. Its 1F1B wants pp microbatches. Its selective recompute is another.
+    tp cuts the sequence, and the key heads evenly. Its 1F1B wants pp microbatches. Its selective recompute is another.
     """
     alone = grid.tp * grid.pp == 1
     if workload.precision == "bf16":
         fine = (grid.zero >= 2) | (alone & (grid.dp == 1))
     else:
         fine = (grid.zero >= 2) | (grid.dp == 1) | ((grid.zero == 0) & alone)
-    fine &= (grid.tp == 1) | grid.sequence_parallel
+    fine &= ((grid.tp == 1) | grid.sequence_parallel) & (model.key_heads % grid.tp == 0)
     one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
     fine &= (grid.pp == 1) | ~one_chunk | (grid.microbatches >= grid.pp)
     fine &= np.array([name in ("none", "full") for name in RECOMPUTES])[grid.recompute]
