@@ -16,8 +16,9 @@ FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
 # The name of each framework, and the extension of its file of settings. Slurm starts this engine. Hugging Face's file has the
 # model alone.
-_OTHERS: Mapping[str, str] = {"slurm": "Slurm", "huggingface": "Hugging Face"}
-NAMES: Mapping[Framework, str] = {to: _OTHERS[to] if to in _OTHERS else frameworks.NAMES[to] for to in FRAMEWORKS}
+NAMES: Mapping[str, str] = {"slurm": "Slurm", "huggingface": "Hugging Face"} | {
+    str(to): name for to, name in frameworks.NAMES.items()
+}
 ENDINGS: Mapping[Framework, str] = {
     "megatron": "sh",
     "torchtitan": "toml",
