@@ -387,7 +387,7 @@ def test_the_command_writes_each_kind_of_file(
     ("arguments", "sentence"),
     [
         ("mine --to html", "the HTML report is drawn by the pages, not by the engine; download it on the Runs page"),
-        ("mine --to pdf", "there is no export to 'pdf'; there are perfetto, csv, zip, megatron, torchtitan, deepspeed, slurm"),
+        ("mine --to pdf", f"there is no export to 'pdf'; there are perfetto, csv, zip, {', '.join(FRAMEWORKS)}"),
         ("--to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("mine --spec x --to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("--spec x --to csv", "csv shows what a run measured, and a spec has measured nothing; name the RUN"),
@@ -410,5 +410,5 @@ def test_a_wrong_export_is_one_sentence(
 
 
 def test_an_unknown_framework_is_refused() -> None:
-    with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed, slurm"):
+    with pytest.raises(RequestError, match=f"no settings for 'jax'; there are for {', '.join(FRAMEWORKS)}"):
         settings(SPEC, "jax")  # type: ignore[arg-type]
