@@ -184,8 +184,13 @@ OTHERS: dict[str, ModelSpec] = {
     "opt-30b": _opt(48, 7168, 56),
     "opt-66b": _opt(64, 9216, 72),
     "opt-175b": _opt(96, 12288, 96),
+<<<<<<< HEAD
     # Scao et al. 2022, BLOOM, table 3.
     "bloom-560m": _bloom(24, 1024, 16),
     "bloom-7b": _bloom(30, 4096, 32),
     "bloom-176b": _bloom(70, 14336, 112),
+=======
+    # Le Scao et al. 2022, BLOOM, table 3; ALiBi, and a norm behind the embedding.
+    "bloom-176b": ModelSpec(layers=70, hidden=14336, heads=112, vocab=250880, seq=2048, position="alibi", embedding_norm=True),
+>>>>>>> main
 }

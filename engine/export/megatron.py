@@ -17,6 +17,7 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
+from engine.families import ModelParts
 from engine.predict.planner.frameworks import parts_lacked
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
 
@@ -161,7 +162,6 @@ def _shards_more_than_states(spec: RunSpec) -> bool:
 
 def _model(spec: RunSpec) -> Iterator[Argument]:
     model = spec.model
-    parts = model.parts
     yield from _stacks(spec)
     yield "--hidden-size", model.hidden
     yield "--ffn-hidden-size", model.ffn_width
@@ -172,6 +172,31 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
         yield "--group-query-attention", True
         yield "--num-query-groups", model.key_heads
     yield from _positions(model)
+<<<<<<< HEAD
+=======
+    yield from _layer_parts(model.parts)
+    yield "--attention-dropout", 0
+    yield "--hidden-dropout", 0
+    yield from _vocabulary(spec)
+
+
+def _positions(model: ModelSpec) -> Iterator[Argument]:
+    """Positions, and which of them attention sees."""
+    parts = model.parts
+    yield "--max-position-embeddings", model.places
+    yield "--position-embedding-type", _POSITIONS.get(parts.position, "learned_absolute")
+    if parts.position == "rotary":
+        yield "--rotary-base", model.angle_base
+        if model.rotated < model.head_width:
+            yield "--rotary-percent", model.rotated / model.head_width
+    if "window" in model.sized_parts:
+        yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
+        if model.global_every:
+            yield "--window-attn-skip-freq", model.global_every
+
+
+def _layer_parts(parts: ModelParts) -> Iterator[Argument]:
+>>>>>>> main
     yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
     if parts.qk_norm != "none":
         yield "--qk-layernorm", True
@@ -185,9 +210,6 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
             yield "--add-qkv-bias", True
     if not parts.tied:
         yield "--untie-embeddings-and-output-weights", True
-    yield "--attention-dropout", 0
-    yield "--hidden-dropout", 0
-    yield from _vocabulary(spec)
 
 
 def _positions(model: ModelSpec) -> Iterator[Argument]:

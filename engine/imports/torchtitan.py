@@ -138,9 +138,15 @@ def _workload(parts: Mapping[str, Fields], layout: LayoutSpec, remarks: list[Sen
     else:
         each = local
     if each < 1 or whole % (each * layout.dp):
+<<<<<<< HEAD
         values = {"batch": whole, "each": each, "dp": layout.dp}
         raise RequestError(sentence("global_batch_size={batch} is not a multiple of {each} × dp={dp}", **values))
     found: Values = {
+=======
+        text = sentence("global_batch_size={batch} is not a multiple of {each} × dp={dp}", batch=whole, each=each, dp=layout.dp)
+        raise RequestError(text)
+    values: dict[str, Any] = {
+>>>>>>> main
         "microbatch_size": each,
         "microbatches": whole // (each * layout.dp),
         "learning_rate": optimizer.number("lr"),

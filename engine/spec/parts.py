@@ -1,39 +1,21 @@
-"""The parts of a spec: model, layout, workload, text generation, and fault injection."""
+"""The parts of a spec beside its model: layout, workload, text generation, and fault injection."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from engine.families import (
-    FAMILIES,
-    ROTARY_BASE,
-    AttentionBias,
-    FamilyName,
-    HeadKind,
-    Inner,
-    ModelParts,
-    Norm,
-    Parallel,
-    Placement,
-    Position,
-    QKNorm,
-    parts_of,
-    predicted,
-)
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
-from engine.spec.model_numbers import wrong_number
-from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
+from engine.spec.model import ModelSpec
+from engine.spec.numbers import evenly
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import brief, sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
-
-_MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
 # What backward computes again: nothing, parts of layers, or whole layers. `recomputes` reads it.
 Recompute = Literal[
@@ -51,6 +33,7 @@ def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
     return part in recompute.split("+")
 
 
+<<<<<<< HEAD
 # The fields of `ModelSpec` that choose a part of the model.
 MODEL_PARTS = (
     "norm", "placement", "qk_norm", "parallel", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias",
@@ -332,6 +315,8 @@ class ModelSpec(Spec):
         return total
 
 
+=======
+>>>>>>> main
 class LayoutSpec(Spec):
     """How the work is distributed over ranks. There is one rank for each coordinate of the mesh."""
 

@@ -215,6 +215,7 @@ def serving_to_link(serving: Serving | None) -> dict[str, str]:
     return {FOR: SERVING} | asked
 
 
+<<<<<<< HEAD
 def _known_model(code: str) -> str:
     """The model as it is written in links. Raises `RequestError`."""
     try:
@@ -223,6 +224,8 @@ def _known_model(code: str) -> str:
         raise RequestError(error.sentence) from error
 
 
+=======
+>>>>>>> main
 def _fraction(name: str, text: str, most: float) -> float:
     try:
         value = float(text)
@@ -235,6 +238,17 @@ def _fraction(name: str, text: str, most: float) -> float:
             )
         )
     return value
+<<<<<<< HEAD
+=======
+
+
+def _known_model(code: str) -> str:
+    """The model as it is written in links. Raises `RequestError`."""
+    try:
+        return model_to_link(model_of_link(code))
+    except LinkError as error:
+        raise RequestError(error.sentence) from error
+>>>>>>> main
 
 
 def _whole(name: str, text: str) -> int:
