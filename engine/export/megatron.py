@@ -87,6 +87,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from _refusal(spec)
     if model.family not in _SCRIPTS:
         yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
+    if model.parts.position == "alibi":
+        yield "Megatron-LM has no linear biases of distances; the model is set up without positions"
     if model.family == "roberta":
         yield "Megatron-LM has no RoBERTa; its BERT adds token types"
     if model.family == "bert":
@@ -172,8 +174,6 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
         yield "--group-query-attention", True
         yield "--num-query-groups", model.key_heads
     yield from _positions(model)
-<<<<<<< HEAD
-=======
     yield from _layer_parts(model.parts)
     yield "--attention-dropout", 0
     yield "--hidden-dropout", 0
@@ -196,7 +196,6 @@ def _positions(model: ModelSpec) -> Iterator[Argument]:
 
 
 def _layer_parts(parts: ModelParts) -> Iterator[Argument]:
->>>>>>> main
     yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
     if parts.qk_norm != "none":
         yield "--qk-layernorm", True
@@ -210,19 +209,6 @@ def _layer_parts(parts: ModelParts) -> Iterator[Argument]:
             yield "--add-qkv-bias", True
     if not parts.tied:
         yield "--untie-embeddings-and-output-weights", True
-
-
-def _positions(model: ModelSpec) -> Iterator[Argument]:
-    yield "--max-position-embeddings", model.places
-    yield "--position-embedding-type", _POSITIONS.get(model.parts.position, "learned_absolute")
-    if model.parts.position == "rotary":
-        yield "--rotary-base", model.angle_base
-        if model.rotated < model.head_width:
-            yield "--rotary-percent", model.rotated / model.head_width
-    if "window" in model.sized_parts:
-        yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
-        if model.global_every:
-            yield "--window-attn-skip-freq", model.global_every
 
 
 def _stacks(spec: RunSpec) -> Iterator[Argument]:

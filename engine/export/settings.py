@@ -16,17 +16,12 @@ FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
 # The name of each framework, and the extension of its file of settings. Slurm starts this engine. Hugging Face's file has the
 # model alone.
-<<<<<<< HEAD
-NAMES: Mapping[str, str] = {"slurm": "Slurm", "huggingface": "Hugging Face"} | {
-    str(to): name for to, name in frameworks.NAMES.items()
-=======
 NAMES: Mapping[Framework, str] = {
     "megatron": frameworks.NAMES["megatron"],
     "torchtitan": frameworks.NAMES["torchtitan"],
     "deepspeed": frameworks.NAMES["deepspeed"],
     "slurm": "Slurm",
     "huggingface": "Hugging Face",
->>>>>>> main
 }
 ENDINGS: Mapping[Framework, str] = {
     "megatron": "sh",

@@ -138,15 +138,9 @@ def _workload(parts: Mapping[str, Fields], layout: LayoutSpec, remarks: list[Sen
     else:
         each = local
     if each < 1 or whole % (each * layout.dp):
-<<<<<<< HEAD
-        values = {"batch": whole, "each": each, "dp": layout.dp}
-        raise RequestError(sentence("global_batch_size={batch} is not a multiple of {each} × dp={dp}", **values))
-    found: Values = {
-=======
         text = sentence("global_batch_size={batch} is not a multiple of {each} × dp={dp}", batch=whole, each=each, dp=layout.dp)
         raise RequestError(text)
     values: dict[str, Any] = {
->>>>>>> main
         "microbatch_size": each,
         "microbatches": whole // (each * layout.dp),
         "learning_rate": optimizer.number("lr"),
@@ -156,10 +150,10 @@ def _workload(parts: Mapping[str, Fields], layout: LayoutSpec, remarks: list[Sen
         raise RequestError(sentence("there is no optimizer {name} here; {known} are", name=brief(named), known="AdamW"))
     most = next(rule.le for rule in WorkloadSpec.model_fields["steps"].metadata if hasattr(rule, "le"))
     if "steps" in training and training.whole("steps") <= most:
-        found["steps"] = training.whole("steps")
+        values["steps"] = training.whole("steps")
     elif "steps" in training:
         remarks.append(sentence("training.steps is left out: runs here have at most {most} steps", most=most))
     sharded = layout.dp > 1 or parts["parallelism"].get("data_parallel_shard_degree") == _REST
-    found["precision"] = "bf16" if sharded and training.get("mixed_precision_param") in (None, "bfloat16") else "fp32"
+    values["precision"] = "bf16" if sharded and training.get("mixed_precision_param") in (None, "bfloat16") else "fp32"
     seed = parts["debug"].get("seed")
-    return WorkloadSpec.model_validate(found if seed is None else found | {"seed": seed})
+    return WorkloadSpec.model_validate(values if seed is None else values | {"seed": seed})

@@ -215,17 +215,6 @@ def serving_to_link(serving: Serving | None) -> dict[str, str]:
     return {FOR: SERVING} | asked
 
 
-<<<<<<< HEAD
-def _known_model(code: str) -> str:
-    """The model as it is written in links. Raises `RequestError`."""
-    try:
-        return model_to_link(model_of_link(code))
-    except LinkError as error:
-        raise RequestError(error.sentence) from error
-
-
-=======
->>>>>>> main
 def _fraction(name: str, text: str, most: float) -> float:
     try:
         value = float(text)
@@ -238,8 +227,6 @@ def _fraction(name: str, text: str, most: float) -> float:
             )
         )
     return value
-<<<<<<< HEAD
-=======
 
 
 def _known_model(code: str) -> str:
@@ -248,7 +235,6 @@ def _known_model(code: str) -> str:
         return model_to_link(model_of_link(code))
     except LinkError as error:
         raise RequestError(error.sentence) from error
->>>>>>> main
 
 
 def _whole(name: str, text: str) -> int:

@@ -285,7 +285,8 @@ NAMED: dict[Framework, str] = {
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
         --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
         --max-position-embeddings --position-embedding-type --rotary-base --rotary-percent --window-size
-        --window-attn-skip-freq --normalization --qk-layernorm --swiglu --squared-relu --disable-bias-linear --add-qkv-bias
+        --window-attn-skip-freq --normalization --qk-layernorm --swiglu
+        --squared-relu --disable-bias-linear --add-qkv-bias
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer

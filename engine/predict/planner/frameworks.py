@@ -42,13 +42,8 @@ def parts_lacked(framework: Framework, model: ModelSpec) -> list[str]:
     if framework == "deepspeed":
         return []
     if framework == "torchtitan":
-<<<<<<< HEAD
-        numbers = [name for name in ("rotary_width", "window") if name in model.sized_parts]
-        return [f"{name}={getattr(model, name)}".lower() for name in (*(name for name, _ in model.chosen_parts), *numbers)]
-=======
         chosen = [name for name, _ in model.chosen_parts] + [*model.sized_parts]
         return [f"{name}={getattr(model, name)}".lower() for name in chosen]
->>>>>>> main
     return [f"{name}={getattr(model.parts, name)}".lower() for name, has in _megatron_has(model).items() if not has]
 
 
