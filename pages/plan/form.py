@@ -84,7 +84,6 @@ def draw(request: Request, serving: Serving | None) -> None:
     else:
         with right:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
-            _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
         _reserve(request, words)
         _ask_serving(serving, request, words)
     with st.expander(words("Hardware efficiency")):
