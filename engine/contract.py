@@ -69,7 +69,7 @@ def _across_tables(result: RunResult) -> Iterator[Sentence]:
     mesh = layout.mesh
     yield from _sources(result)
     yield from _ranks(result, mesh)
-    yield from _groups(result.tables["traffic"], mesh)
+    yield from _groups(result.tables["traffic"], mesh, result.spec.model.key_copies(mesh.tp))
     yield from _numbers(result)
     yield from _passes(result.spec, result.tables["spans"], mesh)
     yield from _instants(result.tables["spans"])
@@ -102,13 +102,17 @@ def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
             )
 
 
-def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
-    """A group contains its rank. Along dp and tp it is the whole group of the axis. A message is between two stages."""
+def _groups(traffic: pd.DataFrame, mesh: Mesh, key_copies: int) -> Iterator[Sentence]:
+    """A group contains its rank. Along dp and tp it is the whole group of the axis, or the ranks with copies of a key head. A
+    message is between two stages.
+    """
     transfer = traffic["collective"].isin(_TRANSFERS)
     rows = traffic[["rank", "axis", "group"]].assign(transfer=transfer).drop_duplicates()
     for rank, axis, group, message in rows.itertuples(index=False):
         pair = axis == "pp" and group.count(",") == 1  # messages, and the all-reduce of tied weights
-        good = _is_pair(group, rank, mesh) if pair else not message and _is_whole(group, rank, axis, mesh)
+        shares = axis == "tp" and group == group_name(mesh.neighbours("tp", rank, key_copies), cut=False)
+        whole = _is_whole(group, rank, axis, mesh) or (shares and key_copies > 1)
+        good = _is_pair(group, rank, mesh) if pair else not message and whole
         if not good:
             named = {"group": group[:40], "rank": rank, "axis": axis}
             yield sentence("traffic has the group {group!r}, which is not a group of rank {rank} along {axis}", **named)

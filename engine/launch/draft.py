@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import files, store
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
 
 
@@ -79,6 +80,28 @@ def kept(result: RunResult, home: Path) -> Path:
     except OSError as error:
         draft.discard()
         raise RequestError(f"cannot save in {home}: {error.strerror or error}") from error
+
+
+def make_home(home: Path) -> None:
+    """Make the folder of runs, if needed. Raises `RequestError`, also if it is not writable."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            sentence("cannot make the folder {home} for runs: {reason}", home=str(home), reason=error.strerror)
+        ) from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise RequestError(sentence("the folder {home} for runs is not writable", home=str(home)))
+
+
+def note_owner(folder: Path, owner: str) -> None:
+    """Note in a saved run whose it is. A full disk costs the note, not the run."""
+    if not owner:
+        return
+    try:
+        store.set_owner(folder, owner)
+    except OSError as error:
+        logging.getLogger(__name__).warning("whose run %s is could not be noted: %s", folder.name, error)
 
 
 @contextmanager

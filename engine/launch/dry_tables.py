@@ -64,21 +64,23 @@ def _repeated(name: str, by_rank: Mapping[int, Rows], stands_for: Mapping[int, l
     parts = []
     for rank, ranks in stands_for.items():
         rows = table(name, by_rank[rank][name], "dry_run")
-        parts += [_as_rank(name, rows, other, mesh) for other in ([rank] if large else ranks)]
+        parts += [_as_rank(name, rows, rank, other, mesh) for other in ([rank] if large else ranks)]
     return pd.concat(parts, ignore_index=True)
 
 
-def _as_rank(name: str, rows: pd.DataFrame, rank: int, mesh: Mesh) -> pd.DataFrame:
-    """The rows of a rank of the same stage, as this one's."""
+def _as_rank(name: str, rows: pd.DataFrame, of: int, rank: int, mesh: Mesh) -> pd.DataFrame:
+    """The rows of a rank of the same stage, `of`, as those of `rank`."""
     if name == "memory_peak":
         return rows.assign(rank=rank, **mesh.coordinate(rank).columns)
     if name == "traffic":
-        groups = [_group(mesh, rank, axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
+        groups = [_group(mesh, of, rank, axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
         return rows.assign(rank=rank, group=pd.Series(groups, dtype="str"))
     return rows.assign(rank=rank)
 
 
-def _group(mesh: Mesh, rank: int, axis: Axis, group: str) -> str:
-    """The group that goes through `rank` as `group` goes through the rank it was counted on."""
-    ranks = [mesh.peer(axis, rank, mesh.index(axis, member)) for member in members(group)]
+def _group(mesh: Mesh, of: int, rank: int, axis: Axis, group: str) -> str:
+    """The group that goes through `rank` as `group` goes through the rank `of`. It may be one of several parts of an axis."""
+    within, count = members(group), len(members(group))
+    ahead = (mesh.index(axis, rank) // count - mesh.index(axis, of) // count) * count if rank != of else 0
+    ranks = [mesh.peer(axis, rank, mesh.index(axis, member) + ahead) for member in within]
     return group_name(ranks, cut=not mesh.all_listed and ranks[0] == rank)

@@ -34,7 +34,7 @@ class Generation:
             for bucket, times in self.readings[chunk].buckets(1):
                 name = sentence("weights of {bucket}", bucket=bucket.name)
                 counts[BlockKind("parameters", name, (bucket.size, self.e), bucket.layered)] += times
-            heads = Factor("G" if layout.tp == 1 else "G/tp", model.key_heads // layout.tp)
+            heads = Factor("G" if layout.tp == 1 else "G/tp", model.keys_on_rank(layout.tp))
             cached = (Factor("2", 2), heads, Factor("N", self.prompt + self.new), Factor("D", model.head_width), self.e)
             if layers := sum(self.split.chunks[chunk][1]):
                 counts[BlockKind(KV_CACHE, sentence("keys and values"), cached, True)] += layers

@@ -12,7 +12,7 @@ from engine.predict.durations import UNIT_NS, textbook
 from engine.predict.memory.blocks import Counts, size_of
 from engine.predict.memory.peaks import Memory, memory, opened_generation, opened_stages
 from engine.predict.memory.shortened import stage_actions
-from engine.predict.memory.stages import Place
+from engine.predict.memory.stages import Place, alike
 from engine.schedule import Action, Schedule, plan, replay
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
@@ -30,7 +30,7 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     ranks = np.array(mesh.listed)
     if len(ranks) < mesh.size:
         at, _ = found.fullest
-        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)}))
+        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": at.later}))
         bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
     else:
         bytes_ = _bytes_of_all(mesh, found, categories)
@@ -54,7 +54,7 @@ def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
     by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
     bytes_ = by_stage.repeat(mesh.stride("pp"), axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
     for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
-        slices = slice(1, None) if at.later else slice(0, 1)
+        slices = [tp for tp in range(mesh.tp) if alike(tp, found.copies) == at.later]
         bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
     return bytes_.reshape(mesh.size, len(categories))
 
@@ -68,7 +68,7 @@ def curve_table(spec: RunSpec, rank: int, times: Sequence[tuple[int, int]] | Non
     at = spec.layout.mesh.coordinate(rank)
     stages = opened_stages(spec, stage_actions(spec))
     schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
-    standing, walk = stages.walk(Place(at.pp, at.dp, at.tp > 0), schedule)
+    standing, walk = stages.walk(Place(at.pp, at.dp, alike(at.tp, stages.copies)), schedule)
     if times is None:
         timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
         times = [(round(t.start * UNIT_NS), round(t.end * UNIT_NS)) for t in timed]

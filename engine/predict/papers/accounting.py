@@ -136,7 +136,7 @@ def _widths(model: ModelSpec) -> tuple[int, int]:
 
 
 def _gated(model: ModelSpec) -> bool:
-    return model.parts.inner == "swiglu"
+    return model.parts.gated
 
 
 # ------------------------------------------------------------------------------------------------------------- zero2020

@@ -74,7 +74,7 @@ class _Asked:
         self.cut = np.where(grid.sequence_parallel, grid.tp, 1)  # what shards the residual stream
         self.layers = np.ceil(model.layers / grid.pp)
         self.queries, self.keys = model.heads * model.head_width, model.key_heads * model.head_width
-        self.gated = model.parts.inner == "swiglu"
+        self.gated = model.parts.gated
         self.words = 128 * -(-model.vocab // (128 * grid.tp))  # rows of the vocabulary on a rank
         self.logits = model.seq * grid.microbatch_size * self.words
 
@@ -113,7 +113,7 @@ class _Asked:
         }
         share = sum(np.where(grid.zero >= SHARED_FROM[name], size / grid.dp, float(size)) for name, size in sizes.items())
         matrices = m.hidden * (2 * self.queries + 2 * self.keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
-        whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, self.keys, False)
+        whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, self.keys, m.head_width, False)
         of_a_layer = matrices / grid.tp + (whole - matrices)  # norms and most biases are not sharded, and small
         table = m.hidden * self.words
         positions = m.hidden * m.seq if m.parts.position == "learned" else 0

@@ -86,7 +86,7 @@ def _layouts(model: ModelSpec, ranks: int) -> list[LayoutSpec]:
     found = []
     for tp in divisors(ranks):
         for pp in divisors(ranks // tp):
-            if tp <= model.key_heads and pp <= model.layers and ranks // (tp * pp) <= 65_536:
+            if tp <= model.heads and pp <= model.layers and ranks // (tp * pp) <= 65_536:
                 layout = LayoutSpec(dp=ranks // (tp * pp), tp=tp, pp=pp)
                 if not misfits(model, layout, WorkloadSpec()):
                     found.append(layout)
@@ -163,5 +163,5 @@ def _parameters_read(ledgers: LayoutLedgers, chunk: Chunk) -> int:
         if recorded.layer >= encoders or (chunk.part.last and recorded.name == "head") or tied:
             read += BucketSizes(recorded, chunk.part, ledgers.sizes, 1).size.value * chunk.times(recorded.layer)
     if model.parts.encoder:
-        read -= chunk.layers[1] * 2 * (model.key_heads // ledgers.layout.tp) * model.head_width * model.hidden
+        read -= chunk.layers[1] * 2 * model.keys_on_rank(ledgers.layout.tp) * model.head_width * model.hidden
     return read

@@ -105,7 +105,7 @@ class _Seconds:
         self._rates, self._launch = rates(device, precision, assumed), on_device(device, assumed).launch_us / 1e6
         self._ahead = device.launches_ahead
         # The share of the scores that fused attention computes.
-        self._computed = 0.5 if model.parts.objective == "causal" else 1.0
+        self._computed = _computed(model)
 
     def of(self, one: Pass, sizes: Mapping[str, Real], tp: Link, hidden: float = 0.0) -> Real:
         """Seconds of kernels, and of calls over tp that are not hidden. (2, k)
@@ -137,6 +137,15 @@ class _Seconds:
             return np.maximum(total(kernel.flops) / self._rates.products, moved)
         products = total(kernel.flops) / self._rates.attention
         return products * self._computed if kernel.attention == "fused" else products + moved
+
+
+def _computed(model: ModelSpec) -> float:
+    """The share of the scores that a fused kernel computes: half of them below the diagonal; with a window those inside it."""
+    if model.parts.objective != "causal":
+        return 1.0
+    windowed = sum(map(model.windowed, range(model.layers))) / model.layers
+    inside = model.window / model.seq * (1 - model.window / model.seq / 2) if windowed else 0.0
+    return 0.5 + windowed * (inside - 0.5)
 
 
 @lru_cache(maxsize=_KEPT)
