@@ -42,7 +42,8 @@ _SIMUMAX_ROWS: tuple[tuple[str, ModelSpec, tuple[tuple[int, int, int, tuple[floa
 _GPT: dict[str, Any] = {"family": "gpt", "layers": 32, "kv_heads": 8, "tied": False}
 _7B: dict[str, Any] = _GPT | {"hidden": 4096, "heads": 32, "seq": 8192, "vocab": 131073}
 _15B: dict[str, Any] = _GPT | {
-    "hidden": 6144, "heads": 48, "seq": 4096, "vocab": 256000, "position": "rotary", "inner": "relu2", "attention_bias": "none", "mlp_bias": False,
+    "hidden": 6144, "heads": 48, "seq": 4096, "vocab": 256000, "position": "rotary", "inner": "relu2", "attention_bias": "none",
+    "mlp_bias": False,
 }  # fmt: skip
 _7B_RUN = MegatronRun(dropout=True, fused_accumulation=False)  # its model_config.yaml leaves dropout at 0.1
 # Test case, model, layout, microbatches and their size, settings, bytes. The 15B's 16 replicas follow from its steady bytes: 6 +
