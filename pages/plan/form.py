@@ -21,6 +21,7 @@ from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import (
     AUTOMATIC,
+    CALIBRATED,
     DEFAULT,
     FOR,
     MOST_RATE,
@@ -274,6 +275,8 @@ def _own(request: Request, words: Words) -> None:
     _own_row(("context_bytes", "workspace_bytes"), values, labels, helps)
     _own_row(("pair_communicator_bytes", "communicator_bytes"), values, labels, helps)
     _own_row(("fragmentation",), values, labels, helps)
+    for name in CALIBRATED:
+        st.session_state[f"plan/own/{name}"] = values[name]
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),

@@ -51,7 +51,7 @@ def page(**link: str) -> AppTest:
 def same(one: DeviceSpec, other: DeviceSpec) -> bool:
     """Whether all figures are equal, up to rounding of a product."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in DeviceSpec.model_fields if name not in ("name", "source")]
-    return all(a == pytest.approx(b, rel=1e-12) for a, b in pairs)
+    return all(a == b if b is None else a == pytest.approx(b, rel=1e-12) for a, b in pairs)
 
 
 def linked(app: AppTest) -> dict[str, str]:
@@ -85,7 +85,7 @@ def test_a_link_restores_the_request(request_: Request) -> None:
         ({"ranks": "0"}, "not a whole number from 1 to 1,000,000"),
         ({"ranks": "-3"}, "not a whole number"),
         ({"device": "own"}, "without its figures"),
-        ({"device": "own", "own": "1_2_x"}, "“1_2_x” must have 16 figures"),
+        ({"device": "own", "own": "1_2_x"}, "“1_2_x” must have 22 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
         ({"device": "own", "own": "nan_1_1_1_1_1_1_1_8_0.8"}, "memory_bytes=nan must be a finite number"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_1e999_0.8"}, "node_size=inf must be a finite number"),
@@ -112,7 +112,14 @@ def test_an_older_link_without_the_last_figures_still_opens() -> None:
     hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5"}).hardware
     assert (hardware.reachable, hardware.fp32_reachable, hardware.workspace_bytes) == (0.5, 0.8, 32 * 2**20)
     hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5_0.7"}).hardware
-    assert (hardware.fp32_reachable, hardware.fragmentation) == (0.7, 0.04)
+    assert (hardware.fp32_reachable, hardware.fragmentation, hardware.launch_us) == (0.7, 0.04, None)
+
+
+def test_a_link_keeps_what_was_measured_on_a_device() -> None:
+    """A calibrated processor, whose file was loaded: the form shows its figures, and keeps those that it does not show."""
+    measured = {"launch_us": 21.5, "attention_efficiency": 0.4, "launches_ahead": False}
+    mine = DEVICES["laptop-cpu"].model_copy(update=measured)
+    assert same(of_link(to_link(Request(device=OWN, own=figures_of(mine)))).hardware, mine)
 
 
 def test_a_known_device_can_be_changed_into_ones_own_without_losing_figures() -> None:
