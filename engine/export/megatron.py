@@ -17,7 +17,7 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
-from engine.families import ROTARY_BASE
+from engine.families import FAMILIES, ROTARY_BASE
 from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
@@ -91,6 +91,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its BERT puts norms before attention and MLP"
     if model.family == "transformer":
         yield "its T5 puts norms first and learns positions; the sizes are the same"
+    yield from _part_differences(spec)
     yield from _schedule_differences(spec)
     if _shards_more_than_states(spec) and layout.pp > 1:
         yield f"its FSDP stands for ZeRO {layout.zero}, and it is little tried with a pipeline"
@@ -101,6 +102,25 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from _workload_differences(spec)
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _part_differences(spec: RunSpec) -> Iterator[str]:
+    """Parts of the model that differ from the family's and that Megatron-LM has not."""
+    family, parts = FAMILIES[spec.model.family], spec.model.parts
+    if parts.placement != family.placement:
+        yield f"its layers have norms before attention and MLP alone, not placement={parts.placement}"
+    if parts.parallel != "none":
+        yield "it has no attention and MLP in parallel"
+    if parts.qk_norm == "full":
+        yield "it has no norm over all features of queries and keys"
+    if parts.qk_norm == "head" and parts.norm == "layer":
+        yield "its norms of queries and keys are LayerNorms, as its other norms"
+    if parts.inner == "geglu":
+        yield "it has no GeGLU of the tanh form; SwiGLU of the same size is set up instead"
+    if parts.scaled_embedding != family.scaled_embedding:
+        yield "it does not scale embeddings"
+    if parts.mlp_bias and parts.attention_bias != "all" and parts.attention_bias != family.attention_bias:
+        yield "attention and MLP have biases both or neither"
 
 
 def _workload_differences(spec: RunSpec) -> Iterator[str]:
@@ -173,10 +193,16 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
     if parts.position == "rotary":
         yield "--rotary-base", ROTARY_BASE
     yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
-    if parts.inner == "swiglu":
+    if parts.gated:
         yield "--swiglu", True
+    if parts.inner == "relu2":
+        yield "--squared-relu", True
     if not parts.mlp_bias:
         yield "--disable-bias-linear", True
+        if parts.attention_bias == "qkv":
+            yield "--add-qkv-bias", True
+    if parts.qk_norm == "head":
+        yield "--qk-layernorm", True
     if not parts.tied:
         yield "--untie-embeddings-and-output-weights", True
     yield "--attention-dropout", 0

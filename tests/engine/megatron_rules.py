@@ -30,9 +30,10 @@ _PLAIN: Mapping[Any, str] = {
         attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad""",
     str: "vocab-file data-path pipeline-model-parallel-layout",
     True: """
-        group-query-attention swiglu disable-bias-linear untie-embeddings-and-output-weights bert-no-binary-head
-        sequence-parallel use-distributed-optimizer use-megatron-fsdp no-gradient-accumulation-fusion bf16
-        accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 use-precision-aware-optimizer mock-data""",
+        group-query-attention swiglu squared-relu disable-bias-linear add-qkv-bias qk-layernorm
+        untie-embeddings-and-output-weights bert-no-binary-head sequence-parallel use-distributed-optimizer
+        use-megatron-fsdp no-gradient-accumulation-fusion bf16 accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16
+        use-precision-aware-optimizer mock-data""",
 }
 
 # The arguments: the type of the value; True, a flag without one; a tuple, its choices.

@@ -20,7 +20,7 @@ from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import CATEGORIES, RunResult
 from tests.runs import Runs, small
 
@@ -276,9 +276,9 @@ NAMED: dict[Framework, str] = {
     "megatron": """
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
         --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
-        --max-position-embeddings --position-embedding-type --rotary-base --normalization --swiglu --disable-bias-linear
-        --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
-        --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
+        --max-position-embeddings --position-embedding-type --rotary-base --normalization --swiglu --squared-relu --add-qkv-bias
+        --qk-layernorm --disable-bias-linear --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout
+        --tokenizer-type --vocab-size --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
         --use-megatron-fsdp --data-parallel-sharding-strategy --ckpt-format --no-gradient-accumulation-fusion --attention-backend
         --recompute-granularity --recompute-modules --recompute-method --recompute-num-layers --bf16
@@ -312,8 +312,8 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     ]  # fmt: skip
     specs = [spec_of(**lever) for lever in levers] + [spec_of("transformer"), spec_of("llama"), spec_of("bert")]
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
-    wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
-    specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
+    parts = {"head_dim": 64, "qk_norm": "head", "attention_bias": "qkv", "inner": "relu2"}
+    specs.append(RunSpec(model=ModelSpec.model_validate({"family": "llama"} | parts)))
     in_bf16 = {"precision": "bf16", "bf16_optimizer": True}
     specs.append(RunSpec.model_validate(specs[1].model_dump() | {"workload": specs[1].workload.model_dump() | in_bf16}))
     interleaved = spec_of(schedule="interleaved").model_dump()

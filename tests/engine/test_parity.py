@@ -61,7 +61,9 @@ KINKED = [spec for spec in covering() if spec.model.family == "transformer" and 
 @pytest.mark.parametrize("spec", [spec for spec in covering() if spec not in KINKED], ids=title)
 def test_parity(runs: Runs, spec: RunSpec) -> None:
     """For every family, schedule, lever and axis, with stages without a layer and a vocabulary that tp does not divide."""
-    assert_parity(runs.result(spec), PARITY_LIMIT if spec.workload.precision == "fp32" else PARITY_LIMIT_BF16)
+    parts = spec.model.parts
+    in_bf16 = PARITY_LIMIT_BF16 * (1.5 if parts.placement == "both" or parts.qk_norm != "none" else 1)  # more is rounded
+    assert_parity(runs.result(spec), PARITY_LIMIT if spec.workload.precision == "fp32" else in_bf16)
 
 
 def test_the_cases_cover_every_pair_of_choices() -> None:
