@@ -16,12 +16,12 @@ Norm = Literal["layer", "rms"]
 Placement = Literal["pre", "post", "both", "output"]
 QKNorm = Literal["none", "head", "full"]
 Parallel = Literal["none", "one_norm", "two_norms"]
-Position = Literal["learned", "sinusoidal", "rotary", "relative"]
+Position = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "none"]
 Inner = Literal["gelu", "gelu_tanh", "relu", "relu2", "geglu", "swiglu"]
 AttentionBias = Literal["all", "qkv", "none"]
 Objective = Literal["causal", "masked", "seq2seq", "permuted"]
 HeadKind = Literal["norm", "transform", "bare"]
-ROTARY_BASE = 500_000  # of the angles of rotary positions (Llama team 2024, section 3.2)
+ROTARY_BASE = 500_000  # of the angles of rotary positions, unless a model has its own (Llama team 2024, section 3.2)
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,12 @@ class ModelParts:
         norms = 1 if self.parallel == "one_norm" else (blocks + 1) * self.norms
         return blocks * attention + relative + mlp + norms * self.norm_vectors * hidden
 
-    def outer_parameters(self, hidden: int, vocab: int, seq: int) -> int:
-        """The number of parameters outside of layers: embeddings, their norm, the head, the output matrix if it is not tied."""
-        embedding = vocab * hidden + (seq * hidden if self.position == "learned" else 0) + (2 * hidden if self.segments else 0)
+    def outer_parameters(self, hidden: int, vocab: int, places: int) -> int:
+        """The number of parameters outside of layers: embeddings, their norm, the head, the output matrix if it is not tied.
+
+        `places`: rows of the table of positions, if these are learned.
+        """
+        embedding = vocab * hidden + (places * hidden if self.position == "learned" else 0) + (2 * hidden if self.segments else 0)
         norm = self.norm_vectors * hidden
         head = {"norm": norm, "transform": hidden * hidden + hidden + norm, "bare": 0}[self.head]
         output = (0 if self.tied else vocab * hidden) + (vocab if self.output_bias else 0)

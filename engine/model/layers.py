@@ -37,7 +37,8 @@ class Layer(nn.Module):
         if parts.position == "relative":
             self.attention = RelativeAttention(spec, tp, selective)
         else:
-            self.attention = SelfAttention(spec, tp, selective, decodes or parts.objective == "causal", attention)
+            causal, window = decodes or parts.objective == "causal", spec.window if spec.windowed(number) else 0
+            self.attention = SelfAttention(spec, tp, selective, causal, attention, window)
         self.cross_norm = make_norm(spec, tp) if decodes else None
         self.cross = CrossAttention(spec, tp, selective, attention) if decodes else None
         self.cross_output_norm = make_norm(spec, tp) if decodes and parts.placement == "both" else None

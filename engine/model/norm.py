@@ -71,11 +71,11 @@ class ShardedRMSNorm(nn.Module):
     in backward.
     """
 
-    def __init__(self, width: int, tp: TensorParallel) -> None:
-        """`width`: features over all tp ranks."""
+    def __init__(self, heads: int, width: int, tp: TensorParallel, keys: bool) -> None:
+        """`heads` of `width` over all tp ranks. Ranks that have copies of a key head have copies of its weight."""
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(ShardSpec((width,), 0, init="ones"), tp)
+        self.weight = ShardedParameter.of(ShardSpec((heads * width,), 0, least=(width,) if keys else (), init="ones"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return _RMSNorm.apply(x.flatten(2), self.weight, self.tp).view(x.shape)
@@ -130,12 +130,14 @@ def make_norm(spec: ModelSpec, tp: TensorParallel) -> nn.Module:
     return LayerNorm(spec.hidden, tp) if spec.parts.norm == "layer" else RMSNorm(spec.hidden, tp)
 
 
-def make_qk_norm(spec: ModelSpec, heads: int, tp: TensorParallel) -> nn.Module | None:
-    """The norm of queries or keys of that many heads over all tp ranks, if the model has one. (B, R, n, D) → (B, R, n, D)
+def make_qk_norm(spec: ModelSpec, keys: bool, tp: TensorParallel) -> nn.Module | None:
+    """The norm of queries or of `keys`, if the model has one. (B, R, n, D) → (B, R, n, D)
 
     It is RMSNorm in every model: a shift of all keys changes no softmax.
     """
     kind = spec.parts.qk_norm
     if kind == "none":
         return None
-    return ShardedRMSNorm(heads * spec.head_width, tp) if kind == "full" else RMSNorm(spec.head_width, tp, of_heads=True)
+    if kind == "full":
+        return ShardedRMSNorm(spec.key_heads if keys else spec.heads, spec.head_width, tp, keys)
+    return RMSNorm(spec.head_width, tp, of_heads=True)

@@ -131,12 +131,14 @@ class ShardSpec:
 
     `shape` is that of the whole parameter. `dim` is the sharded dimension; None: every tp rank holds the whole. `blocks` are
     sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
-    zeros to a multiple of tp.
+    zeros to a multiple of tp. `least`: the least size of a shard of each block, 0: none. A block that is too small for a shard of
+    that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last.
     """
 
     shape: tuple[int, ...]
     dim: int | None = None
     blocks: tuple[int, ...] = ()
+    least: tuple[int, ...] = ()
     init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
 
@@ -145,11 +147,11 @@ class ShardSpec:
         if self.dim is None or of == 1:
             return whole
         parts = []
-        for block in whole.split(self.blocks or (self.shape[self.dim],), self.dim):
-            size = -(-block.shape[self.dim] // of)
-            part = block.narrow(self.dim, min(index * size, block.shape[self.dim]), 0)
-            if index * size < block.shape[self.dim]:
-                part = block.narrow(self.dim, index * size, min(size, block.shape[self.dim] - index * size))
+        for block, (size, copies) in zip(whole.split(self.sizes, self.dim), self.shards(of), strict=True):
+            first = index // copies * size
+            part = block.narrow(self.dim, min(first, block.shape[self.dim]), 0)
+            if first < block.shape[self.dim]:
+                part = block.narrow(self.dim, first, min(size, block.shape[self.dim] - first))
             missing = size - part.shape[self.dim]
             if missing:
                 padding = [0, 0] * (whole.dim() - 1 - self.dim) + [0, missing]
@@ -157,15 +159,39 @@ class ShardSpec:
             parts.append(part)
         return torch.cat(parts, self.dim)
 
-    def unshard(self, shards: list[Tensor]) -> Tensor:
-        """The whole parameter from the shards of all tp ranks. The padding is removed."""
+    def unshard(self, shards: list[Tensor], copy: int = 0) -> Tensor:
+        """The whole parameter from the shards of all tp ranks. The padding is removed. `copy`: which copy of a shard is taken."""
         if self.dim is None or len(shards) == 1:
             return shards[0]
-        sizes = self.blocks or (self.shape[self.dim],)
-        padded = [-(-size // len(shards)) for size in sizes]
-        pieces = [s.split(padded, self.dim) for s in shards]
-        blocks = [torch.cat([p[b] for p in pieces], self.dim).narrow(self.dim, 0, sizes[b]) for b in range(len(sizes))]
+        every = self.shards(len(shards))
+        pieces = [s.split([size for size, _ in every], self.dim) for s in shards]
+        blocks = [
+            torch.cat([p[b] for p in pieces[copy % copies :: copies]], self.dim).narrow(self.dim, 0, self.sizes[b])
+            for b, (_, copies) in enumerate(every)
+        ]
         return torch.cat(blocks, self.dim)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the blocks along the sharded dimension."""
+        assert self.dim is not None
+        return self.blocks or (self.shape[self.dim],)
+
+    def shards(self, of: int) -> list[tuple[int, int]]:
+        """For each block the size of a shard, padded, and how many of `of` ranks hold the same shard."""
+        found = []
+        for size, least in zip(self.sizes, self.least or (0,) * len(self.sizes), strict=True):
+            copies = max(1, least * of // size)
+            found.append((-(-size * copies // of), copies))
+        return found
+
+    def copies(self, of: int) -> int:
+        """How many of `of` ranks hold the same shard of the last blocks; 1: each has its own."""
+        return 1 if self.dim is None else self.shards(of)[-1][1]
+
+    def copied(self, of: int) -> int:
+        """The size of what other ranks hold too, at the end of a shard along its dimension."""
+        return 0 if self.dim is None else sum(size for size, copies in self.shards(of) if copies > 1)
 
 
 class _WithShardSpec(type(nn.Parameter)):  # type: ignore[misc]
@@ -184,7 +210,7 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
     def of(spec: ShardSpec, tp: TensorParallel) -> ShardedParameter:
         shape = list(spec.shape)
         if spec.dim is not None:
-            shape[spec.dim] = sum(-(-size // tp.degree) for size in spec.blocks or (spec.shape[spec.dim],))
+            shape[spec.dim] = sum(size for size, _ in spec.shards(tp.degree))
         parameter = ShardedParameter(torch.empty(shape, dtype=tp.dtype, device=tp.comm.device))
         parameter.shard_spec = spec
         return parameter
@@ -312,14 +338,16 @@ class _RowLinear(Function):
 class ColumnParallelLinear(nn.Module):
     """y = x Wᵀ + b with the output features sharded over tp. (B, s, in) → (B, S, out/tp)
 
-    `blocks`: sizes of several fused outputs (q, k, v), each sharded by itself.
+    `blocks`: sizes of several fused outputs (q, k, v), each sharded by itself. `least`: see `ShardSpec`.
     """
 
-    def __init__(self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True, least: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks), tp)
-        self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
+        self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks, least), tp)
+        self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, least, "zeros"), tp) if bias else None
 
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
         """`again`: x is not kept for backward, which computes it with this function instead."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from engine.spec.errors import RequestError
 from engine.spec.parsing import parsed
-from engine.spec.sentence import sentence
+from engine.spec.sentence import brief, sentence
 
 
 class Spec(BaseModel):
@@ -64,7 +64,7 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     found = error.errors()
     first = found[0]
     more = len(found) - 1
-    name = ".".join(str(part) for part in first["loc"]) or _name_of(cls)
+    name = brief(".".join(str(part) for part in first["loc"]) or _name_of(cls))
     if first["type"] == "extra_forbidden":
         fields = ", ".join(cls.model_fields)
         text = sentence("there is no field {name!r}; {record} has {fields}", name=name, record=_name_of(cls), fields=fields)
@@ -97,6 +97,4 @@ def _name_of(cls: type[BaseModel]) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A value as text, shortened: it may be a whole file in the wrong place."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return brief(repr(value))

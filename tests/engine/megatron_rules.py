@@ -27,13 +27,14 @@ _PLAIN: Mapping[Any, str] = {
         num-layers-per-virtual-pipeline-stage microbatch-group-size-per-virtual-pipeline-stage recompute-num-layers
         micro-batch-size global-batch-size train-iters seed log-interval""",
     float: """
-        attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad""",
-    str: "vocab-file data-path pipeline-model-parallel-layout",
+        attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad
+        rotary-percent""",
+    str: "vocab-file data-path pipeline-model-parallel-layout window-size window-attn-skip-freq",
     True: """
-        group-query-attention swiglu squared-relu disable-bias-linear add-qkv-bias qk-layernorm
-        untie-embeddings-and-output-weights bert-no-binary-head sequence-parallel use-distributed-optimizer
-        use-megatron-fsdp no-gradient-accumulation-fusion bf16 accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16
-        use-precision-aware-optimizer mock-data""",
+        group-query-attention swiglu squared-relu qk-layernorm add-qkv-bias disable-bias-linear
+        untie-embeddings-and-output-weights bert-no-binary-head
+        sequence-parallel use-distributed-optimizer use-megatron-fsdp no-gradient-accumulation-fusion bf16
+        accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 use-precision-aware-optimizer mock-data""",
 }
 
 # The arguments: the type of the value; True, a flag without one; a tuple, its choices.

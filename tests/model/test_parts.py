@@ -107,6 +107,15 @@ def test_scaled_embeddings_are_larger_by_the_root_of_the_width(alone, position):
     torch.testing.assert_close(more, (32**0.5 - 1) * scaled.token(feed.tokens))
 
 
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+def test_a_token_alone_has_its_position_too(alone, position):
+    """As when text is generated, one token after the other."""
+    embedding = whole_model(shape("gpt", position=position), alone).embedding
+    feed = microbatch(shape("gpt"))
+    alone_at_5 = embedding.embed(feed._replace(tokens=feed.tokens[:, 5:6]), 5)[0]
+    torch.testing.assert_close(alone_at_5, embedding.embed(feed)[0][:, 5:6])
+
+
 @pytest.mark.parametrize("recompute", ["core_attn", "mlp_act", "layernorm+mlp_act", "full"])
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_recompute_changes_no_gradient(alone, parts, recompute):
