@@ -14,6 +14,8 @@ from tests.runs import Runs
 PROMPT, NEW = "The ", 12
 SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 32}
 FAMILIES = {"gpt": ModelSpec(**SHAPE), "llama": ModelSpec(family="llama", kv_heads=2, **SHAPE)}
+FAMILIES["mistral"] = ModelSpec(family="llama", kv_heads=1, window=7, global_every=3, rotary_width=4, **SHAPE)
+FAMILIES["bloom"] = ModelSpec(position="alibi", embedding_norm=True, **SHAPE)
 # Several stages and slices, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2.pp2": {"tp": 2, "pp": 2},
@@ -41,7 +43,12 @@ def tokens(runs: Runs, of: RunSpec) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("family", "layout"), [*(("gpt", layout) for layout in LAYOUTS), ("llama", "tp2.pp2"), ("llama", "zero3")]
+    ("family", "layout"),
+    [
+        *(("gpt", layout) for layout in LAYOUTS),
+        *((name, "tp2.pp2") for name in ("llama", "mistral", "bloom")),
+        ("llama", "zero3"),
+    ],
 )
 def test_every_layout_generates_the_tokens_of_the_unsharded_model(runs: Runs, family: str, layout: str) -> None:
     whole = tokens(runs, spec(family, {}))
