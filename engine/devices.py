@@ -56,6 +56,15 @@ class DeviceSpec(Spec):
     fragmentation: float = Field(
         0.04, ge=0, le=1, description="what the allocator reserves beyond the tensors' peak, as a share of it"
     )
+    # What `engine calibrate` measures, in place of assumptions (`engine.predict.speed.rates`). None: as assumed.
+    matmul_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    attention_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    memory_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    intra_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    launch_us: float | None = Field(
+        None, ge=0, le=100_000, description="microseconds of the host for a kernel, measured on it, in place of the assumption"
+    )
+    launches_ahead: bool = Field(True, description="its host launches kernels while it works on others; a processor does not")
     source: str = Field("", max_length=1000, description="source of the figures")
 
     def peak(self, precision: Precision) -> float:
@@ -151,14 +160,27 @@ DEVICES: dict[str, DeviceSpec] = {
 }  # fmt: skip
 
 
+def own_folder() -> Path:
+    """Where this user's device files are: `engine calibrate` writes them there. Each is offered by its name."""
+    return Path.home() / ".local" / "share" / "shardscope" / "devices"
+
+
+def device_names() -> list[str]:
+    """The named devices, and this user's own."""
+    own = sorted(file.stem for file in own_folder().glob("*.json") if file.stem not in DEVICES)
+    return [*DEVICES, *own]
+
+
 def device(name: str) -> DeviceSpec:
     """The device of that name, or the one in the JSON file of that name. Raises `RequestError` with a list of the names."""
     if name in DEVICES:
         return DEVICES[name]
     if name.endswith(".json"):
         return read_device(Path(name))
+    if name in (names := device_names()):
+        return read_device(own_folder() / f"{name}.json")
     raise RequestError(
-        f"there is no device {name!r}; there are {', '.join(DEVICES)}, or the name of a .json file with one of yours"
+        f"there is no device {name!r}; there are {', '.join(names)}, or the name of a .json file with one of yours"
     )
 
 

@@ -51,7 +51,8 @@ def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
     found = []
     for part in PARTS:
         one, other = (float(getattr(plan.step_time, part)[row]) for row in (first, second))
-        if abs(other - one) >= 0.02 * max(slow - fast, 0.01 * fast):
+        gap = abs(other - one)
+        if gap >= 0.02 * max(slow - fast, 0.01 * fast) and f"{gap:.3f}" != "0.000":
             found.append((abs(other - one), _difference(part, one, other)))
     return out + [reason for _, reason in sorted(found, key=lambda pair: -pair[0])]
 
