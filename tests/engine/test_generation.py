@@ -19,6 +19,8 @@ FAMILIES = {
     "gemma": ModelSpec(family="llama", qk_norm="head", placement="both", inner="geglu", scaled_embedding=True, **SHAPE),
     "olmo": ModelSpec(family="llama", qk_norm="full", placement="output", **SHAPE),
     "neox": ModelSpec(position="rotary", parallel="two_norms", tied=False, **SHAPE),
+    "mistral": ModelSpec(family="llama", kv_heads=1, window=7, global_every=3, rotary_width=4, **SHAPE),
+    "bloom": ModelSpec(position="alibi", embedding_norm=True, **SHAPE),
 }
 # Several stages and slices, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -91,7 +91,6 @@ def incompatible(a: str, x: Any, b: str, y: Any) -> bool:
         or (split and (chunked or ("pp" in chosen and chosen["split"] not in SPLITS.get(chosen["pp"], {}))))
         or (chunked and chosen.get("pp") == 4)
         or (chosen.get("schedule") == "dualpipe-v" and chosen.get("microbatches") == 1)
-        or (chosen.get("family") == "llama" and chosen.get("tp") == 4)  # it has two heads of keys
         or (chosen.get("family") == "xlnet" and chosen.get("loss_chunk", 0) > 0)
         or ("layernorm" in chosen.get("recompute", "") and FAMILIES[chosen.get("family", "gpt")].placement == "post")
     )
