@@ -28,6 +28,7 @@ _CLASSES = {
     "gpt_neox": "GPTNeoXForCausalLM",
     "falcon": "FalconForCausalLM",
     "opt": "OPTForCausalLM",
+    "bloom": "BloomForCausalLM",
     "bert": "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
     "xlnet": "XLNetLMHeadModel",

@@ -35,7 +35,6 @@ from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
 from pages.shared import links
-from tests.engine.huggingface_configs import CONFIGS
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
 
@@ -164,34 +163,6 @@ def test_a_device_file_is_read_or_refused_with_the_reason() -> None:
     assert linked(app)["called"] == "my own card"
     assert same(of_link(linked(app)).hardware, DEVICES["l40s"])
     assert "gpt2-1.5b on 8 × my own card" in text(app)
-
-
-def with_model_file(name: str, content: bytes) -> AppTest:
-    app = page()
-    app.session_state["unfolded/plan-model-file"] = True
-    app.run()
-    app.file_uploader[0].upload(name, content, "application/json").run()
-    assert not app.exception
-    return app
-
-
-def test_a_models_file_is_planned_and_what_it_leaves_out_is_named() -> None:
-    app = with_model_file("config.json", json.dumps(CONFIGS["gpt2-124m"]).encode())
-    assert linked(app)["model"] == "gpt2-124m"
-    assert any("models here have no dropout; left out: resid_pdrop=0.1" in caption.value for caption in app.caption)
-    app.file_uploader[0].upload("mine.json", json.dumps(CONFIGS["gpt2-124m"] | {"n_layer": 6}).encode(), "application/json").run()
-    assert not app.exception
-    assert linked(app)["model"] == "gpt.l6.h768.a12.v50257.s1024.f0"
-    assert "custom model on 8 × h100-80gb: it fits" in text(app)
-    assert app.selectbox(key="plan/model").value == "gpt.l6.h768.a12.v50257.s1024.f0"
-    app.selectbox(key="plan/model").set_value("gpt3-6.7b").run()
-    assert linked(app)["model"] == "gpt3-6.7b"
-
-
-def test_a_models_file_that_is_not_understood_is_refused_with_the_reason() -> None:
-    app = with_model_file("config.json", b'{"model_type": "mamba"}')
-    assert "model_type=mamba is not known here" in app.error[0].value
-    assert linked(app)["model"] == "gpt2-1.5b"
 
 
 def test_the_page_is_in_chinese() -> None:
