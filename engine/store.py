@@ -25,6 +25,7 @@ from engine.tables import SCHEMAS, RunResult
 # The limits for the user's own runs: 16 ranks with some 3,600 microbatches. A run that could have more rows is not started. In
 # the two tables that grow, memory_curve and spans, a row has up to 120 bytes.
 OWN = ReadLimits(rows=4_000_000, bytes=1 << 30, foreign=False)
+_OWNER, _LONGEST_OWNER = ".owner", 200  # a file in a run's folder, and its bytes
 _TRASH = ".trash"  # it has one folder for each deletion, named by its time; the deleted run is in it, under its own name
 _FORMER = ".former-names"  # it has one file for each name that a renamed run had; its content is the next name
 KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be restored, by any server that uses the same home
@@ -159,6 +160,33 @@ def discard_partial(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+# ------------------------------------------------------------------------------------------------------------ whose it is
+
+
+def set_owner(folder: Path, owner: str) -> None:
+    """Note in a saved run whose it is. The note goes where the folder goes: into the trash and back. Raises `OSError`."""
+    files.write(folder / _OWNER, owner.encode())
+
+
+def owner(folder: Path) -> str:
+    """Whose run it is; empty if nobody noted it."""
+    try:
+        return files.read(folder / _OWNER, _LONGEST_OWNER).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def owned(home: Path, by: str) -> tuple[list[Path], list[Path]]:
+    """The folders of an owner's runs in `home`: those that are saved, and those in the trash."""
+    deleted = [path for path in (home / _TRASH).glob("*/*") if path.is_dir()]
+    return [run for run in listing(home) if owner(run) == by], [run for run in deleted if owner(run) == by]
+
+
+def size(folder: Path) -> int:
+    """Bytes of a run's files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 # ----------------------------------------------------------------------------------------------------- names and the trash
 
 
@@ -218,6 +246,11 @@ def delete(folder: Path) -> Path:
         raise
     empty_trash(folder.parent)
     return deletion / folder.name
+
+
+def remove_deleted(deleted: Path) -> None:
+    """Remove a deleted run from disk: it cannot be restored."""
+    shutil.rmtree(deleted.parent, ignore_errors=True)  # another server of the same home may remove it too
 
 
 def restore(deleted: Path) -> Path:

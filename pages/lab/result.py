@@ -87,9 +87,11 @@ def charts(folder: Path) -> None:
 
 
 def measured(folder: Path) -> RunResult:
-    """The saved run. Raises `RequestError`, also for a dry run, which has no processes and no times."""
+    """The saved run. Raises `RequestError`, also for a dry run and a prediction, which have no processes and no times."""
     result = load(folder)
-    if contract.source(result) != "measured":
+    if (source := contract.source(result)) == "formula":
+        raise RequestError(sentence("{name} is a prediction: Compare shows it beside others", name=folder.name))
+    if source != "measured":
         raise RequestError(sentence("{name} is a dry run: Compare shows it beside others", name=folder.name))
     return result
 

@@ -8,6 +8,7 @@ import streamlit as st
 
 from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, settings
 from engine.predict.planner.explain import why
+from engine.predict.reserve import reserve_terms
 from engine.spec import RunSpec
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
@@ -33,7 +34,28 @@ def draw(found: Found, row: int) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="plan-onward"):
         for framework in FRAMEWORKS:
             _settings(found.spec(row), framework, words)
+    if found.plan.reserve is None:
+        _kept_free(found, row, words)
     dry_run.draw(found, row)
+
+
+def _kept_free(found: Found, row: int, words: Words) -> None:
+    """The terms of the reserve."""
+    r = found.layout(row)
+    degrees = int(r["dp"]), int(r["tp"]), int(r["pp"])
+    terms = reserve_terms(found.device, *degrees, found.plan.model.parts.tied, int(r["memory_bytes"]))
+    if not terms:
+        return
+    with st.expander(words("{size} that tensors leave free", size=in_bytes(sum(term.bytes for term in terms)))):
+        st.markdown(
+            "\n".join(f"- {words('{what}: {size}', what=words.sentence(term.name), size=in_bytes(term.bytes))}" for term in terms)
+        )
+        st.caption(
+            words(
+                "These are assumptions, the same for all GPUs; engine/devices.py has their sources. A device of your own has "
+                "fields for them, and the reserve can be one number."
+            )
+        )
 
 
 def _rival(found: Found, row: int) -> int | None:

@@ -139,6 +139,5 @@ def _near(layouts: pd.DataFrame, capacity: int) -> np.ndarray[tuple[int], np.dty
 
 def served_by(request: Request, length: int, sequences: int | None) -> pd.DataFrame:
     """The table of `engine.predict.planner.serving` for the request's model. Raises `RequestError`."""
-    workload = request.workload
-    asked = request.spec, request.ranks, request.hardware, length, sequences, workload.precision, request.assumed
-    return with_ledgers(lambda: serving(*asked))
+    asked = request.spec, request.ranks, request.hardware, length, sequences, request.workload.precision, request.assumed
+    return with_ledgers(lambda: serving(*asked, kept_free=request.kept_free))

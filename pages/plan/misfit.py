@@ -26,25 +26,27 @@ def draw(request: Request, plan: Found, row: int, words: Words) -> None:
     if bool(r["fits"]):
         return
     stage, each = int(r["fullest_stage"]), plan.plan.ranks // int(r["pp"])
-    need, have = int(r["memory_bytes"]), plan.device.memory_bytes
+    need, free, have = int(r["memory_bytes"]), int(r["reserve_bytes"]), plan.device.memory_bytes
     first = stage * each
     numbers = {
         "stage": stage,
         "layout": r["layout"],
         "need": in_bytes(need),
         "size": in_bytes(have),
-        "missing": in_bytes(need - have),
+        "reserve": in_bytes(free),
+        "missing": in_bytes(need + free - have),
     }
     if each == 1:
         sentence = words(
-            "Rank {rank}, stage {stage} of {layout}, needs {need}; the device has {size}, which is {missing} too little.",
+            "Rank {rank}, stage {stage} of {layout}, needs {need} beside {reserve} that are kept free; the device has {size}, "
+            "which is {missing} too little.",
             rank=f"{first:,}",
             **numbers,
         )
     else:
         sentence = words(
-            "Ranks {first} to {last}, stage {stage} of {layout}: each needs {need}; the device has {size}, which is {missing} "
-            "too little.",
+            "Ranks {first} to {last}, stage {stage} of {layout}: each needs {need} beside {reserve} that are kept free; the "
+            "device has {size}, which is {missing} too little.",
             first=f"{first:,}",
             last=f"{first + each - 1:,}",
             **numbers,

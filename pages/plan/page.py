@@ -76,6 +76,7 @@ def _train(service: Service, request: Request, words: Words) -> None:
         page_links.to_compare(service, plan.spec(row), words)
     drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
+    _bill(request, plan, row, words)
     misfit.draw(request, plan, row, words)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
@@ -179,7 +180,13 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
     share = float(r["memory_bytes"]) / plan.device.memory_bytes
     flops = significant(float(r["tflops_per_device"]))
     return [
-        Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(share))),
+        Figure(
+            words("Memory"),
+            in_bytes(int(r["memory_bytes"])),
+            words(
+                "{share} of the device; {reserve} are kept free", share=percent(share), reserve=in_bytes(int(r["reserve_bytes"]))
+            ),
+        ),
         Figure(
             words("Step time"),
             charts.seconds(float(r["step_s"]), words),
@@ -194,6 +201,24 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
             words("sent by the busiest rank per step"),
         ),
     ]
+
+
+def _bill(request: Request, plan: Found, row: int, words: Words) -> None:
+    """What training on the request's tokens takes with this layout."""
+    bill = request.bill(float(plan.layout(row)["tokens_per_second"]))
+    if bill is None:
+        return
+    parts = [
+        words("{days} days", days=short(bill.days, words)),
+        words("{hours} device-hours", hours=short(bill.device_hours, words)),
+    ]
+    if bill.money is not None:
+        parts.append(words("{money} at {price} an hour", money=short(bill.money, words), price=f"{request.price:g}"))
+    if bill.megawatt_hours is not None:
+        energy = short(bill.megawatt_hours, words)
+        parts.append(words("{energy} MWh at {watts} W a device", energy=energy, watts=f"{request.watts:g}"))
+    took = words("{tokens} tokens with this layout take {parts}.", tokens=short(request.tokens, words), parts=" · ".join(parts))
+    st.markdown(took)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

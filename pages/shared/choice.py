@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from engine import catalog
 from engine.launch import limits
@@ -24,6 +24,7 @@ from engine.spec import (
     WorkloadSpec,
     generation_misfits,
     misfits,
+    names_in,
     sentence,
 )
 from engine.topology import AXES, AXES_AS_WRITTEN, Mesh
@@ -71,8 +72,7 @@ class Bounds:
 def options(field: str) -> tuple[str, ...]:
     """The allowed values of a field; none if it is not a choice of names."""
     part, _, name = field.partition(".")
-    kind = _PARTS[part].model_fields[name].annotation if name else None
-    return get_args(kind) if get_origin(kind) is Literal else ()
+    return names_in(_PARTS[part].model_fields[name].annotation) if name else ()
 
 
 def description(field: str) -> str:

@@ -62,7 +62,7 @@ def _start(service: Service, behind: bool) -> None:
     spec = read(choice, service.texts).runnable
     if spec is not None:
         try:
-            run = service.queue.submit(spec)
+            run = service.submit(spec)
             if behind:
                 st.session_state[_QUEUED] = [*st.session_state.get(_QUEUED, ()), run]
             else:
@@ -77,8 +77,9 @@ def watch(service: Service, run: str) -> None:
     state = service.queue.watch(run)
     if state is None or state.finished:
         st.rerun()
-    st.progress(_progress(state), text=_doing(state, say()))
-    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.queue.cancel, args=(run,))
+    st.progress(_progress(state), text=doing(state, service.queue.expected_wait(run), say()))
+    may = service.may_end(state)
+    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.cancel, args=(run,), disabled=not may)
 
 
 def _draw_queued(service: Service) -> None:
@@ -87,7 +88,7 @@ def _draw_queued(service: Service) -> None:
     if any(not state.finished for state in states):
         _follow_queued(service)
     else:
-        _list_queued(states)
+        _list_queued(service, states)
 
 
 def _queued(service: Service) -> list[RunState]:
@@ -104,15 +105,15 @@ def _queued(service: Service) -> list[RunState]:
 
 @st.fragment(run_every=_EVERY_S)
 def _follow_queued(service: Service) -> None:
-    _list_queued(_queued(service))
+    _list_queued(service, _queued(service))
 
 
-def _list_queued(states: list[RunState]) -> None:
+def _list_queued(service: Service, states: list[RunState]) -> None:
     for state in states:
         layout = state.spec.layout
         name = f"{catalog.name_of(state.spec.model)} · {layout.code} · {schedule(layout.schedule, say())}"
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.markdown(f"{name}  \n{_doing(state, say())}", width="stretch")
+            st.markdown(f"{name}  \n{doing(state, service.queue.expected_wait(state.id), say())}", width="stretch")
             if st.button(say()("Show"), key=f"run/show/{state.id}", type="tertiary"):
                 st.query_params[RUN] = state.id
                 st.rerun()
@@ -124,11 +125,12 @@ def _progress(state: RunState) -> float:
     return _SHARE.get(state.phase, 1.0)
 
 
-def _doing(state: RunState, say: Words) -> str:
-    """The current phase of the run, in a line."""
+def doing(state: RunState, wait_s: float | None, say: Words) -> str:
+    """The current phase of the run, in a line. `wait_s`: how long it will wait; None if that is not known."""
     steps, ranks = state.spec.workload.steps, state.spec.layout.ranks
     if state.phase == "queued":
-        return say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)
+        waits = say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)
+        return waits if wait_s is None else say.together(say("{sentence}.", sentence=waits), expected(wait_s, say))
     if state.phase == "starting":
         return say.plural("Starting {count} process", "Starting {count} processes", ranks)
     if state.phase == "running" and state.losses:
@@ -145,3 +147,12 @@ def _doing(state: RunState, say: Words) -> str:
         "failed": say("Failed"),
     }
     return doing.get(state.phase, state.phase.capitalize())
+
+
+def expected(wait_s: float, say: Words) -> str:
+    """How long a run will wait, no more precise than is known."""
+    if wait_s < 10:
+        return say("It starts in a few seconds.")
+    if wait_s < 90:
+        return say("It starts in about {seconds} s.", seconds=10 * round(wait_s / 10))
+    return say("It starts in about {minutes} minutes.", minutes=round(wait_s / 60))

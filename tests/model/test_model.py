@@ -150,7 +150,7 @@ def test_pre_norm_and_post_norm_layers_equal_torchs_encoder_layer(alone):
     torch.testing.assert_close(ours(x, AttentionInputs()), torchs(x))
     pre = torch.nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     pre.load_state_dict(torchs.state_dict())
-    ours.pre = True
+    ours.placement = "pre"
     torch.testing.assert_close(ours(x, AttentionInputs()), pre(x))
 
 
@@ -201,7 +201,9 @@ def says(model: ModelSpec, **layout) -> list[str]:
 
 
 def test_a_family_refuses_sizes_that_do_not_fit_with_the_arithmetic():
-    assert "tp=4 does not divide 2 key and value heads; 1 and 2 do" in says(shape("llama"), tp=4)
+    assert says(shape("llama"), tp=4) == []  # a copy of each key head on two ranks
+    three = shape("llama", heads=12, kv_heads=3, hidden=48)
+    assert "tp=2 neither divides 3 key and value heads nor is a multiple of them; 1, 3, 6 and 12 fit" in says(three, tp=2)
     assert says(shape("llama"), tp=2) == []
     assert any("vocab=256 is too small" in s and "takes one more" in s for s in says(shape("bert", vocab=256)))
     assert says(shape("gpt", vocab=256)) == []

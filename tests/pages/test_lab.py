@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import store
+from engine.launch.predicted import predicted
 from pages.shared.service import Service
 from tests.pages.opened import click, link, opened, text
 from tests.pages.stand_in import PAIR, Queue, dry_run_of, saved, service
@@ -228,6 +229,12 @@ def test_a_saved_dry_run_is_not_shown_and_the_page_says_so(parts: tuple[Service,
     assert app.error[0].value == "This run cannot be shown: rank 1 is a dry run: Compare shows it beside others."
 
 
+def test_of_a_saved_prediction_the_page_says_where_it_is_shown(parts: tuple[Service, Queue]):
+    store.save(predicted(PAIR), parts[0].home / "by formula")
+    app = page(parts[0], run="by formula")
+    assert app.error[0].value == "This run cannot be shown: by formula is a prediction: Compare shows it beside others."
+
+
 def test_an_incomplete_run_is_reported(parts: tuple[Service, Queue]):
     (saved(parts[0].home, PAIR) / "spans.parquet").unlink()
     app = page(parts[0], run="20261124-101500-run")
@@ -351,3 +358,27 @@ def test_the_curve_is_that_of_the_chosen_rank_and_its_control_chooses_the_rank(p
     assert link(app, "rank") == "0"
     assert text(app).count('data-rank="0" data-role="self"') == 1
     assert "Rank 0 peaks at" in text(app)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(None, "Waiting: 2 runs ahead in the queue"), (4.0, "a few seconds"), (44.0, "about 40 s"), (200.0, "about 3 minutes")],
+)
+def test_who_waits_sees_the_place_and_how_long_it_takes(parts: tuple[Service, Queue], seconds: float | None, told: str):
+    service, queue = parts
+    run = service.submit(PAIR)
+    queue.becomes(run, ahead=2)
+    if seconds is not None:
+        queue.waits[run] = seconds
+    (bar,) = page(service, run=run).get("progress")
+    assert bar.proto.text.startswith("Waiting: 2 runs ahead in the queue")
+    assert told in bar.proto.text
+
+
+def test_a_run_of_a_server_before_this_one_is_told_what_became_of_it(parts: tuple[Service, Queue]):
+    service, queue = parts
+    run = service.submit(PAIR)
+    queue.becomes(run, phase="cancelled", message="the server was restarted before this run began; run it again")
+    app = page(service, run=run)
+    assert "The server was restarted before this run began; run it again." in app.info[0].value
+    assert not next(b for b in app.button if b.label.startswith("Run on")).disabled

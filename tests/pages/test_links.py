@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import catalog
+from engine.spec import MODEL_PARTS
 from engine.topology import AXES
 from pages.shared.choice import DEFAULTS, Bounds, Choice, options
 from pages.shared.links import LETTERS, LinkError, decode, encode
@@ -23,7 +24,13 @@ def one_of(field: str) -> st.SearchStrategy[str]:
 
 
 NUMBERS = ("layers", "hidden", "heads", "vocab", "seq", "ffn", "kv_heads", "head_dim", "decoder_layers")
-SHAPES = st.fixed_dictionaries({"model.family": one_of("model.family")} | {f"model.{n}": whole(f"model.{n}") for n in NUMBERS})
+NUMBERS += ("rotary_width", "rotary_base", "spare_positions", "window", "global_every")
+NAMES = [f"model.{name}" for name in MODEL_PARTS]
+SHAPES = st.fixed_dictionaries(
+    {"model.family": one_of("model.family")}
+    | {f"model.{n}": whole(f"model.{n}") for n in NUMBERS}
+    | {name: st.none() | one_of(name).map(lambda text: {"true": True, "false": False}.get(text, text)) for name in NAMES}
+)
 NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
 OTHERS = st.fixed_dictionaries(
     {f"layout.{name}": whole(f"layout.{name}") for name in (*AXES, "chunks", "zero")}
@@ -56,7 +63,7 @@ OTHERS = st.fixed_dictionaries(
 
 
 def test_every_field_of_a_spec_is_in_links():
-    drawn = {f"model.{n}" for n in ("family", *NUMBERS)} | set(LETTERS.values())
+    drawn = {f"model.{n}" for n in ("family", *NUMBERS, *MODEL_PARTS)} | set(LETTERS.values())
     assert drawn | {f"layout.{axis}" for axis in (*AXES, "schedule")} == set(DEFAULTS)
 
 
