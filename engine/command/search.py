@@ -11,6 +11,7 @@ import pandas as pd
 
 from engine import catalog, files
 from engine.api import search
+from engine.command import models
 from engine.command.output import complain, print_json, print_table
 from engine.devices import device, device_names
 from engine.launch.recording import with_ledgers
@@ -29,7 +30,7 @@ _TOP = 10
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="NAME", help="a named model; `models` lists them")
+    parser.add_argument("--model", required=True, metavar="NAME|FILE", help=models.HELP)
     parser.add_argument("--ranks", required=True, type=int, metavar="N", help="how many devices there are")
     named = f"a named device ({', '.join(device_names())}), or a JSON file with one of yours"
     parser.add_argument("--device", required=True, metavar="NAME|FILE.json", help=named)
@@ -132,7 +133,7 @@ def _serve(arguments: argparse.Namespace, free: int | None) -> int:
     for name in ("optimizer", "accounting", "only", "tokens", "price", "watts"):
         if getattr(arguments, name) is not None:
             raise RequestError(f"--{name} is for training; leave it out, or --inference")
-    model, gpu = catalog.model(arguments.model), device(arguments.device)
+    model, gpu = models.model(arguments.model), device(arguments.device)
     workload = WorkloadSpec.model_validate({"precision": arguments.precision})
     length = arguments.length or arguments.seq or model.seq
     assumed, sequences = assumptions(arguments.assume), arguments.sequences
@@ -175,7 +176,7 @@ def _write(table: pd.DataFrame, file: Path | None) -> None:
 
 
 def _plan(arguments: argparse.Namespace, free: int | None) -> Plan:
-    model = catalog.model(arguments.model)
+    model = models.model(arguments.model)
     if arguments.seq is not None:
         model = ModelSpec.model_validate(model.model_dump() | {"seq": arguments.seq})
     optimizer = arguments.optimizer or MIXED.optimizer

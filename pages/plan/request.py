@@ -19,6 +19,7 @@ from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec, sentence
 from pages.shared.link_numbers import shortest_text
+from pages.shared.links import LinkError, model_of_link, model_to_link
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value for serving; without it, the model is trained
 AUTOMATIC = -1.0  # a reserve for each layout, as `engine.predict.reserve` says
@@ -54,7 +55,7 @@ OPTIONAL = {"reserve": MOST_RESERVE, "tokens": MOST_TOKENS, "price": MOST_RATE, 
 
 @dataclass(frozen=True)
 class Request:
-    model: str = "gpt3-175b"
+    model: str = "gpt3-175b"  # a name in the catalog, or the sizes and parts as in links
     device: str = "h100-80gb"
     ranks: int = 1024
     batch: int = default_batch(1024)
@@ -72,9 +73,14 @@ class Request:
     assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
+    def is_named(self) -> bool:
+        """Whether the model is in the catalog."""
+        return self.model in catalog.MODELS
+
+    @property
     def spec(self) -> ModelSpec:
         """Raises `RequestError`."""
-        model = catalog.model(self.model)
+        model = model_of_link(self.model)
         return ModelSpec.model_validate(model.model_dump() | {"seq": self.seq}) if self.seq else model
 
     @property
@@ -169,7 +175,6 @@ def of_link(link: Mapping[str, str]) -> Request:
             given[name] = _fraction(name, given[name], most)
     given.setdefault("batch", default_batch(given.get("ranks", DEFAULT.ranks)))
     allowed = {
-        "model": tuple(catalog.MODELS),
         "device": (*device_names(), OWN),
         "precision": ("bf16", "fp32"),
         "attention": get_args(AttentionName),
@@ -182,6 +187,8 @@ def of_link(link: Mapping[str, str]) -> Request:
             raise RequestError(
                 sentence("The link's {field} “{text}” is not one of {names}.", field=name, text=given[name][:40], names=names)
             )
+    if "model" in given:
+        given["model"] = _known_model(given["model"])
     if given.get("device") != OWN:  # the user's figures are used only with the user's device
         given.pop("own", None)
         given.pop("called", None)
@@ -220,6 +227,14 @@ def _fraction(name: str, text: str, most: float) -> float:
             )
         )
     return value
+
+
+def _known_model(code: str) -> str:
+    """The model as it is written in links. Raises `RequestError`."""
+    try:
+        return model_to_link(model_of_link(code))
+    except LinkError as error:
+        raise RequestError(error.sentence) from error
 
 
 def _whole(name: str, text: str) -> int:

@@ -35,6 +35,7 @@ from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
 from pages.shared import links
+from tests.engine.huggingface_configs import CONFIGS
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
 
@@ -65,11 +66,12 @@ def linked(app: AppTest) -> dict[str, str]:
     [
         DEFAULT,
         Request(model="llama3-8b", device="l40s", ranks=6, batch=24, seq=512, precision="fp32", accounting="zero2020"),
+        Request(model="llama.l4.h64.a4.v256.s64.f0.rotary_width-8.qk_norm-head.tied-true"),
         Request(device=OWN, own=figures_of(DEVICES["mi300x"]), called="mine & yours"),
         Request(assumed=DEFAULT.assumed.model_copy(update={"matmul_efficiency": 0.61, "fused_accumulation": True})),
         Request(reserve=0.0, only="megatron", tokens=3e11, price=2.5, watts=1000.0),
     ],
-    ids=["default", "all fields", "own device", "assumptions", "reserve and cost"],
+    ids=["default", "all fields", "own model", "own device", "assumptions", "reserve and cost"],
 )
 def test_a_link_restores_the_request(request_: Request) -> None:
     assert of_link(to_link(request_)) == request_
@@ -78,7 +80,8 @@ def test_a_link_restores_the_request(request_: Request) -> None:
 @pytest.mark.parametrize(
     ("link", "why"),
     [
-        ({"model": "gpt-9"}, "The link's model “gpt-9” is not one of"),
+        ({"model": "gpt-9"}, "The link's model “gpt-9” is neither a name, such as"),
+        ({"model": "llama.l4.h63.a4.v256.s64.f0"}, "heads=4 does not divide hidden=63"),
         ({"ranks": "0"}, "not a whole number from 1 to 1,000,000"),
         ({"ranks": "-3"}, "not a whole number"),
         ({"device": "own"}, "without its figures"),
@@ -189,6 +192,34 @@ def test_a_device_file_is_read_or_refused_with_the_reason() -> None:
     assert linked(app)["called"] == "my own card"
     assert same(of_link(linked(app)).hardware, DEVICES["l40s"])
     assert "gpt2-1.5b on 8 × my own card" in text(app)
+
+
+def with_model_file(name: str, content: bytes) -> AppTest:
+    app = page()
+    app.session_state["unfolded/plan-model-file"] = True
+    app.run()
+    app.file_uploader[0].upload(name, content, "application/json").run()
+    assert not app.exception
+    return app
+
+
+def test_a_models_file_is_planned_and_what_it_leaves_out_is_named() -> None:
+    app = with_model_file("config.json", json.dumps(CONFIGS["gpt2-124m"]).encode())
+    assert linked(app)["model"] == "gpt2-124m"
+    assert any("models here have no dropout; left out: resid_pdrop=0.1" in caption.value for caption in app.caption)
+    app.file_uploader[0].upload("mine.json", json.dumps(CONFIGS["gpt2-124m"] | {"n_layer": 6}).encode(), "application/json").run()
+    assert not app.exception
+    assert linked(app)["model"] == "gpt.l6.h768.a12.v50257.s1024.f0"
+    assert "custom model on 8 × h100-80gb: it fits" in text(app)
+    assert app.selectbox(key="plan/model").value == "gpt.l6.h768.a12.v50257.s1024.f0"
+    app.selectbox(key="plan/model").set_value("gpt3-6.7b").run()
+    assert linked(app)["model"] == "gpt3-6.7b"
+
+
+def test_a_models_file_that_is_not_understood_is_refused_with_the_reason() -> None:
+    app = with_model_file("config.json", b'{"model_type": "mamba"}')
+    assert "model_type=mamba is not known here" in app.error[0].value
+    assert linked(app)["model"] == "gpt2-1.5b"
 
 
 def test_the_page_is_in_chinese() -> None:
