@@ -27,6 +27,7 @@ from engine.tables import SCHEMAS, RunResult
 OWN = ReadLimits(rows=4_000_000, bytes=1 << 30, foreign=False)
 _OWNER, _LONGEST_OWNER = ".owner", 200  # a file in a run's folder, and its bytes
 _TRASH = ".trash"  # it has one folder for each deletion, named by its time; the deleted run is in it, under its own name
+_FORMER = ".former-names"  # it has one file for each name that a renamed run had; its content is the next name
 KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be restored, by any server that uses the same home
 # Letters and digits of any language. No comma, which separates names in a link. No dot at the start, which hides a folder.
 _NAME = re.compile(r"[^\W_][\w .+()=-]{0,79}(?<![ .])")
@@ -213,7 +214,24 @@ def rename(folder: Path, name: str) -> Path:
     if target.exists():  # rename would replace an empty folder
         raise RequestError(sentence("there is another run named {name}; choose a name that is free", name=name))
     _move(folder, target)
+    former = folder.parent / _FORMER
+    former.mkdir(exist_ok=True)
+    files.write(former / folder.name, target.name.encode())
     return target
+
+
+def current(home: Path, name: str) -> Path | None:
+    """The run that has this name, or had it before it was renamed. None if there is none. No name leads out of `home`."""
+    tried: set[str] = set()
+    while good_name(name) and name not in tried:
+        if _saved_at(home / name) is not None:
+            return home / name
+        tried.add(name)
+        try:
+            name = files.read(home / _FORMER / name, _LONGEST_NAME).decode()
+        except FileNotFoundError:
+            return None
+    return None
 
 
 def delete(folder: Path) -> Path:

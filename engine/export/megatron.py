@@ -17,13 +17,15 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
-from engine.families import ROTARY_BASE
-from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
+from engine.families import ModelParts
+from engine.predict.planner.frameworks import parts_lacked
+from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
 _BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
+_POSITIONS = {"rotary": "rope", "none": "none", "alibi": "none"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _TOKENIZERS = {"pretrain_bert.py": "BertWordPieceLowerCase", "pretrain_t5.py": "BertWordPieceCase"}
 
@@ -85,12 +87,16 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from _refusal(spec)
     if model.family not in _SCRIPTS:
         yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
+    if model.parts.position == "alibi":
+        yield "Megatron-LM has no linear biases of distances; the model is set up without positions"
     if model.family == "roberta":
         yield "Megatron-LM has no RoBERTa; its BERT adds token types"
     if model.family == "bert":
         yield "its BERT puts norms before attention and MLP"
     if model.family == "transformer":
         yield "its T5 puts norms first and learns positions; the sizes are the same"
+    if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
+        yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
     yield from _schedule_differences(spec)
     if _shards_more_than_states(spec) and layout.pp > 1:
         yield f"its FSDP stands for ZeRO {layout.zero}, and it is little tried with a pipeline"
@@ -158,7 +164,6 @@ def _shards_more_than_states(spec: RunSpec) -> bool:
 
 def _model(spec: RunSpec) -> Iterator[Argument]:
     model = spec.model
-    parts = model.parts
     yield from _stacks(spec)
     yield "--hidden-size", model.hidden
     yield "--ffn-hidden-size", model.ffn_width
@@ -168,20 +173,42 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
     if model.key_heads != model.heads:
         yield "--group-query-attention", True
         yield "--num-query-groups", model.key_heads
-    yield "--max-position-embeddings", model.seq
-    yield "--position-embedding-type", "rope" if parts.position == "rotary" else "learned_absolute"
-    if parts.position == "rotary":
-        yield "--rotary-base", ROTARY_BASE
-    yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
-    if parts.inner == "swiglu":
-        yield "--swiglu", True
-    if not parts.mlp_bias:
-        yield "--disable-bias-linear", True
-    if not parts.tied:
-        yield "--untie-embeddings-and-output-weights", True
+    yield from _positions(model)
+    yield from _layer_parts(model.parts)
     yield "--attention-dropout", 0
     yield "--hidden-dropout", 0
     yield from _vocabulary(spec)
+
+
+def _positions(model: ModelSpec) -> Iterator[Argument]:
+    """Positions, and which of them attention sees."""
+    parts = model.parts
+    yield "--max-position-embeddings", model.places
+    yield "--position-embedding-type", _POSITIONS.get(parts.position, "learned_absolute")
+    if parts.position == "rotary":
+        yield "--rotary-base", model.angle_base
+        if model.rotated < model.head_width:
+            yield "--rotary-percent", model.rotated / model.head_width
+    if "window" in model.sized_parts:
+        yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
+        if model.global_every:
+            yield "--window-attn-skip-freq", model.global_every
+
+
+def _layer_parts(parts: ModelParts) -> Iterator[Argument]:
+    yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
+    if parts.qk_norm != "none":
+        yield "--qk-layernorm", True
+    if parts.gated:
+        yield "--swiglu", True
+    elif parts.inner == "relu2":
+        yield "--squared-relu", True
+    if not parts.mlp_bias:
+        yield "--disable-bias-linear", True
+        if parts.attention_bias != "none":
+            yield "--add-qkv-bias", True
+    if not parts.tied:
+        yield "--untie-embeddings-and-output-weights", True
 
 
 def _stacks(spec: RunSpec) -> Iterator[Argument]:

@@ -19,18 +19,14 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
-from engine.families import ROTARY_BASE
+from engine.imports.torchtitan import FLAVORS
+from engine.predict.planner.frameworks import parts_lacked
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
 
 VERSION = "0.2.2"
 
-# The flavors of its llama3, by layers, hidden size, heads, key heads, width of the MLP and vocabulary.
-_FLAVORS = {
-    (32, 4096, 32, 8, 14336, 128256): "8B",
-    (80, 8192, 64, 8, 28672, 128256): "70B",
-    (126, 16384, 128, 8, 53248, 128256): "405B",
-}
+_NAMES = {sizes[:-1]: name for name, sizes in FLAVORS.items()}  # of flavors, by their sizes
 
 
 def toml(spec: RunSpec) -> str:
@@ -63,6 +59,8 @@ def _refusals(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     if not _has_flavor(model):
         yield "its sizes are flavors in its code; put the line below into torchtitan/models/llama3/__init__.py"
+    if model.key_heads % layout.tp:
+        yield f"tp={layout.tp} must divide its {model.key_heads} key heads; here ranks have copies of them"
     if model.seq % (2 * layout.tp):
         yield f"it cuts a sequence into 2 × tp = {2 * layout.tp} parts, which does not divide seq={model.seq}"
 
@@ -71,8 +69,12 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     if model.family != "llama":
         yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
+    elif lacked := parts_lacked("torchtitan", model):
+        yield f"its Llama has no {', '.join(lacked)}; the parts of a Llama stand there"
     if model.head_dim and model.head_dim * model.heads != model.hidden:
         yield f"its heads are hidden ÷ heads wide, not {model.head_dim}"
+    if model.family == "llama":
+        yield from _position_differences(model)
     yield from _schedule_differences(spec)
     if layout.zero == 0 and layout.dp > 1 and _shards(spec):
         yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
@@ -91,6 +93,15 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "nothing is generated after training"
 
 
+def _position_differences(model: ModelSpec) -> Iterator[str]:
+    if model.parts.position != "rotary":
+        yield f"its positions are rotary, and here they are {model.parts.position}"
+    elif model.rotated < model.head_width:
+        yield f"it rotates all {model.head_width} numbers of a head, and here {model.rotated} are rotated"
+    if "window" in model.sized_parts:
+        yield f"it has no window; here a token sees {model.window} tokens"
+
+
 def _schedule_differences(spec: RunSpec) -> Iterator[str]:
     layout, named = spec.layout, spec.layout.facts.elsewhere.get("torchtitan")
     if layout.pp > 1 and named is None:
@@ -107,11 +118,12 @@ def _model(model: ModelSpec) -> dict[str, Any]:
 def _flavor(model: ModelSpec) -> str:
     """The name of the flavor of these sizes. If torchtitan has none, the name that `_entry` gives it."""
     sizes = (model.layers, model.hidden, model.heads, model.key_heads, model.ffn_width, model.vocab)
-    return _FLAVORS.get(sizes, f"{model.layers}x{model.hidden}")
+    own = f"{model.layers}x{model.hidden}"
+    return own if model.rotary_base else _NAMES.get(sizes, own)
 
 
 def _has_flavor(model: ModelSpec) -> bool:
-    return _flavor(model) in _FLAVORS.values()
+    return _flavor(model) in FLAVORS
 
 
 def _entry(model: ModelSpec) -> str:
@@ -123,7 +135,7 @@ def _entry(model: ModelSpec) -> str:
         "n_heads": model.heads,
         "n_kv_heads": model.key_heads,
     }
-    found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": ROTARY_BASE}
+    found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": model.angle_base}
     if (usual := 8 * model.hidden / 3) > width:
         found["ffn_dim_multiplier"] = int(1e6 * width / usual) / 1e6
     return f'"{_flavor(model)}": TransformerModelArgs({", ".join(f"{name}={value}" for name, value in found.items())}),'

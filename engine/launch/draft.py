@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine import files, store
 from engine.spec import RequestError, RunSpec, sentence
+from engine.tables import RunResult
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,17 @@ class Draft:
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def kept(result: RunResult, home: Path) -> Path:
+    """Save `result` in `home`, which is made if it is not there, under a new name. Returns the folder. Raises `RequestError`."""
+    draft = Draft.new(home.absolute())
+    try:
+        store.save(result, draft.folder)
+        return draft.keep(result.spec)
+    except OSError as error:
+        draft.discard()
+        raise RequestError(f"cannot save in {home}: {error.strerror or error}") from error
 
 
 def make_home(home: Path) -> None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engine import catalog
-from engine.families import FAMILIES
 from engine.files import write
 from engine.launch.client import environment
 from engine.predict.ledger.dimensions import dimensions, structure
@@ -40,6 +39,8 @@ _CHECKLIST = {("none", "none"), *itertools.product(("core_attn", "full"), ("none
 # Ledgers of a loss in chunks are shipped of models whose loss is in chunks with so many sequences.
 _MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
+# Models with other parts than their family, of which some ledgers are shipped. Tied llamas are Llama 3.2 and SmolLM2.
+_ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b")
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
 
@@ -70,9 +71,9 @@ def parts(model: ModelSpec) -> set[Part]:
 
 
 def shipped_models() -> list[ModelSpec]:
-    """Those whose ledgers are shipped: the catalog, and a llama each of whose heads has keys of its own, as the first had."""
-    llama = catalog.model("llama-tiny")
-    return [*catalog.MODELS.values(), llama.model_copy(update={"kv_heads": 0})]
+    """Those whose ledgers are shipped: of the catalog the families as they are, and those with other parts that most ask for."""
+    families = [model for model in catalog.MODELS.values() if not model.chosen_parts and not model.sized_parts]
+    return [*families, *map(catalog.model, _ASKED_FOR)]
 
 
 def shipped(one: Structure) -> bool:
@@ -80,11 +81,15 @@ def shipped(one: Structure) -> bool:
 
     Of the kinds of recompute that a search tries, those with fused attention, and with two-stream attention. Where attention
     could be fused and is written, only what training a GPT needs (lessons and published systems), and what the checklist of
-    `engine.predict.planner.advice` needs elsewhere.
+    `engine.predict.planner.advice` needs elsewhere. Of a model with other parts than its family, training in bf16 with fused
+    attention.
     """
+    if one.chosen_parts or one.sized_parts:
+        usual = one.precision == "bf16" and one.attention == "fused" and not one.generates
+        return usual and one.recompute in _planned(one)
     if not one.generates and one.recompute not in _planned(one):
         return False
-    if one.attention == "fused" or FAMILIES[one.family].position == "relative":
+    if one.attention == "fused" or one.parts.position == "relative":
         return True
     listed = one.precision == "bf16" and "B" in one.ones and (one.recompute, one.slicing) in _CHECKLIST
     return not one.generates and (one.family == "gpt" or listed)
@@ -92,7 +97,7 @@ def shipped(one: Structure) -> bool:
 
 def _planned(one: Structure) -> tuple[Recompute, ...]:
     """The kinds of recompute that a search tries for models of a structure."""
-    return planned_recomputes(ModelSpec(family=one.family), WorkloadSpec(attention=one.attention))
+    return planned_recomputes(ModelSpec(family=one.family, **dict(one.chosen_parts)), WorkloadSpec(attention=one.attention))
 
 
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
@@ -167,7 +172,8 @@ def key_of(plain: Any) -> Key:
     """What JSON made of a key."""
     structure, part = plain
     read = Structure(*structure)
-    return read._replace(ones=tuple(read.ones)), Part(*part)
+    chosen = tuple((name, value) for name, value in read.chosen_parts)
+    return read._replace(ones=tuple(read.ones), chosen_parts=chosen, sized_parts=tuple(read.sized_parts)), Part(*part)
 
 
 if __name__ == "__main__":

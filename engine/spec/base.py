@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -30,6 +30,16 @@ class Spec(BaseModel):
     def read_json(cls, text: str | bytes) -> Self:
         """Read what `model_dump_json` wrote. Raises `RequestError`, also for text that is not JSON."""
         return cls.model_validate(parsed(text, sentence("this")))
+
+
+def names_in(kind: Any) -> tuple[str, ...]:
+    """The names among which a field of that type chooses; none if it does not. None is not one of them: it is left out."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    if get_origin(kind) is Literal:
+        return tuple(map(str, kinds))
+    if len(kinds) != 1:
+        return ()
+    return ("true", "false") if kinds[0] is bool else names_in(kinds[0])
 
 
 # The sentence for each of pydantic's error types. The arguments are the error's context.

@@ -1,23 +1,21 @@
-"""The parts of a spec: model, layout, workload, text generation, and fault injection."""
+"""The parts of a spec beside its model: layout, workload, text generation, and fault injection."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from engine.families import FAMILIES, Family, FamilyName, predicted
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
-from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
+from engine.spec.model import ModelSpec
+from engine.spec.numbers import evenly
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import brief, sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
-
-_MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 
 # What backward computes again: nothing, parts of layers, or whole layers. `recomputes` reads it.
 Recompute = Literal[
@@ -33,132 +31,6 @@ OptimizerName = Literal["adamw", "sgd", "lion"]
 def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
     """Whether backward computes that part of layers again, and not whole layers."""
     return part in recompute.split("+")
-
-
-class ModelSpec(Spec):
-    """The shape of a Transformer. `engine.families` has the parts of its family."""
-
-    family: FamilyName = Field("gpt", description="model family")
-    layers: int = Field(4, ge=1, le=1024, description="Transformer layers; of encoder and decoder together, where there are both")
-    hidden: int = Field(64, ge=1, le=_MOST_HIDDEN, description="width of the residual stream")
-    heads: int = Field(4, ge=1, le=_MOST_HEADS, description="attention heads")
-    vocab: int = Field(256, ge=1, le=1_000_000, description="vocabulary size")
-    seq: int = Field(64, ge=1, le=MOST_SEQ, description="sequence length in tokens; of source and target each")
-    ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of the MLP; 0 means 4 × hidden")
-    kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
-    head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
-    decoder_layers: int = Field(0, ge=0, le=1024, description="number of decoder layers among the layers; 0 means half")
-
-    @model_validator(mode="after")
-    def _heads_divide_hidden(self) -> Self:
-        if not self.head_dim and self.hidden % self.heads:
-            widths = nearest_multiples(self.hidden, self.heads, _MOST_HIDDEN)
-            heads = nearest((d for d in divisors(self.hidden) if d <= _MOST_HEADS), self.heads)
-            raise RequestError(
-                sentence(
-                    "heads={heads} does not divide hidden={hidden}: each head would be {width:.4g} wide; "
-                    "hidden={widths} fits, or heads={fits}",
-                    heads=self.heads,
-                    hidden=self.hidden,
-                    width=self.hidden / self.heads,
-                    widths=either(widths),
-                    fits=either(sorted(heads)),
-                )
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _family_has_what_it_needs(self) -> Self:
-        if self.heads % self.key_heads:
-            raise RequestError(
-                sentence(
-                    "kv_heads={kv_heads} does not divide heads={heads}, so groups would differ in size; {fits} would",
-                    kv_heads=self.kv_heads,
-                    heads=self.heads,
-                    fits=listed(divisors(self.heads)),
-                )
-            )
-        if self.parts.position == "relative" and self.key_heads != self.heads:
-            raise RequestError(
-                sentence(
-                    "{family} has a key for every head; kv_heads=0 fits, not {kv_heads}",
-                    family=self.family,
-                    kv_heads=self.kv_heads,
-                )
-            )
-        if self.parts.position == "rotary" and self.head_width % 2:
-            raise RequestError(
-                sentence(
-                    "rotary positions turn pairs of numbers, and a head is {width} wide; an even width fits",
-                    width=self.head_width,
-                )
-            )
-        if self.decoder_layers and not self.parts.encoder:
-            raise RequestError(
-                sentence(
-                    "decoder_layers={decoder_layers} is for encoder and decoder, and {family} has one stack; 0 fits",
-                    decoder_layers=self.decoder_layers,
-                    family=self.family,
-                )
-            )
-        if self.parts.encoder and not 0 < self.encoder_layers < self.layers:
-            raise RequestError(
-                sentence(
-                    "layers={layers} are encoder and decoder together, and with decoder_layers={decoder_layers} one has none; "
-                    "layers of 2 and more fit, decoder_layers below that",
-                    layers=self.layers,
-                    decoder_layers=self.decoder_layers,
-                )
-            )
-        if self.parts.objective == "permuted" and self.seq < 2:
-            raise RequestError(
-                sentence(
-                    "{family} predicts some tokens from the others, and seq={seq} leaves none; 2 and more fit",
-                    family=self.family,
-                    seq=self.seq,
-                )
-            )
-        return self
-
-    @property
-    def parts(self) -> Family:
-        return FAMILIES[self.family]
-
-    @property
-    def head_width(self) -> int:
-        return self.head_dim or self.hidden // self.heads
-
-    @property
-    def key_heads(self) -> int:
-        return self.kv_heads or self.heads
-
-    @property
-    def ffn_width(self) -> int:
-        return self.ffn or 4 * self.hidden
-
-    @property
-    def encoder_layers(self) -> int:
-        """Layers of the encoder, which come before the decoder's; 0 if there is no encoder."""
-        return self.layers - (self.decoder_layers or self.layers // 2) if self.parts.encoder else 0
-
-    @property
-    def rows(self) -> int:
-        """Rows of one sequence that go through a layer: `seq`; with two-stream attention also one for each predicted token."""
-        return self.seq + (predicted("permuted", self.seq) if self.parts.objective == "permuted" else 0)
-
-    @property
-    def output_rows(self) -> int:
-        """Rows of one sequence that have logits: `seq`; with two-stream attention only the query rows."""
-        return self.rows - self.seq or self.seq
-
-    def parameters(self) -> int:
-        """The number of parameters of the whole model, without padding. Tied weights count once."""
-        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
-        total = self.parts.outer_parameters(self.hidden, self.vocab, self.seq)
-        for count, cross in ((self.layers - crossing, False), (crossing, True)):
-            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, cross)
-        return total
 
 
 class LayoutSpec(Spec):

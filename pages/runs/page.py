@@ -17,7 +17,7 @@ from pages.runs.rows import NEWEST, Broken, RunIndex, RunRow, matching, ordered,
 from pages.shared import navigation
 from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, inert, say
-from pages.shared.service import Service
+from pages.shared.service import EXAMPLE, Service
 
 FIND, SORT, PICKED = "find", "sort", "picked"  # the link's parameters
 SHOWN = 50  # rows of one part of the list
@@ -164,6 +164,7 @@ def _nothing() -> None:
         icon=":material/science:",
     )
     navigation.link("lab", say()("Open the Lab"), "science", {})
+    navigation.link("lab", say()("See a finished run"), "monitoring", {"run": EXAMPLE})
     st.caption(say()("Or press **Upload a run** to add one made elsewhere, as a zip."))
 
 

@@ -20,6 +20,8 @@ from pages.shared.texts import Texts
 _BROWSER = "_streamlit_xsrf"  # Streamlit's own cookie: all tabs of a browser have the same
 _JOURNAL = ".queue.jsonl"
 COOKIE, _SECRET = "shardscope_class", "service/secret"  # the same secret, in the browser and in this session
+EXAMPLE = "example"  # the name of the run that comes with the program
+_EXAMPLES = Path(__file__).parent / "examples"
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,12 @@ class Service:
         return Texts(self.home / ".texts", self._note_text)
 
     def saved(self, name: str) -> Path | None:
-        """The saved run of that name. Only names listed in the home folder are accepted, so no name leads out of it."""
-        return next((folder for folder in store.listing(self.home) if folder.name == name), None)
+        """The saved run that has this name or had it before it was renamed, or else the example that comes with the program.
+
+        Only names that are listed are accepted, so no name leads out of these folders.
+        """
+        listed = (folder for home in (self.home, _EXAMPLES) for folder in store.listing(home))
+        return next((folder for folder in listed if folder.name == name), None) or store.current(self.home, name)
 
     def find(self, run: str) -> RunState | Path | None:
         """The run of a link's parameter `run`: a run of this server by its id, or a saved run by its name."""
@@ -127,3 +133,8 @@ def open_service() -> Service:
     home = chosen.runs.absolute()
     queue = RunQueue(home, cores=chosen.cores, journal=home / _JOURNAL)
     return Service(home, queue, Classroom(home, arguments.rules(chosen)) if chosen.classroom else None)
+
+
+def is_example(folder: Path) -> bool:
+    """Whether the run comes with the program, and was not made here."""
+    return folder.parent == _EXAMPLES

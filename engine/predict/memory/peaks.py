@@ -10,7 +10,7 @@ from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import Change, Counts
 from engine.predict.memory.generation import Generation
 from engine.predict.memory.shortened import ALL_OF, MOST, StageActions, highest, in_flight, stage_actions
-from engine.predict.memory.stages import Place, Stages
+from engine.predict.memory.stages import Place, Stages, alike
 from engine.predict.terms import Factor, Term, total
 from engine.schedule import Action
 from engine.spec import RequestError, RunSpec, sentence
@@ -39,16 +39,18 @@ class Peak:
 class Memory:
     """The peaks of all ranks, each peak once.
 
-    `others` has the stages whose ranks have several peaks. There, the first ranks of the tp groups and the later ones are listed
-    apart. Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
+    `others` has the stages whose ranks have several peaks. There, the ranks of a tp group that count unlike are listed apart.
+    Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
     """
 
     peaks: tuple[Peak, ...]  # one a stage, of its first rank
     others: dict[Place, Peak] = field(default_factory=dict)
+    copies: int = 1  # see `ModelSpec.key_copies`
 
     def of(self, at: Coordinate) -> Peak:
         """A rank's."""
-        here = [place for place in self.others if (place.stage, place.later) == (at.pp, at.tp > 0) and place.replica <= at.dp]
+        of = at.pp, alike(at.tp, self.copies)
+        here = [place for place in self.others if (place.stage, place.later) == of and place.replica <= at.dp]
         return self.others[max(here)] if here else self.peaks[at.pp]
 
     @property
@@ -68,7 +70,7 @@ def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledge
         return _generating(spec, ledgers)
     stages = opened_stages(spec, stage_actions(spec, all_of, most), ledgers)
     peaks = tuple(peak_of(stages, Place(stage)) for stage in range(spec.layout.pp))
-    return Memory(peaks, _others(stages, peaks))
+    return Memory(peaks, _others(stages, peaks), stages.copies)
 
 
 def opened_stages(spec: RunSpec, actions: StageActions, ledgers: Ledgers | None = None) -> Stages:
@@ -76,11 +78,15 @@ def opened_stages(spec: RunSpec, actions: StageActions, ledgers: Ledgers | None 
     return Stages(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers), actions)
 
 
-def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
+def opened_generation(spec: RunSpec, ledgers: Ledgers | None = None) -> Generation:
+    """Raises `NotRecordedError`."""
     prompt = len(spec.generate.prompt.encode())
     tokens = prompt, prompt + spec.generate.new_tokens - 1
-    generation = Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
-    peaks = []
+    return Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
+
+
+def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
+    generation, peaks = opened_generation(spec, ledgers), []
     for stage in range(spec.layout.pp):
         action, there = generation.highest(stage)
         peaks.append(_peak(spec, stage, action, generation.standing(stage), there))
@@ -112,17 +118,17 @@ def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
     """Of ranks that have another peak than their stage's first. They peak in the step, or would if they held as much."""
     layout, found = stages.spec.layout, dict[Place, Peak]()
     for peak in (peak for peak in peaks if peak.action == "step"):
-        alike, runs = {stages.counted(Place(peak.stage)): peak}, dict[Place, Peak]()
-        for later in (False, True)[: layout.tp]:
+        known, runs = {stages.counted(Place(peak.stage)): peak}, dict[Place, Peak]()
+        for later in sorted({alike(tp, stages.copies) for tp in range(layout.tp)}):
             last = None
             for replica in stages.where_shares_differ(peak.stage) if layout.zero else [0]:
                 at = Place(peak.stage, replica, later)
                 counted = stages.counted(at)
-                if counted not in alike:
-                    alike[counted] = peak_of(stages, at)
-                if alike[counted] is not last:
-                    runs[at] = last = alike[counted]
-        if len(alike) > 1:
+                if counted not in known:
+                    known[counted] = peak_of(stages, at)
+                if known[counted] is not last:
+                    runs[at] = last = known[counted]
+        if len(known) > 1:
             found |= runs
     return found
 

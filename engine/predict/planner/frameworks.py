@@ -22,8 +22,9 @@ def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid:
     if framework not in NAMES:
         raise RequestError(sentence("there is no framework {name!r}; there are {names}", name=framework, names=", ".join(NAMES)))
     lacks = {"megatron": model.family == "xlnet", "torchtitan": model.family != "llama", "deepspeed": False}
-    if lacks[framework]:
-        raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=model.family))
+    what = model.family if lacks[framework] else ", ".join(parts_lacked(framework, model))
+    if what:
+        raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=what))
     if framework not in optimizer_of(workload).elsewhere:
         raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=workload.optimizer))
     one_stage = grid.pp == 1
@@ -31,6 +32,37 @@ def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid:
     rule = {"megatron": _megatron, "torchtitan": _torchtitan, "deepspeed": _deepspeed}[framework]
     found: NDArray[np.bool_] = scheduled & rule(model, workload, grid)
     return found
+
+
+def parts_lacked(framework: Framework, model: ModelSpec) -> list[str]:
+    """The parts and numbers of the model that the framework's own models do not have, such as "placement=both".
+
+    DeepSpeed trains any model. Torchtitan's are Llamas: no part of one is chosen, but for the base of rotary positions.
+    """
+    if framework == "deepspeed":
+        return []
+    if framework == "torchtitan":
+        chosen = [name for name, _ in model.chosen_parts] + [*model.sized_parts]
+        return [f"{name}={getattr(model, name)}".lower() for name in chosen]
+    return [f"{name}={getattr(model.parts, name)}".lower() for name, has in _megatron_has(model).items() if not has]
+
+
+def _megatron_has(model: ModelSpec) -> dict[str, bool]:
+    """Which of the model's parts its arguments can say. Those of BERT and T5 that follow from the script are not asked."""
+    parts, of_its_own = model.parts, model.parts.objective != "causal"
+    biases = {("all", True), ("qkv", False), ("none", False)}  # of attention and MLP: one argument for both, one for qkv
+    return {
+        "placement": of_its_own or parts.placement == "pre",
+        "qk_norm": parts.qk_norm != "full",  # its norm of queries and keys is of each head
+        "parallel": parts.parallel == "none",
+        "position": of_its_own or parts.position in ("learned", "rotary", "none"),
+        "inner": of_its_own or parts.inner in ("gelu", "gelu_tanh", "relu2", "swiglu"),
+        "head": of_its_own or parts.head == "norm",
+        "output_bias": of_its_own or not parts.output_bias,
+        "attention_bias": of_its_own or (parts.attention_bias, parts.mlp_bias) in biases,
+        "embedding_norm": of_its_own or not parts.embedding_norm,
+        "scaled_embedding": of_its_own or not parts.scaled_embedding,
+    }
 
 
 def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
@@ -47,14 +79,14 @@ def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    tp cuts the sequence. Its 1F1B wants pp microbatches. Its selective recompute is another.
+    tp cuts the sequence, and the key heads evenly. Its 1F1B wants pp microbatches. Its selective recompute is another.
     """
     alone = grid.tp * grid.pp == 1
     if workload.precision == "bf16":
         fine = (grid.zero >= 2) | (alone & (grid.dp == 1))
     else:
         fine = (grid.zero >= 2) | (grid.dp == 1) | ((grid.zero == 0) & alone)
-    fine &= (grid.tp == 1) | grid.sequence_parallel
+    fine &= ((grid.tp == 1) | grid.sequence_parallel) & (model.key_heads % grid.tp == 0)
     one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
     fine &= (grid.pp == 1) | ~one_chunk | (grid.microbatches >= grid.pp)
     fine &= np.array([name in ("none", "full") for name in RECOMPUTES])[grid.recompute]
