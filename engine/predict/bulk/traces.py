@@ -18,6 +18,7 @@ from engine.predict.ledger.dimensions import dimensions, structure, value
 from engine.predict.ledger.form import Part, Product, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import LedgerStore
+from engine.predict.memory.amounts import LENT, SHARED_UNTIL_W
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.reading import Amounts, LedgerReading, LentBlock
 from engine.predict.memory.reducing import Buckets, Events, RepeatedSegment
@@ -93,14 +94,8 @@ class FormTrace(NamedTuple):
     late: dict[str, list[RepeatedSegment]]
     buckets: Buckets
     uses: list[BucketUse]  # the same
-    received: Size
-    sent: Size
-    gradient_received: Size
-    gradient_sent: Size
-    shared: Size
-    shared_until_w: dict[str, Size]  # of it, what the chunk behind holds until its W; by the action in which this one frees it
     ends: tuple[str, ...]  # in which half of backward each input is freed
-    lent: dict[str, Size]  # what it lends a message and frees in a B, in an I or in a W: see `engine.predict.memory.reading.Lent`
+    amounts: dict[str, Size]  # of `AMOUNTS`, messages, what is handed on and kept as well, and what is lent
 
 
 class FormTraces:
@@ -150,14 +145,16 @@ class FormTraces:
             late={action: self._in_spans(segments, True) for action, segments in does.segments.items()} if lent else as_recorded,
             buckets=buckets,
             uses=[self.use(bucket, times) for bucket, times in buckets],
-            received=self._total(does.received),
-            sent=self._total(does.sent),
-            gradient_received=self._total(does.gradient_received["I"]),
-            gradient_sent=self._total(does.gradient_sent["I"]),
-            shared=stream * len(does.shared),
-            shared_until_w={kind: stream * deferred if kind == until else sized(0) for kind in "IW"},
             ends=ends,
-            lent={kind: self._size_of(lent.block) if lent and kind in lent_ends else sized(0) for kind in "BIW"},
+            amounts={
+                "received": self._total(does.received),
+                "sent": self._total(does.sent),
+                "gradient received": self._total(does.gradient_received["I"]),
+                "gradient sent": self._total(does.gradient_sent["I"]),
+                "shared": stream * len(does.shared),
+                **{name: stream * deferred if kind == until else sized(0) for kind, name in SHARED_UNTIL_W.items()},
+                **{name: self._size_of(lent.block) if lent and kind in lent_ends else sized(0) for kind, name in LENT.items()},
+            },
         )
 
     def _value(self, size: Product, known: dict[str, Any]) -> Any:

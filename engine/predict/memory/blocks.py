@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -46,5 +47,14 @@ class Change:
         """In bytes."""
         return total_of(self.counts)
 
-    def __neg__(self) -> Change:
-        return Change({kind: -count for kind, count in self.counts.items()})
+    def __add__(self, other: Change) -> Change:
+        counts: Counts = defaultdict(int, self.counts)
+        for kind, count in other.counts.items():
+            counts[kind] += count
+        return Change({kind: count for kind, count in counts.items() if count})
+
+    def __sub__(self, other: Change) -> Change:
+        return self + other * -1
+
+    def __mul__(self, times: int) -> Change:
+        return Change({kind: times * count for kind, count in self.counts.items()})

@@ -9,10 +9,12 @@ import pandas as pd
 
 from engine.predict.durations import UNIT_NS, textbook
 from engine.predict.memory.blocks import Counts, size_of
+from engine.predict.memory.passes import ActionTrace
 from engine.predict.memory.peaks import Memory, memory, opened_stages
-from engine.predict.memory.shortened import stage_actions
+from engine.predict.memory.shortened import Shortened
 from engine.predict.memory.stages import Place
 from engine.schedule import Action, plan, replay
+from engine.schedule.orders import KINDS
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, SCHEMAS, table
 from engine.topology import Mesh
@@ -63,13 +65,12 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
 
     Instants are those of the textbook: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
     """
-    at = spec.layout.mesh.coordinate(rank)
-    stages = opened_stages(spec, stage_actions(spec))
-    schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
-    standing, walk = stages.walk(Place(at.pp, at.dp, at.tp > 0), schedule)
+    at, m = spec.layout.mesh.coordinate(rank), spec.workload.microbatches
+    stages, schedule = opened_stages(spec, Shortened(m)), plan(spec.layout, m, spec.model.parts.tied)
+    walk, step = stages.walk(at.pp, schedule.stages[at.pp]), stages.step(Place(at.pp, at.dp, at.tp > 0))
     timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
-    now = _by_category(standing)
-    rows: list[dict[str, Any]] = []
+    standing, rows = _by_category(stages.standing(at.pp)), list[dict[str, Any]]()
+    passes, stepped = iter(range(len(walk.of))), False
 
     def put(time: float, action: Action, composition: dict[str, int]) -> None:
         rows.extend(
@@ -77,17 +78,16 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
             for c, n in composition.items()
         )
 
-    for one, span in zip(walk.actions(), timed, strict=True):
-        put(span.start, one.action, now)
-        for change in one.before:
-            now = _plus(now, _by_category(change.counts))
-        if one.trace is not None:
-            top = _by_category(one.trace.counts_at(one.trace.highest[1]))
-            put((span.start + span.end) / 2, one.action, _plus(now, top))
-            now = _plus(now, _by_category(one.trace.net.counts))
-        for change in one.after:
-            now = _plus(now, _by_category(change.counts))
-    put(max(t.end for t in timed), timed[-1].action, now)
+    for row, (action, span) in enumerate(zip(schedule.stages[at.pp], timed, strict=True)):
+        start = standing if stepped else _plus(standing, _by_category(walk.before(row)))
+        put(span.start, action, start)
+        stepped = stepped or action.kind == "step"
+        if action.kind in (*KINDS, "step", "reduce"):
+            # Before the optimizer's step all messages are gone. The end of a reduction allocates nothing.
+            trace = {"step": step, "reduce": ActionTrace()}.get(action.kind) or walk.trace(next(passes))
+            top = _by_category(trace.counts_at(trace.highest[1]))
+            put((span.start + span.end) / 2, action, _plus(standing if stepped else start, top))
+    put(max(t.end for t in timed), timed[-1].action, standing)
     return table("memory_curve", rows, "formula")
 
 
